@@ -1,0 +1,1 @@
+"""What runs or compiles a graph; one backend per module, and none imports another."""

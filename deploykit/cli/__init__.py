@@ -1,0 +1,48 @@
+"""The command line: each file parses the options of one command, calls one verb and shows it.
+
+Command files import nothing heavy at their top, so that ``deploykit --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Final
+
+import click
+
+from deploykit._version import __version__
+
+COMMANDS: Final = ("list", "inspect", "export", "build", "check", "eval", "doctor")
+"""In the order of use; the file of each one has its name, and holds its ``command``."""
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
+        if name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"deploykit.cli.{name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            from deploykit.errors import UnknownNameError
+
+            unknown = UnknownNameError("command", args[0], COMMANDS, "deploykit --help")
+            raise click.UsageError(str(unknown), ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="deploykit")
+def main() -> None:
+    r"""From a PyTorch image classifier to a verified, measured TensorRT engine.
+
+    \b
+    deploykit export resnet50 --fp16
+    deploykit check engines/resnet50-fp16
+    """

@@ -1,0 +1,72 @@
+"""What all commands share: one answer, shown as a table or as JSON, and one way to fail."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from deploykit.errors import DeploykitError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command found: plain data for ``--json``, and how to show it to a person."""
+
+    data: dict[str, Any]
+    show: Callable[[Console], None]
+    failed: bool = False
+
+
+class Failure(click.ClickException):
+    """One message in place of a traceback."""
+
+
+class CallFailure(Failure):
+    """The call itself was wrong, as with an unknown option."""
+
+    exit_code = 2
+
+
+class Command(click.Command):
+    """A command whose function returns an `Answer`; adds ``--json`` and ``--debug``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # click's own signature
+        super().__init__(*args, **kwargs)
+        self.params += [
+            click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object."),
+            click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."),
+        ]
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Run the function, print its answer, turn errors into a message and an exit code."""
+        as_json, debug = ctx.params.pop("as_json"), ctx.params.pop("debug")
+        try:
+            answer: Answer = super().invoke(ctx)
+        except DeploykitError as error:
+            if debug:
+                raise
+            if as_json:
+                click.echo(json.dumps({"error": _describe(error)}))
+            failure = CallFailure if isinstance(error, UsageError) else Failure
+            raise failure(str(error)) from error
+        if as_json:
+            click.echo(json.dumps(answer.data))
+        else:
+            from deploykit.cli._show import console
+
+            answer.show(console())
+        if answer.failed:
+            ctx.exit(1)
+
+
+def _describe(error: DeploykitError) -> dict[str, Any]:
+    described: dict[str, Any] = {"kind": type(error).__name__, "message": str(error)}
+    return described | ({"details": error.details} if error.details else {})

@@ -1,0 +1,99 @@
+"""Options that mean the same in every command that has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from deploykit.specs import Precision, ShapeProfile
+
+    Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+_MIB = 2**20
+
+backend = click.option(
+    "--backend",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="tensorrt, tensorrt-rtx, none (no engine), or auto: what this machine has.",
+)
+batch = click.option(
+    "--batch",
+    "batch",
+    default="1,8,32",
+    show_default=True,
+    metavar="MIN,OPT,MAX",
+    help="Batches that the engine accepts, and the one that it is tuned for.",
+)
+workspace = click.option(
+    "--workspace",
+    type=click.IntRange(min=1),
+    metavar="MIB",
+    help="Limit of the compiler's scratch memory.",
+)
+compute_capability = click.option(
+    "--compute-capability",
+    "compute_capabilities",
+    multiple=True,
+    metavar="CC",
+    help="GPU generation for tensorrt-rtx, as 8.9; may be repeated. Default: all from 8.0 on.",
+)
+weights = click.option(
+    "--weights",
+    metavar="imagenet|FILE",
+    help="torchvision's, or a .safetensors, .npz or .pth file. Default: untrained.",
+)
+num_classes = click.option(
+    "--num-classes", type=click.IntRange(min=1), metavar="N", help="Length of the logits."
+)
+input_size = click.option(
+    "--input-size", type=click.IntRange(min=1), metavar="PX", help="Height and width of the input."
+)
+seed = click.option(
+    "--seed", default=0, show_default=True, metavar="N", help="Of untrained weights."
+)
+data = click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Images: a folder, a CSV list or an .npz.",
+)
+
+
+def precision_flags(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--fp32`` and ``--fp16``."""
+    for name, text in (("fp16", "16 bits, inputs and outputs stay FP32."), ("fp32", "32 bits.")):
+        function = click.option(f"--{name}", is_flag=True, help=text)(function)
+    return function
+
+
+def read_precision(*, fp32: bool, fp16: bool) -> Precision:
+    """The one precision that was asked; FP32 without a flag.
+
+    Raises:
+        UsageError: more than one flag.
+    """
+    from deploykit.errors import UsageError
+    from deploykit.specs import Precision
+
+    if fp32 and fp16:
+        raise UsageError("--fp32 and --fp16 exclude each other: run export once for each")
+    return Precision.FP16 if fp16 else Precision.FP32
+
+
+def read_profile(text: str) -> ShapeProfile:
+    """The batch profile of ``--batch``."""
+    from deploykit.specs import ShapeProfile
+
+    return ShapeProfile.parse(text)
+
+
+def workspace_bytes(mib: int | None) -> int | None:
+    """The limit of ``--workspace`` in bytes."""
+    return None if mib is None else mib * _MIB

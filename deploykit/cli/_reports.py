@@ -1,0 +1,88 @@
+"""Tables that several commands show."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from deploykit.cli._show import census_line, megabytes, table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from rich.console import Console
+
+    from deploykit.artifacts import EngineRecord
+    from deploykit.bundle import Bundle
+    from deploykit.pipeline.journal import StageTime
+
+
+def show_stages(out: Console, stages: Sequence[StageTime]) -> None:
+    """How long each stage took."""
+    rows = table(("stage", "seconds"), right=("seconds",))
+    for stage in stages:
+        rows.add_row(stage.name, f"{stage.seconds:.2f}")
+    rows.add_row("total", f"{sum(stage.seconds for stage in stages):.2f}", style="bold")
+    out.print(rows, "")
+
+
+def show_comparison(out: Console, reports: Iterable[Mapping[str, Any]]) -> None:
+    """The figures of each validation, a row per batch; problems in words below."""
+    numbers = (
+        "batch",
+        "max abs",
+        "mean abs",
+        "max rel",
+        "cosine",
+        "KL (nats)",
+        "top-1 same",
+        "flipped at",
+    )
+    for report in reports:
+        title = f"{report['candidate']} against {report['reference']}"
+        rows = table(numbers, title=title, right=numbers)
+        for batch in report["batches"]:
+            rows.add_row(*_comparison_row(batch))
+        out.print(rows)
+        for problem in report["problems"]:
+            out.print(f"problem: {problem}", style="red", markup=False)
+        out.print("")
+
+
+def show_files(out: Console, bundle: Bundle) -> None:
+    """Every file of the bundle with its size and the start of its hash."""
+    rows = table(("file", "size", "sha256"), right=("size",))
+    for name, digest in bundle.expected_files().items():
+        rows.add_row(name, megabytes((bundle.folder / name).stat().st_size), digest[:16])
+    out.print(rows, "")
+
+
+def show_engines(out: Console, engines: Sequence[EngineRecord]) -> None:
+    """What each engine was compiled for, and which layers its network has."""
+    for engine in engines:
+        profile = engine.profile
+        out.print(f"{engine.file}", style="bold")
+        rows = table(("", ""))
+        rows.add_row("  proven", f"{engine.precision}: {census_line(engine.precision_census)}")
+        rows.add_row(
+            "  batch", f"{profile.min_batch} to {profile.max_batch}, tuned for {profile.opt_batch}"
+        )
+        rows.add_row("  compute capability", ", ".join(engine.compute_capabilities))
+        rows.add_row("  compiled", f"in {engine.build_s:.2f} s, {megabytes(engine.bytes)}")
+        for warning in engine.warnings:
+            rows.add_row("  compiler's warning", warning)
+        rows.show_header = False
+        out.print(rows, "")
+
+
+def _comparison_row(batch: Mapping[str, Any]) -> tuple[str, ...]:
+    flipped = batch["flipped_margins"]
+    return (
+        str(batch["batch"]),
+        f"{batch['max_abs']:.2e}",
+        f"{batch['mean_abs']:.2e}",
+        f"{batch['max_relative']:.2e}",
+        f"{batch['min_cosine']:.7f}",
+        f"{batch['max_kl']:.2e}",
+        f"{batch['agreement']:.1%}",
+        f"margin {min(flipped):.2e}" if flipped else "-",
+    )

@@ -1,0 +1,54 @@
+"""`deploykit build`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from deploykit.cli import _options
+from deploykit.cli._command import Answer, Command
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from deploykit.pipeline.build import BuildReport
+
+
+@click.command("build", cls=Command)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@_options.backend
+@_options.batch
+@_options.workspace
+@_options.compute_capability
+def command(
+    bundle: Path,
+    backend: str,
+    batch: str,
+    workspace: int | None,
+    compute_capabilities: tuple[str, ...],
+) -> Answer:
+    r"""Add an engine to a bundle, compiled on this machine from the bundle's own ONNX file.
+
+    \b
+    deploykit build engines/resnet50-fp16 --backend tensorrt --batch 1,16,64
+    """
+    profile = _options.read_profile(batch)
+
+    from deploykit.backends.trt.builder import CompileOptions
+    from deploykit.cli._show import progress
+    from deploykit.pipeline.build import build
+
+    memory = _options.workspace_bytes(workspace)
+    options = CompileOptions(profile, memory, compute_capabilities)
+    report = build(bundle, backend, options, progress())
+    return Answer(report.to_dict(), lambda out: _show(out, report))
+
+
+def _show(out: Console, report: BuildReport) -> None:
+    from deploykit.cli._reports import show_engines, show_stages
+
+    show_stages(out, report.stages)
+    show_engines(out, report.bundle.manifest.engines)
+    out.print(f"added {report.engine.file} to {report.bundle.folder}")

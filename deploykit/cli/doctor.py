@@ -1,0 +1,56 @@
+"""`deploykit doctor`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from deploykit.cli._command import Answer, Command
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from deploykit.pipeline.doctor import Diagnosis
+
+
+@click.command("doctor", cls=Command)
+def command() -> Answer:
+    r"""Say what this machine has, what works on it, and how to install what is missing.
+
+    \b
+    deploykit doctor
+    deploykit doctor --json
+    """
+    from deploykit.cli._show import progress
+    from deploykit.pipeline.doctor import diagnose
+
+    with progress().step("look around"):
+        diagnosis = diagnose()
+    return Answer(diagnosis.to_dict(), lambda out: _show(out, diagnosis))
+
+
+def _show(out: Console, diagnosis: Diagnosis) -> None:
+    from deploykit.cli._show import table
+
+    machine = table(("", ""))
+    machine.show_header = False
+    here = diagnosis.environment
+    machine.add_row("deploykit", here.deploykit)
+    machine.add_row("Python", here.python)
+    machine.add_row("platform", here.platform)
+    machine.add_row("processor", f"{here.cpu}, {here.logical_cores} logical cores")
+    if here.memory_bytes:
+        machine.add_row("memory", f"{here.memory_bytes / 2**30:.1f} GiB")
+    for gpu in here.gpus:
+        memory = f"{gpu.memory_bytes / 2**30:.1f} GiB"
+        machine.add_row("GPU", f"{gpu.name}, compute capability {gpu.compute_capability}, {memory}")
+    machine.add_row("CUDA driver", here.driver or "none")
+    for name, version in here.packages.items():
+        machine.add_row(name, version)
+    out.print(machine, "")
+    rows = table(("task", "works here", "how"))
+    for ability in diagnosis.abilities:
+        style = None if ability.works else "yellow"
+        rows.add_row(ability.task, "yes" if ability.works else "no", ability.how, style=style)
+    out.print(rows)

@@ -1,0 +1,116 @@
+"""`deploykit export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from deploykit.cli import _options
+from deploykit.cli._command import Answer, Command
+from deploykit.errors import ValidationError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from deploykit.pipeline.export import ExportOptions, ExportReport
+
+
+@click.command("export", cls=Command)
+@click.argument("target")
+@_options.precision_flags
+@_options.weights
+@_options.num_classes
+@_options.input_size
+@_options.seed
+@_options.data
+@_options.backend
+@_options.batch
+@_options.workspace
+@_options.compute_capability
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="The bundle.  [default: engines/TARGET-PRECISION]",
+)
+def command(  # noqa: PLR0913 - one parameter per option, click's way
+    *,
+    target: str,
+    fp32: bool,
+    fp16: bool,
+    weights: str | None,
+    num_classes: int | None,
+    input_size: int | None,
+    seed: int,
+    data: Path | None,
+    backend: str,
+    batch: str,
+    workspace: int | None,
+    compute_capabilities: tuple[str, ...],
+    output: Path | None,
+) -> Answer:
+    r"""Turn TARGET, an architecture or an FP32 .onnx file, into a verified bundle.
+
+    The graph is exported, converted, compared with the original on real images, compiled, and the
+    precision of the compiled network is proven. A bundle appears only if all of it succeeds.
+
+    \b
+    deploykit export resnet50 --fp16
+    deploykit export resnet20 --fp16 --weights resnet20.npz --data images.npz
+    deploykit export classifier.onnx --fp16 -o engines/classifier
+    """
+    precision = _options.read_precision(fp32=fp32, fp16=fp16)
+    profile = _options.read_profile(batch)
+
+    from deploykit.cli._show import progress
+
+    with progress().step("start"):  # importing torch takes seconds
+        from deploykit.pipeline.export import ExportOptions
+
+    options = ExportOptions(
+        precision=precision,
+        backend=backend,
+        profile=profile,
+        workspace_bytes=_options.workspace_bytes(workspace),
+        compute_capabilities=compute_capabilities,
+        weights=weights,
+        seed=seed,
+        num_classes=num_classes,
+        image_size=input_size,
+        data=data,
+        output=output,
+    )
+    report = _export(target, options)
+    return Answer(report.to_dict(), lambda out: _show(out, report))
+
+
+def _export(target: str, options: ExportOptions) -> ExportReport:
+    from deploykit.cli._reports import show_comparison
+    from deploykit.cli._show import console, progress
+    from deploykit.pipeline.export import export
+
+    try:
+        return export(target, options, progress())
+    except ValidationError as error:
+        if error.details:
+            show_comparison(console(stderr=True), [error.details])
+        raise
+
+
+def _show(out: Console, report: ExportReport) -> None:
+    from deploykit.cli._reports import show_comparison, show_engines, show_files, show_stages
+
+    manifest = report.bundle.manifest
+    show_stages(out, report.stages)
+    show_comparison(out, [found.to_dict() for found in report.validation])
+    show_files(out, report.bundle)
+    show_engines(out, manifest.engines)
+    for note in report.notes:
+        out.print(f"note: {note}", style="yellow", markup=False)
+    out.print(
+        f"{report.bundle.folder} is ready; verify it any time: deploykit check "
+        f"{report.bundle.folder}"
+    )

@@ -1,0 +1,51 @@
+"""Starting values under which an untrained network keeps its signal at every depth.
+
+The families do not keep the constants of their papers: normal values with a standard deviation
+of 0.01 (AlexNet, NiN, GoogLeNet) let the signal vanish without training, and an untrained
+network must still tell one image from another to be of use in a check.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def he_normal(network: nn.Module) -> None:
+    """Fill every convolution and linear layer of ``network`` in place.
+
+    Weights: normal with variance 2 / fan-in (He et al. 2015, https://arxiv.org/abs/1502.01852,
+    equation 10). Biases: uniform within 1 / sqrt(fan-in), torch's own rule, rather than the
+    paper's zeros, so that a bias lost on the way to the engine shows. Batch normalisation keeps
+    torch's values: in evaluation mode it does nothing until it is trained.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                bound = layer.weight[0].numel() ** -0.5
+                nn.init.uniform_(layer.bias, -bound, bound)
+
+
+def linear_to_fill(in_features: int, out_features: int) -> nn.Linear:
+    """A linear layer whose values are left for `he_normal` to draw.
+
+    ``nn.Linear`` draws its own first; for the hundred million weights of VGG's first fully
+    connected layer that costs as much again.
+    """
+    device = torch.get_default_device()
+    with torch.device("meta"):
+        layer = nn.Linear(in_features, out_features)
+    return layer.to_empty(device=device)
+
+
+def damp_residuals(last_norms: list[nn.BatchNorm2d]) -> None:
+    """Set the scale of each residual branch's last normalisation to 1 / sqrt(branches).
+
+    Without training, batch normalisation in evaluation mode does nothing, and every residual
+    block then doubles the variance: 2^50 in ResNet-152, beyond FP16. One over the square root
+    of the number of blocks is the only scale that neither explodes nor silences the branches
+    (Marion et al. 2025, https://arxiv.org/abs/2206.06929).
+    """
+    for norm in last_norms:
+        nn.init.constant_(norm.weight, len(last_norms) ** -0.5)

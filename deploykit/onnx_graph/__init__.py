@@ -1,0 +1,22 @@
+"""The only door to the onnx packages: reading, tidying, rewriting and describing graphs.
+
+Graphs are held as `onnx_ir.Model`; what leaves this package is plain data or a file.
+"""
+
+from deploykit.onnx_graph.files import expose_outputs, read_artifact, read_model, write_model
+from deploykit.onnx_graph.half import HEAVY_OPS, HalfPlan, halve, plan_half
+from deploykit.onnx_graph.layers import describe_layers
+from deploykit.onnx_graph.tidy import tidy
+
+__all__ = [
+    "HEAVY_OPS",
+    "HalfPlan",
+    "describe_layers",
+    "expose_outputs",
+    "halve",
+    "plan_half",
+    "read_artifact",
+    "read_model",
+    "tidy",
+    "write_model",
+]

@@ -1,0 +1,99 @@
+"""The layers of an ONNX graph as rows of a table."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from deploykit.errors import ModelFileError, UsageError
+from deploykit.onnx_graph.files import infer_shapes
+from deploykit.summary import LayerInfo, ModelSummary
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def describe_layers(model: ir.Model, name: str, batch: int) -> ModelSummary:
+    """One row per node, in graph order, with open dimensions filled in.
+
+    Raises:
+        UsageError: a dimension beside the batch is open, so that no shape can be given.
+        ModelFileError: shape inference finds no shape for a value.
+    """
+    fixed = model.clone()
+    _fix_batch(fixed, batch)
+    infer_shapes(fixed)
+    rows = [_layer(node) for node in fixed.graph if node.outputs]
+    weights = {
+        value for node in fixed.graph for value in node.inputs if value and _is_weight(value)
+    }
+    return ModelSummary(
+        name=name,
+        input_shape=_shape(next(v for v in fixed.graph.inputs if not v.is_initializer())),
+        layers=tuple(rows),
+        parameters=sum(prod(_shape(value)) for value in weights),
+    )
+
+
+def _fix_batch(model: ir.Model, batch: int) -> None:
+    for node in model.graph:
+        for value in node.outputs:
+            value.shape = None  # inferred again for this batch
+    for value in model.graph.inputs:
+        dims = list(value.shape or ())
+        if any(not isinstance(dim, int) for dim in dims[1:]):
+            raise UsageError(
+                f"input {value.name!r} has open dimensions {tuple(map(str, dims))}\n"
+                "give its height and width, for example --input-size 224"
+            )
+        if dims and not isinstance(dims[0], int):
+            value.shape = ir.Shape([batch, *dims[1:]])
+
+
+def _layer(node: ir.Node) -> LayerInfo:
+    parameters = sum(prod(_shape(v)) for v in node.inputs if v is not None and _is_weight(v))
+    return LayerInfo(
+        name=str(node.name),
+        kind=node.op_type,
+        output_shape=_shape(node.outputs[0]),
+        parameters=parameters,
+        multiply_adds=_multiply_adds(node),
+    )
+
+
+def _multiply_adds(node: ir.Node) -> int:
+    """Multiply-adds by the operators' definitions in the ONNX standard, bias not counted."""
+    if node.op_type not in {"Conv", "ConvTranspose", "Gemm", "MatMul"}:
+        return 0
+    data, weight = _known(node.inputs[0]), _known(node.inputs[1])
+    output = _shape(node.outputs[0])
+    if node.op_type == "Conv":  # weight (M, C / group, kH, kW)
+        return prod(output) * prod(_shape(weight)[1:])
+    if node.op_type == "ConvTranspose":  # weight (C, M / group, kH, kW)
+        return prod(_shape(data)) * prod(_shape(weight)[1:])
+    return prod(output) * _inner_length(node, _shape(data))
+
+
+def _inner_length(node: ir.Node, left: Sequence[int]) -> int:
+    attribute = node.attributes.get("transA")
+    transposed = attribute is not None and bool(attribute.as_int())
+    return left[0] if transposed else left[-1]
+
+
+def _is_weight(value: ir.Value) -> bool:
+    return value.is_initializer() and value.dtype is not None and value.dtype.is_floating_point()
+
+
+def _known(value: ir.Value | None) -> ir.Value:
+    if value is None:
+        raise ModelFileError("a convolution or matrix product lacks one of its two inputs")
+    return value
+
+
+def _shape(value: ir.Value) -> tuple[int, ...]:
+    dims = None if value.shape is None else value.shape.dims
+    if dims is None or not all(isinstance(dim, int) for dim in dims):
+        raise ModelFileError(f"no shape can be inferred for {value.name!r}")
+    return tuple(int(dim) for dim in dims if isinstance(dim, int))

@@ -1,0 +1,194 @@
+"""From a TARGET of the command line to a verified FP32 graph with its reference outputs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from deploykit import onnx_graph
+from deploykit.backends.ort import OrtRunner
+from deploykit.errors import DeploykitError, ExportError, ModelFileError, ValidationError
+from deploykit.pipeline.samples import BATCHES, sample_batches
+from deploykit.specs import ModelSpec, Precision, Preprocessing
+from deploykit.stages.validate import outputs_of, validate
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from deploykit.artifacts import OnnxArtifact
+    from deploykit.pipeline.journal import Journal
+    from deploykit.specs import TensorSpec
+    from deploykit.stages.validate import ValidationReport
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A verified FP32 graph, the batches it was verified on, and what the original made of them."""
+
+    artifact: OnnxArtifact
+    batches: list[NDArray[np.float32]]
+    logits: list[NDArray[np.float32]]
+    made_by: str
+    report: ValidationReport
+    model: dict[str, Any]
+    weights: dict[str, Any]
+    preprocessing: Preprocessing
+    labels: tuple[str, ...] | None = None
+    conversion: dict[str, Any] = field(default_factory=dict)
+
+
+def from_definition(
+    spec: ModelSpec,
+    path: Path,
+    journal: Journal,
+    *,
+    weights: str | None,
+    seed: int,
+    data: Path | None,
+) -> Reference:
+    """Build, load and export a registered definition; eager torch is the reference.
+
+    Raises:
+        WeightsError: the weights cannot be used.
+        ExportError: no exporter takes the definition.
+        ValidationError: what they export computes something else.
+    """
+    with journal.stage("definition"):
+        from deploykit.backends.eager import EagerRunner
+        from deploykit.models import build_with_weights
+
+        module, record = build_with_weights(spec, weights, seed)
+        batches = sample_batches(spec.preprocessing, data)
+        with EagerRunner(module, spec.inputs, spec.outputs) as runner:
+            logits = outputs_of(runner, batches)
+    if not record.trained:
+        journal.notes.append(f"weights: {record.source}; its answers mean nothing")
+    artifact, report, exporter = _export_verified(spec, module, path, journal, (batches, logits))
+    weights_record = asdict(record)
+    labels = weights_record.pop("labels") or spec.labels
+    return Reference(
+        artifact=artifact,
+        batches=batches,
+        logits=logits,
+        made_by="torch eager",
+        report=report,
+        model=_describe(spec),
+        weights=weights_record,
+        preprocessing=spec.preprocessing,
+        labels=labels,
+        conversion={"exporter": exporter},
+    )
+
+
+def from_onnx(original: Path, path: Path, journal: Journal, *, data: Path | None) -> Reference:
+    """Tidy a user's own FP32 classifier; onnxruntime on the untouched file is the reference.
+
+    Raises:
+        ModelFileError: not a readable FP32 model with one image input of fixed height and width.
+        ValidationError: the tidied graph computes something else.
+    """
+    with journal.stage("read"):
+        source = onnx_graph.read_artifact(original)
+        image = _require_image_classifier(source)
+        preprocessing = _assumed_preprocessing(image)
+        sizes = BATCHES if isinstance(image.shape[0], str) else (image.shape[0],)
+        batches = sample_batches(preprocessing, data, sizes)
+        with OrtRunner(original) as runner:
+            logits = outputs_of(runner, batches)
+        model = onnx_graph.read_model(original)
+        onnx_graph.tidy(model, rename=False)
+        artifact = onnx_graph.write_model(
+            model, path, Precision.FP32, (source.sha256, *source.parents)
+        )
+    journal.notes.append(
+        f"preprocessing is assumed: {preprocessing.resize} px, crop {preprocessing.crop}, "
+        "ImageNet mean and deviation"
+    )
+    return Reference(
+        artifact=artifact,
+        batches=batches,
+        logits=logits,
+        made_by="the original file",
+        report=_require_equal(artifact, batches, logits, "the original file", journal),
+        model={"name": original.stem, "image_size": list(preprocessing.crop)},
+        weights={"source": original.name, "sha256": source.sha256, "trained": True},
+        preprocessing=preprocessing,
+    )
+
+
+def _export_verified(
+    spec: ModelSpec,
+    module: nn.Module,
+    path: Path,
+    journal: Journal,
+    expected: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]],
+) -> tuple[OnnxArtifact, ValidationReport, str]:
+    from deploykit.stages.export import EXPORTERS, export
+
+    failures: list[DeploykitError] = []
+    for exporter in EXPORTERS:
+        try:
+            with journal.stage("export"):
+                artifact = export(spec, module, path, exporter)
+            report = _require_equal(artifact, *expected, "torch eager", journal)
+        except (ExportError, ModelFileError, ValidationError) as exc:
+            failures.append(exc)
+            journal.notes.append(f"{exporter} was not used: {' '.join(str(exc).splitlines())}")
+        else:
+            return artifact, report, exporter
+    # A wrong graph says more than a refusal: it comes with figures.
+    raise next((exc for exc in failures if isinstance(exc, ValidationError)), failures[-1])
+
+
+def _require_equal(
+    artifact: OnnxArtifact,
+    batches: list[NDArray[np.float32]],
+    logits: list[NDArray[np.float32]],
+    made_by: str,
+    journal: Journal,
+) -> ValidationReport:
+    with journal.stage(f"validate {artifact.precision}"):
+        with OrtRunner(artifact.path) as runner:
+            outputs = outputs_of(runner, batches)
+        names = (f"the {artifact.precision} graph", made_by)
+        report = validate(outputs, logits, precision=artifact.precision, names=names)
+        report.require_pass()
+    return report
+
+
+def _describe(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "title": spec.title,
+        "paper": spec.paper,
+        "year": spec.year,
+        "num_classes": spec.num_classes,
+        "image_size": list(spec.inputs[0].shape[2:]),
+    }
+
+
+def _require_image_classifier(source: OnnxArtifact) -> TensorSpec:
+    if source.precision is not Precision.FP32:
+        raise ModelFileError(
+            f"{source.path.name} is already {source.precision}; "
+            "deploykit converts from FP32: give it the FP32 model"
+        )
+    image = source.inputs[0]
+    fixed = all(isinstance(dim, int) for dim in image.shape[1:])
+    if len(source.inputs) != 1 or image.dtype != "float32" or len(image.shape) != 4 or not fixed:  # noqa: PLR2004
+        found = ", ".join(f"{t.name} {t.dtype} {t.shape}" for t in source.inputs)
+        raise ModelFileError(
+            f"{source.path.name} takes {found}\n"
+            "possible is one float32 image input (batch, 3, H, W) of fixed height and width"
+        )
+    return image
+
+
+def _assumed_preprocessing(image: TensorSpec) -> Preprocessing:
+    height, width = (int(dim) for dim in image.shape[2:])
+    # The published networks cut 224 out of 256; the same share holds for other sizes.
+    return Preprocessing(crop=(height, width), resize=round(min(height, width) * 256 / 224))

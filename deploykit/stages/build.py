@@ -1,0 +1,157 @@
+"""ONNX artifact to engine file: compile, prove the precision, write."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from deploykit.artifacts import EngineRecord, sha256_of_bytes
+from deploykit.backends.trt.builder import compile_onnx
+from deploykit.backends.trt.census import HEAVY_KINDS, PRECISIONS
+from deploykit.errors import BundleError, PrecisionError
+from deploykit.specs import Precision, SilentProgress
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from deploykit.artifacts import OnnxArtifact
+    from deploykit.backends.trt.builder import CompiledEngine, CompileOptions
+    from deploykit.backends.trt.compiler import Compiler
+    from deploykit.specs import Progress
+
+_SILENT: Final = SilentProgress()
+
+
+def build_engine(
+    artifact: OnnxArtifact,
+    folder: Path,
+    compiler: Compiler,
+    options: CompileOptions,
+    progress: Progress = _SILENT,
+    *,
+    allowed_fp32: int = 0,
+) -> EngineRecord:
+    """Compile ``artifact`` into ``<compiler>-<version>[-smXY].engine`` in ``folder``.
+
+    An engine of that name is replaced; after an error there is the old one or none. An INT8
+    convolutional engine of TensorRT for RTX is compiled, its execution is not proven: NVIDIA
+    lists INT8 for RTX as weight-only matrix products.
+
+    Args:
+        artifact: the graph; its precision is what the engine must have.
+        folder: where the engine is written, an existing folder.
+        compiler: from `choose_compiler` or `load_compiler`.
+        options: batch profile, scratch memory and targets.
+        progress: where the step is shown.
+        allowed_fp32: convolution and matrix layers that were kept in FP32 on purpose.
+
+    Raises:
+        UsageError: the options do not fit the compiler or the model.
+        BuildError: the compiler refuses the graph.
+        PrecisionError: it compiled, but not in the artifact's precision.
+        BundleError: the file cannot be written.
+    """
+    with progress.step(f"compile with {compiler.label}") as task:
+        compiled = compile_onnx(compiler, artifact.path, options, task)
+    prove_precision(compiled.census, artifact.precision, allowed_fp32)
+    name = _file_name(compiler, compiled)
+    _write(folder / name, compiled.plan)
+    return EngineRecord(
+        file=name,
+        sha256=sha256_of_bytes(compiled.plan),
+        bytes=len(compiled.plan),
+        compiler=compiler.name,
+        compiler_version=compiler.version,
+        compute_capabilities=compiled.compute_capabilities,
+        profile=compiled.profile,
+        precision=artifact.precision,
+        precision_census=compiled.census,
+        build_s=compiled.build_s,
+        warnings=compiled.warnings,
+    )
+
+
+def prove_precision(census: Mapping[str, int], asked: Precision, allowed_fp32: int = 0) -> None:
+    """Check that a network's arithmetic is in the precision that was asked.
+
+    The convolution and matrix layers decide; a network without any is judged by its other
+    floating-point layers. FP32 wants all of them FP32, FP16 all FP16, INT8 at least one INT8 and
+    none FP32; of the latter two up to ``allowed_fp32`` may be FP32. Pure data movement is FP32.
+
+    Raises:
+        PrecisionError: they are not; the message holds the census.
+    """
+    counts = _deciding_counts(census)
+    total = sum(counts.values())
+    right = counts.get(asked, 0)
+    fp32 = counts.get(Precision.FP32, 0)
+    fp16 = counts.get(Precision.FP16, 0)
+    if asked is Precision.FP32:
+        proven = right == total
+    else:
+        # In an INT8 graph what is not quantized is FP16, or FP32 on purpose.
+        other = fp16 if asked is Precision.INT8 else 0
+        proven = right > 0 and fp32 <= allowed_fp32 and right + other + fp32 == total
+    if not proven:
+        raise _precision_error(census, counts, asked, allowed_fp32)
+
+
+def _deciding_counts(census: Mapping[str, int]) -> dict[str, int]:
+    """Layers by precision, or by the compiler's type where it is none of ours."""
+    only_heavy = _has_heavy_layers(census)
+    counts: dict[str, int] = {}
+    for key, count in census.items():
+        kind, type_name = key.split()
+        if only_heavy and kind not in HEAVY_KINDS:
+            continue
+        label = PRECISIONS.get(type_name, type_name)
+        counts[label] = counts.get(label, 0) + count
+    return counts
+
+
+def _has_heavy_layers(census: Mapping[str, int]) -> bool:
+    return any(key.split()[0] in HEAVY_KINDS for key in census)
+
+
+def _precision_error(
+    census: Mapping[str, int], counts: Mapping[str, int], asked: Precision, allowed_fp32: int
+) -> PrecisionError:
+    kind = "convolution and matrix" if _has_heavy_layers(census) else "arithmetic"
+    wrong = " and ".join(
+        f"{count} of {sum(counts.values())} {kind} layers are {label.upper()}"
+        for label, count in counts.items()
+        if label != asked
+    )
+    allowed = f" ({allowed_fp32} may stay FP32)" if allowed_fp32 else ""
+    layers = ", ".join(f"{key}: {count}" for key, count in census.items())
+    return PrecisionError(
+        f"asked for {asked}, but {wrong or 'nothing computes in floating point'}{allowed}\n"
+        f"the parsed network has {layers or 'no arithmetic'}\n"
+        "precision is decided in the ONNX file: convert it before it is compiled"
+    )
+
+
+def _file_name(compiler: Compiler, compiled: CompiledEngine) -> str:
+    """Only an engine of TensorRT is bound to one architecture, which then is in the name."""
+    if compiler.is_portable:
+        return f"{compiler.name}-{compiler.version}.engine"
+    (capability,) = compiled.compute_capabilities
+    return f"{compiler.name}-{compiler.version}-sm{capability.replace('.', '')}.engine"
+
+
+def _write(target: Path, plan: bytes) -> None:
+    """Write beside the target and rename, so that no reader meets half an engine."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(plan)
+        temporary.replace(target)
+    except OSError as error:
+        raise BundleError(
+            f"cannot write {target}\nreason: {error.strerror or error}\n"
+            "choose a folder that exists, is writable and has space"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

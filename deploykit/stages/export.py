@@ -1,0 +1,102 @@
+"""PyTorch module to FP32 ONNX, by either of torch's two exporters."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+import torch
+
+from deploykit import onnx_graph
+from deploykit.errors import ExportError
+from deploykit.specs import BATCH, Precision
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from torch import nn
+
+    from deploykit.artifacts import OnnxArtifact
+    from deploykit.specs import ModelSpec
+
+Exporter = Literal["torch.export", "torchscript"]
+
+EXPORTERS: Final[tuple[Exporter, ...]] = ("torch.export", "torchscript")
+"""In order of preference: the second is deprecated in torch, and takes what the first cannot."""
+
+OPSET: Final = 20
+"""Newest opset that both exporters write and TensorRT 10.12 reads; FP16 scales need 19."""
+
+EXAMPLE_BATCH: Final = 2
+"""torch.export takes a batch of one for a constant."""
+
+
+def export(spec: ModelSpec, module: nn.Module, path: Path, exporter: Exporter) -> OnnxArtifact:
+    """Write ``module`` to ``path`` as a folded FP32 graph whose batch is the only open dimension.
+
+    Raises:
+        ExportError: the exporter refuses the module; its own words are in the message.
+        ModelFileError: what it produced is not valid ONNX.
+    """
+    example = torch.zeros(spec.inputs[0].with_batch(EXAMPLE_BATCH))
+    trace = _trace_program if exporter == "torch.export" else _trace_script
+    try:
+        with warnings.catch_warnings(), torch.inference_mode(mode=False), torch.no_grad():
+            # Both exporters warn of their own internals, which no user of deploykit can act on.
+            warnings.simplefilter("ignore")
+            model = trace(spec, module, example)
+    except Exception as exc:  # exporters raise anything, from TypeError to torch._dynamo's own
+        raise ExportError(f"{exporter} cannot export {spec.name}\n{_reason(exc)}") from exc
+    onnx_graph.tidy(model, rename=True)
+    _require_open_batch(model, spec, exporter)
+    return onnx_graph.write_model(model, path, Precision.FP32)
+
+
+def _trace_program(spec: ModelSpec, module: nn.Module, example: torch.Tensor) -> ir.Model:
+    program = torch.onnx.export(
+        module,
+        (example,),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=[spec.inputs[0].name],
+        output_names=[spec.outputs[0].name],
+        dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+        verbose=False,
+    )
+    if program is None:
+        raise ExportError("the exporter returned nothing")
+    return program.model
+
+
+def _trace_script(spec: ModelSpec, module: nn.Module, example: torch.Tensor) -> ir.Model:
+    feed, result = spec.inputs[0].name, spec.outputs[0].name
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "traced.onnx"
+        torch.onnx.export(
+            module,
+            (example,),
+            str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=[feed],
+            output_names=[result],
+            dynamic_axes={feed: {0: BATCH}, result: {0: BATCH}},
+            do_constant_folding=True,
+        )
+        return onnx_graph.read_model(path)
+
+
+def _require_open_batch(model: ir.Model, spec: ModelSpec, exporter: str) -> None:
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        shape = value.shape
+        if shape is None or not len(shape) or isinstance(shape[0], int):
+            raise ExportError(
+                f"{exporter} fixed the batch of {value.name!r} of {spec.name} to {shape}\n"
+                "the definition must not depend on the size of its batch"
+            )
+
+
+def _reason(exc: Exception) -> str:
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    return f"{type(exc).__name__}: {lines[0] if lines else 'no message'}"

@@ -1,0 +1,104 @@
+"""FP32 graph to FP16 graph, after a look at the activations on real images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from deploykit import onnx_graph
+from deploykit.errors import ValidationError
+from deploykit.specs import Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from deploykit.artifacts import OnnxArtifact
+    from deploykit.specs import ProgressTask, Runner
+
+HEADROOM: Final = 4.0
+"""Images that were not seen may go higher: values beyond 65504 / 4 on the samples stay FP32."""
+
+
+@dataclass(frozen=True)
+class Fp16Result:
+    """The FP16 artifact, how many nodes changed, and why each of the others did not."""
+
+    artifact: OnnxArtifact
+    halved: int
+    kept_fp32: Mapping[str, str] = field(default_factory=dict)
+    kept_heavy: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for the manifest."""
+        return {
+            "halved": self.halved,
+            "kept_fp32": dict(self.kept_fp32),
+            "kept_heavy": self.kept_heavy,
+        }
+
+
+def convert_to_fp16(
+    artifact: OnnxArtifact,
+    images: Sequence[NDArray[np.float32]],
+    path: Path,
+    *,
+    open_runner: Callable[[bytes], Runner],
+    task: ProgressTask,
+) -> Fp16Result:
+    """Write the FP16 form of ``artifact`` to ``path``; inputs and outputs stay FP32.
+
+    Each of ``images`` (N, C, H, W) is run through the FP32 graph by ``open_runner``, with every
+    intermediate value shown. A node stays FP32 where a value it reads or makes comes near 65504.
+
+    Raises:
+        ValidationError: the FP32 graph itself gives NaN or infinite activations.
+        ModelFileError: the result is not a valid model.
+    """
+    model = onnx_graph.read_model(artifact.path)
+    graph, names = onnx_graph.expose_outputs(model)
+    with open_runner(graph) as runner:
+        amax = largest_magnitudes(runner, images, names, task)
+    plan = onnx_graph.plan_half(model, amax, HEADROOM)
+    halved = onnx_graph.halve(model, plan)
+    parents = (artifact.sha256, *artifact.parents)
+    result = onnx_graph.write_model(halved, path, Precision.FP16, parents)
+    return Fp16Result(result, len(plan.halved), plan.kept, plan.kept_heavy(model))
+
+
+def largest_magnitudes(
+    runner: Runner,
+    images: Sequence[NDArray[np.float32]],
+    names: Sequence[str],
+    task: ProgressTask,
+) -> dict[str, float]:
+    """Largest absolute value of each named output over all images.
+
+    Raises:
+        ValidationError: a value is NaN or infinite; the first such name in graph order is given.
+    """
+    amax = dict.fromkeys(names, 0.0)
+    feed = runner.inputs[0].name
+    for done, batch in enumerate(images, start=1):
+        outputs = runner.run({feed: batch})
+        for name in names:
+            amax[name] = max(amax[name], _magnitude(name, outputs[name]))
+        task.update(done, len(images), "activations")
+    return amax
+
+
+def _magnitude(name: str, values: NDArray[np.generic]) -> float:
+    if not values.size:
+        return 0.0
+    # max and min propagate NaN, so one pass each finds everything that is wrong.
+    largest = max(abs(float(values.max())), abs(float(values.min())))
+    if not np.isfinite(largest):
+        raise ValidationError(
+            f"{name} is NaN or infinite already in FP32\n"
+            "check the weights and that the images are preprocessed as in training"
+        )
+    return largest

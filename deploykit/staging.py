@@ -1,0 +1,125 @@
+"""Writing a folder so that it is there whole, or not at all."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import sys
+import tempfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from filelock import FileLock, Timeout
+
+from deploykit.errors import BundleError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_AT_FDCWD: Final = -100
+_RENAME_EXCHANGE: Final = 2
+
+
+@contextmanager
+def staged_folder(target: Path, marker: str) -> Iterator[Path]:
+    """A temporary folder beside ``target`` that takes its place when the block ends well.
+
+    An error, an interruption or a kill leaves ``target`` as it was; what a killed process left
+    behind is removed by the next call for the same target. Two processes at once each publish a
+    whole folder; the later one stays. An existing ``target`` is replaced only if it is empty or
+    holds the file ``marker``.
+
+    Raises:
+        BundleError: the place cannot be written to, or holds something else.
+    """
+    _require_replaceable(target, marker)
+    with translated_write_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Under the target's lock, so that nobody takes the new folder for an abandoned one.
+        with exclusive(target):
+            _remove_abandoned(target)
+            folder = _new_folder(target)
+            alive = FileLock(f"{folder}.lock")
+            alive.acquire()
+    try:
+        with translated_write_errors(target):
+            yield folder
+            with exclusive(target):
+                _publish(folder, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        alive.release()
+        Path(alive.lock_file).unlink(missing_ok=True)
+
+
+@contextmanager
+def translated_write_errors(target: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into one error that names ``target``.
+
+    Raises:
+        BundleError: in place of any ``OSError`` of the block.
+    """
+    try:
+        yield
+    except OSError as exc:
+        raise BundleError(
+            f"cannot write {target}: {exc.strerror or exc}\n"
+            "nothing half-written was left; free some space or choose another place with -o"
+        ) from exc
+
+
+@contextmanager
+def exclusive(target: Path) -> Iterator[None]:
+    """Hold the lock of ``target`` among all processes of this machine."""
+    # The file stays: another process may already wait for this very one.
+    with FileLock(target.parent / f".{target.name}.lock"):
+        yield
+
+
+def _require_replaceable(target: Path, marker: str) -> None:
+    if not target.exists() or (target / marker).is_file():
+        return
+    if not target.is_dir() or any(target.iterdir()):
+        raise BundleError(
+            f"{target} exists and is not a bundle, so it is not replaced\nchoose another with -o"
+        )
+
+
+def _new_folder(target: Path) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    folder.chmod(0o755)  # mkdtemp's 0o700 would keep a service's own user out
+    return folder
+
+
+def _publish(folder: Path, target: Path) -> None:
+    if target.exists():
+        _exchange(folder, target)  # the old content goes with the temporary folder
+    else:
+        folder.rename(target)
+
+
+def _exchange(folder: Path, target: Path) -> None:
+    """Swap two folders; in one step where the system can, so that readers never see a gap."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        paths = os.fsencode(folder), os.fsencode(target)
+        if libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0:
+            return
+    retired = folder.with_suffix(".old")
+    target.rename(retired)
+    try:
+        folder.rename(target)
+    except OSError:
+        retired.rename(target)
+        raise
+    retired.rename(folder)
+
+
+def _remove_abandoned(target: Path) -> None:
+    for folder in target.parent.glob(f".{target.name}.*.part"):
+        lock = FileLock(f"{folder}.lock")
+        with suppress(Timeout), lock.acquire(blocking=False):
+            shutil.rmtree(folder, ignore_errors=True)
+            Path(lock.lock_file).unlink(missing_ok=True)

@@ -1,0 +1,327 @@
+"""The part of NVIDIA's Python API that deploykit calls, failing on demand.
+
+`FakeTensorrt` stands where the module ``tensorrt`` or ``tensorrt_rtx`` would. It returns what its
+`Script` says and records what it was told. A test compares every class, method and parameter here
+with the real package, so that the fake cannot drift from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+
+class Severity(Enum):
+    INTERNAL_ERROR = 0
+    ERROR = 1
+    WARNING = 2
+    INFO = 3
+    VERBOSE = 4
+
+
+class DataType(Enum):
+    FLOAT = 0
+    HALF = 1
+    INT8 = 2
+    INT64 = 8
+
+
+LayerType = Enum(
+    "LayerType",
+    "CONVOLUTION MATRIX_MULTIPLY POOLING ELEMENTWISE SHUFFLE CAST CONSTANT QUANTIZE DEQUANTIZE",
+)
+
+
+class NetworkDefinitionCreationFlag(IntEnum):
+    STRONGLY_TYPED = 0
+
+
+class MemoryPoolType(Enum):
+    WORKSPACE = 0
+
+
+class ComputeCapability(Enum):
+    CURRENT = 1
+    SM75 = 75
+    SM80 = 80
+    SM89 = 89
+    SM120 = 120
+
+
+class EngineValidity(Enum):
+    VALID = 0
+    SUBOPTIMAL = 1
+    INVALID = 2
+
+
+class EngineInvalidityDiagnostics(IntEnum):
+    VERSION_MISMATCH = 1
+    UNSUPPORTED_CC = 2
+    MALFORMED_ENGINE = 32
+    CUDA_ERROR = 64
+
+
+class ErrorCode(Enum):
+    UNSUPPORTED_NODE = 8
+    MODEL_DESERIALIZE_FAILED = 3
+
+
+class ILogger:
+    def log(self, severity: Severity, msg: str) -> None:
+        raise NotImplementedError
+
+
+class IProgressMonitor:
+    def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+        raise NotImplementedError
+
+    def phase_finish(self, phase_name: str) -> None:
+        raise NotImplementedError
+
+    def step_complete(self, phase_name: str, step: int) -> bool:
+        raise NotImplementedError
+
+
+@dataclass
+class ITensor:
+    name: str
+    dtype: DataType = DataType.FLOAT
+    shape: tuple[int, ...] = ()
+
+
+@dataclass
+class ILayer:
+    type: Enum
+    inputs: Sequence[ITensor]
+    output: ITensor
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def num_outputs(self) -> int:
+        return 1
+
+    def get_input(self, index: int) -> ITensor:
+        return self.inputs[index]
+
+    def get_output(self, index: int) -> ITensor:
+        assert index == 0
+        return self.output
+
+
+@dataclass
+class INetworkDefinition:
+    inputs: Sequence[ITensor] = ()
+    layers: Sequence[ILayer] = ()
+    num_outputs: int = 1
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    def get_input(self, index: int) -> ITensor:
+        return self.inputs[index]
+
+    def get_layer(self, index: int) -> ILayer:
+        return self.layers[index]
+
+
+@dataclass(frozen=True)
+class ParserError:
+    said: str
+    error_code: ErrorCode = ErrorCode.UNSUPPORTED_NODE
+    name: str = ""
+    operator: str = ""
+    number: int = -1
+
+    def code(self) -> ErrorCode:
+        return self.error_code
+
+    def desc(self) -> str:
+        return self.said
+
+    def node(self) -> int:
+        return self.number
+
+    def node_name(self) -> str:
+        return self.name
+
+    def node_operator(self) -> str:
+        return self.operator
+
+
+@dataclass
+class Script:
+    """What a fake compiler is given, what it answers, and what it was told."""
+
+    network: INetworkDefinition | None = field(default_factory=INetworkDefinition)
+    parse_errors: Sequence[ParserError] = ()
+    starts: bool = True
+    plan: bytes | None = b"ftrt plan"
+    said: Sequence[tuple[Severity, str]] = ()
+    phases: Mapping[str, int] = field(default_factory=dict)
+    profile_index: int = 0
+    profile_is_valid: bool = True
+    shape_error: str | None = None
+    accepts_capability: bool = True
+    validity: tuple[EngineValidity, int] = (EngineValidity.VALID, 0)
+    flags: int | None = None
+    shapes: dict[str, tuple[Any, Any, Any]] = field(default_factory=dict)
+    capabilities: dict[int, ComputeCapability] = field(default_factory=dict)
+    pools: dict[MemoryPoolType, int] = field(default_factory=dict)
+
+
+class IOptimizationProfile:
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:  # noqa: A002
+        if self._script.shape_error is not None:
+            raise ValueError(self._script.shape_error)
+        self._script.shapes[input] = (min, opt, max)
+
+    def __bool__(self) -> bool:
+        return self._script.profile_is_valid
+
+
+class IBuilderConfig:
+    num_compute_capabilities = 0
+    progress_monitor: IProgressMonitor | None = None
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
+        return self._script.profile_index
+
+    def set_memory_pool_limit(self, pool: MemoryPoolType, pool_size: int) -> None:
+        self._script.pools[pool] = pool_size
+
+    def set_compute_capability(self, compute_capability: ComputeCapability, index: int) -> bool:
+        assert index < self.num_compute_capabilities
+        self._script.capabilities[index] = compute_capability
+        return self._script.accepts_capability
+
+
+class Builder:
+    def __init__(self, script: Script, logger: ILogger) -> None:
+        self._script = script
+        self._logger = logger
+        if not script.starts:
+            self._say()
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    def create_network(self, flags: int = 0) -> INetworkDefinition | None:
+        self._script.flags = flags
+        return self._script.network
+
+    def create_builder_config(self) -> IBuilderConfig:
+        return IBuilderConfig(self._script)
+
+    def create_optimization_profile(self) -> IOptimizationProfile:
+        return IOptimizationProfile(self._script)
+
+    def build_serialized_network(
+        self, network: INetworkDefinition, config: IBuilderConfig
+    ) -> bytes | None:
+        self._say()
+        assert config.progress_monitor is not None
+        finished = all(
+            self._go_through(config.progress_monitor, name, steps)
+            for name, steps in self._script.phases.items()
+        )
+        return self._script.plan if finished else None
+
+    def _say(self) -> None:
+        for severity, text in self._script.said:
+            self._logger.log(severity, text)
+
+    def _go_through(self, monitor: IProgressMonitor, name: str, steps: int) -> bool:
+        monitor.phase_start(name, None, steps)
+        finished = all(monitor.step_complete(name, step) for step in range(steps))
+        monitor.phase_finish(name)
+        return finished
+
+
+class OnnxParser:
+    def __init__(self, script: Script, network: INetworkDefinition, logger: ILogger) -> None:
+        self._script = script
+
+    @property
+    def num_errors(self) -> int:
+        return len(self._script.parse_errors)
+
+    def parse_from_file(self, model: str) -> bool:
+        return not self._script.parse_errors
+
+    def get_error(self, index: int) -> ParserError:
+        return self._script.parse_errors[index]
+
+
+class Runtime:
+    def __init__(self, script: Script, logger: ILogger) -> None:
+        self._script = script
+
+    def get_engine_validity(self, buffer: bytes) -> tuple[EngineValidity, int]:
+        return self._script.validity
+
+
+class FakeTensorrt:
+    """Stands for the imported module; ``script`` decides what its objects do."""
+
+    __version__ = "11.4.0.106"
+
+    ILogger = ILogger
+    IProgressMonitor = IProgressMonitor
+    NetworkDefinitionCreationFlag: Any = NetworkDefinitionCreationFlag
+    MemoryPoolType = MemoryPoolType
+    ComputeCapability = ComputeCapability
+    EngineInvalidityDiagnostics = EngineInvalidityDiagnostics
+
+    def __init__(self, script: Script) -> None:
+        self.Builder: Callable[..., Builder] = partial(Builder, script)
+        self.OnnxParser: Callable[..., OnnxParser] = partial(OnnxParser, script)
+        self.Runtime: Callable[..., Runtime] = partial(Runtime, script)
+
+
+CLASSES = (
+    Builder,
+    IBuilderConfig,
+    ILayer,
+    ILogger,
+    INetworkDefinition,
+    IOptimizationProfile,
+    IProgressMonitor,
+    ITensor,
+    OnnxParser,
+    ParserError,
+    Runtime,
+)
+ENUMS = (
+    ComputeCapability,
+    DataType,
+    EngineInvalidityDiagnostics,
+    EngineValidity,
+    ErrorCode,
+    LayerType,
+    MemoryPoolType,
+    NetworkDefinitionCreationFlag,
+)
+USED_ATTRIBUTES: Mapping[str, Sequence[str]] = {
+    "IBuilderConfig": ("num_compute_capabilities", "progress_monitor"),
+    "ILayer": ("type", "num_inputs", "num_outputs"),
+    "INetworkDefinition": ("num_inputs", "num_layers", "num_outputs"),
+    "ITensor": ("name", "dtype", "shape"),
+    "OnnxParser": ("num_errors",),
+}

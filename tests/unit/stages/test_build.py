@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from deploykit import environment
+from deploykit.artifacts import EngineRecord, OnnxArtifact, sha256_of
+from deploykit.backends.trt.builder import CompileOptions
+from deploykit.backends.trt.compiler import Compiler, load_compiler
+from deploykit.environment import Gpu
+from deploykit.errors import BuildError, BundleError, PrecisionError
+from deploykit.specs import Precision, ProgressTask, ShapeProfile
+from deploykit.stages.build import build_engine, prove_precision
+from tests.fakes.tensorrt_fake import FakeTensorrt, ILayer, INetworkDefinition, ITensor, LayerType
+from tests.fakes.tensorrt_fake import Script as FakeScript
+from tests.unit.backends.trt import small_models
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+ONE = CompileOptions(compute_capabilities=("8.9",))
+
+
+@pytest.fixture
+def rtx() -> Compiler:
+    pytest.importorskip("tensorrt_rtx", reason="the package tensorrt-rtx-cu13 is not installed")
+    return load_compiler("tensorrt-rtx")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    return folder
+
+
+def artifact(path: Path, precision: Precision) -> OnnxArtifact:
+    digest = sha256_of(path) if path.exists() else ""
+    return OnnxArtifact(path, digest, precision, small_models.OPSET, (), ())
+
+
+def fake_tensorrt(plan: bytes | None = b"ftrt plan") -> Compiler:
+    x = ITensor("x", shape=(-1, 3))
+    layer = ILayer(LayerType.MATRIX_MULTIPLY, [x, ITensor("w")], ITensor("y"))
+    module = FakeTensorrt(FakeScript(network=INetworkDefinition([x], [layer]), plan=plan))
+    return Compiler("tensorrt", module.__version__, module)
+
+
+class StepNames:
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.updates = 0
+
+    def update(self, done: float, total: float | None = None, detail: str = "") -> None:
+        self.updates += 1
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[ProgressTask]:
+        self.names.append(name)
+        yield self
+
+
+@pytest.mark.parametrize(
+    ("precision", "census"),
+    [
+        (Precision.FP32, {"CONVOLUTION FLOAT": 1, "MATRIX_MULTIPLY FLOAT": 1}),
+        (Precision.FP16, {"CONVOLUTION HALF": 1, "MATRIX_MULTIPLY HALF": 1}),
+        (Precision.INT8, {"CONVOLUTION INT8": 1, "MATRIX_MULTIPLY INT8": 1}),
+    ],
+)
+def test_an_engine_of_each_precision(
+    rtx: Compiler, tmp_path: Path, folder: Path, precision: Precision, census: dict[str, int]
+) -> None:
+    path = tmp_path / "model.onnx"
+    if precision is Precision.INT8:
+        small_models.quantized(path, np.float16)
+    else:
+        small_models.convolution(path, np.float16 if precision is Precision.FP16 else np.float32)
+    progress = StepNames()
+    record = build_engine(artifact(path, precision), folder, rtx, ONE, progress)
+    written = folder / record.file
+    assert record.file == f"tensorrt-rtx-{rtx.version}.engine"
+    assert [entry.name for entry in folder.iterdir()] == [record.file]
+    assert record.sha256 == sha256_of(written)
+    assert record.bytes == written.stat().st_size
+    assert record.precision is precision
+    assert dict(record.precision_census).items() >= census.items()
+    assert record.compute_capabilities == ("8.9",)
+    assert record.profile == ShapeProfile()
+    assert EngineRecord.from_dict(record.to_dict()) == record
+    assert progress.names == [f"compile with {rtx.label}"]
+    assert progress.updates > 10
+
+
+def test_a_repeated_build_replaces_the_same_file(
+    rtx: Compiler, tmp_path: Path, folder: Path
+) -> None:
+    source = artifact(small_models.convolution(tmp_path / "model.onnx"), Precision.FP32)
+    first, second = (build_engine(source, folder, rtx, ONE) for _ in range(2))
+    assert first.sha256 == second.sha256
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_a_wrong_precision_leaves_no_file(rtx: Compiler, tmp_path: Path, folder: Path) -> None:
+    source = artifact(small_models.convolution(tmp_path / "model.onnx"), Precision.FP16)
+    pattern = "asked for fp16, but 2 of 2 convolution and matrix layers are FP32\n.*FLOAT: 1"
+    with pytest.raises(PrecisionError, match=pattern):
+        build_engine(source, folder, rtx, ONE)
+    assert list(folder.iterdir()) == []
+
+
+def test_layers_that_were_kept_in_fp32_on_purpose(
+    rtx: Compiler, tmp_path: Path, folder: Path
+) -> None:
+    source = artifact(small_models.half_converted(tmp_path / "model.onnx"), Precision.FP16)
+    record = build_engine(source, folder, rtx, ONE, allowed_fp32=1)
+    assert record.precision_census == {"CONVOLUTION FLOAT": 1, "CONVOLUTION HALF": 1}
+    with pytest.raises(PrecisionError, match="1 of 2 convolution and matrix layers are FP32"):
+        build_engine(source, folder, rtx, ONE)
+
+
+def test_an_engine_of_tensorrt_names_its_architecture(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path
+) -> None:
+    monkeypatch.setattr(environment, "gpus", lambda: (Gpu("Blackwell", "12.0", 1),))
+    source = artifact(tmp_path / "model.onnx", Precision.FP32)
+    record = build_engine(source, folder, fake_tensorrt(), CompileOptions())
+    assert record.file == "tensorrt-11.4.0.106-sm120.engine"
+    assert record.compute_capabilities == ("12.0",)
+    assert (folder / record.file).read_bytes() == b"ftrt plan"
+
+
+def test_a_refused_build_keeps_the_old_engine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path
+) -> None:
+    monkeypatch.setattr(environment, "gpus", lambda: (Gpu("Hopper", "9.0", 1),))
+    source = artifact(tmp_path / "model.onnx", Precision.FP32)
+    build_engine(source, folder, fake_tensorrt(), CompileOptions())
+    with pytest.raises(BuildError, match=r"cannot build model\.onnx"):
+        build_engine(source, folder, fake_tensorrt(plan=None), CompileOptions())
+    assert [entry.read_bytes() for entry in folder.iterdir()] == [b"ftrt plan"]
+
+
+@pytest.mark.parametrize("obstacle", ["missing folder", "a folder of that name", "a file"])
+def test_a_file_that_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path, obstacle: str
+) -> None:
+    monkeypatch.setattr(environment, "gpus", lambda: (Gpu("Hopper", "9.0", 1),))
+    if obstacle == "missing folder":
+        folder = folder / "missing"
+    elif obstacle == "a file":
+        folder = folder / "file"
+        folder.write_text("x")
+    else:
+        (folder / "tensorrt-11.4.0.106-sm90.engine").mkdir()
+    source = artifact(tmp_path / "model.onnx", Precision.FP32)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(BundleError, match=r"cannot write .*sm90\.engine\nreason: ") as caught:
+        build_engine(source, folder, fake_tensorrt(), CompileOptions())
+    assert isinstance(caught.value.__cause__, OSError)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_file_has_the_usual_permissions(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path
+) -> None:
+    monkeypatch.setattr(environment, "gpus", lambda: (Gpu("Hopper", "9.0", 1),))
+    source = artifact(tmp_path / "model.onnx", Precision.FP32)
+    record = build_engine(source, folder, fake_tensorrt(), CompileOptions())
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert (folder / record.file).stat().st_mode == plain.stat().st_mode
+
+
+FP32, FP16, INT8 = Precision.FP32, Precision.FP16, Precision.INT8
+
+
+@pytest.mark.parametrize(
+    ("asked", "census", "allowed"),
+    [
+        (FP32, {"CONVOLUTION FLOAT": 53, "POOLING HALF": 1}, 0),
+        (FP32, {}, 0),
+        (FP16, {"CONVOLUTION HALF": 53, "SOFTMAX FLOAT": 1}, 0),
+        (FP16, {"CONVOLUTION HALF": 52, "MATRIX_MULTIPLY FLOAT": 2}, 2),
+        (FP16, {"POOLING HALF": 2, "ELEMENTWISE HALF": 1}, 0),
+        (INT8, {"CONVOLUTION INT8": 1, "MATRIX_MULTIPLY HALF": 1}, 0),
+        (INT8, {"CONVOLUTION INT8": 1, "MATRIX_MULTIPLY FLOAT": 1}, 1),
+    ],
+)
+def test_precision_that_is_proven(asked: Precision, census: dict[str, int], allowed: int) -> None:
+    prove_precision(census, asked, allowed)
+
+
+@pytest.mark.parametrize(
+    ("asked", "census", "allowed", "pattern"),
+    [
+        (FP32, {"CONVOLUTION HALF": 1, "POOLING FLOAT": 9}, 0, "fp32, but 1 of 1 .* are FP16"),
+        (
+            FP16,
+            {"CONVOLUTION FLOAT": 53, "CONVOLUTION HALF": 1},
+            0,
+            (
+                "asked for fp16, but 53 of 54 convolution and matrix layers are FP32\n"
+                "the parsed network has CONVOLUTION FLOAT: 53, CONVOLUTION HALF: 1\n"
+            ),
+        ),
+        (
+            FP16,
+            {"CONVOLUTION FLOAT": 3, "CONVOLUTION HALF": 1},
+            2,
+            r"3 of 4 .* are FP32 \(2 may stay FP32\)",
+        ),
+        (FP16, {"CONVOLUTION FLOAT": 1}, 1, "1 of 1 convolution and matrix layers are FP32"),
+        (FP16, {"CONVOLUTION HALF": 9, "CONVOLUTION BF16": 1}, 9, "1 of 10 .* are BF16"),
+        (FP16, {"POOLING FLOAT": 2}, 0, "2 of 2 arithmetic layers are FP32"),
+        (FP16, {}, 0, "but nothing computes in floating point\nthe parsed network has no arith"),
+        (INT8, {"CONVOLUTION HALF": 4}, 0, "asked for int8, but 4 of 4 .* are FP16"),
+        (
+            INT8,
+            {"CONVOLUTION INT8": 4, "MATRIX_MULTIPLY FLOAT": 1, "CONVOLUTION HALF": 1},
+            0,
+            "1 of 6 .* layers are FP32 and 1 of 6 .* layers are FP16",
+        ),
+        (INT8, {"CONVOLUTION INT8": 4, "MATRIX_MULTIPLY FP8": 1}, 0, "1 of 5 .* are FP8"),
+    ],
+)
+def test_precision_that_is_not(
+    asked: Precision, census: dict[str, int], allowed: int, pattern: str
+) -> None:
+    with pytest.raises(PrecisionError, match=pattern) as caught:
+        prove_precision(census, asked, allowed)
+    assert len(str(caught.value).splitlines()) == 3

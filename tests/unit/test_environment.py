@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from deploykit import environment
+from deploykit.environment import Gpu
+from deploykit.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HOPPER = Gpu("NVIDIA H100", "9.0", 80 << 30)
+ADA = Gpu("NVIDIA L4", "8.9", 24 << 30)
+
+
+class FakeDriver:
+    """The driver's C interface over a list of devices; ``failing`` functions return an error."""
+
+    def __init__(self, *devices: Gpu, version: int = 13000, failing: str = "") -> None:
+        self._devices = devices
+        self._version = version
+        self._failing = failing
+
+    def _result(self, function: str) -> int:
+        return 999 if function == self._failing else 0
+
+    def cuInit(self, flags: int, /) -> int:  # noqa: N802  (here and below: the driver's names)
+        return self._result("cuInit")
+
+    def cuDriverGetVersion(self, version: Any, /) -> int:  # noqa: N802
+        version._obj.value = self._version
+        return self._result("cuDriverGetVersion")
+
+    def cuDeviceGetCount(self, count: Any, /) -> int:  # noqa: N802
+        count._obj.value = len(self._devices)
+        return self._result("cuDeviceGetCount")
+
+    def cuDeviceGetName(self, name: Any, size: int, device: int, /) -> int:  # noqa: N802
+        text = self._devices[device].name.encode()
+        ctypes.memmove(name, text + b"\0", min(size, len(text) + 1))
+        return self._result("cuDeviceGetName")
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, device: int, /) -> int:  # noqa: N802
+        major, minor = self._devices[device].compute_capability.split(".")
+        value._obj.value = int({75: major, 76: minor}[attribute])
+        return self._result("cuDeviceGetAttribute")
+
+    def cuDeviceTotalMem_v2(self, size: Any, device: int, /) -> int:  # noqa: N802
+        size._obj.value = self._devices[device].memory_bytes
+        return self._result("cuDeviceTotalMem_v2")
+
+
+def test_package_version() -> None:
+    assert environment.package_version("numpy") == metadata.version("numpy")
+    assert environment.package_version("no-such-distribution") is None
+
+
+def test_require_imports() -> None:
+    assert environment.require("json") is json
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("torch", "pip install 'deploykit[export]'"),
+        ("torchvision", "pip install 'deploykit[export]'"),
+        ("onnx", "pip install 'deploykit[export]'"),
+        ("onnxscript", "pip install 'deploykit[export]'"),
+        ("safetensors", "pip install 'deploykit[export]'"),
+        ("tensorrt_rtx", "pip install tensorrt-rtx-cu13"),
+        ("tensorrt", "pip install 'deploykit[tensorrt]'"),
+        ("cuda.core", "pip install 'deploykit[tensorrt]'"),
+        ("onnxruntime", "pip install onnxruntime-gpu"),
+        ("PIL", "pip install pillow"),
+        ("timm", "pip install timm"),
+        ("some_package.part", "pip install some_package"),
+    ],
+)
+def test_a_missing_module_gives_its_install_line(
+    monkeypatch: pytest.MonkeyPatch, module: str, line: str
+) -> None:
+    # None in sys.modules makes the import fail as for a package that is not installed.
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingDependencyError, match="is not installed") as caught:
+        environment.require(module)
+    assert str(caught.value).splitlines()[-1] == f"install it: {line}"
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("raise ImportError('libnvinfer.so.11: no such file')", "libnvinfer.so.11: no such file"),
+        ("raise OSError('libcudart.so.13: bad ELF')", "OSError: libcudart.so.13: bad ELF"),
+        ("import missing_part_of_it", "No module named 'missing_part_of_it'"),
+    ],
+)
+def test_an_installed_module_that_does_not_load_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str, reason: str
+) -> None:
+    (tmp_path / "broken_native.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingDependencyError, match="installed but does not load") as caught:
+        environment.require("broken_native")
+    text = str(caught.value)
+    assert reason in text
+    assert "pip install broken_native" in text
+    assert len(text.splitlines()) == 3
+
+
+def test_gpus_in_the_drivers_order() -> None:
+    assert environment.gpus(lambda: FakeDriver(HOPPER, ADA)) == (HOPPER, ADA)
+
+
+def test_a_name_that_is_not_utf8_is_still_a_name() -> None:
+    class Odd(FakeDriver):
+        def cuDeviceGetName(self, name: Any, size: int, device: int, /) -> int:  # noqa: N802
+            ctypes.memmove(name, b"G\xff\0", 3)
+            return 0
+
+    assert environment.gpus(lambda: Odd(ADA))[0].name == "G\ufffd"
+
+
+def test_no_driver() -> None:
+    assert environment.gpus(lambda: None) == ()
+    assert environment.driver_version(lambda: None) is None
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        "cuInit",
+        "cuDeviceGetCount",
+        "cuDeviceGetName",
+        "cuDeviceGetAttribute",
+        "cuDeviceTotalMem_v2",
+    ],
+)
+def test_a_driver_that_refuses_shows_no_gpu(function: str) -> None:
+    assert environment.gpus(lambda: FakeDriver(ADA, failing=function)) == ()
+
+
+@pytest.mark.parametrize(
+    ("driver", "expected"),
+    [
+        (FakeDriver(version=13000), "13.0"),
+        (FakeDriver(version=12090), "12.9"),
+        (FakeDriver(version=0), None),
+        (FakeDriver(failing="cuDriverGetVersion"), None),
+    ],
+)
+def test_driver_version(driver: FakeDriver, expected: str | None) -> None:
+    assert environment.driver_version(lambda: driver) == expected
+
+
+@pytest.mark.parametrize("devices", [0, 2])
+def test_on_the_stand_in_driver(cuda_stand_in: Path, devices: int) -> None:
+    code = (
+        "import json; from deploykit import environment as e;"
+        "print(json.dumps([e.driver_version(), e.describe().to_dict()['gpus']]))"
+    )
+    variables = {
+        **os.environ,
+        "LD_LIBRARY_PATH": str(cuda_stand_in),
+        "NULLCUDA_DEVICES": str(devices),
+        "NULLCUDA_CC": "86",
+        "NULLCUDA_MEM_MB": "1024",
+        "NULLCUDA_VERSION": "12080",
+    }
+    answer = subprocess.run(
+        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True
+    )
+    version, gpus = json.loads(answer.stdout)
+    assert version == "12.8"
+    assert [gpu["compute_capability"] for gpu in gpus] == ["8.6"] * devices
+    assert [gpu["memory_bytes"] for gpu in gpus] == [1 << 30] * devices
+
+
+def test_describe_names_this_machine() -> None:
+    found = environment.describe()
+    assert found.packages["numpy"] == metadata.version("numpy")
+    assert "no-such-distribution" not in found.packages
+    assert set(found.packages) <= set(environment.RECORDED_PACKAGES)
+    assert found.logical_cores == os.cpu_count()
+    assert found.cpu
+    assert found.gpus == environment.gpus()
+
+
+def test_to_dict_survives_json() -> None:
+    described = replace(environment.describe(), gpus=(HOPPER,), driver="13.0")
+    data = json.loads(json.dumps(described.to_dict()))
+    assert data["gpus"] == [
+        {"name": "NVIDIA H100", "compute_capability": "9.0", "memory_bytes": 80 << 30}
+    ]
+    assert data["driver"] == "13.0"
+    assert data["packages"] == dict(described.packages)
+
+
+def test_cpu_model(tmp_path: Path) -> None:
+    listing = tmp_path / "cpuinfo"
+    listing.write_text("processor\t: 0\nmodel name\t: Some CPU @ 3 GHz: x\nmodel name\t: other\n")
+    assert environment.cpu_model(listing) == "Some CPU @ 3 GHz: x"
+    assert environment.cpu_model(tmp_path / "missing")
+
+
+def test_memory_where_the_system_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (environment.memory_bytes() or 0) > 1 << 20
+    monkeypatch.delattr(os, "sysconf")
+    assert environment.memory_bytes() is None
+
+
+def test_importing_it_loads_no_heavy_package() -> None:
+    code = (
+        "import sys; import deploykit.environment as e; e.describe();"
+        "print(sorted({'numpy', 'torch', 'onnx', 'tensorrt_rtx'} & set(sys.modules)))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == "[]"
