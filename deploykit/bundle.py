@@ -149,10 +149,18 @@ class Bundle:
 
     @property
     def labels(self) -> tuple[str, ...] | None:
-        """Names of the classes by index, or ``None`` where the bundle has none."""
+        """Names of the classes by index, or ``None`` where the bundle has none.
+
+        Raises:
+            BundleError: the manifest names a file of labels that cannot be read.
+        """
         if LABELS not in self.manifest.files:
             return None
-        return tuple((self.folder / LABELS).read_text(encoding="utf-8").splitlines())
+        try:
+            text = (self.folder / LABELS).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as exc:
+            raise BundleError(f"cannot read {self.folder / LABELS}: {exc}") from exc
+        return tuple(text.removesuffix("\n").split("\n"))
 
     def expected_files(self) -> dict[str, str]:
         """The sha256 of every file that the manifest names."""
@@ -166,10 +174,9 @@ class Bundle:
             path = self.folder / name
             if name == REFERENCE and not path.exists():
                 continue  # documented as safe to delete before shipping
-            if not path.is_file():
-                problems.append(f"{name} is missing")
-            elif (found := sha256_of(path)) != expected:
-                problems.append(f"{name} has sha256 {found}, the manifest gives {expected}")
+            problem = _difference(path, expected)
+            if problem:
+                problems.append(f"{name} {problem}")
         return problems
 
     def require_intact(self) -> None:
@@ -183,7 +190,11 @@ class Bundle:
             raise IntegrityError(f"{self.folder.name}: {problems[0]}\nexport the bundle again")
 
     def with_engine(self, engine: EngineRecord, staged: Path) -> Bundle:
-        """Move the engine file ``staged`` in, then the manifest that names it."""
+        """Move the engine file ``staged`` in, then the manifest that names it.
+
+        Raises:
+            BundleError: the folder cannot be written to, or its manifest no longer be read.
+        """
         with translated_write_errors(self.folder), exclusive(self.folder):
             # Read again: another build may have added its engine meanwhile.
             current = Bundle.open(self.folder).manifest.with_engine(engine)
@@ -194,10 +205,20 @@ class Bundle:
         return Bundle(self.folder, current)
 
 
+def _difference(path: Path, expected: str) -> str | None:
+    try:
+        found = sha256_of(path)
+    except (FileNotFoundError, IsADirectoryError):
+        return "is missing"
+    except OSError as exc:
+        return f"cannot be read: {exc.strerror}"
+    return None if found == expected else f"has sha256 {found}, the manifest gives {expected}"
+
+
 def _parse(text: str, folder: Path) -> dict[str, Any]:
     try:
         body = json.loads(text)
-    except json.JSONDecodeError as exc:
+    except ValueError as exc:
         raise BundleError(f"{folder.name}/{MANIFEST} is not JSON: {exc}") from exc
     version = body.get("schema_version") if isinstance(body, dict) else None
     if version != SCHEMA_VERSION:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import glob
 import os
 import shutil
 import sys
@@ -18,6 +19,7 @@ from deploykit.errors import BundleError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_RANDOM_CHARACTERS: Final = 8  # of a name that tempfile makes
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
 
@@ -29,13 +31,14 @@ def staged_folder(target: Path, marker: str) -> Iterator[Path]:
     An error, an interruption or a kill leaves ``target`` as it was; what a killed process left
     behind is removed by the next call for the same target. Two processes at once each publish a
     whole folder; the later one stays. An existing ``target`` is replaced only if it is empty or
-    holds the file ``marker``.
+    holds the file ``marker``; where it is a symbolic link, the folder behind the link is replaced.
 
     Raises:
         BundleError: the place cannot be written to, or holds something else.
     """
-    _require_replaceable(target, marker)
     with translated_write_errors(target):
+        target = Path(os.path.realpath(target))
+        _require_replaceable(target, marker)
         target.parent.mkdir(parents=True, exist_ok=True)
         # Under the target's lock, so that nobody takes the new folder for an abandoned one.
         with exclusive(target):
@@ -47,6 +50,7 @@ def staged_folder(target: Path, marker: str) -> Iterator[Path]:
         with translated_write_errors(target):
             yield folder
             with exclusive(target):
+                _require_replaceable(target, marker)  # whoever put something there meanwhile
                 _publish(folder, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -73,8 +77,9 @@ def translated_write_errors(target: Path) -> Iterator[None]:
 @contextmanager
 def exclusive(target: Path) -> Iterator[None]:
     """Hold the lock of ``target`` among all processes of this machine."""
+    place = Path(os.path.realpath(target))
     # The file stays: another process may already wait for this very one.
-    with FileLock(target.parent / f".{target.name}.lock"):
+    with FileLock(place.parent / f".{place.name}.lock"):
         yield
 
 
@@ -103,9 +108,9 @@ def _publish(folder: Path, target: Path) -> None:
 def _exchange(folder: Path, target: Path) -> None:
     """Swap two folders; in one step where the system can, so that readers never see a gap."""
     if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
+        rename = getattr(ctypes.CDLL(None), "renameat2", None)  # glibc from 2.28 on
         paths = os.fsencode(folder), os.fsencode(target)
-        if libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0:
+        if rename and rename(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0:
             return
     retired = folder.with_suffix(".old")
     target.rename(retired)
@@ -118,7 +123,9 @@ def _exchange(folder: Path, target: Path) -> None:
 
 
 def _remove_abandoned(target: Path) -> None:
-    for folder in target.parent.glob(f".{target.name}.*.part"):
+    # Of this target only: the folder of a target "x.y" is not one of "x".
+    pattern = f".{glob.escape(target.name)}.{'?' * _RANDOM_CHARACTERS}.part"
+    for folder in target.parent.glob(pattern):
         lock = FileLock(f"{folder}.lock")
         with suppress(Timeout), lock.acquire(blocking=False):
             shutil.rmtree(folder, ignore_errors=True)

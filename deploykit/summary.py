@@ -2,7 +2,7 @@
 
 Counting rules, so that two tools can be compared to the digit: multiply-adds count convolutions
 and matrix products without their bias; activation memory counts every layer's output once forward
-and once backward, in FP32, for one image (torchsummary's rule).
+and once backward, in FP32 (torchsummary's rule). All figures but the parameters are of the batch.
 """
 
 from __future__ import annotations

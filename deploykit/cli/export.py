@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 @_options.input_size
 @_options.seed
 @_options.data
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Names of the classes, one per line.  [default: the definition's or the weights' own]",
+)
 @_options.backend
 @_options.batch
 @_options.workspace
@@ -46,6 +52,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     input_size: int | None,
     seed: int,
     data: Path | None,
+    labels: Path | None,
     backend: str,
     batch: str,
     workspace: int | None,
@@ -81,6 +88,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         num_classes=num_classes,
         image_size=input_size,
         data=data,
+        labels=labels,
         output=output,
     )
     report = _export(target, options)

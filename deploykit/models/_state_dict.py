@@ -78,7 +78,8 @@ def _read_npz(path: Path) -> Mapping[str, Tensor]:
     import torch
 
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # numpy would leave the file open when it cannot read it.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     # A damaged archive, an array of Python objects or text, or a plain array in the file.
     except (OSError, ValueError, TypeError, EOFError, AttributeError) as error:
@@ -140,7 +141,8 @@ def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
     others = [str(name) for name, value in content.items() if not _is_plain(name, value)]
     if others:
         raise WeightsError(
-            f"{path.name} holds {len(others)} entries that are not tensors: {_first(others)}\n"
+            f"{path.name}: {len(others)} of {len(content)} entries are not dense tensors: "
+            f"{_first(others)}\n"
             "expected tensors by name, as model.state_dict() returns them"
         )
     prefix = "module." if all(name.startswith("module.") for name in content) else ""

@@ -3,8 +3,9 @@
 Graphs are held as `onnx_ir.Model`; what leaves this package is plain data or a file.
 """
 
+from deploykit.onnx_graph.casts import halve
 from deploykit.onnx_graph.files import expose_outputs, read_artifact, read_model, write_model
-from deploykit.onnx_graph.half import HEAVY_OPS, HalfPlan, halve, plan_half
+from deploykit.onnx_graph.half import HEAVY_OPS, HalfPlan, plan_half
 from deploykit.onnx_graph.layers import describe_layers
 from deploykit.onnx_graph.tidy import tidy
 

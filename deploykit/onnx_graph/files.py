@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
@@ -14,10 +13,12 @@ from onnx_ir.passes.common import ShapeInferencePass
 from deploykit._version import __version__
 from deploykit.artifacts import OnnxArtifact, sha256_of, sha256_of_bytes
 from deploykit.errors import ModelFileError
+from deploykit.onnx_graph.external import embed_external_data
 from deploykit.specs import Precision, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
 PROTOBUF_LIMIT_BYTES = 2**31 - 1
 """A protobuf message cannot be longer; larger models would need external data."""
@@ -27,20 +28,22 @@ _PRECISION = "deploykit.precision"
 
 
 def read_model(path: Path) -> ir.Model:
-    """Load and check an ``.onnx`` file; weights outside the file stay memory-mapped.
+    """Load and check an ``.onnx`` file; weights in files beside it are taken in.
 
     Raises:
         ModelFileError: missing, truncated, not ONNX, refused by ``onnx.checker``, or with
-            external data that lies outside the file's own folder.
+            external data that is damaged or lies outside the file's own folder.
     """
     proto = _read_proto(path)
-    _check_external_data(proto, path)
+    embed_external_data(proto, path)
     try:
         onnx.checker.check_model(str(path), full_check=True)
+        model = ir.from_proto(proto)
     except Exception as exc:  # the checker raises errors of several unrelated classes
         raise ModelFileError(f"{path.name} is not a valid ONNX model\n{_first_line(exc)}") from exc
-    model = ir.from_proto(proto)
-    ir.external_data.set_base_dir(model.graph, path.parent)
+    imports = model.graph.opset_imports
+    if "ai.onnx" in imports:  # the standard's two names for its own operators
+        imports[""] = imports.pop("ai.onnx")
     return model
 
 
@@ -50,18 +53,23 @@ def read_artifact(path: Path) -> OnnxArtifact:
     A file that deploykit did not write counts as FP32 unless it holds Q/DQ pairs or FP16 weights.
 
     Raises:
-        ModelFileError: as `read_model`.
+        ModelFileError: as `read_model`, or deploykit's own metadata were altered.
     """
     model = read_model(path)
-    parents = json.loads(model.metadata_props.get(_PARENTS, "[]"))
+    try:
+        precision, parents = _precision_of(model), _parents_of(model)
+    except ValueError as exc:
+        raise ModelFileError(
+            f"{path.name} has deploykit metadata that deploykit did not write\n{_first_line(exc)}"
+        ) from exc
     return OnnxArtifact(
         path=path,
         sha256=sha256_of(path),
-        precision=_precision_of(model),
+        precision=precision,
         opset=model.graph.opset_imports.get("", 0),
         inputs=tuple(_tensor_spec(value) for value in _true_inputs(model)),
         outputs=tuple(_tensor_spec(value) for value in model.graph.outputs),
-        parents=tuple(str(parent) for parent in parents),
+        parents=parents,
     )
 
 
@@ -90,7 +98,7 @@ def write_model(
         sha256=sha256_of_bytes(content),
         precision=precision,
         opset=model.graph.opset_imports[""],
-        inputs=tuple(_tensor_spec(value) for value in model.graph.inputs),
+        inputs=tuple(_tensor_spec(value) for value in _true_inputs(model)),
         outputs=tuple(_tensor_spec(value) for value in model.graph.outputs),
         parents=tuple(parents),
     )
@@ -121,7 +129,8 @@ def _serialise(proto: onnx.ModelProto, what: str) -> bytes:
 
 def _read_proto(path: Path) -> onnx.ModelProto:
     try:
-        proto = onnx.load(str(path), load_external_data=False)
+        # The format is given because onnx otherwise goes by the name's ending.
+        proto = onnx.load(str(path), format="protobuf", load_external_data=False)
     except FileNotFoundError as exc:
         raise ModelFileError(f"there is no file {path}") from exc
     except OSError as exc:
@@ -135,23 +144,6 @@ def _read_proto(path: Path) -> onnx.ModelProto:
     return proto
 
 
-def _check_external_data(proto: onnx.ModelProto, path: Path) -> None:
-    # Before the checker and onnxruntime see the file: they would open what it points to.
-    folder = path.parent.resolve()
-    for tensor in proto.graph.initializer:
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        location = next((e.value for e in tensor.external_data if e.key == "location"), "")
-        target = (folder / location).resolve()
-        if not location or Path(location).is_absolute() or not target.is_relative_to(folder):
-            raise ModelFileError(
-                f"{path.name} keeps {tensor.name!r} in {location!r}, outside its own folder\n"
-                "this is refused; put the external data beside the .onnx file"
-            )
-        if not target.is_file():
-            raise ModelFileError(f"{path.name} needs {location!r} beside it, which is missing")
-
-
 def _precision_of(model: ir.Model) -> Precision:
     recorded = model.metadata_props.get(_PRECISION)
     if recorded is not None:
@@ -161,6 +153,13 @@ def _precision_of(model: ir.Model) -> Precision:
     weights = model.graph.initializers.values()
     half = any(value.dtype == ir.DataType.FLOAT16 for value in weights)
     return Precision.FP16 if half else Precision.FP32
+
+
+def _parents_of(model: ir.Model) -> tuple[str, ...]:
+    parents = json.loads(model.metadata_props.get(_PARENTS, "[]"))
+    if not isinstance(parents, list):
+        raise ValueError(f"{parents!r} is not a list of hashes")  # noqa: TRY004 - read_artifact's
+    return tuple(str(parent) for parent in parents)
 
 
 def _true_inputs(model: ir.Model) -> Iterable[ir.Value]:

@@ -1,8 +1,7 @@
-"""FP16 as a property of the graph: which nodes change type, and the change itself.
+"""FP16 as a property of the graph: which nodes change type, and why each of the others does not.
 
-A strongly typed compiler runs each layer in the type that the graph gives it, so every edge must
-be right: a ``Cast`` stands wherever an FP16 and an FP32 node meet, and nowhere else. Which inputs
-of a node may be FP16 is read from the operator's schema in the ONNX standard, not from a list.
+Which inputs and outputs of a node may be FP16 is read from the operator's schema in the ONNX
+standard, not from a list. The change itself is in `deploykit.onnx_graph.casts`.
 """
 
 from __future__ import annotations
@@ -14,13 +13,15 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from deploykit.errors import ModelFileError
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 FP16_MAX: Final = 65504.0
 """Largest finite FP16 number (IEEE 754 binary16)."""
 
-HEAVY_OPS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+HEAVY_OPS: Final = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
 """Operators that hold nearly all arithmetic; their precision is the network's precision."""
 
 SQUARING_OPS: Final = frozenset(
@@ -37,23 +38,33 @@ class HalfPlan:
     kept: Mapping[str, str] = field(default_factory=dict)
 
     def kept_heavy(self, model: ir.Model) -> int:
-        """How many convolutions and matrix products stay FP32."""
-        return sum(node.name in self.kept and node.op_type in HEAVY_OPS for node in model.graph)
+        """How many convolutions and matrix products stay FP32, those in subgraphs included."""
+        kept = (node for node in model.graph if node.name in self.kept)
+        return sum(inner.op_type in HEAVY_OPS for node in kept for inner in _with_subgraphs(node))
 
 
 def plan_half(model: ir.Model, amax: Mapping[str, float], headroom: float) -> HalfPlan:
     """Decide for each node, given the largest magnitude seen in each value.
 
     A value whose magnitude times ``headroom`` passes 65504 keeps the node that makes it and the
-    nodes that read it in FP32.
+    nodes that read it in FP32. The graph must be one that `tidy` has seen.
+
+    Raises:
+        ModelFileError: two nodes have the same name, so that a plan by name would mix them up.
     """
+    names = [str(node.name) for node in model.graph]
+    if len(set(names)) < len(names):
+        raise ModelFileError("the graph's nodes have no names of their own; tidy it first")
     limit = FP16_MAX / headroom
+    shapes = _computed_from_shapes(model)
     halved: set[str] = set()
     kept: dict[str, str] = {}
     for node in model.graph:
-        if not any(_is_float(value) for value in (*node.inputs, *node.outputs)):
+        if not any(is_float(value) for value in (*node.inputs, *node.outputs)):
             continue
-        reason = _reason_to_keep(node, model, amax, limit)
+        reason = _reason_to_keep(node, model)
+        reason = reason or _reason_in_shapes(node, shapes)
+        reason = reason or _reason_in_values(node, amax, limit)
         if reason:
             kept[str(node.name)] = reason
         else:
@@ -61,137 +72,7 @@ def plan_half(model: ir.Model, amax: Mapping[str, float], headroom: float) -> Ha
     return HalfPlan(frozenset(halved), kept)
 
 
-def halve(model: ir.Model, plan: HalfPlan) -> ir.Model:
-    """A copy of the graph with the plan carried out; its inputs and outputs stay FP32."""
-    result = model.clone()
-    # Types differ from those recorded once the first node has changed, so slots are read first.
-    work = [(node, _half_slots(node, result)) for node in result.graph if node.name in plan.halved]
-    changed = {
-        value
-        for node, (_, slots) in work
-        for value, slot in zip(node.outputs, slots, strict=True)
-        if slot and _is_float(value)
-    }
-    caster = _Caster(result)
-    for node, (slots, _) in work:
-        for index, (value, slot) in enumerate(zip(node.inputs, slots, strict=True)):
-            if value is not None and slot and _is_float(value) and value not in changed:
-                node.replace_input_with(index, caster.down(value))
-    reads_half = {(node, i) for node, (slots, _) in work for i, s in enumerate(slots) if s}
-    for value in sorted(changed, key=lambda value: str(value.name)):
-        caster.retype(value, reads_half)
-    caster.drop_unused_initializers()
-    return result
-
-
-class _Caster:
-    """Inserts each conversion once and remembers it."""
-
-    def __init__(self, model: ir.Model) -> None:
-        self.graph = model.graph
-        self.lowered: dict[ir.Value, ir.Value] = {}
-
-    def down(self, value: ir.Value) -> ir.Value:
-        """The FP16 twin of an FP32 value that itself stays FP32."""
-        if value not in self.lowered:
-            constant = value.is_initializer() and value.const_value is not None
-            self.lowered[value] = (
-                self._lower_initializer(value)
-                if constant
-                else self._cast(value, ir.DataType.FLOAT16, f"{value.name}_fp16")
-            )
-        return self.lowered[value]
-
-    def retype(self, value: ir.Value, reads_half: set[tuple[ir.Node, int]]) -> None:
-        """Make a computed value FP16, with a cast back for whoever still reads FP32."""
-        is_output = value.is_graph_output()
-        readers = [(use.node, use.idx) for use in value.uses()]
-        readers = [reader for reader in readers if reader not in reads_half]
-        value.dtype = ir.DataType.FLOAT16
-        if not is_output and not readers:
-            return
-        name = str(value.name)
-        if is_output:
-            value.name = f"{name}_fp16"
-        raised = self._cast(value, ir.DataType.FLOAT, name if is_output else f"{name}_fp32")
-        for node, index in readers:
-            node.replace_input_with(index, raised)
-        if is_output:
-            outputs = self.graph.outputs
-            outputs[outputs.index(value)] = raised
-
-    def drop_unused_initializers(self) -> None:
-        """Forget the FP32 weights that nobody reads any more."""
-        for value in list(self.graph.initializers.values()):
-            if not value.uses() and not value.is_graph_output():
-                self.graph.initializers.pop(str(value.name))
-
-    def _lower_initializer(self, value: ir.Value) -> ir.Value:
-        assert value.const_value is not None  # noqa: S101 - down() looked
-        # Only Clip bounds can lie outside FP16's range here; the nearest bound means the same.
-        data = np.clip(value.const_value.numpy(), -FP16_MAX, FP16_MAX).astype(np.float16)
-        lowered = ir.Value(
-            name=f"{value.name}_fp16",
-            type=ir.TensorType(ir.DataType.FLOAT16),
-            shape=ir.Shape(data.shape),
-            const_value=ir.Tensor(data, name=f"{value.name}_fp16"),
-        )
-        self.graph.register_initializer(lowered)
-        return lowered
-
-    def _cast(self, value: ir.Value, to: ir.DataType, name: str) -> ir.Value:
-        result = ir.Value(name=name, type=ir.TensorType(to), shape=value.shape)
-        cast = ir.Node(
-            "",
-            "Cast",
-            [value],
-            [ir.AttrInt64("to", int(to))],
-            outputs=[result],
-            name=f"{name}/Cast",
-        )
-        producer = value.producer()
-        if producer is not None:
-            self.graph.insert_after(producer, cast)
-        else:
-            self.graph.insert_before(self.graph[0], cast)
-        return result
-
-
-def _reason_to_keep(
-    node: ir.Node, model: ir.Model, amax: Mapping[str, float], limit: float
-) -> str | None:
-    if any(
-        attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-        for attr in node.attributes.values()
-    ):
-        return "control flow"
-    if node.op_type in SQUARING_OPS:
-        return "its intermediate squares overflow"
-    values = (*node.inputs, *node.outputs)
-    in_slots, out_slots = _half_slots(node, model)
-    slots = (*in_slots, *out_slots)
-    if not any(slot and _is_float(value) for slot, value in zip(slots, values, strict=True)):
-        return "the operator has no FP16 form"
-    for value in values:
-        if value is None or not _is_float(value):
-            continue
-        largest = _largest(value, node, amax)
-        if largest > limit:
-            return f"{value.name} reaches {largest:.4g}"
-    return None
-
-
-def _largest(value: ir.Value, node: ir.Node, amax: Mapping[str, float]) -> float:
-    if not value.is_initializer() or value.const_value is None:
-        return amax.get(str(value.name), 0.0)
-    if node.op_type == "Clip" or not value.const_value.size:
-        return 0.0  # a bound outside the range is the range's own bound
-    # Weights are used as they are: they need no headroom beyond FP16's own range.
-    weight = float(np.abs(value.const_value.numpy()).max())
-    return weight if weight > FP16_MAX else 0.0
-
-
-def _half_slots(node: ir.Node, model: ir.Model) -> tuple[list[bool], list[bool]]:
+def half_slots(node: ir.Node, model: ir.Model) -> tuple[list[bool], list[bool]]:
     """For each input and output of a node, whether its operator allows FP16 there."""
     nothing = [False] * len(node.inputs), [False] * len(node.outputs)
     opset = model.graph.opset_imports.get(node.domain)
@@ -211,6 +92,61 @@ def _half_slots(node: ir.Node, model: ir.Model) -> tuple[list[bool], list[bool]]
     return inputs, outputs
 
 
+def is_float(value: ir.Value | None) -> bool:
+    """Whether a value is known to be FP32."""
+    return value is not None and value.dtype == ir.DataType.FLOAT
+
+
+def _reason_to_keep(node: ir.Node, model: ir.Model) -> str | None:
+    """What the operator itself has against FP16."""
+    if any(True for _ in _subgraphs(node)):
+        return "control flow"
+    if node.op_type in SQUARING_OPS:
+        return "its intermediate squares overflow"
+    in_slots, out_slots = half_slots(node, model)
+    values = (*node.inputs, *node.outputs)
+    typed = [v for v, slot in zip(values, (*in_slots, *out_slots), strict=True) if slot and v]
+    if not any(is_float(value) for value in typed):
+        return "the operator has no FP16 form"
+    unknown = next((value for value in typed if value.name and value.dtype is None), None)
+    return None if unknown is None else f"the type of {unknown.name} is not known"
+
+
+def _reason_in_shapes(node: ir.Node, shapes: set[ir.Node]) -> str | None:
+    computes = node in shapes and any(is_float(value) for value in node.outputs)
+    return "it computes with shapes, which FP16 would round" if computes else None
+
+
+def _reason_in_values(node: ir.Node, amax: Mapping[str, float], limit: float) -> str | None:
+    for value in (*node.inputs, *node.outputs):
+        if value is not None and is_float(value):
+            largest = _largest(value, node, amax)
+            if largest > limit:
+                return f"{value.name} reaches {largest:.4g}"
+    return None
+
+
+def _largest(value: ir.Value, node: ir.Node, amax: Mapping[str, float]) -> float:
+    if not value.is_initializer() or value.const_value is None:
+        return amax.get(str(value.name), 0.0)
+    if node.op_type == "Clip" or not value.const_value.size:
+        return 0.0  # a bound outside the range is the range's own bound
+    # Weights are used as they are: they need no headroom beyond FP16's own range.
+    weight = float(np.abs(value.const_value.numpy()).max())
+    return weight if weight > FP16_MAX else 0.0
+
+
+def _computed_from_shapes(model: ir.Model) -> set[ir.Node]:
+    """Nodes that see lengths only: FP16 is exact up to 2048, and a length may be longer."""
+    found: set[ir.Node] = set()
+    for node in model.graph:
+        given = [v for v in node.inputs if v is not None and not v.is_initializer()]
+        follows = bool(given) and all(value.producer() in found for value in given)
+        if follows or node.op_type in {"Shape", "Size"}:
+            found.add(node)
+    return found
+
+
 def _per_argument(
     formals: Sequence[onnx.defs.OpSchema.FormalParameter], count: int, types: set[str]
 ) -> list[bool]:
@@ -218,5 +154,15 @@ def _per_argument(
     return [formals[min(i, len(formals) - 1)].type_str in types for i in range(count)]
 
 
-def _is_float(value: ir.Value | None) -> bool:
-    return value is not None and value.dtype == ir.DataType.FLOAT
+def _with_subgraphs(node: ir.Node) -> Iterator[ir.Node]:
+    yield node
+    for graph in _subgraphs(node):
+        yield from graph.all_nodes()
+
+
+def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type is ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type is ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()

@@ -20,9 +20,12 @@ def describe_layers(model: ir.Model, name: str, batch: int) -> ModelSummary:
 
     Raises:
         UsageError: a dimension beside the batch is open, so that no shape can be given.
-        ModelFileError: shape inference finds no shape for a value.
+        ModelFileError: there is no input, or shape inference finds no shape for a value.
     """
     fixed = model.clone()
+    image = next((v for v in fixed.graph.inputs if not v.is_initializer()), None)
+    if image is None:
+        raise ModelFileError(f"{name} takes no input, so there is nothing to follow through it")
     _fix_batch(fixed, batch)
     infer_shapes(fixed)
     rows = [_layer(node) for node in fixed.graph if node.outputs]
@@ -31,7 +34,7 @@ def describe_layers(model: ir.Model, name: str, batch: int) -> ModelSummary:
     }
     return ModelSummary(
         name=name,
-        input_shape=_shape(next(v for v in fixed.graph.inputs if not v.is_initializer())),
+        input_shape=_shape(image),
         layers=tuple(rows),
         parameters=sum(prod(_shape(value)) for value in weights),
     )

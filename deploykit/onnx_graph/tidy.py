@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import ast
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from onnx_ir.passes.common import (
     ClearMetadataAndDocStringPass,
-    IdentityEliminationPass,
     LiftConstantsToInitializersPass,
+    RemoveInitializersFromInputsPass,
     RemoveUnusedNodesPass,
     ShapeInferencePass,
     TopologicalSortPass,
 )
 
+from deploykit.onnx_graph.naming import Names
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import onnx_ir as ir
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -24,36 +27,66 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 def tidy(model: ir.Model, *, rename: bool) -> None:
     """Drop what is unused, fill in shapes and names; in place.
 
-    Constants become initializers. With ``rename`` every node is named after the module that it
-    came from (``layer1.0.conv1/Conv``); without it only unnamed nodes get a name. All metadata
-    goes: exporters put Python stack traces with local paths there, which are nobody else's
-    business and differ between machines.
+    Constants become initializers, and weights that old exporters list among the inputs leave that
+    list. Every node then has a name of its own: with ``rename`` that of the module that it came
+    from (``layer1.0.conv1/Conv``), its values are named after it; without it only a name that is
+    missing or repeated changes. Inputs and outputs keep theirs. All metadata goes: exporters put
+    Python stack traces with local paths there, which are nobody else's business and differ
+    between machines.
     """
+    _drop_identities(model.graph)
     for shared_pass in (
+        RemoveInitializersFromInputsPass(),
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        IdentityEliminationPass(),
         RemoveUnusedNodesPass(),
         TopologicalSortPass(),
         ShapeInferencePass(),
     ):
         shared_pass(model)
-    _name_nodes(model, rename=rename)
-    ClearMetadataAndDocStringPass()(model)
-    model.metadata_props.clear()
+    if rename:
+        _name_after_modules(model)
+    else:
+        _complete_names(model)
+    _forget_origins(model)
 
 
-def _name_nodes(model: ir.Model, *, rename: bool) -> None:
-    graph_outputs = set(model.graph.outputs)
-    seen = Counter("" if rename else str(node.name) for node in model.graph)
+def _drop_identities(graph: ir.Graph) -> None:
+    # Not onnx_ir's own pass: it also takes them out of subgraphs, where one that returns an outer
+    # value is needed, and onnxruntime then refuses the file.
+    for node in graph:
+        source = node.inputs[0] if node.op_type == "Identity" and not node.domain else None
+        if source is not None and not node.outputs[0].is_graph_output():
+            node.outputs[0].replace_all_uses_with(source)
+            graph.remove(node, safe=True)
+
+
+def _name_after_modules(model: ir.Model) -> None:
+    outputs = set(model.graph.outputs)
+    renamed = [
+        (node, index, value)
+        for node in model.graph
+        for index, value in enumerate(node.outputs)
+        if value.name and value not in outputs  # "" is an optional output that is left out
+    ]
+    changing = {value for *_, value in renamed}
+    nodes, values = Names(()), Names(str(v.name) for v in _values(model) if v not in changing)
     for node in model.graph:
-        if not rename and node.name:
-            continue
-        base = f"{_module_of(node)}/{node.op_type}".lstrip("/")
-        seen[base] += 1
-        node.name = base if seen[base] == 1 else f"{base}_{seen[base]}"
-        for index, value in enumerate(node.outputs):
-            if value not in graph_outputs:
-                value.name = f"{node.name}_output_{index}"
+        node.name = nodes.fresh(_base_name(node))
+    for node, index, value in renamed:
+        value.name = values.fresh(f"{node.name}_output_{index}")
+
+
+def _complete_names(model: ir.Model) -> None:
+    names = Names(str(node.name) for node in model.graph if node.name)
+    seen: set[str] = set()
+    for node in model.graph:
+        if not node.name or node.name in seen:
+            node.name = names.fresh(node.name or _base_name(node))
+        seen.add(node.name)
+
+
+def _base_name(node: ir.Node) -> str:
+    return f"{_module_of(node)}/{node.op_type}".lstrip("/")
 
 
 def _module_of(node: ir.Node) -> str:
@@ -67,3 +100,22 @@ def _module_of(node: ir.Node) -> str:
         return ""
     # The last scope is the operator itself, the one before it the module that called it.
     return str(scopes[-2]) if len(scopes) > 1 else ""
+
+
+def _forget_origins(model: ir.Model) -> None:
+    ClearMetadataAndDocStringPass()(model)  # of graphs and nodes
+    model.metadata_props.clear()
+    model.doc_string = None
+    for function in model.functions.values():
+        function.doc_string = None
+    for value in _values(model):
+        value.metadata_props.clear()
+        value.doc_string = None
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in model.graphs():
+        yield from graph.inputs
+        yield from graph.initializers.values()
+        for node in graph:
+            yield from node.outputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from deploykit.backends.ort import OrtRunner
 from deploykit.backends.trt.builder import CompileOptions
 from deploykit.backends.trt.compiler import choose_compiler
 from deploykit.bundle import GOLDEN, LABELS, MANIFEST, MODEL, REFERENCE, Bundle, Manifest
-from deploykit.errors import UsageError
+from deploykit.errors import DataError, UsageError
 from deploykit.pipeline.journal import Journal, StageTime
 from deploykit.pipeline.sources import Reference, from_definition, from_onnx
 from deploykit.specs import Precision, Progress, ShapeProfile, SilentProgress
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from deploykit.artifacts import EngineRecord, OnnxArtifact
     from deploykit.backends.trt.compiler import Compiler
     from deploykit.specs import ModelSpec
-    from deploykit.stages.fp16 import Fp16Result
+
+GOLDEN_BATCH: Final = 2
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class ExportOptions:
     num_classes: int | None = None
     image_size: int | None = None
     data: Path | None = None
+    labels: Path | None = None
     output: Path | None = None
 
 
@@ -81,12 +83,14 @@ def export(target: str, options: ExportOptions, progress: Progress | None = None
         DeploykitError: the error of the stage that failed.
     """
     journal = Journal(progress or SilentProgress())
+    # Everything that can be wrong with the call is found before the first slow step.
     source = _resolve(target, options)
-    compiler = choose_compiler(options.backend, environment.gpus())
+    labels = None if options.labels is None else _read_labels(options.labels)
+    plan = _Plan(options, choose_compiler(options.backend, environment.gpus()), labels)
     name = source.stem if isinstance(source, Path) else source.name
     place = options.output or Path("engines") / f"{name}-{options.precision}"
     with staged_folder(place, MANIFEST) as folder:
-        manifest, reports = _fill(folder, source, options, compiler, journal)
+        manifest, reports = _fill(folder, source, plan, journal)
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     bundle = Bundle.open(place)
     return ExportReport(bundle, tuple(journal.times), reports, tuple(journal.notes))
@@ -103,43 +107,53 @@ def _resolve(target: str, options: ExportOptions) -> ModelSpec | Path:
     return Path(target)
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """The options with what was looked up for them."""
+
+    options: ExportOptions
+    compiler: Compiler | None
+    labels: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class _Converted:
+    """The graph of the bundle, with everything that was found on the way to it."""
+
+    artifact: OnnxArtifact
+    reports: tuple[ValidationReport, ...]
+    conversion: dict[str, Any]
+    kept_heavy: int = 0
+
+
 def _fill(
-    folder: Path,
-    source: ModelSpec | Path,
-    options: ExportOptions,
-    compiler: Compiler | None,
-    journal: Journal,
+    folder: Path, source: ModelSpec | Path, plan: _Plan, journal: Journal
 ) -> tuple[Manifest, tuple[ValidationReport, ...]]:
+    options = plan.options
     path = folder / (MODEL if options.precision is Precision.FP32 else REFERENCE)
     reference = _verified_fp32(source, path, options, journal)
-    reports = [reference.report]
-    artifact, kept_heavy, conversion = reference.artifact, 0, dict(reference.conversion)
-    if options.precision is Precision.FP16:
-        result, report = _halve(reference, folder / MODEL, journal)
-        artifact, kept_heavy = result.artifact, result.kept_heavy
-        conversion |= result.to_dict()
-        reports.append(report)
-    engines = _compile(artifact, folder, compiler, options, kept_heavy, journal)
-    _write_samples(folder, reference)
+    labels = _fitting_labels(plan.labels, reference)
+    converted = _convert(reference, folder / MODEL, options.precision, journal)
+    engines = _compile(converted, folder, plan, journal)
+    _write_golden(folder, reference)
+    if labels is not None:
+        (folder / LABELS).write_text("\n".join(labels) + "\n", encoding="utf-8")
+    others = [file for file in sorted(folder.iterdir()) if file.suffix != ".engine"]
     manifest = Manifest(
         name=f"{reference.model['name']}-{options.precision}",
         model=reference.model,
         weights=reference.weights,
         preprocessing=reference.preprocessing,
         precision=options.precision,
-        onnx=artifact,
-        files={
-            file.name: sha256_of(file)
-            for file in sorted(folder.iterdir())
-            if file.suffix != ".engine"
-        },
-        validation=tuple(report.to_dict() for report in reports),
-        conversion=conversion,
+        onnx=converted.artifact,
+        files={file.name: sha256_of(file) for file in others},
+        validation=tuple(report.to_dict() for report in converted.reports),
+        conversion=converted.conversion,
         engines=engines,
         packages=environment.describe().packages,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    return manifest, tuple(reports)
+    return manifest, converted.reports
 
 
 def _verified_fp32(
@@ -152,9 +166,11 @@ def _verified_fp32(
     )
 
 
-def _halve(
-    reference: Reference, path: Path, journal: Journal
-) -> tuple[Fp16Result, ValidationReport]:
+def _convert(
+    reference: Reference, path: Path, precision: Precision, journal: Journal
+) -> _Converted:
+    if precision is Precision.FP32:
+        return _Converted(reference.artifact, (reference.report,), dict(reference.conversion))
     from deploykit.stages.fp16 import convert_to_fp16
 
     with journal.stage("convert to fp16") as task:
@@ -166,31 +182,50 @@ def _halve(
         names = ("the fp16 graph", reference.made_by)
         report = validate(outputs, reference.logits, precision=Precision.FP16, names=names)
         report.require_pass()
-    return result, report
+    conversion = {**reference.conversion, **result.to_dict()}
+    reports = (reference.report, report)
+    return _Converted(result.artifact, reports, conversion, result.kept_heavy)
 
 
 def _compile(
-    artifact: OnnxArtifact,
-    folder: Path,
-    compiler: Compiler | None,
-    options: ExportOptions,
-    kept_heavy: int,
-    journal: Journal,
+    converted: _Converted, folder: Path, plan: _Plan, journal: Journal
 ) -> tuple[EngineRecord, ...]:
-    if compiler is None:
+    if plan.compiler is None:
         journal.notes.append("no engine was built; later: deploykit build BUNDLE")
         return ()
+    options = plan.options
     wanted = CompileOptions(options.profile, options.workspace_bytes, options.compute_capabilities)
     with journal.timed("build engine"):
-        return (
-            build_engine(
-                artifact, folder, compiler, wanted, journal.progress, allowed_fp32=kept_heavy
-            ),
+        record = build_engine(
+            converted.artifact,
+            folder,
+            plan.compiler,
+            wanted,
+            journal.progress,
+            allowed_fp32=converted.kept_heavy,
         )
+    return (record,)
 
 
-def _write_samples(folder: Path, reference: Reference) -> None:
-    at = min(range(len(reference.batches)), key=lambda i: abs(len(reference.batches[i]) - 2))
+def _write_golden(folder: Path, reference: Reference) -> None:
+    # Two images where possible: enough to show a frozen batch, small enough to check in no time.
+    distance = [abs(len(batch) - GOLDEN_BATCH) for batch in reference.batches]
+    at = distance.index(min(distance))
     np.savez(folder / GOLDEN, input=reference.batches[at], logits=reference.logits[at])
-    if reference.labels is not None:
-        (folder / LABELS).write_text("\n".join(reference.labels) + "\n", encoding="utf-8")
+
+
+def _read_labels(path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as exc:
+        raise DataError(f"cannot read the labels of {path}: {exc}") from exc
+
+
+def _fitting_labels(given: tuple[str, ...] | None, reference: Reference) -> tuple[str, ...] | None:
+    classes = reference.logits[0].shape[-1]
+    if given is not None and len(given) != classes:
+        raise DataError(
+            f"the file of labels has {len(given)} lines, the model has {classes} classes\n"
+            "expected one name per line, in the order of the logits"
+        )
+    return reference.labels if given is None else given

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deploykit import onnx_graph
@@ -62,14 +62,13 @@ def from_definition(
         from deploykit.models import build_with_weights
 
         module, record = build_with_weights(spec, weights, seed)
-        batches = sample_batches(spec.preprocessing, data)
+        preprocessing = record.preprocessing or spec.preprocessing
+        batches = sample_batches(preprocessing, data)
         with EagerRunner(module, spec.inputs, spec.outputs) as runner:
             logits = outputs_of(runner, batches)
     if not record.trained:
         journal.notes.append(f"weights: {record.source}; its answers mean nothing")
     artifact, report, exporter = _export_verified(spec, module, path, journal, (batches, logits))
-    weights_record = asdict(record)
-    labels = weights_record.pop("labels") or spec.labels
     return Reference(
         artifact=artifact,
         batches=batches,
@@ -77,9 +76,13 @@ def from_definition(
         made_by="torch eager",
         report=report,
         model=_describe(spec),
-        weights=weights_record,
-        preprocessing=spec.preprocessing,
-        labels=labels,
+        weights={
+            "source": record.source,
+            "sha256": record.sha256,
+            "trained": record.trained,
+        },
+        preprocessing=preprocessing,
+        labels=record.labels or spec.labels,
         conversion={"exporter": exporter},
     )
 

@@ -76,17 +76,17 @@ def largest_magnitudes(
     names: Sequence[str],
     task: ProgressTask,
 ) -> dict[str, float]:
-    """Largest absolute value of each named output over all images.
+    """Largest absolute value of the input and of each named output over all images.
 
     Raises:
         ValidationError: a value is NaN or infinite; the first such name in graph order is given.
     """
-    amax = dict.fromkeys(names, 0.0)
     feed = runner.inputs[0].name
+    amax = dict.fromkeys((feed, *names), 0.0)
     for done, batch in enumerate(images, start=1):
-        outputs = runner.run({feed: batch})
-        for name in names:
-            amax[name] = max(amax[name], _magnitude(name, outputs[name]))
+        values = {feed: batch, **runner.run({feed: batch})}
+        for name in amax:
+            amax[name] = max(amax[name], _magnitude(name, values[name]))
         task.update(done, len(images), "activations")
     return amax
 

@@ -41,8 +41,9 @@ def inspect_definition(
     try:
         with torch.no_grad():
             module(batch)
-    except RuntimeError as exc:
-        raise UsageError(f"{name} does not take an input of {shape}\n{exc}") from exc
+    except (RuntimeError, ValueError) as exc:
+        reason = next(iter(str(exc).splitlines()), type(exc).__name__)
+        raise UsageError(f"{name} does not take an input of {shape}\n{reason}") from exc
     finally:
         for handle in handles:
             handle.remove()

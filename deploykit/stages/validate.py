@@ -147,9 +147,11 @@ def validate(
     """Compare outputs batch by batch and judge them by the limits of ``precision``.
 
     Raises:
-        ValidationError: the outputs do not even have the same shape.
+        ValidationError: the outputs do not even have the same shape, or there are none.
     """
     pairs = list(zip(candidate, reference, strict=True))
+    if not any(expected.size for _, expected in pairs):
+        raise ValidationError(f"there is no output of {names[1]} to compare {names[0]} with")
     for got, expected in pairs:
         if got.shape != expected.shape:
             raise ValidationError(

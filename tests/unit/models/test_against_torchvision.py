@@ -13,9 +13,13 @@ NAMES = [name for name in names() if get(name).torchvision]
 SIZES = (64, 96)
 
 
-def torchvisions(name: str, state: dict[str, Tensor]) -> nn.Module:
+def torchvisions(
+    name: str, state: dict[str, Tensor], *, transform_input: bool = False
+) -> nn.Module:
     """Torchvision's network holding the tensors of ``state``, all of them and no others."""
-    arguments = {"init_weights": False} if name == "googlenet" else {}
+    arguments = (
+        {"init_weights": False, "transform_input": transform_input} if name == "googlenet" else {}
+    )
     with torch.device("meta"):
         network: nn.Module = getattr(torchvision.models, name)(weights=None, **arguments)
     network.load_state_dict(state, strict=True, assign=True)
@@ -66,8 +70,7 @@ def test_googlenets_normalisation_is_the_one_that_torchvision_computes_inside() 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         ours = get("googlenet", image_size=64).build()
-        theirs = torchvisions("googlenet", ours.state_dict())
-        theirs.transform_input = True
+        theirs = torchvisions("googlenet", ours.state_dict(), transform_input=True)
         pixels = torch.rand(1, 3, 64, 64)
         preprocessing = get("googlenet").preprocessing
         usual = get("resnet18").preprocessing

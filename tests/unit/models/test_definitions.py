@@ -142,7 +142,7 @@ def test_an_untrained_network_keeps_its_signal_within_fp16(name: str) -> None:
         torch.manual_seed(0)
         size = min(64, get(name).preprocessing.crop[0])
         network = get(name, num_classes=10, image_size=size).build()
-        logits, largest = largest_activation(network, torch.randn(4, 3, size, size))
+        logits, largest = largest_activation(network, torch.randn(2, 3, size, size))
     assert 1e-2 < float(logits.std()) < 100
     assert float(logits.std(dim=0).mean()) > 1e-2, "the logits do not depend on the image"
     assert largest < FP16_MAX / 16
@@ -227,9 +227,8 @@ def test_training_reaches_every_parameter() -> None:
         outputs = network(torch.randn(2, 3, 64, 64))
         loss = sum(map(torch.sum, outputs if isinstance(outputs, tuple) else (outputs,)))
         assert isinstance(loss, Tensor)
-        loss.backward()
-        lost = [key for key, value in network.named_parameters() if value.grad is None]
-        assert lost == [], name
+        gradients = torch.autograd.grad(loss, list(network.parameters()))  # raises at unused ones
+        assert all(bool(gradient.isfinite().all()) for gradient in gradients), name
 
 
 def test_the_builder_is_the_family_with_the_choices_made() -> None:

@@ -20,8 +20,8 @@ def test_weights_have_variance_two_over_fan_in() -> None:
     for layer, fan_in in zip(layers, (16 * 9, 400), strict=True):
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         assert layer.bias is not None
-        assert float(layer.weight.std()) == pytest.approx(sqrt(2 / fan_in), rel=0.03)
-        assert 0 < float(layer.bias.abs().max()) <= 1 / sqrt(fan_in)
+        assert float(layer.weight.detach().std()) == pytest.approx(sqrt(2 / fan_in), rel=0.03)
+        assert 0 < float(layer.bias.detach().abs().max()) <= 1 / sqrt(fan_in)
 
 
 def test_branches_are_damped_by_the_root_of_their_number() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from deploykit.models import _card, _registry, get, names
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 REMOVED = object()
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from deploykit.errors import UnknownNameError, UsageError
+from deploykit.errors import MissingDependencyError, UnknownNameError, UsageError
 from deploykit.models import get, names
 
 CIFAR_NAMES = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
@@ -122,3 +122,10 @@ def test_an_image_below_the_minimum_is_refused() -> None:
 def test_specs_compare_by_their_choices() -> None:
     assert get("nin") == get("nin", num_classes=1000)
     assert get("nin") != get("nin", num_classes=10)
+
+
+def test_building_without_torch_names_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    message = r"needs the Python module torch(.|\n)*pip install 'deploykit\[export\]'"
+    with pytest.raises(MissingDependencyError, match=message):
+        get("nin").build()

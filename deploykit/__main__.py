@@ -1,0 +1,5 @@
+"""``python -m deploykit`` is the command line."""
+
+from deploykit.cli import main
+
+main(prog_name="deploykit")

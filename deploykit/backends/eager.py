@@ -1,0 +1,71 @@
+"""A PyTorch module behind the `Runner` protocol, on the CPU."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import torch
+
+from deploykit.backends._feeds import check_feeds
+from deploykit.errors import UsageError
+from deploykit.specs import StepTimes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from torch import nn
+
+    from deploykit.specs import Array, TensorSpec
+
+
+class EagerRunner:
+    """Runs a module of one input and one output, set to evaluation mode, without gradients."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+    ) -> None:
+        self.inputs = inputs
+        self.outputs = outputs
+        self._module: nn.Module | None = module.eval()
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name for one batch of inputs by name.
+
+        Raises:
+            UsageError: names, types or shapes of ``feeds`` are not the module's, or it is closed.
+        """
+        if self._module is None:
+            raise UsageError("the runner is closed; open a new one")
+        check_feeds("the module", feeds, self.inputs)
+        # A copy, because torch takes neither read-only arrays nor ones with negative strides.
+        images = torch.from_numpy(np.array(feeds[self.inputs[0].name], order="C"))
+        with torch.inference_mode():
+            result = self._module(images)
+        return {self.outputs[0].name: result.numpy()}
+
+    def run_timed(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], StepTimes]:
+        """As ``run``, with its wall time; the CPU has no other steps."""
+        start = time.perf_counter()
+        outputs = self.run(feeds)
+        return outputs, StepTimes(wall_ms=(time.perf_counter() - start) * 1e3)
+
+    def close(self) -> None:
+        """Let go of the module; a second call does nothing."""
+        self._module = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,110 @@
+"""Batches of preprocessed images, decoded ahead in threads."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING, Final, Literal
+
+import numpy as np
+
+from deploykit.errors import DataError, UsageError
+from deploykit.images.preprocessing import check_preprocessing, preprocess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from deploykit.images.sets import ImageSet
+    from deploykit.specs import Preprocessing
+
+    Indexed = tuple[int, NDArray[np.float32] | None]
+
+ON_CORRUPT: Final = ("raise", "skip")
+
+MAX_THREADS: Final = 8
+"""Each thread may hold one decoded image at full size."""
+
+
+def batches(
+    image_set: ImageSet,
+    preprocessing: Preprocessing,
+    batch: int,
+    indices: Iterable[int] | None = None,
+    on_corrupt: Literal["raise", "skip"] = "raise",
+) -> Iterator[tuple[NDArray[np.float32], list[int]]]:
+    """Preprocessed images (N, 3, H, W) with their indices in the set, in order.
+
+    Every batch is a new array of ``batch`` images; only the last may be smaller. About one batch
+    is prepared ahead. With ``on_corrupt="skip"`` an unreadable image is left out, its index is
+    missing and the next image takes its place.
+
+    Args:
+        image_set: where the images come from.
+        preprocessing: what is done to each.
+        batch: how many images go together.
+        indices: which images, in which order; all when not given.
+        on_corrupt: what an unreadable image does.
+
+    Raises:
+        UsageError: a batch below 1, an index that the set does not have, or preprocessing that
+            makes no sense; raised by the call itself, before the first image.
+        DataError: an image cannot be read, unless such images are skipped.
+    """
+    check_preprocessing(preprocessing)
+    if batch < 1:
+        raise UsageError(f"a batch of {batch} images was asked\nexpected at least 1")
+    if on_corrupt not in ON_CORRUPT:
+        raise UsageError(f"on_corrupt={on_corrupt!r} is unknown\nexpected 'raise' or 'skip'")
+    chosen = _known_indices(image_set, indices)
+
+    def load(index: int) -> Indexed:
+        try:
+            return index, preprocess(image_set.load(index), preprocessing)
+        except DataError:
+            if on_corrupt == "raise":
+                raise
+            return index, None
+
+    return _grouped(_ordered(load, chosen, ahead=batch), batch)
+
+
+def _known_indices(image_set: ImageSet, indices: Iterable[int] | None) -> list[int]:
+    count = len(image_set)
+    chosen = list(range(count)) if indices is None else [int(index) for index in indices]
+    unknown = [index for index in chosen if not 0 <= index < count]
+    if unknown:
+        raise UsageError(
+            f"image {unknown[0]} was asked of a set of {count}\nexpected 0 to {count - 1}"
+        )
+    return chosen
+
+
+def _ordered(
+    load: Callable[[int], Indexed], indices: list[int], ahead: int
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """What ``load`` gives for each index, computed in threads, at most so many ahead."""
+    threads = min(MAX_THREADS, os.cpu_count() or 1)
+    waiting = iter(indices)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="deploykit-images")
+    try:
+        first = islice(waiting, max(ahead, 2 * threads))
+        pending = deque(pool.submit(load, index) for index in first)
+        while pending:
+            index, image = pending.popleft().result()
+            pending.extend(pool.submit(load, following) for following in islice(waiting, 1))
+            if image is not None:
+                yield index, image
+    finally:
+        # Also when the caller stops early: no image is decoded that nobody will take.
+        pool.shutdown(cancel_futures=True)
+
+
+def _grouped(
+    images: Iterator[tuple[int, NDArray[np.float32]]], batch: int
+) -> Iterator[tuple[NDArray[np.float32], list[int]]]:
+    while group := list(islice(images, batch)):
+        yield np.stack([image for _, image in group]), [index for index, _ in group]

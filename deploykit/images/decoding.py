@@ -1,0 +1,68 @@
+"""One encoded image to upright 8-bit RGB."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deploykit.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def decode(source: Path | bytes) -> Image:
+    """Upright RGB image from a file or from encoded bytes.
+
+    The EXIF orientation is applied. Transparent pixels show white, as on a page: the colour
+    stored under them is arbitrary. 16-bit greyscale is scaled, so that 65535 becomes 255. Of an
+    animation the first frame is taken. Colour profiles are ignored, as torchvision does.
+
+    Raises:
+        DataError: the file is missing, damaged, truncated, larger than Pillow's limit against
+            decompression bombs, or of a kind of pixel that has no fixed range.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(source if isinstance(source, Path) else BytesIO(source)) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
+    # Pillow's readers let whatever they trip over escape: OSError, SyntaxError, struct.error ...
+    except Exception as error:
+        name = str(source) if isinstance(source, Path) else "the image"
+        raise DataError(
+            f"cannot read {name}\n{type(error).__name__}: {_first_line(error)}\n"
+            "expected a complete JPEG, PNG, BMP, WebP, TIFF or GIF image"
+        ) from error
+
+
+def _to_rgb(image: Image) -> Image:
+    from PIL import Image as Pillow
+
+    if image.mode.startswith("I"):
+        return _from_wide_grey(image).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no fixed range")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Pillow.new("RGBA", rgba.size, "white")
+        return Pillow.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_wide_grey(image: Image) -> Image:
+    """16-bit greyscale, which Pillow also holds in 32 bits; its own conversion clips at 255."""
+    from PIL import Image as Pillow
+
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
+        raise ValueError("greyscale pixels of more than 16 bits have no fixed range")
+    return Pillow.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")

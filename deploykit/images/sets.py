@@ -1,0 +1,217 @@
+"""Where images come from: a folder, a list, an array file, or the samples of this package."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
+
+from deploykit.artifacts import sha256_of
+from deploykit.errors import DataError
+from deploykit.images.decoding import decode
+from deploykit.images.lists import read_list
+from deploykit.images.npz import read_npz
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+IMAGE_SUFFIXES: Final = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+)
+
+
+class ImageSet(Protocol):
+    """A fixed sequence of images, with labels where they are known."""
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """Class of each image (N,)."""
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes, in the order of the labels."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over images and labels in order; names and places of files do not count."""
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int) -> Image:
+        """The image as upright RGB.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class FileImages:
+    """Images in files of their own, decoded when they are asked for."""
+
+    paths: tuple[Path, ...]
+    labels: NDArray[np.int64] | None = None
+    classes: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the files' own hashes and the labels; reads every file once.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        return _digest(map(_sha256_bytes, self.paths), self.labels)
+
+    def load(self, index: int) -> Image:
+        """The image as upright RGB.
+
+        Raises:
+            DataError: the file is missing or damaged.
+        """
+        return decode(self.paths[index])
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayImages:
+    """Images held in memory as uint8 (N, H, W, 3)."""
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64] | None = None
+    classes: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over shape, pixels and labels; compression of the file does not count."""
+        shape = repr(self.pixels.shape).encode()
+        return _digest((shape, np.ascontiguousarray(self.pixels).data), self.labels)
+
+    def load(self, index: int) -> Image:
+        """The image as RGB."""
+        from PIL import Image
+
+        return Image.fromarray(self.pixels[index])
+
+
+def open_images(path: Path) -> ImageSet:
+    """Images from a folder, a ``.csv`` list, an ``.npz`` or a single image file.
+
+    - A folder with one sub-folder per class: the classes are the sorted names of the
+      sub-folders, as torchvision's ``ImageFolder`` numbers them.
+    - A folder of images: in the order of their names, without labels.
+    - A ``.csv`` list of ``file,label`` or ``file``: files are relative to the list's folder. A
+      label is a number, or a name out of a ``labels.txt`` beside the list.
+    - An ``.npz`` with ``images`` uint8 (N, H, W, 3) and optional ``labels`` (N,) and ``classes``.
+
+    Hidden files and folders are left out.
+
+    Raises:
+        DataError: nothing there, no images in it, or not in one of these forms.
+    """
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.exists():
+        raise DataError(f"no images at {path}: it does not exist")
+    if suffix == ".csv":
+        return FileImages(*read_list(path, IMAGE_SUFFIXES))
+    if suffix == ".npz":
+        return ArrayImages(*read_npz(path))
+    if suffix in IMAGE_SUFFIXES:
+        return FileImages((path,))
+    raise DataError(
+        f"cannot take images from {path}\n"
+        "expected a folder, a .csv list, an .npz, or an image with a known suffix:\n"
+        f"{' '.join(sorted(IMAGE_SUFFIXES))}"
+    )
+
+
+def sample_images() -> ImageSet:
+    """The photographs that come with deploykit, without labels; ``samples/README.md`` has more."""
+    return _open_folder(Path(__file__).parent.parent / "samples")
+
+
+def _open_folder(folder: Path) -> FileImages:
+    try:
+        visible = sorted(item for item in folder.iterdir() if not _is_hidden(item.name))
+        loose = [item for item in visible if _is_image(item.name) and item.is_file()]
+        per_class = {item.name: _images_below(item) for item in visible if item.is_dir()}
+    except OSError as error:
+        raise DataError(f"cannot list {folder}: {error}") from error
+    if loose and any(per_class.values()):
+        raise DataError(
+            f"{folder} has images both beside and inside sub-folders\n"
+            "expected either one sub-folder per class or images only"
+        )
+    if loose:
+        return FileImages(tuple(loose))
+    if any(per_class.values()):
+        return _from_classes(folder, per_class)
+    raise DataError(
+        f"no images in {folder}\nexpected files ending in {' '.join(sorted(IMAGE_SUFFIXES))}"
+    )
+
+
+def _from_classes(folder: Path, per_class: dict[str, list[Path]]) -> FileImages:
+    empty = [name for name, paths in per_class.items() if not paths]
+    if empty:
+        raise DataError(
+            f"no images in {folder / empty[0]}\n"
+            "expected some in every sub-folder: each one is a class and counts in the numbering"
+        )
+    counts = [len(paths) for paths in per_class.values()]
+    labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+    labels.setflags(write=False)
+    paths = tuple(path for paths in per_class.values() for path in paths)
+    return FileImages(paths, labels, tuple(per_class))
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """At any depth, folder by folder, as ``ImageFolder`` orders them."""
+    found: list[tuple[str, list[str]]] = []
+    for parent, folders, names in os.walk(folder, onerror=_reraise):
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        found.append((parent, sorted(filter(_is_image, names))))
+    return [Path(parent, name) for parent, names in sorted(found) for name in names]
+
+
+def _reraise(error: OSError) -> None:
+    """``os.walk`` would go on without the folder that it cannot read."""
+    raise error
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")
+
+
+def _is_image(name: str) -> bool:
+    return not _is_hidden(name) and Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _digest(parts: Iterable[bytes | memoryview], labels: NDArray[np.int64] | None) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part)
+    if labels is not None:
+        total.update(labels.astype("<i8").tobytes())
+    return total.hexdigest()
+
+
+def _sha256_bytes(path: Path) -> bytes:
+    try:
+        return bytes.fromhex(sha256_of(path))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error

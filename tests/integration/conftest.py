@@ -1,0 +1,39 @@
+"""Bundles that several tests read; one that changes a bundle takes a copy."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cli import deploykit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.digits import Digits
+
+
+def export_digits(digits: Digits, folder: Path, precision: str, *more: object) -> None:
+    called = deploykit(
+        "export", "resnet20", f"--{precision}", "--input-size", 8, "--weights", digits.weights,
+        "--labels", digits.labels, "--data", digits.calibration, "-o", folder, *more,
+    )  # fmt: skip
+    assert called.code == 0, called.err
+
+
+@pytest.fixture(scope="session")
+def fp16_bundle(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained on digits, with an engine where TensorRT for RTX is installed. Read only."""
+    folder = tmp_path_factory.mktemp("engines") / "digits-fp16"
+    export_digits(digits, folder, "fp16")
+    return folder
+
+
+@pytest.fixture
+def fp16_copy(fp16_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle of one's own to break."""
+    copy = tmp_path / "digits-fp16"
+    shutil.copytree(fp16_bundle, copy)
+    return copy

@@ -1,0 +1,181 @@
+"""The other commands, on a bundle that `deploykit export` made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from deploykit.bundle import REFERENCE, Bundle
+from deploykit.cli import COMMANDS
+from tests.cli import deploykit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.digits import Digits
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    called = deploykit(command, "--help")
+    assert called.code == 0
+    assert f"deploykit {command}" in called.out.split("Options:")[0]
+    assert "--json" in called.out
+
+
+def test_list_has_every_definition_with_its_paper() -> None:
+    models = {model["name"]: model for model in deploykit("list", "--json").data["models"]}
+    assert models["resnet50"]["parameters"] == 25_557_032
+    assert models["resnet50"]["year"] == 2015
+    assert models["resnet50"]["input_size"] == [3, 224, 224]
+    assert all(model["paper"].startswith("https://") for model in models.values())
+    shown = deploykit("list").out
+    assert all(name in shown for name in models)
+    assert "arXiv:1512.03385" in shown
+
+
+def test_inspect_gives_the_known_figures_of_alexnet() -> None:
+    arguments = ("inspect", "alexnet", "--num-classes", 10, "--input-size", 256)
+    data = deploykit(*arguments, "--json").data
+    assert data["parameters"] == 57_044_810
+    rounded = {key: round(data[key], 2) for key in data if key.endswith("_mb")}
+    assert rounded == {
+        "input_mb": 0.75,
+        "forward_backward_mb": 10.96,
+        "parameters_mb": 217.61,
+        "total_mb": 229.32,
+    }
+    shown = deploykit(*arguments).out
+    for text in ("57,044,810", "0.75", "10.96", "217.61", "229.32"):
+        assert text in shown
+
+
+def test_inspect_of_a_bundle_shows_its_graph(fp16_bundle: Path) -> None:
+    data = deploykit("inspect", fp16_bundle, "--json").data
+    definition = deploykit("inspect", "resnet20", "--input-size", 8, "--json").data
+    assert data["multiply_adds"] == definition["multiply_adds"]
+    kinds = [layer["kind"] for layer in data["layers"]]
+    assert kinds.count("Conv") == 19
+    assert data["layers"][1]["output_shape"] == [1, 16, 8, 8]
+
+
+def test_check_says_why_an_engine_does_not_fit(fp16_bundle: Path) -> None:
+    data = deploykit("check", fp16_bundle, "--json").data
+    assert data["ok"] is True
+    assert data["problems"] == []
+    (engine,) = data["engines"]
+    assert engine.keys() == {"file", "compiler", "fits", "reason"}
+    assert engine["compiler"] == "tensorrt-rtx"
+    assert engine["fits"] or engine["reason"]
+
+
+def test_check_shows_the_same_to_a_person(fp16_bundle: Path) -> None:
+    shown = deploykit("check", fp16_bundle)
+    assert shown.code == 0
+    assert "the golden sample agrees" in shown.out
+    assert next(fp16_bundle.glob("*.engine")).name in shown.out
+
+
+def test_check_runs_the_golden_sample(fp16_copy: Path) -> None:
+    bundle = Bundle.open(fp16_copy)
+    with np.load(fp16_copy / "golden.npz") as golden:
+        np.savez(fp16_copy / "golden.npz", input=golden["input"], logits=golden["logits"] + 9)
+    _rewrite_hash(bundle, "golden.npz")
+    data = deploykit("check", fp16_copy, "--json").data
+    assert data["ok"] is False
+    assert data["problems"][0].startswith("golden sample: largest error")
+
+
+def _rewrite_hash(bundle: Bundle, name: str) -> None:
+    from dataclasses import replace
+
+    from deploykit.artifacts import sha256_of
+
+    files = {**bundle.manifest.files, name: sha256_of(bundle.folder / name)}
+    text = replace(bundle.manifest, files=files).to_json()
+    (bundle.folder / "manifest.json").write_text(text)
+
+
+def test_build_adds_an_engine_and_keeps_the_bundle_whole(fp16_copy: Path) -> None:
+    for engine in fp16_copy.glob("*.engine"):
+        engine.unlink()
+    without = Bundle.open(fp16_copy)
+    assert "is missing" in without.changed_files()[0]
+    (fp16_copy / "manifest.json").write_text(_without_engines(without))
+    called = deploykit(
+        "build", fp16_copy, "--backend", "tensorrt-rtx", "--batch", "2,4,6",
+        "--compute-capability", "8.9", "--workspace", 64, "--json",
+    )  # fmt: skip
+    assert called.code == 0, called.err
+    (engine_record,) = called.data["engines"]
+    assert engine_record["compute_capabilities"] == ["8.9"]
+    assert engine_record["profile"] == {"min_batch": 2, "opt_batch": 4, "max_batch": 6}
+    assert called.data.keys() >= {"bundle", "precision", "stages", "validation", "engines"}
+    assert Bundle.open(fp16_copy).changed_files() == []
+    assert sorted(path.suffix for path in fp16_copy.iterdir() if path.name.startswith(".")) == []
+
+
+def _without_engines(bundle: Bundle) -> str:
+    from dataclasses import replace
+
+    return replace(bundle.manifest, engines=()).to_json()
+
+
+def test_failed_build_leaves_the_bundle_as_it_was(fp16_copy: Path) -> None:
+    before = {path.name: path.read_bytes() for path in fp16_copy.iterdir()}
+    called = deploykit("build", fp16_copy, "--compute-capability", "1.0")
+    assert called.code == 2
+    assert {path.name: path.read_bytes() for path in fp16_copy.iterdir()} == before
+
+
+def test_reference_may_be_deleted_before_shipping(fp16_copy: Path, digits: Digits) -> None:
+    kept = (fp16_copy / REFERENCE).rename(fp16_copy.parent / "kept.onnx")
+    assert deploykit("check", fp16_copy, "--json").data["ok"] is True
+    alone = deploykit("eval", fp16_copy, "--data", digits.test, "--json").data
+    assert alone["agreement"] is None
+    shown = deploykit("eval", fp16_copy, "--data", digits.test).out
+    assert "give one with --reference" in shown
+    against = ("eval", fp16_copy, "--data", digits.test, "--reference", kept, "--json")
+    assert deploykit(*against).data["agreement"] >= 0.99
+
+
+def test_eval_shows_an_interval(fp16_bundle: Path, digits: Digits) -> None:
+    shown = deploykit("eval", fp16_bundle, "--data", digits.test).out
+    assert "597" in shown
+    assert "95 % interval" in shown
+    assert "reference's top-1" in shown
+
+
+def test_doctor_names_what_is_missing() -> None:
+    data = deploykit("doctor", "--json").data
+    tasks = {ability["task"]: ability for ability in data["abilities"]}
+    assert tasks["export definitions to ONNX"]["works"] is True
+    assert data["packages"]["numpy"] == np.__version__
+    for ability in tasks.values():
+        assert ability["how"]
+    shown = deploykit("doctor").out
+    assert all(task in shown for task in tasks)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(
+    ("depth", "accuracy"), [(20, 0.915), (32, 0.928), (44, 0.933), (56, 0.926)]
+)
+def test_cifar_networks_keep_their_published_accuracy(
+    shared_data: Path, tmp_path: Path, precision: str, depth: int, accuracy: float
+) -> None:
+    exported = deploykit(
+        "export", f"resnet{depth}", f"--{precision}", "-o", tmp_path / "bundle",
+        "--weights", shared_data / f"resnet{depth}_cifar10.npz",
+        "--data", shared_data / "cifar10_calib512.npz",
+    )  # fmt: skip
+    assert exported.code == 0, exported.err
+    images = shared_data / "cifar10_test1000.npz"
+    found = deploykit("eval", tmp_path / "bundle", "--data", images, "--json").data
+    assert found["count"] == 1000
+    assert found["agreement"] >= 0.998
+    # FP16 may turn near ties: one image in a thousand either way.
+    tolerance = 1e-9 if precision == "fp32" else 0.0011
+    assert found["top1"] == pytest.approx(accuracy, abs=tolerance)

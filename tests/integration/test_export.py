@@ -1,0 +1,223 @@
+"""`deploykit export` as a user runs it, on a network that was really trained."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from deploykit.bundle import Bundle
+from deploykit.pipeline.check import check
+from tests.cli import deploykit
+from tests.integration.conftest import export_digits
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.digits import Digits
+
+pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: tensorrt-rtx-cu13")
+
+
+def test_writes_a_whole_bundle(fp16_bundle: Path) -> None:
+    files = sorted(path.name for path in fp16_bundle.iterdir())
+    (engine,) = Bundle.open(fp16_bundle).manifest.engines
+    assert files == sorted(
+        [
+            engine.file, "golden.npz", "labels.txt", "manifest.json", "model.onnx",
+            "reference.onnx",
+        ]
+    )  # fmt: skip
+    assert Bundle.open(fp16_bundle).changed_files() == []
+    assert Bundle.open(fp16_bundle).labels == tuple(f"digit {digit}" for digit in range(10))
+
+
+def test_proves_the_precision_of_every_convolution(fp16_bundle: Path) -> None:
+    (engine,) = Bundle.open(fp16_bundle).manifest.engines
+    heavy = {
+        kind: count
+        for kind, count in engine.precision_census.items()
+        if kind.startswith(("CONVOLUTION", "MATRIX_MULTIPLY"))
+    }
+    assert heavy == {"CONVOLUTION HALF": 19, "MATRIX_MULTIPLY HALF": 1}
+
+
+def test_graph_keeps_fp32_inputs_and_outputs(fp16_bundle: Path) -> None:
+    session = onnxruntime.InferenceSession(str(fp16_bundle / "model.onnx"))
+    assert [node.type for node in session.get_inputs()] == ["tensor(float)"]
+    assert [node.type for node in session.get_outputs()] == ["tensor(float)"]
+
+
+def test_manifest_tells_the_whole_history(fp16_bundle: Path, digits: Digits) -> None:
+    manifest = json.loads((fp16_bundle / "manifest.json").read_text())
+    assert manifest["onnx"]["parents"] == [manifest["files"]["reference.onnx"]]
+    assert manifest["weights"]["source"] == digits.weights.name
+    assert manifest["weights"]["trained"] is True
+    assert [report["passed"] for report in manifest["validation"]] == [True, True]
+    assert [batch["batch"] for batch in manifest["validation"][1]["batches"]] == [1, 2, 5]
+    assert manifest["packages"]["numpy"] == np.__version__
+
+
+def test_names_no_local_path(fp16_bundle: Path) -> None:
+    for name in ("manifest.json", "model.onnx", "reference.onnx"):
+        content = (fp16_bundle / name).read_bytes()
+        assert os.fsencode(sys.prefix) not in content
+        assert b"site-packages" not in content
+
+
+def test_accuracy_holds_through_both_precisions(
+    fp16_bundle: Path, digits: Digits, tmp_path: Path
+) -> None:
+    export_digits(digits, tmp_path / "fp32", "fp32", "--backend", "none")
+    in_fp32 = deploykit("eval", tmp_path / "fp32", "--data", digits.test, "--json").data
+    in_fp16 = deploykit("eval", fp16_bundle, "--data", digits.test, "--json").data
+    assert digits.accuracy > 0.9
+    assert in_fp32["top1"] == pytest.approx(digits.accuracy)
+    assert in_fp32["count"] == in_fp16["count"] == 597
+    assert in_fp16["agreement"] >= 0.99
+    assert in_fp16["top1"] == pytest.approx(digits.accuracy, abs=0.01)
+
+
+def test_same_command_twice_gives_the_same_files(
+    digits: Digits, fp16_bundle: Path, tmp_path: Path
+) -> None:
+    export_digits(digits, tmp_path / "again", "fp16")
+    first, second = Bundle.open(fp16_bundle), Bundle.open(tmp_path / "again")
+    assert first.expected_files() == second.expected_files()
+
+
+def test_json_is_one_object_with_the_promised_keys(tmp_path: Path) -> None:
+    called = deploykit(
+        "export", "resnet20", "--input-size", 8, "--json", "-o", tmp_path / "bundle"
+    )  # fmt: skip
+    assert called.data.keys() >= {"bundle", "precision", "stages", "validation", "engines"}
+    assert called.data["precision"] == "fp32"
+    assert {"name", "seconds"} == called.data["stages"][0].keys()
+
+
+def test_untrained_weights_are_said_plainly(tmp_path: Path) -> None:
+    called = deploykit(
+        "export", "resnet20", "--input-size", 8, "--backend", "none", "-o", tmp_path / "bundle"
+    )  # fmt: skip
+    assert called.code == 0
+    assert "untrained, seed 0" in called.out
+    assert Bundle.open(tmp_path / "bundle").manifest.weights["trained"] is False
+
+
+def test_own_onnx_file_keeps_its_numbers(fp16_bundle: Path, tmp_path: Path) -> None:
+    original = fp16_bundle / "reference.onnx"
+    called = deploykit("export", original, "--fp16", "-o", tmp_path / "own", "--json")
+    assert called.code == 0, called.err
+    assert any("preprocessing is assumed" in note for note in called.data["notes"])
+    batch = np.random.default_rng(0).standard_normal((3, 3, 8, 8), np.float32)
+    outputs = [
+        onnxruntime.InferenceSession(str(path)).run(None, {"input": batch})[0]
+        for path in (original, tmp_path / "own" / "model.onnx")
+    ]
+    np.testing.assert_allclose(outputs[1], outputs[0], atol=0.02 * np.abs(outputs[0]).max())
+
+
+def test_failed_validation_shows_the_figures_and_leaves_nothing(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deploykit.stages import validate
+
+    strict = validate.Limits(0.0, 1.0, 0.0, 1.0, "nothing passes")
+    monkeypatch.setattr(validate, "LIMITS", dict.fromkeys(validate.LIMITS, strict))
+    called = deploykit(
+        "export", "resnet20", "--input-size", 8, "-o", tmp_path / "out" / "bundle"
+    )  # fmt: skip
+    assert called.code == 1
+    assert "the fp32 graph does not compute what torch eager computes" in called.err
+    assert "max abs" in called.err
+    assert not [path for path in (tmp_path / "out").iterdir() if path.suffix != ".lock"]
+
+
+def test_wrong_graph_of_the_first_exporter_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deploykit.stages import export
+
+    right = export._trace_program
+
+    def wrong(*arguments: object) -> object:
+        model = right(*arguments)  # type: ignore[arg-type]  # handed on as they came
+        bias = next(v for v in model.graph.initializers.values() if "linear.bias" in str(v.name))
+        assert bias.const_value is not None
+        bias.const_value = ir.tensor(bias.const_value.numpy() + 1, name=bias.name)
+        return model
+
+    monkeypatch.setattr(export, "_trace_program", wrong)
+    called = deploykit(
+        "export", "resnet20", "--input-size", 8, "--json", "--backend", "none",
+        "-o", tmp_path / "bundle",
+    )  # fmt: skip
+    assert called.data["conversion"]["exporter"] == "torchscript"
+    assert any(note.startswith("torch.export was not used") for note in called.data["notes"])
+
+
+def _start(digits: Digits, folder: Path) -> subprocess.Popen[bytes]:
+    command = [
+        sys.executable,
+        "-m",
+        "deploykit",
+        "export",
+        "resnet20",
+        "--fp16",
+        "--input-size",
+        "8",
+        "--weights",
+        str(digits.weights),
+        "-o",
+        str(folder),
+    ]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def test_killed_export_leaves_nothing_and_the_next_one_is_clean(
+    digits: Digits, tmp_path: Path
+) -> None:
+    folder = tmp_path / "engines" / "digits"
+    process = _start(digits, folder)
+    while not list(folder.parent.glob(".digits.*.part/reference.onnx")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not folder.exists()
+    export_digits(digits, folder, "fp16")
+    assert check(folder).ok
+    assert not list(folder.parent.glob("*.part"))
+    assert not list(folder.parent.glob(".*.part"))
+
+
+def test_two_exports_at_once_leave_one_whole_bundle(digits: Digits, tmp_path: Path) -> None:
+    folder = tmp_path / "engines" / "digits"
+    processes = [_start(digits, folder) for _ in range(2)]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert check(folder).ok
+    assert not list(folder.parent.glob(".*.part"))
+
+
+def test_interrupted_export_leaves_nothing(digits: Digits, tmp_path: Path) -> None:
+    folder = tmp_path / "engines" / "digits"
+    process = _start(digits, folder)
+    while not list(folder.parent.glob(".digits.*.part")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 1
+    assert b"Aborted" in error
+    assert b"Traceback" not in error
+    assert not [path for path in folder.parent.iterdir() if path.suffix != ".lock"]

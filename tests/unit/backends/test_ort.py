@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from deploykit.backends.ort import OrtRunner
+from deploykit.errors import EngineIncompatibleError, ModelFileError, UsageError
+from deploykit.specs import TensorSpec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+HEADER = '<ir_version: 9, opset_import: ["" : 20, "elsewhere" : 1]>'
+LINEAR = """linear (float[batch, 3] images) => (float[batch, 2] logits)
+<float[3, 2] weight = {1.0, 0.5, -2.0, 0.25, 3.0, -1.0}>
+{ product = MatMul(images, weight)  logits = Relu(product) }"""
+WEIGHT = np.array([[1.0, 0.5], [-2.0, 0.25], [3.0, -1.0]], np.float32)
+
+
+def serialised(text: str) -> bytes:
+    return onnx.parser.parse_model(f"{HEADER} {text}").SerializeToString()
+
+
+@pytest.fixture
+def linear(tmp_path: Path) -> Path:
+    path = tmp_path / "linear.onnx"
+    path.write_bytes(serialised(LINEAR))
+    return path
+
+
+def some_images(batch: int) -> NDArray[np.float32]:
+    return np.random.default_rng(batch).normal(size=(batch, 3)).astype(np.float32)
+
+
+def test_reports_names_types_and_shapes(linear: Path) -> None:
+    with OrtRunner(linear) as runner:
+        assert runner.inputs == (TensorSpec("images", "float32", ("batch", 3)),)
+        assert runner.outputs == (TensorSpec("logits", "float32", ("batch", 2)),)
+
+
+def test_a_dimension_without_a_name_gets_one() -> None:
+    graph = serialised("g (float16[?, 3] x) => (float16[?, 3] y) { y = Relu(x) }")
+    with OrtRunner(graph) as runner:
+        assert runner.inputs == (TensorSpec("x", "float16", ("x_0", 3)),)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("optimise", [True, False])
+def test_computes_what_numpy_computes(linear: Path, batch: int, *, optimise: bool) -> None:
+    images = some_images(batch)
+    with OrtRunner(linear, optimise=optimise, threads=1) as runner:
+        outputs = runner.run({"images": images})
+    assert list(outputs) == ["logits"]
+    np.testing.assert_allclose(outputs["logits"], np.maximum(images @ WEIGHT, 0), atol=1e-6)
+
+
+def test_a_file_and_its_bytes_are_the_same_model(linear: Path) -> None:
+    feeds = {"images": some_images(4)}
+    with OrtRunner(linear) as from_file, OrtRunner(linear.read_bytes()) as from_bytes:
+        same = from_file.run(feeds)["logits"] == from_bytes.run(feeds)["logits"]
+    assert same.all()
+
+
+def test_a_timed_run_gives_the_same_outputs(linear: Path) -> None:
+    feeds = {"images": some_images(4)}
+    with OrtRunner(linear) as runner:
+        outputs, times = runner.run_timed(feeds)
+        np.testing.assert_array_equal(outputs["logits"], runner.run(feeds)["logits"])
+    assert times.wall_ms > 0
+    assert (times.compute_ms, times.h2d_ms, times.d2h_ms, times.enqueue_ms) == (None,) * 4
+
+
+@pytest.mark.parametrize(
+    ("optimise", "level"),
+    [
+        (True, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL),
+        (False, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL),
+    ],
+)
+def test_hands_its_options_to_onnxruntime(linear: Path, level: Any, *, optimise: bool) -> None:
+    with OrtRunner(linear, optimise=optimise, threads=1) as runner:
+        options = runner._open().get_session_options()
+    assert options.graph_optimization_level == level
+    assert options.intra_op_num_threads == 1
+
+
+def test_nothing_is_opened_before_it_is_needed(tmp_path: Path) -> None:
+    runner = OrtRunner(tmp_path / "not-there.onnx")
+    with pytest.raises(ModelFileError, match=r"cannot load not-there.onnx\n.*NO_SUCHFILE"):
+        assert runner.inputs
+
+
+def test_the_session_is_made_once(linear: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = OrtRunner(linear)
+    assert runner.inputs
+    monkeypatch.setattr(onnxruntime, "InferenceSession", None)
+    with runner:
+        assert runner.run({"images": some_images(1)})["logits"].shape == (1, 2)
+
+
+def test_closing_twice_is_harmless_and_use_after_it_is_not(linear: Path) -> None:
+    runner = OrtRunner(linear)
+    with runner:
+        runner.close()
+    runner.close()
+    with pytest.raises(UsageError, match=r"the runner of linear.onnx is closed; open a new one"):
+        runner.run({"images": some_images(1)})
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"junk" * 20, "INVALID_PROTOBUF"),
+        (b"", "No graph was found"),
+        (serialised(LINEAR)[:-9], "INVALID_PROTOBUF"),
+        (serialised("g (float[2] x) => (float[2] y) { y = Relux(x) }"), "INVALID_GRAPH"),
+        (serialised("g (float[2] x) => (float[2] y) { y = elsewhere.Odd(x) }"), "elsewhere:Odd"),
+        (serialised("g (float[2] x) => (float[2] y) { y = Relu(z) }"), "INVALID_ARGUMENT"),
+    ],
+    ids=["junk", "empty", "truncated", "operator", "domain", "dangling"],
+)
+def test_what_cannot_be_loaded_is_named_with_the_reason(
+    content: bytes, reason: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelFileError, match=rf"onnxruntime cannot load broken.onnx\n.*{reason}"):
+        OrtRunner(path).__enter__()
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+def test_a_graph_that_fails_as_it_runs(capfd: pytest.CaptureFixture[str]) -> None:
+    graph = """g (float[batch, 3] x) => (float[7, n] y)
+    <int64[2] shape = {7, -1}> { y = Reshape(x, shape) }"""
+    with (
+        OrtRunner(serialised(graph)) as runner,
+        pytest.raises(ModelFileError, match=r"the graph failed to run\n.*Reshape"),
+    ):
+        runner.run({"x": some_images(2)})
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({}, r"linear.onnx was fed \[\], it takes \['images'\]"),
+        ({"image": some_images(1)}, r"was fed \['image'\], it takes \['images'\]"),
+        (
+            {"images": some_images(1).astype(np.float64)},
+            r"'images' of linear.onnx was fed float64 \(1, 3\), it takes float32 \('batch', 3\)",
+        ),
+        ({"images": some_images(1)[:, :2]}, r"fed float32 \(1, 2\), it takes float32"),
+        ({"images": some_images(1)[0]}, r"fed float32 \(3,\), it takes float32"),
+    ],
+    ids=["nothing", "name", "dtype", "size", "rank"],
+)
+def test_wrong_feeds_say_what_was_expected(
+    linear: Path, feeds: dict[str, NDArray[np.generic]], message: str
+) -> None:
+    with OrtRunner(linear) as runner, pytest.raises(UsageError, match=message):
+        runner.run(feeds)
+
+
+def test_unknown_device(linear: Path) -> None:
+    with pytest.raises(UsageError, match=r"unknown device 'tpu'\npossible: cpu, cuda"):
+        OrtRunner(linear, device="tpu")
+
+
+def test_a_gpu_that_was_not_built_in_is_no_silent_cpu(
+    linear: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    providers = ["CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    with pytest.raises(EngineIncompatibleError, match=r"on cuda: this onnxruntime was built with"):
+        OrtRunner(linear, device="cuda").__enter__()
+
+
+def test_a_gpu_that_does_not_start_is_no_silent_cpu(
+    linear: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the real package behaves without a GPU: it makes a session on the CPU instead."""
+    cpu_session = onnxruntime.InferenceSession
+
+    def falls_back(model: str, options: Any, providers: list[str], **more: Any) -> Any:
+        assert providers == ["CUDAExecutionProvider"]
+        return cpu_session(model, options, providers=["CPUExecutionProvider"], **more)
+
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", falls_back)
+    with pytest.raises(
+        EngineIncompatibleError,
+        match=r"linear.onnx cannot run on cuda: onnxruntime could not start it\ndeploykit doctor",
+    ):
+        OrtRunner(linear, device="cuda").__enter__()

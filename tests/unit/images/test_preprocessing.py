@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deploykit import images
+from deploykit.errors import DataError, UnknownNameError, UsageError
+from deploykit.images.preprocessing import resized_size
+from deploykit.specs import Preprocessing
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PREPROCESSING = Preprocessing(crop=(224, 224), resize=256)
+
+
+def of_torchvision(image: Image.Image, steps: Preprocessing) -> NDArray[np.float32]:
+    """What torchvision's evaluation transforms make of the image."""
+    from torchvision import transforms
+    from torchvision.transforms import InterpolationMode
+
+    mode = InterpolationMode(steps.interpolation)
+    resize = [] if steps.resize is None else [transforms.Resize(steps.resize, mode, antialias=True)]
+    chain = transforms.Compose(
+        [
+            *resize,
+            transforms.CenterCrop(steps.crop),
+            transforms.ToTensor(),
+            transforms.Normalize(steps.mean, steps.std),
+        ]
+    )
+    array: NDArray[np.float32] = chain(image).numpy()
+    return array
+
+
+def noise(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def assert_as_torchvision(image: Image.Image, steps: Preprocessing) -> None:
+    result = images.preprocess(image, steps)
+    assert result.dtype == np.float32
+    assert result.shape == (3, *steps.crop)
+    assert result.flags.c_contiguous
+    np.testing.assert_array_equal(result, of_torchvision(image, steps))
+
+
+@pytest.mark.parametrize("interpolation", images.INTERPOLATIONS)
+def test_photographs_come_out_as_from_torchvision(interpolation: str) -> None:
+    photos = images.sample_images()
+    steps = replace(PREPROCESSING, interpolation=interpolation)
+    for index in range(len(photos)):
+        assert_as_torchvision(photos.load(index), steps)
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(301, 200), (200, 301), (33, 47), (47, 33), (7, 500), (1, 1), (256, 256)]
+)
+@pytest.mark.parametrize("resize", [None, 31, 32, 64])
+@pytest.mark.parametrize("crop", [(32, 32), (31, 45), (46, 33)])
+def test_odd_sizes_come_out_as_from_torchvision(
+    width: int, height: int, resize: int | None, crop: tuple[int, int]
+) -> None:
+    assert_as_torchvision(noise(width, height), Preprocessing(crop=crop, resize=resize))
+
+
+def test_other_mean_and_std_are_used() -> None:
+    steps = Preprocessing(crop=(8, 8), mean=(0.5, 0.4, 0.3), std=(0.25, 0.5, 1.0))
+    assert_as_torchvision(noise(9, 9), steps)
+
+
+def test_what_a_crop_lacks_is_black_before_normalising() -> None:
+    steps = Preprocessing(crop=(4, 4), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    white = images.preprocess(Image.new("RGB", (2, 2), "white"), steps)
+    expected = np.full((3, 4, 4), -2, np.float32)
+    expected[:, 1:3, 1:3] = 2
+    np.testing.assert_array_equal(white, expected)
+
+
+def test_an_array_comes_out_as_its_image() -> None:
+    pixels = np.asarray(noise(40, 30))
+    steps = Preprocessing(crop=(16, 16), resize=20)
+    result = images.preprocess_array(pixels, steps)
+    np.testing.assert_array_equal(result, images.preprocess(noise(40, 30), steps))
+
+
+def test_the_image_is_not_changed() -> None:
+    image = noise(40, 30)
+    images.preprocess(image, PREPROCESSING)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(noise(40, 30)))
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "expected"),
+    [(500, 375, (341, 256)), (375, 500, (256, 341)), (300, 300, (256, 256))],
+)
+def test_the_longer_side_is_rounded_down(
+    width: int, height: int, expected: tuple[int, int]
+) -> None:
+    assert resized_size(width, height, 256) == expected
+
+
+def test_an_unknown_interpolation_suggests_the_right_one() -> None:
+    steps = replace(PREPROCESSING, interpolation="bilinaer")
+    with pytest.raises(UnknownNameError, match="unknown interpolation 'bilinaer'\n.*bilinear"):
+        images.preprocess(noise(9, 9), steps)
+
+
+@pytest.mark.parametrize("changes", [{"resize": 0}, {"crop": (0, 5)}, {"crop": (5, -1)}])
+def test_sizes_below_one_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"leaves no image\nexpected sizes of at least 1 pixel"):
+        images.preprocess(noise(9, 9), replace(PREPROCESSING, **changes))
+
+
+def test_a_std_of_zero_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"std \(0.2, 0.0, 0.2\) divides by zero"):
+        images.preprocess(noise(9, 9), replace(PREPROCESSING, std=(0.2, 0.0, 0.2)))
+
+
+def test_another_mode_than_rgb_is_refused() -> None:
+    with pytest.raises(UsageError, match="an image of mode 'L' was given\nexpected 'RGB'"):
+        images.preprocess(noise(9, 9).convert("L"), PREPROCESSING)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4), np.uint8),
+        np.zeros((3, 4, 4), np.uint8),
+        np.zeros((1, 4, 4, 3), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+    ids=lambda pixels: f"{pixels.dtype}{pixels.shape}",
+)
+def test_another_array_than_rgb_pixels_is_refused(pixels: NDArray[Any]) -> None:
+    with pytest.raises(UsageError, match=r"was given\nexpected uint8 \(H, W, 3\), RGB"):
+        images.preprocess_array(pixels, PREPROCESSING)
+
+
+def test_a_thread_of_an_image_is_not_blown_up() -> None:
+    with pytest.raises(DataError, match=r"1 x 9000 would be scaled to 256 x 2304000\nexpected"):
+        images.preprocess(Image.new("RGB", (1, 9000)), PREPROCESSING)
