@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -12,6 +12,10 @@ from deploykit.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+FORMATS: Final = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
+"""Pillow's readers that are used, whatever a file calls itself: others run outside programs (EPS)."""
 
 
 def decode(source: Path | bytes) -> Image:
@@ -28,7 +32,8 @@ def decode(source: Path | bytes) -> Image:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(source if isinstance(source, Path) else BytesIO(source)) as image:
+        content = source if isinstance(source, Path) else BytesIO(source)
+        with Image.open(content, formats=FORMATS) as image:
             ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
     # Pillow's readers let whatever they trip over escape: OSError, SyntaxError, struct.error ...

@@ -39,7 +39,8 @@ def read_npz(
 
 def _read_arrays(path: Path) -> Mapping[str, NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, because numpy leaves a damaged file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             known = ("images", "labels", "classes")
             found = {name: archive[name] for name in known if name in archive}
             names = ", ".join(archive) or "nothing"

@@ -105,7 +105,7 @@ def _module_of(node: ir.Node) -> str:
 def _forget_origins(model: ir.Model) -> None:
     ClearMetadataAndDocStringPass()(model)  # of graphs and nodes
     model.metadata_props.clear()
-    model.doc_string = None
+    model.doc_string = model.domain = None
     for function in model.functions.values():
         function.doc_string = None
     for value in _values(model):

@@ -106,7 +106,7 @@ def wilson_interval(hits: int, count: int) -> tuple[float, float]:
 
     >>> low, high = wilson_interval(915, 1000)
     >>> round(low, 4), round(high, 4)
-    (0.8961, 0.9308)
+    (0.8961, 0.9307)
     """
     share, z2 = hits / count, Z_95**2
     centre = (share + z2 / (2 * count)) / (1 + z2 / count)

@@ -83,12 +83,22 @@ def largest_magnitudes(
     """
     feed = runner.inputs[0].name
     amax = dict.fromkeys((feed, *names), 0.0)
-    for done, batch in enumerate(images, start=1):
+    single = _one_by_one(images, runner)
+    for done, batch in enumerate(single, start=1):
         values = {feed: batch, **runner.run({feed: batch})}
         for name in amax:
             amax[name] = max(amax[name], _magnitude(name, values[name]))
-        task.update(done, len(images), "activations")
+        task.update(done, len(single), "activations")
     return amax
+
+
+def _one_by_one(
+    images: Sequence[NDArray[np.float32]], runner: Runner
+) -> Sequence[NDArray[np.float32]]:
+    # All activations are held at once: those of a single image take the least memory.
+    if isinstance(runner.inputs[0].shape[0], int):
+        return images
+    return [batch[at : at + 1] for batch in images for at in range(len(batch))]
 
 
 def _magnitude(name: str, values: NDArray[np.generic]) -> float:

@@ -24,7 +24,7 @@ WEIGHT = np.array([[1.0, 0.5], [-2.0, 0.25], [3.0, -1.0]], np.float32)
 
 
 def serialised(text: str) -> bytes:
-    return onnx.parser.parse_model(f"{HEADER} {text}").SerializeToString()
+    return bytes(onnx.parser.parse_model(f"{HEADER} {text}").SerializeToString())
 
 
 @pytest.fixture
@@ -57,7 +57,8 @@ def test_computes_what_numpy_computes(linear: Path, batch: int, *, optimise: boo
     with OrtRunner(linear, optimise=optimise, threads=1) as runner:
         outputs = runner.run({"images": images})
     assert list(outputs) == ["logits"]
-    np.testing.assert_allclose(outputs["logits"], np.maximum(images @ WEIGHT, 0), atol=1e-6)
+    logits = outputs["logits"].astype(np.float32)
+    np.testing.assert_allclose(logits, np.maximum(images @ WEIGHT, 0), atol=1e-6)
 
 
 def test_a_file_and_its_bytes_are_the_same_model(linear: Path) -> None:

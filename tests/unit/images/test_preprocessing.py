@@ -107,7 +107,7 @@ def test_the_longer_side_is_rounded_down(
 
 def test_an_unknown_interpolation_suggests_the_right_one() -> None:
     steps = replace(PREPROCESSING, interpolation="bilinaer")
-    with pytest.raises(UnknownNameError, match="unknown interpolation 'bilinaer'\n.*bilinear"):
+    with pytest.raises(UnknownNameError, match=r"unknown interpolation 'bilinaer'\n.*bilinear"):
         images.preprocess(noise(9, 9), steps)
 
 
