@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-FORMATS: Final = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
+FORMATS: Final = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 """Pillow's readers that are used, whatever a file calls itself: others run outside programs (EPS)."""
 
 
@@ -41,7 +41,7 @@ def decode(source: Path | bytes) -> Image:
         name = str(source) if isinstance(source, Path) else "the image"
         raise DataError(
             f"cannot read {name}\n{type(error).__name__}: {_first_line(error)}\n"
-            "expected a complete JPEG, PNG, BMP, WebP, TIFF or GIF image"
+            "expected a complete JPEG, PNG, BMP, WebP, TIFF, GIF or PPM image"
         ) from error
 
 

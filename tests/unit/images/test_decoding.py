@@ -196,4 +196,4 @@ def test_a_format_that_runs_another_program_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "innocent.jpg"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n%%EOF\n")
     with pytest.raises(DataError, match="UnidentifiedImageError"):
-        decode(path)
+        images.decode(path)

@@ -46,7 +46,7 @@ def branches() -> onnx.ModelProto:
     """Unnamed nodes, repeated names, and a subgraph that reads outer values."""
     model = graph(
         """g (float[batch,3,8,8] x, bool c) => (float[batch,4,8,8] y) {
-            a = Conv (x, block.conv.weight)
+            a = Conv (x, w)
             b = Relu (a)
             d = Relu (b)
             e = If (c) <
@@ -55,8 +55,9 @@ def branches() -> onnx.ModelProto:
             >
             y = Add (e, d)
         }""",
-        {"block.conv.weight": normal(4, 3, 1, 1)},
+        {"w": normal(4, 3, 1, 1)},
     )
+    model.graph.node[0].input[1] = model.graph.initializer[0].name = "block.conv.weight"
     model.graph.node[1].name = model.graph.node[2].name = "twice"
     return model
 
