@@ -11,6 +11,7 @@ from typing import Final
 import click
 
 from deploykit._version import __version__
+from deploykit.cli._command import examples
 
 COMMANDS: Final = ("list", "inspect", "export", "build", "check", "eval", "doctor")
 """In the order of use; the file of each one has its name, and holds its ``command``."""
@@ -37,12 +38,11 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Commands,
+    epilog=examples("deploykit export resnet50 --fp16", "deploykit check engines/resnet50-fp16"),
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="deploykit")
 def main() -> None:
-    r"""From a PyTorch image classifier to a verified, measured TensorRT engine.
-
-    \b
-    deploykit export resnet50 --fp16
-    deploykit check engines/resnet50-fp16
-    """
+    """From a PyTorch image classifier to a verified, measured TensorRT engine."""

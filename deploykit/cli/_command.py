@@ -25,6 +25,12 @@ class Answer:
     failed: bool = False
 
 
+def examples(*lines: str) -> str:
+    """The end of a help page, a line for each call."""
+    # The backspace keeps click from joining the lines.
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
 class Failure(click.ClickException):
     """One message in place of a traceback."""
 

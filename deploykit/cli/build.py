@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deploykit.cli import _options
-from deploykit.cli._command import Answer, Command
+from deploykit.cli._command import Answer, Command, examples
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from deploykit.pipeline.build import BuildReport
 
 
-@click.command("build", cls=Command)
+@click.command(
+    "build",
+    cls=Command,
+    epilog=examples("deploykit build engines/resnet50-fp16 --backend tensorrt --batch 1,16,64"),
+)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @_options.backend
 @_options.batch
@@ -29,10 +33,10 @@ def command(
     workspace: int | None,
     compute_capabilities: tuple[str, ...],
 ) -> Answer:
-    r"""Add an engine to a bundle, compiled on this machine from the bundle's own ONNX file.
+    """Compile one more engine for a bundle, on this machine.
 
-    \b
-    deploykit build engines/resnet50-fp16 --backend tensorrt --batch 1,16,64
+    It is made from the bundle's own ONNX file, whose hash is verified first. The bundle stays as it
+    was if anything fails.
     """
     profile = _options.read_profile(batch)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deploykit.cli._command import Answer, Command
+from deploykit.cli._command import Answer, Command, examples
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,20 +15,21 @@ if TYPE_CHECKING:
     from deploykit.pipeline.check import CheckReport
 
 
-@click.command("check", cls=Command)
+@click.command("check", cls=Command, epilog=examples("deploykit check engines/resnet50-fp16"))
 @click.argument("bundle", type=click.Path(path_type=Path))
 def command(bundle: Path) -> Answer:
-    r"""Verify a bundle: every hash, each engine's header, the golden sample.
+    """Verify the files, the engines and the numbers of a bundle.
 
-    Says of each engine whether it fits this machine. The exit code is 1 if a file was changed or
+    Every hash, each engine's header, and the golden sample on onnxruntime. Says of each engine
+    whether it fits this machine, which is no condition. The exit code is 1 if a file was changed or
     the model computes something else than when it was exported.
-
-    \b
-    deploykit check engines/resnet50-fp16
     """
-    from deploykit.pipeline.check import check
+    from deploykit.cli._show import progress
 
-    report = check(bundle)
+    with progress().step("check"):
+        from deploykit.pipeline.check import check
+
+        report = check(bundle)
     return Answer(report.to_dict(), lambda out: _show(out, report), failed=not report.ok)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deploykit.cli._command import Answer, Command
+from deploykit.cli._command import Answer, Command, examples
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,14 +14,11 @@ if TYPE_CHECKING:
     from deploykit.pipeline.doctor import Diagnosis
 
 
-@click.command("doctor", cls=Command)
+@click.command(
+    "doctor", cls=Command, epilog=examples("deploykit doctor", "deploykit doctor --json")
+)
 def command() -> Answer:
-    r"""Say what this machine has, what works on it, and how to install what is missing.
-
-    \b
-    deploykit doctor
-    deploykit doctor --json
-    """
+    """Say what works on this machine, and what the rest needs."""
     from deploykit.cli._show import progress
     from deploykit.pipeline.doctor import diagnose
 

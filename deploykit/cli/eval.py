@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deploykit.cli._command import Answer, Command
+from deploykit.cli._command import Answer, Command, examples
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from deploykit.stages.evaluate import Evaluation
 
 
-@click.command("eval", cls=Command)
+@click.command(
+    "eval", cls=Command, epilog=examples("deploykit eval engines/resnet20-fp16 --data test.npz")
+)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--data",
@@ -39,12 +41,9 @@ if TYPE_CHECKING:
     help="Images per run.",
 )
 def command(bundle: Path, data: Path, reference: Path | None, batch: int) -> Answer:
-    r"""Measure a bundle's accuracy, and how often it agrees with its FP32 reference.
+    """Measure a bundle's accuracy and its agreement with FP32.
 
     Runs the bundle's ONNX file on onnxruntime; no GPU is needed.
-
-    \b
-    deploykit eval engines/resnet20-fp16 --data test.npz
     """
     from deploykit.cli._show import progress
     from deploykit.pipeline.evaluate import evaluate_bundle

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deploykit.cli import _options
-from deploykit.cli._command import Answer, Command
+from deploykit.cli._command import Answer, Command, examples
 from deploykit.errors import ValidationError
 
 if TYPE_CHECKING:
@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from deploykit.pipeline.export import ExportOptions, ExportReport
 
 
-@click.command("export", cls=Command)
+@click.command(
+    "export",
+    cls=Command,
+    epilog=examples(
+        "deploykit export resnet50 --fp16",
+        "deploykit export resnet20 --fp16 --weights resnet20.npz --data images.npz",
+        "deploykit export classifier.onnx --fp16 -o engines/classifier",
+    ),
+)
 @click.argument("target")
 @_options.precision_flags
 @_options.weights
@@ -59,15 +67,11 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     compute_capabilities: tuple[str, ...],
     output: Path | None,
 ) -> Answer:
-    r"""Turn TARGET, an architecture or an FP32 .onnx file, into a verified bundle.
+    """Turn an architecture or an .onnx file into a verified bundle.
 
-    The graph is exported, converted, compared with the original on real images, compiled, and the
-    precision of the compiled network is proven. A bundle appears only if all of it succeeds.
-
-    \b
-    deploykit export resnet50 --fp16
-    deploykit export resnet20 --fp16 --weights resnet20.npz --data images.npz
-    deploykit export classifier.onnx --fp16 -o engines/classifier
+    TARGET is a name of `deploykit list`, or the path of an FP32 .onnx file. The graph is
+    exported, converted, compared with the original on real images, compiled, and the precision
+    of the compiled network is proven. A bundle appears only if all of it succeeds.
     """
     precision = _options.read_precision(fp32=fp32, fp16=fp16)
     profile = _options.read_profile(batch)

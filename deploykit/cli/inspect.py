@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deploykit.cli import _options
-from deploykit.cli._command import Answer, Command
+from deploykit.cli._command import Answer, Command, examples
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from deploykit.summary import ModelSummary
 
 
-@click.command("inspect", cls=Command)
+@click.command(
+    "inspect",
+    cls=Command,
+    epilog=examples(
+        "deploykit inspect alexnet --num-classes 10 --input-size 256",
+        "deploykit inspect engines/resnet50-fp16",
+    ),
+)
 @click.argument("target")
 @_options.num_classes
 @_options.input_size
@@ -28,14 +35,10 @@ if TYPE_CHECKING:
     help="Images that the figures are for.",
 )
 def command(target: str, num_classes: int | None, input_size: int | None, batch: int) -> Answer:
-    r"""Show the layers of TARGET: an architecture, an .onnx file or a bundle.
+    """Show the layers of an architecture, an .onnx file or a bundle.
 
     Multiply-adds count convolutions and matrix products without bias. Activation memory counts
     every layer's output forward and backward in FP32, as torchsummary does.
-
-    \b
-    deploykit inspect alexnet --num-classes 10 --input-size 256
-    deploykit inspect engines/resnet50-fp16
     """
     from deploykit.cli._show import progress
     from deploykit.pipeline.inspect import inspect

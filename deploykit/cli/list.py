@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deploykit.cli._command import Answer, Command
+from deploykit.cli._command import Answer, Command, examples
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,14 +14,9 @@ if TYPE_CHECKING:
     from deploykit.specs import ModelSpec
 
 
-@click.command("list", cls=Command)
+@click.command("list", cls=Command, epilog=examples("deploykit list", "deploykit list --json"))
 def command() -> Answer:
-    r"""List the architectures that deploykit defines.
-
-    \b
-    deploykit list
-    deploykit list --json
-    """
+    """List the architectures that deploykit defines."""
     from deploykit import models
 
     specs = [models.get(name) for name in models.names()]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 FORMATS: Final = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
-"""Pillow's readers that are used, whatever a file calls itself: others run outside programs (EPS)."""
+"""Pillow's readers that are used, whatever a file calls itself: EPS would run Ghostscript."""
 
 
 def decode(source: Path | bytes) -> Image:

@@ -26,7 +26,8 @@ def embed_external_data(proto: onnx.ModelProto, path: Path) -> None:
     Raises:
         ModelFileError: the data lies outside the model's own folder, is missing or too short.
     """
-    external = [t for t in tensors_of(proto) if t.data_location == onnx.TensorProto.EXTERNAL]
+    tensors = (item for item in messages_of(proto) if isinstance(item, onnx.TensorProto))
+    external = [t for t in tensors if t.data_location == onnx.TensorProto.EXTERNAL]
     sources = [(tensor, _locate(tensor, path)) for tensor in external]
     for tensor, source in sources:
         tensor.raw_data = _read(tensor, source, path)
@@ -34,15 +35,13 @@ def embed_external_data(proto: onnx.ModelProto, path: Path) -> None:
         del tensor.external_data[:]
 
 
-def tensors_of(message: Message) -> Iterator[onnx.TensorProto]:
-    """Every tensor below ``message``: initializers, attributes, subgraphs, sparse, functions."""
-    if isinstance(message, onnx.TensorProto):
-        yield message
-        return
+def messages_of(message: Message) -> Iterator[Message]:
+    """``message`` and everything below it: nodes, subgraphs, functions, tensors, entries."""
+    yield message
     for field, value in message.ListFields():
         if field.message_type is not None:
             for child in (value,) if isinstance(value, Message) else value:
-                yield from tensors_of(child)
+                yield from messages_of(child)
 
 
 def _locate(tensor: onnx.TensorProto, path: Path) -> Path:

@@ -13,7 +13,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from deploykit._version import __version__
 from deploykit.artifacts import OnnxArtifact, sha256_of, sha256_of_bytes
 from deploykit.errors import ModelFileError
-from deploykit.onnx_graph.external import embed_external_data
+from deploykit.onnx_graph.external import embed_external_data, messages_of
 from deploykit.specs import Precision, TensorSpec
 
 if TYPE_CHECKING:
@@ -78,10 +78,14 @@ def write_model(
 ) -> OnnxArtifact:
     """Check the graph and write it; the same graph always gives the same bytes.
 
+    Names, types and weights are written, no other words: exporters put Python stack traces with
+    local paths beside them, which are nobody else's business and differ between machines.
+
     Raises:
         ModelFileError: ``onnx.checker`` refuses the graph, or it does not fit in one file.
     """
     proto = ir.to_proto(model)
+    _forget_origins(proto)
     proto.producer_name, proto.producer_version = "deploykit", __version__
     history = {_PRECISION: str(precision), _PARENTS: json.dumps(list(parents))}
     onnx.helper.set_model_props(proto, history)
@@ -116,6 +120,14 @@ def expose_outputs(model: ir.Model) -> tuple[bytes, tuple[str, ...]]:
     shown.graph.outputs.extend(value for value in floats if not value.is_graph_output())
     names = tuple(str(value.name) for value in floats)
     return _serialise(ir.to_proto(shown), "the graph with its activations"), names
+
+
+def _forget_origins(proto: onnx.ModelProto) -> None:
+    proto.ClearField("domain")
+    for message in messages_of(proto):
+        for field in ("doc_string", "metadata_props"):
+            if field in message.DESCRIPTOR.fields_by_name:
+                message.ClearField(field)
 
 
 def _serialise(proto: onnx.ModelProto, what: str) -> bytes:

@@ -6,7 +6,6 @@ import ast
 from typing import TYPE_CHECKING
 
 from onnx_ir.passes.common import (
-    ClearMetadataAndDocStringPass,
     LiftConstantsToInitializersPass,
     RemoveInitializersFromInputsPass,
     RemoveUnusedNodesPass,
@@ -30,9 +29,7 @@ def tidy(model: ir.Model, *, rename: bool) -> None:
     Constants become initializers, and weights that old exporters list among the inputs leave that
     list. Every node then has a name of its own: with ``rename`` that of the module that it came
     from (``layer1.0.conv1/Conv``), its values are named after it; without it only a name that is
-    missing or repeated changes. Inputs and outputs keep theirs. All metadata goes: exporters put
-    Python stack traces with local paths there, which are nobody else's business and differ
-    between machines.
+    missing or repeated changes. Inputs and outputs keep theirs.
     """
     _drop_identities(model.graph)
     for shared_pass in (
@@ -47,7 +44,6 @@ def tidy(model: ir.Model, *, rename: bool) -> None:
         _name_after_modules(model)
     else:
         _complete_names(model)
-    _forget_origins(model)
 
 
 def _drop_identities(graph: ir.Graph) -> None:
@@ -100,17 +96,6 @@ def _module_of(node: ir.Node) -> str:
         return ""
     # The last scope is the operator itself, the one before it the module that called it.
     return str(scopes[-2]) if len(scopes) > 1 else ""
-
-
-def _forget_origins(model: ir.Model) -> None:
-    ClearMetadataAndDocStringPass()(model)  # of graphs and nodes
-    model.metadata_props.clear()
-    model.doc_string = model.domain = None
-    for function in model.functions.values():
-        function.doc_string = None
-    for value in _values(model):
-        value.metadata_props.clear()
-        value.doc_string = None
 
 
 def _values(model: ir.Model) -> Iterator[ir.Value]:

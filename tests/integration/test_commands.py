@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def test_every_command_has_help_with_an_example(command: str) -> None:
     called = deploykit(command, "--help")
     assert called.code == 0
-    assert f"deploykit {command}" in called.out.split("Options:")[0]
+    assert f"deploykit {command}" in called.out.split("Examples:")[1]
     assert "--json" in called.out
 
 
