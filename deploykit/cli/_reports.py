@@ -56,6 +56,16 @@ def show_files(out: Console, bundle: Bundle) -> None:
     out.print(rows, "")
 
 
+def show_kept(out: Console, kept: Mapping[str, str]) -> None:
+    """Nodes that a conversion left in FP32, each with its reason."""
+    if not kept:
+        return
+    rows = table(("stays FP32", "because"))
+    for node, reason in kept.items():
+        rows.add_row(node, reason)
+    out.print(rows, "")
+
+
 def show_engines(out: Console, engines: Sequence[EngineRecord]) -> None:
     """What each engine was compiled for, and which layers its network has."""
     for engine in engines:

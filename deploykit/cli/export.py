@@ -113,12 +113,19 @@ def _export(target: str, options: ExportOptions) -> ExportReport:
 
 
 def _show(out: Console, report: ExportReport) -> None:
-    from deploykit.cli._reports import show_comparison, show_engines, show_files, show_stages
+    from deploykit.cli._reports import (
+        show_comparison,
+        show_engines,
+        show_files,
+        show_kept,
+        show_stages,
+    )
 
     manifest = report.bundle.manifest
     show_stages(out, report.stages)
     show_comparison(out, [found.to_dict() for found in report.validation])
     show_files(out, report.bundle)
+    show_kept(out, manifest.conversion.get("kept_fp32", {}))
     show_engines(out, manifest.engines)
     for note in report.notes:
         out.print(f"note: {note}", style="yellow", markup=False)

@@ -30,6 +30,10 @@ SQUARING_OPS: Final = frozenset(
 """Operators whose intermediate squares overflow FP16 from inputs of 256 on."""
 
 
+QUANTIZING_OPS: Final = frozenset({"DequantizeLinear", "QuantizeLinear"})
+"""Operators of INT8 graphs: compilers take their scales in FP32, and FP16 ends at 6e-8."""
+
+
 @dataclass(frozen=True)
 class HalfPlan:
     """The nodes that become FP16, and why each of the others that hold FP32 data does not."""
@@ -103,6 +107,8 @@ def _reason_to_keep(node: ir.Node, model: ir.Model) -> str | None:
         return "control flow"
     if node.op_type in SQUARING_OPS:
         return "its intermediate squares overflow"
+    if node.op_type in QUANTIZING_OPS:
+        return "its scale stays FP32"
     in_slots, out_slots = half_slots(node, model)
     values = (*node.inputs, *node.outputs)
     typed = [v for v, slot in zip(values, (*in_slots, *out_slots), strict=True) if slot and v]

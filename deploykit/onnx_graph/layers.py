@@ -70,13 +70,13 @@ def _multiply_adds(node: ir.Node) -> int:
     """Multiply-adds by the operators' definitions in the ONNX standard, bias not counted."""
     if node.op_type not in {"Conv", "ConvTranspose", "Gemm", "MatMul"}:
         return 0
-    data, weight = _known(node.inputs[0]), _known(node.inputs[1])
     output = _shape(node.outputs[0])
+    data, weight = (_shape(value) for value in node.inputs[:2] if value is not None)
     if node.op_type == "Conv":  # weight (M, C / group, kH, kW)
-        return prod(output) * prod(_shape(weight)[1:])
+        return prod(output) * prod(weight[1:])
     if node.op_type == "ConvTranspose":  # weight (C, M / group, kH, kW)
-        return prod(_shape(data)) * prod(_shape(weight)[1:])
-    return prod(output) * _inner_length(node, _shape(data))
+        return prod(data) * prod(weight[1:])
+    return prod(output) * _inner_length(node, data)
 
 
 def _inner_length(node: ir.Node, left: Sequence[int]) -> int:
@@ -87,12 +87,6 @@ def _inner_length(node: ir.Node, left: Sequence[int]) -> int:
 
 def _is_weight(value: ir.Value) -> bool:
     return value.is_initializer() and value.dtype is not None and value.dtype.is_floating_point()
-
-
-def _known(value: ir.Value | None) -> ir.Value:
-    if value is None:
-        raise ModelFileError("a convolution or matrix product lacks one of its two inputs")
-    return value
 
 
 def _shape(value: ir.Value) -> tuple[int, ...]:

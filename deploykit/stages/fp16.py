@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    import onnx_ir as ir
     from numpy.typing import NDArray
 
     from deploykit.artifacts import OnnxArtifact
@@ -60,14 +61,24 @@ def convert_to_fp16(
         ModelFileError: the result is not a valid model.
     """
     model = onnx_graph.read_model(artifact.path)
-    graph, names = onnx_graph.expose_outputs(model)
-    with open_runner(graph) as runner:
-        amax = largest_magnitudes(runner, images, names, task)
+    amax = _measure(model, images, open_runner, task)
     plan = onnx_graph.plan_half(model, amax, HEADROOM)
     halved = onnx_graph.halve(model, plan)
     parents = (artifact.sha256, *artifact.parents)
     result = onnx_graph.write_model(halved, path, Precision.FP16, parents)
     return Fp16Result(result, len(plan.halved), plan.kept, plan.kept_heavy(model))
+
+
+def _measure(
+    model: ir.Model,
+    images: Sequence[NDArray[np.float32]],
+    open_runner: Callable[[bytes], Runner],
+    task: ProgressTask,
+) -> dict[str, float]:
+    # A function of its own: the second copy of the weights is gone before the third is made.
+    graph, names = onnx_graph.expose_outputs(model)
+    with open_runner(graph) as runner:
+        return largest_magnitudes(runner, images, names, task)
 
 
 def largest_magnitudes(

@@ -111,8 +111,9 @@ def _assert_no_needless_casts(model: onnx.ModelProto, types: Mapping[str, int]) 
 
 
 def node_of(model: onnx.ModelProto, op_type: str) -> onnx.NodeProto:
-    (found,) = (node for node in model.graph.node if node.op_type == op_type)
-    return found
+    found = [node for node in model.graph.node if node.op_type == op_type]
+    assert len(found) == 1
+    return found[0]
 
 
 def casts(model: onnx.ModelProto) -> int:
@@ -559,11 +560,13 @@ STEPS = ("Conv", "Relu", "Add", "MaxPool", "Concat", "Clip", "Cast", "LRN", "Mul
 @st.composite
 def chains(draw: st.DrawFn) -> onnx.ModelProto:
     """A random chain in which each step may also read any value before it."""
-    nodes, constants = [], {}
+    nodes: list[onnx.NodeProto] = []
+    constants: dict[str, Array] = {}
     values = [("x", 4)]
     for at, kind in enumerate(draw(st.lists(st.sampled_from(STEPS), min_size=1, max_size=6))):
         (source, channels), name = draw(st.sampled_from(values)), f"v{at}"
-        inputs, attributes = [source], {}
+        inputs: list[str] = [source]
+        attributes: dict[str, Any] = {}
         if kind == "Conv":
             constants[f"w{at}"] = normal(4, channels, 3, 3, seed=at, scale=0.2)
             inputs, attributes, channels = [source, f"w{at}"], {"pads": [1] * 4}, 4

@@ -1,0 +1,64 @@
+"""Scales and INT8 values of weights and activations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+
+INT8_MAX: Final = 127
+"""The range is symmetric: -128 is never a weight, so that the negative of each weight exists."""
+
+MIN_SCALE: Final = 2.0**-60
+"""A kernel multiplies the scales of its input and its weight: the product of two such scales,
+2^-120, is still a normal FP32 number (those end at 2^-126)."""
+
+
+def scale_of(amax: float) -> np.float32:
+    """Size of one step when values up to ``amax`` fill the 127 steps; never 0.
+
+    >>> float(scale_of(254.0)), float(scale_of(0.0)) > 0
+    (2.0, True)
+    """
+    return np.float32(max(amax / INT8_MAX, MIN_SCALE))
+
+
+def channel_scales(weight: Floats, axis: int) -> Floats:
+    """One step for each index of ``axis``, from the largest magnitude there; shape (C,)."""
+    others = tuple(index for index in range(weight.ndim) if index != axis)
+    amax = np.abs(weight).max(axis=others, initial=0.0)
+    return np.maximum(amax.astype(np.float64) / INT8_MAX, MIN_SCALE).astype(np.float32)
+
+
+def quantize(weight: Floats, scales: Floats, axis: int) -> NDArray[np.int8]:
+    """Round to the nearest of -127 ... 127 steps, halves to the even one."""
+    steps = np.rint(weight / along(scales, weight.ndim, axis))
+    return np.clip(steps, -INT8_MAX, INT8_MAX).astype(np.int8)
+
+
+def dequantize(steps: NDArray[np.int8], scales: Floats, axis: int) -> Floats:
+    """The values that INT8 weights stand for."""
+    values: Floats = steps.astype(np.float32) * along(scales, steps.ndim, axis)
+    return values
+
+
+def along(scales: Floats, ndim: int, axis: int) -> Floats:
+    """(C,) as (1, ..., C, ..., 1), to be multiplied with a tensor of ``ndim`` dimensions."""
+    return scales.reshape([-1 if index == axis else 1 for index in range(ndim)])
+
+
+def sqnr_db(signal: Floats, approximation: Floats) -> float:
+    """Signal to quantization noise ratio, 10 log10(sum x^2 / sum (x - q)^2), in dB.
+
+    Infinite where there is no noise, minus infinity where there is noise but no signal.
+    """
+    power = float(np.square(signal, dtype=np.float64).sum())
+    noise = float(np.square(signal.astype(np.float64) - approximation).sum())
+    if noise == 0:
+        return float("inf")
+    return float(10 * np.log10(power / noise)) if power else float("-inf")
