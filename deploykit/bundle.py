@@ -26,6 +26,7 @@ REFERENCE: Final = "reference.onnx"
 """The FP32 graph that a converted model came from: for `eval` and `validate`, never for serving."""
 GOLDEN: Final = "golden.npz"
 LABELS: Final = "labels.txt"
+CALIBRATION: Final = "calibration.json"
 
 _DIGEST = "manifest_sha256"
 

@@ -56,11 +56,11 @@ class TensorSpec:
         Raises:
             UsageError: another dimension than the first is dynamic.
         """
-        first, *rest = self.shape
-        fixed = [dim for dim in rest if isinstance(dim, int)]
-        if len(fixed) != len(rest):
+        filled = (batch if isinstance(dim, str) else dim for dim in self.shape[:1])
+        fixed = [dim for dim in self.shape[1:] if isinstance(dim, int)]
+        if len(fixed) != len(self.shape[1:]):
             raise UsageError(f"{self.name} {self.shape}: only the first dimension may be dynamic")
-        return (batch if isinstance(first, str) else first, *fixed)
+        return (*filled, *fixed)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

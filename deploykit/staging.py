@@ -19,6 +19,9 @@ from deploykit.errors import BundleError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+LOCK_TIMEOUT_S: Final = 60
+"""A lock is held for a rename or two; longer means a stuck process or a strange file system."""
+
 _RANDOM_CHARACTERS: Final = 8  # of a name that tempfile makes
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
@@ -76,10 +79,14 @@ def translated_write_errors(target: Path) -> Iterator[None]:
 
 @contextmanager
 def exclusive(target: Path) -> Iterator[None]:
-    """Hold the lock of ``target`` among all processes of this machine."""
+    """Hold the lock of ``target`` among all processes of this machine.
+
+    Raises:
+        TimeoutError: another process has held it for `LOCK_TIMEOUT_S`; it is an ``OSError``.
+    """
     place = Path(os.path.realpath(target))
     # The file stays: another process may already wait for this very one.
-    with FileLock(place.parent / f".{place.name}.lock"):
+    with FileLock(place.parent / f".{place.name}.lock", timeout=LOCK_TIMEOUT_S):
         yield
 
 

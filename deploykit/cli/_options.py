@@ -65,15 +65,29 @@ data = click.option(
     help="Images: a folder, a CSV list or an .npz.",
 )
 
+calib_count = click.option(
+    "--calib-count",
+    default=512,
+    show_default=True,
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Images to calibrate with, at most.",
+)
+
 
 def precision_flags(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--fp32`` and ``--fp16``."""
-    for name, text in (("fp16", "16 bits, inputs and outputs stay FP32."), ("fp32", "32 bits.")):
+    """Add ``--fp32``, ``--fp16`` and ``--int8``."""
+    texts = (
+        ("int8", "8 bits where it pays, the rest FP16; needs --calib."),
+        ("fp16", "16 bits, inputs and outputs stay FP32."),
+        ("fp32", "32 bits."),
+    )
+    for name, text in texts:
         function = click.option(f"--{name}", is_flag=True, help=text)(function)
     return function
 
 
-def read_precision(*, fp32: bool, fp16: bool) -> Precision:
+def read_precision(*, fp32: bool, fp16: bool, int8: bool) -> Precision:
     """The one precision that was asked; FP32 without a flag.
 
     Raises:
@@ -82,9 +96,12 @@ def read_precision(*, fp32: bool, fp16: bool) -> Precision:
     from deploykit.errors import UsageError
     from deploykit.specs import Precision
 
-    if fp32 and fp16:
-        raise UsageError("--fp32 and --fp16 exclude each other: run export once for each")
-    return Precision.FP16 if fp16 else Precision.FP32
+    flags = {Precision.FP32: fp32, Precision.FP16: fp16, Precision.INT8: int8}
+    asked = [precision for precision, given in flags.items() if given]
+    if len(asked) > 1:
+        given = " and ".join(f"--{precision}" for precision in asked)
+        raise UsageError(f"{given} exclude each other: run export once for each")
+    return asked[0] if asked else Precision.FP32
 
 
 def read_profile(text: str) -> ShapeProfile:

@@ -79,7 +79,7 @@ def show_engines(out: Console, engines: Sequence[EngineRecord]) -> None:
         rows.add_row("  compute capability", ", ".join(engine.compute_capabilities))
         rows.add_row("  compiled", f"in {engine.build_s:.2f} s, {megabytes(engine.bytes)}")
         for warning in engine.warnings:
-            rows.add_row("  compiler's warning", warning)
+            rows.add_row("  warning", warning)
         rows.show_header = False
         out.print(rows, "")
 
@@ -96,3 +96,36 @@ def _comparison_row(batch: Mapping[str, Any]) -> tuple[str, ...]:
         f"{batch['agreement']:.1%}",
         f"margin {min(flipped):.2e}" if flipped else "-",
     )
+
+
+def show_int8(out: Console, conversion: Mapping[str, Any], calibration: Mapping[str, Any]) -> None:
+    """Layers by precision, the worst ratios, and how each method did on held-out images."""
+    layers = ", ".join(f"{count} {kind.upper()}" for kind, count in conversion["layers"].items())
+    out.print(f"convolutions and matrix products: {layers}")
+    out.print(
+        f"ranges: {calibration['method']}, from {calibration['images']} images; "
+        f"{conversion['corrected_biases']} biases corrected",
+        "",
+    )
+    if calibration["trials"]:
+        numbers = ("mean KL (nats)", "top-1 same")
+        rows = table(("method", *numbers), title="on held-out images", right=numbers)
+        for trial in calibration["trials"]:
+            rows.add_row(trial["method"], f"{trial['mean_kl']:.2e}", f"{trial['agreement']:.1%}")
+        out.print(rows, "")
+    for title, key in (("weights", "weight_sqnr_db"), ("activations", "activation_sqnr_db")):
+        if conversion[key]:
+            rows = table((title, "SQNR (dB)"), title="lowest ratios", right=("SQNR (dB)",))
+            for name, ratio in conversion[key].items():
+                rows.add_row(name, "exact" if ratio is None else f"{ratio:.1f}")
+            out.print(rows, "")
+    show_left_alone(out, conversion["kept"])
+
+
+def show_left_alone(out: Console, kept: Mapping[str, str]) -> None:
+    """Nodes that could have been INT8 and are not, each with its reason."""
+    if kept:
+        rows = table(("not INT8", "because"))
+        for node, reason in kept.items():
+            rows.add_row(node, reason)
+        out.print(rows, "")

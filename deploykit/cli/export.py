@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deploykit.cli import _options
+from deploykit.cli import _int8, _options
 from deploykit.cli._command import Answer, Command, examples
 from deploykit.errors import ValidationError
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 )
 @click.argument("target")
 @_options.precision_flags
+@_int8.options
 @_options.weights
 @_options.num_classes
 @_options.input_size
@@ -55,6 +56,14 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     target: str,
     fp32: bool,
     fp16: bool,
+    int8: bool,
+    calib: str | None,
+    calib_count: int,
+    method: str,
+    rest: str,
+    exclude: tuple[str, ...],
+    first_layer: str,
+    last_layer: str,
     weights: str | None,
     num_classes: int | None,
     input_size: int | None,
@@ -73,7 +82,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     exported, converted, compared with the original on real images, compiled, and the precision
     of the compiled network is proven. A bundle appears only if all of it succeeds.
     """
-    precision = _options.read_precision(fp32=fp32, fp16=fp16)
+    precision = _options.read_precision(fp32=fp32, fp16=fp16, int8=int8)
     profile = _options.read_profile(batch)
 
     from deploykit.cli._show import progress
@@ -81,6 +90,15 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     with progress().step("start"):  # importing torch takes seconds
         from deploykit.pipeline.export import ExportOptions
 
+    request = _int8.read_request(
+        calib,
+        calib_count,
+        seed,
+        method=method,
+        rest=rest,
+        exclude=exclude,
+        ends=(first_layer, last_layer),
+    )
     options = ExportOptions(
         precision=precision,
         backend=backend,
@@ -94,6 +112,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         data=data,
         labels=labels,
         output=output,
+        int8=request,
     )
     report = _export(target, options)
     return Answer(report.to_dict(), lambda out: _show(out, report))
@@ -117,6 +136,7 @@ def _show(out: Console, report: ExportReport) -> None:
         show_comparison,
         show_engines,
         show_files,
+        show_int8,
         show_kept,
         show_stages,
     )
@@ -126,6 +146,8 @@ def _show(out: Console, report: ExportReport) -> None:
     show_comparison(out, [found.to_dict() for found in report.validation])
     show_files(out, report.bundle)
     show_kept(out, manifest.conversion.get("kept_fp32", {}))
+    if manifest.calibration is not None:
+        show_int8(out, manifest.conversion, manifest.calibration)
     show_engines(out, manifest.engines)
     for note in report.notes:
         out.print(f"note: {note}", style="yellow", markup=False)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploykit import environment
-from deploykit.backends.ort import OrtRunner
 from deploykit.backends.trt.compiler import loadable_compilers
 from deploykit.backends.trt.fits import engine_fits
 from deploykit.backends.trt.header import HEADER_BYTES, read_header
 from deploykit.bundle import GOLDEN, Bundle
 from deploykit.errors import DeploykitError, IntegrityError
+from deploykit.pipeline.runners import open_model
 from deploykit.stages.validate import outputs_of, validate
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _check_golden(bundle: Bundle) -> list[str]:
     try:
         with np.load(bundle.folder / GOLDEN, allow_pickle=False) as golden:
             batch, logits = golden["input"], golden["logits"]
-        with OrtRunner(bundle.model_path) as runner:
+        with open_model(bundle) as runner:
             outputs = outputs_of(runner, [batch])
         names = ("the bundle's model", "the golden sample")
         report = validate(outputs, [logits], precision=bundle.manifest.precision, names=names)

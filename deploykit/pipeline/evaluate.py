@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from deploykit import images
 from deploykit.backends.ort import OrtRunner
 from deploykit.bundle import REFERENCE, Bundle
+from deploykit.pipeline.runners import open_model
 from deploykit.specs import Precision, Progress, SilentProgress
 from deploykit.stages.evaluate import Evaluation, evaluate
 
@@ -37,7 +38,7 @@ def evaluate_bundle(
     bundle.require_intact()
     source = images.open_images(data)
     other = reference or _own_reference(bundle)
-    with OrtRunner(bundle.model_path) as runner, _open(other) as against:
+    with open_model(bundle) as runner, _open(other) as against:
         return evaluate(
             runner,
             source,
@@ -58,4 +59,4 @@ def _own_reference(bundle: Bundle) -> Path | None:
 def _open(path: Path | None) -> AbstractContextManager[OrtRunner | None]:
     if path is None:
         return nullcontext(None)
-    return OrtRunner(Bundle.open(path).model_path if path.is_dir() else path)
+    return open_model(Bundle.open(path)) if path.is_dir() else OrtRunner(path)

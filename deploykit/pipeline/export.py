@@ -14,7 +14,16 @@ from deploykit.artifacts import sha256_of
 from deploykit.backends.ort import OrtRunner
 from deploykit.backends.trt.builder import CompileOptions
 from deploykit.backends.trt.compiler import choose_compiler
-from deploykit.bundle import GOLDEN, LABELS, MANIFEST, MODEL, REFERENCE, Bundle, Manifest
+from deploykit.bundle import (
+    CALIBRATION,
+    GOLDEN,
+    LABELS,
+    MANIFEST,
+    MODEL,
+    REFERENCE,
+    Bundle,
+    Manifest,
+)
 from deploykit.errors import DataError, UsageError
 from deploykit.pipeline.journal import Journal, StageTime
 from deploykit.pipeline.sources import Reference, from_definition, from_onnx
@@ -26,6 +35,7 @@ from deploykit.staging import staged_folder
 if TYPE_CHECKING:
     from deploykit.artifacts import EngineRecord, OnnxArtifact
     from deploykit.backends.trt.compiler import Compiler
+    from deploykit.pipeline.int8 import Int8Request
     from deploykit.specs import ModelSpec
 
 GOLDEN_BATCH: Final = 2
@@ -47,6 +57,16 @@ class ExportOptions:
     data: Path | None = None
     labels: Path | None = None
     output: Path | None = None
+    int8: Int8Request | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision is Precision.INT8 and self.int8 is None:
+            raise UsageError(
+                "INT8 needs images to calibrate with: --calib PATH\n"
+                "for trying out sizes and speed only, noise will do: --calib random"
+            )
+        if self.precision is not Precision.INT8 and self.int8 is not None:
+            raise UsageError(f"--calib is for --int8 only, not for {self.precision}")
 
 
 @dataclass(frozen=True)
@@ -68,6 +88,7 @@ class ExportReport:
             "validation": [report.to_dict() for report in self.validation],
             "engines": [engine.to_dict() for engine in manifest.engines],
             "conversion": dict(manifest.conversion),
+            "calibration": manifest.calibration,
             "weights": dict(manifest.weights),
             "notes": list(self.notes),
         }
@@ -123,7 +144,12 @@ class _Converted:
     artifact: OnnxArtifact
     reports: tuple[ValidationReport, ...]
     conversion: dict[str, Any]
-    kept_heavy: int = 0
+    calibration: dict[str, Any] | None = None
+
+    @property
+    def kept_heavy(self) -> int:
+        """Convolutions and matrix products that were left in FP32 on purpose."""
+        return int(self.conversion.get("kept_heavy", 0))
 
 
 def _fill(
@@ -133,7 +159,7 @@ def _fill(
     path = folder / (MODEL if options.precision is Precision.FP32 else REFERENCE)
     reference = _verified_fp32(source, path, options, journal)
     labels = _fitting_labels(plan.labels, reference)
-    converted = _convert(reference, folder / MODEL, options.precision, journal)
+    converted = _convert(reference, folder, options, journal)
     engines = _compile(converted, folder, plan, journal)
     _write_golden(folder, reference)
     if labels is not None:
@@ -152,6 +178,7 @@ def _fill(
         engines=engines,
         packages=environment.describe().packages,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        calibration=converted.calibration,
     )
     return manifest, converted.reports
 
@@ -167,10 +194,16 @@ def _verified_fp32(
 
 
 def _convert(
-    reference: Reference, path: Path, precision: Precision, journal: Journal
+    reference: Reference, folder: Path, options: ExportOptions, journal: Journal
 ) -> _Converted:
-    if precision is Precision.FP32:
-        return _Converted(reference.artifact, (reference.report,), dict(reference.conversion))
+    if options.int8 is not None:
+        return _quantize(reference, folder, options.int8, journal)
+    if options.precision is Precision.FP16:
+        return _halve(reference, folder / MODEL, journal)
+    return _Converted(reference.artifact, (reference.report,), dict(reference.conversion))
+
+
+def _halve(reference: Reference, path: Path, journal: Journal) -> _Converted:
     from deploykit.stages.fp16 import convert_to_fp16
 
     with journal.stage("convert to fp16") as task:
@@ -183,8 +216,23 @@ def _convert(
         report = validate(outputs, reference.logits, precision=Precision.FP16, names=names)
         report.require_pass()
     conversion = {**reference.conversion, **result.to_dict()}
-    reports = (reference.report, report)
-    return _Converted(result.artifact, reports, conversion, result.kept_heavy)
+    return _Converted(result.artifact, (reference.report, report), conversion)
+
+
+def _quantize(
+    reference: Reference, folder: Path, request: Int8Request, journal: Journal
+) -> _Converted:
+    from deploykit.pipeline.int8 import convert_to_int8
+
+    outcome = convert_to_int8(reference, folder / MODEL, request, journal)
+    outcome.calibrated.table.save(folder / CALIBRATION)
+    conversion = {
+        **reference.conversion,
+        **outcome.result.to_dict(),
+        "kept_heavy": outcome.result.kept_heavy,
+    }
+    reports = (reference.report, outcome.report)
+    return _Converted(outcome.result.artifact, reports, conversion, outcome.to_dict())
 
 
 def _compile(

@@ -96,17 +96,13 @@ def from_onnx(original: Path, path: Path, journal: Journal, *, data: Path | None
     """
     with journal.stage("read"):
         source = onnx_graph.read_artifact(original)
-        image = _require_image_classifier(source)
-        preprocessing = _assumed_preprocessing(image)
+        image = require_image_classifier(source)
+        preprocessing = assumed_preprocessing(image)
         sizes = BATCHES if isinstance(image.shape[0], str) else (image.shape[0],)
         batches = sample_batches(preprocessing, data, sizes)
         with OrtRunner(original) as runner:
             logits = outputs_of(runner, batches)
-        model = onnx_graph.read_model(original)
-        onnx_graph.tidy(model, rename=False)
-        artifact = onnx_graph.write_model(
-            model, path, Precision.FP32, (source.sha256, *source.parents)
-        )
+        artifact = tidied(source, path)
     journal.notes.append(
         f"preprocessing is assumed: {preprocessing.resize} px, crop {preprocessing.crop}, "
         "ImageNet mean and deviation"
@@ -121,6 +117,13 @@ def from_onnx(original: Path, path: Path, journal: Journal, *, data: Path | None
         weights={"source": original.name, "sha256": source.sha256, "trained": True},
         preprocessing=preprocessing,
     )
+
+
+def tidied(source: OnnxArtifact, path: Path) -> OnnxArtifact:
+    """The graph of ``source`` in the form that later stages rely on, written to ``path``."""
+    model = onnx_graph.read_model(source.path)
+    onnx_graph.tidy(model, rename=False)
+    return onnx_graph.write_model(model, path, Precision.FP32, (source.sha256, *source.parents))
 
 
 def _export_verified(
@@ -174,7 +177,12 @@ def _describe(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def _require_image_classifier(source: OnnxArtifact) -> TensorSpec:
+def require_image_classifier(source: OnnxArtifact) -> TensorSpec:
+    """The image input of an FP32 classifier.
+
+    Raises:
+        ModelFileError: it is converted already, or takes something else than images.
+    """
     if source.precision is not Precision.FP32:
         raise ModelFileError(
             f"{source.path.name} is already {source.precision}; "
@@ -191,7 +199,8 @@ def _require_image_classifier(source: OnnxArtifact) -> TensorSpec:
     return image
 
 
-def _assumed_preprocessing(image: TensorSpec) -> Preprocessing:
+def assumed_preprocessing(image: TensorSpec) -> Preprocessing:
+    """ImageNet's preprocessing at the size of ``image``, for files that do not say theirs."""
     height, width = (int(dim) for dim in image.shape[2:])
     # The published networks cut 224 out of 256; the same share holds for other sizes.
     return Preprocessing(crop=(height, width), resize=round(min(height, width) * 256 / 224))

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from deploykit.backends.trt.compiler import Compiler
     from deploykit.specs import Progress
 
+UNPROVEN_INT8: Final = (
+    "compiled, execution not proven: NVIDIA lists INT8 of TensorRT for RTX for matrix products "
+    "only; for INT8 convolutions use TensorRT: deploykit build BUNDLE --backend tensorrt"
+)
+"""Support matrix of TensorRT for RTX 1.7: INT8 is weight-only GEMM there."""
+
 _SILENT: Final = SilentProgress()
 
 
@@ -69,8 +75,18 @@ def build_engine(
         precision=artifact.precision,
         precision_census=compiled.census,
         build_s=compiled.build_s,
-        warnings=compiled.warnings,
+        warnings=(*compiled.warnings, *_doubts(compiler, artifact, compiled)),
     )
+
+
+def _doubts(
+    compiler: Compiler, artifact: OnnxArtifact, compiled: CompiledEngine
+) -> tuple[str, ...]:
+    """What a user must know of an engine that compiled, but that nobody vouches for."""
+    convolves = any(key.startswith("CONVOLUTION") for key in compiled.census)
+    if artifact.precision is Precision.INT8 and compiler.is_portable and convolves:
+        return (UNPROVEN_INT8,)
+    return ()
 
 
 def prove_precision(census: Mapping[str, int], asked: Precision, allowed_fp32: int = 0) -> None:

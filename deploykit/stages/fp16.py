@@ -61,7 +61,7 @@ def convert_to_fp16(
         ModelFileError: the result is not a valid model.
     """
     model = onnx_graph.read_model(artifact.path)
-    amax = _measure(model, images, open_runner, task)
+    amax = measure_magnitudes(model, images, open_runner=open_runner, task=task)
     plan = onnx_graph.plan_half(model, amax, HEADROOM)
     halved = onnx_graph.halve(model, plan)
     parents = (artifact.sha256, *artifact.parents)
@@ -69,12 +69,18 @@ def convert_to_fp16(
     return Fp16Result(result, len(plan.halved), plan.kept, plan.kept_heavy(model))
 
 
-def _measure(
+def measure_magnitudes(
     model: ir.Model,
     images: Sequence[NDArray[np.float32]],
+    *,
     open_runner: Callable[[bytes], Runner],
     task: ProgressTask,
 ) -> dict[str, float]:
+    """Largest absolute value of the input and of every FP32 value of ``model`` on ``images``.
+
+    Raises:
+        ValidationError: a value is NaN or infinite.
+    """
     # A function of its own: the second copy of the weights is gone before the third is made.
     graph, names = onnx_graph.expose_outputs(model)
     with open_runner(graph) as runner:

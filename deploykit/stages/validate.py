@@ -45,6 +45,14 @@ LIMITS: Final[Mapping[Precision, Limits]] = {
         reason="same arithmetic, another order of summation: FP32 rounds at 6e-8, and a hundred "
         "layers of sums over thousands of terms stay well below 1e-3 of the largest logit",
     ),
+    Precision.INT8: Limits(
+        max_relative=0.5,
+        min_cosine=0.95,
+        max_kl=1.0,
+        min_agreement=0.9,
+        reason="eight bits are one part in 127 of each tensor's range, so single logits may move; "
+        "what passes these limits is broken, what lies within them is judged by its accuracy",
+    ),
     Precision.FP16: Limits(
         max_relative=2e-2,
         min_cosine=0.999,
@@ -147,10 +155,10 @@ def validate(
     """Compare outputs batch by batch and judge them by the limits of ``precision``.
 
     Raises:
-        ValidationError: the outputs do not even have the same shape, or there are none.
+        ValidationError: the outputs do not even have the same shape, or there is nothing in them.
     """
     pairs = list(zip(candidate, reference, strict=True))
-    if not any(expected.size for _, expected in pairs):
+    if not pairs or not all(expected.size for _, expected in pairs):
         raise ValidationError(f"there is no output of {names[1]} to compare {names[0]} with")
     for got, expected in pairs:
         if got.shape != expected.shape:
@@ -178,7 +186,7 @@ def compare(candidate: Logits, reference: Logits) -> BatchComparison:
         mean_abs=float(error.mean()),
         max_relative=float(error.max()) / scale if scale else float(error.max()),
         min_cosine=float(_cosine(left, right).min()),
-        max_kl=float(_kl_divergence(right, left).max()),
+        max_kl=float(kl_divergence(right, left).max()),
         agreement=float(1 - flipped.mean()),
         flipped_margins=tuple(float(m) for m in _margins(right)[flipped]),
         non_finite=0,
@@ -194,7 +202,7 @@ def _cosine(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np
     return cosine
 
 
-def _kl_divergence(expected: NDArray[np.float64], got: NDArray[np.float64]) -> NDArray[np.float64]:
+def kl_divergence(expected: NDArray[np.float64], got: NDArray[np.float64]) -> NDArray[np.float64]:
     """KL(softmax(expected) || softmax(got)) of each row, in nats."""
     log_p, log_q = _log_softmax(expected), _log_softmax(got)
     divergence: NDArray[np.float64] = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)

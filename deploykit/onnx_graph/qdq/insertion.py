@@ -59,7 +59,9 @@ def activation_scales(plan: QdqPlan, amax: Mapping[str, float]) -> dict[str, np.
                 f"the calibration gives {name!r} a range of {amax[name]}\n"
                 "expected a number from 0 up: calibrate again"
             )
-    return {name: scale_of(max(amax[member] for member in plan.group_of(name))) for name in plan.tensors}
+    return {
+        name: scale_of(max(amax[member] for member in plan.group_of(name))) for name in plan.tensors
+    }
 
 
 class _Inserter:
@@ -99,7 +101,7 @@ class _Inserter:
         )
         self._insert_behind(value, quantizer, restored)
         for reader in readers:
-            self._nodes[reader.node].replace_input_with(reader.index, restored.outputs[0])
+            self._nodes[reader.node].replace_input_with(reader.position, restored.outputs[0])
 
     def drop_unused_initializers(self) -> None:
         """Forget the FP32 weights that nobody reads any more."""
@@ -109,7 +111,7 @@ class _Inserter:
 
     def _dequantized_weight(self, tensor: str, axis: int) -> ir.Value:
         weight = self._values[tensor]
-        data = weight.const_value.numpy()
+        data = ir.convenience.get_const_tensor(weight).numpy()  # type: ignore[union-attr]  # the plan names constants only
         scales = channel_scales(data, axis)
         stored = self._constant(f"{tensor}_quantized", quantize(data, scales, axis))
         steps = self._constant(f"{tensor}_scale", scales)

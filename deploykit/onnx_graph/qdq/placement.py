@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import onnx_ir as ir
-
 from deploykit.errors import ModelFileError
 from deploykit.onnx_graph.half import is_float
 from deploykit.onnx_graph.qdq.plan import QdqPlan, QdqPolicy, QuantizedWeight, Reader
@@ -19,7 +17,9 @@ from deploykit.onnx_graph.qdq.residual import skip_operands
 from deploykit.onnx_graph.qdq.sharing import share_scales
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import onnx_ir as ir
 
     from deploykit.onnx_graph.qdq.sharing import Demand
 
@@ -27,6 +27,8 @@ QUANTIZING_OPS: Final = frozenset({"QuantizeLinear", "DequantizeLinear", "Dynami
 
 WEIGHTED_OPS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators that have INT8 kernels with a weight."""
+
+CONVOLUTIONS: Final = frozenset({"Conv", "ConvTranspose"})
 
 AVERAGING_OPS: Final = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
 
@@ -48,11 +50,13 @@ def plan_qdq(model: ir.Model, policy: QdqPolicy = _NO_POLICY) -> QdqPlan:
     for node in model.graph:
         if node.name in weights:
             require(demand, node.inputs[0], Reader(str(node.name), 0))
-    convolutions = {n for n in model.graph if n.name in weights and n.op_type != "MatMul"}
+    convolutions: set[ir.Node | None] = {
+        node for node in model.graph if node.name in weights and node.op_type in CONVOLUTIONS
+    }
     for add, index in skip_operands(model, convolutions, policy, kept):
         require(demand, add.inputs[index], Reader(str(add.name), index))
     groups = share_scales(model, demand, policy, kept)
-    _explain_averages(model, demand, kept)
+    _explain_averages(model, kept)
     return QdqPlan(_in_graph_order(model, demand), tuple(weights.values()), groups, kept)
 
 
@@ -91,13 +95,13 @@ def _output_axis(node: ir.Node, rank: int) -> int | None:
     if node.op_type == "ConvTranspose":
         # The weight holds the outputs of one group only: channels of other groups share scales.
         return 1
-    if rank != MATRIX_RANK or node.attributes.get_int("transA", 0):
+    if rank != MATRIX_RANK or node.attributes.get_int("transA", 0) != 0:
         return None
-    return 0 if node.attributes.get_int("transB", 0) else 1
+    return 0 if node.attributes.get_int("transB", 0) != 0 else 1
 
 
 def _too_small(
-    node: ir.Node, shape: tuple[int, ...], policy: QdqPolicy, *, is_first: bool
+    node: ir.Node, shape: Sequence[int], policy: QdqPolicy, *, is_first: bool
 ) -> str | None:
     """Rule 7: small layers cost more as INT8 than they gain, but the first reads whole images."""
     if node.op_type in {"Gemm", "MatMul"}:
@@ -107,7 +111,9 @@ def _too_small(
     groups = node.attributes.get_int("group", 1)
     first, second = shape[:2]
     channels = (second * groups, first) if node.op_type == "Conv" else (first, second * groups)
-    if min(channels) < policy.min_channels and not (is_first and channels[1] >= policy.min_channels):
+    if min(channels) < policy.min_channels and not (
+        is_first and channels[1] >= policy.min_channels
+    ):
         return f"{channels[0]} to {channels[1]} channels are too few to gain from INT8"
     return None
 
@@ -144,7 +150,9 @@ def _ends(model: ir.Model, layers: Iterable[ir.Node]) -> tuple[set[ir.Node], set
     A product of constants and activations that is no layer of its own (irregular pooling, say)
     counts as well; it neither has a weight to quantize nor does it change which layer is last.
     """
-    weighted = {node for node in layers if weight_of(node, _ANY_SIZE, is_first=True).__class__ is not str}
+    weighted = {
+        node for node in layers if weight_of(node, _ANY_SIZE, is_first=True).__class__ is not str
+    }
     before: set[ir.Node] = set()  # nodes that a layer leads to
     for node in model.graph:
         makers = [value.producer() for value in node.inputs if value is not None]
@@ -161,7 +169,7 @@ def _ends(model: ir.Model, layers: Iterable[ir.Node]) -> tuple[set[ir.Node], set
 _ANY_SIZE: Final = QdqPolicy(min_channels=0, min_features=0)
 
 
-def _explain_averages(model: ir.Model, demand: Demand, kept: dict[str, str]) -> None:
+def _explain_averages(model: ir.Model, kept: dict[str, str]) -> None:
     """Rule 4: an average has more bits than its terms; it stays in high precision."""
     for node in model.graph:
         if node.op_type in AVERAGING_OPS and is_float(node.inputs[0]):

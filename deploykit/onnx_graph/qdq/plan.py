@@ -53,7 +53,7 @@ class Reader(NamedTuple):
     """One input of one node."""
 
     node: str
-    index: int
+    position: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def skip_operands(
-    model: ir.Model, convolutions: Set[ir.Node], policy: QdqPolicy, kept: dict[str, str]
+    model: ir.Model, convolutions: Set[ir.Node | None], policy: QdqPolicy, kept: dict[str, str]
 ) -> Iterator[tuple[ir.Node, int]]:
     """Each residual addition with the index of the operand that is to be INT8.
 
@@ -36,13 +36,13 @@ def skip_operands(
             yield node, index
 
 
-def skip_operand(model: ir.Model, add: ir.Node, convolutions: Set[ir.Node]) -> int | None:
+def skip_operand(model: ir.Model, add: ir.Node, convolutions: Set[ir.Node | None]) -> int | None:
     """Index of the operand of ``add`` that does not come straight from its convolution.
 
     Where both do (a downsample block), the longer branch since their common ancestor is computed
     last, so that it is the one that the addition is fused with: it stays plain.
     """
-    direct = [index for index in (0, 1) if add.inputs[index].producer() in convolutions]
+    direct = [index for index in (0, 1) if _maker(add, index) in convolutions]
     if len(direct) != 2:  # noqa: PLR2004
         return 1 - direct[0] if direct else None
     lengths = _branch_lengths(model, add)
@@ -60,7 +60,7 @@ def _adds_two_activations(node: ir.Node) -> bool:
 
 def _branch_lengths(model: ir.Model, add: ir.Node) -> tuple[int, int]:
     """Nodes on the longest way from the common ancestors to each operand."""
-    left, right = (_ancestors(add.inputs[index].producer()) for index in (0, 1))
+    left, right = (_ancestors(_maker(add, index)) for index in (0, 1))
     common = left & right
     longest: dict[ir.Node | None, int] = dict.fromkeys((None, *common), 0)
     for node in model.graph:
@@ -68,8 +68,13 @@ def _branch_lengths(model: ir.Model, add: ir.Node) -> tuple[int, int]:
             continue
         makers = [value.producer() for value in node.inputs if value is not None]
         longest[node] = 1 + max(longest.get(maker, 0) for maker in makers)
-    first, second = (longest[add.inputs[index].producer()] for index in (0, 1))
+    first, second = (longest[_maker(add, index)] for index in (0, 1))
     return first, second
+
+
+def _maker(node: ir.Node, index: int) -> ir.Node | None:
+    value = node.inputs[index]
+    return None if value is None else value.producer()
 
 
 def _ancestors(node: ir.Node | None) -> set[ir.Node]:

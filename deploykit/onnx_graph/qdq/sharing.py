@@ -74,14 +74,16 @@ def _origin(value: ir.Value) -> tuple[ir.Value, ir.Node | None]:
     first: ir.Node | None = None
     producer = value.producer()
     while producer is not None and _moves(producer):
-        first = producer
-        value = producer.inputs[0]
+        source = producer.inputs[0]
+        if source is None:
+            break
+        first, value = producer, source
         producer = value.producer()
     return value, first
 
 
 def _moves(node: ir.Node) -> bool:
-    if node.op_type not in MOVING_OPS or node.domain or node.inputs[0] is None:
+    if node.op_type not in MOVING_OPS or node.domain:
         return False
     return node.op_type != "Pad" or _pads_with_zeros(node)
 

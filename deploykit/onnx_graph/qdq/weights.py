@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     from numpy.typing import NDArray
+
+    from deploykit.onnx_graph.qdq.plan import QdqPlan
 
     Floats = NDArray[np.float32]
 
@@ -32,13 +35,15 @@ def channel_scales(weight: Floats, axis: int) -> Floats:
     """One step for each index of ``axis``, from the largest magnitude there; shape (C,)."""
     others = tuple(index for index in range(weight.ndim) if index != axis)
     amax = np.abs(weight).max(axis=others, initial=0.0)
-    return np.maximum(amax.astype(np.float64) / INT8_MAX, MIN_SCALE).astype(np.float32)
+    scales: Floats = np.maximum(amax.astype(np.float64) / INT8_MAX, MIN_SCALE).astype(np.float32)
+    return scales
 
 
 def quantize(weight: Floats, scales: Floats, axis: int) -> NDArray[np.int8]:
     """Round to the nearest of -127 ... 127 steps, halves to the even one."""
     steps = np.rint(weight / along(scales, weight.ndim, axis))
-    return np.clip(steps, -INT8_MAX, INT8_MAX).astype(np.int8)
+    stored: NDArray[np.int8] = np.clip(steps, -INT8_MAX, INT8_MAX).astype(np.int8)
+    return stored
 
 
 def dequantize(steps: NDArray[np.int8], scales: Floats, axis: int) -> Floats:
@@ -62,3 +67,16 @@ def sqnr_db(signal: Floats, approximation: Floats) -> float:
     if noise == 0:
         return float("inf")
     return float(10 * np.log10(power / noise)) if power else float("-inf")
+
+
+def weight_sqnr_db(model: ir.Model, plan: QdqPlan) -> dict[str, float]:
+    """What each weight of the plan keeps of itself, in dB, by the name of its layer."""
+    found = {}
+    for item in plan.weights:
+        constant = model.graph.initializers[item.tensor].const_value
+        if constant is not None:
+            weight = constant.numpy()
+            scales = channel_scales(weight, item.axis)
+            restored = dequantize(quantize(weight, scales, item.axis), scales, item.axis)
+            found[item.node] = sqnr_db(weight, restored)
+    return found

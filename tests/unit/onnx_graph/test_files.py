@@ -3,42 +3,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import external_data_helper, helper, numpy_helper
+from onnx import helper
 
 from deploykit.artifacts import sha256_of
 from deploykit.errors import ModelFileError
 from deploykit.onnx_graph import expose_outputs, files, read_artifact, read_model, tidy, write_model
 from deploykit.specs import Precision, TensorSpec
 from tests.graphs import graph, normal, run_ort, save
+from tests.unit.onnx_graph.foreign import WEIGHT, assert_refused, convolution, in_subgraph, weight
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-WEIGHT = normal(4, 3, 1, 1)
-
-
-def convolution() -> onnx.ModelProto:
-    return graph(
-        """g (float[batch,3,8,8] x) => (float[batch,4,8,8] y) {
-            c = Conv (x, w)
-            y = Relu (c)
-        }""",
-        {"w": WEIGHT},
-    )
-
-
-def assert_refused(path: Path, words: str) -> None:
-    with pytest.raises(ModelFileError, match=words) as caught:
-        read_model(path)
-    assert path.name in str(caught.value)
-    assert len(str(caught.value).splitlines()) <= 3
-
+    from pathlib import Path
 
 # Damaged files
 
@@ -93,180 +72,6 @@ def test_text_under_any_name(tmp_path: Path, name: str) -> None:
 def test_a_graph_that_the_checker_refuses(tmp_path: Path) -> None:
     path = save(graph("g (float[2] x) => (float[2] y) { y = Relu (z) }"), tmp_path / "bad.onnx")
     assert_refused(path, "is not a valid ONNX model\n.*z")
-
-
-# External data
-
-
-def external(tensor: onnx.TensorProto, location: str, **more: str) -> onnx.TensorProto:
-    external_data_helper.set_external_data(tensor, location)
-    for key, value in more.items():
-        tensor.external_data.add(key=key, value=value)
-    tensor.ClearField("raw_data")
-    return tensor
-
-
-def in_initializer(tensor: onnx.TensorProto) -> onnx.ModelProto:
-    model = convolution()
-    del model.graph.initializer[:]
-    model.graph.initializer.append(tensor)
-    return model
-
-
-def in_constant_node(tensor: onnx.TensorProto) -> onnx.ModelProto:
-    model = convolution()
-    del model.graph.initializer[:]
-    model.graph.node.insert(0, helper.make_node("Constant", [], ["w"], value=tensor))
-    return model
-
-
-def in_subgraph(tensor: onnx.TensorProto) -> onnx.ModelProto:
-    model = graph(
-        """g (float[batch,3,8,8] x, bool c) => (float[batch,4,8,8] y) {
-            y = If (c) <
-                then_branch = then () => (float[batch,4,8,8] t) { t = Conv (x, w) },
-                else_branch = other () => (float[batch,4,8,8] e) { e = Conv (x, v) }
-            >
-        }""",
-        {"v": WEIGHT},
-    )
-    model.graph.node[0].attribute[0].g.initializer.append(tensor)
-    return model
-
-
-def in_function(tensor: onnx.TensorProto) -> onnx.ModelProto:
-    model = graph(
-        "g (float[batch,3,8,8] x) => (float[batch,4,8,8] y) { y = lab.F (x) }", domain="lab"
-    )
-    nodes = [
-        helper.make_node("Constant", [], ["w"], value=tensor),
-        helper.make_node("Conv", ["x", "w"], ["y"]),
-    ]
-    imports = [helper.make_opsetid("", 20)]
-    model.functions.append(helper.make_function("lab", "F", ["x"], ["y"], nodes, imports))
-    return model
-
-
-PLACES = [in_initializer, in_constant_node, in_subgraph, in_function]
-
-
-def weight() -> onnx.TensorProto:
-    return numpy_helper.from_array(WEIGHT, "w")
-
-
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("location", ["../secret", "a/../../secret", "", "a\0b"])
-def test_data_outside_the_folder(
-    tmp_path: Path, place: Callable[[onnx.TensorProto], onnx.ModelProto], location: str
-) -> None:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (tmp_path / "secret").write_bytes(WEIGHT.tobytes())
-    path = save(place(external(weight(), location)), folder / "m.onnx")
-    assert_refused(path, r"keeps 'w' in .*, outside its own folder\nthis is refused; put the")
-
-
-def test_data_at_an_absolute_path_even_in_the_folder(tmp_path: Path) -> None:
-    data = tmp_path / "w.bin"
-    data.write_bytes(WEIGHT.tobytes())
-    path = save(in_initializer(external(weight(), str(data))), tmp_path / "m.onnx")
-    assert_refused(path, "keeps 'w' in '/.*w.bin', outside its own folder")
-
-
-def test_data_behind_a_link_that_leads_out(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (tmp_path / "secret").write_bytes(WEIGHT.tobytes())
-    (folder / "w.bin").symlink_to(tmp_path / "secret")
-    path = save(in_initializer(external(weight(), "w.bin")), folder / "m.onnx")
-    assert_refused(path, "keeps 'w' in 'w.bin', outside its own folder")
-
-
-def test_two_locations_of_which_one_leads_out(tmp_path: Path) -> None:
-    (tmp_path / "w.bin").write_bytes(WEIGHT.tobytes())
-    tensor = external(weight(), "/etc/passwd")
-    tensor.external_data.add(key="location", value="w.bin")
-    path = save(in_initializer(tensor), tmp_path / "m.onnx")
-    assert_refused(path, "keeps 'w' in '/etc/passwd', outside its own folder")
-
-
-def test_no_location_at_all(tmp_path: Path) -> None:
-    tensor = external(weight(), "w.bin")
-    del tensor.external_data[:]
-    assert_refused(save(in_initializer(tensor), tmp_path / "m.onnx"), "keeps 'w' in ''")
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_data_that_is_missing(
-    tmp_path: Path, place: Callable[[onnx.TensorProto], onnx.ModelProto]
-) -> None:
-    path = save(place(external(weight(), "w.bin")), tmp_path / "m.onnx")
-    assert_refused(path, "needs 'w.bin' beside it, which is missing")
-
-
-@pytest.mark.parametrize(
-    ("keys", "present"),
-    [
-        ({}, 40),
-        ({"offset": "8"}, 32),
-        ({"offset": "999"}, 0),
-        ({"length": "16"}, 16),
-        ({"length": "-1"}, 0),
-        ({"offset": "-8"}, 48),
-    ],
-)
-def test_data_that_is_too_short(tmp_path: Path, keys: dict[str, str], present: int) -> None:
-    (tmp_path / "w.bin").write_bytes(WEIGHT.tobytes()[:40])
-    path = save(in_initializer(external(weight(), "w.bin", **keys)), tmp_path / "m.onnx")
-    assert_refused(path, f"needs 48 bytes of 'w.bin' for 'w', there are {present}\ncopy both")
-
-
-def test_a_shape_larger_than_any_memory(tmp_path: Path) -> None:
-    (tmp_path / "w.bin").write_bytes(WEIGHT.tobytes())
-    tensor = external(weight(), "w.bin")
-    tensor.dims[0] = 2**60
-    path = save(in_initializer(tensor), tmp_path / "m.onnx")
-    assert_refused(path, "needs 13,835,058,055,282,163,712 bytes of 'w.bin'")
-
-
-def test_data_without_a_usable_place(tmp_path: Path) -> None:
-    (tmp_path / "w.bin").write_bytes(WEIGHT.tobytes())
-    path = save(in_initializer(external(weight(), "w.bin", offset="x")), tmp_path / "m.onnx")
-    assert_refused(path, "does not say where 'w' lies in 'w.bin': invalid literal")
-
-
-def test_data_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "w.bin").write_bytes(WEIGHT.tobytes())
-    path = save(in_initializer(external(weight(), "w.bin")), tmp_path / "m.onnx")
-
-    def refuse(*_: Any) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(ModelFileError, match=r"cannot read .*w\.bin: Permission denied"):
-        read_model(path)
-
-
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("offset", [0, 16])
-def test_good_external_data_is_taken_in(
-    tmp_path: Path, place: Callable[[onnx.TensorProto], onnx.ModelProto], offset: int
-) -> None:
-    data = tmp_path / "data" / "w.bin"
-    data.parent.mkdir()
-    data.write_bytes(bytes(offset) + WEIGHT.tobytes() + b"others")
-    keys = {"offset": str(offset), "length": "48"} if offset else {"length": "48"}
-    path = save(place(external(weight(), "data/w.bin", **keys)), tmp_path / "m.onnx")
-    model = read_model(path)
-    data.unlink()
-    written = tmp_path / "alone.onnx"
-    write_model(model, written, Precision.FP32)
-    feeds = {"x": normal(2, 3, 8, 8, seed=1)}
-    expected = run_ort(convolution(), feeds)["y"]
-    if place is in_subgraph:
-        feeds["c"] = np.array(1, bool)
-    got = run_ort(onnx.load(written), feeds)["y"]
-    np.testing.assert_array_equal(np.maximum(got, 0), expected)
 
 
 # What an artifact says

@@ -3,7 +3,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 import pytest
 
 from deploykit.errors import ModelFileError, UsageError
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    import onnx
     from numpy.typing import NDArray
 
     from deploykit.summary import ModelSummary
@@ -160,7 +160,8 @@ def test_an_open_height_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_shape_that_cannot_be_inferred(tmp_path: Path) -> None:
-    source = graph("g (float[1,3] x) => (float[1,3] y) { a = lab.F (x) y = Relu (a) }", domain="lab")
+    text = "g (float[1,3] x) => (float[1,3] y) { a = lab.F (x) y = Relu (a) }"
+    source = graph(text, domain="lab")
     with pytest.raises(ModelFileError, match="no shape can be inferred for 'a'"):
         describe(source, tmp_path)
 

@@ -1,0 +1,203 @@
+"""What INT8 costs in accuracy: top-1 and agreement with FP32, by network, method and options.
+
+    python benchmarks/int8_accuracy.py DATA [--networks resnet20,resnet56] [--methods mse,max]
+
+DATA holds ``<network>_cifar10.npz`` (weights), ``cifar10_calib512.npz`` and
+``cifar10_test1000.npz``. Calibrated on the one, judged on the other, executed by onnxruntime on
+the CPU with its graph optimisations off. The table goes to standard output, every figure to
+``benchmarks/results/int8_accuracy.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from math import erf, sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deploykit.backends.ort import OrtRunner
+from deploykit.calibrators import METHODS
+from deploykit.environment import describe
+from deploykit.histograms import RunningHistogram
+from deploykit.models import build_with_weights, get
+from deploykit.onnx_graph import read_model
+from deploykit.onnx_graph.expose import expose_named
+from deploykit.onnx_graph.qdq import QdqPolicy
+from deploykit.specs import Precision, SilentProgress
+from deploykit.stages.export import export
+from deploykit.stages.int8 import (
+    Int8Options,
+    QuantizationErrors,
+    measure_errors,
+    plan_int8,
+    quantize_to_int8,
+)
+from deploykit.stages.validate import compare, outputs_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from deploykit.artifacts import OnnxArtifact
+
+    Images = NDArray[np.float32]
+
+HERE = Path(__file__).parent
+NETWORKS = ("resnet20", "resnet32", "resnet44", "resnet56")
+BATCH = 125
+CORRECTED_ON = 64
+VARIANTS = {
+    "default": (Int8Options(), True),
+    "no bias correction": (Int8Options(), False),
+    "first layer kept": (Int8Options(QdqPolicy(first_layer="keep")), True),
+    "rest FP32": (Int8Options(rest=Precision.FP32), True),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One INT8 graph against FP32 on the test images; shares between 0 and 1.
+
+    ``expected_agreement`` is what the logits' noise makes likely, given every image's margin: it
+    varies far less than the count of a thousand images.
+    """
+
+    network: str
+    method: str
+    variant: str
+    fp32_top1: float
+    top1: float
+    agreement: float
+    expected_agreement: float
+    mean_kl: float
+    logits_sqnr_db: float
+
+
+def load(path: Path, name: str) -> tuple[list[Images], NDArray[np.int64]]:
+    spec = get(name).preprocessing
+    with np.load(path) as data:
+        images, labels = data["images"], data["labels"]
+    mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
+    inputs = ((images / np.float32(255) - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
+    batches = [np.ascontiguousarray(inputs[i : i + BATCH]) for i in range(0, len(inputs), BATCH)]
+    return batches, labels
+
+
+def ranges(
+    artifact: OnnxArtifact, tensors: Sequence[str], images: Sequence[Images]
+) -> dict[str, dict[str, float]]:
+    """Amax of each tensor, by method."""
+    histograms = {tensor: RunningHistogram() for tensor in tensors}
+    with OrtRunner(expose_named(read_model(artifact.path), tensors), threads=2) as runner:
+        feed = runner.inputs[0].name
+        for batch in images:
+            values = {feed: batch, **runner.run({feed: batch})}
+            for tensor in tensors:
+                histograms[tensor].add(values[tensor].astype(np.float32, copy=False))
+    frozen = {tensor: histogram.freeze() for tensor, histogram in histograms.items()}
+    return {
+        method: {tensor: function(frozen[tensor]) for tensor in tensors}
+        for method, function in METHODS.items()
+    }
+
+
+def judge(
+    got: NDArray[np.float32], exact: NDArray[np.float32], labels: NDArray[np.int64]
+) -> dict[str, float]:
+    fresh, rows = compare(got, exact), range(len(got))
+    centred = exact - exact.mean(axis=1, keepdims=True)
+    error = got - got.mean(axis=1, keepdims=True) - centred
+    return {
+        "top1": float((got.argmax(axis=1) == labels).mean()),
+        "agreement": fresh.agreement,
+        "expected_agreement": expected_agreement(got, exact),
+        "mean_kl": float(np.mean([compare(got[i : i + 1], exact[i : i + 1]).max_kl for i in rows])),
+        "logits_sqnr_db": float(10 * np.log10((centred**2).sum() / (error**2).sum())),
+    }
+
+
+def expected_agreement(got: NDArray[np.float32], exact: NDArray[np.float32]) -> float:
+    """Mean probability that normal noise of the size measured keeps the first two in order."""
+    rows = np.arange(len(exact))
+    second, first = np.argsort(exact, axis=1)[:, -2:].T
+    margins = exact[rows, first] - exact[rows, second]
+    change = got[rows, first] - got[rows, second] - margins
+    unsure = margins <= np.quantile(margins, 0.3)
+    noise = float(np.sqrt(np.square(change[unsure]).mean()))
+    return float(np.mean([0.5 * (1 + erf(m / (noise * sqrt(2)))) for m in margins]))
+
+
+def measure(name: str, data: Path, methods: Sequence[str], folder: Path) -> list[Row]:
+    spec = get(name)
+    module, _ = build_with_weights(spec, str(data / f"{name}_cifar10.npz"), 0)
+    artifact = export(spec, module, folder / f"{name}.onnx", "torch.export")
+    calibration, _ = load(data / "cifar10_calib512.npz", name)
+    test, labels = load(data / "cifar10_test1000.npz", name)
+    open_runner = partial(OrtRunner, threads=2, optimise=False)
+    with OrtRunner(artifact.path, threads=2) as runner:
+        exact = np.concatenate(outputs_of(runner, test))
+    fp32 = float((exact.argmax(axis=1) == labels).mean())
+    tensors = plan_int8(artifact, QdqPolicy()).tensors
+    amax = ranges(artifact, tensors, calibration)
+    rows = []
+    with SilentProgress().step("") as task:
+        for method in methods:
+            for variant, (options, correct) in VARIANTS.items():
+                plan = plan_int8(artifact, options.policy)
+                errors = QuantizationErrors()
+                if correct:
+                    few = [calibration[0][:CORRECTED_ON]]
+                    errors = measure_errors(
+                        artifact, plan, amax[method], few, open_runner=open_runner, task=task
+                    )
+                target = folder / f"{name}-int8.onnx"
+                quantize_to_int8(artifact, amax[method], target, options=options, errors=errors)
+                with open_runner(target) as runner:
+                    got = np.concatenate(outputs_of(runner, test))
+                rows.append(Row(name, method, variant, fp32, **judge(got, exact, labels)))
+                print(line(rows[-1]), file=sys.stderr, flush=True)
+    return rows
+
+
+def line(row: Row) -> str:
+    return (
+        f"| {row.network} | {row.method} | {row.variant} | {row.fp32_top1:.1%} | {row.top1:.1%} "
+        f"| {row.agreement:.1%} | {row.expected_agreement:.2%} | {row.mean_kl:.2e} "
+        f"| {row.logits_sqnr_db:.1f} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--methods", default=",".join(METHODS))
+    given = parser.parse_args()
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in given.networks.split(","):
+            rows += measure(name, given.data, given.methods.split(","), Path(folder))
+    result = {
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": describe().to_dict(),
+        "rows": [asdict(row) for row in rows],
+    }
+    target = HERE / "results" / "int8_accuracy.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print("| network | method | variant | FP32 | INT8 | agreement | expected | KL | SQNR dB |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    print("\n".join(line(row) for row in rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""`deploykit calibrate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from deploykit.cli import _options
+from deploykit.cli._command import Answer, Command, examples
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from deploykit.pipeline.calibrate import Calibrated
+    from deploykit.pipeline.journal import Journal
+
+
+@click.command(
+    "calibrate",
+    cls=Command,
+    epilog=examples(
+        "deploykit calibrate resnet50.onnx --data images/",
+        "deploykit calibrate engines/resnet50-fp32 --data images/ --calib-count 256",
+    ),
+)
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    required=True,
+    metavar="PATH",
+    help="Images: a folder, a CSV list or an .npz; `random` for noise.",
+)
+@_options.calib_count
+@_options.seed
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The table.  [default: calib/NAME.json]",
+)
+def command(target: Path, data: str, calib_count: int, seed: int, output: Path | None) -> Answer:
+    """Find the ranges of a model's activations for INT8.
+
+    TARGET is an FP32 .onnx file or a bundle. All methods are computed in one pass over the images,
+    in memory that does not grow with their number. A later `export --int8` of the same model with
+    the same images uses the table again.
+    """
+    from deploykit.cli._show import progress
+    from deploykit.pipeline.calibrate import CalibrationOptions, calibrate_target
+
+    options = CalibrationOptions(data, calib_count, seed, output)
+    calibrated, journal = calibrate_target(target, options, progress())
+    answer = {**calibrated.to_dict(), "path": str(calibrated.path), "notes": journal.notes}
+    return Answer(answer, lambda out: _show(out, calibrated, journal))
+
+
+def _show(out: Console, calibrated: Calibrated, journal: Journal) -> None:
+    from deploykit.cli._reports import show_stages
+    from deploykit.cli._show import table
+
+    show_stages(out, journal.times)
+    amax = calibrated.table.amax
+    methods = sorted({method for ranges in amax.values() for method in ranges})
+    rows = table(("tensor", *methods), title="range by method", right=methods)
+    for name, ranges in amax.items():
+        rows.add_row(name, *(f"{ranges[method]:.4g}" for method in methods))
+    out.print(rows, "")
+    for note in journal.notes:
+        out.print(f"note: {note}", style="yellow", markup=False)

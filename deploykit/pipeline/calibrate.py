@@ -1,0 +1,163 @@
+"""`deploykit calibrate`: the ranges of a model's activations on real images, kept for later."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from deploykit import images, onnx_graph
+from deploykit.backends.ort import OrtRunner
+from deploykit.bundle import MODEL, REFERENCE, Bundle
+from deploykit.calibration import CalibrationTable
+from deploykit.errors import DataError, UsageError
+from deploykit.onnx_graph.qdq import QdqPolicy, plan_qdq
+from deploykit.pipeline.journal import Journal
+from deploykit.pipeline.sources import assumed_preprocessing, require_image_classifier, tidied
+from deploykit.specs import Precision, Preprocessing, Progress, SilentProgress
+from deploykit.stages.calibrate import (
+    CalibrationData,
+    calibrate,
+    choose_images,
+    few_images_warning,
+    split_holdout,
+)
+
+if TYPE_CHECKING:
+    from deploykit.artifacts import OnnxArtifact
+    from deploykit.images import ImageSet
+
+RANDOM: Final = "random"
+"""In place of images: for trying out sizes and speed. The ranges then mean nothing."""
+
+TABLES: Final = Path("calib")
+"""Where tables are kept for the next export of the same model."""
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """Which images, and how many; ``table`` is where the result is kept and looked for."""
+
+    data: str
+    count: int = 512
+    seed: int = 0
+    table: Path | None = None
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A table, where it lies, which images it saw and which not, and why it was made or reused."""
+
+    table: CalibrationTable
+    path: Path
+    seen: CalibrationData
+    held_out: CalibrationData
+    story: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for the manifest and ``--json``."""
+        return {
+            "table": str(self.path.name),
+            "digest": self.table.digest,
+            "images": self.table.images,
+            "skipped": list(self.table.skipped),
+            "data_digest": self.table.key.data_digest,
+            "tensors": len(self.table.amax),
+            "story": self.story,
+        }
+
+
+def calibrate_graph(
+    artifact: OnnxArtifact,
+    name: str,
+    preprocessing: Preprocessing,
+    options: CalibrationOptions,
+    journal: Journal,
+) -> Calibrated:
+    """One pass over the images, or the table of an earlier pass where its key matches.
+
+    A fifth of the images is held out, for comparing methods on what the ranges did not see.
+
+    Raises:
+        DataError: the images cannot be used, or give NaN.
+        ModelFileError: the graph is quantized already.
+    """
+    source = open_calibration_images(options, preprocessing)
+    chosen = choose_images(len(source), options.count, options.seed)
+    if (warning := few_images_warning(len(chosen))) is not None:
+        journal.notes.append(warning)
+    seen, held_out = split_holdout(chosen)
+    data = CalibrationData(source, preprocessing, seen, options.seed)
+    path = options.table or TABLES / f"{name}.json"
+    # Every value that could ever be quantized, so that a table serves all policies.
+    tensors = plan_qdq(onnx_graph.read_model(artifact.path), QdqPolicy()).tensors
+    with journal.stage("calibrate") as task:
+        table, story = _reusable(path, data, artifact, tensors)
+        if table is None:
+            table = calibrate(artifact, tensors, data, open_runner=OrtRunner, task=task)
+            table.save(path)
+    if table.skipped:
+        named = ", ".join(table.skipped[:3])
+        journal.notes.append(f"{len(table.skipped)} images could not be read: {named}")
+    journal.notes.append(f"calibration table {path}: {story}")
+    return Calibrated(table, path, data, replace(data, indices=held_out), story)
+
+
+def calibrate_target(
+    target: Path, options: CalibrationOptions, progress: Progress | None = None
+) -> tuple[Calibrated, Journal]:
+    """Calibrate an FP32 ``.onnx`` file, or the FP32 graph of a bundle; torch is not needed.
+
+    Raises:
+        UsageError: ``target`` is neither.
+        DataError: the images cannot be used.
+    """
+    journal = Journal(progress or SilentProgress())
+    with tempfile.TemporaryDirectory() as folder:
+        artifact, name, preprocessing = _fp32_graph(target, Path(folder) / MODEL)
+        calibrated = calibrate_graph(artifact, name, preprocessing, options, journal)
+    return calibrated, journal
+
+
+def open_calibration_images(options: CalibrationOptions, preprocessing: Preprocessing) -> ImageSet:
+    """The images that ``options.data`` names; noise only where it was asked for by name."""
+    if options.data != RANDOM:
+        return images.open_images(Path(options.data))
+    noise = np.random.default_rng(options.seed)
+    shape = (options.count, *preprocessing.crop, 3)
+    return images.ArrayImages(noise.integers(0, 256, shape, np.uint8))
+
+
+def _reusable(
+    path: Path, data: CalibrationData, artifact: OnnxArtifact, tensors: tuple[str, ...]
+) -> tuple[CalibrationTable | None, str]:
+    if not path.exists():
+        return None, "made now, there was none"
+    try:
+        table = CalibrationTable.load(path)
+    except DataError as exc:
+        return None, f"made now: {str(exc).splitlines()[0]}"
+    difference = table.matches(data.key(artifact.sha256), tensors)
+    if difference:
+        return None, f"made anew: {difference}"
+    return table, "used again: same model, images, preprocessing and settings"
+
+
+def _fp32_graph(target: Path, scratch: Path) -> tuple[OnnxArtifact, str, Preprocessing]:
+    if target.is_dir():
+        bundle = Bundle.open(target)
+        fp32 = bundle.manifest.precision is Precision.FP32
+        artifact = onnx_graph.read_artifact(target / (MODEL if fp32 else REFERENCE))
+        return artifact, str(bundle.manifest.model["name"]), bundle.manifest.preprocessing
+    if target.suffix != ".onnx":
+        raise UsageError(
+            f"cannot calibrate {target}\n"
+            "expected an FP32 .onnx file or a bundle; for an architecture, export it first"
+        )
+    # Tidied as an export does it, so that the table fits the graph of a later export.
+    original = onnx_graph.read_artifact(target)
+    preprocessing = assumed_preprocessing(require_image_classifier(original))
+    return tidied(original, scratch), target.stem, preprocessing

@@ -1,0 +1,28 @@
+"""How the pipeline runs graphs on onnxruntime."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deploykit.backends.ort import OrtRunner
+from deploykit.specs import Precision
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deploykit.bundle import Bundle
+
+
+def open_judge(path: Path) -> OrtRunner:
+    """Run a Q/DQ graph as the standard has it.
+
+    onnxruntime's default optimisations compute something else than TensorRT does: integer kernels
+    with other rounding, and bias scales that underflow.
+    """
+    return OrtRunner(path, optimise=False)
+
+
+def open_model(bundle: Bundle) -> OrtRunner:
+    """The graph of a bundle, in the way that fits its precision."""
+    quantized = bundle.manifest.precision is Precision.INT8
+    return open_judge(bundle.model_path) if quantized else OrtRunner(bundle.model_path)

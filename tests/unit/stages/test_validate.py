@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploykit.errors import ValidationError
+from deploykit.specs import Precision, TensorSpec
+from deploykit.stages.validate import (
+    LIMITS,
+    MIN_IMAGES_FOR_AGREEMENT,
+    BatchComparison,
+    Limits,
+    ValidationReport,
+    compare,
+    outputs_of,
+    validate,
+)
+from tests.graphs import normal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+NAMES = ("the fp16 graph", "torch eager")
+
+
+def logits(*rows: Sequence[float]) -> NDArray[np.float32]:
+    return np.array(rows, np.float32)
+
+
+def report_of(
+    candidate: NDArray[np.float32],
+    reference: NDArray[np.float32],
+    precision: Precision = Precision.FP16,
+) -> ValidationReport:
+    return validate([candidate], [reference], precision=precision, names=NAMES)
+
+
+# The figures
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
+def test_the_figures_are_those_of_torch(scale: float) -> None:
+    reference = normal(16, 10, scale=scale)
+    candidate = reference + normal(16, 10, seed=1, scale=scale / 10)
+    left, right = (torch.from_numpy(x).double() for x in (candidate, reference))
+    kl = torch.nn.functional.kl_div(
+        left.log_softmax(1), right.log_softmax(1), reduction="none", log_target=True
+    ).sum(1)
+    top = right.topk(2).values
+    flipped = left.argmax(1) != right.argmax(1)
+    found = compare(candidate, reference)
+    assert found.batch == 16
+    assert found.max_abs == pytest.approx(float((left - right).abs().max()))
+    assert found.mean_abs == pytest.approx(float((left - right).abs().mean()))
+    assert found.max_relative == pytest.approx(found.max_abs / float(right.abs().max()))
+    cosine = torch.nn.functional.cosine_similarity(left, right)
+    assert found.min_cosine == pytest.approx(float(cosine.min()))
+    assert found.max_kl == pytest.approx(float(kl.max()))
+    assert found.agreement == pytest.approx(1 - float(flipped.double().mean()))
+    margins = (top[:, 0] - top[:, 1])[flipped]
+    assert found.flipped_margins == pytest.approx(margins.tolist())
+    assert found.non_finite == 0
+
+
+def test_figures_worked_out_by_hand() -> None:
+    found = compare(logits([1, 0], [0, 2]), logits([1, 0], [0, 4]))
+    p = 1 / (1 + math.exp(-4))
+    q = 1 / (1 + math.exp(-2))
+    expected_kl = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+    assert (found.max_abs, found.mean_abs, found.max_relative) == (2.0, 0.5, 0.5)
+    assert found.min_cosine == pytest.approx(1)
+    assert found.max_kl == pytest.approx(expected_kl)
+    assert (found.agreement, found.flipped_margins) == (1.0, ())
+
+
+def test_equal_logits_have_no_difference() -> None:
+    found = compare(normal(3, 5), normal(3, 5))
+    assert (found.max_abs, found.max_relative, found.max_kl, found.agreement) == (0, 0, 0, 1)
+    assert found.min_cosine == 1.0
+
+
+def test_flips_give_the_lead_of_the_reference() -> None:
+    reference = logits([5, 4.75, 0], [1, 0, 0], [0, 3, 2])
+    candidate = logits([4.75, 5, 0], [1, 0, 0], [0, 2, 3])
+    found = compare(candidate, reference)
+    assert found.agreement == pytest.approx(1 / 3)
+    assert found.flipped_margins == (0.25, 1.0)
+    assert report_of(candidate, reference).smallest_flipped_margin == 0.25
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reference", "cosine", "relative"),
+    [
+        ([0, 0], [0, 0], 1.0, 0.0),
+        ([0, 0], [3, 4], 0.0, 4 / 4),
+        ([3, 4], [0, 0], 0.0, 4.0),
+        ([-3, -4], [3, 4], -1.0, 2.0),
+    ],
+)
+def test_zero_and_opposite_vectors(
+    candidate: list[float], reference: list[float], cosine: float, relative: float
+) -> None:
+    found = compare(logits(candidate), logits(reference))
+    assert found.min_cosine == pytest.approx(cosine)
+    assert found.max_relative == pytest.approx(relative)
+
+
+def test_large_logits_do_not_overflow() -> None:
+    found = compare(logits([3e38, -3e38]), logits([3e38, -3e38]))
+    assert (found.max_abs, found.max_kl, found.non_finite) == (0, 0, 0)
+    assert found.min_cosine == pytest.approx(1)
+
+
+def test_a_single_class_cannot_flip() -> None:
+    found = compare(logits([1.0], [-2.0]), logits([1.5], [2.0]))
+    assert (found.agreement, found.flipped_margins, found.max_kl) == (1.0, (), 0.0)
+
+
+def test_outputs_of_any_rank_are_flattened_per_image() -> None:
+    reference = normal(2, 3, 2, 2)
+    assert compare(reference * np.float32(1.5), reference).agreement == 1.0
+
+
+@settings(max_examples=50, deadline=None, database=None)
+@given(st.lists(st.tuples(*[st.floats(-1e4, 1e4, width=32)] * 6), min_size=1, max_size=6))
+def test_the_figures_stay_in_their_ranges(rows: list[tuple[float, ...]]) -> None:
+    values: NDArray[np.float32] = np.array(rows, np.float32)
+    found = compare(values[:, :3], values[:, 3:])
+    assert found.max_abs >= found.mean_abs >= 0
+    assert -1 - 1e-9 <= found.min_cosine <= 1 + 1e-9
+    assert found.max_kl >= 0
+    assert len(found.flipped_margins) == round((1 - found.agreement) * len(rows))
+    assert all(margin >= 0 for margin in found.flipped_margins)
+
+
+# NaN and infinity
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("side", [0, 1])
+def test_one_value_that_is_not_finite_fails(value: float, side: int) -> None:
+    pair = [normal(2, 3), normal(2, 3)]
+    pair[side][1, 2] = value
+    report = report_of(pair[0], pair[1])
+    assert report.batches[0].non_finite == 1
+    assert report.batches[0].agreement == 0
+    assert math.isnan(report.batches[0].max_abs)
+    assert report.problems == ("1 values are NaN or infinite at batch 2",)
+    assert report.smallest_flipped_margin is None
+
+
+# The judgement
+
+
+def comparison(**changes: Any) -> BatchComparison:
+    figures: dict[str, Any] = {
+        "batch": 200,
+        "max_abs": 0.0,
+        "mean_abs": 0.0,
+        "max_relative": 0.0,
+        "min_cosine": 1.0,
+        "max_kl": 0.0,
+        "agreement": 1.0,
+        "flipped_margins": (),
+        "non_finite": 0,
+    }
+    return BatchComparison(**(figures | changes))
+
+
+def problems_of(comparison: BatchComparison, limits: Limits) -> list[str]:
+    from deploykit.stages import validate as module
+
+    return module._problems(comparison, limits)
+
+
+@pytest.mark.parametrize(
+    ("figure", "beyond", "words"),
+    [
+        ("max_relative", 0.0201, "largest error is 2.01e-02 of the largest logit .* limit 2e-02"),
+        ("min_cosine", 0.9989, "cosine 0.998900 at batch 200, limit 0.999"),
+        ("max_kl", 0.0101, "KL divergence 1.01e-02 nats at batch 200, limit 1e-02"),
+        ("agreement", 0.975, "top-1 agreement 97.50% at batch 200, limit 0.98"),
+    ],
+)
+def test_each_limit_holds_at_its_edge(figure: str, beyond: float, words: str) -> None:
+    limits = LIMITS[Precision.FP16]
+    name = {"agreement": "min_agreement"}.get(figure, figure)
+    at_the_edge = comparison(**{figure: getattr(limits, name)})
+    assert problems_of(at_the_edge, limits) == []
+    (problem,) = problems_of(comparison(**{figure: beyond}), limits)
+    assert pytest.approx(beyond) != getattr(limits, name)
+    with pytest.raises(ValidationError, match=words):
+        ValidationReport(*NAMES, Precision.FP16, (at_the_edge,), (problem,)).require_pass()
+
+
+def test_agreement_is_judged_from_a_hundred_images_on() -> None:
+    limits = LIMITS[Precision.FP16]
+    few = comparison(batch=MIN_IMAGES_FOR_AGREEMENT - 1, agreement=0.5)
+    enough = comparison(batch=MIN_IMAGES_FOR_AGREEMENT, agreement=0.5)
+    assert problems_of(few, limits) == []
+    assert len(problems_of(enough, limits)) == 1
+
+
+def test_fp32_is_judged_more_strictly_than_fp16() -> None:
+    reference = normal(4, 10)
+    candidate = reference * np.float32(1.005)
+    assert report_of(candidate, reference, Precision.FP16).passed
+    assert not report_of(candidate, reference, Precision.FP32).passed
+
+
+def test_a_pass_raises_nothing_and_a_failure_gives_all_figures() -> None:
+    reference = normal(4, 10)
+    report_of(reference, reference).require_pass()
+    failed = report_of(-reference, reference)
+    with pytest.raises(
+        ValidationError,
+        match=r"^the fp16 graph does not compute what torch eager computes\nlargest .*; cosine",
+    ) as caught:
+        failed.require_pass()
+    assert caught.value.details == failed.to_dict()
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_one_bad_batch_of_several_fails_the_whole() -> None:
+    good, bad = normal(2, 5), normal(3, 5)
+    report = validate([good, -bad], [good, bad], precision=Precision.FP16, names=NAMES)
+    assert not report.passed
+    assert all("at batch 3" in problem for problem in report.problems)
+
+
+def test_the_report_is_plain_data() -> None:
+    report = report_of(normal(2, 5), normal(2, 5, seed=1))
+    data = json.loads(json.dumps(report.to_dict()))
+    assert data["candidate"] == "the fp16 graph"
+    assert data["precision"] == "fp16"
+    assert data["passed"] is False
+    assert data["batches"][0]["batch"] == 2
+    assert data["limits"]["max_relative"] == 2e-2
+    assert data["smallest_flipped_margin"] == report.smallest_flipped_margin
+
+
+# What cannot be compared
+
+
+def test_different_shapes() -> None:
+    with pytest.raises(
+        ValidationError, match=r"^the fp16 graph returns shape \(2, 5\), torch eager .* \(2, 6\)$"
+    ):
+        report_of(normal(2, 5), normal(2, 6))
+
+
+@pytest.mark.parametrize("outputs", [[], [np.zeros((0, 5), np.float32)]])
+def test_nothing_to_compare(outputs: list[NDArray[np.float32]]) -> None:
+    with pytest.raises(ValidationError, match="there is no output of torch eager to compare the"):
+        validate(outputs, outputs, precision=Precision.FP32, names=NAMES)
+
+
+def test_a_batch_that_is_missing_is_a_mistake_of_the_caller() -> None:
+    with pytest.raises(ValueError, match="longer"):
+        validate([], [normal(1, 2)], precision=Precision.FP32, names=NAMES)
+
+
+class TwoOutputs:
+    """A runner whose first output counts."""
+
+    inputs = (TensorSpec("image", "float32", ("batch", 3)), TensorSpec("other", "float32", (1,)))
+    outputs = (TensorSpec("logits", "float16", ("batch", 3)), TensorSpec("aux", "float32", (1,)))
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return {"aux": np.zeros(1), "logits": (feeds["image"] + 1).astype(np.float16)}
+
+
+def test_outputs_are_the_first_output_as_fp32() -> None:
+    batches = [np.zeros((2, 3), np.float32), np.ones((1, 3), np.float32)]
+    found = outputs_of(TwoOutputs(), batches)  # type: ignore[arg-type]  # enough of a runner
+    assert [value.dtype for value in found] == [np.float32, np.float32]
+    np.testing.assert_array_equal(found[0], np.ones((2, 3)))
+    np.testing.assert_array_equal(found[1], np.full((1, 3), 2))

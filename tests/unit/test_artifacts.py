@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from deploykit.artifacts import EngineRecord, OnnxArtifact, sha256_of, sha256_of_bytes
+from deploykit.errors import UsageError
+from deploykit.specs import Precision, ShapeProfile, TensorSpec
+
+
+def engine() -> EngineRecord:
+    return EngineRecord(
+        file="a.engine",
+        sha256="e" * 64,
+        bytes=4,
+        compiler="tensorrt",
+        compiler_version="11.4.0.106",
+        compute_capabilities=("9.0",),
+        profile=ShapeProfile(1, 8, 32),
+        precision=Precision.FP16,
+        precision_census={"CONVOLUTION HALF": 53},
+        build_s=1.5,
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", bytes(3_000_000)])
+def test_hashes_are_those_of_hashlib(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    expected = hashlib.sha256(content).hexdigest()
+    assert sha256_of(path) == sha256_of_bytes(content) == expected
+
+
+def test_an_artifact_survives_json_in_another_folder() -> None:
+    artifact = OnnxArtifact(
+        path=Path("/build/model.onnx"),
+        sha256="a" * 64,
+        precision=Precision.INT8,
+        opset=20,
+        inputs=(TensorSpec("input", "float32", ("batch", 3, 8, 8)),),
+        outputs=(TensorSpec("logits", "float32", ("batch", 10)),),
+        parents=("b" * 64, "c" * 64),
+    )
+    data = artifact.to_dict()
+    assert data["path"] == "model.onnx"
+    back = OnnxArtifact.from_dict(json.loads(json.dumps(data)), Path("/build"))
+    assert back == artifact
+    assert back.precision is Precision.INT8
+
+
+def test_an_engine_record_survives_json() -> None:
+    back = EngineRecord.from_dict(json.loads(json.dumps(engine().to_dict())))
+    assert back == engine()
+    assert back.profile.max_batch == 32
+    assert back.warnings == ()
+
+
+def test_a_record_with_an_impossible_profile_is_refused() -> None:
+    data = engine().to_dict() | {"profile": {"min_batch": 4, "opt_batch": 2, "max_batch": 1}}
+    with pytest.raises(UsageError, match="batch profile 4,2,1 is not in order"):
+        EngineRecord.from_dict(data)

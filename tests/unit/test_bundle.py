@@ -1,0 +1,362 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from deploykit.artifacts import EngineRecord, OnnxArtifact, sha256_of, sha256_of_bytes
+from deploykit.bundle import GOLDEN, LABELS, MANIFEST, MODEL, REFERENCE, Bundle, Manifest
+from deploykit.errors import BundleError, IntegrityError
+from deploykit.specs import Precision, Preprocessing, ShapeProfile, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+FILES = {
+    MODEL: b"the graph",
+    REFERENCE: b"the fp32 graph",
+    GOLDEN: b"a batch",
+    LABELS: "cat\ndog\nbird\u2028of prey\n".encode(),
+}
+
+
+def record(name: str, content: bytes = b"plan") -> EngineRecord:
+    return EngineRecord(
+        file=name,
+        sha256=sha256_of_bytes(content),
+        bytes=len(content),
+        compiler="tensorrt-rtx",
+        compiler_version="1.7.1.116",
+        compute_capabilities=("8.6", "8.9"),
+        profile=ShapeProfile(1, 2, 4),
+        precision=Precision.FP16,
+        precision_census={"CONVOLUTION HALF": 3},
+        build_s=0.5,
+        warnings=("slow",),
+    )
+
+
+def manifest_of(folder: Path, **changes: Any) -> Manifest:
+    files = {path.name: sha256_of(path) for path in folder.iterdir() if path.suffix != ".engine"}
+    files.pop(MANIFEST, None)
+    image = TensorSpec("input", "float32", ("batch", 3, 8, 8))
+    logits = TensorSpec("logits", "float32", ("batch", 3))
+    digest = files.get(MODEL, "")
+    whole = Manifest(
+        name="net-fp16",
+        model={"name": "net", "num_classes": 3},
+        weights={"source": "untrained, seed 0", "trained": False},
+        preprocessing=Preprocessing(crop=(8, 8), resize=9),
+        precision=Precision.FP16,
+        onnx=OnnxArtifact(folder / MODEL, digest, Precision.FP16, 20, (image,), (logits,), ("p",)),
+        files=files,
+        validation=({"passed": True, "batches": [{"max_abs": 1e-4}]},),
+        conversion={"kept_fp32": {"lrn": "its intermediate squares overflow"}},
+        engines=(record("a.engine"),),
+        packages={"numpy": "2.0"},
+        created="2026-01-01T00:00:00+00:00",
+        calibration=None,
+    )
+    return replace(whole, **changes)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "net-fp16"
+    folder.mkdir()
+    for name, content in FILES.items():
+        (folder / name).write_bytes(content)
+    (folder / "a.engine").write_bytes(b"plan")
+    (folder / MANIFEST).write_text(manifest_of(folder).to_json(), encoding="utf-8")
+    return folder
+
+
+def rewrite(folder: Path, change: Callable[[str], str]) -> None:
+    path = folder / MANIFEST
+    path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def write_signed(folder: Path, body: Mapping[str, Any]) -> None:
+    """A manifest with this content and its right digest."""
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    digest = sha256_of_bytes(canonical.encode())
+    text = json.dumps({**body, "manifest_sha256": digest})
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def body_of(folder: Path) -> dict[str, Any]:
+    body = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    del body["manifest_sha256"]
+    return dict(body)
+
+
+# Reading
+
+
+def test_a_bundle_reads_back_as_it_was_written(folder: Path) -> None:
+    bundle = Bundle.open(folder)
+    assert bundle.manifest == manifest_of(folder)
+    assert bundle.model_path == folder / MODEL
+    assert bundle.labels == ("cat", "dog", "bird\u2028of prey")
+    assert bundle.changed_files() == []
+    bundle.require_intact()
+
+
+def test_the_text_is_stable_and_readable(folder: Path) -> None:
+    text = (folder / MANIFEST).read_text(encoding="utf-8")
+    assert Bundle.open(folder).manifest.to_json() == text
+    assert text.startswith('{\n  "calibration": null,\n  "conversion"')
+    assert str(folder) not in text
+
+
+def test_a_moved_bundle_is_the_same(folder: Path, tmp_path: Path) -> None:
+    moved = folder.rename(tmp_path / "elsewhere")
+    bundle = Bundle.open(moved)
+    assert bundle.model_path == moved / MODEL
+    assert bundle.changed_files() == []
+
+
+def test_labels_are_optional(folder: Path) -> None:
+    files = {name: digest for name, digest in manifest_of(folder).files.items() if name != LABELS}
+    (folder / MANIFEST).write_text(manifest_of(folder, files=files).to_json(), encoding="utf-8")
+    assert Bundle.open(folder).labels is None
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"\xff\xfe")])
+def test_labels_that_cannot_be_read(folder: Path, damage: Callable[[Path], object]) -> None:
+    damage(folder / LABELS)
+    with pytest.raises(BundleError, match=r"cannot read .*labels\.txt: "):
+        _ = Bundle.open(folder).labels
+
+
+@pytest.mark.parametrize("name", ["missing", "net-fp16/model.onnx"])
+def test_a_place_without_a_bundle(folder: Path, name: str) -> None:
+    with pytest.raises(BundleError, match=r"is not a bundle: it has no manifest\.json\nmake one"):
+        Bundle.open(folder.parent / name)
+
+
+def test_a_manifest_that_is_a_folder(folder: Path) -> None:
+    (folder / MANIFEST).unlink()
+    (folder / MANIFEST).mkdir()
+    with pytest.raises(BundleError, match=r"cannot read .*manifest\.json: .*Is a directory"):
+        Bundle.open(folder)
+
+
+def test_a_binary_manifest(folder: Path) -> None:
+    (folder / MANIFEST).write_bytes(b"\x80\x81\x82")
+    with pytest.raises(BundleError, match=r"cannot read .*manifest\.json: .*can't decode"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("text", ["", "hello", '{"name": ', f'{{"n": {"9" * 5000}}}'])
+def test_a_manifest_that_is_not_json(folder: Path, text: str) -> None:
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    with pytest.raises(BundleError, match=r"net-fp16/manifest\.json is not JSON: "):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "version"), [('{"schema_version": 2}', "2"), ("[]", "None"), ("{}", "None")]
+)
+def test_another_schema(folder: Path, text: str, version: str) -> None:
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    with pytest.raises(
+        BundleError,
+        match=f"has schema version {version}, this deploykit reads 1\nuse the deploykit",
+    ):
+        Bundle.open(folder)
+
+
+def test_an_edited_manifest_gives_both_digests(folder: Path) -> None:
+    written = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["manifest_sha256"]
+    rewrite(folder, lambda text: text.replace('"num_classes": 3', '"num_classes": 4'))
+    with pytest.raises(IntegrityError, match=r"manifest\.json was changed after") as caught:
+        Bundle.open(folder)
+    lines = str(caught.value).splitlines()
+    assert written in lines[1]
+    assert len([word for word in lines[1].split() if len(word.rstrip(",")) == 64]) == 2
+    assert lines[2] == "export the bundle again; manifests are not edited by hand"
+
+
+def test_a_manifest_without_digest(folder: Path) -> None:
+    (folder / MANIFEST).write_text(json.dumps(body_of(folder)), encoding="utf-8")
+    with pytest.raises(IntegrityError, match="it gives sha256 None"):
+        Bundle.open(folder)
+
+
+def test_reformatting_is_no_edit(folder: Path) -> None:
+    rewrite(folder, lambda text: json.dumps(json.loads(text)))
+    assert Bundle.open(folder).manifest == manifest_of(folder)
+
+
+def without(body: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """The body without one key, given by the way to it."""
+    copy: Any = json.loads(json.dumps(body))
+    place = copy
+    for key in keys[:-1]:
+        place = place[int(key)] if key.isdigit() else place[key]
+    del place[keys[-1]]
+    return dict(copy)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        ("name",),
+        ("onnx", "sha256"),
+        ("preprocessing", "crop"),
+        ("engines", "0", "warnings"),
+        ("engines", "0", "profile", "min_batch"),
+        ("onnx", "inputs", "0", "dtype"),
+    ],
+)
+def test_a_missing_key(folder: Path, way: tuple[str, ...]) -> None:
+    write_signed(folder, without(body_of(folder), *way))
+    if way[-1] == "min_batch":  # has a default
+        assert Bundle.open(folder).manifest.engines[0].profile.min_batch == 1
+        return
+    with pytest.raises(BundleError, match=f"manifest.json lacks or misspells '{way[-1]}'"):
+        Bundle.open(folder)
+
+
+def test_unknown_keys_and_values(folder: Path) -> None:
+    body = body_of(folder)
+    write_signed(folder, {**body, "precision": "fp12"})
+    with pytest.raises(BundleError, match="lacks or misspells 'fp12' is not a valid Precision"):
+        Bundle.open(folder)
+    body["engines"][0]["colour"] = "blue"
+    write_signed(folder, body)
+    with pytest.raises(BundleError, match=r"lacks or misspells .*unexpected keyword.*'colour'"):
+        Bundle.open(folder)
+
+
+# Files that changed
+
+
+@pytest.mark.parametrize("name", ["a.engine", *FILES])
+def test_one_changed_byte_gives_file_and_both_hashes(folder: Path, name: str) -> None:
+    path = folder / name
+    before = sha256_of(path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    bundle = Bundle.open(folder)
+    sentence = f"{name} has sha256 {sha256_of(path)}, the manifest gives {before}"
+    assert bundle.changed_files() == [sentence]
+    with pytest.raises(IntegrityError, match=sentence + "\nexport the bundle again") as caught:
+        bundle.require_intact()
+    assert str(caught.value).startswith("net-fp16: ")
+
+
+@pytest.mark.parametrize("name", ["a.engine", MODEL, GOLDEN, LABELS])
+def test_a_missing_file(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    assert Bundle.open(folder).changed_files() == [f"{name} is missing"]
+
+
+def test_a_folder_in_place_of_a_file(folder: Path) -> None:
+    (folder / MODEL).unlink()
+    (folder / MODEL).mkdir()
+    assert Bundle.open(folder).changed_files() == [f"{MODEL} is missing"]
+
+
+def test_a_file_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    bundle = Bundle.open(folder)
+    monkeypatch.setattr("deploykit.bundle.sha256_of", refuse)
+    assert f"{MODEL} cannot be read: Permission denied" in bundle.changed_files()
+
+
+def test_the_reference_graph_may_be_deleted(folder: Path) -> None:
+    (folder / REFERENCE).unlink()
+    Bundle.open(folder).require_intact()
+
+
+# Adding engines
+
+
+def staged(folder: Path, content: bytes) -> Path:
+    path = folder.parent / "staged"
+    path.write_bytes(content)
+    return path
+
+
+def test_an_engine_is_added(folder: Path) -> None:
+    bundle = Bundle.open(folder).with_engine(record("b.engine", b"new"), staged(folder, b"new"))
+    assert [engine.file for engine in bundle.manifest.engines] == ["a.engine", "b.engine"]
+    assert Bundle.open(folder) == bundle
+    assert bundle.changed_files() == []
+    assert bundle.expected_files()["b.engine"] == sha256_of_bytes(b"new")
+    assert not (folder.parent / "staged").exists()
+    assert not [path for path in folder.iterdir() if path.name.endswith(".part")]
+
+
+def test_an_engine_of_the_same_name_is_replaced(folder: Path) -> None:
+    bundle = Bundle.open(folder).with_engine(record("a.engine", b"new"), staged(folder, b"new"))
+    assert [engine.bytes for engine in bundle.manifest.engines] == [3]
+    assert bundle.changed_files() == []
+
+
+def test_an_engine_that_was_not_written_changes_nothing(folder: Path) -> None:
+    before = Bundle.open(folder)
+    with pytest.raises(BundleError, match=r"cannot write .*net-fp16: No such file or directory"):
+        before.with_engine(record("b.engine"), folder.parent / "nothing")
+    assert Bundle.open(folder) == before
+    assert before.changed_files() == []
+
+
+def test_an_engine_for_a_bundle_that_was_edited_is_refused(folder: Path) -> None:
+    bundle = Bundle.open(folder)
+    rewrite(folder, lambda text: text.replace('"num_classes": 3', '"num_classes": 4'))
+    with pytest.raises(IntegrityError, match="was changed after it was written"):
+        bundle.with_engine(record("b.engine"), staged(folder, b"plan"))
+    assert not (folder / "b.engine").exists()
+
+
+ADD_ENGINES = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from deploykit.bundle import Bundle
+folder, name = Path(sys.argv[1]), sys.argv[2]
+bundle = Bundle.open(folder)
+(engine,) = bundle.manifest.engines
+print("ready", flush=True)
+sys.stdin.readline()
+for turn in range(10):
+    staged = folder / f".{name}.staged"
+    staged.write_bytes(b"plan")
+    bundle.with_engine(replace(engine, file=f"{name}{turn}.engine"), staged)
+"""
+
+
+def test_two_processes_at_once_lose_no_engine(folder: Path) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ADD_ENGINES, str(folder), name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("x", "y")
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert [process.communicate()[1] for process in processes] == ["", ""]
+    bundle = Bundle.open(folder)
+    names = {engine.file for engine in bundle.manifest.engines}
+    assert names == {"a.engine", *(f"{name}{n}.engine" for name in "xy" for n in range(10))}
+    assert bundle.changed_files() == []

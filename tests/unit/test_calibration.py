@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from deploykit.calibration import CalibrationKey, CalibrationTable
+from deploykit.errors import BundleError, DataError, UnknownNameError
+from deploykit.specs import Preprocessing
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KEY = CalibrationKey(
+    model_sha256="a" * 64,
+    data_digest="b" * 64,
+    preprocessing=Preprocessing(crop=(224, 224), resize=256).to_dict(),
+    settings={"images": 512, "seed": 0, "bins": 2048},
+)
+TABLE = CalibrationTable(
+    key=KEY,
+    images=511,
+    skipped=("images/broken.jpg",),
+    amax={
+        "input": {"max": 2.640000104904175, "entropy": 1.0 / 3.0},
+        "relu": {"max": 7.25, "entropy": 5e-324},
+    },
+    created="2026-11-22T00:00:00+00:00",
+)
+
+
+def altered(**changes: Any) -> str:
+    return json.dumps({**json.loads(TABLE.to_json()), **changes})
+
+
+def test_a_table_comes_back_from_disk_bit_for_bit(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "resnet50.json"
+    TABLE.save(path)
+    loaded = CalibrationTable.load(path)
+    assert loaded.amax == TABLE.amax
+    assert (loaded.images, loaded.skipped, loaded.created) == (511, TABLE.skipped, TABLE.created)
+    assert loaded.to_json() == TABLE.to_json()
+    assert loaded.matches(KEY) == ""
+    assert [item.name for item in path.parent.iterdir()] == ["resnet50.json"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_saving_again_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    TABLE.save(path)
+    replace(TABLE, images=3).save(path)
+    assert CalibrationTable.load(path).images == 3
+
+
+def test_the_digest_is_of_the_content_not_of_the_time() -> None:
+    assert replace(TABLE, created="later").digest == TABLE.digest
+    assert replace(TABLE, images=512).digest != TABLE.digest
+    assert CalibrationTable.from_json(TABLE.to_json(), "t").digest == TABLE.digest
+
+
+def test_one_method_is_selected() -> None:
+    assert TABLE.select("max") == {"input": 2.640000104904175, "relu": 7.25}
+    with pytest.raises(
+        UnknownNameError,
+        match=r"unknown calibration method 'entrop'\ndid you mean: entropy\?\n.*: entropy, max",
+    ):
+        TABLE.select("entrop")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, ""),
+        ({"model_sha256": "c" * 64}, "the model is another one"),
+        ({"data_digest": "c" * 64}, "the images are others"),
+        (
+            {"preprocessing": Preprocessing(crop=(224, 224), resize=232).to_dict()},
+            "the preprocessing is another one",
+        ),
+        ({"settings": {"images": 512, "seed": 1, "bins": 2048}}, "the settings differ: seed"),
+        ({"settings": {"images": 64, "seed": 0}}, "the settings differ: bins, images"),
+        ({"settings": {**KEY.settings, "more": 1}}, "the settings differ: more"),
+        ({"model_sha256": "c" * 64, "data_digest": "c" * 64}, "the model is another one"),
+    ],
+)
+def test_why_a_table_does_not_fit(change: dict[str, Any], reason: str) -> None:
+    wanted = replace(KEY, **change)
+    assert TABLE.matches(wanted) == reason
+    assert CalibrationTable.from_json(TABLE.to_json(), "t").matches(wanted) == reason
+
+
+def test_a_table_must_have_every_tensor() -> None:
+    assert TABLE.matches(KEY, ["relu"]) == ""
+    assert TABLE.matches(KEY, ["relu", "pool", "logits"]) == "it has no range for pool"
+
+
+def test_a_table_refuses_another_model() -> None:
+    TABLE.require_model("a" * 64)
+    with pytest.raises(
+        DataError,
+        match=rf"belongs to another model\nit was made for sha256 {'a' * 64}, this model has "
+        rf"{'c' * 64}\ncalibrate this model: deploykit calibrate",
+    ):
+        TABLE.require_model("c" * 64)
+
+
+def test_a_table_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no calibration table .*none.json\nmake one: deploykit"):
+        CalibrationTable.load(tmp_path / "none.json")
+
+
+def test_a_table_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read .*Is a directory"):
+        CalibrationTable.load(tmp_path)
+    (tmp_path / "latin.json").write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(DataError, match=r"cannot read .*latin.json: 'utf-8' codec"):
+        CalibrationTable.load(tmp_path / "latin.json")
+
+
+@pytest.mark.parametrize("length", [0, 1, 200])
+def test_a_torn_file_is_not_json(length: int) -> None:
+    with pytest.raises(DataError, match=r"^table.json is not JSON: "):
+        CalibrationTable.from_json(TABLE.to_json()[:length], "table.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [(altered(schema_version=2), "2"), ("{}", "None"), ("[]", "None")]
+)
+def test_another_schema(text: str, found: str) -> None:
+    with pytest.raises(
+        DataError, match=rf"t has schema version {found}, this deploykit reads 1\ncalibrate again"
+    ):
+        CalibrationTable.from_json(text, "t")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        altered(key=None),
+        altered(key={"model_sha256": "a"}),
+        altered(images="many"),
+        altered(amax=[1, 2]),
+        altered(amax={"input": 3}),
+        altered(amax={"input": {"max": None}}),
+        altered(amax={"input": {"max": "wide"}}),
+        altered(amax={"input": {"max": 10**400}}),
+        '{"schema_version": 1}',
+    ],
+)
+def test_a_table_that_lacks_something(text: str) -> None:
+    with pytest.raises(
+        DataError, match=r"^t is not a calibration table: it lacks or misspells .*\ncalibrate again"
+    ):
+        CalibrationTable.from_json(text, "t")
+
+
+@pytest.mark.parametrize("amax", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_range_must_be_a_positive_number(amax: float) -> None:
+    text = altered(amax={"input": {"max": 1.0}, "relu": {"max": amax}})
+    with pytest.raises(
+        DataError, match=r"^t gives relu the range (0.0|-1.0|nan|inf) by max\nexpected a positive"
+    ):
+        CalibrationTable.from_json(text, "t")
+
+
+def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BundleError, match=r"cannot write .*table.json: (Not a dir|File exists)"):
+        TABLE.save(tmp_path / "file" / "table.json")
+
+
+def test_nothing_is_left_of_a_table_that_could_not_be_put_in_place(tmp_path: Path) -> None:
+    (tmp_path / "table.json").mkdir()
+    with pytest.raises(BundleError, match=r"cannot write .*table.json: Is a directory"):
+        TABLE.save(tmp_path / "table.json")
+    assert [item.name for item in tmp_path.iterdir()] == ["table.json"]
+
+
+def test_tables_need_nothing_heavy() -> None:
+    code = (
+        "import sys, deploykit.calibration\n"
+        "print(sorted({'numpy', 'onnx', 'onnxruntime', 'torch', 'PIL'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
