@@ -59,6 +59,11 @@ VARIANTS = {
     "default": (Int8Options(), True),
     "no bias correction": (Int8Options(), False),
     "first layer kept": (Int8Options(QdqPolicy(first_layer="keep")), True),
+    "skips kept": (Int8Options(QdqPolicy(residual="keep")), True),
+    "first layer and skips kept": (
+        Int8Options(QdqPolicy(first_layer="keep", residual="keep")),
+        True,
+    ),
     "rest FP32": (Int8Options(rest=Precision.FP32), True),
 }
 

@@ -100,7 +100,8 @@ def _comparison_row(batch: Mapping[str, Any]) -> tuple[str, ...]:
 
 def show_int8(out: Console, conversion: Mapping[str, Any], calibration: Mapping[str, Any]) -> None:
     """Layers by precision, the worst ratios, and how each method did on held-out images."""
-    layers = ", ".join(f"{count} {kind.upper()}" for kind, count in conversion["layers"].items())
+    kinds = ("int8", "fp16", "fp32")
+    layers = ", ".join(f"{conversion['layers'][kind]} {kind.upper()}" for kind in kinds)
     out.print(f"convolutions and matrix products: {layers}")
     out.print(
         f"ranges: {calibration['method']}, from {calibration['images']} images; "

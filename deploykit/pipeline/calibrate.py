@@ -56,11 +56,13 @@ class Calibrated:
     seen: CalibrationData
     held_out: CalibrationData
     story: str
+    source: str
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the manifest and ``--json``."""
         return {
             "table": str(self.path.name),
+            "source": self.source,
             "digest": self.table.digest,
             "images": self.table.images,
             "skipped": list(self.table.skipped),
@@ -103,7 +105,12 @@ def calibrate_graph(
         named = ", ".join(table.skipped[:3])
         journal.notes.append(f"{len(table.skipped)} images could not be read: {named}")
     journal.notes.append(f"calibration table {path}: {story}")
-    return Calibrated(table, path, data, replace(data, indices=held_out), story)
+    if options.data == RANDOM:
+        journal.notes.append(
+            "calibrated on noise: for sizes and speed only, its answers mean nothing"
+        )
+    name_of_data = "random noise" if options.data == RANDOM else Path(options.data).name
+    return Calibrated(table, path, data, replace(data, indices=held_out), story, name_of_data)
 
 
 def calibrate_target(

@@ -33,6 +33,8 @@ from deploykit.stages.validate import ValidationReport, outputs_of, validate
 from deploykit.staging import staged_folder
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from deploykit.artifacts import EngineRecord, OnnxArtifact
     from deploykit.backends.trt.compiler import Compiler
     from deploykit.pipeline.int8 import Int8Request
@@ -139,11 +141,15 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Converted:
-    """The graph of the bundle, with everything that was found on the way to it."""
+    """The graph of the bundle, with everything that was found on the way to it.
+
+    ``judged`` are batches that it was compared on, and the reference's logits for each.
+    """
 
     artifact: OnnxArtifact
     reports: tuple[ValidationReport, ...]
     conversion: dict[str, Any]
+    judged: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]
     calibration: dict[str, Any] | None = None
 
     @property
@@ -161,7 +167,7 @@ def _fill(
     labels = _fitting_labels(plan.labels, reference)
     converted = _convert(reference, folder, options, journal)
     engines = _compile(converted, folder, plan, journal)
-    _write_golden(folder, reference)
+    _write_golden(folder, *converted.judged)
     if labels is not None:
         (folder / LABELS).write_text("\n".join(labels) + "\n", encoding="utf-8")
     others = [file for file in sorted(folder.iterdir()) if file.suffix != ".engine"]
@@ -200,7 +206,8 @@ def _convert(
         return _quantize(reference, folder, options.int8, journal)
     if options.precision is Precision.FP16:
         return _halve(reference, folder / MODEL, journal)
-    return _Converted(reference.artifact, (reference.report,), dict(reference.conversion))
+    judged = reference.batches, reference.logits
+    return _Converted(reference.artifact, (reference.report,), dict(reference.conversion), judged)
 
 
 def _halve(reference: Reference, path: Path, journal: Journal) -> _Converted:
@@ -216,7 +223,8 @@ def _halve(reference: Reference, path: Path, journal: Journal) -> _Converted:
         report = validate(outputs, reference.logits, precision=Precision.FP16, names=names)
         report.require_pass()
     conversion = {**reference.conversion, **result.to_dict()}
-    return _Converted(result.artifact, (reference.report, report), conversion)
+    judged = reference.batches, reference.logits
+    return _Converted(result.artifact, (reference.report, report), conversion, judged)
 
 
 def _quantize(
@@ -232,7 +240,9 @@ def _quantize(
         "kept_heavy": outcome.result.kept_heavy,
     }
     reports = (reference.report, outcome.report)
-    return _Converted(outcome.result.artifact, reports, conversion, outcome.to_dict())
+    return _Converted(
+        outcome.result.artifact, reports, conversion, outcome.judged, outcome.to_dict()
+    )
 
 
 def _compile(
@@ -255,11 +265,13 @@ def _compile(
     return (record,)
 
 
-def _write_golden(folder: Path, reference: Reference) -> None:
+def _write_golden(
+    folder: Path, batches: list[NDArray[np.float32]], logits: list[NDArray[np.float32]]
+) -> None:
     # Two images where possible: enough to show a frozen batch, small enough to check in no time.
-    distance = [abs(len(batch) - GOLDEN_BATCH) for batch in reference.batches]
+    distance = [abs(len(batch) - GOLDEN_BATCH) for batch in batches]
     at = distance.index(min(distance))
-    np.savez(folder / GOLDEN, input=reference.batches[at], logits=reference.logits[at])
+    np.savez(folder / GOLDEN, input=batches[at], logits=logits[at])
 
 
 def _read_labels(path: Path) -> tuple[str, ...]:

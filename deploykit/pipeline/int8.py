@@ -13,6 +13,7 @@ from deploykit.calibrators import METHODS
 from deploykit.errors import UnknownNameError
 from deploykit.pipeline.calibrate import CalibrationOptions, calibrate_graph
 from deploykit.pipeline.runners import open_judge
+from deploykit.pipeline.samples import BATCHES
 from deploykit.specs import Precision
 from deploykit.stages.fp16 import measure_magnitudes
 from deploykit.stages.int8 import (
@@ -42,13 +43,15 @@ if TYPE_CHECKING:
 
 AUTO: Final = "auto"
 
-COMPARED: Final = 32
-"""Held-out images that the methods are compared on: four INT8 simulations of each are run."""
+COMPARED_PIXELS: Final = 32 * 224 * 224
+"""Pixels of the held-out images that methods are compared on: 32 images of ImageNet's size.
+
+Each method is simulated on all of them, which takes most of the time after calibration. Smaller
+images cost less, so that more of them make the choice surer.
+"""
 
 CORRECTED_ON: Final = 32
 """Images that the shift of each channel is measured on; a mean needs no more."""
-
-BATCH: Final = 8
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Int8Outcome:
-    """The INT8 graph, how it compares with FP32, and how its ranges were chosen."""
+    """The INT8 graph, how it compares with FP32, and how its ranges were chosen.
+
+    ``judged`` are the batches of held-out images that it was compared on, and the FP32 logits.
+    """
 
     result: Int8Result
+    judged: tuple[Batches, Batches]
     report: ValidationReport
     calibrated: Calibrated
     method: str
@@ -112,7 +119,9 @@ def convert_to_int8(
         request.calibration,
         journal,
     )
-    held_out = _load(calibrated.held_out, COMPARED, reference.artifact)
+    height, width = reference.preprocessing.crop
+    affordable = max(1, COMPARED_PIXELS // (height * width))
+    held_out = _load(calibrated.held_out, affordable, reference.artifact)
     with OrtRunner(reference.artifact.path) as runner:
         expected = outputs_of(runner, held_out)
     method, trials = _choose(reference, calibrated, request, (held_out, expected), path, journal)
@@ -134,12 +143,12 @@ def convert_to_int8(
             errors=errors,
         )
     with journal.stage("validate int8"), open_judge(path) as runner:
-        outputs = outputs_of(runner, [*reference.batches, *held_out])
-        names = ("the int8 graph", reference.made_by)
-        logits = [*reference.logits, *expected]
-        report = validate(outputs, logits, precision=Precision.INT8, names=names)
+        # Ranges hold for images like those of the calibration: others would judge the data.
+        names = ("the int8 graph", "the fp32 graph")
+        outputs = outputs_of(runner, held_out)
+        report = validate(outputs, expected, precision=Precision.INT8, names=names)
         report.require_pass()
-    return Int8Outcome(result, report, calibrated, method, trials)
+    return Int8Outcome(result, (held_out, expected), report, calibrated, method, trials)
 
 
 def _choose(
@@ -189,10 +198,13 @@ def _magnitudes(reference: Reference, rest: Precision, journal: Journal) -> Mapp
 
 
 def _load(data: CalibrationData, count: int, artifact: OnnxArtifact) -> Batches:
-    batch = artifact.inputs[0].shape[0]
-    size = batch if isinstance(batch, int) else BATCH
-    loaded = images.batches(
-        data.source, data.preprocessing, size, list(data.indices)[:count], on_corrupt="skip"
-    )
-    # A graph of fixed batch takes whole batches only.
-    return [inputs for inputs, _ in loaded if len(inputs) == size or isinstance(batch, str)]
+    """The first ``count`` images: batches of the graph's own size, or of 1, 2, 5 and the rest."""
+    fixed = artifact.inputs[0].shape[0]
+    size = fixed if isinstance(fixed, int) else count
+    chosen = list(data.indices)[:count]
+    loaded = images.batches(data.source, data.preprocessing, size, chosen, on_corrupt="skip")
+    if isinstance(fixed, int):
+        return [inputs for inputs, _ in loaded if len(inputs) == fixed]
+    return [
+        part for inputs, _ in loaded for part in np.split(inputs, np.cumsum(BATCHES)) if len(part)
+    ]

@@ -81,6 +81,8 @@ def weight_of(node: ir.Node, policy: QdqPolicy, *, is_first: bool) -> QuantizedW
         return "its constant is the left operand" if constant else "it has no constant weight"
     if not is_float(weight) or not is_float(node.inputs[0]):
         return "it does not compute in FP32"
+    if node.attributes.get_int("transA", 0) != 0:
+        return "its data is transposed"
     shape = weight.const_value.shape.numpy()
     axis = _output_axis(node, len(shape))
     if axis is None:
@@ -95,7 +97,7 @@ def _output_axis(node: ir.Node, rank: int) -> int | None:
     if node.op_type == "ConvTranspose":
         # The weight holds the outputs of one group only: channels of other groups share scales.
         return 1
-    if rank != MATRIX_RANK or node.attributes.get_int("transA", 0) != 0:
+    if rank != MATRIX_RANK:
         return None
     return 0 if node.attributes.get_int("transB", 0) != 0 else 1
 

@@ -11,10 +11,10 @@ from deploykit.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-EndPolicy = Literal["int8", "keep"]
+Choice = Literal["int8", "keep"]
 
-END_POLICIES: Final = ("int8", "keep")
-"""What ``first_layer`` and ``last_layer`` of a policy may be."""
+CHOICES: Final = ("int8", "keep")
+"""What ``first_layer``, ``last_layer`` and ``residual`` of a policy may be."""
 
 TENSOR_CORE_DEPTH: Final = 16
 """An INT8 tensor core multiplies 16 values at a time: shorter sums leave it partly idle."""
@@ -25,24 +25,24 @@ class QdqPolicy:
     """What the user wants to stay out of INT8.
 
     ``exclude`` are patterns of node names as of a shell (``layer4.*``); ``first_layer`` and
-    ``last_layer`` say whether the layers without another one before or behind them are quantized;
+    ``last_layer`` say whether the layers without another one before or behind them are quantized,
+    ``residual`` whether the skip operands of residual additions are;
     convolutions with fewer channels than ``min_channels`` on either side stay, but the first one,
     and matrix products with fewer than ``min_features`` rows or columns in their weight.
     """
 
     exclude: tuple[str, ...] = ()
-    first_layer: EndPolicy = "int8"
-    last_layer: EndPolicy = "int8"
+    first_layer: Choice = "int8"
+    last_layer: Choice = "int8"
+    residual: Choice = "int8"
     min_channels: int = TENSOR_CORE_DEPTH
     min_features: int = TENSOR_CORE_DEPTH
 
     def __post_init__(self) -> None:
-        for name in ("first_layer", "last_layer"):
+        for name in ("first_layer", "last_layer", "residual"):
             value = getattr(self, name)
-            if value not in END_POLICIES:
-                raise UsageError(
-                    f"{name}={value!r} is no policy\npossible: {', '.join(END_POLICIES)}"
-                )
+            if value not in CHOICES:
+                raise UsageError(f"{name}={value!r} is no policy\npossible: {', '.join(CHOICES)}")
 
     def pattern_of(self, name: str) -> str | None:
         """The first pattern that excludes a node of this name."""

@@ -26,13 +26,12 @@ def skip_operands(
     for node in model.graph:
         if node.op_type != "Add" or not _adds_two_activations(node):
             continue
-        pattern = policy.pattern_of(str(node.name))
         index = skip_operand(model, node, convolutions)
-        if pattern is not None:
-            kept[str(node.name)] = f"excluded by {pattern!r}"
-        elif index is None:
-            kept[str(node.name)] = "no INT8 convolution ends in this addition"
-        else:
+        reason = None if index is not None else "no INT8 convolution ends in this addition"
+        reason = _unwanted(node, policy) or reason
+        if reason is not None:
+            kept[str(node.name)] = reason
+        elif index is not None:
             yield node, index
 
 
@@ -49,13 +48,32 @@ def skip_operand(model: ir.Model, add: ir.Node, convolutions: Set[ir.Node | None
     return 1 if lengths[0] >= lengths[1] else 0
 
 
+def _unwanted(node: ir.Node, policy: QdqPolicy) -> str | None:
+    pattern = policy.pattern_of(str(node.name))
+    if pattern is not None:
+        return f"excluded by {pattern!r}"
+    return "residual additions are kept" if policy.residual == "keep" else None
+
+
 def _adds_two_activations(node: ir.Node) -> bool:
     left, right = node.inputs
     if left is None or right is None or left is right:
         return False
     computed = all(is_float(value) and value.const_value is None for value in (left, right))
-    # A smaller operand is spread over the other: no residual, and no kernel fuses it.
-    return computed and left.shape is not None and left.shape == right.shape
+    return computed and _may_have_one_shape(left, right)
+
+
+def _may_have_one_shape(left: ir.Value, right: ir.Value) -> bool:
+    """Whether nothing that is known of the shapes differs.
+
+    A smaller operand is spread over the other: that is no residual, and no kernel fuses it.
+    """
+    if left.shape is None or right.shape is None:
+        return True
+    if len(left.shape) != len(right.shape):
+        return False
+    pairs = zip(left.shape, right.shape, strict=True)
+    return all(a == b for a, b in pairs if isinstance(a, int) and isinstance(b, int))
 
 
 def _branch_lengths(model: ir.Model, add: ir.Node) -> tuple[int, int]:

@@ -54,7 +54,7 @@ def _share_concat(
     are written where they belong by the kernels that compute them.
     """
     result = node.outputs[0]
-    if result not in demand:
+    if result not in demand and all(_origin(value)[0] is not result for value in demand):
         return
     pattern = policy.pattern_of(str(node.name))
     if pattern is not None:
@@ -64,6 +64,7 @@ def _share_concat(
     if len(operands) != len(node.inputs):
         kept[str(node.name)] = "an operand is a constant"
         return
+    demand.setdefault(result, [])  # what moves its values on will read it
     for index, operand in enumerate(operands):
         demand.setdefault(operand, []).append(Reader(str(node.name), index))
     groups.join((*operands, result))

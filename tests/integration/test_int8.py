@@ -1,0 +1,235 @@
+"""`deploykit export --int8` and `deploykit calibrate`, on a network that was really trained."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from deploykit.bundle import Bundle
+from deploykit.calibration import CalibrationTable
+from tests.cli import Called, deploykit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.digits import Digits
+
+pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: tensorrt-rtx-cu13")
+
+
+@pytest.fixture
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Tables are kept in `calib/` of the working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def quantize(original: Path, *more: object, calib: object) -> Called:
+    """From an ONNX file: the same path as from a definition, without the time of torch's export."""
+    return deploykit(
+        "export", original, "--int8", "--calib", calib, "--backend", "none", "-o", "bundle",
+        "--json", *more,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def fp32(fp16_bundle: Path) -> Path:
+    return fp16_bundle / "reference.onnx"
+
+
+def test_accuracy_and_agreement_hold(digits: Digits, working_folder: Path) -> None:
+    called = deploykit(
+        "export", "resnet20", "--int8", "--input-size", 8, "--weights", digits.weights,
+        "--labels", digits.labels, "--calib", digits.calibration, "-o", "bundle", "--json",
+    )  # fmt: skip
+    assert called.code == 0, called.err
+    found = deploykit("eval", "bundle", "--data", digits.test, "--json").data
+    assert found["agreement"] >= 0.98
+    assert found["top1"] == pytest.approx(digits.accuracy, abs=0.01)
+    manifest = Bundle.open(working_folder / "bundle").manifest
+    (engine,) = manifest.engines
+    assert engine.precision_census["CONVOLUTION INT8"] == 19
+    assert any("execution not proven" in warning for warning in engine.warnings)
+    assert called.data["conversion"]["layers"] == {"int8": 19, "fp16": 1, "fp32": 0}
+    assert deploykit("check", "bundle", "--json").data["ok"] is True
+
+
+def test_auto_takes_the_method_with_the_least_divergence(
+    fp32: Path, digits: Digits, working_folder: Path
+) -> None:
+    called = quantize(fp32, calib=digits.calibration)
+    assert called.code == 0, called.err
+    calibration = called.data["calibration"]
+    trials = {trial["method"]: trial["mean_kl"] for trial in calibration["trials"]}
+    assert trials.keys() == {"max", "percentile", "entropy", "mse"}
+    assert calibration["method"] == min(trials, key=lambda method: trials[method])
+    assert calibration["images"] == 205  # of 256, a fifth is held out
+
+
+def test_output_shows_layers_ratios_and_methods(
+    fp32: Path, digits: Digits, working_folder: Path
+) -> None:
+    called = deploykit(
+        "export", fp32, "--int8", "--calib", digits.calibration, "--backend", "none", "-o", "b"
+    )  # fmt: skip
+    assert "convolutions and matrix products: 19 INT8, 1 FP16, 0 FP32" in called.out
+    for text in ("SQNR (dB)", "on held-out images", "mean KL", "not INT8", "because"):
+        assert text in called.out
+
+
+def test_table_is_used_again_and_made_anew_with_the_reason(
+    fp32: Path, digits: Digits, working_folder: Path
+) -> None:
+    def story(*more: object, calib: Path = digits.calibration) -> str:
+        called = quantize(fp32, "--method", "max", *more, calib=calib)
+        assert called.code == 0, called.err
+        return str(called.data["calibration"]["story"])
+
+    assert story() == "made now, there was none"
+    assert story().startswith("used again")
+    assert "the settings differ" in story("--calib-count", 100)
+    assert "the images are others" in story(calib=digits.test)
+
+
+def test_table_of_calibrate_serves_the_export(
+    fp32: Path, digits: Digits, working_folder: Path
+) -> None:
+    (working_folder / "own.onnx").write_bytes(fp32.read_bytes())
+    made = deploykit("calibrate", "own.onnx", "--data", digits.calibration, "--json")
+    assert made.code == 0, made.err
+    assert made.data["path"] == "calib/own.json"
+    called = quantize(working_folder / "own.onnx", calib=digits.calibration)
+    assert called.data["calibration"]["story"].startswith("used again")
+    assert called.data["calibration"]["digest"] == made.data["digest"]
+
+
+def test_calibrate_imports_no_torch(fp32: Path, digits: Digits, working_folder: Path) -> None:
+    code = (
+        "import sys\nfrom deploykit.cli import main\n"
+        f"main(['calibrate', {str(fp32)!r}, '--data', {str(digits.calibration)!r}, '--json'],"
+        " standalone_mode=False)\nassert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_calibrate_shows_every_range(fp32: Path, digits: Digits, working_folder: Path) -> None:
+    shown = deploykit("calibrate", fp32, "--data", digits.calibration, "-o", "table.json")
+    assert shown.code == 0, shown.err
+    table = CalibrationTable.load(working_folder / "table.json")
+    assert all(tensor in shown.out for tensor in table.amax)
+    assert all(0 < ranges["percentile"] <= ranges["max"] for ranges in table.amax.values())
+
+
+def test_bundle_keeps_its_table(fp32: Path, digits: Digits, working_folder: Path) -> None:
+    quantize(fp32, calib=digits.calibration)
+    kept = CalibrationTable.load(working_folder / "bundle" / "calibration.json")
+    manifest = Bundle.open(working_folder / "bundle").manifest
+    assert manifest.calibration is not None
+    assert manifest.calibration["digest"] == kept.digest
+    assert kept.key.model_sha256 == manifest.onnx.parents[0]
+
+
+def test_rest_may_be_fp32(fp32: Path, digits: Digits, working_folder: Path) -> None:
+    called = quantize(fp32, "--rest", "fp32", calib=digits.calibration)
+    assert called.data["conversion"]["layers"] == {"int8": 19, "fp16": 0, "fp32": 1}
+
+
+def test_nodes_can_be_kept_out(fp32: Path, digits: Digits, working_folder: Path) -> None:
+    called = quantize(fp32, "--exclude", "layer3.*", "--first-layer", "keep",
+                      calib=digits.calibration)  # fmt: skip
+    assert called.data["conversion"]["layers"]["int8"] == 12
+    assert "layer3.*" in called.data["conversion"]["kept"]["layer3.0.conv1/Conv"]
+
+
+def test_int8_without_images_is_refused(fp32: Path, working_folder: Path) -> None:
+    called = deploykit("export", fp32, "--int8")
+    assert called.code == 2
+    assert "INT8 needs images to calibrate with: --calib PATH" in called.err
+    assert "--calib random" in called.err
+
+
+def test_images_without_int8_are_refused(fp32: Path, digits: Digits, working_folder: Path) -> None:
+    called = deploykit("export", fp32, "--fp16", "--calib", digits.calibration)
+    assert called.code == 2
+    assert "--calib is for --int8 only" in called.err
+
+
+def test_noise_is_used_only_by_name_and_the_manifest_says_so(
+    fp32: Path, working_folder: Path
+) -> None:
+    called = quantize(fp32, "--calib-count", 64, calib="random")
+    assert called.code == 0, called.err
+    manifest = json.loads((working_folder / "bundle" / "manifest.json").read_text())
+    assert manifest["calibration"]["source"] == "random noise"
+    assert any("noise" in note for note in called.data["notes"])
+
+
+def test_few_images_warn(fp32: Path, digits: Digits, working_folder: Path) -> None:
+    called = quantize(fp32, "--calib-count", 20, calib=digits.calibration)
+    assert any("only 20 calibration images" in note for note in called.data["notes"])
+
+
+def test_unknown_method(fp32: Path, digits: Digits, working_folder: Path) -> None:
+    called = quantize(fp32, "--method", "entrpy", calib=digits.calibration)
+    assert called.code == 2
+    assert "did you mean: entropy?" in called.err
+
+
+@pytest.mark.parametrize("command", ["export", "calibrate"])
+def test_quantized_model_is_refused(
+    fp32: Path, digits: Digits, working_folder: Path, command: str
+) -> None:
+    quantize(fp32, calib=digits.calibration)
+    model = working_folder / "bundle" / "model.onnx"
+    if command == "export":
+        called = deploykit("export", model, "--int8", "--calib", digits.calibration)
+    else:
+        called = deploykit("calibrate", model, "--data", digits.calibration)
+    assert called.code == 1
+    assert "model.onnx is already int8" in called.err
+
+
+def test_missing_images(fp32: Path, working_folder: Path) -> None:
+    called = quantize(fp32, calib=working_folder / "nowhere")
+    assert called.code == 1
+    assert "nowhere" in called.err
+    assert not (working_folder / "bundle").exists()
+
+
+def test_calibrate_needs_a_file_or_a_bundle(digits: Digits, working_folder: Path) -> None:
+    called = deploykit("calibrate", "resnet20", "--data", digits.calibration)
+    assert called.code == 2
+    assert "expected an FP32 .onnx file or a bundle" in called.err
+
+
+def test_black_images_give_no_zero_scale(fp32: Path, working_folder: Path) -> None:
+    """All-zero inputs after the first layer's normalisation are the least lively data there is."""
+    np.savez(working_folder / "black.npz", images=np.zeros((64, 8, 8, 3), np.uint8))
+    called = quantize(fp32, calib=working_folder / "black.npz")
+    assert called.code == 0, called.err
+    table = CalibrationTable.load(working_folder / "bundle" / "calibration.json")
+    assert all(amax > 0 for ranges in table.amax.values() for amax in ranges.values())
+
+
+@pytest.mark.parametrize(
+    ("depth", "accuracy"), [(20, 0.915), (32, 0.928), (44, 0.933), (56, 0.926)]
+)
+def test_cifar_networks_keep_their_accuracy_in_int8(
+    shared_data: Path, working_folder: Path, depth: int, accuracy: float
+) -> None:
+    exported = deploykit(
+        "export", f"resnet{depth}", "--int8", "-o", "bundle", "--backend", "none",
+        "--weights", shared_data / f"resnet{depth}_cifar10.npz",
+        "--calib", shared_data / "cifar10_calib512.npz",
+    )  # fmt: skip
+    assert exported.code == 0, exported.err
+    images = shared_data / "cifar10_test1000.npz"
+    found = deploykit("eval", "bundle", "--data", images, "--json").data
+    assert found["agreement"] >= 0.99
+    assert found["top1"] >= accuracy - 0.003 - 1e-9
