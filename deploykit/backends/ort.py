@@ -52,7 +52,8 @@ class OrtRunner:
 
     The session is made on first use. ``optimise=False`` computes each node as the standard has
     it: the default optimisations compute something else for Q/DQ graphs than TensorRT does.
-    ``device="cuda"`` raises where onnxruntime would quietly fall back to the CPU.
+    ``device="cuda"`` raises where onnxruntime would quietly fall back to the CPU. With
+    ``spin=False`` waiting threads sleep: right where others work on the same cores meanwhile.
     """
 
     def __init__(
@@ -62,13 +63,16 @@ class OrtRunner:
         device: str = "cpu",
         threads: int | None = None,
         optimise: bool = True,
+        spin: bool = True,
     ) -> None:
         if device not in _PROVIDERS:
             raise UsageError(f"unknown device {device!r}\npossible: {', '.join(_PROVIDERS)}")
-        self._model = model
+        self._model: Path | bytes | None = model
+        self._name = model.name if isinstance(model, Path) else "the graph"
         self._device = device
         self._threads = threads
         self._optimise = optimise
+        self._spin = spin
         self._session: ort.InferenceSession | None = None
         self._specs: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]] = ((), ())
         self._closed = False
@@ -131,16 +135,12 @@ class OrtRunner:
     ) -> None:
         self.close()
 
-    @property
-    def _name(self) -> str:
-        return self._model.name if isinstance(self._model, Path) else "the graph"
-
     def _open(self) -> ort.InferenceSession:
         if self._closed:
             raise UsageError(f"the runner of {self._name} is closed; open a new one")
         if self._session is None:
-            self._session = self._new_session()
-            session = self._session
+            self._session = session = self._new_session()
+            self._model = None  # bytes would be held twice, here and by onnxruntime
             self._specs = (
                 tuple(_spec(node) for node in session.get_inputs()),
                 tuple(_spec(node) for node in session.get_outputs()),
@@ -154,6 +154,8 @@ class OrtRunner:
             options.intra_op_num_threads = self._threads
         if not self._optimise:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if not self._spin:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         provider = _PROVIDERS[self._device]
         if provider not in ort.get_available_providers():
             raise self._no_device("this onnxruntime was built without it")

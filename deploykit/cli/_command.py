@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +12,7 @@ import click
 from deploykit.errors import DeploykitError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from rich.console import Console
 
@@ -60,17 +61,36 @@ class Command(click.Command):
             if debug:
                 raise
             if as_json:
-                click.echo(json.dumps({"error": _describe(error)}))
+                click.echo(to_json({"error": _describe(error)}))
             failure = CallFailure if isinstance(error, UsageError) else Failure
             raise failure(str(error)) from error
         if as_json:
-            click.echo(json.dumps(answer.data))
+            click.echo(to_json(answer.data))
         else:
             from deploykit.cli._show import console
 
             answer.show(console())
         if answer.failed:
             ctx.exit(1)
+
+
+def to_json(data: Mapping[str, Any]) -> str:
+    """One object on one line; NaN and infinity, which JSON does not have, become null.
+
+    >>> to_json({"kl": float("nan"), "batches": [1.5]})
+    '{"kl": null, "batches": [1.5]}'
+    """
+    return json.dumps(_finite(data), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
 
 
 def _describe(error: DeploykitError) -> dict[str, Any]:

@@ -7,15 +7,19 @@ from deploykit.onnx_graph.casts import halve
 from deploykit.onnx_graph.files import expose_outputs, read_artifact, read_model, write_model
 from deploykit.onnx_graph.half import HEAVY_OPS, HalfPlan, plan_half
 from deploykit.onnx_graph.layers import describe_layers
+from deploykit.onnx_graph.opset import OLDEST_FOR_INT8, OPSET, raise_opset
 from deploykit.onnx_graph.tidy import tidy
 
 __all__ = [
     "HEAVY_OPS",
+    "OLDEST_FOR_INT8",
+    "OPSET",
     "HalfPlan",
     "describe_layers",
     "expose_outputs",
     "halve",
     "plan_half",
+    "raise_opset",
     "read_artifact",
     "read_model",
     "tidy",

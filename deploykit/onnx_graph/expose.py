@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from deploykit.errors import UsageError
-from deploykit.onnx_graph.files import _serialise, infer_shapes
+from deploykit.onnx_graph.files import infer_shapes, serialise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,4 +38,4 @@ def expose_named(model: ir.Model, names: Sequence[str]) -> bytes:
             )
         if not value.is_graph_output():
             shown.graph.outputs.append(value)
-    return _serialise(ir.to_proto(shown), "the graph with its activations")
+    return serialise(ir.to_proto(shown), "the graph with its activations")

@@ -89,7 +89,7 @@ def write_model(
     proto.producer_name, proto.producer_version = "deploykit", __version__
     history = {_PRECISION: str(precision), _PARENTS: json.dumps(list(parents))}
     onnx.helper.set_model_props(proto, history)
-    content = _serialise(proto, path.name)
+    content = serialise(proto, path.name)
     try:
         onnx.checker.check_model(content, full_check=True)
     except Exception as exc:  # the checker raises errors of several unrelated classes
@@ -119,7 +119,7 @@ def expose_outputs(model: ir.Model) -> tuple[bytes, tuple[str, ...]]:
     floats = [value for value in computed if value.dtype == ir.DataType.FLOAT]
     shown.graph.outputs.extend(value for value in floats if not value.is_graph_output())
     names = tuple(str(value.name) for value in floats)
-    return _serialise(ir.to_proto(shown), "the graph with its activations"), names
+    return serialise(ir.to_proto(shown), "the graph with its activations"), names
 
 
 def _forget_origins(proto: onnx.ModelProto) -> None:
@@ -130,7 +130,12 @@ def _forget_origins(proto: onnx.ModelProto) -> None:
                 message.ClearField(field)
 
 
-def _serialise(proto: onnx.ModelProto, what: str) -> bytes:
+def serialise(proto: onnx.ModelProto, what: str) -> bytes:
+    """The bytes of a model, the same ones for the same model.
+
+    Raises:
+        ModelFileError: ``what`` does not fit in one file.
+    """
     size = proto.ByteSize()
     if not 0 < size <= PROTOBUF_LIMIT_BYTES:
         raise ModelFileError(

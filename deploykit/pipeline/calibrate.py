@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,6 +36,10 @@ RANDOM: Final = "random"
 
 TABLES: Final = Path("calib")
 """Where tables are kept for the next export of the same model."""
+
+
+_SHARING = partial(OrtRunner, spin=False)
+"""Its threads sleep while they wait: the histograms of the last image need the same cores."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ def calibrate_graph(
     with journal.stage("calibrate") as task:
         table, story = _reusable(path, data, artifact, tensors)
         if table is None:
-            table = calibrate(artifact, tensors, data, open_runner=OrtRunner, task=task)
+            table = calibrate(artifact, tensors, data, open_runner=_SHARING, task=task)
             table.save(path)
     if table.skipped:
         named = ", ".join(table.skipped[:3])

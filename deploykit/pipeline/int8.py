@@ -10,7 +10,7 @@ import numpy as np
 from deploykit import images, onnx_graph
 from deploykit.backends.ort import OrtRunner
 from deploykit.calibrators import METHODS
-from deploykit.errors import UnknownNameError
+from deploykit.errors import ModelFileError, UnknownNameError
 from deploykit.pipeline.calibrate import CalibrationOptions, calibrate_graph
 from deploykit.pipeline.runners import open_judge
 from deploykit.pipeline.samples import BATCHES
@@ -111,6 +111,7 @@ def convert_to_int8(
         ModelFileError: the graph is quantized already, or nothing in it can be INT8.
         ValidationError: the result is not the model any more.
     """
+    _require_opset(reference.artifact)
     plan = plan_int8(reference.artifact, request.options.policy)
     calibrated = calibrate_graph(
         reference.artifact,
@@ -149,6 +150,14 @@ def convert_to_int8(
         report = validate(outputs, expected, precision=Precision.INT8, names=names)
         report.require_pass()
     return Int8Outcome(result, (held_out, expected), report, calibrated, method, trials)
+
+
+def _require_opset(artifact: OnnxArtifact) -> None:
+    if artifact.opset < onnx_graph.OLDEST_FOR_INT8:
+        raise ModelFileError(
+            f"this graph is of opset {artifact.opset} and cannot be raised automatically\n"
+            f"INT8 needs {onnx_graph.OLDEST_FOR_INT8} or later: export the model again"
+        )
 
 
 def _choose(

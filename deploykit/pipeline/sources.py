@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from deploykit import onnx_graph
 from deploykit.backends.ort import OrtRunner
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from deploykit.pipeline.journal import Journal
     from deploykit.specs import TensorSpec
     from deploykit.stages.validate import ValidationReport
+
+RGB: Final = 3
+"""Channels of every image that deploykit prepares."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,13 @@ def from_onnx(original: Path, path: Path, journal: Journal, *, data: Path | None
 
 
 def tidied(source: OnnxArtifact, path: Path) -> OnnxArtifact:
-    """The graph of ``source`` in the form that later stages rely on, written to ``path``."""
+    """The graph of ``source`` in the form that later stages rely on, written to ``path``.
+
+    An old opset is raised where that is possible; where not, FP16 may still work.
+    """
     model = onnx_graph.read_model(source.path)
+    with suppress(ModelFileError):
+        model = onnx_graph.raise_opset(model)
     onnx_graph.tidy(model, rename=False)
     return onnx_graph.write_model(model, path, Precision.FP32, (source.sha256, *source.parents))
 
@@ -188,15 +197,19 @@ def require_image_classifier(source: OnnxArtifact) -> TensorSpec:
             f"{source.path.name} is already {source.precision}; "
             "deploykit converts from FP32: give it the FP32 model"
         )
-    image = source.inputs[0]
-    fixed = all(isinstance(dim, int) for dim in image.shape[1:])
-    if len(source.inputs) != 1 or image.dtype != "float32" or len(image.shape) != 4 or not fixed:  # noqa: PLR2004
-        found = ", ".join(f"{t.name} {t.dtype} {t.shape}" for t in source.inputs)
+    if len(source.inputs) != 1 or not _is_image(source.inputs[0]):
+        found = ", ".join(f"{t.name} {t.dtype} {t.shape}" for t in source.inputs) or "nothing"
         raise ModelFileError(
             f"{source.path.name} takes {found}\n"
             "possible is one float32 image input (batch, 3, H, W) of fixed height and width"
         )
-    return image
+    return source.inputs[0]
+
+
+def _is_image(tensor: TensorSpec) -> bool:
+    channels, *size = tensor.shape[1:] or (0,)
+    fixed = len(size) == 2 and all(isinstance(dim, int) for dim in size)  # noqa: PLR2004
+    return tensor.dtype == "float32" and channels == RGB and fixed
 
 
 def assumed_preprocessing(image: TensorSpec) -> Preprocessing:

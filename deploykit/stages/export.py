@@ -25,9 +25,6 @@ Exporter = Literal["torch.export", "torchscript"]
 EXPORTERS: Final[tuple[Exporter, ...]] = ("torch.export", "torchscript")
 """In order of preference: the second is deprecated in torch, and takes what the first cannot."""
 
-OPSET: Final = 20
-"""Newest opset that both exporters write and TensorRT 10.12 reads; FP16 scales need 19."""
-
 EXAMPLE_BATCH: Final = 2
 """torch.export takes a batch of one for a constant."""
 
@@ -58,7 +55,7 @@ def _trace_program(spec: ModelSpec, module: nn.Module, example: torch.Tensor) ->
         module,
         (example,),
         dynamo=True,
-        opset_version=OPSET,
+        opset_version=onnx_graph.OPSET,
         input_names=[spec.inputs[0].name],
         output_names=[spec.outputs[0].name],
         dynamic_shapes=({0: torch.export.Dim(BATCH)},),
@@ -78,7 +75,7 @@ def _trace_script(spec: ModelSpec, module: nn.Module, example: torch.Tensor) -> 
             (example,),
             str(path),
             dynamo=False,
-            opset_version=OPSET,
+            opset_version=onnx_graph.OPSET,
             input_names=[feed],
             output_names=[result],
             dynamic_axes={feed: {0: BATCH}, result: {0: BATCH}},

@@ -312,3 +312,35 @@ def test_eval_without_labels(fp16_bundle: Path, tmp_path: Path) -> None:
 
 def test_inspect_of_nothing_known() -> None:
     assert_refused(deploykit("inspect", "alexnt"), 2, "did you mean: alexnet")
+
+
+def test_onnx_that_takes_no_image(tmp_path: Path) -> None:
+    model = classifier()
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1
+    model.graph.initializer[0].dims[1] = 1
+    model.graph.initializer[0].raw_data = np.ones((10, 1, 1, 1), np.float32).tobytes()
+    onnx.save(model, tmp_path / "grey.onnx")
+    called = export(tmp_path, tmp_path / "grey.onnx")
+    assert_refused(called, 1, "grey.onnx takes input float32 ('n', 1, 8, 8)", "(batch, 3, H, W)")
+
+
+def test_onnx_that_gives_nan_fails_with_strict_json(tmp_path: Path) -> None:
+    model = classifier()
+    model.graph.initializer[0].raw_data = np.full((10, 3, 1, 1), np.nan, np.float32).tobytes()
+    onnx.save(model, tmp_path / "nan.onnx")
+    called = export(tmp_path, tmp_path / "nan.onnx", "--json")
+    assert called.code == 1
+    assert called.data["error"]["details"]["batches"][0]["max_abs"] is None
+    assert "NaN or infinite" in called.data["error"]["message"]
+
+
+def test_own_file_without_a_dynamic_batch_is_judged_at_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: tensorrt-rtx-cu13")
+    model = classifier()
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, tmp_path / "fixed.onnx")
+    called = export(tmp_path, tmp_path / "fixed.onnx", "--fp16", "--batch", "4", "--json")
+    assert called.code == 0, called.err
+    assert [batch["batch"] for batch in called.data["validation"][1]["batches"]] == [4]
+    assert called.data["engines"][0]["profile"]["max_batch"] == 4

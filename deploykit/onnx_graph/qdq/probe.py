@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from deploykit.onnx_graph.files import _serialise
+from deploykit.onnx_graph.files import serialise
 from deploykit.onnx_graph.naming import Names
 from deploykit.onnx_graph.qdq.insertion import insert_qdq
 from deploykit.onnx_graph.qdq.plan import Reader
@@ -68,7 +68,7 @@ def probe_errors(model: ir.Model, plan: QdqPlan, amax: Mapping[str, float]) -> P
         weights=tuple(replace(w, node=twins[w.node]) for w in plan.weights if w.node in twins),
     )
     probed = insert_qdq(doubled, probing, amax)
-    return Probe(_serialise(ir.to_proto(probed), "the graph with its errors"), shifts, powers)
+    return Probe(serialise(ir.to_proto(probed), "the graph with its errors"), shifts, powers)
 
 
 class _Builder:

@@ -38,7 +38,7 @@ def share_scales(
         if node.op_type == "Concat":
             _share_concat(node, demand, policy, groups, kept)
     for value in list(demand):
-        origin, first = _origin(value)
+        origin, first = _origin(value, demand)
         if first is not None and origin in demand:
             demand[origin].append(Reader(str(first.name), 0))
             groups.join((origin, value))
@@ -54,7 +54,7 @@ def _share_concat(
     are written where they belong by the kernels that compute them.
     """
     result = node.outputs[0]
-    if result not in demand and all(_origin(value)[0] is not result for value in demand):
+    if result not in demand and all(_origin(v, demand)[0] is not result for v in demand):
         return
     pattern = policy.pattern_of(str(node.name))
     if pattern is not None:
@@ -70,11 +70,14 @@ def _share_concat(
     groups.join((*operands, result))
 
 
-def _origin(value: ir.Value) -> tuple[ir.Value, ir.Node | None]:
-    """Rule 4: back through operators that only move values, and the first of those operators."""
+def _origin(value: ir.Value, demand: Demand) -> tuple[ir.Value, ir.Node | None]:
+    """Rule 4: back through operators that only move values, to the nearest that is INT8.
+
+    Returns the value at the end of the way, and the operator there that reads it.
+    """
     first: ir.Node | None = None
     producer = value.producer()
-    while producer is not None and _moves(producer):
+    while producer is not None and _moves(producer) and (first is None or value not in demand):
         source = producer.inputs[0]
         if source is None:
             break

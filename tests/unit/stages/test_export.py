@@ -14,8 +14,9 @@ from torch import nn
 
 from deploykit.artifacts import sha256_of
 from deploykit.errors import ExportError
+from deploykit.onnx_graph import OPSET
 from deploykit.specs import ModelSpec, Precision, Preprocessing, TensorSpec
-from deploykit.stages.export import EXPORTERS, OPSET, Exporter, export
+from deploykit.stages.export import EXPORTERS, Exporter, export
 from tests.graphs import normal, run_ort
 
 if TYPE_CHECKING:
