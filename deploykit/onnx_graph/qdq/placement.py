@@ -80,7 +80,8 @@ def weight_of(node: ir.Node, policy: QdqPolicy, *, is_first: bool) -> QuantizedW
         constant = node.inputs[0] is not None and node.inputs[0].const_value is not None
         return "its constant is the left operand" if constant else "it has no constant weight"
     if not is_float(weight) or not is_float(node.inputs[0]):
-        return "it does not compute in FP32"
+        unknown = node.inputs[0] is not None and node.inputs[0].dtype is None
+        return "the type of its input is not known" if unknown else "it does not compute in FP32"
     if node.attributes.get_int("transA", 0) != 0:
         return "its data is transposed"
     shape = weight.const_value.shape.numpy()

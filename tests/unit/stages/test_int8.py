@@ -9,7 +9,7 @@ import pytest
 
 from deploykit.backends.ort import OrtRunner
 from deploykit.errors import DataError, ModelFileError, UsageError
-from deploykit.onnx_graph import read_artifact
+from deploykit.onnx_graph import read_artifact, read_model, tidy, write_model
 from deploykit.onnx_graph.qdq import QdqPolicy
 from deploykit.specs import Precision, SilentProgress
 from deploykit.stages.int8 import (
@@ -50,7 +50,9 @@ def open_runner(model: bytes) -> OrtRunner:
 
 @pytest.fixture
 def artifact(tmp_path: Path) -> OnnxArtifact:
-    return read_artifact(save(graph(NETWORK, WEIGHTS), tmp_path / "fp32.onnx"))
+    model = read_model(save(graph(NETWORK, WEIGHTS), tmp_path / "given.onnx"))
+    tidy(model, rename=False)
+    return write_model(model, tmp_path / "fp32.onnx", Precision.FP32)
 
 
 def measured(artifact: OnnxArtifact, amax: dict[str, float]) -> QuantizationErrors:

@@ -334,6 +334,14 @@ def test_what_does_not_compute_in_fp32_stays(tmp_path: Path) -> None:
     assert plan.kept == {"conv": "it does not compute in FP32"}
 
 
+def test_what_has_no_known_type_stays(tmp_path: Path) -> None:
+    model = read_model(save(with_output_shapes(graph(TWO_CONVS, TWO_WEIGHTS)), tmp_path / "g.onnx"))
+    tidy(model, rename=False)
+    for node in model.graph:
+        node.outputs[0].type = None
+    assert plan_qdq(model).kept == {"second": "the type of its input is not known"}
+
+
 @pytest.mark.parametrize(
     ("policy", "kept", "why"),
     [
