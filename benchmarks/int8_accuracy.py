@@ -55,16 +55,15 @@ HERE = Path(__file__).parent
 NETWORKS = ("resnet20", "resnet32", "resnet44", "resnet56")
 BATCH = 125
 CORRECTED_ON = 64
-VARIANTS = {
-    "default": (Int8Options(), True),
-    "no bias correction": (Int8Options(), False),
-    "first layer kept": (Int8Options(QdqPolicy(first_layer="keep")), True),
-    "skips kept": (Int8Options(QdqPolicy(residual="keep")), True),
-    "first layer and skips kept": (
-        Int8Options(QdqPolicy(first_layer="keep", residual="keep")),
-        True,
-    ),
-    "rest FP32": (Int8Options(rest=Precision.FP32), True),
+POLICIES = {
+    "default": Int8Options(),
+    "first layer kept": Int8Options(QdqPolicy(first_layer="keep")),
+    "skips kept": Int8Options(QdqPolicy(residual="keep")),
+    "first layer and skips kept": Int8Options(QdqPolicy(first_layer="keep", residual="keep")),
+    "rest FP32": Int8Options(rest=Precision.FP32),
+}
+VARIANTS = {name: (options, False) for name, options in POLICIES.items()} | {
+    f"{name}, bias correction": (options, True) for name, options in POLICIES.items()
 }
 
 
