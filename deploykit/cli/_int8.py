@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -11,9 +11,11 @@ from deploykit.cli import _options
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from deploykit.pipeline.calibrate import CalibrationOptions
     from deploykit.pipeline.int8 import Int8Request
+    from deploykit.pipeline.int8_choice import Wishes
 
-_END = click.Choice(["int8", "keep"])
+_END = click.Choice(["auto", "int8", "keep"])
 
 _OPTIONS = (
     click.option("--calib", metavar="PATH", help="Images for INT8, as --data; `random` is noise."),
@@ -35,8 +37,30 @@ _OPTIONS = (
     click.option(
         "--exclude", multiple=True, metavar="PATTERN", help="Nodes to keep out of INT8: layer4.*"
     ),
-    click.option("--first-layer", type=_END, default="int8", show_default=True, help="Or keep."),
-    click.option("--last-layer", type=_END, default="int8", show_default=True, help="Or keep."),
+    click.option(
+        "--first-layer",
+        type=_END,
+        default="auto",
+        show_default=True,
+        help="INT8, or kept in the precision of the rest; auto: kept if that pays.",
+    ),
+    click.option(
+        "--last-layer", type=click.Choice(["int8", "keep"]), default="int8", show_default=True
+    ),
+    click.option(
+        "--residual",
+        type=_END,
+        default="auto",
+        show_default=True,
+        help="Skip operands of residual additions, likewise.",
+    ),
+    click.option(
+        "--bias-correction",
+        type=click.Choice(["auto", "on", "off"]),
+        default="auto",
+        show_default=True,
+        help="Give back what rounding takes from each channel; auto: if that pays.",
+    ),
 )
 
 
@@ -47,26 +71,29 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def read_request(  # noqa: PLR0913 - one argument per option
-    calib: str | None,
-    count: int,
-    seed: int,
+def read_request(
+    calibration: CalibrationOptions | None,
+    wishes: Wishes,
     *,
-    method: str,
     rest: str,
     exclude: tuple[str, ...],
-    ends: tuple[str, str],
+    last_layer: str,
 ) -> Int8Request | None:
-    """What the options ask for; ``None`` without ``--calib``."""
-    if calib is None:
+    """What the options ask for; ``None`` without calibration images."""
+    if calibration is None:
         return None
     from deploykit.onnx_graph.qdq import QdqPolicy
-    from deploykit.pipeline.calibrate import CalibrationOptions
     from deploykit.pipeline.int8 import Int8Request
     from deploykit.specs import Precision
-    from deploykit.stages.int8 import Int8Options
 
-    first, last = (cast("Literal['int8', 'keep']", end) for end in ends)
-    policy = QdqPolicy(exclude=exclude, first_layer=first, last_layer=last)
-    calibration = CalibrationOptions(calib, count, seed, None)
-    return Int8Request(calibration, method, Int8Options(policy, Precision(rest)))
+    policy = QdqPolicy(
+        exclude=exclude,
+        first_layer=_fixed(wishes.first_layer),
+        last_layer=_fixed(last_layer),
+        residual=_fixed(wishes.residual),
+    )
+    return Int8Request(calibration, wishes, policy, Precision(rest))
+
+
+def _fixed(wish: str) -> Literal["int8", "keep"]:
+    return "keep" if wish == "keep" else "int8"

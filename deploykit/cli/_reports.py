@@ -105,14 +105,18 @@ def show_int8(out: Console, conversion: Mapping[str, Any], calibration: Mapping[
     out.print(f"convolutions and matrix products: {layers}")
     out.print(
         f"ranges: {calibration['method']}, from {calibration['images']} images; "
+        f"first layer {calibration['policy']['first_layer']}, "
+        f"skips {calibration['policy']['residual']}, "
         f"{conversion['corrected_biases']} biases corrected",
         "",
     )
     if calibration["trials"]:
-        numbers = ("mean KL (nats)", "top-1 same")
-        rows = table(("method", *numbers), title="on held-out images", right=numbers)
+        numbers = ("mean KL (nats)", "top-1 same", "logits' SQNR (dB)")
+        rows = table(("candidate", *numbers), title="on held-out images", right=numbers)
         for trial in calibration["trials"]:
-            rows.add_row(trial["method"], f"{trial['mean_kl']:.2e}", f"{trial['agreement']:.1%}")
+            ratio = "exact" if trial["sqnr_db"] is None else f"{trial['sqnr_db']:.1f}"
+            figures = f"{trial['mean_kl']:.2e}", f"{trial['agreement']:.1%}", ratio
+            rows.add_row(trial["candidate"], *figures)
         out.print(rows, "")
     for title, key in (("weights", "weight_sqnr_db"), ("activations", "activation_sqnr_db")):
         if conversion[key]:

@@ -64,6 +64,8 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     exclude: tuple[str, ...],
     first_layer: str,
     last_layer: str,
+    residual: str,
+    bias_correction: str,
     weights: str | None,
     num_classes: int | None,
     input_size: int | None,
@@ -88,16 +90,14 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     from deploykit.cli._show import progress
 
     with progress().step("start"):  # importing torch takes seconds
+        from deploykit.pipeline.calibrate import CalibrationOptions
         from deploykit.pipeline.export import ExportOptions
+        from deploykit.pipeline.int8_choice import Wishes
 
+    wishes = Wishes(method, first_layer, residual, bias_correction)
+    calibration = None if calib is None else CalibrationOptions(calib, calib_count, seed)
     request = _int8.read_request(
-        calib,
-        calib_count,
-        seed,
-        method=method,
-        rest=rest,
-        exclude=exclude,
-        ends=(first_layer, last_layer),
+        calibration, wishes, rest=rest, exclude=exclude, last_layer=last_layer
     )
     options = ExportOptions(
         precision=precision,

@@ -1,0 +1,183 @@
+"""Which ranges, which placement, which biases: each choice is made on images held out for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import inf, log10
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from deploykit.calibrators import METHODS
+from deploykit.pipeline.runners import open_judge
+from deploykit.specs import Precision
+from deploykit.stages.int8 import Int8Options, QuantizationErrors, plan_int8, quantize_to_int8
+from deploykit.stages.validate import kl_divergence, outputs_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from deploykit.artifacts import OnnxArtifact
+    from deploykit.calibration import CalibrationTable
+    from deploykit.onnx_graph.qdq import QdqPolicy
+    from deploykit.specs import ProgressTask
+
+    Batches = list[NDArray[np.float32]]
+
+AUTO: Final = "auto"
+
+RESIDUAL_GAIN_DB: Final = 1.5
+"""What skip operands in high precision must give for their memory traffic: 30 % less noise."""
+
+FIRST_LAYER_GAIN_DB: Final = 1.0
+"""What a first layer in high precision must give: 20 %, it has few of the multiply-adds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One candidate on the held-out images.
+
+    ``mean_kl`` in nats and ``agreement`` of the top-1 against FP32; ``sqnr_db`` is the logits'
+    power over the power of their error.
+    """
+
+    candidate: str
+    mean_kl: float
+    agreement: float
+    sqnr_db: float | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and the trials that it was chosen by, in order."""
+
+    method: str
+    policy: QdqPolicy
+    errors: QuantizationErrors
+    trials: tuple[Trial, ...]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What candidates are made from and judged on; ``path`` is written over by each of them."""
+
+    artifact: OnnxArtifact
+    table: CalibrationTable
+    batches: Batches
+    expected: Batches
+    path: Path
+
+    def hold(
+        self,
+        candidate: str,
+        method: str,
+        policy: QdqPolicy,
+        errors: QuantizationErrors | None = None,
+    ) -> Trial:
+        """Make one candidate and judge it.
+
+        What is not INT8 stays FP32: FP16 changes all candidates alike, and takes longer.
+        """
+        options = Int8Options(policy, Precision.FP32)
+        amax, path = self.table.select(method), self.path
+        try:
+            quantize_to_int8(
+                self.artifact, amax, path, options=options, errors=errors or QuantizationErrors()
+            )
+            with open_judge(path) as runner:
+                outputs = outputs_of(runner, self.batches)
+        finally:
+            path.unlink(missing_ok=True)
+        return _judge(candidate, np.concatenate(outputs), np.concatenate(self.expected))
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the user fixed; "auto" is decided by trials."""
+
+    method: str = AUTO
+    first_layer: str = AUTO
+    residual: str = AUTO
+    bias_correction: str = AUTO
+
+
+def choose(
+    contest: Contest,
+    wishes: Wishes,
+    policy: QdqPolicy,
+    measure: Callable[[str, QdqPolicy], QuantizationErrors],
+    task: ProgressTask,
+) -> Choice:
+    """One choice after another, each by the noise of the logits on the held-out images.
+
+    KL divergence and agreement are kept beside it, and decide nothing: where a network is sure of
+    itself, one image makes most of the first and none changes the second. Every logit counts in
+    the noise.
+
+    ``measure`` gives the errors that a bias correction takes back, for a method and a policy.
+    """
+    trials: list[Trial] = []
+
+    def hold(
+        name: str, method: str, policy: QdqPolicy, errors: QuantizationErrors | None = None
+    ) -> Trial:
+        task.update(len(trials), None, name)
+        trials.append(contest.hold(name, method, policy, errors))
+        return trials[-1]
+
+    methods = tuple(METHODS) if wishes.method == AUTO else (wishes.method,)
+    contenders = {method: hold(method, method, policy) for method in methods}
+    method = max(contenders, key=lambda name: _decibels(contenders[name]))
+    best = contenders[method]
+    for wish, name, keep, needed in (
+        (wishes.residual, "skips kept", _keep_skips, RESIDUAL_GAIN_DB),
+        (wishes.first_layer, "first layer kept", _keep_first, FIRST_LAYER_GAIN_DB),
+    ):
+        candidate = keep(policy)
+        if wish != AUTO or _same_plan(contest.artifact, policy, candidate):
+            continue
+        trial = hold(f"{best.candidate}, {name}", method, candidate)
+        if _gain_db(trial, best) >= needed:
+            policy, best = candidate, trial
+    errors = QuantizationErrors()
+    if wishes.bias_correction != "off":
+        errors = measure(method, policy)
+        trial = hold(f"{best.candidate}, biases corrected", method, policy, errors)
+        if wishes.bias_correction == AUTO and _gain_db(trial, best) <= 0:
+            errors = replace(errors, shifts={})
+    return Choice(method, policy, errors, tuple(trials))
+
+
+def _keep_skips(policy: QdqPolicy) -> QdqPolicy:
+    return replace(policy, residual="keep")
+
+
+def _keep_first(policy: QdqPolicy) -> QdqPolicy:
+    return replace(policy, first_layer="keep")
+
+
+def _same_plan(artifact: OnnxArtifact, one: QdqPolicy, other: QdqPolicy) -> bool:
+    first, second = plan_int8(artifact, one), plan_int8(artifact, other)
+    return (first.activations, first.weights) == (second.activations, second.weights)
+
+
+def _gain_db(trial: Trial, best: Trial) -> float:
+    return _decibels(trial) - _decibels(best) if trial.sqnr_db != best.sqnr_db else 0.0
+
+
+def _decibels(trial: Trial) -> float:
+    return inf if trial.sqnr_db is None else trial.sqnr_db  # None: no error at all
+
+
+def _judge(candidate: str, got: NDArray[np.float32], wanted: NDArray[np.float32]) -> Trial:
+    exact, found = wanted.astype(np.float64), got.astype(np.float64)
+    noise = float(np.square(found - exact).sum())
+    return Trial(
+        candidate=candidate,
+        mean_kl=float(kl_divergence(exact, found).mean()),
+        agreement=float((found.argmax(axis=1) == exact.argmax(axis=1)).mean()),
+        sqnr_db=10 * log10(float(np.square(exact).sum()) / noise) if noise else None,
+    )
