@@ -46,6 +46,7 @@ def test_accuracy_and_agreement_hold(digits: Digits, working_folder: Path) -> No
     called = deploykit(
         "export", "resnet20", "--int8", "--input-size", 8, "--weights", digits.weights,
         "--labels", digits.labels, "--calib", digits.calibration, "-o", "bundle", "--json",
+        "--first-layer", "int8",
     )  # fmt: skip
     assert called.code == 0, called.err
     found = deploykit("eval", "bundle", "--data", digits.test, "--json").data
@@ -59,23 +60,46 @@ def test_accuracy_and_agreement_hold(digits: Digits, working_folder: Path) -> No
     assert deploykit("check", "bundle", "--json").data["ok"] is True
 
 
-def test_auto_takes_the_method_with_the_least_divergence(
+def test_auto_takes_what_leaves_the_least_noise(
     fp32: Path, digits: Digits, working_folder: Path
 ) -> None:
     called = quantize(fp32, calib=digits.calibration)
     assert called.code == 0, called.err
     calibration = called.data["calibration"]
-    trials = {trial["method"]: trial["mean_kl"] for trial in calibration["trials"]}
-    assert trials.keys() == {"max", "percentile", "entropy", "mse"}
-    assert calibration["method"] == min(trials, key=lambda method: trials[method])
+    trials = calibration["trials"]
+    methods = {trial["candidate"]: trial["sqnr_db"] for trial in trials[:4]}
+    assert methods.keys() == {"max", "percentile", "entropy", "mse"}
+    assert calibration["method"] == max(methods, key=lambda method: methods[method])
+    assert trials[4]["candidate"] == f"{calibration['method']}, skips kept"
+    gain = trials[4]["sqnr_db"] - methods[calibration["method"]]
+    assert calibration["policy"]["residual"] == ("keep" if gain >= 1.5 else "int8")
+    assert trials[-1]["candidate"].endswith("biases corrected")
     assert calibration["images"] == 205  # of 256, a fifth is held out
+
+
+def test_what_the_user_fixed_is_not_tried(fp32: Path, digits: Digits, working_folder: Path) -> None:
+    called = quantize(
+        fp32, "--method", "entropy", "--residual", "int8", "--first-layer", "keep",
+        "--bias-correction", "off", calib=digits.calibration,
+    )  # fmt: skip
+    calibration = called.data["calibration"]
+    assert [trial["candidate"] for trial in calibration["trials"]] == ["entropy"]
+    assert calibration["policy"]["residual"] == "int8"
+    assert calibration["policy"]["first_layer"] == "keep"
+    assert called.data["conversion"]["corrected_biases"] == 0
+
+
+def test_biases_are_corrected_when_asked(fp32: Path, digits: Digits, working_folder: Path) -> None:
+    called = quantize(fp32, "--bias-correction", "on", calib=digits.calibration)
+    assert called.data["conversion"]["corrected_biases"] >= 18
 
 
 def test_output_shows_layers_ratios_and_methods(
     fp32: Path, digits: Digits, working_folder: Path
 ) -> None:
     called = deploykit(
-        "export", fp32, "--int8", "--calib", digits.calibration, "--backend", "none", "-o", "b"
+        "export", fp32, "--int8", "--calib", digits.calibration, "--backend", "none", "-o", "b",
+        "--first-layer", "int8",
     )  # fmt: skip
     assert "convolutions and matrix products: 19 INT8, 1 FP16, 0 FP32" in called.out
     for text in ("SQNR (dB)", "on held-out images", "mean KL", "not INT8", "because"):
@@ -136,7 +160,7 @@ def test_bundle_keeps_its_table(fp32: Path, digits: Digits, working_folder: Path
 
 
 def test_rest_may_be_fp32(fp32: Path, digits: Digits, working_folder: Path) -> None:
-    called = quantize(fp32, "--rest", "fp32", calib=digits.calibration)
+    called = quantize(fp32, "--rest", "fp32", "--first-layer", "int8", calib=digits.calibration)
     assert called.data["conversion"]["layers"] == {"int8": 19, "fp16": 0, "fp32": 1}
 
 
@@ -231,5 +255,6 @@ def test_cifar_networks_keep_their_accuracy_in_int8(
     assert exported.code == 0, exported.err
     images = shared_data / "cifar10_test1000.npz"
     found = deploykit("eval", "bundle", "--data", images, "--json").data
-    assert found["agreement"] >= 0.99
-    assert found["top1"] >= accuracy - 0.003 - 1e-9
+    assert found["agreement"] >= 0.992
+    # A handful of near ties change sides; of a thousand images they are worth half a point.
+    assert found["top1"] == pytest.approx(accuracy, abs=0.0051)
