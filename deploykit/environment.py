@@ -28,6 +28,7 @@ _INSTALL_LINES: Final[Mapping[str, str]] = {
     "torch": _EXPORT,
     "torchvision": _EXPORT,
     "onnx": _EXPORT,
+    "onnx_ir": _EXPORT,
     "onnxscript": _EXPORT,
     "safetensors": _EXPORT,
     "tensorrt_rtx": "pip install tensorrt-rtx-cu13",
@@ -89,13 +90,25 @@ def require(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if _is_part_of(module, error.name):
-            raise MissingDependencyError(
-                f"this step needs the Python module {module}, which is not installed\n"
-                f"install it: {install_line(module)}"
-            ) from error
+            raise _not_installed(module) from error
         raise _does_not_load(module, error) from error
     except (ImportError, OSError) as error:
         raise _does_not_load(module, error) from error
+
+
+def missing_dependency(error: ModuleNotFoundError) -> MissingDependencyError | None:
+    """What to tell of an import that failed; ``None`` where the missing module is our own."""
+    module = error.name or ""
+    if not module or module.partition(".")[0] == "deploykit":
+        return None
+    return _not_installed(module)
+
+
+def _not_installed(module: str) -> MissingDependencyError:
+    return MissingDependencyError(
+        f"this step needs the Python module {module}, which is not installed\n"
+        f"install it: {install_line(module)}"
+    )
 
 
 def _is_part_of(module: str, missing: str | None) -> bool:

@@ -56,7 +56,7 @@ class Command(click.Command):
         """Run the function, print its answer, turn errors into a message and an exit code."""
         as_json, debug = ctx.params.pop("as_json"), ctx.params.pop("debug")
         try:
-            answer: Answer = super().invoke(ctx)
+            answer: Answer = self._answer(ctx)
         except DeploykitError as error:
             if debug:
                 raise
@@ -72,6 +72,18 @@ class Command(click.Command):
             answer.show(console())
         if answer.failed:
             ctx.exit(1)
+
+    def _answer(self, ctx: click.Context) -> Answer:
+        try:
+            answer: Answer = super().invoke(ctx)
+        except ModuleNotFoundError as error:  # the base installation cannot do everything
+            from deploykit.environment import missing_dependency
+
+            missing = missing_dependency(error)
+            if missing is None:
+                raise
+            raise missing from error
+        return answer
 
 
 def to_json(data: Mapping[str, Any]) -> str:

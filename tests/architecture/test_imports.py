@@ -21,10 +21,14 @@ def modules_after(statement: str) -> set[str]:
     [
         "import deploykit",
         "import deploykit.cli",
-        ("from click.testing import CliRunner; from deploykit.cli import main\n"
-        "assert CliRunner().invoke(main, ['--help']).exit_code == 0"),
-        ("from click.testing import CliRunner; from deploykit.cli import main\n"
-        "assert CliRunner().invoke(main, ['list', '--json']).exit_code == 0"),
+        (
+            "from click.testing import CliRunner; from deploykit.cli import main\n"
+            "assert CliRunner().invoke(main, ['--help']).exit_code == 0"
+        ),
+        (
+            "from click.testing import CliRunner; from deploykit.cli import main\n"
+            "assert CliRunner().invoke(main, ['list', '--json']).exit_code == 0"
+        ),
     ],
     ids=["package", "cli", "help", "list"],
 )

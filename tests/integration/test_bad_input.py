@@ -298,6 +298,19 @@ def test_no_compiler_installed(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.parametrize("arguments", [("export", *SMALL), ("calibrate", "m.onnx", "--data", "d")])
+def test_base_installation_names_what_is_missing(
+    tmp_path: Path, arguments: tuple[object, ...]
+) -> None:
+    hidden = "import sys\nfor name in ('torch', 'onnx', 'onnx_ir'): sys.modules[name] = None\n"
+    code = f"{hidden}from deploykit.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "which is not installed\ninstall it: pip install 'deploykit[export]'" in done.stderr
+
+
 def test_images_that_are_not_there(tmp_path: Path) -> None:
     called = export(tmp_path, *SMALL, "--data", tmp_path / "none")
     assert_refused(called, 1, str(tmp_path / "none"))
