@@ -11,13 +11,14 @@ import numpy as np
 from deploykit import images, onnx_graph
 from deploykit.backends.ort import OrtRunner
 from deploykit.calibrators import METHODS
-from deploykit.errors import ModelFileError, UnknownNameError
+from deploykit.errors import DataError, ModelFileError, UnknownNameError
 from deploykit.onnx_graph.qdq import QdqPolicy
 from deploykit.pipeline.calibrate import CalibrationOptions, calibrate_graph
 from deploykit.pipeline.int8_choice import AUTO, Choice, Contest, Wishes, choose
 from deploykit.pipeline.runners import open_judge
 from deploykit.pipeline.samples import BATCHES
 from deploykit.specs import Precision
+from deploykit.stages.calibrate import HOLDOUT
 from deploykit.stages.fp16 import measure_magnitudes
 from deploykit.stages.int8 import (
     Int8Options,
@@ -177,14 +178,26 @@ def _magnitudes(reference: Reference, rest: Precision, task: ProgressTask) -> Ma
 
 
 def _load(data: CalibrationData, artifact: OnnxArtifact) -> Batches:
-    """As many images as are affordable: in the graph's own batch, or in 1, 2, 5 and the rest."""
+    """As many images as are affordable: in the graph's own batch, or in 1, 2, 5 and the rest.
+
+    Raises:
+        DataError: fewer readable images than the graph's own batch.
+    """
     height, width = data.preprocessing.crop
-    chosen = list(data.indices)[: max(1, AFFORDABLE_PIXELS // (height * width))]
+    affordable = max(1, AFFORDABLE_PIXELS // (height * width))
     fixed = artifact.inputs[0].shape[0]
+    # A graph of fixed batch takes whole batches only, and one of them at least.
+    chosen = list(data.indices)[: max(affordable, fixed) if isinstance(fixed, int) else affordable]
     size = fixed if isinstance(fixed, int) else len(chosen)
     loaded = images.batches(data.source, data.preprocessing, size, chosen, on_corrupt="skip")
     if isinstance(fixed, int):
-        return [inputs for inputs, _ in loaded if len(inputs) == fixed]
-    return [
-        part for inputs, _ in loaded for part in np.split(inputs, np.cumsum(BATCHES)) if len(part)
-    ]
+        batches = [inputs for inputs, _ in loaded if len(inputs) == fixed]
+    else:
+        batches = [part for inputs, _ in loaded for part in np.split(inputs, np.cumsum(BATCHES))]
+    batches = [batch for batch in batches if len(batch)]
+    if not batches:
+        raise DataError(
+            f"{len(data.indices)} held-out images are too few for the model's batch of {size}\n"
+            f"a fifth of them is held out: give at least {round(size / HOLDOUT)} that can be read"
+        )
+    return batches

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import pytest
 
 from deploykit.bundle import Bundle
@@ -258,3 +259,33 @@ def test_cifar_networks_keep_their_accuracy_in_int8(
     assert found["agreement"] >= 0.992
     # A handful of near ties change sides; of a thousand images they are worth half a point.
     assert found["top1"] == pytest.approx(accuracy, abs=0.0051)
+
+
+def fixed_batch(fp32: Path, batch: int, target: Path) -> Path:
+    model = onnx.load(str(fp32))
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    for reshape in (node for node in model.graph.node if node.op_type == "Reshape"):
+        shape = next(item for item in model.graph.initializer if item.name == reshape.input[1])
+        shape.CopyFrom(onnx.numpy_helper.from_array(np.array([batch, -1]), shape.name))
+    del model.graph.value_info[:]
+    onnx.save(model, str(target))
+    return target
+
+
+def test_too_few_held_out_images_for_a_fixed_batch(
+    fp32: Path, digits: Digits, working_folder: Path
+) -> None:
+    model = fixed_batch(fp32, 16, working_folder / "fixed.onnx")
+    called = quantize(model, "--calib-count", 40, "--batch", 16, calib=digits.calibration)
+    assert called.code == 1
+    assert "too few for the model's batch of 16" in called.err
+    assert "at least 80" in called.err
+    assert not (working_folder / "bundle").exists()
+
+
+def test_fixed_batch_is_quantized(fp32: Path, digits: Digits, working_folder: Path) -> None:
+    model = fixed_batch(fp32, 16, working_folder / "fixed.onnx")
+    called = quantize(model, "--batch", 16, calib=digits.calibration)
+    assert called.code == 0, called.err
+    assert {batch["batch"] for batch in called.data["validation"][1]["batches"]} == {16}
