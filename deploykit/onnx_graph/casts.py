@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from deploykit.onnx_graph.constants import add_constant
 from deploykit.onnx_graph.half import FP16_MAX, half_slots, is_float
 from deploykit.onnx_graph.naming import Names
 
@@ -107,14 +108,7 @@ class _Caster:
     def _lower(self, constant: ir.TensorProtocol, name: str) -> ir.Value:
         # Only Clip bounds can lie outside FP16's range here; the nearest bound means the same.
         data = np.clip(constant.numpy(), -FP16_MAX, FP16_MAX).astype(np.float16)
-        lowered = ir.Value(
-            name=name,
-            type=ir.TensorType(ir.DataType.FLOAT16),
-            shape=ir.Shape(data.shape),
-            const_value=ir.Tensor(data, name=name),
-        )
-        self._graph.register_initializer(lowered)
-        return lowered
+        return add_constant(self._graph, name, data)
 
     def _cast(self, value: ir.Value, to: ir.DataType, name: str) -> ir.Value:
         result = ir.Value(name=name, type=ir.TensorType(to), shape=value.shape)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from deploykit.onnx_graph.constants import add_constant
 from deploykit.onnx_graph.naming import Names
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ def correct_biases(model: ir.Model, shifts: Mapping[str, Floats]) -> tuple[ir.Mo
         bias = None if shift is None else _bias_of(node, len(shift))
         if shift is None or bias is None:
             continue
-        value = _constant(names.fresh(f"{node.name}_corrected_bias"), bias + shift)
-        result.graph.register_initializer(value)
+        fresh = names.fresh(f"{node.name}_corrected_bias")
+        value = add_constant(result.graph, fresh, (bias + shift).astype(np.float32))
         _set_bias(node, value)
         corrected += 1
     for value in list(result.graph.initializers.values()):
@@ -60,13 +61,3 @@ def _set_bias(node: ir.Node, value: ir.Value) -> None:
     if len(node.inputs) < 3:  # noqa: PLR2004
         node.resize_inputs(3)
     node.replace_input_with(2, value)
-
-
-def _constant(name: str, data: Floats) -> ir.Value:
-    tensor = ir.Tensor(data.astype(np.float32), name=name)
-    return ir.Value(
-        name=name,
-        type=ir.TensorType(ir.DataType.FLOAT),
-        shape=ir.Shape(data.shape),
-        const_value=tensor,
-    )

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deploykit.errors import DataError
+from deploykit.onnx_graph.constants import add_constant
 from deploykit.onnx_graph.naming import Names
 from deploykit.onnx_graph.qdq.weights import channel_scales, quantize, scale_of
 
@@ -148,16 +149,7 @@ class _Inserter:
         )
 
     def _constant(self, name: str, data: NDArray[np.generic]) -> ir.Value:
-        name = self._value_names.fresh(name)
-        tensor = ir.Tensor(data, name=name)
-        value = ir.Value(
-            name=name,
-            type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(data.shape),
-            const_value=tensor,
-        )
-        self._graph.register_initializer(value)
-        return value
+        return add_constant(self._graph, self._value_names.fresh(name), data)
 
     def _insert_behind(self, value: ir.Value, *nodes: ir.Node) -> None:
         producer = value.producer()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from deploykit.onnx_graph.constants import add_constant
 from deploykit.onnx_graph.files import serialise
 from deploykit.onnx_graph.naming import Names
 from deploykit.onnx_graph.qdq.insertion import insert_qdq
@@ -142,13 +143,4 @@ class _Builder:
         return node
 
     def _constant(self, name: str, data: NDArray[np.int64]) -> ir.Value:
-        name = self._value_names.fresh(f"probe_{name}")
-        tensor = ir.Tensor(data, name=name)
-        value = ir.Value(
-            name=name,
-            type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(data.shape),
-            const_value=tensor,
-        )
-        self._graph.register_initializer(value)
-        return value
+        return add_constant(self._graph, self._value_names.fresh(f"probe_{name}"), data)
