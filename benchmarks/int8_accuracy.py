@@ -25,6 +25,7 @@ import numpy as np
 
 from deploykit.backends.ort import OrtRunner
 from deploykit.calibrators import METHODS
+from deploykit.comparison import compare
 from deploykit.environment import describe
 from deploykit.histograms import RunningHistogram
 from deploykit.models import build_with_weights, get
@@ -40,7 +41,7 @@ from deploykit.stages.int8 import (
     plan_int8,
     quantize_to_int8,
 )
-from deploykit.stages.validate import compare, outputs_of
+from deploykit.stages.validate import outputs_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

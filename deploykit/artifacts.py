@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from deploykit.specs import Precision, ShapeProfile, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+UNPROVEN: Final = "compiled, execution not proven"
+"""How the warning of an engine begins that its vendor does not vouch for."""
 
 
 def sha256_of(path: Path) -> str:
@@ -77,6 +80,11 @@ class EngineRecord:
     precision_census: Mapping[str, int]
     build_s: float
     warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def is_unproven(self) -> bool:
+        """Whether it compiled, but nobody vouches for what it computes."""
+        return any(warning.startswith(UNPROVEN) for warning in self.warnings)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the manifest."""

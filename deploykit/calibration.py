@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -21,7 +21,7 @@ from deploykit.staging import translated_write_errors
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class CalibrationTable:
     """The range of each tensor by every method.
 
     ``amax`` maps a tensor's name to method and range, ``amax["input"]["entropy"]``; the scale of a
-    tensor is its range divided by 127. ``images`` were seen, ``skipped`` could not be read.
+    tensor is its range divided by 127. ``images`` were seen, ``skipped`` could not be used.
+    ``trial_amax`` is the same without the images that were held out to compare candidates on.
     """
 
     key: CalibrationKey
@@ -58,6 +59,7 @@ class CalibrationTable:
     skipped: tuple[str, ...]
     amax: Mapping[str, Mapping[str, float]]
     created: str
+    trial_amax: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -76,6 +78,14 @@ class CalibrationTable:
         if method not in known:
             raise UnknownNameError("calibration method", method, known, ", ".join(known))
         return {tensor: ranges[method] for tensor, ranges in self.amax.items()}
+
+    def select_trial(self, method: str) -> dict[str, float]:
+        """The same without the held-out images, for a trial on these.
+
+        Raises:
+            UnknownNameError: the table was made without this method.
+        """
+        return replace(self, amax=self.trial_amax or self.amax).select(method)
 
     def matches(self, key: CalibrationKey, tensors: Iterable[str] = ()) -> str:
         """Why the table cannot be used for ``key`` and ``tensors``; empty where it can."""
@@ -132,11 +142,9 @@ class CalibrationTable:
                 key=CalibrationKey(**body["key"]),
                 images=int(body["images"]),
                 skipped=tuple(body["skipped"]),
-                amax={
-                    tensor: {method: float(amax) for method, amax in ranges.items()}
-                    for tensor, ranges in body["amax"].items()
-                },
+                amax=_ranges(body["amax"]),
                 created=str(body["created"]),
+                trial_amax=_ranges(body["trial_amax"]),
             )
         except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as exc:
             raise DataError(
@@ -168,7 +176,7 @@ class CalibrationTable:
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
 
     def _require_positive(self, name: str) -> None:
-        for tensor, ranges in self.amax.items():
+        for tensor, ranges in (*self.amax.items(), *self.trial_amax.items()):
             for method, amax in ranges.items():
                 if not (isfinite(amax) and amax > 0):
                     raise DataError(
@@ -189,6 +197,13 @@ def _parse(text: str, name: str) -> dict[str, Any]:
             "calibrate again: deploykit calibrate MODEL --data FOLDER"
         )
     return dict(body)
+
+
+def _ranges(body: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    return {
+        tensor: {method: float(amax) for method, amax in ranges.items()}
+        for tensor, ranges in body.items()
+    }
 
 
 def _plain(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -61,19 +61,24 @@ class RunningHistogram:
         self._exponent = MIN_EXPONENT
         self._amax = 0.0
 
-    def add(self, values: NDArray[np.float32]) -> None:
+    def add(self, values: NDArray[np.float32], every: int = 1) -> None:
         """Count the magnitudes of ``values``, of any shape.
+
+        With ``every`` above 1 only each so-manieth value, from the first on, is counted; the
+        maximum is that of all.
 
         Raises:
             DataError: a value is NaN or infinite; the histogram is of no use any more.
         """
         flat = values.reshape(-1)
-        size = min(_CHUNK, flat.size)
+        size = min(_CHUNK, -(-flat.size // every))
         magnitudes, places = np.empty(size, np.float32), np.empty(size, np.intp)
-        for start in range(0, flat.size, _CHUNK):
-            chunk = flat[start : start + _CHUNK]
+        for start in range(0, flat.size, _CHUNK * every):
+            chunk = flat[start : start + _CHUNK * every]
+            self._cover(chunk)
+            sample = chunk[::every]
             # Slices only where the last chunk is short.
-            self._count(chunk, magnitudes[: chunk.size], places[: chunk.size])
+            self._count(sample, magnitudes[: sample.size], places[: sample.size])
 
     def merge(self, other: RunningHistogram) -> None:
         """Count everything that ``other``, of as many bins, has counted."""
@@ -90,15 +95,17 @@ class RunningHistogram:
     def _count(
         self, values: NDArray[np.float32], magnitudes: NDArray[np.float32], places: NDArray[np.intp]
     ) -> None:
-        """One chunk; the last two are working space of its size."""
+        """One chunk that is covered; the last two are working space of its size."""
         np.abs(values, out=magnitudes)
-        largest = float(magnitudes.max())  # NaN if any is
-        if largest > self._amax or math.isnan(largest):
-            self._grow(largest)
         bins = len(self._counts)
         magnitudes *= np.float32(math.ldexp(bins, -self._exponent))
         places[:] = magnitudes  # rounds towards zero, which finds the bin
         self._counts += np.bincount(places, minlength=bins)
+
+    def _cover(self, values: NDArray[np.float32]) -> None:
+        largest = max(float(values.max()), -float(values.min()))  # both are NaN if any value is
+        if largest > self._amax or math.isnan(largest):
+            self._grow(largest)
 
     def _grow(self, largest: float) -> None:
         if not math.isfinite(largest):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -11,12 +14,13 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from deploykit.backends._feeds import check_feeds
 from deploykit.errors import EngineIncompatibleError, ModelFileError, UsageError
-from deploykit.specs import StepTimes, TensorSpec
+from deploykit.specs import Precision, StepTimes, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
+    from deploykit.artifacts import OnnxArtifact
     from deploykit.specs import Array
 
 _PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -47,10 +51,23 @@ _LOAD_ERRORS: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A session with what every call needs of it, looked up once."""
+
+    session: ort.InferenceSession
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    names: tuple[str, ...]
+    pid: int
+
+
 class OrtRunner:
     """Runs an ONNX file, or its bytes, on onnxruntime.
 
-    The session is made on first use. ``optimise=False`` computes each node as the standard has
+    The session is made on first use, once; any number of threads may call ``run`` at the same
+    time, and ``close`` lets the calls that are under way end well. A session does not survive a
+    fork: its threads stay behind. ``optimise=False`` computes each node as the standard has
     it: the default optimisations compute something else for Q/DQ graphs than TensorRT does.
     ``device="cuda"`` raises where onnxruntime would quietly fall back to the CPU. With
     ``spin=False`` waiting threads sleep: right where others work on the same cores meanwhile.
@@ -73,9 +90,20 @@ class OrtRunner:
         self._threads = threads
         self._optimise = optimise
         self._spin = spin
-        self._session: ort.InferenceSession | None = None
-        self._specs: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]] = ((), ())
+        self._opened: _Opened | None = None
+        self._opening = threading.Lock()
         self._closed = False
+
+    @classmethod
+    def of_artifact(
+        cls, artifact: OnnxArtifact, *, device: str = "cpu", threads: int | None = None
+    ) -> Self:
+        """The runner of a graph in the way that fits its precision.
+
+        A Q/DQ graph is computed node by node, as the standard and TensorRT have it.
+        """
+        optimise = artifact.precision is not Precision.INT8
+        return cls(artifact.path, device=device, threads=threads, optimise=optimise)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -84,8 +112,7 @@ class OrtRunner:
         Raises:
             ModelFileError: onnxruntime cannot load the model.
         """
-        self._open()
-        return self._specs[0]
+        return self._open().inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
@@ -94,23 +121,23 @@ class OrtRunner:
         Raises:
             ModelFileError: onnxruntime cannot load the model.
         """
-        self._open()
-        return self._specs[1]
+        return self._open().outputs
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name for one batch of inputs by name.
 
         Raises:
             ModelFileError: onnxruntime cannot load or execute the model.
-            UsageError: names, types or shapes of ``feeds`` are not the model's.
+            UsageError: names, types or shapes of ``feeds`` are not the model's; the runner is
+                closed, or was opened by another process.
         """
-        session = self._open()
-        check_feeds(self._name, feeds, self._specs[0])
+        opened = self._open()
+        check_feeds(self._name, feeds, opened.inputs)
         try:
-            results = session.run(None, dict(feeds))
+            results = opened.session.run(opened.names, dict(feeds))
         except _LOAD_ERRORS as exc:
             raise ModelFileError(f"{self._name} failed to run\n{_reason(exc)}") from exc
-        return dict(zip((spec.name for spec in self._specs[1]), results, strict=True))
+        return dict(zip(opened.names, results, strict=True))
 
     def run_timed(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], StepTimes]:
         """As ``run``, with its wall time; the CPU has no other steps."""
@@ -119,9 +146,10 @@ class OrtRunner:
         return outputs, StepTimes(wall_ms=(time.perf_counter() - start) * 1e3)
 
     def close(self) -> None:
-        """Give back the session; a second call does nothing."""
-        self._session = None
-        self._closed = True
+        """Give back the session once no call uses it; a second ``close`` does nothing."""
+        with self._opening:
+            self._opened = None
+            self._closed = True
 
     def __enter__(self) -> Self:
         self._open()
@@ -135,17 +163,23 @@ class OrtRunner:
     ) -> None:
         self.close()
 
-    def _open(self) -> ort.InferenceSession:
-        if self._closed:
-            raise UsageError(f"the runner of {self._name} is closed; open a new one")
-        if self._session is None:
-            self._session = session = self._new_session()
-            self._model = None  # bytes would be held twice, here and by onnxruntime
-            self._specs = (
-                tuple(_spec(node) for node in session.get_inputs()),
-                tuple(_spec(node) for node in session.get_outputs()),
+    def _open(self) -> _Opened:
+        opened = self._opened or self._open_once()
+        if opened.pid != os.getpid():
+            raise UsageError(
+                f"{self._name} was opened by process {opened.pid}, this is its fork {os.getpid()}\n"
+                "a session does not survive a fork: open the model after it, in each process"
             )
-        return self._session
+        return opened
+
+    def _open_once(self) -> _Opened:
+        with self._opening:
+            if self._closed:
+                raise UsageError(f"the runner of {self._name} is closed; open a new one")
+            if self._opened is None:  # or another thread was first
+                self._opened = _look_up(self._new_session())
+                self._model = None  # bytes would be held twice, here and by onnxruntime
+            return self._opened
 
     def _new_session(self) -> ort.InferenceSession:
         options = ort.SessionOptions()
@@ -176,6 +210,17 @@ class OrtRunner:
             f"{self._name} cannot run on {self._device}: {reason}\n"
             "deploykit doctor says what works on this machine"
         )
+
+
+def _look_up(session: ort.InferenceSession) -> _Opened:
+    outputs = tuple(_spec(node) for node in session.get_outputs())
+    return _Opened(
+        session=session,
+        inputs=tuple(_spec(node) for node in session.get_inputs()),
+        outputs=outputs,
+        names=tuple(spec.name for spec in outputs),
+        pid=os.getpid(),
+    )
 
 
 def _spec(node: Any) -> TensorSpec:

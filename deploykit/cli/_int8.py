@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -20,6 +21,12 @@ _END = click.Choice(["auto", "int8", "keep"])
 _OPTIONS = (
     click.option("--calib", metavar="PATH", help="Images for INT8, as --data; `random` is noise."),
     _options.calib_count,
+    click.option(
+        "--calib-table",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="A table of `calibrate` that must fit model and images; none is made anew.",
+    ),
     click.option(
         "--method",
         default="auto",
@@ -53,6 +60,14 @@ _OPTIONS = (
         default="auto",
         show_default=True,
         help="Skip operands of residual additions, likewise.",
+    ),
+    click.option(
+        "--sensitive-layers",
+        type=_END,
+        default="auto",
+        show_default=True,
+        help="Layers that each make a large part of the noise: INT8, or looked for and kept; "
+        "auto: looked for where that takes seconds.",
     ),
     click.option(
         "--bias-correction",

@@ -107,6 +107,7 @@ def show_int8(out: Console, conversion: Mapping[str, Any], calibration: Mapping[
         f"ranges: {calibration['method']}, from {calibration['images']} images; "
         f"first layer {calibration['policy']['first_layer']}, "
         f"skips {calibration['policy']['residual']}, "
+        f"{len(calibration['policy']['sensitive'])} sensitive layers kept, "
         f"{conversion['corrected_biases']} biases corrected",
         "",
     )

@@ -59,12 +59,14 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     int8: bool,
     calib: str | None,
     calib_count: int,
+    calib_table: Path | None,
     method: str,
     rest: str,
     exclude: tuple[str, ...],
     first_layer: str,
     last_layer: str,
     residual: str,
+    sensitive_layers: str,
     bias_correction: str,
     weights: str | None,
     num_classes: int | None,
@@ -94,8 +96,11 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         from deploykit.pipeline.export import ExportOptions
         from deploykit.pipeline.int8_choice import Wishes
 
-    wishes = Wishes(method, first_layer, residual, bias_correction)
-    calibration = None if calib is None else CalibrationOptions(calib, calib_count, seed)
+    wishes = Wishes(method, first_layer, residual, sensitive_layers, bias_correction)
+    calibration = None
+    if calib is not None:
+        must_fit = calib_table is not None
+        calibration = CalibrationOptions(calib, calib_count, seed, calib_table, must_fit)
     request = _int8.read_request(
         calibration, wishes, rest=rest, exclude=exclude, last_layer=last_layer
     )

@@ -5,28 +5,36 @@ and `preprocess` are the two steps of a single image. All follow what torchvisio
 does, so that a pretrained model sees what it was trained on.
 """
 
-from deploykit.images.batching import batches
-from deploykit.images.decoding import decode
+from deploykit.images.batching import batches, load_ahead
+from deploykit.images.decoding import decode, to_rgb
+from deploykit.images.given import EXPECTED, GivenImages, is_one_image
 from deploykit.images.preprocessing import INTERPOLATIONS, preprocess, preprocess_array
 from deploykit.images.sets import (
     IMAGE_SUFFIXES,
     ArrayImages,
     FileImages,
     ImageSet,
+    image_files,
     open_images,
     sample_images,
 )
 
 __all__ = [
+    "EXPECTED",
     "IMAGE_SUFFIXES",
     "INTERPOLATIONS",
     "ArrayImages",
     "FileImages",
+    "GivenImages",
     "ImageSet",
     "batches",
     "decode",
+    "image_files",
+    "is_one_image",
+    "load_ahead",
     "open_images",
     "preprocess",
     "preprocess_array",
     "sample_images",
+    "to_rgb",
 ]

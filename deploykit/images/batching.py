@@ -6,7 +6,7 @@ import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     Indexed = tuple[int, NDArray[np.float32] | None]
 
+T = TypeVar("T")
+
 ON_CORRUPT: Final = ("raise", "skip")
 
 MAX_THREADS: Final = 8
@@ -35,6 +37,8 @@ def batches(
     batch: int,
     indices: Iterable[int] | None = None,
     on_corrupt: Literal["raise", "skip"] = "raise",
+    *,
+    pad: bool = True,
 ) -> Iterator[tuple[NDArray[np.float32], list[int]]]:
     """Preprocessed images (N, 3, H, W) with their indices in the set, in order.
 
@@ -48,6 +52,8 @@ def batches(
         batch: how many images go together.
         indices: which images, in which order; all when not given.
         on_corrupt: what an unreadable image does.
+        pad: whether an image smaller than the crop is filled up with black; without, it counts as
+            unreadable.
 
     Raises:
         UsageError: a batch below 1, an index that the set does not have, or preprocessing that
@@ -63,13 +69,14 @@ def batches(
 
     def load(index: int) -> Indexed:
         try:
-            return index, preprocess(image_set.load(index), preprocessing)
+            return index, preprocess(image_set.load(index), preprocessing, pad=pad)
         except DataError:
             if on_corrupt == "raise":
                 raise
             return index, None
 
-    return _grouped(_ordered(load, chosen, ahead=batch), batch)
+    loaded = load_ahead(load, chosen, ahead=batch)
+    return _grouped(((index, image) for index, image in loaded if image is not None), batch)
 
 
 def _known_indices(image_set: ImageSet, indices: Iterable[int] | None) -> list[int]:
@@ -83,10 +90,8 @@ def _known_indices(image_set: ImageSet, indices: Iterable[int] | None) -> list[i
     return chosen
 
 
-def _ordered(
-    load: Callable[[int], Indexed], indices: list[int], ahead: int
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """What ``load`` gives for each index, computed in threads, at most so many ahead."""
+def load_ahead(load: Callable[[int], T], indices: Iterable[int], ahead: int) -> Iterator[T]:
+    """What ``load`` gives for each index, in order, computed in threads, at most so many ahead."""
     threads = min(MAX_THREADS, os.cpu_count() or 1)
     waiting = iter(indices)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="deploykit-images")
@@ -94,10 +99,9 @@ def _ordered(
         first = islice(waiting, max(ahead, 2 * threads))
         pending = deque(pool.submit(load, index) for index in first)
         while pending:
-            index, image = pending.popleft().result()
+            loaded = pending.popleft().result()
             pending.extend(pool.submit(load, following) for following in islice(waiting, 1))
-            if image is not None:
-                yield index, image
+            yield loaded
     finally:
         # Also when the caller stops early: no image is decoded that nobody will take.
         pool.shutdown(cancel_futures=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -11,6 +12,8 @@ import numpy as np
 from deploykit.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from PIL.Image import Image
 
 
@@ -31,14 +34,31 @@ def decode(source: Path | bytes) -> Image:
     """
     from PIL import Image, ImageOps
 
-    try:
+    with _readable(str(source) if isinstance(source, Path) else "the image"):
         content = source if isinstance(source, Path) else BytesIO(source)
         with Image.open(content, formats=FORMATS) as image:
             ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
+
+
+def to_rgb(image: Image) -> Image:
+    """What `decode` makes of a file, for an image that Pillow has opened; it is not changed.
+
+    Raises:
+        DataError: as `decode`; Pillow reads a file's pixels only when they are asked for.
+    """
+    from PIL import ImageOps
+
+    with _readable("the image"):
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    try:
+        yield
     # Pillow's readers let whatever they trip over escape: OSError, SyntaxError, struct.error ...
     except Exception as error:
-        name = str(source) if isinstance(source, Path) else "the image"
         raise DataError(
             f"cannot read {name}\n{type(error).__name__}: {_first_line(error)}\n"
             "expected a complete JPEG, PNG, BMP, WebP, TIFF, GIF or PPM image"

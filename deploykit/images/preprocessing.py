@@ -20,23 +20,29 @@ MAX_RESIZED_PIXELS: Final = 89_478_485
 """Pillow's own default limit for one image (`PIL.Image.MAX_IMAGE_PIXELS`)."""
 
 
-def preprocess(image: Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
+def preprocess(
+    image: Image, preprocessing: Preprocessing, *, pad: bool = True
+) -> NDArray[np.float32]:
     """Scale, crop, divide by 255 and normalise one RGB image to (3, H, W).
 
     Bit for bit what torchvision's ``Resize``, ``CenterCrop``, ``ToTensor`` and ``Normalize`` give
     for a Pillow image: the longer side is rounded down, downscaling is antialiased, and a crop
-    larger than the image is filled up with black before normalising.
+    larger than the image is filled up with black before normalising; not with ``pad=False``.
 
     Raises:
         UsageError: the image is not RGB, or ``preprocessing`` makes no sense.
-        DataError: the image is so narrow that scaling its shorter side makes it enormous.
+        DataError: the image is so narrow that scaling its shorter side makes it enormous, or
+            smaller than the crop where it may not be filled up.
     """
     check_preprocessing(preprocessing)
     if image.mode != "RGB":
         raise UsageError(
             f"an image of mode {image.mode!r} was given\nexpected 'RGB', as decode() returns it"
         )
-    cropped = _center_crop(_resize(image, preprocessing), preprocessing.crop)
+    resized = _resize(image, preprocessing)
+    if not pad:
+        _require_covered(resized, preprocessing.crop)
+    cropped = _center_crop(resized, preprocessing.crop)
     pixels = np.ascontiguousarray(np.asarray(cropped).transpose(2, 0, 1)).astype(np.float32)
     pixels /= np.float32(255)
     pixels -= np.array(preprocessing.mean, np.float32)[:, None, None]
@@ -105,6 +111,15 @@ def _resize(image: Image, preprocessing: Preprocessing) -> Image:
             f"expected at most {MAX_RESIZED_PIXELS} pixels: crop it to a less narrow shape"
         )
     return image.resize((width, height), Resampling[preprocessing.interpolation.upper()])
+
+
+def _require_covered(image: Image, crop: tuple[int, int]) -> None:
+    height, width = crop
+    if image.width < width or image.height < height:
+        raise DataError(
+            f"an image of {image.width} x {image.height} pixels is smaller than the crop of "
+            f"{width} x {height}\nexpected images at least as large: the rest would be black"
+        )
 
 
 def _center_crop(image: Image, crop: tuple[int, int]) -> Image:

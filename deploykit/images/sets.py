@@ -144,6 +144,27 @@ def sample_images() -> ImageSet:
     return _open_folder(Path(__file__).parent.parent / "samples")
 
 
+def image_files(folder: Path) -> list[Path]:
+    """Every image file of a folder at any depth, whatever its sub-folders mean.
+
+    Raises:
+        DataError: there is none, or a folder cannot be listed.
+    """
+    try:
+        found = _images_below(folder)
+    except OSError as error:
+        raise DataError(f"cannot list {folder}: {error}") from error
+    if not found:
+        raise _no_images(folder)
+    return found
+
+
+def _no_images(folder: Path) -> DataError:
+    return DataError(
+        f"no images in {folder}\nexpected files ending in {' '.join(sorted(IMAGE_SUFFIXES))}"
+    )
+
+
 def _open_folder(folder: Path) -> FileImages:
     try:
         visible = sorted(item for item in folder.iterdir() if not _is_hidden(item.name))
@@ -160,9 +181,7 @@ def _open_folder(folder: Path) -> FileImages:
         return FileImages(tuple(loose))
     if any(per_class.values()):
         return _from_classes(folder, per_class)
-    raise DataError(
-        f"no images in {folder}\nexpected files ending in {' '.join(sorted(IMAGE_SUFFIXES))}"
-    )
+    raise _no_images(folder)
 
 
 def _from_classes(folder: Path, per_class: dict[str, list[Path]]) -> FileImages:

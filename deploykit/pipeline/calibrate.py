@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -38,28 +38,34 @@ TABLES: Final = Path("calib")
 """Where tables are kept for the next export of the same model."""
 
 
+_SAME: Final = "used again: same model, images, preprocessing and settings"
+
 _SHARING = partial(OrtRunner, spin=False)
 """Its threads sleep while they wait: the histograms of the last image need the same cores."""
 
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """Which images, and how many; ``table`` is where the result is kept and looked for."""
+    """Which images, and how many; ``table`` is where the result is kept and looked for.
 
-    data: str
+    ``data`` is a path, `RANDOM`, or any `ImageSet`: `images.GivenImages` makes one of an iterable.
+    With ``must_fit`` the table there is used or refused, never made anew.
+    """
+
+    data: str | ImageSet
     count: int = 512
     seed: int = 0
     table: Path | None = None
+    must_fit: bool = False
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A table, where it lies, which images it saw and which not, and why it was made or reused."""
+    """A table, where it lies, which images it saw, and why it was made or used again."""
 
     table: CalibrationTable
     path: Path
-    seen: CalibrationData
-    held_out: CalibrationData
+    data: CalibrationData
     story: str
     source: str
 
@@ -86,10 +92,10 @@ def calibrate_graph(
 ) -> Calibrated:
     """One pass over the images, or the table of an earlier pass where its key matches.
 
-    A fifth of the images is held out, for comparing methods on what the ranges did not see.
+    A fifth of the images is held out, for comparing methods on what trial ranges did not see.
 
     Raises:
-        DataError: the images cannot be used, or give NaN.
+        DataError: the images cannot be used, or give NaN; a table that must fit does not.
         ModelFileError: the graph is quantized already.
     """
     source = open_calibration_images(options, preprocessing)
@@ -97,25 +103,25 @@ def calibrate_graph(
     if (warning := few_images_warning(len(chosen))) is not None:
         journal.notes.append(warning)
     seen, held_out = split_holdout(chosen)
-    data = CalibrationData(source, preprocessing, seen, options.seed)
+    data = CalibrationData(source, preprocessing, seen, options.seed, held_out)
     path = options.table or TABLES / f"{name}.json"
     # Every value that could ever be quantized, so that a table serves all policies.
     tensors = plan_qdq(onnx_graph.read_model(artifact.path), QdqPolicy()).tensors
     with journal.stage("calibrate") as task:
-        table, story = _reusable(path, data, artifact, tensors)
+        find = _required if options.must_fit else _reusable
+        table, story = find(path, data, artifact, tensors)
         if table is None:
             table = calibrate(artifact, tensors, data, open_runner=_SHARING, task=task)
             table.save(path)
     if table.skipped:
         named = ", ".join(table.skipped[:3])
-        journal.notes.append(f"{len(table.skipped)} images could not be read: {named}")
+        journal.notes.append(f"{len(table.skipped)} images could not be used: {named}")
     journal.notes.append(f"calibration table {path}: {story}")
     if options.data == RANDOM:
         journal.notes.append(
             "calibrated on noise: for sizes and speed only, its answers mean nothing"
         )
-    name_of_data = "random noise" if options.data == RANDOM else Path(options.data).name
-    return Calibrated(table, path, data, replace(data, indices=held_out), story, name_of_data)
+    return Calibrated(table, path, data, story, _source_of(options))
 
 
 def calibrate_target(
@@ -136,11 +142,19 @@ def calibrate_target(
 
 def open_calibration_images(options: CalibrationOptions, preprocessing: Preprocessing) -> ImageSet:
     """The images that ``options.data`` names; noise only where it was asked for by name."""
+    if not isinstance(options.data, str):
+        return options.data
     if options.data != RANDOM:
         return images.open_images(Path(options.data))
     noise = np.random.default_rng(options.seed)
     shape = (options.count, *preprocessing.crop, 3)
     return images.ArrayImages(noise.integers(0, 256, shape, np.uint8))
+
+
+def _source_of(options: CalibrationOptions) -> str:
+    if not isinstance(options.data, str):
+        return "images given by a program"
+    return "random noise" if options.data == RANDOM else Path(options.data).name
 
 
 def _reusable(
@@ -155,7 +169,21 @@ def _reusable(
     difference = table.matches(data.key(artifact.sha256), tensors)
     if difference:
         return None, f"made anew: {difference}"
-    return table, "used again: same model, images, preprocessing and settings"
+    return table, _SAME
+
+
+def _required(
+    path: Path, data: CalibrationData, artifact: OnnxArtifact, tensors: tuple[str, ...]
+) -> tuple[CalibrationTable, str]:
+    table = CalibrationTable.load(path)
+    table.require_model(artifact.sha256)
+    difference = table.matches(data.key(artifact.sha256), tensors)
+    if difference:
+        raise DataError(
+            f"the calibration table {path} does not fit: {difference}\n"
+            "give what it was made from, or calibrate anew: leave --calib-table out"
+        )
+    return table, _SAME
 
 
 def _fp32_graph(target: Path, scratch: Path) -> tuple[OnnxArtifact, str, Preprocessing]:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from deploykit import images, onnx_graph
+from deploykit import onnx_graph
 from deploykit.backends.ort import OrtRunner
 from deploykit.calibrators import METHODS
-from deploykit.errors import DataError, ModelFileError, UnknownNameError
+from deploykit.errors import ModelFileError, UnknownNameError
 from deploykit.onnx_graph.qdq import QdqPolicy
 from deploykit.pipeline.calibrate import CalibrationOptions, calibrate_graph
 from deploykit.pipeline.int8_choice import AUTO, Choice, Contest, Wishes, choose
+from deploykit.pipeline.int8_images import (
+    BIAS_PIXELS,
+    JUDGED_PIXELS,
+    TRIAL_PIXELS,
+    affordable_probes,
+    first_images,
+    load_images,
+    multiply_adds_of,
+)
 from deploykit.pipeline.runners import open_judge
-from deploykit.pipeline.samples import BATCHES
 from deploykit.specs import Precision
-from deploykit.stages.calibrate import HOLDOUT
 from deploykit.stages.fp16 import measure_magnitudes
 from deploykit.stages.int8 import (
     Int8Options,
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from deploykit.artifacts import OnnxArtifact
@@ -40,18 +46,10 @@ if TYPE_CHECKING:
     from deploykit.pipeline.journal import Journal
     from deploykit.pipeline.sources import Reference
     from deploykit.specs import ProgressTask
-    from deploykit.stages.calibrate import CalibrationData
     from deploykit.stages.int8 import Int8Result
     from deploykit.stages.validate import ValidationReport
 
     Batches = list[NDArray[np.float32]]
-
-AFFORDABLE_PIXELS: Final = 32 * 224 * 224
-"""Pixels of the images that candidates are compared on: 32 images of ImageNet's size.
-
-Each candidate is simulated on all of them, which takes most of the time after calibration. Smaller
-images cost less, so that more of them make the choice surer. Biases are corrected on as many.
-"""
 
 
 @dataclass(frozen=True)
@@ -117,10 +115,10 @@ def convert_to_int8(
         request.calibration,
         journal,
     )
-    held_out = _load(calibrated.held_out, artifact)
+    held_out = load_images(calibrated.data, calibrated.data.held_out, artifact, JUDGED_PIXELS)
     with OrtRunner(artifact.path) as runner:
         expected = outputs_of(runner, held_out)
-    contest = Contest(artifact, calibrated.table, held_out, expected, path)
+    contest = _contest(artifact, calibrated, (held_out, expected), request, path)
     with journal.stage("choose") as task:
         measure = partial(_measure, artifact, calibrated, task)
         choice = choose(contest, request.wishes, request.policy, measure, task)
@@ -135,6 +133,22 @@ def convert_to_int8(
         )
     report = _validate(path, held_out, expected, journal)
     return Int8Outcome(result, (held_out, expected), report, calibrated, choice)
+
+
+def _contest(
+    artifact: OnnxArtifact,
+    calibrated: Calibrated,
+    judged: tuple[Batches, Batches],
+    request: Int8Request,
+    path: Path,
+) -> Contest:
+    height, width = calibrated.data.preprocessing.crop
+    fewer = first_images(*judged, TRIAL_PIXELS // (height * width), artifact)
+    wish = request.wishes.sensitive_layers
+    costs = {} if wish == "int8" else multiply_adds_of(artifact)
+    count = affordable_probes(costs, insist=wish == "keep")
+    probed = first_images(*judged, count, artifact) if count else None
+    return Contest(artifact, calibrated.table, *fewer, path, probed, costs)
 
 
 def _validate(
@@ -156,7 +170,7 @@ def _measure(
     method: str,
     policy: QdqPolicy,
 ) -> QuantizationErrors:
-    seen = _load(calibrated.seen, artifact)
+    seen = load_images(calibrated.data, calibrated.data.indices, artifact, BIAS_PIXELS)
     amax = calibrated.table.select(method)
     plan = plan_int8(artifact, policy)
     return measure_errors(artifact, plan, amax, seen, open_runner=OrtRunner, task=task)
@@ -175,29 +189,3 @@ def _magnitudes(reference: Reference, rest: Precision, task: ProgressTask) -> Ma
         return {}
     model = onnx_graph.read_model(reference.artifact.path)
     return measure_magnitudes(model, reference.batches, open_runner=OrtRunner, task=task)
-
-
-def _load(data: CalibrationData, artifact: OnnxArtifact) -> Batches:
-    """As many images as are affordable: in the graph's own batch, or in 1, 2, 5 and the rest.
-
-    Raises:
-        DataError: fewer readable images than the graph's own batch.
-    """
-    height, width = data.preprocessing.crop
-    affordable = max(1, AFFORDABLE_PIXELS // (height * width))
-    fixed = artifact.inputs[0].shape[0]
-    # A graph of fixed batch takes whole batches only, and one of them at least.
-    chosen = list(data.indices)[: max(affordable, fixed) if isinstance(fixed, int) else affordable]
-    size = fixed if isinstance(fixed, int) else len(chosen)
-    loaded = images.batches(data.source, data.preprocessing, size, chosen, on_corrupt="skip")
-    if isinstance(fixed, int):
-        batches = [inputs for inputs, _ in loaded if len(inputs) == fixed]
-    else:
-        batches = [part for inputs, _ in loaded for part in np.split(inputs, np.cumsum(BATCHES))]
-    batches = [batch for batch in batches if len(batch)]
-    if not batches:
-        raise DataError(
-            f"{len(data.indices)} held-out images are too few for the model's batch of {size}\n"
-            f"a fifth of them is held out: give at least {round(size / HOLDOUT)} that can be read"
-        )
-    return batches

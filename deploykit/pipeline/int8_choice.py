@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from math import inf, log10
+from dataclasses import dataclass, field, replace
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from deploykit.calibrators import METHODS
+from deploykit.comparison import kl_divergence
+from deploykit.onnx_graph.qdq import sqnr_db
 from deploykit.pipeline.runners import open_judge
 from deploykit.specs import Precision
 from deploykit.stages.int8 import Int8Options, QuantizationErrors, plan_int8, quantize_to_int8
-from deploykit.stages.validate import kl_divergence, outputs_of
+from deploykit.stages.sensitivity import measure_gains
+from deploykit.stages.validate import outputs_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -34,6 +37,12 @@ RESIDUAL_GAIN_DB: Final = 1.5
 
 FIRST_LAYER_GAIN_DB: Final = 1.0
 """What a first layer in high precision must give: 20 %, it has few of the multiply-adds."""
+
+LAYERS_GAIN_DB: Final = 1.0
+"""What the most sensitive layers in high precision must give together: 20 % less noise."""
+
+LAYERS_SHARE: Final = 1 / 8
+"""Of the multiply-adds that they may have: were FP16 half as fast, INT8 is an eighth slower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +71,19 @@ class Choice:
 
 @dataclass(frozen=True)
 class Contest:
-    """What candidates are made from and judged on; ``path`` is written over by each of them."""
+    """What candidates are made from and judged on; ``path`` is written over by each of them.
+
+    ``probed`` are the batches and logits that layers are judged on one by one, ``None`` where that
+    would take too long; ``multiply_adds`` are those of each layer.
+    """
 
     artifact: OnnxArtifact
     table: CalibrationTable
     batches: Batches
     expected: Batches
     path: Path
+    probed: tuple[Batches, Batches] | None = None
+    multiply_adds: Mapping[str, int] = field(default_factory=dict)
 
     def hold(
         self,
@@ -82,7 +97,7 @@ class Contest:
         What is not INT8 stays FP32: FP16 changes all candidates alike, and takes longer.
         """
         options = Int8Options(policy, Precision.FP32)
-        amax, path = self.table.select(method), self.path
+        amax, path = self.table.select_trial(method), self.path
         try:
             quantize_to_int8(
                 self.artifact, amax, path, options=options, errors=errors or QuantizationErrors()
@@ -101,6 +116,7 @@ class Wishes:
     method: str = AUTO
     first_layer: str = AUTO
     residual: str = AUTO
+    sensitive_layers: str = AUTO
     bias_correction: str = AUTO
 
 
@@ -142,6 +158,11 @@ def choose(
         trial = hold(f"{best.candidate}, {name}", method, candidate)
         if _gain_db(trial, best) >= needed:
             policy, best = candidate, trial
+    if sensitive := _sensitive_layers(contest, wishes, method, policy, task):
+        candidate = replace(policy, sensitive=sensitive)
+        trial = hold(f"{best.candidate}, {_count(sensitive)} kept", method, candidate)
+        if _gain_db(trial, best) >= LAYERS_GAIN_DB:
+            policy, best = candidate, trial
     errors = QuantizationErrors()
     if wishes.bias_correction != "off":
         errors = measure(method, policy)
@@ -149,6 +170,42 @@ def choose(
         if wishes.bias_correction == AUTO and _gain_db(trial, best) <= 0:
             errors = replace(errors, shifts={})
     return Choice(method, policy, errors, tuple(trials))
+
+
+def _sensitive_layers(
+    contest: Contest, wishes: Wishes, method: str, policy: QdqPolicy, task: ProgressTask
+) -> tuple[str, ...]:
+    """The layers that give most for what they cost; none where that was not asked for."""
+    if wishes.sensitive_layers == "int8" or contest.probed is None:
+        return ()
+    gains = measure_gains(
+        contest.artifact,
+        plan_int8(contest.artifact, policy),
+        contest.table.select_trial(method),
+        contest.probed,
+        open_runner=open_judge,
+        task=task,
+    )
+    return most_sensitive(gains, contest.multiply_adds)
+
+
+def most_sensitive(gains: Mapping[str, float], multiply_adds: Mapping[str, int]) -> tuple[str, ...]:
+    """Of the layers that gain in FP32, the first by gain per multiply-add, up to `LAYERS_SHARE`.
+
+    >>> most_sensitive({"a": 2.0, "b": 0.1, "c": -0.1}, {"a": 10, "b": 5, "c": 1, "d": 84})
+    ('a',)
+    """
+    room = LAYERS_SHARE * sum(multiply_adds.values())
+    chosen = []
+    for layer in sorted(gains, key=lambda name: gains[name] / multiply_adds[name], reverse=True):
+        if gains[layer] > 0 and multiply_adds[layer] <= room:
+            chosen.append(layer)
+            room -= multiply_adds[layer]
+    return tuple(chosen)
+
+
+def _count(layers: tuple[str, ...]) -> str:
+    return "a sensitive layer" if len(layers) == 1 else f"{len(layers)} sensitive layers"
 
 
 def _keep_skips(policy: QdqPolicy) -> QdqPolicy:
@@ -174,10 +231,10 @@ def _decibels(trial: Trial) -> float:
 
 def _judge(candidate: str, got: NDArray[np.float32], wanted: NDArray[np.float32]) -> Trial:
     exact, found = wanted.astype(np.float64), got.astype(np.float64)
-    noise = float(np.square(found - exact).sum())
+    ratio = sqnr_db(wanted, got)
     return Trial(
         candidate=candidate,
         mean_kl=float(kl_divergence(exact, found).mean()),
         agreement=float((found.argmax(axis=1) == exact.argmax(axis=1)).mean()),
-        sqnr_db=10 * log10(float(np.square(exact).sum()) / noise) if noise else None,
+        sqnr_db=ratio if isfinite(ratio) else None,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploykit.backends.ort import OrtRunner
-from deploykit.specs import Precision
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -13,16 +12,15 @@ if TYPE_CHECKING:
     from deploykit.bundle import Bundle
 
 
-def open_judge(path: Path) -> OrtRunner:
+def open_judge(model: Path | bytes) -> OrtRunner:
     """Run a Q/DQ graph as the standard has it.
 
     onnxruntime's default optimisations compute something else than TensorRT does: integer kernels
     with other rounding, and bias scales that underflow.
     """
-    return OrtRunner(path, optimise=False)
+    return OrtRunner(model, optimise=False)
 
 
 def open_model(bundle: Bundle) -> OrtRunner:
     """The graph of a bundle, in the way that fits its precision."""
-    quantized = bundle.manifest.precision is Precision.INT8
-    return open_judge(bundle.model_path) if quantized else OrtRunner(bundle.model_path)
+    return OrtRunner.of_artifact(bundle.manifest.onnx)

@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from deploykit.artifacts import EngineRecord, sha256_of_bytes
+from deploykit.artifacts import UNPROVEN, EngineRecord, sha256_of_bytes
 from deploykit.backends.trt.builder import compile_onnx
 from deploykit.backends.trt.census import HEAVY_KINDS, PRECISIONS
 from deploykit.errors import BundleError, PrecisionError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from deploykit.specs import Progress
 
 UNPROVEN_INT8: Final = (
-    "compiled, execution not proven: NVIDIA lists INT8 of TensorRT for RTX for matrix products "
+    f"{UNPROVEN}: NVIDIA lists INT8 of TensorRT for RTX for matrix products "
     "only; for INT8 convolutions use TensorRT: deploykit build BUNDLE --backend tensorrt"
 )
 """Support matrix of TensorRT for RTX 1.7: INT8 is weight-only GEMM there."""

@@ -13,6 +13,8 @@ import pytest
 
 from deploykit.bundle import Bundle
 from deploykit.calibration import CalibrationTable
+from deploykit.images import GivenImages
+from deploykit.pipeline.calibrate import CalibrationOptions, calibrate_target
 from tests.cli import Called, deploykit
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ def test_accuracy_and_agreement_hold(digits: Digits, working_folder: Path) -> No
     called = deploykit(
         "export", "resnet20", "--int8", "--input-size", 8, "--weights", digits.weights,
         "--labels", digits.labels, "--calib", digits.calibration, "-o", "bundle", "--json",
-        "--first-layer", "int8",
+        "--first-layer", "int8", "--sensitive-layers", "int8",
     )  # fmt: skip
     assert called.code == 0, called.err
     found = deploykit("eval", "bundle", "--data", digits.test, "--json").data
@@ -75,13 +77,17 @@ def test_auto_takes_what_leaves_the_least_noise(
     gain = trials[4]["sqnr_db"] - methods[calibration["method"]]
     assert calibration["policy"]["residual"] == ("keep" if gain >= 1.5 else "int8")
     assert trials[-1]["candidate"].endswith("biases corrected")
-    assert calibration["images"] == 205  # of 256, a fifth is held out
+    sensitive = next(trial for trial in trials if "sensitive" in trial["candidate"])
+    ratios = {trial["candidate"]: trial["sqnr_db"] for trial in trials}
+    gain = sensitive["sqnr_db"] - ratios[sensitive["candidate"].rpartition(", ")[0]]
+    assert bool(calibration["policy"]["sensitive"]) == (gain >= 1.0)
+    assert calibration["images"] == 256  # the final ranges come from the held-out images as well
 
 
 def test_what_the_user_fixed_is_not_tried(fp32: Path, digits: Digits, working_folder: Path) -> None:
     called = quantize(
         fp32, "--method", "entropy", "--residual", "int8", "--first-layer", "keep",
-        "--bias-correction", "off", calib=digits.calibration,
+        "--sensitive-layers", "int8", "--bias-correction", "off", calib=digits.calibration,
     )  # fmt: skip
     calibration = called.data["calibration"]
     assert [trial["candidate"] for trial in calibration["trials"]] == ["entropy"]
@@ -91,7 +97,8 @@ def test_what_the_user_fixed_is_not_tried(fp32: Path, digits: Digits, working_fo
 
 
 def test_biases_are_corrected_when_asked(fp32: Path, digits: Digits, working_folder: Path) -> None:
-    called = quantize(fp32, "--bias-correction", "on", calib=digits.calibration)
+    called = quantize(fp32, "--bias-correction", "on", "--sensitive-layers", "int8",
+                      calib=digits.calibration)  # fmt: skip
     assert called.data["conversion"]["corrected_biases"] >= 18
 
 
@@ -100,7 +107,7 @@ def test_output_shows_layers_ratios_and_methods(
 ) -> None:
     called = deploykit(
         "export", fp32, "--int8", "--calib", digits.calibration, "--backend", "none", "-o", "b",
-        "--first-layer", "int8",
+        "--first-layer", "int8", "--sensitive-layers", "int8",
     )  # fmt: skip
     assert "convolutions and matrix products: 19 INT8, 1 FP16, 0 FP32" in called.out
     for text in ("SQNR (dB)", "on held-out images", "mean KL", "not INT8", "because"):
@@ -121,6 +128,29 @@ def test_table_is_used_again_and_made_anew_with_the_reason(
     assert "the images are others" in story(calib=digits.test)
 
 
+def test_table_that_must_fit_is_refused_by_another_model_and_other_images(
+    fp32: Path, digits: Digits, working_folder: Path
+) -> None:
+    made = deploykit("calibrate", fp32, "--data", digits.calibration, "-o", "table.json")
+    assert made.code == 0, made.err
+    before = (working_folder / "table.json").read_bytes()
+    fixed = ("--calib-table", "table.json", "--method", "max", "--residual", "int8",
+             "--first-layer", "int8", "--sensitive-layers", "int8")  # fmt: skip
+    used = quantize(fp32, *fixed, calib=digits.calibration)
+    assert used.data["calibration"]["story"].startswith("used again")
+    other = quantize(fp32, *fixed, calib=digits.test)
+    assert other.code == 1
+    assert "the calibration table table.json does not fit: the images are others" in other.err
+    model = fixed_batch(fp32, 16, working_folder / "other.onnx")
+    refused = quantize(model, *fixed, "--batch", 16, calib=digits.calibration)
+    assert refused.code == 1
+    assert "this calibration table belongs to another model" in refused.err
+    missing = quantize(fp32, "--calib-table", "none.json", calib=digits.calibration)
+    assert missing.code == 1
+    assert "there is no calibration table none.json" in missing.err
+    assert (working_folder / "table.json").read_bytes() == before
+
+
 def test_table_of_calibrate_serves_the_export(
     fp32: Path, digits: Digits, working_folder: Path
 ) -> None:
@@ -131,6 +161,20 @@ def test_table_of_calibrate_serves_the_export(
     called = quantize(working_folder / "own.onnx", calib=digits.calibration)
     assert called.data["calibration"]["story"].startswith("used again")
     assert called.data["calibration"]["digest"] == made.data["digest"]
+
+
+def test_images_of_a_program_give_the_ranges_of_the_same_file(
+    fp32: Path, digits: Digits, working_folder: Path
+) -> None:
+    with np.load(digits.calibration) as data:
+        given = GivenImages(iter(data["images"]))
+    options = CalibrationOptions(given, count=40, table=working_folder / "given.json")
+    calibrated, _ = calibrate_target(fp32, options)
+    assert calibrated.to_dict()["source"] == "images given by a program"
+    made = deploykit("calibrate", fp32, "--data", digits.calibration, "--calib-count", 40,
+                     "-o", "file.json")  # fmt: skip
+    assert made.code == 0, made.err
+    assert CalibrationTable.load(working_folder / "file.json").amax == calibrated.table.amax
 
 
 def test_calibrate_imports_no_torch(fp32: Path, digits: Digits, working_folder: Path) -> None:
@@ -161,13 +205,14 @@ def test_bundle_keeps_its_table(fp32: Path, digits: Digits, working_folder: Path
 
 
 def test_rest_may_be_fp32(fp32: Path, digits: Digits, working_folder: Path) -> None:
-    called = quantize(fp32, "--rest", "fp32", "--first-layer", "int8", calib=digits.calibration)
+    called = quantize(fp32, "--rest", "fp32", "--first-layer", "int8", "--sensitive-layers", "int8",
+                      calib=digits.calibration)  # fmt: skip
     assert called.data["conversion"]["layers"] == {"int8": 19, "fp16": 0, "fp32": 1}
 
 
 def test_nodes_can_be_kept_out(fp32: Path, digits: Digits, working_folder: Path) -> None:
     called = quantize(fp32, "--exclude", "layer3.*", "--first-layer", "keep",
-                      calib=digits.calibration)  # fmt: skip
+                      "--sensitive-layers", "int8", calib=digits.calibration)  # fmt: skip
     assert called.data["conversion"]["layers"]["int8"] == 12
     assert "layer3.*" in called.data["conversion"]["kept"]["layer3.0.conv1/Conv"]
 
@@ -257,8 +302,7 @@ def test_cifar_networks_keep_their_accuracy_in_int8(
     images = shared_data / "cifar10_test1000.npz"
     found = deploykit("eval", "bundle", "--data", images, "--json").data
     assert found["agreement"] >= 0.992
-    # A handful of near ties change sides; of a thousand images they are worth half a point.
-    assert found["top1"] == pytest.approx(accuracy, abs=0.0051)
+    assert found["top1"] >= accuracy - 0.0031
 
 
 def fixed_batch(fp32: Path, batch: int, target: Path) -> Path:

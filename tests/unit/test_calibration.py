@@ -30,6 +30,10 @@ TABLE = CalibrationTable(
         "relu": {"max": 7.25, "entropy": 5e-324},
     },
     created="2026-11-22T00:00:00+00:00",
+    trial_amax={
+        "input": {"max": 2.5, "entropy": 0.25},
+        "relu": {"max": 7.0, "entropy": 1e-3},
+    },
 )
 
 
@@ -42,6 +46,7 @@ def test_a_table_comes_back_from_disk_bit_for_bit(tmp_path: Path) -> None:
     TABLE.save(path)
     loaded = CalibrationTable.load(path)
     assert loaded.amax == TABLE.amax
+    assert loaded.trial_amax == TABLE.trial_amax
     assert (loaded.images, loaded.skipped, loaded.created) == (511, TABLE.skipped, TABLE.created)
     assert loaded.to_json() == TABLE.to_json()
     assert loaded.matches(KEY) == ""
@@ -64,6 +69,8 @@ def test_the_digest_is_of_the_content_not_of_the_time() -> None:
 
 def test_one_method_is_selected() -> None:
     assert TABLE.select("max") == {"input": 2.640000104904175, "relu": 7.25}
+    assert TABLE.select_trial("max") == {"input": 2.5, "relu": 7.0}
+    assert replace(TABLE, trial_amax={}).select_trial("max") == TABLE.select("max")
     with pytest.raises(
         UnknownNameError,
         match=r"unknown calibration method 'entrop'\ndid you mean: entropy\?\n.*: entropy, max",
@@ -128,11 +135,11 @@ def test_a_torn_file_is_not_json(length: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "found"), [(altered(schema_version=2), "2"), ("{}", "None"), ("[]", "None")]
+    ("text", "found"), [(altered(schema_version=1), "1"), ("{}", "None"), ("[]", "None")]
 )
 def test_another_schema(text: str, found: str) -> None:
     with pytest.raises(
-        DataError, match=rf"t has schema version {found}, this deploykit reads 1\ncalibrate again"
+        DataError, match=rf"t has schema version {found}, this deploykit reads 2\ncalibrate again"
     ):
         CalibrationTable.from_json(text, "t")
 
@@ -148,7 +155,8 @@ def test_another_schema(text: str, found: str) -> None:
         altered(amax={"input": {"max": None}}),
         altered(amax={"input": {"max": "wide"}}),
         altered(amax={"input": {"max": 10**400}}),
-        '{"schema_version": 1}',
+        '{"schema_version": 2}',
+        altered(trial_amax=None),
     ],
 )
 def test_a_table_that_lacks_something(text: str) -> None:

@@ -5,9 +5,11 @@ from deploykit.onnx_graph.qdq.insertion import activation_scales, insert_qdq
 from deploykit.onnx_graph.qdq.placement import plan_qdq
 from deploykit.onnx_graph.qdq.plan import QdqPlan, QdqPolicy, QuantizedWeight, Reader
 from deploykit.onnx_graph.qdq.probe import Probe, probe_errors
-from deploykit.onnx_graph.qdq.weights import weight_sqnr_db
+from deploykit.onnx_graph.qdq.switches import SWITCHES, switchable
+from deploykit.onnx_graph.qdq.weights import sqnr_db, weight_sqnr_db
 
 __all__ = [
+    "SWITCHES",
     "Probe",
     "QdqPlan",
     "QdqPolicy",
@@ -18,5 +20,7 @@ __all__ = [
     "insert_qdq",
     "plan_qdq",
     "probe_errors",
+    "sqnr_db",
+    "switchable",
     "weight_sqnr_db",
 ]

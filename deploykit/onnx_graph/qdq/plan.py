@@ -29,9 +29,11 @@ class QdqPolicy:
     ``residual`` whether the skip operands of residual additions are;
     convolutions with fewer channels than ``min_channels`` on either side stay, but the first one,
     and matrix products with fewer than ``min_features`` rows or columns in their weight.
+    ``sensitive`` names layers that a measurement found to make much of the noise.
     """
 
     exclude: tuple[str, ...] = ()
+    sensitive: tuple[str, ...] = ()
     first_layer: Choice = "int8"
     last_layer: Choice = "int8"
     residual: Choice = "int8"

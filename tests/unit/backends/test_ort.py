@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -7,9 +11,10 @@ import onnx
 import onnxruntime
 import pytest
 
+from deploykit.artifacts import OnnxArtifact
 from deploykit.backends.ort import OrtRunner
 from deploykit.errors import EngineIncompatibleError, ModelFileError, UsageError
-from deploykit.specs import TensorSpec
+from deploykit.specs import Precision, TensorSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,7 +91,7 @@ def test_a_timed_run_gives_the_same_outputs(linear: Path) -> None:
 )
 def test_hands_its_options_to_onnxruntime(linear: Path, level: Any, *, optimise: bool) -> None:
     with OrtRunner(linear, optimise=optimise, threads=1) as runner:
-        options = runner._open().get_session_options()
+        options = runner._open().session.get_session_options()
     assert options.graph_optimization_level == level
     assert options.intra_op_num_threads == 1
 
@@ -202,3 +207,122 @@ def test_a_gpu_that_does_not_start_is_no_silent_cpu(
         match=r"linear.onnx cannot run on cuda: onnxruntime could not start it\ndeploykit doctor",
     ):
         OrtRunner(linear, device="cuda").__enter__()
+
+
+@pytest.mark.parametrize("precision", Precision)
+def test_a_quantized_graph_is_computed_as_the_standard_has_it(
+    linear: Path, precision: Precision
+) -> None:
+    artifact = OnnxArtifact(linear, "", precision, 20, (), ())
+    levels = onnxruntime.GraphOptimizationLevel
+    with OrtRunner.of_artifact(artifact, threads=1) as runner:
+        options = runner._open().session.get_session_options()
+    is_int8 = precision is Precision.INT8
+    expected = levels.ORT_DISABLE_ALL if is_int8 else levels.ORT_ENABLE_ALL
+    assert options.graph_optimization_level == expected
+    assert options.intra_op_num_threads == 1
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3, 1)])
+def test_a_type_that_numpy_lacks_is_never_fed(shape: tuple[int, ...]) -> None:
+    """``None`` in place of the type would be equal to float64."""
+    graph = serialised("g (string[2, 3] x) => (string[2, 3] y) { y = Identity(x) }")
+    with (
+        OrtRunner(graph) as runner,
+        pytest.raises(UsageError, match=r"was fed float64 .*, it takes tensor\(string\) \(2, 3\)"),
+    ):
+        runner.run({"x": np.zeros(shape, np.float64)})
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        some_images(6)[::2],
+        np.asfortranarray(some_images(3)),
+        np.broadcast_to(some_images(1), (3, 3)),
+        np.frombuffer(some_images(3).tobytes(), np.float32).reshape(3, 3),
+    ],
+    ids=["strided", "fortran", "broadcast", "read-only"],
+)
+def test_arrays_in_any_order_in_memory(linear: Path, images: NDArray[np.float32]) -> None:
+    with OrtRunner(linear) as runner:
+        logits = runner.run({"images": images})["logits"].astype(np.float32)
+    np.testing.assert_allclose(logits, np.maximum(images @ WEIGHT, 0), atol=1e-6)
+
+
+# Many threads
+
+
+def test_threads_that_come_at_once_open_one_session(
+    linear: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    new_session = onnxruntime.InferenceSession
+
+    def slowly(*args: Any, **options: Any) -> Any:
+        time.sleep(0.05)  # so that every thread finds the runner without a session
+        made.append(new_session(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", slowly)
+    runner = OrtRunner(linear, threads=1)
+    together = threading.Barrier(16)
+
+    def ask(number: int) -> None:
+        together.wait()
+        images = some_images(number + 1)
+        logits = runner.run({"images": images})["logits"].astype(np.float32)
+        np.testing.assert_allclose(logits, np.maximum(images @ WEIGHT, 0), atol=1e-6)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(ask, range(16)))
+    assert len(made) == 1
+
+
+def test_closing_lets_running_calls_end_well(linear: Path) -> None:
+    runner = OrtRunner(linear, threads=1)
+    answered = threading.Semaphore(0)
+
+    def ask_until_closed(number: int) -> int:
+        images = some_images(number + 1)
+        for done in range(1_000_000):
+            try:
+                logits = runner.run({"images": images})["logits"].astype(np.float32)
+            except UsageError as error:
+                assert "is closed" in str(error)  # noqa: PT017 - whenever it comes
+                return done
+            np.testing.assert_allclose(logits, np.maximum(images @ WEIGHT, 0), atol=1e-6)
+            answered.release()
+        raise AssertionError("it was never closed")
+
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(ask_until_closed, number) for number in range(4)]
+        for _ in range(40):
+            assert answered.acquire(timeout=60)
+        runner.close()
+        assert sum(call.result() for call in calls) >= 40
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_session_does_not_survive_a_fork(linear: Path) -> None:
+    feeds = {"images": some_images(1)}
+    with OrtRunner(linear) as runner:
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if _refuses_as_fork(runner, feeds) else 1)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert runner.run(feeds)["logits"].shape == (1, 2)
+
+
+def _refuses_as_fork(runner: OrtRunner, feeds: dict[str, Any]) -> bool:
+    try:
+        runner.run(feeds)
+    except UsageError as error:
+        runner.close()
+        return str(error) == (
+            f"linear.onnx was opened by process {os.getppid()}, this is its fork {os.getpid()}\n"
+            "a session does not survive a fork: open the model after it, in each process"
+        )
+    return False

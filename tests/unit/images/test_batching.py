@@ -141,3 +141,16 @@ def test_impossible_preprocessing_is_refused_at_once() -> None:
     steps = Preprocessing(crop=(4, 4), interpolation="cubic")
     with pytest.raises(UnknownNameError, match="unknown interpolation 'cubic'"):
         images.batches(NumberedImages(4), steps, 2)
+
+
+def test_loading_ahead_keeps_the_order_and_its_bound() -> None:
+    started: list[int] = []
+
+    def load(index: int) -> str:
+        started.append(index)
+        return f"{index}"
+
+    found = images.load_ahead(load, range(100), ahead=40)
+    assert next(found) == "0"
+    assert len(started) <= 41
+    assert list(found) == [str(index) for index in range(1, 100)]

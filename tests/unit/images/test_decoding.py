@@ -197,3 +197,18 @@ def test_a_format_that_runs_another_program_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n%%EOF\n")
     with pytest.raises(DataError, match="UnidentifiedImageError"):
         images.decode(path)
+
+
+def test_an_open_image_becomes_what_its_file_becomes_and_stays_as_it_is() -> None:
+    data = encoded(Image.fromarray(PIXELS).convert("LA"), "PNG")
+    opened = Image.open(BytesIO(data))
+    np.testing.assert_array_equal(
+        np.asarray(images.to_rgb(opened)), np.asarray(images.decode(data))
+    )
+    assert opened.mode == "LA"
+
+
+def test_an_open_image_whose_file_is_truncated() -> None:
+    opened = Image.open(BytesIO(encoded(Image.fromarray(PIXELS), "PNG")[:-30]))
+    with pytest.raises(DataError, match=r"cannot read the image\n.*: .*\nexpected a complete JPEG"):
+        images.to_rgb(opened)

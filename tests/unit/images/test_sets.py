@@ -210,3 +210,23 @@ def test_the_samples_are_small_and_explained() -> None:
         assert path.stat().st_size < 40_000
         assert min(source.load(index).size) >= 300
         assert f"| `{path.name}` | " in readme
+
+
+def test_image_files_are_found_at_any_depth_beside_others(tmp_path: Path) -> None:
+    for name in ("b.png", "cats/z.jpg", "cats/young/a.bmp", ".hidden/c.png"):
+        save(tmp_path / name)
+    (tmp_path / "dogs").mkdir()  # one without images is no class here
+    (tmp_path / "notes.txt").write_text("not an image")
+    found = [path.relative_to(tmp_path).as_posix() for path in images.image_files(tmp_path)]
+    assert found == ["b.png", "cats/z.jpg", "cats/young/a.bmp"]
+
+
+def test_a_folder_without_image_files(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("not an image")
+    with pytest.raises(DataError, match=r"no images in .*\nexpected files ending in \.bmp"):
+        images.image_files(tmp_path)
+
+
+def test_image_files_of_a_folder_that_cannot_be_listed(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot list .*gone: "):
+        images.image_files(tmp_path / "gone")

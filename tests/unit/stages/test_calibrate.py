@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -13,19 +12,15 @@ from deploykit.calibrators import METHODS
 from deploykit.errors import DataError, UsageError
 from deploykit.histograms import RunningHistogram
 from deploykit.images import ArrayImages, FileImages
-from deploykit.specs import Preprocessing, SilentProgress, TensorSpec
+from deploykit.specs import Preprocessing, SilentProgress
 from deploykit.stages.calibrate import (
     CalibrationData,
     calibrate,
-    choose_images,
-    collect,
-    few_images_warning,
-    split_holdout,
 )
 from tests.graphs import graph, normal, run_ort, save
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -194,7 +189,8 @@ def test_more_than_one_percent_corrupt_is_an_error(tmp_path: Path) -> None:
     data = files_in(tmp_path, 150, [3, 80])
     with pytest.raises(
         DataError,
-        match=r"^2 of 150 images cannot be read: \S+003.png, \S+080.png\nat most 1 % may",
+        match=r"^2 of 150 images cannot be used: \S+003.png, \S+080.png\n"
+        r"the first one: cannot read \S+003.png.*\nat most 1 % may",
     ):
         run(artifact_in(tmp_path), data)
 
@@ -213,7 +209,9 @@ def test_the_error_comes_with_the_first_image_that_is_too_many(tmp_path: Path) -
 
 
 def test_nothing_but_corrupt_images(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^2 of 2 images cannot be read: \S+, \S+\nat most"):
+    with pytest.raises(
+        DataError, match=r"^2 of 2 images cannot be used: \S+, \S+\nthe first one: cannot read"
+    ):
         run(artifact_in(tmp_path), files_in(tmp_path, 2, [0, 1]))
 
 
@@ -229,182 +227,62 @@ def test_only_the_chosen_files_are_part_of_the_key(tmp_path: Path) -> None:
         CalibrationData(data.source, PLAIN, [3], 0).key("m")
 
 
-# --- collecting
-
-
-class Scripted:
-    """Gives the outputs that each image number asks for: ``values`` (N, K) by image."""
-
-    def __init__(self, values: Images, batch: int | str = "N") -> None:
-        self.inputs = (TensorSpec("x", "float32", (batch, 1)),)
-        self.outputs = (TensorSpec("y", "float32", (batch, values.shape[1])),)
-        self.threads: set[int] = set()
-        self._values = values
-
-    def run(self, feeds: Any) -> dict[str, Any]:
-        self.threads.add(threading.get_ident())
-        rows = self._values[feeds["x"][:, 0].astype(int)]
-        return {"y": rows, "whole": rows.reshape(-1)}
-
-    def run_timed(self, feeds: Any) -> Any:
-        raise NotImplementedError
-
-    def close(self) -> None: ...
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
-
-
-def numbered(count: int, batch: int) -> Iterator[tuple[Images, list[int]]]:
-    for start in range(0, count, batch):
-        indices = list(range(start, min(start + batch, count)))
-        yield np.array(indices, np.float32)[:, None], indices
-
-
-@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("batch", [1, 4, 16])
-@pytest.mark.parametrize("place", [0, 6, 9])
-def test_values_that_are_not_finite_name_tensor_and_image(
-    broken: float, batch: int, place: int
-) -> None:
-    values = normal(10, 7)
-    values[place, 3] = broken
+def test_images_smaller_than_the_crop_count_as_corrupt(tmp_path: Path) -> None:
+    data = files_in(tmp_path, 150, [])
+    Image.new("RGB", (6, 5)).save(tmp_path / "007.png")
+    table = run(artifact_in(tmp_path), data)
+    assert table.skipped == (str(tmp_path / "007.png"),)
+    Image.new("RGB", (5, 6)).save(tmp_path / "003.png")
     with pytest.raises(
-        DataError, match=rf"^y is NaN or infinite for image {place}\ncheck the weights, and that"
+        DataError,
+        match=r"^2 of 150 images cannot be used: \S+003.png, \S+007.png\n"
+        r"the first one: an image of 5 x 6 pixels is smaller than the crop of 6 x 6\nat most",
     ):
-        collect(Scripted(values), ["x", "y"], numbered(10, batch), task=Steps())
+        run(artifact_in(tmp_path), files_in_again(data))
 
 
-def test_a_tensor_that_does_not_lie_image_by_image() -> None:
-    values = normal(3, 7)
-    values[1, 0] = np.nan
-    with pytest.raises(DataError, match=r"^whole is NaN or infinite for one of image 0, image 1, "):
-        collect(Scripted(values), ["whole"], numbered(3, 3), task=Steps())
+def files_in_again(data: CalibrationData) -> CalibrationData:
+    """The same files with another content: the digest is kept by the set of images."""
+    assert isinstance(data.source, FileImages)
+    return CalibrationData(FileImages(data.source.paths), PLAIN, data.indices, 0)
 
 
-def test_images_are_named_as_the_caller_names_them() -> None:
-    values = np.full((1, 2), np.nan, np.float32)
-    with pytest.raises(DataError, match=r"for photographs/0.jpg\n"):
-        collect(
-            Scripted(values),
-            ["y"],
-            numbered(1, 1),
-            task=Steps(),
-            name_of="photographs/{}.jpg".format,
-        )
+# --- held-out images
 
 
-@pytest.mark.parametrize("batch", [1, 3, 10])
-def test_every_value_is_counted_once(batch: int) -> None:
-    values = normal(10, 7, scale=40)
-    found = collect(Scripted(values), ["y", "x"], numbered(10, batch), task=Steps())
-    assert tuple(found) == ("y", "x")
-    assert (found["y"].total, found["y"].amax) == (70, float(np.abs(values).max()))
-    assert (found["x"].total, found["x"].amax) == (10, 9.0)
+def held_out_of(count: int, held: int) -> CalibrationData:
+    indices = range(count)
+    return CalibrationData(photographs(count), PLAIN, indices[:-held], 0, indices[-held:])
 
 
-def test_the_filling_of_a_fixed_batch_is_not_counted() -> None:
-    values = normal(10, 7)
-    found = collect(Scripted(values, 4), ["y"], numbered(10, 4), task=Steps())
-    assert found["y"].total == 70
+def test_trial_ranges_do_not_come_from_the_held_out_images(tmp_path: Path) -> None:
+    artifact = artifact_in(tmp_path)
+    table = run(artifact, held_out_of(11, 3))
+    assert table.amax == run(artifact, data_of(11)).amax
+    first = CalibrationData(photographs(11), PLAIN, range(8), 0)
+    assert table.trial_amax == run(artifact, first).amax
+    assert table.images == 11
 
 
-def test_the_model_runs_in_the_callers_thread() -> None:
-    runner = Scripted(normal(5, 2))
-    collect(runner, ["y"], numbered(5, 1), task=Steps())
-    assert runner.threads == {threading.get_ident()}
-    assert not [t for t in threading.enumerate() if t.name.startswith("deploykit-histograms")]
+def test_without_held_out_images_trials_take_the_final_ranges(tmp_path: Path) -> None:
+    table = run(artifact_in(tmp_path), data_of(4))
+    assert table.trial_amax == {}
+    assert table.select_trial("mse") == table.select("mse")
 
 
-def test_nothing_to_collect_from() -> None:
-    found = collect(Scripted(normal(1, 2)), ["y"], iter([]), task=Steps())
-    assert found["y"].total == 0
+def test_what_is_held_out_is_part_of_the_key(tmp_path: Path) -> None:
+    artifact = artifact_in(tmp_path)
+    table = run(artifact, held_out_of(11, 3))
+    assert table.matches(held_out_of(11, 3).key(artifact.sha256), NAMES) == ""
+    other = table.matches(held_out_of(11, 4).key(artifact.sha256))
+    assert other == "the settings differ: held_out"
 
 
-def test_batches_are_let_go() -> None:
-    """However many come, no more than the one being counted and the one being made are held."""
-    alive: list[int] = []
-    values = normal(30, 2)
-
-    class Counted(Scripted):
-        def run(self, feeds: Any) -> dict[str, Any]:
-            found = super().run(feeds)
-            owner = _Counted(found["y"], alive)
-            return {"y": owner}
-
-    collect(Counted(values), ["y"], numbered(30, 1), task=Steps())
-    assert max(alive) <= 3
-
-
-class _Counted(np.ndarray[Any, Any]):
-    """An array that keeps count of its kind."""
-
-    _living = 0
-
-    def __new__(cls, values: Images, log: list[int]) -> _Counted:
-        made = values.copy().view(cls)
-        cls._living += 1
-        made.log = log  # type: ignore[attr-defined]  # only those made here have one
-        log.append(cls._living)
-        return made
-
-    def __del__(self) -> None:
-        if hasattr(self, "log"):
-            type(self)._living -= 1
-
-
-# --- which images
-
-
-def test_the_choice_is_fixed_by_the_seed() -> None:
-    assert choose_images(1000, 5, seed=0) == [402, 993, 40, 186, 583]
-    assert choose_images(1000, 5, seed=1) != choose_images(1000, 5, seed=0)
-
-
-@pytest.mark.parametrize(("available", "wanted"), [(10, 10), (10, 50), (1, 1), (0, 5), (100, 7)])
-def test_images_are_chosen_once_each(available: int, wanted: int) -> None:
-    chosen = choose_images(available, wanted, seed=3)
-    assert len(chosen) == len(set(chosen)) == min(available, wanted)
-    assert set(chosen) <= set(range(available))
-
-
-def test_a_smaller_choice_is_part_of_a_larger_one() -> None:
-    assert choose_images(500, 64, seed=2) == choose_images(500, 512, seed=2)[:64]
-
-
-def test_the_choice_spreads_over_folders_sorted_by_class() -> None:
-    chosen = np.array(choose_images(10_000, 1000, seed=0)) // 1000
-    assert np.bincount(chosen, minlength=10).min() > 60
-
-
-@pytest.mark.parametrize("wanted", [0, -3])
-def test_at_least_one_image_is_wanted(wanted: int) -> None:
-    with pytest.raises(UsageError, match=rf"^{wanted} calibration images were asked\nexpected at"):
-        choose_images(10, wanted, seed=0)
-
-
-@pytest.mark.parametrize(
-    ("count", "share", "held"), [(512, 0.2, 102), (10, 0.2, 2), (2, 0.2, 1), (3, 0.9, 2), (5, 0, 1)]
-)
-def test_some_images_are_held_out(count: int, share: float, held: int) -> None:
-    indices = choose_images(count, count, seed=0)
-    seen, held_out = split_holdout(indices, share)
-    assert seen + held_out == indices
-    assert len(held_out) == held
-
-
-@pytest.mark.parametrize("indices", [[], [4]])
-def test_one_image_cannot_be_split(indices: list[int]) -> None:
-    with pytest.raises(DataError, match=rf"^{len(indices)} image is too few to compare .*\ngive"):
-        split_holdout(indices)
-
-
-def test_few_images_are_warned_of() -> None:
-    assert few_images_warning(32) is None
-    assert "only 31 calibration images" in str(few_images_warning(31))
-    assert "at least 32" in str(few_images_warning(1))
+def test_progress_goes_on_with_the_held_out_images(tmp_path: Path) -> None:
+    steps = Steps()
+    artifact = artifact_in(tmp_path)
+    calibrate(artifact, NAMES, held_out_of(4, 2), open_runner=OrtRunner, task=steps)
+    assert steps.seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_silent_progress_will_do(tmp_path: Path) -> None:

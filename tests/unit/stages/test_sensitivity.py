@@ -1,0 +1,141 @@
+"""Taking layers out of INT8 one by one, against graphs that were made for each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from deploykit import onnx_graph
+from deploykit.backends.ort import OrtRunner
+from deploykit.onnx_graph import qdq
+from deploykit.specs import Precision
+from deploykit.stages.int8 import Int8Options, quantize_to_int8
+from deploykit.stages.sensitivity import measure_gains
+from tests.graphs import graph, normal, run_ort, save
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from deploykit.artifacts import OnnxArtifact
+
+    Images = NDArray[np.float32]
+
+NETWORK = """net (float[N, 3, 8, 8] x) => (float[N, 20] logits) {
+    [first] a = Conv <pads = [1,1,1,1]> (x, w1)
+    [relu] b = Relu (a)
+    [second] c = Conv <pads = [1,1,1,1]> (b, w2)
+    [add] d = Add (c, b)
+    [pool] p = GlobalAveragePool (d)
+    [flat] f = Flatten (p)
+    [last] logits = Gemm <transB = 1> (f, w3)
+}"""
+WEIGHTS = {
+    "w1": normal(16, 3, 3, 3, seed=1),
+    "w2": normal(16, 16, 3, 3, seed=2),
+    "w3": normal(20, 16, seed=3),
+}
+LAYERS = ("first", "second", "last")
+# A skip operand in INT8 would be plain again in a graph that was made without the layer beside it.
+POLICY = qdq.QdqPolicy(residual="keep")
+judge = partial(OrtRunner, optimise=False, threads=1)
+
+
+class Steps:
+    """Keeps what the stage says."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, float | None]] = []
+
+    def update(self, done: float, total: float | None = None, detail: str = "") -> None:
+        self.seen.append((done, total))
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> OnnxArtifact:
+    model = onnx_graph.read_model(save(graph(NETWORK, WEIGHTS), tmp_path / "raw.onnx"))
+    onnx_graph.tidy(model, rename=False)
+    return onnx_graph.write_model(model, tmp_path / "net.onnx", Precision.FP32)
+
+
+@pytest.fixture
+def amax(artifact: OnnxArtifact) -> Mapping[str, float]:
+    model = onnx_graph.read_model(artifact.path)
+    plan = qdq.plan_qdq(model, POLICY)
+    exposed, _ = onnx_graph.expose_outputs(model)
+    values = {"x": images(), **run_ort(exposed, {"x": images()})}
+    return {name: float(np.abs(values[name]).max()) for name in plan.tensors}
+
+
+def images() -> Images:
+    return normal(6, 3, 8, 8, seed=9)
+
+
+def logits(path: Path) -> Images:
+    with judge(path) as runner:
+        return runner.run({"x": images()})["logits"].astype(np.float32)
+
+
+def without(
+    artifact: OnnxArtifact, amax: Mapping[str, float], folder: Path, *layers: str
+) -> Images:
+    """The logits of a graph that was quantized without these layers."""
+    path = folder / "other.onnx"
+    options = Int8Options(replace(POLICY, sensitive=layers), Precision.FP32)
+    quantize_to_int8(artifact, amax, path, options=options)
+    return logits(path)
+
+
+@pytest.mark.parametrize("switched", [(), ("first",), ("second", "last"), LAYERS])
+def test_a_switched_layer_computes_as_if_it_had_been_left_out(
+    artifact: OnnxArtifact, amax: Mapping[str, float], tmp_path: Path, switched: tuple[str, ...]
+) -> None:
+    model = onnx_graph.read_model(artifact.path)
+    plan = qdq.plan_qdq(model, POLICY)
+    assert tuple(weight.node for weight in plan.weights) == LAYERS
+    switches = np.array([layer in switched for layer in LAYERS])
+    feeds = {"x": images(), qdq.SWITCHES: switches}
+    found = run_ort(qdq.switchable(model, plan, amax), feeds)["logits"]
+    if switched == LAYERS:  # a graph made without any of them is refused
+        expected = logits(artifact.path)
+    else:
+        expected = without(artifact, amax, tmp_path, *switched)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_gains_are_those_of_graphs_made_one_by_one(
+    artifact: OnnxArtifact, amax: Mapping[str, float], tmp_path: Path
+) -> None:
+    exact, steps = logits(artifact.path), Steps()
+    plan = qdq.plan_qdq(onnx_graph.read_model(artifact.path), POLICY)
+    judged = ([images()[:2], images()[2:]], [exact[:2], exact[2:]])
+    gains = measure_gains(artifact, plan, amax, judged, open_runner=judge, task=steps)
+    ratio = qdq.sqnr_db(exact, without(artifact, amax, tmp_path))
+    assert tuple(gains) == LAYERS
+    for layer, gain in gains.items():
+        alone = qdq.sqnr_db(exact, without(artifact, amax, tmp_path, layer))
+        assert gain == pytest.approx(alone - ratio, abs=0.01)
+    assert max(gains.values()) > 1
+    assert steps.seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_no_noise_leaves_nothing_to_gain(artifact: OnnxArtifact, amax: Mapping[str, float]) -> None:
+    """Images of zeros: every value is exact in INT8."""
+    black = np.zeros((2, 3, 8, 8), np.float32)
+    plan = qdq.plan_qdq(onnx_graph.read_model(artifact.path), POLICY)
+    judged = ([black], [np.zeros((2, 20), np.float32)])
+    gains = measure_gains(artifact, plan, amax, judged, open_runner=judge, task=Steps())
+    assert gains == dict.fromkeys(LAYERS, 0.0)
+
+
+def test_a_sensitive_layer_is_kept_with_the_reason(artifact: OnnxArtifact) -> None:
+    model = onnx_graph.read_model(artifact.path)
+    plan = qdq.plan_qdq(model, replace(POLICY, sensitive=("second",)))
+    assert [weight.node for weight in plan.weights] == ["first", "last"]
+    assert plan.kept["second"] == "by itself it made a large part of the logits' noise"
