@@ -14,7 +14,9 @@ DeploykitError
 │   └── PrecisionError         the network compiled, but not in the precision that was asked
 ├── BundleError                a bundle that cannot be read or written
 │   └── IntegrityError         a file does not have the hash that the manifest gives
-└── EngineIncompatibleError    no engine of the bundle fits this machine
+├── EngineIncompatibleError    no engine of the bundle fits this machine
+├── DeviceError                the GPU failed while it computed, or has too little memory
+└── QueueFullError             more requests wait than the queue holds
 ```
 
 A message says what was found, what would have been possible and what to do, in at most three
@@ -106,3 +108,15 @@ class IntegrityError(BundleError):
 
 class EngineIncompatibleError(DeploykitError):
     """No engine of the bundle fits this machine."""
+
+
+class DeviceError(DeploykitError):
+    """The GPU failed while it computed, or has too little memory; the message says which.
+
+    A failure of the GPU (illegal address, launch failure, ...) stays: every later call of the same
+    process fails too. Start the process again.
+    """
+
+
+class QueueFullError(DeploykitError):
+    """More requests wait than the queue holds: try later, or send the caller away (HTTP 503)."""

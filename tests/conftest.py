@@ -13,6 +13,7 @@ from tests.digits import Digits, make_digits
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("deploykit")
     group.addoption("--shared", metavar="DIR", help="folder with data/: real images and weights")
+    group.addoption("--tensorrt-stubs", metavar="DIR", help="folder with tensorrt-stubs")
     group.addoption("--cuda-stand-in", metavar="DIR", help="folder with a stand-in libcuda.so.1")
 
 

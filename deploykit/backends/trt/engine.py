@@ -1,0 +1,149 @@
+"""A deserialised engine, and all that has to outlive the contexts that run it."""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from deploykit.backends.trt import api
+from deploykit.backends.trt.messages import Messages, logger_into
+from deploykit.backends.trt.runtime_cache import RuntimeCache
+from deploykit.errors import BundleError, DeviceError, EngineIncompatibleError
+from deploykit.specs import BATCH, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from deploykit.backends.trt.compiler import Compiler
+
+_DTYPES: Final[Mapping[str, str]] = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+}
+"""Name in numpy of each of the runtime's types that numpy has."""
+
+
+class Engine:
+    """A plan that is loaded on the GPU; ``scratch_bytes`` is what each stream of calls needs.
+
+    The runtime keeps plain addresses of the logger, the configuration and the cache, so they are
+    kept here until `close`.
+
+    Raises:
+        BundleError: the file cannot be read.
+        EngineIncompatibleError: this runtime, driver or GPU does not load it, or it has tensors
+            that are no batches of numbers.
+    """
+
+    def __init__(
+        self, plan: Path, compiler: Compiler, *, cuda_graphs: bool, cache: Path | None
+    ) -> None:
+        self.name = plan.name
+        self._label = compiler.label
+        self._messages = Messages()
+        self._logger = logger_into(self._messages, compiler.module)
+        self._making = Lock()
+        self._runtime, self._engine = self._deserialise(compiler.module, _read(plan))
+        self.inputs, self.outputs = self._specs()
+        self.scratch_bytes = int(self._engine.device_memory_size_v2)
+        self._config = self._new_config(compiler.module)
+        self._cache: RuntimeCache | None = None
+        self.captures = cuda_graphs
+        if hasattr(self._config, "cuda_graph_strategy"):
+            config = cast("api.RtxRuntimeConfig", self._config)
+            # TensorRT for RTX knows best when its kernels of a new shape are worth capturing.
+            self.captures = False
+            config.cuda_graph_strategy = _graph_strategy(compiler.module, wanted=cuda_graphs)
+            self._cache = RuntimeCache(config, cache)
+
+    def new_context(self) -> api.ExecutionContext:
+        """A context without scratch memory of its own.
+
+        Raises:
+            DeviceError: the runtime cannot make one, as for lack of memory.
+        """
+        with self._making:
+            context = self._engine.create_execution_context(self._config)
+        if context is None:
+            raise self.failure("makes no execution context")
+        return context
+
+    def failure(self, what: str) -> DeviceError:
+        """An error with the runtime's own words, which are then forgotten."""
+        reason = self._messages.reason()
+        self._messages.errors.clear()
+        return DeviceError(
+            f"{self.name}: {self._label} {what}\nit says: {reason}\n"
+            "deploykit doctor says what works on this machine"
+        )
+
+    def close(self, *, save: bool) -> None:
+        """Let go of the engine, after all its contexts; ``save`` writes the runtime cache."""
+        if self._cache is not None and save:
+            self._cache.save()
+        # In this order: each keeps plain addresses of those after it.
+        del self._cache, self._config, self._engine, self._runtime, self._logger
+
+    def _deserialise(self, module: Any, plan: bytes) -> tuple[api.Runtime, api.CudaEngine]:
+        try:
+            runtime: api.Runtime = module.Runtime(self._logger)
+        except TypeError as error:
+            # A constructor's way to say that the C++ factory returned a null pointer.
+            raise self._incompatible("does not start") from error
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise self._incompatible("does not load it")
+        return runtime, engine
+
+    def _incompatible(self, what: str) -> EngineIncompatibleError:
+        return EngineIncompatibleError(
+            f"{self.name}: {self._label} {what} on this machine\n"
+            f"it says: {self._messages.reason()}\n"
+            "compile it here with deploykit build"
+        )
+
+    def _specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        engine = self._engine
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        inputs = [name for name in names if engine.get_tensor_mode(name).name == "INPUT"]
+        outputs = [name for name in names if name not in inputs]
+        return tuple(map(self._spec, inputs)), tuple(map(self._spec, outputs))
+
+    def _spec(self, name: str) -> TensorSpec:
+        kind = self._engine.get_tensor_dtype(name).name
+        shape = api.as_tuple(self._engine.get_tensor_shape(name))
+        if kind not in _DTYPES or not shape or -1 in shape[1:]:
+            raise EngineIncompatibleError(
+                f"{self.name}: tensor {name!r} has type {kind} and shape {shape}\n"
+                f"possible are shapes that are open in their first dimension only, and the types "
+                f"{', '.join(_DTYPES)}"
+            )
+        first = BATCH if shape[0] == -1 else shape[0]
+        return TensorSpec(name, _DTYPES[kind], (first, *shape[1:]))
+
+    def _new_config(self, module: Any) -> api.RuntimeConfig:
+        config = self._engine.create_runtime_config()
+        if config is None:
+            raise self._incompatible("cannot configure it")
+        # One context per batch size and stream, and those of a stream share its scratch memory.
+        strategies = module.ExecutionContextAllocationStrategy
+        config.set_execution_context_allocation_strategy(strategies.USER_MANAGED)
+        return config
+
+
+def _graph_strategy(module: Any, *, wanted: bool) -> Any:
+    strategies = module.CudaGraphStrategy
+    return strategies.WHOLE_GRAPH_CAPTURE if wanted else strategies.DISABLED
+
+
+def _read(plan: Path) -> bytes:
+    try:
+        return plan.read_bytes()
+    except OSError as error:
+        raise BundleError(f"cannot read {plan}: {error.strerror or error}") from error

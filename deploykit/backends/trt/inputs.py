@@ -1,0 +1,52 @@
+"""What a call was fed, checked before the runtime sees an address."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from deploykit.backends._cuda.arrays import as_source
+from deploykit.backends._feeds import check_feeds
+from deploykit.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from deploykit.backends._cuda.arrays import GpuView
+    from deploykit.backends._cuda.stream import Stream
+    from deploykit.specs import Array, ShapeProfile, TensorSpec
+
+
+def read_feeds(
+    name: str,
+    inputs: tuple[TensorSpec, ...],
+    profile: ShapeProfile,
+    feeds: Mapping[str, Any],
+    stream: Stream,
+) -> list[NDArray[Any] | GpuView]:
+    """The sources of the inputs in their order; all have the same batch, one of the profile.
+
+    Raises:
+        UsageError: names, types, shapes or places are not the engine's, or the batch is not.
+    """
+    sources = {
+        key: value if type(value) is np.ndarray else as_source(key, value, stream)
+        for key, value in feeds.items()
+    }
+    # It reads their dtype and shape only, which both kinds have.
+    check_feeds(name, cast("Mapping[str, Array]", sources), inputs)
+    ordered = [sources[spec.name] for spec in inputs]
+    batch = ordered[0].shape[0]
+    if len(ordered) > 1 and any(source.shape[0] != batch for source in ordered):
+        batches = sorted(source.shape[0] for source in ordered)
+        raise UsageError(f"the inputs of {name} have different batches: {batches}")
+    if not profile.min_batch <= batch <= profile.max_batch:
+        raise UsageError(
+            f"{name} was fed a batch of {batch}, its profile is {profile.min_batch} to "
+            f"{profile.max_batch}\nsplit or fill up the batch, or compile the engine with another "
+            "--batch MIN,OPT,MAX"
+        )
+    return ordered

@@ -1,0 +1,205 @@
+"""TensorRT and TensorRT for RTX behind the `Runner` protocol."""
+
+from __future__ import annotations
+
+import os
+import time
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from deploykit.backends._cuda.device import Device
+from deploykit.backends._cuda.failures import cuda_failure
+from deploykit.backends.trt.engine import Engine
+from deploykit.backends.trt.lane import Lane
+from deploykit.backends.trt.pool import LanePool
+from deploykit.errors import DeviceError, UsageError
+from deploykit.specs import StepTimes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from deploykit.backends._cuda.arrays import DeviceArray
+    from deploykit.backends.trt.compiler import Compiler
+    from deploykit.specs import ShapeProfile, TensorSpec
+
+Result = TypeVar("Result")
+
+
+class _Opened:
+    """The GPU, the engine on it and the lanes; they come and go together."""
+
+    def __init__(self, open_engine: Callable[[], Engine], profile: ShapeProfile) -> None:
+        self.pid = os.getpid()
+        self.device = device = Device()
+        self.engine = engine = open_engine()
+        self.pool = LanePool(engine.name, lambda: Lane(device, engine, profile))
+
+
+class TrtRunner:
+    """Runs one engine, from any number of threads.
+
+    ``plan`` is an ``.engine`` file whose hash was checked: an engine is code. ``profile`` is that
+    of its manifest. The GPU is untouched until the first use. Each call has a stream and an
+    execution context to itself, taken from a pool of a few (`pool.LANES`); calls beyond that wait.
+
+    An input is a numpy array of any layout, or an array on the GPU by DLPack or the CUDA array
+    interface, which is used where it lies: it must not be written before the call has returned.
+    With ``cuda_graphs`` a batch size is captured as a graph when it comes for the second time from
+    the same addresses, and TensorRT for RTX decides that by itself. ``cache`` is the file for what
+    TensorRT for RTX compiles at run time; it is read on opening and written on closing.
+    """
+
+    def __init__(
+        self,
+        plan: Path,
+        compiler: Compiler,
+        profile: ShapeProfile,
+        *,
+        cuda_graphs: bool = True,
+        cache: Path | None = None,
+    ) -> None:
+        self._name = plan.name
+        self._profile = profile
+        self._open_engine = lambda: Engine(plan, compiler, cuda_graphs=cuda_graphs, cache=cache)
+        self._opening = Lock()
+        self._opened: _Opened | None = None
+        self._closed = False
+        self._broken: str | None = None
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What ``run`` must be fed; opens the engine, and raises what that raises."""
+        return self._open().engine.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What ``run`` returns; opens the engine, and raises what that raises."""
+        return self._open().engine.outputs
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        """Outputs by name for one batch of inputs by name.
+
+        Raises:
+            UsageError: names, types, shapes or places of ``feeds`` are not the engine's, its batch
+                is outside the profile, the runner is closed, or was opened before a fork.
+            DeviceError: the GPU failed, now or in an earlier call, or has too little memory.
+            MissingDependencyError: ``cuda.core`` is not installed.
+            EngineIncompatibleError: no driver, or the engine does not load on this machine.
+        """
+        return self._call(Lane.run, feeds)
+
+    def run_on_device(self, feeds: Mapping[str, Any]) -> dict[str, DeviceArray]:
+        """As ``run``, but the outputs stay on the GPU, each in memory of its own.
+
+        They are complete when they are returned, and outlive later calls and the runner.
+        """
+        return self._call(Lane.run_on_device, feeds)
+
+    def run_timed(self, feeds: Mapping[str, Any]) -> tuple[dict[str, NDArray[Any]], StepTimes]:
+        """As ``run``, with the duration of each step, taken by CUDA events.
+
+        ``h2d_ms`` is ``None`` where all inputs lie on the GPU; ``wall_ms`` has everything in it,
+        the copies into page-locked memory too.
+        """
+        start = time.perf_counter()
+        outputs, steps = self._call(Lane.run_timed, feeds)
+        return outputs, StepTimes(wall_ms=(time.perf_counter() - start) * 1e3, **steps)
+
+    def close(self) -> None:
+        """Wait for running calls, then give everything back; a second call does nothing."""
+        with self._opening:
+            opened, self._opened = self._opened, None
+            self._closed = True
+        # A child of fork has addresses of things that only its parent can use or free.
+        if opened is None or opened.pid != os.getpid():
+            return
+        opened.device.make_current()
+        try:
+            opened.pool.close()
+        finally:
+            opened.engine.close(save=self._broken is None)
+
+    def __enter__(self) -> Self:
+        self._open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _open(self) -> _Opened:
+        opened = self._opened
+        if opened is not None:
+            if opened.pid != os.getpid():
+                raise UsageError(
+                    f"{self._name} was loaded before this process was forked; CUDA cannot be used "
+                    "in both\nload it after the fork, in each process"
+                )
+            return opened
+        with self._opening:
+            if self._closed:
+                raise UsageError(f"the runner of {self._name} is closed; open a new one")
+            if self._opened is None:
+                self._opened = _Opened(self._open_engine, self._profile)
+            return self._opened
+
+    def _call(
+        self, work: Callable[[Lane, Mapping[str, Any]], Result], feeds: Mapping[str, Any]
+    ) -> Result:
+        opened = self._open()
+        self._refuse_if_broken()
+        lane = self._take(opened)
+        try:
+            self._refuse_if_broken()  # by the call that this one waited for
+            result = work(lane, feeds)
+        except UsageError:
+            opened.pool.give_back(lane)
+            raise
+        except BaseException as error:
+            self._give_up(opened, lane, error)
+            raise
+        opened.pool.give_back(lane)
+        return result
+
+    def _take(self, opened: _Opened) -> Lane:
+        try:
+            opened.device.make_current()
+            return opened.pool.take()
+        except Exception as error:
+            said = cuda_failure(error)
+            if said is None:
+                raise
+            raise self._refused(said) from error
+
+    def _give_up(self, opened: _Opened, lane: Lane, error: BaseException) -> None:
+        """After a call that failed: is it the call, or the GPU for good?"""
+        said = cuda_failure(error)
+        # A fault on the GPU stays: it is given as the answer to whatever is asked afterwards.
+        if self._broken is None and not lane.is_usable():
+            self._broken = said or " ".join(str(error).split())
+        opened.pool.discard(lane)
+        if isinstance(error, Exception):
+            self._refuse_if_broken(error)
+        if said is not None:
+            raise self._refused(said) from error
+
+    def _refused(self, said: str) -> DeviceError:
+        return DeviceError(
+            f"{self._name}: the CUDA driver refuses a call\nit says: {said}\n"
+            "deploykit doctor says what works on this machine"
+        )
+
+    def _refuse_if_broken(self, cause: Exception | None = None) -> None:
+        if self._broken is not None:
+            raise DeviceError(
+                f"{self._name}: the GPU failed, and this process cannot use it any more\n"
+                f"it says: {self._broken}\nstart the process again"
+            ) from cause

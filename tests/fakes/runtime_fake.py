@@ -1,0 +1,296 @@
+"""The part of NVIDIA's runtime API that the runner calls, computing with onnxruntime.
+
+`FakeRuntime` stands where the module ``tensorrt`` or ``tensorrt_rtx`` would; a plan is an ONNX
+file's bytes. ``execute_async_v3`` queues its work on the stream of a CUDA driver, so it runs where
+and when that driver says, in a replayed graph too. It needs a driver whose device memory the host
+can read. What the real runtime leaves undefined is an assertion here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort
+
+from tests.fakes.tensorrt_fake import ILogger, Severity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SCRATCH = 4096
+_HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_NUMPY = {"tensor(float)": ("FLOAT", np.float32), "tensor(float16)": ("HALF", np.float16)}
+
+
+class DataType(Enum):
+    FLOAT = 0
+    HALF = 1
+    BF16 = 7
+
+
+class TensorIOMode(Enum):
+    NONE = 0
+    INPUT = 1
+    OUTPUT = 2
+
+
+class ExecutionContextAllocationStrategy(Enum):
+    STATIC = 0
+    ON_PROFILE_CHANGE = 1
+    USER_MANAGED = 2
+
+
+class CudaGraphStrategy(Enum):
+    DISABLED = 0
+    WHOLE_GRAPH_CAPTURE = 1
+
+
+@dataclass
+class Script:
+    """What the runtime refuses, by method name, and what it saw.
+
+    ``before`` is called with the stream at each ``execute_async_v3``; ``work`` is queued in place
+    of the computation; ``dtype`` replaces the tensors' own type.
+    """
+
+    refuses: set[str] = field(default_factory=set)
+    said: str = "the reason"
+    before: Callable[[int], None] | None = None
+    work: Any = None
+    dtype: DataType | None = None
+    cache: bytes = b"kernels of this GPU"
+    eager: int = 0
+    captured: int = 0
+    computed: int = 0
+    contexts: int = 0
+    strategies: list[CudaGraphStrategy] = field(default_factory=list)
+
+    def allows(self, method: str, logger: ILogger) -> bool:
+        if method in self.refuses:
+            logger.log(Severity.ERROR, self.said)
+        return method not in self.refuses
+
+
+class RuntimeCache:
+    """``IRuntimeCache``; a blob of another machine begins with other bytes."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self.blob: bytes | None = None
+
+    def deserialize(self, blob: bytes) -> bool:
+        assert blob
+        fits = blob.startswith(self._script.cache)
+        if fits:
+            self.blob = blob
+        return fits
+
+    def serialize(self) -> bytes | None:
+        return None if "serialize" in self._script.refuses else self.blob or self._script.cache
+
+
+class RuntimeConfig:
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self.strategy = ExecutionContextAllocationStrategy.STATIC
+
+    def set_execution_context_allocation_strategy(
+        self, strategy: ExecutionContextAllocationStrategy
+    ) -> None:
+        self.strategy = strategy
+
+
+class RtxRuntimeConfig(RuntimeConfig):
+    """``IRuntimeConfig`` of TensorRT for RTX."""
+
+    @property
+    def cuda_graph_strategy(self) -> CudaGraphStrategy:
+        return (self._script.strategies or [CudaGraphStrategy.DISABLED])[-1]
+
+    @cuda_graph_strategy.setter
+    def cuda_graph_strategy(self, strategy: CudaGraphStrategy) -> None:
+        self._script.strategies.append(strategy)
+
+    def create_runtime_cache(self) -> RuntimeCache | None:
+        return (
+            None if "create_runtime_cache" in self._script.refuses else RuntimeCache(self._script)
+        )
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        return "set_runtime_cache" not in self._script.refuses
+
+
+class CudaEngine:
+    device_memory_size_v2 = SCRATCH
+
+    def __init__(
+        self, script: Script, plan: bytes, logger: ILogger, config: type[RuntimeConfig]
+    ) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        providers = ["CPUExecutionProvider"]
+        self.session = ort.InferenceSession(plan, options, providers=providers)
+        self.script = script
+        self.logger = logger
+        self._config = config
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        self.input_names = [str(node.name) for node in inputs]
+        self._nodes = {str(node.name): node for node in (*inputs, *outputs)}
+
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self._nodes)
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self._nodes)[index]
+
+    def get_tensor_mode(self, name: str) -> TensorIOMode:
+        return TensorIOMode.INPUT if name in self.input_names else TensorIOMode.OUTPUT
+
+    def get_tensor_dtype(self, name: str) -> DataType:
+        return self.script.dtype or DataType[_NUMPY[self._nodes[name].type][0]]
+
+    def get_tensor_shape(self, name: str) -> list[int]:
+        return [dim if isinstance(dim, int) else -1 for dim in self._nodes[name].shape]
+
+    def create_runtime_config(self) -> RuntimeConfig | None:
+        allowed = self.script.allows("create_runtime_config", self.logger)
+        return self._config(self.script) if allowed else None
+
+    def create_execution_context(self, runtime_config: RuntimeConfig) -> ExecutionContext | None:
+        assert runtime_config.strategy is ExecutionContextAllocationStrategy.USER_MANAGED
+        if not self.script.allows("create_execution_context", self.logger):
+            return None
+        return ExecutionContext(self)
+
+    def numpy_type(self, name: str) -> Any:
+        return _NUMPY[self._nodes[name].type][1]
+
+
+class ExecutionContext:
+    """``IExecutionContext``; used by two threads at once it fails an assertion."""
+
+    def __init__(self, engine: CudaEngine) -> None:
+        self._engine = engine
+        self._script = engine.script
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+        self._scratch = 0
+        self._callbacks: list[Any] = []  # of captured work, which is done for as long as this lives
+        self._driver = ctypes.CDLL("libcuda.so.1")
+        self._in_use = Lock()
+        self._script.contexts += 1
+
+    def __del__(self) -> None:
+        self._script.contexts -= 1
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert isinstance(shape, tuple)
+        self._shapes[name] = shape
+        return self._script.allows("set_input_shape", self._engine.logger)
+
+    def infer_shapes(self) -> list[str]:
+        if not self._script.allows("infer_shapes", self._engine.logger):
+            raise RuntimeError("shape inference failed")
+        if "all shapes" in self._script.refuses:
+            return ["x"]
+        return [name for name in self._engine.input_names if name not in self._shapes]
+
+    def get_tensor_shape(self, name: str) -> list[int]:
+        if name in self._shapes:
+            return list(self._shapes[name])
+        batch = next(iter(self._shapes.values()))[0]
+        return [batch, *self._engine.get_tensor_shape(name)[1:]]
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        assert memory % 256 == 0
+        self._addresses[name] = memory
+        return self._script.allows("set_tensor_address", self._engine.logger)
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert size >= SCRATCH
+        assert memory % 256 == 0
+        self._scratch = memory
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        assert self._in_use.acquire(blocking=False), "one context in two threads"
+        try:
+            return self._execute(stream_handle)
+        finally:
+            self._in_use.release()
+
+    def _execute(self, stream: int) -> bool:
+        assert stream > 2, "the default stream"
+        assert self._scratch
+        if self._script.before is not None:
+            self._script.before(stream)
+        if not self._script.allows("execute_async_v3", self._engine.logger):
+            return False
+        is_captured = self._is_capturing(stream)
+        self._script.captured += is_captured
+        self._script.eager += not is_captured
+        work = self._script.work or _HOST_FUNCTION(self._computation())
+        if is_captured:
+            self._callbacks.append(work)
+        status = self._driver.cuLaunchHostFunc(ctypes.c_void_p(stream), work, None)
+        return bool(status == 0)
+
+    def _is_capturing(self, stream: int) -> bool:
+        answer = ctypes.c_int()
+        self._driver.cuStreamIsCapturing(ctypes.c_void_p(stream), ctypes.byref(answer))
+        return bool(answer.value)
+
+    def _computation(self) -> Callable[[Any], None]:
+        """The work, with shapes and addresses as they are now."""
+        engine, script, scratch = self._engine, self._script, self._scratch
+        inputs = {name: self._memory(name) for name in engine.input_names}
+        outputs = {n: self._memory(n) for n in self._addresses if n not in inputs}
+
+        def compute(_: Any) -> None:
+            ctypes.memset(scratch, 0xAB, SCRATCH)
+            feeds = {name: np.array(memory) for name, memory in inputs.items()}
+            results = engine.session.run(list(outputs), feeds)
+            for memory, result in zip(outputs.values(), results, strict=True):
+                memory[...] = result
+            script.computed += 1
+
+        return compute
+
+    def _memory(self, name: str) -> Any:
+        shape = tuple(self.get_tensor_shape(name))
+        dtype = np.dtype(self._engine.numpy_type(name))
+        size = int(np.prod(shape)) * dtype.itemsize
+        raw = (ctypes.c_ubyte * size).from_address(self._addresses[name])
+        return np.frombuffer(raw, dtype).reshape(shape)
+
+
+class Runtime:
+    def __init__(self, script: Script, config: type[RuntimeConfig], logger: ILogger) -> None:
+        self._script, self._config, self._logger = script, config, logger
+        if not script.allows("Runtime", logger):
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    def deserialize_cuda_engine(self, serialized_engine: bytes) -> CudaEngine | None:
+        if not self._script.allows("deserialize_cuda_engine", self._logger):
+            return None
+        return CudaEngine(self._script, serialized_engine, self._logger, self._config)
+
+
+class FakeRuntime:
+    """Stands for the imported module; ``script`` says what fails and sees what happens."""
+
+    __version__ = "11.4.0.106"
+
+    ILogger = ILogger
+    ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
+    CudaGraphStrategy = CudaGraphStrategy
+
+    def __init__(self, script: Script, *, rtx: bool = False) -> None:
+        config = RtxRuntimeConfig if rtx else RuntimeConfig
+        self.Runtime: Callable[..., Runtime] = partial(Runtime, script, config)

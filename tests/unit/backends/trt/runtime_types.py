@@ -1,0 +1,43 @@
+"""Checked by mypy with the stubs of ``tensorrt``, never run: its classes are what the runner
+takes them for. Each function is an assignment, which mypy refuses where one is not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import tensorrt as trt
+
+if TYPE_CHECKING:
+    from deploykit.backends.trt import api
+
+
+def logger(severity: trt.ILogger.Severity) -> trt.ILogger:
+    assert severity.name  # what `logger_into` reads
+    return trt.ILogger()
+
+
+def runtime(made: trt.Runtime) -> None:
+    _: api.Runtime = made
+
+
+def engine(made: trt.ICudaEngine) -> None:
+    _: api.CudaEngine = made
+
+
+def context(made: trt.IExecutionContext) -> None:
+    _: api.ExecutionContext = made
+
+
+def config(made: trt.IRuntimeConfig) -> None:
+    _: api.RuntimeConfig = made
+
+
+def names() -> tuple[object, ...]:
+    """What is read from the module itself."""
+    return (
+        trt.Runtime(logger(trt.ILogger.Severity.ERROR)),
+        trt.ExecutionContextAllocationStrategy.USER_MANAGED,
+        trt.TensorIOMode.INPUT.name == "INPUT",
+        trt.DataType.FLOAT.name,
+    )
