@@ -7,13 +7,14 @@ against somebody who means harm: an engine is executable, load bundles from trus
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from deploykit._version import __version__
 from deploykit.artifacts import EngineRecord, OnnxArtifact, sha256_of, sha256_of_bytes
 from deploykit.errors import BundleError, IntegrityError
 from deploykit.specs import Precision, Preprocessing
-from deploykit.staging import exclusive, translated_write_errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +30,8 @@ LABELS: Final = "labels.txt"
 CALIBRATION: Final = "calibration.json"
 
 _DIGEST = "manifest_sha256"
+_VERSION: Final = re.compile(r"[0-9][0-9A-Za-z.+!-]{0,40}")
+"""So that nothing else out of a stranger's file gets into a command to be copied."""
 
 
 @dataclass(frozen=True)
@@ -190,12 +193,29 @@ class Bundle:
         if problems:
             raise IntegrityError(f"{self.folder.name}: {problems[0]}\nexport the bundle again")
 
+    def require_unchanged(self, *names: str) -> None:
+        """Raise unless these files, which the manifest names, are as they were written.
+
+        Raises:
+            IntegrityError: names the first that changed, and both hashes.
+        """
+        expected = self.expected_files()
+        for name in names:
+            problem = _difference(self.folder / name, expected[name])
+            if problem:
+                raise IntegrityError(
+                    f"{self.folder.name}: {name} {problem}\ncopy or export the bundle again"
+                )
+
     def with_engine(self, engine: EngineRecord, staged: Path) -> Bundle:
         """Move the engine file ``staged`` in, then the manifest that names it.
 
         Raises:
             BundleError: the folder cannot be written to, or its manifest no longer be read.
         """
+        # Reading a bundle, which a service does, needs no locks.
+        from deploykit.staging import exclusive, translated_write_errors
+
         with translated_write_errors(self.folder), exclusive(self.folder):
             # Read again: another build may have added its engine meanwhile.
             current = Bundle.open(self.folder).manifest.with_engine(engine)
@@ -224,10 +244,21 @@ def _parse(text: str, folder: Path) -> dict[str, Any]:
     version = body.get("schema_version") if isinstance(body, dict) else None
     if version != SCHEMA_VERSION:
         raise BundleError(
-            f"{folder.name}/{MANIFEST} has schema version {version}, this deploykit reads "
-            f"{SCHEMA_VERSION}\nuse the deploykit that wrote it, or export the bundle again"
+            f"{folder.name}/{MANIFEST} has schema version {version}, deploykit {__version__} reads "
+            f"{SCHEMA_VERSION}\n{_remedy(body, version)}"
         )
     return dict(body)
+
+
+def _remedy(body: Any, version: object) -> str:
+    """What to do about a manifest of another schema."""
+    if not isinstance(version, int) or version < SCHEMA_VERSION:
+        return "use the deploykit that wrote it, or export the bundle again"
+    packages = body.get("packages")
+    writer = packages.get("deploykit") if isinstance(packages, dict) else None
+    if isinstance(writer, str) and writer != __version__ and _VERSION.fullmatch(writer):
+        return f"deploykit {writer} wrote it: pip install -U 'deploykit>={writer}'"
+    return "a newer deploykit wrote it: pip install -U deploykit"
 
 
 def _digest(body: Mapping[str, Any]) -> str:

@@ -33,7 +33,7 @@ _INSTALL_LINES: Final[Mapping[str, str]] = {
     "safetensors": _EXPORT,
     "tensorrt_rtx": "pip install tensorrt-rtx-cu13",
     "tensorrt": _TENSORRT,
-    "cuda.core": _TENSORRT,
+    "cuda.core": "pip install cuda-core",
     "onnxruntime": "pip install onnxruntime-gpu",
     "PIL": "pip install pillow",
 }

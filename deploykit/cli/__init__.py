@@ -13,7 +13,17 @@ import click
 from deploykit._version import __version__
 from deploykit.cli._command import examples
 
-COMMANDS: Final = ("list", "inspect", "export", "build", "check", "calibrate", "eval", "doctor")
+COMMANDS: Final = (
+    "list",
+    "inspect",
+    "export",
+    "build",
+    "check",
+    "calibrate",
+    "eval",
+    "predict",
+    "doctor",
+)
 """In the order of use; the file of each one has its name, and holds its ``command``."""
 
 

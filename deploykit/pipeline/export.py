@@ -170,6 +170,7 @@ def _fill(
     _write_golden(folder, *converted.judged)
     if labels is not None:
         (folder / LABELS).write_text("\n".join(labels) + "\n", encoding="utf-8")
+    here = environment.describe()
     others = [file for file in sorted(folder.iterdir()) if file.suffix != ".engine"]
     manifest = Manifest(
         name=f"{reference.model['name']}-{options.precision}",
@@ -182,7 +183,7 @@ def _fill(
         validation=tuple(report.to_dict() for report in converted.reports),
         conversion=converted.conversion,
         engines=engines,
-        packages=environment.describe().packages,
+        packages={"deploykit": here.deploykit, **here.packages},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         calibration=converted.calibration,
     )

@@ -278,7 +278,8 @@ def test_bundle_of_a_newer_deploykit(fp16_copy: Path) -> None:
     path = fp16_copy / "manifest.json"
     newer = json.loads(path.read_text()) | {"schema_version": 99}
     path.write_text(json.dumps(newer))
-    assert_refused(deploykit("check", fp16_copy), 1, "schema version 99, this deploykit reads 1")
+    called = deploykit("check", fp16_copy)
+    assert_refused(called, 1, "has schema version 99", "reads 1", "pip install -U deploykit")
 
 
 def test_nothing_to_build(fp16_bundle: Path) -> None:

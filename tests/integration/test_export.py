@@ -129,10 +129,11 @@ def test_own_onnx_file_keeps_its_numbers(fp16_bundle: Path, tmp_path: Path) -> N
 def test_failed_validation_shows_the_figures_and_leaves_nothing(
     digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from deploykit.comparison import LIMITS, Limits
     from deploykit.stages import validate
 
-    strict = validate.Limits(0.0, 1.0, 0.0, 1.0, "nothing passes")
-    monkeypatch.setattr(validate, "LIMITS", dict.fromkeys(validate.LIMITS, strict))
+    strict = Limits(0.0, 1.0, 0.0, 1.0, "nothing passes")
+    monkeypatch.setattr(validate, "LIMITS", dict.fromkeys(LIMITS, strict))
     called = deploykit(
         "export", "resnet20", "--input-size", 8, "-o", tmp_path / "out" / "bundle"
     )  # fmt: skip

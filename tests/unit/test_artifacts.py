@@ -2,11 +2,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from deploykit.artifacts import EngineRecord, OnnxArtifact, sha256_of, sha256_of_bytes
+from deploykit.artifacts import (
+    UNPROVEN,
+    EngineRecord,
+    OnnxArtifact,
+    sha256_of,
+    sha256_of_bytes,
+)
 from deploykit.errors import UsageError
 from deploykit.specs import Precision, ShapeProfile, TensorSpec
 
@@ -56,6 +63,12 @@ def test_an_engine_record_survives_json() -> None:
     assert back == engine()
     assert back.profile.max_batch == 32
     assert back.warnings == ()
+
+
+def test_an_engine_is_unproven_where_a_warning_says_so() -> None:
+    assert not engine().is_unproven
+    assert not replace(engine(), warnings=("slow",)).is_unproven
+    assert replace(engine(), warnings=("slow", f"{UNPROVEN}: not listed")).is_unproven
 
 
 def test_a_record_with_an_impossible_profile_is_refused() -> None:

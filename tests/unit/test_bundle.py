@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from deploykit._version import __version__
 from deploykit.artifacts import EngineRecord, OnnxArtifact, sha256_of, sha256_of_bytes
 from deploykit.bundle import GOLDEN, LABELS, MANIFEST, MODEL, REFERENCE, Bundle, Manifest
 from deploykit.errors import BundleError, IntegrityError
@@ -161,14 +162,29 @@ def test_a_manifest_that_is_not_json(folder: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "version"), [('{"schema_version": 2}', "2"), ("[]", "None"), ("{}", "None")]
+    ("text", "version", "remedy"),
+    [
+        ("[]", "None", "use the deploykit that wrote it, or export the bundle again"),
+        ("{}", "None", "use the deploykit that wrote it, or export the bundle again"),
+        ('{"schema_version": 0}', "0", "use the deploykit that wrote it, or export"),
+        ('{"schema_version": "2"}', "2", "use the deploykit that wrote it, or export"),
+        ('{"schema_version": 2}', "2", "a newer deploykit wrote it: pip install -U deploykit$"),
+        (
+            '{"schema_version": 2, "packages": {"deploykit": "0.9.1"}}',
+            "2",
+            "deploykit 0.9.1 wrote it: pip install -U 'deploykit>=0.9.1'$",
+        ),
+        (
+            """{"schema_version": 2, "packages": {"deploykit": "1'; rm -r ~"}}""",
+            "2",
+            "a newer deploykit wrote it: pip install -U deploykit$",
+        ),
+    ],
 )
-def test_another_schema(folder: Path, text: str, version: str) -> None:
+def test_another_schema(folder: Path, text: str, version: str, remedy: str) -> None:
     (folder / MANIFEST).write_text(text, encoding="utf-8")
-    with pytest.raises(
-        BundleError,
-        match=f"has schema version {version}, this deploykit reads 1\nuse the deploykit",
-    ):
+    expected = f"has schema version {version}, deploykit {__version__} reads 1\n{remedy}"
+    with pytest.raises(BundleError, match=expected):
         Bundle.open(folder)
 
 
@@ -277,6 +293,17 @@ def test_a_file_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_reference_graph_may_be_deleted(folder: Path) -> None:
     (folder / REFERENCE).unlink()
     Bundle.open(folder).require_intact()
+
+
+def test_only_the_files_that_are_asked_for_are_looked_at(folder: Path) -> None:
+    (folder / GOLDEN).unlink()
+    (folder / "a.engine").write_bytes(b"other")
+    bundle = Bundle.open(folder)
+    bundle.require_unchanged(MODEL, LABELS)
+    with pytest.raises(IntegrityError, match=r"^net-fp16: golden.npz is missing\ncopy or export"):
+        bundle.require_unchanged(MODEL, GOLDEN)
+    with pytest.raises(IntegrityError, match=r"^net-fp16: a.engine has sha256 .*, the manifest g"):
+        bundle.require_unchanged("a.engine")
 
 
 # Adding engines

@@ -78,7 +78,7 @@ def test_require_imports() -> None:
         ("safetensors", "pip install 'deploykit[export]'"),
         ("tensorrt_rtx", "pip install tensorrt-rtx-cu13"),
         ("tensorrt", "pip install 'deploykit[tensorrt]'"),
-        ("cuda.core", "pip install 'deploykit[tensorrt]'"),
+        ("cuda.core", "pip install cuda-core"),
         ("onnxruntime", "pip install onnxruntime-gpu"),
         ("PIL", "pip install pillow"),
         ("timm", "pip install timm"),

@@ -1,0 +1,74 @@
+"""`deploykit predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from deploykit.cli._command import Answer, Command, examples
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from deploykit.pipeline.predict import PredictionReport
+
+
+@click.command(
+    "predict",
+    cls=Command,
+    epilog=examples(
+        "deploykit predict engines/resnet50-fp16 cat.jpg dog.png",
+        "deploykit predict engines/resnet50-fp16 photographs/ --device cpu --json",
+    ),
+)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument(
+    "images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE..."
+)
+@click.option(
+    "--top-k",
+    default=5,
+    show_default=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Classes per image.",
+)
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="cuda (an engine), cpu or ort-cuda (the ONNX file on onnxruntime), or auto.",
+)
+def command(bundle: Path, images: tuple[Path, ...], top_k: int, device: str) -> Answer:
+    """Say what is on images, with a bundle or one of its engines.
+
+    An IMAGE is a file or a folder of them. An image that cannot be read is named at the end, the
+    others are answered all the same, and the exit code is 1.
+    """
+    from deploykit.cli._show import progress
+    from deploykit.pipeline.predict import predict
+
+    found = predict(bundle, images, top_k=top_k, device=device, progress=progress())
+    return Answer(found.to_dict(), lambda out: _show(out, found), failed=bool(found.unreadable))
+
+
+def _show(out: Console, found: PredictionReport) -> None:
+    from rich.markup import escape
+
+    from deploykit.cli._show import table
+
+    rows = table(("image", "class", "probability"), right=("probability",))
+    for image, top in found.predictions:
+        for rank, each in enumerate(top):
+            label = str(each.index) if each.label is None else each.label
+            rows.add_row("" if rank else escape(image), escape(label), f"{each.probability:.2%}")
+    if found.predictions:
+        out.print(rows)
+    if not found.trained:
+        out.print(f"weights: {found.weights}; the answers mean nothing", markup=False)
+    out.print(found.choice, markup=False)
+    for _, reason in found.unreadable:
+        out.print(f"problem: {'; '.join(reason.splitlines())}", style="red", markup=False)

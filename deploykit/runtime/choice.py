@@ -1,0 +1,215 @@
+"""Which engine of a bundle runs on this machine, told before anything is deserialised."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+
+from deploykit import environment
+from deploykit.backends.trt.compiler import TENSORRT, TENSORRT_RTX, Compiler, load_compiler
+from deploykit.backends.trt.fits import engine_fits
+from deploykit.backends.trt.header import HEADER_BYTES, EngineHeader, read_header
+from deploykit.errors import DeploykitError, EngineIncompatibleError, MissingDependencyError
+from deploykit.specs import Runner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from deploykit.artifacts import EngineRecord
+    from deploykit.bundle import Bundle
+    from deploykit.environment import Gpu
+    from deploykit.specs import ShapeProfile
+
+_CUDA_MAJOR: Final[Mapping[str, Mapping[str, int]]] = {
+    TENSORRT: {"tensorrt-cu13": 13, "tensorrt-cu12": 12},
+    TENSORRT_RTX: {"tensorrt-rtx-cu13": 13, "tensorrt-rtx-cu12": 12},
+}
+"""Distributions of each compiler's libraries, and the CUDA that they are made for: a driver of
+that major version or a newer one runs them (NVIDIA's minor version compatibility)."""
+
+
+@runtime_checkable
+class EngineRunner(Runner, Protocol):
+    """A runner whose outputs may stay on the GPU."""
+
+    def run_on_device(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """As ``run``; the outputs are arrays on the GPU."""
+
+
+class OpenEngine(Protocol):
+    """Makes the runner of a verified engine file."""
+
+    def __call__(
+        self,
+        plan: Path,
+        compiler: Compiler,
+        profile: ShapeProfile,
+        *,
+        cuda_graphs: bool,
+        cache: Path | None,
+    ) -> EngineRunner:
+        """The runner of ``plan``; ``cache`` is a file for what TensorRT for RTX compiles here."""
+
+
+def open_engine(
+    plan: Path,
+    compiler: Compiler,
+    profile: ShapeProfile,
+    *,
+    cuda_graphs: bool,
+    cache: Path | None,
+) -> EngineRunner:
+    """The runner of either compiler."""
+    from deploykit.backends.trt.runner import TrtRunner
+
+    return TrtRunner(plan, compiler, profile, cuda_graphs=cuda_graphs, cache=cache)
+
+
+def cuda_major(compiler: str) -> int | None:
+    """The CUDA version that the installed libraries of a compiler are made for, if known."""
+    known = _CUDA_MAJOR.get(compiler, {}).items()
+    return next((cuda for name, cuda in known if environment.package_version(name)), None)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What an engine has to fit: the GPU, its driver, the compilers' runtimes.
+
+    ``driver`` is the newest CUDA version that the driver supports. The functions are how to get at
+    the rest; a test gives its own.
+    """
+
+    gpus: tuple[Gpu, ...] = field(default_factory=environment.gpus)
+    driver: str | None = field(default_factory=environment.driver_version)
+    load_compiler: Callable[[str], Compiler] = load_compiler
+    cuda_major: Callable[[str], int | None] = cuda_major
+    read_header: Callable[[bytes, str], EngineHeader] = read_header
+    open_engine: OpenEngine = open_engine
+
+    @property
+    def label(self) -> str:
+        """The GPU and the driver, for messages."""
+        if not self.gpus:
+            return "no GPU"
+        gpu = self.gpus[0]
+        driver = f"driver for CUDA {self.driver}"
+        return f"{gpu.name}, compute capability {gpu.compute_capability}, {driver}"
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """An engine that should run here, and what runs it."""
+
+    record: EngineRecord
+    compiler: Compiler
+
+
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """An engine that does not run here, why, and what to do about it (a command, or empty)."""
+
+    file: str
+    reason: str
+    remedy: str = ""
+
+
+def judge_engines(
+    bundle: Bundle, records: Sequence[EngineRecord], machine: Machine
+) -> tuple[list[Fit], list[Misfit]]:
+    """Those that fit the machine, the best first, and the rest.
+
+    The best is one that is proven to compute what it should; of several, TensorRT's own, whose
+    kernels were timed on a GPU of this kind; then the one that was built last. An unproven one
+    (INT8 convolutions on TensorRT for RTX) comes after all others.
+    """
+    judged = [_judge(bundle, record, machine) for record in records]
+    fits = [each for each in reversed(judged) if isinstance(each, Fit)]
+    fits.sort(key=lambda fit: (fit.record.is_unproven, fit.compiler.is_portable))
+    return fits, [each for each in judged if isinstance(each, Misfit)]
+
+
+def _judge(bundle: Bundle, record: EngineRecord, machine: Machine) -> Fit | Misfit:
+    if not (bundle.folder / record.file).is_file():
+        rebuild = _build_command(bundle, record.compiler)
+        return Misfit(record.file, "the file is missing", rebuild)
+    if not machine.gpus:
+        return Misfit(record.file, "no GPU on this machine", 'deploykit.load(..., device="cpu")')
+    try:
+        compiler = machine.load_compiler(record.compiler)
+    except MissingDependencyError as exc:
+        return misfit_of_error(record.file, exc)
+    return _misfit(bundle, record, machine, compiler) or Fit(record, compiler)
+
+
+def misfit_of_error(file: str, error: DeploykitError) -> Misfit:
+    """An engine that something refused, with the install line where that is what helps."""
+    *reasons, last = str(error).splitlines()
+    if isinstance(error, MissingDependencyError):
+        return Misfit(file, "; ".join(reasons), last.rpartition(": ")[2])
+    return Misfit(file, "; ".join((*reasons, last)))
+
+
+def _misfit(
+    bundle: Bundle, record: EngineRecord, machine: Machine, compiler: Compiler
+) -> Misfit | None:
+    fits, reason = engine_fits(record, machine.gpus, {compiler.name: compiler.version})
+    if not fits:
+        is_other_version = compiler.version != record.compiler_version
+        # Built on this GPU, TensorRT's fits, whichever GPU it is; RTX does not know every one.
+        backend = record.compiler if is_other_version else TENSORRT
+        return Misfit(record.file, reason, _build_command(bundle, backend))
+    reason = _misfit_of_driver(machine, compiler)
+    if reason:
+        return Misfit(record.file, reason, "install a newer NVIDIA driver")
+    header = machine.read_header(_first_bytes(bundle.folder / record.file), compiler.name)
+    if header.state == "invalid":
+        return Misfit(record.file, header.reason, _build_command(bundle, record.compiler))
+    return None
+
+
+def _misfit_of_driver(machine: Machine, compiler: Compiler) -> str:
+    needed = machine.cuda_major(compiler.name)
+    if machine.driver is None or needed is None:
+        return ""
+    if int(machine.driver.partition(".")[0]) >= needed:
+        return ""
+    return f"{compiler.label} needs a driver for CUDA {needed}, this one ends at {machine.driver}"
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEADER_BYTES)
+
+
+def _build_command(bundle: Bundle, backend: str) -> str:
+    return f"deploykit build {shlex.quote(str(bundle.folder))} --backend {backend}"
+
+
+def incompatible(
+    bundle: Bundle, machine: Machine, misfits: Sequence[Misfit]
+) -> EngineIncompatibleError:
+    """The error that lists every engine with its reason, and what helps."""
+    name = bundle.manifest.name
+    if not misfits:
+        return EngineIncompatibleError(
+            f"{name} has no engine\nbuild one on the target: "
+            f"deploykit build {shlex.quote(str(bundle.folder))}\n"
+            'or run its graph: deploykit.load(..., device="cpu")'
+        )
+    # One line for each engine: more than three only where there are more than one.
+    engines = "\n".join(f"{misfit.file}: {misfit.reason}" for misfit in misfits)
+    remedies = dict.fromkeys(misfit.remedy for misfit in misfits if misfit.remedy)
+    helps = f"\nwhat helps: {'; or '.join(remedies)}" if remedies else ""
+    return EngineIncompatibleError(
+        f"no engine of {name} runs on this machine ({machine.label})\n{engines}{helps}"
+    )
+
+
+def cache_of(bundle: Bundle, fit: Fit, gpu: Gpu) -> Path | None:
+    """Where TensorRT for RTX keeps the kernels that it compiles for one kind of GPU."""
+    if not fit.compiler.is_portable:
+        return None
+    kind = gpu.compute_capability.replace(".", "")
+    return bundle.folder / f"{fit.record.file.removesuffix('.engine')}-sm{kind}.cache"

@@ -1,0 +1,273 @@
+"""A loaded bundle: batches to logits, images to classes."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, overload
+
+import numpy as np
+
+from deploykit.errors import DataError, UsageError
+from deploykit.runtime.batches import BatchSplitWarning
+from deploykit.runtime.choice import EngineRunner
+from deploykit.runtime.golden import Golden, limits_for
+from deploykit.runtime.inputs import Inputs
+from deploykit.runtime.predictions import Prediction, PreparedImages, best_classes, require_top_k
+from deploykit.specs import StepTimes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from deploykit.bundle import Bundle, Manifest
+    from deploykit.comparison import BatchComparison
+    from deploykit.images.given import ImageLike
+    from deploykit.runtime.batches import BatchLimits, Run
+    from deploykit.runtime.inputs import Batch, Feeds
+    from deploykit.specs import Precision, Preprocessing, Runner, TensorSpec
+
+    Logits: TypeAlias = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What runs a bundle: an open runner, where, within which batches, and why that one."""
+
+    runner: Runner
+    device: str
+    limits: BatchLimits
+    choice: str
+
+
+class Classifier:
+    """A bundle that is loaded and ready; `deploykit.load` makes it.
+
+    Any number of threads may use one at the same time. It belongs to the process that loaded it: a
+    fork has to load its own. Close it, or use it in a ``with`` block.
+
+    Attributes:
+        name: of the bundle, as "resnet50-fp16".
+        precision: of its graph.
+        device: what was taken: "cuda" (an engine), "cpu" or "ort-cuda" (the ONNX graph).
+        choice: which engine or graph was taken and why, a sentence.
+        runner: the `Runner` below, for measurements; it checks little.
+        inputs: what `run` takes.
+        outputs: what the model gives; the first are the logits.
+        manifest: all that is known of the bundle; `manifest.weights` says whether it is trained.
+        labels: names of the classes by index, or ``None``.
+        preprocessing: what `predict` does to an image.
+    """
+
+    name: str
+    precision: Precision
+    device: str
+    choice: str
+    runner: Runner
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    manifest: Manifest
+    labels: tuple[str, ...] | None
+    preprocessing: Preprocessing
+
+    def __init__(self, bundle: Bundle, chosen: Chosen) -> None:
+        self.manifest = bundle.manifest
+        self.name = bundle.manifest.name
+        self.precision = bundle.manifest.precision
+        self.device = chosen.device
+        self.choice = chosen.choice
+        self.runner = chosen.runner
+        self.labels = bundle.labels
+        self.preprocessing = bundle.manifest.preprocessing
+        self._bundle = bundle
+        self._limits = chosen.limits
+        self.inputs = chosen.runner.inputs
+        self.outputs = chosen.runner.outputs
+        self._inputs = Inputs(self.inputs, takes_gpu_arrays=chosen.device == "cuda")
+        self._output = self.outputs[0].name
+        self._pid = os.getpid()
+        self._is_closed = False
+        self._has_warned = False
+
+    @overload
+    def run(self, batch: Batch, *, keep_on_device: Literal[False] = False) -> Logits: ...
+
+    @overload
+    def run(self, batch: Batch, *, keep_on_device: bool) -> Any: ...
+
+    def run(self, batch: Batch, *, keep_on_device: bool = False) -> Any:
+        """Logits (N, classes), float32, of a batch (N, C, H, W) that is already preprocessed.
+
+        Args:
+            batch: an array of numpy or of any package with DLPack. On ``device="cuda"`` one that
+                lies on the GPU is used there, without a copy and without a look for NaN. A model
+                of several inputs takes arrays by name. A batch larger than the engine's profile
+                is run in parts (`BatchSplitWarning`, once), a smaller one is filled up.
+            keep_on_device: leave the logits on the GPU, as an array with DLPack and
+                ``__cuda_array_interface__``. On the CPU they are where they always are.
+
+        Raises:
+            UsageError: the wrong type, shape or layout, an empty batch, NaN or infinite values; or
+                the classifier is closed, or was loaded by another process.
+            DeviceError: the GPU failed; the classifier is of no more use.
+        """
+        engine = self.runner if keep_on_device and isinstance(self.runner, EngineRunner) else None
+        feeds, count = self._feeds(batch, must_stay=engine is not None)
+        if engine is not None:
+            return engine.run_on_device(feeds)[self._output]
+        self._warn_of_split(count)
+        return self._logits_of(feeds, count, self.runner.run)
+
+    def run_timed(self, batch: Batch) -> tuple[Logits, StepTimes]:
+        """As `run`, with the duration of each step; those of several parts are added up.
+
+        Raises:
+            UsageError: as `run`.
+            DeviceError: as `run`.
+        """
+        feeds, count = self._feeds(batch, must_stay=False)
+        times: list[StepTimes] = []
+
+        def run(part: Feeds) -> Feeds:
+            outputs, steps = self.runner.run_timed(part)
+            times.append(steps)
+            return outputs
+
+        logits = self._logits_of(feeds, count, run)
+        return logits, _sum(times)
+
+    def predict(self, images: Iterable[ImageLike], *, top_k: int = 5) -> list[list[Prediction]]:
+        """The likeliest classes of each image, after the bundle's own preprocessing.
+
+        Args:
+            images: paths, encoded bytes, Pillow images, uint8 arrays (H, W, 3) or (H, W), mixed;
+                decoded in threads.
+            top_k: classes per image; all of them where there are fewer.
+
+        Raises:
+            DataError: an image cannot be read; the message says which. `predict_each` goes on.
+            UsageError: something else than images, or ``top_k`` below 1.
+            ValidationError: the model gave NaN.
+        """
+        found = []
+        for outcome in self.predict_each(images, top_k=top_k):
+            if isinstance(outcome, DataError):
+                raise outcome
+            found.append(outcome)
+        return found
+
+    def predict_each(
+        self, images: Iterable[ImageLike], *, top_k: int = 5
+    ) -> Iterator[list[Prediction] | DataError]:
+        """As `predict`, one after the other; an image that cannot be read gives its error.
+
+        Memory holds about two batches, however many images there are.
+
+        Raises:
+            UsageError: something else than images, or ``top_k`` below 1; by the call itself.
+        """
+        self._require_usable()
+        require_top_k(top_k)
+        return self._outcomes(PreparedImages(images, self.preprocessing), top_k)
+
+    def self_test(self) -> BatchComparison:
+        """Run the golden sample and compare it with what the reference gave at export.
+
+        It is for a service's health check: it goes the same way as every other batch.
+
+        Raises:
+            ValidationError: the logits are beyond the limits of the bundle's precision.
+            IntegrityError: the sample is not as it was written.
+        """
+        self._require_usable()
+        golden = Golden.read(self._bundle)
+        feeds = {self.inputs[0].name: golden.batch}
+        logits = self._logits_of(feeds, len(golden.batch), self.runner.run)
+        return golden.judge(logits, limits_for(self.precision, self.device))
+
+    def close(self) -> None:
+        """Give back what the model holds; a second call does nothing."""
+        self._is_closed = True
+        self.runner.close()
+
+    def __enter__(self) -> Self:
+        self._require_usable()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Classifier {self.name} on {self.device}: {self.choice}>"
+
+    def _require_usable(self) -> None:
+        if self._is_closed:
+            raise UsageError(f"{self.name} is closed\nload it again: deploykit.load(...)")
+        if self._pid != os.getpid():
+            raise UsageError(
+                f"{self.name} was loaded by process {self._pid}, this is its fork {os.getpid()}\n"
+                "threads and GPU memory do not survive a fork: load after it, in each process"
+            )
+
+    def _feeds(self, batch: Batch, *, must_stay: bool) -> tuple[Feeds, int]:
+        self._require_usable()
+        feeds, count = self._inputs.feeds(batch)
+        if must_stay or self._inputs.any_on_gpu(feeds):
+            self._limits.require_one_run(count, "arrays that stay on the GPU")
+        return feeds, count
+
+    def _logits_of(self, feeds: Feeds, count: int, run: Run) -> Logits:
+        return self._limits.run(run, feeds, count, self._output)
+
+    def _warn_of_split(self, count: int) -> None:
+        if self._has_warned or not self._limits.too_many(count):
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"a batch of {count} is run in parts: {self.name} takes {self._limits.largest} at once "
+            "(said once); build an engine for more with deploykit build --batch",
+            BatchSplitWarning,
+            stacklevel=3,
+        )
+
+    def _outcomes(
+        self, given: PreparedImages, top_k: int
+    ) -> Iterator[list[Prediction] | DataError]:
+        batch = self._limits.preferred
+        prepared = given.prepared(ahead=batch)
+        while group := list(islice(prepared, batch)):
+            readable = [each for each in group if not isinstance(each, DataError)]
+            found = iter(self._best(np.stack(readable), top_k) if readable else ())
+            for each in group:
+                yield each if isinstance(each, DataError) else next(found)
+
+    def _best(self, batch: Logits, top_k: int) -> list[list[Prediction]]:
+        self._require_usable()  # again: somebody may have closed it between two batches
+        feeds = {self.inputs[0].name: batch}
+        return best_classes(self._logits_of(feeds, len(batch), self.runner.run), self.labels, top_k)
+
+
+def _sum(times: Sequence[StepTimes]) -> StepTimes:
+    """Of a batch that was run in parts."""
+    return StepTimes(
+        wall_ms=sum(part.wall_ms for part in times),
+        compute_ms=_total(part.compute_ms for part in times),
+        h2d_ms=_total(part.h2d_ms for part in times),
+        d2h_ms=_total(part.d2h_ms for part in times),
+        enqueue_ms=_total(part.enqueue_ms for part in times),
+    )
+
+
+def _total(step_ms: Iterable[float | None]) -> float | None:
+    """``None`` for a step that the backend does not have."""
+    known = [duration for duration in step_ms if duration is not None]
+    return sum(known) if known else None

@@ -1,0 +1,79 @@
+"""The golden sample of a bundle: one batch, and the logits that it gave when it was exported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from deploykit.bundle import GOLDEN
+from deploykit.comparison import LIMITS, compare, problems_of
+from deploykit.errors import BundleError, ValidationError
+from deploykit.specs import Precision
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from deploykit.bundle import Bundle
+    from deploykit.comparison import BatchComparison
+
+
+@dataclass(frozen=True, eq=False)
+class Golden:
+    """``batch`` (N, C, H, W) and the reference's ``logits`` (N, classes)."""
+
+    batch: NDArray[np.float32]
+    logits: NDArray[np.float32]
+
+    @classmethod
+    def read(cls, bundle: Bundle) -> Self:
+        """Verify and read the sample of ``bundle``.
+
+        Raises:
+            IntegrityError: the file is missing or not as it was written.
+            BundleError: the bundle has none, or it cannot be read.
+        """
+        if GOLDEN not in bundle.manifest.files:
+            raise BundleError(f"{bundle.folder.name} has no {GOLDEN} to compare with")
+        bundle.require_unchanged(GOLDEN)
+        try:
+            # Opened here, because numpy leaves a damaged file open.
+            with (
+                (bundle.folder / GOLDEN).open("rb") as file,
+                np.load(file, allow_pickle=False) as arrays,
+            ):
+                return cls(arrays["input"], arrays["logits"])
+        # zipfile, zlib and numpy's header parser each raise their own kinds.
+        except Exception as exc:
+            raise BundleError(f"cannot read {bundle.folder / GOLDEN}: {exc}") from exc
+
+    def judge(self, logits: NDArray[np.float32], limits: Precision) -> BatchComparison:
+        """Compare what a model gives for the batch, by the limits of a precision.
+
+        Raises:
+            ValidationError: it is beyond them, or of another shape.
+        """
+        if logits.shape != self.logits.shape:
+            raise ValidationError(
+                f"the golden sample gives logits of shape {logits.shape}, "
+                f"at export they were {self.logits.shape}"
+            )
+        found = compare(logits, self.logits)
+        problems = problems_of(found, LIMITS[limits])
+        if problems:
+            raise ValidationError(
+                f"the golden sample gives other logits than at export\n{'; '.join(problems[:2])}\n"
+                "do not serve with it; deploykit check says more"
+            )
+        return found
+
+
+def limits_for(precision: Precision, device: str) -> Precision:
+    """The precision by whose limits a model on ``device`` is judged.
+
+    On a GPU both TensorRT and onnxruntime multiply FP32 as TF32, whose mantissa of 10 bits rounds
+    as FP16's does.
+    """
+    tf32 = precision is Precision.FP32 and device != "cpu"
+    return Precision.FP16 if tf32 else precision

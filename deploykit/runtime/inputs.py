@@ -1,0 +1,212 @@
+"""What a caller hands to `Classifier.run`, checked before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isfinite
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+
+import numpy as np
+
+from deploykit.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from deploykit.specs import TensorSpec
+
+    Batch: TypeAlias = "SupportsDLPack | Mapping[str, SupportsDLPack]"
+    Feeds: TypeAlias = dict[str, Any]
+
+_HOST_DEVICES: Final = (1, 3)
+"""kDLCPU and kDLCUDAHost (pinned memory) of dlpack.h; the rest is not for the processor to read."""
+
+
+class SupportsDLPack(Protocol):
+    """An array that other packages can read: numpy's, torch's, cupy's, jax's, ..."""
+
+    @property
+    def __dlpack__(self) -> Callable[..., Any]: ...
+
+    @property
+    def __dlpack_device__(self) -> Callable[[], tuple[Any, Any]]: ...
+
+
+def is_on_gpu(array: Any) -> bool:
+    """Whether ``array`` lies in memory that the processor cannot read."""
+    if isinstance(array, np.ndarray):
+        return False
+    device = getattr(array, "__dlpack_device__", None)
+    if device is None:
+        return hasattr(array, "__cuda_array_interface__")
+    return int(device()[0]) not in _HOST_DEVICES
+
+
+def shape_of(array: Any) -> tuple[int, ...]:
+    """The shape of an array, wherever it lies.
+
+    Raises:
+        UsageError: it does not say.
+    """
+    shape = getattr(array, "shape", None)
+    if shape is None:
+        shape = getattr(array, "__cuda_array_interface__", {}).get("shape")
+    if shape is None:
+        raise UsageError(
+            f"this {type(array).__name__} on a GPU does not say its shape\n"
+            "expected an array with .shape or __cuda_array_interface__"
+        )
+    return tuple(int(size) for size in shape)
+
+
+class Inputs:
+    """All inputs of a model; with ``takes_gpu_arrays`` they may lie on the GPU."""
+
+    def __init__(self, specs: Sequence[TensorSpec], *, takes_gpu_arrays: bool) -> None:
+        self._inputs = {spec.name: Input(spec) for spec in specs}
+        self._only = specs[0].name if len(specs) == 1 else None
+        self._takes_gpu_arrays = takes_gpu_arrays
+
+    def feeds(self, batch: Batch) -> tuple[Feeds, int]:
+        """What a runner is fed, checked, and how many images that is.
+
+        Raises:
+            UsageError: see `Input.host_array`; or an input is missing or unknown, is on a GPU that
+                does not run the model, or has another number of images than the others.
+        """
+        # An array for the only input is the usual case, kept short.
+        if isinstance(batch, np.ndarray) or not isinstance(batch, Mapping):
+            name = self._require_only()
+            array = self._checked(name, batch)
+            return {name: array}, shape_of(array)[0]
+        return self._named_feeds(batch)
+
+    def _require_only(self) -> str:
+        if self._only is None:
+            raise UsageError(
+                f"one array was given, the model takes {sorted(self._inputs)}\n"
+                "give arrays by name: run({name: array, ...})"
+            )
+        return self._only
+
+    def _named_feeds(self, given: Mapping[str, SupportsDLPack]) -> tuple[Feeds, int]:
+        if given.keys() != self._inputs.keys():
+            raise UsageError(f"the model was fed {sorted(given)}\nit takes {sorted(self._inputs)}")
+        feeds = {name: self._checked(name, array) for name, array in given.items()}
+        counts = {shape_of(array)[0] for array in feeds.values()}
+        if len(counts) > 1:
+            raise UsageError(f"the inputs have batches of {sorted(counts)}\nexpected one size")
+        return feeds, counts.pop()
+
+    def any_on_gpu(self, feeds: Feeds) -> bool:
+        """Whether any of the arrays that `feeds` gave lies on the GPU."""
+        arrays = feeds.values()
+        return self._takes_gpu_arrays and not all(isinstance(a, np.ndarray) for a in arrays)
+
+    def _checked(self, name: str, array: Any) -> Any:
+        if not is_on_gpu(array):
+            return self._inputs[name].host_array(array)
+        if not self._takes_gpu_arrays:
+            raise UsageError(
+                f"input {name!r} lies on a GPU, the model takes arrays in main memory\n"
+                'copy it there (of torch: batch.cpu()), or load with device="cuda"'
+            )
+        self._inputs[name].require_fitting(array)
+        return array
+
+
+class Input:
+    """One input of a model, and the judge of what is fed to it."""
+
+    def __init__(self, spec: TensorSpec) -> None:
+        self.name = spec.name
+        self._dtype = np.dtype(spec.dtype)
+        self._image = tuple(spec.shape[1:])
+        self._may_be_nan = self._dtype.kind == "f"
+
+    def host_array(self, given: SupportsDLPack) -> NDArray[Any]:
+        """``given`` as a C-contiguous array of the model's type, without a copy where possible.
+
+        Raises:
+            UsageError: no array in main memory, or one of another type, shape or layout; no image
+                at all; NaN or infinite values.
+        """
+        array = given if isinstance(given, np.ndarray) else self._from_dlpack(given)
+        if array.dtype != self._dtype or not self._fits(array.shape):
+            raise self._misfit(array.dtype, array.shape)
+        array = np.ascontiguousarray(array)
+        if self._may_be_nan:
+            self._require_finite(array)
+        return array
+
+    def require_fitting(self, given: Any) -> None:
+        """Compare the shape of an array on the GPU; its type is the runner's to read.
+
+        Raises:
+            UsageError: another shape than the model takes.
+        """
+        shape = shape_of(given)
+        if not self._fits(shape):
+            raise self._misfit(getattr(given, "dtype", "an array"), shape)
+
+    def _fits(self, shape: tuple[int, ...]) -> bool:
+        return shape[1:] == self._image and shape[:1] not in ((), (0,))
+
+    def _from_dlpack(self, given: Any) -> NDArray[Any]:
+        if not hasattr(given, "__dlpack__"):
+            raise UsageError(
+                f"input {self.name!r} was given as {type(given).__name__}\n"
+                f"expected a numpy array or another with DLPack, {self._expected}\n"
+                "files and photographs are for predict()"
+            )
+        try:
+            return np.from_dlpack(given)
+        # Each package raises its own: torch for tensors that require gradients or are bfloat16 ...
+        except Exception as error:
+            raise UsageError(
+                f"input {self.name!r}: this {type(given).__name__} cannot be read: {error}\n"
+                f"expected {self._expected}"
+            ) from error
+
+    def _require_finite(self, array: NDArray[Any]) -> None:
+        # An infinite product may be an overflow of finite values; vdot says nothing of it.
+        if isfinite(np.vdot(array, array)):
+            return
+        bad = ~np.isfinite(array.reshape(-1))
+        if bad.any():
+            image = int(bad.argmax()) // (array.size // len(array))
+            raise UsageError(
+                f"input {self.name!r}: {np.count_nonzero(bad)} of {array.size} values are NaN or "
+                f"infinite, the first in image {image}\n"
+                "look at what prepares the batch; a standard deviation of 0 does this"
+            )
+
+    @property
+    def _expected(self) -> str:
+        shape = ", ".join(map(str, ("N", *self._image)))
+        return f"{self._dtype} ({shape})"
+
+    def _misfit(self, dtype: Any, shape: tuple[int, ...]) -> UsageError:
+        return UsageError(
+            f"input {self.name!r} was given as {dtype} {shape}, the model takes {self._expected}\n"
+            f"{self._remedy(dtype, shape)}"
+        )
+
+    def _remedy(self, dtype: Any, shape: tuple[int, ...]) -> str:
+        if str(dtype) == "uint8":
+            return "pixels are for predict(), which preprocesses them: predict(list(images))"
+        if shape == self._image:
+            return "one image lacks the batch dimension: batch[None]"
+        if len(shape) == len(self._image) + 1 and not shape[0]:
+            return "the batch is empty: give at least one image"
+        if _channels_first(shape) == self._image:
+            return "its layout is (N, H, W, C), turn it: batch.transpose(0, 3, 1, 2)"
+        if shape[1:] != self._image:
+            return "predict() resizes, crops and normalises images as the model needs it"
+        return f"convert it: batch.astype(numpy.{self._dtype})"
+
+
+def _channels_first(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape[-1:], *shape[1:-1])

@@ -1,0 +1,218 @@
+"""`load`: from a path to a `Classifier`, or to the reason why there is none."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from deploykit.backends.ort import OrtRunner
+from deploykit.bundle import LABELS, MANIFEST, Bundle
+from deploykit.errors import (
+    BundleError,
+    EngineIncompatibleError,
+    MissingDependencyError,
+    UsageError,
+    ValidationError,
+)
+from deploykit.runtime.batches import BatchLimits
+from deploykit.runtime.choice import (
+    Machine,
+    Misfit,
+    cache_of,
+    incompatible,
+    judge_engines,
+    misfit_of_error,
+)
+from deploykit.runtime.classifier import Chosen, Classifier
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from deploykit.artifacts import EngineRecord
+    from deploykit.runtime.choice import Fit
+
+DEVICES: Final = ("auto", "cuda", "cpu", "ort-cuda")
+"""What ``device`` may be."""
+
+_ORT_DEVICES: Final = {"cpu": "cpu", "ort-cuda": "cuda"}
+_SUFFIX: Final = ".engine"
+
+logger = logging.getLogger("deploykit")
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What `load` was asked for: a bundle, which of its engines, and how to run it."""
+
+    bundle: Bundle
+    records: tuple[EngineRecord, ...]
+    only_engine: bool
+    device: str
+    cuda_graphs: bool
+    threads: int | None
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    cuda_graphs: bool = True,
+    threads: int | None = None,
+    machine: Machine | None = None,
+) -> Classifier:
+    """Load a bundle for serving; everything that can be wrong with it is found here.
+
+    The hash of each file that is used, the compiler's version, the compute capability and the
+    driver are compared with the manifest before anything is deserialised. An engine whose
+    execution nobody vouches for (INT8 convolutions on TensorRT for RTX) is taken only where no
+    other fits, and only if it computes the bundle's golden sample. Which engine or graph was taken
+    is in `Classifier.choice`, and a line of the logger "deploykit".
+
+    Args:
+        path: a bundle's folder, or one ``.engine`` in it: then that engine and no other.
+        device: "cuda" is an engine on the GPU, never anything else. "cpu" is the bundle's ONNX
+            graph on onnxruntime, "ort-cuda" the same on onnxruntime's CUDA provider. "auto" is the
+            best engine that fits this machine, and "cpu" where none does.
+        cuda_graphs: replay launches on the GPU; faster for small models and batches.
+        threads: of onnxruntime on the CPU; all cores when not given.
+        machine: what engines have to fit, for tests; this machine when not given.
+
+    Raises:
+        BundleError: there is no bundle, or one that this deploykit cannot read.
+        IntegrityError: a file that is needed is not as it was written.
+        EngineIncompatibleError: no engine runs here; the message has the reason of each.
+        UsageError: an unknown device, or one that does not go with ``path``.
+        ModelFileError: onnxruntime cannot load the graph.
+    """
+    request = _understand(Path(path), device, cuda_graphs=cuda_graphs, threads=threads)
+    if device in _ORT_DEVICES:
+        loaded = _load_graph(request, device, f"asked for with device={device!r}")
+    else:
+        loaded = _load_engine(request, machine or Machine())
+    logger.info("%s: %s", loaded.name, loaded.choice)
+    return loaded
+
+
+def _understand(path: Path, device: str, *, cuda_graphs: bool, threads: int | None) -> _Request:
+    if device not in DEVICES:
+        raise UsageError(f"unknown device {device!r}\npossible: {', '.join(DEVICES)}")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads={threads} would compute nothing\nexpected 1 or more, or None")
+    only_engine = path.suffix == _SUFFIX and not path.is_dir()
+    if only_engine and device in _ORT_DEVICES:
+        raise UsageError(
+            f"an engine does not run on {device!r}: {path.name}\n"
+            f"load its bundle instead: deploykit.load({str(path.parent)!r}, device={device!r})"
+        )
+    bundle = _open_around(path) if only_engine else _open_bundle(path)
+    records = bundle.manifest.engines
+    if only_engine:
+        records = (_record_of(bundle, path.name),)
+    if LABELS in bundle.manifest.files:
+        bundle.require_unchanged(LABELS)
+    return _Request(bundle, records, only_engine, device, cuda_graphs, threads)
+
+
+def _open_bundle(folder: Path) -> Bundle:
+    if folder.is_file():
+        remedy = f"deploykit export {folder}" if folder.suffix == ".onnx" else "give the folder"
+        raise BundleError(f"{folder} is a file, neither a bundle's folder nor an engine\n{remedy}")
+    if not folder.exists():
+        raise BundleError(
+            f"there is nothing at {folder}\nmake a bundle with: deploykit export ARCHITECTURE"
+        )
+    return Bundle.open(folder)
+
+
+def _open_around(engine: Path) -> Bundle:
+    if not engine.exists():
+        raise BundleError(
+            f"there is no engine at {engine}\nlist those of a bundle: deploykit check"
+        )
+    if not (engine.parent / MANIFEST).exists():
+        raise BundleError(
+            f"{engine} has no {MANIFEST} beside it: for which version and GPU it was built, and "
+            "what its model takes, is unknown\n"
+            "load it where deploykit export or build put it, or export its model to a bundle"
+        )
+    return Bundle.open(engine.parent)
+
+
+def _record_of(bundle: Bundle, name: str) -> EngineRecord:
+    known = {record.file: record for record in bundle.manifest.engines}
+    if name not in known:
+        raise BundleError(
+            f"the manifest beside {name} does not name it; it names {', '.join(known) or 'none'}\n"
+            f"add an engine with: deploykit build {bundle.folder}"
+        )
+    return known[name]
+
+
+def _load_engine(request: _Request, machine: Machine) -> Classifier:
+    fits, misfits = judge_engines(request.bundle, request.records, machine)
+    for fit in fits:
+        loaded = _try(request, fit, machine, len(fits))
+        if isinstance(loaded, Classifier):
+            return loaded
+        misfits.append(loaded)
+    if request.device == "cuda" or request.only_engine:
+        raise incompatible(request.bundle, machine, misfits)
+    if machine.gpus:
+        # Somebody put a GPU into this machine: that it is idle must not go unnoticed.
+        logger.warning("%s", incompatible(request.bundle, machine, misfits))
+    return _load_graph(request, "cpu", _why_none(misfits))
+
+
+def _why_none(misfits: Sequence[Misfit]) -> str:
+    reasons = "; ".join(f"{misfit.file}: {misfit.reason}" for misfit in misfits)
+    return f"no engine runs here ({reasons})" if reasons else "the bundle has no engine"
+
+
+def _try(request: _Request, fit: Fit, machine: Machine, count: int) -> Classifier | Misfit:
+    """The classifier on this engine, or why it does not run in spite of what its manifest says."""
+    record, bundle = fit.record, request.bundle
+    bundle.require_unchanged(record.file)
+    runner = machine.open_engine(
+        bundle.folder / record.file,
+        fit.compiler,
+        record.profile,
+        cuda_graphs=request.cuda_graphs,
+        cache=cache_of(bundle, fit, machine.gpus[0]),
+    )
+    choice = f"{record.file} on {machine.label}: {_why(request, record, count)}"
+    try:
+        runner.__enter__()
+        limits = BatchLimits.of_engine(record.profile)
+        loaded = Classifier(bundle, Chosen(runner, "cuda", limits, choice))
+        if record.is_unproven:
+            loaded.self_test()
+    except (EngineIncompatibleError, MissingDependencyError, ValidationError) as exc:
+        runner.close()
+        return misfit_of_error(record.file, exc)
+    except BaseException:
+        runner.close()
+        raise
+    return loaded
+
+
+def _why(request: _Request, record: EngineRecord, count: int) -> str:
+    if request.only_engine:
+        why = "asked for by its path"
+    elif count == 1:
+        why = "the engine that fits"
+    else:
+        why = f"the best of {count} engines that fit"
+    return f"{why}; unproven, but it computes the golden sample" if record.is_unproven else why
+
+
+def _load_graph(request: _Request, device: str, why: str) -> Classifier:
+    artifact = request.bundle.manifest.onnx
+    request.bundle.require_unchanged(artifact.path.name)
+    runner = OrtRunner.of_artifact(artifact, device=_ORT_DEVICES[device], threads=request.threads)
+    runner.__enter__()
+    limits = BatchLimits.of_graph(runner.inputs)
+    choice = f"{artifact.path.name} on onnxruntime ({device}): {why}"
+    return Classifier(request.bundle, Chosen(runner, device, limits, choice))

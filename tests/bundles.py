@@ -1,0 +1,83 @@
+"""A bundle that needs no export: its logits are the mean of each colour."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deploykit.artifacts import EngineRecord, OnnxArtifact, sha256_of, sha256_of_bytes
+from deploykit.bundle import GOLDEN, LABELS, MANIFEST, MODEL, Manifest
+from deploykit.specs import Precision, Preprocessing, ShapeProfile, TensorSpec
+from tests.graphs import graph, normal, save
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+SIZE = 8
+COLOURS = """colours (float[{batch}, 3, 8, 8] input) => (float[{batch}, 3] logits)
+{{ mean = GlobalAveragePool(input)  logits = Flatten(mean) }}"""
+PLAIN = Preprocessing(crop=(SIZE, SIZE), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+"""Pixels from 0 to 1."""
+
+
+def colours_of(batch: NDArray[Any]) -> NDArray[np.float32]:
+    """What the model computes, (N, 3, H, W) to (N, 3)."""
+    means: NDArray[np.float32] = batch.mean(axis=(2, 3), dtype=np.float32)
+    return means
+
+
+def engine_record(file: str = "tensorrt-11.4.0.106-sm90.engine", **changes: Any) -> EngineRecord:
+    record = EngineRecord(
+        file=file,
+        sha256=sha256_of_bytes(file.encode()),
+        bytes=len(file),
+        compiler="tensorrt",
+        compiler_version="11.4.0.106",
+        compute_capabilities=("9.0",),
+        profile=ShapeProfile(1, 2, 4),
+        precision=Precision.FP32,
+        precision_census={"CONVOLUTION FLOAT": 1},
+        build_s=0.5,
+    )
+    return replace(record, **changes)
+
+
+def write_bundle(folder: Path, *engines: EngineRecord, batch: str = "N", **changes: Any) -> Path:
+    """The bundle in ``folder``; the content of each engine's file is its own name."""
+    folder.mkdir(exist_ok=True)
+    save(graph(COLOURS.format(batch=batch)), folder / MODEL)
+    (folder / LABELS).write_text("red\ngreen\nblue\n", encoding="utf-8")
+    sample = normal(2, 3, SIZE, SIZE)
+    np.savez(folder / GOLDEN, input=sample, logits=colours_of(sample))
+    for engine in engines:
+        (folder / engine.file).write_text(engine.file, encoding="utf-8")
+    manifest = replace(_manifest(folder), engines=engines, **changes)
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return folder
+
+
+def _manifest(folder: Path) -> Manifest:
+    files = {name: sha256_of(folder / name) for name in (MODEL, LABELS, GOLDEN)}
+    image = TensorSpec("input", "float32", ("N", 3, SIZE, SIZE))
+    logits = TensorSpec("logits", "float32", ("N", 3))
+    graph_of = OnnxArtifact(
+        folder / MODEL, files[MODEL], Precision.FP32, 20, (image,), (logits,), ()
+    )
+    return Manifest(
+        name="colours-fp32",
+        model={"name": "colours", "num_classes": 3},
+        weights={"source": "none", "sha256": None, "trained": True},
+        preprocessing=PLAIN,
+        precision=Precision.FP32,
+        onnx=graph_of,
+        files=files,
+        validation=(),
+        conversion={},
+        engines=(),
+        packages={"numpy": "2.0"},
+        created="2026-01-01T00:00:00+00:00",
+    )
