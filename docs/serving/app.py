@@ -1,0 +1,208 @@
+"""A small HTTP service for one bundle: ``python docs/serving/app.py engines/resnet50-fp16``.
+
+One process, one loaded model, its requests gathered into batches. README.md beside this file says
+what each part is for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+import uvicorn
+from fastapi import APIRouter, FastAPI, HTTPException, Query, Request
+from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
+
+import deploykit
+from deploykit import images
+from deploykit.errors import DataError, DeploykitError, DeviceError, QueueFullError
+from deploykit.runtime.predictions import best_classes
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from deploykit import Classifier, Prediction
+
+log = logging.getLogger("uvicorn.error")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the service takes on at once."""
+
+    max_batch: int = 8
+    max_wait_ms: float = 2.0
+    max_in_flight: int = 256
+    """Requests that are read, decoded, waiting or computed; one more is answered 503."""
+    max_upload_bytes: int = 10 * 2**20
+
+
+class Service:
+    """A loaded model with the threads that decode for it and the batcher that feeds it."""
+
+    def __init__(self, model: Classifier, limits: Limits) -> None:
+        self.model = model
+        self.limits = limits
+        self.in_flight = 0
+        self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+        self.batcher = deploykit.MicroBatcher(
+            model,
+            max_batch=limits.max_batch,
+            max_wait_ms=limits.max_wait_ms,
+            max_queue=max(limits.max_in_flight, limits.max_batch),
+        )
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold one of ``max_in_flight`` places; the event loop's thread only."""
+        if self.in_flight >= self.limits.max_in_flight:
+            raise QueueFullError(f"{self.in_flight} requests are in flight, try again later")
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+
+    async def classify(self, encoded: bytes, top_k: int) -> list[Prediction]:
+        """The likeliest classes of one encoded image."""
+        loop = asyncio.get_running_loop()
+        image = await loop.run_in_executor(self._decoders, self._prepare, encoded)
+        logits = await self.batcher.run_async(image)
+        return best_classes(logits[None], self.model.labels, top_k)[0]
+
+    def close(self) -> None:
+        """Answer what waits, then give everything back."""
+        self._decoders.shutdown()
+        self.batcher.close()
+        self.model.close()
+
+    def _prepare(self, encoded: bytes) -> NDArray[np.float32]:
+        return images.preprocess(images.decode(encoded), self.model.preprocessing)
+
+
+router = APIRouter()
+
+IMAGE_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+@router.post("/predict", openapi_extra=IMAGE_BODY)
+async def predict(
+    request: Request, top_k: Annotated[int, Query(ge=1, le=100)] = 5
+) -> dict[str, Any]:
+    """The likeliest classes of the image in the request's body."""
+    service: Service = request.app.state.service
+    with service.place():
+        encoded = await _read_body(request, service.limits.max_upload_bytes)
+        predictions = await service.classify(encoded, top_k)
+    return {"predictions": [asdict(prediction) for prediction in predictions]}
+
+
+@router.get("/health")
+async def health(request: Request) -> JSONResponse:
+    """Whether the model still gives the logits of its golden sample; 503 when it does not."""
+    service: Service = request.app.state.service
+    try:
+        await asyncio.to_thread(service.model.self_test)
+    except DeploykitError as error:
+        log.exception("the golden sample failed")
+        return JSONResponse({"status": "failing", "reason": str(error)}, status_code=503)
+    return JSONResponse({"status": "ok"})
+
+
+@router.get("/stats")
+async def stats(request: Request) -> dict[str, Any]:
+    """What runs here, and what it has done so far."""
+    service: Service = request.app.state.service
+    model, done = service.model, service.batcher.stats()
+    return {
+        "model": model.name,
+        "device": model.device,
+        "choice": model.choice,
+        "in_flight": service.in_flight,
+        "mean_batch": done.mean_batch,
+        **asdict(done),
+    }
+
+
+async def _read_body(request: Request, limit: int) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise HTTPException(413, f"an image may have {limit} bytes")
+    return bytes(body)
+
+
+async def _refuse(_: Request, error: Exception) -> JSONResponse:
+    """What the caller can do something about, in words; the rest is a 500 and stays in the log."""
+    if isinstance(error, DataError):
+        return JSONResponse({"detail": str(error)}, status_code=400)
+    if isinstance(error, QueueFullError):
+        return JSONResponse({"detail": str(error)}, status_code=503, headers={"Retry-After": "1"})
+    log.error("a request failed", exc_info=error)
+    if isinstance(error, DeviceError):
+        return JSONResponse({"detail": "the GPU failed"}, status_code=503)
+    return JSONResponse({"detail": "the model failed"}, status_code=500)
+
+
+async def _gone(_request: Request, _error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": "the client went away"}, status_code=400)
+
+
+def create_app(load: Callable[[], Classifier], limits: Limits) -> FastAPI:
+    """The application; ``load`` is called when it starts, so that it fails there if it must."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        model = await asyncio.to_thread(load)
+        await asyncio.to_thread(model.self_test)
+        log.info("%s on %s: %s", model.name, model.device, model.choice)
+        app.state.service = service = Service(model, limits)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(service.close)
+
+    app = FastAPI(title="deploykit", lifespan=lifespan)
+    app.include_router(router)
+    app.add_exception_handler(DeploykitError, _refuse)
+    app.add_exception_handler(ClientDisconnect, _gone)
+    return app
+
+
+def main() -> None:
+    """Read the command line and serve until interrupted."""
+    defaults = Limits()
+    parser = argparse.ArgumentParser(description="Serve one bundle over HTTP.")
+    parser.add_argument("bundle", help="a folder that deploykit export made, or an .engine in one")
+    parser.add_argument("--device", default="auto", help="auto, cuda or cpu")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    parser.add_argument("--max-batch", type=int, default=defaults.max_batch)
+    parser.add_argument("--max-wait-ms", type=float, default=defaults.max_wait_ms)
+    parser.add_argument("--max-in-flight", type=int, default=defaults.max_in_flight)
+    parser.add_argument("--max-upload-bytes", type=int, default=defaults.max_upload_bytes)
+    given = parser.parse_args()
+    limits = Limits(given.max_batch, given.max_wait_ms, given.max_in_flight, given.max_upload_bytes)
+    load = partial(deploykit.load, given.bundle, device=given.device)
+    uvicorn.run(create_app(load, limits), host=given.host, port=given.port)
+
+
+if __name__ == "__main__":
+    main()
