@@ -3,8 +3,9 @@
 Run it with nothing else on the machine: ``python benchmarks/calibration_cost.py MODEL``, where
 MODEL is the FP32 ``.onnx`` of ResNet-50 (``deploykit export resnet50 --backend none``). The images
 are random cuts of deploykit's sample photographs. Calibration and plain pass alternate, each in a
-process of its own, measured from its start to its end; every sample is kept in
-``benchmarks/results/calibration_cost.json``.
+process of its own, measured from its start to its end. ``--export`` adds, in each round,
+``deploykit export resnet50`` in FP16 and in INT8, the latter with the largest number of images.
+Every sample is kept in ``benchmarks/results/calibration_cost.json``.
 """
 
 from __future__ import annotations
@@ -19,18 +20,13 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL.Image import Image, Transpose
 
-from deploykit import images, onnx_graph
-from deploykit.backends.ort import OrtRunner
+from deploykit import images
 from deploykit.environment import describe
-from deploykit.onnx_graph.qdq import plan_qdq
-from deploykit.specs import Preprocessing, SilentProgress
-from deploykit.stages.calibrate import CalibrationData, calibrate
 
 HERE = Path(__file__).parent
 WIDTH, HEIGHT = 500, 375
@@ -64,24 +60,11 @@ def random_cut(image: Image, random: np.random.Generator) -> Image:
     return cut.transpose(Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else cut  # noqa: PLR2004
 
 
-def calibrate_once(model: Path, folder: Path, count: int, threads: int, table: Path) -> None:
-    """The whole of a calibration, from the file of the model to that of the table."""
-    artifact = onnx_graph.read_artifact(model)
-    tensors = plan_qdq(onnx_graph.read_model(model)).tensors
-    source = images.open_images(folder)
-    preprocessing = Preprocessing(crop=(224, 224), resize=256)
-    data = CalibrationData(source, preprocessing, range(count), seed=0)
-    open_runner = partial(OrtRunner, threads=threads, spin=False)
-    with SilentProgress().step("calibrate") as task:
-        found = calibrate(artifact, tensors, data, open_runner=open_runner, task=task)
-    found.save(table)
-    if "torch" in sys.modules:
-        sys.exit("torch was imported: these figures are not what they are said to be")
-
-
-def measure(what: str, count: int, command: list[str]) -> Sample:
+def measure(what: str, count: int, command: list[str], folder: str) -> Sample:
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder
+    )
     assert process.stderr is not None  # noqa: S101 - PIPE was asked for
     errors = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
@@ -91,7 +74,7 @@ def measure(what: str, count: int, command: list[str]) -> Sample:
     return Sample(what, count, seconds, usage.ru_maxrss / 1024)
 
 
-def collect(model: Path, counts: list[int], rounds: int, threads: int) -> list[Sample]:
+def collect(model: Path, counts: list[int], rounds: int, *, export: bool) -> list[Sample]:
     samples: list[Sample] = []
     with tempfile.TemporaryDirectory() as name:
         photographs = Path(name) / "images"
@@ -100,37 +83,64 @@ def collect(model: Path, counts: list[int], rounds: int, threads: int) -> list[S
         for done in range(rounds):
             for count in counts:
                 print(f"round {done + 1} of {rounds}: {count} images", file=sys.stderr)
-                places = [str(model), str(photographs), str(count), str(threads)]
+                places = [str(model), str(photographs), str(count), str(os.cpu_count() or 1)]
                 plain = [sys.executable, str(HERE / "plain_pass.py"), *places]
-                ours = [sys.executable, __file__, *places[:1], "--once", *places[1:]]
-                samples.append(measure("plain pass", count, plain))
-                samples.append(measure("calibration", count, [*ours, f"{name}/table.json"]))
+                table = Path(name) / "table.json"
+                table.unlink(missing_ok=True)  # it would be used again
+                ours = [sys.executable, "-m", "deploykit", "calibrate", str(model)]
+                ours += ["--data", str(photographs), "--calib-count", str(count), "-o", str(table)]
+                samples.append(measure("plain pass", count, plain, name))
+                samples.append(measure("calibration", count, ours, name))
+            if export:
+                samples += exports(photographs, max(counts), name)
     return samples
+
+
+def exports(photographs: Path, count: int, folder: str) -> list[Sample]:
+    """What a user waits for: FP16, and INT8 with its calibration."""
+    (Path(folder) / "calib" / "resnet50.json").unlink(missing_ok=True)  # it would be used again
+    bare = [sys.executable, "-m", "deploykit", "export", "resnet50"]
+    int8 = [*bare, "--int8", "--calib", str(photographs), "--calib-count", str(count)]
+    return [
+        measure("export --fp16", 0, [*bare, "--fp16"], folder),
+        measure("export --int8", count, int8, folder),
+    ]
 
 
 def table(samples: list[Sample]) -> str:
     lines = ["| images | command | median s | fastest s | peak MiB |", "|---|---|---|---|---|"]
     for count, what in dict.fromkeys((s.images, s.what) for s in samples):
         mine = [s for s in samples if (s.images, s.what) == (count, what)]
-        seconds = [s.seconds for s in mine]
+        each = [s.seconds for s in mine]
         peak = max(s.peak_mib for s in mine)
-        median = statistics.median(seconds)
-        lines.append(f"| {count} | {what} | {median:.1f} | {min(seconds):.1f} | {peak:.0f} |")
+        median = statistics.median(each)
+        lines.append(f"| {count} | {what} | {median:.1f} | {min(each):.1f} | {peak:.0f} |")
     return "\n".join(lines)
 
 
 def ratios(samples: list[Sample]) -> str:
     lines = []
-    for count in dict.fromkeys(s.images for s in samples):
-        mine = [s for s in samples if s.images == count]
+    for count in dict.fromkeys(s.images for s in samples if s.what == "plain pass"):
         # They alternate: each calibration is compared with the plain pass just before it.
-        pairs = zip(mine[::2], mine[1::2], strict=True)
-        each = sorted(ours.seconds / plain.seconds for plain, ours in pairs)
-        lines.append(
-            f"{count} images: {statistics.median(each):.2f} x the time of a plain pass, "
-            f"{each[0]:.2f} to {each[-1]:.2f} in {len(each)} pairs"
-        )
+        plain, ours = seconds(samples, "plain pass", count), seconds(samples, "calibration", count)
+        each = [one / other for one, other in zip(ours, plain, strict=True)]
+        lines.append(f"{count} images: {spread(each)} x the time of a plain pass")
+    count = max(s.images for s in samples)
+    fp16, int8 = seconds(samples, "export --fp16", 0), seconds(samples, "export --int8", count)
+    calibrations = seconds(samples, "calibration", count)
+    together = [whole / (a + b) for whole, a, b in zip(int8, fp16, calibrations, strict=False)]
+    if together:
+        lines.append(f"export --int8: {spread(together)} x (calibration + export --fp16)")
     return "\n".join(lines)
+
+
+def seconds(samples: list[Sample], what: str, count: int) -> list[float]:
+    return [s.seconds for s in samples if (s.what, s.images) == (what, count)]
+
+
+def spread(each: list[float]) -> str:
+    """Median and range."""
+    return f"{statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f} in {len(each)})"
 
 
 def main() -> None:
@@ -138,18 +148,14 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--counts", type=int, nargs="+", default=[64, 512])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--once", nargs=4, metavar=("FOLDER", "COUNT", "THREADS", "TABLE"))
+    parser.add_argument("--export", action="store_true")
     options = parser.parse_args()
-    if options.once:
-        folder, count, threads, target = options.once
-        calibrate_once(options.model, Path(folder), int(count), int(threads), Path(target))
-        return
-    samples = collect(options.model, options.counts, options.rounds, options.threads)
+    model = options.model.resolve()
+    samples = collect(model, options.counts, options.rounds, export=options.export)
     result = {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": describe().to_dict(),
-        "threads": options.threads,
+        "threads": os.cpu_count(),
         "samples": [asdict(sample) for sample in samples],
     }
     place = HERE / "results" / "calibration_cost.json"

@@ -118,7 +118,7 @@ def convert_to_int8(
     held_out = load_images(calibrated.data, calibrated.data.held_out, artifact, JUDGED_PIXELS)
     with OrtRunner(artifact.path) as runner:
         expected = outputs_of(runner, held_out)
-    contest = _contest(artifact, calibrated, (held_out, expected), request, path)
+    contest = _contest(artifact, calibrated, (held_out, expected), request)
     with journal.stage("choose") as task:
         measure = partial(_measure, artifact, calibrated, task)
         choice = choose(contest, request.wishes, request.policy, measure, task)
@@ -140,7 +140,6 @@ def _contest(
     calibrated: Calibrated,
     judged: tuple[Batches, Batches],
     request: Int8Request,
-    path: Path,
 ) -> Contest:
     height, width = calibrated.data.preprocessing.crop
     fewer = first_images(*judged, TRIAL_PIXELS // (height * width), artifact)
@@ -148,7 +147,8 @@ def _contest(
     costs = {} if wish == "int8" else multiply_adds_of(artifact)
     count = affordable_probes(costs, insist=wish == "keep")
     probed = first_images(*judged, count, artifact) if count else None
-    return Contest(artifact, calibrated.table, *fewer, path, probed, costs)
+    model = onnx_graph.read_model(artifact.path)
+    return Contest(model, calibrated.table, *fewer, probed, costs)
 
 
 def _validate(

@@ -10,20 +10,18 @@ import numpy as np
 
 from deploykit.calibrators import METHODS
 from deploykit.comparison import kl_divergence
-from deploykit.onnx_graph.qdq import sqnr_db
+from deploykit.onnx_graph import qdq
 from deploykit.pipeline.runners import open_judge
-from deploykit.specs import Precision
-from deploykit.stages.int8 import Int8Options, QuantizationErrors, plan_int8, quantize_to_int8
+from deploykit.stages.int8 import QuantizationErrors
 from deploykit.stages.sensitivity import measure_gains
 from deploykit.stages.validate import outputs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
+    import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from deploykit.artifacts import OnnxArtifact
     from deploykit.calibration import CalibrationTable
     from deploykit.onnx_graph.qdq import QdqPolicy
     from deploykit.specs import ProgressTask
@@ -71,17 +69,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class Contest:
-    """What candidates are made from and judged on; ``path`` is written over by each of them.
+    """What candidates are made from and judged on; ``model`` is the FP32 graph, read once.
 
     ``probed`` are the batches and logits that layers are judged on one by one, ``None`` where that
     would take too long; ``multiply_adds`` are those of each layer.
     """
 
-    artifact: OnnxArtifact
+    model: ir.Model
     table: CalibrationTable
     batches: Batches
     expected: Batches
-    path: Path
     probed: tuple[Batches, Batches] | None = None
     multiply_adds: Mapping[str, int] = field(default_factory=dict)
 
@@ -96,16 +93,11 @@ class Contest:
 
         What is not INT8 stays FP32: FP16 changes all candidates alike, and takes longer.
         """
-        options = Int8Options(policy, Precision.FP32)
-        amax, path = self.table.select_trial(method), self.path
-        try:
-            quantize_to_int8(
-                self.artifact, amax, path, options=options, errors=errors or QuantizationErrors()
-            )
-            with open_judge(path) as runner:
-                outputs = outputs_of(runner, self.batches)
-        finally:
-            path.unlink(missing_ok=True)
+        plan = qdq.plan_qdq(self.model, policy)
+        shifts = {} if errors is None else errors.shifts
+        content = qdq.trial_graph(self.model, plan, self.table.select_trial(method), shifts)
+        with open_judge(content) as runner:
+            outputs = outputs_of(runner, self.batches)
         return _judge(candidate, np.concatenate(outputs), np.concatenate(self.expected))
 
 
@@ -153,7 +145,7 @@ def choose(
         (wishes.first_layer, "first layer kept", _keep_first, FIRST_LAYER_GAIN_DB),
     ):
         candidate = keep(policy)
-        if wish != AUTO or _same_plan(contest.artifact, policy, candidate):
+        if wish != AUTO or not _is_another_plan(contest.model, policy, candidate):
             continue
         trial = hold(f"{best.candidate}, {name}", method, candidate)
         if _gain_db(trial, best) >= needed:
@@ -179,8 +171,8 @@ def _sensitive_layers(
     if wishes.sensitive_layers == "int8" or contest.probed is None:
         return ()
     gains = measure_gains(
-        contest.artifact,
-        plan_int8(contest.artifact, policy),
+        contest.model,
+        qdq.plan_qdq(contest.model, policy),
         contest.table.select_trial(method),
         contest.probed,
         open_runner=open_judge,
@@ -216,9 +208,11 @@ def _keep_first(policy: QdqPolicy) -> QdqPolicy:
     return replace(policy, first_layer="keep")
 
 
-def _same_plan(artifact: OnnxArtifact, one: QdqPolicy, other: QdqPolicy) -> bool:
-    first, second = plan_int8(artifact, one), plan_int8(artifact, other)
-    return (first.activations, first.weights) == (second.activations, second.weights)
+def _is_another_plan(model: ir.Model, policy: QdqPolicy, candidate: QdqPolicy) -> bool:
+    """Whether the candidate changes anything, and leaves something in INT8."""
+    first, second = qdq.plan_qdq(model, policy), qdq.plan_qdq(model, candidate)
+    is_same = (first.activations, first.weights) == (second.activations, second.weights)
+    return not is_same and bool(second.weights)
 
 
 def _gain_db(trial: Trial, best: Trial) -> float:
@@ -231,7 +225,7 @@ def _decibels(trial: Trial) -> float:
 
 def _judge(candidate: str, got: NDArray[np.float32], wanted: NDArray[np.float32]) -> Trial:
     exact, found = wanted.astype(np.float64), got.astype(np.float64)
-    ratio = sqnr_db(wanted, got)
+    ratio = qdq.sqnr_db(wanted, got)
     return Trial(
         candidate=candidate,
         mean_kl=float(kl_divergence(exact, found).mean()),

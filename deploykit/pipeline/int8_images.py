@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     Batches = list[NDArray[np.float32]]
 
-JUDGED_PIXELS: Final = 32 * 224 * 224
-"""Pixels of the held-out images that the result is compared on: 32 images of ImageNet's size.
+JUDGED_PIXELS: Final = 16 * 224 * 224
+"""Pixels of the held-out images that the result is compared on: 16 images of ImageNet's size.
 
 Smaller images cost less, so there are more of them; the same holds for the other numbers.
 """

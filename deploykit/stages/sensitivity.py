@@ -7,22 +7,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deploykit import onnx_graph
 from deploykit.onnx_graph import qdq
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from deploykit.artifacts import OnnxArtifact
     from deploykit.specs import ProgressTask, Runner
 
     Batches = Sequence[NDArray[np.float32]]
 
 
 def measure_gains(
-    artifact: OnnxArtifact,
+    model: ir.Model,
     plan: qdq.QdqPlan,
     amax: Mapping[str, float],
     judged: tuple[Batches, Batches],
@@ -41,7 +40,7 @@ def measure_gains(
     """
     batches, exact = judged[0], np.concatenate(judged[1])
     layers = [weight.node for weight in plan.weights]
-    graph = qdq.switchable(onnx_graph.read_model(artifact.path), plan, amax)
+    graph = qdq.switchable(model, plan, amax)
     with open_runner(graph) as runner:
         none = np.zeros(len(layers), np.bool_)
         quantized = qdq.sqnr_db(exact, _logits(runner, batches, none))

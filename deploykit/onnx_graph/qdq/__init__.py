@@ -6,6 +6,7 @@ from deploykit.onnx_graph.qdq.placement import plan_qdq
 from deploykit.onnx_graph.qdq.plan import QdqPlan, QdqPolicy, QuantizedWeight, Reader
 from deploykit.onnx_graph.qdq.probe import Probe, probe_errors
 from deploykit.onnx_graph.qdq.switches import SWITCHES, switchable
+from deploykit.onnx_graph.qdq.trial import trial_graph
 from deploykit.onnx_graph.qdq.weights import sqnr_db, weight_sqnr_db
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "probe_errors",
     "sqnr_db",
     "switchable",
+    "trial_graph",
     "weight_sqnr_db",
 ]

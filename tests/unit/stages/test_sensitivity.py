@@ -113,9 +113,10 @@ def test_gains_are_those_of_graphs_made_one_by_one(
     artifact: OnnxArtifact, amax: Mapping[str, float], tmp_path: Path
 ) -> None:
     exact, steps = logits(artifact.path), Steps()
-    plan = qdq.plan_qdq(onnx_graph.read_model(artifact.path), POLICY)
+    model = onnx_graph.read_model(artifact.path)
+    plan = qdq.plan_qdq(model, POLICY)
     judged = ([images()[:2], images()[2:]], [exact[:2], exact[2:]])
-    gains = measure_gains(artifact, plan, amax, judged, open_runner=judge, task=steps)
+    gains = measure_gains(model, plan, amax, judged, open_runner=judge, task=steps)
     ratio = qdq.sqnr_db(exact, without(artifact, amax, tmp_path))
     assert tuple(gains) == LAYERS
     for layer, gain in gains.items():
@@ -128,9 +129,10 @@ def test_gains_are_those_of_graphs_made_one_by_one(
 def test_no_noise_leaves_nothing_to_gain(artifact: OnnxArtifact, amax: Mapping[str, float]) -> None:
     """Images of zeros: every value is exact in INT8."""
     black = np.zeros((2, 3, 8, 8), np.float32)
-    plan = qdq.plan_qdq(onnx_graph.read_model(artifact.path), POLICY)
+    model = onnx_graph.read_model(artifact.path)
+    plan = qdq.plan_qdq(model, POLICY)
     judged = ([black], [np.zeros((2, 20), np.float32)])
-    gains = measure_gains(artifact, plan, amax, judged, open_runner=judge, task=Steps())
+    gains = measure_gains(model, plan, amax, judged, open_runner=judge, task=Steps())
     assert gains == dict.fromkeys(LAYERS, 0.0)
 
 
