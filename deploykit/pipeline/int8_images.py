@@ -36,6 +36,9 @@ BIAS_PIXELS: Final = 16 * 224 * 224
 PROBE_MULTIPLY_ADDS: Final = 120_000_000_000
 """For taking each layer out of INT8 once: some five seconds of two cores, Q/DQ pairs simulated."""
 
+LARGEST_BATCH: Final = 64
+"""Of small images there are hundreds: all at once, their activations would take gigabytes."""
+
 FEWEST_PROBES: Final = 2
 """With a single image the noise of one layer is too much a matter of chance."""
 
@@ -43,7 +46,7 @@ FEWEST_PROBES: Final = 2
 def load_images(
     data: CalibrationData, indices: Sequence[int], artifact: OnnxArtifact, pixels: int
 ) -> Batches:
-    """The first images of ``indices``: in the graph's own batch, or in 1, 2, 5 and the rest.
+    """The first images of ``indices``: in the graph's own batch, or in 1, 2, 5 and larger.
 
     Raises:
         DataError: fewer readable images than the graph's own batch.
@@ -53,13 +56,12 @@ def load_images(
     fixed = _fixed_batch(artifact)
     # A graph of fixed batch takes whole batches only, and one of them at least.
     chosen = list(indices)[: max(affordable, fixed or 1)]
-    size = fixed or len(chosen)
+    size = fixed or LARGEST_BATCH
     loaded = images.batches(data.source, data.preprocessing, size, chosen, on_corrupt="skip")
-    if fixed:
-        batches = [inputs for inputs, _ in loaded if len(inputs) == fixed]
-    else:
-        batches = [part for inputs, _ in loaded for part in np.split(inputs, np.cumsum(BATCHES))]
-    batches = [batch for batch in batches if len(batch)]
+    batches = [inputs for inputs, _ in loaded if len(inputs) == fixed or not fixed]
+    if batches and not fixed:
+        first = np.split(batches[0], np.cumsum(BATCHES))
+        batches = [batch for batch in (*first, *batches[1:]) if len(batch)]
     if not batches:
         raise DataError(
             f"{len(indices)} held-out images are too few for the model's batch of {size}\n"

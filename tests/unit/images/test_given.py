@@ -34,7 +34,7 @@ def test_every_form_is_the_same_image(tmp_path: Path) -> None:
 def test_digest_is_of_pixels_and_order(tmp_path: Path) -> None:
     path, other = tmp_path / "image.png", PIXELS[::-1].copy()
     Image.fromarray(PIXELS).save(path)
-    forms = [path, PIXELS, path.read_bytes()]
+    forms: list[Any] = [path, PIXELS, path.read_bytes()]
     digest = images.GivenImages([forms[0], other]).digest
     assert digest == images.GivenImages([forms[2], other]).digest
     assert digest != images.GivenImages([other, forms[0]]).digest

@@ -63,6 +63,11 @@ def test_as_many_images_as_are_affordable(
     assert sizes(loaded) == expected
 
 
+def test_many_small_images_are_not_one_batch(tmp_path: Path) -> None:
+    loaded = load_images(data_of(150), range(150), artifact_in(tmp_path), 10**6)
+    assert sizes(loaded) == [1, 2, 5, 56, 64, 22]
+
+
 def test_a_fixed_batch_is_filled_even_where_fewer_are_affordable(tmp_path: Path) -> None:
     assert sizes(load_images(data_of(20), range(20), artifact_in(tmp_path, 6), 1)) == [6]
 
