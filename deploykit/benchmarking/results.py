@@ -1,0 +1,264 @@
+"""The nouns of a measurement: what was measured, how, on what, and every sample of it.
+
+Everything goes to JSON and back without losing a bit. Which format a file has is
+`deploykit.benchmark_files`' business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from deploykit.benchmarking._checks import (
+    checked,
+    is_list_of_numbers,
+    precision,
+    require_at_least,
+    require_keys,
+    require_known,
+    require_type,
+    times,
+)
+from deploykit.errors import DataError, UnknownNameError, UsageError
+from deploykit.specs import Precision  # noqa: TC001  (get_type_hints looks it up)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Series = NDArray[np.float64]
+
+SCENARIOS: Final = ("single-stream", "offline", "server")
+PRESETS: Final = ("trtexec10", "trtexec11")
+
+
+@dataclass(frozen=True, slots=True)
+class Switches:
+    """Everything that changes a figure and is not the model.
+
+    ``spin`` waits for the GPU by asking it again and again, otherwise the thread sleeps until it
+    is called. ``transfers`` copies inputs and outputs inside each query. ``threads`` are
+    onnxruntime's. A measurement lasts at least ``duration_s`` and has at least ``min_samples``.
+    """
+
+    scenario: str
+    cuda_graph: bool
+    transfers: bool
+    streams: int
+    spin: bool
+    warmup_s: float
+    duration_s: float
+    min_samples: int
+    seed: int
+    preset: str | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        require_known("scenario", self.scenario, SCENARIOS)
+        if self.preset is not None:
+            require_known("preset", self.preset, PRESETS)
+        require_at_least(1, streams=self.streams, min_samples=self.min_samples)
+        require_at_least(0, warmup_s=self.warmup_s, duration_s=self.duration_s, seed=self.seed)
+        if self.threads is not None:
+            require_at_least(1, threads=self.threads)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of ``dataclasses.asdict`` after a trip through JSON.
+
+        Raises:
+            DataError: a key is missing, unknown or holds something of another type.
+            UsageError: a value that the constructor refuses.
+        """
+        return cls(**checked(cls, data))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """The raw times of each query in the order of their begin, all series equally long (queries,).
+
+    ``None`` where the backend has no such step. ``start_s`` is the begin of each query since the
+    start of the measurement; in the server scenario the moment for which it was scheduled.
+    ``warmup_ms`` (warm-up queries,) is the wall time of the queries that do not count.
+
+    Raises:
+        UsageError: no query at all, a series of another length, a time that is negative, infinite
+            or NaN.
+    """
+
+    wall_ms: Series
+    compute_ms: Series | None
+    h2d_ms: Series | None
+    d2h_ms: Series | None
+    enqueue_ms: Series | None
+    start_s: Series
+    warmup_ms: Series
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            given = getattr(self, field.name)
+            if given is not None:
+                object.__setattr__(self, field.name, times(field.name, given))
+        if not len(self.wall_ms):
+            raise UsageError("a measurement without a query\nexpected at least one in wall_ms")
+        for name, series in self._series().items():
+            if name != "warmup_ms" and len(series) != len(self):
+                raise UsageError(f"{name} has {len(series)} entries, wall_ms has {len(self)}")
+
+    def __len__(self) -> int:
+        """Number of queries that count."""
+        return len(self.wall_ms)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether every sample is the same number."""
+        if not isinstance(other, Samples):
+            return NotImplemented
+        return self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]  # as of every dataclass that compares
+
+    @property
+    def latency_ms(self) -> Series:
+        """As trtexec defines it: H2D + GPU compute + D2H; the wall time where no step is timed."""
+        if self.compute_ms is None:
+            return self.wall_ms
+        return self.compute_ms + sum(s for s in (self.h2d_ms, self.d2h_ms) if s is not None)
+
+    def step(self, name: str) -> Series:
+        """One series by its name, ``"wall_ms"`` or ``"compute_ms"``.
+
+        Raises:
+            UnknownNameError: the backend has no such step.
+        """
+        known = self._series()
+        if name not in known:
+            raise UnknownNameError("step", name, known, ", ".join(known))
+        return known[name]
+
+    def to_dict(self) -> dict[str, list[float] | None]:
+        """Plain data; a float keeps every bit in JSON."""
+        names = (field.name for field in fields(self))
+        series = ((name, getattr(self, name)) for name in names)
+        return {name: None if given is None else given.tolist() for name, given in series}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_dict``.
+
+        Raises:
+            DataError: a key is missing or unknown, or an entry is not a list of numbers.
+            UsageError: numbers that the constructor refuses.
+        """
+        require_keys(cls, data)
+        for name, given in data.items():
+            optional = given is None and name not in {"wall_ms", "start_s", "warmup_ms"}
+            if not optional and not is_list_of_numbers(given):
+                raise DataError(f"{name} is not a list of numbers")
+        return cls(**data)
+
+    def _series(self) -> dict[str, Series]:
+        every = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: series for name, series in every.items() if series is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What was measured; ``precision_proven`` is ``None`` where nobody counted."""
+
+    model: str
+    precision_asked: Precision
+    precision_proven: Precision | None
+    backend: str
+    batch: int
+    onnx_sha256: str | None = None
+    engine_sha256: str | None = None
+    compiler: str | None = None
+    compiler_version: str | None = None
+
+    def __post_init__(self) -> None:
+        require_at_least(1, batch=self.batch)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of ``dataclasses.asdict`` after a trip through JSON.
+
+        Raises:
+            DataError: a key is missing, unknown or holds something of another type.
+            UsageError: a value that the constructor refuses.
+        """
+        precisions = {
+            name: precision(data[name])
+            for name in ("precision_asked", "precision_proven")
+            if name in data
+        }
+        return cls(**checked(cls, {**data, **precisions}))
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """One measurement with all that is needed to judge it.
+
+    ``duration_s`` is from the begin of the measurement (of the first query, or of the schedule of
+    arrivals) to the end of the last query. ``environment`` is
+    plain data, as `deploykit.environment.Environment.to_dict` gives it. ``condition`` are
+    sentences about a busy or throttled machine. ``created`` is a time in ISO 8601.
+    """
+
+    subject: Subject
+    switches: Switches
+    samples: Samples
+    duration_s: float
+    environment: Mapping[str, Any]
+    condition: tuple[str, ...]
+    created: str
+
+    def __post_init__(self) -> None:
+        if not 0 < self.duration_s < float("inf"):
+            raise UsageError(f"a measurement of {self.duration_s} s\nexpected more than 0 s")
+
+    @property
+    def throughput_per_s(self) -> float:
+        """Queries x batch / duration, in samples (images) per second: trtexec's definition."""
+        return len(self.samples) * self.subject.batch / self.duration_s
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a file of results."""
+        return {
+            "subject": asdict(self.subject),
+            "switches": asdict(self.switches),
+            "samples": self.samples.to_dict(),
+            "duration_s": self.duration_s,
+            "environment": dict(self.environment),
+            "condition": list(self.condition),
+            "created": self.created,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_dict``.
+
+        Raises:
+            DataError: a key is missing, unknown or holds something of another type, or a value is
+                not possible; names it.
+        """
+        require_keys(cls, data)
+        plain = {"subject": dict, "switches": dict, "samples": dict, "environment": dict}
+        expected = plain | {"duration_s": float, "condition": list, "created": str}
+        for name, kind in expected.items():
+            require_type(name, data[name], kind)
+        for sentence in data["condition"]:
+            require_type("condition", sentence, str)
+        try:
+            return cls(
+                subject=Subject.from_dict(data["subject"]),
+                switches=Switches.from_dict(data["switches"]),
+                samples=Samples.from_dict(data["samples"]),
+                duration_s=data["duration_s"],
+                environment=data["environment"],
+                condition=tuple(data["condition"]),
+                created=data["created"],
+            )
+        except (UsageError, OverflowError) as exc:
+            raise DataError(str(exc)) from exc
