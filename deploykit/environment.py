@@ -36,6 +36,7 @@ _INSTALL_LINES: Final[Mapping[str, str]] = {
     "cuda.core": "pip install cuda-core",
     "onnxruntime": "pip install onnxruntime-gpu",
     "PIL": "pip install pillow",
+    "pynvml": "pip install nvidia-ml-py",
 }
 
 RECORDED_PACKAGES: Final = (
