@@ -26,7 +26,7 @@ def describe_layers(model: ir.Model, name: str, batch: int) -> ModelSummary:
     image = next((v for v in fixed.graph.inputs if not v.is_initializer()), None)
     if image is None:
         raise ModelFileError(f"{name} takes no input, so there is nothing to follow through it")
-    _fix_batch(fixed, batch)
+    fix_batch(fixed, batch)
     infer_shapes(fixed)
     rows = [_layer(node) for node in fixed.graph if node.outputs]
     weights = {
@@ -34,13 +34,18 @@ def describe_layers(model: ir.Model, name: str, batch: int) -> ModelSummary:
     }
     return ModelSummary(
         name=name,
-        input_shape=_shape(image),
+        input_shape=shape_of(image),
         layers=tuple(rows),
-        parameters=sum(prod(_shape(value)) for value in weights),
+        parameters=sum(prod(shape_of(value)) for value in weights),
     )
 
 
-def _fix_batch(model: ir.Model, batch: int) -> None:
+def fix_batch(model: ir.Model, batch: int) -> None:
+    """Give an open first dimension the size ``batch`` and forget all shapes that follow from it.
+
+    Raises:
+        UsageError: a dimension beside the batch is open.
+    """
     for node in model.graph:
         for value in node.outputs:
             value.shape = None  # inferred again for this batch
@@ -56,22 +61,26 @@ def _fix_batch(model: ir.Model, batch: int) -> None:
 
 
 def _layer(node: ir.Node) -> LayerInfo:
-    parameters = sum(prod(_shape(v)) for v in node.inputs if v is not None and _is_weight(v))
+    parameters = sum(prod(shape_of(v)) for v in node.inputs if v is not None and _is_weight(v))
     return LayerInfo(
         name=str(node.name),
         kind=node.op_type,
-        output_shape=_shape(node.outputs[0]),
+        output_shape=shape_of(node.outputs[0]),
         parameters=parameters,
-        multiply_adds=_multiply_adds(node),
+        multiply_adds=multiply_adds(node),
     )
 
 
-def _multiply_adds(node: ir.Node) -> int:
-    """Multiply-adds by the operators' definitions in the ONNX standard, bias not counted."""
+def multiply_adds(node: ir.Node) -> int:
+    """Multiply-adds by the operators' definitions in the ONNX standard, bias not counted.
+
+    Raises:
+        ModelFileError: the shape of an operand or of the result is not known.
+    """
     if node.op_type not in {"Conv", "ConvTranspose", "Gemm", "MatMul"}:
         return 0
-    output = _shape(node.outputs[0])
-    data, weight = (_shape(value) for value in node.inputs[:2] if value is not None)
+    output = shape_of(node.outputs[0])
+    data, weight = (shape_of(value) for value in node.inputs[:2] if value is not None)
     if node.op_type == "Conv":  # weight (M, C / group, kH, kW)
         return prod(output) * prod(weight[1:])
     if node.op_type == "ConvTranspose":  # weight (C, M / group, kH, kW)
@@ -89,7 +98,12 @@ def _is_weight(value: ir.Value) -> bool:
     return value.is_initializer() and value.dtype is not None and value.dtype.is_floating_point()
 
 
-def _shape(value: ir.Value) -> tuple[int, ...]:
+def shape_of(value: ir.Value) -> tuple[int, ...]:
+    """The shape of a value in which no dimension is open.
+
+    Raises:
+        ModelFileError: shape inference found none.
+    """
     dims = None if value.shape is None else value.shape.dims
     if dims is None or not all(isinstance(dim, int) for dim in dims):
         raise ModelFileError(f"no shape can be inferred for {value.name!r}")
