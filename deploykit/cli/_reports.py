@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from deploykit.cli._show import census_line, megabytes, table
@@ -122,10 +123,15 @@ def show_int8(out: Console, conversion: Mapping[str, Any], calibration: Mapping[
     for title, key in (("weights", "weight_sqnr_db"), ("activations", "activation_sqnr_db")):
         if conversion[key]:
             rows = table((title, "SQNR (dB)"), title="lowest ratios", right=("SQNR (dB)",))
-            for name, ratio in conversion[key].items():
+            for name, ratio in sorted(conversion[key].items(), key=_ratio):
                 rows.add_row(name, "exact" if ratio is None else f"{ratio:.1f}")
             out.print(rows, "")
     show_left_alone(out, conversion["kept"])
+
+
+def _ratio(item: tuple[str, float | None]) -> float:
+    """The worst first; an exact weight has no ratio."""
+    return inf if item[1] is None else item[1]
 
 
 def show_left_alone(out: Console, kept: Mapping[str, str]) -> None:

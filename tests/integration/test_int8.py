@@ -112,6 +112,9 @@ def test_output_shows_layers_ratios_and_methods(
     assert "convolutions and matrix products: 19 INT8, 1 FP16, 0 FP32" in called.out
     for text in ("SQNR (dB)", "on held-out images", "mean KL", "not INT8", "because"):
         assert text in called.out
+    _, _, ratios = called.out.partition("lowest ratios")
+    shown = [line.split()[-1] for line in ratios.split("lowest ratios")[0].splitlines()[2:12]]
+    assert [float(ratio) for ratio in shown] == sorted(map(float, shown))
 
 
 def test_table_is_used_again_and_made_anew_with_the_reason(
