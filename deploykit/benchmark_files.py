@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.benchmarking.results import BenchmarkResult
 from deploykit.errors import DataError, UsageError
-from deploykit.staging import translated_write_errors
+from deploykit.staging import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
 SCHEMA_VERSION: Final = 1
 
@@ -25,18 +23,7 @@ def write_results(path: Path, results: Iterable[BenchmarkResult]) -> None:
         BundleError: the place cannot be written to; a file that was there is as it was.
         UsageError: an environment holds something that is not plain data.
     """
-    text = _to_json(results)
-    with translated_write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(name).chmod(0o644)  # mkstemp's 0o600 would keep other users out
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+    write_whole(path, _to_json(results))
 
 
 def read_results(path: Path) -> tuple[BenchmarkResult, ...]:

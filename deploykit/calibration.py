@@ -7,19 +7,17 @@ says which of them differs.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from deploykit.artifacts import sha256_of_bytes
 from deploykit.errors import DataError, UnknownNameError
-from deploykit.staging import translated_write_errors
+from deploykit.staging import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
 SCHEMA_VERSION: Final = 2
 
@@ -116,17 +114,7 @@ class CalibrationTable:
         Raises:
             BundleError: the place cannot be written to.
         """
-        with translated_write_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    file.write(self.to_json())
-                Path(name).chmod(0o644)  # mkstemp's 0o600 would keep other users out
-                Path(name).replace(path)
-            except BaseException:
-                Path(name).unlink(missing_ok=True)
-                raise
+        write_whole(path, self.to_json())
 
     @classmethod
     def from_json(cls, text: str, name: str) -> Self:

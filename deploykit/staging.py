@@ -77,6 +77,25 @@ def translated_write_errors(target: Path) -> Iterator[None]:
         ) from exc
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file, whole or not at all; folders are made where they are missing.
+
+    Raises:
+        BundleError: the place cannot be written to; a file that was there is as it was.
+    """
+    with translated_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            Path(name).chmod(0o644)  # mkstemp's 0o600 would keep other users out
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
 @contextmanager
 def exclusive(target: Path) -> Iterator[None]:
     """Hold the lock of ``target`` among all processes of this machine.
