@@ -1,55 +1,70 @@
-"""A file of benchmark results: JSON, one result a line, read back without losing a bit."""
+"""A file of benchmark results: JSON, an entry a line, read back without losing a bit."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from deploykit.benchmarking.results import BenchmarkResult
-from deploykit.errors import DataError, UsageError
+from deploykit.benchmarking.runs import BenchmarkRun, Failure
+from deploykit.errors import DataError, UnknownNameError, UsageError
 from deploykit.staging import write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 SCHEMA_VERSION: Final = 1
 
 
-def write_results(path: Path, results: Iterable[BenchmarkResult]) -> None:
+def write_run(path: Path, run: BenchmarkRun) -> None:
     """Write to ``path``, whole or not at all; folders are made where they are missing.
 
     Raises:
         BundleError: the place cannot be written to; a file that was there is as it was.
         UsageError: an environment holds something that is not plain data.
     """
-    write_whole(path, _to_json(results))
+    write_whole(path, _to_json(run))
 
 
-def read_results(path: Path) -> tuple[BenchmarkResult, ...]:
-    """Read what `write_results` wrote.
+def read_run(path: Path) -> BenchmarkRun:
+    """Read what `write_run` wrote.
 
     Raises:
         DataError: missing, unreadable, not JSON, of another schema, or a result lacks or misspells
             something; the message says which result and what.
     """
     body = _parse(_read(path), path)
-    entries = body.get("results")
-    if not isinstance(entries, list):
-        raise DataError(f"{path} has no list of results{_MEASURE_AGAIN}")
-    return tuple(_result(path, number, entry) for number, entry in enumerate(entries, 1))
+    results = _entries(body, path, "result", BenchmarkResult.from_dict)
+    return BenchmarkRun(results, _entries(body, path, "failure", Failure.from_dict))
+
+
+def to_line(data: Any) -> str:
+    """Plain data as JSON on one line.
+
+    Raises:
+        UsageError: it holds something that JSON cannot hold.
+    """
+    try:
+        return json.dumps(data, allow_nan=False)
+    except (TypeError, ValueError) as exc:
+        raise UsageError(f"a result holds something that JSON cannot hold: {exc}") from exc
 
 
 _MEASURE_AGAIN: Final = "\nmeasure again: deploykit bench"
 
 
-def _to_json(results: Iterable[BenchmarkResult]) -> str:
-    try:
-        lines = [json.dumps(result.to_dict(), allow_nan=False) for result in results]
-    except (TypeError, ValueError) as exc:
-        raise UsageError(f"a result holds something that JSON cannot hold: {exc}") from exc
-    inner = ",\n".join(lines)
-    return f'{{"schema_version": {SCHEMA_VERSION}, "results": [\n{inner}\n]}}\n'
+Entry = TypeVar("Entry", BenchmarkResult, Failure)
+
+
+def _to_json(run: BenchmarkRun) -> str:
+    results, failures = _lines(run.results), _lines(run.failures)
+    body = f'"results": [\n{results}\n], "failures": [\n{failures}\n]'
+    return f'{{"schema_version": {SCHEMA_VERSION}, {body}}}\n'
+
+
+def _lines(entries: Iterable[BenchmarkResult | Failure]) -> str:
+    return ",\n".join(to_line(entry.to_dict()) for entry in entries)
 
 
 def _read(path: Path) -> str:
@@ -75,10 +90,19 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
     return body
 
 
-def _result(path: Path, number: int, entry: Any) -> BenchmarkResult:
-    if not isinstance(entry, dict):
-        raise DataError(f"{path}: result {number} is not an object{_MEASURE_AGAIN}")
+def _entries(
+    body: dict[str, Any], path: Path, kind: str, read: Callable[[dict[str, Any]], Entry]
+) -> tuple[Entry, ...]:
+    given = body.get(f"{kind}s")
+    if not isinstance(given, list):
+        raise DataError(f"{path} has no list of {kind}s{_MEASURE_AGAIN}")
+    return tuple(_entry(f"{path}: {kind} {at}", each, read) for at, each in enumerate(given, 1))
+
+
+def _entry(where: str, data: Any, read: Callable[[dict[str, Any]], Entry]) -> Entry:
+    if not isinstance(data, dict):
+        raise DataError(f"{where} is not an object{_MEASURE_AGAIN}")
     try:
-        return BenchmarkResult.from_dict(entry)
-    except DataError as exc:
-        raise DataError(f"{path}: result {number}: {exc}") from exc
+        return read(data)
+    except (DataError, UnknownNameError) as exc:
+        raise DataError(f"{where}: {exc}") from exc

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+from deploykit.benchmarking._checks import checked
 from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from deploykit.benchmarking.costs import NetworkCost
     from deploykit.benchmarking.peaks import DevicePeak
 
@@ -52,6 +55,15 @@ class Limit:
     def floor_ms(self) -> float:
         """The limit with a full cache: nothing true is faster than this."""
         return max(self.compute_ms or 0.0, self.uncached_ms)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of ``dataclasses.asdict`` after a trip through JSON.
+
+        Raises:
+            DataError: a key is missing, unknown or holds something of another type.
+        """
+        return cls(**checked(cls, data))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from deploykit.environment import cpu_model
 from deploykit.errors import DeviceError, UsageError
@@ -98,6 +98,11 @@ class DevicePeak:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a result file."""
         return asdict(self) | {"winograd": sorted(str(each) for each in self.winograd)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_dict`` after a trip through JSON."""
+        return cls(**{**data, "winograd": frozenset(map(Precision, data["winograd"]))})
 
 
 @dataclass(frozen=True, slots=True)

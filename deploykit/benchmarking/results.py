@@ -19,6 +19,7 @@ from deploykit.benchmarking._checks import (
     require_type,
     times,
 )
+from deploykit.benchmarking.limits import Limit
 from deploykit.errors import DataError, UnknownNameError, UsageError
 from deploykit.specs import Precision  # noqa: TC001  (get_type_hints looks it up)
 
@@ -39,8 +40,10 @@ class Switches:
     """Everything that changes a figure and is not the model.
 
     ``spin`` waits for the GPU by asking it again and again, otherwise the thread sleeps until it
-    is called. ``transfers`` copies inputs and outputs inside each query. ``threads`` are
-    onnxruntime's. A measurement lasts at least ``duration_s`` and has at least ``min_samples``.
+    is called. ``transfers`` copies inputs and outputs inside each query. ``threads`` are those of
+    a CPU backend. A measurement lasts at least ``duration_s`` and has at least ``min_samples``.
+    In the server scenario queries come at ``rate_per_s``; with ``bound_ms`` it is the highest rate
+    whose 99th percentile stays within that bound, and was searched for.
     """
 
     scenario: str
@@ -54,6 +57,8 @@ class Switches:
     seed: int
     preset: str | None = None
     threads: int | None = None
+    rate_per_s: float | None = None
+    bound_ms: float | None = None
 
     def __post_init__(self) -> None:
         require_known("scenario", self.scenario, SCENARIOS)
@@ -63,6 +68,10 @@ class Switches:
         require_at_least(0, warmup_s=self.warmup_s, duration_s=self.duration_s, seed=self.seed)
         if self.threads is not None:
             require_at_least(1, threads=self.threads)
+        for name in ("rate_per_s", "bound_ms"):
+            given = getattr(self, name)
+            if given is not None and not 0 < given < float("inf"):
+                raise UsageError(f"{name} is {given}, expected more than 0")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -203,7 +212,8 @@ class BenchmarkResult:
     ``duration_s`` is from the begin of the measurement (of the first query, or of the schedule of
     arrivals) to the end of the last query. ``environment`` is
     plain data, as `deploykit.environment.Environment.to_dict` gives it. ``condition`` are
-    sentences about a busy or throttled machine. ``created`` is a time in ISO 8601.
+    sentences about a busy or throttled machine, ``notes`` about what was measured. ``limit`` is
+    ``None`` where the network or the device is not known. ``created`` is a time in ISO 8601.
     """
 
     subject: Subject
@@ -213,6 +223,8 @@ class BenchmarkResult:
     environment: Mapping[str, Any]
     condition: tuple[str, ...]
     created: str
+    limit: Limit | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.duration_s < float("inf"):
@@ -233,6 +245,8 @@ class BenchmarkResult:
             "environment": dict(self.environment),
             "condition": list(self.condition),
             "created": self.created,
+            "limit": None if self.limit is None else asdict(self.limit),
+            "notes": list(self.notes),
         }
 
     @classmethod
@@ -245,11 +259,15 @@ class BenchmarkResult:
         """
         require_keys(cls, data)
         plain = {"subject": dict, "switches": dict, "samples": dict, "environment": dict}
-        expected = plain | {"duration_s": float, "condition": list, "created": str}
+        lists = {"condition": list, "notes": list}
+        expected = plain | lists | {"duration_s": float, "created": str}
         for name, kind in expected.items():
             require_type(name, data[name], kind)
-        for sentence in data["condition"]:
-            require_type("condition", sentence, str)
+        for name in lists:
+            for sentence in data[name]:
+                require_type(name, sentence, str)
+        if data["limit"] is not None:
+            require_type("limit", data["limit"], dict)
         try:
             return cls(
                 subject=Subject.from_dict(data["subject"]),
@@ -259,6 +277,8 @@ class BenchmarkResult:
                 environment=data["environment"],
                 condition=tuple(data["condition"]),
                 created=data["created"],
+                limit=None if data["limit"] is None else Limit.from_dict(data["limit"]),
+                notes=tuple(data["notes"]),
             )
         except (UsageError, OverflowError) as exc:
             raise DataError(str(exc)) from exc

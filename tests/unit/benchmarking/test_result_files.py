@@ -6,48 +6,59 @@ from typing import Any
 
 import pytest
 
-from deploykit.benchmark_files import read_results, write_results
+from deploykit.benchmark_files import read_run, write_run
+from deploykit.benchmarking.runs import BenchmarkRun, Failure
 from deploykit.errors import BundleError, DataError, UsageError
+from deploykit.specs import Precision
 from tests.unit.benchmarking.noise import ENVIRONMENT, result_of
 
 RESULTS = (result_of([1 / 3, 0.1 + 0.2]), result_of([5e-324, 2.5e300]))
+FAILURE = Failure(
+    "vgg19", Precision.INT8, "ort", 32, "time limit", "not done after 300 s", 300 + 1 / 3
+)
+RUN = BenchmarkRun(RESULTS, (FAILURE,))
 
 
 def test_results_come_back_from_disk_bit_for_bit(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "run.json"
-    write_results(path, RESULTS)
-    assert read_results(path) == RESULTS
+    write_run(path, RUN)
+    assert read_run(path) == RUN
     body = json.loads(path.read_text(encoding="utf-8"))
-    assert body == {"schema_version": 1, "results": [result.to_dict() for result in RESULTS]}
+    assert body == {
+        "schema_version": 1,
+        "results": [result.to_dict() for result in RESULTS],
+        "failures": [FAILURE.to_dict()],
+    }
     assert [item.name for item in path.parent.iterdir()] == ["run.json"]
     assert path.stat().st_mode & 0o777 == 0o644
 
 
 def test_a_file_without_results_is_a_file_of_results(tmp_path: Path) -> None:
-    write_results(tmp_path / "run.json", [])
-    assert read_results(tmp_path / "run.json") == ()
+    write_run(tmp_path / "run.json", BenchmarkRun(()))
+    assert read_run(tmp_path / "run.json") == BenchmarkRun(())
 
 
-def test_a_result_is_one_line(tmp_path: Path) -> None:
-    write_results(tmp_path / "run.json", RESULTS)
+def test_a_result_and_a_failure_are_one_line_each(tmp_path: Path) -> None:
+    write_run(tmp_path / "run.json", RUN)
     lines = (tmp_path / "run.json").read_text(encoding="utf-8").splitlines()
-    assert len(lines) == 2 + len(RESULTS)
+    assert len(lines) == 2 + len(RESULTS) + 1 + 1
     assert json.loads(lines[1].rstrip(",")) == RESULTS[0].to_dict()
+    assert json.loads(lines[4]) == FAILURE.to_dict()
 
 
 def test_a_failed_write_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "run.json"
-    write_results(path, RESULTS[:1])
+    write_run(path, BenchmarkRun(RESULTS[:1]))
 
     def full(self: Path, target: Path) -> Path:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(BundleError, match=r"cannot write .*run\.json: No space left on device"):
-        write_results(path, RESULTS)
-    assert read_results(path) == RESULTS[:1]
+        write_run(path, RUN)
+    assert read_run(path).results == RESULTS[:1]
     assert [item.name for item in tmp_path.iterdir()] == ["run.json"]
 
 
@@ -57,34 +68,34 @@ def test_what_is_not_plain_data_is_refused_before_anything_is_written(
 ) -> None:
     result = result_of([1.0], environment={**ENVIRONMENT, "temperature": value})
     with pytest.raises(UsageError, match="a result holds something that JSON cannot hold: "):
-        write_results(tmp_path / "run.json", [result])
+        write_run(tmp_path / "run.json", BenchmarkRun((result,)))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no file of results .*run\.json\nmeasure again"):
-        read_results(tmp_path / "run.json")
+        read_run(tmp_path / "run.json")
 
 
 def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*Is a directory"):
-        read_results(tmp_path)
+        read_run(tmp_path)
 
 
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"cannot read .*run\.json: .*can't decode"):
-        read_results(tmp_path / "run.json")
+        read_run(tmp_path / "run.json")
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.99])
 def test_a_file_that_was_cut_off_is_refused(tmp_path: Path, keep: float) -> None:
     path = tmp_path / "run.json"
-    write_results(path, RESULTS)
+    write_run(path, RUN)
     text = path.read_text(encoding="utf-8")
     path.write_text(text[: int(keep * len(text))], encoding="utf-8")
     with pytest.raises(DataError, match=r"run\.json is not JSON, perhaps cut off: "):
-        read_results(path)
+        read_run(path)
 
 
 @pytest.mark.parametrize(
@@ -99,13 +110,15 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path: Path, keep: float) -> None
         ('{"schema_version": 1, "results": {}}', "has no list of results"),
         ('{"schema_version": 1, "results": [7]}', "result 1 is not an object\nmeasure again"),
         ('{"schema_version": 1, "results": [{}]}', "result 1: lacks the key 'condition'"),
+        ('{"schema_version": 1, "results": []}', "has no list of failures"),
+        ('{"schema_version": 1, "results": [], "failures": [{}]}', "failure 1: lacks the key 'ba"),
     ],
 )
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "run.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=message) as caught:
-        read_results(path)
+        read_run(path)
     assert str(path) in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 3
 
@@ -114,6 +127,25 @@ def test_the_message_names_the_result_that_is_wrong(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     bodies = [result.to_dict() for result in RESULTS]
     bodies[1]["samples"]["wall_ms"][0] = float("nan")
-    path.write_text(json.dumps({"schema_version": 1, "results": bodies}), encoding="utf-8")
+    body = {"schema_version": 1, "results": bodies, "failures": []}
+    path.write_text(json.dumps(body), encoding="utf-8")
     with pytest.raises(DataError, match="result 2: wall_ms holds a time that is negative, infin"):
-        read_results(path)
+        read_run(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "bad luck"}, "failure 1: unknown kind of failure 'bad luck'"),
+        ({"precision": "fp8"}, "failure 1: unknown precision 'fp8', known: fp32, fp16, int8"),
+        ({"batch": "8"}, "failure 1: batch is '8', expected int"),
+    ],
+)
+def test_a_failure_that_is_wrong_is_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "run.json"
+    body = {"schema_version": 1, "results": [], "failures": [FAILURE.to_dict() | change]}
+    path.write_text(json.dumps(body), encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        read_run(path)
