@@ -22,17 +22,24 @@ if TYPE_CHECKING:
 
 
 class EagerRunner:
-    """Runs a module of one input and one output, set to evaluation mode, without gradients."""
+    """Runs a module of one input and one output, set to evaluation mode, without gradients.
+
+    ``threads`` are those of torch in this process, which has one number for all modules.
+    """
 
     def __init__(
         self,
         module: nn.Module,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
+        *,
+        threads: int | None = None,
     ) -> None:
         self.inputs = inputs
         self.outputs = outputs
         self._module: nn.Module | None = module.eval()
+        if threads is not None:
+            torch.set_num_threads(threads)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name for one batch of inputs by name.

@@ -5,7 +5,7 @@ A file of this folder without a leading underscore is a family. It holds a liter
 and a function ``build(variant, *, num_classes, image_size)``.
 """
 
-from deploykit.models._registry import get, names
+from deploykit.models._registry import families, get, names
 from deploykit.models._weights import WeightsRecord, build_with_weights
 
-__all__ = ["WeightsRecord", "build_with_weights", "get", "names"]
+__all__ = ["WeightsRecord", "build_with_weights", "families", "get", "names"]

@@ -38,6 +38,18 @@ def names() -> tuple[str, ...]:
     return tuple(read_families(FAMILIES))
 
 
+def families() -> Mapping[str, tuple[str, ...]]:
+    """The architectures of each family file, both in the order of `names`.
+
+    >>> families()["alexnet"]
+    ('alexnet2012', 'alexnet')
+    """
+    found: dict[str, list[str]] = {}
+    for name, entry in read_families(FAMILIES).items():
+        found.setdefault(entry.family, []).append(name)
+    return {family: tuple(members) for family, members in found.items()}
+
+
 def get(name: str, *, num_classes: int | None = None, image_size: int | None = None) -> ModelSpec:
     """The spec of a registered architecture, as published where nothing else is chosen.
 

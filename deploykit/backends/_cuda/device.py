@@ -18,15 +18,19 @@ INDEX: Final = 0
 class Device:
     """The first GPU of the driver; one object serves all threads.
 
+    ``spin`` sets how this process waits for it, ``None`` leaves that to the driver.
+
     Raises:
         MissingDependencyError: ``cuda.core`` is not installed or does not load.
         EngineIncompatibleError: there is no CUDA driver, or it shows no GPU.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, spin: bool | None = None) -> None:
         self._core = require("cuda.core")
         self._driver = require("cuda.bindings.driver")
         try:
+            if spin is not None:
+                self._choose_waiting(spin=spin)
             self.make_current()
         except Exception as error:
             said = " ".join(str(error).split())
@@ -40,6 +44,13 @@ class Device:
     def make_current(self) -> None:
         """Work of the calling thread goes to this GPU; CUDA keeps that for each thread apart."""
         self._core.Device(INDEX).set_current()
+
+    def _choose_waiting(self, *, spin: bool) -> None:
+        flags = self._driver.CUctx_flags
+        flag = flags.CU_CTX_SCHED_SPIN if spin else flags.CU_CTX_SCHED_BLOCKING_SYNC
+        self._driver.cuInit(0)  # a driver that does not start says so when it is used
+        # Flags of a context that exists already may be changed, too (CUDA 11 and later).
+        self._driver.cuDevicePrimaryCtxSetFlags(INDEX, flag)
 
     def new_stream(self) -> Stream:
         """A stream of its own, never the default one."""

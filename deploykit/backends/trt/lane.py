@@ -85,9 +85,7 @@ class Lane:
     ) -> tuple[dict[str, NDArray[Any]], dict[str, float | None]]:
         """Outputs on the host, and the fields of a `StepTimes` but for its wall time."""
         context, sources = self._prepare(feeds)
-        if self._clock is None:
-            self._clock = self._device.new_clock(4)
-        clock = self._clock
+        clock = self._step_clock()
         clock.mark(_START, self._stream)
         addresses = context.copy_in(sources)
         clock.mark(_COPIED_IN, self._stream)
@@ -105,6 +103,34 @@ class Lane:
             "d2h_ms": clock.between_ms(_COMPUTED, _COPIED_OUT),
             "enqueue_ms": enqueued * 1e3,
         }
+
+    def time_on_device(self, feeds: Mapping[str, Any]) -> dict[str, float | None]:
+        """The fields of a `StepTimes` but for its wall time; the outputs are not fetched."""
+        context, sources = self._prepare(feeds)
+        clock = self._step_clock()
+        addresses = context.copy_in(sources)
+        clock.mark(_COPIED_IN, self._stream)
+        begun = time.perf_counter()
+        context.launch(addresses)
+        enqueued = time.perf_counter() - begun
+        clock.mark(_COMPUTED, self._stream)
+        self._stream.synchronise()
+        return {
+            "compute_ms": clock.between_ms(_COPIED_IN, _COMPUTED),
+            "enqueue_ms": enqueued * 1e3,
+        }
+
+    def upload(self, feeds: Mapping[str, Any]) -> dict[str, DeviceArray]:
+        """Copies of host arrays on the GPU, each in memory of its own, complete."""
+        context, sources = self._prepare(feeds)
+        context.copy_in(sources)
+        arrays = {}
+        for binding in context.inputs:
+            memory = self._device.reserve(binding.device.size, self._stream)
+            self._stream.copy(memory, binding.device)
+            arrays[binding.name] = DeviceArray(self._device, memory, binding.shape, binding.dtype)
+        self._stream.synchronise()
+        return arrays
 
     def is_usable(self) -> bool:
         """Whether its stream still works; waits for what is queued there."""
@@ -148,6 +174,11 @@ class Lane:
         engine = self._engine
         sources = read_feeds(engine.name, engine.inputs, self._profile, feeds, self._stream)
         return self._context(sources[0].shape[0]), sources
+
+    def _step_clock(self) -> StepClock:
+        if self._clock is None:
+            self._clock = self._device.new_clock(4)
+        return self._clock
 
     def _context(self, batch: int) -> BatchContext:
         context = self._contexts.pop(batch, None)

@@ -32,9 +32,11 @@ Result = TypeVar("Result")
 class _Opened:
     """The GPU, the engine on it and the lanes; they come and go together."""
 
-    def __init__(self, open_engine: Callable[[], Engine], profile: ShapeProfile) -> None:
+    def __init__(
+        self, open_engine: Callable[[], Engine], profile: ShapeProfile, *, spin: bool | None
+    ) -> None:
         self.pid = os.getpid()
-        self.device = device = Device()
+        self.device = device = Device(spin=spin)
         self.engine = engine = open_engine()
         self.pool = LanePool(engine.name, lambda: Lane(device, engine, profile))
 
@@ -50,7 +52,9 @@ class TrtRunner:
     interface, which is used where it lies: it must not be written before the call has returned.
     With ``cuda_graphs`` a batch size is captured as a graph when it comes for the second time from
     the same addresses, and TensorRT for RTX decides that by itself. ``cache`` is the file for what
-    TensorRT for RTX compiles at run time; it is read on opening and written on closing.
+    TensorRT for RTX compiles at run time; it is read on opening and written on closing. ``spin``
+    is how all of this process waits for the GPU from now on: by asking again and again, or asleep;
+    ``None`` is the driver's own choice.
     """
 
     def __init__(
@@ -61,9 +65,11 @@ class TrtRunner:
         *,
         cuda_graphs: bool = True,
         cache: Path | None = None,
+        spin: bool | None = None,
     ) -> None:
         self._name = plan.name
         self._profile = profile
+        self._spin = spin
         self._open_engine = lambda: Engine(plan, compiler, cuda_graphs=cuda_graphs, cache=cache)
         self._opening = Lock()
         self._opened: _Opened | None = None
@@ -109,6 +115,16 @@ class TrtRunner:
         outputs, steps = self._call(Lane.run_timed, feeds)
         return outputs, StepTimes(wall_ms=(time.perf_counter() - start) * 1e3, **steps)
 
+    def time_on_device(self, feeds: Mapping[str, Any]) -> StepTimes:
+        """Compute on inputs that lie on the GPU, and leave the outputs there, unread."""
+        start = time.perf_counter()
+        steps = self._call(Lane.time_on_device, feeds)
+        return StepTimes(wall_ms=(time.perf_counter() - start) * 1e3, **steps)
+
+    def upload(self, feeds: Mapping[str, Any]) -> dict[str, DeviceArray]:
+        """Copies of inputs on the GPU, each in memory of its own; raises what ``run`` does."""
+        return self._call(Lane.upload, feeds)
+
     def close(self) -> None:
         """Wait for running calls, then give everything back; a second call does nothing."""
         with self._opening:
@@ -148,7 +164,7 @@ class TrtRunner:
             if self._closed:
                 raise UsageError(f"the runner of {self._name} is closed; open a new one")
             if self._opened is None:
-                self._opened = _Opened(self._open_engine, self._profile)
+                self._opened = _Opened(self._open_engine, self._profile, spin=self._spin)
             return self._opened
 
     def _call(
