@@ -1,0 +1,1 @@
+"""Reports of a benchmark run: CSV, Markdown and one HTML page that needs nothing beside it."""

@@ -1,0 +1,144 @@
+"""The charts, by mouse, finger and keyboard."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from deploykit.benchmarking.rows import row_of
+from tests.browser.reading import PHONE, lines_of, stage_of
+from tests.unit.benchmark_reports.reported import gpu_run
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+    from tests.browser.reading import Open
+
+CHARTS = ("latency", "throughput", "distribution", "roofline", "precisions")
+
+
+def test_figures_are_read_by_keyboard(opened: Open) -> None:
+    page = opened()
+    for chart in CHARTS:
+        read_by_keyboard(page, chart)
+
+
+def read_by_keyboard(page: Page, chart: str) -> None:
+    stage, tip = stage_of(page, chart), page.locator(f"#chart-{chart} .tip")
+    assert tip.is_hidden()
+    stage.focus()
+    page.keyboard.press("Home")
+    first = tip.inner_text()
+    assert "batch" in first
+    page.keyboard.press("ArrowRight")
+    assert tip.inner_text() != first
+    assert page.locator("#spoken").inner_text().startswith(tip.inner_text().splitlines()[0])
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("End")
+    page.keyboard.press("ArrowRight")
+    assert tip.is_visible()
+    page.keyboard.press("Escape")
+    assert tip.is_hidden()
+
+
+def test_the_tooltip_says_what_the_result_says(opened: Open) -> None:
+    page = opened()
+    median = row_of(gpu_run().results[0]).latency_ms[50]
+    stage_of(page, "latency").focus()
+    page.keyboard.press("ArrowRight")
+    text = page.locator("#chart-latency .tip").inner_text()
+    assert text.startswith("resnet50, fp32, tensorrt, batch 1")
+    shown = re.search(r"p50\s+([\d.]+)\sms \(([\d.]+) to ([\d.]+)\)", text)
+    assert shown is not None
+    figures = [float(figure) for figure in shown.groups()]
+    assert figures == pytest.approx([median.value, median.low, median.high], rel=1e-3)
+
+
+def test_a_finger_and_a_mouse_read_figures(opened: Open) -> None:
+    page = opened(viewport=PHONE, has_touch=True)
+    stage, tip = stage_of(page, "latency"), page.locator("#chart-latency .tip")
+    mark = stage.locator("svg .mark").first
+    mark.tap(force=True)
+    assert tip.is_visible()
+    box, held = tip.bounding_box(), stage.bounding_box()
+    assert box is not None
+    assert held is not None
+    assert held["x"] <= box["x"]
+    assert box["x"] + box["width"] <= held["x"] + held["width"]
+    page = opened()
+    stage_of(page, "roofline").locator("svg .mark").first.hover(force=True)
+    assert page.locator("#chart-roofline .tip").is_visible()
+    page.mouse.move(2, 2)
+    assert page.locator("#chart-roofline .tip").is_hidden()
+
+
+def test_every_chart_names_itself_and_its_axes(opened: Open) -> None:
+    page = opened()
+    titles = {
+        "latency": ["Batch (images per query)", "Latency p50 (ms)"],
+        "throughput": ["Batch (images per query)", "Throughput (images/s)"],
+        "distribution": ["Latency over the row's median (\u00d7)", "Share of queries (%)"],
+        "roofline": ["Arithmetic intensity (FLOP/byte)", "Arithmetic rate (FLOP/s)"],
+        "precisions": ["Throughput ratio (\u00d7); beside it images/s"],
+    }
+    for chart in CHARTS:
+        drawing = page.locator(f"#chart-{chart} .stage > svg[role=img]")
+        assert drawing.get_attribute("aria-label")
+        found = drawing.locator(".axis-title").all_text_contents()
+        assert found[: len(titles[chart])] == titles[chart]
+    assert page.locator("#legend .entry").all_inner_texts() == [
+        *("resnet50", "alexnet", "vgg16", "nin"),
+        *("fp32", "fp16", "int8"),
+        *("tensorrt", "tensorrt-rtx"),
+    ]
+
+
+def test_rows_are_chosen_for_the_distribution(opened: Open) -> None:
+    page = opened()
+    assert lines_of(page, "distribution") == 3
+    page.locator("#choose-0").click()
+    assert lines_of(page, "distribution") == 2
+    for row in (1, 2, 4, 5, 7):
+        page.locator(f"#choose-{row}").click()
+    assert lines_of(page, "distribution") == 6
+    assert page.locator("input[type=checkbox]:checked").count() == 6
+    page.get_by_role("button", name="Tail").click()
+    assert lines_of(page, "distribution") == 6
+    page.get_by_role("button", name="ms", exact=True).click()
+    assert "Latency (ms)" in page.locator("#chart-distribution").inner_text()
+    page.locator("#chart-distribution .remove").first.click()
+    assert lines_of(page, "distribution") == 5
+
+
+def test_precisions_are_compared_at_one_batch(opened: Open) -> None:
+    page, run = opened(), gpu_run()
+    assert lines_of(page, "precisions") == 6
+    page.select_option("#compared-batch", "32")
+    rates = {(r.subject.model, r.subject.precision_asked, r.subject.batch): r for r in run.results}
+    fp32, int8 = rates["resnet50", "fp32", 32], rates["resnet50", "int8", 32]  # type: ignore[index]  # a Precision is its name
+    ratio = int8.throughput_per_s / fp32.throughput_per_s
+    texts = page.locator("#chart-precisions .bar-text").all_text_contents()
+    assert texts[0].startswith("1.00\u00d7")
+    assert texts[2].startswith(f"{ratio:.2f}\u00d7")
+
+
+def test_a_small_run_says_why_its_charts_are_empty(opened: Open) -> None:
+    page = opened("one")
+    assert page.locator("#filters").is_hidden()
+    empty = page.locator("#chart-grid .empty").all_inner_texts()
+    assert [text.split(":")[0].split(",")[0] for text in empty] == [
+        "All rows shown have batch 1",
+        "All rows shown have batch 1",
+        "Nothing to draw",
+        "All rows shown are fp32",
+    ]
+    assert "p99 needs 528 independent samples" in page.locator("#left-out").inner_text()
+    page = opened("cpu")
+    assert "2 rows not drawn: too few samples" in page.locator("#chart-latency").inner_text()
+    page = opened("empty")
+    assert set(page.locator(".empty").all_inner_texts()) == {"This run has no results."}
+    page = opened("failures")
+    assert page.locator("tbody.failed").count() == 2

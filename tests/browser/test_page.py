@@ -1,0 +1,174 @@
+"""The page and its table: sorting, filters, themes, a phone, paper, hostile names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from deploykit.benchmarking.rows import row_of
+from tests.browser.reading import PHONE, RUNS, lines_of, overflow, row_ids, stage_of
+from tests.unit.benchmark_reports.reported import BUSY, DOUBT, HOSTILE, gpu_run
+
+if TYPE_CHECKING:
+    from tests.browser.reading import Open
+
+
+def test_columns_sort_up_down_and_back(opened: Open) -> None:
+    page, run = opened(), gpu_run()
+    failures = [len(run.results), len(run.results) + 1]
+    medians = [row_of(result).latency_ms[50].value for result in run.results]
+    upwards = sorted(range(len(medians)), key=medians.__getitem__)
+    measured = row_ids(page)
+    head = page.locator("th.col-p50")
+    assert measured == [*range(len(medians)), *failures]
+    assert head.get_attribute("aria-sort") == "none"
+    head.locator("button").click()
+    assert row_ids(page) == [*upwards, *failures]
+    assert head.get_attribute("aria-sort") == "ascending"
+    head.locator("button").click()
+    assert row_ids(page) == [*upwards[::-1], *failures]
+    assert head.get_attribute("aria-sort") == "descending"
+    head.locator("button").click()
+    assert row_ids(page) == measured
+    assert head.get_attribute("aria-sort") == "none"
+
+
+def test_columns_sort_by_keyboard(opened: Open) -> None:
+    page = opened()
+    page.locator("#sort-model").focus()
+    page.keyboard.press("Enter")
+    names = page.locator("tbody[data-row] .name").all_inner_texts()
+    assert names == sorted(names)
+    page.keyboard.press("Enter")  # the same button has the focus still
+    assert page.locator("tbody[data-row] .name").all_inner_texts() == names[::-1]
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    assert page.locator("th.col-backend").get_attribute("aria-sort") == "ascending"
+
+
+def test_every_kind_of_column_sorts(opened: Open) -> None:
+    page, run = opened(), gpu_run()
+    rows = [row_of(result) for result in run.results]
+    page.locator("#sort-images_per_s").click()
+    shown = row_ids(page)[: len(rows)]
+    assert shown == sorted(shown, key=lambda row: rows[row].throughput_per_s)
+    page.locator("#sort-precision").click()
+    names = [cell.split()[0] for cell in page.locator("td.col-precision").all_inner_texts()]
+    assert list(dict.fromkeys(names)) == ["fp32", "fp16", "int8"]
+    page.locator("#sort-batch").click()
+    page.locator("#sort-batch").click()
+    batches = [int(text) for text in page.locator("td.col-batch").all_inner_texts()]
+    assert batches == sorted(batches, reverse=True)
+
+
+def test_filters_act_on_the_table_and_on_the_charts(opened: Open) -> None:
+    page, run = opened(), gpu_run()
+    assert lines_of(page, "latency") == lines_of(page, "throughput") == 6
+    assert lines_of(page, "roofline") == len(run.results)
+    page.select_option("#filter-model", "alexnet")
+    assert page.locator("#count").inner_text() == "9 of 20 rows"
+    assert lines_of(page, "latency") == 3
+    page.select_option("#filter-precision", "int8")
+    assert lines_of(page, "latency") == 1
+    page.select_option("#filter-batch", "8")
+    assert len(row_ids(page)) == 1
+    reason = page.locator("#chart-latency .empty").inner_text()
+    assert reason.startswith("All rows shown have batch 8, and a curve needs two batch sizes.")
+    page.select_option("#filter-backend", "tensorrt-rtx")
+    assert page.locator("tbody .empty").inner_text() == "No row passes the filters."
+    assert (
+        page.locator("#chart-grid .empty").all_inner_texts() == ["No row passes the filters."] * 5
+    )
+    page.locator("#clear").click()
+    assert len(row_ids(page)) == 20
+    assert page.input_value("#filter-model") == ""
+
+
+def test_the_text_filter_finds_names_and_sentences(opened: Open) -> None:
+    page = opened()
+    page.locator("#filter-text").press_sequentially("X fp16")
+    assert page.locator("#count").inner_text() == "3 of 20 rows"
+    page.fill("#filter-text", "other processes")
+    assert row_ids(page) == [0]
+    page.fill("#filter-text", "(")  # no pattern, only text
+    assert all("(" in text for text in page.locator("tbody[data-row]").all_inner_texts())
+
+
+def test_what_qualifies_a_row_is_seen_beside_it(opened: Open) -> None:
+    page = opened()
+    busy, doubtful = page.locator('[data-row="0"]'), page.locator('[data-row="1"]')
+    assert BUSY in busy.inner_text()
+    assert DOUBT in doubtful.inner_text()
+    assert doubtful.locator(".doubt").is_visible()
+    failed = page.locator("tbody.failed").first
+    assert "out of memory after 4.2 s: needs 23 GiB\nhas 21" in failed.inner_text()
+    page.locator("#summary-failure").click()
+    assert row_ids(page) == [18, 19]
+    assert page.input_value("#filter-remarks") == "failure"
+    assert set(page.locator("#chart-grid .empty").all_inner_texts()) == {
+        "All rows shown failed; the table says why."
+    }
+    page.locator("#summary-failure").click()
+    assert len(row_ids(page)) == 20
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_theme_follows_the_system_until_it_is_switched(opened: Open, scheme: str) -> None:
+    page = opened(color_scheme=scheme)
+    ground = "getComputedStyle(document.body).backgroundColor"
+    colours = {"light": "rgb(246, 246, 244)", "dark": "rgb(17, 19, 21)"}
+    other = {"light": "dark", "dark": "light"}[scheme]
+    assert page.evaluate(ground) == colours[scheme]
+    assert page.locator("#theme").inner_text().lower() == other
+    page.locator("#theme").click()
+    assert page.evaluate(ground) == colours[other]
+    page.locator("#theme").click()
+    assert page.evaluate(ground) == colours[scheme]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_phone_needs_no_sideways_scrolling(opened: Open, name: str) -> None:
+    page = opened(name, viewport=PHONE)
+    assert overflow(page) <= 0
+    if name == "gpu":
+        box = page.locator("#table-box")
+        assert box.evaluate("box => box.scrollWidth > box.clientWidth + 100")
+        page.locator("#open-0").click()
+        assert overflow(page) <= 0
+        sentence = page.locator('[data-row="0"] .remark').first.bounding_box()
+        assert sentence is not None
+        assert sentence["x"] + sentence["width"] <= PHONE["width"]
+
+
+def test_details_open_and_close(opened: Open) -> None:
+    page = opened()
+    button = page.locator("#open-3")
+    assert button.get_attribute("aria-expanded") == "false"
+    button.focus()
+    page.keyboard.press("Enter")
+    assert button.get_attribute("aria-expanded") == "true"
+    assert "b" * 64 in page.locator('[data-row="3"] .details').inner_text()
+    page.keyboard.press("Enter")
+    assert page.locator(".details").count() == 0
+
+
+def test_a_hostile_name_is_text(opened: Open) -> None:
+    page = opened("hostile")
+    assert page.locator(".name").first.text_content() == HOSTILE
+    assert page.locator("#machine").text_content() == HOSTILE
+    assert page.locator("main [onclick]").count() == 0
+    assert page.locator("script").count() == 2
+    page.locator("#open-0").click()
+    stage_of(page, "distribution").focus()
+    page.keyboard.press("ArrowRight")
+    assert HOSTILE.split("\n")[0] in page.locator("#chart-distribution .tip").inner_text()
+
+
+def test_a_print_shows_all_rows_and_no_controls(opened: Open) -> None:
+    page = opened(color_scheme="dark")
+    page.emulate_media(media="print")
+    assert page.locator("#filters").is_hidden()
+    box = page.locator("#table-box")
+    assert box.evaluate("box => box.scrollHeight - box.clientHeight") <= 1
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(23, 25, 28)"
