@@ -71,7 +71,7 @@ def require_type(name: str, value: Any, kind: Any) -> None:
     """Refuse a value that JSON did not give the type ``kind``; a whole number is a float, too."""
     # A bool is an int to isinstance, but true is no number of streams.
     right = isinstance(value, kind) and (not isinstance(value, bool) or kind is bool)
-    whole_for_float = kind is float and type(value) is int
+    whole_for_float = kind in (float, float | None) and type(value) is int
     if not (right or whole_for_float):
         wanted = getattr(kind, "__name__", str(kind))
         raise DataError(f"{name} is {value!r:.40}, expected {wanted}")

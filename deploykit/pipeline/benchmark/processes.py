@@ -1,0 +1,243 @@
+"""Work in a process of its own with a limit on time and memory: what hangs or crashes ends alone.
+
+The child's side is ``child.serve``. Lines come over the child's standard output, which the child
+keeps clean; its standard error is read and its end kept, for the reason of a failure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from threading import Event
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from deploykit.benchmarking.runs import FAILURES
+from deploykit.pipeline.benchmark.child import OUT_OF_MEMORY, says_out_of_memory
+from deploykit.pipeline.benchmark.pipes import Pipes
+from deploykit.pipeline.benchmark.resident import resident_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from deploykit.specs import ProgressTask
+
+WORKER: Final = "deploykit.pipeline.benchmark.worker"
+
+_ERROR, _NO_MEMORY, _NO_TIME = FAILURES
+_POLL_S: Final = 0.05
+_END_POLL_S: Final = 0.01
+_REAP_S: Final = 10.0
+_SHOWN: Final = 200  # characters of a line in a reason
+
+
+class ChildFailure(Exception):  # noqa: N818  (the cell failed, not the program)
+    """No answer: ``kind`` is one of ``runs.FAILURES``, ``reason`` what a person should read.
+
+    ``output`` is the end of what the child wrote to standard error.
+    """
+
+    def __init__(self, kind: str, reason: str, output: str = "") -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.reason = reason
+        self.output = output
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessLimits:
+    """What a child may take.
+
+    ``memory_bytes`` is of resident memory, of the child and the processes it started together;
+    ``None``, or a system without ``/proc``, is no limit. A child that is asked to end, or that
+    has answered, gets ``grace_s`` to do so before it is killed.
+    """
+
+    time_s: float
+    memory_bytes: int | None = None
+    grace_s: float = 2.0
+
+
+def call(  # noqa: PLR0913 - how a process is run, each with a default
+    task: str,
+    request: Mapping[str, Any],
+    limits: ProcessLimits,
+    *,
+    progress: ProgressTask,
+    stop: Event | None = None,
+    module: str = WORKER,
+    python: str = sys.executable,
+) -> dict[str, Any]:
+    """What the handler ``task`` of ``module`` answers to ``request``, which is plain data.
+
+    Whatever happens, no process is left: not when this one is interrupted, and not when it is
+    killed, as the child then notices that its standard input has ended. ``stop`` is for calls from
+    other threads than the main one, which no interrupt reaches.
+
+    Raises:
+        ChildFailure: the child took too long or too much memory, died, told of an error, or was
+            stopped.
+    """
+    message = json.dumps(request).encode() + b"\n"
+    # -P: a file in the current folder must not stand in for a package of the same name.
+    with _Child([python, "-P", "-m", module, task], message) as child:
+        try:
+            child.converse(limits, progress, stop or Event())
+        finally:
+            # Answered, it may still have something to put away; otherwise it is asked to end.
+            if child.final is None:
+                child.signal(signal.SIGTERM)
+            child.wait(limits.grace_s)
+    return child.answer()
+
+
+class _Child:
+    """A process and its group; ``final`` is the last line that it had to say, once it did."""
+
+    def __init__(self, command: list[str], message: bytes) -> None:
+        self.final: dict[str, Any] | None = None
+        self._checked_s = self._begin_s = monotonic()
+        self._process = _start(command)
+        self._pipes = Pipes(self._process, message)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Kill what is left of the group, and forget it."""
+        # Before the leader is reaped: only as long is its number nobody else's.
+        self.signal(signal.SIGKILL)
+        # A process that hangs in a driver does not even die; then it has to stay.
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_REAP_S)
+        self._pipes.close()
+
+    def converse(self, limits: ProcessLimits, progress: ProgressTask, stop: Event) -> None:
+        """Until there is an answer or the child has ended.
+
+        Raises:
+            ChildFailure: a limit was passed, or it is to stop.
+        """
+        while self.final is None and not self._has_ended():
+            if stop.is_set():
+                raise self._failure(_ERROR, "stopped before its end")
+            self._check(limits)
+            self._pipes.exchange(_POLL_S)
+            self._understand(progress)
+        self._pipes.exchange(0)  # what it wrote just before its end
+        self._understand(progress)
+
+    def wait(self, seconds: float) -> None:
+        """Until the child has ended, for so long at most; what it says meanwhile is read."""
+        end_s = monotonic() + seconds
+        while not self._has_ended() and monotonic() < end_s:
+            self._pipes.exchange(_END_POLL_S)
+
+    def answer(self) -> dict[str, Any]:
+        """What the child said in the end.
+
+        Raises:
+            ChildFailure: an error, or nothing.
+        """
+        if self.final is None:
+            raise self._death()
+        if "answer" in self.final:
+            found: dict[str, Any] = self.final["answer"]
+            return found
+        error = self.final["error"]
+        kind = _NO_MEMORY if error["kind"] == OUT_OF_MEMORY else _ERROR
+        raise self._failure(kind, error["message"])
+
+    def signal(self, number: signal.Signals) -> None:
+        """To the child and what it started."""
+        # No longer there, or, on macOS, only its remains.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
+    def _check(self, limits: ProcessLimits) -> None:
+        now_s = monotonic()
+        if now_s - self._begin_s >= limits.time_s:
+            raise self._failure(_NO_TIME, f"took longer than its limit of {limits.time_s:g} s")
+        if limits.memory_bytes is None or now_s - self._checked_s < _POLL_S:
+            return
+        self._checked_s = now_s
+        used_bytes = resident_bytes(self._process.pid)
+        if used_bytes > limits.memory_bytes:
+            self.signal(signal.SIGKILL)  # not asked: it would go on growing
+            raise self._failure(
+                _NO_MEMORY,
+                f"used {_mib(used_bytes)} of memory, its limit is {_mib(limits.memory_bytes)}",
+            )
+
+    def _understand(self, progress: ProgressTask) -> None:
+        for line in self._pipes.lines():
+            match _parsed(line):
+                case {"progress": [done, total, detail]}:
+                    progress.update(done, total, detail)
+                case {"answer": {}} | {"error": {"kind": str(), "message": str()}} as final:
+                    self.final = final
+                case _:
+                    shown = line[:_SHOWN].decode(errors="replace")
+                    raise self._failure(_ERROR, f"the worker wrote what is no answer: {shown}")
+
+    def _has_ended(self) -> bool:
+        """Whether the child has; it is not reaped, so that its number stays its own."""
+        try:
+            flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            return os.waitid(os.P_PID, self._process.pid, flags) is not None
+        except ChildProcessError:  # reaped by the system: our caller ignores SIGCHLD
+            return True
+
+    def _failure(self, kind: str, reason: str) -> ChildFailure:
+        return ChildFailure(kind, reason, self._pipes.said())
+
+    def _death(self) -> ChildFailure:
+        """Why there is no answer from a child that has ended."""
+        code, output = self._process.returncode, self._pipes.said()
+        if code == -signal.SIGKILL:
+            reason = "killed by signal 9, perhaps by the system for want of memory"
+            return self._failure(_NO_MEMORY, reason)
+        if code < 0:
+            reason = f"killed by signal {-code} ({signal.strsignal(-code)})"
+        else:
+            reason = f"ended with exit code {code}" if code else "ended without an answer"
+        last = output.strip().rpartition("\n")[2]
+        kind = _NO_MEMORY if says_out_of_memory(output) else _ERROR
+        return self._failure(kind, f"{reason}: {last[:_SHOWN]}" if last else reason)
+
+
+def _start(command: list[str]) -> subprocess.Popen[bytes]:
+    """A group of its own: it can be killed as a whole, and the terminal's Ctrl-C is not for it."""
+    try:
+        return subprocess.Popen(
+            command,
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as exc:
+        raise ChildFailure(_ERROR, f"the worker could not be started: {exc}") from exc
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"
