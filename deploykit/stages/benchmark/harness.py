@@ -61,6 +61,28 @@ def benchmark(
     return _closed(sut, switches, task)
 
 
+def check_switches(switches: Switches) -> None:
+    """Refuse switches that do not go together, before anything is made for them.
+
+    Raises:
+        UsageError: several streams where there is one by definition, or a rate or a bound outside
+            of the server scenario, which needs exactly one of them.
+    """
+    check_streams(switches)
+    given = [each for each in (switches.rate_per_s, switches.bound_ms) if each is not None]
+    if switches.scenario == SERVER and len(given) != 1:
+        raise UsageError(
+            f"the {SERVER} scenario with {'both a' if given else 'neither'} rate "
+            f"{'and' if given else 'nor'} a bound\n"
+            "give the queries per second, or the milliseconds that the highest rate must keep"
+        )
+    if switches.scenario != SERVER and given:
+        raise UsageError(
+            f"a rate or a bound for the {switches.scenario} scenario\n"
+            f"only the {SERVER} scenario has one: leave it out, or choose that scenario"
+        )
+
+
 def check_streams(switches: Switches) -> None:
     """Refuse several streams where there is one by definition."""
     if switches.scenario == SINGLE_STREAM and switches.streams != 1:
