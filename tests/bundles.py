@@ -81,3 +81,18 @@ def _manifest(folder: Path) -> Manifest:
         packages={"numpy": "2.0"},
         created="2026-01-01T00:00:00+00:00",
     )
+
+
+def write_classifier(path: Path) -> Path:
+    """A small FP32 classifier of 8x8 images, as a user brings one: two layers, 4 classes."""
+    model = graph(
+        """g (float[N,3,8,8] input) => (float[N,4] logits) {
+            c = Conv <pads = [1, 1, 1, 1]> (input, w)
+            r = Relu (c)
+            m = GlobalAveragePool (r)
+            f = Flatten (m)
+            logits = Gemm <transB = 1> (f, v)
+        }""",
+        {"w": normal(16, 3, 3, 3), "v": normal(4, 16, seed=1)},
+    )
+    return save(model, path)

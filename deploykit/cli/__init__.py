@@ -22,6 +22,7 @@ COMMANDS: Final = (
     "calibrate",
     "eval",
     "predict",
+    "bench",
     "doctor",
 )
 """In the order of use; the file of each one has its name, and holds its ``command``."""

@@ -1,0 +1,163 @@
+"""How measurements look in a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deploykit.benchmarking.comparing import Verdict
+from deploykit.cli._show import table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from rich.console import Console
+
+    from deploykit.benchmarking.percentiles import Percentile
+    from deploykit.benchmarking.rows import Row
+    from deploykit.pipeline.benchmark.compare import ComparedPair, CompareReport
+    from deploykit.pipeline.benchmark.in_turn import AbRun
+    from deploykit.pipeline.benchmark.run import BenchReport, Ranked
+
+_NUMBERS = ("batch", "p50 ms", "99 % interval", "p90", "p99", "images/s", "GFLOP/s", "of limit")
+
+_COLOURS = {
+    Verdict.FASTER: "green",
+    Verdict.SLOWER: "red",
+    Verdict.NO_DIFFERENCE: "default",
+}
+_UNITS = {"latency_ms": "p50 ms", "throughput_per_s": "images/s"}
+_TOO_FEW = "the median in brackets has no interval: too few independent samples; measure longer"
+
+
+def show_run(out: Console, report: BenchReport) -> None:
+    """The rows, what to doubt about them, the rankings, what failed, and where it all is."""
+    if report.rows:
+        out.print(_rows(report.rows), "")
+        _show_machine(out, report)
+        _show_remarks(out, report.rows)
+    for ranked in report.rankings:
+        _show_ranking(out, ranked)
+    for failure in report.run.failures:
+        text = f"failed: {failure.key}: {failure.kind}: {_line(failure.reason)}"
+        out.print(text, style="red", markup=False)
+    for note in report.notes:
+        out.print(f"note: {note}", style="yellow", markup=False)
+    if report.resumed:
+        out.print(f"{report.resumed} of these were measured by an earlier start of this run")
+    out.print("written: " + ", ".join(map(str, report.files)), markup=False, soft_wrap=True)
+
+
+def _rows(rows: Iterable[Row]) -> object:
+    shown = table(("model", "backend", "precision", *_NUMBERS, "binds", ""), right=_NUMBERS)
+    for row in rows:
+        middle = row.latency_ms.get(50)
+        share = row.achieved
+        shown.add_row(
+            row.model,
+            row.backend,
+            str(row.precision),
+            str(row.batch),
+            f"({row.median_ms:.4g})" if middle is None else _ms(middle),
+            "" if middle is None else f"{middle.low:.3g} - {middle.high:.3g}",
+            _ms(row.latency_ms.get(90)),
+            _ms(row.latency_ms.get(99)),
+            f"{row.throughput_per_s:.4g}",
+            "" if share is None else f"{share.flop_per_s / 1e9:.3g}",
+            "" if share is None else f"{share.share:.0%}",
+            row.binds or "",
+            _mark(row),
+        )
+    return shown
+
+
+def _ms(found: Percentile | None) -> str:
+    return "" if found is None else f"{found.value:.4g}"
+
+
+def _mark(row: Row) -> str:
+    """A sign for what is said below the table."""
+    doubtful = row.condition or row.warnings or (row.achieved and row.achieved.doubt)
+    return "!" if doubtful else ""
+
+
+def _show_machine(out: Console, report: BenchReport) -> None:
+    here = report.run.results[0].environment
+    gpus = ", ".join(gpu["name"] for gpu in here["gpus"]) or "no GPU"
+    out.print(f"{here['cpu']}, {here['logical_cores']} logical cores, {gpus}", markup=False)
+
+
+def _show_remarks(out: Console, rows: Sequence[Row]) -> None:
+    """Each remark once, with the cells that it holds for."""
+    cells: dict[str, list[str]] = {}
+    for row in rows:
+        doubt = row.achieved.doubt if row.achieved else None
+        for text in (*row.condition, *row.warnings, *row.notes, *([doubt] if doubt else ())):
+            cells.setdefault(text, []).append(row.key)
+        if 50 not in row.latency_ms:  # noqa: PLR2004 - the median
+            cells.setdefault(_TOO_FEW, []).append(row.key)
+    for text, keys in cells.items():
+        where = "every cell" if len(keys) == len(rows) > 1 else ", ".join(keys)
+        out.print(f"! {text} ({where})", style="yellow", markup=False)
+
+
+def _show_ranking(out: Console, ranked: Ranked) -> None:
+    places = ", ".join(f"{rank}. {name} {ms:.3g} ms" for rank, name, ms in ranked.places)
+    out.print(f"ranking, {ranked.title} (10th percentile): {places}", markup=False)
+
+
+def show_comparison(out: Console, found: CompareReport) -> None:
+    """A row for each pair, then what only one of the files has."""
+    numbers = ("old", "new", "ratio", "99 % interval")
+    rows = table(("cell", "", *numbers, "verdict"), right=numbers)
+    for pair in found.pairs:
+        ratio = pair.comparison.ratio
+        interval = f"{ratio.low:.3f} - {ratio.high:.3f}"
+        figures = f"{pair.old:.4g}", f"{pair.new:.4g}", f"{ratio.value:.3f}", interval
+        verdict = f"[{_COLOURS[pair.verdict]}]{pair.verdict}[/]"
+        rows.add_row(pair.key, _UNITS[pair.measure], *figures, verdict)
+    out.print(rows, "")
+    for text in _differences(found.pairs):
+        out.print(f"! compared all the same: {text}", style="yellow", markup=False)
+    for cell in found.not_compared:
+        out.print(f"not compared: {cell.key}: {_line(cell.reason)}", style="yellow", markup=False)
+    for failed in found.failed:
+        before = "measured before" if failed.measured_before else "new"
+        text = f"failed: {failed.key} ({before}): {failed.kind}: {_line(failed.reason)}"
+        out.print(text, style="red", markup=False)
+    for title, keys in (("only in the old", found.only_old), ("only in the new", found.only_new)):
+        if keys:
+            out.print(f"{title} file: {', '.join(keys)}", markup=False)
+    if found.fails:
+        limit = f"{found.fail_above:.1%}"
+        out.print(f"slower by more than {limit}: {', '.join(found.regressions)}", style="red")
+
+
+def show_in_turn(out: Console, found: AbRun) -> None:
+    """Both medians, the ratio with its interval, the noise floor, the verdict."""
+    report, ratio, noise = found.report, found.report.comparison.ratio, found.report.noise
+    rows = table(("", "cell", "median ms", "queries"), right=("median ms", "queries"))
+    rows.add_row("A", found.a.key, f"{report.a_ms:.4g}", str(report.queries_a))
+    rows.add_row("B", found.b.key, f"{report.b_ms:.4g}", str(report.queries_b))
+    out.print(rows, "")
+    out.print(
+        f"B takes {ratio.value:.3f} x the time of A ({ratio.low:.3f} to {ratio.high:.3f}, 99 %), "
+        f"in {report.rounds} pairs",
+        f"A against A: {noise.value:.3f} ({noise.low:.3f} to {noise.high:.3f}); "
+        f"a verdict needs {report.comparison.min_effect:.1%}",
+        f"B is [{_COLOURS[report.verdict]}]{report.verdict}[/]"
+        if report.verdict != Verdict.NO_DIFFERENCE
+        else "no difference",
+        sep="\n",
+    )
+    for text in (*found.condition, *report.notes):
+        out.print(f"! {text}", style="yellow", markup=False)
+    out.print(f"written: {found.file}", markup=False, soft_wrap=True)
+
+
+def _differences(pairs: Iterable[ComparedPair]) -> Iterable[str]:
+    """What had to be overlooked, each once."""
+    return dict.fromkeys(text for pair in pairs for text in pair.comparison.differences)
+
+
+def _line(text: str) -> str:
+    return "; ".join(text.splitlines())

@@ -1,0 +1,148 @@
+"""`deploykit bench`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from deploykit.cli import _bench_options
+from deploykit.cli._bench_options import Asked
+from deploykit.cli._command import Answer, Command, examples
+from deploykit.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from deploykit.pipeline.benchmark.run import BenchOptions, BenchReport
+
+
+@click.command(
+    "bench",
+    cls=Command,
+    epilog=examples(
+        "deploykit bench --all --quick",
+        "deploykit bench resnet50 engines/mine-fp16 --batch 1,8",
+        "deploykit bench --all --filter 'resnet*' --backend tensorrt --preset trtexec11",
+        "deploykit bench --compare old.json new.json --fail-above 5%",
+        "deploykit bench --ab engines/old engines/new",
+    ),
+)
+@click.argument("targets", nargs=-1, metavar="[TARGET]...")
+@_bench_options.options
+@click.option(
+    "--compare",
+    nargs=2,
+    type=click.Path(path_type=Path),
+    metavar="OLD NEW",
+    help="Compare two files of results instead of measuring.",
+)
+@click.option("--fail-above", metavar="5%", help="Exit code 1 if something got slower by more.")
+@click.option("--force", is_flag=True, help="Compare other machines or switches all the same.")
+@click.option(
+    "--ab", nargs=2, metavar="A B", help="Two targets in turn in one process, after A against A."
+)
+@click.option(
+    "--rounds",
+    default=40,
+    show_default=True,
+    type=click.IntRange(min=20),
+    metavar="N",
+    help="Pairs of --ab.",
+)
+def command(
+    *,
+    compare: tuple[Path, Path] | None,
+    fail_above: str | None,
+    force: bool,
+    ab: tuple[str, str] | None,
+    rounds: int,
+    **measuring: Any,  # the options of `_bench_options.options`, which `Asked` names
+) -> Answer:
+    """Measure latency and throughput, beside what the hardware could do at best.
+
+    A TARGET is an architecture, an .onnx file or a bundle. Each combination with a backend, a
+    precision and a batch is measured in a process of its own; one that fails is noted and the rest
+    goes on. Interrupted, the same command goes on where it was.
+    """
+    asked = Asked(**measuring)
+    if compare is not None:
+        if ab is not None or asked.targets or asked.everything:
+            raise UsageError("--compare reads two files and measures nothing\nleave out the rest")
+        return _compare(compare, fail_above, force=force)
+    if fail_above is not None or force:
+        raise UsageError("--fail-above and --force belong to --compare OLD NEW")
+    if ab is not None:
+        return _in_turn(ab, asked, rounds)
+    return _measure(asked)
+
+
+def _measure(asked: Asked) -> Answer:
+    from deploykit.cli._bench_show import show_run
+    from deploykit.cli._show import progress
+
+    with progress().step("start"):
+        from deploykit.pipeline.benchmark.graphs import own_precisions
+        from deploykit.pipeline.benchmark.run import BenchOptions
+
+        matrix, switches = _bench_options.read_matrix(asked), _bench_options.read_switches(asked)
+        own = own_precisions(matrix.targets)
+    options = BenchOptions(
+        matrix=matrix,
+        switches=switches,
+        output=asked.output or _output("bench"),
+        work=asked.work,
+        cell_s=asked.cell_s,
+        memory_bytes=asked.memory_bytes,
+        fresh=asked.fresh,
+    )
+    report = _bench(options, own)
+    failed = bool(report.run.failures)
+    return Answer(report.to_dict(), lambda out: show_run(out, report), failed=failed)
+
+
+def _bench(options: BenchOptions, own: dict[str, Any]) -> BenchReport:
+    from deploykit.cli._show import progress
+    from deploykit.pipeline.benchmark.run import bench
+
+    try:
+        return bench(options, own, progress())
+    except KeyboardInterrupt:
+        click.echo("\ninterrupted; the same command goes on from here", err=True)
+        raise
+
+
+def _output(kind: str) -> Path:
+    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    return Path("benchmarks") / "results" / f"{kind}-{stamp}.json"
+
+
+def _compare(files: Sequence[Path], fail_above: str | None, *, force: bool) -> Answer:
+    from deploykit.cli._bench_show import show_comparison
+    from deploykit.pipeline.benchmark.compare import compare_files, parse_share
+
+    limit = None if fail_above is None else parse_share(fail_above)
+    found = compare_files(files[0], files[1], fail_above=limit, force=force)
+    return Answer(found.to_dict(), lambda out: show_comparison(out, found), failed=found.fails)
+
+
+def _in_turn(targets: tuple[str, str], asked: Asked, rounds: int) -> Answer:
+    from deploykit.cli._bench_show import show_in_turn
+    from deploykit.cli._show import progress
+
+    with progress().step("start"):
+        from deploykit import environment
+        from deploykit.pipeline.benchmark.graphs import own_precisions
+        from deploykit.pipeline.benchmark.in_turn import AbOptions, bench_in_turn
+        from deploykit.pipeline.benchmark.steps import Steps, process_limits
+
+        chosen = _bench_options.read_one_cell(asked)
+        switches = _bench_options.read_switches(asked)
+        own = own_precisions(targets)
+    memory = environment.memory_bytes()
+    limits = process_limits(asked.cell_s, asked.memory_bytes, memory)
+    options = AbOptions(targets, *chosen, rounds, asked.output or _output("ab"))
+    found = bench_in_turn(options, Steps(switches, asked.work, *limits), own, progress())
+    return Answer(found.to_dict(), lambda out: show_in_turn(out, found))

@@ -1,0 +1,202 @@
+"""What is measured: a matrix of targets, backends, precisions and batches, as a list of cells."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from deploykit import models
+from deploykit.benchmarking.runs import cell_key
+from deploykit.errors import EngineIncompatibleError, UnknownNameError, UsageError
+from deploykit.specs import Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+BACKENDS: Final = ("tensorrt", "tensorrt-rtx", "ort-cuda", "ort", "eager")
+"""The best first; ``ort-cuda`` and ``ort`` are onnxruntime on the GPU and on the CPU."""
+
+ON_GPU: Final = frozenset({"tensorrt", "tensorrt-rtx", "ort-cuda"})
+ENGINES: Final = frozenset({"tensorrt", "tensorrt-rtx"})
+
+_ALL: Final = (Precision.FP32, Precision.FP16, Precision.INT8)
+POSSIBLE: Final[Mapping[str, tuple[Precision, ...]]] = {
+    "tensorrt": _ALL,
+    "tensorrt-rtx": _ALL,
+    "ort-cuda": _ALL,
+    "ort": _ALL,
+    "eager": (Precision.FP32,),
+}
+"""What each backend can be asked for."""
+
+USUAL: Final[Mapping[str, tuple[Precision, ...]]] = {
+    **POSSIBLE,
+    "ort-cuda": (Precision.FP32, Precision.FP16),
+    "ort": (Precision.FP32,),
+}
+"""What is measured unasked: FP16 and Q/DQ graphs are made for GPUs, a CPU only emulates them."""
+
+_SHOWN: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One entry of the matrix; ``target`` is what the user named, ``model`` what it is called."""
+
+    target: str
+    model: str
+    backend: str
+    precision: Precision
+    batch: int
+
+    @property
+    def key(self) -> str:
+        """The cell's name, which filters match."""
+        return cell_key(self.model, self.backend, self.precision, self.batch)
+
+    def with_batch(self, batch: int) -> Cell:
+        """The same with another batch."""
+        return replace(self, batch=batch)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_dict`` after a trip through JSON."""
+        return cls(**{**data, "precision": Precision(data["precision"])})
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """What was asked for; ``precisions`` and ``backends`` are ``None`` for what is usual here."""
+
+    targets: tuple[str, ...]
+    batches: tuple[int, ...]
+    precisions: tuple[Precision, ...] | None = None
+    backends: tuple[str, ...] | None = None
+    filters: tuple[str, ...] = ()
+    only_best: bool = False
+    """Only the best of the backends that work here."""
+
+    def __post_init__(self) -> None:
+        called: dict[str, str] = {}
+        for target in self.targets:
+            other = called.setdefault(model_name(target), target)
+            if other != target:
+                raise UsageError(
+                    f"{other} and {target} would both be called {model_name(target)}\n"
+                    "measure them one after the other, or rename one"
+                )
+        for name in self.backends or ():
+            if name not in BACKENDS:
+                raise UnknownNameError("backend", name, BACKENDS, ", ".join(BACKENDS))
+
+
+def parse_batches(text: str) -> tuple[int, ...]:
+    """The batches of "1,8,32", each once, the smallest first.
+
+    >>> parse_batches("8, 1,8")
+    (1, 8)
+
+    Raises:
+        UsageError: something else than whole numbers from 1 up.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"--batch is {text!r}\nexpected whole numbers from 1 up, as 1,8,32")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def first_look() -> tuple[str, ...]:
+    """One architecture of each family, that with the middle number of multiply-adds."""
+    chosen = []
+    for members in models.families().values():
+        by_size = sorted(members, key=lambda name: models.get(name).multiply_adds or 0)
+        chosen.append(by_size[(len(by_size) - 1) // 2])
+    return tuple(chosen)
+
+
+def plan_cells(
+    matrix: Matrix,
+    unavailable: Mapping[str, str],
+    own_precision: Mapping[str, Precision],
+) -> tuple[Cell, ...]:
+    """All cells, in the order in which they are measured.
+
+    ``unavailable`` says of each backend that does not work here why not; ``own_precision`` has the
+    targets that cannot be converted, with the precision that they have.
+
+    Raises:
+        EngineIncompatibleError: none of the backends that were asked for works here.
+        UsageError: no cell is left, with the reason: the precisions, or a filter.
+    """
+    backends = _working(matrix, unavailable)
+    cells = tuple(
+        Cell(target, model_name(target), backend, precision, batch)
+        for target in matrix.targets
+        for backend in backends
+        if backend != "eager" or is_definition(target)
+        for precision in _precisions(matrix, backend, own_precision.get(target))
+        for batch in matrix.batches
+    )
+    if not cells:
+        raise UsageError(
+            f"{', '.join(backends)} cannot measure {', '.join(matrix.targets)} as it was asked\n"
+            "eager runs architectures in FP32 only; a converted file has the precision it has"
+        )
+    return _filtered(cells, matrix.filters)
+
+
+def is_definition(target: str) -> bool:
+    """Whether a target is an architecture's name, not a file or folder."""
+    return not target.endswith(".onnx") and target in models.names()
+
+
+def model_name(target: str) -> str:
+    """What a target is called in tables.
+
+    >>> model_name("resnet50"), model_name("models/mine.onnx"), model_name("engines/resnet50-fp16/")
+    ('resnet50', 'mine', 'resnet50-fp16')
+    """
+    path = Path(target)
+    return path.stem if target.endswith(".onnx") else path.resolve().name
+
+
+def _working(matrix: Matrix, unavailable: Mapping[str, str]) -> Sequence[str]:
+    asked = BACKENDS if matrix.backends is None else matrix.backends
+    working = [name for name in asked if name not in unavailable]
+    if not working:
+        reasons = "\n".join(f"{name}: {unavailable[name]}" for name in asked)
+        raise EngineIncompatibleError(
+            f"no backend to measure with\n{reasons}\ndeploykit doctor says what works here"
+        )
+    return working[:1] if matrix.only_best else working
+
+
+def _precisions(matrix: Matrix, backend: str, own: Precision | None) -> Iterable[Precision]:
+    if own is not None:
+        fits = own in POSSIBLE[backend] and own in (matrix.precisions or _ALL)
+        return (own,) if fits else ()
+    if matrix.precisions is None:
+        return USUAL[backend]
+    return tuple(each for each in matrix.precisions if each in POSSIBLE[backend])
+
+
+def _filtered(cells: tuple[Cell, ...], filters: Sequence[str]) -> tuple[Cell, ...]:
+    if not filters:
+        return cells
+    patterns = [each if any(sign in each for sign in "*?[") else f"*{each}*" for each in filters]
+    kept = tuple(cell for cell in cells if any(fnmatchcase(cell.key, p) for p in patterns))
+    if not kept:
+        possible = ", ".join(cell.key for cell in cells[:_SHOWN])
+        more = f", and {len(cells) - _SHOWN} more" if len(cells) > _SHOWN else ""
+        raise UsageError(
+            f"no cell matches the filter {' or '.join(map(repr, filters))}\n"
+            f"the cells are {possible}{more}\n"
+            "a filter is part of such a name, or a pattern, as 'resnet*/ort/*/b1'"
+        )
+    return kept

@@ -1,0 +1,129 @@
+"""Cells on an engine, measured on the stand-in driver: which switches reach it, and which steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from deploykit import environment
+from deploykit.artifacts import sha256_of
+from deploykit.backends.trt.resident import ResidentRunner
+from deploykit.benchmarking.results import BenchmarkResult, Switches
+from deploykit.benchmarking.rows import row_of
+from deploykit.errors import UsageError
+from deploykit.pipeline.benchmark.cells import Cell
+from deploykit.pipeline.benchmark.measure import SYSTEM, measure_cell
+from deploykit.pipeline.benchmark.prepared import BuiltEngine, Graph, Prepared
+from deploykit.runtime.choice import Machine
+from deploykit.specs import Precision, SilentProgress
+from tests.runner_scenarios import PROFILE, images
+
+if TYPE_CHECKING:
+    from deploykit.backends.trt.runner import TrtRunner
+    from tests.fakes.runtime_fake import Script
+    from tests.runner_scenarios import Bench
+
+FP32 = Precision.FP32
+TRTEXEC_10 = Switches(
+    scenario="single-stream",
+    cuda_graph=False,
+    transfers=True,
+    streams=1,
+    spin=False,
+    warmup_s=0.0,
+    duration_s=0.0,
+    min_samples=12,
+    seed=0,
+    preset="trtexec10",
+)
+TRTEXEC_11 = replace(TRTEXEC_10, cuda_graph=True, transfers=False, spin=True, preset="trtexec11")
+
+
+def measured(bench: Bench, switches: Switches) -> BenchmarkResult:
+    engine = BuiltEngine(
+        path=str(bench.plan),
+        sha256=sha256_of(bench.plan),
+        compiler=bench.compiler.name,
+        compiler_version=bench.compiler.version,
+        precision=FP32,
+        profile=PROFILE,
+        cache=None,
+        notes=("compiled for the stand-in",),
+    )
+    graph = Graph(str(bench.onnx), "a" * 64, FP32, FP32, None, False, {}, ())
+    cell = Cell("conv.onnx", "conv", bench.compiler.name, FP32, 2)
+    machine = Machine(gpus=environment.gpus(), load_compiler=lambda _: bench.compiler)
+    with SilentProgress().step("cell") as task:
+        prepared = Prepared(cell, graph, engine, None)
+        return measure_cell(prepared, switches, machine, clock=SYSTEM, task=task)
+
+
+def test_the_older_preset_has_transfers_and_no_graph(bench: Bench, script: Script) -> None:
+    result = measured(bench, TRTEXEC_10)
+    assert script.captured == 0
+    samples = result.samples
+    assert samples.h2d_ms is not None
+    assert samples.d2h_ms is not None
+    assert samples.compute_ms is not None
+    assert (samples.latency_ms >= samples.compute_ms).all()
+    assert set(row_of(result).steps_ms) == {
+        "wall_ms",
+        "h2d_ms",
+        "compute_ms",
+        "d2h_ms",
+        "enqueue_ms",
+    }
+    assert result.subject.engine_sha256 == sha256_of(bench.plan)
+    assert result.subject.compiler == "tensorrt"
+    assert result.notes == ("compiled for the stand-in",)
+    assert result.switches == TRTEXEC_10
+
+
+def test_the_newer_preset_has_a_graph_and_no_transfers(bench: Bench, script: Script) -> None:
+    result = measured(bench, TRTEXEC_11)
+    assert script.captured == 1
+    samples = result.samples
+    assert samples.h2d_ms is None
+    assert samples.d2h_ms is None
+    assert samples.enqueue_ms is not None
+    assert np.array_equal(samples.latency_ms, np.asarray(samples.compute_ms))
+
+
+def test_more_streams_than_an_engine_serves_at_once_are_mentioned(bench: Bench) -> None:
+    result = measured(bench, replace(TRTEXEC_10, scenario="offline", streams=6, preset=None))
+    assert result.notes[-1].startswith("6 streams share 4 execution contexts")
+
+
+def test_uploaded_inputs_compute_what_host_inputs_do(runner: TrtRunner, bench: Bench) -> None:
+    check = bench.oracle()
+    with ResidentRunner(runner) as resident:
+        assert resident.inputs == runner.inputs
+        assert resident.outputs == runner.outputs
+        given = images(3)
+        uploaded = resident.upload({"x": given})
+        for _ in range(3):
+            check(given, {name: each.numpy() for name, each in resident.run(uploaded).items()})
+        outputs, steps = resident.run_timed(uploaded)
+    assert outputs == {}
+    assert steps.compute_ms is not None
+    assert steps.wall_ms >= 0
+    assert steps.h2d_ms is steps.d2h_ms is None
+    check(given, runner.run({"x": given}))  # the runner behind it is still open
+
+
+def test_uploads_are_checked_as_any_input(runner: TrtRunner) -> None:
+    with pytest.raises(UsageError, match="x"):
+        ResidentRunner(runner).upload({"x": images(1)[:, :1]})
+
+
+@pytest.mark.parametrize(("spin", "flag"), [(True, 1), (False, 4)])
+def test_waiting_is_chosen_for_the_whole_process(bench: Bench, *, spin: bool, flag: int) -> None:
+    driver = environment.require("cuda.bindings.driver")
+    with bench.runner(spin=spin) as runner:
+        runner.run({"x": images(1)})
+        _, flags, active = driver.cuDevicePrimaryCtxGetState(0)
+        # CUctx_flags of cuda.h: CU_CTX_SCHED_SPIN is 1, CU_CTX_SCHED_BLOCKING_SYNC is 4.
+        assert (flags, active) == (flag, 1)

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from deploykit import models
+from deploykit.backends.trt.compiler import Compiler
+from deploykit.environment import Gpu
+from deploykit.errors import (
+    EngineIncompatibleError,
+    MissingDependencyError,
+    UnknownNameError,
+    UsageError,
+)
+from deploykit.pipeline.benchmark.availability import unavailable_backends
+from deploykit.pipeline.benchmark.cells import (
+    BACKENDS,
+    Cell,
+    Matrix,
+    first_look,
+    model_name,
+    parse_batches,
+    plan_cells,
+)
+from deploykit.specs import Precision
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FP32, FP16, INT8 = Precision
+NO_GPU = dict.fromkeys(("tensorrt", "tensorrt-rtx", "ort-cuda"), "no GPU on this machine")
+L4 = Gpu("NVIDIA L4", "8.9", 24_000_000_000)
+
+
+def keys(matrix: Matrix, unavailable: Any = NO_GPU, own: Any = None) -> list[str]:
+    return [cell.key for cell in plan_cells(matrix, unavailable, own or {})]
+
+
+def test_the_matrix_is_every_combination_in_order() -> None:
+    assert keys(Matrix(("nin", "resnet18"), (1, 8))) == [
+        "nin/ort/fp32/b1",
+        "nin/ort/fp32/b8",
+        "nin/eager/fp32/b1",
+        "nin/eager/fp32/b8",
+        "resnet18/ort/fp32/b1",
+        "resnet18/ort/fp32/b8",
+        "resnet18/eager/fp32/b1",
+        "resnet18/eager/fp32/b8",
+    ]
+
+
+def test_on_a_gpu_engines_come_first_in_all_precisions() -> None:
+    assert keys(Matrix(("nin",), (1,)), {}) == [
+        *(f"nin/{name}/{each}/b1" for name in ("tensorrt", "tensorrt-rtx") for each in Precision),
+        "nin/ort-cuda/fp32/b1",
+        "nin/ort-cuda/fp16/b1",
+        "nin/ort/fp32/b1",
+        "nin/eager/fp32/b1",
+    ]
+    assert keys(Matrix(("nin",), (1,), precisions=(FP16,), only_best=True), {}) == [
+        "nin/tensorrt/fp16/b1"
+    ]
+
+
+def test_what_was_asked_for_is_measured_where_it_is_possible() -> None:
+    matrix = Matrix(("nin",), (1,), precisions=(INT8,), backends=("ort", "eager"))
+    assert keys(matrix) == ["nin/ort/int8/b1"]
+
+
+def test_a_converted_file_keeps_its_precision_and_no_definition_runs_it() -> None:
+    matrix = Matrix(("half.onnx",), (1,))
+    assert keys(matrix, own={"half.onnx": FP16}) == ["half/ort/fp16/b1"]
+    with pytest.raises(UsageError, match=r"ort, eager cannot measure half\.onnx as it was asked"):
+        keys(Matrix(("half.onnx",), (1,), precisions=(FP32,)), own={"half.onnx": FP16})
+
+
+def test_eager_cannot_run_int8() -> None:
+    with pytest.raises(UsageError, match="eager cannot measure nin as it was asked\neager runs"):
+        keys(Matrix(("nin",), (1,), precisions=(INT8,), backends=("eager",)))
+
+
+def test_no_backend_says_why_of_each() -> None:
+    matrix = Matrix(("nin",), (1,), backends=("tensorrt", "ort-cuda"))
+    message = "no backend to measure with\ntensorrt: no GPU on this machine\nort-cuda: no GPU"
+    with pytest.raises(EngineIncompatibleError, match=message):
+        keys(matrix)
+
+
+def test_an_unknown_backend_is_refused_with_what_there_is() -> None:
+    with pytest.raises(UnknownNameError, match="unknown backend 'tensorrt-rtz'\ndid you mean: ten"):
+        Matrix(("nin",), (1,), backends=("tensorrt-rtz",))
+
+
+def test_two_targets_of_one_name_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"a/m\.onnx and b/m\.onnx would both be called m\n"):
+        Matrix(("a/m.onnx", "b/m.onnx"), (1,))
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("nin", 4),
+        ("ort/", 2),
+        ("*/b8", 2),
+        ("nin/eager/*/b[1]", 1),
+        ("/b1", 2),
+    ],
+)
+def test_a_filter_is_a_part_or_a_pattern(given: str, kept: int) -> None:
+    found = keys(Matrix(("nin", "vgg11"), (1, 8), filters=(given,)))
+    assert len(found) == kept * (1 if given.startswith("nin") else 2)
+
+
+def test_an_unknown_filter_is_refused_with_some_names() -> None:
+    message = (
+        r"no cell matches the filter 'resnet' or 'x'\nthe cells are nin/ort/fp32/b1, "
+        r"nin/ort/fp32/b2, nin/ort/fp32/b4, nin/ort/fp32/b8, and 4 more\na filter is part"
+    )
+    with pytest.raises(UsageError, match=message):
+        keys(Matrix(("nin",), (1, 2, 4, 8), filters=("resnet", "x")))
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1,,8", "eight", "1.5", "", "1;8", "²"])
+def test_a_batch_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"--batch is .*\nexpected whole numbers from 1 up"):
+        parse_batches(text)
+
+
+def test_a_first_look_has_one_architecture_of_each_family() -> None:
+    chosen = first_look()
+    assert [sum(name in members for name in chosen) for members in models.families().values()] == [
+        1
+    ] * len(models.families())
+    assert "nin" in chosen
+    assert sorted(name for family in models.families().values() for name in family) == sorted(
+        models.names()
+    )
+
+
+def test_targets_are_called_by_their_file_or_folder(tmp_path: Path) -> None:
+    assert model_name(str(tmp_path / "deep" / "mine.onnx")) == "mine"
+    assert model_name(f"{tmp_path}/bundle-fp16/") == "bundle-fp16"
+
+
+def test_a_cell_survives_json() -> None:
+    cell = Cell("models/m.onnx", "m", "ort", FP16, 8)
+    assert Cell.from_dict({**cell.to_dict(), "precision": "fp16"}) == cell
+
+
+def load(name: str) -> Compiler:
+    if name == "tensorrt":
+        raise MissingDependencyError("tensorrt is not installed\ninstall it")
+    return Compiler(name, "1.7.1", object())
+
+
+def test_without_a_gpu_only_the_cpu_is_left() -> None:
+    found = unavailable_backends((), load=load, is_installed=lambda module: module != "torch")
+    assert set(BACKENDS) - set(found) == {"ort"}
+    assert found["tensorrt"] == found["ort-cuda"] == "no GPU on this machine"
+    assert found["eager"] == "torch is not installed: pip install 'deploykit[export]'"
+
+
+def test_with_a_gpu_the_compiler_and_its_generation_decide() -> None:
+    found = unavailable_backends((L4,), load=load, is_installed=lambda _: True)
+    assert found == {"tensorrt": "tensorrt is not installed; install it"}
+    h100 = Gpu("NVIDIA H100", "9.0", 80_000_000_000)
+    found = unavailable_backends((h100,), load=load, is_installed=lambda _: True)
+    assert found["tensorrt-rtx"].startswith("compute capability 9.0 is not one of 8.0, 8.6")
+
+
+def test_this_machine_has_onnxruntime() -> None:
+    assert "ort" not in unavailable_backends(())

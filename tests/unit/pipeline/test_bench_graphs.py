@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from deploykit.benchmarking.peaks import gpu_peak
+from deploykit.bundle import Bundle
+from deploykit.errors import BundleError, ModelFileError, UnknownNameError
+from deploykit.pipeline.benchmark.graphs import NOISE, UNCOUNTED, own_precisions, prepare_graph
+from deploykit.pipeline.benchmark.prepared import Graph
+from deploykit.specs import Precision
+from tests.bundles import write_bundle, write_classifier
+from tests.graphs import graph, normal, save
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+L4 = gpu_peak("NVIDIA L4").peak
+MACS = 16 * 3 * 9 * 8 * 8 + 16 * 4
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Path:
+    return write_classifier(tmp_path / "mine.onnx")
+
+
+def prepared(target: Path, work: Path, precision: Precision = Precision.FP32) -> Graph:
+    return prepare_graph(str(target), precision, work, batches=(1, 8), peak=L4)
+
+
+def test_a_file_is_exported_verified_and_limited(classifier: Path, tmp_path: Path) -> None:
+    found = prepared(classifier, tmp_path / "work")
+    bundle = Bundle.open(tmp_path / "work" / "mine-fp32")
+    assert found.path == str(bundle.model_path)
+    assert found.sha256 == bundle.manifest.onnx.sha256
+    assert (found.precision, found.computes, found.own) == (Precision.FP32, Precision.FP32, False)
+    assert {batch: limit.flop for batch, limit in found.limits.items()} == {
+        1: 2 * MACS,
+        8: 16 * MACS,
+    }
+    assert found.notes == ()
+    again = json.loads(json.dumps(found.to_dict()))
+    assert Graph.from_dict(again) == found
+
+
+def test_an_export_of_before_is_used_again(classifier: Path, tmp_path: Path) -> None:
+    first = prepared(classifier, tmp_path / "work")
+    made = (tmp_path / "work" / "mine-fp32" / "manifest.json").stat().st_mtime_ns
+    assert prepared(classifier, tmp_path / "work") == first
+    assert (tmp_path / "work" / "mine-fp32" / "manifest.json").stat().st_mtime_ns == made
+
+
+def test_a_changed_file_is_exported_anew(classifier: Path, tmp_path: Path) -> None:
+    first = prepared(classifier, tmp_path / "work")
+    model = graph(
+        """g (float[N,3,8,8] input) => (float[N,3] logits) {
+            m = GlobalAveragePool (input)
+            logits = Flatten (m)
+        }""",
+        {},
+    )
+    save(model, classifier)
+    assert prepared(classifier, tmp_path / "work").sha256 != first.sha256
+
+
+def test_a_damaged_export_is_made_anew(classifier: Path, tmp_path: Path) -> None:
+    first = prepared(classifier, tmp_path / "work")
+    with (tmp_path / "work" / "mine-fp32" / "model.onnx").open("ab") as file:
+        file.write(b"x")
+    assert prepared(classifier, tmp_path / "work").sha256 == first.sha256
+    Bundle.open(tmp_path / "work" / "mine-fp32").require_intact()
+
+
+def test_what_is_no_bundle_is_not_replaced(classifier: Path, tmp_path: Path) -> None:
+    (tmp_path / "work" / "mine-fp32").mkdir(parents=True)
+    (tmp_path / "work" / "mine-fp32" / "thesis.txt").write_text("years", encoding="utf-8")
+    with pytest.raises(BundleError, match=r"mine-fp32"):
+        prepared(classifier, tmp_path / "work")
+    assert (tmp_path / "work" / "mine-fp32" / "thesis.txt").read_text(encoding="utf-8") == "years"
+
+
+def test_int8_gets_ranges_from_noise_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = graph(
+        """g (float[N,3,8,8] input) => (float[N,32] logits) {
+            c = Conv <pads = [1, 1, 1, 1]> (input, w)
+            r = Relu (c)
+            d = Conv <pads = [1, 1, 1, 1]> (r, v)
+            m = GlobalAveragePool (d)
+            logits = Flatten (m)
+        }""",
+        {"w": normal(32, 3, 3, 3), "v": normal(32, 32, 3, 3, seed=1)},
+    )
+    monkeypatch.chdir(tmp_path)
+    found = prepared(save(model, tmp_path / "wide.onnx"), tmp_path / "work", Precision.INT8)
+    assert (found.precision, found.computes) == (Precision.INT8, Precision.INT8)
+    assert found.notes == (NOISE,)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["wide.onnx", "work"]
+
+
+def test_a_bundle_is_measured_as_it_is(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "given")
+    found = prepared(folder, tmp_path / "work")
+    assert found.own
+    assert found.folder == str(folder)
+    assert not (tmp_path / "work").exists()
+    (folder / "model.onnx").write_bytes(b"")
+    with pytest.raises(BundleError, match=r"model\.onnx"):
+        prepared(folder, tmp_path / "work")
+
+
+def test_a_converted_file_is_measured_as_it_is(tmp_path: Path) -> None:
+    model = graph(
+        """g (float16[2,3,8,8] input) => (float16[2,4,8,8] logits) {
+            logits = Conv <pads = [1, 1, 1, 1]> (input, w)
+        }""",
+        {"w": normal(4, 3, 3, 3).astype("float16")},
+    )
+    path = save(model, tmp_path / "half.onnx")
+    assert own_precisions([str(path)]) == {str(path): Precision.FP16}
+    found = prepared(path, tmp_path / "work", Precision.FP16)
+    assert (found.path, found.folder, found.own) == (str(path), None, False)
+    assert found.limits == {}  # its batch is 2, asked are 1 and 8
+    assert found.computes is None
+    two = prepare_graph(str(path), Precision.FP16, tmp_path, batches=(1, 2), peak=None)
+    assert (two.computes, two.limits) == (Precision.FP16, {})
+
+
+def test_the_precisions_that_targets_bring(classifier: Path, tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "given", precision=Precision.FP16)
+    targets = [str(folder), str(classifier), "resnet50"]
+    assert own_precisions(targets) == {str(folder): Precision.FP16}
+    with pytest.raises(UnknownNameError, match="unknown architecture 'resnet5O'"):
+        own_precisions(["resnet5O"])
+    with pytest.raises(ModelFileError, match=r"none\.onnx"):
+        own_precisions([str(tmp_path / "none.onnx")])
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        own_precisions([str(tmp_path)])
+
+
+def test_without_a_known_peak_there_is_no_limit(classifier: Path, tmp_path: Path) -> None:
+    found = prepare_graph(
+        str(classifier), Precision.FP32, tmp_path / "work", batches=(1,), peak=None
+    )
+    assert found.limits == {}
+    assert L4 is not None
+    slower = replace(L4, fp32_flop_per_s=1e6, tf32_flop_per_s=None)
+    limited = prepare_graph(
+        str(classifier), Precision.FP32, tmp_path / "work", batches=(1,), peak=slower
+    )
+    assert limited.limits[1].binds == "compute"
+
+
+def test_on_a_target_without_onnx_a_bundle_has_no_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_bundle(tmp_path / "given")
+    for name in ("torch", "onnx", "onnx_ir", "deploykit.onnx_graph"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert own_precisions([str(folder)]) == {str(folder): Precision.FP32}
+    found = prepared(folder, tmp_path / "work")
+    assert (found.limits, found.computes, found.notes) == ({}, None, (UNCOUNTED,))

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+
+from deploykit.pipeline.benchmark.countdown import Countdown
+
+
+class Shown:
+    def __init__(self) -> None:
+        self.updates: list[tuple[float, float | None, str]] = []
+
+    def update(self, done: float, total: float | None = None, detail: str = "") -> None:
+        self.updates.append((done, total, detail))
+
+
+def test_steps_move_the_bar_and_tell_the_time_left() -> None:
+    shown, now_s = Shown(), [100.0]
+    countdown = Countdown(shown, 4, now_s=lambda: now_s[0])
+    for name in ("a", "b"):
+        with countdown.step(name):
+            now_s[0] += 30
+    with countdown.step("c") as step:
+        step.update(1, 2, "measure")
+        now_s[0] += 30
+    assert shown.updates == [
+        (0, 4, "a"),
+        (1, 4, "a"),
+        (1, 4, "b"),
+        (2, 4, "b, about 1 min left"),
+        (2, 4, "c, about 1 min left"),
+        (2.5, 4, "c measure, about 36 s left"),
+        (3, 4, "c, about 30 s left"),
+    ]
+
+
+def test_a_step_without_a_total_stands_still_and_more_steps_may_come() -> None:
+    shown = Shown()
+    countdown = Countdown(shown, 1, now_s=lambda: 0.0)
+    with countdown.step("a") as step:
+        step.update(5, None, "export")
+        countdown.add(1)
+    assert shown.updates == [(0, 1, "a"), (0, 1, "a export"), (1, 2, "a")]
+
+
+def test_a_failed_step_leaves_the_error_alone() -> None:
+    with pytest.raises(KeyError, match="x"), Countdown(Shown(), 1).step("a"):
+        raise KeyError("x")
