@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from deploykit.benchmark_reports.facts import figure
 from deploykit.benchmarking.comparing import Verdict
 from deploykit.cli._show import table
 
@@ -57,12 +58,12 @@ def _rows(rows: Iterable[Row]) -> object:
             row.backend,
             str(row.precision),
             str(row.batch),
-            f"({row.median_ms:.4g})" if middle is None else _ms(middle),
-            "" if middle is None else f"{middle.low:.3g} - {middle.high:.3g}",
+            f"({figure(row.median_ms)})" if middle is None else _ms(middle),
+            "" if middle is None else f"{figure(middle.low)} - {figure(middle.high)}",
             _ms(row.latency_ms.get(90)),
             _ms(row.latency_ms.get(99)),
-            f"{row.throughput_per_s:.4g}",
-            "" if share is None else f"{share.flop_per_s / 1e9:.3g}",
+            figure(row.throughput_per_s),
+            "" if share is None else figure(share.flop_per_s / 1e9),
             "" if share is None else f"{share.share:.0%}",
             row.binds or "",
             _mark(row),
@@ -71,7 +72,7 @@ def _rows(rows: Iterable[Row]) -> object:
 
 
 def _ms(found: Percentile | None) -> str:
-    return "" if found is None else f"{found.value:.4g}"
+    return "" if found is None else figure(found.value)
 
 
 def _mark(row: Row) -> str:
@@ -101,7 +102,7 @@ def _show_remarks(out: Console, rows: Sequence[Row]) -> None:
 
 
 def _show_ranking(out: Console, ranked: Ranked) -> None:
-    places = ", ".join(f"{rank}. {name} {ms:.3g} ms" for rank, name, ms in ranked.places)
+    places = ", ".join(f"{rank}. {name} {figure(ms)} ms" for rank, name, ms in ranked.places)
     out.print(f"ranking, {ranked.title} (10th percentile): {places}", markup=False)
 
 
@@ -112,7 +113,7 @@ def show_comparison(out: Console, found: CompareReport) -> None:
     for pair in found.pairs:
         ratio = pair.comparison.ratio
         interval = f"{ratio.low:.3f} - {ratio.high:.3f}"
-        figures = f"{pair.old:.4g}", f"{pair.new:.4g}", f"{ratio.value:.3f}", interval
+        figures = figure(pair.old), figure(pair.new), f"{ratio.value:.3f}", interval
         verdict = f"[{_COLOURS[pair.verdict]}]{pair.verdict}[/]"
         rows.add_row(pair.key, _UNITS[pair.measure], *figures, verdict)
     out.print(rows, "")
@@ -136,8 +137,8 @@ def show_in_turn(out: Console, found: AbRun) -> None:
     """Both medians, the ratio with its interval, the noise floor, the verdict."""
     report, ratio, noise = found.report, found.report.comparison.ratio, found.report.noise
     rows = table(("", "cell", "median ms", "queries"), right=("median ms", "queries"))
-    rows.add_row("A", found.a.key, f"{report.a_ms:.4g}", str(report.queries_a))
-    rows.add_row("B", found.b.key, f"{report.b_ms:.4g}", str(report.queries_b))
+    rows.add_row("A", found.a.key, figure(report.a_ms), str(report.queries_a))
+    rows.add_row("B", found.b.key, figure(report.b_ms), str(report.queries_b))
     out.print(rows, "")
     out.print(
         f"B takes {ratio.value:.3f} x the time of A ({ratio.low:.3f} to {ratio.high:.3f}, 99 %), "

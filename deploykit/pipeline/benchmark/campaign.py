@@ -10,7 +10,6 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from deploykit.benchmarking.runs import Failure
-from deploykit.pipeline.benchmark.cells import ON_GPU
 from deploykit.pipeline.benchmark.processes import ChildFailure
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from deploykit.pipeline.benchmark.steps import Steps
     from deploykit.specs import Precision
 
-    Source = tuple[str, Precision, bool]
+    Source = tuple[str, Precision]
 
 
 class Campaign:
@@ -69,7 +68,7 @@ class Campaign:
     def _sources(self) -> dict[Source, list[Cell]]:
         found: dict[Source, list[Cell]] = {}
         for cell in self._open:
-            found.setdefault(_source(cell), []).append(cell)
+            found.setdefault((cell.target, cell.precision), []).append(cell)
         return found
 
     def _prepare_all(self, countdown: Countdown) -> None:
@@ -101,7 +100,7 @@ class Campaign:
                 return failure, monotonic() - begin_s
 
     def _do(self, cell: Cell, countdown: Countdown) -> None:
-        graph = self._graphs[_source(cell)]
+        graph = self._graphs[cell.target, cell.precision]
         begin_s = monotonic()
         with countdown.step(cell.key) as task:
             try:
@@ -132,11 +131,6 @@ class Campaign:
             return None
         smaller = cell.with_batch(cell.batch // 2)
         return None if smaller.key in self._planned else smaller
-
-
-def _source(cell: Cell) -> Source:
-    """What has to be there before the cell is measured; limits differ between CPU and GPU."""
-    return cell.target, cell.precision, cell.backend in ON_GPU
 
 
 def _halvings(batch: int) -> list[int]:

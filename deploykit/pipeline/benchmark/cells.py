@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 BACKENDS: Final = ("tensorrt", "tensorrt-rtx", "ort-cuda", "ort", "eager")
 """The best first; ``ort-cuda`` and ``ort`` are onnxruntime on the GPU and on the CPU."""
 
+CPU: Final = "cpu"
+GPU: Final = "gpu"
 ON_GPU: Final = frozenset({"tensorrt", "tensorrt-rtx", "ort-cuda"})
 ENGINES: Final = frozenset({"tensorrt", "tensorrt-rtx"})
 
@@ -55,6 +57,11 @@ class Cell:
     def key(self) -> str:
         """The cell's name, which filters match."""
         return cell_key(self.model, self.backend, self.precision, self.batch)
+
+    @property
+    def device(self) -> str:
+        """Where it runs: "gpu" or "cpu"."""
+        return GPU if self.backend in ON_GPU else CPU
 
     def with_batch(self, batch: int) -> Cell:
         """The same with another batch."""

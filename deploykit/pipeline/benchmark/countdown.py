@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 _FIRST: Final = 2
 """Steps after which their mean says something about the next ones."""
 
+WARM_UP: Final = "warm-up"
+"""What the harness calls the part of a measurement that does not count."""
+
+_WARM_UP_SHARE: Final = 0.3
+
 _MINUTE_S: Final = 60
 _HOUR_S: Final = 3600
 
@@ -55,15 +60,19 @@ class Countdown:
         return f", about {duration(elapsed_s / done * (self._total - done))} left"
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Step:
     show: Callable[[float, str], None]
     name: str
+    share: float = 0.0
 
     def update(self, done: float, total: float | None = None, detail: str = "") -> None:
-        """Move the bar within the step; a step without a total stands still."""
+        """Move the bar within the step, never back; a step without a total stands still."""
         share = min(1.0, done / total) if total else 0.0
-        self.show(share, f"{self.name} {detail}".rstrip())
+        if detail == WARM_UP:
+            share *= _WARM_UP_SHARE
+        self.share = max(self.share, share)
+        self.show(self.share, f"{self.name} {detail}".rstrip())
 
 
 def duration(seconds: float) -> str:

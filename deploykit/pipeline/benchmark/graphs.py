@@ -58,7 +58,7 @@ def prepare_graph(
     work: Path,
     *,
     batches: Iterable[int],
-    peak: DevicePeak | None,
+    peaks: Mapping[str, DevicePeak],
 ) -> Graph:
     """The verified graph of ``target`` in ``precision``, exported into ``work`` where needed.
 
@@ -69,19 +69,19 @@ def prepare_graph(
     if path.is_dir():
         bundle = Bundle.open(path)
         bundle.require_unchanged(bundle.model_path.name)
-        return _graph(bundle.manifest.onnx, bundle, own=True, costs=_costs(bundle, batches, peak))
+        return _graph(bundle.manifest.onnx, bundle, own=True, costs=_costs(bundle, batches, peaks))
     artifact = None
     if not is_definition(target):
         from deploykit import onnx_graph
 
         artifact = onnx_graph.read_artifact(path)
         if artifact.precision is not Precision.FP32:
-            costs = _Costs.of(artifact.path, batches, peak)
+            costs = _Costs.of(artifact.path, batches, peaks)
             return _graph(artifact, None, own=False, costs=costs)
     from deploykit.pipeline.benchmark.exports import exported
 
     bundle = exported(target, precision, work, None if artifact is None else artifact.sha256)
-    return _graph(bundle.manifest.onnx, bundle, own=False, costs=_costs(bundle, batches, peak))
+    return _graph(bundle.manifest.onnx, bundle, own=False, costs=_costs(bundle, batches, peaks))
 
 
 def _graph(artifact: OnnxArtifact, bundle: Bundle | None, *, own: bool, costs: _Costs) -> Graph:
@@ -99,14 +99,14 @@ def _graph(artifact: OnnxArtifact, bundle: Bundle | None, *, own: bool, costs: _
 
 @dataclass(frozen=True)
 class _Costs:
-    """What counting a graph gives: the precision of most multiply-adds, and limits by batch."""
+    """What counting gives: the precision of most multiply-adds, limits by device and batch."""
 
     precision: Precision | None = None
-    limits: Mapping[int, Limit] = field(default_factory=dict)
+    limits: Mapping[str, Mapping[int, Limit]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, path: Path, batches: Iterable[int], peak: DevicePeak | None) -> Self:
+    def of(cls, path: Path, batches: Iterable[int], peaks: Mapping[str, DevicePeak]) -> Self:
         from deploykit import onnx_graph
         from deploykit.onnx_graph.costs import network_cost
 
@@ -118,15 +118,18 @@ class _Costs:
         if not costs:
             return cls()
         counts = next(iter(costs.values())).multiply_adds_in
-        limits = {batch: physical_limit(cost, peak) for batch, cost in costs.items() if peak}
+        limits = {
+            device: {batch: physical_limit(cost, peak) for batch, cost in costs.items()}
+            for device, peak in peaks.items()
+        }
         return cls(max(counts, key=lambda each: counts[each], default=None), limits)
 
 
-def _costs(bundle: Bundle, batches: Iterable[int], peak: DevicePeak | None) -> _Costs:
+def _costs(bundle: Bundle, batches: Iterable[int], peaks: Mapping[str, DevicePeak]) -> _Costs:
     """On a target a bundle is measured without the tools that could count its graph."""
     if find_spec("onnx_ir") is None:
         return _Costs(notes=(UNCOUNTED,))
-    return _Costs.of(bundle.model_path, batches, peak)
+    return _Costs.of(bundle.model_path, batches, peaks)
 
 
 def _notes(bundle: Bundle | None) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from deploykit import environment, models
 from deploykit.backends.ort import OrtRunner
 from deploykit.benchmarking.conditions import watch
 from deploykit.benchmarking.results import BenchmarkResult, Samples, Subject, Switches
-from deploykit.errors import DataError
+from deploykit.errors import DataError, UsageError
 from deploykit.pipeline.benchmark.cells import ENGINES, ON_GPU
 from deploykit.specs import Precision
 from deploykit.stages.benchmark import Clock, SystemClock, benchmark, highest_rate
@@ -61,7 +61,7 @@ def measure_cell(
         },
         condition=conditions.sentences(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        limit=prepared.graph.limits.get(cell.batch),
+        limit=prepared.graph.limits.get(cell.device, {}).get(cell.batch),
         notes=_notes(prepared, switches.streams),
     )
 
@@ -97,7 +97,17 @@ def open_cell(
 
 
 def noise(inputs: tuple[TensorSpec, ...], batch: int, seed: int) -> dict[str, Array]:
-    """A batch for each input, normal with mean 0 and deviation 1, as prepared images are."""
+    """A batch for each input, normal with mean 0 and deviation 1, as prepared images are.
+
+    Raises:
+        UsageError: the model's batch is fixed at another number, or another dimension is open.
+    """
+    for spec in inputs:
+        if spec.shape[0] != batch and not isinstance(spec.shape[0], str):
+            raise UsageError(
+                f"input {spec.name!r} has a fixed batch of {spec.shape[0]}, not {batch}\n"
+                f"measure --batch {spec.shape[0]}, or export the model with an open one"
+            )
     random = np.random.default_rng(seed)
     return {
         spec.name: random.standard_normal(spec.with_batch(batch)).astype(spec.dtype)

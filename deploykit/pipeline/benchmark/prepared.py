@@ -18,7 +18,7 @@ class Graph:
     """A graph to measure; ``own`` is a bundle that the user gave, ``folder`` any bundle's.
 
     ``computes`` is the precision of most of its multiply-adds. ``limits`` has an entry for each
-    batch whose cost is known on a device whose peak is known.
+    device ("cpu", "gpu") whose peak is known and each batch whose cost is known.
     """
 
     path: str
@@ -27,7 +27,7 @@ class Graph:
     computes: Precision | None
     folder: str | None
     own: bool
-    limits: Mapping[int, Limit]
+    limits: Mapping[str, Mapping[int, Limit]]
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -41,7 +41,10 @@ class Graph:
         known = {
             "precision": Precision(data["precision"]),
             "computes": None if computes is None else Precision(computes),
-            "limits": {int(batch): Limit(**limit) for batch, limit in data["limits"].items()},
+            "limits": {
+                device: {int(batch): Limit(**limit) for batch, limit in limits.items()}
+                for device, limits in data["limits"].items()
+            },
             "notes": tuple(data["notes"]),
         }
         return cls(**{**data, **known})

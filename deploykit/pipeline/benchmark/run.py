@@ -16,7 +16,7 @@ from deploykit.bundle import MANIFEST
 from deploykit.errors import DeviceError
 from deploykit.pipeline.benchmark.availability import unavailable_backends
 from deploykit.pipeline.benchmark.campaign import Campaign
-from deploykit.pipeline.benchmark.cells import ON_GPU, plan_cells
+from deploykit.pipeline.benchmark.cells import CPU, GPU, plan_cells
 from deploykit.pipeline.benchmark.countdown import Countdown
 from deploykit.pipeline.benchmark.notebook import Notebook
 from deploykit.pipeline.benchmark.steps import Steps, process_limits, usual_jobs
@@ -150,16 +150,18 @@ def _steps(
     notes: list[str],
 ) -> Steps:
     limits = process_limits(options.cell_s, options.memory_bytes, here.memory_bytes)
-    needs_gpu = any(cell.backend in ON_GPU for cell in cells)
-    needs_cpu = any(cell.backend not in ON_GPU for cell in cells)
+    devices = {cell.device for cell in cells}
+    found = {
+        CPU: _cpu_peak(options.switches, here, progress, notes) if CPU in devices else None,
+        GPU: _gpu_peak(here, notes) if GPU in devices else None,
+    }
     return Steps(
         switches=options.switches,
         work=options.work,
         limits=limits[0],
         prepare_limits=limits[1],
         jobs=usual_jobs(here.logical_cores, here.memory_bytes),
-        cpu_peak=_cpu_peak(options.switches, here, progress, notes) if needs_cpu else None,
-        gpu_peak=_gpu_peak(here, notes) if needs_gpu else None,
+        peaks={name: peak for name, peak in found.items() if peak is not None},
     )
 
 

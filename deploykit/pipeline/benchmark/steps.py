@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.benchmarking.results import BenchmarkResult
-from deploykit.pipeline.benchmark.cells import ENGINES, ON_GPU
+from deploykit.pipeline.benchmark.cells import ENGINES
 from deploykit.pipeline.benchmark.prepared import BuiltEngine, Graph, Prepared
 from deploykit.pipeline.benchmark.processes import ProcessLimits, call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
     from threading import Event
 
@@ -35,10 +35,10 @@ MEMORY_SHARE: Final = 0.9
 class Steps:
     """How one cell is prepared and measured; what is set here is the same for all cells.
 
-    ``work`` is where graphs and engines are kept for the next run. ``cpu_peak`` and ``gpu_peak``
-    are the best rates of the devices, as far as they are known. ``jobs`` graphs are prepared at a
-    time; nothing else runs beside a measurement. ``call`` runs one step. Each
-    method raises `ChildFailure` where its process fails.
+    ``work`` is where graphs and engines are kept for the next run. ``jobs`` graphs are prepared at
+    a time; nothing else runs beside a measurement. ``peaks`` has the best rates of "cpu" and "gpu"
+    as far as they are known. ``call`` runs one step. Each method raises `ChildFailure` where its
+    process fails.
     """
 
     switches: Switches
@@ -46,21 +46,19 @@ class Steps:
     limits: ProcessLimits
     prepare_limits: ProcessLimits
     jobs: int = 1
-    cpu_peak: DevicePeak | None = None
-    gpu_peak: DevicePeak | None = None
+    peaks: Mapping[str, DevicePeak] = field(default_factory=dict)
     call: Callable[..., dict[str, Any]] = field(default=call)
 
     def graph(
         self, cell: Cell, batches: Iterable[int], task: ProgressTask, stop: Event | None = None
     ) -> Graph:
         """The verified graph of a cell, with its limits for all ``batches``."""
-        peak = self._peak_of(cell)
         request = {
             "target": cell.target,
             "precision": cell.precision,
             "work": str(self.work),
             "batches": sorted(batches),
-            "peak": None if peak is None else peak.to_dict(),
+            "peaks": {device: peak.to_dict() for device, peak in self.peaks.items()},
         }
         answer = self.call("graph", request, self.prepare_limits, progress=task, stop=stop)
         return Graph.from_dict(answer)
@@ -72,7 +70,7 @@ class Steps:
             request = {"cell": cell.to_dict(), "graph": graph.to_dict(), "work": str(self.work)}
             answer = self.call("engine", request, self.prepare_limits, progress=task)
             engine = BuiltEngine.from_dict(answer)
-        peak = self._peak_of(cell)
+        peak = self.peaks.get(cell.device)
         return Prepared(cell, graph, engine, None if peak is None else peak.to_dict())
 
     def result(self, prepared: Prepared, task: ProgressTask) -> BenchmarkResult:
@@ -89,9 +87,6 @@ class Steps:
             "rounds": count,
         }
         return self.call("ab", request, self.limits, progress=task)
-
-    def _peak_of(self, cell: Cell) -> DevicePeak | None:
-        return self.gpu_peak if cell.backend in ON_GPU else self.cpu_peak
 
 
 def process_limits(

@@ -24,13 +24,12 @@ def graph(request: Mapping[str, Any], task: ProgressTask) -> dict[str, Any]:
     from deploykit.pipeline.benchmark.graphs import prepare_graph
 
     task.update(0, None, "export")
-    peak = request["peak"]
     prepared = prepare_graph(
         request["target"],
         Precision(request["precision"]),
         Path(request["work"]),
         batches=request["batches"],
-        peak=None if peak is None else DevicePeak.from_dict(peak),
+        peaks={name: DevicePeak.from_dict(peak) for name, peak in request["peaks"].items()},
     )
     return prepared.to_dict()
 

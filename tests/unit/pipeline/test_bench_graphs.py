@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 L4 = gpu_peak("NVIDIA L4").peak
+assert L4 is not None
+PEAKS = {"gpu": L4}
 MACS = 16 * 3 * 9 * 8 * 8 + 16 * 4
 
 
@@ -29,7 +31,7 @@ def classifier(tmp_path: Path) -> Path:
 
 
 def prepared(target: Path, work: Path, precision: Precision = Precision.FP32) -> Graph:
-    return prepare_graph(str(target), precision, work, batches=(1, 8), peak=L4)
+    return prepare_graph(str(target), precision, work, batches=(1, 8), peaks=PEAKS)
 
 
 def test_a_file_is_exported_verified_and_limited(classifier: Path, tmp_path: Path) -> None:
@@ -38,7 +40,7 @@ def test_a_file_is_exported_verified_and_limited(classifier: Path, tmp_path: Pat
     assert found.path == str(bundle.model_path)
     assert found.sha256 == bundle.manifest.onnx.sha256
     assert (found.precision, found.computes, found.own) == (Precision.FP32, Precision.FP32, False)
-    assert {batch: limit.flop for batch, limit in found.limits.items()} == {
+    assert {batch: limit.flop for batch, limit in found.limits["gpu"].items()} == {
         1: 2 * MACS,
         8: 16 * MACS,
     }
@@ -127,7 +129,7 @@ def test_a_converted_file_is_measured_as_it_is(tmp_path: Path) -> None:
     assert (found.path, found.folder, found.own) == (str(path), None, False)
     assert found.limits == {}  # its batch is 2, asked are 1 and 8
     assert found.computes is None
-    two = prepare_graph(str(path), Precision.FP16, tmp_path, batches=(1, 2), peak=None)
+    two = prepare_graph(str(path), Precision.FP16, tmp_path, batches=(1, 2), peaks={})
     assert (two.computes, two.limits) == (Precision.FP16, {})
 
 
@@ -145,15 +147,14 @@ def test_the_precisions_that_targets_bring(classifier: Path, tmp_path: Path) -> 
 
 def test_without_a_known_peak_there_is_no_limit(classifier: Path, tmp_path: Path) -> None:
     found = prepare_graph(
-        str(classifier), Precision.FP32, tmp_path / "work", batches=(1,), peak=None
+        str(classifier), Precision.FP32, tmp_path / "work", batches=(1,), peaks={}
     )
     assert found.limits == {}
-    assert L4 is not None
-    slower = replace(L4, fp32_flop_per_s=1e6, tf32_flop_per_s=None)
+    slower = replace(PEAKS["gpu"], fp32_flop_per_s=1e6, tf32_flop_per_s=None)
     limited = prepare_graph(
-        str(classifier), Precision.FP32, tmp_path / "work", batches=(1,), peak=slower
+        str(classifier), Precision.FP32, tmp_path / "work", batches=(1,), peaks={"cpu": slower}
     )
-    assert limited.limits[1].binds == "compute"
+    assert limited.limits["cpu"][1].binds == "compute"
 
 
 def test_on_a_target_without_onnx_a_bundle_has_no_limit(

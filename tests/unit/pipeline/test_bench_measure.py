@@ -10,7 +10,12 @@ import pytest
 from deploykit import __version__
 from deploykit.benchmarking.limits import Limit
 from deploykit.benchmarking.results import BenchmarkResult, Switches
-from deploykit.errors import DataError, EngineIncompatibleError, MissingDependencyError
+from deploykit.errors import (
+    DataError,
+    EngineIncompatibleError,
+    MissingDependencyError,
+    UsageError,
+)
 from deploykit.pipeline.benchmark.cells import Cell
 from deploykit.pipeline.benchmark.measure import SYSTEM, measure_cell, noise, open_cell
 from deploykit.pipeline.benchmark.prepared import BuiltEngine, Graph, Prepared
@@ -53,7 +58,7 @@ def prepared(tmp_path: Path) -> Prepared:
         {"w": normal(4, 3, 3, 3)},
     )
     path = save(model, tmp_path / "mine.onnx")
-    graph_ = Graph(str(path), "a" * 64, FP32, FP32, None, False, {2: LIMIT}, ("given",))
+    graph_ = Graph(str(path), "a" * 64, FP32, FP32, None, False, {"cpu": {2: LIMIT}}, ("given",))
     return Prepared(Cell(str(path), "mine", "ort", FP32, 2), graph_, None, {"name": "this CPU"})
 
 
@@ -159,10 +164,17 @@ def test_an_engine_needs_its_compiler(prepared: Prepared, tmp_path: Path) -> Non
 
 
 def test_noise_is_what_the_seed_makes() -> None:
-    inputs = (TensorSpec("x", "float16", ("N", 3, 8, 8)), TensorSpec("y", "float32", (1, 2)))
+    inputs = (TensorSpec("x", "float16", ("N", 3, 8, 8)), TensorSpec("y", "float32", (4, 2)))
     first, again, other = (noise(inputs, 4, seed) for seed in (0, 0, 1))
     assert first["x"].shape == (4, 3, 8, 8)
     assert [first[name].dtype.name for name in ("x", "y")] == ["float16", "float32"]
     assert np.array_equal(first["x"], again["x"])
     assert not np.array_equal(first["x"], other["x"])
     assert abs(float(first["x"].mean())) < 0.2
+
+
+def test_a_fixed_batch_is_not_measured_as_another_one() -> None:
+    inputs = (TensorSpec("x", "float32", (2, 3, 8, 8)),)
+    assert noise(inputs, 2, 0)["x"].shape == (2, 3, 8, 8)
+    with pytest.raises(UsageError, match="input 'x' has a fixed batch of 2, not 8\nmeasure --ba"):
+        noise(inputs, 8, 0)

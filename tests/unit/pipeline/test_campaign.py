@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from deploykit.benchmarking.peaks import gpu_peak
 from deploykit.benchmarking.results import Subject
 from deploykit.pipeline.benchmark.campaign import Campaign
 from deploykit.pipeline.benchmark.cells import Cell
@@ -130,7 +131,7 @@ def test_graphs_come_first_one_for_all_cells_that_share_it(tmp_path: Path) -> No
     assert measured(notebook) == ["a/ort/b1", "a/eager/b8", "b/ort/b1"]
     request = steps.requests["graph a"]
     assert request["batches"] == [1, 2, 4, 8]
-    assert (request["precision"], request["peak"]) == ("fp32", None)
+    assert (request["precision"], request["peaks"]) == ("fp32", {})
     request = steps.requests["cell a/ort/fp32/b1"]
     assert request["graph"]["path"] == "a.onnx"
     assert request["engine"] is None
@@ -212,22 +213,23 @@ def test_what_an_earlier_start_did_is_not_done_again(tmp_path: Path) -> None:
     assert steps.made == []
 
 
-def test_the_peak_of_the_cells_own_device_goes_with_the_graph(tmp_path: Path) -> None:
-    from deploykit.benchmarking.peaks import gpu_peak
-
+def test_a_graph_serves_cpu_and_gpu_and_each_cell_gets_its_own_peak(tmp_path: Path) -> None:
     peak = gpu_peak("NVIDIA L4").peak
     assert peak is not None
-    cpu = replace(peak, name="CPU")
+    peaks = {"cpu": replace(peak, name="CPU"), "gpu": peak}
     steps = Scripted()
     wanted = cells("a/ort/fp32/b1", "a/ort-cuda/fp32/b1")
-    notebook = Notebook(tmp_path, {})
-    real = Steps(SWITCHES, tmp_path, LIMITS, PREPARE, 1, cpu, peak, steps)
-    campaign = Campaign(wanted, real, notebook)
+    real = Steps(SWITCHES, tmp_path, LIMITS, PREPARE, 1, peaks, steps)
+    campaign = Campaign(wanted, real, Notebook(tmp_path, {}))
+    assert campaign.length == 3
     with SilentProgress().step("bench") as task:
         campaign.run(Countdown(task, campaign.length))
-    assert steps.made[:2] == ["graph a", "graph a"]  # its limits differ
-    names = {each: steps.requests[f"cell a/{each}/fp32/b1"]["peak"] for each in ("ort", "ort-cuda")}
-    assert [names["ort"]["name"], names["ort-cuda"]["name"]] == ["CPU", peak.name]
+    assert steps.made == ["graph a", "cell a/ort/fp32/b1", "cell a/ort-cuda/fp32/b1"]
+    assert set(steps.requests["graph a"]["peaks"]) == {"cpu", "gpu"}
+    names = [
+        steps.requests[f"cell a/{each}/fp32/b1"]["peak"]["name"] for each in ("ort", "ort-cuda")
+    ]
+    assert names == ["CPU", peak.name]
 
 
 def test_an_interrupt_stops_the_exports_that_are_under_way(tmp_path: Path) -> None:

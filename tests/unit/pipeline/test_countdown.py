@@ -45,3 +45,11 @@ def test_a_step_without_a_total_stands_still_and_more_steps_may_come() -> None:
 def test_a_failed_step_leaves_the_error_alone() -> None:
     with pytest.raises(KeyError, match="x"), Countdown(Shown(), 1).step("a"):
         raise KeyError("x")
+
+
+def test_measuring_goes_on_where_the_warm_up_ends() -> None:
+    shown = Shown()
+    with Countdown(shown, 1).step("a") as step:
+        for done, detail in ((0.5, "warm-up"), (1, "warm-up"), (0.1, "measure"), (1, "measure")):
+            step.update(done, 1, detail)
+    assert [done for done, _, _ in shown.updates] == [0, 0.15, 0.3, 0.3, 1, 1]
