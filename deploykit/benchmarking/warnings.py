@@ -87,8 +87,11 @@ def transfer_bound(samples: Samples) -> str | None:
 
 
 def unstable_compute(samples: Samples) -> str | None:
-    """Whether the GPU's own times vary more than a GPU with steady clocks does."""
-    if samples.compute_ms is None:
+    """Whether the GPU's own times vary more than a GPU with steady clocks does.
+
+    A CPU's are no measure of that: only what launches its work has the step ``enqueue_ms``.
+    """
+    if samples.compute_ms is None or samples.enqueue_ms is None:
         return None
     variation = coefficient_of_variation(samples.compute_ms)
     if variation is None or variation <= MAX_COMPUTE_VARIATION:

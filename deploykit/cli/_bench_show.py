@@ -27,6 +27,10 @@ _COLOURS = {
     Verdict.NO_DIFFERENCE: "default",
 }
 _UNITS = {"latency_ms": "p50 ms", "throughput_per_s": "images/s"}
+_TWO_RUNS = (
+    "! these runs were made at different times, and a shared machine changes its speed; "
+    "to be sure: deploykit bench --ab A B"
+)
 _TOO_FEW = "the median in brackets has no interval: too few independent samples; measure longer"
 
 
@@ -128,9 +132,12 @@ def show_comparison(out: Console, found: CompareReport) -> None:
     for title, keys in (("only in the old", found.only_old), ("only in the new", found.only_new)):
         if keys:
             out.print(f"{title} file: {', '.join(keys)}", markup=False)
+    if any(pair.verdict != Verdict.NO_DIFFERENCE for pair in found.pairs):
+        out.print(_TWO_RUNS, style="yellow", markup=False)
     if found.fails:
         limit = f"{found.fail_above:.1%}"
-        out.print(f"slower by more than {limit}: {', '.join(found.regressions)}", style="red")
+        text = f"slower by more than {limit}, or failed: {', '.join(found.regressions)}"
+        out.print(text, style="red", markup=False)
 
 
 def show_in_turn(out: Console, found: AbRun) -> None:

@@ -93,6 +93,7 @@ def test_two_files_are_compared_for_ci(fp16_bundle: Path, here: Path) -> None:
     same = deploykit("bench", "--compare", "old.json", "old.json", "--fail-above", "5%")
     assert same.code == 0
     assert "no difference" in same.out
+    assert "--ab" not in same.out
     slower = [
         replace(each, samples=replace(each.samples, wall_ms=each.samples.wall_ms * 3))
         for each in read_run(Path("old.json")).results
@@ -100,7 +101,8 @@ def test_two_files_are_compared_for_ci(fp16_bundle: Path, here: Path) -> None:
     write_run(Path("new.json"), BenchmarkRun(tuple(slower)))
     found = deploykit("bench", "--compare", "old.json", "new.json", "--fail-above", "5%")
     assert found.code == 1
-    assert "slower by more than 5.0%: digits-fp16/ort/fp16/b1" in found.out
+    assert "slower by more than 5.0%, or failed: digits-fp16/ort/fp16/b1" in found.out
+    assert "to be sure: deploykit bench --ab A B" in found.out
     assert deploykit("bench", "--compare", "old.json", "new.json").code == 0
     data = deploykit("bench", "--compare", "old.json", "new.json", "--json").data
     assert data["pairs"][0]["verdict"] == "slower"

@@ -75,7 +75,9 @@ def test_a_result_holds_all_that_is_needed_to_judge_it(prepared: Prepared) -> No
     assert subject.onnx_sha256 == "a" * 64
     assert subject.engine_sha256 is subject.compiler is None
     assert len(result.samples) >= 12
-    assert result.samples.compute_ms is None
+    assert result.samples.compute_ms is not None
+    assert (result.samples.compute_ms <= result.samples.wall_ms).all()
+    assert result.samples.h2d_ms is result.samples.enqueue_ms is None
     assert result.environment["deploykit"] == __version__
     assert result.environment["conditions"]["host"]["logical_cores"] >= 1
     assert result.environment["conditions"]["gpu"] is None

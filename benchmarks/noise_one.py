@@ -1,0 +1,118 @@
+"""One process of `noise.py`: a network on one thread, as it is or slowed down, measured.
+
+``python -m benchmarks.noise --one OUT.json --model FILE --slower 0.1`` ends here.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Final, Self
+
+from benchmarks.harness_check import THREADS, bare_loop, feeds_of
+from deploykit.backends.ort import OrtRunner
+from deploykit.benchmarking.conditions import watch
+from deploykit.benchmarking.results import BenchmarkResult, Subject
+from deploykit.environment import describe
+from deploykit.specs import Precision, SilentProgress
+from deploykit.stages.benchmark import Side, SystemClock, benchmark, interleave
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import ExitStack
+    from pathlib import Path
+    from types import TracebackType
+
+    from deploykit.benchmarking.results import Switches
+    from deploykit.benchmarking.rounds import Rounds
+    from deploykit.specs import Array, Runner, StepTimes, TensorSpec
+
+MODEL: Final = "resnet20"
+CALIBRATION_S: Final = 0.05
+
+
+class Slowed:
+    """A runner that keeps the processor busy for a while after each of its queries."""
+
+    def __init__(self, runner: Runner, extra_ns: int) -> None:
+        self._runner = runner
+        self.extra_ns = extra_ns
+
+    @classmethod
+    def by_share(cls, runner: Runner, share: float) -> Self:
+        """Slower by a share of the median that the open runner has now."""
+        feeds = feeds_of(runner)
+        bare_loop(lambda: runner.run(feeds), CALIBRATION_S)
+        median_ms, _ = bare_loop(lambda: runner.run(feeds), CALIBRATION_S)
+        return cls(runner, round(median_ms * share * 1e6))
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Those of the runner."""
+        return self._runner.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Those of the runner."""
+        return self._runner.outputs
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """As the runner, later."""
+        return self.run_timed(feeds)[0]
+
+    def run_timed(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], StepTimes]:
+        """As the runner, later, as if the computing had taken longer."""
+        outputs, steps = self._runner.run_timed(feeds)
+        begin_ns = time.perf_counter_ns()
+        while (waited_ns := time.perf_counter_ns() - begin_ns) < self.extra_ns:
+            pass
+        waited_ms = waited_ns / 1e6
+        computed_ms = None if steps.compute_ms is None else steps.compute_ms + waited_ms
+        return outputs, replace(steps, wall_ms=steps.wall_ms + waited_ms, compute_ms=computed_ms)
+
+    def close(self) -> None:
+        """Close the runner."""
+        self._runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def opened(stack: ExitStack, model: Path, slower: float = 0.0) -> Side:
+    """A side with a session of its own, which ends with the stack."""
+    runner: Runner = stack.enter_context(OrtRunner(model, threads=THREADS))
+    feeds = feeds_of(runner)
+    return Side(Slowed.by_share(runner, slower) if slower else runner, feeds)
+
+
+def rounds_of(a: Side, b: Side, switches: Switches) -> tuple[Rounds, tuple[str, ...]]:
+    """The rounds, and whether the machine was busy meanwhile."""
+    with SilentProgress().step("measure") as task:
+        work = partial(interleave, a, b, switches, clock=SystemClock(), task=task)
+        rounds, conditions = watch(work, on_gpu=False)
+    return rounds, conditions.sentences()
+
+
+def result_of(side: Side, switches: Switches) -> BenchmarkResult:
+    with SilentProgress().step("measure") as task:
+        work = partial(benchmark, side.runner, side.feeds, switches, clock=SystemClock(), task=task)
+        (samples, duration_s), conditions = watch(work, on_gpu=False)
+    return BenchmarkResult(
+        subject=Subject(MODEL, Precision.FP32, None, "ort", batch=1),
+        switches=switches,
+        samples=samples,
+        duration_s=duration_s,
+        environment=describe().to_dict(),
+        condition=conditions.sentences(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
