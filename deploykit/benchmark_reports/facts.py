@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _GIB: Final = 2**30
 _PLAIN: Final = 1e3
 _LONG: Final = 1e9
+_PREFIXES: Final = {"P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3}
 
 
 def figure(number: float) -> str:
@@ -31,6 +32,19 @@ def figure(number: float) -> str:
     ('0.1235', '98,765', '3e+12')
     """
     return f"{number:,.0f}" if _PLAIN <= abs(number) < _LONG else f"{number:.4g}"
+
+
+def rate_text(rate: float, unit: str) -> str:
+    """A rate in three digits, with the prefix that fits it.
+
+    >>> rate_text(72.54e9, "FLOP/s"), rate_text(3.35e12, "B/s"), rate_text(999.9e9, "OP/s")
+    ('72.5 GFLOP/s', '3.35 TB/s', '1 TOP/s')
+    """
+    # Rounded first, so that nothing becomes a thousand of the smaller unit.
+    rounded = float(f"{rate:.3g}")
+    fitting = ((prefix, scale) for prefix, scale in _PREFIXES.items() if rounded >= scale)
+    prefix, scale = next(fitting, ("", 1.0))
+    return f"{figure(rounded / scale)} {prefix}{unit}"
 
 
 def machine_name(environment: Mapping[str, Any]) -> str:
@@ -97,9 +111,13 @@ def peak_text(peak: DevicePeak) -> str:
         "FP16": peak.fp16_flop_per_s,
         "INT8": peak.int8_op_per_s,
     }
-    known = [f"{name} {rate / 1e12:.3g} T/s" for name, rate in rates.items() if rate is not None]
+    known = [
+        f"{name} {rate_text(rate, 'OP/s' if name == 'INT8' else 'FLOP/s')}"
+        for name, rate in rates.items()
+        if rate is not None
+    ]
     threads = "" if peak.threads is None else f", {peak.threads} threads"
-    memory = f"memory {peak.bytes_per_s / 1e9:.3g} GB/s"
+    memory = f"memory {rate_text(peak.bytes_per_s, 'B/s')}"
     return f"{peak.name}: {', '.join((*known, memory))} ({peak.source}{threads})"
 
 

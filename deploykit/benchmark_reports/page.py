@@ -21,6 +21,7 @@ SCRIPTS: Final = (
     "state.js",
     "plot.js",
     "chart.js",
+    "ranked.js",
     "curves.js",
     "distribution.js",
     "roofline.js",

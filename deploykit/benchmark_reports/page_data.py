@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     Facts = Mapping[str, str]
 
+_MEDIAN: Final = 50
 _BULK: Final = 91
 _TAIL: Final = 60
 _LAST: Final = 99.99
@@ -81,6 +82,7 @@ def _row(
         "failed": None,
         "proven": row.precision_proven,
         "samples": row.samples,
+        "median_ms": row.median_ms,
         "percentiles": {
             _name(level): [found.value, found.low, found.high]
             for level, found in row.latency_ms.items()
@@ -154,6 +156,7 @@ def _details(
     others = {label: text for label, text in switches if common.get(label) != text}
     facts = machine_facts(result.environment)
     given = {
+        "Median": "" if _MEDIAN in row.latency_ms else f"({figure(row.median_ms)} ms), no interval",
         "Measured at": result.created,
         "Duration": f"{result.duration_s:.3g} s",
         "Limit": "" if row.limit_ms is None else f"{figure(row.limit_ms)} ms, {row.binds} binds",

@@ -52,6 +52,7 @@ _COLUMNS: Final = (
     "scenario",
     "streams",
     "samples",
+    "median_ms",
     *(f"p{level:g}{bound}_ms" for level in LEVELS for bound in ("", "_low", "_high")),
     "images_per_s",
     "variation_share",
@@ -71,6 +72,9 @@ _COLUMNS: Final = (
     *_SWITCHES,
     *_SUBJECT,
 )
+_BRACKETS: Final = (
+    "A median in brackets has no interval: too few independent samples; measure longer."
+)
 _HEADINGS: Final = {
     "doubt": "Doubts",
     "condition": "State of the machine",
@@ -83,7 +87,8 @@ def csv_of(run: BenchmarkRun) -> str:
     """One line for each result and then for each failure, with the names of the columns first.
 
     Units are in the names. A field is empty where nothing is known; percentiles that the samples
-    do not carry are such. Several sentences in a field have "; " between them.
+    do not carry are such, and ``median_ms`` is there in any case. Several sentences in a field
+    have "; " between them.
     """
     text = io.StringIO()
     table = csv.DictWriter(text, _COLUMNS, restval="", lineterminator="\n")
@@ -100,6 +105,7 @@ def markdown_of(run: BenchmarkRun) -> str:
     """
     rows = [row_of(result) for result in run.results]
     lines = [f"# Benchmark{_of_machine(run)}", "", *_summary(run)]
+    lines += ["", _BRACKETS] if any(_MEDIAN not in row.latency_ms for row in rows) else []
     common = common_switches(run.results)
     for group in _groups(run.results):
         lines += ["", *_group_lines(group, common)]
@@ -128,7 +134,7 @@ def _fields(result: BenchmarkResult) -> dict[str, Any]:
         "created": result.created,
         "machine": machine_name(result.environment),
     }
-    plain = ("model", "backend", "batch", "scenario", "streams", "samples")
+    plain = ("model", "backend", "batch", "scenario", "streams", "samples", "median_ms")
     given |= {name: getattr(row, name) for name in plain}
     given |= {f"{name.removesuffix('_ms')}_p50_ms": ms for name, ms in row.steps_ms.items()}
     for level, found in row.latency_ms.items():
@@ -221,7 +227,7 @@ def _cells(row: Row) -> list[str]:
         row.model,
         row.precision,
         str(row.batch),
-        "" if middle is None else _interval(middle),
+        f"({figure(row.median_ms)})" if middle is None else _interval(middle),
         _ms(row.latency_ms.get(90)),
         _ms(row.latency_ms.get(99)),
         figure(row.throughput_per_s),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from deploykit.benchmarking.runs import BenchmarkRun
-from tests.unit.benchmark_reports.reported import cpu_run, gpu_run, hostile_run
+from tests.unit.benchmark_reports.reported import cpu_run, first_look, gpu_run, hostile_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
 PHONE = {"width": 360, "height": 740}
 DESKTOP = {"width": 1280, "height": 900}
-RUNS = {
+RUNS: dict[str, Callable[[], BenchmarkRun]] = {
     "gpu": gpu_run,
     "cpu": cpu_run,
     "one": lambda: BenchmarkRun(cpu_run().results[:1]),
     "failures": lambda: BenchmarkRun((), gpu_run().failures),
     "empty": lambda: BenchmarkRun(()),
     "hostile": hostile_run,
+    "first": first_look,
+    "many": lambda: first_look(30),
 }
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
 
 from deploykit.benchmarking.rows import row_of
-from tests.browser.reading import PHONE, lines_of, stage_of
-from tests.unit.benchmark_reports.reported import gpu_run
+from tests.browser.reading import DESKTOP, PHONE, lines_of, stage_of
+from tests.unit.benchmark_reports.reported import first_look, gpu_run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -125,19 +126,111 @@ def test_precisions_are_compared_at_one_batch(opened: Open) -> None:
     assert texts[2].startswith(f"{ratio:.2f}\u00d7")
 
 
+def test_one_batch_is_a_sorted_list(opened: Open) -> None:
+    page, rows = opened("first"), [row_of(result) for result in first_look().results]
+    for chart, title in (
+        ("latency", "Latency at batch 1"),
+        ("throughput", "Throughput at batch 1"),
+    ):
+        assert page.locator(f"#chart-{chart} h3").inner_text() == title
+        said = f"{title}: arrow keys read the figures"
+        assert stage_of(page, chart).get_attribute("aria-label") == said
+        drawing = page.locator(f"#chart-{chart} .stage > svg[role=img]")
+        assert str(drawing.get_attribute("aria-label")).endswith("first: 10 rows")
+    fastest = sorted(rows, key=lambda row: row.median_ms)
+    names = page.locator("#chart-latency .rank-name").all_text_contents()
+    assert names == [f"{row.model}, {row.backend}" for row in fastest]
+    shown = page.locator("#chart-latency .bar-text").all_text_contents()
+    assert [float(text.strip("()")) for text in shown] == pytest.approx(
+        [row.median_ms for row in fastest], rel=1e-3
+    )
+    most = sorted(rows, key=lambda row: -row.throughput_per_s)
+    names = page.locator("#chart-throughput .rank-name").all_text_contents()
+    assert names == [f"{row.model}, {row.backend}" for row in most]
+
+
+def test_a_mark_without_an_interval_is_empty(opened: Open) -> None:
+    page, rows = opened("first"), [row_of(result) for result in first_look().results]
+    fastest = sorted(rows, key=lambda row: row.median_ms)
+    marks = page.locator("#chart-latency .rank")
+    for at, row in enumerate(fastest):
+        is_bare = not row.latency_ms
+        assert marks.nth(at).locator(".bare").count() == is_bare
+        assert marks.nth(at).locator(".whisker").count() == 1 - is_bare
+    assert "An empty mark has no interval" in page.locator("#chart-latency").inner_text()
+    assert page.locator("#chart-throughput .bare").count() == 0
+    stage_of(page, "latency").focus()
+    page.keyboard.press("Home")
+    text = page.locator("#chart-latency .tip").inner_text()
+    assert re.search(r"p50\s+\([\d.]+\sms\), no interval", text)
+
+
+def test_a_sorted_list_is_read_by_keyboard_and_by_line(opened: Open) -> None:
+    page = opened("first")
+    for chart in ("latency", "throughput"):
+        read_by_keyboard(page, chart)
+    names = page.locator("#chart-latency .rank-name")
+    names.nth(4).hover(force=True)  # far from its mark, on its line
+    model, backend = names.all_text_contents()[4].split(", ")
+    text = page.locator("#chart-latency .tip").inner_text()
+    assert text.startswith(f"{model}, fp32, {backend}, batch 1")
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_a_long_list_stays_readable(opened: Open, viewport: dict[str, int]) -> None:
+    page = opened("many", viewport=viewport)
+    names = page.locator("#chart-latency .rank-name")
+    assert names.count() == 60
+    boxes = names.evaluate_all("all => all.map(n => n.getBoundingClientRect().toJSON())")
+    stage = stage_of(page, "latency").bounding_box()
+    assert stage is not None
+    assert min(low["top"] - high["top"] for high, low in pairwise(boxes)) >= 18
+    assert min(box["left"] for box in boxes) >= stage["x"]
+    texts = page.locator("#chart-latency .bar-text").evaluate_all(
+        "all => all.map(n => n.getBoundingClientRect().right)"
+    )
+    assert max(texts) <= stage["x"] + stage["width"]
+    assert "60 rows: scroll, or filter them." in page.locator("#chart-latency").inner_text()
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
+@pytest.mark.parametrize("name", ["gpu", "first"])
+def test_the_names_of_the_roofs_have_room(
+    opened: Open, name: str, viewport: dict[str, int]
+) -> None:
+    page = opened(name, viewport=viewport)
+    stage = stage_of(page, "roofline").bounding_box()
+    assert stage is not None
+    roofs = page.locator("#chart-roofline .roof-text")
+    ends = roofs.evaluate_all("all => all.map(roof => roof.getBoundingClientRect().right)")
+    assert ends
+    assert max(ends) <= stage["x"] + stage["width"]
+
+
+def test_peaks_have_a_unit_that_fits(opened: Open) -> None:
+    page = opened("first")
+    assert page.locator("#chart-roofline .roof-text").all_text_contents() == [
+        "FP32 72.5\u00a0GFLOP/s"
+    ]
+    assert "FP32 72.5 GFLOP/s, memory 300 GB/s" in page.locator("#facts").inner_text()
+    opened("gpu")
+    assert "INT8 242 TOP/s" in page.locator("#facts").inner_text()
+    roofs = page.locator("#chart-roofline .roof-text").all_text_contents()
+    assert roofs[0] == "INT8 242\u00a0TOP/s"
+
+
 def test_a_small_run_says_why_its_charts_are_empty(opened: Open) -> None:
     page = opened("one")
     assert page.locator("#filters").is_hidden()
     empty = page.locator("#chart-grid .empty").all_inner_texts()
     assert [text.split(":")[0].split(",")[0] for text in empty] == [
-        "All rows shown have batch 1",
-        "All rows shown have batch 1",
         "Nothing to draw",
         "All rows shown are fp32",
     ]
     assert "p99 needs 528 independent samples" in page.locator("#left-out").inner_text()
     page = opened("cpu")
-    assert "2 rows not drawn: too few samples" in page.locator("#chart-latency").inner_text()
+    assert page.locator("#chart-latency h3").inner_text() == "Latency against batch"
+    assert page.locator("#chart-latency .bare").count() == 2
     page = opened("empty")
     assert set(page.locator(".empty").all_inner_texts()) == {"This run has no results."}
     page = opened("failures")

@@ -8,7 +8,7 @@ import pytest
 
 from deploykit.benchmarking.rows import row_of
 from tests.browser.reading import PHONE, RUNS, lines_of, overflow, row_ids, stage_of
-from tests.unit.benchmark_reports.reported import BUSY, DOUBT, HOSTILE, gpu_run
+from tests.unit.benchmark_reports.reported import BUSY, DOUBT, HOSTILE, first_look, gpu_run
 
 if TYPE_CHECKING:
     from tests.browser.reading import Open
@@ -73,8 +73,8 @@ def test_filters_act_on_the_table_and_on_the_charts(opened: Open) -> None:
     assert lines_of(page, "latency") == 1
     page.select_option("#filter-batch", "8")
     assert len(row_ids(page)) == 1
-    reason = page.locator("#chart-latency .empty").inner_text()
-    assert reason.startswith("All rows shown have batch 8, and a curve needs two batch sizes.")
+    assert page.locator("#chart-latency h3").inner_text() == "Latency at batch 8"
+    assert lines_of(page, "latency") == 1
     page.select_option("#filter-backend", "tensorrt-rtx")
     assert page.locator("tbody .empty").inner_text() == "No row passes the filters."
     assert (
@@ -83,6 +83,22 @@ def test_filters_act_on_the_table_and_on_the_charts(opened: Open) -> None:
     page.locator("#clear").click()
     assert len(row_ids(page)) == 20
     assert page.input_value("#filter-model") == ""
+
+
+def test_a_median_without_an_interval_stands_in_brackets(opened: Open) -> None:
+    page, rows = opened("first"), [row_of(result) for result in first_look().results]
+    bare = [row for row, figures in enumerate(rows) if not figures.latency_ms]
+    assert len(bare) == 2
+    for row, figures in enumerate(rows):
+        text = page.locator(f'[data-row="{row}"] td.col-p50').inner_text()
+        assert text.startswith("(") == (row in bare)
+        shown = float(text.split()[-1].strip("()"))
+        assert shown == pytest.approx(figures.median_ms, rel=1e-2)
+    assert "A median in brackets has no interval" in page.locator("#left-out").inner_text()
+    page.locator("#sort-p50").click()
+    assert row_ids(page) == sorted(range(len(rows)), key=lambda row: rows[row].median_ms)
+    opened("gpu")
+    assert "brackets" not in page.locator("#left-out").inner_text()
 
 
 def test_the_text_filter_finds_names_and_sentences(opened: Open) -> None:

@@ -1,6 +1,6 @@
 // The frame of a chart: title, drawing, tooltip, keyboard. What is drawn comes from a model:
-// {height, label, nodes, marks, legend, notes} or {empty}, where a mark is
-// {x, y, row, series, title, facts}.
+// {height, label, nodes, marks, legend, notes} or {empty}, and {title, about} where they depend on
+// the rows. A mark is {x, y, row, series, title, facts}; one that is `wide` has a line to itself.
 
 const REACH = 40;
 
@@ -13,16 +13,17 @@ class Chart {
     this.stage = html("div", {
       class: "stage",
       role: "group",
-      "aria-label": `${definition.title}: arrow keys read the figures`,
     });
     this.tip = html("div", { class: "tip", hidden: true });
     this.legend = html("div", { class: "legend" });
     this.notes = html("div", { class: "muted small" });
+    this.heading = html("h3");
+    this.about = html("p", { class: "about muted small" });
     this.section = html(
       "section",
       { class: "card", id: `chart-${definition.id}` },
-      html("div", { class: "card-head" }, html("h3", {}, definition.title), this.controls),
-      html("p", { class: "about muted small" }, definition.about),
+      html("div", { class: "card-head" }, this.heading, this.controls),
+      this.about,
       html("div", { class: "stage-box" }, this.stage),
       this.legend,
       this.notes,
@@ -49,6 +50,10 @@ class Chart {
 
   render(rows, width) {
     const model = this.definition.model(rows, width);
+    const { title, about } = { ...this.definition, ...model };
+    this.heading.textContent = title;
+    this.about.textContent = about;
+    this.stage.setAttribute("aria-label", `${title}: arrow keys read the figures`);
     this.marks = model.marks || [];
     this.at = -1;
     this.tip.hidden = true;
@@ -58,9 +63,11 @@ class Chart {
     this.section.classList.toggle("is-empty", Boolean(model.empty));
     if (model.empty) return this.renderEmpty(model.empty);
     this.focusRing = svg("circle", { class: "focus-ring", r: 9, visibility: "hidden" });
+    // Paper is narrower than the screen: there the drawing is scaled, by its view box.
+    const size = { width, height: model.height, viewBox: `0 0 ${width} ${model.height}` };
     this.drawing = svg(
       "svg",
-      { width, height: model.height, role: "img", "aria-label": model.label },
+      { ...size, role: "img", "aria-label": model.label },
       model.nodes,
       this.focusRing,
     );
@@ -78,7 +85,7 @@ class Chart {
     const box = this.stage.getBoundingClientRect();
     const x = event.clientX - box.left;
     const y = event.clientY - box.top;
-    const away = this.marks.map((mark) => Math.hypot(mark.x - x, mark.y - y));
+    const away = this.marks.map((mark) => Math.hypot(mark.wide ? 0 : mark.x - x, mark.y - y));
     const least = Math.min(...away);
     return least <= REACH ? away.indexOf(least) : -1;
   }
@@ -139,7 +146,10 @@ class Chart {
     this.tip.style.left = `${Math.max(0, Math.min(room, left))}px`;
     const box = this.stage.parentElement;
     const lowest = box.scrollTop + box.clientHeight - this.tip.offsetHeight;
-    this.tip.style.top = `${Math.max(0, Math.min(lowest, mark.y + 12))}px`;
+    const above = mark.y - 12 - this.tip.offsetHeight;
+    // Below the mark, above it where that is too low, and over it where neither has room.
+    const top = mark.y + 12 > lowest && above >= box.scrollTop ? above : mark.y + 12;
+    this.tip.style.top = `${Math.max(0, Math.min(lowest, top))}px`;
   }
 
   emphasise(mark) {

@@ -7,6 +7,20 @@ function latency(value) {
   return fixed(value, latencyDecimals);
 }
 
+const medianColumn = {
+  id: "p50",
+  title: "p50",
+  unit: "ms",
+  numeric: true,
+  value: median,
+  cell: (row) => {
+    if (isBare(row)) return [`(${latency(median(row))})`];
+    const [value, low, high] = row.percentiles["50"];
+    const range = `${latency(low)}${dash}${latency(high)}`;
+    return [html("span", { class: "interval" }, range), " ", html("b", {}, latency(value))];
+  },
+};
+
 function percentileColumn(level) {
   const found = (row) => row.percentiles[level];
   return {
@@ -15,12 +29,7 @@ function percentileColumn(level) {
     unit: "ms",
     numeric: true,
     value: (row) => (found(row) ? found(row)[0] : null),
-    cell: (row) => {
-      const [value, low, high] = found(row);
-      if (level !== "50") return [latency(value)];
-      const range = `${latency(low)}${dash}${latency(high)}`;
-      return [html("span", { class: "interval" }, range), html("b", {}, latency(value))];
-    },
+    cell: (row) => [latency(found(row)[0])],
   };
 }
 
@@ -66,7 +75,8 @@ const allColumns = [
   { id: "precision", title: "Precision", value: (row) => PRECISIONS.indexOf(row.precision), cell: precisionCell },
   plainColumn("batch", "Batch", true),
   plainColumn("scenario", "Scenario"),
-  ...["50", ...data.percentiles.filter((level) => level !== "50")].map(percentileColumn),
+  medianColumn,
+  ...data.percentiles.filter((level) => level !== "50").map(percentileColumn),
   {
     id: "images_per_s",
     title: "Throughput",
@@ -100,7 +110,9 @@ const columns = allColumns.filter((column) => {
   return ["model", "p50"].includes(column.id) || data.rows.some((row) => column.value(row) !== null);
 });
 
-/** Why a column is not there. */
+const BRACKETS = "A median in brackets has no interval: too few independent samples; measure longer.";
+
+/** Why a column or a figure is not there. */
 function leftOutColumns() {
   const percentiles = data.percentiles
     .filter((level) => !columns.some((column) => column.id === `p${level}`))
@@ -109,6 +121,7 @@ function leftOutColumns() {
   if (results.length && !results.some((row) => row.limit)) {
     sentences.push("The physical limit of these rows is not known.");
   }
+  if (results.some(isBare)) sentences.push(BRACKETS);
   const dashes = `A ${dash} stands where there are too few samples, or where the row failed.`;
   return [...sentences, dashes].join(" ");
 }

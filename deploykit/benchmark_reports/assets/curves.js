@@ -1,7 +1,8 @@
-// Latency and throughput against the batch size.
+// Latency and throughput against the batch size, or row by row where there is one batch alone.
 
 const CURVE_HEIGHT = 330;
 const MANY = 24;
+const EMPTY_MARK = "An empty mark has no interval: too few independent samples; measure longer.";
 
 function curveModel(rows, width, curve) {
   const measured = rows.filter((row) => !row.failed);
@@ -9,12 +10,8 @@ function curveModel(rows, width, curve) {
   const notes = leftOut(measured.length - drawn.length, curve.missing);
   if (!drawn.length) return { empty: whyEmpty(rows, measured, curve.missing) };
   const batches = distinct(drawn, "batch");
-  if (batches.length < 2) {
-    return {
-      empty: `All rows shown have batch ${batches[0]}, and a curve needs two batch sizes. The table has the figures.`,
-      notes,
-    };
-  }
+  if (drawn.some(curve.isBare)) notes.push(EMPTY_MARK);
+  if (batches.length < 2) return rankedModel(drawn, width, curve, notes);
   const area = plotArea(width, CURVE_HEIGHT);
   const x = logScale(logDomain(batches, 1.2), area.x, batches);
   const ends = drawn.flatMap((row) => curve.interval(row) || [curve.value(row)]);
@@ -52,10 +49,14 @@ function curveLine(name, members, curve, x, y, marks) {
     const [px, py] = points[at];
     const interval = curve.interval(row);
     if (interval) group.append(whisker(px, y(interval[0]), y(interval[1])));
-    group.append(markShape(row.precision, px, py, { class: "mark" }));
+    group.append(markShape(row.precision, px, py, { class: markClass(row, curve) }));
     marks.push({ x: px, y: py, row, series: name, title: rowName(row), facts: curve.facts(row) });
   });
   return group;
+}
+
+function markClass(row, curve) {
+  return curve.isBare(row) ? "mark bare" : "mark";
 }
 
 function whisker(x, low, high) {
@@ -64,11 +65,12 @@ function whisker(x, low, high) {
 }
 
 function latencyFacts(row) {
-  const facts = Object.entries(row.percentiles).map(([level, [value, low, high]]) => [
+  const bare = isBare(row) ? [["p50", `(${ms(median(row))}), no interval`]] : [];
+  const carried = Object.entries(row.percentiles).map(([level, [value, low, high]]) => [
     `p${level}`,
     `${ms(value)} (${figure(low, 4)} to ${figure(high, 4)})`,
   ]);
-  return [...facts, ["Images/s", figure(row.images_per_s, 4)], ...graveRemarks(row)];
+  return [...bare, ...carried, ["Images/s", figure(row.images_per_s, 4)], ...graveRemarks(row)];
 }
 
 function graveRemarks(row) {
@@ -85,11 +87,18 @@ const latencyChart = {
       axis: "Latency p50 (ms)",
       value: median,
       interval: (row) => {
-        const [, low, high] = row.percentiles["50"];
+        const [, low, high] = row.percentiles["50"] || [];
         return low > 0 ? [low, high] : null;
       },
+      isBare,
       facts: latencyFacts,
-      missing: "too few samples for a median with an interval, or a median of zero",
+      missing: "a median of zero",
+      ranked: {
+        title: "Latency",
+        about: `Median of a query; the bar is its ${percent(data.confidence, 2)} interval. Fastest first, on a logarithmic scale.`,
+        highest: false,
+        text: (row) => (isBare(row) ? `(${figure(median(row), 4)})` : figure(median(row), 4)),
+      },
     }),
 };
 
@@ -102,7 +111,14 @@ const throughputChart = {
       axis: "Throughput (images/s)",
       value: (row) => row.images_per_s,
       interval: () => null,
+      isBare: () => false,
       facts: latencyFacts,
       missing: "no throughput",
+      ranked: {
+        title: "Throughput",
+        about: "Queries times batch over the duration. Highest first, on a logarithmic scale.",
+        highest: true,
+        text: (row) => figure(row.images_per_s, 4),
+      },
     }),
 };

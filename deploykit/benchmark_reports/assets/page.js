@@ -136,7 +136,7 @@ function renderFacts() {
   const peaks = data.peak_facts.map((text) => ["Peak", text]);
   const terms = [
     ["Latency", "Copy to the device + computing + copy to the host; the wall time where no step is timed; in the server scenario from the moment a query was due."],
-    ["Interval", `Holds the true percentile with ${percent(data.confidence, 2)} confidence. A percentile that the samples do not carry is left out.`],
+    ["Interval", `Holds the true percentile with ${percent(data.confidence, 2)} confidence. A percentile that the samples do not carry is left out; a median stands in brackets then.`],
     ["Limit", "The larger of two times: all arithmetic at the device's peak, and all weights, input and output at its memory's."],
     ["Variation", "Standard deviation of the latency over its mean."],
   ];

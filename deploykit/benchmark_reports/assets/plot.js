@@ -74,6 +74,23 @@ function pathOf(points) {
   return points.map(([x, y], at) => `${at ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
 }
 
+const ruler = document.createElement("canvas").getContext("2d");
+ruler.font = `11.5px ${getComputedStyle(document.body).fontFamily}`;
+
+/** Room for a text of a chart; digits of one width may be a little wider than the ruler's. */
+function textWidth(text) {
+  return Math.ceil(1.04 * ruler.measureText(text).width) + 2;
+}
+
+/** A text that has its middle left out where there is no room for it: both ends tell rows apart. */
+function fitted(text, room) {
+  let shown = text;
+  for (let kept = text.length - 1; kept > 2 && textWidth(shown) > room; kept -= 1) {
+    shown = `${text.slice(0, Math.ceil(kept / 2))}\u2026${text.slice(-Math.floor(kept / 2))}`;
+  }
+  return shown;
+}
+
 /** Rows by the name of their series, in the order of the run. */
 function bySeries(rows) {
   const found = new Map();

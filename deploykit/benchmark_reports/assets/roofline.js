@@ -1,7 +1,7 @@
 // Arithmetic rate against arithmetic intensity, under the best that the device can do.
 
 const ROOF_HEIGHT = 330;
-const ROOF_MARGIN = 74; // for the names of the roofs
+const ROOF_NARROW = 420; // has no room for units beside the roofs
 
 const rooflineChart = {
   id: "roofline",
@@ -18,7 +18,9 @@ function rooflineModel(rows, width) {
     return { empty: whyEmpty(rows, measured, reason) };
   }
   const roofs = roofsOf(drawn);
-  const area = plotArea(width, ROOF_HEIGHT, ROOF_MARGIN);
+  const names = roofs.map((roof) => roofName(roof, width));
+  const margin = Math.max(MARGIN.right, ...names.map((name) => 8 + textWidth(name)));
+  const area = plotArea(width, ROOF_HEIGHT, margin);
   const ridges = roofs.map((roof) => roof.rate / roof.bytes_per_s);
   const x = logScale(logDomain([...drawn.map(intensity), ...ridges], 1.6), area.x);
   const rates = drawn.map((row) => row.limit.flop_per_s);
@@ -38,7 +40,7 @@ function rooflineModel(rows, width) {
     ),
   );
   const label = `Roofline: ${counted(drawn.length, "point")} under ${counted(roofs.length, "roof")}`;
-  const nodes = [axis, ...roofLines(roofs, x, y, area), ...points];
+  const nodes = [axis, ...roofLines(roofs, names, x, y, area), ...points];
   const notes = rooflineNotes(measured, drawn, roofs);
   return { height: ROOF_HEIGHT, label, nodes, marks: order, notes };
 }
@@ -79,7 +81,12 @@ function roofsOf(rows) {
   return [...found.values()].sort((a, b) => b.rate - a.rate);
 }
 
-function roofLines(roofs, x, y, area) {
+function roofName(roof, width) {
+  const rate = withPrefix(roof.rate, width < ROOF_NARROW ? "" : rateUnit(roof));
+  return `${roof.precision.toUpperCase()} ${rate}`;
+}
+
+function roofLines(roofs, names, x, y, area) {
   const [, right] = area.x;
   const lines = roofs.map((roof) => {
     // Down the slope of the memory to where the frame cuts it off.
@@ -89,10 +96,9 @@ function roofLines(roofs, x, y, area) {
     return svg("path", { class: "roof", d: pathOf([start, ridge, [right, y(roof.rate)]]) });
   });
   let lowest = -Infinity;
-  const labels = roofs.map((roof) => {
+  const labels = roofs.map((roof, at) => {
     lowest = Math.max(lowest + 14, y(roof.rate) + 4);
-    const text = `${roof.precision.toUpperCase()} ${withPrefix(roof.rate)}`;
-    return svg("text", { class: "roof-text", x: right + 6, y: lowest }, text);
+    return svg("text", { class: "roof-text", x: right + 6, y: lowest }, names[at]);
   });
   const clip = frameClip("roof-frame", area);
   return [clip, svg("g", { "clip-path": "url(#roof-frame)" }, lines), ...labels];

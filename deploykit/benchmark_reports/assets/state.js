@@ -82,7 +82,12 @@ function isFiltered() {
 }
 
 function median(row) {
-  return row.percentiles["50"] ? row.percentiles["50"][0] : null;
+  return row.median_ms ?? null;
+}
+
+/** The samples carry a median, but not what it is worth. */
+function isBare(row) {
+  return median(row) !== null && !row.percentiles["50"];
 }
 
 /** Name of a row without its batch: the rows of one line of a chart. */

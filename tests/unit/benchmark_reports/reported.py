@@ -130,6 +130,34 @@ def cpu_run() -> BenchmarkRun:
     return BenchmarkRun(tuple(results))
 
 
+def first_look(count: int = 5) -> BenchmarkRun:
+    """What a first run gives: one batch, two backends, a limit, a row with too few samples."""
+    peak = replace(
+        PEAK,
+        name="Some CPU",
+        fp32_flop_per_s=72.54e9,
+        tf32_flop_per_s=None,
+        fp16_flop_per_s=None,
+        int8_op_per_s=None,
+        source="a trial",
+        threads=2,
+    )
+    # In a mixed order, so that a chart has something to sort; the fastest is the bare one.
+    medians_ms = {f"resnet{number}": 20.0 * (1 + number * 3 % count) for number in range(count)}
+    results = [
+        measured(
+            model,
+            lognormal(median_ms * factor, 3 if median_ms == min(medians_ms.values()) else 40),
+            backend=backend,
+            environment=CPU | {"peak": peak.to_dict()},
+            limit=LIMIT,
+        )
+        for model, median_ms in medians_ms.items()
+        for backend, factor in (("ort", 1.0), ("eager", 1.3))
+    ]
+    return BenchmarkRun(tuple(results))
+
+
 def hostile_run() -> BenchmarkRun:
     result = measured(
         HOSTILE,

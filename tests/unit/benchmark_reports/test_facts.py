@@ -14,6 +14,7 @@ from deploykit.benchmark_reports.facts import (
     peak_text,
     peaks_of,
     period_of,
+    rate_text,
     switch_facts,
     versions_of,
 )
@@ -29,6 +30,7 @@ from tests.unit.benchmark_reports.reported import (
     PEAK,
     SWITCHED,
     cpu_run,
+    first_look,
     gpu_run,
     measured,
 )
@@ -74,8 +76,28 @@ def test_a_peak_comes_back_from_a_result() -> None:
     assert peaks_of(gpu_run()) == [PEAK]
     assert peaks_of(cpu_run()) == []
     assert peak_text(replace(PEAK, tf32_flop_per_s=None, threads=2, source="a trial")) == (
-        "L4: FP32 30.3 T/s, FP16 121 T/s, INT8 242 T/s, memory 300 GB/s (a trial, 2 threads)"
+        "L4: FP32 30.3 TFLOP/s, FP16 121 TFLOP/s, INT8 242 TOP/s, memory 300 GB/s "
+        "(a trial, 2 threads)"
     )
+    (slow,) = peaks_of(first_look())
+    assert peak_text(slow) == "Some CPU: FP32 72.5 GFLOP/s, memory 300 GB/s (a trial, 2 threads)"
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"),
+    [
+        (3.35e12, "3.35 TB/s"),
+        (999.9e9, "1 TB/s"),
+        (999.4e9, "999 GB/s"),
+        (1.25e15, "1.25 PB/s"),
+        (5e18, "5,000 PB/s"),
+        (4.5e6, "4.5 MB/s"),
+        (12.0, "12 B/s"),
+        (0.5, "0.5 B/s"),
+    ],
+)
+def test_a_rate_has_the_prefix_that_fits(rate: float, expected: str) -> None:
+    assert rate_text(rate, "B/s") == expected
 
 
 @pytest.mark.parametrize(

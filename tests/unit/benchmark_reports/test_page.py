@@ -113,6 +113,18 @@ def test_a_row_has_the_figures_of_its_result() -> None:
     assert "Streams" not in details
 
 
+def test_a_row_has_its_median_even_without_an_interval() -> None:
+    few = measured("nin", [3.0, 1.0, 2.0])
+    many = measured("nin", lognormal(2.0, 100))
+    rows = page_data(BenchmarkRun((few, many), FAILURES))["rows"]
+    assert rows[0]["median_ms"] == 2.0
+    assert rows[0]["percentiles"] == {}
+    assert ["Median", "(2 ms), no interval"] in rows[0]["details"]
+    assert rows[1]["median_ms"] == rows[1]["percentiles"]["50"][0]
+    assert "Median" not in dict(rows[1]["details"])
+    assert "median_ms" not in rows[2]
+
+
 def test_a_figure_that_overflows_is_left_out() -> None:
     with np.errstate(over="ignore"):
         page = page_of(BenchmarkRun((measured("nin", [5e-324, 2.5e300] * 10),)))

@@ -78,6 +78,21 @@ def test_what_the_samples_do_not_carry_is_empty() -> None:
         assert record["limit_ms"] == record["limit_share"] == record["compute_p50_ms"] == ""
 
 
+def test_the_median_is_there_even_without_an_interval() -> None:
+    run = cpu_run()
+    for result, record in zip(run.results, records(run), strict=True):
+        assert float(record["median_ms"]) == np.median(result.samples.wall_ms)
+        assert record["p50_ms"] in ("", record["median_ms"])
+
+
+def test_a_median_without_an_interval_stands_in_brackets() -> None:
+    times = [3.0, 1.0, 2.0]
+    text = markdown_of(BenchmarkRun((*gpu_run().results, measured("nin", times))))
+    assert table_rows(text)[-1][:5] == ["nin", "fp32", "1", "(2)", ""]
+    assert text.count("A median in brackets has no interval: too few independent samples") == 1
+    assert "in brackets" not in markdown_of(gpu_run())
+
+
 def test_failures_are_lines_with_their_reason() -> None:
     run = gpu_run()
     failed = records(run)[len(run.results) :]
@@ -85,7 +100,7 @@ def test_failures_are_lines_with_their_reason() -> None:
     assert [record["failure_s"] for record in failed] == ["4.2", "0.8"]
     assert failed[0]["failure_reason"] == "needs 23 GiB; has 21"
     assert failed[1]["model"] == "nin"
-    assert failed[1]["p50_ms"] == ""
+    assert failed[1]["p50_ms"] == failed[1]["median_ms"] == ""
     assert len(csv_of(run).splitlines()) == 1 + len(run.results) + len(run.failures)
 
 
@@ -156,7 +171,7 @@ def test_what_qualifies_the_figures_stands_below_them() -> None:
         "- nin/tensorrt-rtx/int8/b8: error after 0.8 s: BuildError: no &lt;such> layer",
     ]
     assert "- GPU: NVIDIA L4, compute capability 8.9, 24.0 GiB" in section(text, "Machine")
-    assert section(text, "Peaks of the devices")[0].startswith(f"- {PEAK.name}: FP32 30.3 T/s")
+    assert section(text, "Peaks of the devices")[0].startswith(f"- {PEAK.name}: FP32 30.3 TFLOP/s")
     assert "- CUDA graph: off" in section(text, "Switches")
     assert text.startswith("# Benchmark: NVIDIA L4\n\ndeploykit 0.1.0. 2026-11-22 05:01 UTC to ")
     assert f"{len(gpu_run().results)} results, {len(FAILURES)} failures." in text
