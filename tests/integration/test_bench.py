@@ -126,6 +126,15 @@ def test_two_bundles_are_measured_in_turn(fp16_bundle: Path, here: Path) -> None
     assert body["subjects"]["a"]["model"] == "digits-fp16"
 
 
+def test_two_bundles_that_do_not_end_in_time_are_not_compared(
+    fp16_bundle: Path, here: Path
+) -> None:
+    called = deploykit("bench", "--ab", fp16_bundle, fp16_bundle, "--time-limit", 0.2)
+    assert called.code == 1
+    assert "A against B was not measured: took longer than its limit of 0.2 s" in called.err
+    assert list(here.iterdir()) == []
+
+
 def test_interrupted_it_goes_on_where_it_was(fp16_bundle: Path, tmp_path: Path) -> None:
     command = [
         *(sys.executable, "-m", "deploykit", "bench", str(fp16_bundle), "--backend", "ort"),
