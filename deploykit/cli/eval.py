@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from deploykit.cli._command import Answer, Command, examples
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
-    from deploykit.stages.evaluate import Evaluation
+    from deploykit.accuracy import PairedComparison
+    from deploykit.stages.evaluate import Accuracy, Evaluation
 
 
 @click.command(
-    "eval", cls=Command, epilog=examples("deploykit eval engines/resnet20-fp16 --data test.npz")
+    "eval",
+    cls=Command,
+    epilog=examples(
+        "deploykit eval engines/resnet20-fp16 --data test.npz",
+        "deploykit eval engines/resnet50-fp16 --data imagenet/val --per-class --confusion 20",
+        "deploykit eval engines/resnet50-int8 --data val --labels-file LOC_val_solution.csv "
+        "--compare engines/resnet50-fp16",
+    ),
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
@@ -24,13 +34,43 @@ if TYPE_CHECKING:
     required=True,
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Labelled images: a folder per class, a CSV list, or an .npz.",
+    help="Labelled images: a folder per class or synset, a folder with --labels-file, "
+    "a CSV list, or an .npz.",
+)
+@click.option(
+    "--labels-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Labels of a flat folder: one number or synset per line in the order of the file names, "
+    "or lines of file,label, such as LOC_val_solution.csv.",
+)
+@click.option(
+    "--classes",
+    "classes_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Synsets or folder names, one per line in the order of the model's outputs.  [default: "
+    "LOC_synset_mapping.txt beside the images, the bundle's own names, or sorted if all are there]",
 )
 @click.option(
     "--reference",
     type=click.Path(path_type=Path),
     metavar="TARGET",
     help="Bundle or .onnx to agree with.  [default: the FP32 graph that the bundle keeps]",
+)
+@click.option(
+    "--compare",
+    type=click.Path(path_type=Path),
+    metavar="OTHER",
+    help="Bundle or .onnx to judge this one against, image by image (McNemar's exact test).",
+)
+@click.option("--per-class", is_flag=True, help="Top-1 of every class, the worst first.")
+@click.option(
+    "--confusion",
+    default=0,
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="The N most frequent wrong answers.",
 )
 @click.option(
     "--batch",
@@ -40,29 +80,139 @@ if TYPE_CHECKING:
     metavar="N",
     help="Images per run.",
 )
-def command(bundle: Path, data: Path, reference: Path | None, batch: int) -> Answer:
-    """Measure a bundle's accuracy and its agreement with FP32.
+def command(  # noqa: PLR0913 - one parameter per option, click's way
+    *,
+    bundle: Path,
+    data: Path,
+    labels_file: Path | None,
+    classes_file: Path | None,
+    reference: Path | None,
+    compare: Path | None,
+    per_class: bool,
+    confusion: int,
+    batch: int,
+) -> Answer:
+    """Measure a bundle's accuracy, alone and beside another model.
 
-    Runs the bundle's ONNX file on onnxruntime; no GPU is needed.
+    Runs ONNX files on onnxruntime; no GPU is needed. With --compare, each model prepares the
+    images in its own way, and the agreement is with OTHER.
     """
     from deploykit.cli._show import progress
+    from deploykit.images import LabelledData
     from deploykit.pipeline.evaluate import evaluate_bundle
 
-    found = evaluate_bundle(bundle, data, reference=reference, batch=batch, progress=progress())
-    return Answer({"bundle": str(bundle), **found.to_dict()}, lambda out: _show(out, found))
+    labelled = LabelledData(data, labels_file, classes_file)
+    report = evaluate_bundle(
+        bundle, labelled, reference=reference, compare=compare, batch=batch, progress=progress()
+    )
+    found, tables = report.evaluation, {}
+    if per_class:
+        tables["per_class"] = report.per_class()
+    if confusion:
+        tables["confusions"] = report.confusions(confusion)
+
+    def show(out: Console) -> None:
+        _show(out, found, compare)
+        if compare is not None and found.other is not None and found.comparison is not None:
+            _show_comparison(out, (str(bundle), str(compare)), found, found.other, found.comparison)
+        for name, rows in tables.items():
+            _TABLES[name](out, rows)
+
+    return Answer({"bundle": str(bundle), **found.to_dict(), **tables}, show)
 
 
-def _show(out: Console, found: Evaluation) -> None:
+def _show(out: Console, found: Evaluation, other: Path | None) -> None:
     from deploykit.cli._show import table
 
-    low, high = found.top1_interval
     rows = table(("", ""))
     rows.show_header = False
     rows.add_row("images", str(found.count))
-    rows.add_row("top-1", f"{found.top1:.2%} (95 % interval {low:.2%} to {high:.2%})")
-    rows.add_row("top-5", "-" if found.top5 is None else f"{found.top5:.2%}")
+    rows.add_row("top-1", _share(found.accuracy.top1, found.accuracy.top1_interval))
+    rows.add_row("top-5", _share(found.accuracy.top5, found.accuracy.top5_interval))
     agreement = "no reference: give one with --reference"
     if found.agreement is not None:
-        agreement = f"{found.agreement:.2%} of the images have the reference's top-1"
+        whose = "the reference's" if other is None else "the other's"
+        agreement = f"{found.agreement:.2%} of the images have {whose} top-1"
     rows.add_row("agreement", agreement)
     out.print(rows)
+
+
+def _share(share: float | None, interval: tuple[float, float] | None) -> str:
+    """A share with its interval.
+
+    >>> _share(0.5, (0.25, 0.75)), _share(None, None)
+    ('50.00% (95 % interval 25.00% to 75.00%)', '-')
+    """
+    if share is None or interval is None:
+        return "-"
+    return f"{share:.2%} (95 % interval {interval[0]:.2%} to {interval[1]:.2%})"
+
+
+def _show_comparison(
+    out: Console,
+    names: tuple[str, str],
+    found: Evaluation,
+    other: Accuracy,
+    compared: PairedComparison,
+) -> None:
+    from deploykit.cli._show import table
+
+    rows = table(("", "top-1", "top-5"))
+    for name, shares in zip(names, (found.accuracy, other), strict=True):
+        top5 = _share(shares.top5, shares.top5_interval)
+        rows.add_row(_plain(name), _share(shares.top1, shares.top1_interval), top5)
+    out.print(rows)
+    counts = table(("images", "right by"), right=("images",))
+    counts.add_row(str(compared.both_right), "both")
+    counts.add_row(str(compared.only_first), _plain(f"{names[0]} only"))
+    counts.add_row(str(compared.only_second), _plain(f"{names[1]} only"))
+    counts.add_row(str(compared.both_wrong), "neither")
+    out.print(counts)
+    out.print(_verdict(names, compared), markup=False, soft_wrap=True)
+
+
+def _verdict(names: tuple[str, str], compared: PairedComparison) -> str:
+    """What the comparison comes to, in a sentence."""
+    sides = [(names[0], compared.only_first), (names[1], compared.only_second)]
+    sides.sort(key=lambda side: -side[1])
+    (more, most), (less, least) = sides
+    only = f"{most} images are right with {more} only, {least} with {less} only"
+    test = f"McNemar's exact test, p = {compared.p_value:.2g}"
+    if compared.better is None:
+        return f"nothing speaks for a difference in top-1: {only} ({test})"
+    return f"{more} is better than {less} in top-1: {only} ({test})"
+
+
+def _show_per_class(out: Console, found: Sequence[dict[str, Any]]) -> None:
+    from deploykit.cli._show import table
+
+    columns = ("class", "name", "images", "right", "top-1")
+    title = "by class, the worst first"
+    rows = table(columns, title=title, right=("class", "images", "right"))
+    for one in found:
+        share = _share(one["top1"], one["top1_interval"])
+        name = _plain(one["name"] or "-")
+        rows.add_row(str(one["class"]), name, str(one["count"]), str(one["right"]), share)
+    out.print(rows)
+
+
+def _show_confusions(out: Console, found: Sequence[dict[str, Any]]) -> None:
+    from deploykit.cli._show import table
+
+    columns = ("images", "of class", "taken for")
+    rows = table(columns, title="most frequent wrong answers", right=("images",))
+    for one in found:
+        pair = (one["class"], one["name"]), (one["predicted"], one["predicted_name"])
+        shown = [_plain(f"{index} {name or ''}".rstrip()) for index, name in pair]
+        rows.add_row(str(one["count"]), *shown)
+    out.print(rows if found else "no image was taken for another class")
+
+
+def _plain(text: str) -> str:
+    """Names are not rich's markup."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+_TABLES = {"per_class": _show_per_class, "confusions": _show_confusions}

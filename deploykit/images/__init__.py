@@ -1,13 +1,15 @@
 """From image files to the numbers that a model takes; nothing here needs torch.
 
 `open_images` and `sample_images` give an `ImageSet`, `batches` prepares it for a model; `decode`
-and `preprocess` are the two steps of a single image. All follow what torchvision's evaluation
-does, so that a pretrained model sees what it was trained on.
+and `preprocess` are the two steps of a single image. `open_labelled` also reads ImageNet's own
+layouts. All follow what torchvision's evaluation does, so that a pretrained model sees what it was
+trained on.
 """
 
 from deploykit.images.batching import batches, load_ahead
 from deploykit.images.decoding import decode, to_rgb
 from deploykit.images.given import EXPECTED, GivenImages, is_one_image
+from deploykit.images.labelling import LabelledData, ModelClasses, open_labelled
 from deploykit.images.preprocessing import INTERPOLATIONS, preprocess, preprocess_array
 from deploykit.images.sets import (
     IMAGE_SUFFIXES,
@@ -27,12 +29,15 @@ __all__ = [
     "FileImages",
     "GivenImages",
     "ImageSet",
+    "LabelledData",
+    "ModelClasses",
     "batches",
     "decode",
     "image_files",
     "is_one_image",
     "load_ahead",
     "open_images",
+    "open_labelled",
     "preprocess",
     "preprocess_array",
     "sample_images",

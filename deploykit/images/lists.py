@@ -39,14 +39,19 @@ def read_list(
     Raises:
         DataError: unreadable or empty, a file that is missing, or a label that is not known.
     """
-    rows = _without_header(path, _read_rows(path), suffixes)
+    rows = _without_header(path, read_rows(path), suffixes)
     paths = tuple(_require_file(path, line, cells[0]) for line, cells in rows)
     classes = _read_class_names(path.parent / CLASS_NAMES)
     labels = _labels(path, rows, classes)
     return paths, labels, None if labels is None else classes
 
 
-def _read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[Row]:
+    """The lines that are not empty, numbered from 1, each of one or two stripped cells.
+
+    Raises:
+        DataError: unreadable, or a line of more cells.
+    """
     try:
         # Spreadsheets put a byte-order mark in front.
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -107,14 +112,14 @@ def _labels(
         raise DataError(
             f"{path}, line {missing[0]}: no label\nexpected one on every line, or on none"
         )
-    named = _unique_names(classes or ())
+    named = unique_names(classes or ())
     labels = np.array([_label(path, line, cell, named) for line, cell in cells], np.int64)
     require_in_range(path, labels, classes)
     labels.setflags(write=False)
     return labels
 
 
-def _unique_names(classes: tuple[str, ...]) -> dict[str, int]:
+def unique_names(classes: tuple[str, ...]) -> dict[str, int]:
     """Label of each name; one that stands twice, as ImageNet's "crane", says nothing."""
     counts = Counter(classes)
     return {name: label for label, name in enumerate(classes) if counts[name] == 1}

@@ -1,124 +1,185 @@
-"""How often a model is right on labelled images, and how often it agrees with its reference."""
+"""How often a model is right on labelled images, alone and image by image against another."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from math import sqrt
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from deploykit import images
+from deploykit.accuracy import (
+    Answers,
+    PairedComparison,
+    compare_answers,
+    label_ranks,
+    wilson_interval,
+)
 from deploykit.errors import DataError, ValidationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
+    from deploykit.accuracy import Interval
     from deploykit.images import ImageSet
     from deploykit.specs import Preprocessing, Progress, Runner
 
 TOP: Final = 5
 
-Z_95: Final = 1.959964
-"""Two-sided 95 % quantile of the normal distribution."""
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model and what happens to an image before it looks at it."""
+
+    runner: Runner
+    preprocessing: Preprocessing
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares of right answers, from 0 to 1, with the 95 % intervals of Wilson (1927).
+
+    The intervals are for images drawn at random. ``top5`` is ``None`` for models of five classes
+    or fewer, where it says nothing.
+    """
+
+    top1: float
+    top5: float | None
+    top1_interval: Interval
+    top5_interval: Interval | None
+
+    @classmethod
+    def of(cls, answers: Answers, classes: int) -> Accuracy:
+        """The shares of a model that tells so many ``classes`` apart."""
+        count, hits1, hits5 = len(answers.labels), answers.hits(1), answers.hits(TOP)
+        has_top5 = classes > TOP
+        return cls(
+            top1=hits1 / count,
+            top5=hits5 / count if has_top5 else None,
+            top1_interval=wilson_interval(hits1, count),
+            top5_interval=wilson_interval(hits5, count) if has_top5 else None,
+        )
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Shares are from 0 to 1.
+    """What came of one pass over the images; ``other`` and ``comparison`` are of the other model.
 
-    ``top5`` is ``None`` for models of five classes or fewer, where it says nothing.
-    ``agreement`` is the share of images whose top-1 is the reference's. ``top1_interval`` is the
-    95 % interval of Wilson (1927), for images drawn at random.
+    ``answers`` are the model's own, for tables by class.
     """
 
     count: int
-    top1: float
-    top5: float | None
-    top1_interval: tuple[float, float]
-    agreement: float | None
+    accuracy: Accuracy
+    other: Accuracy | None
+    comparison: PairedComparison | None
+    answers: Answers = field(compare=False, repr=False)
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of the images whose top-1 is the other model's, right or wrong."""
+        return None if self.comparison is None else self.comparison.agreeing / self.count
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
-        return asdict(self)
+        compared = self.comparison
+        return {
+            "count": self.count,
+            **asdict(self.accuracy),
+            "agreement": self.agreement,
+            "agreement_interval": compared and wilson_interval(compared.agreeing, self.count),
+            "comparison": compared and self._comparison(compared),
+        }
+
+    def _comparison(self, compared: PairedComparison) -> dict[str, Any]:
+        better = {"first": "this", "second": "other", None: None}
+        return {
+            "both_right": compared.both_right,
+            "only_this_right": compared.only_first,
+            "only_other_right": compared.only_second,
+            "both_wrong": compared.both_wrong,
+            "p_value": compared.p_value,
+            "better": better[compared.better],
+            "other": self.other and asdict(self.other),
+        }
 
 
 def evaluate(
-    runner: Runner,
+    subject: Subject,
     source: ImageSet,
-    preprocessing: Preprocessing,
     *,
     batch: int,
-    reference: Runner | None,
+    other: Subject | None,
     progress: Progress,
 ) -> Evaluation:
-    """Run every image through ``runner``, and through ``reference`` where there is one.
+    """Run every image through the model, and through ``other`` where there is one.
 
-    Where a model's batch is fixed, its last batch is filled up and the filling not counted. An
-    image that cannot be read ends the evaluation: a share of fewer images than were given would
-    be another number.
+    Each has its own preprocessing; where it is the same, an image is prepared once. Where a model's
+    batch is fixed, its last batch is filled up and the filling not counted. An image that cannot be
+    read ends the evaluation: a share of fewer images than were given would be another number.
 
     Raises:
-        DataError: no labels, a label that the model has no logit for, or an unreadable image.
+        DataError: no labels, a label that a model has no logit for, models that tell different
+            numbers of classes apart, or an unreadable image.
         ValidationError: logits that are not numbers.
     """
     labels = _require_labels(source)
-    size = _batch_size(runner, reference, batch)
-    hits1 = hits5 = same = 0
-    classes = 0
+    subjects = [subject] if other is None else [subject, other]
+    tallies = [_Tally(labels) for _ in subjects]
     with progress.step("evaluate") as task:
-        for inputs, indices in images.batches(source, preprocessing, size):
-            logits = _logits(runner, inputs, indices)
-            classes = logits.shape[1]
-            _require_known(labels, classes)
-            hits1 += count_top(logits, labels[indices], 1)
-            hits5 += count_top(logits, labels[indices], TOP)
-            if reference is not None:
-                other = _logits(reference, inputs, indices)
-                same += int((logits.argmax(axis=1) == other.argmax(axis=1)).sum())
+        for indices, prepared in _prepared(subjects, source, _batch_size(subjects, batch)):
+            for one, tally, inputs in zip(subjects, tallies, prepared, strict=True):
+                tally.add(indices, _logits(one.runner, inputs, indices))
+            _require_same_classes(tallies)
             task.update(indices[-1] + 1, len(source), "images")
-    count = len(source)
+    answers = [tally.answers() for tally in tallies]
+    accuracies = [Accuracy.of(one, tallies[0].classes) for one in answers]
     return Evaluation(
-        count=count,
-        top1=hits1 / count,
-        top5=hits5 / count if classes > TOP else None,
-        top1_interval=wilson_interval(hits1, count),
-        agreement=same / count if reference is not None else None,
+        count=len(source),
+        accuracy=accuracies[0],
+        other=None if other is None else accuracies[1],
+        comparison=None if other is None else compare_answers(*answers),
+        answers=answers[0],
     )
 
 
-def count_top(logits: NDArray[np.float32], labels: NDArray[np.int64], k: int) -> int:
-    """How many rows of ``logits`` (N, K) have their label among the ``k`` largest.
+class _Tally:
+    """One model's answers, as they come in."""
 
-    Equal logits rank by class, the lower first, as ``argmax`` does.
+    def __init__(self, labels: NDArray[np.int64]) -> None:
+        self.classes = 0
+        self._labels = labels
+        self._top1 = np.zeros_like(labels)
+        self._ranks = np.zeros_like(labels)
 
-    >>> count_top(np.array([[0.1, 0.9, 0.5]], np.float32), np.array([2]), 2)
-    1
-    """
-    order = np.argsort(-logits, axis=1, kind="stable")[:, :k]
-    return int((order == labels[:, None]).any(axis=1).sum())
+    def add(self, indices: Sequence[int], logits: NDArray[np.float32]) -> None:
+        self.classes = logits.shape[1]
+        _require_known(self._labels, self.classes)
+        self._top1[indices] = logits.argmax(axis=1)
+        self._ranks[indices] = label_ranks(logits, self._labels[indices])
+
+    def answers(self) -> Answers:
+        return Answers(self._labels, self._top1, self._ranks)
 
 
-def wilson_interval(hits: int, count: int) -> tuple[float, float]:
-    """95 % interval of a share by Wilson's score (Wilson 1927, JASA 22, 209-212).
-
-    >>> low, high = wilson_interval(915, 1000)
-    >>> round(low, 4), round(high, 4)
-    (0.8961, 0.9307)
-    """
-    share, z2 = hits / count, Z_95**2
-    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = Z_95 * sqrt(share * (1 - share) / count + z2 / (4 * count**2)) / (1 + z2 / count)
-    return max(0.0, centre - half), min(1.0, centre + half)
+def _prepared(
+    subjects: Sequence[Subject], source: ImageSet, size: int
+) -> Iterator[tuple[list[int], list[NDArray[np.float32]]]]:
+    """The indices of each batch with the inputs (N, C, H, W) of each model."""
+    kinds = list(dict.fromkeys(one.preprocessing for one in subjects))
+    streams = [images.batches(source, kind, size) for kind in kinds]
+    for together in zip(*streams, strict=True):
+        by_kind = {kind: inputs for kind, (inputs, _) in zip(kinds, together, strict=True)}
+        yield together[0][1], [by_kind[one.preprocessing] for one in subjects]
 
 
 def _require_labels(source: ImageSet) -> NDArray[np.int64]:
     if source.labels is None:
         raise DataError(
             "these images have no labels\n"
-            "expected a folder per class, a CSV list with labels, or an .npz with `labels`"
+            "expected a folder per class, a folder and a --labels-file, a CSV list with labels,\n"
+            "or an .npz with `labels`"
         )
     return source.labels
 
@@ -133,10 +194,17 @@ def _require_known(labels: NDArray[np.int64], classes: int) -> None:
         )
 
 
-def _batch_size(runner: Runner, reference: Runner | None, wanted: int) -> int:
+def _require_same_classes(tallies: Sequence[_Tally]) -> None:
+    if len({tally.classes for tally in tallies}) > 1:
+        raise DataError(
+            f"the models tell {tallies[0].classes} and {tallies[1].classes} classes apart\n"
+            "one label cannot mean the same to both: compare models of the same classes"
+        )
+
+
+def _batch_size(subjects: Sequence[Subject], wanted: int) -> int:
     """At least the largest fixed batch, so that no model computes more filling than images."""
-    runners = [runner] if reference is None else [runner, reference]
-    return max(wanted, *(_fixed_batch(one) or 1 for one in runners))
+    return max(wanted, *(_fixed_batch(one.runner) or 1 for one in subjects))
 
 
 def _fixed_batch(runner: Runner) -> int | None:

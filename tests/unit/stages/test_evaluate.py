@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from deploykit import images, models
+from deploykit.accuracy import wilson_interval
 from deploykit.backends.eager import EagerRunner
 from deploykit.errors import DataError, ValidationError
 from deploykit.images import ArrayImages
 from deploykit.specs import Preprocessing, SilentProgress, StepTimes, TensorSpec
-from deploykit.stages.evaluate import Evaluation, count_top, evaluate, wilson_interval
+from deploykit.stages.evaluate import Evaluation, Subject, evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -82,9 +83,9 @@ def rank_of(row: NDArray[np.float32], label: int) -> int:
 def run_evaluate(
     runner: Runner, source: ArrayImages, batch: int = 8, reference: Runner | None = None
 ) -> Evaluation:
-    return evaluate(
-        runner, source, PLAIN, batch=batch, reference=reference, progress=SilentProgress()
-    )
+    other = None if reference is None else Subject(reference, PLAIN)
+    subject = Subject(runner, PLAIN)
+    return evaluate(subject, source, batch=batch, other=other, progress=SilentProgress())
 
 
 @pytest.mark.parametrize("batch", [1, 7, 100])
@@ -93,23 +94,25 @@ def test_shares_are_those_counted_image_by_image(batch: int) -> None:
     found = run_evaluate(TableRunner(table), numbered(50, labels), batch)
     ranks = [rank_of(row, label) for row, label in zip(table, labels, strict=True)]
     assert found.count == 50
-    assert found.top1 == sum(rank < 1 for rank in ranks) / 50
-    assert found.top5 == sum(rank < 5 for rank in ranks) / 50
-    assert found.agreement is None
+    assert found.accuracy.top1 == sum(rank < 1 for rank in ranks) / 50
+    assert found.accuracy.top5 == sum(rank < 5 for rank in ranks) / 50
+    assert found.answers.top1.tolist() == table.argmax(axis=1).tolist()
+    assert (found.agreement, found.other, found.comparison) == (None, None, None)
 
 
 def test_equal_logits_are_told_apart_by_the_lower_class() -> None:
     flat = np.zeros((2, 7), np.float32)
     found = run_evaluate(TableRunner(flat), numbered(2, np.array([0, 1])))
-    assert (found.top1, found.top5) == (0.5, 1.0)
-    assert count_top(flat, np.array([4, 5]), 5) == 1
+    assert (found.accuracy.top1, found.accuracy.top5) == (0.5, 1.0)
+    assert run_evaluate(TableRunner(flat), numbered(2, np.array([4, 5]))).accuracy.top5 == 0.5
 
 
 @pytest.mark.parametrize(("classes", "has_top5"), [(2, False), (5, False), (6, True)])
 def test_top5_needs_more_than_five_classes(classes: int, *, has_top5: bool) -> None:
     table, labels = random_case(20, classes)
     found = run_evaluate(TableRunner(table), numbered(20, labels))
-    assert (found.top5 is not None) is has_top5
+    assert (found.accuracy.top5 is not None) is has_top5
+    assert (found.accuracy.top5_interval is not None) is has_top5
 
 
 def test_agreement_counts_equal_first_classes() -> None:
@@ -152,42 +155,81 @@ class RecordedProgress:
 def test_progress_ends_at_the_number_of_images() -> None:
     table, labels = random_case(10, 6)
     source, runner, progress = numbered(10, labels), TableRunner(table), RecordedProgress()
-    evaluate(runner, source, PLAIN, batch=4, reference=None, progress=progress)
+    evaluate(Subject(runner, PLAIN), source, batch=4, other=None, progress=progress)
     assert progress.seen == [(4, 10), (8, 10), (10, 10)]
-
-
-@pytest.mark.parametrize(
-    ("hits", "count", "expected"),
-    # Newcombe, Statistics in Medicine 17 (1998), table I, method 3; he prints four digits.
-    [(81, 263, (0.2553, 0.3662)), (15, 148, (0.0624, 0.1605)), (0, 20, (0.0, 0.1611)),
-     (1, 29, (0.0061, 0.1718))],
-)  # fmt: skip
-def test_wilson_interval_as_published(hits: int, count: int, expected: tuple[float, float]) -> None:
-    assert wilson_interval(hits, count) == pytest.approx(expected, abs=6e-5)
-
-
-def test_wilson_interval_stays_within_0_and_1() -> None:
-    for count in (1, 3, 1000):
-        low, high = wilson_interval(0, count)[0], wilson_interval(count, count)[1]
-        assert 0 <= low == pytest.approx(0, abs=1e-12)
-        assert 1 >= high == pytest.approx(1, abs=1e-12)
 
 
 def test_as_plain_data() -> None:
     table, labels = random_case(30, 10)
     found = run_evaluate(TableRunner(table), numbered(30, labels))
+    top1, top5 = found.accuracy.top1, found.accuracy.top5
+    assert top5 is not None
     assert found.to_dict() == {
         "count": 30,
-        "top1": found.top1,
-        "top5": found.top5,
-        "top1_interval": wilson_interval(round(found.top1 * 30), 30),
+        "top1": top1,
+        "top5": top5,
+        "top1_interval": wilson_interval(round(top1 * 30), 30),
+        "top5_interval": wilson_interval(round(top5 * 30), 30),
         "agreement": None,
+        "agreement_interval": None,
+        "comparison": None,
     }
+
+
+def test_a_comparison_as_plain_data() -> None:
+    labels = np.arange(10)
+    table = np.eye(10, dtype=np.float32)
+    other = np.roll(table, 1, axis=1)
+    other[:2] = table[:2]
+    found = run_evaluate(TableRunner(table), numbered(10, labels), reference=TableRunner(other))
+    data = found.to_dict()
+    assert (data["agreement"], data["agreement_interval"]) == (0.2, wilson_interval(2, 10))
+    compared = data["comparison"]
+    # The other's label comes second wherever it is not first: of equal logits, all but label 0.
+    ranks = [rank_of(row, label) for label, row in enumerate(other)]
+    assert compared.pop("other") == {
+        "top1": 0.2,
+        "top5": sum(rank < 5 for rank in ranks) / 10,
+        "top1_interval": wilson_interval(2, 10),
+        "top5_interval": wilson_interval(sum(rank < 5 for rank in ranks), 10),
+    }
+    assert compared == {
+        "both_right": 2, "only_this_right": 8, "only_other_right": 0, "both_wrong": 0,
+        "p_value": 2 / 2**8, "better": "this",
+    }  # fmt: skip
+    swapped = run_evaluate(TableRunner(other), numbered(10, labels), reference=TableRunner(table))
+    assert swapped.to_dict()["comparison"]["better"] == "other"
+    assert found.agreement == swapped.agreement
+
+
+def test_each_model_prepares_images_in_its_own_way() -> None:
+    """The other one's deviation turns image i into row 2 i of its table."""
+    table, labels = random_case(40, 10)
+    doubled = np.repeat(table, 2, axis=0)[:40]
+    half = Preprocessing(crop=(2, 2), mean=(0.0, 0.0, 0.0), std=(0.5, 0.5, 0.5))
+    found = evaluate(
+        Subject(TableRunner(table), PLAIN),
+        numbered(20, labels[:20]),
+        batch=7,
+        other=Subject(TableRunner(doubled), half),
+        progress=SilentProgress(),
+    )
+    assert found.agreement == 1.0
+    assert found.other == found.accuracy
+
+
+def test_models_of_different_classes_are_not_compared() -> None:
+    table, labels = random_case(20, 6)
+    other = TableRunner(np.pad(table, ((0, 0), (0, 1))))
+    with pytest.raises(
+        DataError, match=r"the models tell 6 and 7 classes apart\none label cannot mean the same"
+    ):
+        run_evaluate(TableRunner(table), numbered(20, labels), reference=other)
 
 
 def test_images_without_labels_cannot_be_judged() -> None:
     runner = TableRunner(np.zeros((3, 4), np.float32))
-    with pytest.raises(DataError, match=r"no labels\nexpected a folder per class, a CSV list"):
+    with pytest.raises(DataError, match=r"no labels\nexpected a folder per class, .*, a CSV"):
         run_evaluate(runner, numbered(3, None))
     assert runner.batches == []
 
@@ -221,18 +263,12 @@ def test_trained_network_scores_what_torch_measured(digits: Digits) -> None:
     network, _ = models.build_with_weights(spec, str(digits.weights), 0)
     source = images.open_images(digits.test)
     with EagerRunner(network, spec.inputs, spec.outputs) as runner:
-        found = evaluate(
-            runner,
-            source,
-            spec.preprocessing,
-            batch=100,
-            reference=runner,
-            progress=SilentProgress(),
-        )
-    low, high = found.top1_interval
+        subject = Subject(runner, spec.preprocessing)
+        found = evaluate(subject, source, batch=100, other=subject, progress=SilentProgress())
+    low, high = found.accuracy.top1_interval
     assert found.count == len(source) == 597
-    assert found.top1 == pytest.approx(digits.accuracy, abs=1e-6)
-    assert low < found.top1 < high
-    assert found.top5 is not None
-    assert found.top5 >= found.top1 >= 0.95
+    assert found.accuracy.top1 == pytest.approx(digits.accuracy, abs=1e-6)
+    assert low < found.accuracy.top1 < high
+    assert found.accuracy.top5 is not None
+    assert found.accuracy.top5 >= found.accuracy.top1 >= 0.95
     assert found.agreement == 1.0

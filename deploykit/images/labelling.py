@@ -1,0 +1,218 @@
+"""Images with labels in ImageNet's own layouts: a folder per synset, or one folder and a file.
+
+A label is the place of a class among the model's outputs. ImageNet's models have its 1000 classes
+in the order of their sorted synsets, so where all 1000 are there, sorting says it. A part of them
+says nothing by itself: every class after the first gap would get another's number.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from deploykit.errors import DataError, UsageError
+from deploykit.images.label_files import SYNSET, Label, read_label_file
+from deploykit.images.lists import unique_names
+from deploykit.images.sets import IMAGE_SUFFIXES, FileImages, ImageSet, open_images
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+MAPPING: Final = "LOC_synset_mapping.txt"
+"""ImageNet's list of classes as Kaggle distributes it: per line a synset and its words, sorted."""
+
+_GIVE: Final = (
+    "give --classes FILE: one folder name or synset per line, in the order of the model's outputs\n"
+    f"({MAPPING} is such a file, and found by itself beside the images)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledData:
+    """Images and the files that say what they show.
+
+    ``labels_file`` holds the label of every image of a flat folder; ``classes_file`` one class per
+    line, a synset with or without words after it or a folder's name, in the order of the model's
+    outputs.
+    """
+
+    path: Path
+    labels_file: Path | None = None
+    classes_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelClasses:
+    """What is known of a model's outputs: how many, and their names in that order."""
+
+    count: int | None = None
+    names: tuple[str, ...] | None = None
+
+
+def open_labelled(data: LabelledData, model: ModelClasses) -> ImageSet:
+    """Images whose labels are places among the model's outputs.
+
+    What `open_images` takes, and a flat folder with ``labels_file``. Folders and synsets are
+    numbered by the first of these that is there: ``classes_file``; ``LOC_synset_mapping.txt`` in or
+    beside the folder or beside the label file, if it lists as many classes as the model has; the
+    model's own names; their sorted order, if there is one for every class of the model.
+
+    Raises:
+        UsageError: a label file for images that have labels, or are not in a folder.
+        DataError: as `open_images`; a label, a class or a name that does not fit; classes that
+            cannot be numbered.
+    """
+    source = open_images(data.path)
+    if data.labels_file is not None:
+        files = _require_flat_folder(source, data.path)
+        return _with_label_file(files, data, data.labels_file, model)
+    if isinstance(source, FileImages) and data.path.is_dir() and source.classes is not None:
+        return _by_folder(source, source.classes, data, model)
+    if data.classes_file is not None:
+        raise UsageError(
+            f"--classes does not apply to {data.path}\n"
+            "it numbers the folders of a folder per class, or the synsets of a --labels-file"
+        )
+    return source
+
+
+def _require_flat_folder(source: ImageSet, path: Path) -> FileImages:
+    if not isinstance(source, FileImages) or not path.is_dir() or source.labels is not None:
+        what = "has labels of its own" if source.labels is not None else "is not a folder of images"
+        raise UsageError(
+            f"--labels-file does not apply: {path} {what}\n"
+            "expected a folder with nothing but images in it, or no --labels-file"
+        )
+    return source
+
+
+def _by_folder(
+    source: FileImages, folders: tuple[str, ...], data: LabelledData, model: ModelClasses
+) -> FileImages:
+    classes = _known_classes(data, model, folders)
+    if classes is None:
+        if model.count not in (None, len(folders)):
+            raise DataError(
+                f"{data.path} has {len(folders)} class folders, the model has {model.count} "
+                f"classes: sorting does not tell which\n{_GIVE}"
+            )
+        return source
+    places = unique_names(classes)
+    unknown = [folder for folder in folders if folder not in places]
+    if unknown:
+        raise DataError(
+            f"{data.path / unknown[0]} is none of the {len(classes)} classes of "
+            f"{data.classes_file}\nexpected folders such as {classes[0]!r}"
+        )
+    numbers = np.array([places[folder] for folder in folders], np.int64)
+    return _labelled(source, numbers[source.labels], classes)
+
+
+def _with_label_file(
+    source: FileImages, data: LabelledData, file: Path, model: ModelClasses
+) -> FileImages:
+    labels = read_label_file(file, source.paths, IMAGE_SUFFIXES)
+    words = {label.text for label in labels if label.number is None}
+    classes = _known_classes(data, model, words)
+    if classes is None and words:
+        classes = _sorted_synsets(file, labels, words, model)
+    places = unique_names(classes or ())
+    limit = model.count if classes is None else len(classes)
+    numbers = np.array([_number(file, label, places, limit) for label in labels], np.int64)
+    return _labelled(source, numbers, classes)
+
+
+def _labelled(
+    source: FileImages, labels: NDArray[np.int64], classes: tuple[str, ...] | None
+) -> FileImages:
+    labels.setflags(write=False)
+    return replace(source, labels=labels, classes=classes)
+
+
+def _known_classes(
+    data: LabelledData, model: ModelClasses, used: Collection[str]
+) -> tuple[str, ...] | None:
+    """The list of classes that was given or lies beside the images, or the model's own."""
+    if data.classes_file is not None:
+        classes = _read_classes(data.classes_file)
+        if model.count not in (None, len(classes)):
+            raise DataError(
+                f"{data.classes_file} lists {len(classes)} classes, the model has {model.count}\n"
+                "expected one per line, in the order of the model's outputs"
+            )
+        return classes
+    lists = [_read_classes(path) for path in _mappings(data)]
+    lists += [] if model.names is None else [model.names]
+    fitting = (one for one in lists if model.count in (None, len(one)))
+    return next((one for one in fitting if unique_names(one).keys() >= set(used)), None)
+
+
+def _mappings(data: LabelledData) -> list[Path]:
+    folders = [data.path, data.path.absolute().parent]
+    if data.labels_file is not None:
+        folders.append(data.labels_file.parent)
+    found = dict.fromkeys(folder.absolute() / MAPPING for folder in folders)
+    return [file for file in found if file.is_file()]
+
+
+def _read_classes(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise DataError(f"cannot read {path}: {error}\nexpected one class per line") from error
+    classes = tuple(_class_of(line.strip()) for line in lines if line.strip())
+    if not classes:
+        raise DataError(f"{path} lists no classes\nexpected one per line")
+    name, times = Counter(classes).most_common(1)[0]
+    if times > 1:
+        raise DataError(f"{path} lists {name!r} {times} times\nexpected each class once")
+    return classes
+
+
+def _class_of(line: str) -> str:
+    synset = SYNSET.match(line)
+    return line if synset is None else line.split(maxsplit=1)[0]
+
+
+def _sorted_synsets(
+    file: Path, labels: tuple[Label, ...], words: set[str], model: ModelClasses
+) -> tuple[str, ...]:
+    for label in labels:
+        if label.number is None and not SYNSET.fullmatch(label.text):
+            raise _unknown(file, label)
+    if len(words) != model.count:
+        how_many = "an unknown number of" if model.count is None else model.count
+        raise DataError(
+            f"{file} names {len(words)} synsets, the model has {how_many} classes: "
+            f"sorting does not tell which\n{_GIVE}"
+        )
+    return tuple(sorted(words))
+
+
+def _number(file: Path, label: Label, places: Mapping[str, int], limit: int | None) -> int:
+    if label.text in places:
+        return places[label.text]
+    number = label.number
+    if number is None:
+        raise _unknown(file, label)
+    if number < 0 or (limit is not None and number >= limit):
+        highest = "up" if limit is None else f"to {limit - 1}"
+        raise DataError(
+            f"{file}, line {label.line}: label {number}\n"
+            f"expected 0 {highest}, places in the sorted synsets; the numbers from 1 of ImageNet's "
+            "development kit\nare in another order: use LOC_val_solution.csv"
+        )
+    return number
+
+
+def _unknown(file: Path, label: Label) -> DataError:
+    return DataError(
+        f"{file}, line {label.line}: unknown label {label.text!r}\n"
+        "expected a number from 0 up, a synset such as n01440764, or a name of --classes"
+    )
