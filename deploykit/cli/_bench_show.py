@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from deploykit.benchmark_reports.facts import figure
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _NUMBERS = ("batch", "p50 ms", "99 % interval", "p90", "p99", "images/s", "GFLOP/s", "of limit")
 
+_NUMBER = re.compile(r"[0-9][0-9.,]*")
+_SHOWN = 3
 _COLOURS = {
     Verdict.FASTER: "green",
     Verdict.SLOWER: "red",
@@ -92,17 +95,25 @@ def _show_machine(out: Console, report: BenchReport) -> None:
 
 
 def _show_remarks(out: Console, rows: Sequence[Row]) -> None:
-    """Each remark once, with the cells that it holds for."""
-    cells: dict[str, list[str]] = {}
+    """Each kind of remark once: the files say what holds for which cell."""
+    kinds: dict[str, list[tuple[str, str]]] = {}
     for row in rows:
         doubt = row.achieved.doubt if row.achieved else None
-        for text in (*row.condition, *row.warnings, *row.notes, *([doubt] if doubt else ())):
-            cells.setdefault(text, []).append(row.key)
-        if 50 not in row.latency_ms:  # noqa: PLR2004 - the median
-            cells.setdefault(_TOO_FEW, []).append(row.key)
-    for text, keys in cells.items():
-        where = "every cell" if len(keys) == len(rows) > 1 else ", ".join(keys)
-        out.print(f"! {text} ({where})", style="yellow", markup=False)
+        few = () if 50 in row.latency_ms else (_TOO_FEW,)  # noqa: PLR2004 - the median
+        for text in (*row.condition, *row.warnings, *row.notes, *filter(None, [doubt]), *few):
+            kinds.setdefault(_NUMBER.sub("#", text), []).append((text, row.key))
+    for found in kinds.values():
+        text = found[0][0]
+        alike = [key for each, key in found if each == text]
+        others = len(found) - len(alike)
+        where = "every cell" if len(alike) == len(rows) > 1 else _some(alike)
+        more = f"; likewise, with other figures, {others} more cells" if others else ""
+        out.print(f"! {text} ({where}{more})", style="yellow", markup=False)
+
+
+def _some(keys: Sequence[str]) -> str:
+    shown = ", ".join(keys[:_SHOWN])
+    return f"{shown} and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else shown
 
 
 def _show_ranking(out: Console, ranked: Ranked) -> None:
