@@ -19,6 +19,7 @@ COMMANDS: Final = (
     "export",
     "build",
     "check",
+    "validate",
     "calibrate",
     "eval",
     "predict",

@@ -1,0 +1,211 @@
+"""`deploykit validate`: whether one artifact computes what another does, or where it departs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from deploykit import onnx_graph
+from deploykit.backends.ort import OrtRunner
+from deploykit.bundle import REFERENCE, Bundle
+from deploykit.errors import BundleError, ModelFileError, UsageError
+from deploykit.pipeline.runners import open_judge
+from deploykit.pipeline.samples import BATCHES, sample_batches
+from deploykit.pipeline.sources import assumed_preprocessing
+from deploykit.specs import Precision, Preprocessing, Progress, SilentProgress
+from deploykit.stages.layerwise import LayerReport, compare_layers
+from deploykit.stages.validate import ValidationReport, outputs_of, validate
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from deploykit.artifacts import OnnxArtifact
+    from deploykit.specs import TensorSpec
+
+    Batches = list[NDArray[np.float32]]
+
+_EXACTEST_FIRST: Final = (Precision.FP32, Precision.FP16, Precision.INT8)
+
+
+@dataclass(frozen=True)
+class ComparisonReport:
+    """The logits of two artifacts, and if it was asked for each of their activations."""
+
+    candidate: str
+    reference: str
+    logits: ValidationReport
+    layers: LayerReport | None
+    notes: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the logits are within the limits of the candidate's precision."""
+        return self.logits.passed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return {
+            "candidate": self.candidate,
+            "reference": self.reference,
+            "passed": self.passed,
+            "validation": self.logits.to_dict(),
+            "layers": None if self.layers is None else self.layers.to_dict(),
+            "notes": list(self.notes),
+        }
+
+
+def compare_artifacts(
+    first: Path,
+    second: Path | None = None,
+    *,
+    data: Path | None = None,
+    batch: int | None = None,
+    layers: bool = False,
+    progress: Progress | None = None,
+) -> ComparisonReport:
+    """Run two bundles or ``.onnx`` files of one network on the same images, on onnxruntime.
+
+    The one of the higher precision is the reference; of equals, ``second``. ``second`` is by
+    default the FP32 graph that the bundle ``first`` keeps. Images are prepared as a bundle says,
+    for two files as ImageNet's are. ``batch`` images are run at once; by default 1, 2 and 5, and
+    with ``layers`` one by one.
+
+    Raises:
+        UsageError: nothing to compare with, two different networks, or an impossible batch.
+        IntegrityError: a file of a bundle is not as it was written.
+        ModelFileError: a file cannot be read or run, or takes no images.
+        ValidationError: the outputs have different shapes, or no activation is in both.
+    """
+    shown = progress or SilentProgress()
+    candidate, reference = _in_order(_open(first), _reference_of(first, second))
+    _require_one_network(candidate, reference)
+    sizes = _sizes(candidate, reference, batch)
+    preprocessing, notes = _preprocessing(candidate, reference)
+    names = (candidate.name, reference.name)
+    precision = candidate.artifact.precision
+    with shown.step("logits"):
+        batches = sample_batches(preprocessing, data, sizes)
+        outputs = [_logits(side.artifact, batches) for side in (candidate, reference)]
+        logits = validate(outputs[0], outputs[1], precision=precision, names=names)
+    found = None
+    if layers:
+        with shown.step("layers") as task:
+            found = compare_layers(
+                candidate.artifact,
+                reference.artifact,
+                _smallest(batches, candidate, reference),
+                open_runner=open_judge,
+                task=task,
+            )
+    return ComparisonReport(*names, logits, found, notes)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of the two; a lone file says nothing of its preprocessing."""
+
+    name: str
+    artifact: OnnxArtifact
+    preprocessing: Preprocessing | None
+
+    @property
+    def image(self) -> TensorSpec:
+        return self.artifact.inputs[0]
+
+    @property
+    def fixed_batch(self) -> int | None:
+        size = self.image.shape[0]
+        return size if isinstance(size, int) else None
+
+
+def _open(path: Path) -> _Side:
+    if not path.is_dir():
+        return _image_model(str(path), onnx_graph.read_artifact(path), None)
+    bundle = Bundle.open(path)
+    bundle.require_unchanged(bundle.model_path.name)
+    return _image_model(str(path), bundle.manifest.onnx, bundle.manifest.preprocessing)
+
+
+def _reference_of(first: Path, second: Path | None) -> _Side:
+    if second is not None:
+        return _open(second)
+    if not first.is_dir():
+        raise UsageError(
+            f"there is nothing to compare {first} with\n"
+            "name a second bundle or .onnx file: deploykit validate A B"
+        )
+    bundle = Bundle.open(first)
+    kept = bundle.folder / REFERENCE
+    if not kept.is_file() or REFERENCE not in bundle.manifest.files:
+        raise BundleError(
+            f"{first} keeps no {REFERENCE}: it is FP32 itself, or the file was deleted\n"
+            f"name what to compare it with: deploykit validate {first} OTHER"
+        )
+    bundle.require_unchanged(REFERENCE)
+    return _open(kept)
+
+
+def _image_model(name: str, artifact: OnnxArtifact, preprocessing: Preprocessing | None) -> _Side:
+    side = _Side(name, artifact, preprocessing)
+    inputs = artifact.inputs
+    sized = len(inputs) == 1 and all(isinstance(dim, int) for dim in inputs[0].shape[1:])
+    if not sized or len(inputs[0].shape) != 4 or inputs[0].dtype != "float32":  # noqa: PLR2004
+        found = ", ".join(f"{t.name} {t.dtype} {t.shape}" for t in inputs) or "nothing"
+        raise ModelFileError(
+            f"{name} takes {found}\n"
+            "possible is one float32 image input (batch, 3, H, W) of fixed height and width"
+        )
+    return side
+
+
+def _in_order(first: _Side, second: _Side) -> tuple[_Side, _Side]:
+    """Candidate and reference."""
+    left, right = (_EXACTEST_FIRST.index(side.artifact.precision) for side in (first, second))
+    return (first, second) if left >= right else (second, first)
+
+
+def _require_one_network(candidate: _Side, reference: _Side) -> None:
+    here, there = candidate.image.shape[1:], reference.image.shape[1:]
+    if here != there:
+        raise UsageError(
+            f"{candidate.name} takes images of {here}, {reference.name} of {there}\n"
+            "expected two artifacts of one network"
+        )
+
+
+def _sizes(candidate: _Side, reference: _Side, batch: int | None) -> tuple[int, ...]:
+    fixed = {side.fixed_batch for side in (candidate, reference)} - {None}
+    if len(fixed) > 1 or (batch is not None and fixed and fixed != {batch}):
+        each = [f"{s.name}: {s.fixed_batch or 'any'}" for s in (candidate, reference)]
+        asked = "" if batch is None else f"; asked: {batch}"
+        raise UsageError(
+            f"no batch fits both, {', '.join(each)}{asked}\n"
+            "export them with a dynamic batch, or leave --batch out if one is fixed"
+        )
+    if fixed:
+        return tuple(size for size in fixed if size is not None)
+    return BATCHES if batch is None else (batch,)
+
+
+def _preprocessing(candidate: _Side, reference: _Side) -> tuple[Preprocessing, tuple[str, ...]]:
+    known = candidate.preprocessing or reference.preprocessing
+    if known is not None:
+        return known, ()
+    assumed = assumed_preprocessing(candidate.image)
+    note = f"preprocessing is assumed: {assumed.resize} px, crop {assumed.crop}"
+    return assumed, (f"{note}, ImageNet mean and deviation",)
+
+
+def _logits(artifact: OnnxArtifact, batches: Batches) -> Batches:
+    with OrtRunner.of_artifact(artifact) as runner:
+        return outputs_of(runner, batches)
+
+
+def _smallest(batches: Batches, *sides: _Side) -> Batches:
+    """One image at a time, as long as no graph insists on more: it takes the least memory."""
+    if any(side.fixed_batch for side in sides):
+        return batches
+    return [batch[at : at + 1] for batch in batches for at in range(len(batch))]
