@@ -9,10 +9,10 @@ benchmarks.noise``. ResNet-20 on onnxruntime with one thread, by two methods:
   down in the same way; the results of the second and the third are compared with the first's
   (`compare`).
 
-The goals of the first are 95 times "no difference" and 90 times "slower". The second, with half as
-many tries, shows what the machine does between two measurements. All tries count. ``--minutes`` ends
-earlier, and the next call goes on where the last one ended. Every ratio with its interval is kept
-in ``results/noise.json``.
+The goals of the first are 95 times "no difference" and 90 times "slower". The second, with half
+as many tries, shows what the machine does between two measurements. All tries count.
+``--minutes`` ends earlier, and the next call goes on where the last one ended. Every ratio with its
+interval is kept in ``results/noise.json``.
 """
 
 from __future__ import annotations

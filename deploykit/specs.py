@@ -144,16 +144,17 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A registered architecture with its choices made; ``build`` gives fresh, untrained weights.
+    """A definition with its choices made; ``build`` gives fresh, untrained weights.
 
-    ``parameters`` and ``multiply_adds`` (of one image) hold for the published number of classes
-    and input size, whatever this spec's choices are.
+    ``paper`` is a link; ``year`` is ``None`` where it is not known. ``parameters`` and
+    ``multiply_adds`` (of one image) hold for the published number of classes and input size,
+    whatever this spec's choices are.
     """
 
     name: str
     title: str
     paper: str
-    year: int
+    year: int | None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     preprocessing: Preprocessing

@@ -107,7 +107,7 @@ def _show_remarks(out: Console, rows: Sequence[Row]) -> None:
         alike = [key for each, key in found if each == text]
         others = len(found) - len(alike)
         where = "every cell" if len(alike) == len(rows) > 1 else _some(alike)
-        more = f"; likewise, with other figures, {others} more cells" if others else ""
+        more = f"; likewise, with other figures, {others} more" if others else ""
         out.print(f"! {text} ({where}{more})", style="yellow", markup=False)
 
 

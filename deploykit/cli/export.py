@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     epilog=examples(
         "deploykit export resnet50 --fp16",
         "deploykit export resnet20 --fp16 --weights resnet20.npz --data images.npz",
+        "deploykit export torchvision:mobilenet_v3_large --fp16 --weights imagenet",
         "deploykit export classifier.onnx --fp16 -o engines/classifier",
     ),
 )
@@ -82,9 +83,10 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
 ) -> Answer:
     """Turn an architecture or an .onnx file into a verified bundle.
 
-    TARGET is a name of `deploykit list`, or the path of an FP32 .onnx file. The graph is
-    exported, converted, compared with the original on real images, compiled, and the precision
-    of the compiled network is proven. A bundle appears only if all of it succeeds.
+    TARGET is a name of `deploykit list`, torchvision:NAME for any image classifier of
+    torchvision, or the path of an FP32 .onnx file. The graph is exported, converted, compared
+    with the original on real images, compiled, and the precision of the compiled network is
+    proven. A bundle appears only if all of it succeeds.
     """
     precision = _options.read_precision(fp32=fp32, fp16=fp16, int8=int8)
     profile = _options.read_profile(batch)

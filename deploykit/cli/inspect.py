@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     cls=Command,
     epilog=examples(
         "deploykit inspect alexnet --num-classes 10 --input-size 256",
+        "deploykit inspect torchvision:vit_b_16",
         "deploykit inspect engines/resnet50-fp16",
     ),
 )
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     help="Images that the figures are for.",
 )
 def command(target: str, num_classes: int | None, input_size: int | None, batch: int) -> Answer:
-    """Show the layers of an architecture, an .onnx file or a bundle.
+    """Show the layers of an architecture, of torchvision:NAME, an .onnx file or a bundle.
 
     Multiply-adds count convolutions and matrix products without bias. Activation memory counts
     every layer's output forward and backward in FP32, as torchsummary does.

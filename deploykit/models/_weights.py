@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from deploykit.artifacts import sha256_of
 from deploykit.environment import require
 from deploykit.errors import UsageError, WeightsError
+from deploykit.models._old_names import with_todays_names
 from deploykit.models._registry import get, names
 from deploykit.models._state_dict import misfits, read_state_dict
 
@@ -173,14 +174,18 @@ def _load(
     heads = training_heads(model)
     held = {head for head in heads if any(name.startswith(f"{head}.") for name in state)}
     _drop_heads(model, [head for head in heads if head not in held])
-    problems = misfits(model.state_dict(), state)
+    # The network's own state dict also says its version, which MNASNet insists on.
+    complete = model.state_dict()
+    state = with_todays_names(state, complete)
+    problems = misfits(complete, state)
     if problems:
         raise WeightsError(
             f"{record.source} does not fit {spec.name} with {spec.num_classes} classes\n"
             f"{'; '.join(problems)}\n"
-            "check the network's name and --num-classes"
+            "check the network's name, --num-classes and --input-size"
         )
-    model.load_state_dict(dict(state))
+    complete.update(state)
+    model.load_state_dict(complete)
 
 
 def _drop_heads(model: nn.Module, heads: list[str] | tuple[str, ...]) -> None:

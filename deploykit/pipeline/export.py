@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from deploykit import environment, models
+from deploykit import environment
 from deploykit.artifacts import sha256_of
 from deploykit.backends.ort import OrtRunner
 from deploykit.backends.trt.builder import CompileOptions
@@ -27,6 +27,7 @@ from deploykit.bundle import (
 from deploykit.errors import DataError, UsageError
 from deploykit.pipeline.journal import Journal, StageTime
 from deploykit.pipeline.sources import Reference, from_definition, from_onnx
+from deploykit.pipeline.targets import find_definition
 from deploykit.specs import Precision, Progress, ShapeProfile, SilentProgress
 from deploykit.stages.build import build_engine
 from deploykit.stages.validate import ValidationReport, outputs_of, validate
@@ -99,8 +100,8 @@ class ExportReport:
 def export(target: str, options: ExportOptions, progress: Progress | None = None) -> ExportReport:
     """Export, convert, validate and compile ``target`` into a bundle.
 
-    ``target`` is the name of an architecture or the path of an FP32 ``.onnx`` file. The bundle
-    appears under its name only when every stage has passed.
+    ``target`` is the name of an architecture, ``torchvision:NAME`` or the path of an FP32
+    ``.onnx`` file. The bundle appears under its name only when every stage has passed.
 
     Raises:
         DeploykitError: the error of the stage that failed.
@@ -121,7 +122,9 @@ def export(target: str, options: ExportOptions, progress: Progress | None = None
 
 def _resolve(target: str, options: ExportOptions) -> ModelSpec | Path:
     if not target.endswith(".onnx"):
-        return models.get(target, num_classes=options.num_classes, image_size=options.image_size)
+        return find_definition(
+            target, num_classes=options.num_classes, image_size=options.image_size
+        )
     if options.weights or options.num_classes or options.image_size:
         raise UsageError(
             f"{target} brings its own weights, classes and size\n"

@@ -1,4 +1,4 @@
-"""`deploykit inspect`: the layers of an architecture, an ``.onnx`` file or a bundle."""
+"""`deploykit inspect`: the layers of a definition, an ``.onnx`` file or a bundle."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def inspect(
 def _inspect_architecture(
     name: str, num_classes: int | None, image_size: int | None, batch: int
 ) -> ModelSummary:
-    from deploykit import models
+    from deploykit.pipeline.targets import find_definition
 
-    spec = models.get(name, num_classes=num_classes, image_size=image_size)
+    spec = find_definition(name, num_classes=num_classes, image_size=image_size)
     from deploykit.stages.inspect import inspect_definition
 
     return inspect_definition(spec.build, spec.inputs[0].with_batch(batch), spec.name)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from deploykit.errors import UsageError
 from deploykit.summary import LayerInfo, ModelSummary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from torch.utils.hooks import RemovableHandle
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -25,21 +28,22 @@ def inspect_definition(
     The module lives on torch's meta device: shapes are real, nothing is allocated or computed.
     A row stands for one call of one module, blocks included and pure containers left out, as
     torchsummary does; a module that is called twice has two rows and counts its parameters once.
+    Layers whose weights a block uses without calling them (attention) count with the block.
 
     Raises:
         UsageError: the definition does not take this shape.
     """
     with torch.device("meta"):
         module, batch = build(), torch.zeros(shape)
-    layers: list[LayerInfo] = []
-    watched = {child: path for path, child in module.named_modules() if _is_layer(child, module)}
-    seen: set[nn.Parameter] = set(module.parameters(recurse=False))
+    watch = _Watch(set(module.parameters(recurse=False)))
     handles = [
-        child.register_forward_hook(_recorder(layers, path, seen))
-        for child, path in watched.items()
+        handle
+        for path, child in module.named_modules()
+        if _is_layer(child, module)
+        for handle in watch.hooks(child, path)
     ]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), watch:
             module(batch)
     except (RuntimeError, ValueError) as exc:
         reason = next(iter(str(exc).splitlines()), type(exc).__name__)
@@ -47,35 +51,46 @@ def inspect_definition(
     finally:
         for handle in handles:
             handle.remove()
-    return ModelSummary(name, shape, tuple(layers), _count(seen))
+    return ModelSummary(name, shape, tuple(watch.layers), _count(watch.seen))
 
 
 def _is_layer(child: nn.Module, root: nn.Module) -> bool:
     return child is not root and not isinstance(child, _CONTAINERS)
 
 
-def _recorder(
-    layers: list[LayerInfo], path: str, seen: set[nn.Parameter]
-) -> Callable[[nn.Module, Any, Any], None]:
-    def record(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        fresh = [p for p in module.parameters(recurse=False) if p not in seen]
-        seen.update(fresh)
-        shape = tuple(output.shape)
-        work = _multiply_adds(module, inputs[0].shape, shape)
-        layers.append(LayerInfo(path, type(module).__name__, shape, _count(fresh), work))
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own is untyped
+    """Writes a row when a call ends, and counts products for the innermost call that runs."""
 
-    return record
+    def __init__(self, seen: set[nn.Parameter]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own is untyped
+        self.layers: list[LayerInfo] = []
+        self.seen = seen
+        self._running: list[int] = [0]
 
+    def hooks(self, child: nn.Module, path: str) -> tuple[RemovableHandle, RemovableHandle]:
+        """Watch the calls of one module."""
 
-def _multiply_adds(module: nn.Module, given: torch.Size, made: tuple[int, ...]) -> int:
-    """Products per output element times output elements; the bias is not counted."""
-    if isinstance(module, nn.ConvTranspose2d):
-        return prod(given) * module.out_channels // module.groups * prod(module.kernel_size)
-    if isinstance(module, nn.Conv2d):
-        return prod(made) * module.in_channels // module.groups * prod(module.kernel_size)
-    if isinstance(module, nn.Linear):
-        return prod(made) * module.in_features
-    return 0
+        def start(*_: Any) -> None:
+            self._running.append(0)
+
+        def end(module: nn.Module, _: Any, output: Any) -> None:
+            fresh = [parameter for parameter in module.parameters() if parameter not in self.seen]
+            self.seen.update(fresh)
+            # Attention also returns its weights, or None in their place.
+            shape = tuple((output[0] if isinstance(output, tuple) else output).shape)
+            kind, work = type(module).__name__, self._running.pop()
+            self.layers.append(LayerInfo(path, kind, shape, _count(fresh), work))
+
+        return child.register_forward_pre_hook(start), child.register_forward_hook(end)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operator; torch's own counter knows what a product is, and counts its two."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        count = flop_registry.get(func.overloadpacket)
+        if count is not None:
+            self._running[-1] += count(*args, **kwargs, out_val=result) // 2
+        return result
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from deploykit import models
 from deploykit.benchmarking.runs import cell_key
 from deploykit.errors import EngineIncompatibleError, UnknownNameError, UsageError
+from deploykit.pipeline.targets import TORCHVISION
 from deploykit.specs import Precision
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def plan_cells(
 
 def is_definition(target: str) -> bool:
     """Whether a target is an architecture's name, not a file or folder."""
-    return not target.endswith(".onnx") and target in models.names()
+    return target.startswith(TORCHVISION) or target in models.names()
 
 
 def model_name(target: str) -> str:
@@ -168,7 +169,11 @@ def model_name(target: str) -> str:
 
     >>> model_name("resnet50"), model_name("models/mine.onnx"), model_name("engines/resnet50-fp16/")
     ('resnet50', 'mine', 'resnet50-fp16')
+    >>> model_name("torchvision:swin_t")
+    'torchvision-swin_t'
     """
+    if is_definition(target):
+        return target.replace(":", "-")
     path = Path(target)
     return path.stem if target.endswith(".onnx") else path.resolve().name
 

@@ -13,6 +13,7 @@ from deploykit.bundle import Bundle
 from deploykit.errors import UsageError
 from deploykit.pipeline.benchmark.cells import is_definition
 from deploykit.pipeline.benchmark.prepared import Graph
+from deploykit.pipeline.targets import find_definition
 from deploykit.specs import Precision
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def own_precisions(targets: Iterable[str]) -> dict[str, Precision]:
     """The targets that have their precision already: bundles, and converted ``.onnx`` files.
 
     Raises:
+        MissingDependencyError: torchvision is asked for and not installed.
         UnknownNameError: a target is neither a file, nor a bundle, nor an architecture.
         ModelFileError: a file cannot be read.
         BundleError: a folder is no bundle.
@@ -45,10 +47,8 @@ def own_precisions(targets: Iterable[str]) -> dict[str, Precision]:
             precision = onnx_graph.read_artifact(Path(target)).precision
             if precision is not Precision.FP32:
                 found[target] = precision
-        elif not is_definition(target):
-            from deploykit import models
-
-            models.get(target)  # says what names there are
+        else:
+            find_definition(target)  # says what names there are
     return found
 
 

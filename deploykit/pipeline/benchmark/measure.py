@@ -16,6 +16,7 @@ from deploykit.benchmarking.conditions import watch
 from deploykit.benchmarking.results import BenchmarkResult, Samples, Subject, Switches
 from deploykit.errors import DataError, UsageError
 from deploykit.pipeline.benchmark.cells import ENGINES, ON_GPU
+from deploykit.pipeline.targets import find_definition
 from deploykit.specs import Precision
 from deploykit.stages.benchmark import Clock, SystemClock, benchmark, highest_rate
 
@@ -155,7 +156,7 @@ def _open_unbuilt(prepared: Prepared, switches: Switches) -> Iterator[Runner]:
     if cell.backend == "eager":
         from deploykit.backends.eager import EagerRunner
 
-        spec = models.get(cell.target)
+        spec = find_definition(cell.target)
         module, _ = models.build_with_weights(spec, None, 0)
         with EagerRunner(module, spec.inputs, spec.outputs, threads=threads) as runner:
             yield runner

@@ -45,7 +45,7 @@ def test_remarks_that_differ_in_a_figure_are_said_once() -> None:
     text = shown(*(result(2**each, conditions[each % 2]) for each in range(6)))
     (line,) = (line for line in text.splitlines() if line.startswith("! busy"))
     cells = ", ".join(f"resnet50/tensorrt/fp16/b{batch}" for batch in (1, 4, 16))
-    assert line == f"! {conditions[0]} ({cells}; likewise, with other figures, 3 more cells)"
+    assert line == f"! {conditions[0]} ({cells}; likewise, with other figures, 3 more)"
 
 
 def test_a_remark_of_every_cell_or_of_many_is_short() -> None:

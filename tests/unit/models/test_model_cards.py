@@ -106,5 +106,6 @@ def test_every_variant_has_a_paper() -> None:
     for name in names():
         spec = get(name)
         assert spec.paper.startswith("https://"), name
+        assert spec.year is not None
         assert 2012 <= spec.year <= 2016, name
         assert spec.title, name

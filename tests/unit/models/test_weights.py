@@ -72,7 +72,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         r"w\.pth does not fit resnet32 with 10 classes\n"
         r"60 missing: layer1\.3\.conv1\.weight, layer1\.3\.bn1\.weight, .*, \.\.\.; "
         r"2 of another shape: linear\.weight \(4, 64\) for \(10, 64\), linear\.bias .*\n"
-        "check the network's name and --num-classes$"
+        "check the network's name, --num-classes and --input-size$"
     )
     with pytest.raises(WeightsError, match=message):
         build_with_weights(get("resnet32"), str(path), 0)

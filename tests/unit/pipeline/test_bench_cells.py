@@ -143,6 +143,13 @@ def test_targets_are_called_by_their_file_or_folder(tmp_path: Path) -> None:
     assert model_name(f"{tmp_path}/bundle-fp16/") == "bundle-fp16"
 
 
+def test_a_network_of_torchvision_is_a_definition() -> None:
+    assert keys(Matrix(("torchvision:swin_t",), (1,))) == [
+        "torchvision-swin_t/ort/fp32/b1",
+        "torchvision-swin_t/eager/fp32/b1",
+    ]
+
+
 def test_a_cell_survives_json() -> None:
     cell = Cell("models/m.onnx", "m", "ort", FP16, 8)
     assert Cell.from_dict({**cell.to_dict(), "precision": "fp16"}) == cell

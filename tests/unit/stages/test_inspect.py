@@ -131,3 +131,19 @@ def test_a_shape_that_does_not_fit(layer: nn.Module, shape: tuple[int, ...], wor
         inspect_definition(lambda: nn.Sequential(layer.to("meta")), shape, "net")
     assert caught.match(words)
     assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "unlisted"),
+    [("mobilenet_v2", 0), ("vit_b_16", 0), ("swin_v2_t", 0), ("densenet121", 0),
+     ("shufflenet_v2_x1_0", 0), ("regnet_x_400mf", 0), ("inception_v3", 3_326_696)],
+)  # fmt: skip
+def test_torchvisions_networks_have_the_figures_that_torchvision_gives(
+    name: str, unlisted: int
+) -> None:
+    """Attention uses weights without calling their layers; Inception's head is for training."""
+    spec = models.torchvision_spec(name)
+    summary = inspect_definition(spec.build, spec.inputs[0].with_batch(1), spec.name)
+    assert summary.parameters == spec.parameters - unlisted
+    assert summary.multiply_adds == pytest.approx(spec.multiply_adds, rel=0.005)
+    assert sum(layer.multiply_adds for layer in summary.layers) == summary.multiply_adds

@@ -1,0 +1,85 @@
+"""`torchvision:NAME` as a user gives it to `export` and `inspect`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from deploykit.bundle import Bundle
+from tests.cli import deploykit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v3_small"])
+def test_goes_through_every_stage_in_fp16(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    called = deploykit(
+        "export", f"torchvision:{name}", "--fp16", "--input-size", 64, "--backend", "none",
+        "-o", folder, "--json",
+    )  # fmt: skip
+    assert called.code == 0, called.err
+    assert [report["passed"] for report in called.data["validation"]] == [True, True]
+    assert called.data["weights"]["source"] == "untrained, seed 0"
+    assert called.data["conversion"]["exporter"] == "torch.export"
+    manifest = Bundle.open(folder).manifest
+    assert manifest.name == f"torchvision-{name}-fp16"
+    assert manifest.model["image_size"] == [64, 64]
+    assert manifest.model["year"] is None
+    assert manifest.preprocessing.resize == 73
+    assert (Bundle.open(folder).labels or ())[:2] == ("tench", "goldfish")
+
+
+def test_computes_what_torchvision_computes_with_the_users_weights(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    theirs = torchvision.models.squeezenet1_1(weights=None, num_classes=6).eval()
+    torch.save(theirs.state_dict(), tmp_path / "mine.pth")
+    called = deploykit(
+        "export", "torchvision:squeezenet1_1", "--num-classes", 6, "--input-size", 64,
+        "--weights", tmp_path / "mine.pth", "--backend", "none", "-o", tmp_path / "bundle",
+    )  # fmt: skip
+    assert called.code == 0, called.err
+    golden = np.load(tmp_path / "bundle" / "golden.npz")
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(golden["input"])).numpy()
+    np.testing.assert_allclose(golden["logits"], expected, atol=1e-5)
+    assert Bundle.open(tmp_path / "bundle").manifest.weights["source"] == "mine.pth"
+
+
+def test_compiles_for_rtx(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: tensorrt-rtx-cu13")
+    called = deploykit(
+        "export", "torchvision:squeezenet1_1", "--fp16", "--input-size", 64, "-o",
+        tmp_path / "bundle", "--backend", "tensorrt-rtx", "--compute-capability", "8.9", "--json",
+    )  # fmt: skip
+    assert called.code == 0, called.err
+    (engine,) = called.data["engines"]
+    assert engine["precision_census"]["CONVOLUTION HALF"] == 26
+
+
+def test_inspect_counts_what_torchvision_counts() -> None:
+    data = deploykit("inspect", "torchvision:squeezenet1_1", "--json").data
+    meta = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.meta
+    assert data["parameters"] == meta["num_params"]
+    assert data["multiply_adds"] == pytest.approx(meta["_ops"] * 1e9, rel=0.005)
+
+
+@pytest.mark.parametrize("command", ["export", "inspect"])
+def test_unknown_name_suggests_close_ones(command: str) -> None:
+    called = deploykit(command, "torchvision:mobilenet_v3_smal")
+    assert called.code == 2
+    assert "did you mean: mobilenet_v3_small" in called.err
+
+
+def test_a_size_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
+    called = deploykit(
+        "export", "torchvision:vit_b_16", "--input-size", 100, "-o", tmp_path / "out" / "bundle"
+    )  # fmt: skip
+    assert called.code == 2
+    assert "torchvision:vit_b_16 does not take an input of 100x100" in called.err
+    assert not (tmp_path / "out").exists()
