@@ -44,7 +44,8 @@ def test_computes_what_torchvision_computes_with_the_users_weights(tmp_path: Pat
         "--weights", tmp_path / "mine.pth", "--backend", "none", "-o", tmp_path / "bundle",
     )  # fmt: skip
     assert called.code == 0, called.err
-    golden = np.load(tmp_path / "bundle" / "golden.npz")
+    with np.load(tmp_path / "bundle" / "golden.npz") as archive:
+        golden = dict(archive)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(golden["input"])).numpy()
     np.testing.assert_allclose(golden["logits"], expected, atol=1e-5)
