@@ -190,20 +190,17 @@ def read_matrix(asked: Asked) -> Matrix:
         UsageError: nothing was named, or an option is not what it should be.
     """
     from deploykit.pipeline.benchmark.cells import Matrix, parse_batches
-    from deploykit.specs import Precision
 
     batches = parse_batches(asked.batch or ("1" if asked.quick else "1,8,32"))
-    precisions = _precisions(asked)
-    if not precisions and asked.quick:
-        precisions = (Precision.FP32,)
     backends = tuple(_parts(asked.backend))
     return Matrix(
         targets=_targets(asked),
         batches=batches,
-        precisions=precisions or None,
+        precisions=_precisions(asked) or None,
         backends=backends or None,
         filters=asked.filters,
         only_best=asked.quick and not backends,
+        fp32_unasked=asked.quick,
     )
 
 

@@ -89,6 +89,8 @@ class Matrix:
     filters: tuple[str, ...] = ()
     only_best: bool = False
     """Only the best of the backends that work here."""
+    fp32_unasked: bool = False
+    """Without ``precisions`` FP32 is usual everywhere, but for what has its precision already."""
 
     def __post_init__(self) -> None:
         called: dict[str, str] = {}
@@ -194,7 +196,7 @@ def _precisions(matrix: Matrix, backend: str, own: Precision | None) -> Iterable
         fits = own in POSSIBLE[backend] and own in (matrix.precisions or _ALL)
         return (own,) if fits else ()
     if matrix.precisions is None:
-        return USUAL[backend]
+        return (Precision.FP32,) if matrix.fp32_unasked else USUAL[backend]
     return tuple(each for each in matrix.precisions if each in POSSIBLE[backend])
 
 

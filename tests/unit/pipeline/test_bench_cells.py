@@ -75,6 +75,14 @@ def test_a_converted_file_keeps_its_precision_and_no_definition_runs_it() -> Non
         keys(Matrix(("half.onnx",), (1,), precisions=(FP32,)), own={"half.onnx": FP16})
 
 
+def test_a_first_look_is_fp32_but_for_what_has_its_precision() -> None:
+    matrix = Matrix(("nin", "half.onnx"), (1,), only_best=True, fp32_unasked=True)
+    assert keys(matrix, {}, {"half.onnx": FP16}) == [
+        "nin/tensorrt/fp32/b1",
+        "half/tensorrt/fp16/b1",
+    ]
+
+
 def test_eager_cannot_run_int8() -> None:
     with pytest.raises(UsageError, match="eager cannot measure nin as it was asked\neager runs"):
         keys(Matrix(("nin",), (1,), precisions=(INT8,), backends=("eager",)))
