@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf, log10
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -134,6 +135,19 @@ def _margins(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     ordered = np.partition(logits, -2, axis=1)
     margins: NDArray[np.float64] = ordered[:, -1] - ordered[:, -2]
     return margins
+
+
+def ratio_db(signal_power: float, noise_power: float) -> float:
+    """Signal to noise, 10 log10 of the ratio of their powers.
+
+    Infinite where there is no noise, minus infinity where there is noise but no signal.
+
+    >>> ratio_db(1000.0, 1.0), ratio_db(0.0, 0.0), ratio_db(0.0, 1.0)
+    (30.0, inf, -inf)
+    """
+    if noise_power == 0:
+        return inf
+    return 10 * log10(signal_power / noise_power) if signal_power else -inf
 
 
 def problems_of(batch: BatchComparison, limits: Limits) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import inf, log10
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from deploykit import onnx_graph
+from deploykit.comparison import ratio_db
 from deploykit.errors import ModelFileError, UsageError
 from deploykit.onnx_graph import qdq
 from deploykit.specs import Precision
@@ -130,7 +131,7 @@ def measure_errors(
     return QuantizationErrors(
         {layer: (total[name] / count).astype(np.float32) for layer, name in probe.shifts.items()},
         {
-            value: _decibels(float(total[signal]), float(total[noise]))
+            value: ratio_db(float(total[signal]), float(total[noise]))
             for value, (signal, noise) in probe.powers.items()
         },
     )
@@ -213,9 +214,3 @@ def _worst(ratios: Mapping[str, float]) -> dict[str, float]:
 def _finite(ratios: Mapping[str, float]) -> dict[str, float | None]:
     """JSON has no infinity: an exact weight has no ratio."""
     return {name: round(value, 2) if abs(value) < inf else None for name, value in ratios.items()}
-
-
-def _decibels(signal: float, noise: float) -> float:
-    if noise == 0:
-        return inf
-    return 10 * log10(signal / noise) if signal else -inf

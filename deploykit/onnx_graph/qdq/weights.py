@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from deploykit.comparison import ratio_db
+
 if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
@@ -64,9 +66,7 @@ def sqnr_db(signal: Floats, approximation: Floats) -> float:
     """
     power = float(np.square(signal, dtype=np.float64).sum())
     noise = float(np.square(signal.astype(np.float64) - approximation).sum())
-    if noise == 0:
-        return float("inf")
-    return float(10 * np.log10(power / noise)) if power else float("-inf")
+    return ratio_db(power, noise)
 
 
 def weight_sqnr_db(model: ir.Model, plan: QdqPlan) -> dict[str, float]:

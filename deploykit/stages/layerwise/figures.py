@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from math import inf, log10, nan, sqrt
+from math import inf, nan, sqrt
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+
+from deploykit.comparison import ratio_db
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -94,7 +96,7 @@ class Sums:
             shape=left.shape,
             reference_shape=right.shape,
             cosine=self._cosine() if comparable else nan,
-            sqnr_db=_decibels(right.power, self._noise) if comparable else nan,
+            sqnr_db=ratio_db(right.power, self._noise) if comparable else nan,
             range=(left.low, left.high) if left.low <= left.high else (nan, nan),
             reference_range=(right.low, right.high) if right.low <= right.high else (nan, nan),
             non_finite=left.non_finite,
@@ -136,9 +138,3 @@ class _Side:
 def _dot(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:
     # Not `@`: BLAS shares a product of this length among threads, and waits for them longer.
     return float(np.einsum("i,i->", left, right))
-
-
-def _decibels(signal: float, noise: float) -> float:
-    if noise == 0:
-        return inf
-    return 10 * log10(signal / noise) if signal else -inf
