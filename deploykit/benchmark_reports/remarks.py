@@ -12,6 +12,11 @@ KINDS: Final = ("doubt", "condition", "warning", "note")
 """From the gravest to the mildest."""
 
 
+BRACKETS: Final = (
+    "A median in brackets has no interval: too few independent samples; measure longer."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Remark:
     """A sentence about one row, and of which of `KINDS` it is."""

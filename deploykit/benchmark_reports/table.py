@@ -18,7 +18,7 @@ from deploykit.benchmark_reports.facts import (
     switch_facts,
     versions_of,
 )
-from deploykit.benchmark_reports.remarks import KINDS, remarks_of
+from deploykit.benchmark_reports.remarks import BRACKETS, KINDS, remarks_of
 from deploykit.benchmarking.percentiles import CONFIDENCE
 from deploykit.benchmarking.rows import LEVELS, STEPS, row_of
 
@@ -72,9 +72,6 @@ _COLUMNS: Final = (
     *_SWITCHES,
     *_SUBJECT,
 )
-_BRACKETS: Final = (
-    "A median in brackets has no interval: too few independent samples; measure longer."
-)
 _HEADINGS: Final = {
     "doubt": "Doubts",
     "condition": "State of the machine",
@@ -105,7 +102,7 @@ def markdown_of(run: BenchmarkRun) -> str:
     """
     rows = [row_of(result) for result in run.results]
     lines = [f"# Benchmark{_of_machine(run)}", "", *_summary(run)]
-    lines += ["", _BRACKETS] if any(_MEDIAN not in row.latency_ms for row in rows) else []
+    lines += ["", BRACKETS] if any(_MEDIAN not in row.latency_ms for row in rows) else []
     common = common_switches(run.results)
     for group in _groups(run.results):
         lines += ["", *_group_lines(group, common)]

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from deploykit.benchmark_reports.facts import figure
+from deploykit.benchmark_reports.remarks import BRACKETS, remarks_of
 from deploykit.benchmarking.comparing import Verdict
 from deploykit.cli._show import table
 
@@ -34,7 +35,6 @@ _TWO_RUNS = (
     "! these runs were made at different times, and a shared machine changes its speed; "
     "to be sure: deploykit bench --ab A B"
 )
-_TOO_FEW = "the median in brackets has no interval: too few independent samples; measure longer"
 
 
 def show_run(out: Console, report: BenchReport) -> None:
@@ -84,8 +84,7 @@ def _ms(found: Percentile | None) -> str:
 
 def _mark(row: Row) -> str:
     """A sign for what is said below the table."""
-    doubtful = row.condition or row.warnings or (row.achieved and row.achieved.doubt)
-    return "!" if doubtful else ""
+    return "!" if any(remark.kind != "note" for remark in remarks_of(row)) else ""
 
 
 def _show_machine(out: Console, report: BenchReport) -> None:
@@ -98,9 +97,8 @@ def _show_remarks(out: Console, rows: Sequence[Row]) -> None:
     """Each kind of remark once: the files say what holds for which cell."""
     kinds: dict[str, list[tuple[str, str]]] = {}
     for row in rows:
-        doubt = row.achieved.doubt if row.achieved else None
-        few = () if 50 in row.latency_ms else (_TOO_FEW,)  # noqa: PLR2004 - the median
-        for text in (*row.condition, *row.warnings, *row.notes, *filter(None, [doubt]), *few):
+        few = () if 50 in row.latency_ms else (BRACKETS,)  # noqa: PLR2004 - the median
+        for text in (*(remark.sentence for remark in remarks_of(row)), *few):
             kinds.setdefault(_NUMBER.sub("#", text), []).append((text, row.key))
     for found in kinds.values():
         text = found[0][0]

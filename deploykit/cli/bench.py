@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deploykit.cli import _bench_options
-from deploykit.cli._bench_options import Asked
+from deploykit.cli import _bench_asked, _bench_options
+from deploykit.cli._bench_asked import Asked
 from deploykit.cli._command import Answer, Command, examples
 from deploykit.errors import UsageError
 
@@ -59,7 +59,7 @@ def command(
     force: bool,
     ab: tuple[str, str] | None,
     rounds: int,
-    **measuring: Any,  # the options of `_bench_options.options`, which `Asked` names
+    **measuring: Any,  # the options of `_bench_options`, which `Asked` names
 ) -> Answer:
     """Measure latency and throughput, beside what the hardware could do at best.
 
@@ -87,7 +87,7 @@ def _measure(asked: Asked) -> Answer:
         from deploykit.pipeline.benchmark.graphs import own_precisions
         from deploykit.pipeline.benchmark.run import BenchOptions
 
-        matrix, switches = _bench_options.read_matrix(asked), _bench_options.read_switches(asked)
+        matrix, switches = _bench_asked.read_matrix(asked), _bench_asked.read_switches(asked)
         own = own_precisions(matrix.targets)
     options = BenchOptions(
         matrix=matrix,
@@ -138,8 +138,8 @@ def _in_turn(targets: tuple[str, str], asked: Asked, rounds: int) -> Answer:
         from deploykit.pipeline.benchmark.in_turn import AbOptions, bench_in_turn
         from deploykit.pipeline.benchmark.steps import Steps, process_limits
 
-        chosen = _bench_options.read_one_cell(asked)
-        switches = _bench_options.read_switches(asked)
+        chosen = _bench_asked.read_one_cell(asked)
+        switches = _bench_asked.read_switches(asked)
         own = own_precisions(targets)
     memory = environment.memory_bytes()
     limits = process_limits(asked.cell_s, asked.memory_bytes, memory)

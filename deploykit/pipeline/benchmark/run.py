@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ class BenchReport:
     resumed: int
     notes: tuple[str, ...]
 
-    @property
+    @cached_property
     def rows(self) -> tuple[Row, ...]:
         """A row for each result."""
         return tuple(map(row_of, self.run.results))
