@@ -197,13 +197,22 @@ def require_image_classifier(source: OnnxArtifact) -> TensorSpec:
             f"{source.path.name} is already {source.precision}; "
             "deploykit converts from FP32: give it the FP32 model"
         )
-    if len(source.inputs) != 1 or not _is_image(source.inputs[0]):
-        found = ", ".join(f"{t.name} {t.dtype} {t.shape}" for t in source.inputs) or "nothing"
+    return require_image(source.path.name, source.inputs)
+
+
+def require_image(name: str, inputs: tuple[TensorSpec, ...]) -> TensorSpec:
+    """The one image input of a model that is called ``name``.
+
+    Raises:
+        ModelFileError: it takes something else.
+    """
+    if len(inputs) != 1 or not _is_image(inputs[0]):
+        found = ", ".join(f"{t.name} {t.dtype} {t.shape}" for t in inputs) or "nothing"
         raise ModelFileError(
-            f"{source.path.name} takes {found}\n"
+            f"{name} takes {found}\n"
             "possible is one float32 image input (batch, 3, H, W) of fixed height and width"
         )
-    return source.inputs[0]
+    return inputs[0]
 
 
 def _is_image(tensor: TensorSpec) -> bool:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 from deploykit import onnx_graph
 from deploykit.backends.ort import OrtRunner
 from deploykit.bundle import REFERENCE, Bundle
-from deploykit.errors import BundleError, ModelFileError, UsageError
+from deploykit.errors import BundleError, UsageError
 from deploykit.pipeline.runners import open_judge
 from deploykit.pipeline.samples import BATCHES, sample_batches
-from deploykit.pipeline.sources import assumed_preprocessing
+from deploykit.pipeline.sources import assumed_preprocessing, require_image
 from deploykit.specs import Precision, Preprocessing, Progress, SilentProgress
 from deploykit.stages.layerwise import LayerReport, compare_layers
 from deploykit.stages.validate import ValidationReport, outputs_of, validate
@@ -149,16 +149,8 @@ def _reference_of(first: Path, second: Path | None) -> _Side:
 
 
 def _image_model(name: str, artifact: OnnxArtifact, preprocessing: Preprocessing | None) -> _Side:
-    side = _Side(name, artifact, preprocessing)
-    inputs = artifact.inputs
-    sized = len(inputs) == 1 and all(isinstance(dim, int) for dim in inputs[0].shape[1:])
-    if not sized or len(inputs[0].shape) != 4 or inputs[0].dtype != "float32":  # noqa: PLR2004
-        found = ", ".join(f"{t.name} {t.dtype} {t.shape}" for t in inputs) or "nothing"
-        raise ModelFileError(
-            f"{name} takes {found}\n"
-            "possible is one float32 image input (batch, 3, H, W) of fixed height and width"
-        )
-    return side
+    require_image(name, artifact.inputs)
+    return _Side(name, artifact, preprocessing)
 
 
 def _in_order(first: _Side, second: _Side) -> tuple[_Side, _Side]:
