@@ -45,7 +45,7 @@ class Slot:
     device: Memory
 
 
-class _Binding:
+class Binding:
     """A tensor of one batch size: the parts of its buffers that the batch fills."""
 
     def __init__(self, slot: Slot, shape: tuple[int, ...]) -> None:
@@ -79,10 +79,10 @@ class BatchContext:
         if scratch is not None:
             self._context.set_device_memory(scratch.address, scratch.size)
         inputs = slots[: len(engine.inputs)]
-        self.inputs = [_Binding(slot, slot.spec.with_batch(batch)) for slot in inputs]
+        self.inputs = [Binding(slot, slot.spec.with_batch(batch)) for slot in inputs]
         self._set_shapes()
         self.outputs = [
-            _Binding(slot, api.as_tuple(self._context.get_tensor_shape(slot.spec.name)))
+            Binding(slot, api.as_tuple(self._context.get_tensor_shape(slot.spec.name)))
             for slot in slots[len(inputs) :]
         ]
         for binding in (*self.inputs, *self.outputs):
@@ -140,11 +140,11 @@ class BatchContext:
         self._graphs.clear()
         del self._context
 
-    def _copy_from_host(self, binding: _Binding, source: NDArray[Any]) -> None:
+    def _copy_from_host(self, binding: Binding, source: NDArray[Any]) -> None:
         np.copyto(binding.array, source)
         self._stream.copy(binding.device, binding.host)
 
-    def _place(self, binding: _Binding, source: NDArray[Any] | GpuView) -> int:
+    def _place(self, binding: Binding, source: NDArray[Any] | GpuView) -> int:
         if isinstance(source, np.ndarray):
             self._copy_from_host(binding, source)
         elif source.memory.address % _ALIGNMENT:

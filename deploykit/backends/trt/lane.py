@@ -13,13 +13,14 @@ from deploykit.backends.trt.batch_context import BatchContext, Slot
 from deploykit.backends.trt.inputs import read_feeds
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from deploykit.backends._cuda.device import Device
     from deploykit.backends._cuda.memory import Memory
     from deploykit.backends._cuda.stream import StepClock
+    from deploykit.backends.trt.batch_context import Binding
     from deploykit.backends.trt.engine import Engine
     from deploykit.specs import ShapeProfile, TensorSpec
 
@@ -71,14 +72,8 @@ class Lane:
         """Outputs on the GPU, complete, each in memory of its own."""
         context, sources = self._prepare(feeds)
         context.launch(context.copy_in(sources))
-        outputs = {}
-        for binding in context.outputs:
-            memory = self._device.reserve(binding.device.size, self._stream)
-            # The graphs write where they were captured to write; a small copy keeps them valid.
-            self._stream.copy(memory, binding.device)
-            outputs[binding.name] = DeviceArray(self._device, memory, binding.shape, binding.dtype)
-        self._stream.synchronise()
-        return outputs
+        # The graphs write where they were captured to write; a small copy keeps them valid.
+        return self._copies(context.outputs)
 
     def run_timed(
         self, feeds: Mapping[str, Any]
@@ -124,13 +119,7 @@ class Lane:
         """Copies of host arrays on the GPU, each in memory of its own, complete."""
         context, sources = self._prepare(feeds)
         context.copy_in(sources)
-        arrays = {}
-        for binding in context.inputs:
-            memory = self._device.reserve(binding.device.size, self._stream)
-            self._stream.copy(memory, binding.device)
-            arrays[binding.name] = DeviceArray(self._device, memory, binding.shape, binding.dtype)
-        self._stream.synchronise()
-        return arrays
+        return self._copies(context.inputs)
 
     def is_usable(self) -> bool:
         """Whether its stream still works; waits for what is queued there."""
@@ -174,6 +163,15 @@ class Lane:
         engine = self._engine
         sources = read_feeds(engine.name, engine.inputs, self._profile, feeds, self._stream)
         return self._context(sources[0].shape[0]), sources
+
+    def _copies(self, bindings: Sequence[Binding]) -> dict[str, DeviceArray]:
+        copies = {}
+        for binding in bindings:
+            memory = self._device.reserve(binding.device.size, self._stream)
+            self._stream.copy(memory, binding.device)
+            copies[binding.name] = DeviceArray(self._device, memory, binding.shape, binding.dtype)
+        self._stream.synchronise()
+        return copies
 
     def _step_clock(self) -> StepClock:
         if self._clock is None:
