@@ -16,14 +16,13 @@ from deploykit.backends.ort import OrtRunner
 from deploykit.benchmarking.conditions import watch
 from deploykit.benchmarking.results import BenchmarkResult, Subject
 from deploykit.environment import describe
-from deploykit.specs import Precision, SilentProgress
+from deploykit.specs import Closing, Precision, SilentProgress
 from deploykit.stages.benchmark import Side, SystemClock, benchmark, interleave
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from contextlib import ExitStack
     from pathlib import Path
-    from types import TracebackType
 
     from deploykit.benchmarking.results import Switches
     from deploykit.benchmarking.rounds import Rounds
@@ -33,7 +32,7 @@ MODEL: Final = "resnet20"
 CALIBRATION_S: Final = 0.05
 
 
-class Slowed:
+class Slowed(Closing):
     """A runner that keeps the processor busy for a while after each of its queries."""
 
     def __init__(self, runner: Runner, extra_ns: int) -> None:
@@ -75,17 +74,6 @@ class Slowed:
     def close(self) -> None:
         """Close the runner."""
         self._runner.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def opened(stack: ExitStack, model: Path, slower: float = 0.0) -> Side:

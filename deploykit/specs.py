@@ -5,6 +5,7 @@ Nothing here imports numpy or torch at run time, so that ``deploykit list`` stay
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -184,6 +185,25 @@ class StepTimes:
     h2d_ms: float | None = None
     d2h_ms: float | None = None
     enqueue_ms: float | None = None
+
+
+class Closing(ABC):
+    """What is closed at the end of a ``with`` block, however that ends."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give everything back; a second call does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 class Runner(Protocol):

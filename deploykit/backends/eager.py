@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from deploykit.backends._feeds import check_feeds
 from deploykit.errors import UsageError
-from deploykit.specs import StepTimes
+from deploykit.specs import Closing, StepTimes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
 
     from torch import nn
 
     from deploykit.specs import Array, TensorSpec
 
 
-class EagerRunner:
+class EagerRunner(Closing):
     """Runs a module of one input and one output, set to evaluation mode, without gradients.
 
     ``threads`` are those of torch in this process, which has one number for all modules.
@@ -72,14 +71,3 @@ class EagerRunner:
     def close(self) -> None:
         """Let go of the module; a second call does nothing."""
         self._module = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

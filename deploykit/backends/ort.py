@@ -14,11 +14,10 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from deploykit.backends._feeds import check_feeds
 from deploykit.errors import EngineIncompatibleError, ModelFileError, UsageError
-from deploykit.specs import Precision, StepTimes, TensorSpec
+from deploykit.specs import Closing, Precision, StepTimes, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
 
     from deploykit.artifacts import OnnxArtifact
     from deploykit.specs import Array
@@ -62,7 +61,7 @@ class _Opened:
     pid: int
 
 
-class OrtRunner:
+class OrtRunner(Closing):
     """Runs an ONNX file, or its bytes, on onnxruntime.
 
     The session is made on first use, once; any number of threads may call ``run`` at the same
@@ -149,14 +148,6 @@ class OrtRunner:
     def __enter__(self) -> Self:
         self._open()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _run(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], float]:
         """The outputs, and the milliseconds within onnxruntime."""

@@ -16,11 +16,10 @@ from deploykit.runtime.choice import EngineRunner
 from deploykit.runtime.golden import Golden, limits_for
 from deploykit.runtime.inputs import Inputs
 from deploykit.runtime.predictions import Prediction, PreparedImages, best_classes, require_top_k
-from deploykit.specs import StepTimes
+from deploykit.specs import Closing, StepTimes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from types import TracebackType
 
     from numpy.typing import NDArray
 
@@ -44,7 +43,7 @@ class Chosen:
     choice: str
 
 
-class Classifier:
+class Classifier(Closing):
     """A bundle that is loaded and ready; `deploykit.load` makes it.
 
     Any number of threads may use one at the same time. It belongs to the process that loaded it: a
@@ -197,14 +196,6 @@ class Classifier:
     def __enter__(self) -> Self:
         self._require_usable()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Classifier {self.name} on {self.device}: {self.choice}>"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
+
+from deploykit.specs import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
 
     from deploykit.backends.trt.runner import TrtRunner
     from deploykit.specs import StepTimes, TensorSpec
 
 
-class ResidentRunner:
+class ResidentRunner(Closing):
     """Runs what `upload` has put on the GPU; the outputs are computed and left there.
 
     The runner behind it stays the caller's.
@@ -37,14 +38,3 @@ class ResidentRunner:
 
     def close(self) -> None:
         """Nothing: what was uploaded is freed with the last reference to it."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

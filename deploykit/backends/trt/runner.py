@@ -13,12 +13,11 @@ from deploykit.backends.trt.engine import Engine
 from deploykit.backends.trt.lane import Lane
 from deploykit.backends.trt.pool import LanePool
 from deploykit.errors import DeviceError, UsageError
-from deploykit.specs import StepTimes
+from deploykit.specs import Closing, StepTimes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
-    from types import TracebackType
 
     from numpy.typing import NDArray
 
@@ -41,7 +40,7 @@ class _Opened:
         self.pool = LanePool(engine.name, lambda: Lane(device, engine, profile))
 
 
-class TrtRunner:
+class TrtRunner(Closing):
     """Runs one engine, from any number of threads.
 
     ``plan`` is an ``.engine`` file whose hash was checked: an engine is code. ``profile`` is that
@@ -142,14 +141,6 @@ class TrtRunner:
     def __enter__(self) -> Self:
         self._open()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _open(self) -> _Opened:
         opened = self._opened
