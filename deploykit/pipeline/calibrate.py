@@ -17,7 +17,7 @@ from deploykit.calibration import CalibrationTable
 from deploykit.errors import DataError, UsageError
 from deploykit.onnx_graph.qdq import QdqPolicy, plan_qdq
 from deploykit.pipeline.journal import Journal
-from deploykit.pipeline.sources import assumed_preprocessing, require_image_classifier, tidied
+from deploykit.pipeline.onnx_sources import assumed_preprocessing, require_image_classifier, tidied
 from deploykit.specs import Precision, Preprocessing, Progress, SilentProgress
 from deploykit.stages.calibrate import (
     CalibrationData,

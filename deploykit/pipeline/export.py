@@ -26,7 +26,8 @@ from deploykit.bundle import (
 )
 from deploykit.errors import DataError, UsageError
 from deploykit.pipeline.journal import Journal, StageTime
-from deploykit.pipeline.sources import Reference, from_definition, from_onnx
+from deploykit.pipeline.onnx_sources import from_onnx
+from deploykit.pipeline.sources import Reference, from_definition
 from deploykit.pipeline.targets import find_definition
 from deploykit.specs import Precision, Progress, ShapeProfile, SilentProgress
 from deploykit.stages.build import build_engine

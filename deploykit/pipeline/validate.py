@@ -9,9 +9,9 @@ from deploykit import onnx_graph
 from deploykit.backends.ort import OrtRunner
 from deploykit.bundle import REFERENCE, Bundle
 from deploykit.errors import BundleError, UsageError
+from deploykit.pipeline.onnx_sources import assumed_preprocessing, require_image
 from deploykit.pipeline.runners import open_judge
 from deploykit.pipeline.samples import BATCHES, sample_batches
-from deploykit.pipeline.sources import assumed_preprocessing, require_image
 from deploykit.specs import Precision, Preprocessing, Progress, SilentProgress
 from deploykit.stages.layerwise import LayerReport, compare_layers
 from deploykit.stages.validate import ValidationReport, outputs_of, validate
