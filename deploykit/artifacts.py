@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 UNPROVEN: Final = "compiled, execution not proven"
 """How the warning of an engine begins that its vendor does not vouch for."""
 
+WEIGHTS_SUFFIX: Final = ".data"
+"""After the name of an ONNX file: the file beside it with the weights of a large model."""
+
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file's content, read in blocks."""
@@ -32,7 +35,11 @@ def sha256_of_bytes(data: bytes) -> str:
 
 @dataclass(frozen=True)
 class OnnxArtifact:
-    """An ONNX file and where it came from; ``parents`` are hashes, the nearest first."""
+    """An ONNX file and where it came from; ``parents`` are hashes, the nearest first.
+
+    ``sha256`` covers the weights of a large model too, which lie in a file beside: the ONNX file
+    has that file's hash within.
+    """
 
     path: Path
     sha256: str
@@ -88,14 +95,17 @@ class EngineRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the manifest."""
-        return asdict(self) | {"precision": str(self.precision)}
+        return asdict(self) | {
+            "precision": str(self.precision),
+            "profile": self.profile.to_dict(),
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Read back what ``to_dict`` wrote."""
         known = dict(data)
         known["compute_capabilities"] = tuple(known["compute_capabilities"])
-        known["profile"] = ShapeProfile(**known["profile"])
+        known["profile"] = ShapeProfile.from_dict(known["profile"])
         known["precision"] = Precision(known["precision"])
         known["warnings"] = tuple(known["warnings"])
         return cls(**known)

@@ -12,7 +12,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from deploykit._version import __version__
-from deploykit.artifacts import EngineRecord, OnnxArtifact, sha256_of, sha256_of_bytes
+from deploykit.artifacts import (
+    WEIGHTS_SUFFIX,
+    EngineRecord,
+    OnnxArtifact,
+    sha256_of,
+    sha256_of_bytes,
+)
 from deploykit.errors import BundleError, IntegrityError
 from deploykit.specs import Precision, Preprocessing
 
@@ -176,7 +182,7 @@ class Bundle:
         problems = []
         for name, expected in self.expected_files().items():
             path = self.folder / name
-            if name == REFERENCE and not path.exists():
+            if name.removesuffix(WEIGHTS_SUFFIX) == REFERENCE and not path.exists():
                 continue  # documented as safe to delete before shipping
             problem = _difference(path, expected)
             if problem:
@@ -196,11 +202,14 @@ class Bundle:
     def require_unchanged(self, *names: str) -> None:
         """Raise unless these files, which the manifest names, are as they were written.
 
+        The weights beside a large graph are looked at with it.
+
         Raises:
             IntegrityError: names the first that changed, and both hashes.
         """
         expected = self.expected_files()
-        for name in names:
+        beside = [name + WEIGHTS_SUFFIX for name in names if name + WEIGHTS_SUFFIX in expected]
+        for name in (*names, *beside):
             problem = _difference(self.folder / name, expected[name])
             if problem:
                 raise IntegrityError(

@@ -9,6 +9,7 @@ DeploykitError
 ├── ModelFileError             an .onnx file that cannot be used
 ├── DataError                  images or labels that cannot be used
 ├── ExportError                no exporter produced a correct graph
+│   └── ControlFlowError       the definition decides by its input's values: no graph can do that
 ├── ValidationError            a candidate differs from its reference by more than its limit
 ├── BuildError                 the compiler refused the graph
 │   └── PrecisionError         the network compiled, but not in the precision that was asked
@@ -84,6 +85,10 @@ class DataError(DeploykitError):
 
 class ExportError(DeploykitError):
     """No exporter produced a graph that computes what the definition computes."""
+
+
+class ControlFlowError(ExportError):
+    """The definition decides by the values of its input, which no single graph can."""
 
 
 class ValidationError(DeploykitError):

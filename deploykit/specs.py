@@ -12,16 +12,34 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from deploykit.errors import UsageError
+from deploykit.sizes import BATCH_AXIS, ShapeProfile, filled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
     from types import TracebackType
 
     import numpy as np
     from numpy.typing import NDArray
-    from torch import nn
+    from torch import Tensor, nn
 
     Array = NDArray[np.generic]
+
+__all__ = [
+    "BATCH",
+    "Closing",
+    "ModelSpec",
+    "Precision",
+    "Preprocessing",
+    "Progress",
+    "ProgressTask",
+    "Runner",
+    "ShapeProfile",
+    "SilentProgress",
+    "SplitGraph",
+    "StepTimes",
+    "TensorSpec",
+]
 
 BATCH = "batch"
 """Name of the dynamic first dimension of every exported model."""
@@ -57,11 +75,23 @@ class TensorSpec:
         Raises:
             UsageError: another dimension than the first is dynamic.
         """
-        filled = (batch if isinstance(dim, str) else dim for dim in self.shape[:1])
-        fixed = [dim for dim in self.shape[1:] if isinstance(dim, int)]
-        if len(fixed) != len(self.shape[1:]):
-            raise UsageError(f"{self.name} {self.shape}: only the first dimension may be dynamic")
-        return (*filled, *fixed)
+        return self.with_sizes({BATCH_AXIS: batch})
+
+    def with_sizes(self, sizes: Mapping[int, int]) -> tuple[int, ...]:
+        """The shape with its open dimensions filled in; ``sizes`` are by axis, as 2 the height.
+
+        >>> TensorSpec("input", "float32", ("batch", 3, "h", 224)).with_sizes({0: 4, 2: 160})
+        (4, 3, 160, 224)
+
+        Raises:
+            UsageError: a dimension is open that ``sizes`` does not have.
+        """
+        shape = filled(self.shape, sizes)
+        if shape is None:
+            missing = [dim for axis, dim in enumerate(self.shape) if axis not in sizes]
+            named = ", ".join(dim for dim in missing if isinstance(dim, str))
+            raise UsageError(f"{self.name} {self.shape}: {named} is open, and has no size here")
+        return shape
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -70,58 +100,16 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class ShapeProfile:
-    """Smallest, preferred and largest batch that an engine accepts.
-
-    >>> ShapeProfile.parse("1,8,32")
-    ShapeProfile(min_batch=1, opt_batch=8, max_batch=32)
-    >>> ShapeProfile.parse("4")
-    ShapeProfile(min_batch=4, opt_batch=4, max_batch=4)
-    """
-
-    min_batch: int = 1
-    opt_batch: int = 8
-    max_batch: int = 32
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
-            got = f"{self.min_batch},{self.opt_batch},{self.max_batch}"
-            raise UsageError(
-                f"batch profile {got} is not in order\n"
-                "expected 1 <= MIN <= OPT <= MAX, for example --batch 1,8,32"
-            )
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read ``MIN,OPT,MAX``, or a single number for a fixed batch.
-
-        Raises:
-            UsageError: not one or three positive whole numbers in ascending order.
-        """
-        try:
-            numbers = [int(part) for part in text.split(",")]
-        except ValueError:
-            numbers = []
-        if len(numbers) == 1:
-            numbers *= 3
-        if len(numbers) != 3:  # noqa: PLR2004
-            raise UsageError(
-                f"cannot read the batch profile {text!r}\n"
-                "expected MIN,OPT,MAX or one number, for example --batch 1,8,32"
-            )
-        return cls(*numbers)
-
-
-@dataclass(frozen=True, slots=True)
 class Preprocessing:
     """How an image becomes the model's input.
 
-    Decode to RGB, scale the shorter side to ``resize`` (``None``: leave it), cut ``crop`` pixels
-    (height, width) from the centre, divide by 255, subtract ``mean``, divide by ``std``.
+    Decode to RGB, scale the shorter side to ``resize`` (``None``: leave it; a pair: to exactly
+    that height and width), cut ``crop`` pixels (height, width) from the centre, divide by 255,
+    subtract ``mean``, divide by ``std``.
     """
 
     crop: tuple[int, int]
-    resize: int | None = None
+    resize: int | tuple[int, int] | None = None
     interpolation: str = "bilinear"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -134,9 +122,10 @@ class Preprocessing:
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of ``to_dict`` after a trip through JSON."""
         height, width = data["crop"]
+        resize = data["resize"]
         return cls(
             crop=(height, width),
-            resize=data["resize"],
+            resize=tuple(resize) if isinstance(resize, list | tuple) else resize,
             interpolation=data["interpolation"],
             mean=tuple(data["mean"]),
             std=tuple(data["std"]),
@@ -145,26 +134,43 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A definition with its choices made; ``build`` gives fresh, untrained weights.
+    """A definition with its choices made; ``build`` gives a fresh module.
 
-    ``paper`` is a link; ``year`` is ``None`` where it is not known. ``parameters`` and
-    ``multiply_adds`` (of one image) hold for the published number of classes and input size,
-    whatever this spec's choices are.
+    ``paper`` is a link; what is ``None`` is not known. ``parameters`` and ``multiply_adds`` (of
+    one image) hold for the published number of classes and input size, whatever this spec's
+    choices are. The last fields say where weights come from: a definition is untrained unless
+    ``weights_file`` or ``built_in`` is given, or the user asks for others.
     """
 
     name: str
     title: str
-    paper: str
+    paper: str | None
     year: int | None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     preprocessing: Preprocessing
-    parameters: int
-    multiply_adds: int
+    parameters: int | None
+    multiply_adds: int | None
     labels: tuple[str, ...] | None
     torchvision: str | None
     """Name of the same network in torchvision, whose state dict then fits."""
     builder: Callable[[], nn.Module] = field(repr=False, compare=False)
+    timm: str | None = None
+    """Name in timm of the weights that ``--weights imagenet`` takes."""
+    weights_file: Path | None = None
+    """The definition's own weights, which are taken where no others are asked for."""
+    built_in: str | None = None
+    """How the manifest calls the weights that ``build`` brings with it."""
+    source_sha256: str | None = None
+    """Of the file that the definition was read from."""
+    adapt_state: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = field(
+        default=None, repr=False, compare=False
+    )
+    """Gives tensors of a state dict the names that the module of ``build`` has for them."""
+    preprocessing_assumed: bool = False
+    """Whether nobody said how images are prepared: ImageNet's way is taken, with a note."""
+    notes: tuple[str, ...] = ()
+    """What the user must know of it, as an assumed preprocessing."""
 
     @property
     def num_classes(self) -> int:
@@ -174,6 +180,17 @@ class ModelSpec:
     def build(self) -> nn.Module:
         """A new module in evaluation mode, initialised by torch's current random state."""
         return self.builder().eval()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SplitGraph:
+    """A serialised ONNX graph, and the weights that it leaves to its runner, by name.
+
+    The weights are those of the graph that it was made from: nobody writes to them.
+    """
+
+    content: bytes = field(repr=False)
+    weights: Mapping[str, Array] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

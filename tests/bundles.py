@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SIZE = 8
-COLOURS = """colours (float[{batch}, 3, 8, 8] input) => (float[{batch}, 3] logits)
+COLOURS = """colours (float[{batch}, 3, {image}] input) => (float[{batch}, 3] logits)
 {{ mean = GlobalAveragePool(input)  logits = Flatten(mean) }}"""
 PLAIN = Preprocessing(crop=(SIZE, SIZE), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 """Pixels from 0 to 1."""
@@ -46,23 +46,30 @@ def engine_record(file: str = "tensorrt-11.4.0.106-sm90.engine", **changes: Any)
     return replace(record, **changes)
 
 
-def write_bundle(folder: Path, *engines: EngineRecord, batch: str = "N", **changes: Any) -> Path:
+def write_bundle(
+    folder: Path,
+    *engines: EngineRecord,
+    batch: str = "N",
+    image: str = f"{SIZE}, {SIZE}",
+    **changes: Any,
+) -> Path:
     """The bundle in ``folder``; the content of each engine's file is its own name."""
     folder.mkdir(exist_ok=True)
-    save(graph(COLOURS.format(batch=batch)), folder / MODEL)
+    save(graph(COLOURS.format(batch=batch, image=image)), folder / MODEL)
     (folder / LABELS).write_text("red\ngreen\nblue\n", encoding="utf-8")
     sample = normal(2, 3, SIZE, SIZE)
     np.savez(folder / GOLDEN, input=sample, logits=colours_of(sample))
     for engine in engines:
         (folder / engine.file).write_text(engine.file, encoding="utf-8")
-    manifest = replace(_manifest(folder), engines=engines, **changes)
+    sizes = (int(size) if size.isdecimal() else size for size in image.split(", "))
+    manifest = replace(_manifest(folder, tuple(sizes)), engines=engines, **changes)
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return folder
 
 
-def _manifest(folder: Path) -> Manifest:
+def _manifest(folder: Path, sizes: tuple[int | str, ...]) -> Manifest:
     files = {name: sha256_of(folder / name) for name in (MODEL, LABELS, GOLDEN)}
-    image = TensorSpec("input", "float32", ("N", 3, SIZE, SIZE))
+    image = TensorSpec("input", "float32", ("N", 3, *sizes))
     logits = TensorSpec("logits", "float32", ("N", 3))
     graph_of = OnnxArtifact(
         folder / MODEL, files[MODEL], Precision.FP32, 20, (image,), (logits,), ()
@@ -83,10 +90,11 @@ def _manifest(folder: Path) -> Manifest:
     )
 
 
-def write_classifier(path: Path) -> Path:
+def write_classifier(path: Path, image: str = "8, 8", batch: str = "N") -> Path:
     """A small FP32 classifier of 8x8 images, as a user brings one: two layers, 4 classes."""
     model = graph(
-        """g (float[N,3,8,8] input) => (float[N,4] logits) {
+        f"g (float[{batch},3,{image}] input) => (float[{batch},4] logits)"
+        """ {
             c = Conv <pads = [1, 1, 1, 1]> (input, w)
             r = Relu (c)
             m = GlobalAveragePool (r)

@@ -10,6 +10,8 @@ import onnxruntime
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from deploykit.specs import SplitGraph
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -43,7 +45,18 @@ def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> Array:
     return np.asarray(values.astype(np.float32))
 
 
-def run_ort(model: onnx.ModelProto | bytes, feeds: Mapping[str, Array]) -> dict[str, Array]:
+def whole(split: SplitGraph) -> onnx.ModelProto:
+    """The graph with its weights back in it."""
+    model = onnx.load_from_string(split.content)
+    for tensor in model.graph.initializer:
+        if tensor.name in split.weights:
+            tensor.CopyFrom(numpy_helper.from_array(split.weights[tensor.name], tensor.name))
+    return model
+
+
+def run_ort(
+    model: onnx.ModelProto | bytes | SplitGraph, feeds: Mapping[str, Array]
+) -> dict[str, Array]:
     """All outputs by name, computed by onnxruntime without its own rewriting."""
     session = _session(model)
     names = [output.name for output in session.get_outputs()]
@@ -58,7 +71,9 @@ def run_reference(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[st
     return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
 
 
-def _session(model: onnx.ModelProto | bytes) -> Any:
+def _session(model: onnx.ModelProto | bytes | SplitGraph) -> Any:
+    if isinstance(model, SplitGraph):
+        model = whole(model)
     content = model if isinstance(model, bytes) else model.SerializeToString()
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

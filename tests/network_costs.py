@@ -53,7 +53,9 @@ def _watched(name: str) -> tuple[list[LayerCost], int]:
     with torch.no_grad():
         module(image)
     # The scale of a BatchNorm goes into the weights of the convolution before it.
-    return layers, models.get(name).parameters - sum(scales)
+    parameters = models.get(name).parameters
+    assert parameters is not None
+    return layers, parameters - sum(scales)
 
 
 def _watch(

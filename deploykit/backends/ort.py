@@ -14,7 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from deploykit.backends._feeds import check_feeds
 from deploykit.errors import EngineIncompatibleError, ModelFileError, UsageError
-from deploykit.specs import Closing, Precision, StepTimes, TensorSpec
+from deploykit.specs import Closing, Precision, SplitGraph, StepTimes, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,7 +74,7 @@ class OrtRunner(Closing):
 
     def __init__(
         self,
-        model: Path | bytes,
+        model: Path | bytes | SplitGraph,
         *,
         device: str = "cpu",
         threads: int | None = None,
@@ -83,7 +83,7 @@ class OrtRunner(Closing):
     ) -> None:
         if device not in _PROVIDERS:
             raise UsageError(f"unknown device {device!r}\npossible: {', '.join(_PROVIDERS)}")
-        self._model: Path | bytes | None = model
+        self._model: Path | bytes | SplitGraph | None = model
         self._name = model.name if isinstance(model, Path) else "the graph"
         self._device = device
         self._threads = threads
@@ -158,7 +158,8 @@ class OrtRunner(Closing):
         try:
             results = opened.session.run(opened.names, given)
         except _LOAD_ERRORS as exc:
-            raise ModelFileError(f"{self._name} failed to run\n{_reason(exc)}") from exc
+            fed = ", ".join(str(tuple(array.shape)) for array in given.values())
+            raise ModelFileError(f"{self._name} failed to run on {fed}\n{_reason(exc)}") from exc
         compute_ms = (time.perf_counter() - start) * 1e3
         return dict(zip(opened.names, results, strict=True)), compute_ms
 
@@ -177,7 +178,7 @@ class OrtRunner(Closing):
                 raise UsageError(f"the runner of {self._name} is closed; open a new one")
             if self._opened is None:  # or another thread was first
                 self._opened = _look_up(self._new_session())
-                self._model = None  # bytes would be held twice, here and by onnxruntime
+                self._model = None  # it would be held twice, here and by onnxruntime
             return self._opened
 
     def _new_session(self) -> ort.InferenceSession:
@@ -192,7 +193,7 @@ class OrtRunner(Closing):
         provider = _PROVIDERS[self._device]
         if provider not in ort.get_available_providers():
             raise self._no_device("this onnxruntime was built without it")
-        model = str(self._model) if isinstance(self._model, Path) else self._model
+        model = _content(self._model, options)
         try:
             # Without its fallback, which prints to standard output and goes on, on the CPU.
             session = ort.InferenceSession(
@@ -209,6 +210,16 @@ class OrtRunner(Closing):
             f"{self._name} cannot run on {self._device}: {reason}\n"
             "deploykit doctor says what works on this machine"
         )
+
+
+def _content(model: Path | bytes | SplitGraph | None, options: ort.SessionOptions) -> Any:
+    """What a session is made from; ``options`` are given the weights that are apart from it."""
+    if isinstance(model, SplitGraph):
+        # onnxruntime copies them while it loads: they need not outlive that.
+        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in model.weights.values()]
+        options.add_external_initializers(list(model.weights), values)
+        return model.content
+    return str(model) if isinstance(model, Path) else model
 
 
 def _look_up(session: ort.InferenceSession) -> _Opened:

@@ -35,6 +35,8 @@ class LayerCost:
     output_bytes: int
     winograd: bool
     """A dense-step 3x3 convolution, which Winograd's algorithm may compute."""
+    nodes: tuple[str, ...] = ()
+    """Names of the nodes that were fused, in the order of ``kinds``."""
 
     @property
     def flop(self) -> int:

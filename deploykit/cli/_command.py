@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ from deploykit.errors import DeploykitError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
 
     from rich.console import Console
 
@@ -56,7 +59,8 @@ class Command(click.Command):
         """Run the function, print its answer, turn errors into a message and an exit code."""
         as_json, debug = ctx.params.pop("as_json"), ctx.params.pop("debug")
         try:
-            answer: Answer = self._answer(ctx)
+            with _nothing_else_on_stdout(as_json):
+                answer: Answer = self._answer(ctx)
         except DeploykitError as error:
             if debug:
                 raise
@@ -84,6 +88,11 @@ class Command(click.Command):
                 raise
             raise missing from error
         return answer
+
+
+def _nothing_else_on_stdout(as_json: bool) -> AbstractContextManager[object]:  # noqa: FBT001
+    """A user's own definition may print; one JSON object is all that a machine wants to read."""
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
 def to_json(data: Mapping[str, Any]) -> str:

@@ -31,6 +31,11 @@ batch = click.option(
     metavar="MIN,OPT,MAX",
     help="Batches that the engine accepts, and the one that it is tuned for.",
 )
+_AXIS_TEXT = "of the images, where the .onnx leaves it open: smallest, preferred, largest."
+_AXIS_OPTIONS = tuple(
+    click.option(f"--{name}", metavar="MIN,OPT,MAX", help=f"{name.title()} {_AXIS_TEXT}")
+    for name in ("height", "width")
+)
 workspace = click.option(
     "--workspace",
     type=click.IntRange(min=1),
@@ -75,6 +80,13 @@ calib_count = click.option(
 )
 
 
+def image_sizes(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--height`` and ``--width``."""
+    for option in reversed(_AXIS_OPTIONS):
+        function = option(function)
+    return function
+
+
 def precision_flags(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--fp32``, ``--fp16`` and ``--int8``."""
     texts = (
@@ -104,11 +116,17 @@ def read_precision(*, fp32: bool, fp16: bool, int8: bool) -> Precision:
     return asked[0] if asked else Precision.FP32
 
 
-def read_profile(text: str) -> ShapeProfile:
-    """The batch profile of ``--batch``."""
-    from deploykit.specs import ShapeProfile
+def read_profile(batch: str, height: str | None = None, width: str | None = None) -> ShapeProfile:
+    """The profile of ``--batch``, ``--height`` and ``--width``."""
+    from dataclasses import replace
 
-    return ShapeProfile.parse(text)
+    from deploykit.sizes import ShapeProfile, SizeRange
+
+    return replace(
+        ShapeProfile.parse(batch),
+        height=None if height is None else SizeRange.parse(height, "--height"),
+        width=None if width is None else SizeRange.parse(width, "--width"),
+    )
 
 
 def workspace_bytes(mib: int | None) -> int | None:

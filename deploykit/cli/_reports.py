@@ -5,6 +5,8 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
 from deploykit.cli._show import census_line, megabytes, table
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ def show_kept(out: Console, kept: Mapping[str, str]) -> None:
         return
     rows = table(("stays FP32", "because"))
     for node, reason in kept.items():
-        rows.add_row(node, reason)
+        rows.add_row(escape(node), escape(reason))
     out.print(rows, "")
 
 
@@ -77,6 +79,9 @@ def show_engines(out: Console, engines: Sequence[EngineRecord]) -> None:
         rows.add_row(
             "  batch", f"{profile.min_batch} to {profile.max_batch}, tuned for {profile.opt_batch}"
         )
+        for label, sizes in (("height", profile.height), ("width", profile.width)):
+            if sizes is not None:
+                rows.add_row(f"  {label}", f"{sizes.min} to {sizes.max}, tuned for {sizes.opt}")
         rows.add_row("  compute capability", ", ".join(engine.compute_capabilities))
         rows.add_row("  compiled", f"in {engine.build_s:.2f} s, {megabytes(engine.bytes)}")
         for warning in engine.warnings:
@@ -139,5 +144,5 @@ def show_left_alone(out: Console, kept: Mapping[str, str]) -> None:
     if kept:
         rows = table(("not INT8", "because"))
         for node, reason in kept.items():
-            rows.add_row(node, reason)
+            rows.add_row(escape(node), escape(reason))
         out.print(rows, "")

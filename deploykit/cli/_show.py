@@ -26,7 +26,8 @@ def console(*, stderr: bool = False) -> Console:
     """Where answers (or, with ``stderr``, everything else) are shown."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else _WIDTH_OF_A_FILE
-    return Console(stderr=stderr, highlight=False, width=width)
+    # The stream itself: what catches a library's own words meanwhile must not catch the bar.
+    return Console(file=stream, stderr=stderr, highlight=False, width=width)
 
 
 def progress() -> Progress:

@@ -24,12 +24,16 @@ if TYPE_CHECKING:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @_options.backend
 @_options.batch
+@_options.image_sizes
 @_options.workspace
 @_options.compute_capability
-def command(
+def command(  # noqa: PLR0913 - one parameter per option, click's way
+    *,
     bundle: Path,
     backend: str,
     batch: str,
+    height: str | None,
+    width: str | None,
     workspace: int | None,
     compute_capabilities: tuple[str, ...],
 ) -> Answer:
@@ -38,7 +42,7 @@ def command(
     It is made from the bundle's own ONNX file, whose hash is verified first. The bundle stays as it
     was if anything fails.
     """
-    profile = _options.read_profile(batch)
+    profile = _options.read_profile(batch, height, width)
 
     from deploykit.backends.trt.builder import CompileOptions
     from deploykit.cli._show import progress

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deploykit.cli import _options
+from deploykit.cli import _definition, _options
 from deploykit.cli._command import Answer, Command, examples
 
 if TYPE_CHECKING:
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     epilog=examples(
         "deploykit calibrate resnet50.onnx --data images/",
         "deploykit calibrate engines/resnet50-fp32 --data images/ --calib-count 256",
+        "deploykit calibrate torchvision:regnet_y_400mf --weights imagenet --data images/",
     ),
 )
-@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("target")
 @click.option(
     "--data",
     required=True,
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     help="Images: a folder, a CSV list or an .npz; `random` for noise.",
 )
 @_options.calib_count
+@_options.weights
+@_definition.options
+@_definition.preprocessing
 @_options.seed
 @click.option(
     "-o",
@@ -41,18 +45,50 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="The table.  [default: calib/NAME.json]",
 )
-def command(target: Path, data: str, calib_count: int, seed: int, output: Path | None) -> Answer:
+def command(  # noqa: PLR0913 - one parameter per option, click's way
+    *,
+    target: str,
+    data: str,
+    calib_count: int,
+    weights: str | None,
+    num_classes: int | None,
+    input_size: int | None,
+    factory_args: str | None,
+    resize: str | None,
+    interpolation: str | None,
+    mean: str | None,
+    std: str | None,
+    seed: int,
+    output: Path | None,
+) -> Answer:
     """Find the ranges of a model's activations for INT8.
 
-    TARGET is an FP32 .onnx file or a bundle. All methods are computed in one pass over the images,
-    in memory that does not grow with their number. A later `export --int8` of the same model with
-    the same images uses the table again.
+    TARGET is a bundle, an FP32 .onnx file, or any definition that `export` takes. All methods are
+    computed in one pass over the images, in memory that does not grow with their number. A later
+    `export --int8` of the same model with the same images uses the table again.
     """
+    choices = _definition.read_choices(
+        num_classes=num_classes,
+        input_size=input_size,
+        factory_args=factory_args,
+        resize=resize,
+        interpolation=interpolation,
+        mean=mean,
+        std=std,
+    )
     from deploykit.cli._show import progress
-    from deploykit.pipeline.calibrate import CalibrationOptions, calibrate_target
+
+    with progress().step("start"):
+        from deploykit.pipeline.calibrate import (
+            CalibrationOptions,
+            DefinitionOptions,
+            calibrate_target,
+        )
+        from deploykit.pipeline.sources import Weights
 
     options = CalibrationOptions(data, calib_count, seed, output)
-    calibrated, journal = calibrate_target(target, options, progress())
+    definition = DefinitionOptions(Weights(weights, seed), choices)
+    calibrated, journal = calibrate_target(target, options, definition, progress())
     answer = {**calibrated.to_dict(), "path": str(calibrated.path), "notes": journal.notes}
     return Answer(answer, lambda out: _show(out, calibrated, journal))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deploykit.cli import _int8, _options
+from deploykit.cli import _definition, _int8, _options
 from deploykit.cli._command import Answer, Command, examples
 from deploykit.errors import ValidationError
 
@@ -24,15 +24,17 @@ if TYPE_CHECKING:
         "deploykit export resnet50 --fp16",
         "deploykit export resnet20 --fp16 --weights resnet20.npz --data images.npz",
         "deploykit export torchvision:mobilenet_v3_large --fp16 --weights imagenet",
+        "deploykit export nets.py:small --fp16 --factory-args '{\"depth\": 18}' --input-size 96",
         "deploykit export classifier.onnx --fp16 -o engines/classifier",
+        "deploykit export open.onnx --fp16 --height 160,224,320 --width 160,224,320",
     ),
 )
 @click.argument("target")
 @_options.precision_flags
 @_int8.options
 @_options.weights
-@_options.num_classes
-@_options.input_size
+@_definition.options
+@_definition.preprocessing
 @_options.seed
 @_options.data
 @click.option(
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 )
 @_options.backend
 @_options.batch
+@_options.image_sizes
 @_options.workspace
 @_options.compute_capability
 @click.option(
@@ -72,24 +75,41 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     weights: str | None,
     num_classes: int | None,
     input_size: int | None,
+    factory_args: str | None,
+    resize: str | None,
+    interpolation: str | None,
+    mean: str | None,
+    std: str | None,
     seed: int,
     data: Path | None,
     labels: Path | None,
     backend: str,
     batch: str,
+    height: str | None,
+    width: str | None,
     workspace: int | None,
     compute_capabilities: tuple[str, ...],
     output: Path | None,
 ) -> Answer:
     """Turn an architecture or an .onnx file into a verified bundle.
 
-    TARGET is a name of `deploykit list`, torchvision:NAME for any image classifier of
-    torchvision, or the path of an FP32 .onnx file. The graph is exported, converted, compared
-    with the original on real images, compiled, and the precision of the compiled network is
-    proven. A bundle appears only if all of it succeeds.
+    TARGET is a name of `deploykit list`, torchvision:NAME, timm:NAME, path/to/file.py:factory
+    for a function that returns a torch.nn.Module (the file is run), a folder of Hugging Face
+    with config.json, or an FP32 .onnx file. The graph is exported, converted, compared with the
+    original on real images, compiled, and the precision of the compiled network is proven. A
+    bundle appears only if all of it succeeds.
     """
     precision = _options.read_precision(fp32=fp32, fp16=fp16, int8=int8)
-    profile = _options.read_profile(batch)
+    profile = _options.read_profile(batch, height, width)
+    choices = _definition.read_choices(
+        num_classes=num_classes,
+        input_size=input_size,
+        factory_args=factory_args,
+        resize=resize,
+        interpolation=interpolation,
+        mean=mean,
+        std=std,
+    )
 
     from deploykit.cli._show import progress
 
@@ -114,8 +134,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         compute_capabilities=compute_capabilities,
         weights=weights,
         seed=seed,
-        num_classes=num_classes,
-        image_size=input_size,
+        choices=choices,
         data=data,
         labels=labels,
         output=output,

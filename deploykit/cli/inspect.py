@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from deploykit.cli import _options
+from deploykit.cli import _definition, _options
 from deploykit.cli._command import Answer, Command, examples
+from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
+    from deploykit.choices import DefinitionChoices
+    from deploykit.pipeline.precision_sources import SightOptions
+    from deploykit.specs import Precision
     from deploykit.summary import ModelSummary
 
 
@@ -20,13 +26,13 @@ if TYPE_CHECKING:
     cls=Command,
     epilog=examples(
         "deploykit inspect alexnet --num-classes 10 --input-size 256",
-        "deploykit inspect torchvision:vit_b_16",
-        "deploykit inspect engines/resnet50-fp16",
+        "deploykit inspect torchvision:vit_b_16 --int8",
+        "deploykit inspect resnet50 --fp16 --weights imagenet",
+        "deploykit inspect engines/resnet50-int8 --precision",
     ),
 )
 @click.argument("target")
-@_options.num_classes
-@_options.input_size
+@_definition.options
 @click.option(
     "--batch",
     default=1,
@@ -35,18 +41,121 @@ if TYPE_CHECKING:
     metavar="N",
     help="Images that the figures are for.",
 )
-def command(target: str, num_classes: int | None, input_size: int | None, batch: int) -> Answer:
-    """Show the layers of an architecture, of torchvision:NAME, an .onnx file or a bundle.
+@click.option(
+    "--precision",
+    is_flag=True,
+    help="What each node runs in and why: as it is, or if all is FP32 as --int8 would make it.",
+)
+@click.option("--fp16", is_flag=True, help="The same for what `export --fp16` would make of it.")
+@click.option("--int8", is_flag=True, help="The same for what `export --int8` would make of it.")
+@click.option(
+    "--exclude", multiple=True, metavar="PATTERN", help="Nodes to keep out of INT8: layer4.*"
+)
+@click.option("--all", "every_node", is_flag=True, help="Each node, not those alike in one row.")
+@_options.weights
+@_options.seed
+@_options.data
+@_definition.preprocessing
+def command(  # noqa: PLR0913 - one parameter per option, click's way
+    *,
+    target: str,
+    num_classes: int | None,
+    input_size: int | None,
+    factory_args: str | None,
+    batch: int,
+    precision: bool,
+    fp16: bool,
+    int8: bool,
+    exclude: tuple[str, ...],
+    every_node: bool,
+    weights: str | None,
+    seed: int,
+    data: Path | None,
+    resize: str | None,
+    interpolation: str | None,
+    mean: str | None,
+    std: str | None,
+) -> Answer:
+    """Show the layers of TARGET, or what of it is INT8, FP16 and FP32 and why.
 
-    Multiply-adds count convolutions and matrix products without bias. Activation memory counts
-    every layer's output forward and backward in FP32, as torchsummary does.
+    TARGET is all that `export` takes, or a bundle. Multiply-adds count convolutions and matrix
+    products without bias. Activation memory counts every layer's output forward and backward in
+    FP32, as torchsummary does.
+
+    --fp16 and --int8 export a definition to a temporary folder and measure its activations, as
+    `export` does: what comes near the end of FP16 stays FP32. Ranges of INT8 are not needed for
+    it.
     """
+    choices = _definition.read_choices(
+        num_classes=num_classes,
+        input_size=input_size,
+        factory_args=factory_args,
+        resize=resize,
+        interpolation=interpolation,
+        mean=mean,
+        std=std,
+    )
+    if not (precision or fp16 or int8):
+        measuring = {
+            "--exclude": exclude,
+            "--all": every_node,
+            "--weights": weights,
+            "--data": data,
+            "--resize": resize,
+            "--interpolation": interpolation,
+            "--mean": mean,
+            "--std": std,
+        }
+        _refuse_without_precision(measuring)
+        summary = _summary(target, choices, batch)
+        return Answer(summary.to_dict(), lambda out: _show(out, summary))
+    wanted = _wanted(fp16=fp16, int8=int8)
     from deploykit.cli._show import progress
-    from deploykit.pipeline.inspect import inspect
+
+    with progress().step("start"):  # importing torch takes seconds
+        from deploykit.pipeline.precision_sources import SightOptions
+
+    options = SightOptions(wanted, exclude, batch, weights, seed, choices, data)
+    return _look(target, options, every_node=every_node)
+
+
+def _look(target: str, options: SightOptions, *, every_node: bool) -> Answer:
+    from deploykit.cli._precision_show import show_precision
+    from deploykit.cli._show import progress
+    from deploykit.pipeline.precision_sight import see_precision
+
+    sight = see_precision(target, options, progress())
+    summary = _summary(target, options.choices, options.batch)
+    return Answer(
+        {**summary.to_dict(), "precision": sight.to_dict()},
+        lambda out: show_precision(out, sight, every_node=every_node),
+    )
+
+
+def _summary(target: str, choices: DefinitionChoices, batch: int) -> ModelSummary:
+    from deploykit.cli._show import progress
 
     with progress().step("inspect"):
-        summary = inspect(target, num_classes=num_classes, image_size=input_size, batch=batch)
-    return Answer(summary.to_dict(), lambda out: _show(out, summary))
+        from deploykit.pipeline.inspect import inspect
+
+        return inspect(target, choices, batch=batch)
+
+
+def _wanted(*, fp16: bool, int8: bool) -> Precision | None:
+    from deploykit.specs import Precision
+
+    if fp16 and int8:
+        raise UsageError("--fp16 and --int8 exclude each other: run inspect once for each")
+    return Precision.FP16 if fp16 else Precision.INT8 if int8 else None
+
+
+def _refuse_without_precision(given: dict[str, Any]) -> None:
+    unused = next((name for name, value in given.items() if value), None)
+    if unused is not None:
+        raise UsageError(
+            f"{unused} changes nothing in the table of layers\n"
+            "it is for --precision, --fp16 and --int8"
+        )
 
 
 def _show(out: Console, summary: ModelSummary) -> None:

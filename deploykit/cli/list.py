@@ -44,8 +44,8 @@ def _show(out: Console, specs: list[ModelSpec]) -> None:
     rows = table(("architecture", *numbers, "paper"), right=numbers)
     for spec in specs:
         size = "x".join(str(dim) for dim in spec.inputs[0].shape[1:])
-        counts = short_count(spec.parameters), short_count(spec.multiply_adds)
-        paper = f"[link={spec.paper}]{_short_link(spec.paper)}[/link]"
+        counts = short_count(spec.parameters or 0), short_count(spec.multiply_adds or 0)
+        paper = f"[link={spec.paper}]{_short_link(spec.paper or '')}[/link]"
         rows.add_row(spec.name, str(spec.year), *counts, size, paper)
     out.print(rows)
 

@@ -79,8 +79,7 @@ def check_preprocessing(preprocessing: Preprocessing) -> None:
         raise UnknownNameError(
             "interpolation", preprocessing.interpolation, known, ", ".join(known)
         )
-    sizes = (*preprocessing.crop, 1 if preprocessing.resize is None else preprocessing.resize)
-    if min(sizes) < 1:
+    if min(*preprocessing.crop, *_resize_sizes(preprocessing)) < 1:
         raise UsageError(
             f"crop {preprocessing.crop} with resize {preprocessing.resize} leaves no image\n"
             "expected sizes of at least 1 pixel"
@@ -99,12 +98,25 @@ def resized_size(width: int, height: int, shorter: int) -> tuple[int, int]:
     return (shorter, longer) if width <= height else (longer, shorter)
 
 
+def _resize_sizes(preprocessing: Preprocessing) -> tuple[int, ...]:
+    match preprocessing.resize:
+        case None:
+            return ()
+        case int(shorter):
+            return (shorter,)
+        case exact:
+            return exact
+
+
 def _resize(image: Image, preprocessing: Preprocessing) -> Image:
     from PIL.Image import Resampling
 
     if preprocessing.resize is None:
         return image
-    width, height = resized_size(*image.size, preprocessing.resize)
+    if isinstance(preprocessing.resize, int):
+        width, height = resized_size(*image.size, preprocessing.resize)
+    else:
+        height, width = preprocessing.resize
     if width * height > MAX_RESIZED_PIXELS:
         raise DataError(
             f"an image of {image.width} x {image.height} would be scaled to {width} x {height}\n"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.environment import require
 from deploykit.errors import WeightsError
+from deploykit.models._shards import INDEX_SUFFIX, shards_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -104,12 +105,19 @@ def _read_pickle(path: Path) -> Any:
         ) from error
 
 
+def _read_shards(path: Path) -> Mapping[str, Tensor]:
+    parts = [read_state_dict(part) for part in shards_of(path)]
+    return {name: tensor for part in parts for name, tensor in part.items()}
+
+
 _READERS: Final[Mapping[str, Callable[[Path], Any]]] = {
     ".safetensors": _read_safetensors,
     ".npz": _read_npz,
     ".pth": _read_pickle,
     ".pt": _read_pickle,
     ".th": _read_pickle,
+    ".bin": _read_pickle,
+    INDEX_SUFFIX: _read_shards,
 }
 
 

@@ -4,10 +4,15 @@ Graphs are held as `onnx_ir.Model`; what leaves this package is plain data or a 
 """
 
 from deploykit.onnx_graph.casts import halve
+from deploykit.onnx_graph.declared import first_look
 from deploykit.onnx_graph.files import expose_outputs, read_artifact, read_model, write_model
+from deploykit.onnx_graph.folding import fold, plain
 from deploykit.onnx_graph.half import HEAVY_OPS, HalfPlan, plan_half
 from deploykit.onnx_graph.layers import describe_layers
+from deploykit.onnx_graph.logits import put_first
+from deploykit.onnx_graph.open_batch import open_batch
 from deploykit.onnx_graph.opset import OLDEST_FOR_INT8, OPSET, raise_opset
+from deploykit.onnx_graph.refusals import require_usable
 from deploykit.onnx_graph.tidy import tidy
 
 __all__ = [
@@ -17,11 +22,17 @@ __all__ = [
     "HalfPlan",
     "describe_layers",
     "expose_outputs",
+    "first_look",
+    "fold",
     "halve",
+    "open_batch",
+    "plain",
     "plan_half",
+    "put_first",
     "raise_opset",
     "read_artifact",
     "read_model",
+    "require_usable",
     "tidy",
     "write_model",
 ]

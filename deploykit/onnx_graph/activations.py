@@ -15,10 +15,13 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from deploykit.errors import ModelFileError
-from deploykit.onnx_graph.files import infer_shapes, serialise
+from deploykit.onnx_graph.files import infer_shapes
+from deploykit.onnx_graph.splitting import split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from deploykit.specs import SplitGraph
 
 _SHOWN_TYPES: Final = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE})
 """Floating-point types that numpy has, so that a runner can hand them out."""
@@ -83,18 +86,18 @@ def input_name(model: ir.Model) -> str:
     return str(_input_of(model).name)
 
 
-def expose_only(model: ir.Model, names: Sequence[str]) -> bytes:
+def expose_only(model: ir.Model, names: Sequence[str]) -> SplitGraph:
     """The part of the graph that computes the values ``names``, which become its only outputs.
 
     Raises:
-        ModelFileError: it does not fit in one file.
+        ModelFileError: it is too large without its weights.
     """
     part = model.clone()
     computed = {value.name: value for node in part.graph for value in node.outputs}
     part.graph.outputs.clear()
     part.graph.outputs.extend(computed[name] for name in names)
     RemoveUnusedNodesPass()(part)
-    return serialise(ir.to_proto(part), "the graph with its activations")
+    return split(part, "the graph with its activations")
 
 
 def pair_activations(candidate: ir.Model, reference: ir.Model) -> Pairing:

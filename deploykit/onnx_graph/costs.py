@@ -19,7 +19,6 @@ import onnx_ir as ir
 
 from deploykit.benchmarking.costs import LayerCost, NetworkCost
 from deploykit.errors import UsageError
-from deploykit.onnx_graph.files import infer_shapes
 from deploykit.onnx_graph.half import HEAVY_OPS
 from deploykit.onnx_graph.layers import fix_batch, multiply_adds, shape_of
 from deploykit.specs import Precision
@@ -66,7 +65,6 @@ def network_cost(model: ir.Model, batch: int) -> NetworkCost:
     _check_batch(model, batch)
     fixed = model.clone()
     fix_batch(fixed, batch)
-    infer_shapes(fixed)
     flow = _Flow(fixed.graph)
     kernels = _fuse(flow)
     weights = {item for kernel in kernels for item in flow.weights_of(kernel)}
@@ -214,6 +212,7 @@ def _layer(kernel: _Kernel, flow: _Flow) -> LayerCost:
         input_bytes=_total(inputs.items()),
         output_bytes=_total(item for item in outputs.items() if item[1]),
         winograd=_may_be_winograd(kernel.head),
+        nodes=tuple(str(node.name) for node in kernel.nodes),
     )
 
 

@@ -7,20 +7,23 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from deploykit.errors import UsageError
-from deploykit.onnx_graph.files import infer_shapes, serialise
+from deploykit.onnx_graph.files import infer_shapes
+from deploykit.onnx_graph.splitting import split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from deploykit.specs import SplitGraph
 
-def expose_named(model: ir.Model, names: Sequence[str]) -> bytes:
+
+def expose_named(model: ir.Model, names: Sequence[str]) -> SplitGraph:
     """The graph with the FP32 values ``names`` as outputs after its own, in the order given.
 
     Inputs of the graph may be among the names; they are not made outputs, the caller has them.
 
     Raises:
         UsageError: no node computes an FP32 value of such a name.
-        ModelFileError: it does not fit in one file.
+        ModelFileError: it is too large without its weights.
     """
     shown = model.clone()
     computed = {value.name: value for node in shown.graph for value in node.outputs}
@@ -38,4 +41,4 @@ def expose_named(model: ir.Model, names: Sequence[str]) -> bytes:
             )
         if not value.is_graph_output():
             shown.graph.outputs.append(value)
-    return serialise(ir.to_proto(shown), "the graph with its activations")
+    return split(shown, "the graph with its activations")

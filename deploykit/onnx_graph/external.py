@@ -1,4 +1,4 @@
-"""Weights that an ``.onnx`` file keeps in other files: checked first, then taken in.
+"""Weights of an ``.onnx`` file, within it or in other files: checked first, then taken in.
 
 An external tensor is a file name that a stranger wrote. Whoever opens the model opens that file,
 so this stands before the checker and onnxruntime.
@@ -6,33 +6,95 @@ so this stands before the checker and onnxruntime.
 
 from __future__ import annotations
 
+import hashlib
 from math import ceil, prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import Message
 
 from deploykit.errors import ModelFileError
+from deploykit.onnx_graph.splitting import (
+    ALIGNMENT_BYTES,
+    SMALLEST_WEIGHT_BYTES,
+    WEIGHT_TYPES,
+    data_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+
+    from deploykit.specs import Array
+
+MAPPED_BYTES: Final = 2**28
+"""Beyond this sum the weights stay in their files, mapped into memory, and are not copied.
+
+What is mapped must not be changed by others meanwhile; what is small is safer as a copy.
+"""
 
 
-def embed_external_data(proto: onnx.ModelProto, path: Path) -> None:
-    """Read every external tensor of the model at ``path`` into ``proto``.
+class Weights(NamedTuple):
+    """The initializers that were taken out of a message, and the files that some were in."""
+
+    arrays: Mapping[str, Array]
+    files: tuple[Path, ...]
+
+
+class _Extent(NamedTuple):
+    source: Path
+    offset: int
+    size: int
+
+
+def take_out(proto: onnx.ModelProto, path: Path, limit: int = MAPPED_BYTES) -> Weights:
+    """Take the large initializers of the model at ``path`` out of ``proto``, for `attach`.
+
+    They are copied once, here, and shared from then on. Those that lie in other files are mapped
+    into memory instead where all that lies there has more than ``limit`` bytes. All other external
+    tensors are read into ``proto``. What lies in other files is checked before any of it is read.
 
     Raises:
         ModelFileError: the data lies outside the model's own folder, is missing or too short.
     """
     tensors = (item for item in messages_of(proto) if isinstance(item, onnx.TensorProto))
-    external = [t for t in tensors if t.data_location == onnx.TensorProto.EXTERNAL]
+    external = [tensor for tensor in tensors if _is_external(tensor)]
     sources = [(tensor, _locate(tensor, path)) for tensor in external]
-    for tensor, source in sources:
-        tensor.raw_data = _read(tensor, source, path)
-        tensor.data_location = onnx.TensorProto.DEFAULT
-        del tensor.external_data[:]
+    found = [(tensor, _extent(tensor, source, path)) for tensor, source in sources]
+    maps: dict[Path, Array] | None = {}
+    if sum(extent.size for _, extent in found) <= limit:
+        maps = None
+    arrays = {
+        tensor.name: _taken(tensor, path, maps)
+        for tensor in proto.graph.initializer
+        if tensor.data_type in WEIGHT_TYPES and _is_large(tensor)
+    }
+    for tensor, extent in found:
+        if _is_external(tensor):
+            tensor.raw_data = _read(extent)
+            _forget_place(tensor)
+    return Weights(arrays, tuple(dict.fromkeys(source for _, source in sources)))
+
+
+def attach(model: ir.Model, arrays: Mapping[str, Array]) -> None:
+    """Give the initializers that were taken out of the message their data."""
+    for name, array in arrays.items():
+        value = model.graph.initializers[name]
+        value.const_value = ir.Tensor(array, dtype=value.dtype, name=name)
+
+
+def write_weights(path: Path, weights: Mapping[str, ir.TensorProtocol]) -> str:
+    """Write the weights as `offsets_of` has them, one at a time; returns the file's sha256."""
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for weight in weights.values():
+            content = data_of(weight).reshape(-1).view(np.uint8).data
+            for block in (bytes(-file.tell() % ALIGNMENT_BYTES), content):
+                file.write(block)
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def messages_of(message: Message) -> Iterator[Message]:
@@ -66,29 +128,77 @@ def _is_within(folder: Path, name: str) -> bool:
     return (folder / name).resolve().is_relative_to(folder)  # follows symbolic links
 
 
-def _read(tensor: onnx.TensorProto, source: Path, path: Path) -> bytes:
+def _extent(tensor: onnx.TensorProto, source: Path, path: Path) -> _Extent:
+    """Where the bytes are that the tensor's shape and type ask for."""
+    keys = {entry.key: entry.value for entry in tensor.external_data}
     try:
-        size, offset, length = _extent(tensor)
+        size = _size(tensor)
+        offset, length = int(keys.get("offset", 0)), int(keys.get("length", size))
     except (TypeError, ValueError) as exc:
         raise ModelFileError(
             f"{path.name} does not say where {tensor.name!r} lies in {source.name!r}: {exc}"
         ) from exc
+    present = max(min(length, source.stat().st_size - offset), 0)
+    if present != size or offset < 0:
+        raise ModelFileError(
+            f"{path.name} needs {size:,} bytes of {source.name!r} for {tensor.name!r}, "
+            f"there are {present:,}\ncopy both files again"
+        )
+    return _Extent(source, offset, size)
+
+
+def _size(tensor: onnx.TensorProto) -> int:
+    size: int = ceil(prod(tensor.dims) * ir.DataType(tensor.data_type).itemsize)
+    return size
+
+
+def _is_external(tensor: onnx.TensorProto) -> bool:
+    return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
+
+
+def _read(extent: _Extent) -> bytes:
     try:
-        present = max(min(length, source.stat().st_size - offset), 0)
-        if present != size or offset < 0:
-            raise ModelFileError(
-                f"{path.name} needs {size:,} bytes of {source.name!r} for {tensor.name!r}, "
-                f"there are {present:,}\ncopy both files again"
-            )
-        with source.open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
+        with extent.source.open("rb") as file:
+            file.seek(extent.offset)
+            return file.read(extent.size)
     except OSError as exc:
-        raise ModelFileError(f"cannot read {source}: {exc.strerror}") from exc
+        raise _unreadable(extent.source, exc) from exc
 
 
-def _extent(tensor: onnx.TensorProto) -> tuple[int, int, int]:
-    """Bytes that the shape and type ask for; offset and length that the model gives."""
-    keys = {entry.key: entry.value for entry in tensor.external_data}
-    size = ceil(prod(tensor.dims) * ir.DataType(tensor.data_type).itemsize)
-    return size, int(keys.get("offset", 0)), int(keys.get("length", size))
+def _is_large(tensor: onnx.TensorProto) -> bool:
+    size = _size(tensor)
+    is_whole = _is_external(tensor) or len(tensor.raw_data) == size
+    return is_whole and size >= SMALLEST_WEIGHT_BYTES
+
+
+def _taken(tensor: onnx.TensorProto, path: Path, maps: dict[Path, Array] | None) -> Array:
+    """The data of an initializer, which is without it then; ``maps`` has each file once."""
+    if not _is_external(tensor):
+        content: Array = np.frombuffer(tensor.raw_data, np.uint8)
+        tensor.ClearField("raw_data")
+    else:
+        extent = _extent(tensor, _locate(tensor, path), path)
+        _forget_place(tensor)
+        if maps is None:
+            content = np.frombuffer(_read(extent), np.uint8)
+        else:
+            if extent.source not in maps:
+                maps[extent.source] = _map(extent.source)
+            content = maps[extent.source][extent.offset : extent.offset + extent.size]
+    return content.view(ir.DataType(tensor.data_type).numpy()).reshape(tuple(tensor.dims))
+
+
+def _map(source: Path) -> Array:
+    try:
+        return np.memmap(source, np.uint8, "r").view(np.ndarray)
+    except OSError as exc:
+        raise _unreadable(source, exc) from exc
+
+
+def _forget_place(tensor: onnx.TensorProto) -> None:
+    tensor.data_location = onnx.TensorProto.DEFAULT
+    del tensor.external_data[:]
+
+
+def _unreadable(source: Path, exc: OSError) -> ModelFileError:
+    return ModelFileError(f"cannot read {source}: {exc.strerror}")

@@ -12,11 +12,13 @@ from deploykit.onnx_graph.files import infer_shapes
 from deploykit.summary import LayerInfo, ModelSummary
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 
 def describe_layers(model: ir.Model, name: str, batch: int) -> ModelSummary:
     """One row per node, in graph order, with open dimensions filled in.
+
+    Whole numbers of a length that is not known, which are places in other values, have no row.
 
     Raises:
         UsageError: a dimension beside the batch is open, so that no shape can be given.
@@ -27,11 +29,8 @@ def describe_layers(model: ir.Model, name: str, batch: int) -> ModelSummary:
     if image is None:
         raise ModelFileError(f"{name} takes no input, so there is nothing to follow through it")
     fix_batch(fixed, batch)
-    infer_shapes(fixed)
-    rows = [_layer(node) for node in fixed.graph if node.outputs]
-    weights = {
-        value for node in fixed.graph for value in node.inputs if value and _is_weight(value)
-    }
+    rows = [_layer(node) for node in fixed.graph if node.outputs and not _counts_places(node)]
+    weights = {value for node in fixed.graph for value in _weights(node)}
     return ModelSummary(
         name=name,
         input_shape=shape_of(image),
@@ -41,14 +40,17 @@ def describe_layers(model: ir.Model, name: str, batch: int) -> ModelSummary:
 
 
 def fix_batch(model: ir.Model, batch: int) -> None:
-    """Give an open first dimension the size ``batch`` and forget all shapes that follow from it.
+    """Give an open first dimension the size ``batch``, and all values the shapes that follow.
+
+    Where inference finds none, a shape that was known before holds, with the batch in it.
 
     Raises:
         UsageError: a dimension beside the batch is open.
     """
-    for node in model.graph:
-        for value in node.outputs:
-            value.shape = None  # inferred again for this batch
+    known = {value: value.shape for node in model.graph for value in node.outputs}
+    for value in known:
+        value.shape = None  # inferred again for this batch
+    sizes: dict[str, int] = {}
     for value in model.graph.inputs:
         dims = list(value.shape or ())
         if any(not isinstance(dim, int) for dim in dims[1:]):
@@ -57,11 +59,29 @@ def fix_batch(model: ir.Model, batch: int) -> None:
                 "give its height and width, for example --input-size 224"
             )
         if dims and not isinstance(dims[0], int):
+            if dims[0].value is not None:
+                sizes[dims[0].value] = batch
             value.shape = ir.Shape([batch, *dims[1:]])
+    infer_shapes(model)
+    if _remember(known, sizes):
+        infer_shapes(model)
+
+
+def _remember(known: Mapping[ir.Value, ir.Shape | None], sizes: Mapping[str, int]) -> bool:
+    """Give values without a whole shape the one that they had; whether there were such."""
+    found = False
+    for value, shape in known.items():
+        if shape is None or (value.shape is not None and value.shape.is_static()):
+            continue
+        dims = [dim if isinstance(dim, int) else sizes.get(str(dim.value)) for dim in shape]
+        if None not in dims:
+            value.shape = ir.Shape(dims)
+            found = True
+    return found
 
 
 def _layer(node: ir.Node) -> LayerInfo:
-    parameters = sum(prod(shape_of(v)) for v in node.inputs if v is not None and _is_weight(v))
+    parameters = sum(prod(shape_of(value)) for value in _weights(node))
     return LayerInfo(
         name=str(node.name),
         kind=node.op_type,
@@ -69,6 +89,13 @@ def _layer(node: ir.Node) -> LayerInfo:
         parameters=parameters,
         multiply_adds=multiply_adds(node),
     )
+
+
+def _counts_places(node: ir.Node) -> bool:
+    """Whether it makes whole numbers of a length that only a run tells: indices, shapes."""
+    value = node.outputs[0]
+    is_known = value.shape is not None and value.shape.is_static()
+    return not is_known and value.dtype is not None and value.dtype.is_integer()
 
 
 def multiply_adds(node: ir.Node) -> int:
@@ -94,8 +121,14 @@ def _inner_length(node: ir.Node, left: Sequence[int]) -> int:
     return left[0] if transposed else left[-1]
 
 
-def _is_weight(value: ir.Value) -> bool:
-    return value.is_initializer() and value.dtype is not None and value.dtype.is_floating_point()
+def _weights(node: ir.Node) -> Iterator[ir.Value]:
+    """Constants that were trained: neither scales and zero points, nor shapes."""
+    quantizes = node.op_type in {"DequantizeLinear", "QuantizeLinear"}
+    for value in node.inputs[:1] if quantizes else node.inputs:
+        if value is None or not value.is_initializer() or value.dtype is None:
+            continue
+        if quantizes or value.dtype.is_floating_point():
+            yield value
 
 
 def shape_of(value: ir.Value) -> tuple[int, ...]:

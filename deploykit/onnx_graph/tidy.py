@@ -13,6 +13,7 @@ from onnx_ir.passes.common import (
     TopologicalSortPass,
 )
 
+from deploykit.onnx_graph.einsum import einsums_to_products
 from deploykit.onnx_graph.naming import Names
 
 if TYPE_CHECKING:
@@ -26,10 +27,11 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 def tidy(model: ir.Model, *, rename: bool) -> None:
     """Drop what is unused, fill in shapes and names; in place.
 
-    Constants become initializers, and weights that old exporters list among the inputs leave that
-    list. Every node then has a name of its own: with ``rename`` that of the module that it came
-    from (``layer1.0.conv1/Conv``), its values are named after it; without it only a name that is
-    missing or repeated changes. Inputs and outputs keep theirs.
+    Constants become initializers, weights that old exporters list among the inputs leave that
+    list, and an ``Einsum`` becomes a ``MatMul``. Every node then has a name of its own: with
+    ``rename`` that of the module that it came from (``layer1.0.conv1/Conv``), its values are named
+    after it; without it only a name that is missing or repeated changes. Inputs and outputs keep
+    theirs.
     """
     _drop_identities(model.graph)
     for shared_pass in (
@@ -40,6 +42,7 @@ def tidy(model: ir.Model, *, rename: bool) -> None:
         ShapeInferencePass(),
     ):
         shared_pass(model)
+    einsums_to_products(model)
     if rename:
         _name_after_modules(model)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from deploykit import environment
 from deploykit.backends.trt.compiler import choose_compiler
 from deploykit.bundle import Bundle
 from deploykit.errors import UsageError
+from deploykit.pipeline.image_sizes import profile_of_bundle
 from deploykit.pipeline.journal import Journal, StageTime
 from deploykit.specs import Progress, SilentProgress
 from deploykit.stages.build import build_engine
@@ -48,10 +49,12 @@ def build(
 
     Raises:
         IntegrityError: the bundle is not as it was written.
+        UsageError: the profile's height or width does not go with the bundle.
         BuildError: the compiler refuses the graph; the bundle stays as it was.
     """
     journal = Journal(progress or SilentProgress())
     bundle = Bundle.open(folder)
+    options = replace(options, profile=profile_of_bundle(bundle, options.profile))
     compiler = choose_compiler(backend, environment.gpus())
     if compiler is None:
         raise UsageError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,10 +14,18 @@ from deploykit import images, onnx_graph
 from deploykit.backends.ort import OrtRunner
 from deploykit.bundle import MODEL, REFERENCE, Bundle
 from deploykit.calibration import CalibrationTable
-from deploykit.errors import DataError, UsageError
+from deploykit.choices import DefinitionChoices
+from deploykit.errors import DataError
 from deploykit.onnx_graph.qdq import QdqPolicy, plan_qdq
 from deploykit.pipeline.journal import Journal
-from deploykit.pipeline.onnx_sources import assumed_preprocessing, require_image_classifier, tidied
+from deploykit.pipeline.onnx_sources import from_onnx
+from deploykit.pipeline.sources import Weights, from_definition
+from deploykit.pipeline.targets import (
+    Kind,
+    find_definition,
+    kind_of,
+    refuse_definition_options,
+)
 from deploykit.specs import Precision, Preprocessing, Progress, SilentProgress
 from deploykit.stages.calibrate import (
     CalibrationData,
@@ -30,6 +38,7 @@ from deploykit.stages.calibrate import (
 if TYPE_CHECKING:
     from deploykit.artifacts import OnnxArtifact
     from deploykit.images import ImageSet
+    from deploykit.pipeline.sources import Reference
 
 RANDOM: Final = "random"
 """In place of images: for trying out sizes and speed. The ranges then mean nothing."""
@@ -124,18 +133,32 @@ def calibrate_graph(
     return Calibrated(table, path, data, story, _source_of(options))
 
 
+@dataclass(frozen=True, slots=True)
+class DefinitionOptions:
+    """What a definition is told before it becomes a graph."""
+
+    weights: Weights = field(default_factory=Weights)
+    choices: DefinitionChoices = field(default_factory=DefinitionChoices)
+
+
 def calibrate_target(
-    target: Path, options: CalibrationOptions, progress: Progress | None = None
+    target: str,
+    options: CalibrationOptions,
+    definition: DefinitionOptions,
+    progress: Progress | None = None,
 ) -> tuple[Calibrated, Journal]:
-    """Calibrate an FP32 ``.onnx`` file, or the FP32 graph of a bundle; torch is not needed.
+    """Calibrate a definition, an FP32 ``.onnx`` file, or the FP32 graph of a bundle.
+
+    Torch is needed for a definition only, which is exported as `deploykit export` does it.
 
     Raises:
-        UsageError: ``target`` is neither.
+        UsageError: ``target`` has no use for what a definition is told.
         DataError: the images cannot be used.
     """
     journal = Journal(progress or SilentProgress())
     with tempfile.TemporaryDirectory() as folder:
-        artifact, name, preprocessing = _fp32_graph(target, Path(folder) / MODEL)
+        scratch = Path(folder) / MODEL
+        artifact, name, preprocessing = _fp32_graph(target, scratch, definition, journal)
         calibrated = calibrate_graph(artifact, name, preprocessing, options, journal)
     return calibrated, journal
 
@@ -186,18 +209,38 @@ def _required(
     return table, _SAME
 
 
-def _fp32_graph(target: Path, scratch: Path) -> tuple[OnnxArtifact, str, Preprocessing]:
-    if target.is_dir():
-        bundle = Bundle.open(target)
+def _fp32_graph(
+    target: str, scratch: Path, definition: DefinitionOptions, journal: Journal
+) -> tuple[OnnxArtifact, str, Preprocessing]:
+    kind, path = kind_of(target), Path(target)
+    if kind is Kind.BUNDLE:
+        refuse_definition_options(target, definition.choices, definition.weights.source)
+        bundle = Bundle.open(path)
         fp32 = bundle.manifest.precision is Precision.FP32
-        artifact = onnx_graph.read_artifact(target / (MODEL if fp32 else REFERENCE))
-        return artifact, str(bundle.manifest.model["name"]), bundle.manifest.preprocessing
-    if target.suffix != ".onnx":
-        raise UsageError(
-            f"cannot calibrate {target}\n"
-            "expected an FP32 .onnx file or a bundle; for an architecture, export it first"
-        )
-    # Tidied as an export does it, so that the table fits the graph of a later export.
-    original = onnx_graph.read_artifact(target)
-    preprocessing = assumed_preprocessing(require_image_classifier(original))
-    return tidied(original, scratch), target.stem, preprocessing
+        artifact = onnx_graph.read_artifact(path / (MODEL if fp32 else REFERENCE))
+        preprocessing = definition.choices.preprocessing.applied_to(bundle.manifest.preprocessing)
+        return artifact, str(bundle.manifest.model["name"]), preprocessing
+    # Prepared as an export does it, so that the table fits the graph of a later export.
+    if kind is Kind.ONNX:
+        refuse_definition_options(target, definition.choices, definition.weights.source)
+        prepared = definition.choices.preprocessing
+        reference = from_onnx(path, scratch, journal, data=None, choices=prepared)
+    else:
+        reference = _from_definition(target, scratch, definition, journal)
+    return reference.artifact, str(reference.model["name"]), reference.preprocessing
+
+
+def _from_definition(
+    target: str, scratch: Path, definition: DefinitionOptions, journal: Journal
+) -> Reference:
+    choices = definition.choices
+    with journal.progress.step("look at the target"):
+        spec = find_definition(target, choices)
+    return from_definition(
+        spec,
+        scratch,
+        journal,
+        weights=definition.weights,
+        data=None,
+        choices=choices.preprocessing,
+    )

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from deploykit import environment
 from deploykit.artifacts import sha256_of
@@ -16,7 +14,6 @@ from deploykit.backends.trt.builder import CompileOptions
 from deploykit.backends.trt.compiler import choose_compiler
 from deploykit.bundle import (
     CALIBRATION,
-    GOLDEN,
     LABELS,
     MANIFEST,
     MODEL,
@@ -24,25 +21,33 @@ from deploykit.bundle import (
     Bundle,
     Manifest,
 )
-from deploykit.errors import DataError, UsageError
+from deploykit.choices import DefinitionChoices
+from deploykit.errors import UsageError
+from deploykit.pipeline.bundle_files import fitting_labels, read_labels, write_golden
 from deploykit.pipeline.journal import Journal, StageTime
 from deploykit.pipeline.onnx_sources import from_onnx
-from deploykit.pipeline.sources import Reference, from_definition
-from deploykit.pipeline.targets import find_definition
+from deploykit.pipeline.own_outputs import notes_on_others
+from deploykit.pipeline.sources import Reference, Weights, from_definition
+from deploykit.pipeline.targets import (
+    Kind,
+    find_definition,
+    kind_of,
+    refuse_definition_options,
+)
+from deploykit.sizes import require_sizes
 from deploykit.specs import Precision, Progress, ShapeProfile, SilentProgress
 from deploykit.stages.build import build_engine
 from deploykit.stages.validate import ValidationReport, outputs_of, validate
 from deploykit.staging import staged_folder
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from deploykit.artifacts import EngineRecord, OnnxArtifact
     from deploykit.backends.trt.compiler import Compiler
     from deploykit.pipeline.int8 import Int8Request
     from deploykit.specs import ModelSpec
-
-GOLDEN_BATCH: Final = 2
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,7 @@ class ExportOptions:
     compute_capabilities: tuple[str, ...] = ()
     weights: str | None = None
     seed: int = 0
-    num_classes: int | None = None
-    image_size: int | None = None
+    choices: DefinitionChoices = field(default_factory=DefinitionChoices)
     data: Path | None = None
     labels: Path | None = None
     output: Path | None = None
@@ -101,16 +105,17 @@ class ExportReport:
 def export(target: str, options: ExportOptions, progress: Progress | None = None) -> ExportReport:
     """Export, convert, validate and compile ``target`` into a bundle.
 
-    ``target`` is the name of an architecture, ``torchvision:NAME`` or the path of an FP32
-    ``.onnx`` file. The bundle appears under its name only when every stage has passed.
+    ``target`` is whatever `targets.find_definition` takes, or the path of an FP32 ``.onnx`` file.
+    The bundle appears under its name only when every stage has passed.
 
     Raises:
         DeploykitError: the error of the stage that failed.
     """
     journal = Journal(progress or SilentProgress())
     # Everything that can be wrong with the call is found before the first slow step.
-    source = _resolve(target, options)
-    labels = None if options.labels is None else _read_labels(options.labels)
+    with journal.progress.step("look at the target"):  # a user's factory may take its time
+        source = _resolve(target, options)
+    labels = None if options.labels is None else read_labels(options.labels)
     plan = _Plan(options, choose_compiler(options.backend, environment.gpus()), labels)
     name = source.stem if isinstance(source, Path) else source.name
     place = options.output or Path("engines") / f"{name}-{options.precision}"
@@ -122,15 +127,17 @@ def export(target: str, options: ExportOptions, progress: Progress | None = None
 
 
 def _resolve(target: str, options: ExportOptions) -> ModelSpec | Path:
-    if not target.endswith(".onnx"):
-        return find_definition(
-            target, num_classes=options.num_classes, image_size=options.image_size
-        )
-    if options.weights or options.num_classes or options.image_size:
+    kind, choices = kind_of(target), options.choices
+    if kind is Kind.BUNDLE and (Path(target) / MANIFEST).is_file():
         raise UsageError(
-            f"{target} brings its own weights, classes and size\n"
-            "--weights, --num-classes and --input-size are for architectures only"
+            f"{target} is a bundle already\n"
+            "export takes a definition or an .onnx file; for one more engine: deploykit build"
         )
+    if kind is not Kind.ONNX:
+        spec = find_definition(target, choices)
+        require_sizes(spec.name, spec.inputs[0].shape, options.profile)
+        return spec
+    refuse_definition_options(target, choices, options.weights)
     return Path(target)
 
 
@@ -168,10 +175,11 @@ def _fill(
     options = plan.options
     path = folder / (MODEL if options.precision is Precision.FP32 else REFERENCE)
     reference = _verified_fp32(source, path, options, journal)
-    labels = _fitting_labels(plan.labels, reference)
+    labels = fitting_labels(plan.labels, reference)
     converted = _convert(reference, folder, options, journal)
+    journal.notes += notes_on_others(reference.artifact, converted.artifact, converted.judged[0])
     engines = _compile(converted, folder, plan, journal)
-    _write_golden(folder, *converted.judged)
+    write_golden(folder, *converted.judged)
     if labels is not None:
         (folder / LABELS).write_text("\n".join(labels) + "\n", encoding="utf-8")
     here = environment.describe()
@@ -198,9 +206,21 @@ def _verified_fp32(
     source: ModelSpec | Path, path: Path, options: ExportOptions, journal: Journal
 ) -> Reference:
     if isinstance(source, Path):
-        return from_onnx(source, path, journal, data=options.data)
+        return from_onnx(
+            source,
+            path,
+            journal,
+            data=options.data,
+            choices=options.choices.preprocessing,
+            profile=options.profile,
+        )
     return from_definition(
-        source, path, journal, weights=options.weights, seed=options.seed, data=options.data
+        source,
+        path,
+        journal,
+        weights=Weights(options.weights, options.seed),
+        data=options.data,
+        choices=options.choices.preprocessing,
     )
 
 
@@ -268,29 +288,3 @@ def _compile(
             allowed_fp32=converted.kept_heavy,
         )
     return (record,)
-
-
-def _write_golden(
-    folder: Path, batches: list[NDArray[np.float32]], logits: list[NDArray[np.float32]]
-) -> None:
-    # Two images where possible: enough to show a frozen batch, small enough to check in no time.
-    distance = [abs(len(batch) - GOLDEN_BATCH) for batch in batches]
-    at = distance.index(min(distance))
-    np.savez(folder / GOLDEN, input=batches[at], logits=logits[at])
-
-
-def _read_labels(path: Path) -> tuple[str, ...]:
-    try:
-        return tuple(path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as exc:
-        raise DataError(f"cannot read the labels of {path}: {exc}") from exc
-
-
-def _fitting_labels(given: tuple[str, ...] | None, reference: Reference) -> tuple[str, ...] | None:
-    classes = reference.logits[0].shape[-1]
-    if given is not None and len(given) != classes:
-        raise DataError(
-            f"the file of labels has {len(given)} lines, the model has {classes} classes\n"
-            "expected one name per line, in the order of the logits"
-        )
-    return reference.labels if given is None else given

@@ -2,50 +2,60 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from deploykit.bundle import Bundle
-from deploykit.errors import UsageError
+from deploykit.choices import DefinitionChoices
+from deploykit.pipeline.targets import Kind, find_definition, kind_of, refuse_definition_options
 
 if TYPE_CHECKING:
     from deploykit.summary import ModelSummary
 
+_NOTHING_CHOSEN: Final = DefinitionChoices()
+
 
 def inspect(
-    target: str, *, num_classes: int | None = None, image_size: int | None = None, batch: int = 1
+    target: str, choices: DefinitionChoices = _NOTHING_CHOSEN, *, batch: int = 1
 ) -> ModelSummary:
     """Rows per layer and totals; an architecture is shown as PyTorch modules, a file as nodes.
 
     Raises:
         UnknownNameError: ``target`` is neither a file, nor a bundle, nor an architecture.
         ModelFileError: the file cannot be read.
-        UsageError: options for architectures are given with a file.
+        UsageError: options for definitions are given with a file.
     """
-    path = Path(target)
-    if target.endswith(".onnx") or path.is_dir():
-        if num_classes or image_size:
-            raise UsageError(
-                f"{target} has its own classes and size\n"
-                "--num-classes and --input-size are for architectures only"
-            )
-        model = Bundle.open(path).model_path if path.is_dir() else path
-        return _inspect_file(model, batch)
-    return _inspect_architecture(target, num_classes, image_size, batch)
+    kind = kind_of(target)
+    if kind is Kind.DEFINITION:
+        return _inspect_definition(target, choices, batch)
+    if kind is Kind.ONNX:
+        return _inspect_file(target, Path(target), choices, batch, None)
+    bundle = Bundle.open(Path(target))
+    crop = bundle.manifest.preprocessing.crop
+    return _inspect_file(target, bundle.model_path, choices, batch, crop)
 
 
-def _inspect_architecture(
-    name: str, num_classes: int | None, image_size: int | None, batch: int
-) -> ModelSummary:
-    from deploykit.pipeline.targets import find_definition
-
-    spec = find_definition(name, num_classes=num_classes, image_size=image_size)
+def _inspect_definition(name: str, choices: DefinitionChoices, batch: int) -> ModelSummary:
+    spec = find_definition(name, choices)
     from deploykit.stages.inspect import inspect_definition
 
     return inspect_definition(spec.build, spec.inputs[0].with_batch(batch), spec.name)
 
 
-def _inspect_file(path: Path, batch: int) -> ModelSummary:
+def _inspect_file(
+    target: str,
+    path: Path,
+    choices: DefinitionChoices,
+    batch: int,
+    crop: tuple[int, int] | None,
+) -> ModelSummary:
+    """An open height or width is what the user asks for, or the bundle's ``crop``."""
     from deploykit import onnx_graph
+    from deploykit.onnx_graph.image_size import fix_image_size
 
-    return onnx_graph.describe_layers(onnx_graph.read_model(path), path.name, batch)
+    model, asked = onnx_graph.read_model(path), choices.image_size
+    size = crop if asked is None else (asked, asked)
+    was_open = size is not None and fix_image_size(model, size)
+    refuse_definition_options(target, replace(choices, image_size=None) if was_open else choices)
+    return onnx_graph.describe_layers(model, path.name, batch)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit import onnx_graph
 from deploykit.backends.ort import OrtRunner
 from deploykit.calibrators import METHODS
+from deploykit.comparison import compare
 from deploykit.errors import ModelFileError, UnknownNameError
 from deploykit.onnx_graph.qdq import QdqPolicy
 from deploykit.pipeline.calibrate import CalibrationOptions, calibrate_graph
@@ -106,7 +107,7 @@ def convert_to_int8(
         ValidationError: the result is not the model any more.
     """
     artifact = reference.artifact
-    _require_opset(artifact)
+    require_opset(artifact)
     plan_int8(artifact, request.policy)  # refuses what has nothing to quantize, before calibrating
     calibrated = calibrate_graph(
         artifact,
@@ -132,6 +133,7 @@ def convert_to_int8(
             errors=choice.errors,
         )
     report = _validate(path, held_out, expected, journal)
+    journal.notes += _other_sizes(path, reference)
     return Int8Outcome(result, (held_out, expected), report, calibrated, choice)
 
 
@@ -144,7 +146,7 @@ def _contest(
     height, width = calibrated.data.preprocessing.crop
     fewer = first_images(*judged, TRIAL_PIXELS // (height * width), artifact)
     wish = request.wishes.sensitive_layers
-    costs = {} if wish == "int8" else multiply_adds_of(artifact)
+    costs = {} if wish == "int8" else multiply_adds_of(artifact, (height, width))
     count = affordable_probes(costs, insist=wish == "keep")
     probed = first_images(*judged, count, artifact) if count else None
     model = onnx_graph.read_model(artifact.path)
@@ -163,6 +165,23 @@ def _validate(
     return report
 
 
+def _other_sizes(path: Path, reference: Reference) -> list[str]:
+    """How open images do at the sizes that no range was measured at: for the user to judge."""
+    crop = reference.preprocessing.crop
+    pairs = zip(reference.batches, reference.logits, strict=True)
+    others = [(batch, logits) for batch, logits in pairs if batch.shape[2:] != crop]
+    if not others:
+        return []
+    with open_judge(path) as runner:
+        found = [compare(outputs_of(runner, [batch])[0], logits) for batch, logits in others]
+    figures = ", ".join(
+        f"{batch.shape[2]} x {batch.shape[3]}: {one.min_cosine:.4f}"
+        for one, (batch, _) in zip(found, others, strict=True)
+    )
+    seen = f"INT8 ranges are of images of {crop[0]} x {crop[1]}"
+    return [f"{seen}; least cosine with {reference.made_by} at other sizes: {figures}"]
+
+
 def _measure(
     artifact: OnnxArtifact,
     calibrated: Calibrated,
@@ -176,7 +195,12 @@ def _measure(
     return measure_errors(artifact, plan, amax, seen, open_runner=OrtRunner, task=task)
 
 
-def _require_opset(artifact: OnnxArtifact) -> None:
+def require_opset(artifact: OnnxArtifact) -> None:
+    """Refuse a graph that Q/DQ pairs of this kind cannot stand in.
+
+    Raises:
+        ModelFileError: its opset is too old, and could not be raised.
+    """
     if artifact.opset < onnx_graph.OLDEST_FOR_INT8:
         raise ModelFileError(
             f"this graph is of opset {artifact.opset} and cannot be raised automatically\n"

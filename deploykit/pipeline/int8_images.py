@@ -8,6 +8,7 @@ import numpy as np
 
 from deploykit import images, onnx_graph
 from deploykit.errors import DataError, ModelFileError, UsageError
+from deploykit.onnx_graph.image_size import fix_image_size
 from deploykit.pipeline.samples import BATCHES
 from deploykit.stages.calibrate import HOLDOUT
 
@@ -100,10 +101,14 @@ def affordable_probes(multiply_adds: Mapping[str, int], *, insist: bool) -> int:
     return FEWEST_PROBES if insist and passes else 0
 
 
-def multiply_adds_of(artifact: OnnxArtifact) -> dict[str, int]:
-    """Of each convolution and matrix product for one image; empty where shapes cannot be told."""
+def multiply_adds_of(artifact: OnnxArtifact, image: tuple[int, int]) -> dict[str, int]:
+    """Of each convolution and matrix product for one image; empty where shapes cannot be told.
+
+    ``image`` is the height and width, for a graph that leaves them open.
+    """
     try:
         model = onnx_graph.read_model(artifact.path)
+        fix_image_size(model, image)
         summary = onnx_graph.describe_layers(model, artifact.path.name, 1)
     except (ModelFileError, UsageError):
         return {}

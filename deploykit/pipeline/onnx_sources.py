@@ -2,70 +2,148 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from deploykit import onnx_graph
 from deploykit.backends.ort import OrtRunner
 from deploykit.errors import ModelFileError
+from deploykit.pipeline.image_sizes import (
+    note_of_sizes,
+    other_sizes,
+    preferred_size,
+    recorded_sizes,
+    sample_other_sizes,
+)
+from deploykit.pipeline.own_outputs import answers_of, answers_one_by_one, choose_logits
+from deploykit.pipeline.own_steps import ORIGINAL, Judged, OwnGraph
 from deploykit.pipeline.samples import BATCHES, sample_batches
-from deploykit.pipeline.sources import Reference, require_equal
-from deploykit.specs import Precision, Preprocessing
-from deploykit.stages.validate import outputs_of
+from deploykit.pipeline.sources import Reference
+from deploykit.specs import Precision, Preprocessing, ShapeProfile
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from onnx_ir import Model
+
     from deploykit.artifacts import OnnxArtifact
+    from deploykit.choices import PreprocessingChoices
     from deploykit.pipeline.journal import Journal
+    from deploykit.pipeline.own_outputs import Images, LogitsChoice
     from deploykit.specs import TensorSpec
 
 RGB: Final = 3
 """Channels of every image that deploykit prepares."""
 
+_OPENING: Final = "opening the batch"
 
-def from_onnx(original: Path, path: Path, journal: Journal, *, data: Path | None) -> Reference:
-    """Tidy a user's own FP32 classifier; onnxruntime on the untouched file is the reference.
+
+def from_onnx(
+    original: Path,
+    path: Path,
+    journal: Journal,
+    *,
+    data: Path | None,
+    choices: PreprocessingChoices,
+    profile: ShapeProfile | None = None,
+) -> Reference:
+    """A user's own FP32 classifier in the form that conversions rely on, written to ``path``.
+
+    An old opset is raised, a fixed batch opened and constants are folded; onnxruntime on the
+    untouched file is the reference of each step, and a step that cannot be proven is left out.
+    ``profile`` says the sizes of what is open; a batch that is fixed at its only one stays.
 
     Raises:
-        ModelFileError: not a readable FP32 model with one image input of fixed height and width.
-        ValidationError: the tidied graph computes something else.
+        ModelFileError: not a readable FP32 model with one image input, or one that TensorRT
+            cannot compile.
+        UsageError: height or width is open and ``profile`` does not say its size, or is fixed and
+            it does.
+        ValidationError: the graph computes something else once it is tidied.
     """
     with journal.stage("read"):
-        source = onnx_graph.read_artifact(original)
+        source, model = _read(original)
         image = require_image_classifier(source)
-        preprocessing = assumed_preprocessing(image)
-        sizes = BATCHES if isinstance(image.shape[0], str) else (image.shape[0],)
-        batches = sample_batches(preprocessing, data, sizes)
-        with OrtRunner(original) as runner:
-            logits = outputs_of(runner, batches)
-        artifact = tidied(source, path)
-    journal.notes.append(
-        f"preprocessing is assumed: {preprocessing.resize} px, crop {preprocessing.crop}, "
-        "ImageNet mean and deviation"
-    )
+        assumed = assumed_preprocessing(original.name, image, profile)
+        profile = profile or ShapeProfile()
+        preprocessing = choices.applied_to(assumed)
+        batches = _sample(image, preprocessing, data, profile)
+        judged, choice = _ask_original(original, batches)
+        onnx_graph.put_first(model, choice.name, flatten=not choice.flat)
+    with journal.stage("validate fp32"):
+        own = OwnGraph(model, original, path, (source.sha256, *source.parents), judged)
+    journal.notes += choices.assumptions(preprocessing) + note_of_sizes(image, profile)
+    journal.notes += choice.notes()
+    own.attempt("raising the opset", onnx_graph.raise_opset, journal)
+    _open_batch(own, image, sample_batches(preprocessing, data, BATCHES), profile, journal)
+    own.attempt("folding constants", onnx_graph.fold, journal)
+    journal.notes += own.notes()
     return Reference(
-        artifact=artifact,
-        batches=batches,
-        logits=logits,
-        made_by="the original file",
-        report=require_equal(artifact, batches, logits, "the original file", journal),
-        model={"name": original.stem, "image_size": list(preprocessing.crop)},
+        artifact=own.artifact,
+        batches=own.judged.batches,
+        logits=own.judged.logits,
+        made_by=ORIGINAL,
+        report=own.report,
+        model={
+            "name": original.stem,
+            "image_size": list(preprocessing.crop),
+            **recorded_sizes(image, profile),
+        },
         weights={"source": original.name, "sha256": source.sha256, "trained": True},
         preprocessing=preprocessing,
+        conversion={"steps": own.done},
     )
 
 
-def tidied(source: OnnxArtifact, path: Path) -> OnnxArtifact:
-    """The graph of ``source`` in the form that later stages rely on, written to ``path``.
+def _read(original: Path) -> tuple[OnnxArtifact, Model]:
+    """The description of the file, and its graph without functions and constant branches."""
+    onnx_graph.first_look(original)
+    model = onnx_graph.read_model(original)
+    onnx_graph.require_usable(model, original.name)
+    return onnx_graph.read_artifact(original), onnx_graph.plain(model, original.name)
 
-    An old opset is raised where that is possible; where not, FP16 may still work.
-    """
-    model = onnx_graph.read_model(source.path)
-    with suppress(ModelFileError):
-        model = onnx_graph.raise_opset(model)
-    onnx_graph.tidy(model, rename=False)
-    return onnx_graph.write_model(model, path, Precision.FP32, (source.sha256, *source.parents))
+
+def _sample(
+    image: TensorSpec, preprocessing: Preprocessing, data: Path | None, profile: ShapeProfile
+) -> list[Images]:
+    """Images in the batches that the file takes, and of other sizes where it takes these."""
+    fixed = image.shape[0]
+    batches = sample_batches(preprocessing, data, (fixed,) if isinstance(fixed, int) else BATCHES)
+    few = fixed if isinstance(fixed, int) else BATCHES[1]
+    return batches + sample_other_sizes(other_sizes(image, profile), preprocessing, data, few)
+
+
+def _ask_original(original: Path, batches: list[Images]) -> tuple[Judged, LogitsChoice]:
+    """What the original answers to ``batches``, and which of its outputs are the logits."""
+    with OrtRunner(original) as runner:
+        answers = answers_of(runner, batches)
+        choice = choose_logits(original.name, runner.outputs, answers[0])
+    return Judged(batches, answers, choice.name), choice
+
+
+def _open_batch(
+    own: OwnGraph,
+    image: TensorSpec,
+    batches: list[Images],
+    profile: ShapeProfile,
+    journal: Journal,
+) -> None:
+    """Let a fixed batch take any number of images, held against the original image by image."""
+    fixed = image.shape[0]
+    if not isinstance(fixed, int):
+        return
+    if fixed == profile.min_batch == profile.max_batch:
+        journal.notes.append(f"the batch stays {fixed}, as --batch {fixed} asks")
+        return
+    try:
+        with OrtRunner(own.original) as runner:
+            answers = answers_one_by_one(runner, batches, fixed)
+    except ModelFileError as exc:
+        opened = False
+        journal.notes.append(f"{_OPENING} was left out: {exc}")
+    else:
+        judged = Judged(batches, answers, own.judged.logits_name)
+        opened = own.attempt(_OPENING, onnx_graph.open_batch, journal, judged)
+    if not opened:
+        journal.notes.append(f"the batch stays {fixed}: every call takes so many images at once")
 
 
 def require_image_classifier(source: OnnxArtifact) -> TensorSpec:
@@ -92,19 +170,45 @@ def require_image(name: str, inputs: tuple[TensorSpec, ...]) -> TensorSpec:
         found = ", ".join(f"{t.name} {t.dtype} {t.shape}" for t in inputs) or "nothing"
         raise ModelFileError(
             f"{name} takes {found}\n"
-            "possible is one float32 image input (batch, 3, H, W) of fixed height and width"
+            "possible is one float32 image input (batch, 3, H, W)" + _advice(inputs)
         )
     return inputs[0]
 
 
 def _is_image(tensor: TensorSpec) -> bool:
     channels, *size = tensor.shape[1:] or (0,)
-    fixed = len(size) == 2 and all(isinstance(dim, int) for dim in size)  # noqa: PLR2004
-    return tensor.dtype == "float32" and channels == RGB and fixed
+    return tensor.dtype == "float32" and channels == RGB and len(size) == 2  # noqa: PLR2004
 
 
-def assumed_preprocessing(image: TensorSpec) -> Preprocessing:
-    """ImageNet's preprocessing at the size of ``image``, for files that do not say theirs."""
-    height, width = (int(dim) for dim in image.shape[2:])
+def _advice(inputs: tuple[TensorSpec, ...]) -> str:
+    """What to do about inputs that are no images, one line; nothing where nobody can tell."""
+    if len(inputs) > 1:
+        return "\nexport it with the others as constants, or with the image input alone"
+    for tensor in inputs:
+        if tensor.dtype == "uint8":
+            return "\nlet it begin after the division by 255: deploykit prepares the images itself"
+        if tensor.dtype != "float32":
+            return f"\nexport it with a float32 input, {tensor.name} is {tensor.dtype}"
+        if tensor.shape[-1:] == (RGB,):
+            return (
+                "\nits channels are last; export it with channels first (tf2onnx: "
+                f"--inputs-as-nchw {tensor.name})"
+            )
+        if len(tensor.shape) < 4:  # noqa: PLR2004 - batch, channels, height, width
+            return "\nit has no batch axis; export it with a batch: torch.zeros(1, 3, H, W)"
+    return ""
+
+
+def assumed_preprocessing(
+    name: str, image: TensorSpec, profile: ShapeProfile | None = None
+) -> Preprocessing:
+    """ImageNet's preprocessing at the size of ``image``, for files that do not say theirs.
+
+    ``profile`` says the size that an open height or width is prepared to.
+
+    Raises:
+        UsageError: one is open, and nothing says its size.
+    """
+    height, width = preferred_size(name, image, profile)
     # The published networks cut 224 out of 256; the same share holds for other sizes.
     return Preprocessing(crop=(height, width), resize=round(min(height, width) * 256 / 224))

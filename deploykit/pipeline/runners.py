@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deploykit.bundle import Bundle
+    from deploykit.specs import SplitGraph
 
 
-def open_judge(model: Path | bytes) -> OrtRunner:
+def open_judge(model: Path | SplitGraph) -> OrtRunner:
     """Run a Q/DQ graph as the standard has it.
 
     onnxruntime's default optimisations compute something else than TensorRT does: integer kernels

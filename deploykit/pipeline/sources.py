@@ -6,7 +6,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deploykit.backends.ort import OrtRunner
-from deploykit.errors import DeploykitError, ExportError, ModelFileError, ValidationError
+from deploykit.errors import (
+    ControlFlowError,
+    DeploykitError,
+    ExportError,
+    ModelFileError,
+    ValidationError,
+)
 from deploykit.pipeline.samples import sample_batches
 from deploykit.stages.validate import outputs_of, validate
 
@@ -18,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from deploykit.artifacts import OnnxArtifact
+    from deploykit.choices import PreprocessingChoices
     from deploykit.pipeline.journal import Journal
     from deploykit.specs import ModelSpec, Preprocessing
     from deploykit.stages.validate import ValidationReport
@@ -39,19 +46,28 @@ class Reference:
     conversion: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Which weights a definition gets: ``None`` is its own, or untrained ones from ``seed``."""
+
+    source: str | None = None
+    seed: int = 0
+
+
 def from_definition(
     spec: ModelSpec,
     path: Path,
     journal: Journal,
     *,
-    weights: str | None,
-    seed: int,
+    weights: Weights,
     data: Path | None,
+    choices: PreprocessingChoices,
 ) -> Reference:
-    """Build, load and export a registered definition; eager torch is the reference.
+    """Build, load and export a definition; eager torch is the reference.
 
     Raises:
         WeightsError: the weights cannot be used.
+        ControlFlowError: the definition decides by the values of its input.
         ExportError: no exporter takes the definition.
         ValidationError: what they export computes something else.
     """
@@ -59,12 +75,17 @@ def from_definition(
         from deploykit.backends.eager import EagerRunner
         from deploykit.models import build_with_weights
 
-        module, record = build_with_weights(spec, weights, seed)
-        preprocessing = record.preprocessing or spec.preprocessing
+        module, record = build_with_weights(spec, weights.source, weights.seed)
+        preprocessing = choices.applied_to(record.preprocessing or spec.preprocessing)
         batches = sample_batches(preprocessing, data)
         with EagerRunner(module, spec.inputs, spec.outputs) as runner:
             logits = outputs_of(runner, batches)
-    if not record.trained:
+    journal.notes += spec.notes
+    if spec.preprocessing_assumed:
+        journal.notes += choices.assumptions(preprocessing)
+    if record.trained is None:
+        journal.notes.append(f"weights: {record.source}; whether they are trained is not known")
+    elif not record.trained:
         journal.notes.append(f"weights: {record.source}; its answers mean nothing")
     artifact, report, exporter = _export_verified(spec, module, path, journal, (batches, logits))
     return Reference(
@@ -100,6 +121,8 @@ def _export_verified(
             with journal.stage("export"):
                 artifact = export(spec, module, path, exporter)
             report = require_equal(artifact, *expected, "torch eager", journal)
+        except ControlFlowError:
+            raise  # the other exporter would keep the one branch that it happened to see
         except (ExportError, ModelFileError, ValidationError) as exc:
             failures.append(exc)
             journal.notes.append(f"{exporter} was not used: {' '.join(str(exc).splitlines())}")
@@ -131,7 +154,7 @@ def require_equal(
 
 
 def _describe(spec: ModelSpec) -> dict[str, Any]:
-    return {
+    described = {
         "name": spec.name,
         "title": spec.title,
         "paper": spec.paper,
@@ -139,3 +162,5 @@ def _describe(spec: ModelSpec) -> dict[str, Any]:
         "num_classes": spec.num_classes,
         "image_size": list(spec.inputs[0].shape[2:]),
     }
+    digest = spec.source_sha256
+    return described if digest is None else {**described, "source_sha256": digest}

@@ -161,11 +161,16 @@ def _in_order(first: _Side, second: _Side) -> tuple[_Side, _Side]:
 
 def _require_one_network(candidate: _Side, reference: _Side) -> None:
     here, there = candidate.image.shape[1:], reference.image.shape[1:]
-    if here != there:
+    # What an open dimension is called is each file's own business.
+    if _without_names(here) != _without_names(there):
         raise UsageError(
             f"{candidate.name} takes images of {here}, {reference.name} of {there}\n"
             "expected two artifacts of one network"
         )
+
+
+def _without_names(shape: tuple[int | str, ...]) -> tuple[int | None, ...]:
+    return tuple(dim if isinstance(dim, int) else None for dim in shape)
 
 
 def _sizes(candidate: _Side, reference: _Side, batch: int | None) -> tuple[int, ...]:
@@ -186,7 +191,7 @@ def _preprocessing(candidate: _Side, reference: _Side) -> tuple[Preprocessing, t
     known = candidate.preprocessing or reference.preprocessing
     if known is not None:
         return known, ()
-    assumed = assumed_preprocessing(candidate.image)
+    assumed = assumed_preprocessing(candidate.name, candidate.image)
     note = f"preprocessing is assumed: {assumed.resize} px, crop {assumed.crop}"
     return assumed, (f"{note}, ImageNet mean and deviation",)
 

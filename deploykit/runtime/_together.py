@@ -19,7 +19,7 @@ class BatchModel(Protocol):
     """Takes images (N, C, H, W) and returns logits (N, classes); a `Classifier` is one.
 
     Where it has ``inputs`` as well (a tuple with one `TensorSpec`), they are compared with every
-    request.
+    request, and so is an engine's ``profile``.
     """
 
     def run(self, batch: NDArray[Any], /) -> Any:

@@ -28,19 +28,23 @@ if TYPE_CHECKING:
     from deploykit.images.given import ImageLike
     from deploykit.runtime.batches import BatchLimits, Run
     from deploykit.runtime.inputs import Batch, Feeds
-    from deploykit.specs import Precision, Preprocessing, Runner, TensorSpec
+    from deploykit.specs import Precision, Preprocessing, Runner, ShapeProfile, TensorSpec
 
     Logits: TypeAlias = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What runs a bundle: an open runner, where, within which batches, and why that one."""
+    """What runs a bundle: an open runner, where, within which batches, and why that one.
+
+    ``profile`` is the engine's; ``None`` for a graph.
+    """
 
     runner: Runner
     device: str
     limits: BatchLimits
     choice: str
+    profile: ShapeProfile | None = None
 
 
 class Classifier(Closing):
@@ -55,7 +59,9 @@ class Classifier(Closing):
         device: what was taken: "cuda" (an engine), "cpu" or "ort-cuda" (the ONNX graph).
         choice: which engine or graph was taken and why, a sentence.
         runner: the `Runner` below, for measurements; it checks little.
-        inputs: what `run` takes.
+        inputs: what `run` takes; a name in a shape is an open dimension.
+        profile: the batches, heights and widths that the engine takes, or ``None``: a graph takes
+            all of what is open. A fixed height or width is not in it.
         outputs: what the model gives; the first are the logits.
         manifest: all that is known of the bundle; `manifest.weights` says whether it is trained.
         labels: names of the classes by index, or ``None``.
@@ -68,6 +74,7 @@ class Classifier(Closing):
     choice: str
     runner: Runner
     inputs: tuple[TensorSpec, ...]
+    profile: ShapeProfile | None
     outputs: tuple[TensorSpec, ...]
     manifest: Manifest
     labels: tuple[str, ...] | None
@@ -86,7 +93,10 @@ class Classifier(Closing):
         self._limits = chosen.limits
         self.inputs = chosen.runner.inputs
         self.outputs = chosen.runner.outputs
-        self._inputs = Inputs(self.inputs, takes_gpu_arrays=chosen.device == "cuda")
+        self.profile = chosen.profile
+        self._inputs = Inputs(
+            self.inputs, takes_gpu_arrays=chosen.device == "cuda", profile=chosen.profile
+        )
         self._output = self.outputs[0].name
         self._pid = os.getpid()
         self._is_closed = False
@@ -110,8 +120,9 @@ class Classifier(Closing):
                 ``__cuda_array_interface__``. On the CPU they are where they always are.
 
         Raises:
-            UsageError: the wrong type, shape or layout, an empty batch, NaN or infinite values; or
-                the classifier is closed, or was loaded by another process.
+            UsageError: the wrong type, shape or layout, a height or width outside `profile`, an
+                empty batch, NaN or infinite values; or the classifier is closed, or was loaded by
+                another process.
             DeviceError: the GPU failed; the classifier is of no more use.
         """
         engine = self.runner if keep_on_device and isinstance(self.runner, EngineRunner) else None

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 import numpy as np
 
 from deploykit.errors import UsageError
+from deploykit.sizes import IMAGE_AXES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from deploykit.specs import TensorSpec
+    from deploykit.specs import ShapeProfile, TensorSpec
 
     Batch: TypeAlias = "SupportsDLPack | Mapping[str, SupportsDLPack]"
     Feeds: TypeAlias = dict[str, Any]
@@ -62,10 +63,19 @@ def shape_of(array: Any) -> tuple[int, ...]:
 
 
 class Inputs:
-    """All inputs of a model; with ``takes_gpu_arrays`` they may lie on the GPU."""
+    """All inputs of a model; with ``takes_gpu_arrays`` they may lie on the GPU.
 
-    def __init__(self, specs: Sequence[TensorSpec], *, takes_gpu_arrays: bool) -> None:
-        self._inputs = {spec.name: Input(spec) for spec in specs}
+    ``profile`` is an engine's: an open height or width must be in it.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[TensorSpec],
+        *,
+        takes_gpu_arrays: bool,
+        profile: ShapeProfile | None = None,
+    ) -> None:
+        self._inputs = {spec.name: Input(spec, profile) for spec in specs}
         self._only = specs[0].name if len(specs) == 1 else None
         self._takes_gpu_arrays = takes_gpu_arrays
 
@@ -120,22 +130,28 @@ class Inputs:
 class Input:
     """One input of a model, and the judge of what is fed to it."""
 
-    def __init__(self, spec: TensorSpec) -> None:
+    def __init__(self, spec: TensorSpec, profile: ShapeProfile | None = None) -> None:
         self.name = spec.name
         self._dtype = np.dtype(spec.dtype)
         self._image = tuple(spec.shape[1:])
+        open_axes = [axis for axis, dim in enumerate(spec.shape) if axis and isinstance(dim, str)]
+        self._is_open = bool(open_axes)
+        ranges = {} if profile is None else profile.ranges
+        self._ranges = {axis: ranges[axis] for axis in open_axes if axis in ranges}
         self._may_be_nan = self._dtype.kind == "f"
 
     def host_array(self, given: SupportsDLPack) -> NDArray[Any]:
         """``given`` as a C-contiguous array of the model's type, without a copy where possible.
 
         Raises:
-            UsageError: no array in main memory, or one of another type, shape or layout; no image
-                at all; NaN or infinite values.
+            UsageError: no array in main memory, or one of another type, shape or layout, or of a
+                size that the engine does not take; no image at all; NaN or infinite values.
         """
         array = given if isinstance(given, np.ndarray) else self._from_dlpack(given)
         if array.dtype != self._dtype or not self._fits(array.shape):
             raise self._misfit(array.dtype, array.shape)
+        if self._ranges:
+            self._require_within(array.dtype, array.shape)
         array = np.ascontiguousarray(array)
         if self._may_be_nan:
             self._require_finite(array)
@@ -148,11 +164,32 @@ class Input:
             UsageError: another shape than the model takes.
         """
         shape = shape_of(given)
+        dtype = getattr(given, "dtype", "an array")
         if not self._fits(shape):
-            raise self._misfit(getattr(given, "dtype", "an array"), shape)
+            raise self._misfit(dtype, shape)
+        self._require_within(dtype, shape)
 
     def _fits(self, shape: tuple[int, ...]) -> bool:
-        return shape[1:] == self._image and shape[:1] not in ((), (0,))
+        return self._is_image(shape[1:]) and shape[:1] not in ((), (0,))
+
+    def _is_image(self, shape: tuple[int, ...]) -> bool:
+        """Whether ``shape`` is one image's; a name in the model's stands for any size."""
+        if not self._is_open:
+            return shape == self._image
+        pairs = zip(shape, self._image, strict=False)
+        fits = (got > 0 if isinstance(has, str) else got == has for got, has in pairs)
+        return len(shape) == len(self._image) and all(fits)
+
+    def _require_within(self, dtype: Any, shape: tuple[int, ...]) -> None:
+        for axis, sizes in self._ranges.items():
+            if shape[axis] not in sizes:
+                label = IMAGE_AXES[axis]
+                raise UsageError(
+                    f"input {self.name!r} was given as {dtype} {shape}: the {label} {shape[axis]} "
+                    f"is not among the engine's {sizes.min} to {sizes.max}\n"
+                    "resize or pad the images; or build an engine for more sizes: "
+                    f"deploykit build BUNDLE --{label} MIN,OPT,MAX"
+                )
 
     def _from_dlpack(self, given: Any) -> NDArray[Any]:
         if not hasattr(given, "__dlpack__"):
@@ -185,8 +222,11 @@ class Input:
 
     @property
     def _expected(self) -> str:
-        shape = ", ".join(map(str, ("N", *self._image)))
-        return f"{self._dtype} ({shape})"
+        named = (
+            IMAGE_AXES.get(axis, dim) if isinstance(dim, str) else dim
+            for axis, dim in enumerate(self._image, start=1)
+        )
+        return f"{self._dtype} ({', '.join(map(str, ('N', *named)))})"
 
     def _misfit(self, dtype: Any, shape: tuple[int, ...]) -> UsageError:
         return UsageError(
@@ -197,13 +237,13 @@ class Input:
     def _remedy(self, dtype: Any, shape: tuple[int, ...]) -> str:
         if str(dtype) == "uint8":
             return "pixels are for predict(), which preprocesses them: predict(list(images))"
-        if shape == self._image:
+        if self._is_image(shape):
             return "one image lacks the batch dimension: batch[None]"
         if len(shape) == len(self._image) + 1 and not shape[0]:
             return "the batch is empty: give at least one image"
-        if _channels_first(shape) == self._image:
+        if self._is_image(_channels_first(shape)):
             return "its layout is (N, H, W, C), turn it: batch.transpose(0, 3, 1, 2)"
-        if shape[1:] != self._image:
+        if not self._is_image(shape[1:]):
             return "predict() resizes, crops and normalises images as the model needs it"
         return f"convert it: batch.astype(numpy.{self._dtype})"
 

@@ -186,7 +186,7 @@ def _try(request: _Request, fit: Fit, machine: Machine, count: int) -> Classifie
     try:
         runner.__enter__()
         limits = BatchLimits.of_engine(record.profile)
-        loaded = Classifier(bundle, Chosen(runner, "cuda", limits, choice))
+        loaded = Classifier(bundle, Chosen(runner, "cuda", limits, choice, record.profile))
         if record.is_unproven:
             loaded.self_test()
     except (EngineIncompatibleError, MissingDependencyError, ValidationError) as exc:

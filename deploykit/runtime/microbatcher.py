@@ -16,6 +16,7 @@ from deploykit.runtime._request_images import as_images
 from deploykit.runtime._together import run_together
 from deploykit.runtime._waiting import Request, WaitingLine
 from deploykit.runtime.inputs import Input
+from deploykit.specs import ShapeProfile
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -110,8 +111,8 @@ class MicroBatcher:
         Where the queue is full, wait for ``queue_timeout_s``; ``None`` is as long as it takes.
 
         Raises:
-            UsageError: not images of the model's shape and type, more than ``max_batch`` of
-                them, the batcher is closed, or it was made in another process.
+            UsageError: not images of a shape and type that the model takes, more than
+                ``max_batch`` of them, the batcher is closed, or it was made in another process.
             QueueFullError: no place in the queue was found in time.
         """
         self._check_process()
@@ -285,4 +286,6 @@ def _input_of(model: BatchModel) -> Input | None:
             f"the model takes {', '.join(spec.name for spec in specs)}\n"
             "a batcher gathers images for models of one input"
         )
-    return Input(specs[0]) if specs else None
+    profile = getattr(model, "profile", None)
+    known = profile if isinstance(profile, ShapeProfile) else None
+    return Input(specs[0], known) if specs else None

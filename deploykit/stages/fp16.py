@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.artifacts import OnnxArtifact
-    from deploykit.specs import ProgressTask, Runner
+    from deploykit.specs import ProgressTask, Runner, SplitGraph
 
 HEADROOM: Final = 4.0
 """Images that were not seen may go higher: values beyond 65504 / 4 on the samples stay FP32."""
@@ -48,7 +48,7 @@ def convert_to_fp16(
     images: Sequence[NDArray[np.float32]],
     path: Path,
     *,
-    open_runner: Callable[[bytes], Runner],
+    open_runner: Callable[[SplitGraph], Runner],
     task: ProgressTask,
 ) -> Fp16Result:
     """Write the FP16 form of ``artifact`` to ``path``; inputs and outputs stay FP32.
@@ -73,7 +73,7 @@ def measure_magnitudes(
     model: ir.Model,
     images: Sequence[NDArray[np.float32]],
     *,
-    open_runner: Callable[[bytes], Runner],
+    open_runner: Callable[[SplitGraph], Runner],
     task: ProgressTask,
 ) -> dict[str, float]:
     """Largest absolute value of the input and of every FP32 value of ``model`` on ``images``.
@@ -81,7 +81,6 @@ def measure_magnitudes(
     Raises:
         ValidationError: a value is NaN or infinite.
     """
-    # A function of its own: the second copy of the weights is gone before the third is made.
     graph, names = onnx_graph.expose_outputs(model)
     with open_runner(graph) as runner:
         return largest_magnitudes(runner, images, names, task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,7 +35,8 @@ def inspect_definition(
         UsageError: the definition does not take this shape.
     """
     with torch.device("meta"):
-        module, batch = build(), torch.zeros(shape)
+        # A user's own factory is called on the CPU, whatever the device.
+        module, batch = build().to("meta"), torch.zeros(shape)
     watch = _Watch(set(module.parameters(recurse=False)))
     handles = [
         handle
@@ -76,10 +78,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         def end(module: nn.Module, _: Any, output: Any) -> None:
             fresh = [parameter for parameter in module.parameters() if parameter not in self.seen]
             self.seen.update(fresh)
-            # Attention also returns its weights, or None in their place.
-            shape = tuple((output[0] if isinstance(output, tuple) else output).shape)
             kind, work = type(module).__name__, self._running.pop()
-            self.layers.append(LayerInfo(path, kind, shape, _count(fresh), work))
+            self.layers.append(LayerInfo(path, kind, _shape(output), _count(fresh), work))
 
         return child.register_forward_pre_hook(start), child.register_forward_hook(end)
 
@@ -91,6 +91,19 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         if count is not None:
             self._running[-1] += count(*args, **kwargs, out_val=result) // 2
         return result
+
+
+def _shape(output: Any) -> tuple[int, ...]:
+    """Of the first tensor that a module returns; empty where it returns none.
+
+    Attention also returns its weights, or ``None`` in their place; some return tensors by name.
+    """
+    if isinstance(output, torch.Tensor):
+        return tuple(output.shape)
+    if isinstance(output, Mapping):
+        output = tuple(output.values())
+    parts = output if isinstance(output, tuple | list) else ()
+    return next((shape for shape in map(_shape, parts) if shape), ())
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

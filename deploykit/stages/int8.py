@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from deploykit.artifacts import OnnxArtifact
     from deploykit.onnx_graph.qdq import QdqPlan
-    from deploykit.specs import ProgressTask, Runner
+    from deploykit.specs import ProgressTask, Runner, SplitGraph
 
 HEADROOM: Final = 4.0
 """As in the FP16 conversion: what is not INT8 stays FP32 beyond 65504 / 4."""
@@ -108,7 +108,7 @@ def measure_errors(
     amax: Mapping[str, float],
     images: Sequence[NDArray[np.float32]],
     *,
-    open_runner: Callable[[bytes], Runner],
+    open_runner: Callable[[SplitGraph], Runner],
     task: ProgressTask,
 ) -> QuantizationErrors:
     """Run each batch of ``images`` (N, C, H, W) through exact and quantized layers side by side.

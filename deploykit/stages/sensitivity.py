@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from deploykit.specs import ProgressTask, Runner
+    from deploykit.specs import ProgressTask, Runner, SplitGraph
 
     Batches = Sequence[NDArray[np.float32]]
 
@@ -26,7 +26,7 @@ def measure_gains(
     amax: Mapping[str, float],
     judged: tuple[Batches, Batches],
     *,
-    open_runner: Callable[[bytes], Runner],
+    open_runner: Callable[[SplitGraph], Runner],
     task: ProgressTask,
 ) -> dict[str, float]:
     """By how many dB the logits gain when one layer alone computes in FP32, by layer.
@@ -36,7 +36,7 @@ def measure_gains(
 
     Raises:
         DataError: ``amax`` lacks a value of the plan, or is not a number from 0 up.
-        ModelFileError: the graph does not fit in one file.
+        ModelFileError: the graph is too large without its weights.
     """
     batches, exact = judged[0], np.concatenate(judged[1])
     layers = [weight.node for weight in plan.weights]

@@ -97,9 +97,15 @@ class FakeMachine:
     """A machine with this GPU and both compilers; ``opened`` are the engines that were made."""
 
     def __init__(
-        self, gpu: Gpu | None = HOPPER, *, offset: float = 0.0, error: Exception | None = None
+        self,
+        gpu: Gpu | None = HOPPER,
+        *,
+        offset: float = 0.0,
+        error: Exception | None = None,
+        image: tuple[int | str, ...] = (SIZE, SIZE),
     ) -> None:
         self.opened: list[FakeEngine] = []
+        self.inputs = (TensorSpec("input", "float32", ("batch", 3, *image)),)
         self.gpu, self.offset, self.error = gpu, offset, error
 
     def __call__(self, **changes: Any) -> Machine:
@@ -123,7 +129,14 @@ class FakeMachine:
         cache: Path | None,
     ) -> FakeEngine:
         engine = FakeEngine(
-            plan, compiler, profile, cuda_graphs, cache, offset=self.offset, error=self.error
+            plan,
+            compiler,
+            profile,
+            cuda_graphs,
+            cache,
+            offset=self.offset,
+            error=self.error,
+            inputs=self.inputs,
         )
         self.opened.append(engine)
         return engine

@@ -205,8 +205,17 @@ class ExecutionContext:
     def get_tensor_shape(self, name: str) -> list[int]:
         if name in self._shapes:
             return list(self._shapes[name])
-        batch = next(iter(self._shapes.values()))[0]
-        return [batch, *self._engine.get_tensor_shape(name)[1:]]
+        first, *others = self._engine.get_tensor_shape(name)
+        if -1 in others:
+            return self._computed_shape(name)
+        return [next(iter(self._shapes.values()))[0] if first == -1 else first, *others]
+
+    def _computed_shape(self, name: str) -> list[int]:
+        feeds = {
+            known: np.zeros(shape, self._engine.numpy_type(known))
+            for known, shape in self._shapes.items()
+        }
+        return list(self._engine.session.run([name], feeds)[0].shape)
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         assert memory % 256 == 0

@@ -12,12 +12,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from deploykit import environment
 from deploykit.backends.trt.builder import CompileOptions, compile_onnx, known_compute_capabilities
 from deploykit.backends.trt.compiler import TENSORRT, TENSORRT_RTX, load_compiler
-from deploykit.errors import MissingDependencyError
+from deploykit.backends.trt.runner import TrtRunner
+from deploykit.errors import MissingDependencyError, UsageError
+from deploykit.sizes import SizeRange
+from deploykit.specs import ShapeProfile
 from tests.runner_scenarios import PROFILE, Bench, RunnerScenarios, images
 from tests.unit.backends.trt import small_models
 
@@ -25,7 +29,12 @@ REASON = "no GPU on this machine"
 ROOT = Path(__file__).parents[2]
 
 
-def compiled(name: str, folder: Path) -> Bench:
+def compiled(
+    name: str,
+    folder: Path,
+    profile: ShapeProfile = PROFILE,
+    shape: tuple[int | str, ...] = ("batch", *small_models.IMAGE),
+) -> Bench:
     """TensorRT multiplies FP32 on tensor cores with TF32's ten bits: hence the tolerance."""
     gpus = environment.gpus()
     if not gpus:
@@ -40,9 +49,9 @@ def compiled(name: str, folder: Path) -> Bench:
         if own not in known_compute_capabilities(compiler):
             pytest.skip(f"{compiler.label} does not compile for compute capability {own}")
         targets = (own,)
-    onnx = small_models.convolution(folder / "model.onnx")
+    onnx = small_models.convolution(folder / "model.onnx", shape=shape)
     plan = folder / "model.engine"
-    options = CompileOptions(PROFILE, compute_capabilities=targets)
+    options = CompileOptions(profile, compute_capabilities=targets)
     plan.write_bytes(compile_onnx(compiler, onnx, options).plan)
     return Bench(plan, onnx, compiler, tolerance=5e-3, leak_bytes=8 << 20)
 
@@ -77,6 +86,23 @@ class TestRtx(RunnerScenarios):
             with bench.runner(cache=cache) as runner:
                 check(images(1), runner.run({"x": images(1)}))
             assert len(cache.read_bytes()) > len(b"damaged")
+
+
+OPEN = ShapeProfile(1, 2, 4, SizeRange(8, 16, 24), SizeRange(12, 16, 20))
+
+
+@pytest.mark.parametrize("name", [TENSORRT, TENSORRT_RTX])
+def test_every_height_and_width_of_a_profile(name: str, tmp_path: Path) -> None:
+    bench = compiled(name, tmp_path, OPEN, ("batch", 8, "height", "width"))
+    check = bench.oracle()
+    sizes = [(1, 8, 16, 16), (4, 8, 24, 20), (1, 8, 8, 12), (3, 8, 9, 13), (4, 8, 8, 20)]
+    with TrtRunner(bench.plan, bench.compiler, OPEN) as runner:
+        for turn in range(3):  # runs plainly, is captured, is replayed
+            for size in sizes:
+                given = np.random.default_rng(turn).normal(size=size).astype(np.float32)
+                check(given, runner.run({"x": given}))
+        with pytest.raises(UsageError, match="height 25, its profile is 8 to 24"):
+            runner.run({"x": np.zeros((1, 8, 25, 16), np.float32)})
 
 
 # A kernel that stops with a fault: it poisons the process's CUDA context, as a defect would.

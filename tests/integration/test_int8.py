@@ -14,7 +14,11 @@ import pytest
 from deploykit.bundle import Bundle
 from deploykit.calibration import CalibrationTable
 from deploykit.images import GivenImages
-from deploykit.pipeline.calibrate import CalibrationOptions, calibrate_target
+from deploykit.pipeline.calibrate import (
+    CalibrationOptions,
+    DefinitionOptions,
+    calibrate_target,
+)
 from tests.cli import Called, deploykit
 
 if TYPE_CHECKING:
@@ -172,7 +176,7 @@ def test_images_of_a_program_give_the_ranges_of_the_same_file(
     with np.load(digits.calibration) as data:
         given = GivenImages(iter(data["images"]))
     options = CalibrationOptions(given, count=40, table=working_folder / "given.json")
-    calibrated, _ = calibrate_target(fp32, options)
+    calibrated, _ = calibrate_target(str(fp32), options, DefinitionOptions())
     assert calibrated.to_dict()["source"] == "images given by a program"
     made = deploykit("calibrate", fp32, "--data", digits.calibration, "--calib-count", 40,
                      "-o", "file.json")  # fmt: skip
@@ -275,10 +279,20 @@ def test_missing_images(fp32: Path, working_folder: Path) -> None:
     assert not (working_folder / "bundle").exists()
 
 
-def test_calibrate_needs_a_file_or_a_bundle(digits: Digits, working_folder: Path) -> None:
-    called = deploykit("calibrate", "resnet20", "--data", digits.calibration)
+def test_a_bundle_has_weights_of_its_own(fp32: Path, digits: Digits, working_folder: Path) -> None:
+    called = deploykit("calibrate", fp32, "--data", digits.calibration, "--weights", "imagenet")
     assert called.code == 2
-    assert "expected an FP32 .onnx file or a bundle" in called.err
+    assert "brings its own weights, classes and size" in called.err
+
+
+def test_a_definition_is_calibrated_for_its_export(working_folder: Path) -> None:
+    told = "resnet20", "--input-size", 32, "--num-classes", 3
+    made = deploykit("calibrate", *told, "--data", "random", "--calib-count", 4)
+    assert made.code == 0, made.err
+    exported = deploykit("export", *told, "--backend", "none", "-o", "bundle")
+    assert exported.code == 0, exported.err
+    table = CalibrationTable.load(working_folder / "calib" / "resnet20.json")
+    table.require_model(Bundle.open(working_folder / "bundle").manifest.onnx.sha256)
 
 
 def test_black_images_give_no_zero_scale(fp32: Path, working_folder: Path) -> None:

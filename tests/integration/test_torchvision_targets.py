@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torchvision
@@ -61,6 +62,40 @@ def test_compiles_for_rtx(tmp_path: Path) -> None:
     assert called.code == 0, called.err
     (engine,) = called.data["engines"]
     assert engine["precision_census"]["CONVOLUTION HALF"] == 26
+
+
+WINDOWS = """
+from torchvision.models.maxvit import MaxVit
+from torchvision.models.swin_transformer import SwinTransformer
+
+def maxvit():
+    return MaxVit(
+        input_size=(32, 32), stem_channels=8, partition_size=2, block_channels=[16],
+        block_layers=[1], head_dim=8, stochastic_depth_prob=0.1, num_classes=5,
+    )
+
+def swin():
+    return SwinTransformer(
+        patch_size=[4, 4], embed_dim=16, depths=[2], num_heads=[2], window_size=[4, 4],
+        stochastic_depth_prob=0.1, num_classes=5,
+    )
+"""
+
+
+@pytest.mark.parametrize("name", ["maxvit", "swin"])
+def test_attention_in_windows_goes_through_every_stage_in_fp16(name: str, tmp_path: Path) -> None:
+    """Torchvision's own classes with one small block of each kind: whole networks take a minute."""
+    (tmp_path / "small.py").write_text(WINDOWS)
+    called = deploykit(
+        "export", f"{tmp_path / 'small.py'}:{name}", "--fp16", "--input-size", 32, "--backend",
+        "none", "-o", tmp_path / "bundle", "--json",
+    )  # fmt: skip
+    assert called.code == 0, called.err
+    assert [report["passed"] for report in called.data["validation"]] == [True, True]
+    assert called.data["conversion"]["kept_heavy"] == 0
+    operators = {node.op_type for node in onnx.load(tmp_path / "bundle" / "model.onnx").graph.node}
+    assert "MatMul" in operators
+    assert "Einsum" not in operators  # MaxViT's attention is written as one
 
 
 def test_inspect_counts_what_torchvision_counts() -> None:

@@ -41,10 +41,14 @@ def test_the_batch_fills_the_first_open_dimension(
     assert spec.is_dynamic is dynamic
 
 
-def test_another_open_dimension_is_refused() -> None:
+def test_another_open_dimension_needs_a_size() -> None:
     spec = TensorSpec("input", "float32", ("batch", 3, "height", 8))
-    with pytest.raises(UsageError, match=r"^input \('batch', 3, 'height', 8\): only the first dim"):
+    with pytest.raises(
+        UsageError,
+        match=r"^input \('batch', 3, 'height', 8\): height is open, and has no size here",
+    ):
         spec.with_batch(1)
+    assert spec.with_sizes({0: 2, 2: 6, 3: 7}) == (2, 3, 6, 8)
 
 
 def test_a_tensor_spec_survives_json() -> None:
@@ -75,6 +79,7 @@ def test_a_profile_out_of_order(text: str) -> None:
     "spec",
     [
         Preprocessing(crop=(224, 224), resize=256),
+        Preprocessing(crop=(224, 224), resize=(224, 192)),
         Preprocessing(
             crop=(32, 28), interpolation="bicubic", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
         ),

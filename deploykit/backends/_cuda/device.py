@@ -75,7 +75,7 @@ class Device:
             free, total = self.memory_bytes()
             raise DeviceError(
                 f"the GPU has no {_mib(size)} left: {_mib(free)} of {_mib(total)} are free\n"
-                "stop what else uses the GPU, or compile the engine for smaller batches"
+                "stop what else uses the GPU, or compile the engine for smaller batches or images"
             ) from error
 
     def reserve_pinned(self, size: int) -> PinnedMemory:

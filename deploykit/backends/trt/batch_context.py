@@ -1,4 +1,4 @@
-"""One execution context for one batch size, with its buffers and its CUDA graphs."""
+"""One execution context for one shape of the batch, with its buffers and its CUDA graphs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from deploykit.backends._cuda.failures import cuda_failure
-from deploykit.backends.trt import api
 from deploykit.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ _ALIGNMENT: Final = 256
 """``setTensorAddress`` of the runtime: addresses have to be multiples of it."""
 
 GRAPHS_KEPT: Final = 4
-"""Of one batch size on one stream: inputs on the GPU come at the caller's own addresses, and
+"""Of one shape on one stream: inputs on the GPU come at the caller's own addresses, and
 PyTorch's allocator hands out the same few again and again."""
 
 _ATTEMPTS: Final = 3
@@ -38,7 +37,7 @@ _ATTEMPTS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Buffers of one tensor for the largest batch: on the host, page-locked, and on the GPU."""
+    """Buffers of one tensor for the largest shape: on the host, page-locked, and on the GPU."""
 
     spec: TensorSpec
     host: PinnedMemory
@@ -46,7 +45,7 @@ class Slot:
 
 
 class Binding:
-    """A tensor of one batch size: the parts of its buffers that the batch fills."""
+    """A tensor of one shape: the parts of its buffers that the batch fills."""
 
     def __init__(self, slot: Slot, shape: tuple[int, ...]) -> None:
         self.name = slot.spec.name
@@ -59,7 +58,7 @@ class Binding:
 
 
 class BatchContext:
-    """Runs one batch size on one stream; the vendor advises one context per captured graph.
+    """Runs batches of one shape on one stream; the vendor advises one context per captured graph.
 
     A graph is captured when the same addresses come for the second time: the first run warms up,
     and an address that never comes again is not worth a capture.
@@ -71,20 +70,16 @@ class BatchContext:
         stream: Stream,
         scratch: Memory | None,
         slots: Sequence[Slot],
-        batch: int,
+        shapes: Sequence[tuple[int, ...]],
     ) -> None:
         self._engine = engine
         self._stream = stream
         self._context = engine.new_context()
         if scratch is not None:
             self._context.set_device_memory(scratch.address, scratch.size)
-        inputs = slots[: len(engine.inputs)]
-        self.inputs = [Binding(slot, slot.spec.with_batch(batch)) for slot in inputs]
-        self._set_shapes()
-        self.outputs = [
-            Binding(slot, api.as_tuple(self._context.get_tensor_shape(slot.spec.name)))
-            for slot in slots[len(inputs) :]
-        ]
+        computed = engine.set_shapes(self._context, shapes)
+        self.inputs = list(map(Binding, slots, shapes))
+        self.outputs = list(map(Binding, slots[len(shapes) :], computed))
         for binding in (*self.inputs, *self.outputs):
             self._set_address(binding.name, binding.device.address)
         self._own = tuple(binding.device.address for binding in self.inputs)
@@ -182,17 +177,6 @@ class BatchContext:
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self._stream.handle):
             raise self._engine.failure("does not run it")
-
-    def _set_shapes(self) -> None:
-        for binding in self.inputs:
-            if not self._context.set_input_shape(binding.name, binding.shape):
-                raise self._engine.failure(f"refuses the shape {binding.shape} of {binding.name!r}")
-        try:
-            missing = self._context.infer_shapes()
-        except RuntimeError as error:
-            raise self._engine.failure("cannot infer the shapes") from error
-        if missing:
-            raise self._engine.failure(f"lacks the shapes of {', '.join(missing)}")
 
     def _set_address(self, name: str, address: int) -> None:
         if not self._context.set_tensor_address(name, address):

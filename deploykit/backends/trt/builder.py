@@ -15,9 +15,10 @@ from deploykit import environment
 from deploykit.backends.trt.census import take_census
 from deploykit.backends.trt.compiler import require_gpu
 from deploykit.backends.trt.messages import Messages, clean, logger_into
-from deploykit.backends.trt.profiles import fixed_profile, input_shapes, open_inputs
+from deploykit.backends.trt.profiles import fitting_profile, input_shapes, open_inputs
 from deploykit.backends.trt.progress import BuildMonitor, progress_monitor
 from deploykit.errors import BuildError, UsageError
+from deploykit.sizes import filled
 from deploykit.specs import ShapeProfile
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class CompileOptions:
 class CompiledEngine:
     """A serialized engine and what is known of it.
 
-    ``profile`` is the accepted batch, one number where the model's batch is fixed. ``build_s`` is
+    ``profile`` has the accepted shapes, one batch where the model fixes it. ``build_s`` is
     the time of parsing and compiling. ``warnings`` are the compiler's own, each once.
     """
 
@@ -214,18 +215,18 @@ class _Compilation:
         self, builder: Any, config: Any, inputs: Mapping[str, tuple[int, ...]], asked: ShapeProfile
     ) -> ShapeProfile:
         dynamic = open_inputs(inputs)
+        fitting = fitting_profile(self._onnx.name, inputs, asked)
         if not dynamic:
-            return fixed_profile(inputs, asked)
+            return fitting
         profile = self._create(builder.create_optimization_profile)
-        batches = (asked.min_batch, asked.opt_batch, asked.max_batch)
+        points = (fitting.smallest, fitting.preferred, fitting.largest)
         for name, shape in dynamic.items():
-            shapes = [(batch, *shape[1:]) for batch in batches]
-            self._set_shape(profile, name, shapes)
+            self._set_shape(profile, name, [filled(shape, sizes) or shape for sizes in points])
         if not profile or config.add_optimization_profile(profile) < 0:
             raise self._error(
-                f"{self._compiler.label} refuses the batch profile {batches}", "choose another"
+                f"{self._compiler.label} refuses the profile {fitting}", "choose another"
             )
-        return asked
+        return fitting
 
     def _set_shape(self, profile: Any, name: str, shapes: Sequence[tuple[int, ...]]) -> None:
         try:
@@ -233,7 +234,7 @@ class _Compilation:
         except ValueError as error:
             raise self._error(
                 f"{self._compiler.label} refuses the shapes {shapes} of input {name!r}",
-                "choose another batch profile",
+                "choose another profile",
                 str(error),
             ) from error
 

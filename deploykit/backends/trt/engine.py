@@ -9,10 +9,11 @@ from deploykit.backends.trt import api
 from deploykit.backends.trt.messages import Messages, logger_into
 from deploykit.backends.trt.runtime_cache import RuntimeCache
 from deploykit.errors import BundleError, DeviceError, EngineIncompatibleError
+from deploykit.sizes import AXIS_NAMES, BATCH_AXIS
 from deploykit.specs import BATCH, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from deploykit.backends.trt.compiler import Compiler
@@ -28,6 +29,8 @@ _DTYPES: Final[Mapping[str, str]] = {
 }
 """Name in numpy of each of the runtime's types that numpy has."""
 
+_IMAGE_DIMS: Final = 4
+
 
 class Engine:
     """A plan that is loaded on the GPU; ``scratch_bytes`` is what each stream of calls needs.
@@ -38,7 +41,7 @@ class Engine:
     Raises:
         BundleError: the file cannot be read.
         EngineIncompatibleError: this runtime, driver or GPU does not load it, or it has tensors
-            that are no batches of numbers.
+            that are no batches of numbers or images.
     """
 
     def __init__(
@@ -73,6 +76,37 @@ class Engine:
         if context is None:
             raise self.failure("makes no execution context")
         return context
+
+    def set_shapes(
+        self, context: api.ExecutionContext, shapes: Sequence[tuple[int, ...]]
+    ) -> tuple[tuple[int, ...], ...]:
+        """Tell a context the shapes of the inputs; those of the outputs that follow.
+
+        Raises:
+            DeviceError: the runtime refuses them.
+        """
+        for spec, shape in zip(self.inputs, shapes, strict=True):
+            if not context.set_input_shape(spec.name, shape):
+                raise self.failure(f"refuses the shape {shape} of {spec.name!r}")
+        try:
+            missing = context.infer_shapes()
+        except RuntimeError as error:
+            raise self.failure("cannot infer the shapes") from error
+        if missing:
+            raise self.failure(f"lacks the shapes of {', '.join(missing)}")
+        return tuple(api.as_tuple(context.get_tensor_shape(spec.name)) for spec in self.outputs)
+
+    def output_shapes(self, largest: Mapping[int, int]) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the outputs for inputs of the sizes ``largest`` (by axis).
+
+        Raises:
+            DeviceError: the runtime cannot tell.
+        """
+        if all(isinstance(dim, int) for spec in self.outputs for dim in spec.shape[1:]):
+            return tuple(spec.with_sizes(largest) for spec in self.outputs)
+        # Maps of features beside the logits: how large they are is the network's to say.
+        shapes = [spec.with_sizes(largest) for spec in self.inputs]
+        return self.set_shapes(self.new_context(), shapes)
 
     def failure(self, what: str) -> DeviceError:
         """An error with the runtime's own words, which are then forgotten."""
@@ -113,19 +147,31 @@ class Engine:
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name).name == "INPUT"]
         outputs = [name for name in names if name not in inputs]
-        return tuple(map(self._spec, inputs)), tuple(map(self._spec, outputs))
+        return tuple(map(self._input, inputs)), tuple(map(self._output, outputs))
 
-    def _spec(self, name: str) -> TensorSpec:
+    def _input(self, name: str) -> TensorSpec:
         kind = self._engine.get_tensor_dtype(name).name
         shape = api.as_tuple(self._engine.get_tensor_shape(name))
-        if kind not in _DTYPES or not shape or -1 in shape[1:]:
-            raise EngineIncompatibleError(
-                f"{self.name}: tensor {name!r} has type {kind} and shape {shape}\n"
-                f"possible are shapes that are open in their first dimension only, and the types "
-                f"{', '.join(_DTYPES)}"
-            )
-        first = BATCH if shape[0] == -1 else shape[0]
-        return TensorSpec(name, _DTYPES[kind], (first, *shape[1:]))
+        known = AXIS_NAMES if len(shape) == _IMAGE_DIMS else {BATCH_AXIS: BATCH}
+        named = tuple(known.get(axis, -1) if dim == -1 else dim for axis, dim in enumerate(shape))
+        if kind not in _DTYPES or not named or -1 in named:
+            raise self._odd(name, kind, shape)
+        return TensorSpec(name, _DTYPES[kind], named)
+
+    def _output(self, name: str) -> TensorSpec:
+        kind = self._engine.get_tensor_dtype(name).name
+        shape = api.as_tuple(self._engine.get_tensor_shape(name))
+        if kind not in _DTYPES or not shape:
+            raise self._odd(name, kind, shape)
+        first, *others = (f"{name}_{axis}" if dim == -1 else dim for axis, dim in enumerate(shape))
+        return TensorSpec(name, _DTYPES[kind], (BATCH if shape[0] == -1 else first, *others))
+
+    def _odd(self, name: str, kind: str, shape: tuple[int, ...]) -> EngineIncompatibleError:
+        return EngineIncompatibleError(
+            f"{self.name}: tensor {name!r} has type {kind} and shape {shape}\n"
+            "possible are shapes that are open in the batch, and in the height and width of "
+            f"images (N, C, H, W), and the types {', '.join(_DTYPES)}"
+        )
 
     def _new_config(self, module: Any) -> api.RuntimeConfig:
         config = self._engine.create_runtime_config()

@@ -9,6 +9,7 @@ import numpy as np
 from deploykit.backends._cuda.arrays import as_source
 from deploykit.backends._feeds import check_feeds
 from deploykit.errors import UsageError
+from deploykit.sizes import AXIS_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +31,8 @@ def read_feeds(
     """The sources of the inputs in their order; all have the same batch, one of the profile.
 
     Raises:
-        UsageError: names, types, shapes or places are not the engine's, or the batch is not.
+        UsageError: names, types, shapes or places are not the engine's, or the batch, the height
+            or the width is outside the profile.
     """
     sources = {
         key: value if type(value) is np.ndarray else as_source(key, value, stream)
@@ -49,4 +51,22 @@ def read_feeds(
             f"{profile.max_batch}\nsplit or fill up the batch, or compile the engine with another "
             "--batch MIN,OPT,MAX"
         )
+    if profile.height is not None or profile.width is not None:
+        for spec, source in zip(inputs, ordered, strict=True):
+            _check_image(name, spec, source.shape, profile)
     return ordered
+
+
+def _check_image(
+    name: str, spec: TensorSpec, shape: tuple[int, ...], profile: ShapeProfile
+) -> None:
+    ranges = profile.ranges
+    for axis, dim in enumerate(spec.shape):
+        sizes = ranges.get(axis)
+        if isinstance(dim, str) and sizes is not None and shape[axis] not in sizes:
+            label = AXIS_NAMES[axis]
+            raise UsageError(
+                f"{name} was fed images of {label} {shape[axis]}, its profile is {sizes.min} to "
+                f"{sizes.max}\nresize or pad them, or compile the engine with another "
+                f"--{label} MIN,OPT,MAX"
+            )

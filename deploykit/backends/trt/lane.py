@@ -1,4 +1,4 @@
-"""What one call at a time needs: a stream, buffers, and an execution context per batch size."""
+"""What one call at a time needs: a stream, buffers, and an execution context per shape."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ if TYPE_CHECKING:
     from deploykit.backends.trt.engine import Engine
     from deploykit.specs import ShapeProfile, TensorSpec
 
+    Shapes = tuple[tuple[int, ...], ...]
+
 SIZES_KEPT: Final = 16
-"""Batch sizes of one lane that have a context at the same time; the one unused longest goes."""
+"""Shapes of one lane that have a context at the same time; the one unused longest goes."""
 
 _START, _COPIED_IN, _COMPUTED, _COPIED_OUT = range(4)
 
 
 class Lane:
-    """A stream with all that its calls use, reserved at once for the largest batch.
+    """A stream with all that its calls use, reserved at once for the largest batch and image.
 
-    No batch size, and no number of calls, makes it grow after that but for its contexts, of which
+    No shape, and no number of calls, makes it grow after that but for its contexts, of which
     there are `SIZES_KEPT` at most. They share the buffers and the scratch memory, which is right
     because the calls of a lane follow one another.
 
@@ -46,13 +48,16 @@ class Lane:
         self._engine = engine
         self._profile = profile
         self._stream = device.new_stream()
-        self._contexts: dict[int, BatchContext] = {}
+        self._contexts: dict[Shapes, BatchContext] = {}
         self._slots: list[Slot] = []
         self._scratch: Memory | None = None
         self._clock: StepClock | None = None
         try:
-            for spec in (*engine.inputs, *engine.outputs):
-                self._slots.append(self._slot(spec))
+            largest = profile.largest
+            for spec in engine.inputs:
+                self._slots.append(self._slot(spec, spec.with_sizes(largest)))
+            for spec, shape in zip(engine.outputs, engine.output_shapes(largest), strict=True):
+                self._slots.append(self._slot(spec, shape))
             if engine.scratch_bytes:
                 self._scratch = device.reserve(engine.scratch_bytes, self._stream)
             self._stream.synchronise()
@@ -149,8 +154,7 @@ class Lane:
         self._stream.close()
         self._clock = self._scratch = None
 
-    def _slot(self, spec: TensorSpec) -> Slot:
-        shape = spec.with_batch(self._profile.max_batch)
+    def _slot(self, spec: TensorSpec, shape: tuple[int, ...]) -> Slot:
         size = int(np.prod(shape)) * np.dtype(spec.dtype).itemsize
         host = self._device.reserve_pinned(size)
         try:
@@ -162,7 +166,7 @@ class Lane:
     def _prepare(self, feeds: Mapping[str, Any]) -> tuple[BatchContext, list[Any]]:
         engine = self._engine
         sources = read_feeds(engine.name, engine.inputs, self._profile, feeds, self._stream)
-        return self._context(sources[0].shape[0]), sources
+        return self._context(tuple([source.shape for source in sources])), sources
 
     def _copies(self, bindings: Sequence[Binding]) -> dict[str, DeviceArray]:
         copies = {}
@@ -178,11 +182,11 @@ class Lane:
             self._clock = self._device.new_clock(4)
         return self._clock
 
-    def _context(self, batch: int) -> BatchContext:
-        context = self._contexts.pop(batch, None)
+    def _context(self, shapes: Shapes) -> BatchContext:
+        context = self._contexts.pop(shapes, None)
         if context is None:
             if len(self._contexts) == SIZES_KEPT:
                 self._contexts.pop(next(iter(self._contexts))).close()
-            context = BatchContext(self._engine, self._stream, self._scratch, self._slots, batch)
-        self._contexts[batch] = context  # now the newest
+            context = BatchContext(self._engine, self._stream, self._scratch, self._slots, shapes)
+        self._contexts[shapes] = context  # now the newest
         return context

@@ -17,7 +17,7 @@ _log = logging.getLogger("deploykit")
 
 LANES: Final = 4
 """Calls on the GPU at the same time; more wait for one to end. A GPU is filled by a few streams,
-and each costs buffers for the largest batch and the engine's scratch memory."""
+and each costs buffers for the largest batch and image, and the engine's scratch memory."""
 
 
 class LanePool:

@@ -49,7 +49,7 @@ class TrtRunner(Closing):
 
     An input is a numpy array of any layout, or an array on the GPU by DLPack or the CUDA array
     interface, which is used where it lies: it must not be written before the call has returned.
-    With ``cuda_graphs`` a batch size is captured as a graph when it comes for the second time from
+    With ``cuda_graphs`` a shape is captured as a graph when it comes for the second time from
     the same addresses, and TensorRT for RTX decides that by itself. ``cache`` is the file for what
     TensorRT for RTX compiles at run time; it is read on opening and written on closing. ``spin``
     is how all of this process waits for the GPU from now on: by asking again and again, or asleep;
@@ -89,8 +89,9 @@ class TrtRunner(Closing):
         """Outputs by name for one batch of inputs by name.
 
         Raises:
-            UsageError: names, types, shapes or places of ``feeds`` are not the engine's, its batch
-                is outside the profile, the runner is closed, or was opened before a fork.
+            UsageError: names, types, shapes or places of ``feeds`` are not the engine's, its batch,
+                height or width is outside the profile, the runner is closed, or was opened before
+                a fork.
             DeviceError: the GPU failed, now or in an earlier call, or has too little memory.
             MissingDependencyError: ``cuda.core`` is not installed.
             EngineIncompatibleError: no driver, or the engine does not load on this machine.

@@ -13,10 +13,10 @@ import numpy as np
 import onnx_ir as ir
 
 from deploykit.onnx_graph.constants import add_constant
-from deploykit.onnx_graph.files import serialise
 from deploykit.onnx_graph.naming import Names
 from deploykit.onnx_graph.qdq.insertion import insert_qdq
 from deploykit.onnx_graph.qdq.plan import Reader
+from deploykit.onnx_graph.splitting import split
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -24,20 +24,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.onnx_graph.qdq.plan import QdqPlan
+    from deploykit.specs import SplitGraph
 
 BIASED_OPS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 """Operators with a bias of their own, one number for each output channel."""
 
 
 class Probe(NamedTuple):
-    """A serialised graph and what its outputs are.
+    """A graph for a runner and what its outputs are.
 
     ``shifts`` gives for each layer the output with mean(exact - quantized) of each channel, shape
     (C,); ``powers`` for each activation the two outputs with its sum of squares and that of its
     rounding error, scalars.
     """
 
-    graph: bytes
+    graph: SplitGraph
     shifts: Mapping[str, str]
     powers: Mapping[str, tuple[str, str]]
 
@@ -47,7 +48,7 @@ def probe_errors(model: ir.Model, plan: QdqPlan, amax: Mapping[str, float]) -> P
 
     Raises:
         DataError: ``amax`` lacks a value of the plan, or is not a number from 0 up.
-        ModelFileError: it does not fit in one file.
+        ModelFileError: it is too large without its weights.
     """
     doubled = model.clone()
     builder = _Builder(doubled)
@@ -69,7 +70,7 @@ def probe_errors(model: ir.Model, plan: QdqPlan, amax: Mapping[str, float]) -> P
         weights=tuple(replace(w, node=twins[w.node]) for w in plan.weights if w.node in twins),
     )
     probed = insert_qdq(doubled, probing, amax)
-    return Probe(serialise(ir.to_proto(probed), "the graph with its errors"), shifts, powers)
+    return Probe(split(probed, "the graph with its errors"), shifts, powers)
 
 
 class _Builder:

@@ -8,34 +8,35 @@ import numpy as np
 import onnx_ir as ir
 
 from deploykit.onnx_graph.constants import add_constant
-from deploykit.onnx_graph.files import serialise
 from deploykit.onnx_graph.naming import Names
 from deploykit.onnx_graph.qdq.insertion import insert_qdq
+from deploykit.onnx_graph.splitting import split
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from deploykit.onnx_graph.qdq.plan import QdqPlan, QuantizedWeight
+    from deploykit.specs import SplitGraph
 
 SWITCHES: Final = "exact_layers"
 """The extra input: bool (L,), true for each layer of the plan that shall compute in FP32."""
 
 
-def switchable(model: ir.Model, plan: QdqPlan, amax: Mapping[str, float]) -> bytes:
-    """The INT8 form of an FP32 graph, serialised, with the input `SWITCHES`.
+def switchable(model: ir.Model, plan: QdqPlan, amax: Mapping[str, float]) -> SplitGraph:
+    """The INT8 form of an FP32 graph, for a runner, with the input `SWITCHES`.
 
     A layer that is switched reads its input and its weight as they were before; the others, and
     residual additions, read what they read in INT8. Layers are in the order of ``plan.weights``.
 
     Raises:
         DataError: ``amax`` lacks a value of the plan, or is not a number from 0 up.
-        ModelFileError: it does not fit in one file.
+        ModelFileError: it is too large without its weights.
     """
     result = insert_qdq(model, plan, amax)
     builder = _Builder(model, result, len(plan.weights))
     for index, weight in enumerate(plan.weights):
         builder.add_switch(index, weight)
-    return serialise(ir.to_proto(result), "the graph with its switches")
+    return split(result, "the graph with its switches")
 
 
 class _Builder:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
-from deploykit.onnx_graph.files import serialise
 from deploykit.onnx_graph.qdq.bias_correction import correct_biases
 from deploykit.onnx_graph.qdq.insertion import insert_qdq
+from deploykit.onnx_graph.splitting import split
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
+    import onnx_ir as ir
     from numpy.typing import NDArray
 
     from deploykit.onnx_graph.qdq.plan import QdqPlan
+    from deploykit.specs import SplitGraph
 
 
 def trial_graph(
@@ -24,12 +24,12 @@ def trial_graph(
     plan: QdqPlan,
     amax: Mapping[str, float],
     shifts: Mapping[str, NDArray[np.float32]],
-) -> bytes:
-    """The serialised graph; ``shifts`` (C,) are added to the biases of the named layers.
+) -> SplitGraph:
+    """The graph for a runner; ``shifts`` (C,) are added to the biases of the named layers.
 
     Raises:
         DataError: ``amax`` lacks a value of the plan, or is not a number from 0 up.
-        ModelFileError: it does not fit in one file.
+        ModelFileError: it is too large without its weights.
     """
     corrected, _ = correct_biases(model, shifts) if shifts else (model, 0)
-    return serialise(ir.to_proto(insert_qdq(corrected, plan, amax)), "a candidate for INT8")
+    return split(insert_qdq(corrected, plan, amax), "a candidate for INT8")

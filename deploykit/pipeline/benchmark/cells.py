@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from deploykit import models
 from deploykit.benchmarking.runs import cell_key
 from deploykit.errors import EngineIncompatibleError, UnknownNameError, UsageError
-from deploykit.pipeline.targets import TORCHVISION
+from deploykit.pipeline.targets import Kind, kind_of, name_of
 from deploykit.specs import Precision
 
 if TYPE_CHECKING:
@@ -95,10 +94,10 @@ class Matrix:
     def __post_init__(self) -> None:
         called: dict[str, str] = {}
         for target in self.targets:
-            other = called.setdefault(model_name(target), target)
+            other = called.setdefault(name_of(target), target)
             if other != target:
                 raise UsageError(
-                    f"{other} and {target} would both be called {model_name(target)}\n"
+                    f"{other} and {target} would both be called {name_of(target)}\n"
                     "measure them one after the other, or rename one"
                 )
         for name in self.backends or ():
@@ -146,10 +145,10 @@ def plan_cells(
     """
     backends = _working(matrix, unavailable)
     cells = tuple(
-        Cell(target, model_name(target), backend, precision, batch)
+        Cell(target, name_of(target), backend, precision, batch)
         for target in matrix.targets
         for backend in backends
-        if backend != "eager" or is_definition(target)
+        if backend != "eager" or kind_of(target) is Kind.DEFINITION
         for precision in _precisions(matrix, backend, own_precision.get(target))
         for batch in matrix.batches
     )
@@ -159,25 +158,6 @@ def plan_cells(
             "eager runs architectures in FP32 only; a converted file has the precision it has"
         )
     return _filtered(cells, matrix.filters)
-
-
-def is_definition(target: str) -> bool:
-    """Whether a target is an architecture's name, not a file or folder."""
-    return target.startswith(TORCHVISION) or target in models.names()
-
-
-def model_name(target: str) -> str:
-    """What a target is called in tables.
-
-    >>> model_name("resnet50"), model_name("models/mine.onnx"), model_name("engines/resnet50-fp16/")
-    ('resnet50', 'mine', 'resnet50-fp16')
-    >>> model_name("torchvision:swin_t")
-    'torchvision-swin_t'
-    """
-    if is_definition(target):
-        return target.replace(":", "-")
-    path = Path(target)
-    return path.stem if target.endswith(".onnx") else path.resolve().name
 
 
 def _working(matrix: Matrix, unavailable: Mapping[str, str]) -> Sequence[str]:

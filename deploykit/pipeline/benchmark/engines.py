@@ -12,6 +12,7 @@ from deploykit.bundle import Bundle
 from deploykit.errors import EngineIncompatibleError
 from deploykit.pipeline.benchmark.prepared import BuiltEngine
 from deploykit.runtime.choice import cache_of, incompatible, judge_engines
+from deploykit.sizes import IMAGE_AXES, SizeRange
 from deploykit.specs import ShapeProfile
 from deploykit.stages.build import build_engine
 from deploykit.staging import translated_write_errors, write_whole
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from deploykit.pipeline.benchmark.cells import Cell
     from deploykit.pipeline.benchmark.prepared import Graph
     from deploykit.runtime.choice import Fit, Machine
+    from deploykit.specs import TensorSpec
 
 RECORD: Final = "engine.json"
 
@@ -71,17 +73,25 @@ def _of_bundle(bundle: Bundle, fit: Fit, machine: Machine) -> BuiltEngine:
 def _build(cell: Cell, graph: Graph, folder: Path, machine: Machine) -> EngineRecord:
     compiler = machine.load_compiler(cell.backend)
     own = (machine.gpus[0].compute_capability,) if compiler.is_portable else ()
-    options = CompileOptions(
-        profile=ShapeProfile(cell.batch, cell.batch, cell.batch), compute_capabilities=own
-    )
+    artifact = _artifact(graph)
+    profile = _profile(cell.batch, artifact.inputs[0], graph.image)
+    options = CompileOptions(profile, compute_capabilities=own)
     with translated_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    record = build_engine(
-        _artifact(graph), folder, compiler, options, allowed_fp32=_kept_heavy(graph)
-    )
+    record = build_engine(artifact, folder, compiler, options, allowed_fp32=_kept_heavy(graph))
     body = {"onnx_sha256": graph.sha256, "record": record.to_dict()}
     write_whole(folder / RECORD, json.dumps(body, indent=2) + "\n")
     return record
+
+
+def _profile(batch: int, spec: TensorSpec, image: tuple[int, int] | None) -> ShapeProfile:
+    """This batch alone, and of open images the size that the bundle prepares alone."""
+    open_sizes = {
+        label: SizeRange(size, size, size)
+        for (axis, label), size in zip(IMAGE_AXES.items(), image or (), strict=False)
+        if isinstance(spec.shape[axis], str)
+    }
+    return ShapeProfile(batch, batch, batch, **open_sizes)
 
 
 def _artifact(graph: Graph) -> OnnxArtifact:

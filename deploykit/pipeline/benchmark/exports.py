@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Final
 from deploykit import environment
 from deploykit.bundle import Bundle
 from deploykit.errors import BundleError
-from deploykit.pipeline.benchmark.cells import model_name
 from deploykit.pipeline.calibrate import RANDOM, CalibrationOptions
 from deploykit.pipeline.export import ExportOptions, export
 from deploykit.pipeline.int8 import Int8Request
 from deploykit.pipeline.int8_choice import Wishes
+from deploykit.pipeline.targets import name_of
 from deploykit.specs import Precision
 
 if TYPE_CHECKING:
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 NOISE_IMAGES: Final = 8
 
 
-def exported(target: str, precision: Precision, work: Path, parent: str | None) -> Bundle:
-    """The bundle of ``target`` in ``work``, without an engine; ``parent`` is the file's hash.
+def exported(target: str, precision: Precision, work: Path, digest: str | None) -> Bundle:
+    """The bundle of ``target`` in ``work``, without an engine; ``digest`` is that of its files.
 
     An export of before is used again if the target and the installed packages are the same.
 
     Raises:
         DeploykitError: the error of the stage that failed.
     """
-    place = work / f"{model_name(target)}-{precision}"
-    known = _usable(place, parent)
+    place = work / f"{name_of(target)}-{precision}"
+    known = _usable(place, digest)
     if known is not None:
         return known
     table = work / f"{place.name}.calibration.npz"
@@ -48,7 +48,7 @@ def _noise(table: Path) -> Int8Request:
     return Int8Request(CalibrationOptions(RANDOM, NOISE_IMAGES, 0, table), wishes)
 
 
-def _usable(place: Path, parent: str | None) -> Bundle | None:
+def _usable(place: Path, digest: str | None) -> Bundle | None:
     """The bundle of an earlier export, unless it was made from or by something else."""
     try:
         bundle = Bundle.open(place)
@@ -57,5 +57,7 @@ def _usable(place: Path, parent: str | None) -> Bundle | None:
         return None
     here = environment.describe()
     same_tools = bundle.manifest.packages == {"deploykit": here.deploykit, **here.packages}
-    same_source = parent is None or parent in bundle.manifest.onnx.parents
+    manifest = bundle.manifest
+    sources = (*manifest.onnx.parents, manifest.model.get("source_sha256"))
+    same_source = digest is None or digest in sources
     return bundle if same_tools and same_source else None

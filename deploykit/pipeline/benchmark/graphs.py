@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final, Self
 from deploykit.benchmarking.limits import physical_limit
 from deploykit.bundle import Bundle
 from deploykit.errors import UsageError
-from deploykit.pipeline.benchmark.cells import is_definition
 from deploykit.pipeline.benchmark.prepared import Graph
-from deploykit.pipeline.targets import find_definition
+from deploykit.pipeline.image_sizes import require_known_sizes
+from deploykit.pipeline.targets import Kind, digest_of, find_definition, kind_of
 from deploykit.specs import Precision
 
 if TYPE_CHECKING:
@@ -32,16 +32,17 @@ def own_precisions(targets: Iterable[str]) -> dict[str, Precision]:
     """The targets that have their precision already: bundles, and converted ``.onnx`` files.
 
     Raises:
-        MissingDependencyError: torchvision is asked for and not installed.
-        UnknownNameError: a target is neither a file, nor a bundle, nor an architecture.
+        MissingDependencyError: the package that a definition comes from is not installed.
+        UnknownNameError: a target is neither a file, nor a bundle, nor a definition.
         ModelFileError: a file cannot be read.
         BundleError: a folder is no bundle.
     """
     found: dict[str, Precision] = {}
     for target in targets:
-        if Path(target).is_dir():
+        kind = kind_of(target)
+        if kind is Kind.BUNDLE:
             found[target] = Bundle.open(Path(target)).manifest.precision
-        elif target.endswith(".onnx"):
+        elif kind is Kind.ONNX:
             from deploykit import onnx_graph
 
             precision = onnx_graph.read_artifact(Path(target)).precision
@@ -65,22 +66,23 @@ def prepare_graph(
     Raises:
         DeploykitError: the error of the stage that failed.
     """
-    path = Path(target)
-    if path.is_dir():
-        bundle = Bundle.open(path)
+    kind = kind_of(target)
+    if kind is Kind.BUNDLE:
+        bundle = Bundle.open(Path(target))
         bundle.require_unchanged(bundle.model_path.name)
         return _graph(bundle.manifest.onnx, bundle, own=True, costs=_costs(bundle, batches, peaks))
-    artifact = None
-    if not is_definition(target):
+    if kind is Kind.ONNX:
         from deploykit import onnx_graph
 
-        artifact = onnx_graph.read_artifact(path)
+        artifact = onnx_graph.read_artifact(Path(target))
+        for spec in artifact.inputs:
+            require_known_sizes(target, spec)
         if artifact.precision is not Precision.FP32:
             costs = _Costs.of(artifact.path, batches, peaks)
             return _graph(artifact, None, own=False, costs=costs)
     from deploykit.pipeline.benchmark.exports import exported
 
-    bundle = exported(target, precision, work, None if artifact is None else artifact.sha256)
+    bundle = exported(target, precision, work, digest_of(target))
     return _graph(bundle.manifest.onnx, bundle, own=False, costs=_costs(bundle, batches, peaks))
 
 
@@ -94,6 +96,7 @@ def _graph(artifact: OnnxArtifact, bundle: Bundle | None, *, own: bool, costs: _
         own=own,
         limits=costs.limits,
         notes=(*_notes(bundle), *costs.notes),
+        image=None if bundle is None else bundle.manifest.preprocessing.crop,
     )
 
 
@@ -106,11 +109,20 @@ class _Costs:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, path: Path, batches: Iterable[int], peaks: Mapping[str, DevicePeak]) -> Self:
+    def of(
+        cls,
+        path: Path,
+        batches: Iterable[int],
+        peaks: Mapping[str, DevicePeak],
+        image: tuple[int, int] | None = None,
+    ) -> Self:
         from deploykit import onnx_graph
         from deploykit.onnx_graph.costs import network_cost
+        from deploykit.onnx_graph.image_size import fix_image_size
 
         model = onnx_graph.read_model(path)
+        if image is not None:
+            fix_image_size(model, image)
         costs: dict[int, NetworkCost] = {}
         for batch in batches:
             with suppress(UsageError):  # a fixed batch, or a shape that is open
@@ -129,7 +141,7 @@ def _costs(bundle: Bundle, batches: Iterable[int], peaks: Mapping[str, DevicePea
     """On a target a bundle is measured without the tools that could count its graph."""
     if find_spec("onnx_ir") is None:
         return _Costs(notes=(UNCOUNTED,))
-    return _Costs.of(bundle.model_path, batches, peaks)
+    return _Costs.of(bundle.model_path, batches, peaks, bundle.manifest.preprocessing.crop)
 
 
 def _notes(bundle: Bundle | None) -> tuple[str, ...]:

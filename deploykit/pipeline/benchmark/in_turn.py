@@ -13,9 +13,10 @@ from deploykit.benchmarking.conditions import watch
 from deploykit.benchmarking.rounds import Rounds
 from deploykit.errors import DataError
 from deploykit.pipeline.benchmark.availability import unavailable_backends
-from deploykit.pipeline.benchmark.cells import ON_GPU, Matrix, model_name, plan_cells
+from deploykit.pipeline.benchmark.cells import ON_GPU, Matrix, plan_cells
 from deploykit.pipeline.benchmark.measure import fitting, open_cell, subject_of
 from deploykit.pipeline.benchmark.processes import ChildFailure
+from deploykit.pipeline.targets import name_of
 from deploykit.specs import Progress, SilentProgress
 from deploykit.stages.benchmark import Side, check_rounds, interleave
 from deploykit.staging import write_whole
@@ -152,6 +153,6 @@ def _cell(target: str, options: AbOptions, own_precision: Mapping[str, Precision
 
 def _apart(steps: Steps, a: Cell, b: Cell) -> Steps:
     """Another working folder for B where two files of one name would be exported to one place."""
-    if a.target == b.target or model_name(a.target) != model_name(b.target):
+    if a.target == b.target or name_of(a.target) != name_of(b.target):
         return steps
     return replace(steps, work=steps.work / "b")

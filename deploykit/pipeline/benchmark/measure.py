@@ -17,6 +17,7 @@ from deploykit.benchmarking.results import BenchmarkResult, Samples, Subject, Sw
 from deploykit.errors import DataError, UsageError
 from deploykit.pipeline.benchmark.cells import ENGINES, ON_GPU
 from deploykit.pipeline.targets import find_definition
+from deploykit.sizes import BATCH_AXIS, IMAGE_AXES
 from deploykit.specs import Precision
 from deploykit.stages.benchmark import Clock, SystemClock, benchmark, highest_rate
 
@@ -75,7 +76,7 @@ def open_cell(
     cell = prepared.cell
     if cell.backend not in ENGINES:
         with _open_unbuilt(prepared, switches) as runner:
-            yield runner, noise(runner.inputs, cell.batch, switches.seed)
+            yield runner, noise(runner.inputs, cell.batch, switches.seed, prepared.graph.image)
         return
     from deploykit.backends.trt.resident import ResidentRunner
     from deploykit.backends.trt.runner import TrtRunner
@@ -89,7 +90,7 @@ def open_cell(
         cache=None if engine.cache is None else Path(engine.cache),
         spin=switches.spin,
     ) as runner:
-        feeds = noise(runner.inputs, cell.batch, switches.seed)
+        feeds = noise(runner.inputs, cell.batch, switches.seed, prepared.graph.image)
         if switches.transfers:
             yield runner, feeds
             return
@@ -97,8 +98,12 @@ def open_cell(
             yield resident, resident.upload(feeds)
 
 
-def noise(inputs: tuple[TensorSpec, ...], batch: int, seed: int) -> dict[str, Array]:
+def noise(
+    inputs: tuple[TensorSpec, ...], batch: int, seed: int, image: tuple[int, int] | None = None
+) -> dict[str, Array]:
     """A batch for each input, normal with mean 0 and deviation 1, as prepared images are.
+
+    ``image`` is the height and width where they are open.
 
     Raises:
         UsageError: the model's batch is fixed at another number, or another dimension is open.
@@ -110,8 +115,9 @@ def noise(inputs: tuple[TensorSpec, ...], batch: int, seed: int) -> dict[str, Ar
                 f"measure --batch {spec.shape[0]}, or export the model with an open one"
             )
     random = np.random.default_rng(seed)
+    sizes = {BATCH_AXIS: batch, **dict(zip(IMAGE_AXES, image or (), strict=False))}
     return {
-        spec.name: random.standard_normal(spec.with_batch(batch)).astype(spec.dtype)
+        spec.name: random.standard_normal(spec.with_sizes(sizes)).astype(spec.dtype)
         for spec in inputs
     }
 

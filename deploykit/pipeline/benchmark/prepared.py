@@ -18,7 +18,8 @@ class Graph:
     """A graph to measure; ``own`` is a bundle that the user gave, ``folder`` any bundle's.
 
     ``computes`` is the precision of most of its multiply-adds. ``limits`` has an entry for each
-    device ("cpu", "gpu") whose peak is known and each batch whose cost is known.
+    device ("cpu", "gpu") whose peak is known and each batch whose cost is known. ``image`` is the
+    height and width that a bundle prepares, for a graph that leaves them open.
     """
 
     path: str
@@ -29,6 +30,7 @@ class Graph:
     own: bool
     limits: Mapping[str, Mapping[int, Limit]]
     notes: tuple[str, ...]
+    image: tuple[int, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -37,7 +39,7 @@ class Graph:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of ``to_dict`` after a trip through JSON."""
-        computes = data["computes"]
+        computes, image = data["computes"], data["image"]
         known = {
             "precision": Precision(data["precision"]),
             "computes": None if computes is None else Precision(computes),
@@ -46,6 +48,7 @@ class Graph:
                 for device, limits in data["limits"].items()
             },
             "notes": tuple(data["notes"]),
+            "image": None if image is None else tuple(image),
         }
         return cls(**{**data, **known})
 
@@ -65,14 +68,14 @@ class BuiltEngine:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return asdict(self)
+        return asdict(self) | {"profile": self.profile.to_dict()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of ``to_dict`` after a trip through JSON."""
         known = {
             "precision": Precision(data["precision"]),
-            "profile": ShapeProfile(**data["profile"]),
+            "profile": ShapeProfile.from_dict(data["profile"]),
             "notes": tuple(data["notes"]),
         }
         return cls(**{**data, **known})
@@ -89,7 +92,8 @@ class Prepared:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return asdict(self)
+        engine = None if self.engine is None else self.engine.to_dict()
+        return asdict(self) | {"engine": engine}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit import environment
-from deploykit.artifacts import sha256_of
 from deploykit.benchmark_files import write_run
 from deploykit.benchmark_reports.files import require_results_name, write_reports
 from deploykit.benchmarking.peaks import gpu_peak, measure_cpu_peaks
 from deploykit.benchmarking.rows import ranking, row_of
-from deploykit.bundle import MANIFEST
 from deploykit.errors import DeviceError
 from deploykit.pipeline.benchmark.availability import unavailable_backends
 from deploykit.pipeline.benchmark.campaign import Campaign
@@ -21,10 +18,12 @@ from deploykit.pipeline.benchmark.cells import CPU, GPU, plan_cells
 from deploykit.pipeline.benchmark.countdown import Countdown
 from deploykit.pipeline.benchmark.notebook import Notebook
 from deploykit.pipeline.benchmark.steps import Steps, process_limits, usual_jobs
+from deploykit.pipeline.targets import digest_of
 from deploykit.specs import Progress, SilentProgress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from deploykit.benchmarking.peaks import DevicePeak
     from deploykit.benchmarking.results import BenchmarkResult, Switches
@@ -198,14 +197,8 @@ def _identity(cells: Sequence[Cell], options: BenchOptions, here: Environment) -
     targets = sorted({cell.target for cell in cells})
     return {
         "cells": [[cell.target, cell.key] for cell in cells],
-        "files": {target: _digest(Path(target)) for target in targets},
+        "files": {target: digest_of(target) for target in targets},
         "switches": asdict(options.switches),
         "limits": [options.cell_s, options.memory_bytes],
         "environment": here.to_dict(),
     }
-
-
-def _digest(path: Path) -> str | None:
-    """Of a file, or of a bundle's manifest, which has the digests of all its files."""
-    file = path / MANIFEST if path.is_dir() else path
-    return sha256_of(file) if file.is_file() else None

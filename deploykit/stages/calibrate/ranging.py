@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from deploykit.artifacts import OnnxArtifact
     from deploykit.histograms import RunningHistogram
-    from deploykit.specs import ProgressTask, Runner
+    from deploykit.specs import ProgressTask, Runner, SplitGraph
     from deploykit.stages.calibrate.collection import Batch
     from deploykit.stages.calibrate.data import CalibrationData
 
@@ -32,7 +32,7 @@ def calibrate(
     names: Sequence[str],
     data: CalibrationData,
     *,
-    open_runner: Callable[[bytes], Runner],
+    open_runner: Callable[[SplitGraph], Runner],
     task: ProgressTask,
 ) -> CalibrationTable:
     """The range of every tensor of ``names`` by all methods, from one pass over ``data``.

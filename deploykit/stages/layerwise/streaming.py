@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from deploykit.artifacts import OnnxArtifact
     from deploykit.onnx_graph.activations import ActivationPair
-    from deploykit.specs import Array, Precision, ProgressTask, Runner
+    from deploykit.specs import Array, Precision, ProgressTask, Runner, SplitGraph
 
 GROUP_NUMBERS: Final = 2**23
 """Numbers of activations that each graph shows at once: 32 MiB of FP32 for either.
@@ -95,7 +95,7 @@ def compare_layers(
     reference: OnnxArtifact,
     batches: Sequence[NDArray[np.float32]],
     *,
-    open_runner: Callable[[bytes], Runner],
+    open_runner: Callable[[SplitGraph], Runner],
     task: ProgressTask,
     group_numbers: int = GROUP_NUMBERS,
 ) -> LayerReport:
@@ -154,7 +154,7 @@ def _compare_group(
     pairs: Sequence[ActivationPair],
     models: tuple[ir.Model, ir.Model],
     batches: Sequence[NDArray[np.float32]],
-    open_runner: Callable[[bytes], Runner],
+    open_runner: Callable[[SplitGraph], Runner],
 ) -> list[ValueComparison]:
     sums = [Sums() for _ in pairs]
     left, right = models
@@ -171,7 +171,7 @@ def _compare_group(
 
 @contextmanager
 def _showing(
-    model: ir.Model, names: Sequence[str], open_runner: Callable[[bytes], Runner]
+    model: ir.Model, names: Sequence[str], open_runner: Callable[[SplitGraph], Runner]
 ) -> Iterator[Callable[[NDArray[np.float32]], dict[str, Array]]]:
     """Gives a batch and gets the named values, of which the input itself may be one."""
     feed = activations.input_name(model)

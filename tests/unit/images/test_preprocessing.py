@@ -50,6 +50,17 @@ def assert_as_torchvision(image: Image.Image, steps: Preprocessing) -> None:
     np.testing.assert_array_equal(result, of_torchvision(image, steps))
 
 
+@pytest.mark.parametrize("size", [(40, 60), (64, 48), (20, 20)])
+def test_a_pair_is_an_exact_size(size: tuple[int, int]) -> None:
+    assert_as_torchvision(noise(90, 50), replace(PREPROCESSING, resize=size, crop=(32, 40)))
+
+
+@pytest.mark.parametrize("resize", [0, (0, 20), (20, -1)])
+def test_no_size_is_refused(resize: int | tuple[int, int]) -> None:
+    with pytest.raises(UsageError, match="leaves no image"):
+        images.preprocess(noise(40, 40), replace(PREPROCESSING, resize=resize))
+
+
 @pytest.mark.parametrize("interpolation", images.INTERPOLATIONS)
 def test_photographs_come_out_as_from_torchvision(interpolation: str) -> None:
     photos = images.sample_images()

@@ -14,7 +14,6 @@ from deploykit.artifacts import sha256_of
 from deploykit.errors import UnknownNameError, UsageError, WeightsError
 from deploykit.models import build_with_weights, torchvision_names, torchvision_spec
 from deploykit.models._old_names import with_todays_names
-from deploykit.models._torchvision_build import _pink_noise
 from deploykit.pipeline.samples import sample_batches
 from deploykit.specs import Preprocessing
 
@@ -145,22 +144,6 @@ def test_normalisations_are_left_as_torchvision_sets_them_but_for_their_statisti
     for mine, theirs in pairs:
         assert (mine.momentum, mine.eps) == (theirs.momentum, theirs.eps)
         assert not torch.equal(mine.running_mean, theirs.running_mean)  # type: ignore[arg-type]  # both have statistics
-
-
-def test_noise_has_as_much_variance_in_every_octave() -> None:
-    torch.manual_seed(0)
-    noise = torch.cat([_pink_noise(64) for _ in range(16)])
-    power = [
-        float((nn.functional.avg_pool2d(noise, k) - _repeat_mean(noise, k)).var())
-        for k in (4, 8, 16)
-    ]
-    assert max(power) < 2 * min(power)
-
-
-def _repeat_mean(noise: torch.Tensor, k: int) -> torch.Tensor:
-    """What is left of ``noise`` one octave lower, in the size of the pooled one."""
-    lower = nn.functional.avg_pool2d(noise, 2 * k)
-    return nn.functional.interpolate(lower, scale_factor=2)
 
 
 @pytest.mark.parametrize(("name", "heads"), [("googlenet", "aux"), ("inception_v3", "AuxLogits")])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deploykit.artifacts import sha256_of
 from deploykit.errors import UsageError, WeightsError
 from deploykit.models import WeightsRecord, build_with_weights, get
-from deploykit.models._weights import _preprocessing
+from deploykit.models._imagenet import _preprocessing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

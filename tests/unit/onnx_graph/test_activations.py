@@ -134,7 +134,7 @@ def test_lengths_follow_from_the_shape_of_the_input() -> None:
 def test_only_the_part_that_is_needed_is_kept(tmp_path: Path) -> None:
     model = read_model(save(graph(TEXT, WEIGHTS), tmp_path / "m.onnx"))
     content = expose_only(with_input_shape(model, (2, 16, 6, 6)), ["r", "c"])
-    part = onnx.load_from_string(content).graph
+    part = onnx.load_from_string(content.content).graph
     assert [value.name for value in part.output] == ["r", "c"]
     assert [node.name for node in part.node] == ["first", "relu"]
     assert [tensor.name for tensor in part.initializer] == ["w"]

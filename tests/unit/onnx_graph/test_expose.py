@@ -14,6 +14,8 @@ from tests.graphs import graph, normal, run_ort, save
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from deploykit.specs import SplitGraph
+
 TEXT = """
 chain (float[N, 4] x) => (float[N, 4] y) {
     a = Abs(x)
@@ -24,8 +26,8 @@ chain (float[N, 4] x) => (float[N, 4] y) {
 """
 
 
-def outputs_of(content: bytes) -> list[str]:
-    return [value.name for value in onnx.load_from_string(content).graph.output]
+def outputs_of(content: SplitGraph) -> list[str]:
+    return [value.name for value in onnx.load_from_string(content.content).graph.output]
 
 
 def test_named_values_follow_the_graphs_own_outputs(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from onnx import helper
 
 from deploykit.artifacts import sha256_of
 from deploykit.errors import ModelFileError
-from deploykit.onnx_graph import expose_outputs, files, read_artifact, read_model, tidy, write_model
+from deploykit.onnx_graph import expose_outputs, read_artifact, read_model, tidy, write_model
 from deploykit.specs import Precision, TensorSpec
 from tests.graphs import graph, normal, run_ort, save
 from tests.unit.onnx_graph.foreign import WEIGHT, assert_refused, convolution, in_subgraph, weight
@@ -225,19 +225,6 @@ def test_a_graph_that_the_checker_refuses_is_not_written(tmp_path: Path) -> None
     path = tmp_path / "m.onnx"
     with pytest.raises(ModelFileError, match=r"the graph for m\.onnx is not valid ONNX\n.*Konv"):
         write_model(model, path, Precision.FP32)
-    assert not path.exists()
-
-
-def test_a_graph_beyond_one_file_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = read_model(save(convolution(), tmp_path / "s.onnx"))
-    monkeypatch.setattr(files, "PROTOBUF_LIMIT_BYTES", 100)
-    path = tmp_path / "m.onnx"
-    with pytest.raises(ModelFileError, match=r"m\.onnx would have 0\.0 GiB, .* 2 GiB at most"):
-        write_model(model, path, Precision.FP32)
-    with pytest.raises(ModelFileError, match="the graph with its activations would have"):
-        expose_outputs(model)
     assert not path.exists()
 
 

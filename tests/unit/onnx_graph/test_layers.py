@@ -170,3 +170,40 @@ def test_a_model_without_input(tmp_path: Path) -> None:
     source = graph("g () => (float[2] y) { y = Relu (w) }", {"w": normal(2)})
     with pytest.raises(ModelFileError, match=r"m\.onnx takes no input"):
         describe(source, tmp_path)
+
+
+SCATTERED = """g (float[N,4] x) => (float[N] y) <float[N] taken> {
+    length = Shape <start = 0, end = 1> (x)
+    count = Squeeze (length)
+    places = Range (zero, count, one)
+    flat = Reshape (x, all)
+    taken = Gather (flat, places)
+    y = Relu (taken)
+}"""
+
+
+def test_a_shape_that_inference_loses_is_as_the_file_has_it(tmp_path: Path) -> None:
+    constants = {"zero": np.asarray(0), "one": np.asarray(1), "all": np.array([-1])}
+    summary = describe(graph(SCATTERED, constants), tmp_path, batch=5)
+    shapes = {layer.kind: layer.output_shape for layer in summary.layers}
+    assert shapes["Gather"] == shapes["Relu"] == (5,)
+    assert "Range" not in shapes
+
+
+def test_an_int8_weight_counts_and_its_scale_does_not(tmp_path: Path) -> None:
+    source = graph(
+        """g (float[N,3,4,4] x) => (float[N,5,4,4] y) {
+            q = QuantizeLinear (x, step, zero)
+            d = DequantizeLinear (q, step, zero)
+            w = DequantizeLinear <axis = 0> (stored, steps)
+            y = Conv (d, w, bias)
+        }""",
+        {
+            "step": np.asarray(0.1, np.float32),
+            "zero": np.asarray(0, np.int8),
+            "stored": np.ones((5, 3, 1, 1), np.int8),
+            "steps": np.full(5, 0.1, np.float32),
+            "bias": normal(5),
+        },
+    )
+    assert describe(source, tmp_path).parameters == 5 * 3 + 5

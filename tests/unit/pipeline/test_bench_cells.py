@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -19,14 +19,10 @@ from deploykit.pipeline.benchmark.cells import (
     Cell,
     Matrix,
     first_look,
-    model_name,
     parse_batches,
     plan_cells,
 )
 from deploykit.specs import Precision
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 FP32, FP16, INT8 = Precision
 NO_GPU = dict.fromkeys(("tensorrt", "tensorrt-rtx", "ort-cuda"), "no GPU on this machine")
@@ -144,11 +140,6 @@ def test_a_first_look_has_one_architecture_of_each_family() -> None:
     assert sorted(name for family in models.families().values() for name in family) == sorted(
         models.names()
     )
-
-
-def test_targets_are_called_by_their_file_or_folder(tmp_path: Path) -> None:
-    assert model_name(str(tmp_path / "deep" / "mine.onnx")) == "mine"
-    assert model_name(f"{tmp_path}/bundle-fp16/") == "bundle-fp16"
 
 
 def test_a_network_of_torchvision_is_a_definition() -> None:

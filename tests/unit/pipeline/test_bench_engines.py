@@ -12,8 +12,9 @@ from deploykit.bundle import Bundle
 from deploykit.errors import EngineIncompatibleError, IntegrityError
 from deploykit.pipeline.benchmark.cells import Cell
 from deploykit.pipeline.benchmark.engines import RECORD, prepare_engine
-from deploykit.pipeline.benchmark.prepared import BuiltEngine, Graph
+from deploykit.pipeline.benchmark.prepared import BuiltEngine, Graph, Prepared
 from deploykit.runtime.choice import Machine
+from deploykit.sizes import SizeRange
 from deploykit.specs import Precision, ShapeProfile
 from tests.bundles import COLOURS, engine_record, write_bundle
 from tests.fakes.engine_fake import ADA, FakeMachine
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
 CELL = Cell("mine.onnx", "mine", "tensorrt", Precision.FP32, 8)
 
 
-def machine(plan: bytes = b"ftrt plan", gpu: Gpu = ADA) -> Machine:
-    x = ITensor("x", shape=(-1, 3))
+def machine(
+    plan: bytes = b"ftrt plan", gpu: Gpu = ADA, shape: tuple[int, ...] = (-1, 3)
+) -> Machine:
+    x = ITensor("x", shape=shape)
     layer = ILayer(LayerType.MATRIX_MULTIPLY, [x, ITensor("w")], ITensor("y"))
     module = FakeTensorrt(FakeScript(network=INetworkDefinition([x], [layer]), plan=plan))
 
@@ -43,7 +46,7 @@ def machine(plan: bytes = b"ftrt plan", gpu: Gpu = ADA) -> Machine:
 
 @pytest.fixture
 def graph(tmp_path: Path) -> Graph:
-    path = save(onnx_graph(COLOURS.format(batch="N")), tmp_path / "mine.onnx")
+    path = save(onnx_graph(COLOURS.format(batch="N", image="8, 8")), tmp_path / "mine.onnx")
     digest = sha256_of(path)
     return Graph(str(path), digest, Precision.FP32, None, None, False, {}, ())
 
@@ -65,6 +68,19 @@ def test_an_engine_is_compiled_for_exactly_this_batch(graph: Graph, tmp_path: Pa
     assert (found.compiler, found.precision) == ("tensorrt", Precision.FP32)
     assert sha256_of(tmp_path / "work/engines/mine-fp32-b8-tensorrt" / found.path) == found.sha256
     assert BuiltEngine.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_an_engine_for_open_images_is_compiled_for_the_size_of_the_bundle(
+    graph: Graph, tmp_path: Path
+) -> None:
+    path = save(onnx_graph(COLOURS.format(batch="N", image="H, 8")), tmp_path / "open.onnx")
+    changed = replace(graph, path=str(path), image=(6, 8))
+    shape = (-1, 3, -1, 8)
+    found = prepare(changed, tmp_path / "work", shape=shape)
+    assert found.profile == ShapeProfile(8, 8, 8, height=SizeRange(6, 6, 6))
+    assert BuiltEngine.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    prepared = Prepared(CELL, changed, found, None)
+    assert Prepared.from_dict(json.loads(json.dumps(prepared.to_dict()))) == prepared
 
 
 def test_it_is_used_again_for_the_same_graph_only(graph: Graph, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from deploykit.benchmarking.peaks import gpu_peak
 from deploykit.bundle import Bundle
-from deploykit.errors import BundleError, ModelFileError, UnknownNameError
+from deploykit.errors import BundleError, ModelFileError, UnknownNameError, UsageError
 from deploykit.pipeline.benchmark.graphs import NOISE, UNCOUNTED, own_precisions, prepare_graph
 from deploykit.pipeline.benchmark.prepared import Graph
 from deploykit.specs import Precision
@@ -47,6 +47,23 @@ def test_a_file_is_exported_verified_and_limited(classifier: Path, tmp_path: Pat
     assert found.notes == ()
     again = json.loads(json.dumps(found.to_dict()))
     assert Graph.from_dict(again) == found
+
+
+def test_a_bundle_of_open_images_is_counted_at_the_size_that_it_prepares(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "open", image="H, W")
+    found = prepared(folder, tmp_path / "work")
+    assert found.image == (8, 8)
+    assert set(found.limits["gpu"]) == {1, 8}
+    again = json.loads(json.dumps(found.to_dict()))
+    assert Graph.from_dict(again) == found
+
+
+def test_a_file_of_open_images_is_measured_as_a_bundle(tmp_path: Path) -> None:
+    path = write_classifier(tmp_path / "open.onnx", "H, W")
+    with pytest.raises(
+        UsageError, match=r"nothing here says their height and width\nexport it with --height and"
+    ):
+        prepared(path, tmp_path / "work")
 
 
 def test_an_export_of_before_is_used_again(classifier: Path, tmp_path: Path) -> None:

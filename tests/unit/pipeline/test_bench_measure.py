@@ -175,6 +175,13 @@ def test_noise_is_what_the_seed_makes() -> None:
     assert abs(float(first["x"].mean())) < 0.2
 
 
+def test_noise_of_an_open_size_is_of_the_size_that_the_bundle_prepares() -> None:
+    inputs = (TensorSpec("x", "float32", ("N", 3, "h", 8)),)
+    assert noise(inputs, 4, 0, (12, 9))["x"].shape == (4, 3, 12, 8)
+    with pytest.raises(UsageError, match="h is open, and has no size here"):
+        noise(inputs, 4, 0)
+
+
 def test_a_fixed_batch_is_not_measured_as_another_one() -> None:
     inputs = (TensorSpec("x", "float32", (2, 3, 8, 8)),)
     assert noise(inputs, 2, 0)["x"].shape == (2, 3, 8, 8)

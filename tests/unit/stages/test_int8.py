@@ -11,7 +11,7 @@ from deploykit.backends.ort import OrtRunner
 from deploykit.errors import DataError, ModelFileError, UsageError
 from deploykit.onnx_graph import read_artifact, read_model, tidy, write_model
 from deploykit.onnx_graph.qdq import QdqPolicy
-from deploykit.specs import Precision, SilentProgress
+from deploykit.specs import Precision, SilentProgress, SplitGraph
 from deploykit.stages.int8 import (
     Int8Options,
     QuantizationErrors,
@@ -44,7 +44,7 @@ WEIGHTS = {
 }
 
 
-def open_runner(model: bytes) -> OrtRunner:
+def open_runner(model: SplitGraph) -> OrtRunner:
     return OrtRunner(model, threads=1, optimise=False)
 
 

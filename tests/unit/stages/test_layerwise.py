@@ -16,7 +16,7 @@ from deploykit.backends.ort import OrtRunner
 from deploykit.errors import ValidationError
 from deploykit.onnx_graph import HalfPlan, halve, read_artifact, read_model, tidy, write_model
 from deploykit.onnx_graph.activations import ActivationPair
-from deploykit.specs import Precision, SilentProgress
+from deploykit.specs import Precision, SilentProgress, SplitGraph
 from deploykit.stages.int8 import quantize_to_int8
 from deploykit.stages.layerwise import LayerReport, compare_layers
 from deploykit.stages.layerwise.streaming import groups_of
@@ -62,7 +62,7 @@ def exact(tmp_path: Path) -> OnnxArtifact:
     return artifact(tmp_path, "exact", WEIGHTS)
 
 
-def open_runner(model: bytes) -> OrtRunner:
+def open_runner(model: SplitGraph) -> OrtRunner:
     return OrtRunner(model, threads=1, optimise=False)
 
 
@@ -281,7 +281,7 @@ def test_never_more_is_shown_than_a_group_holds(exact: OnnxArtifact) -> None:
             shown.append(sum(value.size for value in outputs.values()))
             return outputs
 
-    def count(model: bytes) -> OrtRunner:
+    def count(model: SplitGraph) -> OrtRunner:
         return Counting(model, threads=1, optimise=False)
 
     report = compared(exact, exact, open_runner=count, group_numbers=limit)
@@ -294,7 +294,7 @@ def test_every_runner_is_closed(exact: OnnxArtifact) -> None:
     opened: list[int] = []
 
     @contextmanager
-    def watching(model: bytes) -> Iterator[OrtRunner]:
+    def watching(model: SplitGraph) -> Iterator[OrtRunner]:
         opened.append(1)
         with open_runner(model) as runner:
             yield runner

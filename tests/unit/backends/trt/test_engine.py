@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import onnx
 import pytest
 
 from deploykit.backends.trt.compiler import Compiler
@@ -77,9 +78,24 @@ def test_a_type_that_numpy_has_not(plan: Path, script: Script) -> None:
 
 
 def test_a_shape_that_is_open_elsewhere(tmp_path: Path, script: Script) -> None:
-    plan = small_models.convolution(tmp_path / "e", shape=("batch", 8, "height", 16))
-    with pytest.raises(EngineIncompatibleError, match="open in their first dimension only"):
+    plan = small_models.convolution(tmp_path / "e", shape=("batch", "channels", 16, 16))
+    with pytest.raises(EngineIncompatibleError, match="open in the batch, and in the height and"):
         engine(plan, script)
+
+
+def test_an_output_that_is_a_single_number(tmp_path: Path, script: Script) -> None:
+    node = onnx.helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)
+    plan = small_models.save(tmp_path / "e", [node])
+    with pytest.raises(EngineIncompatibleError, match=r"'y' has type FLOAT and shape \(\)\npossib"):
+        engine(plan, script)
+
+
+def test_an_open_height_and_width(tmp_path: Path, script: Script) -> None:
+    shape = ("batch", 8, "h", "w")
+    loaded = engine(small_models.convolution(tmp_path / "e", shape=shape), script)
+    assert loaded.inputs == (TensorSpec("x", "float32", ("batch", 8, "height", "width")),)
+    assert loaded.outputs == (TensorSpec("y", "float32", ("batch", 10)),)
+    assert loaded.output_shapes({0: 3, 2: 20, 3: 24}) == ((3, 10),)
 
 
 def test_a_plan_that_cannot_be_read(tmp_path: Path, script: Script) -> None:

@@ -198,9 +198,9 @@ def test_weight_ratios_are_numpys(tmp_path: Path) -> None:
 def test_the_probe_measures_each_layer_by_itself(tmp_path: Path) -> None:
     model = loaded(tmp_path)
     probe = probe_errors(model, plan_qdq(model), AMAX)
-    got = run_ort(onnx.load_from_string(probe.graph), {"x": IMAGE})
+    got = run_ort(probe.graph, {"x": IMAGE})
     shown, _ = expose_outputs(model)
-    exact = run_ort(onnx.load_from_string(shown), {"x": IMAGE})
+    exact = run_ort(shown, {"x": IMAGE})
     scale = np.abs(WEIGHTS["fc"]).max(axis=1, keepdims=True) / np.float32(127)
     quantized = rounded(exact["f"], 1.5 / 127) @ rounded(WEIGHTS["fc"], scale).T
     expected = (exact["f"] @ WEIGHTS["fc"].T - quantized).mean(axis=0)
@@ -217,14 +217,14 @@ def test_corrected_biases_remove_the_mean_error(tmp_path: Path) -> None:
     amax = {"x": 1.0, "f": 1.5}  # clips a third of the image: a large shift
     feeds = {"x": np.abs(IMAGE)}
     probe = probe_errors(model, plan, amax)
-    measured = run_ort(onnx.load_from_string(probe.graph), feeds)
+    measured = run_ort(probe.graph, feeds)
     shifts = {layer: measured[name] for layer, name in probe.shifts.items()}
     corrected, count = correct_biases(model, shifts)
     assert count == 2
     means = []
     for source in (model, insert_qdq(model, plan, amax), insert_qdq(corrected, plan, amax)):
         shown, _ = expose_outputs(source)
-        means.append(run_ort(onnx.load_from_string(shown), feeds)["c"].mean(axis=(0, 2, 3)))
+        means.append(run_ort(shown, feeds)["c"].mean(axis=(0, 2, 3)))
     exact, before, after = means
     assert np.abs(before - exact).max() > 0.1
     np.testing.assert_allclose(after, exact, atol=1e-3)

@@ -1,0 +1,287 @@
+"""A user's own ``.onnx`` through the command: what is done to it, and what is refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from tests import own_files
+from tests.cli import Called, deploykit
+from tests.graphs import normal, run_ort
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.own_files import Array
+
+
+def export(model: onnx.ModelProto, folder: Path, *arguments: object) -> Called:
+    (folder / "mine.onnx").write_bytes(model.SerializeToString())
+    return deploykit(
+        "export", folder / "mine.onnx", "--backend", "none", "-o", folder / "bundle", *arguments
+    )
+
+
+def exported(model: onnx.ModelProto, folder: Path, *arguments: object) -> Called:
+    called = export(model, folder, *arguments, "--json")
+    assert called.code == 0, called.err
+    return called
+
+
+def logits(path: Path, images: Array) -> Array:
+    session = onnxruntime.InferenceSession(str(path))
+    result = session.run(None, {session.get_inputs()[0].name: images})[0]
+    return np.asarray(result)
+
+
+def test_old_file_with_its_weights_among_the_inputs(tmp_path: Path) -> None:
+    source = own_files.old(7)
+    assert len(source.graph.input) > 1
+    called = exported(source, tmp_path)
+    steps = called.data["conversion"]["steps"]
+    assert steps[0] == "raising the opset (from 7 to 20)"
+    assert steps[1].startswith("folding constants (10 nodes became 4")
+    assert [batch["batch"] for batch in called.data["validation"][0]["batches"]] == [1, 2, 5]
+    made = onnx.load(tmp_path / "bundle" / "model.onnx")
+    assert [value.name for value in made.graph.input] == ["x"]
+    assert [node.op_type for node in made.graph.node] == ["Conv", "Relu", "Reshape", "Gemm"]
+    images = normal(3, 3, 8, 8)
+    np.testing.assert_allclose(
+        logits(tmp_path / "bundle" / "model.onnx", images),
+        run_ort(source, {"x": images})["y"],
+        atol=1e-5,
+    )
+
+
+def test_an_output_whose_shape_the_file_does_not_say(tmp_path: Path) -> None:
+    source = own_files.old(13)
+    source.graph.output[0].type.tensor_type.ClearField("shape")
+    exported(source, tmp_path)
+    made = onnx.load(tmp_path / "bundle" / "model.onnx")
+    assert [d.dim_value for d in made.graph.output[0].type.tensor_type.shape.dim][1] == 10
+
+
+def test_a_fixed_batch_is_opened(tmp_path: Path) -> None:
+    source = own_files.written_shape(4, (4, 256))
+    called = exported(source, tmp_path)
+    steps = called.data["conversion"]["steps"]
+    assert steps[0] == "opening the batch (run at batches 1, 2, 5, image by image)"
+    images = normal(8, 3, 8, 8)
+    parts = [run_ort(source, {"x": part})["y"] for part in np.split(images, 2)]
+    found = logits(tmp_path / "bundle" / "model.onnx", images)
+    np.testing.assert_allclose(found, np.concatenate(parts), atol=1e-5)
+    called = deploykit("check", tmp_path / "bundle", "--json")
+    assert called.data["ok"] is True
+
+
+def test_a_fixed_batch_that_is_asked_for_stays(tmp_path: Path) -> None:
+    called = exported(own_files.written_shape(4, (4, 256)), tmp_path, "--batch", 4)
+    assert "the batch stays 4, as --batch 4 asks" in called.data["notes"]
+    assert [batch["batch"] for batch in called.data["validation"][0]["batches"]] == [4]
+
+
+def mixing() -> onnx.ModelProto:
+    """The images of a batch are compared with their mean."""
+    nodes = [
+        own_files.node("ReduceMean", ["x", "first"], ["m"], "centre"),
+        own_files.node("Sub", ["x", "m"], ["d"], "sub"),
+        own_files.node("GlobalAveragePool", ["d"], ["p"], "pool"),
+        own_files.node("Flatten", ["p"], ["y"], "flat"),
+    ]
+    outputs = [own_files.tensor("y", onnx.TensorProto.FLOAT, (2, 3))]
+    return own_files.model(nodes, {"first": np.array([0])}, batch=2, outputs=outputs)
+
+
+def test_a_batch_that_cannot_be_opened_is_kept_with_the_reason(tmp_path: Path) -> None:
+    called = exported(mixing(), tmp_path)
+    reason, stays = (n for n in called.data["notes"] if "batch" in n and "preproc" not in n)
+    assert reason.startswith(
+        "opening the batch was left out: ReduceMean 'centre' gives (1, 3, 8, 8)"
+    )
+    assert stays == "the batch stays 2: every call takes so many images at once"
+    assert [batch["batch"] for batch in called.data["validation"][0]["batches"]] == [2]
+
+
+def with_features(batch: int | str = "n") -> onnx.ModelProto:
+    """Features first, then the logits, then the class."""
+    nodes = [
+        *own_files.convolution(),
+        own_files.node("Flatten", ["n"], ["f"], "flat"),
+        own_files.linear(),
+        own_files.node("ArgMax", ["y"], ["label"], "best", axis=1, keepdims=0),
+    ]
+    outputs = [
+        own_files.tensor("n", onnx.TensorProto.FLOAT, (batch, 4, 8, 8)),
+        own_files.tensor("y", onnx.TensorProto.FLOAT, (batch, 10)),
+        own_files.tensor("label", onnx.TensorProto.INT64, (batch,)),
+    ]
+    return own_files.model(nodes, own_files.weights(), batch=batch, outputs=outputs)
+
+
+@pytest.mark.parametrize(("batch", "precision"), [("n", "fp32"), (1, "fp16")])
+def test_logits_behind_other_outputs(tmp_path: Path, batch: int | str, precision: str) -> None:
+    called = exported(with_features(batch), tmp_path, f"--{precision}")
+    said, moved, *others = (note for note in called.data["notes"] if "output" in note)
+    assert said.startswith(
+        "logits are 'y', the first 2-dimensional float32 output; beside them: 'n'"
+    )
+    assert "'label'" in said
+    assert moved == "'y' was made the first output"
+    # The class is no float; FP32 was compared on the way.
+    assert len(others) == (precision == "fp16")
+    assert all(n.startswith("output 'n' of the fp16 graph: largest error") for n in others)
+    made = onnx.load(tmp_path / "bundle" / "model.onnx")
+    assert [value.name for value in made.graph.output] == ["y", "n", "label"]
+    assert deploykit("check", tmp_path / "bundle", "--json").data["ok"] is True
+
+
+def test_logits_that_are_not_flat(tmp_path: Path) -> None:
+    """As SqueezeNet of the ONNX model zoo ends: in a pooling."""
+    nodes = [*own_files.convolution(), own_files.node("GlobalAveragePool", ["n"], ["y"], "pool")]
+    outputs = [own_files.tensor("y", onnx.TensorProto.FLOAT, (1, 4, 1, 1))]
+    source = own_files.model(nodes, own_files.weights(), batch=1, outputs=outputs)
+    called = exported(source, tmp_path)
+    assert "'y' was flattened to (batch, classes)" in called.data["notes"]
+    images = normal(1, 3, 8, 8)
+    found = logits(tmp_path / "bundle" / "model.onnx", images)
+    np.testing.assert_allclose(found, run_ort(source, {"x": images})["y"][:, :, 0, 0], atol=1e-5)
+
+
+def per_pixel_norm() -> onnx.ModelProto:
+    """A BatchNorm that has statistics for each pixel, which opset 9 did away with."""
+    norms: dict[str, Any] = {name: normal(4, 8, 8) ** 2 + 1 for name in "opqs"}
+    nodes = [
+        *own_files.convolution(spatial=1),
+        own_files.node("BatchNormalization", ["n", *norms], ["e"], "late", spatial=0),
+        own_files.node("Flatten", ["e"], ["f"], "flat"),
+        own_files.linear(),
+    ]
+    return own_files.model(nodes, own_files.weights(**norms), opset=8)
+
+
+def test_old_opset_that_cannot_be_raised_still_gives_fp16(tmp_path: Path) -> None:
+    source = per_pixel_norm()
+    called = exported(source, tmp_path, "--fp16")
+    note = (
+        "raising the opset was left out: opset 8 cannot be raised to 20: BatchNormalization 'late'"
+    )
+    assert any(n.startswith(note) for n in called.data["notes"])
+    calibrated = export(source, tmp_path, "--int8", "--calib", "random", "--calib-count", 2)
+    assert calibrated.code == 1
+    assert "this graph is of opset 8 and cannot be raised" in calibrated.err
+
+
+def assert_refused(called: Called, folder: Path, *messages: str) -> None:
+    assert called.code == 1, called.err
+    for message in messages:
+        assert message in called.err
+    assert "Traceback" not in called.err
+    assert not (folder / "bundle").exists()
+
+
+def taking(*inputs: onnx.ValueInfoProto) -> onnx.ModelProto:
+    nodes = [
+        own_files.node("Flatten", [inputs[0].name], ["f"], "flat"),
+        own_files.node("Cast", ["f"], ["y"], to=onnx.TensorProto.FLOAT),
+    ]
+    outputs = [own_files.tensor("y", onnx.TensorProto.FLOAT, None)]
+    outputs[0].type.tensor_type.shape.dim.add()
+    outputs[0].type.tensor_type.shape.dim.add()
+    return own_files.model(nodes, {}, inputs=inputs, outputs=outputs)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "words"),
+    [
+        ("UINT8", ("n", 3, 8, 8), "let it begin after the division by 255"),
+        ("FLOAT", ("n", 8, 8, 3), "its channels are last"),
+        ("FLOAT", (3, 8, 8), "it has no batch axis"),
+        ("DOUBLE", ("n", 3, 8, 8), "export it with a float32 input, x is float64"),
+        ("BFLOAT16", ("n", 3, 8, 8), "x is bfloat16"),
+    ],
+)
+def test_inputs_that_are_no_images(
+    tmp_path: Path, dtype: str, shape: tuple[int | str, ...], words: str
+) -> None:
+    kind = onnx.TensorProto.DataType.Value(dtype)
+    called = export(taking(own_files.tensor("x", kind, shape)), tmp_path)
+    assert_refused(called, tmp_path, "mine.onnx takes x", "(batch, 3, H, W)", words)
+
+
+def test_two_inputs_are_named(tmp_path: Path) -> None:
+    image = own_files.tensor("image", onnx.TensorProto.FLOAT, ("n", 3, 8, 8))
+    scale = own_files.tensor("scale", onnx.TensorProto.FLOAT, (1, 4))
+    called = export(taking(image, scale), tmp_path)
+    words = "image float32 ('n', 3, 8, 8), scale float32 (1, 4)"
+    assert_refused(called, tmp_path, words, "export it with the others as constants")
+
+
+def test_classes_in_place_of_logits(tmp_path: Path) -> None:
+    source = with_features()
+    del source.graph.output[:2]
+    called = export(source, tmp_path)
+    assert_refused(called, tmp_path, "returns label int64", "let it end before its ArgMax")
+
+
+def test_classes_with_names_as_scikit_learn_has_them(tmp_path: Path) -> None:
+    source = with_features()
+    source.opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 1))
+    source.graph.node.append(onnx.helper.make_node(
+        "ZipMap", ["y"], ["chances"], domain="ai.onnx.ml", classlabels_int64s=list(range(10))
+    ))  # fmt: skip
+    one = onnx.helper.make_map_type_proto(7, onnx.helper.make_tensor_type_proto(1, ()))
+    source.graph.output[0].CopyFrom(
+        onnx.helper.make_value_info("chances", onnx.helper.make_sequence_type_proto(one))
+    )
+    called = export(source, tmp_path)
+    assert_refused(called, tmp_path, "mine.onnx returns chances (sequence)", "the network alone")
+
+
+def test_weights_outside_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "weights.bin").write_bytes(normal(4, 3, 3, 3).tobytes())
+    folder = tmp_path / "model"
+    folder.mkdir()
+    source = own_files.old(17)
+    onnx.external_data_helper.set_external_data(source.graph.initializer[0], "../weights.bin")
+    source.graph.initializer[0].ClearField("raw_data")
+    called = export(source, folder)
+    assert_refused(
+        called, folder, "mine.onnx keeps 'w' in '../weights.bin', outside its own folder"
+    )
+
+
+def test_weights_in_bfloat16(tmp_path: Path) -> None:
+    source = own_files.old(17)
+    half = onnx.helper.make_tensor("half", onnx.TensorProto.BFLOAT16, [1], [1.0])
+    source.graph.initializer.append(half)
+    called = export(source, tmp_path, "--fp16")
+    assert_refused(called, tmp_path, "mine.onnx has bfloat16 weights (1, as 'half')")
+
+
+def test_the_file_is_only_read(tmp_path: Path) -> None:
+    source = own_files.old(9)
+    exported(source, tmp_path)
+    assert (tmp_path / "mine.onnx").read_bytes() == source.SerializeToString()
+    assert {path.name for path in tmp_path.iterdir() if path.suffix != ".lock"} == {
+        "mine.onnx",
+        "bundle",
+    }
+
+
+def test_int8_of_an_old_file_with_a_table_made_from_it(tmp_path: Path) -> None:
+    """The table fits: calibrating and exporting make the same graph of the file."""
+    source = own_files.old(9, batch=1, channels=16)
+    (tmp_path / "mine.onnx").write_bytes(source.SerializeToString())
+    table, count = tmp_path / "table.json", ("--calib-count", 10)
+    called = deploykit("calibrate", tmp_path / "mine.onnx", "--data", "random", *count, "-o", table)
+    assert called.code == 0, called.err
+    made = exported(source, tmp_path, "--int8", "--calib", "random", *count, "--calib-table", table)
+    assert made.data["calibration"]["story"].startswith("used again")
+    graph = onnx.load(tmp_path / "bundle" / "model.onnx").graph
+    assert "QuantizeLinear" in {node.op_type for node in graph.node}
+    assert "BatchNormalization" not in {node.op_type for node in graph.node}
+    assert {"conv", "fc"} <= {node.name for node in graph.node}

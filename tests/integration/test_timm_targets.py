@@ -1,0 +1,65 @@
+"""`timm:NAME` as a user gives it to `export` and `inspect`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+import timm
+import torch
+
+from deploykit.bundle import Bundle
+from tests.cli import deploykit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize(("name", "size"), [("test_convnext", 64), ("test_vit", 32)])
+def test_goes_through_every_stage_in_fp16(name: str, size: int, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    called = deploykit(
+        "export", f"timm:{name}", "--fp16", "--input-size", size, "--backend", "none",
+        "-o", folder, "--json",
+    )  # fmt: skip
+    assert called.code == 0, called.err
+    assert [report["passed"] for report in called.data["validation"]] == [True, True]
+    assert called.data["weights"]["source"] == "untrained, seed 0"
+    assert called.data["conversion"]["exporter"] == "torch.export"
+    bundle = Bundle.open(folder)
+    assert bundle.manifest.name == f"timm-{name}-fp16"
+    assert bundle.manifest.model["image_size"] == [size, size]
+    assert bundle.manifest.preprocessing.mean == (0.5, 0.5, 0.5)
+    assert "timm" in bundle.manifest.packages
+    assert (bundle.labels or ())[:2] == ("tench, Tinca tinca", "goldfish, Carassius auratus")
+
+
+def test_inspect_counts_parameters() -> None:
+    data = deploykit("inspect", "timm:resnet18d", "--json").data
+    with torch.device("meta"):
+        network = timm.create_model("resnet18d")
+    assert data["parameters"] == sum(value.numel() for value in network.parameters())
+
+
+@pytest.mark.parametrize("command", ["export", "inspect"])
+def test_unknown_name_suggests_close_ones(command: str) -> None:
+    called = deploykit(command, "timm:resnet18x")
+    assert called.code == 2
+    assert "did you mean: resnet18, resnet18d" in called.err
+
+
+def test_a_size_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
+    called = deploykit(
+        "export", "timm:test_vit", "--input-size", 8, "-o", tmp_path / "out" / "bundle"
+    )  # fmt: skip
+    assert called.code == 2
+    assert "does not turn 8x8 pixels into 1000 classes" in called.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_starts_without_timm() -> None:
+    code = "import sys, deploykit.cli, deploykit.pipeline.targets; print('timm' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"

@@ -1,0 +1,138 @@
+"""Classifiers as users have them in ``.onnx`` files: of old exporters, with a fixed batch, odd."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from tests.graphs import normal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+tensor = helper.make_tensor_value_info
+
+CLASSES = 10
+SIZE = 8
+CHANNELS = 4
+
+
+def node(
+    op_type: str, inputs: Sequence[str], outputs: Sequence[str], name: str = "", **attributes: Any
+) -> onnx.NodeProto:
+    return helper.make_node(op_type, inputs, outputs, name, **attributes)
+
+
+def model(
+    nodes: Sequence[onnx.NodeProto],
+    weights: Mapping[str, Array],
+    *,
+    batch: int | str = "n",
+    opset: int = 20,
+    outputs: Sequence[onnx.ValueInfoProto] | None = None,
+    inputs: Sequence[onnx.ValueInfoProto] | None = None,
+) -> onnx.ModelProto:
+    """A file that takes ``x`` (batch, 3, 8, 8) and gives ``y`` (batch, 10).
+
+    Before opset 9 the weights are among the inputs, as exporters had to write them then.
+    """
+    stored = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    given = list(inputs or [tensor("x", TensorProto.FLOAT, (batch, 3, SIZE, SIZE))])
+    if opset < 9:
+        given += [tensor(t.name, t.data_type, list(t.dims)) for t in stored]
+    made = list(outputs or [tensor("y", TensorProto.FLOAT, (batch, CLASSES))])
+    graph = helper.make_graph(list(nodes), "net", given, made, stored)
+    opsets = [helper.make_opsetid("", opset)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=3 if opset < 9 else 9)
+
+
+def weights(channels: int = CHANNELS, **more: Any) -> dict[str, Array]:
+    """Of a convolution with its BatchNorm, and of a linear layer; ``more`` beside them."""
+    scale, shift, mean, spread = (normal(channels, seed=seed) for seed in range(1, 5))
+    return {
+        "w": normal(channels, 3, 3, 3),
+        "scale": scale,
+        "shift": shift,
+        "mean": mean,
+        "var": np.abs(spread) + np.float32(0.5),
+        "fc": normal(CLASSES, channels * SIZE * SIZE, seed=5, scale=0.05),
+        "bias": normal(CLASSES, seed=6),
+        **more,
+    }
+
+
+def convolution(**normalise: Any) -> list[onnx.NodeProto]:
+    """Conv and BatchNorm, named as an exporter names them; gives ``n``."""
+    return [
+        node("Conv", ["x", "w"], ["c"], "conv", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        node(
+            "BatchNormalization", ["c", "scale", "shift", "mean", "var"], ["n"], "bn", **normalise
+        ),
+    ]
+
+
+def linear(source: str = "f", result: str = "y") -> onnx.NodeProto:
+    return node("Gemm", [source, "fc", "bias"], [result], "fc", transB=1)
+
+
+def old(opset: int, *, batch: int | str = "n", channels: int = CHANNELS) -> onnx.ModelProto:
+    """As PyTorch of its day wrote it: BatchNorm apart, a Dropout with a ratio, a computed shape."""
+    spatial: dict[str, object] = {"spatial": 1} if opset < 9 else {}
+    axes = {"axes": [0]} if opset < 13 else {}
+    more = {"zero": np.array(0), "rest": np.array([-1])}
+    if opset >= 13:
+        more["first"] = np.array([0])
+    ratio = {"ratio": 0.4} if opset < 12 else {}
+    nodes = [
+        *convolution(**spatial),
+        node("Relu", ["n"], ["r"], "relu"),
+        node("Dropout", ["r"], ["d"], "drop", **ratio),
+        node("Shape", ["d"], ["s"], "shape"),
+        node("Gather", ["s", "zero"], ["b"], "size", axis=0),
+        node("Unsqueeze", ["b", *(["first"] if opset >= 13 else [])], ["u"], "unsqueeze", **axes),
+        node("Concat", ["u", "rest"], ["sizes"], "sizes", axis=0),
+        node("Reshape", ["d", "sizes"], ["f"], "flatten"),
+        linear(),
+    ]
+    return model(nodes, weights(channels, **more), batch=batch, opset=opset)
+
+
+def written_shape(batch: int, shape: Sequence[int]) -> onnx.ModelProto:
+    """A Reshape whose sizes are numbers in the file."""
+    nodes = [
+        *convolution(),
+        node("Reshape", ["n", "sizes"], ["f"], "flatten"),
+        linear(),
+    ]
+    return model(nodes, weights(sizes=np.array(shape)), batch=batch)
+
+
+def classifier() -> onnx.ModelProto:
+    """Small and old: opset 11, one image of 32 pixels at a time, BatchNorm beside its convolution.
+
+    Large enough for INT8: 16 channels and more.
+    """
+    stored = {
+        **weights(16),
+        "w2": normal(32, 16, 3, 3, seed=7, scale=0.1),
+        "fc": normal(CLASSES, 32, seed=8),
+    }
+    nodes = [
+        *convolution(),
+        node("Relu", ["n"], ["r"], "relu1"),
+        node("Conv", ["r", "w2"], ["c2"], "conv2", kernel_shape=[3, 3], strides=[2, 2]),
+        node("Relu", ["c2"], ["r2"], "relu2"),
+        node("GlobalAveragePool", ["r2"], ["p"], "pool"),
+        node("Reshape", ["p", "sizes"], ["f"], "flatten"),
+        linear(),
+    ]
+    stored["sizes"] = np.array([1, 32])
+    inputs = [tensor("x", TensorProto.FLOAT, (1, 3, 32, 32))]
+    return model(nodes, stored, batch=1, opset=11, inputs=inputs)

@@ -1,0 +1,112 @@
+"""Profiles of several axes: what was asked, what the network leaves open, what is compiled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from deploykit.backends.trt.builder import CompileOptions, compile_onnx
+from deploykit.backends.trt.compiler import Compiler
+from deploykit.backends.trt.profiles import fitting_profile, open_inputs
+from deploykit.errors import BuildError, UsageError
+from deploykit.sizes import SizeRange
+from deploykit.specs import ShapeProfile
+from tests.fakes.tensorrt_fake import DataType, FakeTensorrt, INetworkDefinition, ITensor, Script
+from tests.unit.backends.trt import small_models
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HEIGHT, WIDTH = SizeRange(8, 16, 32), SizeRange(16, 16, 24)
+OPEN = {"image": (-1, 3, -1, -1)}
+PROFILE = ShapeProfile(1, 2, 4, HEIGHT, WIDTH)
+ONE = CompileOptions(PROFILE, compute_capabilities=("8.9",))
+
+
+def fake(told: Script) -> Compiler:
+    module = FakeTensorrt(told)
+    return Compiler("tensorrt-rtx", module.__version__, module)
+
+
+def script(*shapes: tuple[int, ...]) -> Script:
+    inputs = [ITensor(f"x{n}", DataType.HALF, shape) for n, shape in enumerate(shapes)]
+    return Script(network=INetworkDefinition(inputs))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_the_compiler_for_rtx_takes_open_images(rtx: Compiler, tmp_path: Path, dtype: type) -> None:
+    path = small_models.convolution(tmp_path / "m.onnx", dtype, ("batch", 8, "height", "width"))
+    engine = compile_onnx(rtx, path, ONE)
+    assert engine.profile == PROFILE
+    assert engine.plan.startswith(b"vtrt")
+
+
+def test_the_compiler_is_told_of_every_axis(tmp_path: Path) -> None:
+    told = script((-1, 3, -1, -1), (-1, 3, 8, -1), (-1, 7), (5, 3, 8, 8))
+    compile_onnx(fake(told), tmp_path / "m.onnx", ONE)
+    assert told.shapes == {
+        "x0": ((1, 3, 8, 16), (2, 3, 16, 16), (4, 3, 32, 24)),
+        "x1": ((1, 3, 8, 16), (2, 3, 8, 16), (4, 3, 8, 24)),
+        "x2": ((1, 7), (2, 7), (4, 7)),
+    }
+
+
+def test_a_refused_profile_is_said_in_words(tmp_path: Path) -> None:
+    told = replace(script((-1, 3, -1, -1)), profile_index=-1)
+    with pytest.raises(BuildError, match="refuses the profile batch 1,2,4, height 8,16,32, width"):
+        compile_onnx(fake(told), tmp_path / "m.onnx", ONE)
+
+
+def test_a_fixed_batch_of_open_images() -> None:
+    fitting = fitting_profile("m.onnx", {"image": (2, 3, -1, -1)}, PROFILE)
+    assert fitting == replace(PROFILE, min_batch=2, opt_batch=2, max_batch=2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (
+            ShapeProfile(),
+            "m.onnx takes images whose height and width may be anything\nexport .*--height",
+        ),
+        (
+            ShapeProfile(width=WIDTH),
+            "m.onnx takes images whose height may be anything\n.*: --height MIN,OPT",
+        ),
+        (
+            ShapeProfile(height=HEIGHT),
+            "m.onnx takes images whose width may be anything\n.*: --width MIN,OPT",
+        ),
+    ],
+)
+def test_an_open_size_must_be_given(asked: ShapeProfile, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        fitting_profile("m.onnx", OPEN, asked)
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        (
+            (-1, 3, 224, -1),
+            "--height 8,16,32 for m.onnx: its height is fixed to 224\nleave --heigh",
+        ),
+        ((-1, 3, -1, 224), "--width 16,16,24 for m.onnx: its width is fixed to 224\nleave --width"),
+        ((-1, 3), "--height 8,16,32 for m.onnx: it has no height\nleave --height out"),
+    ],
+)
+def test_a_size_for_what_is_fixed(shape: tuple[int, ...], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        fitting_profile("m.onnx", {"image": shape}, PROFILE)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [((-1, -1, 8, 8), "1"), ((-1, 3, -1), "2"), ((-1, -1, -1, -1, -1), "1, 2, 3")],
+)
+def test_another_open_dimension_is_refused(shape: tuple[int, ...], axes: str) -> None:
+    with pytest.raises(BuildError, match=rf"dimension {axes}.* is open\nonly the batch, and the"):
+        open_inputs({"image": shape})

@@ -1,0 +1,146 @@
+"""Which output of a user's file are the logits, and whether all outputs agree."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from deploykit.errors import ModelFileError
+from deploykit.pipeline.own_outputs import (
+    answers_one_by_one,
+    choose_logits,
+    logits_in,
+    other_problems,
+)
+from deploykit.specs import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from deploykit.specs import Array, StepTimes
+
+F32 = np.dtype(np.float32)
+
+
+def specs(**shapes: tuple[int | str, ...]) -> list[TensorSpec]:
+    return [TensorSpec(name, "float32", shape) for name, shape in shapes.items()]
+
+
+def answers(**shapes: tuple[int, ...]) -> dict[str, Array]:
+    return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+
+
+def test_one_flat_output_needs_no_words() -> None:
+    choice = choose_logits("own.onnx", specs(y=("n", 10)), answers(y=(1, 10)))
+    assert (choice.name, choice.flat, choice.moved) == ("y", True, False)
+    assert choice.notes() == []
+
+
+def test_first_flat_output_before_the_others() -> None:
+    shapes = {"map": (1, 4, 8, 8), "y": (1, 10), "aux": (1, 10)}
+    found = specs(**shapes)
+    choice = choose_logits("own.onnx", found, answers(**shapes))
+    said, moved = choice.notes()
+    assert said.startswith("logits are 'y', the first 2-dimensional float32 output; beside them: ")
+    assert said.endswith("'map' (1, 4, 8, 8), 'aux' (1, 10)")
+    assert moved == "'y' was made the first output"
+
+
+def test_pooled_output_is_flattened() -> None:
+    choice = choose_logits("own.onnx", specs(y=("n", 10, 1, 1)), answers(y=(1, 10, 1, 1)))
+    assert choice.notes() == ["'y' was flattened to (batch, classes)"]
+
+
+def test_classes_that_were_chosen_already() -> None:
+    found = [TensorSpec("label", "int64", ("n",))]
+    words = (
+        r"own.onnx returns label int64 \('n',\)\nexpected a float32 .*\nlet it end before its Arg"
+    )
+    with pytest.raises(ModelFileError, match=words):
+        choose_logits("own.onnx", found, {"label": np.zeros(1, np.int64)})
+
+
+def test_features_only() -> None:
+    with pytest.raises(
+        ModelFileError, match=r"y float32 \('n', 4, 8, 8\)\n.*\nexport it with its head"
+    ):
+        choose_logits("own.onnx", specs(y=("n", 4, 8, 8)), answers(y=(1, 4, 8, 8)))
+
+
+class FixedRunner:
+    """Takes four images at a time and returns their sums, with what it was given beside them."""
+
+    inputs = (TensorSpec("x", "float32", (4, 3, 2, 2)),)
+    outputs = (TensorSpec("y", "float32", (4, 1)),)
+
+    def __init__(self, *, whole: bool = False) -> None:
+        self.whole = whole
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        images = feeds["x"]
+        assert images.shape == (4, 3, 2, 2)
+        total = images.sum(axis=(1, 2, 3), keepdims=True)[:, :, 0, 0]
+        return {"y": total.sum(axis=0) if self.whole else total}
+
+    def run_timed(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], StepTimes]:
+        raise NotImplementedError
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> FixedRunner:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def batches(*sizes: int) -> Sequence[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+    noise = np.random.default_rng(0)
+    return [noise.normal(size=(size, 3, 2, 2)).astype(np.float32) for size in sizes]
+
+
+def test_a_fixed_batch_is_asked_in_groups() -> None:
+    images = batches(1, 2, 5)
+    found = answers_one_by_one(FixedRunner(), images, 4)
+    assert [one["y"].shape for one in found] == [(1, 1), (2, 1), (5, 1)]
+    for one, given in zip(found, images, strict=True):
+        expected = given.sum(axis=(1, 2, 3))
+        np.testing.assert_allclose(one["y"][:, 0].astype(np.float32), expected, rtol=1e-5)
+
+
+def test_a_fixed_batch_with_one_answer_for_all() -> None:
+    with pytest.raises(ModelFileError, match=r"output 'y' \(1,\) has no batch of its own"):
+        answers_one_by_one(FixedRunner(whole=True), batches(1, 2, 5), 4)
+
+
+def test_logits_are_flat() -> None:
+    (found,) = logits_in([answers(y=(2, 10, 1, 1))], "y")
+    assert found.shape == (2, 10)
+
+
+def test_outputs_beside_the_logits_are_compared() -> None:
+    expected = {"y": np.ones((2, 3), np.float32), "map": np.ones((2, 4), np.float32)}
+    assert other_problems([expected], [expected], "y") == []
+    wrong = {**expected, "map": np.full((2, 4), 2, np.float32)}
+    (problem,) = other_problems([wrong], [expected], "y")
+    assert problem.startswith("output 'map': largest error is 1.00e+00 of the largest")
+    longer = {**expected, "map": np.ones((2, 5), np.float32)}
+    assert other_problems([longer], [expected], "y") == [
+        "output 'map': shape (2, 5) instead of (2, 4)"
+    ]
+
+
+def test_whole_numbers_beside_the_logits_must_be_equal() -> None:
+    expected = {"y": np.ones((2, 3), np.float32), "label": np.array([1, 2])}
+    assert other_problems([expected], [expected], "y") == []
+    wrong = {**expected, "label": np.array([1, 0])}
+    assert other_problems([wrong], [expected], "y") == ["output 'label': int64 values differ"]
+
+
+def test_a_number_beside_the_logits_is_not_compared_by_image() -> None:
+    expected: dict[str, Array] = {
+        "y": np.ones((2, 3), np.float32),
+        "scale": np.array(3, np.float32),
+    }
+    assert other_problems([expected], [expected], "y") == []

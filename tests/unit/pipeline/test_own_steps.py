@@ -1,0 +1,105 @@
+"""A step that cannot be proven is left out, and the graph stays as it was."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from deploykit.artifacts import sha256_of
+from deploykit.errors import ModelFileError, ValidationError
+from deploykit.onnx_graph import fold, plain
+from deploykit.pipeline.journal import Journal
+from deploykit.pipeline.own_steps import Judged, OwnGraph
+from deploykit.specs import SilentProgress
+from tests.graphs import normal, run_ort
+from tests.own_files import old, tensor
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+IMAGES = normal(2, 3, 8, 8)
+
+
+def start(folder: Path, source: onnx.ModelProto) -> OwnGraph:
+    (folder / "own.onnx").write_bytes(source.SerializeToString())
+    judged = Judged([IMAGES], [run_ort(source, {"x": IMAGES})], "y")
+    model = plain(ir.from_proto(source), "own.onnx")
+    return OwnGraph(model, folder / "own.onnx", folder / "model.onnx", ("abc",), judged)
+
+
+def other_weight(model: ir.Model) -> ir.Model:
+    changed = model.clone()
+    weight = changed.graph.initializers["w"]
+    weight.const_value = ir.Tensor(normal(4, 3, 3, 3, seed=9), name="w")
+    return changed
+
+
+def refused(model: ir.Model) -> ir.Model:
+    raise ModelFileError("Loop 'x' is in the way\nand stays there")
+
+
+def test_a_proven_step_is_kept(tmp_path: Path) -> None:
+    own = start(tmp_path, old(17))
+    before = own.artifact.sha256
+    journal = Journal(SilentProgress())
+    assert own.attempt("folding constants", fold, journal)
+    assert own.artifact.sha256 == sha256_of(tmp_path / "model.onnx") != before
+    assert own.artifact.parents == ("abc",)
+    assert own.notes() == ["done to the graph, and proven: folding constants (10 nodes became 4)"]
+    assert journal.notes == []
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        (refused, "opening was left out: Loop 'x' is in the way and stays there"),
+        (other_weight, "opening was left out: the fp32 graph does not compute what the original "),
+    ],
+)
+def test_a_step_that_is_wrong_is_undone(tmp_path: Path, step: object, words: str) -> None:
+    assert callable(step)
+    own = start(tmp_path, old(17))
+    before = own.artifact
+    journal = Journal(SilentProgress())
+    assert not own.attempt("opening", step, journal)
+    assert own.artifact == before
+    assert sha256_of(tmp_path / "model.onnx") == before.sha256
+    assert own.notes() == []
+    assert journal.notes[0].startswith(words)
+
+
+def test_a_step_with_nothing_to_do_is_not_spoken_of(tmp_path: Path) -> None:
+    own = start(tmp_path, old(17))
+    journal = Journal(SilentProgress())
+    assert not own.attempt("nothing", lambda model: model, journal)
+    assert journal.notes == own.notes() == []
+
+
+def test_outputs_beside_the_logits_must_stay(tmp_path: Path) -> None:
+    source = old(17)
+    source.graph.output.append(tensor("r", onnx.TensorProto.FLOAT, ("n", 4, 8, 8)))
+    own = start(tmp_path, source)
+    journal = Journal(SilentProgress())
+
+    def changed(model: ir.Model) -> ir.Model:
+        # The logits of the same weights, and something else beside them.
+        copy = model.clone()
+        (relu,) = (made for made in copy.graph if made.op_type == "Relu")
+        copy.graph.outputs[1] = relu.inputs[0]  # type: ignore[assignment]
+        relu.inputs[0].name, relu.outputs[0].name = "r", "r_inside"  # type: ignore[union-attr]
+        return copy
+
+    assert not own.attempt("reading", changed, journal)
+    assert "does not compute what the original file computes output 'r': " in journal.notes[0]
+
+
+def test_a_graph_that_is_wrong_from_the_start(tmp_path: Path) -> None:
+    source = old(17)
+    judged = Judged([IMAGES], [{"y": np.zeros((2, 10), np.float32)}], "y")
+    model = plain(ir.from_proto(source), "own.onnx")
+    with pytest.raises(ValidationError, match="does not compute what the original file computes"):
+        OwnGraph(model, tmp_path / "own.onnx", tmp_path / "model.onnx", (), judged)

@@ -1,0 +1,81 @@
+"""What a TARGET names, and what it is called."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import pytest
+
+from deploykit.choices import DefinitionChoices
+from deploykit.errors import UnknownNameError, UsageError
+from deploykit.pipeline.targets import Kind, digest_of, find_definition, kind_of, name_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    for name, file in (("bundle", "manifest.json"), ("hub", "config.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text(name, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "target", ["resnet50", "torchvision:swin_t", "timm:resnet18d.ra2_in1k", "nets/mine.py:small"]
+)
+def test_names_and_factories_are_definitions(target: str) -> None:
+    assert kind_of(target) is Kind.DEFINITION
+
+
+def test_folders_are_told_apart_by_what_they_hold(folders: Path) -> None:
+    assert kind_of(str(folders / "bundle")) is Kind.BUNDLE
+    assert kind_of(str(folders / "hub")) is Kind.DEFINITION
+    (folders / "bundle" / "config.json").write_text("{}", encoding="utf-8")
+    assert kind_of(str(folders / "bundle")) is Kind.BUNDLE
+
+
+def test_a_file_is_a_graph_whether_it_exists_or_not() -> None:
+    assert kind_of("nowhere/mine.onnx") is Kind.ONNX
+
+
+def test_targets_are_called_by_their_file_or_folder(folders: Path) -> None:
+    assert name_of(str(folders / "deep" / "mine.onnx")) == "mine"
+    assert name_of(f"{folders}/bundle/") == "bundle"
+    assert name_of(f"{folders}/hub/") == "hub"
+
+
+def test_names_of_packages_make_names_of_folders() -> None:
+    assert name_of("timm:hf-hub:someone/net") == "timm-hf-hub-someone-net"
+    assert name_of("resnet50") == "resnet50"
+
+
+def test_the_digest_is_that_of_the_file_that_decides(folders: Path) -> None:
+    (folders / "nets.py").write_text("x = 1", encoding="utf-8")
+    assert digest_of(f"{folders}/nets.py:small") == sha256(b"x = 1").hexdigest()
+    assert digest_of(str(folders / "bundle")) == sha256(b"bundle").hexdigest()
+    assert digest_of("resnet50") is None
+    assert digest_of("nowhere/mine.onnx") is None
+
+
+def test_choices_reach_the_definition() -> None:
+    spec = find_definition("resnet18", DefinitionChoices(num_classes=7, image_size=64))
+    assert spec.outputs[0].shape == ("batch", 7)
+    assert spec.inputs[0].shape == ("batch", 3, 64, 64)
+
+
+def test_arguments_are_for_factories() -> None:
+    with pytest.raises(UsageError, match="--factory-args is for a factory in a Python file, not"):
+        find_definition("resnet18", DefinitionChoices(arguments={"depth": 3}))
+
+
+def test_a_python_file_needs_a_factory() -> None:
+    with pytest.raises(UsageError, match=r"nets\.py names no factory\nexpected nets\.py:FACTORY"):
+        find_definition("nets.py")
+
+
+def test_an_unknown_name_suggests_close_ones() -> None:
+    with pytest.raises(UnknownNameError, match=r"did you mean: .*resnet50"):
+        find_definition("resnet5")
