@@ -81,7 +81,8 @@ def install_line(module: str) -> str:
     >>> install_line("tensorrt_rtx")
     'pip install tensorrt-rtx-cu13'
     """
-    return _INSTALL_LINES.get(module, f"pip install {module.partition('.')[0]}")
+    package = module.partition(".")[0]
+    return _INSTALL_LINES.get(module) or _INSTALL_LINES.get(package, f"pip install {package}")
 
 
 def require(module: str) -> ModuleType:

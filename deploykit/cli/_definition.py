@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from functools import wraps
+from inspect import signature
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +26,6 @@ _OPTIONS = (
         metavar="JSON",
         help="Keyword arguments for a factory in a Python file: '{\"depth\": 18}'",
     ),
-)
-
-_PREPROCESSING = (
     click.option(
         "--resize",
         metavar="PX|HxW",
@@ -40,18 +39,17 @@ _PREPROCESSING = (
 )
 
 
-def options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add what a definition can be told: classes, size, arguments."""
+def choices(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a definition, of which the command gets one ``choices``."""
+
+    @wraps(function)
+    def command(**given: Any) -> Any:
+        told = {name: given.pop(name) for name in signature(read_choices).parameters}
+        return function(choices=read_choices(**told), **given)
+
     for option in reversed(_OPTIONS):
-        function = option(function)
-    return function
-
-
-def preprocessing(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add how images are prepared, where the model does not say it or is to be contradicted."""
-    for option in reversed(_PREPROCESSING):
-        function = option(function)
-    return function
+        command = option(command)
+    return command
 
 
 def read_choices(  # noqa: PLR0913 - one parameter per option

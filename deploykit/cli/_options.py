@@ -52,7 +52,8 @@ compute_capability = click.option(
 weights = click.option(
     "--weights",
     metavar="imagenet|FILE",
-    help="torchvision's, or a .safetensors, .npz or .pth file. Default: untrained.",
+    help="torchvision's or timm's, or a .safetensors, .npz or .pth file.  "
+    "[default: the definition's own, or untrained]",
 )
 num_classes = click.option(
     "--num-classes", type=click.IntRange(min=1), metavar="N", help="Length of the logits."

@@ -63,9 +63,9 @@ def command(
 ) -> Answer:
     """Measure latency and throughput, beside what the hardware could do at best.
 
-    A TARGET is an architecture, torchvision:NAME, an .onnx file or a bundle. Each combination with
-    a backend, a precision and a batch is measured in a process of its own; one that fails is noted
-    and the rest goes on. Interrupted, the same command goes on where it was.
+    A TARGET is all that `export` takes, or a bundle. Each combination with a backend, a precision
+    and a batch is measured in a process of its own; one that fails is noted and the rest goes on.
+    Interrupted, the same command goes on where it was.
     """
     asked = Asked(**measuring)
     if compare is not None:

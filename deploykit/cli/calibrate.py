@@ -13,6 +13,7 @@ from deploykit.cli._command import Answer, Command, examples
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from deploykit.choices import DefinitionChoices
     from deploykit.pipeline.calibrate import Calibrated
     from deploykit.pipeline.journal import Journal
 
@@ -35,8 +36,7 @@ if TYPE_CHECKING:
 )
 @_options.calib_count
 @_options.weights
-@_definition.options
-@_definition.preprocessing
+@_definition.choices
 @_options.seed
 @click.option(
     "-o",
@@ -51,13 +51,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     data: str,
     calib_count: int,
     weights: str | None,
-    num_classes: int | None,
-    input_size: int | None,
-    factory_args: str | None,
-    resize: str | None,
-    interpolation: str | None,
-    mean: str | None,
-    std: str | None,
+    choices: DefinitionChoices,
     seed: int,
     output: Path | None,
 ) -> Answer:
@@ -67,15 +61,6 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     computed in one pass over the images, in memory that does not grow with their number. A later
     `export --int8` of the same model with the same images uses the table again.
     """
-    choices = _definition.read_choices(
-        num_classes=num_classes,
-        input_size=input_size,
-        factory_args=factory_args,
-        resize=resize,
-        interpolation=interpolation,
-        mean=mean,
-        std=std,
-    )
     from deploykit.cli._show import progress
 
     with progress().step("start"):

@@ -14,6 +14,7 @@ from deploykit.errors import ValidationError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from deploykit.choices import DefinitionChoices
     from deploykit.pipeline.export import ExportOptions, ExportReport
 
 
@@ -33,8 +34,7 @@ if TYPE_CHECKING:
 @_options.precision_flags
 @_int8.options
 @_options.weights
-@_definition.options
-@_definition.preprocessing
+@_definition.choices
 @_options.seed
 @_options.data
 @click.option(
@@ -73,13 +73,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     sensitive_layers: str,
     bias_correction: str,
     weights: str | None,
-    num_classes: int | None,
-    input_size: int | None,
-    factory_args: str | None,
-    resize: str | None,
-    interpolation: str | None,
-    mean: str | None,
-    std: str | None,
+    choices: DefinitionChoices,
     seed: int,
     data: Path | None,
     labels: Path | None,
@@ -91,7 +85,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     compute_capabilities: tuple[str, ...],
     output: Path | None,
 ) -> Answer:
-    """Turn an architecture or an .onnx file into a verified bundle.
+    """Turn a network or an .onnx file into a verified bundle.
 
     TARGET is a name of `deploykit list`, torchvision:NAME, timm:NAME, path/to/file.py:factory
     for a function that returns a torch.nn.Module (the file is run), a folder of Hugging Face
@@ -101,15 +95,6 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     """
     precision = _options.read_precision(fp32=fp32, fp16=fp16, int8=int8)
     profile = _options.read_profile(batch, height, width)
-    choices = _definition.read_choices(
-        num_classes=num_classes,
-        input_size=input_size,
-        factory_args=factory_args,
-        resize=resize,
-        interpolation=interpolation,
-        mean=mean,
-        std=std,
-    )
 
     from deploykit.cli._show import progress
 

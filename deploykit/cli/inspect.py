@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("target")
-@_definition.options
 @click.option(
     "--batch",
     default=1,
@@ -55,13 +55,10 @@ if TYPE_CHECKING:
 @_options.weights
 @_options.seed
 @_options.data
-@_definition.preprocessing
+@_definition.choices
 def command(  # noqa: PLR0913 - one parameter per option, click's way
     *,
     target: str,
-    num_classes: int | None,
-    input_size: int | None,
-    factory_args: str | None,
     batch: int,
     precision: bool,
     fp16: bool,
@@ -71,10 +68,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     weights: str | None,
     seed: int,
     data: Path | None,
-    resize: str | None,
-    interpolation: str | None,
-    mean: str | None,
-    std: str | None,
+    choices: DefinitionChoices,
 ) -> Answer:
     """Show the layers of TARGET, or what of it is INT8, FP16 and FP32 and why.
 
@@ -86,25 +80,13 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     `export` does: what comes near the end of FP16 stays FP32. Ranges of INT8 are not needed for
     it.
     """
-    choices = _definition.read_choices(
-        num_classes=num_classes,
-        input_size=input_size,
-        factory_args=factory_args,
-        resize=resize,
-        interpolation=interpolation,
-        mean=mean,
-        std=std,
-    )
     if not (precision or fp16 or int8):
         measuring = {
             "--exclude": exclude,
             "--all": every_node,
             "--weights": weights,
             "--data": data,
-            "--resize": resize,
-            "--interpolation": interpolation,
-            "--mean": mean,
-            "--std": std,
+            **{f"--{name}": value for name, value in asdict(choices.preprocessing).items()},
         }
         _refuse_without_precision(measuring)
         summary = _summary(target, choices, batch)

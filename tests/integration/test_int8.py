@@ -304,9 +304,7 @@ def test_black_images_give_no_zero_scale(fp32: Path, working_folder: Path) -> No
     assert all(amax > 0 for ranges in table.amax.values() for amax in ranges.values())
 
 
-@pytest.mark.parametrize(
-    ("depth", "accuracy"), [(20, 0.915), (32, 0.928), (44, 0.933), (56, 0.926)]
-)
+@pytest.mark.parametrize(("depth", "accuracy"), [(20, 0.915), (44, 0.933)])
 def test_cifar_networks_keep_their_accuracy_in_int8(
     shared_data: Path, working_folder: Path, depth: int, accuracy: float
 ) -> None:

@@ -81,7 +81,8 @@ def test_require_imports() -> None:
         ("cuda.core", "pip install cuda-core"),
         ("onnxruntime", "pip install onnxruntime-gpu"),
         ("PIL", "pip install pillow"),
-        ("timm", "pip install timm"),
+        ("timm", "pip install 'deploykit[timm]'"),
+        ("transformers.models", "pip install 'deploykit[huggingface]'"),
         ("some_package.part", "pip install some_package"),
     ],
 )

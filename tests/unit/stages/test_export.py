@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from deploykit.artifacts import sha256_of
-from deploykit.errors import ExportError
+from deploykit.errors import ControlFlowError, ExportError
 from deploykit.onnx_graph import OPSET
 from deploykit.specs import ModelSpec, Precision, Preprocessing, TensorSpec
 from deploykit.stages.export import EXPORTERS, Exporter, export
@@ -193,12 +194,22 @@ def test_a_batch_that_is_fixed_silently_is_seen_in_the_graph(tmp_path: Path) -> 
         exported(FixedBatch().eval(), tmp_path / "m.onnx", "torchscript")
 
 
-def test_what_one_exporter_refuses_the_other_may_take(tmp_path: Path) -> None:
-    module = Branching().eval()
-    with pytest.raises(ExportError, match=r"^torch\.export cannot export tiny\n\w+: ") as caught:
-        exported(module, tmp_path / "m.onnx", "torch.export")
+def test_a_decision_by_values_is_shown_with_its_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    expected = (
+        r"^tiny decides by the values of its input, which no graph can\n"
+        r"line \d+ of test_export.py, in forward: y = x if x.sum\(\) > 1 else x \+ 1\n"
+        r"compute both ways and choose with torch.where"
+    )
+    with pytest.raises(ControlFlowError, match=expected) as caught:
+        exported(Branching().eval(), tmp_path / "m.onnx", "torch.export")
     assert caught.value.__cause__ is not None
-    model = exported(module, tmp_path / "m.onnx", "torchscript")
+    assert capfd.readouterr() == ("", "")  # torch prints the whole graph
+
+
+def test_the_other_exporter_may_take_what_the_first_refuses(tmp_path: Path) -> None:
+    model = exported(Branching().eval(), tmp_path / "m.onnx", "torchscript")
     assert [value.name for value in model.graph.output] == ["logits"]
 
 
@@ -209,7 +220,9 @@ def test_a_module_that_fails_gives_the_exporters_own_words(
     path = tmp_path / "m.onnx"
     with pytest.raises(ExportError, match=f"^{exporter} cannot export tiny\n\\w+: ") as caught:
         exported(Failing().eval(), path, exporter)
-    assert len(str(caught.value).splitlines()) == 2
+    *_, reason, line = str(caught.value).splitlines()
+    assert reason == "RuntimeError: no forward pass today"
+    assert re.fullmatch(r"line \d+ of test_export.py, in forward: raise RuntimeError\(.*", line)
     assert not path.exists()
 
 
@@ -227,5 +240,5 @@ def test_an_error_without_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         raise NotImplementedError
 
     monkeypatch.setattr(torch.onnx, "export", fail)
-    with pytest.raises(ExportError, match=r"\nNotImplementedError: no message$"):
+    with pytest.raises(ExportError, match=r"\nNotImplementedError: no message\nline \d+ of"):
         exported(tiny(), tmp_path / "m.onnx", "torchscript")

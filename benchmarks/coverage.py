@@ -1,0 +1,253 @@
+"""Which classifiers go through every stage: all of torchvision, and families of timm.
+
+``python benchmarks/coverage.py torchvision|timm [--only NAME ...] [--out FILE]``. Every model is
+exported by ``deploykit.pipeline.export``, untrained, at the size of its published weights: export,
+comparison with torch, FP16, comparison, engine for TensorRT for RTX; of torchvision's the FP32
+graph is then taken to INT8 in the same way (`coverage_one.py` says with which images). Each of
+these exports is a process of its own with a limit of time, so that none can stop the others.
+
+The results are written after every one of them, and at the end as a table beside them (``.md``).
+A second call goes on where the first one ended: what passed stays, what did not pass is tried
+again. With other versions of the packages that ``environment.describe()`` names the table starts
+anew. Of deploykit itself every row has the hash of the source that made it; ``--only`` makes the
+rows of the named models again whatever they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import deploykit
+from deploykit.environment import describe
+from deploykit.staging import write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    Found = dict[str, Any]
+    Run = Callable[[str, str, Path], Found]
+
+HERE: Final = Path(__file__).parent
+ONE: Final = HERE / "coverage_one.py"
+LIMIT_S: Final = 1800.0
+PRECISIONS: Final = {"torchvision": ("fp16", "int8"), "timm": ("fp16",)}
+
+_TIMM = """
+resnet26d seresnet50 skresnet18 resnest14d res2net50_26w_4s regnety_002 efficientnet_b0
+efficientnetv2_rw_t mobilenetv1_100 mobilenetv2_050 mobilenetv3_small_050 mobilenetv4_conv_small
+ghostnet_050 tinynet_e hardcorenas_a densenet121 dpn48b hrnet_w18_small vgg11_bn inception_v4
+xception41 cspresnet50 darknet53 dla34 ese_vovnet19b_dw selecsls42b tresnet_m repvgg_a0 repvit_m0_9
+eca_nfnet_l0 starnet_s1 convnext_atto convnextv2_atto convnext_zepto_rms
+vit_tiny_patch16_224 deit_tiny_patch16_224 beit_base_patch16_224 eva02_tiny_patch14_336
+cait_xxs24_224 xcit_nano_12_p16_224 swin_tiny_patch4_window7_224 swinv2_cr_tiny_ns_224
+pvt_v2_b0 twins_pcpvt_small coat_tiny levit_128s mixer_s32_224 gmlp_ti16_224 resmlp_12_224
+poolformer_s12 edgenext_xx_small mobilevit_xxs efficientformer_l1 fastvit_t8 visformer_tiny
+crossvit_tiny_240 volo_d1_224 tiny_vit_5m_224 efficientvit_b0 maxvit_rmlp_pico_rw_256
+"""
+TIMM: Final = tuple(_TIMM.split())
+"""A small model of every family that differs from the others in its operators."""
+
+
+@dataclass
+class Table:
+    """The file of results: one row for each model, in the order in which they were made."""
+
+    path: Path
+    environment: Found
+    rows: dict[str, Found] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path, environment: Found) -> Table:
+        """The rows of before, unless they were made with other packages."""
+        table = cls(path, environment)
+        if path.exists():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            if before["environment"]["packages"] == environment["packages"]:
+                table.rows = {row["model"]: row for row in before["rows"]}
+        return table
+
+    def passed(self, model: str, precision: str) -> bool:
+        """Whether a model went through every stage."""
+        return bool(self.rows.get(model, {}).get(precision, {}).get("passed"))
+
+    def put(self, model: str, precision: str, found: Found) -> None:
+        """Keep what was found, in the file too."""
+        self.rows[model][precision] = found
+        content = {"environment": self.environment, "rows": list(self.rows.values())}
+        write_whole(self.path, json.dumps(content, indent=1) + "\n")
+
+
+def sweep(table: Table, library: str, models: Sequence[str], run: Run, *, again: bool) -> None:
+    """Make what is missing of the rows; a row is made as a whole, INT8 from the FP32 graph."""
+    first, *others = PRECISIONS[library]
+    for number, model in enumerate(models, start=1):
+        if not again and all(table.passed(model, each) for each in PRECISIONS[library]):
+            continue
+        with tempfile.TemporaryDirectory() as name:
+            target, folder = f"{library}:{model}", Path(name)
+            table.rows[model] = {"model": model}
+            for precision in (first, *others):
+                found = run(precision, target, folder / precision)
+                table.put(model, precision, found)
+                story = "passed" if found["passed"] else f"{found['stage']}: {found['reason']}"
+                print(f"{number} of {len(models)}: {model} {precision} {story}", file=sys.stderr)
+                target = str(folder / first / "bundle" / "reference.onnx")
+                if not Path(target).exists():
+                    break
+
+
+@dataclass(frozen=True)
+class Process:
+    """Runs `coverage_one.py` and reads what it leaves, also where it was killed."""
+
+    limit_s: float
+    source: str
+    script: Path = ONE
+
+    def __call__(self, precision: str, target: str, folder: Path) -> Found:
+        """One export, with how long its process took and what code it ran."""
+        began = datetime.now(UTC)
+        folder.mkdir(parents=True)
+        # -P: this folder's own coverage.py must not hide the package of that name.
+        command = [sys.executable, "-P", str(self.script), precision, target, str(folder)]
+        ended = self._wait(command, folder / "log")
+        record = folder / "record.json"
+        found = {"passed": False, "stage": "start", "reason": ended or _end_of(folder / "log")}
+        if record.exists():
+            found |= json.loads(record.read_text(encoding="utf-8"))
+        if ended:
+            found |= {"passed": False, "reason": ended}
+        seconds = round((datetime.now(UTC) - began).total_seconds(), 1)
+        made = began.isoformat(timespec="seconds")
+        return {**found, "process_s": seconds, "made": made, "source": self.source}
+
+    def _wait(self, command: list[str], log: Path) -> str | None:
+        """How the process was ended from outside, ``None`` where it ended by itself."""
+        with log.open("wb") as output:
+            try:
+                status = subprocess.run(
+                    command, stdout=output, stderr=output, timeout=self.limit_s, check=False
+                ).returncode
+            except subprocess.TimeoutExpired:
+                return f"took longer than {self.limit_s:g} s"
+        return f"killed by {signal.Signals(-status).name}" if status < 0 else None
+
+
+def _end_of(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "ended without a record"
+
+
+def source_hash(package: Path) -> str:
+    """Of deploykit's Python files, in order; twelve digits are enough to tell two apart."""
+    digest = sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def torchvision_models() -> list[str]:
+    """All of torchvision's classifiers, those with the fewest multiply-adds first."""
+    from torchvision import models
+
+    names = models.list_models(module=models)
+    return sorted(names, key=lambda name: models.get_model_weights(name).DEFAULT.meta["_ops"])
+
+
+def markdown(table: Table, library: str) -> str:
+    """A line for each model, those with the fewest multiply-adds first, then the counts."""
+    precisions = PRECISIONS[library]
+    head = ["model", "size", "parameters"]
+    for precision in precisions:
+        head += [f"{precision}: cosine", "KL", "error", "graph MB", "engine MB", "s"]
+        head += ["INT8 layers"] if precision == "int8" else []
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in sorted(table.rows.values(), key=_work):
+        cells = [row["model"], *_size_of(row.get("fp16", {}))]
+        for precision in precisions:
+            cells += _cells(row.get(precision, {}), precision)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join((*lines, "", *_counts(table, precisions), "", *_failures(table, precisions)))
+
+
+def _work(row: Found) -> float:
+    return float(row.get("fp16", {}).get("multiply_adds", inf))
+
+
+def _size_of(found: Found) -> list[str]:
+    size, parameters = found.get("image_size"), found.get("parameters")
+    return [
+        "x".join(map(str, size)) if size else "",
+        f"{parameters / 1e6:.1f} M" if parameters else "",
+    ]
+
+
+def _cells(found: Found, precision: str) -> list[str]:
+    extra = precision == "int8"
+    if not found.get("passed"):
+        return [f"**{found.get('stage', 'not run')}**", "", "", "", "", ""] + [""] * extra
+    figures = found["validation"][precision]
+    cells = [
+        f"{figures['min_cosine']:.6f}",
+        f"{figures['max_kl']:.1e}",
+        f"{figures['max_relative']:.1e}",
+        f"{found['onnx_bytes'] / 1e6:.1f}",
+        f"{found['engine_bytes'] / 1e6:.1f}",
+        f"{found['process_s']:.0f}",
+    ]
+    layers = found.get("layers") or {}
+    return cells + [f"{layers.get('int8', 0)} of {sum(layers.values())}"] * extra
+
+
+def _counts(table: Table, precisions: Sequence[str]) -> list[str]:
+    return [
+        f"{precision.upper()} {sum(table.passed(model, precision) for model in table.rows)} "
+        f"of {len(table.rows)}"
+        for precision in precisions
+    ]
+
+
+def _failures(table: Table, precisions: Sequence[str]) -> list[str]:
+    return [
+        f"- {row['model']} {precision}, {row[precision]['stage']}: {row[precision]['reason']}"
+        for row in table.rows.values()
+        for precision in precisions
+        if precision in row and not row[precision]["passed"]
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("library", choices=sorted(PRECISIONS))
+    parser.add_argument("--only", nargs="+", default=[], help="names, made again in any case")
+    parser.add_argument("--skip", nargs="+", default=[], help="names, left for another call")
+    parser.add_argument("--out", type=Path, help="the file of results")
+    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds for each export")
+    asked = parser.parse_args()
+    names = torchvision_models() if asked.library == "torchvision" else list(TIMM)
+    unknown = set(asked.only) - set(names)
+    if unknown:
+        parser.error(f"not in the list of {asked.library}: {', '.join(sorted(unknown))}")
+    chosen = [name for name in asked.only or names if name not in asked.skip]
+    path = asked.out or HERE / "results" / f"coverage_{asked.library}.json"
+    table = Table.open(path, describe().to_dict())
+    run = Process(asked.limit, source_hash(Path(str(deploykit.__file__)).parent))
+    sweep(table, asked.library, chosen, run, again=bool(asked.only))
+    text = markdown(table, asked.library)
+    write_whole(path.with_suffix(".md"), f"# {asked.library}\n\n{text}\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""One row of `coverage.py`: a model through every stage of one precision, in this process.
+
+``python -P benchmarks/coverage_one.py fp16|int8 TARGET FOLDER``. What was found is in
+``FOLDER/record.json``, written again at the start of every stage, so that it also tells where a
+process ended that was killed.
+
+INT8 starts from an FP32 ``.onnx``. Its ranges come from the photographs that come with deploykit,
+two of which are held out and judge the result; every layer is INT8 that can be. Where that does
+not pass, it is done again with the choices that ``export --int8`` makes by trials.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from deploykit.errors import DeploykitError, ValidationError
+from deploykit.specs import Precision, SilentProgress
+from deploykit.staging import write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from deploykit.pipeline.export import ExportOptions, ExportReport
+    from deploykit.pipeline.int8 import Int8Request
+    from deploykit.specs import ProgressTask
+
+RECORD: Final = "record.json"
+COMPILER: Final = "tensorrt-rtx"
+COMPUTE_CAPABILITY: Final = "8.9"
+FP32_GRAPH: Final = Path("bundle", "reference.onnx")
+
+EVERYTHING: Final = "everything INT8"
+TRIALS: Final = "chosen by trials"
+PLACEMENTS: Final = (EVERYTHING, TRIALS)
+
+SHOWN_REASONS: Final = 5
+
+
+class Record(SilentProgress):
+    """What is known so far; as a `Progress` it is told of every stage that begins."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._began = time.perf_counter()
+        self.found: dict[str, Any] = {"passed": False}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[ProgressTask]:
+        """Begin a stage."""
+        self.note(stage=name)
+        with super().step(name) as task:
+            yield task
+
+    def note(self, **found: object) -> None:
+        """Add to what is known, with the time and the memory until now."""
+        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        seconds = round(time.perf_counter() - self._began, 1)
+        self.found |= {**found, "seconds": seconds, "peak_mib": round(peak_kib / 1024)}
+        write_whole(self._path, json.dumps(self.found))
+
+
+def attempt(precision: Precision, target: str, folder: Path, record: Record) -> None:
+    """Note what becomes of ``target``; errors of any kind are what is looked for."""
+    try:
+        report = _exported(precision, target, folder, record)
+        record.note(**outcome(report), **_counts(folder / "bundle"))
+        record.note(passed=True)
+    except DeploykitError as exc:
+        record.note(reason=f"{type(exc).__name__}: {exc}")
+    except Exception as exc:  # a fault of deploykit, which the table has to show
+        record.note(reason=f"unexpected {type(exc).__name__}: {exc}")
+
+
+def _exported(precision: Precision, target: str, folder: Path, record: Record) -> ExportReport:
+    from deploykit.pipeline.export import export
+
+    if precision is not Precision.INT8:
+        return export(target, _options(precision, folder), record)
+    record.note(placement=EVERYTHING)
+    try:
+        return export(target, _options(precision, folder, EVERYTHING), record)
+    except ValidationError as exc:
+        record.note(placement=TRIALS, first_reason=str(exc))
+        return export(target, _options(precision, folder, TRIALS), record)
+
+
+def _options(precision: Precision, folder: Path, placement: str = "") -> ExportOptions:
+    from deploykit.pipeline.export import ExportOptions
+
+    return ExportOptions(
+        precision=precision,
+        backend=COMPILER,
+        compute_capabilities=(COMPUTE_CAPABILITY,),
+        output=folder / "bundle",
+        int8=_request(folder, placement) if placement else None,
+    )
+
+
+def _request(folder: Path, placement: str) -> Int8Request:
+    from deploykit.images import sample_images
+    from deploykit.pipeline.calibrate import CalibrationOptions
+    from deploykit.pipeline.int8 import Int8Request
+    from deploykit.pipeline.int8_choice import Wishes
+
+    everything = Wishes("max", "int8", "int8", "int8", "off")
+    return Int8Request(
+        CalibrationOptions(sample_images(), table=folder / "calibration.json"),
+        everything if placement == EVERYTHING else Wishes(),
+    )
+
+
+def outcome(report: ExportReport) -> dict[str, Any]:
+    """The figures of an export that passed every stage."""
+    manifest = report.bundle.manifest
+    (engine,) = manifest.engines
+    conversion = dict(manifest.conversion)
+    kept = conversion.pop("kept_fp32", None) or conversion.pop("kept", {})
+    return {
+        "stages": {time.name: round(time.seconds, 1) for time in report.stages},
+        "image_size": list(manifest.model["image_size"]),
+        "validation": {str(each.precision): worst(each.to_dict()) for each in report.validation},
+        "onnx_bytes": report.bundle.model_path.stat().st_size,
+        "engine_bytes": engine.bytes,
+        "conversion": {
+            key: value for key, value in conversion.items() if not isinstance(value, str | dict)
+        },
+        "exporter": conversion.get("exporter"),
+        "layers": conversion.get("layers"),
+        "kept": dict(Counter(kept.values()).most_common(SHOWN_REASONS)),
+    }
+
+
+def worst(report: dict[str, Any]) -> dict[str, float]:
+    """Of all batches: the largest errors, the smallest cosine, the share of equal decisions."""
+    batches = report["batches"]
+    count = sum(batch["batch"] for batch in batches)
+    agreed = sum(batch["agreement"] * batch["batch"] for batch in batches)
+    return {
+        "max_abs": max(batch["max_abs"] for batch in batches),
+        "max_relative": max(batch["max_relative"] for batch in batches),
+        "min_cosine": min(batch["min_cosine"] for batch in batches),
+        "max_kl": max(batch["max_kl"] for batch in batches),
+        "agreement": agreed / count,
+        "images": count,
+    }
+
+
+def _counts(bundle: Path) -> dict[str, Any]:
+    """Parameters and multiply-adds of the FP32 graph, where they can be counted."""
+    from deploykit import onnx_graph
+
+    reference = bundle / FP32_GRAPH.name
+    try:
+        summary = onnx_graph.describe_layers(onnx_graph.read_model(reference), reference.name, 1)
+    except DeploykitError:
+        return {}
+    return {"parameters": summary.parameters, "multiply_adds": summary.multiply_adds}
+
+
+def main() -> None:
+    precision, target, place = sys.argv[1:]
+    folder = Path(place)
+    folder.mkdir(parents=True, exist_ok=True)
+    attempt(Precision(precision), target, folder, Record(folder / RECORD))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""The table of models that go through every stage: its rows, its resuming, its counts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from benchmarks import coverage
+from benchmarks.coverage import Process, Table, markdown, source_hash, sweep
+from benchmarks.coverage_one import TRIALS, Record, attempt, worst
+from deploykit.errors import ExportError, ValidationError
+from deploykit.pipeline import export as pipeline
+from deploykit.specs import Precision
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HERE = {"packages": {"torch": "2"}, "cpu": "one"}
+
+PASSED: dict[str, Any] = {
+    "passed": True,
+    "image_size": [64, 48],
+    "parameters": 1_250_000,
+    "validation": {
+        each: {"min_cosine": 0.5, "max_kl": 1e-3, "max_relative": 0.02} for each in ("fp16", "int8")
+    },
+    "onnx_bytes": 2_000_000,
+    "engine_bytes": 3_100_000,
+    "process_s": 12.4,
+    "layers": {"int8": 3, "fp16": 1, "fp32": 0},
+}
+FAILED = {"passed": False, "stage": "export", "reason": "ExportError: a loop"}
+
+
+class Runs:
+    """Stands for `Process`: some exports fail, the others leave an FP32 graph."""
+
+    def __init__(self, *failing: tuple[str, str], without_graph: str = "") -> None:
+        self.failing = failing
+        self.without_graph = without_graph
+        self.asked: list[tuple[str, str]] = []
+
+    def __call__(self, precision: str, target: str, folder: Path) -> dict[str, Any]:
+        if precision == "int8":
+            assert target.endswith("fp16/bundle/reference.onnx")
+            target = self.asked[-1][1]
+        self.asked.append((precision, target))
+        name = target.partition(":")[2]
+        if name != self.without_graph:
+            (folder / "bundle").mkdir(parents=True)
+            (folder / "bundle" / "reference.onnx").touch()
+        return FAILED if (precision, name) in self.failing else PASSED
+
+
+def test_every_model_goes_to_fp16_and_its_graph_to_int8(tmp_path: Path) -> None:
+    runs = Runs()
+    table = Table(tmp_path / "out" / "table.json", HERE)
+    sweep(table, "torchvision", ["small", "large"], runs, again=False)
+    assert runs.asked == [
+        ("fp16", "torchvision:small"),
+        ("int8", "torchvision:small"),
+        ("fp16", "torchvision:large"),
+        ("int8", "torchvision:large"),
+    ]
+    kept = json.loads((tmp_path / "out" / "table.json").read_text(encoding="utf-8"))
+    assert kept["environment"] == HERE
+    assert [row["model"] for row in kept["rows"]] == ["small", "large"]
+    assert kept["rows"][1]["int8"] == PASSED
+
+
+def test_of_timm_fp16_is_asked_only(tmp_path: Path) -> None:
+    runs = Runs()
+    sweep(Table(tmp_path / "table.json", HERE), "timm", ["resnet10t"], runs, again=False)
+    assert runs.asked == [("fp16", "timm:resnet10t")]
+
+
+def test_a_failure_stops_nothing_and_is_tried_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models, path = ["a", "b", "c"], tmp_path / "table.json"
+    first = Runs(("fp16", "a"), ("int8", "b"), without_graph="a")
+    sweep(Table.open(path, HERE), "torchvision", models, first, again=False)
+    # Without an FP32 graph there is nothing to take to INT8.
+    assert [each for each, target in first.asked if target.endswith(":a")] == ["fp16"]
+    assert "1 of 3: a fp16 export: ExportError: a loop" in capsys.readouterr().err
+    second = Runs()
+    sweep(Table.open(path, HERE), "torchvision", models, second, again=False)
+    assert {target for _, target in second.asked} == {"torchvision:a", "torchvision:b"}
+    worse = Runs(("fp16", "c"), without_graph="c")
+    table = Table.open(path, HERE)
+    sweep(table, "torchvision", ["c"], worse, again=True)
+    # Of the row of before nothing is left, its INT8 neither.
+    assert table.rows["c"] == {"model": "c", "fp16": FAILED}
+
+
+def test_other_packages_start_the_table_anew(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    sweep(Table.open(path, HERE), "timm", ["a"], Runs(), again=False)
+    assert Table.open(path, {**HERE, "cpu": "two"}).passed("a", "fp16")
+    assert not Table.open(path, {**HERE, "packages": {"torch": "3"}}).rows
+
+
+def test_the_table_shows_figures_counts_and_reasons() -> None:
+    rows = {
+        "good": {"model": "good", "fp16": PASSED, "int8": PASSED},
+        "bad": {"model": "bad", "fp16": PASSED, "int8": FAILED},
+        "worse": {"model": "worse", "fp16": FAILED},
+    }
+    lines = markdown(Table(coverage.ONE, HERE, rows), "torchvision").splitlines()
+    width = lines[0].count("|")
+    assert [line.count("|") for line in lines[1:5]] == [width] * 4
+    assert lines[2] == (
+        "| good | 64x48 | 1.2 M | 0.500000 | 1.0e-03 | 2.0e-02 | 2.0 | 3.1 | 12 "
+        "| 0.500000 | 1.0e-03 | 2.0e-02 | 2.0 | 3.1 | 12 | 3 of 4 |"
+    )
+    assert "| **not run** |" in lines[4]
+    assert lines[6:8] == ["FP16 2 of 3", "INT8 1 of 3"]
+    assert lines[9:] == [
+        "- bad int8, export: ExportError: a loop",
+        "- worse fp16, export: ExportError: a loop",
+    ]
+
+
+def call(monkeypatch: pytest.MonkeyPatch, runs: Runs, *words: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["coverage.py", *map(str, words)])
+    monkeypatch.setattr(coverage, "Process", lambda limit_s, source: runs)
+    coverage.main()
+
+
+def test_the_command_leaves_a_file_for_machines_and_one_for_people(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(coverage, "TIMM", ("a", "b", "c"))
+    out = tmp_path / "timm.json"
+    first = Runs(("fp16", "b"))
+    call(monkeypatch, first, "timm", "--out", out, "--skip", "c")
+    assert [target for _, target in first.asked] == ["timm:a", "timm:b"]
+    assert "FP16 1 of 2" in capsys.readouterr().out
+    second = Runs()
+    call(monkeypatch, second, "timm", "--out", out)
+    assert [target for _, target in second.asked] == ["timm:b", "timm:c"]
+    third = Runs()
+    call(monkeypatch, third, "timm", "--out", out, "--only", "a")
+    assert [target for _, target in third.asked] == ["timm:a"]
+    text = (tmp_path / "timm.md").read_text(encoding="utf-8")
+    assert text.startswith("# timm\n\n| model | size |")
+    assert "FP16 3 of 3" in text
+
+
+def test_a_name_that_is_not_in_the_list_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        call(monkeypatch, Runs(), "timm", "--out", tmp_path / "x.json", "--only", "resnet50")
+    assert "not in the list of timm: resnet50" in capsys.readouterr().err
+
+
+def script(folder: Path, text: str) -> Path:
+    path = folder / "script.py"
+    path.write_text(f"import os, sys, time, pathlib\nplace = pathlib.Path(sys.argv[3])\n{text}\n")
+    return path
+
+
+RECORDED = """(place / "record.json").write_text('{"passed": true, "stage": "compile"}')"""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (RECORDED, {"passed": True, "stage": "compile"}),
+        (
+            f"{RECORDED}\nos.kill(os.getpid(), 9)",
+            {"passed": False, "stage": "compile", "reason": "killed by SIGKILL"},
+        ),
+        (
+            "os.abort()",
+            {"passed": False, "stage": "start", "reason": "killed by SIGABRT"},
+        ),
+        (
+            "sys.exit('no module named x')",
+            {"passed": False, "stage": "start", "reason": "no module named x"},
+        ),
+        ("", {"passed": False, "stage": "start", "reason": "ended without a record"}),
+    ],
+)
+def test_a_process_that_dies_leaves_a_row(
+    text: str, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    process = Process(limit_s=60, source="abc", script=script(tmp_path, text))
+    found = process("fp16", "timm:x", tmp_path / "run")
+    assert found.items() >= {**expected, "source": "abc"}.items()
+    assert found["process_s"] >= 0
+
+
+def test_a_process_that_hangs_is_ended(tmp_path: Path) -> None:
+    process = Process(limit_s=0.2, source="", script=script(tmp_path, "time.sleep(60)"))
+    found = process("fp16", "timm:x", tmp_path / "run")
+    assert found["reason"] == "took longer than 0.2 s"
+
+
+def test_a_record_tells_the_last_stage(tmp_path: Path) -> None:
+    record = Record(tmp_path / "record.json")
+    with pytest.raises(ExportError), record.step("export"):
+        raise ExportError("no")
+    kept = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
+    assert kept == record.found
+    assert (kept["stage"], kept["passed"]) == ("export", False)
+    assert kept["peak_mib"] > 0
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ExportError("a loop"), "ExportError: a loop"),
+        (KeyError("x"), "unexpected KeyError: 'x'"),
+    ],
+)
+def test_any_error_is_a_reason(
+    error: Exception, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pipeline, "export", fails)
+    record = Record(tmp_path / "record.json")
+    attempt(Precision.FP16, "timm:x", tmp_path, record)
+    assert (record.found["passed"], record.found["reason"]) == (False, reason)
+
+
+def test_int8_falls_back_to_trials_where_everything_in_int8_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def refuses(_: str, options: pipeline.ExportOptions, __: Record) -> None:
+        assert options.int8 is not None
+        asked.append(options.int8.wishes.sensitive_layers)
+        raise ValidationError("cosine 0.1")
+
+    monkeypatch.setattr(pipeline, "export", refuses)
+    record = Record(tmp_path / "record.json")
+    attempt(Precision.INT8, "model.onnx", tmp_path, record)
+    assert asked == ["int8", "auto"]
+    assert record.found["placement"] == TRIALS
+    assert record.found["first_reason"] == "cosine 0.1"
+    assert record.found["reason"] == "ValidationError: cosine 0.1"
+
+
+def test_the_worst_batch_counts() -> None:
+    same = {"max_relative": 0.1, "max_kl": 0.0, "min_cosine": 1.0}
+    batches = [
+        {**same, "batch": 1, "max_abs": 0.1, "agreement": 1.0},
+        {**same, "batch": 3, "max_abs": 0.3, "agreement": 2 / 3, "min_cosine": 0.9},
+    ]
+    found = worst({"batches": batches})
+    assert found["max_abs"] == 0.3
+    assert found["min_cosine"] == 0.9
+    assert found["agreement"] == pytest.approx(0.75)
+    assert found["images"] == 4
+
+
+def test_the_source_is_its_files_and_their_names(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("1")
+    before = source_hash(tmp_path)
+    (tmp_path / "note.txt").write_text("1")
+    assert source_hash(tmp_path) == before
+    (tmp_path / "a.py").rename(tmp_path / "b.py")
+    assert source_hash(tmp_path) != before
+
+
+def test_there_are_sixty_of_timm() -> None:
+    assert len(set(coverage.TIMM)) == len(coverage.TIMM) == 60
+
+
+def test_torchvision_starts_with_the_smallest() -> None:
+    names = coverage.torchvision_models()
+    assert len(names) >= 80
+    assert (names[0], names[-1]) == ("shufflenet_v2_x0_5", "vit_h_14")
+
+
+def test_the_parent_reads_what_the_real_child_writes(tmp_path: Path) -> None:
+    found = Process(120, "")("fp16", str(tmp_path / "missing.onnx"), tmp_path / "run")
+    assert found["stage"] == "read"
+    assert found["reason"].startswith("ModelFileError: there is no file")
