@@ -128,6 +128,8 @@ class Process:
             found |= json.loads(record.read_text(encoding="utf-8"))
         if ended:
             found |= {"passed": False, "reason": ended}
+        if found["passed"]:
+            del found["reason"]  # the log's last line is a library's warning then
         seconds = round((datetime.now(UTC) - began).total_seconds(), 1)
         made = began.isoformat(timespec="seconds")
         return {**found, "process_s": seconds, "made": made, "source": self.source}

@@ -192,6 +192,7 @@ def test_a_process_that_dies_leaves_a_row(
     process = Process(limit_s=60, source="abc", script=script(tmp_path, text))
     found = process("fp16", "timm:x", tmp_path / "run")
     assert found.items() >= {**expected, "source": "abc"}.items()
+    assert ("reason" in found) is not found["passed"]
     assert found["process_s"] >= 0
 
 
