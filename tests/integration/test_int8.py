@@ -286,12 +286,19 @@ def test_a_bundle_has_weights_of_its_own(fp32: Path, digits: Digits, working_fol
 
 
 def test_a_definition_is_calibrated_for_its_export(working_folder: Path) -> None:
-    told = "resnet20", "--input-size", 32, "--num-classes", 3
+    (working_folder / "nets.py").write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    last = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 3)\n"
+        "    return nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), *last)\n",
+        encoding="utf-8",
+    )
+    told = "nets.py:net", "--input-size", 32
     made = deploykit("calibrate", *told, "--data", "random", "--calib-count", 4)
     assert made.code == 0, made.err
     exported = deploykit("export", *told, "--backend", "none", "-o", "bundle")
     assert exported.code == 0, exported.err
-    table = CalibrationTable.load(working_folder / "calib" / "resnet20.json")
+    table = CalibrationTable.load(working_folder / "calib" / "nets-net.json")
     table.require_model(Bundle.open(working_folder / "bundle").manifest.onnx.sha256)
 
 
@@ -304,20 +311,19 @@ def test_black_images_give_no_zero_scale(fp32: Path, working_folder: Path) -> No
     assert all(amax > 0 for ranges in table.amax.values() for amax in ranges.values())
 
 
-@pytest.mark.parametrize(("depth", "accuracy"), [(20, 0.915), (44, 0.933)])
-def test_cifar_networks_keep_their_accuracy_in_int8(
-    shared_data: Path, working_folder: Path, depth: int, accuracy: float
+def test_a_cifar_network_keeps_its_accuracy_in_int8(
+    shared_data: Path, working_folder: Path
 ) -> None:
     exported = deploykit(
-        "export", f"resnet{depth}", "--int8", "-o", "bundle", "--backend", "none",
-        "--weights", shared_data / f"resnet{depth}_cifar10.npz",
+        "export", "resnet20", "--int8", "-o", "bundle", "--backend", "none",
+        "--weights", shared_data / "resnet20_cifar10.npz",
         "--calib", shared_data / "cifar10_calib512.npz",
     )  # fmt: skip
     assert exported.code == 0, exported.err
     images = shared_data / "cifar10_test1000.npz"
     found = deploykit("eval", "bundle", "--data", images, "--json").data
     assert found["agreement"] >= 0.992
-    assert found["top1"] >= accuracy - 0.0031
+    assert found["top1"] >= 0.915 - 0.0031
 
 
 def fixed_batch(fp32: Path, batch: int, target: Path) -> Path:

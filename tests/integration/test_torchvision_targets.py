@@ -17,19 +17,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v3_small"])
-def test_goes_through_every_stage_in_fp16(name: str, tmp_path: Path) -> None:
+def test_goes_through_every_stage_in_fp16(tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     called = deploykit(
-        "export", f"torchvision:{name}", "--fp16", "--input-size", 64, "--backend", "none",
-        "-o", folder, "--json",
+        "export", "torchvision:mobilenet_v3_small", "--fp16", "--input-size", 64,
+        "--backend", "none", "-o", folder, "--json",
     )  # fmt: skip
     assert called.code == 0, called.err
     assert [report["passed"] for report in called.data["validation"]] == [True, True]
     assert called.data["weights"]["source"] == "untrained, seed 0"
     assert called.data["conversion"]["exporter"] == "torch.export"
     manifest = Bundle.open(folder).manifest
-    assert manifest.name == f"torchvision-{name}-fp16"
+    assert manifest.name == "torchvision-mobilenet_v3_small-fp16"
     assert manifest.model["image_size"] == [64, 64]
     assert manifest.model["year"] is None
     assert manifest.preprocessing.resize == 73
