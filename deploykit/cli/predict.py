@@ -67,8 +67,11 @@ def _show(out: Console, found: PredictionReport) -> None:
             rows.add_row("" if rank else escape(image), escape(label), f"{each.probability:.2%}")
     if found.predictions:
         out.print(rows)
-    if not found.trained:
-        out.print(f"weights: {found.weights}; the answers mean nothing", markup=False)
+    if found.trained is not True:
+        doubt = (
+            "the answers mean nothing" if found.trained is False else "trained or not is unknown"
+        )
+        out.print(f"weights: {found.weights}; {doubt}", markup=False)
     out.print(found.choice, markup=False)
     for _, reason in found.unreadable:
         out.print(f"problem: {'; '.join(reason.splitlines())}", style="red", markup=False)

@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 class PredictionReport:
     """The classes of each image that could be read, and why the others could not.
 
-    ``weights`` says where the weights come from, and ``trained`` whether the answers mean anything.
+    ``weights`` says where the weights come from, and ``trained`` whether the answers mean anything;
+    ``None`` where nobody can tell.
     """
 
     bundle: str
     device: str
     choice: str
     weights: str
-    trained: bool
+    trained: bool | None
     predictions: tuple[tuple[str, tuple[Prediction, ...]], ...]
     unreadable: tuple[tuple[str, str], ...]
 
@@ -99,7 +100,7 @@ def _report(
         device=model.device,
         choice=model.choice,
         weights=str(weights.get("source")),
-        trained=bool(weights.get("trained")),
+        trained=weights.get("trained"),
         predictions=tuple((p, tuple(top)) for p, top in pairs if not isinstance(top, DataError)),
         unreadable=tuple((p, str(why)) for p, why in pairs if isinstance(why, DataError)),
     )

@@ -131,6 +131,13 @@ def test_labels_and_names_are_shown_as_they_are(tmp_path: Path, bundle: Path) ->
     assert "[red]a.png" in cli.deploykit("predict", bundle, image).out
 
 
+def test_weights_of_a_factory_may_be_trained_or_not(tmp_path: Path, images: Path) -> None:
+    weights = {"source": "as nets.py:net made them", "sha256": None, "trained": None}
+    bundle = write_bundle(tmp_path / "own", weights=weights)
+    called = cli.deploykit("predict", bundle, images)
+    assert "weights: as nets.py:net made them; trained or not is unknown" in called.out
+
+
 def test_untrained_weights_are_said_to_mean_nothing(tmp_path: Path, images: Path) -> None:
     weights = {"source": "untrained, seed 0", "sha256": None, "trained": False}
     bundle = write_bundle(tmp_path / "untrained", weights=weights)
