@@ -33,6 +33,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 
+def first_line(error: BaseException) -> str:
+    r"""What another package's error says, its first line with words; its type where it has none.
+
+    >>> first_line(ValueError("\n  no such shape\nframe 1"))
+    'no such shape'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def typed_first_line(error: BaseException) -> str:
+    """As `first_line`, with the type before it.
+
+    >>> typed_first_line(ValueError("no such shape")), typed_first_line(KeyError())
+    ('ValueError: no such shape', 'KeyError: no message')
+    """
+    kind = type(error).__name__
+    return f"{kind}: {first_line(error)}" if str(error).strip() else f"{kind}: no message"
+
+
 class DeploykitError(Exception):
     """Base of all errors; the command line turns it into one message and exit code 1.
 

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from deploykit.backends._feeds import check_feeds
-from deploykit.errors import EngineIncompatibleError, ModelFileError, UsageError
+from deploykit.errors import EngineIncompatibleError, ModelFileError, UsageError, first_line
 from deploykit.specs import Closing, Precision, SplitGraph, StepTimes, TensorSpec
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class OrtRunner(Closing):
             results = opened.session.run(opened.names, given)
         except _LOAD_ERRORS as exc:
             fed = ", ".join(str(tuple(array.shape)) for array in given.values())
-            raise ModelFileError(f"{self._name} failed to run on {fed}\n{_reason(exc)}") from exc
+            raise ModelFileError(f"{self._name} failed to run on {fed}\n{first_line(exc)}") from exc
         compute_ms = (time.perf_counter() - start) * 1e3
         return dict(zip(opened.names, results, strict=True)), compute_ms
 
@@ -209,7 +209,9 @@ class OrtRunner(Closing):
                 disabled_optimizers=list(_CRASHING.get(self._device, ())),
             )
         except _LOAD_ERRORS as exc:
-            raise ModelFileError(f"onnxruntime cannot load {self._name}\n{_reason(exc)}") from exc
+            raise ModelFileError(
+                f"onnxruntime cannot load {self._name}\n{first_line(exc)}"
+            ) from exc
         if provider not in session.get_providers():
             raise self._no_device("onnxruntime could not start it")
         return session
@@ -248,8 +250,3 @@ def _spec(node: Any) -> TensorSpec:
         f"{node.name}_{axis}" if dim is None else dim for axis, dim in enumerate(node.shape)
     )
     return TensorSpec(node.name, _DTYPES.get(node.type, node.type), shape)
-
-
-def _reason(exc: Exception) -> str:
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    return lines[0] if lines else type(exc).__name__

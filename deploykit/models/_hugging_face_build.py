@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.environment import package_version, require
-from deploykit.errors import UnknownNameError, UsageError
+from deploykit.errors import UnknownNameError, UsageError, typed_first_line
 from deploykit.models._logits import LOGITS, LogitsOf
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def count_classes(network: nn.Module, size: tuple[int, int], name: str) -> int:
                 result = network(torch.empty(shape, device="meta"))
         except Exception as error:  # each network checks its input in its own way
             raise UsageError(
-                f"{name} does not take images {shape}\n{_first_line(error)}\n"
+                f"{name} does not take images {shape}\n{typed_first_line(error)}\n"
                 "leave --input-size out for the size that it was trained with, or give another"
             ) from error
     logits = result.get(LOGITS) if hasattr(result, "get") else None
@@ -166,10 +166,5 @@ def under_todays_names(config: Any, state: Mapping[str, Tensor]) -> dict[str, Te
 def _not_taken(name: str, error: Exception) -> UsageError:
     version = package_version("transformers")
     return UsageError(
-        f"transformers {version} builds no network from {name}/config.json\n{_first_line(error)}"
+        f"transformers {version} builds no network from {name}/config.json\n{typed_first_line(error)}"
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

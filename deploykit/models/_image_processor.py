@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.environment import require
-from deploykit.errors import UsageError
+from deploykit.errors import UsageError, typed_first_line
 from deploykit.specs import Preprocessing
 
 if TYPE_CHECKING:
@@ -64,10 +64,8 @@ def read_processor(given: Mapping[str, Any], model_type: str, where: str) -> Pre
                 dict(given)
             )
         except Exception as error:  # anything can stand in the file
-            first = next(iter(str(error).splitlines()), "without a message")
             raise UsageError(
-                f"transformers makes no {kind}ImageProcessor of {where}\n"
-                f"{type(error).__name__}: {first}"
+                f"transformers makes no {kind}ImageProcessor of {where}\n{typed_first_line(error)}"
             ) from error
     return prepared_as(processor, where)
 

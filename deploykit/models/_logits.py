@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor, nn
 
-from deploykit.errors import UsageError
+from deploykit.errors import UsageError, typed_first_line
 
 LOGITS: Final = "logits"
 """What libraries call them where a module returns several things by name."""
@@ -56,7 +56,7 @@ def find_logits(network: nn.Module, image_size: int, name: str) -> tuple[str | i
     except Exception as error:  # a user's own code can raise anything
         raise UsageError(
             f"{name} does not take images (2, 3, {image_size}, {image_size})\n"
-            f"{_first_line(error)}\n"
+            f"{typed_first_line(error)}\n"
             "give the size that it takes: --input-size PX"
         ) from error
     for place, value in _candidates(result):
@@ -92,8 +92,3 @@ def _described(result: Any) -> str:
     if isinstance(result, tuple | list):
         return f"a {type(result).__name__} of {', '.join(map(_described, result)) or 'nothing'}"
     return f"a {type(result).__name__}"
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -14,7 +14,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from deploykit._version import __version__
 from deploykit.artifacts import WEIGHTS_SUFFIX, OnnxArtifact, sha256_of, sha256_of_bytes
-from deploykit.errors import ModelFileError
+from deploykit.errors import ModelFileError, first_line
 from deploykit.onnx_graph.declared import declare_outputs
 from deploykit.onnx_graph.external import (
     MAPPED_BYTES,
@@ -67,7 +67,7 @@ def _read(path: Path, mapped_bytes: int) -> tuple[ir.Model, tuple[Path, ...]]:
         if declared:  # the file itself lacks what the checker wants
             onnx.checker.check_model(ir.to_proto(model), full_check=True)
     except Exception as exc:  # the checker raises errors of several unrelated classes
-        raise ModelFileError(f"{path.name} is not a valid ONNX model\n{_first_line(exc)}") from exc
+        raise ModelFileError(f"{path.name} is not a valid ONNX model\n{first_line(exc)}") from exc
     imports = model.graph.opset_imports
     if "ai.onnx" in imports:  # the standard's two names for its own operators
         imports[""] = imports.pop("ai.onnx")
@@ -89,7 +89,7 @@ def read_artifact(path: Path) -> OnnxArtifact:
         precision, parents = _precision_of(model), _parents_of(model)
     except ValueError as exc:
         raise ModelFileError(
-            f"{path.name} has deploykit metadata that deploykit did not write\n{_first_line(exc)}"
+            f"{path.name} has deploykit metadata that deploykit did not write\n{first_line(exc)}"
         ) from exc
     return OnnxArtifact(
         path=path,
@@ -176,7 +176,7 @@ def _check(content: bytes | str, path: Path) -> None:
         onnx.checker.check_model(content, full_check=True)
     except Exception as exc:  # the checker raises errors of several unrelated classes
         raise ModelFileError(
-            f"the graph for {path.name} is not valid ONNX\n{_first_line(exc)}"
+            f"the graph for {path.name} is not valid ONNX\n{first_line(exc)}"
         ) from exc
 
 
@@ -264,11 +264,6 @@ def _tensor_spec(value: ir.Value) -> TensorSpec:
         dims.append(dim if isinstance(dim, int) else str(dim.value or open_name))
     dtype = "unknown" if value.dtype is None else value.dtype.numpy().name
     return TensorSpec(str(value.name), dtype, tuple(dims))
-
-
-def _first_line(exc: Exception) -> str:
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    return lines[0] if lines else type(exc).__name__
 
 
 def infer_shapes(model: ir.Model) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import torch
 
 from deploykit import onnx_graph
-from deploykit.errors import ControlFlowError, ExportError
+from deploykit.errors import ControlFlowError, ExportError, typed_first_line
 from deploykit.specs import BATCH, Precision
 
 if TYPE_CHECKING:
@@ -134,10 +134,10 @@ def _refusal(exc: Exception, name: str, exporter: Exporter) -> ExportError:
     if any(type(cause).__name__ in _DATA_DEPENDENT for cause in causes):
         return ControlFlowError(
             f"{name} decides by the values of its input, which no graph can\n"
-            f"{where or _reason(causes[-1])}\n"
+            f"{where or typed_first_line(causes[-1])}\n"
             "compute both ways and choose with torch.where, or decide outside the model"
         )
-    reason = _reason(causes[-1])
+    reason = typed_first_line(causes[-1])
     return ExportError(
         f"{exporter} cannot export {name}\n{reason}" + (f"\n{where}" if where else "")
     )
@@ -162,8 +162,3 @@ def _line_of(exc: BaseException) -> str | None:
         return None
     file, line, function, code = blamed[-1]
     return f"line {line} of {Path(file).name}, in {function}: {code}"
-
-
-def _reason(exc: BaseException) -> str:
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    return f"{type(exc).__name__}: {lines[0] if lines else 'no message'}"
