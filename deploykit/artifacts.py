@@ -28,6 +28,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def made_of(source_sha256: str, weights_sha256: str | None) -> str:
+    """One hex digest for a definition and its weights, both by their own."""
+    return sha256_of_bytes(f"{source_sha256}\n{weights_sha256}".encode())
+
+
 def sha256_of_bytes(data: bytes) -> str:
     """Hex digest of ``data``."""
     return hashlib.sha256(data).hexdigest()

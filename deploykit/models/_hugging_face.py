@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from deploykit.artifacts import sha256_of, sha256_of_bytes
+from deploykit.artifacts import made_of, sha256_of, sha256_of_bytes
 from deploykit.environment import require
 from deploykit.errors import UsageError
 from deploykit.models._image_processor import Prepared, read_processor
@@ -91,7 +91,7 @@ def hugging_face_spec(folder: Path, choices: DefinitionChoices) -> ModelSpec:
         torchvision=None,
         builder=partial(hub.build, config, is_bgr=is_bgr),
         weights_file=_weights_file(folder),
-        source_sha256=digest_with_weights(folder),
+        source_sha256=digest(folder),
         adapt_state=partial(hub.under_todays_names, config),
         preprocessing_assumed=prepared is None,
         notes=tuple(_notes(config, choices, prepared, height)),
@@ -107,8 +107,7 @@ def digest(folder: Path) -> str:
 def digest_with_weights(folder: Path) -> str:
     """As `digest`, with the folder's weights where there are any."""
     weights = _weights_file(folder)
-    parts = [digest(folder), weights_sha256(weights) if weights.is_file() else "no weights"]
-    return sha256_of_bytes("\n".join(parts).encode())
+    return made_of(digest(folder), weights_sha256(weights) if weights.is_file() else None)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

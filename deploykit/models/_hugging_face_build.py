@@ -166,5 +166,6 @@ def under_todays_names(config: Any, state: Mapping[str, Tensor]) -> dict[str, Te
 def _not_taken(name: str, error: Exception) -> UsageError:
     version = package_version("transformers")
     return UsageError(
-        f"transformers {version} builds no network from {name}/config.json\n{typed_first_line(error)}"
+        f"transformers {version} builds no network from {name}/config.json\n"
+        f"{typed_first_line(error)}"
     )

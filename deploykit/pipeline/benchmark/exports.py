@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from deploykit import environment
+from deploykit.artifacts import made_of
 from deploykit.bundle import Bundle
 from deploykit.errors import BundleError
 from deploykit.pipeline.calibrate import RANDOM, CalibrationOptions
@@ -58,6 +59,8 @@ def _usable(place: Path, digest: str | None) -> Bundle | None:
     here = environment.describe()
     same_tools = bundle.manifest.packages == {"deploykit": here.deploykit, **here.packages}
     manifest = bundle.manifest
-    sources = (*manifest.onnx.parents, manifest.model.get("source_sha256"))
+    source = manifest.model.get("source_sha256")
+    both = made_of(str(source), manifest.weights.get("sha256"))
+    sources = (*manifest.onnx.parents, source, both)
     same_source = digest is None or digest in sources
     return bundle if same_tools and same_source else None

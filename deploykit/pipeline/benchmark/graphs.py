@@ -66,7 +66,7 @@ def prepare_graph(
     Raises:
         DeploykitError: the error of the stage that failed.
     """
-    kind = kind_of(target)
+    kind, digest = kind_of(target), None
     if kind is Kind.BUNDLE:
         bundle = Bundle.open(Path(target))
         bundle.require_unchanged(bundle.model_path.name)
@@ -75,14 +75,17 @@ def prepare_graph(
         from deploykit import onnx_graph
 
         artifact = onnx_graph.read_artifact(Path(target))
+        digest = artifact.sha256
         for spec in artifact.inputs:
             require_known_sizes(target, spec)
         if artifact.precision is not Precision.FP32:
             costs = _Costs.of(artifact.path, batches, peaks)
             return _graph(artifact, None, own=False, costs=costs)
+    else:
+        digest = digest_of(target)
     from deploykit.pipeline.benchmark.exports import exported
 
-    bundle = exported(target, precision, work, digest_of(target))
+    bundle = exported(target, precision, work, digest)
     return _graph(bundle.manifest.onnx, bundle, own=False, costs=_costs(bundle, batches, peaks))
 
 

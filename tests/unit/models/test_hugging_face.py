@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification
 
+from deploykit.artifacts import made_of
 from deploykit.choices import DefinitionChoices
 from deploykit.errors import WeightsError
 from deploykit.models import build_with_weights
 from deploykit.models._hugging_face import digest, hugging_face_spec
 from deploykit.models._hugging_face_build import quietly
-from deploykit.pipeline.targets import digest_of
+from deploykit.pipeline.targets import digest_of, find_definition
 from deploykit.specs import BATCH, ModelSpec
 from tests.hugging_face import CLASSES, SIDE, VIT_PROCESSOR, change_json, make_folder
 
@@ -63,7 +64,7 @@ def test_the_folder_says_everything(saved: Path) -> None:
     assert spec.preprocessing.mean == (0.5, 0.5, 0.5)
     assert not spec.preprocessing_assumed
     assert spec.weights_file == saved / "model.safetensors"
-    assert spec.source_sha256 == digest_of(str(saved))
+    assert spec.source_sha256 == digest(saved)
     assert spec.parameters == sum(
         t.numel() for t in load_file(saved / "model.safetensors").values()
     )
@@ -269,3 +270,9 @@ def test_the_random_state_is_left_alone(folder: Path) -> None:
     before = torch.random.get_rng_state()
     build_with_weights(spec_of(folder), None, 0)
     np.testing.assert_array_equal(torch.random.get_rng_state().numpy(), before.numpy())
+
+
+def test_the_manifest_has_what_a_kept_export_is_known_by(saved: Path) -> None:
+    spec = find_definition(str(saved))
+    _, record = build_with_weights(spec, None, 0)
+    assert made_of(str(spec.source_sha256), record.sha256) == digest_of(str(saved))
