@@ -34,6 +34,7 @@ REFERENCE: Final = "reference.onnx"
 GOLDEN: Final = "golden.npz"
 LABELS: Final = "labels.txt"
 CALIBRATION: Final = "calibration.json"
+SIDE_INPUTS: Final = "side_inputs.npz"
 
 _DIGEST = "manifest_sha256"
 _VERSION: Final = re.compile(r"[0-9][0-9A-Za-z.+!-]{0,40}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from deploykit.specs import Preprocessing
 
@@ -51,10 +52,12 @@ class DefinitionChoices:
     """What the user says of a definition; ``None`` is what it was published with.
 
     ``image_size`` is height and width of the input in pixels, ``arguments`` are the keyword
-    arguments of a factory in a Python file.
+    arguments of a factory in a Python file. ``side_inputs`` is for a graph: an ``.npz`` with values
+    of what it takes beside images.
     """
 
     num_classes: int | None = None
     image_size: int | None = None
     arguments: Mapping[str, Any] | None = None
     preprocessing: PreprocessingChoices = field(default_factory=PreprocessingChoices)
+    side_inputs: Path | None = None

@@ -14,9 +14,24 @@ BATCH_AXIS: Final = 0
 IMAGE_AXES: Final[Mapping[int, str]] = {2: "height", 3: "width"}
 """Of images (N, C, H, W): the dimensions beside the batch that may be open."""
 
+IMAGE_DIMS: Final = 4
+"""Of images (N, C, H, W)."""
+
+RGB: Final = 3
+"""Channels of every image that deploykit prepares."""
+
 AXIS_NAMES: Final[Mapping[int, str]] = {BATCH_AXIS: "batch", **IMAGE_AXES}
 
 _COUNT: Final = 3
+
+
+def are_images(shape: Sequence[int | str | None]) -> bool:
+    """Whether a tensor of ``shape`` can be a batch of images.
+
+    >>> are_images(("batch", 3, 224, 224)), are_images((1, 224, 224, 3))
+    (True, False)
+    """
+    return len(shape) == IMAGE_DIMS and shape[1] == RGB
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from tests.graphs import normal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -22,6 +23,9 @@ tensor = helper.make_tensor_value_info
 CLASSES = 10
 SIZE = 8
 CHANNELS = 4
+WIDE = 16
+BLOOD = 16
+"""Values beside an image of `patients`."""
 
 
 def node(
@@ -136,3 +140,37 @@ def classifier() -> onnx.ModelProto:
     stored["sizes"] = np.array([1, 32])
     inputs = [tensor("x", TensorProto.FLOAT, (1, 3, 32, 32))]
     return model(nodes, stored, batch=1, opset=11, inputs=inputs)
+
+
+def patients(batch: int | str = "n") -> onnx.ModelProto:
+    """Blood values first, then the photograph, then the ward: a row of a table."""
+    wide = WIDE * SIZE**2
+    stored = {
+        **weights(WIDE),
+        "hidden": normal(BLOOD, WIDE, seed=7),
+        "wards": normal(5, WIDE, seed=8),
+        "fc": normal(CLASSES, wide + 2 * WIDE, seed=9, scale=0.05),
+        "sizes": np.array([1 if batch == 1 else -1, wide]),
+    }
+    nodes = [
+        *convolution(),
+        node("Relu", ["n"], ["r"], "relu"),
+        node("Reshape", ["r", "sizes"], ["flat"], "flat"),
+        node("MatMul", ["blood", "hidden"], ["h"], "mlp"),
+        node("Gather", ["wards", "ward"], ["e"], "embed"),
+        node("Concat", ["flat", "h", "e"], ["f"], "join", axis=1),
+        linear(),
+    ]
+    inputs = [
+        tensor("blood", TensorProto.FLOAT, (batch, BLOOD)),
+        tensor("x", TensorProto.FLOAT, (batch, 3, SIZE, SIZE)),
+        tensor("ward", TensorProto.INT64, (batch,)),
+    ]
+    return model(nodes, stored, batch=batch, inputs=inputs)
+
+
+def write_values(path: Path) -> Path:
+    """For what `patients` takes beside images, forty rows."""
+    rows = np.random.default_rng(3)
+    np.savez(path, blood=rows.normal(scale=3.0, size=(40, BLOOD)), ward=rows.integers(0, 5, 40))
+    return path

@@ -15,6 +15,7 @@ from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from deploykit.choices import DefinitionChoices
 
@@ -36,6 +37,7 @@ _OPTIONS = (
     ),
     click.option("--mean", metavar="R,G,B", help="Subtracted from pixels of 0 to 1, likewise."),
     click.option("--std", metavar="R,G,B", help="What they are divided by then, likewise."),
+    _options.side_inputs,
 )
 
 
@@ -61,6 +63,7 @@ def read_choices(  # noqa: PLR0913 - one parameter per option
     interpolation: str | None = None,
     mean: str | None = None,
     std: str | None = None,
+    side_inputs: Path | None = None,
 ) -> DefinitionChoices:
     """What the options ask for.
 
@@ -76,7 +79,7 @@ def read_choices(  # noqa: PLR0913 - one parameter per option
         std=None if std is None else _channels("--std", std),
     )
     arguments = None if factory_args is None else _arguments(factory_args)
-    return DefinitionChoices(num_classes, input_size, arguments, wanted)
+    return DefinitionChoices(num_classes, input_size, arguments, wanted, side_inputs)
 
 
 def _sides(text: str) -> int | tuple[int, int]:

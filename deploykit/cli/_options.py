@@ -70,7 +70,12 @@ data = click.option(
     metavar="PATH",
     help="Images: a folder, a CSV list or an .npz.",
 )
-
+side_inputs = click.option(
+    "--side-inputs",
+    type=click.Path(path_type=Path),
+    metavar="FILE.npz",
+    help="What an .onnx takes beside images: an array by the name of each input, a row per image.",
+)
 calib_count = click.option(
     "--calib-count",
     default=512,

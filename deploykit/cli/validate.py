@@ -32,6 +32,7 @@ _WORST: Final = 8
 @click.argument("first", type=click.Path(path_type=Path), metavar="A")
 @click.argument("second", type=click.Path(path_type=Path), metavar="[B]", required=False)
 @_options.data
+@_options.side_inputs
 @click.option(
     "--batch",
     type=click.IntRange(min=1),
@@ -40,11 +41,12 @@ _WORST: Final = 8
 )
 @click.option("--layers", is_flag=True, help="Compare every activation; say where to look.")
 @click.option("--all", "show_all", is_flag=True, help="With --layers: show every activation.")
-def command(
+def command(  # noqa: PLR0913 - one parameter per option
     *,
     first: Path,
     second: Path | None,
     data: Path | None,
+    side_inputs: Path | None,
     batch: int | None,
     layers: bool,
     show_all: bool,
@@ -58,11 +60,10 @@ def command(
     from deploykit.cli._show import progress
 
     with progress().step("start"):
-        from deploykit.pipeline.validate import compare_artifacts
+        from deploykit.pipeline.validate import ComparisonOptions, compare_artifacts
 
-    found = compare_artifacts(
-        first, second, data=data, batch=batch, layers=layers, progress=progress()
-    )
+    options = ComparisonOptions(data, side_inputs, batch, layers)
+    found = compare_artifacts(first, second, options, progress())
     return Answer(
         found.to_dict(), lambda out: _show(out, found, show_all=show_all), failed=not found.passed
     )

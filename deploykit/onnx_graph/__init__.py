@@ -9,7 +9,7 @@ from deploykit.onnx_graph.files import expose_outputs, read_artifact, read_model
 from deploykit.onnx_graph.folding import fold, plain
 from deploykit.onnx_graph.half import HEAVY_OPS, HalfPlan, plan_half
 from deploykit.onnx_graph.layers import describe_layers
-from deploykit.onnx_graph.logits import put_first
+from deploykit.onnx_graph.logits import put_first, put_image_first
 from deploykit.onnx_graph.open_batch import open_batch
 from deploykit.onnx_graph.opset import OLDEST_FOR_INT8, OPSET, raise_opset
 from deploykit.onnx_graph.refusals import require_usable
@@ -29,6 +29,7 @@ __all__ = [
     "plain",
     "plan_half",
     "put_first",
+    "put_image_first",
     "raise_opset",
     "read_artifact",
     "read_model",

@@ -17,6 +17,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from deploykit.errors import ModelFileError
 from deploykit.onnx_graph.files import infer_shapes
 from deploykit.onnx_graph.splitting import split
+from deploykit.sizes import are_images
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,7 +34,7 @@ _QUANTIZERS: Final = frozenset({"QuantizeLinear", "DequantizeLinear"})
 class ActivationPair:
     """A value of the candidate, and the value of the reference that it stands for.
 
-    ``reads`` are the nearest pairs before it, by name; the graph's input is none. ``readers`` are
+    ``reads`` are the nearest pairs before it, by name; the graph's inputs are none. ``readers`` are
     the nodes that use it, past casts and Q/DQ pairs. ``numbers`` is its length for one run,
     ``None`` where shape inference does not tell.
     """
@@ -63,13 +64,20 @@ class Pairing:
 
 
 def with_input_shape(model: ir.Model, shape: tuple[int, ...]) -> ir.Model:
-    """A copy whose first input has ``shape``, with the shapes and types that follow from it.
+    """A copy whose images have ``shape``, with the shapes and types that follow from it.
+
+    What it takes beside them gets the same batch where that is open.
 
     Raises:
         ModelFileError: the graph takes no input.
     """
     fixed = model.clone()
-    _input_of(fixed).shape = ir.Shape(shape)
+    image = _image_of(fixed)
+    image.shape = ir.Shape(shape)
+    for value in _inputs_of(fixed):
+        dims = list(value.shape or ())
+        if value is not image and dims and not isinstance(dims[0], int):
+            value.shape = ir.Shape([shape[0], *dims[1:]])
     for node in fixed.graph:
         for value in node.outputs:
             value.shape = None  # inferred again for this batch
@@ -77,13 +85,20 @@ def with_input_shape(model: ir.Model, shape: tuple[int, ...]) -> ir.Model:
     return fixed
 
 
-def input_name(model: ir.Model) -> str:
-    """What the graph's first input is called.
+def input_names(model: ir.Model) -> tuple[str, ...]:
+    """What the graph's inputs are called, the images first.
 
     Raises:
         ModelFileError: the graph takes no input.
     """
-    return str(_input_of(model).name)
+    image = _image_of(model)
+    others = (str(value.name) for value in _inputs_of(model) if value is not image)
+    return str(image.name), *others
+
+
+def first_computed(model: ir.Model) -> str:
+    """The first value that a node computes."""
+    return next(str(value.name) for node in model.graph for value in node.outputs if value.name)
 
 
 def expose_only(model: ir.Model, names: Sequence[str]) -> SplitGraph:
@@ -103,7 +118,7 @@ def expose_only(model: ir.Model, names: Sequence[str]) -> SplitGraph:
 def pair_activations(candidate: ir.Model, reference: ir.Model) -> Pairing:
     """Match values by name, by the name of their origin, or by node, operator and place.
 
-    Values that do not depend on the input (dequantized weights) are not activations. A cast to a
+    Values that do not depend on an input (dequantized weights) are not activations. A cast to a
     wider type changes nothing and has no pair of its own; the output of a DequantizeLinear and of
     a cast to FP16 are compared with what they stand for. Both graphs are sorted.
 
@@ -146,12 +161,13 @@ class _Place(NamedTuple):
 
 
 class _Trace:
-    """What follows from the input of one graph."""
+    """What follows from the inputs of one graph."""
 
     def __init__(self, model: ir.Model) -> None:
         self._nodes = list(model.graph)
-        self.image = _input_of(model)
-        self._origin: dict[ir.Value, ir.Value] = {self.image: self.image}
+        self.image = _image_of(model)
+        self.inputs = {str(value.name): value for value in _inputs_of(model)}
+        self._origin: dict[ir.Value, ir.Value] = {each: each for each in self.inputs.values()}
         self.shown: list[ir.Value] = []
         for value in self._following():
             self._origin[value] = self._origin_of(value)
@@ -174,6 +190,8 @@ class _Trace:
         origin = theirs._origin[other]
         if origin is theirs.image:
             return str(self.image.name)
+        if origin in theirs.inputs.values():
+            return str(origin.name) if str(origin.name) in self.inputs else None
         if str(other.name) in self._exact:
             return str(other.name)
         aliases = theirs._aliases[origin]
@@ -192,7 +210,7 @@ class _Trace:
         return found
 
     def _following(self) -> Iterator[ir.Value]:
-        following = {self.image}
+        following = set(self.inputs.values())
         for node in self._nodes:
             if not following.isdisjoint(value for value in node.inputs if value):
                 following.update(node.outputs)
@@ -208,11 +226,20 @@ class _Trace:
         return self._origin[source] if stands else value
 
 
-def _input_of(model: ir.Model) -> ir.Value:
-    image = next((v for v in model.graph.inputs if not v.is_initializer()), None)
-    if image is None:
+def _inputs_of(model: ir.Model) -> list[ir.Value]:
+    return [value for value in model.graph.inputs if not value.is_initializer()]
+
+
+def _image_of(model: ir.Model) -> ir.Value:
+    """The first input that is shaped as images are, else the first of all."""
+    inputs = _inputs_of(model)
+    if not inputs:
         raise ModelFileError("the graph takes no input, so it has no activations to compare")
-    return image
+    shapes = {
+        value: [dim if isinstance(dim, int) else None for dim in value.shape or ()]
+        for value in inputs
+    }
+    return next((value for value in inputs if are_images(shapes[value])), inputs[0])
 
 
 def _is_exact(value: ir.Value) -> bool:

@@ -27,15 +27,20 @@ _TRIED: Final = (2, 14)
 
 
 class ShapesAt:
-    """What is known of each value when the first dimension of the images is ``batch``."""
+    """What is known of each value when the first dimension of the images is ``batch``.
+
+    The images are the first input; what else has an open first dimension has one entry for each.
+    """
 
     def __init__(self, model: ir.Model, batch: int) -> None:
         self._opset = model.graph.opset_imports.get("", 0)
         self._types: dict[ir.Value, onnx.TypeProto] = {}
         self._data: dict[ir.Value, Data] = {}
+        image = model.graph.inputs[0]
         for value in model.graph.inputs:
             dims = list(value.shape or ())
-            self._types[value] = _type_proto(value, [batch, *dims[1:]])
+            grows = value is image or (dims and not isinstance(dims[0], int))
+            self._types[value] = _type_proto(value, [batch, *dims[1:]] if grows else dims)
 
     def shape(self, value: ir.Value | None) -> tuple[int, ...] | None:
         """The dimensions of ``value``; ``None`` where one of them is not known."""

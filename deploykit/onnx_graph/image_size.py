@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from deploykit.sizes import IMAGE_AXES
+from deploykit.sizes import IMAGE_AXES, IMAGE_DIMS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-_IMAGE_DIMS: Final = 4
 
 
 def fix_image_size(model: ir.Model, size: Sequence[int]) -> bool:
@@ -24,7 +22,7 @@ def fix_image_size(model: ir.Model, size: Sequence[int]) -> bool:
     changed = False
     for value in model.graph.inputs:
         dims = list(value.shape or ())
-        if len(dims) == _IMAGE_DIMS and not all(isinstance(dims[axis], int) for axis in sizes):
+        if len(dims) == IMAGE_DIMS and not all(isinstance(dims[axis], int) for axis in sizes):
             filled = (
                 dim if isinstance(dim, int) else sizes.get(axis, dim)
                 for axis, dim in enumerate(dims)

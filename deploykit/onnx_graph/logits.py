@@ -1,10 +1,17 @@
-"""Which output of a graph comes first: later stages read the first one."""
+"""Which input and output of a graph come first: later stages take the first one."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
 from deploykit.onnx_graph.naming import Names
+
+
+def put_image_first(model: ir.Model, name: str) -> None:
+    """Make ``name`` the first of the inputs; the others keep their order. In place."""
+    inputs = model.graph.inputs
+    at = next(index for index, value in enumerate(inputs) if value.name == name)
+    inputs.insert(0, inputs.pop(at))
 
 
 def put_first(model: ir.Model, name: str, *, flatten: bool) -> None:

@@ -36,7 +36,8 @@ def open_batch(model: ir.Model) -> ir.Model:
     """A copy of a tidied graph whose batch is fixed, with an open one.
 
     Shapes of ``Reshape`` and ``Expand`` that hold the batch let it through, and a constant that
-    stands for one image, as a class token, is repeated for each.
+    stands for one image, as a class token, is repeated for each. The images are the first input;
+    other inputs of the same first dimension have one entry for each image.
 
     Raises:
         ModelFileError: the graph holds for its own batch only; the node is named.
@@ -46,6 +47,9 @@ def open_batch(model: ir.Model) -> ir.Model:
     if image.shape is None or not image.shape.is_static():
         raise ModelFileError(f"{image.name} has other open dimensions, which hide the batch")
     dims = image.shape.numpy()
+    for value in opened.graph.inputs[1:]:
+        if value.shape is not None and value.shape[:1] == (dims[0],):
+            value.shape = ir.Shape([BATCH, *value.shape[1:]])
     batches = (dims[0], dims[0] * _FACTOR)
     opening = _Opening(opened, batches)
     for node in list(opened.graph):

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from deploykit.bundle import GOLDEN
+from deploykit.bundle import GOLDEN, SIDE_INPUTS
 from deploykit.errors import DataError
+from deploykit.runtime.golden import BESIDE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,18 +16,28 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.pipeline.sources import Reference
+    from deploykit.side_inputs import SideInputs
 
 GOLDEN_BATCH: Final = 2
 
 
 def write_golden(
-    folder: Path, batches: list[NDArray[np.float32]], logits: list[NDArray[np.float32]]
+    folder: Path,
+    batches: list[NDArray[np.float32]],
+    logits: list[NDArray[np.float32]],
+    side: SideInputs,
 ) -> None:
-    """Keep one batch and what the reference made of it, for `Classifier.self_test`."""
+    """Keep one batch and what the reference made of it, for `Classifier.self_test`.
+
+    All that is known of what the model takes beside images is kept too, for later commands.
+    """
     # Two images where possible: enough to show a frozen batch, small enough to check in no time.
     distance = [abs(len(batch) - GOLDEN_BATCH) for batch in batches]
     at = distance.index(min(distance))
-    np.savez(folder / GOLDEN, input=batches[at], logits=logits[at])
+    beside = {f"{BESIDE}{name}": value for name, value in side.beside(batches[at]).items()}
+    np.savez(folder / GOLDEN, input=batches[at], logits=logits[at], **beside)  # type: ignore[arg-type]  # names
+    if side.rows:
+        side.save(folder / SIDE_INPUTS)
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from deploykit import images, onnx_graph
-from deploykit.backends.ort import OrtRunner
 from deploykit.bundle import MODEL, REFERENCE, Bundle
 from deploykit.calibration import CalibrationTable
 from deploykit.choices import DefinitionChoices
-from deploykit.errors import DataError
+from deploykit.errors import DataError, UsageError
 from deploykit.onnx_graph.qdq import QdqPolicy, plan_qdq
 from deploykit.pipeline.journal import Journal
 from deploykit.pipeline.onnx_sources import from_onnx
+from deploykit.pipeline.runners import Runners
 from deploykit.pipeline.sources import Weights, from_definition
 from deploykit.pipeline.targets import (
     Kind,
@@ -48,9 +47,6 @@ TABLES: Final = Path("calib")
 
 
 _SAME: Final = "used again: same model, images, preprocessing and settings"
-
-_SHARING = partial(OrtRunner, spin=False)
-"""Its threads sleep while they wait: the histograms of the last image need the same cores."""
 
 
 @dataclass(frozen=True)
@@ -98,21 +94,29 @@ def calibrate_graph(
     preprocessing: Preprocessing,
     options: CalibrationOptions,
     journal: Journal,
+    runners: Runners,
 ) -> Calibrated:
     """One pass over the images, or the table of an earlier pass where its key matches.
 
     A fifth of the images is held out, for comparing methods on what trial ranges did not see.
 
     Raises:
+        UsageError: the model takes something beside images of which there is only noise.
         DataError: the images cannot be used, or give NaN; a table that must fit does not.
         ModelFileError: the graph is quantized already.
     """
+    if runners.side.is_noise and options.data != RANDOM:
+        raise UsageError(
+            f"ranges need real values of what {name} takes beside the images: "
+            f"{', '.join(runners.side.rows)}\n"
+            "give some: --side-inputs FILE.npz, an array for each input by its name"
+        )
     source = open_calibration_images(options, preprocessing)
     chosen = choose_images(len(source), options.count, options.seed)
     if (warning := few_images_warning(len(chosen))) is not None:
         journal.notes.append(warning)
     seen, held_out = split_holdout(chosen)
-    data = CalibrationData(source, preprocessing, seen, options.seed, held_out)
+    data = CalibrationData(source, preprocessing, seen, options.seed, held_out, runners.side)
     path = options.table or TABLES / f"{name}.json"
     # Every value that could ever be quantized, so that a table serves all policies.
     tensors = plan_qdq(onnx_graph.read_model(artifact.path), QdqPolicy()).tensors
@@ -120,7 +124,7 @@ def calibrate_graph(
         find = _required if options.must_fit else _reusable
         table, story = find(path, data, artifact, tensors)
         if table is None:
-            table = calibrate(artifact, tensors, data, open_runner=_SHARING, task=task)
+            table = calibrate(artifact, tensors, data, open_runner=runners.sharing, task=task)
             table.save(path)
     if table.skipped:
         named = ", ".join(table.skipped[:3])
@@ -158,8 +162,8 @@ def calibrate_target(
     journal = Journal(progress or SilentProgress())
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder) / MODEL
-        artifact, name, preprocessing = _fp32_graph(target, scratch, definition, journal)
-        calibrated = calibrate_graph(artifact, name, preprocessing, options, journal)
+        artifact, name, preprocessing, runners = _fp32_graph(target, scratch, definition, journal)
+        calibrated = calibrate_graph(artifact, name, preprocessing, options, journal, runners)
     return calibrated, journal
 
 
@@ -211,7 +215,7 @@ def _required(
 
 def _fp32_graph(
     target: str, scratch: Path, definition: DefinitionOptions, journal: Journal
-) -> tuple[OnnxArtifact, str, Preprocessing]:
+) -> tuple[OnnxArtifact, str, Preprocessing, Runners]:
     kind, path = kind_of(target), Path(target)
     if kind is Kind.BUNDLE:
         refuse_definition_options(target, definition.choices, definition.weights.source)
@@ -219,15 +223,16 @@ def _fp32_graph(
         fp32 = bundle.manifest.precision is Precision.FP32
         artifact = onnx_graph.read_artifact(path / (MODEL if fp32 else REFERENCE))
         preprocessing = definition.choices.preprocessing.applied_to(bundle.manifest.preprocessing)
-        return artifact, str(bundle.manifest.model["name"]), preprocessing
+        name, runners = str(bundle.manifest.model["name"]), Runners.of_bundle(bundle)
+        return artifact, name, preprocessing, runners
     # Prepared as an export does it, so that the table fits the graph of a later export.
     if kind is Kind.ONNX:
         refuse_definition_options(target, definition.choices, definition.weights.source)
-        prepared = definition.choices.preprocessing
-        reference = from_onnx(path, scratch, journal, data=None, choices=prepared)
+        reference = from_onnx(path, scratch, journal, data=None, choices=definition.choices)
     else:
         reference = _from_definition(target, scratch, definition, journal)
-    return reference.artifact, str(reference.model["name"]), reference.preprocessing
+    name = str(reference.model["name"])
+    return reference.artifact, name, reference.preprocessing, reference.runners
 
 
 def _from_definition(

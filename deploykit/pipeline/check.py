@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploykit import environment
+from deploykit.backends.ort import OrtRunner
 from deploykit.backends.trt.compiler import loadable_compilers
 from deploykit.backends.trt.fits import engine_fits
 from deploykit.backends.trt.header import HEADER_BYTES, read_header
-from deploykit.bundle import GOLDEN, Bundle
+from deploykit.bundle import Bundle
 from deploykit.errors import DeploykitError, IntegrityError
-from deploykit.pipeline.runners import open_model
-from deploykit.stages.validate import outputs_of, validate
+from deploykit.runtime.golden import Golden
+from deploykit.stages.validate import validate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,12 +98,13 @@ def _check_engine(
 
 def _check_golden(bundle: Bundle) -> list[str]:
     try:
-        with np.load(bundle.folder / GOLDEN, allow_pickle=False) as golden:
-            batch, logits = golden["input"], golden["logits"]
-        with open_model(bundle) as runner:
-            outputs = outputs_of(runner, [batch])
+        golden = Golden.read(bundle)
+        with OrtRunner.of_artifact(bundle.manifest.onnx) as runner:
+            feeds = golden.feeds(runner.inputs[0].name)
+            logits = runner.run(feeds)[runner.outputs[0].name].astype(np.float32)
         names = ("the bundle's model", "the golden sample")
-        report = validate(outputs, [logits], precision=bundle.manifest.precision, names=names)
-    except (DeploykitError, KeyError, ValueError, OSError) as exc:
+        precision = bundle.manifest.precision
+        report = validate([logits], [golden.logits], precision=precision, names=names)
+    except DeploykitError as exc:
         return [f"the golden sample does not run: {exc}"]
     return [f"golden sample: {problem}" for problem in report.problems]

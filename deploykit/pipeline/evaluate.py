@@ -11,7 +11,6 @@ from deploykit import accuracy, images
 from deploykit.backends.ort import OrtRunner
 from deploykit.bundle import REFERENCE, Bundle
 from deploykit.errors import UsageError
-from deploykit.pipeline.runners import open_model
 from deploykit.specs import Precision, Progress, SilentProgress
 from deploykit.stages.evaluate import Evaluation, Subject, evaluate
 
@@ -81,7 +80,8 @@ def evaluate_bundle(
 
     Raises:
         IntegrityError: a bundle is not as it was written.
-        UsageError: both ``reference`` and ``compare``, or an ``.onnx`` that cannot be fed.
+        UsageError: both ``reference`` and ``compare``, an ``.onnx`` that cannot be fed, or a bundle
+            that takes more than images.
         DataError: the images or their labels cannot be used.
     """
     if reference is not None and compare is not None:
@@ -89,6 +89,7 @@ def evaluate_bundle(
             "--reference and --compare are two models to hold this one against\ngive one of them"
         )
     bundle = _open_intact(folder)
+    _require_images_alone(bundle)
     classes = images.ModelClasses(_class_count(bundle.manifest.onnx.outputs), bundle.labels)
     source = images.open_labelled(data, classes)
     own = bundle.manifest.preprocessing
@@ -96,7 +97,7 @@ def evaluate_bundle(
         fed, opened = own, _open_reference(reference or _own_reference(bundle))
     else:
         fed, opened = _open_other(compare, own)
-    with open_model(bundle) as runner, opened as other:
+    with _open_model(bundle) as runner, opened as other:
         found = evaluate(
             Subject(runner, own),
             source,
@@ -111,6 +112,21 @@ def _open_intact(folder: Path) -> Bundle:
     bundle = Bundle.open(folder)
     bundle.require_intact()
     return bundle
+
+
+def _open_model(bundle: Bundle) -> OrtRunner:
+    return OrtRunner.of_artifact(bundle.manifest.onnx)
+
+
+def _require_images_alone(bundle: Bundle) -> None:
+    """Refuse a model whose answers depend on what no folder of images has."""
+    others = bundle.manifest.onnx.inputs[1:]
+    if others:
+        named = ", ".join(f"{spec.name} {spec.dtype} {spec.shape}" for spec in others)
+        raise UsageError(
+            f"{bundle.manifest.name} takes {named} beside the images, which eval does not have\n"
+            "count in a program: deploykit.load(...).run({name: array, ...})"
+        )
 
 
 def _class_count(outputs: Sequence[TensorSpec]) -> int | None:
@@ -138,14 +154,15 @@ def _own_reference(bundle: Bundle) -> Path | None:
 def _open_reference(path: Path | None) -> AbstractContextManager[OrtRunner | None]:
     if path is None:
         return nullcontext(None)
-    return open_model(Bundle.open(path)) if path.is_dir() else OrtRunner(path)
+    return _open_model(Bundle.open(path)) if path.is_dir() else OrtRunner(path)
 
 
 def _open_other(path: Path, own: Preprocessing) -> tuple[Preprocessing, OrtRunner]:
     """A model to compare with; an ``.onnx`` file does not say how it is fed: as the bundle is."""
     if path.is_dir():
         bundle = _open_intact(path)
-        return bundle.manifest.preprocessing, open_model(bundle)
+        _require_images_alone(bundle)
+        return bundle.manifest.preprocessing, _open_model(bundle)
     from deploykit import onnx_graph
 
     artifact = onnx_graph.read_artifact(path)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit import environment
 from deploykit.artifacts import sha256_of
-from deploykit.backends.ort import OrtRunner
 from deploykit.backends.trt.builder import CompileOptions
 from deploykit.backends.trt.compiler import choose_compiler
 from deploykit.bundle import (
@@ -177,9 +176,11 @@ def _fill(
     reference = _verified_fp32(source, path, options, journal)
     labels = fitting_labels(plan.labels, reference)
     converted = _convert(reference, folder, options, journal)
-    journal.notes += notes_on_others(reference.artifact, converted.artifact, converted.judged[0])
+    journal.notes += notes_on_others(
+        reference.artifact, converted.artifact, converted.judged[0], reference.runners
+    )
     engines = _compile(converted, folder, plan, journal)
-    write_golden(folder, *converted.judged)
+    write_golden(folder, *converted.judged, reference.runners.side)
     if labels is not None:
         (folder / LABELS).write_text("\n".join(labels) + "\n", encoding="utf-8")
     here = environment.describe()
@@ -211,7 +212,7 @@ def _verified_fp32(
             path,
             journal,
             data=options.data,
-            choices=options.choices.preprocessing,
+            choices=options.choices,
             profile=options.profile,
         )
     return from_definition(
@@ -240,9 +241,13 @@ def _halve(reference: Reference, path: Path, journal: Journal) -> _Converted:
 
     with journal.stage("convert to fp16") as task:
         result = convert_to_fp16(
-            reference.artifact, reference.batches, path, open_runner=OrtRunner, task=task
+            reference.artifact,
+            reference.batches,
+            path,
+            open_runner=reference.runners.open,
+            task=task,
         )
-    with journal.stage("validate fp16"), OrtRunner(path) as runner:
+    with journal.stage("validate fp16"), reference.runners.open(path) as runner:
         outputs = outputs_of(runner, reference.batches)
         names = ("the fp16 graph", reference.made_by)
         report = validate(outputs, reference.logits, precision=Precision.FP16, names=names)

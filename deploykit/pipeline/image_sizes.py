@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import UsageError
 from deploykit.pipeline.samples import sample_batches
-from deploykit.sizes import IMAGE_AXES, SizeRange, require_sizes
+from deploykit.sizes import IMAGE_AXES, IMAGE_DIMS, SizeRange, require_sizes
 from deploykit.specs import ShapeProfile
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from deploykit.specs import Preprocessing, TensorSpec
 
     Size = tuple[int, int]
-
-_IMAGE_DIMS = 4
 
 
 def preferred_size(name: str, image: TensorSpec, profile: ShapeProfile | None = None) -> Size:
@@ -48,7 +46,7 @@ def require_known_sizes(name: str, image: TensorSpec) -> None:
     Raises:
         UsageError: one is open.
     """
-    if len(image.shape) == _IMAGE_DIMS and any(
+    if len(image.shape) == IMAGE_DIMS and any(
         isinstance(image.shape[axis], str) for axis in IMAGE_AXES
     ):
         raise UsageError(

@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from deploykit import onnx_graph
-from deploykit.backends.ort import OrtRunner
 from deploykit.calibrators import METHODS
 from deploykit.comparison import compare
 from deploykit.errors import ModelFileError, UnknownNameError
@@ -23,7 +22,6 @@ from deploykit.pipeline.int8_images import (
     load_images,
     multiply_adds_of,
 )
-from deploykit.pipeline.runners import open_judge
 from deploykit.specs import Precision
 from deploykit.stages.fp16 import measure_magnitudes
 from deploykit.stages.int8 import (
@@ -46,7 +44,7 @@ if TYPE_CHECKING:
     from deploykit.pipeline.calibrate import Calibrated
     from deploykit.pipeline.journal import Journal
     from deploykit.pipeline.sources import Reference
-    from deploykit.specs import ProgressTask
+    from deploykit.specs import ProgressTask, Runner
     from deploykit.stages.int8 import Int8Result
     from deploykit.stages.validate import ValidationReport
 
@@ -115,13 +113,14 @@ def convert_to_int8(
         reference.preprocessing,
         request.calibration,
         journal,
+        reference.runners,
     )
     held_out = load_images(calibrated.data, calibrated.data.held_out, artifact, JUDGED_PIXELS)
-    with OrtRunner(artifact.path) as runner:
+    with reference.runners.open(artifact.path) as runner:
         expected = outputs_of(runner, held_out)
-    contest = _contest(artifact, calibrated, (held_out, expected), request)
+    contest = _contest(reference, calibrated, (held_out, expected), request)
     with journal.stage("choose") as task:
-        measure = partial(_measure, artifact, calibrated, task)
+        measure = partial(_measure, reference, calibrated, task)
         choice = choose(contest, request.wishes, request.policy, measure, task)
     with journal.stage("convert to int8") as task:
         result = quantize_to_int8(
@@ -132,17 +131,19 @@ def convert_to_int8(
             magnitudes=_magnitudes(reference, request.rest, task),
             errors=choice.errors,
         )
-    report = _validate(path, held_out, expected, journal)
+    with journal.stage("validate int8"), reference.runners.judge(path) as runner:
+        report = _validate(runner, held_out, expected)
     journal.notes += _other_sizes(path, reference)
     return Int8Outcome(result, (held_out, expected), report, calibrated, choice)
 
 
 def _contest(
-    artifact: OnnxArtifact,
+    reference: Reference,
     calibrated: Calibrated,
     judged: tuple[Batches, Batches],
     request: Int8Request,
 ) -> Contest:
+    artifact = reference.artifact
     height, width = calibrated.data.preprocessing.crop
     fewer = first_images(*judged, TRIAL_PIXELS // (height * width), artifact)
     wish = request.wishes.sensitive_layers
@@ -150,18 +151,15 @@ def _contest(
     count = affordable_probes(costs, insist=wish == "keep")
     probed = first_images(*judged, count, artifact) if count else None
     model = onnx_graph.read_model(artifact.path)
-    return Contest(model, calibrated.table, *fewer, probed, costs)
+    return Contest(model, calibrated.table, *fewer, reference.runners, probed, costs)
 
 
-def _validate(
-    path: Path, held_out: Batches, expected: Batches, journal: Journal
-) -> ValidationReport:
-    with journal.stage("validate int8"), open_judge(path) as runner:
-        # Ranges hold for images like those of the calibration: others would judge the data.
-        names = ("the int8 graph", "the fp32 graph")
-        outputs = outputs_of(runner, held_out)
-        report = validate(outputs, expected, precision=Precision.INT8, names=names)
-        report.require_pass()
+def _validate(runner: Runner, held_out: Batches, expected: Batches) -> ValidationReport:
+    # Ranges hold for images like those of the calibration: others would judge the data.
+    names = ("the int8 graph", "the fp32 graph")
+    outputs = outputs_of(runner, held_out)
+    report = validate(outputs, expected, precision=Precision.INT8, names=names)
+    report.require_pass()
     return report
 
 
@@ -172,7 +170,7 @@ def _other_sizes(path: Path, reference: Reference) -> list[str]:
     others = [(batch, logits) for batch, logits in pairs if batch.shape[2:] != crop]
     if not others:
         return []
-    with open_judge(path) as runner:
+    with reference.runners.judge(path) as runner:
         found = [compare(outputs_of(runner, [batch])[0], logits) for batch, logits in others]
     figures = ", ".join(
         f"{batch.shape[2]} x {batch.shape[3]}: {one.min_cosine:.4f}"
@@ -183,16 +181,17 @@ def _other_sizes(path: Path, reference: Reference) -> list[str]:
 
 
 def _measure(
-    artifact: OnnxArtifact,
+    reference: Reference,
     calibrated: Calibrated,
     task: ProgressTask,
     method: str,
     policy: QdqPolicy,
 ) -> QuantizationErrors:
+    artifact, open_runner = reference.artifact, reference.runners.open
     seen = load_images(calibrated.data, calibrated.data.indices, artifact, BIAS_PIXELS)
     amax = calibrated.table.select(method)
     plan = plan_int8(artifact, policy)
-    return measure_errors(artifact, plan, amax, seen, open_runner=OrtRunner, task=task)
+    return measure_errors(artifact, plan, amax, seen, open_runner=open_runner, task=task)
 
 
 def require_opset(artifact: OnnxArtifact) -> None:
@@ -212,4 +211,5 @@ def _magnitudes(reference: Reference, rest: Precision, task: ProgressTask) -> Ma
     if rest is Precision.FP32:
         return {}
     model = onnx_graph.read_model(reference.artifact.path)
-    return measure_magnitudes(model, reference.batches, open_runner=OrtRunner, task=task)
+    open_runner = reference.runners.open
+    return measure_magnitudes(model, reference.batches, open_runner=open_runner, task=task)

@@ -11,7 +11,6 @@ import numpy as np
 from deploykit.calibrators import METHODS
 from deploykit.comparison import kl_divergence
 from deploykit.onnx_graph import qdq
-from deploykit.pipeline.runners import open_judge
 from deploykit.stages.int8 import QuantizationErrors
 from deploykit.stages.sensitivity import measure_gains
 from deploykit.stages.validate import outputs_of
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
     from deploykit.calibration import CalibrationTable
     from deploykit.onnx_graph.qdq import QdqPolicy
+    from deploykit.pipeline.runners import Runners
     from deploykit.specs import ProgressTask
 
     Batches = list[NDArray[np.float32]]
@@ -79,6 +79,7 @@ class Contest:
     table: CalibrationTable
     batches: Batches
     expected: Batches
+    runners: Runners
     probed: tuple[Batches, Batches] | None = None
     multiply_adds: Mapping[str, int] = field(default_factory=dict)
 
@@ -96,7 +97,7 @@ class Contest:
         plan = qdq.plan_qdq(self.model, policy)
         shifts = {} if errors is None else errors.shifts
         content = qdq.trial_graph(self.model, plan, self.table.select_trial(method), shifts)
-        with open_judge(content) as runner:
+        with self.runners.judge(content) as runner:
             outputs = outputs_of(runner, self.batches)
         return _judge(candidate, np.concatenate(outputs), np.concatenate(self.expected))
 
@@ -175,7 +176,7 @@ def _sensitive_layers(
         qdq.plan_qdq(contest.model, policy),
         contest.table.select_trial(method),
         contest.probed,
-        open_runner=open_judge,
+        open_runner=contest.runners.judge,
         task=task,
     )
     return most_sensitive(gains, contest.multiply_adds)

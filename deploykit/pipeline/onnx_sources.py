@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from deploykit import onnx_graph
-from deploykit.backends.ort import OrtRunner
-from deploykit.errors import ModelFileError
+from deploykit.errors import ModelFileError, UsageError
 from deploykit.pipeline.image_sizes import (
     note_of_sizes,
     other_sizes,
@@ -16,8 +15,11 @@ from deploykit.pipeline.image_sizes import (
 )
 from deploykit.pipeline.own_outputs import answers_of, answers_one_by_one, choose_logits
 from deploykit.pipeline.own_steps import ORIGINAL, Judged, OwnGraph
+from deploykit.pipeline.runners import Runners
 from deploykit.pipeline.samples import BATCHES, sample_batches
 from deploykit.pipeline.sources import Reference
+from deploykit.side_inputs import SideInputs, require_per_image
+from deploykit.sizes import RGB, are_images
 from deploykit.specs import Precision, Preprocessing, ShapeProfile
 
 if TYPE_CHECKING:
@@ -26,13 +28,10 @@ if TYPE_CHECKING:
     from onnx_ir import Model
 
     from deploykit.artifacts import OnnxArtifact
-    from deploykit.choices import PreprocessingChoices
+    from deploykit.choices import DefinitionChoices
     from deploykit.pipeline.journal import Journal
     from deploykit.pipeline.own_outputs import Images, LogitsChoice
     from deploykit.specs import TensorSpec
-
-RGB: Final = 3
-"""Channels of every image that deploykit prepares."""
 
 _OPENING: Final = "opening the batch"
 
@@ -43,20 +42,22 @@ def from_onnx(
     journal: Journal,
     *,
     data: Path | None,
-    choices: PreprocessingChoices,
+    choices: DefinitionChoices,
     profile: ShapeProfile | None = None,
 ) -> Reference:
     """A user's own FP32 classifier in the form that conversions rely on, written to ``path``.
 
     An old opset is raised, a fixed batch opened and constants are folded; onnxruntime on the
     untouched file is the reference of each step, and a step that cannot be proven is left out.
-    ``profile`` says the sizes of what is open; a batch that is fixed at its only one stays.
+    ``profile`` says the sizes of what is open; a batch that is fixed at its only one stays. What
+    the file takes beside images is as ``choices`` say, or noise.
 
     Raises:
         ModelFileError: not a readable FP32 model with one image input, or one that TensorRT
             cannot compile.
         UsageError: height or width is open and ``profile`` does not say its size, or is fixed and
-            it does.
+            it does; or nobody can guess what an input beside the images takes.
+        DataError: the values for these inputs do not fit.
         ValidationError: the graph computes something else once it is tidied.
     """
     with journal.stage("read"):
@@ -64,14 +65,18 @@ def from_onnx(
         image = require_image_classifier(source)
         assumed = assumed_preprocessing(original.name, image, profile)
         profile = profile or ShapeProfile()
-        preprocessing = choices.applied_to(assumed)
+        wishes = choices.preprocessing
+        preprocessing = wishes.applied_to(assumed)
+        runners = Runners(side_inputs_of(source, image, choices.side_inputs))
         batches = _sample(image, preprocessing, data, profile)
-        judged, choice = _ask_original(original, batches)
+        judged, choice = _ask_original(original, batches, runners)
+        onnx_graph.put_image_first(model, image.name)
         onnx_graph.put_first(model, choice.name, flatten=not choice.flat)
     with journal.stage("validate fp32"):
-        own = OwnGraph(model, original, path, (source.sha256, *source.parents), judged)
-    journal.notes += choices.assumptions(preprocessing) + note_of_sizes(image, profile)
-    journal.notes += choice.notes()
+        parents = (source.sha256, *source.parents)
+        own = OwnGraph(model, original, path, parents, judged, runners)
+    journal.notes += wishes.assumptions(preprocessing) + note_of_sizes(image, profile)
+    journal.notes += [*runners.side.notes(), *choice.notes()]
     own.attempt("raising the opset", onnx_graph.raise_opset, journal)
     _open_batch(own, image, sample_batches(preprocessing, data, BATCHES), profile, journal)
     own.attempt("folding constants", onnx_graph.fold, journal)
@@ -86,10 +91,12 @@ def from_onnx(
             "name": original.stem,
             "image_size": list(preprocessing.crop),
             **recorded_sizes(image, profile),
+            **runners.recorded,
         },
         weights={"source": original.name, "sha256": source.sha256, "trained": True},
         preprocessing=preprocessing,
         conversion={"steps": own.done},
+        runners=runners,
     )
 
 
@@ -111,9 +118,11 @@ def _sample(
     return batches + sample_other_sizes(other_sizes(image, profile), preprocessing, data, few)
 
 
-def _ask_original(original: Path, batches: list[Images]) -> tuple[Judged, LogitsChoice]:
+def _ask_original(
+    original: Path, batches: list[Images], runners: Runners
+) -> tuple[Judged, LogitsChoice]:
     """What the original answers to ``batches``, and which of its outputs are the logits."""
-    with OrtRunner(original) as runner:
+    with runners.open(original) as runner:
         answers = answers_of(runner, batches)
         choice = choose_logits(original.name, runner.outputs, answers[0])
     return Judged(batches, answers, choice.name), choice
@@ -134,7 +143,7 @@ def _open_batch(
         journal.notes.append(f"the batch stays {fixed}, as --batch {fixed} asks")
         return
     try:
-        with OrtRunner(own.original) as runner:
+        with own.runners.open(own.original) as runner:
             answers = answers_one_by_one(runner, batches, fixed)
     except ModelFileError as exc:
         opened = False
@@ -150,7 +159,7 @@ def require_image_classifier(source: OnnxArtifact) -> TensorSpec:
     """The image input of an FP32 classifier.
 
     Raises:
-        ModelFileError: it is converted already, or takes something else than images.
+        ModelFileError: it is converted already, or takes no images.
     """
     if source.precision is not Precision.FP32:
         raise ModelFileError(
@@ -161,29 +170,42 @@ def require_image_classifier(source: OnnxArtifact) -> TensorSpec:
 
 
 def require_image(name: str, inputs: tuple[TensorSpec, ...]) -> TensorSpec:
-    """The one image input of a model that is called ``name``.
+    """The image input of a model that is called ``name``; the first where there are several.
 
     Raises:
-        ModelFileError: it takes something else.
+        ModelFileError: it takes no images.
     """
-    if len(inputs) != 1 or not _is_image(inputs[0]):
-        found = ", ".join(f"{t.name} {t.dtype} {t.shape}" for t in inputs) or "nothing"
-        raise ModelFileError(
-            f"{name} takes {found}\n"
-            "possible is one float32 image input (batch, 3, H, W)" + _advice(inputs)
+    for tensor in inputs:
+        if tensor.dtype == "float32" and are_images(tensor.shape):
+            return tensor
+    found = ", ".join(f"{t.name} {t.dtype} {t.shape}" for t in inputs) or "nothing"
+    raise ModelFileError(
+        f"{name} takes {found}\nexpected images, float32 (batch, 3, H, W)" + _advice(inputs)
+    )
+
+
+def side_inputs_of(source: OnnxArtifact, image: TensorSpec, given: Path | None) -> SideInputs:
+    """Values for what ``source`` takes beside its images: those of a file, or noise.
+
+    Raises:
+        ModelFileError: they have not one entry for each image.
+        UsageError: a file is given for a model of images alone; or there is none, and nobody can
+            guess the values.
+        DataError: the file does not fit.
+    """
+    require_per_image(source.inputs, image)
+    if given is None:
+        return SideInputs.noise(source.inputs, image)
+    if len(source.inputs) == 1:
+        raise UsageError(
+            f"{source.path.name} takes images alone\n"
+            f"leave out --side-inputs {given}: it is for models of several inputs"
         )
-    return inputs[0]
-
-
-def _is_image(tensor: TensorSpec) -> bool:
-    channels, *size = tensor.shape[1:] or (0,)
-    return tensor.dtype == "float32" and channels == RGB and len(size) == 2  # noqa: PLR2004
+    return SideInputs.read(given, source.inputs, image)
 
 
 def _advice(inputs: tuple[TensorSpec, ...]) -> str:
     """What to do about inputs that are no images, one line; nothing where nobody can tell."""
-    if len(inputs) > 1:
-        return "\nexport it with the others as constants, or with the image input alone"
     for tensor in inputs:
         if tensor.dtype == "uint8":
             return "\nlet it begin after the division by 255: deploykit prepares the images itself"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from deploykit.backends.ort import OrtRunner
 from deploykit.comparison import LIMITS, compare, problems_of
 from deploykit.errors import ModelFileError
 from deploykit.specs import Precision
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
     from deploykit.artifacts import OnnxArtifact
     from deploykit.comparison import BatchComparison
+    from deploykit.pipeline.runners import Runners
     from deploykit.specs import Array, Runner, TensorSpec
 
     Images = NDArray[np.float32]
@@ -118,7 +118,7 @@ def other_problems(got: Sequence[Answers], expected: Sequence[Answers], logits: 
 
 
 def notes_on_others(
-    reference: OnnxArtifact, candidate: OnnxArtifact, batches: Sequence[Images]
+    reference: OnnxArtifact, candidate: OnnxArtifact, batches: Sequence[Images], runners: Runners
 ) -> list[str]:
     """How far each float32 output beside the logits is from that of the FP32 graph.
 
@@ -128,7 +128,7 @@ def notes_on_others(
         return []
     sides = []
     for artifact in (candidate, reference):
-        with OrtRunner.of_artifact(artifact) as runner:
+        with runners.of_artifact(artifact) as runner:
             sides.append(answers_of(runner, batches))
     notes = []
     for spec in candidate.outputs[1:]:

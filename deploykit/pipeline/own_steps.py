@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from deploykit import onnx_graph
-from deploykit.backends.ort import OrtRunner
 from deploykit.errors import ModelFileError, ValidationError
 from deploykit.pipeline.own_outputs import answers_of, logits_in, other_problems
 from deploykit.specs import Precision
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from deploykit.artifacts import OnnxArtifact
     from deploykit.pipeline.journal import Journal
     from deploykit.pipeline.own_outputs import Answers, Images
+    from deploykit.pipeline.runners import Runners
     from deploykit.stages.validate import ValidationReport
 
 ORIGINAL = "the original file"
@@ -49,6 +49,7 @@ class OwnGraph:
     path: Path
     parents: tuple[str, ...]
     judged: Judged
+    runners: Runners
     artifact: OnnxArtifact = field(init=False)
     report: ValidationReport = field(init=False)
     done: list[str] = field(default_factory=list)
@@ -94,7 +95,7 @@ class OwnGraph:
 
     def _proven(self, model: ir.Model, judged: Judged) -> tuple[OnnxArtifact, ValidationReport]:
         artifact = onnx_graph.write_model(model, self.path, Precision.FP32, self.parents)
-        with OrtRunner(self.path) as runner:
+        with self.runners.open(self.path) as runner:
             answers = answers_of(runner, judged.batches)
         name = judged.logits_name
         got = logits_in(answers, name)

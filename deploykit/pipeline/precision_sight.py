@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from deploykit import onnx_graph
-from deploykit.backends.ort import OrtRunner
 from deploykit.bundle import REFERENCE
 from deploykit.onnx_graph.half import FP16_MAX
 from deploykit.onnx_graph.image_size import fix_image_size
@@ -125,7 +124,8 @@ def _plan(
         model = onnx_graph.read_model(source.artifact.path)
         onnx_graph.tidy(model, rename=False)
         with journal.stage("magnitudes") as task:
-            amax = measure_magnitudes(model, source.batches, open_runner=OrtRunner, task=task)
+            open_runner = source.runners.open
+            amax = measure_magnitudes(model, source.batches, open_runner=open_runner, task=task)
         with journal.stage(f"plan {precision}"):
             planned = _planned(model, source, amax, options)
             fix_image_size(planned.model, source.batches[0].shape[2:])

@@ -11,6 +11,7 @@ from deploykit.bundle import MODEL, REFERENCE, Bundle
 from deploykit.choices import DefinitionChoices
 from deploykit.errors import UsageError
 from deploykit.pipeline.onnx_sources import from_onnx
+from deploykit.pipeline.runners import Runners
 from deploykit.pipeline.samples import BATCHES, sample_batches
 from deploykit.pipeline.sources import Weights, from_definition
 from deploykit.pipeline.targets import (
@@ -93,6 +94,7 @@ class Fp32Graph:
     artifact: OnnxArtifact
     batches: list[NDArray[np.float32]]
     trained: bool | None
+    runners: Runners
 
 
 def open_given(target: str, options: SightOptions) -> GivenGraph | None:
@@ -129,7 +131,7 @@ def prepare_fp32(
     Raises:
         DeploykitError: the error of the stage that failed.
     """
-    path, wanted = folder / MODEL, options.choices.preprocessing
+    path = folder / MODEL
     if given is not None and given.bundle is not None:
         return _of_bundle(given, given.bundle, options)
     if given is not None:
@@ -137,7 +139,12 @@ def prepare_fp32(
         sizes = None if asked is None else SizeRange(asked, asked, asked)
         profile = ShapeProfile(**dict.fromkeys(given.open_axes, sizes))
         found = from_onnx(
-            Path(target), path, journal, data=options.data, choices=wanted, profile=profile
+            Path(target),
+            path,
+            journal,
+            data=options.data,
+            choices=options.choices,
+            profile=profile,
         )
     else:
         found = from_definition(
@@ -146,9 +153,9 @@ def prepare_fp32(
             journal,
             weights=Weights(options.weights, options.seed),
             data=options.data,
-            choices=wanted,
+            choices=options.choices.preprocessing,
         )
-    return Fp32Graph(found.artifact, found.batches, found.weights.get("trained"))
+    return Fp32Graph(found.artifact, found.batches, found.weights.get("trained"), found.runners)
 
 
 def _of_bundle(given: GivenGraph, bundle: Bundle, options: SightOptions) -> Fp32Graph:
@@ -159,7 +166,8 @@ def _of_bundle(given: GivenGraph, bundle: Bundle, options: SightOptions) -> Fp32
     batch = given.artifact.inputs[0].shape[0]
     sizes = (batch,) if isinstance(batch, int) else BATCHES
     batches = sample_batches(prepared, options.data, sizes)
-    return Fp32Graph(given.artifact, batches, bundle.manifest.weights.get("trained"))
+    trained = bundle.manifest.weights.get("trained")
+    return Fp32Graph(given.artifact, batches, trained, Runners.of_bundle(bundle))
 
 
 def _refuse_choices(target: str, given: GivenGraph, options: SightOptions) -> None:

@@ -2,26 +2,64 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
 
 from deploykit.backends.ort import OrtRunner
+from deploykit.bundle import SIDE_INPUTS
+from deploykit.side_inputs import SideInputs, with_side_inputs
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from deploykit.artifacts import OnnxArtifact
     from deploykit.bundle import Bundle
-    from deploykit.specs import SplitGraph
+    from deploykit.specs import Runner, SplitGraph
+
+    Graph = Path | SplitGraph
 
 
-def open_judge(model: Path | SplitGraph) -> OrtRunner:
-    """Run a Q/DQ graph as the standard has it.
+@dataclass(frozen=True)
+class Runners:
+    """Opens all forms of one model, so that they have to be fed nothing but images."""
 
-    onnxruntime's default optimisations compute something else than TensorRT does: integer kernels
-    with other rounding, and bias scales that underflow.
-    """
-    return OrtRunner(model, optimise=False)
+    side: SideInputs = field(default_factory=SideInputs)
 
+    @classmethod
+    def of_bundle(cls, bundle: Bundle) -> Self:
+        """With the values that the bundle keeps.
 
-def open_model(bundle: Bundle) -> OrtRunner:
-    """The graph of a bundle, in the way that fits its precision."""
-    return OrtRunner.of_artifact(bundle.manifest.onnx)
+        Raises:
+            IntegrityError: they are not as they were written.
+        """
+        if SIDE_INPUTS not in bundle.manifest.files:
+            return cls()
+        bundle.require_unchanged(SIDE_INPUTS)
+        inputs = bundle.manifest.onnx.inputs
+        found = SideInputs.read(bundle.folder / SIDE_INPUTS, inputs, inputs[0])
+        return cls(replace(found, source=str(bundle.manifest.model["side_inputs"])))
+
+    def open(self, graph: Graph) -> Runner:
+        """Run an FP32 or FP16 graph."""
+        return with_side_inputs(OrtRunner(graph), self.side)
+
+    def judge(self, graph: Graph) -> Runner:
+        """Run a Q/DQ graph as the standard has it.
+
+        onnxruntime's default optimisations compute something else than TensorRT does: integer
+        kernels with other rounding, and bias scales that underflow.
+        """
+        return with_side_inputs(OrtRunner(graph, optimise=False), self.side)
+
+    def sharing(self, graph: Graph) -> Runner:
+        """Run a graph with threads that sleep while they wait: others need the same cores."""
+        return with_side_inputs(OrtRunner(graph, spin=False), self.side)
+
+    def of_artifact(self, artifact: OnnxArtifact) -> Runner:
+        """Run a graph in the way that fits its precision."""
+        return with_side_inputs(OrtRunner.of_artifact(artifact), self.side)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What the manifest says of a model's side inputs; nothing where it has none."""
+        return {"side_inputs": self.side.source} if self.side.rows else {}

@@ -13,6 +13,7 @@ from deploykit.errors import (
     ModelFileError,
     ValidationError,
 )
+from deploykit.pipeline.runners import Runners
 from deploykit.pipeline.samples import sample_batches
 from deploykit.stages.validate import outputs_of, validate
 
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reference:
-    """A verified FP32 graph, the batches it was verified on, and what the original made of them."""
+    """A verified FP32 graph, the batches it was verified on, and what the original made of them.
+
+    ``runners`` open the graph and what is made of it.
+    """
 
     artifact: OnnxArtifact
     batches: list[NDArray[np.float32]]
@@ -44,6 +48,7 @@ class Reference:
     preprocessing: Preprocessing
     labels: tuple[str, ...] | None = None
     conversion: dict[str, Any] = field(default_factory=dict)
+    runners: Runners = field(default_factory=Runners)
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,12 +71,22 @@ def refuse_definition_options(
     """Stop where a file or bundle is told what only a definition has a use for.
 
     Raises:
-        UsageError: weights, classes, a size or arguments are given.
+        UsageError: weights, classes, a size or arguments are given, or side inputs for a bundle.
     """
+    if kind_of(target) is not Kind.ONNX:
+        _refuse_side_inputs(target, choices)
     if weights or choices.num_classes or choices.image_size or choices.arguments:
         raise UsageError(
             f"{target} brings its own weights, classes and size\n"
             "--weights, --num-classes, --input-size and --factory-args are for definitions only"
+        )
+
+
+def _refuse_side_inputs(target: str, choices: DefinitionChoices) -> None:
+    if choices.side_inputs is not None:
+        raise UsageError(
+            f"--side-inputs is for an .onnx that takes more than images, not for {target}\n"
+            "a bundle keeps those of its export; a definition takes images alone"
         )
 
 
@@ -123,6 +133,7 @@ def find_definition(target: str, choices: DefinitionChoices = _NOTHING_CHOSEN) -
         UsageError: the network does not take these choices, or a user's file is not usable.
         MissingDependencyError: the package that it comes from is not installed.
     """
+    _refuse_side_inputs(target, choices)
     named = _PYTHON_FILE.fullmatch(target)
     if named is not None:
         from deploykit.models import _python_file

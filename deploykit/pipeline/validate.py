@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit import onnx_graph
-from deploykit.backends.ort import OrtRunner
 from deploykit.bundle import REFERENCE, Bundle
 from deploykit.errors import BundleError, UsageError
-from deploykit.pipeline.onnx_sources import assumed_preprocessing, require_image
-from deploykit.pipeline.runners import open_judge
+from deploykit.pipeline.onnx_sources import (
+    assumed_preprocessing,
+    require_image,
+    side_inputs_of,
+)
+from deploykit.pipeline.runners import Runners
 from deploykit.pipeline.samples import BATCHES, sample_batches
 from deploykit.specs import Precision, Preprocessing, Progress, SilentProgress
 from deploykit.stages.layerwise import LayerReport, compare_layers
@@ -57,24 +60,37 @@ class ComparisonReport:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class ComparisonOptions:
+    """What two artifacts are run on, and if their activations are compared too.
+
+    ``batch`` images are run at once; by default 1, 2 and 5, and with ``layers`` one by one.
+    ``side_inputs`` is an ``.npz`` with what the network takes beside images.
+    """
+
+    data: Path | None = None
+    side_inputs: Path | None = None
+    batch: int | None = None
+    layers: bool = False
+
+
 def compare_artifacts(
     first: Path,
-    second: Path | None = None,
-    *,
-    data: Path | None = None,
-    batch: int | None = None,
-    layers: bool = False,
+    second: Path | None,
+    options: ComparisonOptions,
     progress: Progress | None = None,
 ) -> ComparisonReport:
     """Run two bundles or ``.onnx`` files of one network on the same images, on onnxruntime.
 
     The one of the higher precision is the reference; of equals, ``second``. ``second`` is by
     default the FP32 graph that the bundle ``first`` keeps. Images are prepared as a bundle says,
-    for two files as ImageNet's are. ``batch`` images are run at once; by default 1, 2 and 5, and
-    with ``layers`` one by one.
+    for two files as ImageNet's are. What the network takes beside images is as the options or a
+    bundle have it, or noise.
 
     Raises:
-        UsageError: nothing to compare with, two different networks, or an impossible batch.
+        UsageError: nothing to compare with, two different networks, an impossible batch, or nobody
+            can guess what they take beside images.
+        DataError: the values for what they take beside images do not fit.
         IntegrityError: a file of a bundle is not as it was written.
         ModelFileError: a file cannot be read or run, or takes no images.
         ValidationError: the outputs have different shapes, or no activation is in both.
@@ -82,22 +98,24 @@ def compare_artifacts(
     shown = progress or SilentProgress()
     candidate, reference = _in_order(_open(first), _reference_of(first, second))
     _require_one_network(candidate, reference)
-    sizes = _sizes(candidate, reference, batch)
+    sizes = _sizes(candidate, reference, options.batch)
     preprocessing, notes = _preprocessing(candidate, reference)
+    runners = _runners(candidate, reference, options.side_inputs)
+    notes = (*notes, *runners.side.notes())
     names = (candidate.name, reference.name)
     precision = candidate.artifact.precision
     with shown.step("logits"):
-        batches = sample_batches(preprocessing, data, sizes)
-        outputs = [_logits(side.artifact, batches) for side in (candidate, reference)]
+        batches = sample_batches(preprocessing, options.data, sizes)
+        outputs = [_logits(side.artifact, batches, runners) for side in (candidate, reference)]
         logits = validate(outputs[0], outputs[1], precision=precision, names=names)
     found = None
-    if layers:
+    if options.layers:
         with shown.step("layers") as task:
             found = compare_layers(
                 candidate.artifact,
                 reference.artifact,
                 _smallest(batches, candidate, reference),
-                open_runner=open_judge,
+                open_runner=runners.judge,
                 task=task,
             )
     return ComparisonReport(*names, logits, found, notes)
@@ -109,11 +127,16 @@ class _Side:
 
     name: str
     artifact: OnnxArtifact
-    preprocessing: Preprocessing | None
+    image: TensorSpec
+    bundle: Bundle | None = None
 
     @property
-    def image(self) -> TensorSpec:
-        return self.artifact.inputs[0]
+    def preprocessing(self) -> Preprocessing | None:
+        return None if self.bundle is None else self.bundle.manifest.preprocessing
+
+    @property
+    def others(self) -> list[str]:
+        return sorted(spec.name for spec in self.artifact.inputs if spec != self.image)
 
     @property
     def fixed_batch(self) -> int | None:
@@ -123,10 +146,10 @@ class _Side:
 
 def _open(path: Path) -> _Side:
     if not path.is_dir():
-        return _image_model(str(path), onnx_graph.read_artifact(path), None)
+        return _image_model(str(path), onnx_graph.read_artifact(path))
     bundle = Bundle.open(path)
     bundle.require_unchanged(bundle.model_path.name)
-    return _image_model(str(path), bundle.manifest.onnx, bundle.manifest.preprocessing)
+    return _image_model(str(path), bundle.manifest.onnx, bundle)
 
 
 def _reference_of(first: Path, second: Path | None) -> _Side:
@@ -148,9 +171,16 @@ def _reference_of(first: Path, second: Path | None) -> _Side:
     return _open(kept)
 
 
-def _image_model(name: str, artifact: OnnxArtifact, preprocessing: Preprocessing | None) -> _Side:
-    require_image(name, artifact.inputs)
-    return _Side(name, artifact, preprocessing)
+def _image_model(name: str, artifact: OnnxArtifact, bundle: Bundle | None = None) -> _Side:
+    return _Side(name, artifact, require_image(name, artifact.inputs), bundle)
+
+
+def _runners(candidate: _Side, reference: _Side, side_inputs: Path | None) -> Runners:
+    """Both sides get the same values: those given, or those that one of them keeps."""
+    bundles = [side.bundle for side in (candidate, reference) if side.bundle is not None]
+    if side_inputs is None and bundles:
+        return Runners.of_bundle(bundles[0])
+    return Runners(side_inputs_of(candidate.artifact, candidate.image, side_inputs))
 
 
 def _in_order(first: _Side, second: _Side) -> tuple[_Side, _Side]:
@@ -165,6 +195,12 @@ def _require_one_network(candidate: _Side, reference: _Side) -> None:
     if _without_names(here) != _without_names(there):
         raise UsageError(
             f"{candidate.name} takes images of {here}, {reference.name} of {there}\n"
+            "expected two artifacts of one network"
+        )
+    if candidate.others != reference.others:
+        raise UsageError(
+            f"beside images {candidate.name} takes {candidate.others or 'nothing'}, "
+            f"{reference.name} {reference.others or 'nothing'}\n"
             "expected two artifacts of one network"
         )
 
@@ -196,8 +232,8 @@ def _preprocessing(candidate: _Side, reference: _Side) -> tuple[Preprocessing, t
     return assumed, (f"{note}, ImageNet mean and deviation",)
 
 
-def _logits(artifact: OnnxArtifact, batches: Batches) -> Batches:
-    with OrtRunner.of_artifact(artifact) as runner:
+def _logits(artifact: OnnxArtifact, batches: Batches, runners: Runners) -> Batches:
+    with runners.of_artifact(artifact) as runner:
         return outputs_of(runner, batches)
 
 

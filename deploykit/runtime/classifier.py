@@ -160,7 +160,7 @@ class Classifier(Closing):
 
         Raises:
             DataError: an image cannot be read; the message says which. `predict_each` goes on.
-            UsageError: something else than images, or ``top_k`` below 1.
+            UsageError: something else than images, ``top_k`` below 1, or a model of several inputs.
             ValidationError: the model gave NaN.
         """
         found = []
@@ -178,10 +178,17 @@ class Classifier(Closing):
         Memory holds about two batches, however many images there are.
 
         Raises:
-            UsageError: something else than images, or ``top_k`` below 1; by the call itself.
+            UsageError: something else than images, ``top_k`` below 1, or a model of several inputs;
+                by the call itself.
         """
         self._require_usable()
         require_top_k(top_k)
+        if len(self.inputs) > 1:
+            others = ", ".join(repr(spec.name) for spec in self.inputs[1:])
+            raise UsageError(
+                f"{self.name} takes {others} beside the images, which predict() alone prepares\n"
+                "give all of them: run({name: array, ...})"
+            )
         return self._outcomes(PreparedImages(images, self.preprocessing), top_k)
 
     def self_test(self) -> BatchComparison:
@@ -195,7 +202,7 @@ class Classifier(Closing):
         """
         self._require_usable()
         golden = Golden.read(self._bundle)
-        feeds = {self.inputs[0].name: golden.batch}
+        feeds = golden.feeds(self.inputs[0].name)
         logits = self._logits_of(feeds, len(golden.batch), self.runner.run)
         return golden.judge(logits, limits_for(self.precision, self.device))
 

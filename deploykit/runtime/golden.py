@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 
@@ -13,18 +13,28 @@ from deploykit.errors import BundleError, ValidationError
 from deploykit.specs import Precision
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from deploykit.bundle import Bundle
     from deploykit.comparison import BatchComparison
+    from deploykit.specs import Array
+
+BESIDE: Final = "beside images: "
+"""Before the name of an input that takes something else, in the file."""
 
 
 @dataclass(frozen=True, eq=False)
 class Golden:
-    """``batch`` (N, C, H, W) and the reference's ``logits`` (N, classes)."""
+    """``batch`` (N, C, H, W) and the reference's ``logits`` (N, classes).
+
+    ``beside`` is what the model was fed beside the images, by name.
+    """
 
     batch: NDArray[np.float32]
     logits: NDArray[np.float32]
+    beside: Mapping[str, Array] = field(default_factory=dict)
 
     @classmethod
     def read(cls, bundle: Bundle) -> Self:
@@ -43,10 +53,16 @@ class Golden:
                 (bundle.folder / GOLDEN).open("rb") as file,
                 np.load(file, allow_pickle=False) as arrays,
             ):
-                return cls(arrays["input"], arrays["logits"])
+                names = [name for name in arrays if name.startswith(BESIDE)]
+                beside = {name.removeprefix(BESIDE): arrays[name] for name in names}
+                return cls(arrays["input"], arrays["logits"], beside)
         # zipfile, zlib and numpy's header parser each raise their own kinds.
         except Exception as exc:
             raise BundleError(f"cannot read {bundle.folder / GOLDEN}: {exc}") from exc
+
+    def feeds(self, images: str) -> dict[str, Array]:
+        """What a runner is fed whose input ``images`` takes the batch."""
+        return {images: self.batch, **self.beside}
 
     def judge(self, logits: NDArray[np.float32], limits: Precision) -> BatchComparison:
         """Compare what a model gives for the batch, by the limits of a precision.

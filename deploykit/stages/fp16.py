@@ -9,6 +9,7 @@ import numpy as np
 
 from deploykit import onnx_graph
 from deploykit.errors import ValidationError
+from deploykit.side_inputs import all_inputs
 from deploykit.specs import Precision
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def measure_magnitudes(
     open_runner: Callable[[SplitGraph], Runner],
     task: ProgressTask,
 ) -> dict[str, float]:
-    """Largest absolute value of the input and of every FP32 value of ``model`` on ``images``.
+    """Largest absolute value of each input and of every FP32 value of ``model`` on ``images``.
 
     Raises:
         ValidationError: a value is NaN or infinite.
@@ -92,18 +93,19 @@ def largest_magnitudes(
     names: Sequence[str],
     task: ProgressTask,
 ) -> dict[str, float]:
-    """Largest absolute value of the input and of each named output over all images.
+    """Largest absolute value of each input and of each named output over all images.
 
     Raises:
         ValidationError: a value is NaN or infinite; the first such name in graph order is given.
     """
     feed = runner.inputs[0].name
-    amax = dict.fromkeys((feed, *names), 0.0)
+    amax: dict[str, float] = {}
     single = _one_by_one(images, runner)
     for done, batch in enumerate(single, start=1):
-        values = {feed: batch, **runner.run({feed: batch})}
-        for name in amax:
-            amax[name] = max(amax[name], _magnitude(name, values[name]))
+        fed = all_inputs(runner, batch)
+        values = {**fed, **runner.run({feed: batch})}
+        for name in (*fed, *names):
+            amax[name] = max(amax.get(name, 0.0), _magnitude(name, values[name]))
         task.update(done, len(single), "activations")
     return amax
 

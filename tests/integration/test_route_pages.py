@@ -45,6 +45,8 @@ def _write_targets(page: Path, folder: Path) -> None:
     """What the pages say that the reader has, and the Python files that they print."""
     if page.stem == "onnx":
         (folder / "classifier.onnx").write_bytes(own_files.classifier().SerializeToString())
+        (folder / "patients.onnx").write_bytes(own_files.patients().SerializeToString())
+        own_files.write_values(folder / "values.npz")
     if page.stem == "hugging-face":
         hugging_face.make_folder(folder / "my-vit", processor=hugging_face.VIT_PROCESSOR)
     for source in blocks(page, "python"):

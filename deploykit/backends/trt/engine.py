@@ -9,7 +9,7 @@ from deploykit.backends.trt import api
 from deploykit.backends.trt.messages import Messages, logger_into
 from deploykit.backends.trt.runtime_cache import RuntimeCache
 from deploykit.errors import BundleError, DeviceError, EngineIncompatibleError
-from deploykit.sizes import AXIS_NAMES, BATCH_AXIS
+from deploykit.sizes import AXIS_NAMES, BATCH_AXIS, IMAGE_DIMS
 from deploykit.specs import BATCH, TensorSpec
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ _DTYPES: Final[Mapping[str, str]] = {
     "BOOL": "bool",
 }
 """Name in numpy of each of the runtime's types that numpy has."""
-
-_IMAGE_DIMS: Final = 4
 
 
 class Engine:
@@ -152,7 +150,7 @@ class Engine:
     def _input(self, name: str) -> TensorSpec:
         kind = self._engine.get_tensor_dtype(name).name
         shape = api.as_tuple(self._engine.get_tensor_shape(name))
-        known = AXIS_NAMES if len(shape) == _IMAGE_DIMS else {BATCH_AXIS: BATCH}
+        known = AXIS_NAMES if len(shape) == IMAGE_DIMS else {BATCH_AXIS: BATCH}
         named = tuple(known.get(axis, -1) if dim == -1 else dim for axis, dim in enumerate(shape))
         if kind not in _DTYPES or not named or -1 in named:
             raise self._odd(name, kind, shape)

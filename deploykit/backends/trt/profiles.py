@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import BuildError, UsageError
-from deploykit.sizes import AXIS_NAMES, BATCH_AXIS, require_sizes
+from deploykit.sizes import AXIS_NAMES, BATCH_AXIS, IMAGE_DIMS, require_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from deploykit.specs import ShapeProfile
 
     InputShapes = Mapping[str, tuple[int, ...]]
-
-_IMAGE_DIMS = 4
 
 
 def input_shapes(network: Any) -> InputShapes:
@@ -33,7 +31,7 @@ def open_inputs(inputs: InputShapes) -> InputShapes:
     """
     dynamic = {name: shape for name, shape in inputs.items() if -1 in shape}
     for name, shape in dynamic.items():
-        possible = AXIS_NAMES if len(shape) == _IMAGE_DIMS else {BATCH_AXIS}
+        possible = AXIS_NAMES if len(shape) == IMAGE_DIMS else {BATCH_AXIS}
         open_axes = [axis for axis, size in enumerate(shape) if size == -1]
         others = [str(axis) for axis in open_axes if axis not in possible]
         if others:
@@ -53,7 +51,7 @@ def fitting_profile(name: str, inputs: InputShapes, asked: ShapeProfile) -> Shap
             an open height or width, or has some for a fixed one.
     """
     shapes = [shape for shape in inputs.values() if shape]
-    images = [shape for shape in shapes if len(shape) == _IMAGE_DIMS]
+    images = [shape for shape in shapes if len(shape) == IMAGE_DIMS]
     # Open where any of several inputs is.
     require_sizes(name, tuple(map(min, zip(*images, strict=True))), asked)
     if not shapes or any(shape[BATCH_AXIS] == -1 for shape in shapes):

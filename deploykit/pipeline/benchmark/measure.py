@@ -103,22 +103,26 @@ def noise(
 ) -> dict[str, Array]:
     """A batch for each input, normal with mean 0 and deviation 1, as prepared images are.
 
-    ``image`` is the height and width where they are open.
+    ``image`` is the height and width where they are open. Whole numbers, which may be places in a
+    table, are 0.
 
     Raises:
         UsageError: the model's batch is fixed at another number, or another dimension is open.
     """
-    for spec in inputs:
-        if spec.shape[0] != batch and not isinstance(spec.shape[0], str):
-            raise UsageError(
-                f"input {spec.name!r} has a fixed batch of {spec.shape[0]}, not {batch}\n"
-                f"measure --batch {spec.shape[0]}, or export the model with an open one"
-            )
+    spec = inputs[0]
+    if spec.shape[0] != batch and not isinstance(spec.shape[0], str):
+        raise UsageError(
+            f"input {spec.name!r} has a fixed batch of {spec.shape[0]}, not {batch}\n"
+            f"measure --batch {spec.shape[0]}, or export the model with an open one"
+        )
     random = np.random.default_rng(seed)
     sizes = {BATCH_AXIS: batch, **dict(zip(IMAGE_AXES, image or (), strict=False))}
+    shapes = {spec: spec.with_sizes(sizes) for spec in inputs}
     return {
-        spec.name: random.standard_normal(spec.with_sizes(sizes)).astype(spec.dtype)
-        for spec in inputs
+        spec.name: random.standard_normal(shape).astype(spec.dtype)
+        if spec.dtype.startswith("float")
+        else np.zeros(shape, spec.dtype)
+        for spec, shape in shapes.items()
     }
 
 

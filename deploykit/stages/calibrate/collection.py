@@ -10,6 +10,7 @@ import numpy as np
 
 from deploykit.errors import DataError
 from deploykit.histograms import RunningHistogram
+from deploykit.side_inputs import all_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,7 +39,7 @@ def collect(
     steps: ProgressTask,
     name_of: Callable[[int], str] = "image {}".format,
 ) -> dict[str, RunningHistogram]:
-    """Magnitudes of the model's input or outputs ``names``, over batches (N, C, H, W).
+    """Magnitudes of the model's inputs or outputs ``names``, over batches (N, C, H, W).
 
     Each batch comes with the numbers of its images. Memory does not grow with their count: a
     batch is counted in a second thread while the next one is computed, and then let go. A batch
@@ -53,7 +54,7 @@ def collect(
     with ThreadPoolExecutor(1, thread_name_prefix="deploykit-histograms") as pool:
         pending: Future[None] | None = None
         for inputs, indices in batches:
-            values = {feed: inputs, **_run(runner, feed, inputs)}
+            values = {**all_inputs(runner, inputs), **_run(runner, feed, inputs)}
             if pending is not None:
                 pending.result()
             pending = pool.submit(_count, running, values, [name_of(i) for i in indices])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +13,7 @@ from deploykit.calibrators import METHODS, PERCENTILE
 from deploykit.errors import DataError, UsageError
 from deploykit.histograms import BINS
 from deploykit.images import FileImages
+from deploykit.side_inputs import SideInputs
 from deploykit.stages.calibrate.collection import COUNTED
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class CalibrationData:
     """The images to calibrate with: which ones of ``source``, in order, and what is done to them.
 
     ``held_out`` are those that candidates are compared on, and that trial ranges do not come from.
-    ``seed`` chose both; it is kept to say so.
+    ``seed`` chose both; it is kept to say so. ``side`` is what the model takes beside images.
     """
 
     source: ImageSet
@@ -41,6 +42,7 @@ class CalibrationData:
     indices: Sequence[int]
     seed: int
     held_out: Sequence[int] = ()
+    side: SideInputs = field(default_factory=SideInputs)
 
     @property
     def every_index(self) -> tuple[int, ...]:
@@ -67,6 +69,10 @@ class CalibrationData:
         return CalibrationKey(model_sha256, self._digest(), preprocessing, settings)
 
     def _digest(self) -> str:
+        digest = self._digest_of_images()
+        return sha256_of_bytes((digest + self.side.digest).encode()) if self.side.rows else digest
+
+    def _digest_of_images(self) -> str:
         # Of a large folder only the files that were chosen are read.
         if isinstance(self.source, FileImages):
             return FileImages(tuple(self.source.paths[index] for index in self.every_index)).digest

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from deploykit import onnx_graph
 from deploykit.errors import ValidationError
 from deploykit.onnx_graph import activations
+from deploykit.side_inputs import all_inputs
 from deploykit.stages.layerwise.faults import TOLERANCES, Fault, drop_db, find_faults
 from deploykit.stages.layerwise.figures import Sums, ValueComparison
 
@@ -173,11 +174,9 @@ def _compare_group(
 def _showing(
     model: ir.Model, names: Sequence[str], open_runner: Callable[[SplitGraph], Runner]
 ) -> Iterator[Callable[[NDArray[np.float32]], dict[str, Array]]]:
-    """Gives a batch and gets the named values, of which the input itself may be one."""
-    feed = activations.input_name(model)
-    computed = [name for name in dict.fromkeys(names) if name != feed]
-    if not computed:
-        yield lambda batch: {feed: batch}
-        return
-    with open_runner(activations.expose_only(model, computed)) as runner:
-        yield lambda batch: {feed: batch, **runner.run({feed: batch})}
+    """Gives a batch and gets the named values, of which an input itself may be one."""
+    feed, *others = activations.input_names(model)
+    computed = [name for name in dict.fromkeys(names) if name not in (feed, *others)]
+    shown = computed or [activations.first_computed(model)]
+    with open_runner(activations.expose_only(model, shown)) as runner:
+        yield lambda batch: {**all_inputs(runner, batch), **runner.run({feed: batch})}

@@ -12,7 +12,7 @@ from deploykit.onnx_graph import halve, plan_half, read_model, tidy
 from deploykit.onnx_graph.activations import (
     ActivationPair,
     expose_only,
-    input_name,
+    input_names,
     pair_activations,
     with_input_shape,
 )
@@ -144,7 +144,27 @@ def test_only_the_part_that_is_needed_is_kept(tmp_path: Path) -> None:
 
 
 def test_the_name_of_the_input() -> None:
-    assert input_name(parsed()) == "x"
+    assert input_names(parsed()) == ("x",)
+
+
+BESIDE = """net (float[n,4] age, float[n,3,6,6] x) => (float[n,4] y) {
+    [double] d = Add (age, age)
+    [pool] p = GlobalAveragePool (x)
+    [sum] s = ReduceSum <keepdims = 0> (p)
+    [join] y = Mul (d, s)
+}"""
+
+
+def test_what_follows_from_other_inputs_is_an_activation_too() -> None:
+    model = parsed(BESIDE)
+    assert input_names(model) == ("x", "age")
+    found = pair_activations(halve(model, plan_half(model, {}, 4.0)), model)
+    pairs = {pair.name: pair.reference for pair in found.pairs}
+    assert pairs["age_fp16"] == "age"
+    assert pairs["d"] == "d"
+    assert found.reference_only == ()
+    shaped = with_input_shape(model, (5, 3, 6, 6))
+    assert [list(value.shape or ()) for value in shaped.graph.inputs] == [[5, 4], [5, 3, 6, 6]]
 
 
 def test_a_graph_without_input() -> None:

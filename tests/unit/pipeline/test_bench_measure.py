@@ -175,6 +175,15 @@ def test_noise_is_what_the_seed_makes() -> None:
     assert abs(float(first["x"].mean())) < 0.2
 
 
+def test_whole_numbers_beside_the_images_are_places_in_any_table() -> None:
+    inputs = (
+        TensorSpec("x", "float32", ("batch", 3, 8, 8)),
+        TensorSpec("word", "int64", ("batch", 2)),
+    )
+    found = noise(inputs, 4, 0)
+    np.testing.assert_array_equal(found["word"], np.zeros((4, 2), np.int64))
+
+
 def test_noise_of_an_open_size_is_of_the_size_that_the_bundle_prepares() -> None:
     inputs = (TensorSpec("x", "float32", ("N", 3, "h", 8)),)
     assert noise(inputs, 4, 0, (12, 9))["x"].shape == (4, 3, 12, 8)

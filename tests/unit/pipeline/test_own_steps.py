@@ -14,6 +14,7 @@ from deploykit.errors import ModelFileError, ValidationError
 from deploykit.onnx_graph import fold, plain
 from deploykit.pipeline.journal import Journal
 from deploykit.pipeline.own_steps import Judged, OwnGraph
+from deploykit.pipeline.runners import Runners
 from deploykit.specs import SilentProgress
 from tests.graphs import normal, run_ort
 from tests.own_files import old, tensor
@@ -28,7 +29,7 @@ def start(folder: Path, source: onnx.ModelProto) -> OwnGraph:
     (folder / "own.onnx").write_bytes(source.SerializeToString())
     judged = Judged([IMAGES], [run_ort(source, {"x": IMAGES})], "y")
     model = plain(ir.from_proto(source), "own.onnx")
-    return OwnGraph(model, folder / "own.onnx", folder / "model.onnx", ("abc",), judged)
+    return OwnGraph(model, folder / "own.onnx", folder / "model.onnx", ("abc",), judged, Runners())
 
 
 def other_weight(model: ir.Model) -> ir.Model:
@@ -102,4 +103,4 @@ def test_a_graph_that_is_wrong_from_the_start(tmp_path: Path) -> None:
     judged = Judged([IMAGES], [{"y": np.zeros((2, 10), np.float32)}], "y")
     model = plain(ir.from_proto(source), "own.onnx")
     with pytest.raises(ValidationError, match="does not compute what the original file computes"):
-        OwnGraph(model, tmp_path / "own.onnx", tmp_path / "model.onnx", (), judged)
+        OwnGraph(model, tmp_path / "own.onnx", tmp_path / "model.onnx", (), judged, Runners())
