@@ -64,16 +64,12 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     from deploykit.cli._show import progress
 
     with progress().step("start"):
-        from deploykit.pipeline.calibrate import (
-            CalibrationOptions,
-            DefinitionOptions,
-            calibrate_target,
-        )
-        from deploykit.pipeline.sources import Weights
+        from deploykit.pipeline.calibrate import CalibrationOptions, calibrate_target
+        from deploykit.pipeline.sources import SourceOptions
 
     options = CalibrationOptions(data, calib_count, seed, output)
-    definition = DefinitionOptions(Weights(weights, seed), choices)
-    calibrated, journal = calibrate_target(target, options, definition, progress())
+    told = SourceOptions(weights, seed, choices)
+    calibrated, journal = calibrate_target(target, options, told, progress())
     answer = {**calibrated.to_dict(), "path": str(calibrated.path), "notes": journal.notes}
     return Answer(answer, lambda out: _show(out, calibrated, journal))
 

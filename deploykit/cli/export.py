@@ -102,6 +102,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         from deploykit.pipeline.calibrate import CalibrationOptions
         from deploykit.pipeline.export import ExportOptions
         from deploykit.pipeline.int8_choice import Wishes
+        from deploykit.pipeline.sources import SourceOptions
 
     wishes = Wishes(method, first_layer, residual, sensitive_layers, bias_correction)
     calibration = None
@@ -117,10 +118,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         profile=profile,
         workspace_bytes=_options.workspace_bytes(workspace),
         compute_capabilities=compute_capabilities,
-        weights=weights,
-        seed=seed,
-        choices=choices,
-        data=data,
+        source=SourceOptions(weights, seed, choices, data),
         labels=labels,
         output=output,
         int8=request,

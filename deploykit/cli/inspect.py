@@ -96,8 +96,10 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
 
     with progress().step("start"):  # importing torch takes seconds
         from deploykit.pipeline.precision_sources import SightOptions
+        from deploykit.pipeline.sources import SourceOptions
 
-    options = SightOptions(wanted, exclude, batch, weights, seed, choices, data)
+    told = SourceOptions(weights, seed, choices, data)
+    options = SightOptions(wanted, exclude, batch, told)
     return _look(target, options, every_node=every_node)
 
 
@@ -107,7 +109,7 @@ def _look(target: str, options: SightOptions, *, every_node: bool) -> Answer:
     from deploykit.pipeline.precision_sight import see_precision
 
     sight = see_precision(target, options, progress())
-    summary = _summary(target, options.choices, options.batch)
+    summary = _summary(target, options.source.choices, options.batch)
     return Answer(
         {**summary.to_dict(), "precision": sight.to_dict()},
         lambda out: show_precision(out, sight, every_node=every_node),

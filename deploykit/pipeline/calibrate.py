@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,19 +12,12 @@ import numpy as np
 from deploykit import images, onnx_graph
 from deploykit.bundle import MODEL, REFERENCE, Bundle
 from deploykit.calibration import CalibrationTable
-from deploykit.choices import DefinitionChoices
 from deploykit.errors import DataError, UsageError
 from deploykit.onnx_graph.qdq import QdqPolicy, plan_qdq
 from deploykit.pipeline.journal import Journal
-from deploykit.pipeline.onnx_sources import from_onnx
+from deploykit.pipeline.references import find_source, make_reference
 from deploykit.pipeline.runners import Runners
-from deploykit.pipeline.sources import Weights, from_definition
-from deploykit.pipeline.targets import (
-    Kind,
-    find_definition,
-    kind_of,
-    refuse_definition_options,
-)
+from deploykit.pipeline.targets import Kind, kind_of, refuse_definition_options
 from deploykit.specs import Precision, Preprocessing, Progress, SilentProgress
 from deploykit.stages.calibrate import (
     CalibrationData,
@@ -37,7 +30,7 @@ from deploykit.stages.calibrate import (
 if TYPE_CHECKING:
     from deploykit.artifacts import OnnxArtifact
     from deploykit.images import ImageSet
-    from deploykit.pipeline.sources import Reference
+    from deploykit.pipeline.sources import SourceOptions
 
 RANDOM: Final = "random"
 """In place of images: for trying out sizes and speed. The ranges then mean nothing."""
@@ -137,18 +130,10 @@ def calibrate_graph(
     return Calibrated(table, path, data, story, _source_of(options))
 
 
-@dataclass(frozen=True, slots=True)
-class DefinitionOptions:
-    """What a definition is told before it becomes a graph."""
-
-    weights: Weights = field(default_factory=Weights)
-    choices: DefinitionChoices = field(default_factory=DefinitionChoices)
-
-
 def calibrate_target(
     target: str,
     options: CalibrationOptions,
-    definition: DefinitionOptions,
+    told: SourceOptions,
     progress: Progress | None = None,
 ) -> tuple[Calibrated, Journal]:
     """Calibrate a definition, an FP32 ``.onnx`` file, or the FP32 graph of a bundle.
@@ -156,13 +141,13 @@ def calibrate_target(
     Torch is needed for a definition only, which is exported as `deploykit export` does it.
 
     Raises:
-        UsageError: ``target`` has no use for what a definition is told.
+        UsageError: ``target`` has no use for what it is told.
         DataError: the images cannot be used.
     """
     journal = Journal(progress or SilentProgress())
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder) / MODEL
-        artifact, name, preprocessing, runners = _fp32_graph(target, scratch, definition, journal)
+        artifact, name, preprocessing, runners = _fp32_graph(target, scratch, told, journal)
         calibrated = calibrate_graph(artifact, name, preprocessing, options, journal, runners)
     return calibrated, journal
 
@@ -214,38 +199,17 @@ def _required(
 
 
 def _fp32_graph(
-    target: str, scratch: Path, definition: DefinitionOptions, journal: Journal
+    target: str, scratch: Path, told: SourceOptions, journal: Journal
 ) -> tuple[OnnxArtifact, str, Preprocessing, Runners]:
-    kind, path = kind_of(target), Path(target)
-    if kind is Kind.BUNDLE:
-        refuse_definition_options(target, definition.choices, definition.weights.source)
-        bundle = Bundle.open(path)
+    if kind_of(target) is Kind.BUNDLE:
+        refuse_definition_options(target, told.choices, told.weights)
+        bundle = Bundle.open(Path(target))
         fp32 = bundle.manifest.precision is Precision.FP32
-        artifact = onnx_graph.read_artifact(path / (MODEL if fp32 else REFERENCE))
-        preprocessing = definition.choices.preprocessing.applied_to(bundle.manifest.preprocessing)
+        artifact = onnx_graph.read_artifact(bundle.folder / (MODEL if fp32 else REFERENCE))
+        preprocessing = told.choices.preprocessing.applied_to(bundle.manifest.preprocessing)
         name, runners = str(bundle.manifest.model["name"]), Runners.of_bundle(bundle)
         return artifact, name, preprocessing, runners
     # Prepared as an export does it, so that the table fits the graph of a later export.
-    if kind is Kind.ONNX:
-        refuse_definition_options(target, definition.choices, definition.weights.source)
-        reference = from_onnx(path, scratch, journal, data=None, choices=definition.choices)
-    else:
-        reference = _from_definition(target, scratch, definition, journal)
+    reference = make_reference(find_source(target, told, journal), scratch, journal, told)
     name = str(reference.model["name"])
     return reference.artifact, name, reference.preprocessing, reference.runners
-
-
-def _from_definition(
-    target: str, scratch: Path, definition: DefinitionOptions, journal: Journal
-) -> Reference:
-    choices = definition.choices
-    with journal.progress.step("look at the target"):
-        spec = find_definition(target, choices)
-    return from_definition(
-        spec,
-        scratch,
-        journal,
-        weights=definition.weights,
-        data=None,
-        choices=choices.preprocessing,
-    )

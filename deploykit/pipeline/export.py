@@ -20,19 +20,13 @@ from deploykit.bundle import (
     Bundle,
     Manifest,
 )
-from deploykit.choices import DefinitionChoices
 from deploykit.errors import UsageError
 from deploykit.pipeline.bundle_files import fitting_labels, read_labels, write_golden
 from deploykit.pipeline.journal import Journal, StageTime
-from deploykit.pipeline.onnx_sources import from_onnx
 from deploykit.pipeline.own_outputs import notes_on_others
-from deploykit.pipeline.sources import Reference, Weights, from_definition
-from deploykit.pipeline.targets import (
-    Kind,
-    find_definition,
-    kind_of,
-    refuse_definition_options,
-)
+from deploykit.pipeline.references import find_source, make_reference
+from deploykit.pipeline.sources import Reference, SourceOptions
+from deploykit.pipeline.targets import Kind, kind_of
 from deploykit.sizes import require_sizes
 from deploykit.specs import Precision, Progress, ShapeProfile, SilentProgress
 from deploykit.stages.build import build_engine
@@ -58,10 +52,7 @@ class ExportOptions:
     profile: ShapeProfile = field(default_factory=ShapeProfile)
     workspace_bytes: int | None = None
     compute_capabilities: tuple[str, ...] = ()
-    weights: str | None = None
-    seed: int = 0
-    choices: DefinitionChoices = field(default_factory=DefinitionChoices)
-    data: Path | None = None
+    source: SourceOptions = field(default_factory=SourceOptions)
     labels: Path | None = None
     output: Path | None = None
     int8: Int8Request | None = None
@@ -112,8 +103,7 @@ def export(target: str, options: ExportOptions, progress: Progress | None = None
     """
     journal = Journal(progress or SilentProgress())
     # Everything that can be wrong with the call is found before the first slow step.
-    with journal.progress.step("look at the target"):  # a user's factory may take its time
-        source = _resolve(target, options)
+    source = _resolve(target, options, journal)
     labels = None if options.labels is None else read_labels(options.labels)
     plan = _Plan(options, choose_compiler(options.backend, environment.gpus()), labels)
     name = source.stem if isinstance(source, Path) else source.name
@@ -125,19 +115,16 @@ def export(target: str, options: ExportOptions, progress: Progress | None = None
     return ExportReport(bundle, tuple(journal.times), reports, tuple(journal.notes))
 
 
-def _resolve(target: str, options: ExportOptions) -> ModelSpec | Path:
-    kind, choices = kind_of(target), options.choices
-    if kind is Kind.BUNDLE and (Path(target) / MANIFEST).is_file():
+def _resolve(target: str, options: ExportOptions, journal: Journal) -> ModelSpec | Path:
+    if kind_of(target) is Kind.BUNDLE and (Path(target) / MANIFEST).is_file():
         raise UsageError(
             f"{target} is a bundle already\n"
             "export takes a definition or an .onnx file; for one more engine: deploykit build"
         )
-    if kind is not Kind.ONNX:
-        spec = find_definition(target, choices)
-        require_sizes(spec.name, spec.inputs[0].shape, options.profile)
-        return spec
-    refuse_definition_options(target, choices, options.weights)
-    return Path(target)
+    source = find_source(target, options.source, journal)
+    if not isinstance(source, Path):
+        require_sizes(source.name, source.inputs[0].shape, options.profile)
+    return source
 
 
 @dataclass(frozen=True)
@@ -173,7 +160,7 @@ def _fill(
 ) -> tuple[Manifest, tuple[ValidationReport, ...]]:
     options = plan.options
     path = folder / (MODEL if options.precision is Precision.FP32 else REFERENCE)
-    reference = _verified_fp32(source, path, options, journal)
+    reference = make_reference(source, path, journal, options.source, options.profile)
     labels = fitting_labels(plan.labels, reference)
     converted = _convert(reference, folder, options, journal)
     journal.notes += notes_on_others(
@@ -201,28 +188,6 @@ def _fill(
         calibration=converted.calibration,
     )
     return manifest, converted.reports
-
-
-def _verified_fp32(
-    source: ModelSpec | Path, path: Path, options: ExportOptions, journal: Journal
-) -> Reference:
-    if isinstance(source, Path):
-        return from_onnx(
-            source,
-            path,
-            journal,
-            data=options.data,
-            choices=options.choices,
-            profile=options.profile,
-        )
-    return from_definition(
-        source,
-        path,
-        journal,
-        weights=Weights(options.weights, options.seed),
-        data=options.data,
-        choices=options.choices.preprocessing,
-    )
 
 
 def _convert(

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from onnx_ir import Model
 
     from deploykit.artifacts import OnnxArtifact
-    from deploykit.choices import DefinitionChoices
     from deploykit.pipeline.journal import Journal
     from deploykit.pipeline.own_outputs import Images, LogitsChoice
+    from deploykit.pipeline.sources import SourceOptions
     from deploykit.specs import TensorSpec
 
 _OPENING: Final = "opening the batch"
@@ -40,9 +40,7 @@ def from_onnx(
     original: Path,
     path: Path,
     journal: Journal,
-    *,
-    data: Path | None,
-    choices: DefinitionChoices,
+    told: SourceOptions,
     profile: ShapeProfile | None = None,
 ) -> Reference:
     """A user's own FP32 classifier in the form that conversions rely on, written to ``path``.
@@ -50,7 +48,7 @@ def from_onnx(
     An old opset is raised, a fixed batch opened and constants are folded; onnxruntime on the
     untouched file is the reference of each step, and a step that cannot be proven is left out.
     ``profile`` says the sizes of what is open; a batch that is fixed at its only one stays. What
-    the file takes beside images is as ``choices`` say, or noise.
+    the file takes beside images is as ``told``, or noise.
 
     Raises:
         ModelFileError: not a readable FP32 model with one image input, or one that TensorRT
@@ -65,10 +63,10 @@ def from_onnx(
         image = require_image_classifier(source)
         assumed = assumed_preprocessing(original.name, image, profile)
         profile = profile or ShapeProfile()
-        wishes = choices.preprocessing
+        wishes = told.choices.preprocessing
         preprocessing = wishes.applied_to(assumed)
-        runners = Runners(side_inputs_of(source, image, choices.side_inputs))
-        batches = _sample(image, preprocessing, data, profile)
+        runners = Runners(side_inputs_of(source, image, told.choices.side_inputs))
+        batches = _sample(image, preprocessing, told.data, profile)
         judged, choice = _ask_original(original, batches, runners)
         onnx_graph.put_image_first(model, image.name)
         onnx_graph.put_first(model, choice.name, flatten=not choice.flat)
@@ -78,7 +76,7 @@ def from_onnx(
     journal.notes += wishes.assumptions(preprocessing) + note_of_sizes(image, profile)
     journal.notes += [*runners.side.notes(), *choice.notes()]
     own.attempt("raising the opset", onnx_graph.raise_opset, journal)
-    _open_batch(own, image, sample_batches(preprocessing, data, BATCHES), profile, journal)
+    _open_batch(own, image, sample_batches(preprocessing, told.data, BATCHES), profile, journal)
     own.attempt("folding constants", onnx_graph.fold, journal)
     journal.notes += own.notes()
     return Reference(

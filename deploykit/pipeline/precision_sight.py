@@ -103,7 +103,7 @@ def _read(
     with journal.stage("read"):
         model = onnx_graph.read_model(given.artifact.path)
         onnx_graph.tidy(model, rename=False)
-        size = given.image_size(options.choices.image_size)
+        size = given.image_size(options.source.choices.image_size)
         if size is not None:
             fix_image_size(model, size)
         graph = read_precision(model, precision, options.batch, Known(given.reasons))
@@ -160,7 +160,7 @@ def _notes(options: SightOptions, source: Fp32Graph, seen: Magnitudes) -> list[s
         notes.append("it is FP32: this is what --int8 shows; for FP16: --fp16")
     if source.trained is False:
         notes.append("the weights are untrained: trained ones may keep other nodes in FP32")
-    if options.data is None:
+    if options.source.data is None:
         notes.append(
             f"magnitudes are of {seen.images} photographs that come with deploykit; "
             "of your own images: --data PATH"

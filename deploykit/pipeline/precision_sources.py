@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 from deploykit import onnx_graph
 from deploykit.bundle import MODEL, REFERENCE, Bundle
-from deploykit.choices import DefinitionChoices
 from deploykit.errors import UsageError
-from deploykit.pipeline.onnx_sources import from_onnx
+from deploykit.pipeline.references import make_reference
 from deploykit.pipeline.runners import Runners
 from deploykit.pipeline.samples import BATCHES, sample_batches
-from deploykit.pipeline.sources import Weights, from_definition
+from deploykit.pipeline.sources import SourceOptions
 from deploykit.pipeline.targets import (
     Kind,
     find_definition,
@@ -39,16 +38,13 @@ class SightOptions:
 
     ``precision`` is that of an export that was not made; ``None``: what the graph has, and for an
     FP32 graph the plan of INT8. ``exclude`` are patterns of nodes as of the export. ``batch`` is
-    what multiply-adds are counted for; the rest is for definitions and their images.
+    what multiply-adds are counted for; ``source`` is for definitions and their images.
     """
 
     precision: Precision | None = None
     exclude: tuple[str, ...] = ()
     batch: int = 1
-    weights: str | None = None
-    seed: int = 0
-    choices: DefinitionChoices = field(default_factory=DefinitionChoices)
-    data: Path | None = None
+    source: SourceOptions = field(default_factory=SourceOptions)
 
     @property
     def planned(self) -> Precision:
@@ -135,46 +131,33 @@ def prepare_fp32(
     if given is not None and given.bundle is not None:
         return _of_bundle(given, given.bundle, options)
     if given is not None:
-        asked = options.choices.image_size
+        asked = options.source.choices.image_size
         sizes = None if asked is None else SizeRange(asked, asked, asked)
         profile = ShapeProfile(**dict.fromkeys(given.open_axes, sizes))
-        found = from_onnx(
-            Path(target),
-            path,
-            journal,
-            data=options.data,
-            choices=options.choices,
-            profile=profile,
-        )
+        found = make_reference(Path(target), path, journal, options.source, profile)
     else:
-        found = from_definition(
-            find_definition(target, options.choices),
-            path,
-            journal,
-            weights=Weights(options.weights, options.seed),
-            data=options.data,
-            choices=options.choices.preprocessing,
-        )
+        spec = find_definition(target, options.source.choices)
+        found = make_reference(spec, path, journal, options.source)
     return Fp32Graph(found.artifact, found.batches, found.weights.get("trained"), found.runners)
 
 
 def _of_bundle(given: GivenGraph, bundle: Bundle, options: SightOptions) -> Fp32Graph:
-    prepared = options.choices.preprocessing.applied_to(bundle.manifest.preprocessing)
-    size = given.image_size(options.choices.image_size)
-    if options.choices.image_size is not None and size is not None:
+    prepared = options.source.choices.preprocessing.applied_to(bundle.manifest.preprocessing)
+    size = given.image_size(options.source.choices.image_size)
+    if options.source.choices.image_size is not None and size is not None:
         prepared = replace(prepared, crop=size, resize=size)
     batch = given.artifact.inputs[0].shape[0]
     sizes = (batch,) if isinstance(batch, int) else BATCHES
-    batches = sample_batches(prepared, options.data, sizes)
+    batches = sample_batches(prepared, options.source.data, sizes)
     trained = bundle.manifest.weights.get("trained")
     return Fp32Graph(given.artifact, batches, trained, Runners.of_bundle(bundle))
 
 
 def _refuse_choices(target: str, given: GivenGraph, options: SightOptions) -> None:
     """A file or bundle is what it is, but for a size that it leaves open."""
-    choices, open_axes = options.choices, given.open_axes
+    choices, open_axes = options.source.choices, given.open_axes
     size = choices.image_size if not open_axes else None
-    refuse_definition_options(target, replace(choices, image_size=size), options.weights)
+    refuse_definition_options(target, replace(choices, image_size=size), options.source.weights)
     if open_axes and given.image_size(choices.image_size) is None:
         raise UsageError(
             f"{target} takes images whose {' and '.join(open_axes)} may be anything\n"
@@ -187,7 +170,7 @@ def _refuse_plan(target: str, options: SightOptions, given: GivenGraph) -> None:
     wishes = {
         f"--{options.precision}": options.precision is not None,
         "--exclude": bool(options.exclude),
-        "--data": options.data is not None,
+        "--data": options.source.data is not None,
     }
     asked = next((name for name, is_given in wishes.items() if is_given), None)
     if asked is None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deploykit.backends.ort import OrtRunner
+from deploykit.choices import DefinitionChoices
 from deploykit.errors import (
     ControlFlowError,
     DeploykitError,
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from deploykit.artifacts import OnnxArtifact
-    from deploykit.choices import PreprocessingChoices
     from deploykit.pipeline.journal import Journal
     from deploykit.specs import ModelSpec, Preprocessing
     from deploykit.stages.validate import ValidationReport
@@ -52,21 +52,21 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
-    """Which weights a definition gets: ``None`` is its own, or untrained ones from ``seed``."""
+class SourceOptions:
+    """What a target is told before it becomes a graph, and the images that it is verified on.
 
-    source: str | None = None
+    Without ``weights`` a definition has its own, or untrained ones from ``seed``; without ``data``
+    the images are the photographs that come with deploykit.
+    """
+
+    weights: str | None = None
     seed: int = 0
+    choices: DefinitionChoices = field(default_factory=DefinitionChoices)
+    data: Path | None = None
 
 
 def from_definition(
-    spec: ModelSpec,
-    path: Path,
-    journal: Journal,
-    *,
-    weights: Weights,
-    data: Path | None,
-    choices: PreprocessingChoices,
+    spec: ModelSpec, path: Path, journal: Journal, told: SourceOptions
 ) -> Reference:
     """Build, load and export a definition; eager torch is the reference.
 
@@ -80,9 +80,10 @@ def from_definition(
         from deploykit.backends.eager import EagerRunner
         from deploykit.models import build_with_weights
 
-        module, record = build_with_weights(spec, weights.source, weights.seed)
+        module, record = build_with_weights(spec, told.weights, told.seed)
+        choices = told.choices.preprocessing
         preprocessing = choices.applied_to(record.preprocessing or spec.preprocessing)
-        batches = sample_batches(preprocessing, data)
+        batches = sample_batches(preprocessing, told.data)
         with EagerRunner(module, spec.inputs, spec.outputs) as runner:
             logits = outputs_of(runner, batches)
     journal.notes += spec.notes

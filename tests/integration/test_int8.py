@@ -14,11 +14,8 @@ import pytest
 from deploykit.bundle import Bundle
 from deploykit.calibration import CalibrationTable
 from deploykit.images import GivenImages
-from deploykit.pipeline.calibrate import (
-    CalibrationOptions,
-    DefinitionOptions,
-    calibrate_target,
-)
+from deploykit.pipeline.calibrate import CalibrationOptions, calibrate_target
+from deploykit.pipeline.sources import SourceOptions
 from tests.cli import Called, deploykit
 
 if TYPE_CHECKING:
@@ -176,7 +173,7 @@ def test_images_of_a_program_give_the_ranges_of_the_same_file(
     with np.load(digits.calibration) as data:
         given = GivenImages(iter(data["images"]))
     options = CalibrationOptions(given, count=40, table=working_folder / "given.json")
-    calibrated, _ = calibrate_target(str(fp32), options, DefinitionOptions())
+    calibrated, _ = calibrate_target(str(fp32), options, SourceOptions())
     assert calibrated.to_dict()["source"] == "images given by a program"
     made = deploykit("calibrate", fp32, "--data", digits.calibration, "--calib-count", 40,
                      "-o", "file.json")  # fmt: skip
