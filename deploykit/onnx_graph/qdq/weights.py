@@ -9,6 +9,8 @@ import numpy as np
 from deploykit.comparison import ratio_db
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import onnx_ir as ir
     from numpy.typing import NDArray
 
@@ -22,6 +24,9 @@ INT8_MAX: Final = 127
 MIN_SCALE: Final = 2.0**-60
 """A kernel multiplies the scales of its input and its weight: the product of two such scales,
 2^-120, is still a normal FP32 number (those end at 2^-126)."""
+
+PIECE_NUMBERS: Final = 2**20
+"""Of a weight that are looked at in float64 at a time: 8 MiB."""
 
 
 def scale_of(amax: float) -> np.float32:
@@ -64,9 +69,20 @@ def sqnr_db(signal: Floats, approximation: Floats) -> float:
 
     Infinite where there is no noise, minus infinity where there is noise but no signal.
     """
-    power = float(np.square(signal, dtype=np.float64).sum())
-    noise = float(np.square(signal.astype(np.float64) - approximation).sum())
+    power = noise = 0.0
+    for exact, found in zip(_pieces(signal), _pieces(approximation), strict=True):
+        power += float(np.square(exact).sum())
+        noise += float(np.square(exact - found).sum())
     return ratio_db(power, noise)
+
+
+def _pieces(values: Floats) -> Iterator[NDArray[np.float64]]:
+    """All values in float64, some at a time: of a whole classifier's weight it takes gigabytes."""
+    flat = values.reshape(-1)
+    return (
+        flat[at : at + PIECE_NUMBERS].astype(np.float64)
+        for at in range(0, flat.size, PIECE_NUMBERS)
+    )
 
 
 def weight_sqnr_db(model: ir.Model, plan: QdqPlan) -> dict[str, float]:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from deploykit.onnx_graph.qdq.weights import (
     MIN_SCALE,
+    PIECE_NUMBERS,
     channel_scales,
     dequantize,
     quantize,
@@ -44,3 +45,12 @@ def test_signal_to_noise() -> None:
     assert sqnr_db(signal, signal) == float("inf")
     assert sqnr_db(signal, signal + np.float32(0.5)) == pytest.approx(10 * np.log10(25 / 0.5))
     assert sqnr_db(np.zeros(1, np.float32), np.ones(1, np.float32)) == float("-inf")
+
+
+def test_signal_to_noise_of_more_than_a_piece() -> None:
+    """Also of values that do not lie in order, as a transposed weight's."""
+    signal = normal(3, PIECE_NUMBERS // 2).T
+    noisy = signal + normal(PIECE_NUMBERS // 2, 3, seed=1, scale=0.01)
+    exact = signal.astype(np.float64)
+    expected = 10 * np.log10(np.square(exact).sum() / np.square(exact - noisy).sum())
+    assert sqnr_db(signal, noisy) == pytest.approx(expected, rel=1e-12)
