@@ -13,6 +13,7 @@ from onnx_ir.passes.common import (
     TopologicalSortPass,
 )
 
+from deploykit.onnx_graph.col2im import col2ims_to_convolutions
 from deploykit.onnx_graph.einsum import einsums_to_products
 from deploykit.onnx_graph.naming import Names
 
@@ -28,10 +29,10 @@ def tidy(model: ir.Model, *, rename: bool) -> None:
     """Drop what is unused, fill in shapes and names; in place.
 
     Constants become initializers, weights that old exporters list among the inputs leave that
-    list, and an ``Einsum`` becomes a ``MatMul``. Every node then has a name of its own: with
-    ``rename`` that of the module that it came from (``layer1.0.conv1/Conv``), its values are named
-    after it; without it only a name that is missing or repeated changes. Inputs and outputs keep
-    theirs.
+    list, an ``Einsum`` becomes a ``MatMul`` and a ``Col2Im`` a ``ConvTranspose``. Every node then
+    has a name of its own: with ``rename`` that of the module that it came from
+    (``layer1.0.conv1/Conv``), its values are named after it; without it only a name that is
+    missing or repeated changes. Inputs and outputs keep theirs.
     """
     _drop_identities(model.graph)
     for shared_pass in (
@@ -43,6 +44,7 @@ def tidy(model: ir.Model, *, rename: bool) -> None:
     ):
         shared_pass(model)
     einsums_to_products(model)
+    col2ims_to_convolutions(model)
     if rename:
         _name_after_modules(model)
     else:
