@@ -16,6 +16,7 @@ from deploykit.errors import (
 )
 from deploykit.pipeline.runners import Runners
 from deploykit.pipeline.samples import sample_batches
+from deploykit.specs import Precision
 from deploykit.stages.validate import outputs_of, validate
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def from_definition(
         batches = sample_batches(preprocessing, told.data)
         with EagerRunner(module, spec.inputs, spec.outputs) as runner:
             logits = outputs_of(runner, batches)
+        deployed = _as_it_runs(spec, module, journal, (batches, logits))
     journal.notes += spec.notes
     if spec.preprocessing_assumed:
         journal.notes += choices.assumptions(preprocessing)
@@ -93,7 +95,7 @@ def from_definition(
         journal.notes.append(f"weights: {record.source}; whether they are trained is not known")
     elif not record.trained:
         journal.notes.append(f"weights: {record.source}; its answers mean nothing")
-    artifact, report, exporter = _export_verified(spec, module, path, journal, (batches, logits))
+    artifact, report, exporter = _export_verified(spec, deployed, path, journal, (batches, logits))
     return Reference(
         artifact=artifact,
         batches=batches,
@@ -108,8 +110,34 @@ def from_definition(
         },
         preprocessing=preprocessing,
         labels=record.labels or spec.labels,
-        conversion={"exporter": exporter},
+        conversion={"exporter": exporter, "inference_form": deployed is not module},
     )
+
+
+def _as_it_runs(
+    spec: ModelSpec,
+    module: nn.Module,
+    journal: Journal,
+    expected: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]],
+) -> nn.Module:
+    """``module`` as it is meant to run, where that computes the same; otherwise as it is."""
+    from deploykit.backends.eager import EagerRunner
+    from deploykit.models import inference_form
+
+    batches, logits = expected
+    try:
+        form = inference_form(module)
+        if form is None:
+            return module
+        with EagerRunner(form.module, spec.inputs, spec.outputs) as runner:
+            outputs = outputs_of(runner, batches)
+        names = ("its form for inference", "torch eager")
+        validate(outputs, logits, precision=Precision.FP32, names=names).require_pass()
+    except (ExportError, ValidationError) as exc:
+        journal.notes.append(f"it is exported as it was trained: {' '.join(str(exc).splitlines())}")
+        return module
+    journal.notes += form.notes
+    return form.module
 
 
 def _export_verified(
