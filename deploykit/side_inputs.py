@@ -32,6 +32,9 @@ NOISE: Final = "standard normal values"
 _ROWS: Final = 64
 """Of noise: more than the images of any one comparison."""
 
+_TYPES: Final = frozenset({"float32", "float16", "int8", "uint8", "int32", "int64", "bool"})
+"""Of what engines are fed, by their names in numpy."""
+
 _EXPECTED: Final = "expected an .npz with an array for each input beside the images, by its name"
 
 
@@ -182,12 +185,17 @@ def _beside(inputs: Sequence[TensorSpec], image: TensorSpec) -> dict[str, Tensor
 
 
 def require_per_image(inputs: Sequence[TensorSpec], image: TensorSpec) -> None:
-    """Refuse inputs beside ``image`` that have not one entry for each image.
+    """Refuse inputs beside ``image`` that no engine takes, or without an entry for each image.
 
     Raises:
         ModelFileError: there are such; says what to do.
     """
     for spec in _beside(inputs, image).values():
+        if spec.dtype not in _TYPES:
+            raise ModelFileError(
+                f"input {spec.name!r} beside the images is {spec.dtype}, which no engine takes\n"
+                f"possible are {', '.join(sorted(_TYPES))}: export the model with one of them"
+            )
         first, batch = spec.shape[:1], image.shape[0]
         if not first or not (isinstance(first[0], str) or first[0] == batch):
             raise ModelFileError(

@@ -25,13 +25,18 @@ if TYPE_CHECKING:
 
 SCRATCH = 4096
 _HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-_NUMPY = {"tensor(float)": ("FLOAT", np.float32), "tensor(float16)": ("HALF", np.float16)}
+_NUMPY = {
+    "tensor(float)": ("FLOAT", np.float32),
+    "tensor(float16)": ("HALF", np.float16),
+    "tensor(int64)": ("INT64", np.int64),
+}
 
 
 class DataType(Enum):
     FLOAT = 0
     HALF = 1
     BF16 = 7
+    INT64 = 8
 
 
 class TensorIOMode(Enum):

@@ -148,6 +148,13 @@ def test_inputs_that_do_not_go_with_the_images(shape: tuple[int | str, ...], wor
         require_per_image((IMAGE, TensorSpec("odd", "float32", shape)), IMAGE)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "complex64"])
+def test_types_that_no_engine_takes(dtype: str) -> None:
+    words = f"input 'odd' beside the images is {dtype}, which no engine takes\npossible are bool, "
+    with pytest.raises(ModelFileError, match=words):
+        require_per_image((IMAGE, TensorSpec("odd", dtype, ("n",))), IMAGE)
+
+
 def test_a_fixed_batch_goes_with_the_images() -> None:
     image = TensorSpec("x", "float32", (4, 3, 2, 2))
     require_per_image((image, TensorSpec("age", "float32", (4, 2))), image)
