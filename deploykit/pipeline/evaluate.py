@@ -89,7 +89,6 @@ def evaluate_bundle(
             "--reference and --compare are two models to hold this one against\ngive one of them"
         )
     bundle = _open_intact(folder)
-    _require_images_alone(bundle)
     classes = images.ModelClasses(_class_count(bundle.manifest.onnx.outputs), bundle.labels)
     source = images.open_labelled(data, classes)
     own = bundle.manifest.preprocessing
@@ -111,6 +110,7 @@ def evaluate_bundle(
 def _open_intact(folder: Path) -> Bundle:
     bundle = Bundle.open(folder)
     bundle.require_intact()
+    _require_images_alone(bundle)
     return bundle
 
 
@@ -154,14 +154,13 @@ def _own_reference(bundle: Bundle) -> Path | None:
 def _open_reference(path: Path | None) -> AbstractContextManager[OrtRunner | None]:
     if path is None:
         return nullcontext(None)
-    return _open_model(Bundle.open(path)) if path.is_dir() else OrtRunner(path)
+    return _open_model(_open_intact(path)) if path.is_dir() else OrtRunner(path)
 
 
 def _open_other(path: Path, own: Preprocessing) -> tuple[Preprocessing, OrtRunner]:
     """A model to compare with; an ``.onnx`` file does not say how it is fed: as the bundle is."""
     if path.is_dir():
         bundle = _open_intact(path)
-        _require_images_alone(bundle)
         return bundle.manifest.preprocessing, _open_model(bundle)
     from deploykit import onnx_graph
 

@@ -141,6 +141,16 @@ def test_reference_may_be_deleted_before_shipping(fp16_copy: Path, digits: Digit
     assert deploykit(*against).data["agreement"] >= 0.99
 
 
+def test_a_reference_that_was_changed_is_no_reference(
+    fp16_bundle: Path, fp16_copy: Path, digits: Digits
+) -> None:
+    with (fp16_copy / "model.onnx").open("ab") as file:
+        file.write(b"more")
+    called = deploykit("eval", fp16_bundle, "--data", digits.test, "--reference", fp16_copy)
+    assert called.code == 1
+    assert "digits-fp16: model.onnx has sha256" in called.err
+
+
 def test_eval_shows_an_interval(fp16_bundle: Path, digits: Digits) -> None:
     shown = deploykit("eval", fp16_bundle, "--data", digits.test).out
     assert "597" in shown
