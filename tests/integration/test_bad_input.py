@@ -195,7 +195,7 @@ def test_place_that_holds_something_else(tmp_path: Path) -> None:
     assert (tmp_path / "engines" / "bundle" / "thesis.tex").read_text() == "years of work"
 
 
-def test_full_disk(tmp_path: Path) -> None:
+def test_full_disk(fp16_bundle: Path, tmp_path: Path) -> None:
     """The kernel refuses files over 100 kB, which is what a full disk looks like to a write."""
 
     def limit() -> None:
@@ -205,19 +205,9 @@ def test_full_disk(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     folder = tmp_path / "engines" / "bundle"
-    command = [
-        sys.executable,
-        "-m",
-        "deploykit",
-        "export",
-        "resnet20",
-        "--input-size",
-        "8",
-        "--backend",
-        "none",
-        "-o",
-        str(folder),
-    ]
+    original = str(fp16_bundle / "reference.onnx")
+    command = [sys.executable, "-m", "deploykit", "export", original, "--backend", "none"]
+    command += ["-o", str(folder)]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         command, preexec_fn=limit, capture_output=True, text=True, check=False, env=environment

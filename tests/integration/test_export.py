@@ -166,53 +166,44 @@ def test_wrong_graph_of_the_first_exporter_is_not_used(
     assert any(note.startswith("torch.export was not used") for note in called.data["notes"])
 
 
-def _start(digits: Digits, folder: Path) -> subprocess.Popen[bytes]:
-    command = [
-        sys.executable,
-        "-m",
-        "deploykit",
-        "export",
-        "resnet20",
-        "--fp16",
-        "--input-size",
-        "8",
-        "--weights",
-        str(digits.weights),
-        "-o",
-        str(folder),
-    ]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def _start(original: Path, folder: Path) -> subprocess.Popen[bytes]:
+    """An export of an ``.onnx``: it writes and moves files as every other, and imports no torch."""
+    command = [sys.executable, "-m", "deploykit", "export", str(original), "--fp16"]
+    return subprocess.Popen(
+        [*command, "-o", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
 
 
 def test_killed_export_leaves_nothing_and_the_next_one_is_clean(
-    digits: Digits, tmp_path: Path
+    fp16_bundle: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "engines" / "digits"
-    process = _start(digits, folder)
+    folder, original = tmp_path / "engines" / "digits", fp16_bundle / "reference.onnx"
+    process = _start(original, folder)
     while not list(folder.parent.glob(".digits.*.part/reference.onnx")):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not folder.exists()
-    export_digits(digits, folder, "fp16")
+    called = deploykit("export", original, "--fp16", "-o", folder)
+    assert called.code == 0, called.err
     assert check(folder).ok
     assert not list(folder.parent.glob("*.part"))
     assert not list(folder.parent.glob(".*.part"))
 
 
-def test_two_exports_at_once_leave_one_whole_bundle(digits: Digits, tmp_path: Path) -> None:
+def test_two_exports_at_once_leave_one_whole_bundle(fp16_bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "engines" / "digits"
-    processes = [_start(digits, folder) for _ in range(2)]
+    processes = [_start(fp16_bundle / "reference.onnx", folder) for _ in range(2)]
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     assert check(folder).ok
     assert not list(folder.parent.glob(".*.part"))
 
 
-def test_interrupted_export_leaves_nothing(digits: Digits, tmp_path: Path) -> None:
+def test_interrupted_export_leaves_nothing(fp16_bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "engines" / "digits"
-    process = _start(digits, folder)
+    process = _start(fp16_bundle / "reference.onnx", folder)
     while not list(folder.parent.glob(".digits.*.part")):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
