@@ -86,6 +86,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
             "--all": every_node,
             "--weights": weights,
             "--data": data,
+            "--side-inputs": choices.side_inputs,
             **{f"--{name}": value for name, value in asdict(choices.preprocessing).items()},
         }
         _refuse_without_precision(measuring)

@@ -139,6 +139,7 @@ def test_an_open_size_must_be_said(tmp_path: Path) -> None:
         (("--fp16", "--exclude", "conv*"), "--exclude keeps nodes out of INT8: leave out --fp16"),
         (("--all",), "--all changes nothing in the table of layers"),
         (("--weights", "w.npz"), "--weights changes nothing in the table of layers"),
+        (("--side-inputs", "v.npz"), "--side-inputs changes nothing in the table of layers"),
         (("--int8", "--weights", "w.npz"), "brings its own weights, classes and size"),
         (("--precision", "--input-size", 32), "brings its own weights, classes and size"),
     ],
