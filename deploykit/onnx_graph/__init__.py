@@ -10,6 +10,7 @@ from deploykit.onnx_graph.folding import fold, plain
 from deploykit.onnx_graph.half import HEAVY_OPS, HalfPlan, plan_half
 from deploykit.onnx_graph.layers import describe_layers
 from deploykit.onnx_graph.logits import put_first, put_image_first
+from deploykit.onnx_graph.magnitudes import Extremes, expose_magnitudes
 from deploykit.onnx_graph.open_batch import open_batch
 from deploykit.onnx_graph.opset import OLDEST_FOR_INT8, OPSET, raise_opset
 from deploykit.onnx_graph.refusals import require_usable
@@ -19,8 +20,10 @@ __all__ = [
     "HEAVY_OPS",
     "OLDEST_FOR_INT8",
     "OPSET",
+    "Extremes",
     "HalfPlan",
     "describe_layers",
+    "expose_magnitudes",
     "expose_outputs",
     "first_look",
     "fold",

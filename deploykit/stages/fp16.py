@@ -82,18 +82,18 @@ def measure_magnitudes(
     Raises:
         ValidationError: a value is NaN or infinite.
     """
-    graph, names = onnx_graph.expose_outputs(model)
+    graph, extremes = onnx_graph.expose_magnitudes(model)
     with open_runner(graph) as runner:
-        return largest_magnitudes(runner, images, names, task)
+        return largest_magnitudes(runner, images, extremes, task)
 
 
 def largest_magnitudes(
     runner: Runner,
     images: Sequence[NDArray[np.float32]],
-    names: Sequence[str],
+    extremes: Mapping[str, onnx_graph.Extremes],
     task: ProgressTask,
 ) -> dict[str, float]:
-    """Largest absolute value of each input and of each named output over all images.
+    """Largest absolute value of each input, and of each value by its ``extremes``, over all images.
 
     Raises:
         ValidationError: a value is NaN or infinite; the first such name in graph order is given.
@@ -102,10 +102,12 @@ def largest_magnitudes(
     amax: dict[str, float] = {}
     single = _one_by_one(images, runner)
     for done, batch in enumerate(single, start=1):
-        fed = all_inputs(runner, batch)
-        values = {**fed, **runner.run({feed: batch})}
-        for name in (*fed, *names):
-            amax[name] = max(amax.get(name, 0.0), _magnitude(name, values[name]))
+        found = {name: _extremes(values) for name, values in all_inputs(runner, batch).items()}
+        outputs = runner.run({feed: batch})
+        for name, named in extremes.items():
+            found[name] = [float(outputs[output]) for output in named]
+        for name, numbers in found.items():
+            amax[name] = max(amax.get(name, 0.0), _magnitude(name, numbers))
         task.update(done, len(single), "activations")
     return amax
 
@@ -113,20 +115,21 @@ def largest_magnitudes(
 def _one_by_one(
     images: Sequence[NDArray[np.float32]], runner: Runner
 ) -> Sequence[NDArray[np.float32]]:
-    # All activations are held at once: those of a single image take the least memory.
+    # The activations of a single image take the least memory.
     if isinstance(runner.inputs[0].shape[0], int):
         return images
     return [batch[at : at + 1] for batch in images for at in range(len(batch))]
 
 
-def _magnitude(name: str, values: NDArray[np.generic]) -> float:
-    if not values.size:
-        return 0.0
-    # max and min propagate NaN, so one pass each finds everything that is wrong.
-    largest = max(abs(float(values.max())), abs(float(values.min())))
-    if not np.isfinite(largest):
+def _extremes(values: NDArray[np.generic]) -> list[float]:
+    # max and min of numpy propagate NaN.
+    return [float(values.max()), float(values.min())] if values.size else [0.0]
+
+
+def _magnitude(name: str, extremes: Sequence[float]) -> float:
+    if not np.isfinite(extremes).all():
         raise ValidationError(
             f"{name} is NaN or infinite already in FP32\n"
             "check the weights and that the images are preprocessed as in training"
         )
-    return largest
+    return max(map(abs, extremes))

@@ -9,7 +9,7 @@ import pytest
 from deploykit.artifacts import OnnxArtifact, sha256_of
 from deploykit.backends.ort import OrtRunner
 from deploykit.errors import ModelFileError, ValidationError
-from deploykit.onnx_graph import read_artifact, read_model, tidy, write_model
+from deploykit.onnx_graph import Extremes, read_artifact, read_model, tidy, write_model
 from deploykit.specs import Precision, SilentProgress, TensorSpec
 from deploykit.stages.fp16 import HEADROOM, Fp16Result, convert_to_fp16, largest_magnitudes
 from tests.graphs import graph, normal, run_ort, run_reference, save
@@ -158,15 +158,17 @@ class Scripted:
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         self.batches.append(len(feeds["x"]))
-        return {"y": feeds["x"] * 2, "none": np.zeros((0,), np.float32)}
+        found = {"most": feeds["x"].max() * 2, "least": feeds["x"].min() * 2, "broken": 0.0}
+        return {name: np.array(value, np.float32) for name, value in found.items()}
 
 
 @pytest.mark.parametrize(("batch", "batches"), [("batch", [1, 1, 1]), (2, [2, 1])])
 def test_magnitudes_are_absolute_and_over_all_images(batch: int | str, batches: list[int]) -> None:
     images = [np.array([[1, -5], [2, 3]], np.float32), np.array([[4, 0]], np.float32)]
     runner, task = Scripted(batch), Updates()
-    found = largest_magnitudes(runner, images, ["y", "none"], task)  # type: ignore[arg-type]  # enough of one
-    assert found == {"x": 5.0, "y": 10.0, "none": 0.0}
+    extremes = {"y": Extremes("most", "least", "broken")}
+    found = largest_magnitudes(runner, images, extremes, task)  # type: ignore[arg-type]  # enough of one
+    assert found == {"x": 5.0, "y": 10.0}
     assert runner.batches == batches
     assert [done for done, *_ in task.seen] == list(range(1, len(batches) + 1))
     assert {total for _, total, _ in task.seen} == {len(batches)}
