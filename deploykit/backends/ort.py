@@ -81,7 +81,9 @@ class OrtRunner(Closing):
     fork: its threads stay behind. ``optimise=False`` computes each node as the standard has
     it: the default optimisations compute something else for Q/DQ graphs than TensorRT does.
     ``device="cuda"`` raises where onnxruntime would quietly fall back to the CPU. With
-    ``spin=False`` waiting threads sleep: right where others work on the same cores meanwhile.
+    ``spin=False`` waiting threads sleep: right where others work on the same cores meanwhile. With
+    ``in_order`` nodes run in the order of the file: onnxruntime's own begins with what the first
+    output needs, and keeps all that only later outputs read.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class OrtRunner(Closing):
         threads: int | None = None,
         optimise: bool = True,
         spin: bool = True,
+        in_order: bool = False,
     ) -> None:
         if device not in _PROVIDERS:
             raise UsageError(f"unknown device {device!r}\npossible: {', '.join(_PROVIDERS)}")
@@ -101,6 +104,7 @@ class OrtRunner(Closing):
         self._threads = threads
         self._optimise = optimise
         self._spin = spin
+        self._in_order = in_order
         self._opened: _Opened | None = None
         self._opening = threading.Lock()
         self._closed = False
@@ -200,6 +204,8 @@ class OrtRunner(Closing):
             options.intra_op_num_threads = self._threads
         if not self._optimise:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if self._in_order:
+            options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         if not self._spin:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         provider = _PROVIDERS[self._device]

@@ -54,7 +54,7 @@ def expose_magnitudes(model: ir.Model) -> tuple[SplitGraph, Mapping[str, Extreme
 def _watch(
     graph: ir.Graph, node: ir.Node, value: ir.Value, zero: ir.Value, names: Names
 ) -> Extremes:
-    """Put the reductions right behind ``node``: onnxruntime then runs them before it goes on."""
+    """Put the reductions right behind ``node``, for a runner that keeps the order."""
     nothing = ir.Value(name=names.fresh(f"{value.name}_nothing"), type=value.type)
     added = [ir.Node("", "Mul", [value, zero], outputs=[nothing], name=str(nothing.name))]
     outputs = []

@@ -209,7 +209,7 @@ def _halve(reference: Reference, path: Path, journal: Journal) -> _Converted:
             reference.artifact,
             reference.batches,
             path,
-            open_runner=reference.runners.open,
+            open_runner=reference.runners.measuring,
             task=task,
         )
     with journal.stage("validate fp16"), reference.runners.open(path) as runner:

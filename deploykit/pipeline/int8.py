@@ -187,7 +187,7 @@ def _measure(
     method: str,
     policy: QdqPolicy,
 ) -> QuantizationErrors:
-    artifact, open_runner = reference.artifact, reference.runners.open
+    artifact, open_runner = reference.artifact, reference.runners.measuring
     seen = load_images(calibrated.data, calibrated.data.indices, artifact, BIAS_PIXELS)
     amax = calibrated.table.select(method)
     plan = plan_int8(artifact, policy)
@@ -211,5 +211,5 @@ def _magnitudes(reference: Reference, rest: Precision, task: ProgressTask) -> Ma
     if rest is Precision.FP32:
         return {}
     model = onnx_graph.read_model(reference.artifact.path)
-    open_runner = reference.runners.open
+    open_runner = reference.runners.measuring
     return measure_magnitudes(model, reference.batches, open_runner=open_runner, task=task)

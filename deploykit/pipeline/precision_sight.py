@@ -124,7 +124,7 @@ def _plan(
         model = onnx_graph.read_model(source.artifact.path)
         onnx_graph.tidy(model, rename=False)
         with journal.stage("magnitudes") as task:
-            open_runner = source.runners.open
+            open_runner = source.runners.measuring
             amax = measure_magnitudes(model, source.batches, open_runner=open_runner, task=task)
         with journal.stage(f"plan {precision}"):
             planned = _planned(model, source, amax, options)

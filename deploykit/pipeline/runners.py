@@ -51,6 +51,10 @@ class Runners:
         """
         return with_side_inputs(OrtRunner(graph, optimise=False), self.side)
 
+    def measuring(self, graph: Graph) -> Runner:
+        """Run a graph that reduces each value to a number right behind it, and lets go of it."""
+        return with_side_inputs(OrtRunner(graph, in_order=True), self.side)
+
     def sharing(self, graph: Graph) -> Runner:
         """Run a graph with threads that sleep while they wait: others need the same cores."""
         return with_side_inputs(OrtRunner(graph, spin=False), self.side)
