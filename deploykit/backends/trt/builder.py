@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
 from deploykit import environment
@@ -135,6 +136,15 @@ class _Compilation:
 
     def run(self, options: CompileOptions, targets: tuple[str, ...]) -> CompiledEngine:
         """Parse, configure and build."""
+        try:
+            return self._run(options, targets)
+        except BaseException as error:
+            # Whoever keeps the error would keep the compiler alive in its frames, and with it its
+            # logger: the next one in this process would complain that it is another.
+            clear_frames(error.__traceback__)
+            raise
+
+    def _run(self, options: CompileOptions, targets: tuple[str, ...]) -> CompiledEngine:
         start = time.perf_counter()
         builder = self._create(self._module.Builder, self._logger)
         network = self._create(builder.create_network, _strongly_typed(self._module))

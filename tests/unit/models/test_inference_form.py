@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,10 +55,11 @@ def rep_vit() -> nn.Module:
     return network
 
 
-def drawn(network: nn.Module) -> nn.Module:
+def drawn(make: Callable[[], nn.Module]) -> nn.Module:
     """With statistics and weights under which every branch says something."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
+        network = make()
         draw_values(network.eval(), (SIDE, SIDE))
     return network
 
@@ -87,7 +89,7 @@ def answers(network: nn.Module) -> NDArray[np.float32]:
 def test_a_fused_copy_computes_the_same_with_less(
     make: Callable[[], nn.Module], merged: tuple[str, ...]
 ) -> None:
-    network = drawn(make())
+    network = drawn(make)
     before, state = answers(network), {k: v.clone() for k, v in network.state_dict().items()}
     form = inference_form(network)
     assert form is not None
@@ -105,7 +107,7 @@ def test_a_fused_copy_computes_the_same_with_less(
 
 
 def test_the_kernel_is_the_sum_of_the_branches() -> None:
-    network = drawn(byob("rep"))
+    network = drawn(partial(byob, "rep"))
     form = inference_form(network)
     assert form is not None
     block: Any = network.get_submodule("stages.1.0")
@@ -130,7 +132,7 @@ def scale(norm: Any) -> NDArray[np.float64]:
 
 
 def test_the_note_counts_parameters() -> None:
-    network = drawn(byob("rep"))
+    network = drawn(partial(byob, "rep"))
     form = inference_form(network)
     assert form is not None
     found = re.fullmatch(
@@ -144,7 +146,7 @@ def test_the_note_counts_parameters() -> None:
 
 
 def test_the_random_state_of_the_caller_stays() -> None:
-    network = drawn(byob("rep"))
+    network = drawn(partial(byob, "rep"))
     before = torch.get_rng_state()
     assert inference_form(network) is not None
     assert torch.equal(torch.get_rng_state(), before)
@@ -169,7 +171,7 @@ class Mixer(nn.Module):
 
 
 def test_a_users_module_around_it_stays_as_it_is() -> None:
-    network = LogitsOf(Wrapper(drawn(byob("rep"))).eval(), 0)
+    network = LogitsOf(Wrapper(drawn(partial(byob, "rep"))).eval(), 0)
     form = inference_form(network)
     assert form is not None
     np.testing.assert_allclose(answers(form.module), answers(network), rtol=1e-4, atol=1e-5)
@@ -191,7 +193,7 @@ def test_what_has_no_other_form_has_none(make: Callable[[], nn.Module]) -> None:
 
 
 def test_what_is_fused_already_has_none() -> None:
-    form = inference_form(drawn(byob("rep")))
+    form = inference_form(drawn(partial(byob, "rep")))
     assert form is not None
     assert inference_form(form.module) is None
 
@@ -203,4 +205,4 @@ def test_what_timm_cannot_fuse_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(byobnet.RepVggBlock, "reparameterize", fail)
     expected = "ByobNet cannot be fused for inference\nAttributeError: no conv_kxk"
     with pytest.raises(ExportError, match=f"^{re.escape(expected)}$"):
-        inference_form(drawn(byob("rep")))
+        inference_form(drawn(partial(byob, "rep")))
