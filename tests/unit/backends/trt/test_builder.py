@@ -161,6 +161,15 @@ def test_an_unsupported_operator_is_named(
     assert any("While parsing node number 0" in note for note in caught.value.__notes__)
 
 
+def test_an_error_that_is_kept_does_not_keep_the_compiler(rtx: Compiler, path: Path) -> None:
+    """Two compilers at a time have one logger, of which the second complains."""
+    small_models.one_node(path, "Det", "", "")
+    with pytest.raises(BuildError) as kept:
+        compile_onnx(rtx, path, ONE)
+    assert compile_onnx(rtx, small_models.convolution(path), ONE).warnings == ()
+    assert kept.value.__traceback__ is not None
+
+
 @pytest.mark.parametrize(
     ("content", "pattern"),
     [
