@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from deploykit.onnx_graph.expose import expose_named
 from deploykit.specs import SplitGraph
 
 if TYPE_CHECKING:
@@ -52,6 +54,13 @@ def whole(split: SplitGraph) -> onnx.ModelProto:
         if tensor.name in split.weights:
             tensor.CopyFrom(numpy_helper.from_array(split.weights[tensor.name], tensor.name))
     return model
+
+
+def expose_outputs(model: ir.Model) -> tuple[SplitGraph, tuple[str, ...]]:
+    """The graph with every FP32 value that a node computes as an output, and their names."""
+    computed = (value for node in model.graph for value in node.outputs)
+    names = tuple(str(value.name) for value in computed if value.dtype == ir.DataType.FLOAT)
+    return expose_named(model, names), names
 
 
 def run_ort(

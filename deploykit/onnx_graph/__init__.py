@@ -5,7 +5,7 @@ Graphs are held as `onnx_ir.Model`; what leaves this package is plain data or a 
 
 from deploykit.onnx_graph.casts import halve
 from deploykit.onnx_graph.declared import first_look
-from deploykit.onnx_graph.files import expose_outputs, read_artifact, read_model, write_model
+from deploykit.onnx_graph.files import read_artifact, read_model, write_model
 from deploykit.onnx_graph.folding import fold, plain
 from deploykit.onnx_graph.half import HEAVY_OPS, HalfPlan, plan_half
 from deploykit.onnx_graph.layers import describe_layers
@@ -24,7 +24,6 @@ __all__ = [
     "HalfPlan",
     "describe_layers",
     "expose_magnitudes",
-    "expose_outputs",
     "first_look",
     "fold",
     "halve",

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 from deploykit.onnx_graph.constants import add_constant
 from deploykit.onnx_graph.naming import Names
+from deploykit.onnx_graph.replacing import replace_each
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,22 +29,9 @@ _AXES: Final = 2
 def col2ims_to_convolutions(model: ir.Model) -> dict[str, str]:
     """Replace every ``Col2Im`` that makes images by a ``ConvTranspose``, in place.
 
-    Returns the reason for each one that stays, by the node's name. Those in subgraphs are left
-    alone, they have no entry. Shapes must have been inferred, and are inferred again where
-    something changed.
+    `replace_each` says what is returned.
     """
-    stay: dict[str, str] = {}
-    nodes = [node for node in model.graph if node.op_type == "Col2Im" and not node.domain]
-    for node in nodes:
-        found = _Columns.of(node)
-        if isinstance(found, str):
-            stay[str(node.name)] = found
-        else:
-            _replace(node, found, model.graph)
-    if len(stay) < len(nodes):
-        RemoveUnusedNodesPass()(model)  # the constants with the sizes have no reader any more
-        ShapeInferencePass()(model)
-    return stay
+    return replace_each(model, "Col2Im", _replace)
 
 
 @dataclass(frozen=True)
@@ -113,9 +100,11 @@ class _Columns:
         return np.tile(one_hot, (self.channels, 1, 1, 1))
 
 
-def _replace(node: ir.Node, told: _Columns, graph: ir.Graph) -> None:
-    values = [*graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)]
-    names = Names(str(value.name) for value in values)
+def _replace(node: ir.Node, graph: ir.Graph) -> str | None:
+    told = _Columns.of(node)
+    if isinstance(told, str):
+        return told
+    names = Names(ir.convenience.create_value_mapping(graph))
     name, old = str(node.name or node.outputs[0].name), node.outputs[0]
     sizes = np.array([0, told.values, *told.blocks], np.int64)
     shape = add_constant(graph, names.fresh(f"{name}_sizes"), sizes)
@@ -140,6 +129,7 @@ def _replace(node: ir.Node, told: _Columns, graph: ir.Graph) -> None:
     for each in new:  # they belong to the module that the Col2Im belonged to
         each.metadata_props.update(node.metadata_props)
     ir.convenience.replace_nodes_and_values(graph, node, [node], new, [old], [image])
+    return None
 
 
 def _numbers(value: ir.Value | None) -> tuple[int, ...]:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 from deploykit.onnx_graph.constants import add_constant
 from deploykit.onnx_graph.naming import Names
+from deploykit.onnx_graph.replacing import replace_each
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,22 +33,10 @@ _ELLIPSIS: Final = "..."
 def einsums_to_products(model: ir.Model) -> dict[str, str]:
     """Replace every ``Einsum`` of two operands by a ``MatMul``, in place.
 
-    Returns the reason for each one that stays, by the node's name; its labels become lower case,
-    which is all that TensorRT's parser reads. Those in subgraphs are left alone, they have no
-    entry. Shapes must have been inferred, and are inferred again where something changed.
+    Of each one that stays the labels become lower case, which is all that TensorRT's parser reads;
+    `replace_each` says what is returned.
     """
-    stay: dict[str, str] = {}
-    nodes = [node for node in model.graph if node.op_type == "Einsum" and not node.domain]
-    for node in nodes:
-        reason = _replace(node, model.graph)
-        if reason is not None:
-            stay[str(node.name)] = reason
-            equation = _in_lower_case(node.attributes["equation"].as_string())
-            node.attributes.add(ir.AttrString("equation", equation))
-    if len(stay) < len(nodes):
-        RemoveUnusedNodesPass()(model)  # the constants that were turned have no reader any more
-        ShapeInferencePass()(model)
-    return stay
+    return replace_each(model, "Einsum", _replace_or_simplify)
 
 
 @dataclass(frozen=True)
@@ -86,6 +74,14 @@ class _Equation:
             [*self.batch, self.inner, self.columns],
             [*self.batch, self.rows, self.columns],
         )
+
+
+def _replace_or_simplify(node: ir.Node, graph: ir.Graph) -> str | None:
+    reason = _replace(node, graph)
+    if reason is not None:
+        equation = _in_lower_case(node.attributes["equation"].as_string())
+        node.attributes.add(ir.AttrString("equation", equation))
+    return reason
 
 
 def _replace(node: ir.Node, graph: ir.Graph) -> str | None:

@@ -26,11 +26,10 @@ from deploykit.onnx_graph.external import (
 from deploykit.onnx_graph.splitting import (
     PROTOBUF_LIMIT_BYTES,
     serialise,
-    split,
     weights_of,
     without_weights,
 )
-from deploykit.specs import Precision, SplitGraph, TensorSpec
+from deploykit.specs import Precision, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -178,20 +177,6 @@ def _check(content: bytes | str, path: Path) -> None:
         raise ModelFileError(
             f"the graph for {path.name} is not valid ONNX\n{first_line(exc)}"
         ) from exc
-
-
-def expose_outputs(model: ir.Model) -> tuple[SplitGraph, tuple[str, ...]]:
-    """The graph with every FP32 value that a node computes as an output, and their names in order.
-
-    Raises:
-        ModelFileError: it is too large without its weights.
-    """
-    shown = model.clone()
-    computed = [value for node in shown.graph for value in node.outputs]
-    floats = [value for value in computed if value.dtype == ir.DataType.FLOAT]
-    shown.graph.outputs.extend(value for value in floats if not value.is_graph_output())
-    names = tuple(str(value.name) for value in floats)
-    return split(shown, "the graph with its activations"), names
 
 
 def _forget_origins(proto: onnx.ModelProto) -> None:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from deploykit.onnx_graph import (
     HalfPlan,
-    expose_outputs,
     halve,
     plan_half,
     read_model,
@@ -18,7 +17,7 @@ from deploykit.onnx_graph import (
     write_model,
 )
 from deploykit.specs import Precision
-from tests.graphs import graph, normal, run_ort, run_reference, save
+from tests.graphs import expose_outputs, graph, normal, run_ort, run_reference, save
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,9 +11,9 @@ from onnx import helper
 
 from deploykit.artifacts import sha256_of
 from deploykit.errors import ModelFileError
-from deploykit.onnx_graph import expose_outputs, read_artifact, read_model, tidy, write_model
+from deploykit.onnx_graph import read_artifact, read_model, tidy, write_model
 from deploykit.specs import Precision, TensorSpec
-from tests.graphs import graph, normal, run_ort, save
+from tests.graphs import expose_outputs, graph, normal, run_ort, save
 from tests.unit.onnx_graph.foreign import WEIGHT, assert_refused, convolution, in_subgraph, weight
 
 if TYPE_CHECKING:

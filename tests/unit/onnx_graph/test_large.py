@@ -10,11 +10,11 @@ import pytest
 from deploykit.artifacts import sha256_of
 from deploykit.backends.ort import OrtRunner
 from deploykit.errors import ModelFileError
-from deploykit.onnx_graph import expose_outputs, read_artifact, read_model, write_model
+from deploykit.onnx_graph import read_artifact, read_model, write_model
 from deploykit.onnx_graph.opset import raise_opset
 from deploykit.onnx_graph.splitting import ALIGNMENT_BYTES, serialise, split
 from deploykit.specs import Precision
-from tests.graphs import graph, run_ort, save
+from tests.graphs import expose_outputs, graph, run_ort, save
 from tests.unit.onnx_graph.large import IMAGES, LIMIT, TEXT, WEIGHTS, network, two_files
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from deploykit.onnx_graph import expose_magnitudes, expose_outputs, tidy
+from deploykit.onnx_graph import expose_magnitudes, tidy
 from deploykit.onnx_graph.magnitudes import Extremes
-from tests.graphs import graph, normal, run_ort
+from tests.graphs import expose_outputs, graph, normal, run_ort
 
 TEXT = """net (float[n,3,6,6] x) => (float[n,4] y) {
     [conv] c = Conv <pads = [1,1,1,1]> (x, w)

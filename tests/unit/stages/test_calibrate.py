@@ -17,7 +17,7 @@ from deploykit.stages.calibrate import (
     CalibrationData,
     calibrate,
 )
-from tests.graphs import graph, normal, run_ort, save
+from tests.graphs import expose_outputs, graph, normal, run_ort, save
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,7 +83,7 @@ def inputs_of(data: CalibrationData) -> Images:
 
 def expected(artifact: OnnxArtifact, inputs: Images) -> dict[str, dict[str, float]]:
     """All activations at once, and each method on their histogram."""
-    graph_bytes = onnx_graph.expose_outputs(onnx_graph.read_model(artifact.path))[0]
+    graph_bytes = expose_outputs(onnx_graph.read_model(artifact.path))[0]
     weight = normal(4, 3, 3, 3, seed=5)
     values = {"x": inputs, **run_ort(graph_bytes, {"x": inputs})}
     values["a"] = _convolution(inputs, weight)

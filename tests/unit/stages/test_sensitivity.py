@@ -15,7 +15,7 @@ from deploykit.onnx_graph import qdq
 from deploykit.specs import Precision
 from deploykit.stages.int8 import Int8Options, quantize_to_int8
 from deploykit.stages.sensitivity import measure_gains
-from tests.graphs import graph, normal, run_ort, save
+from tests.graphs import expose_outputs, graph, normal, run_ort, save
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,7 +68,7 @@ def artifact(tmp_path: Path) -> OnnxArtifact:
 def amax(artifact: OnnxArtifact) -> Mapping[str, float]:
     model = onnx_graph.read_model(artifact.path)
     plan = qdq.plan_qdq(model, POLICY)
-    exposed, _ = onnx_graph.expose_outputs(model)
+    exposed, _ = expose_outputs(model)
     values = {"x": images(), **run_ort(exposed, {"x": images()})}
     return {name: float(np.abs(values[name]).max()) for name in plan.tensors}
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from deploykit.errors import DataError
-from deploykit.onnx_graph import expose_outputs, halve, plan_half, read_model, tidy, write_model
+from deploykit.onnx_graph import halve, plan_half, read_model, tidy, write_model
 from deploykit.onnx_graph.qdq import (
     QdqPlan,
     activation_scales,
@@ -20,7 +20,7 @@ from deploykit.onnx_graph.qdq import (
     weight_sqnr_db,
 )
 from deploykit.specs import Precision
-from tests.graphs import graph, normal, run_ort, run_reference, save
+from tests.graphs import expose_outputs, graph, normal, run_ort, run_reference, save
 
 if TYPE_CHECKING:
     from pathlib import Path
