@@ -26,7 +26,7 @@ import numpy as np
 from PIL.Image import Image, Transpose
 
 from deploykit import images
-from deploykit.environment import describe
+from deploykit.core.environment import describe
 
 HERE = Path(__file__).parent
 WIDTH, HEIGHT = 500, 375

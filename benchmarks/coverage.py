@@ -1,7 +1,7 @@
 """Which classifiers go through every stage: all of torchvision, and families of timm.
 
 ``python benchmarks/coverage.py torchvision|timm [--only NAME ...] [--out FILE]``. Every model is
-exported by ``deploykit.pipeline.export``, untrained, at the size of its published weights: export,
+exported by ``deploykit.exporting.steps``, untrained, at the size of its published weights: export,
 comparison with torch, FP16, comparison, engine for TensorRT for RTX; of torchvision's the FP32
 graph is then taken to INT8 in the same way (`coverage_one.py` says with which images). Each of
 these exports is a process of its own with a limit of time, so that none can stop the others.
@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import deploykit
-from deploykit.environment import describe
-from deploykit.staging import write_whole
+from deploykit.core.atomic import write_whole
+from deploykit.core.environment import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

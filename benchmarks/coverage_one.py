@@ -20,16 +20,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from deploykit.errors import DeploykitError, ValidationError
-from deploykit.specs import Precision, SilentProgress
-from deploykit.staging import write_whole
+from deploykit.core.atomic import write_whole
+from deploykit.core.errors import DeploykitError, ValidationError
+from deploykit.core.precision import Precision
+from deploykit.core.progress import SilentProgress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from deploykit.pipeline.export import ExportOptions, ExportReport
-    from deploykit.pipeline.int8 import Int8Request
-    from deploykit.specs import ProgressTask
+    from deploykit.core.progress import ProgressTask
+    from deploykit.exporting.steps import ExportOptions, ExportReport
+    from deploykit.precision.int8 import Int8Request
 
 RECORD: Final = "record.json"
 COMPILER: Final = "tensorrt-rtx"
@@ -79,20 +80,20 @@ def attempt(precision: Precision, target: str, folder: Path, record: Record) -> 
 
 
 def _exported(precision: Precision, target: str, folder: Path, record: Record) -> ExportReport:
-    from deploykit.pipeline.export import export
+    from deploykit.exporting.steps import export_bundle
 
     if precision is not Precision.INT8:
-        return export(target, _options(precision, folder), record)
+        return export_bundle(target, _options(precision, folder), record)
     record.note(placement=EVERYTHING)
     try:
-        return export(target, _options(precision, folder, EVERYTHING), record)
+        return export_bundle(target, _options(precision, folder, EVERYTHING), record)
     except ValidationError as exc:
         record.note(placement=TRIALS, first_reason=str(exc))
-        return export(target, _options(precision, folder, TRIALS), record)
+        return export_bundle(target, _options(precision, folder, TRIALS), record)
 
 
 def _options(precision: Precision, folder: Path, placement: str = "") -> ExportOptions:
-    from deploykit.pipeline.export import ExportOptions
+    from deploykit.exporting.steps import ExportOptions
 
     return ExportOptions(
         precision=precision,
@@ -105,14 +106,14 @@ def _options(precision: Precision, folder: Path, placement: str = "") -> ExportO
 
 def _request(folder: Path, placement: str) -> Int8Request:
     from deploykit.images import sample_images
-    from deploykit.pipeline.calibrate import CalibrationOptions
-    from deploykit.pipeline.int8 import Int8Request
-    from deploykit.pipeline.int8_choice import Wishes
+    from deploykit.precision.calibration_data import CalibrationOptions
+    from deploykit.precision.int8 import Int8Request
+    from deploykit.precision.int8_choice import Int8Choices
 
-    everything = Wishes("max", "int8", "int8", "int8", "off")
+    everything = Int8Choices("max", "int8", "int8", "int8", "off")
     return Int8Request(
         CalibrationOptions(sample_images(), table=folder / "calibration.json"),
-        everything if placement == EVERYTHING else Wishes(),
+        everything if placement == EVERYTHING else Int8Choices(),
     )
 
 
@@ -154,7 +155,7 @@ def worst(report: dict[str, Any]) -> dict[str, float]:
 
 def _counts(bundle: Path) -> dict[str, Any]:
     """Parameters and multiply-adds of the FP32 graph, where they can be counted."""
-    from deploykit import onnx_graph
+    from deploykit import graph as onnx_graph
 
     reference = bundle / FP32_GRAPH.name
     try:

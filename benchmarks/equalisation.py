@@ -32,22 +32,23 @@ import onnx_ir as ir
 
 from benchmarks.int8_accuracy import BATCH, HERE, NETWORKS, POLICIES, judge, load, ranges
 from deploykit.backends.ort import OrtRunner
-from deploykit.environment import describe
-from deploykit.models import build_with_weights, get
-from deploykit.onnx_graph import read_model, write_model
-from deploykit.onnx_graph.expose import expose_named
-from deploykit.onnx_graph.qdq import QdqPolicy
-from deploykit.specs import Precision
-from deploykit.stages.export import export
-from deploykit.stages.int8 import plan_int8, quantize_to_int8
-from deploykit.stages.validate import outputs_of
+from deploykit.comparison.validation import outputs_of
+from deploykit.core.environment import describe
+from deploykit.core.precision import Precision
+from deploykit.graph import read_model, write_model
+from deploykit.graph.exposing import expose_named
+from deploykit.graph.qdq import QdqPolicy
+from deploykit.models._registry import get
+from deploykit.precision.quantization import plan_int8, quantize_to_int8
+from deploykit.sources.torch_export import export_module
+from deploykit.sources.weights import build_with_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from deploykit.artifacts import OnnxArtifact
+    from deploykit.core.artifacts import OnnxArtifact
 
     Floats = NDArray[np.float32]
     Factors = Callable[["Pair"], Floats]
@@ -149,7 +150,7 @@ def scale(node: ir.Node, index: int, factor: Floats) -> None:
 def measure(name: str, data: Path, folder: Path) -> list[Row]:
     spec = get(name)
     module, _ = build_with_weights(spec, str(data / f"{name}_cifar10.npz"), 0)
-    artifact = export(spec, module, folder / f"{name}.onnx", "torch.export")
+    artifact = export_module(spec, module, folder / f"{name}.onnx", "torch.export")
     calibration, _ = load(data / "cifar10_calib512.npz", name)
     test, labels = load(data / "cifar10_test1000.npz", name)
     with OrtRunner(artifact.path, threads=2) as runner:

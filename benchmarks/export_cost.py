@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from deploykit.environment import describe
+from deploykit.core.environment import describe
 
 HERE = Path(__file__).parent
 DEPLOYKIT = str(Path(sys.executable).parent / "deploykit")

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from deploykit.environment import describe
+from deploykit.core.environment import describe
 
 HERE = Path(__file__).parent
 DEPLOYKIT = str(Path(sys.executable).parent / "deploykit")

@@ -27,18 +27,18 @@ import numpy as np
 
 from benchmarks.load_cost import export
 from deploykit.backends.ort import OrtRunner
-from deploykit.benchmarking.ab import ratio_of_pairs
-from deploykit.benchmarking.conditions import watch
+from deploykit.benchmarking.harness import SystemClock, benchmark
+from deploykit.benchmarking.machine.conditions import watch
 from deploykit.benchmarking.results import Switches
-from deploykit.environment import describe
-from deploykit.specs import SilentProgress
-from deploykit.stages.benchmark import SystemClock, benchmark
+from deploykit.benchmarking.statistics.ab import ratio_of_pairs
+from deploykit.core.environment import describe
+from deploykit.core.progress import SilentProgress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from deploykit.benchmarking.comparing import Ratio
-    from deploykit.specs import Array, Runner
+    from deploykit.benchmarking.statistics.comparing import Ratio
+    from deploykit.core.specs import Array, Runner
 
     Tool = Callable[[], "tuple[float, int]"]
     """Measures for a moment: the median in ms and the number of queries."""

@@ -24,31 +24,33 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploykit.backends.ort import OrtRunner
-from deploykit.calibrators import METHODS
-from deploykit.comparison import compare
-from deploykit.environment import describe
-from deploykit.histograms import RunningHistogram
-from deploykit.models import build_with_weights, get
-from deploykit.onnx_graph import read_model
-from deploykit.onnx_graph.expose import expose_named
-from deploykit.onnx_graph.qdq import QdqPolicy
-from deploykit.specs import Precision, SilentProgress
-from deploykit.stages.export import export
-from deploykit.stages.int8 import (
+from deploykit.comparison.differences import compare
+from deploykit.comparison.validation import outputs_of
+from deploykit.core.environment import describe
+from deploykit.core.precision import Precision
+from deploykit.core.progress import SilentProgress
+from deploykit.graph import read_model
+from deploykit.graph.exposing import expose_named
+from deploykit.graph.qdq import QdqPolicy
+from deploykit.models._registry import get
+from deploykit.precision.calibrators import METHODS
+from deploykit.precision.histograms import RunningHistogram
+from deploykit.precision.quantization import (
     Int8Options,
     QuantizationErrors,
     measure_errors,
     plan_int8,
     quantize_to_int8,
 )
-from deploykit.stages.validate import outputs_of
+from deploykit.sources.torch_export import export_module
+from deploykit.sources.weights import build_with_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from deploykit.artifacts import OnnxArtifact
+    from deploykit.core.artifacts import OnnxArtifact
 
     Images = NDArray[np.float32]
 
@@ -144,7 +146,7 @@ def expected_agreement(got: NDArray[np.float32], exact: NDArray[np.float32]) -> 
 def measure(name: str, data: Path, methods: Sequence[str], folder: Path) -> list[Row]:
     spec = get(name)
     module, _ = build_with_weights(spec, str(data / f"{name}_cifar10.npz"), 0)
-    artifact = export(spec, module, folder / f"{name}.onnx", "torch.export")
+    artifact = export_module(spec, module, folder / f"{name}.onnx", "torch.export")
     calibration, _ = load(data / "cifar10_calib512.npz", name)
     test, labels = load(data / "cifar10_test1000.npz", name)
     open_runner = partial(OrtRunner, threads=2, optimise=False)

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.export_cost import measure
-from deploykit.environment import describe
+from deploykit.core.environment import describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -180,7 +180,7 @@ def judge_all(made: list[Made], data: Path) -> list[Row]:
 
     from benchmarks.int8_accuracy import judge, load
     from deploykit.backends.ort import OrtRunner
-    from deploykit.stages.validate import outputs_of
+    from deploykit.comparison.validation import outputs_of
 
     test, labels = load(data / TEST, made[0].network)
     logits = []

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploykit.environment import describe
+from deploykit.core.environment import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -33,18 +33,18 @@ from typing import TYPE_CHECKING, Any, Final
 from benchmarks.harness_check import THREADS, switches_of
 from benchmarks.load_cost import export
 from benchmarks.noise_one import MODEL, opened, result_of, rounds_of
-from deploykit.benchmark_files import read_run, write_run
-from deploykit.benchmarking.ab import report_of
-from deploykit.benchmarking.comparing import Verdict, compare
-from deploykit.benchmarking.runs import BenchmarkRun
-from deploykit.environment import describe
-from deploykit.staging import write_whole
+from deploykit.benchmarking.result_files import read_run, write_run
+from deploykit.benchmarking.results import BenchmarkRun
+from deploykit.benchmarking.statistics.ab import report_of
+from deploykit.benchmarking.statistics.comparing import Verdict, compare
+from deploykit.core.atomic import write_whole
+from deploykit.core.environment import describe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from deploykit.benchmarking.comparing import Comparison
     from deploykit.benchmarking.results import BenchmarkResult
+    from deploykit.benchmarking.statistics.comparing import Comparison
 
 RESULTS: Final = Path(__file__).parent / "results" / "noise.json"
 

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Final, Self
 
 from benchmarks.harness_check import THREADS, bare_loop, feeds_of
 from deploykit.backends.ort import OrtRunner
-from deploykit.benchmarking.conditions import watch
+from deploykit.benchmarking.harness import Side, SystemClock, benchmark, interleave
+from deploykit.benchmarking.machine.conditions import watch
 from deploykit.benchmarking.results import BenchmarkResult, Subject
-from deploykit.environment import describe
-from deploykit.specs import Closing, Precision, SilentProgress
-from deploykit.stages.benchmark import Side, SystemClock, benchmark, interleave
+from deploykit.core.environment import describe
+from deploykit.core.precision import Precision
+from deploykit.core.progress import SilentProgress
+from deploykit.core.specs import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deploykit.benchmarking.results import Switches
-    from deploykit.benchmarking.rounds import Rounds
-    from deploykit.specs import Array, Runner, StepTimes, TensorSpec
+    from deploykit.benchmarking.statistics.ab import Rounds
+    from deploykit.core.specs import Array, Runner, StepTimes, TensorSpec
 
 MODEL: Final = "resnet20"
 CALIBRATION_S: Final = 0.05

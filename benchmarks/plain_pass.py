@@ -12,7 +12,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from deploykit import images
-from deploykit.specs import Preprocessing
+from deploykit.core.specs import Preprocessing
 
 
 def main(model: str, folder: Path, count: int, threads: int) -> None:

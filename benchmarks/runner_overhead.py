@@ -34,11 +34,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto, helper, save
 
-from deploykit.backends.trt.batch_context import BatchContext
 from deploykit.backends.trt.compiler import TENSORRT, Compiler
+from deploykit.backends.trt.lane import BatchContext
 from deploykit.backends.trt.runner import TrtRunner
-from deploykit.environment import describe, gpus
-from deploykit.specs import ShapeProfile
+from deploykit.core.environment import describe, gpus
+from deploykit.core.sizes import ShapeProfile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

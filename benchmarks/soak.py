@@ -38,15 +38,15 @@ import deploykit
 from benchmarks.soak_calls import Material, Subject, work
 from deploykit import images
 from deploykit.backends.ort import OrtRunner
-from deploykit.bundle import Bundle
-from deploykit.environment import describe
+from deploykit.bundle.manifest import Bundle
+from deploykit.core.environment import describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from deploykit.specs import Preprocessing
+    from deploykit.core.specs import Preprocessing
 
 RESULTS: Final = Path(__file__).parent / "results"
 REAL_DRIVER: Final = Path("/proc/driver/nvidia/version")
@@ -111,9 +111,9 @@ def on_stand_in(bundle: Bundle) -> Iterator[deploykit.Classifier]:
     """The bundle's graph as an engine of the fake runtime."""
     from deploykit.backends.trt.compiler import TENSORRT, Compiler
     from deploykit.backends.trt.runner import TrtRunner
+    from deploykit.core.sizes import ShapeProfile
     from deploykit.runtime.batches import BatchLimits
     from deploykit.runtime.classifier import Chosen
-    from deploykit.specs import ShapeProfile
     from tests.fakes.runtime_fake import FakeRuntime, Script
 
     profile = ShapeProfile(1, LARGEST_BATCH, LARGEST_BATCH)

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Final
 from deploykit._version import __version__
 
 if TYPE_CHECKING:
-    from deploykit.errors import DeploykitError
+    from deploykit.core.errors import DeploykitError
     from deploykit.runtime.batches import BatchSplitWarning
     from deploykit.runtime.classifier import Classifier
     from deploykit.runtime.loading import load
-    from deploykit.runtime.microbatcher import MicroBatcher
     from deploykit.runtime.predictions import Prediction
+    from deploykit.serving.micro_batcher import MicroBatcher
 
 __all__ = [
     "BatchSplitWarning",
@@ -37,8 +37,8 @@ __all__ = [
 _HOMES: Final = {
     "BatchSplitWarning": "deploykit.runtime.batches",
     "Classifier": "deploykit.runtime.classifier",
-    "DeploykitError": "deploykit.errors",
-    "MicroBatcher": "deploykit.runtime.microbatcher",
+    "DeploykitError": "deploykit.core.errors",
+    "MicroBatcher": "deploykit.serving.micro_batcher",
     "Prediction": "deploykit.runtime.predictions",
     "load": "deploykit.runtime.loading",
 }

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploykit.artifacts import EngineRecord, OnnxArtifact, sha256_of, sha256_of_bytes
-from deploykit.bundle import GOLDEN, LABELS, MANIFEST, MODEL, Manifest
-from deploykit.specs import Precision, Preprocessing, ShapeProfile, TensorSpec
+from deploykit.bundle.manifest import GOLDEN, LABELS, MANIFEST, MODEL, Manifest
+from deploykit.core.artifacts import EngineRecord, OnnxArtifact, sha256_of, sha256_of_bytes
+from deploykit.core.precision import Precision
+from deploykit.core.sizes import ShapeProfile
+from deploykit.core.specs import Preprocessing, TensorSpec
 from tests.graphs import graph, normal, save
 
 if TYPE_CHECKING:

@@ -53,14 +53,14 @@ def make_digits(folder: Path) -> Digits:
 def _train(weights: Path, calibration: Path, test: Path, names: Path) -> float:
     import torch
 
-    from deploykit import models
+    from deploykit.models._registry import get
 
     torch.set_num_threads(1)  # the other core belongs to the other worker
     images, labels = _load()
     np.savez(calibration, images=images[:TRAINED_ON][:256], labels=labels[:TRAINED_ON][:256])
     np.savez(test, images=images[TRAINED_ON:], labels=labels[TRAINED_ON:])
     names.write_text("\n".join(f"digit {digit}" for digit in range(10)), encoding="utf-8")
-    spec = models.get(ARCHITECTURE, image_size=IMAGE_SIZE)
+    spec = get(ARCHITECTURE, image_size=IMAGE_SIZE)
     mean, std = (np.array(value) for value in (spec.preprocessing.mean, spec.preprocessing.std))
     scaled = ((images / 255 - mean) / std).astype(np.float32).transpose(0, 3, 1, 2)
     inputs, targets = torch.from_numpy(scaled.copy()), torch.from_numpy(labels)

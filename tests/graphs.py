@@ -11,8 +11,8 @@ import onnxruntime
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from deploykit.onnx_graph.expose import expose_named
-from deploykit.specs import SplitGraph
+from deploykit.core.specs import SplitGraph
+from deploykit.graph.exposing import expose_named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from deploykit.models._hugging_face_build import quietly
+from deploykit.sources.hugging_face_networks import quietly
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from deploykit import models
-from deploykit.benchmarking.costs import LayerCost, NetworkCost
-from deploykit.specs import Precision
+from deploykit.core.precision import Precision
+from deploykit.costs.network import LayerCost, NetworkCost
+from deploykit.models._registry import get
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +43,7 @@ def _watched(name: str) -> tuple[list[LayerCost], int]:
     layers: list[LayerCost] = []
     scales: list[int] = []
     with torch.device("meta"):
-        module = models.get(name).build()
+        module = get(name).build()
         image = torch.zeros(1, 3, 224, 224)
     for path, child in module.named_modules():
         if isinstance(child, nn.Conv2d | nn.Linear):
@@ -53,7 +53,7 @@ def _watched(name: str) -> tuple[list[LayerCost], int]:
     with torch.no_grad():
         module(image)
     # The scale of a BatchNorm goes into the weights of the convolution before it.
-    parameters = models.get(name).parameters
+    parameters = get(name).parameters
     assert parameters is not None
     return layers, parameters - sum(scales)
 

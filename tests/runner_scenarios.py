@@ -19,8 +19,9 @@ import pytest
 from deploykit.backends._cuda.device import Device
 from deploykit.backends.trt.lane import SIZES_KEPT
 from deploykit.backends.trt.runner import TrtRunner
-from deploykit.errors import DeviceError, UsageError
-from deploykit.specs import ShapeProfile, TensorSpec
+from deploykit.core.errors import DeviceError, UsageError
+from deploykit.core.sizes import ShapeProfile
+from deploykit.core.specs import TensorSpec
 from tests.device_arrays import ByDlpack, ByInterface
 from tests.unit.backends.trt.small_models import IMAGE
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from deploykit.specs import StepTimes, TensorSpec
+from deploykit.core.specs import StepTimes, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
 
-    from deploykit.specs import Array
+    from deploykit.core.specs import Array
 
 MS = 1_000_000
 FEEDS: Mapping[str, Array] = {"input": np.zeros((1, 3, 2, 2), np.float32)}

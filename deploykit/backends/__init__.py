@@ -1,1 +1,1 @@
-"""What runs or compiles a graph; one backend per module, and none imports another."""
+"""Backends run or compile a graph; none imports another."""

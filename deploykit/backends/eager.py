@@ -9,15 +9,15 @@ import numpy as np
 import torch
 
 from deploykit.backends._feeds import check_feeds
-from deploykit.errors import UsageError
-from deploykit.specs import Closing, StepTimes
+from deploykit.core.errors import UsageError
+from deploykit.core.specs import Closing, StepTimes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import nn
 
-    from deploykit.specs import Array, TensorSpec
+    from deploykit.core.specs import Array, TensorSpec
 
 
 class EagerRunner(Closing):

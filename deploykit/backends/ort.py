@@ -13,14 +13,15 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from deploykit.backends._feeds import check_feeds
-from deploykit.errors import EngineIncompatibleError, ModelFileError, UsageError, first_line
-from deploykit.specs import Closing, Precision, SplitGraph, StepTimes, TensorSpec
+from deploykit.core.errors import EngineIncompatibleError, ModelFileError, UsageError, first_line
+from deploykit.core.precision import Precision
+from deploykit.core.specs import Closing, SplitGraph, StepTimes, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from deploykit.artifacts import OnnxArtifact
-    from deploykit.specs import Array
+    from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.core.specs import Array
 
 _PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 

@@ -1,1 +1,1 @@
-"""What a measurement is and what may be said of it; nothing here measures."""
+"""Benchmarks: the harness, its statistics, the machine, the matrix of cells, and reports."""

@@ -1,15 +1,11 @@
-"""The nouns of a measurement: what was measured, how, on what, and every sample of it.
-
-Everything goes to JSON and back without losing a bit. Which format a file has is
-`deploykit.benchmark_files`' business.
-"""
+"""Nouns of a measurement: subject, switches, every sample; and a run over a matrix."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from deploykit.benchmarking._checks import (
+from deploykit.core.checks import (
     checked,
     is_list_of_numbers,
     precision,
@@ -19,9 +15,9 @@ from deploykit.benchmarking._checks import (
     require_type,
     times,
 )
-from deploykit.benchmarking.limits import Limit
-from deploykit.errors import DataError, UnknownNameError, UsageError
-from deploykit.specs import Precision  # noqa: TC001  (get_type_hints looks it up)
+from deploykit.core.errors import DataError, UnknownNameError, UsageError
+from deploykit.core.precision import Precision  # noqa: TC001  (get_type_hints looks it up)
+from deploykit.costs.limits import Limit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Series = NDArray[np.float64]
+
 
 SCENARIOS: Final = ("single-stream", "offline", "server")
 PRESETS: Final = ("trtexec10", "trtexec11")
@@ -211,7 +208,7 @@ class BenchmarkResult:
 
     ``duration_s`` is from the begin of the measurement (of the first query, or of the schedule of
     arrivals) to the end of the last query. ``environment`` is
-    plain data, as `deploykit.environment.Environment.to_dict` gives it. ``condition`` are
+    plain data, as `deploykit.core.environment.Environment.to_dict` gives it. ``condition`` are
     sentences about a busy or throttled machine, ``notes`` about what was measured. ``limit`` is
     ``None`` where the network or the device is not known. ``created`` is a time in ISO 8601.
     """
@@ -282,3 +279,64 @@ class BenchmarkResult:
             )
         except (UsageError, OverflowError) as exc:
             raise DataError(str(exc)) from exc
+
+
+FAILURES: Final = ("error", "out of memory", "time limit")
+"""Why a cell has no result. A limit on memory counts as out of memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class CellFailure:
+    """A cell of the matrix without a result; ``reason`` is what a person should read."""
+
+    model: str
+    precision: Precision
+    backend: str
+    batch: int
+    kind: str
+    reason: str
+    seconds: float
+
+    def __post_init__(self) -> None:
+        require_known("kind of failure", self.kind, FAILURES)
+
+    @property
+    def key(self) -> str:
+        """The name of the cell.
+
+        >>> Failure("nin", Precision("fp16"), "tensorrt", 8, "error", "no driver", 0.5).key
+        'nin/tensorrt/fp16/b8'
+        """
+        return cell_key(self.model, self.backend, self.precision, self.batch)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a file of results."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_dict``.
+
+        Raises:
+            DataError: a key is missing, unknown or holds something of another type.
+            UnknownNameError: no such kind of failure.
+        """
+        known = {"precision": precision(data["precision"])} if "precision" in data else {}
+        return cls(**checked(cls, {**data, **known}))
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkRun:
+    """Results and failures, each in the order in which they were measured."""
+
+    results: tuple[BenchmarkResult, ...]
+    failures: tuple[CellFailure, ...] = ()
+
+
+def cell_key(model: str, backend: str, precision: Precision, batch: int) -> str:
+    """How a cell of the matrix is named and filtered.
+
+    >>> cell_key("resnet50", "ort", Precision("fp32"), 1)
+    'resnet50/ort/fp32/b1'
+    """
+    return f"{model}/{backend}/{precision}/b{batch}"

@@ -43,7 +43,7 @@ class _Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
-            from deploykit.errors import UnknownNameError
+            from deploykit.core.errors import UnknownNameError
 
             unknown = UnknownNameError("command", args[0], COMMANDS, "deploykit --help")
             raise click.UsageError(str(unknown), ctx)

@@ -1,16 +1,208 @@
-"""Options of `deploykit bench`; what they ask for is `_bench_asked`'s."""
+"""Options of `deploykit bench`, and what they ask for."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from deploykit.cli._bench_asked import PRESETS
-
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from deploykit.benchmarking.matrix.cells import Matrix
+    from deploykit.benchmarking.results import Switches
+    from deploykit.core.precision import Precision
+
+
+_MIB: Final = 2**20
+_STREAMS: Final = 4
+"""Queries at the same time where there is more than one: as many as an engine serves at once."""
+
+PRESETS: Final = {
+    # trtexec's defaults: warm-up, duration and iterations are the same in both; what changed in
+    # 11 are CUDA graph (on), transfers between host and GPU (off) and waiting by spinning (on).
+    "trtexec10": {"cuda_graph": False, "transfers": True, "spin": False},
+    "trtexec11": {"cuda_graph": True, "transfers": False, "spin": True},
+}
+_OUR_WAY: Final = {"cuda_graph": True, "transfers": True, "spin": True}
+_TRTEXEC_EXTENT: Final = (0.2, 3.0, 10)
+_QUICK_EXTENT: Final = (0.2, 1.0, 10)
+_EXTENT: Final = (0.5, 5.0, 20)
+"""Warm-up in s, duration in s, queries: each at least."""
+
+_CELL_S: Final = 600
+_QUICK_CELL_S: Final = 90
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options of a measurement, as click gives them."""
+
+    targets: tuple[str, ...]
+    everything: bool
+    models: str | None
+    batch: str | None
+    precision: str | None
+    fp32: bool
+    fp16: bool
+    int8: bool
+    backend: str | None
+    filters: tuple[str, ...]
+    quick: bool
+    preset: str | None
+    scenario: str
+    streams: int | None
+    rate_per_s: float | None
+    bound_ms: float | None
+    warmup_s: float | None
+    duration_s: float | None
+    min_samples: int | None
+    threads: int | None
+    cuda_graph: bool | None
+    transfers: bool | None
+    spin: bool | None
+    seed: int
+    time_limit: float | None
+    memory_limit: int | None
+    work: Path
+    fresh: bool
+    output: Path | None
+
+    @property
+    def cell_s(self) -> float:
+        """Time for one cell."""
+        return self.time_limit or (_QUICK_CELL_S if self.quick else _CELL_S)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Memory for one cell."""
+        return None if self.memory_limit is None else self.memory_limit * _MIB
+
+
+def read_matrix(asked: Asked) -> Matrix:
+    """What is to be measured.
+
+    Raises:
+        UsageError: nothing was named, or an option is not what it should be.
+    """
+    from deploykit.benchmarking.matrix.cells import Matrix, parse_batches
+
+    batches = parse_batches(asked.batch or ("1" if asked.quick else "1,8,32"))
+    backends = tuple(_parts(asked.backend))
+    return Matrix(
+        targets=_targets(asked),
+        batches=batches,
+        precisions=_precisions(asked) or None,
+        backends=backends or None,
+        filters=asked.filters,
+        only_best=asked.quick and not backends,
+        fp32_unasked=asked.quick,
+    )
+
+
+def read_one_cell(asked: Asked) -> tuple[int, Precision | None, str | None]:
+    """Batch, precision and backend of ``--ab``, which measures one cell of each target.
+
+    Raises:
+        UsageError: more than one of them, or options that only a matrix has.
+    """
+    from deploykit.benchmarking.matrix.cells import parse_batches
+    from deploykit.core.errors import UsageError
+
+    batches, precisions = parse_batches(asked.batch or "1"), _precisions(asked)
+    backends = _parts(asked.backend)
+    many = max(map(len, (batches, precisions, backends))) > 1
+    if many or asked.targets or asked.models or asked.everything or asked.filters:
+        raise UsageError(
+            "--ab measures two targets with one batch, precision and backend\nas in: "
+            "deploykit bench --ab engines/old engines/new --batch 8 --backend ort"
+        )
+    return batches[0], next(iter(precisions), None), next(iter(backends), None)
+
+
+def read_switches(asked: Asked) -> Switches:
+    """How it is to be measured.
+
+    Raises:
+        UsageError: options that do not go together.
+    """
+    from deploykit.benchmarking.harness import check_switches
+    from deploykit.benchmarking.results import Switches
+
+    warmup_s, duration_s, min_samples = _extent(asked)
+    usual = 1 if asked.scenario == "single-stream" else _STREAMS
+    switches = Switches(
+        scenario=asked.scenario,
+        streams=asked.streams or usual,
+        warmup_s=warmup_s if asked.warmup_s is None else asked.warmup_s,
+        duration_s=duration_s if asked.duration_s is None else asked.duration_s,
+        min_samples=asked.min_samples or min_samples,
+        seed=asked.seed,
+        preset=asked.preset,
+        threads=asked.threads,
+        rate_per_s=asked.rate_per_s,
+        bound_ms=asked.bound_ms,
+        **_gpu_switches(asked),
+    )
+    check_switches(switches)
+    return switches
+
+
+def _extent(asked: Asked) -> tuple[float, float, int]:
+    if asked.preset is not None:
+        return _TRTEXEC_EXTENT
+    return _QUICK_EXTENT if asked.quick else _EXTENT
+
+
+def _gpu_switches(asked: Asked) -> dict[str, bool]:
+    from deploykit.core.errors import UsageError
+
+    given = {"cuda_graph": asked.cuda_graph, "transfers": asked.transfers, "spin": asked.spin}
+    if asked.preset is None:
+        return {name: _OUR_WAY[name] if on is None else on for name, on in given.items()}
+    preset = PRESETS[asked.preset]
+    for name, on in given.items():
+        if on is not None and on is not preset[name]:
+            raise UsageError(
+                f"--preset {asked.preset} has {name} {'on' if preset[name] else 'off'}\n"
+                "leave out the preset, or the option that contradicts it"
+            )
+    return preset
+
+
+def _targets(asked: Asked) -> tuple[str, ...]:
+    from deploykit.benchmarking.matrix.cells import first_look
+    from deploykit.core.errors import UsageError
+    from deploykit.models._registry import names
+
+    named = (*asked.targets, *_parts(asked.models))
+    if asked.everything:
+        named = (*(first_look() if asked.quick else names()), *named)
+    if not named:
+        raise UsageError(
+            "nothing to measure\nname architectures, .onnx files or bundles, or give --all"
+        )
+    return tuple(dict.fromkeys(named))
+
+
+def _precisions(asked: Asked) -> tuple[Precision, ...]:
+    from deploykit.core.errors import UnknownNameError
+    from deploykit.core.precision import Precision
+
+    flags = {"fp32": asked.fp32, "fp16": asked.fp16, "int8": asked.int8}
+    wanted = [*_parts(asked.precision), *(name for name, given in flags.items() if given)]
+    known = [str(each) for each in Precision]
+    for name in wanted:
+        if name not in known:
+            raise UnknownNameError("precision", name, known, ", ".join(known))
+    return tuple(each for each in Precision if each in wanted)
+
+
+def _parts(text: str | None) -> list[str]:
+    return [] if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
 
 _MATRIX = (
     click.option("--all", "everything", is_flag=True, help="Every architecture of `list`."),

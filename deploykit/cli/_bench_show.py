@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from deploykit.benchmark_reports.facts import figure
-from deploykit.benchmark_reports.remarks import BRACKETS, remarks_of
-from deploykit.benchmarking.comparing import Verdict
+from deploykit.benchmarking.report.facts import figure
+from deploykit.benchmarking.report.rows import BRACKETS, remarks_of
+from deploykit.benchmarking.statistics.comparing import Verdict
 from deploykit.cli._show import table
 
 if TYPE_CHECKING:
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from deploykit.benchmarking.percentiles import Percentile
-    from deploykit.benchmarking.rows import Row
-    from deploykit.pipeline.benchmark.compare import ComparedPair, CompareReport
-    from deploykit.pipeline.benchmark.in_turn import AbRun
-    from deploykit.pipeline.benchmark.run import BenchReport, Ranked
+    from deploykit.benchmarking.matrix.ab_run import AbRun
+    from deploykit.benchmarking.report.rows import Row
+    from deploykit.benchmarking.report.two_runs import ComparedPair, CompareReport
+    from deploykit.benchmarking.statistics.percentiles import Percentile
+    from deploykit.verbs.bench import BenchReport, Ranked
 
 _NUMBERS = ("batch", "p50 ms", "99 % interval", "p90", "p99", "images/s", "GFLOP/s", "of limit")
 

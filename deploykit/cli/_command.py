@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deploykit.errors import DeploykitError, UsageError
+from deploykit.core.errors import DeploykitError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,11 +35,11 @@ def examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-class Failure(click.ClickException):
+class CommandFailure(click.ClickException):
     """One message in place of a traceback."""
 
 
-class CallFailure(Failure):
+class CallFailure(CommandFailure):
     """The call itself was wrong, as with an unknown option."""
 
     exit_code = 2
@@ -66,7 +66,7 @@ class Command(click.Command):
                 raise
             if as_json:
                 click.echo(to_json({"error": _describe(error)}))
-            failure = CallFailure if isinstance(error, UsageError) else Failure
+            failure = CallFailure if isinstance(error, UsageError) else CommandFailure
             raise failure(str(error)) from error
         if as_json:
             click.echo(to_json(answer.data))
@@ -81,7 +81,7 @@ class Command(click.Command):
         try:
             answer: Answer = super().invoke(ctx)
         except ModuleNotFoundError as error:  # the base installation cannot do everything
-            from deploykit.environment import missing_dependency
+            from deploykit.core.environment import missing_dependency
 
             missing = missing_dependency(error)
             if missing is None:

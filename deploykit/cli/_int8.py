@@ -12,9 +12,9 @@ from deploykit.cli import _options
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from deploykit.pipeline.calibrate import CalibrationOptions
-    from deploykit.pipeline.int8 import Int8Request
-    from deploykit.pipeline.int8_choice import Wishes
+    from deploykit.precision.calibration_data import CalibrationOptions
+    from deploykit.precision.int8 import Int8Request
+    from deploykit.precision.int8_choice import Int8Choices
 
 _END = click.Choice(["auto", "int8", "keep"])
 
@@ -88,7 +88,7 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def read_request(
     calibration: CalibrationOptions | None,
-    wishes: Wishes,
+    wishes: Int8Choices,
     *,
     rest: str,
     exclude: tuple[str, ...],
@@ -97,9 +97,9 @@ def read_request(
     """What the options ask for; ``None`` without calibration images."""
     if calibration is None:
         return None
-    from deploykit.onnx_graph.qdq import QdqPolicy
-    from deploykit.pipeline.int8 import Int8Request
-    from deploykit.specs import Precision
+    from deploykit.core.precision import Precision
+    from deploykit.graph.qdq import QdqPolicy
+    from deploykit.precision.int8 import Int8Request
 
     policy = QdqPolicy(
         exclude=exclude,

@@ -1,19 +1,133 @@
-"""How a look at precision reads in a terminal: what matters first, then the graph in its order."""
+"""Precisions of a graph in a terminal: totals, the heaviest layers, groups of nodes."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from deploykit.cli._precision_groups import group, left_out, works_of
 from deploykit.cli._show import short_count, table
-from deploykit.specs import Precision
+from deploykit.core.precision import Precision
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from rich.console import Console
     from rich.table import Table
 
-    from deploykit.onnx_graph.precision import GraphPrecision, NodePrecision
-    from deploykit.pipeline.precision_sight import PrecisionSight
+    from deploykit.graph.node_precisions import GraphPrecision, NodePrecision
+    from deploykit.verbs.inspect_precision import PrecisionReport
+
+
+_PARTICULAR: Final = re.compile(r"\S*\d\S*|'[^']*'|\S+(?= reaches )")
+"""Numbers, and names that have one: what differs between reasons that are alike."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One kernel of the compiled network, or a node that is none and still has a reason."""
+
+    nodes: tuple[NodePrecision, ...]
+
+    @property
+    def head(self) -> NodePrecision:
+        """What it is named after; its precision is that of the arithmetic."""
+        return self.nodes[0]
+
+    @property
+    def operators(self) -> str:
+        """In order: ``Conv + Add + Relu``."""
+        return " + ".join(node.op_type for node in self.nodes)
+
+    @property
+    def reason(self) -> str:
+        """Why it, or something that is computed with it, is not lower."""
+        found = {self.head.reason: self.head.reason} if self.head.reason else {}
+        for node in self.nodes[1:]:
+            if node.reason and node.reason not in found:
+                found[node.reason] = f"{node.op_type}: {node.reason}"
+        return "; ".join(text for text in found.values() if text)
+
+    @property
+    def trials(self) -> tuple[str, ...]:
+        """What of it trials on images may change."""
+        return tuple(dict.fromkeys(node.trial for node in self.nodes if node.trial))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Works that are alike, in graph order."""
+
+    works: tuple[Work, ...]
+
+    @property
+    def precision(self) -> Precision:
+        """Of all of them."""
+        return self.works[0].head.precision
+
+    @property
+    def operators(self) -> str:
+        """Those of one, or how many there are of each."""
+        counts = Counter(work.operators for work in self.works)
+        if len(counts) == 1:
+            return self.works[0].operators
+        return ", ".join(f"{count} {operators}" for operators, count in counts.items())
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of all of them."""
+        return sum(work.head.multiply_adds for work in self.works)
+
+    @property
+    def where(self) -> str:
+        """The first and the last by name, without the operator that their names end with."""
+        first, last = _place(self.works[0]), _place(self.works[-1])
+        return first if first == last else f"{first} .. {last}"
+
+    @property
+    def because(self) -> str:
+        """The reason of the heaviest, and what is still open."""
+        heaviest = max(self.works, key=lambda work: work.head.multiply_adds)
+        differ = len({work.reason for work in self.works}) > 1
+        reason = f"{heaviest.reason}, and the like" if differ else heaviest.reason
+        trials = ", ".join(heaviest.trials)
+        return "; ".join(filter(None, (reason, f"trials decide: {trials}" if trials else "")))
+
+
+def _place(work: Work) -> str:
+    module, _, operator = work.head.name.rpartition("/")
+    return module if module and operator.startswith(work.head.op_type) else work.head.name
+
+
+def works_of(graph: GraphPrecision) -> tuple[Work, ...]:
+    """What the compiled network computes, in graph order, with nodes that have a reason only."""
+    kernels: dict[str, list[NodePrecision]] = {}
+    for node in graph.nodes:
+        if node.kernel is not None or node.reason:
+            kernels.setdefault(node.kernel or node.name, []).append(node)
+    return tuple(Work(tuple(nodes)) for nodes in kernels.values())
+
+
+def group(works: Iterable[Work]) -> tuple[Group, ...]:
+    """Works with the same operators, precision and kind of reason together.
+
+    Those without multiply-adds are alike whatever their operators. Groups are in the order of
+    their first member.
+    """
+    found: dict[tuple[object, ...], list[Work]] = {}
+    for work in works:
+        kind = _PARTICULAR.sub("#", work.reason)
+        operators = work.operators if work.head.multiply_adds else ""
+        key = (operators, work.head.precision, kind, work.trials)
+        found.setdefault(key, []).append(work)
+    return tuple(Group(tuple(members)) for members in found.values())
+
+
+def left_out(graph: GraphPrecision) -> Mapping[str, int]:
+    """Nodes that are no work and have no reason, counted by operator."""
+    return Counter(n.op_type for n in graph.nodes if n.kernel is None and not n.reason)
+
 
 HEAVIEST_SHOWN: Final = 6
 
@@ -22,7 +136,7 @@ SMALLEST_SHARE: Final = 0.001
 _ORDER: Final = (Precision.INT8, Precision.FP16, Precision.FP32)
 
 
-def show_precision(out: Console, sight: PrecisionSight, *, every_node: bool) -> None:
+def show_precision(out: Console, sight: PrecisionReport, *, every_node: bool) -> None:
     """Totals, the heaviest nodes that stay high, then groups of nodes or ``every_node``."""
     _show_totals(out, sight)
     _show_heaviest(out, sight)
@@ -35,7 +149,7 @@ def show_precision(out: Console, sight: PrecisionSight, *, every_node: bool) -> 
     out.print(_next_step(sight), markup=False)
 
 
-def _show_totals(out: Console, sight: PrecisionSight) -> None:
+def _show_totals(out: Console, sight: PrecisionReport) -> None:
     graph = sight.graph
     made = f"planned: what an export in {_upper(sight.precision)} would make of it"
     has = f"{_upper(sight.precision)}: what its graph has"
@@ -61,7 +175,7 @@ def _show_totals(out: Console, sight: PrecisionSight) -> None:
     out.print("")
 
 
-def _show_heaviest(out: Console, sight: PrecisionSight) -> None:
+def _show_heaviest(out: Console, sight: PrecisionReport) -> None:
     graph = sight.graph
     high = graph.heaviest_above(sight.precision)
     if not high:
@@ -127,7 +241,7 @@ def _remark(node: NodePrecision) -> str:
     return "; ".join(filter(None, (node.reason, trial, inside)))
 
 
-def _next_step(sight: PrecisionSight) -> str:
+def _next_step(sight: PrecisionReport) -> str:
     if sight.planned and sight.precision is Precision.INT8 and not sight.graph.int8_weights:
         return f"what FP16 would be: deploykit inspect {sight.source} --fp16"
     if sight.planned:

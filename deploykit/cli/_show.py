@@ -1,22 +1,29 @@
-"""How figures look in a terminal: tables, sizes, a progress bar."""
+"""Figures in a terminal: tables, sizes, a progress bar, tables that commands share."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from math import inf
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichBars
 from rich.table import Table
 
-from deploykit.specs import Progress, ProgressTask, SilentProgress
+from deploykit.core.progress import Progress, ProgressTask, SilentProgress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from rich.progress import TaskID
+
+    from deploykit.bundle.manifest import Bundle
+    from deploykit.core.artifacts import EngineRecord
+    from deploykit.core.progress import StageTime
+
 
 _WIDTH_OF_A_FILE = 160
 """Where there is no terminal to ask; rich would fold at 80 columns."""
@@ -103,3 +110,132 @@ class _Bar:
     def update(self, done: float, total: float | None = None, detail: str = "") -> None:
         """Move the bar."""
         self._bars.update(self._task, completed=done, total=total, detail=detail)
+
+
+def show_stages(out: Console, stages: Sequence[StageTime]) -> None:
+    """How long each stage took."""
+    rows = table(("stage", "seconds"), right=("seconds",))
+    for stage in stages:
+        rows.add_row(stage.name, f"{stage.seconds:.2f}")
+    rows.add_row("total", f"{sum(stage.seconds for stage in stages):.2f}", style="bold")
+    out.print(rows, "")
+
+
+def show_comparison(out: Console, reports: Iterable[Mapping[str, Any]]) -> None:
+    """The figures of each validation, a row per batch; problems in words below."""
+    numbers = (
+        "batch",
+        "max abs",
+        "mean abs",
+        "max rel",
+        "cosine",
+        "KL (nats)",
+        "top-1 same",
+        "flipped at",
+    )
+    for report in reports:
+        title = f"{report['candidate']} against {report['reference']}"
+        rows = table(numbers, title=title, right=numbers)
+        for batch in report["batches"]:
+            rows.add_row(*_comparison_row(batch))
+        out.print(rows)
+        for problem in report["problems"]:
+            out.print(f"problem: {problem}", style="red", markup=False)
+        out.print("")
+
+
+def show_files(out: Console, bundle: Bundle) -> None:
+    """Every file of the bundle with its size and the start of its hash."""
+    rows = table(("file", "size", "sha256"), right=("size",))
+    for name, digest in bundle.expected_files().items():
+        rows.add_row(name, megabytes((bundle.folder / name).stat().st_size), digest[:16])
+    out.print(rows, "")
+
+
+def show_kept(out: Console, kept: Mapping[str, str]) -> None:
+    """Nodes that a conversion left in FP32, each with its reason."""
+    if not kept:
+        return
+    rows = table(("stays FP32", "because"))
+    for node, reason in kept.items():
+        rows.add_row(escape(node), escape(reason))
+    out.print(rows, "")
+
+
+def show_engines(out: Console, engines: Sequence[EngineRecord]) -> None:
+    """What each engine was compiled for, and which layers its network has."""
+    for engine in engines:
+        profile = engine.profile
+        out.print(f"{engine.file}", style="bold")
+        rows = table(("", ""))
+        rows.add_row("  proven", f"{engine.precision}: {census_line(engine.precision_census)}")
+        rows.add_row(
+            "  batch", f"{profile.min_batch} to {profile.max_batch}, tuned for {profile.opt_batch}"
+        )
+        for label, sizes in (("height", profile.height), ("width", profile.width)):
+            if sizes is not None:
+                rows.add_row(f"  {label}", f"{sizes.min} to {sizes.max}, tuned for {sizes.opt}")
+        rows.add_row("  compute capability", ", ".join(engine.compute_capabilities))
+        rows.add_row("  compiled", f"in {engine.build_s:.2f} s, {megabytes(engine.bytes)}")
+        for warning in engine.warnings:
+            rows.add_row("  warning", warning)
+        rows.show_header = False
+        out.print(rows, "")
+
+
+def _comparison_row(batch: Mapping[str, Any]) -> tuple[str, ...]:
+    flipped = batch["flipped_margins"]
+    return (
+        str(batch["batch"]),
+        f"{batch['max_abs']:.2e}",
+        f"{batch['mean_abs']:.2e}",
+        f"{batch['max_relative']:.2e}",
+        f"{batch['min_cosine']:.7f}",
+        f"{batch['max_kl']:.2e}",
+        f"{batch['agreement']:.1%}",
+        f"margin {min(flipped):.2e}" if flipped else "-",
+    )
+
+
+def show_int8(out: Console, conversion: Mapping[str, Any], calibration: Mapping[str, Any]) -> None:
+    """Layers by precision, the worst ratios, and how each method did on held-out images."""
+    kinds = ("int8", "fp16", "fp32")
+    layers = ", ".join(f"{conversion['layers'][kind]} {kind.upper()}" for kind in kinds)
+    out.print(f"convolutions and matrix products: {layers}")
+    out.print(
+        f"ranges: {calibration['method']}, from {calibration['images']} images; "
+        f"first layer {calibration['policy']['first_layer']}, "
+        f"skips {calibration['policy']['residual']}, "
+        f"{len(calibration['policy']['sensitive'])} sensitive layers kept, "
+        f"{conversion['corrected_biases']} biases corrected",
+        "",
+    )
+    if calibration["trials"]:
+        numbers = ("mean KL (nats)", "top-1 same", "logits' SQNR (dB)")
+        rows = table(("candidate", *numbers), title="on held-out images", right=numbers)
+        for trial in calibration["trials"]:
+            ratio = "exact" if trial["sqnr_db"] is None else f"{trial['sqnr_db']:.1f}"
+            figures = f"{trial['mean_kl']:.2e}", f"{trial['agreement']:.1%}", ratio
+            rows.add_row(trial["candidate"], *figures)
+        out.print(rows, "")
+    for title, key in (("weights", "weight_sqnr_db"), ("activations", "activation_sqnr_db")):
+        if conversion[key]:
+            rows = table((title, "SQNR (dB)"), title="lowest ratios", right=("SQNR (dB)",))
+            for name, ratio in sorted(conversion[key].items(), key=_ratio):
+                rows.add_row(name, "exact" if ratio is None else f"{ratio:.1f}")
+            out.print(rows, "")
+    show_left_alone(out, conversion["kept"])
+
+
+def _ratio(item: tuple[str, float | None]) -> float:
+    """The worst first; an exact weight has no ratio."""
+    return inf if item[1] is None else item[1]
+
+
+def show_left_alone(out: Console, kept: Mapping[str, str]) -> None:
+    """Nodes that could have been INT8 and are not, each with its reason."""
+    if kept:
+        rows = table(("not INT8", "because"))
+        for node, reason in kept.items():
+            rows.add_row(escape(node), escape(reason))
+        out.print(rows, "")

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deploykit.cli import _bench_asked, _bench_options
-from deploykit.cli._bench_asked import Asked
+from deploykit.cli import _bench_options
+from deploykit.cli import _bench_options as _bench_asked
+from deploykit.cli._bench_options import Asked
 from deploykit.cli._command import Answer, Command, examples
-from deploykit.errors import UsageError
+from deploykit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from deploykit.pipeline.benchmark.run import BenchOptions, BenchReport
+    from deploykit.verbs.bench import BenchOptions, BenchReport
 
 
 @click.command(
@@ -84,8 +85,8 @@ def _measure(asked: Asked) -> Answer:
     from deploykit.cli._show import progress
 
     with progress().step("start"):
-        from deploykit.pipeline.benchmark.graphs import own_precisions
-        from deploykit.pipeline.benchmark.run import BenchOptions
+        from deploykit.benchmarking.matrix.preparing import own_precisions
+        from deploykit.verbs.bench import BenchOptions
 
         matrix, switches = _bench_asked.read_matrix(asked), _bench_asked.read_switches(asked)
         own = own_precisions(matrix.targets)
@@ -105,7 +106,7 @@ def _measure(asked: Asked) -> Answer:
 
 def _bench(options: BenchOptions, own: dict[str, Any]) -> BenchReport:
     from deploykit.cli._show import progress
-    from deploykit.pipeline.benchmark.run import bench
+    from deploykit.verbs.bench import bench
 
     try:
         return bench(options, own, progress())
@@ -120,8 +121,8 @@ def _output(kind: str) -> Path:
 
 
 def _compare(files: Sequence[Path], fail_above: str | None, *, force: bool) -> Answer:
+    from deploykit.benchmarking.report.two_runs import compare_files, parse_share
     from deploykit.cli._bench_show import show_comparison
-    from deploykit.pipeline.benchmark.compare import compare_files, parse_share
 
     limit = None if fail_above is None else parse_share(fail_above)
     found = compare_files(files[0], files[1], fail_above=limit, force=force)
@@ -133,10 +134,10 @@ def _in_turn(targets: tuple[str, str], asked: Asked, rounds: int) -> Answer:
     from deploykit.cli._show import progress
 
     with progress().step("start"):
-        from deploykit import environment
-        from deploykit.pipeline.benchmark.graphs import own_precisions
-        from deploykit.pipeline.benchmark.in_turn import AbOptions, bench_in_turn
-        from deploykit.pipeline.benchmark.steps import Steps, process_limits
+        from deploykit.benchmarking.matrix.ab_run import AbOptions, bench_ab
+        from deploykit.benchmarking.matrix.preparing import own_precisions
+        from deploykit.benchmarking.matrix.steps import Steps, process_limits
+        from deploykit.core import environment
 
         chosen = _bench_asked.read_one_cell(asked)
         switches = _bench_asked.read_switches(asked)
@@ -144,5 +145,5 @@ def _in_turn(targets: tuple[str, str], asked: Asked, rounds: int) -> Answer:
     memory = environment.memory_bytes()
     limits = process_limits(asked.cell_s, asked.memory_bytes, memory)
     options = AbOptions(targets, *chosen, rounds, asked.output or _output("ab"))
-    found = bench_in_turn(options, Steps(switches, asked.work, *limits), own, progress())
+    found = bench_ab(options, Steps(switches, asked.work, *limits), own, progress())
     return Answer(found.to_dict(), lambda out: show_in_turn(out, found))

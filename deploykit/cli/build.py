@@ -13,7 +13,7 @@ from deploykit.cli._command import Answer, Command, examples
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from deploykit.pipeline.build import BuildReport
+    from deploykit.verbs.build import BuildReport
 
 
 @click.command(
@@ -46,7 +46,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
 
     from deploykit.backends.trt.builder import CompileOptions
     from deploykit.cli._show import progress
-    from deploykit.pipeline.build import build
+    from deploykit.verbs.build import build
 
     memory = _options.workspace_bytes(workspace)
     options = CompileOptions(profile, memory, compute_capabilities)
@@ -55,7 +55,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
 
 
 def _show(out: Console, report: BuildReport) -> None:
-    from deploykit.cli._reports import show_engines, show_stages
+    from deploykit.cli._show import show_engines, show_stages
 
     show_stages(out, report.stages)
     show_engines(out, report.bundle.manifest.engines)

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deploykit.cli import _definition, _options
+from deploykit.cli import _options
+from deploykit.cli import _options as _definition
 from deploykit.cli._command import Answer, Command, examples
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from deploykit.choices import DefinitionChoices
-    from deploykit.pipeline.calibrate import Calibrated
-    from deploykit.pipeline.journal import Journal
+    from deploykit.core.choices import DefinitionChoices
+    from deploykit.core.progress import Journal
+    from deploykit.precision.calibration import Calibrated
 
 
 @click.command(
@@ -64,8 +65,9 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     from deploykit.cli._show import progress
 
     with progress().step("start"):
-        from deploykit.pipeline.calibrate import CalibrationOptions, calibrate_target
-        from deploykit.pipeline.sources import SourceOptions
+        from deploykit.precision.calibration_data import CalibrationOptions
+        from deploykit.sources.definition import SourceOptions
+        from deploykit.verbs.calibrate import calibrate_target
 
     options = CalibrationOptions(data, calib_count, seed, output)
     told = SourceOptions(weights, seed, choices)
@@ -75,8 +77,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
 
 
 def _show(out: Console, calibrated: Calibrated, journal: Journal) -> None:
-    from deploykit.cli._reports import show_stages
-    from deploykit.cli._show import table
+    from deploykit.cli._show import show_stages, table
 
     show_stages(out, journal.times)
     amax = calibrated.table.amax

@@ -12,7 +12,7 @@ from deploykit.cli._command import Answer, Command, examples
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from deploykit.pipeline.check import CheckReport
+    from deploykit.verbs.check import CheckReport
 
 
 @click.command("check", cls=Command, epilog=examples("deploykit check engines/resnet50-fp16"))
@@ -27,7 +27,7 @@ def command(bundle: Path) -> Answer:
     from deploykit.cli._show import progress
 
     with progress().step("check"):
-        from deploykit.pipeline.check import check
+        from deploykit.verbs.check import check
 
         report = check(bundle)
     return Answer(report.to_dict(), lambda out: _show(out, report), failed=not report.ok)

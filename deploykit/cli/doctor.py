@@ -11,7 +11,7 @@ from deploykit.cli._command import Answer, Command, examples
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from deploykit.pipeline.doctor import Diagnosis
+    from deploykit.verbs.doctor import Diagnosis
 
 
 @click.command(
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def command() -> Answer:
     """Say what works on this machine, and what the rest needs."""
     from deploykit.cli._show import progress
-    from deploykit.pipeline.doctor import diagnose
+    from deploykit.verbs.doctor import diagnose
 
     with progress().step("look around"):
         diagnosis = diagnose()

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from deploykit.accuracy import PairedComparison
-    from deploykit.stages.evaluate import Accuracy, Evaluation
+    from deploykit.evaluation.accuracy import PairedComparison
+    from deploykit.evaluation.labelled import Accuracy, Evaluation
 
 
 @click.command(
@@ -99,7 +99,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     """
     from deploykit.cli._show import progress
     from deploykit.images import LabelledData
-    from deploykit.pipeline.evaluate import evaluate_bundle
+    from deploykit.verbs.evaluate import evaluate_bundle
 
     labelled = LabelledData(data, labels_file, classes_file)
     report = evaluate_bundle(

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deploykit.cli import _definition, _int8, _options
+from deploykit.cli import _int8, _options
+from deploykit.cli import _options as _definition
 from deploykit.cli._command import Answer, Command, examples
-from deploykit.errors import ValidationError
+from deploykit.core.errors import ValidationError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from deploykit.choices import DefinitionChoices
-    from deploykit.pipeline.export import ExportOptions, ExportReport
+    from deploykit.core.choices import DefinitionChoices
+    from deploykit.exporting.steps import ExportOptions, ExportReport
 
 
 @click.command(
@@ -99,12 +100,12 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     from deploykit.cli._show import progress
 
     with progress().step("start"):  # importing torch takes seconds
-        from deploykit.pipeline.calibrate import CalibrationOptions
-        from deploykit.pipeline.export import ExportOptions
-        from deploykit.pipeline.int8_choice import Wishes
-        from deploykit.pipeline.sources import SourceOptions
+        from deploykit.exporting.steps import ExportOptions
+        from deploykit.precision.calibration_data import CalibrationOptions
+        from deploykit.precision.int8_choice import Int8Choices
+        from deploykit.sources.definition import SourceOptions
 
-    wishes = Wishes(method, first_layer, residual, sensitive_layers, bias_correction)
+    wishes = Int8Choices(method, first_layer, residual, sensitive_layers, bias_correction)
     calibration = None
     if calib is not None:
         must_fit = calib_table is not None
@@ -128,12 +129,11 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
 
 
 def _export(target: str, options: ExportOptions) -> ExportReport:
-    from deploykit.cli._reports import show_comparison
-    from deploykit.cli._show import console, progress
-    from deploykit.pipeline.export import export
+    from deploykit.cli._show import console, progress, show_comparison
+    from deploykit.exporting.steps import export_bundle
 
     try:
-        return export(target, options, progress())
+        return export_bundle(target, options, progress())
     except ValidationError as error:
         if error.details:
             show_comparison(console(stderr=True), [error.details])
@@ -141,7 +141,7 @@ def _export(target: str, options: ExportOptions) -> ExportReport:
 
 
 def _show(out: Console, report: ExportReport) -> None:
-    from deploykit.cli._reports import (
+    from deploykit.cli._show import (
         show_comparison,
         show_engines,
         show_files,

@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deploykit.cli import _definition, _options
+from deploykit.cli import _options
+from deploykit.cli import _options as _definition
 from deploykit.cli._command import Answer, Command, examples
-from deploykit.errors import UsageError
+from deploykit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.console import Console
 
-    from deploykit.choices import DefinitionChoices
-    from deploykit.pipeline.precision_sources import SightOptions
-    from deploykit.specs import Precision
-    from deploykit.summary import ModelSummary
+    from deploykit.core.choices import DefinitionChoices
+    from deploykit.core.precision import Precision
+    from deploykit.costs.summary import ModelSummary
+    from deploykit.verbs.inspect_precision import PrecisionOptions
 
 
 @click.command(
@@ -96,20 +97,20 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     from deploykit.cli._show import progress
 
     with progress().step("start"):  # importing torch takes seconds
-        from deploykit.pipeline.precision_sources import SightOptions
-        from deploykit.pipeline.sources import SourceOptions
+        from deploykit.sources.definition import SourceOptions
+        from deploykit.verbs.inspect_precision import PrecisionOptions
 
     told = SourceOptions(weights, seed, choices, data)
-    options = SightOptions(wanted, exclude, batch, told)
+    options = PrecisionOptions(wanted, exclude, batch, told)
     return _look(target, options, every_node=every_node)
 
 
-def _look(target: str, options: SightOptions, *, every_node: bool) -> Answer:
+def _look(target: str, options: PrecisionOptions, *, every_node: bool) -> Answer:
     from deploykit.cli._precision_show import show_precision
     from deploykit.cli._show import progress
-    from deploykit.pipeline.precision_sight import see_precision
+    from deploykit.verbs.inspect_precision import inspect_precision
 
-    sight = see_precision(target, options, progress())
+    sight = inspect_precision(target, options, progress())
     summary = _summary(target, options.source.choices, options.batch)
     return Answer(
         {**summary.to_dict(), "precision": sight.to_dict()},
@@ -121,13 +122,13 @@ def _summary(target: str, choices: DefinitionChoices, batch: int) -> ModelSummar
     from deploykit.cli._show import progress
 
     with progress().step("inspect"):
-        from deploykit.pipeline.inspect import inspect
+        from deploykit.verbs.inspect import inspect
 
         return inspect(target, choices, batch=batch)
 
 
 def _wanted(*, fp16: bool, int8: bool) -> Precision | None:
-    from deploykit.specs import Precision
+    from deploykit.core.precision import Precision
 
     if fp16 and int8:
         raise UsageError("--fp16 and --int8 exclude each other: run inspect once for each")

@@ -11,15 +11,15 @@ from deploykit.cli._command import Answer, Command, examples
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from deploykit.specs import ModelSpec
+    from deploykit.core.specs import ModelSpec
 
 
 @click.command("list", cls=Command, epilog=examples("deploykit list", "deploykit list --json"))
 def command() -> Answer:
     """List the architectures that deploykit defines."""
-    from deploykit import models
+    from deploykit.models._registry import get, names
 
-    specs = [models.get(name) for name in models.names()]
+    specs = [get(name) for name in names()]
     return Answer({"models": [_plain(spec) for spec in specs]}, lambda out: _show(out, specs))
 
 

@@ -12,7 +12,7 @@ from deploykit.cli._command import Answer, Command, examples
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from deploykit.pipeline.predict import PredictionReport
+    from deploykit.verbs.predict import PredictionReport
 
 
 @click.command(
@@ -49,7 +49,7 @@ def command(bundle: Path, images: tuple[Path, ...], top_k: int, device: str) -> 
     others are answered all the same, and the exit code is 1.
     """
     from deploykit.cli._show import progress
-    from deploykit.pipeline.predict import predict
+    from deploykit.verbs.predict import predict
 
     found = predict(bundle, images, top_k=top_k, device=device, progress=progress())
     return Answer(found.to_dict(), lambda out: _show(out, found), failed=bool(found.unreadable))

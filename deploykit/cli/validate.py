@@ -14,8 +14,9 @@ from deploykit.cli._command import Answer, Command, examples
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from deploykit.pipeline.validate import ComparisonReport
-    from deploykit.stages.layerwise import Fault, LayerReport, ValueComparison
+    from deploykit.comparison.layer_faults import Fault, ValueComparison
+    from deploykit.comparison.layerwise import LayerReport
+    from deploykit.verbs.validate import ComparisonReport
 
 _WORST: Final = 8
 """Values of the largest losses that are shown without ``--all``."""
@@ -60,7 +61,7 @@ def command(  # noqa: PLR0913 - one parameter per option
     from deploykit.cli._show import progress
 
     with progress().step("start"):
-        from deploykit.pipeline.validate import ComparisonOptions, compare_artifacts
+        from deploykit.verbs.validate import ComparisonOptions, compare_artifacts
 
     options = ComparisonOptions(data, side_inputs, batch, layers)
     found = compare_artifacts(first, second, options, progress())
@@ -70,7 +71,7 @@ def command(  # noqa: PLR0913 - one parameter per option
 
 
 def _show(out: Console, found: ComparisonReport, *, show_all: bool) -> None:
-    from deploykit.cli._reports import show_comparison
+    from deploykit.cli._show import show_comparison
 
     show_comparison(out, [found.logits.to_dict()])
     if found.layers is not None:
@@ -126,7 +127,7 @@ def _rank(value: ValueComparison, lost: float) -> tuple[float, float]:
 
 
 def _figures(value: ValueComparison, lost: float) -> tuple[str, ...]:
-    from deploykit.stages.layerwise import decibels
+    from deploykit.comparison.layer_faults import decibels
 
     bad = f"{value.non_finite}, {value.reference_non_finite}"
     return (
@@ -156,7 +157,7 @@ def _show_matched(out: Console, found: ComparisonReport, layers: LayerReport) ->
 
 
 def _show_fault(out: Console, fault: Fault) -> None:
-    from deploykit.stages.layerwise import decibels
+    from deploykit.comparison.layer_faults import decibels
 
     value = fault.value
     out.print("")

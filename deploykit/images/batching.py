@@ -1,4 +1,4 @@
-"""Batches of preprocessed images, decoded ahead in threads."""
+"""Batches of preprocessed images, decoded ahead in threads, and validation's samples."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import numpy as np
 
-from deploykit.errors import DataError, UsageError
+from deploykit.core.errors import DataError, UsageError
 from deploykit.images.preprocessing import check_preprocessing, preprocess
+from deploykit.images.sets import open_images, sample_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from deploykit.core.specs import Preprocessing
     from deploykit.images.sets import ImageSet
-    from deploykit.specs import Preprocessing
 
     Indexed = tuple[int, NDArray[np.float32] | None]
+
 
 T = TypeVar("T")
 
@@ -112,3 +115,28 @@ def _grouped(
 ) -> Iterator[tuple[NDArray[np.float32], list[int]]]:
     while group := list(islice(images, batch)):
         yield np.stack([image for _, image in group]), [index for index, _ in group]
+
+
+BATCHES: Final = (1, 2, 5)
+"""One image, the batch that the exporter saw, and a prime: shows a batch frozen into the graph."""
+
+
+def sample_batches(
+    preprocessing: Preprocessing, data: Path | None, sizes: tuple[int, ...] = BATCHES
+) -> list[NDArray[np.float32]]:
+    """Batches (N, C, H, W) of the given sizes, of images spread evenly over ``data``.
+
+    Without ``data`` they are the photographs that come with deploykit. Where there are fewer
+    images than places, they are taken again from the start.
+
+    Raises:
+        DataError: the images cannot be read.
+    """
+    source = open_images(data) if data is not None else sample_images()
+    needed = sum(sizes)
+    count = min(needed, len(source))
+    chosen = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
+    loaded = [batch for batch, _ in batches(source, preprocessing, count, indices=chosen)]
+    stack = np.resize(np.concatenate(loaded), (needed, *loaded[0].shape[1:]))
+    ends = np.cumsum(sizes)[:-1].tolist()
+    return [np.ascontiguousarray(part) for part in np.split(stack, ends)]

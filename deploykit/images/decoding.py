@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from deploykit.errors import DataError
+from deploykit.core.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
-from deploykit.artifacts import sha256_of_bytes
-from deploykit.errors import UsageError
+from deploykit.core.artifacts import sha256_of_bytes
+from deploykit.core.errors import UsageError
 from deploykit.images.decoding import decode, to_rgb
 
 if TYPE_CHECKING:

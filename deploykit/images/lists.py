@@ -1,4 +1,4 @@
-"""Images named in a ``.csv`` list."""
+"""Images and class names in ``.csv`` lists, and the rules for labels."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from deploykit.errors import DataError
-from deploykit.images.labels import require_in_range
+from deploykit.core.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -18,6 +17,24 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Row = tuple[int, list[str]]
+
+
+def require_in_range(
+    path: Path, labels: NDArray[np.int64], classes: tuple[str, ...] | None
+) -> None:
+    """Refuse labels below 0, and those beyond ``classes`` where the names are given.
+
+    Raises:
+        DataError: with the first such label and where it stands.
+    """
+    limit = np.iinfo(np.int64).max if classes is None else len(classes)
+    wrong = np.flatnonzero((labels < 0) | (labels >= limit))
+    if wrong.size:
+        highest = "up" if classes is None else f"to {limit - 1}, one of {limit} classes"
+        raise DataError(
+            f"image {wrong[0]} of {path} has label {labels[wrong[0]]}\nexpected 0 {highest}"
+        )
+
 
 CLASS_NAMES: Final = "labels.txt"
 """File beside a list with one class name per line, in the order of the labels."""

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from deploykit.errors import DataError, UnknownNameError, UsageError
+from deploykit.core.errors import DataError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-    from deploykit.specs import Preprocessing
+    from deploykit.core.specs import Preprocessing
 
 INTERPOLATIONS: Final = ("bilinear", "bicubic", "nearest", "lanczos")
 

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from deploykit.errors import UsageError
+from deploykit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from deploykit.specs import ShapeProfile, TensorSpec
+    from deploykit.core.sizes import ShapeProfile
+    from deploykit.core.specs import TensorSpec
 
     Feeds = dict[str, Any]
     Run = Callable[[Feeds], Feeds]

@@ -6,21 +6,20 @@ import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
-from deploykit import environment
 from deploykit.backends.trt.compiler import TENSORRT, TENSORRT_RTX, Compiler, load_compiler
-from deploykit.backends.trt.fits import engine_fits
-from deploykit.backends.trt.header import HEADER_BYTES, EngineHeader, read_header
-from deploykit.errors import DeploykitError, EngineIncompatibleError, MissingDependencyError
-from deploykit.specs import Runner
+from deploykit.backends.trt.fitness import HEADER_BYTES, EngineHeader, engine_fits, read_header
+from deploykit.core import environment
+from deploykit.core.errors import DeploykitError, EngineIncompatibleError, MissingDependencyError
+from deploykit.core.specs import Runner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from deploykit.artifacts import EngineRecord
-    from deploykit.bundle import Bundle
-    from deploykit.environment import Gpu
-    from deploykit.specs import ShapeProfile
+    from deploykit.bundle.manifest import Bundle
+    from deploykit.core.artifacts import EngineRecord
+    from deploykit.core.environment import Gpu
+    from deploykit.core.sizes import ShapeProfile
 
 _CUDA_MAJOR: Final[Mapping[str, Mapping[str, int]]] = {
     TENSORRT: {"tensorrt-cu13": 13, "tensorrt-cu12": 12},

@@ -10,25 +10,27 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, overload
 
 import numpy as np
 
-from deploykit.errors import DataError, UsageError
+from deploykit.bundle.golden import Golden, limits_for
+from deploykit.core.errors import DataError, UsageError
+from deploykit.core.specs import Closing, StepTimes
 from deploykit.runtime.batches import BatchSplitWarning
 from deploykit.runtime.choice import EngineRunner
-from deploykit.runtime.golden import Golden, limits_for
 from deploykit.runtime.inputs import Inputs
 from deploykit.runtime.predictions import Prediction, PreparedImages, best_classes, require_top_k
-from deploykit.specs import Closing, StepTimes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from deploykit.bundle import Bundle, Manifest
-    from deploykit.comparison import BatchComparison
+    from deploykit.bundle.manifest import Bundle, Manifest
+    from deploykit.comparison.differences import BatchComparison
+    from deploykit.core.precision import Precision
+    from deploykit.core.sizes import ShapeProfile
+    from deploykit.core.specs import Preprocessing, Runner, TensorSpec
     from deploykit.images.given import ImageLike
     from deploykit.runtime.batches import BatchLimits, Run
     from deploykit.runtime.inputs import Batch, Feeds
-    from deploykit.specs import Precision, Preprocessing, Runner, ShapeProfile, TensorSpec
 
     Logits: TypeAlias = NDArray[np.float32]
 

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import numpy as np
 
-from deploykit.errors import UsageError
-from deploykit.sizes import IMAGE_AXES
+from deploykit.core.errors import UsageError
+from deploykit.core.sizes import IMAGE_AXES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from deploykit.specs import ShapeProfile, TensorSpec
+    from deploykit.core.sizes import ShapeProfile
+    from deploykit.core.specs import TensorSpec
 
     Batch: TypeAlias = "SupportsDLPack | Mapping[str, SupportsDLPack]"
     Feeds: TypeAlias = dict[str, Any]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from deploykit.backends.ort import OrtRunner
-from deploykit.bundle import LABELS, MANIFEST, Bundle
-from deploykit.errors import (
+from deploykit.bundle.manifest import LABELS, MANIFEST, Bundle
+from deploykit.core.errors import (
     BundleError,
     EngineIncompatibleError,
     MissingDependencyError,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from deploykit.artifacts import EngineRecord
+    from deploykit.core.artifacts import EngineRecord
     from deploykit.runtime.choice import Fit
 
 DEVICES: Final = ("auto", "cuda", "cpu", "ort-cuda")

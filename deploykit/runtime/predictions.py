@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploykit import images
-from deploykit.errors import DataError, UsageError, ValidationError
+from deploykit.core.errors import DataError, UsageError, ValidationError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from deploykit.core.specs import Preprocessing
     from deploykit.images.given import ImageLike
-    from deploykit.specs import Preprocessing
 
 
 @dataclass(frozen=True, slots=True)

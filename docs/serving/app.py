@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 
 import deploykit
 from deploykit import images
-from deploykit.errors import DataError, DeploykitError, DeviceError, QueueFullError
+from deploykit.core.errors import DataError, DeploykitError, DeviceError, QueueFullError
 from deploykit.runtime.predictions import best_classes
 
 if TYPE_CHECKING:

@@ -72,7 +72,7 @@ with deploykit.load({str(folder)!r}, device={device!r}) as model:
 
 
 def test_check_needs_no_export_tools() -> None:
-    loaded = modules_after("import deploykit.pipeline.check")
+    loaded = modules_after("import deploykit.verbs.check")
     assert loaded.isdisjoint({"torch", "torchvision", "onnx", "onnx_ir", "click"})
 
 

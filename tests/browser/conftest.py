@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploykit.benchmark_reports.page import page_of
+from deploykit.benchmarking.report.page import page_of
 from tests.browser.reading import RUNS, Tabs
 
 if TYPE_CHECKING:

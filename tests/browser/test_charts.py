@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploykit.benchmarking.rows import row_of
+from deploykit.benchmarking.report.rows import row_of
 from tests.browser.reading import DESKTOP, PHONE, lines_of, stage_of
 from tests.unit.benchmark_reports.reported import first_look, gpu_run
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploykit.benchmarking.rows import row_of
+from deploykit.benchmarking.report.rows import row_of
 from tests.browser.reading import PHONE, RUNS, lines_of, overflow, row_ids, stage_of
 from tests.unit.benchmark_reports.reported import BUSY, DOUBT, HOSTILE, first_look, gpu_run
 

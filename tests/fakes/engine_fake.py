@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from deploykit.backends.trt.compiler import Compiler
-from deploykit.backends.trt.header import EngineHeader
-from deploykit.environment import Gpu
-from deploykit.errors import UsageError
+from deploykit.backends.trt.fitness import EngineHeader
+from deploykit.core.environment import Gpu
+from deploykit.core.errors import UsageError
+from deploykit.core.specs import StepTimes, TensorSpec
 from deploykit.runtime.choice import Machine
-from deploykit.specs import StepTimes, TensorSpec
 from tests.bundles import SIZE, colours_of
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from deploykit.specs import ShapeProfile
+    from deploykit.core.sizes import ShapeProfile
 
 HOPPER, ADA = Gpu("Hopper", "9.0", 1), Gpu("Ada", "8.9", 1)
 VERSIONS = {"tensorrt": "11.4.0.106", "tensorrt-rtx": "1.7.1.116"}

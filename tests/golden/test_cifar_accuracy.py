@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from deploykit.models import build_with_weights, get
+from deploykit.models._registry import get
+from deploykit.sources.weights import build_with_weights
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from deploykit import environment
-from deploykit.benchmark_files import read_run
-from deploykit.pipeline.benchmark.availability import unavailable_backends
-from deploykit.pipeline.benchmark.cells import ENGINES
+from deploykit.benchmarking.matrix.cells import ENGINES, unavailable_backends
+from deploykit.benchmarking.result_files import read_run
+from deploykit.core import environment
 from tests.bundles import write_classifier
 from tests.cli import deploykit
 

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploykit import environment
-from deploykit.artifacts import OnnxArtifact, sha256_of
 from deploykit.backends.trt.builder import CompileOptions
 from deploykit.backends.trt.compiler import Compiler, load_compiler
-from deploykit.backends.trt.fits import engine_fits
-from deploykit.backends.trt.header import read_header
-from deploykit.errors import MissingDependencyError, PrecisionError
-from deploykit.specs import Precision
-from deploykit.stages.build import build_engine
+from deploykit.backends.trt.fitness import engine_fits, read_header
+from deploykit.core import environment
+from deploykit.core.artifacts import OnnxArtifact, sha256_of
+from deploykit.core.errors import MissingDependencyError, PrecisionError
+from deploykit.core.precision import Precision
+from deploykit.exporting.engines import build_engine
 from tests.unit.backends.trt import small_models
 
 if TYPE_CHECKING:

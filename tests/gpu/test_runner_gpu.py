@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploykit import environment
 from deploykit.backends.trt.builder import CompileOptions, compile_onnx, known_compute_capabilities
 from deploykit.backends.trt.compiler import TENSORRT, TENSORRT_RTX, load_compiler
 from deploykit.backends.trt.runner import TrtRunner
-from deploykit.errors import MissingDependencyError, UsageError
-from deploykit.sizes import SizeRange
-from deploykit.specs import ShapeProfile
+from deploykit.core import environment
+from deploykit.core.errors import MissingDependencyError, UsageError
+from deploykit.core.sizes import ShapeProfile, SizeRange
 from tests.runner_scenarios import PROFILE, Bench, RunnerScenarios, images
 from tests.unit.backends.trt import small_models
 

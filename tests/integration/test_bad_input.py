@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from deploykit.bundle import Bundle
+from deploykit.bundle.manifest import Bundle
 from tests.cli import Called, deploykit
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploykit.benchmark_files import read_run, write_run
-from deploykit.benchmarking.peaks import gpu_peak
-from deploykit.benchmarking.runs import BenchmarkRun
-from deploykit.pipeline.benchmark import run as bench_run
+from deploykit.benchmarking.result_files import read_run, write_run
+from deploykit.benchmarking.results import BenchmarkRun
+from deploykit.costs.peaks import gpu_peak
+from deploykit.verbs import bench as bench_run
 from tests.cli import Called, deploykit
 from tests.unit.benchmarking.noise import independent, samples_of
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploykit.bundle import REFERENCE, Bundle
+from deploykit.bundle.manifest import REFERENCE, Bundle
 from deploykit.cli import COMMANDS
 from tests.cli import deploykit
 
@@ -91,7 +91,7 @@ def test_check_runs_the_golden_sample(fp16_copy: Path) -> None:
 def _rewrite_hash(bundle: Bundle, name: str) -> None:
     from dataclasses import replace
 
-    from deploykit.artifacts import sha256_of
+    from deploykit.core.artifacts import sha256_of
 
     files = {**bundle.manifest.files, name: sha256_of(bundle.folder / name)}
     text = replace(bundle.manifest, files=files).to_json()

@@ -15,8 +15,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from deploykit.bundle import Bundle
-from deploykit.pipeline.check import check
+from deploykit.bundle.manifest import Bundle
+from deploykit.verbs.check import check
 from tests.cli import deploykit
 from tests.integration.conftest import export_digits
 
@@ -129,8 +129,8 @@ def test_own_onnx_file_keeps_its_numbers(fp16_bundle: Path, tmp_path: Path) -> N
 def test_failed_validation_shows_the_figures_and_leaves_nothing(
     digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deploykit.comparison import LIMITS, Limits
-    from deploykit.stages import validate
+    from deploykit.comparison import validation as validate
+    from deploykit.comparison.differences import LIMITS, Limits
 
     strict = Limits(0.0, 1.0, 0.0, 1.0, "nothing passes")
     monkeypatch.setattr(validate, "LIMITS", dict.fromkeys(LIMITS, strict))
@@ -146,7 +146,7 @@ def test_failed_validation_shows_the_figures_and_leaves_nothing(
 def test_wrong_graph_of_the_first_exporter_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deploykit.stages import export
+    from deploykit.sources import torch_export as export
 
     right = export._trace_program
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification
 
-from deploykit.bundle import Bundle
-from deploykit.models._hugging_face_build import quietly
+from deploykit.bundle.manifest import Bundle
+from deploykit.sources.hugging_face_networks import quietly
 from tests.cli import deploykit
 from tests.hugging_face import CLASSES, VIT_PROCESSOR, make_folder
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from deploykit.bundle import Bundle
+from deploykit.bundle.manifest import Bundle
 from tests.bundles import write_bundle, write_classifier
 from tests.cli import deploykit
 from tests.graphs import save
@@ -110,7 +110,9 @@ def small():
 
 
 def test_a_definition_is_exported_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploykit.stages.export.EXPORTERS", ("torchscript",))  # takes a second
+    monkeypatch.setattr(
+        "deploykit.sources.torch_export.EXPORTERS", ("torchscript",)
+    )  # takes a second
     (tmp_path / "nets.py").write_text(NETWORK, encoding="utf-8")
     target = f"{tmp_path}/nets.py:small"
     shown = deploykit("inspect", target, "--input-size", 8, "--int8", "--exclude", "0/*")

@@ -11,11 +11,12 @@ import numpy as np
 import onnx
 import pytest
 
-from deploykit.bundle import Bundle
-from deploykit.calibration import CalibrationTable
+from deploykit.bundle.manifest import Bundle
 from deploykit.images import GivenImages
-from deploykit.pipeline.calibrate import CalibrationOptions, calibrate_target
-from deploykit.pipeline.sources import SourceOptions
+from deploykit.precision.calibration_data import CalibrationOptions
+from deploykit.precision.calibration_table import CalibrationTable
+from deploykit.sources.definition import SourceOptions
+from deploykit.verbs.calibrate import calibrate_target
 from tests.cli import Called, deploykit
 
 if TYPE_CHECKING:

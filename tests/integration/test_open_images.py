@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 import deploykit as api
-from deploykit.bundle import MANIFEST, Bundle
-from deploykit.sizes import SizeRange
-from deploykit.specs import ShapeProfile
+from deploykit.bundle.manifest import MANIFEST, Bundle
+from deploykit.core.sizes import ShapeProfile, SizeRange
 from tests.bundles import write_classifier
 from tests.cli import deploykit
 from tests.graphs import graph, normal, run_ort, save

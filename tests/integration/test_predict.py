@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 import deploykit
-from deploykit import environment
-from deploykit.bundle import Bundle
-from deploykit.errors import EngineIncompatibleError
+from deploykit.bundle.manifest import Bundle
+from deploykit.core import environment
+from deploykit.core.errors import EngineIncompatibleError
 from tests import cli
 from tests.bundles import write_bundle
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploykit.artifacts import sha256_of
-from deploykit.bundle import Bundle
+from deploykit.bundle.manifest import Bundle
+from deploykit.core.artifacts import sha256_of
 from tests.cli import deploykit
 
 if TYPE_CHECKING:

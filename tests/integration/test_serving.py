@@ -24,8 +24,8 @@ import pytest
 from PIL import Image
 
 import deploykit
-from deploykit.errors import DeviceError, ModelFileError, ValidationError
-from deploykit.specs import Preprocessing
+from deploykit.core.errors import DeviceError, ModelFileError, ValidationError
+from deploykit.core.specs import Preprocessing
 from docs.serving.app import Limits, create_app
 from tests.fakes.batch_model import PATIENCE_S
 

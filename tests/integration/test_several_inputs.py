@@ -12,8 +12,8 @@ import onnx
 import pytest
 
 import deploykit as api
-from deploykit.bundle import Bundle
-from deploykit.errors import UsageError
+from deploykit.bundle.manifest import Bundle
+from deploykit.core.errors import UsageError
 from tests import own_files
 from tests.cli import Called, deploykit
 from tests.graphs import normal, run_ort

@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 
-from deploykit.bundle import Bundle
+from deploykit.bundle.manifest import Bundle
 from tests.cli import deploykit
 
 if TYPE_CHECKING:
@@ -60,6 +60,6 @@ def test_a_size_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_the_command_line_starts_without_timm() -> None:
-    code = "import sys, deploykit.cli, deploykit.pipeline.targets; print('timm' in sys.modules)"
+    code = "import sys, deploykit.cli, deploykit.sources.targets; print('timm' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchvision
 
-from deploykit.bundle import Bundle
+from deploykit.bundle.manifest import Bundle
 from tests.cli import deploykit
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ import onnx
 import pytest
 
 import deploykit as package
-from deploykit import onnx_graph
+from deploykit import graph as onnx_graph
 from deploykit.backends.ort import OrtRunner
-from deploykit.bundle import MODEL, REFERENCE, Bundle
-from deploykit.errors import IntegrityError
+from deploykit.bundle.manifest import MODEL, REFERENCE, Bundle
+from deploykit.core.errors import IntegrityError
 from tests.bundles import write_classifier
 from tests.cli import deploykit
 from tests.graphs import normal
@@ -22,7 +22,7 @@ from tests.graphs import normal
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deploykit.artifacts import EngineRecord
+    from deploykit.core.artifacts import EngineRecord
 
 LIMIT = 2300
 """Bytes: the FP32 form of the classifier has more, its FP16 form fewer."""

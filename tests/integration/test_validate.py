@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from deploykit.bundle import REFERENCE
+from deploykit.bundle.manifest import REFERENCE
 from tests.cli import deploykit
 from tests.graphs import graph, normal, save
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploykit import environment
+from deploykit.core import environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

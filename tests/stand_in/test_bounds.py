@@ -7,9 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from deploykit.backends._cuda.device import Device
-from deploykit.backends.trt.batch_context import BatchContext
-from deploykit.backends.trt.lane import SIZES_KEPT
-from deploykit.backends.trt.pool import LANES
+from deploykit.backends.trt.lane import SIZES_KEPT, BatchContext
+from deploykit.backends.trt.runner import LANES
 from tests.runner_scenarios import PROFILE, images
 
 if TYPE_CHECKING:

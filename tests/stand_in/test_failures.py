@@ -14,10 +14,9 @@ from onnx import helper
 
 from deploykit.backends._cuda import arrays
 from deploykit.backends._cuda.device import Device
-from deploykit.backends.trt.pool import LANES
-from deploykit.backends.trt.runner import TrtRunner
-from deploykit.errors import DeviceError, UsageError
-from deploykit.specs import ShapeProfile
+from deploykit.backends.trt.runner import LANES, TrtRunner
+from deploykit.core.errors import DeviceError, UsageError
+from deploykit.core.sizes import ShapeProfile
 from tests.device_arrays import ByDlpack, core
 from tests.fakes.runtime_fake import SCRATCH
 from tests.runner_scenarios import images

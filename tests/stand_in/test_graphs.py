@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deploykit.backends._cuda.device import Device
-from deploykit.backends._cuda.stream import Stream
-from deploykit.backends.trt.batch_context import GRAPHS_KEPT, BatchContext
+from deploykit.backends._cuda.device import Device, Stream
+from deploykit.backends.trt.lane import GRAPHS_KEPT, BatchContext
 from deploykit.backends.trt.runner import TrtRunner
 from tests.device_arrays import ByDlpack
 from tests.runner_scenarios import images

@@ -12,9 +12,9 @@ import pytest
 from deploykit.backends._cuda.device import Device
 from deploykit.backends.trt.lane import SIZES_KEPT
 from deploykit.backends.trt.runner import TrtRunner
-from deploykit.errors import DeviceError, UsageError
-from deploykit.sizes import SizeRange
-from deploykit.specs import ShapeProfile, TensorSpec
+from deploykit.core.errors import DeviceError, UsageError
+from deploykit.core.sizes import ShapeProfile, SizeRange
+from deploykit.core.specs import TensorSpec
 from tests.device_arrays import ByDlpack
 from tests.stand_in.benches import fake_bench
 from tests.unit.backends.trt import small_models

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit import environment
-from deploykit.artifacts import UNPROVEN, sha256_of
 from deploykit.backends.trt.compiler import TENSORRT, TENSORRT_RTX, Compiler
-from deploykit.backends.trt.header import EngineHeader
-from deploykit.bundle import MODEL
-from deploykit.errors import EngineIncompatibleError, UsageError
+from deploykit.backends.trt.fitness import EngineHeader
+from deploykit.bundle.manifest import MODEL
+from deploykit.core import environment
+from deploykit.core.artifacts import UNPROVEN, sha256_of
+from deploykit.core.errors import EngineIncompatibleError, UsageError
+from deploykit.core.sizes import ShapeProfile
 from deploykit.runtime.batches import BatchSplitWarning
 from deploykit.runtime.choice import Machine
 from deploykit.runtime.loading import load
-from deploykit.specs import ShapeProfile
 from tests.bundles import SIZE, colours_of, engine_record, write_bundle
 from tests.device_arrays import ByDlpack, ByInterface
 from tests.fakes.runtime_fake import FakeRuntime

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploykit import environment
-from deploykit.artifacts import sha256_of
-from deploykit.backends.trt.resident import ResidentRunner
+from deploykit.backends.trt.runner import ResidentRunner
+from deploykit.benchmarking.matrix.cells import BuiltEngine, Cell, CellGraph, PreparedCell
+from deploykit.benchmarking.matrix.measuring import SYSTEM, measure_cell
+from deploykit.benchmarking.report.rows import row_of
 from deploykit.benchmarking.results import BenchmarkResult, Switches
-from deploykit.benchmarking.rows import row_of
-from deploykit.errors import UsageError
-from deploykit.pipeline.benchmark.cells import Cell
-from deploykit.pipeline.benchmark.measure import SYSTEM, measure_cell
-from deploykit.pipeline.benchmark.prepared import BuiltEngine, Graph, Prepared
+from deploykit.core import environment
+from deploykit.core.artifacts import sha256_of
+from deploykit.core.errors import UsageError
+from deploykit.core.precision import Precision
+from deploykit.core.progress import SilentProgress
 from deploykit.runtime.choice import Machine
-from deploykit.specs import Precision, SilentProgress
 from tests.runner_scenarios import PROFILE, images
 
 if TYPE_CHECKING:
@@ -53,11 +53,11 @@ def measured(bench: Bench, switches: Switches) -> BenchmarkResult:
         cache=None,
         notes=("compiled for the stand-in",),
     )
-    graph = Graph(str(bench.onnx), "a" * 64, FP32, FP32, None, False, {}, ())
+    graph = CellGraph(str(bench.onnx), "a" * 64, FP32, FP32, None, False, {}, ())
     cell = Cell("conv.onnx", "conv", bench.compiler.name, FP32, 2)
     machine = Machine(gpus=environment.gpus(), load_compiler=lambda _: bench.compiler)
     with SilentProgress().step("cell") as task:
-        prepared = Prepared(cell, graph, engine, None)
+        prepared = PreparedCell(cell, graph, engine, None)
         return measure_cell(prepared, switches, machine, clock=SYSTEM, task=task)
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from deploykit.backends.trt.runner import TrtRunner
-from deploykit.errors import UsageError
-from deploykit.specs import ShapeProfile, TensorSpec
+from deploykit.core.errors import UsageError
+from deploykit.core.sizes import ShapeProfile
+from deploykit.core.specs import TensorSpec
 from tests import own_files
 from tests.device_arrays import ByDlpack
 from tests.graphs import normal, run_ort

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit.accuracy import (
+from deploykit.evaluation.accuracy import (
     Answers,
     ClassAccuracy,
     Confusion,

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from deploykit.artifacts import (
+from deploykit.core.artifacts import (
     UNPROVEN,
     EngineRecord,
     OnnxArtifact,
     sha256_of,
     sha256_of_bytes,
 )
-from deploykit.errors import UsageError
-from deploykit.specs import Precision, ShapeProfile, TensorSpec
+from deploykit.core.errors import UsageError
+from deploykit.core.precision import Precision
+from deploykit.core.sizes import ShapeProfile
+from deploykit.core.specs import TensorSpec
 
 
 def engine() -> EngineRecord:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deploykit._version import __version__
-from deploykit.artifacts import EngineRecord, OnnxArtifact, sha256_of, sha256_of_bytes
-from deploykit.bundle import GOLDEN, LABELS, MANIFEST, MODEL, REFERENCE, Bundle, Manifest
-from deploykit.errors import BundleError, IntegrityError
-from deploykit.specs import Precision, Preprocessing, ShapeProfile, TensorSpec
+from deploykit.bundle.manifest import GOLDEN, LABELS, MANIFEST, MODEL, REFERENCE, Bundle, Manifest
+from deploykit.core.artifacts import EngineRecord, OnnxArtifact, sha256_of, sha256_of_bytes
+from deploykit.core.errors import BundleError, IntegrityError
+from deploykit.core.precision import Precision
+from deploykit.core.sizes import ShapeProfile
+from deploykit.core.specs import Preprocessing, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -286,7 +288,7 @@ def test_a_file_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatc
         raise PermissionError(13, "Permission denied")
 
     bundle = Bundle.open(folder)
-    monkeypatch.setattr("deploykit.bundle.sha256_of", refuse)
+    monkeypatch.setattr("deploykit.core.artifacts.sha256_of", refuse)
     assert f"{MODEL} cannot be read: Permission denied" in bundle.changed_files()
 
 

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploykit import calibrators
-from deploykit.calibrators import ALL_ZERO_AMAX, METHODS, PERCENTILE, calibrator
-from deploykit.errors import UsageError
-from deploykit.histograms import Histogram, RunningHistogram
+from deploykit.core.errors import UsageError
+from deploykit.precision import calibrators
+from deploykit.precision.calibrators import ALL_ZERO_AMAX, METHODS, PERCENTILE, calibrator
+from deploykit.precision.histograms import Histogram, RunningHistogram
 
 if TYPE_CHECKING:
     from collections.abc import Callable

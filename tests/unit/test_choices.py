@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from deploykit.choices import PreprocessingChoices
-from deploykit.specs import Preprocessing
+from deploykit.core.choices import PreprocessingChoices
+from deploykit.core.specs import Preprocessing
 
 KNOWN = Preprocessing(crop=(224, 224), resize=232, interpolation="bicubic")
 

@@ -25,4 +25,4 @@ def test_the_examples_of_a_module_are_true(name: str) -> None:
 
 
 def test_the_light_modules_have_examples() -> None:
-    assert {"deploykit.errors", "deploykit.specs"} <= set(modules_with_examples())
+    assert {"deploykit.core.errors", "deploykit.core.specs"} <= set(modules_with_examples())

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deploykit import environment
-from deploykit.environment import Gpu
-from deploykit.errors import MissingDependencyError
+from deploykit.core import environment
+from deploykit.core.environment import Gpu
+from deploykit.core.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -221,7 +221,7 @@ def test_memory_where_the_system_cannot_be_asked(monkeypatch: pytest.MonkeyPatch
 
 def test_importing_it_loads_no_heavy_package() -> None:
     code = (
-        "import sys; import deploykit.environment as e; e.describe();"
+        "import sys; import deploykit.core.environment as e; e.describe();"
         "print(sorted({'numpy', 'torch', 'onnx', 'tensorrt_rtx'} & set(sys.modules)))"
     )
     answer = subprocess.run(

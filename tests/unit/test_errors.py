@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from deploykit import errors
-from deploykit.errors import DeploykitError, UnknownNameError, UsageError
+from deploykit.core import errors
+from deploykit.core.errors import DeploykitError, UnknownNameError, UsageError
 
 NAMES = ["resnet18", "resnet34", "resnet50", "vgg16"]
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploykit.errors import DataError, UsageError
-from deploykit.histograms import BINS, Histogram, RunningHistogram
+from deploykit.core.errors import DataError, UsageError
+from deploykit.precision.histograms import BINS, Histogram, RunningHistogram
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -30,4 +30,4 @@ def test_an_unknown_name() -> None:
 def test_the_names_import_in_a_bare_process() -> None:
     code = "from deploykit import *\nprint(load.__module__, MicroBatcher.__module__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "deploykit.runtime.loading deploykit.runtime.microbatcher\n"
+    assert done.stdout == "deploykit.runtime.loading deploykit.serving.micro_batcher\n"

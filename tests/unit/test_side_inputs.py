@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit.errors import DataError, ModelFileError, UsageError
-from deploykit.side_inputs import (
+from deploykit.core.errors import DataError, ModelFileError, UsageError
+from deploykit.core.specs import Closing, StepTimes, TensorSpec
+from deploykit.images.side_inputs import (
     NOISE,
     SideInputs,
     WithSideInputs,
@@ -16,13 +17,12 @@ from deploykit.side_inputs import (
     require_per_image,
     with_side_inputs,
 )
-from deploykit.specs import Closing, StepTimes, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from deploykit.specs import Array
+    from deploykit.core.specs import Array
 
 IMAGE = TensorSpec("x", "float32", ("n", 3, 2, 2))
 AGE = TensorSpec("age", "float32", ("n", 2))

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from deploykit.errors import UsageError
-from deploykit.sizes import ShapeProfile, SizeRange, filled
+from deploykit.core.errors import UsageError
+from deploykit.core.sizes import ShapeProfile, SizeRange, filled
 
 HEIGHT = SizeRange(160, 224, 320)
 

@@ -8,15 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from deploykit.errors import UsageError
-from deploykit.specs import (
-    ModelSpec,
-    Precision,
-    Preprocessing,
-    ShapeProfile,
-    SilentProgress,
-    TensorSpec,
-)
+from deploykit.core.errors import UsageError
+from deploykit.core.precision import Precision
+from deploykit.core.progress import SilentProgress
+from deploykit.core.sizes import ShapeProfile
+from deploykit.core.specs import ModelSpec, Preprocessing, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable

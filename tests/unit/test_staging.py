@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 from filelock import FileLock
 
-from deploykit import staging
-from deploykit.errors import BundleError
-from deploykit.staging import exclusive, staged_folder, translated_write_errors
+from deploykit.core import atomic as staging
+from deploykit.core.atomic import exclusive, staged_folder, translated_write_errors
+from deploykit.core.errors import BundleError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

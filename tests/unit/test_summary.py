@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from deploykit.summary import LayerInfo, ModelSummary
+from deploykit.costs.summary import LayerInfo, ModelSummary
 
 MIB = 1024 * 1024
 

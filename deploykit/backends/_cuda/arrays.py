@@ -7,17 +7,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from deploykit.backends._cuda.device import INDEX
-from deploykit.backends._cuda.failures import cuda_failure
-from deploykit.backends._cuda.memory import Memory
-from deploykit.environment import require
-from deploykit.errors import UsageError
+from deploykit.backends._cuda.device import INDEX, Memory, cuda_failure
+from deploykit.core.environment import require
+from deploykit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from deploykit.backends._cuda.device import Device
-    from deploykit.backends._cuda.stream import Stream
+    from deploykit.backends._cuda.device import Device, Stream
 
 # DLDeviceType of dlpack.h.
 _DLPACK_HOST: Final = frozenset({1, 3})  # kDLCPU, kDLCUDAHost

@@ -1,14 +1,174 @@
-"""The GPU that engines run on."""
+"""The GPU that engines run on: its memory, streams, events and captured graphs."""
 
 from __future__ import annotations
 
-from typing import Final
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
 
-from deploykit.backends._cuda.failures import is_out_of_memory
-from deploykit.backends._cuda.memory import Memory, PinnedMemory
-from deploykit.backends._cuda.stream import StepClock, Stream
-from deploykit.environment import require
-from deploykit.errors import DeviceError, EngineIncompatibleError
+import numpy as np
+
+from deploykit.core.environment import require
+from deploykit.core.errors import DeviceError, EngineIncompatibleError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+
+_OUT_OF_MEMORY: Final = "CUDA_ERROR_OUT_OF_MEMORY"
+
+
+def cuda_failure(error: BaseException) -> str | None:
+    """The driver's name for a failed call with its explanation; ``None`` for another exception.
+
+    The class has no public place in ``cuda.core`` 1.2, so it is known by its name; the message
+    begins with the driver's own constant.
+
+    >>> cuda_failure(ValueError("x")) is None
+    True
+    """
+    if any(kind.__name__ == "CUDAError" for kind in type(error).__mro__):
+        return " ".join(str(error).split())
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the driver had no memory to give, on the GPU or page-locked."""
+    return (cuda_failure(error) or "").startswith(_OUT_OF_MEMORY)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A range of memory; ``buffer`` is the ``cuda.core.Buffer`` that owns it, or a part of one."""
+
+    buffer: Any = field(repr=False)
+    address: int
+    size: int
+
+    @classmethod
+    def of(cls, buffer: Any) -> Memory:
+        """The whole of a buffer."""
+        return cls(buffer, int(buffer.handle), int(buffer.size))
+
+    def part(self, size: int) -> Memory:
+        """The first ``size`` bytes; it is valid for as long as the whole is."""
+        part = type(self.buffer).from_handle(self.address, size, owner=self.buffer)
+        return Memory(part, self.address, size)
+
+    def close(self) -> None:
+        """Give the memory back, in the order of the stream that it was reserved on."""
+        self.buffer.close()
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedMemory(Memory):
+    """Page-locked memory of the host; ``bytes`` is numpy's view of it."""
+
+    bytes: NDArray[np.uint8] = field(repr=False)
+
+    @classmethod
+    def of(cls, buffer: Any) -> PinnedMemory:
+        """The whole of a buffer that the host can read and write."""
+        view = np.from_dlpack(buffer).view(np.uint8)
+        return cls(buffer, int(buffer.handle), int(buffer.size), view)
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """An array over the first bytes, as many as it needs."""
+        count = dtype.itemsize * int(np.prod(shape))
+        return self.bytes[:count].view(dtype).reshape(shape)
+
+
+class Stream:
+    """A queue of work that does not wait for the default stream, nor that for it.
+
+    ``handle`` is what TensorRT takes. Each method raises ``cuda.core``'s own error; `failures`
+    tells what it was.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.handle = int(stream.handle)
+
+    @property
+    def core(self) -> Any:
+        """The ``cuda.core.Stream``."""
+        return self._stream
+
+    def copy(self, target: Memory, source: Memory) -> None:
+        """Queue a copy of all of ``source``; host memory has to be page-locked."""
+        target.buffer.copy_from(source.buffer, stream=self._stream)
+
+    def synchronise(self) -> None:
+        """Wait until all queued work is done; raises what went wrong in any of it."""
+        self._stream.sync()
+
+    def is_usable(self) -> bool:
+        """Whether the stream still works: after a fault on the GPU, nothing does."""
+        try:
+            self._stream.sync()
+        except Exception:  # whatever it is, nothing can be done with the stream
+            return False
+        return True
+
+    def capture(self, enqueue: Callable[[], None]) -> CapturedGraph:
+        """Record what ``enqueue`` queues on this stream instead of doing it.
+
+        Of this thread only (mode "thread_local"): other threads may reserve memory meanwhile,
+        while a call that would break the graph is noticed. An error of any kind leaves the stream
+        as it was, unless the GPU itself failed.
+        """
+        builder = self._stream.create_graph_builder()
+        try:
+            builder.begin_building(mode="thread_local")
+            enqueue()
+            builder.end_building()
+            return CapturedGraph(builder.complete())
+        finally:
+            # Ends a capture that is still open, and says again why it is not valid.
+            with suppress(Exception):
+                builder.close()
+
+    def close(self) -> None:
+        """Destroy the stream; a second call does nothing."""
+        self._stream.close()
+
+
+class CapturedGraph:
+    """Captured work, launched in one call; shapes and addresses are fixed in it."""
+
+    def __init__(self, graph: Any) -> None:
+        self._graph = graph
+
+    def launch(self, stream: Stream) -> None:
+        """Queue the whole graph."""
+        self._graph.launch(stream.core)
+
+    def close(self) -> None:
+        """Destroy the graph; a second call does nothing."""
+        self._graph.close()
+
+
+class StepClock:
+    """Moments of one call, taken by the GPU itself: ``count`` events on one stream."""
+
+    def __init__(self, device: Any, options: Any, count: int) -> None:
+        self._events = [device.create_event(options) for _ in range(count)]
+
+    def mark(self, index: int, stream: Stream) -> None:
+        """Queue the taking of the time after all that is queued already."""
+        stream.core.record(self._events[index])
+
+    def between_ms(self, first: int, second: int) -> float:
+        """Milliseconds from one moment to a later one; the stream has been synchronised."""
+        return float(self._events[second] - self._events[first])
+
+    def close(self) -> None:
+        """Destroy the events."""
+        for event in self._events:
+            event.close()
+
 
 INDEX: Final = 0
 """The first device is the one that the compilers and the runtimes use, too;

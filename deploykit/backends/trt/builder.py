@@ -1,33 +1,181 @@
-"""From an ONNX file to a serialized engine, with either compiler.
-
-Nothing is chosen here that changes the arithmetic: the network is strongly typed, so the types in
-the ONNX file are the types of the engine.
-"""
+"""From an ONNX file to a serialized engine, with either compiler."""
 
 from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
-from deploykit import environment
 from deploykit.backends.trt.census import take_census
 from deploykit.backends.trt.compiler import require_gpu
 from deploykit.backends.trt.messages import Messages, clean, logger_into
-from deploykit.backends.trt.profiles import fitting_profile, input_shapes, open_inputs
-from deploykit.backends.trt.progress import BuildMonitor, progress_monitor
-from deploykit.errors import BuildError, UsageError
-from deploykit.sizes import filled
-from deploykit.specs import ShapeProfile
+from deploykit.core import environment
+from deploykit.core.errors import BuildError, UsageError
+from deploykit.core.sizes import (
+    AXIS_NAMES,
+    BATCH_AXIS,
+    IMAGE_DIMS,
+    ShapeProfile,
+    filled,
+    require_sizes,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from deploykit.backends.trt.compiler import Compiler
-    from deploykit.specs import ProgressTask
+    from deploykit.core.progress import ProgressTask
+
+    InputShapes = Mapping[str, tuple[int, ...]]
+
+
+def input_shapes(network: Any) -> InputShapes:
+    """Shape of every input of an ``INetworkDefinition`` by name, -1 where it is open."""
+    tensors = [network.get_input(index) for index in range(network.num_inputs)]
+    # Dims of the binding cannot be compared or hashed.
+    return {tensor.name: tuple(tensor.shape) for tensor in tensors}
+
+
+def open_inputs(inputs: InputShapes) -> InputShapes:
+    """The inputs with an open batch, or with an open height or width of images (N, C, H, W).
+
+    Raises:
+        BuildError: another dimension is open.
+    """
+    dynamic = {name: shape for name, shape in inputs.items() if -1 in shape}
+    for name, shape in dynamic.items():
+        possible = AXIS_NAMES if len(shape) == IMAGE_DIMS else {BATCH_AXIS}
+        open_axes = [axis for axis, size in enumerate(shape) if size == -1]
+        others = [str(axis) for axis in open_axes if axis not in possible]
+        if others:
+            raise BuildError(
+                f"input {name!r} has the shape {shape}: dimension {', '.join(others)} is open\n"
+                "only the batch, and the height and width of images (N, C, H, W), may be\n"
+                "export the model with the others fixed"
+            )
+    return dynamic
+
+
+def fitting_profile(name: str, inputs: InputShapes, asked: ShapeProfile) -> ShapeProfile:
+    """``asked``, with the one batch of a network that fixes it; ``name`` is for messages.
+
+    Raises:
+        UsageError: the profile that was asked does not contain the fixed batch, lacks the sizes of
+            an open height or width, or has some for a fixed one.
+    """
+    shapes = [shape for shape in inputs.values() if shape]
+    images = [shape for shape in shapes if len(shape) == IMAGE_DIMS]
+    # Open where any of several inputs is.
+    require_sizes(name, tuple(map(min, zip(*images, strict=True))), asked)
+    if not shapes or any(shape[BATCH_AXIS] == -1 for shape in shapes):
+        return asked
+    return _with_batch(asked, shapes[0][BATCH_AXIS])
+
+
+def _with_batch(asked: ShapeProfile, batch: int) -> ShapeProfile:
+    if not asked.min_batch <= batch <= asked.max_batch:
+        raise UsageError(
+            f"the model's batch is fixed at {batch}, outside the profile "
+            f"{asked.min_batch},{asked.opt_batch},{asked.max_batch}\n"
+            f"ask for --batch {batch}, or export the model with an open batch"
+        )
+    return replace(asked, min_batch=batch, opt_batch=batch, max_batch=batch)
+
+
+@dataclass
+class _Phase:
+    parent: str | None
+    steps: int
+    done: int = 0
+
+
+class BuildMonitor:
+    """Follows the phases of one build; ``failure`` is the first exception of the display.
+
+    ``task`` is told a share between 0 and 1 that never goes back within a top-level phase.
+    """
+
+    def __init__(self, task: ProgressTask | None) -> None:
+        self.failure: BaseException | None = None
+        self._task = task
+        self._stopped = False
+        self._phases: dict[str, _Phase] = {}
+        self._shown = 0.0
+
+    def stop(self) -> None:
+        """Ask the compiler to give up at its next step."""
+        self._stopped = True
+
+    def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+        """A phase of ``steps`` steps begins, inside ``parent`` or on its own."""
+        with self._contained():
+            self._phases[name] = _Phase(parent, max(1, steps))
+            if parent is None:
+                self._shown = 0.0
+            self._show(name)
+
+    def phase_finish(self, name: str) -> None:
+        """A phase ends, perhaps before its last step."""
+        with self._contained():
+            phase = self._phases.pop(name, None)
+            if phase is not None and phase.parent is None and not self._stopped:
+                self._update(1.0, name)
+
+    def step_complete(self, name: str, step: int) -> bool:
+        """A step, counted from 0, is done; ``False`` tells the compiler to stop."""
+        with self._contained():
+            if name in self._phases:
+                self._phases[name].done = step + 1
+            self._show(name)
+        return not self._stopped
+
+    def _show(self, name: str) -> None:
+        roots = [key for key, phase in self._phases.items() if phase.parent not in self._phases]
+        self._shown = max([self._shown, *(self._share(root) for root in roots)])
+        self._update(self._shown, name)
+
+    def _update(self, share: float, name: str) -> None:
+        if self._task is not None:
+            self._task.update(share, 1.0, name)
+
+    def _share(self, name: str) -> float:
+        """Finished steps of a phase, and within the current one the share of its inner phases."""
+        phase = self._phases[name]
+        inner = [self._share(key) for key, other in self._phases.items() if other.parent == name]
+        return min(1.0, (phase.done + max(inner, default=0.0)) / phase.steps)
+
+    @contextmanager
+    def _contained(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self.failure = self.failure or error
+            self.stop()
+
+
+def progress_monitor(monitor: BuildMonitor, module: Any) -> Any:
+    """An ``IProgressMonitor`` of ``module`` that reports to ``monitor``."""
+
+    def phase_start(_self: Any, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+        monitor.phase_start(phase_name, parent_phase, num_steps)
+
+    def phase_finish(_self: Any, phase_name: str) -> None:
+        monitor.phase_finish(phase_name)
+
+    def step_complete(_self: Any, phase_name: str, step: int) -> bool:
+        return monitor.step_complete(phase_name, step)
+
+    methods = {
+        "phase_start": phase_start,
+        "phase_finish": phase_finish,
+        "step_complete": step_complete,
+    }
+    return type("BuildProgressMonitor", (module.IProgressMonitor,), methods)()
+
 
 _OLDEST_PORTABLE = 80
 """Ampere. Turing (7.5) cannot share an engine with the others without further configuration."""

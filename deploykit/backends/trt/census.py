@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-from deploykit.specs import Precision
+from deploykit.core.precision import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

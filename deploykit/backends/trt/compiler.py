@@ -1,17 +1,18 @@
-"""Which engine compiler this machine has, and which one a build uses."""
+"""Engine compilers of this machine, and the one that a build uses."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from deploykit.environment import install_line, require
-from deploykit.errors import BuildError, MissingDependencyError, UnknownNameError
+from deploykit.core.environment import install_line, require
+from deploykit.core.errors import BuildError, MissingDependencyError, UnknownNameError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from deploykit.environment import Gpu
+    from deploykit.core.environment import Gpu
+
 
 TENSORRT: Final = "tensorrt"
 TENSORRT_RTX: Final = "tensorrt-rtx"
@@ -114,3 +115,7 @@ def _load_or_none(name: str) -> Compiler | None:
         return load_compiler(name)
     except MissingDependencyError:
         return None
+
+
+RTX_CAPABILITIES: Final = ("8.0", "8.6", "8.9", "12.0", "12.1")
+"""Compute capabilities that TensorRT for RTX 1.7 executes on, its own list from Ampere on."""

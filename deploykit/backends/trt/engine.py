@@ -1,22 +1,160 @@
-"""A deserialised engine, and all that has to outlive the contexts that run it."""
+"""A deserialised engine with its runtime cache, and the part of the runtime's API that it uses."""
 
 from __future__ import annotations
 
+import logging
+import os
+import tempfile
+from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from deploykit.backends.trt import api
+from deploykit.backends.trt import engine as api
 from deploykit.backends.trt.messages import Messages, logger_into
-from deploykit.backends.trt.runtime_cache import RuntimeCache
-from deploykit.errors import BundleError, DeviceError, EngineIncompatibleError
-from deploykit.sizes import AXIS_NAMES, BATCH_AXIS, IMAGE_DIMS
-from deploykit.specs import BATCH, TensorSpec
+from deploykit.core.errors import BundleError, DeviceError, EngineIncompatibleError
+from deploykit.core.sizes import AXIS_NAMES, BATCH_AXIS, IMAGE_DIMS
+from deploykit.core.specs import BATCH, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from deploykit.backends.trt.compiler import Compiler
+
+
+class Dims(Protocol):
+    """A shape; two of them cannot be compared, so it is made a tuple at once."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> int: ...
+
+
+class Named(Protocol):
+    """A member of one of the vendor's enumerations."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+
+class ExecutionContext(Protocol):
+    """``IExecutionContext``; for one thread at a time."""
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...], /) -> bool: ...  # noqa: D102
+    def infer_shapes(self) -> list[str]: ...  # noqa: D102
+    def get_tensor_shape(self, name: str, /) -> Dims: ...  # noqa: D102
+    def set_tensor_address(self, name: str, memory: int, /) -> bool: ...  # noqa: D102
+    def set_device_memory(self, memory: int, size: int, /) -> None: ...  # noqa: D102
+    def execute_async_v3(self, stream_handle: int, /) -> bool: ...  # noqa: D102
+
+
+class RuntimeConfig(Protocol):
+    """``IRuntimeConfig``: how execution contexts are made."""
+
+    def set_execution_context_allocation_strategy(self, strategy: Any, /) -> None: ...  # noqa: D102
+
+
+class RuntimeCacheApi(Protocol):
+    """``IRuntimeCache``, of TensorRT for RTX only: kernels that it compiled for this GPU."""
+
+    def deserialize(self, blob: bytes, /) -> bool: ...  # noqa: D102
+    def serialize(self) -> Any: ...  # noqa: D102
+
+
+class RtxRuntimeConfig(RuntimeConfig, Protocol):
+    """``IRuntimeConfig`` of TensorRT for RTX."""
+
+    cuda_graph_strategy: Any
+
+    def create_runtime_cache(self) -> RuntimeCacheApi | None: ...  # noqa: D102
+    def set_runtime_cache(self, cache: Any, /) -> bool: ...  # noqa: D102
+
+
+class CudaEngine(Protocol):
+    """``ICudaEngine``."""
+
+    @property
+    def num_io_tensors(self) -> int: ...  # noqa: D102
+    @property
+    def device_memory_size_v2(self) -> int: ...  # noqa: D102
+    def get_tensor_name(self, index: int, /) -> str: ...  # noqa: D102
+    def get_tensor_mode(self, name: str, /) -> Named: ...  # noqa: D102
+    def get_tensor_dtype(self, name: str, /) -> Named: ...  # noqa: D102
+    def get_tensor_shape(self, name: str, /) -> Dims: ...  # noqa: D102
+    def create_runtime_config(self) -> RuntimeConfig | None: ...  # noqa: D102
+    def create_execution_context(  # noqa: D102
+        self, runtime_config: Any, /
+    ) -> ExecutionContext | None: ...
+
+
+class Runtime(Protocol):
+    """``Runtime``."""
+
+    def deserialize_cuda_engine(  # noqa: D102
+        self, serialized_engine: bytes, /
+    ) -> CudaEngine | None: ...
+
+
+def as_tuple(dims: Dims) -> tuple[int, ...]:
+    """The sizes of a shape; -1 is an open dimension."""
+    return tuple(int(dims[axis]) for axis in range(len(dims)))
+
+
+_log = logging.getLogger("deploykit")
+
+
+class RuntimeCache:
+    """The cache of a runtime's configuration, and the file that it comes from and goes to.
+
+    Without a file it serves the contexts of this process only.
+    """
+
+    def __init__(self, config: RtxRuntimeConfig, path: Path | None) -> None:
+        self._path = path
+        self._cache = config.create_runtime_cache()
+        self._loaded = b"" if path is None or self._cache is None else _load(self._cache, path)
+        if self._cache is None or not config.set_runtime_cache(self._cache):
+            _log.warning("the runtime takes no cache: kernels are compiled for each context")
+            self._path = None
+
+    def save(self) -> None:
+        """Write the cache where it differs from the file that was read; whole, or not at all."""
+        if self._path is None or self._cache is None:
+            return
+        memory = self._cache.serialize()
+        blob = b"" if memory is None else bytes(memory)
+        if not blob or blob == self._loaded:
+            return
+        try:
+            _replace(self._path, blob)
+        except OSError as error:
+            _log.warning("cannot write the runtime cache %s: %s", self._path, error)
+
+
+def _load(cache: RuntimeCacheApi, path: Path) -> bytes:
+    """What the cache took from the file; nothing where it has no use for it."""
+    try:
+        blob = path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        _log.warning("cannot read the runtime cache %s: %s", path, error)
+        return b""
+    if not blob or not cache.deserialize(blob):
+        _log.info("%s is damaged or of another machine: kernels are compiled anew", path)
+        return b""
+    return blob
+
+
+def _replace(path: Path, blob: bytes) -> None:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(blob)
+        part.chmod(0o644)  # mkstemp's 0o600 would keep a service's own user out
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
 
 _DTYPES: Final[Mapping[str, str]] = {
     "FLOAT": "float32",

@@ -1,30 +1,253 @@
-"""What one call at a time needs: a stream, buffers, and an execution context per shape."""
+"""Resources of one call at a time: a stream, buffers, and an execution context per shape."""
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
-from deploykit.backends._cuda.arrays import DeviceArray
-from deploykit.backends.trt.batch_context import BatchContext, Slot
-from deploykit.backends.trt.inputs import read_feeds
+from deploykit.backends._cuda.arrays import DeviceArray, as_source
+from deploykit.backends._cuda.device import cuda_failure
+from deploykit.backends._feeds import check_feeds
+from deploykit.core.errors import DeviceError, UsageError
+from deploykit.core.sizes import AXIS_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from deploykit.backends._cuda.device import Device
-    from deploykit.backends._cuda.memory import Memory
-    from deploykit.backends._cuda.stream import StepClock
-    from deploykit.backends.trt.batch_context import Binding
+    from deploykit.backends._cuda.arrays import GpuView
+    from deploykit.backends._cuda.device import (
+        CapturedGraph,
+        Device,
+        Memory,
+        PinnedMemory,
+        StepClock,
+        Stream,
+    )
     from deploykit.backends.trt.engine import Engine
-    from deploykit.specs import ShapeProfile, TensorSpec
+    from deploykit.core.sizes import ShapeProfile
+    from deploykit.core.specs import Array, TensorSpec
 
     Shapes = tuple[tuple[int, ...], ...]
+
+
+def read_feeds(
+    name: str,
+    inputs: tuple[TensorSpec, ...],
+    profile: ShapeProfile,
+    feeds: Mapping[str, Any],
+    stream: Stream,
+) -> list[NDArray[Any] | GpuView]:
+    """The sources of the inputs in their order; all have the same batch, one of the profile.
+
+    Raises:
+        UsageError: names, types, shapes or places are not the engine's, or the batch, the height
+            or the width is outside the profile.
+    """
+    sources = {
+        key: value if type(value) is np.ndarray else as_source(key, value, stream)
+        for key, value in feeds.items()
+    }
+    # It reads their dtype and shape only, which both kinds have.
+    check_feeds(name, cast("Mapping[str, Array]", sources), inputs)
+    ordered = [sources[spec.name] for spec in inputs]
+    batch = ordered[0].shape[0]
+    if len(ordered) > 1 and any(source.shape[0] != batch for source in ordered):
+        batches = sorted(source.shape[0] for source in ordered)
+        raise UsageError(f"the inputs of {name} have different batches: {batches}")
+    if not profile.min_batch <= batch <= profile.max_batch:
+        raise UsageError(
+            f"{name} was fed a batch of {batch}, its profile is {profile.min_batch} to "
+            f"{profile.max_batch}\nsplit or fill up the batch, or compile the engine with another "
+            "--batch MIN,OPT,MAX"
+        )
+    if profile.height is not None or profile.width is not None:
+        for spec, source in zip(inputs, ordered, strict=True):
+            _check_image(name, spec, source.shape, profile)
+    return ordered
+
+
+def _check_image(
+    name: str, spec: TensorSpec, shape: tuple[int, ...], profile: ShapeProfile
+) -> None:
+    ranges = profile.ranges
+    for axis, dim in enumerate(spec.shape):
+        sizes = ranges.get(axis)
+        if isinstance(dim, str) and sizes is not None and shape[axis] not in sizes:
+            label = AXIS_NAMES[axis]
+            raise UsageError(
+                f"{name} was fed images of {label} {shape[axis]}, its profile is {sizes.min} to "
+                f"{sizes.max}\nresize or pad them, or compile the engine with another "
+                f"--{label} MIN,OPT,MAX"
+            )
+
+
+_log = logging.getLogger("deploykit")
+
+_ALIGNMENT: Final = 256
+"""``setTensorAddress`` of the runtime: addresses have to be multiples of it."""
+
+GRAPHS_KEPT: Final = 4
+"""Of one shape on one stream: inputs on the GPU come at the caller's own addresses, and
+PyTorch's allocator hands out the same few again and again."""
+
+_ATTEMPTS: Final = 3
+"""A capture can fail for a passing reason; after three, the model is one that cannot be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Buffers of one tensor for the largest shape: on the host, page-locked, and on the GPU."""
+
+    spec: TensorSpec
+    host: PinnedMemory
+    device: Memory
+
+
+class Binding:
+    """A tensor of one shape: the parts of its buffers that the batch fills."""
+
+    def __init__(self, slot: Slot, shape: tuple[int, ...]) -> None:
+        self.name = slot.spec.name
+        self.shape = shape
+        self.dtype = np.dtype(slot.spec.dtype)
+        size = int(np.prod(shape)) * self.dtype.itemsize
+        self.array = slot.host.array(shape, self.dtype)
+        self.host = slot.host.part(size)
+        self.device = slot.device.part(size)
+
+
+class BatchContext:
+    """Runs batches of one shape on one stream; the vendor advises one context per captured graph.
+
+    A graph is captured when the same addresses come for the second time: the first run warms up,
+    and an address that never comes again is not worth a capture.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        stream: Stream,
+        scratch: Memory | None,
+        slots: Sequence[Slot],
+        shapes: Sequence[tuple[int, ...]],
+    ) -> None:
+        self._engine = engine
+        self._stream = stream
+        self._context = engine.new_context()
+        if scratch is not None:
+            self._context.set_device_memory(scratch.address, scratch.size)
+        computed = engine.set_shapes(self._context, shapes)
+        self.inputs = list(map(Binding, slots, shapes))
+        self.outputs = list(map(Binding, slots[len(shapes) :], computed))
+        for binding in (*self.inputs, *self.outputs):
+            self._set_address(binding.name, binding.device.address)
+        self._own = tuple(binding.device.address for binding in self.inputs)
+        self._bound = self._own
+        self._graphs: dict[tuple[int, ...], CapturedGraph | None] = {}
+        self._attempts = _ATTEMPTS if engine.captures else 0
+
+    def copy_in(self, sources: Sequence[NDArray[Any] | GpuView]) -> tuple[int, ...]:
+        """Queue the copies of what lies on the host; the address of each input.
+
+        What lies on the GPU is used where it is, unless its address is not aligned: then it is
+        copied, on the GPU.
+        """
+        if len(sources) == 1 and isinstance(sources[0], np.ndarray):
+            self._copy_from_host(self.inputs[0], sources[0])
+            return self._own
+        pairs = zip(self.inputs, sources, strict=True)
+        return tuple(self._place(binding, source) for binding, source in pairs)
+
+    def launch(self, addresses: tuple[int, ...]) -> None:
+        """Queue the computation, as a graph where there is one for these addresses.
+
+        Raises:
+            DeviceError: the runtime refuses.
+        """
+        known = addresses in self._graphs
+        graph = self._graphs.pop(addresses, None)
+        self._graphs[addresses] = graph  # now the newest
+        if graph is not None:
+            graph.launch(self._stream)
+            return
+        self._bind(addresses)
+        if known and self._attempts:
+            self._capture(addresses)
+        else:
+            self._forget_the_oldest()
+            self._enqueue()
+
+    def copy_out(self) -> None:
+        """Queue the copies of the outputs to the host."""
+        for binding in self.outputs:
+            self._stream.copy(binding.host, binding.device)
+
+    def results(self) -> dict[str, NDArray[Any]]:
+        """The outputs on the host as arrays of the caller's own; the stream is synchronised."""
+        return {binding.name: binding.array.copy() for binding in self.outputs}
+
+    def close(self) -> None:
+        """Let go of graphs and context; the buffers belong to the lane."""
+        for graph in self._graphs.values():
+            if graph is not None:
+                graph.close()
+        self._graphs.clear()
+        del self._context
+
+    def _copy_from_host(self, binding: Binding, source: NDArray[Any]) -> None:
+        np.copyto(binding.array, source)
+        self._stream.copy(binding.device, binding.host)
+
+    def _place(self, binding: Binding, source: NDArray[Any] | GpuView) -> int:
+        if isinstance(source, np.ndarray):
+            self._copy_from_host(binding, source)
+        elif source.memory.address % _ALIGNMENT:
+            self._stream.copy(binding.device, source.memory)
+        else:
+            return source.memory.address
+        return binding.device.address
+
+    def _bind(self, addresses: tuple[int, ...]) -> None:
+        if addresses != self._bound:
+            for binding, address in zip(self.inputs, addresses, strict=True):
+                self._set_address(binding.name, address)
+            self._bound = addresses
+
+    def _forget_the_oldest(self) -> None:
+        if len(self._graphs) > GRAPHS_KEPT:
+            oldest = self._graphs.pop(next(iter(self._graphs)))
+            if oldest is not None:
+                oldest.close()
+
+    def _capture(self, addresses: tuple[int, ...]) -> None:
+        try:
+            graph = self._stream.capture(self._enqueue)
+        except Exception as error:
+            said = cuda_failure(error)
+            if said is None and not isinstance(error, (DeviceError, RuntimeError)):
+                raise
+            self._attempts -= 1
+            _log.warning("%s: no CUDA graph could be captured: %s", self._engine.name, error)
+            self._enqueue()
+            return
+        self._graphs[addresses] = graph
+        graph.launch(self._stream)
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(self._stream.handle):
+            raise self._engine.failure("does not run it")
+
+    def _set_address(self, name: str, address: int) -> None:
+        if not self._context.set_tensor_address(name, address):
+            raise self._engine.failure(f"refuses the address of {name!r}")
+
 
 SIZES_KEPT: Final = 16
 """Shapes of one lane that have a context at the same time; the one unused longest goes."""

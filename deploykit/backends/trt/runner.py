@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from threading import Lock
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from threading import Condition, Lock
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
-from deploykit.backends._cuda.device import Device
-from deploykit.backends._cuda.failures import cuda_failure
+from deploykit.backends._cuda.device import Device, cuda_failure
 from deploykit.backends.trt.engine import Engine
 from deploykit.backends.trt.lane import Lane
-from deploykit.backends.trt.pool import LanePool
-from deploykit.errors import DeviceError, UsageError
-from deploykit.specs import Closing, StepTimes
+from deploykit.core.errors import DeviceError, UsageError
+from deploykit.core.specs import Closing, StepTimes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,7 +22,97 @@ if TYPE_CHECKING:
 
     from deploykit.backends._cuda.arrays import DeviceArray
     from deploykit.backends.trt.compiler import Compiler
-    from deploykit.specs import ShapeProfile, TensorSpec
+    from deploykit.core.sizes import ShapeProfile
+    from deploykit.core.specs import TensorSpec
+
+
+_log = logging.getLogger("deploykit")
+
+LANES: Final = 4
+"""Calls on the GPU at the same time; more wait for one to end. A GPU is filled by a few streams,
+and each costs buffers for the largest batch and image, and the engine's scratch memory."""
+
+
+class LanePool:
+    """Lends each lane to one call at a time; lanes are made when calls first overlap."""
+
+    def __init__(self, name: str, new_lane: Callable[[], Lane], limit: int = LANES) -> None:
+        self._name = name
+        self._new_lane = new_lane
+        self._limit = limit
+        self._lock = Lock()
+        self._changed = Condition(self._lock)
+        self._idle: list[Lane] = []
+        self._count = 0
+        self._closed = False
+
+    def take(self) -> Lane:
+        """An idle lane, the one used last; waits where all that may be are lent.
+
+        Raises:
+            UsageError: the pool is closed.
+            DeviceError: the GPU has no memory for even one lane.
+        """
+        while True:
+            with self._lock:
+                if not self._idle:
+                    self._changed.wait_for(self._may_go_on)
+                if self._closed:
+                    raise UsageError(f"the runner of {self._name} is closed; open a new one")
+                if self._idle:
+                    return self._idle.pop()
+                self._count += 1
+            lane = self._grow()
+            if lane is not None:
+                return lane
+
+    def give_back(self, lane: Lane) -> None:
+        """The lane can be lent again."""
+        with self._lock:
+            self._idle.append(lane)
+            self._changed.notify()
+
+    def discard(self, lane: Lane) -> None:
+        """The lane is given up: a call left it in a state that nobody knows."""
+        try:
+            lane.close()
+        finally:
+            self._shrink()
+
+    def close(self) -> None:
+        """Let nobody in, wait for the lanes that are lent, and close them all."""
+        with self._lock:
+            self._closed = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: len(self._idle) == self._count)
+            lanes, self._idle, self._count = self._idle, [], 0
+        for lane in lanes:
+            lane.close()
+
+    def _may_go_on(self) -> bool:
+        return self._closed or bool(self._idle) or self._count < self._limit
+
+    def _grow(self) -> Lane | None:
+        """A new lane; ``None`` where there is no memory for one more, then fewer have to do."""
+        try:
+            return self._new_lane()
+        except DeviceError as error:
+            others = self._shrink()
+            if not others:
+                raise
+            self._limit = others
+            _log.warning("%s: %d calls at a time have to do: %s", self._name, others, error)
+            return None
+        except BaseException:
+            self._shrink()
+            raise
+
+    def _shrink(self) -> int:
+        with self._lock:
+            self._count -= 1
+            self._changed.notify_all()
+            return self._count
+
 
 Result = TypeVar("Result")
 
@@ -211,3 +300,30 @@ class TrtRunner(Closing):
                 f"{self._name}: the GPU failed, and this process cannot use it any more\n"
                 f"it says: {self._broken}\nstart the process again"
             ) from cause
+
+
+class ResidentRunner(Closing):
+    """Runs what `upload` has put on the GPU; the outputs are computed and left there.
+
+    The runner behind it stays the caller's.
+    """
+
+    def __init__(self, runner: TrtRunner) -> None:
+        self._runner = runner
+        self.inputs: tuple[TensorSpec, ...] = runner.inputs
+        self.outputs: tuple[TensorSpec, ...] = runner.outputs
+
+    def upload(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Copies of arrays on the host, for any number of runs."""
+        return self._runner.upload(feeds)
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Outputs by name, on the GPU; raises what `TrtRunner.run` does."""
+        return self._runner.run_on_device(feeds)
+
+    def run_timed(self, feeds: Mapping[str, Any]) -> tuple[dict[str, Any], StepTimes]:
+        """The duration of computing and enqueueing; there are no outputs, as none was fetched."""
+        return {}, self._runner.time_on_device(feeds)
+
+    def close(self) -> None:
+        """Nothing: what was uploaded is freed with the last reference to it."""

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from deploykit.backends.eager import EagerRunner
-from deploykit.errors import UsageError
-from deploykit.specs import TensorSpec
+from deploykit.core.errors import UsageError
+from deploykit.core.specs import TensorSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,10 +11,11 @@ import onnx
 import onnxruntime
 import pytest
 
-from deploykit.artifacts import OnnxArtifact
 from deploykit.backends.ort import OrtRunner
-from deploykit.errors import EngineIncompatibleError, ModelFileError, UsageError
-from deploykit.specs import Precision, TensorSpec
+from deploykit.core.artifacts import OnnxArtifact
+from deploykit.core.errors import EngineIncompatibleError, ModelFileError, UsageError
+from deploykit.core.precision import Precision
+from deploykit.core.specs import TensorSpec
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploykit.benchmarking.limits import Limit
-from deploykit.benchmarking.peaks import gpu_peak
-from deploykit.benchmarking.results import BenchmarkResult, Samples, Subject
-from deploykit.benchmarking.runs import BenchmarkRun, Failure
-from deploykit.specs import Precision
+from deploykit.benchmarking.results import (
+    BenchmarkResult,
+    BenchmarkRun,
+    CellFailure,
+    Samples,
+    Subject,
+)
+from deploykit.core.precision import Precision
+from deploykit.costs.limits import Limit
+from deploykit.costs.peaks import gpu_peak
 from tests.unit.benchmarking.noise import SWITCHES
 
 if TYPE_CHECKING:
@@ -100,8 +105,12 @@ def on_gpu(model: str, precision: str, batch: int, compute_ms: Any) -> Benchmark
 
 
 FAILURES = (
-    Failure("vgg16", Precision.FP32, "tensorrt", 32, "out of memory", "needs 23 GiB\nhas 21", 4.2),
-    Failure("nin", Precision.INT8, "tensorrt-rtx", 8, "error", "BuildError: no <such> layer", 0.8),
+    CellFailure(
+        "vgg16", Precision.FP32, "tensorrt", 32, "out of memory", "needs 23 GiB\nhas 21", 4.2
+    ),
+    CellFailure(
+        "nin", Precision.INT8, "tensorrt-rtx", 8, "error", "BuildError: no <such> layer", 0.8
+    ),
 )
 
 
@@ -167,5 +176,5 @@ def hostile_run() -> BenchmarkRun:
         condition=(HOSTILE,),
         notes=(HOSTILE,),
     )
-    failure = Failure(HOSTILE, Precision.FP16, HOSTILE, 1, "error", HOSTILE, 1.0)
+    failure = CellFailure(HOSTILE, Precision.FP16, HOSTILE, 1, "error", HOSTILE, 1.0)
     return BenchmarkRun((result,), (failure,))

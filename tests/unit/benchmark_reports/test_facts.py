@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from deploykit.benchmark_reports.facts import (
+from deploykit.benchmarking.report.facts import (
     common_switches,
     machine_facts,
     machine_name,
@@ -18,10 +18,9 @@ from deploykit.benchmark_reports.facts import (
     switch_facts,
     versions_of,
 )
-from deploykit.benchmark_reports.remarks import remarks_of
-from deploykit.benchmarking.rows import row_of
-from deploykit.benchmarking.runs import BenchmarkRun
-from deploykit.specs import Precision
+from deploykit.benchmarking.report.rows import remarks_of, row_of
+from deploykit.benchmarking.results import BenchmarkRun
+from deploykit.core.precision import Precision
 from tests.unit.benchmark_reports.reported import (
     BUSY,
     CPU,

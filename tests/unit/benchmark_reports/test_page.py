@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploykit.benchmark_reports.page import SCRIPTS, page_of
-from deploykit.benchmark_reports.page_data import page_data
-from deploykit.benchmarking.percentiles import percentile
-from deploykit.benchmarking.runs import BenchmarkRun
+from deploykit.benchmarking.report.page import SCRIPTS, page_data, page_of
+from deploykit.benchmarking.results import BenchmarkRun
+from deploykit.benchmarking.statistics.percentiles import percentile
 from tests.unit.benchmark_reports.reported import (
     CPU,
     DOUBT,
@@ -28,7 +27,7 @@ from tests.unit.benchmark_reports.reported import (
     on_gpu,
 )
 
-ASSETS = resources.files("deploykit.benchmark_reports").joinpath("assets")
+ASSETS = resources.files("deploykit.benchmarking.report").joinpath("assets")
 BLOCK = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
 
 

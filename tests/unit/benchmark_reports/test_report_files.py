@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploykit.benchmark_reports.files import write_reports
-from deploykit.benchmark_reports.page import page_of
-from deploykit.benchmark_reports.table import csv_of, markdown_of
-from deploykit.benchmarking.runs import BenchmarkRun
-from deploykit.errors import BundleError, UsageError
+from deploykit.benchmarking.report.files import write_reports
+from deploykit.benchmarking.report.page import page_of
+from deploykit.benchmarking.report.table import csv_of, markdown_of
+from deploykit.benchmarking.results import BenchmarkRun
+from deploykit.core.errors import BundleError, UsageError
 from tests.unit.benchmark_reports.reported import gpu_run, measured
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from deploykit.benchmark_reports.table import csv_of, escaped, markdown_of
-from deploykit.benchmarking.percentiles import percentile
-from deploykit.benchmarking.rows import LEVELS, row_of
-from deploykit.benchmarking.runs import BenchmarkRun
+from deploykit.benchmarking.report.rows import LEVELS, row_of
+from deploykit.benchmarking.report.table import csv_of, escaped, markdown_of
+from deploykit.benchmarking.results import BenchmarkRun
+from deploykit.benchmarking.statistics.percentiles import percentile
 from tests.unit.benchmark_reports.reported import (
     BUSY,
     DOUBT,

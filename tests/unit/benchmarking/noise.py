@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploykit.benchmarking.results import BenchmarkResult, Samples, Subject, Switches
-from deploykit.specs import Precision
+from deploykit.core.precision import Precision
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit.benchmarking.ab import (
+from deploykit.benchmarking.statistics.ab import (
+    MIN_PAIRS,
+    Round,
+    Rounds,
     floor_of,
     ratio_of_pairs,
     report_of,
 )
-from deploykit.benchmarking.comparing import MIN_EFFECT, Comparison, Ratio, Verdict
-from deploykit.benchmarking.rounds import MIN_PAIRS, Round, Rounds
-from deploykit.errors import DataError, UnknownNameError, UsageError
+from deploykit.benchmarking.statistics.comparing import MIN_EFFECT, Comparison, Ratio, Verdict
+from deploykit.core.errors import DataError, UnknownNameError, UsageError
 from tests.unit.benchmarking.noise import MEDIAN_MS, dependent, independent, samples_of
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit.benchmarking.comparing import (
+from deploykit.benchmarking.statistics.comparing import (
     Comparison,
     Ratio,
     Verdict,
@@ -14,7 +14,7 @@ from deploykit.benchmarking.comparing import (
     differences,
     ratio_of_medians,
 )
-from deploykit.errors import DataError, UnknownNameError, UsageError
+from deploykit.core.errors import DataError, UnknownNameError, UsageError
 from tests.unit.benchmarking.noise import (
     ENVIRONMENT,
     SUBJECT,

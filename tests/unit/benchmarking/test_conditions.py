@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deploykit.benchmarking import gpu_meter
-from deploykit.benchmarking.conditions import Conditions, watch
-from deploykit.benchmarking.gpu_meter import (
+from deploykit.benchmarking.machine import gpu_meter
+from deploykit.benchmarking.machine.conditions import Conditions, watch
+from deploykit.benchmarking.machine.gpu_meter import (
     GpuConditions,
     GpuMeter,
     GpuReading,
@@ -23,9 +23,9 @@ from deploykit.benchmarking.gpu_meter import (
     open_gpu_meter,
     pci_bus_id,
 )
-from deploykit.benchmarking.host import Host, HostConditions
-from deploykit.environment import install_line
-from deploykit.errors import DeviceError, MissingDependencyError
+from deploykit.benchmarking.machine.host import Host, HostConditions
+from deploykit.core.environment import install_line
+from deploykit.core.errors import DeviceError, MissingDependencyError
 from tests.fakes.nvml_fake import FakeNvml, FakeNvmlError
 
 if TYPE_CHECKING:

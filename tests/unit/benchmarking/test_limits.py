@@ -4,11 +4,11 @@ import math
 
 import pytest
 
-from deploykit.benchmarking.costs import LayerCost, NetworkCost
-from deploykit.benchmarking.limits import Limit, achieved, limit_ms, physical_limit
-from deploykit.benchmarking.peaks import DevicePeak, gpu_peak
-from deploykit.errors import UsageError
-from deploykit.specs import Precision
+from deploykit.core.errors import UsageError
+from deploykit.core.precision import Precision
+from deploykit.costs.limits import Limit, achieved, limit_ms, physical_limit
+from deploykit.costs.network import LayerCost, NetworkCost
+from deploykit.costs.peaks import DevicePeak, gpu_peak
 
 FP32, FP16, INT8 = Precision.FP32, Precision.FP16, Precision.INT8
 

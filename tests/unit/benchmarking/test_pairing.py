@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deploykit.benchmarking.pairing import key_of, pair
-from deploykit.benchmarking.runs import BenchmarkRun, Failure
-from deploykit.errors import DataError
-from deploykit.specs import Precision
+from deploykit.benchmarking.results import BenchmarkRun, CellFailure
+from deploykit.benchmarking.statistics.comparing import key_of, pair
+from deploykit.core.errors import DataError
+from deploykit.core.precision import Precision
 from tests.unit.benchmarking.noise import SUBJECT, SWITCHES, result_of
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ def measured(model: str, scenario: str = "single-stream", **subject: Any) -> Ben
     )
 
 
-def failed(model: str, kind: str = "error") -> Failure:
-    return Failure(model, Precision.FP16, "tensorrt", 8, kind, "no driver", 0.5)
+def failed(model: str, kind: str = "error") -> CellFailure:
+    return CellFailure(model, Precision.FP16, "tensorrt", 8, kind, "no driver", 0.5)
 
 
 def test_the_key_is_the_cell_and_its_scenario() -> None:

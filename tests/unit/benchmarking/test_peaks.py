@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploykit.benchmarking import cpu_trial
-from deploykit.benchmarking.peaks import gpu_names, gpu_peak, measure_cpu_peaks
-from deploykit.environment import cpu_model
-from deploykit.errors import DeviceError, UsageError
-from deploykit.specs import Precision
+from deploykit.core.environment import cpu_model
+from deploykit.core.errors import DeviceError, UsageError
+from deploykit.core.precision import Precision
+from deploykit.costs import cpu_trial
+from deploykit.costs.peaks import gpu_names, gpu_peak, measure_cpu_peaks
 
 if TYPE_CHECKING:
     from pathlib import Path

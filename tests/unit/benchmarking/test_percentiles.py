@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit.benchmarking.autocorrelation import autocorrelation, statistical_inefficiency
-from deploykit.benchmarking.percentiles import (
+from deploykit.benchmarking.statistics.percentiles import (
+    autocorrelation,
     coefficient_of_variation,
     interval_ranks,
     percentile,
     samples_for_margin,
     samples_needed,
+    statistical_inefficiency,
 )
-from deploykit.errors import UsageError
+from deploykit.core.errors import UsageError
 from tests.unit.benchmarking.noise import dependent, independent, lognormal, mixture
 
 if TYPE_CHECKING:

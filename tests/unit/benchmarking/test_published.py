@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploykit import models
-from deploykit.benchmarking.limits import achieved, physical_limit
-from deploykit.benchmarking.peaks import gpu_peak
-from deploykit.specs import Precision
+from deploykit.core.precision import Precision
+from deploykit.costs.limits import achieved, physical_limit
+from deploykit.costs.peaks import gpu_peak
+from deploykit.models._registry import names
 from tests.network_costs import cost_of_definition
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deploykit.benchmarking.peaks import DevicePeak
+    from deploykit.costs.peaks import DevicePeak
 
 GPUS = {
     "t4": "Tesla T4",
@@ -48,7 +48,7 @@ def rows(shared_data: Path) -> list[dict[str, str]]:
         pytest.skip("the shared folder has no peers/published_latency.csv")
     with path.open(encoding="utf-8", newline="") as file:
         published = [row for row in csv.DictReader(file) if row["input"] == "224"]
-    known = [row for row in published if model_of(row) in models.names()]
+    known = [row for row in published if model_of(row) in names()]
     assert len(known) > 240
     return known
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from deploykit.benchmark_files import read_run, write_run
-from deploykit.benchmarking.runs import BenchmarkRun, Failure
-from deploykit.errors import BundleError, DataError, UsageError
-from deploykit.specs import Precision
+from deploykit.benchmarking.result_files import read_run, write_run
+from deploykit.benchmarking.results import BenchmarkRun, CellFailure
+from deploykit.core.errors import BundleError, DataError, UsageError
+from deploykit.core.precision import Precision
 from tests.unit.benchmarking.noise import ENVIRONMENT, result_of
 
 RESULTS = (result_of([1 / 3, 0.1 + 0.2]), result_of([5e-324, 2.5e300]))
-FAILURE = Failure(
+FAILURE = CellFailure(
     "vgg19", Precision.INT8, "ort", 32, "time limit", "not done after 300 s", 300 + 1 / 3
 )
 RUN = BenchmarkRun(RESULTS, (FAILURE,))

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploykit.benchmarking.rounds import Round, Rounds
-from deploykit.errors import DataError, UsageError
+from deploykit.benchmarking.statistics.ab import Round, Rounds
+from deploykit.core.errors import DataError, UsageError
 from tests.unit.benchmarking.noise import samples_of
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit.benchmarking.limits import Limit
-from deploykit.benchmarking.rows import latency_of, percentile_value, ranking, row_of
-from deploykit.benchmarking.runs import Failure
-from deploykit.specs import Precision
+from deploykit.benchmarking.report.rows import latency_of, percentile_value, ranking, row_of
+from deploykit.benchmarking.results import CellFailure
+from deploykit.core.precision import Precision
+from deploykit.costs.limits import Limit
 from tests.unit.benchmarking.noise import SUBJECT, SWITCHES, independent, result_of, samples_of
 
 if TYPE_CHECKING:
@@ -131,6 +131,6 @@ def test_a_disturbance_does_not_change_the_rank() -> None:
 
 
 def test_a_failure_is_named_as_its_cell() -> None:
-    failure = Failure("nin", Precision.FP32, "ort", 1, "error", "it broke", 1.0)
+    failure = CellFailure("nin", Precision.FP32, "ort", 1, "error", "it broke", 1.0)
     assert failure.key == "nin/ort/fp32/b1"
-    assert Failure.from_dict(json.loads(json.dumps(failure.to_dict()))) == failure
+    assert CellFailure.from_dict(json.loads(json.dumps(failure.to_dict()))) == failure

@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploykit.benchmarking.comparing import Comparison, Ratio, Verdict, ratio_of_means
 from deploykit.benchmarking.results import BenchmarkResult, Samples
-from deploykit.benchmarking.throughput import query_times_ms, ratio_of_query_times
-from deploykit.errors import DataError
+from deploykit.benchmarking.statistics.comparing import (
+    Comparison,
+    Ratio,
+    Verdict,
+    query_times_ms,
+    ratio_of_means,
+    ratio_of_query_times,
+)
+from deploykit.core.errors import DataError
 from tests.unit.benchmarking.noise import SWITCHES, dependent, lognormal, result_of
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ import pytest
 from benchmarks import coverage
 from benchmarks.coverage import Process, Table, markdown, source_hash, sweep
 from benchmarks.coverage_one import TRIALS, Record, attempt, worst
-from deploykit.errors import ExportError, ValidationError
-from deploykit.pipeline import export as pipeline
-from deploykit.specs import Precision
+from deploykit.core.errors import ExportError, ValidationError
+from deploykit.core.precision import Precision
+from deploykit.exporting import steps as pipeline
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from deploykit.benchmarking.runs import BenchmarkRun, Failure
+from deploykit.benchmarking.results import BenchmarkRun, CellFailure
 from deploykit.cli._bench_show import show_run
-from deploykit.pipeline.benchmark.run import BenchReport
-from deploykit.specs import Precision
+from deploykit.core.precision import Precision
+from deploykit.verbs.bench import BenchReport
 from tests.unit.benchmarking.noise import SUBJECT, independent, result_of
 
 WALL_MS = independent(np.random.default_rng(0), 600, 0.01)
@@ -62,7 +62,7 @@ def test_a_median_without_an_interval_stands_in_brackets() -> None:
 
 
 def test_failures_and_notes_are_shown_without_any_result() -> None:
-    failure = Failure("[b]nin", Precision.FP32, "ort", 1, "error", "line one\nline two", 1.0)
+    failure = CellFailure("[b]nin", Precision.FP32, "ort", 1, "error", "line one\nline two", 1.0)
     text = shown(failures=(failure,), notes=("no physical limits",), resumed=1)
     assert "failed: [b]nin/ort/fp32/b1: error: line one; line two" in text
     assert "note: no physical limits" in text

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from deploykit.choices import DefinitionChoices, PreprocessingChoices
-from deploykit.cli._definition import read_choices
-from deploykit.errors import UsageError
+from deploykit.cli._options import read_choices
+from deploykit.core.choices import DefinitionChoices, PreprocessingChoices
+from deploykit.core.errors import UsageError
 
 
 def test_nothing_given_chooses_nothing() -> None:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from deploykit.cli._precision_groups import group, left_out, works_of
-from deploykit.cli._precision_show import show_precision
-from deploykit.onnx_graph.precision import GraphPrecision, NodePrecision
-from deploykit.pipeline.precision_sight import Magnitudes, PrecisionSight
-from deploykit.specs import Precision
+from deploykit.cli._precision_show import group, left_out, show_precision, works_of
+from deploykit.core.precision import Precision
+from deploykit.graph.node_precisions import GraphPrecision, NodePrecision
+from deploykit.verbs.inspect_precision import Magnitudes, PrecisionReport
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -60,7 +59,7 @@ def shown(
     every_node: bool = False,
     has_reference: bool = False,
 ) -> str:
-    sight = PrecisionSight(
+    sight = PrecisionReport(
         "net", "net", precision, graph, magnitudes, ("untrained",), has_reference
     )
     stream = StringIO()

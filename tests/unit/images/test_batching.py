@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from deploykit import images
-from deploykit.errors import DataError, UnknownNameError, UsageError
-from deploykit.specs import Preprocessing
+from deploykit.core.errors import DataError, UnknownNameError, UsageError
+from deploykit.core.specs import Preprocessing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deploykit import images
-from deploykit.errors import DataError
+from deploykit.core.errors import DataError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from deploykit import images
-from deploykit.errors import DataError, UsageError
+from deploykit.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from deploykit import images
-from deploykit.errors import DataError, UsageError
+from deploykit.core.errors import DataError, UsageError
 from deploykit.images import LabelledData, ModelClasses
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from deploykit import images
-from deploykit.errors import DataError
+from deploykit.core.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deploykit.models import get, names
-from deploykit.models._weights import training_heads
+from deploykit.models._registry import get, names
 from deploykit.models.alexnet import LocalResponseNorm
 from deploykit.models.cifar_resnet import PaddedShortcut
 from deploykit.models.googlenet import ConvNormReLU, GoogLeNet, TrainingOutputs
+from deploykit.sources.weights import training_heads
 
 FP16_MAX = 65_504
 TORCHVISION_NAMES = [name for name in names() if get(name).torchvision]

@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification
 
-from deploykit.artifacts import made_of
-from deploykit.choices import DefinitionChoices
-from deploykit.errors import WeightsError
-from deploykit.models import build_with_weights
-from deploykit.models._hugging_face import digest, hugging_face_spec
-from deploykit.models._hugging_face_build import quietly
-from deploykit.pipeline.targets import digest_of, find_definition
-from deploykit.specs import BATCH, ModelSpec
+from deploykit.core.artifacts import made_of
+from deploykit.core.choices import DefinitionChoices
+from deploykit.core.errors import WeightsError
+from deploykit.core.specs import BATCH, ModelSpec
+from deploykit.sources.hugging_face import digest, hugging_face_spec
+from deploykit.sources.hugging_face_networks import quietly
+from deploykit.sources.targets import digest_of, find_definition
+from deploykit.sources.weights import build_with_weights
 from tests.hugging_face import CLASSES, SIDE, VIT_PROCESSOR, change_json, make_folder
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deploykit.choices import DefinitionChoices
-from deploykit.errors import MissingDependencyError, UnknownNameError, UsageError
-from deploykit.models._hugging_face import hugging_face_spec
+from deploykit.core.choices import DefinitionChoices
+from deploykit.core.errors import MissingDependencyError, UnknownNameError, UsageError
+from deploykit.sources.hugging_face import hugging_face_spec
 from tests.hugging_face import VIT_PROCESSOR, change_json, make_folder
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import transformers
 
-from deploykit.errors import UsageError
+from deploykit.core.errors import UsageError
 from deploykit.images import preprocess, sample_images
-from deploykit.models._hugging_face_build import quietly
-from deploykit.models._image_processor import Prepared, prepared_as, read_processor
+from deploykit.sources.hugging_face_networks import quietly
+from deploykit.sources.image_processor import ProcessorSettings, prepared_as, read_processor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,7 +39,7 @@ def processor_of(kind: str, **values: Any) -> Any:
         return getattr(transformers, f"{kind}ImageProcessorPil")(**values)
 
 
-def prepared(kind: str, **values: Any) -> Prepared:
+def prepared(kind: str, **values: Any) -> ProcessorSettings:
     return prepared_as(processor_of(kind, **values), "file")
 
 

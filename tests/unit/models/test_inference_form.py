@@ -13,10 +13,10 @@ from timm.layers import ConvNormAct
 from timm.models import byobnet, fastvit, repvit, resnet
 from torch import Tensor, nn
 
-from deploykit.errors import ExportError
-from deploykit.models._inference_form import inference_form
-from deploykit.models._logits import LogitsOf
-from deploykit.models._untrained import draw_values, pink_noise
+from deploykit.core.errors import ExportError
+from deploykit.sources.inference_form import inference_form
+from deploykit.sources.logits import LogitsOf
+from deploykit.sources.untrained import draw_values, pink_noise
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from deploykit.artifacts import sha256_of
-from deploykit.choices import DefinitionChoices
-from deploykit.errors import UnknownNameError, UsageError
-from deploykit.models import build_with_weights
-from deploykit.models._python_file import python_file_spec
+from deploykit.core.artifacts import sha256_of
+from deploykit.core.choices import DefinitionChoices
+from deploykit.core.errors import UnknownNameError, UsageError
+from deploykit.sources.python_file import python_file_spec
+from deploykit.sources.weights import build_with_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deploykit.specs import ModelSpec
+    from deploykit.core.specs import ModelSpec
 
 NETS = """
 import torch

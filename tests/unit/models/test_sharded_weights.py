@@ -9,9 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from deploykit.errors import WeightsError
-from deploykit.models._shards import shards_of, weights_sha256
-from deploykit.models._state_dict import read_state_dict
+from deploykit.core.errors import WeightsError
+from deploykit.sources.state_dict import read_state_dict, shards_of, weights_sha256
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deploykit.errors import WeightsError
-from deploykit.models._state_dict import misfits, read_state_dict
+from deploykit.core.errors import WeightsError
+from deploykit.sources.state_dict import misfits, read_state_dict
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,10 +12,12 @@ import torch
 from timm.data import create_transform, resolve_data_config
 from torch import nn
 
-from deploykit.errors import MissingDependencyError, UnknownNameError, UsageError
-from deploykit.models import _timm_build, build_with_weights, timm_names, timm_spec
-from deploykit.pipeline.samples import sample_batches
-from deploykit.specs import Preprocessing
+from deploykit.core.errors import MissingDependencyError, UnknownNameError, UsageError
+from deploykit.core.specs import Preprocessing
+from deploykit.images.batching import sample_batches
+from deploykit.sources import timm as _timm_build
+from deploykit.sources.timm import timm_names, timm_spec
+from deploykit.sources.weights import build_with_weights
 
 FP16_LARGEST = 65504
 

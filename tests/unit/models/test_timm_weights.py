@@ -13,10 +13,10 @@ from huggingface_hub import constants
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from safetensors.torch import save_file
 
-from deploykit.artifacts import sha256_of
-from deploykit.errors import UsageError, WeightsError
-from deploykit.models import build_with_weights, timm_spec
-from deploykit.models._timm_weights import FILES
+from deploykit.core.artifacts import sha256_of
+from deploykit.core.errors import UsageError, WeightsError
+from deploykit.sources.timm import FILES, timm_spec
+from deploykit.sources.weights import build_with_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

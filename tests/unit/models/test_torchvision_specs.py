@@ -10,12 +10,12 @@ import torch
 import torchvision
 from torch import nn
 
-from deploykit.artifacts import sha256_of
-from deploykit.errors import UnknownNameError, UsageError, WeightsError
-from deploykit.models import build_with_weights, torchvision_names, torchvision_spec
-from deploykit.models._old_names import with_todays_names
-from deploykit.pipeline.samples import sample_batches
-from deploykit.specs import Preprocessing
+from deploykit.core.artifacts import sha256_of
+from deploykit.core.errors import UnknownNameError, UsageError, WeightsError
+from deploykit.core.specs import Preprocessing
+from deploykit.images.batching import sample_batches
+from deploykit.sources.torchvision import torchvision_names, torchvision_spec
+from deploykit.sources.weights import build_with_weights, with_todays_names
 
 if TYPE_CHECKING:
     from pathlib import Path

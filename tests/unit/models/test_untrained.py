@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from deploykit.models import _untrained, timm_spec
-from deploykit.models._untrained import OFFSET, draw_values, pink_noise, wake
+from deploykit.sources import untrained as _untrained
+from deploykit.sources.timm import timm_spec
+from deploykit.sources.untrained import OFFSET, draw_values, pink_noise, wake
 
 
 class Branch(nn.Module):

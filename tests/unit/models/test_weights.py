@@ -10,10 +10,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from deploykit.artifacts import sha256_of
-from deploykit.errors import UsageError, WeightsError
-from deploykit.models import WeightsRecord, build_with_weights, get
-from deploykit.models._imagenet import _preprocessing
+from deploykit.core.artifacts import sha256_of
+from deploykit.core.errors import UsageError, WeightsError
+from deploykit.models._registry import get
+from deploykit.sources.state_dict import WeightsRecord
+from deploykit.sources.weights import _preprocessing, build_with_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

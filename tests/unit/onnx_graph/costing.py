@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from deploykit import models
-from deploykit.onnx_graph import read_model, tidy
-from deploykit.onnx_graph.costs import network_cost
+from deploykit.graph import read_model, tidy
+from deploykit.graph.kernel_costs import network_cost
+from deploykit.models._registry import get
 from tests.graphs import graph, save
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-    from deploykit.benchmarking.costs import NetworkCost
+    from deploykit.costs.network import NetworkCost
 
 
 def load(source: onnx.ModelProto, folder: Path) -> ir.Model:
@@ -40,7 +40,7 @@ def hollow_export(name: str, folder: Path) -> ir.Model:
     """A published definition at its own size, without its weights' values."""
     path = folder / f"{name}.onnx"
     with torch.device("meta"):
-        module = models.get(name).build().eval()
+        module = get(name).build().eval()
     module.to_empty(device="cpu")
     for index, tensor in enumerate(module.state_dict().values()):
         tensor.zero_().reshape(-1)[:1] = index  # the exporter merges weights that are equal

@@ -8,8 +8,8 @@ import onnx
 import pytest
 from onnx import external_data_helper, helper, numpy_helper
 
-from deploykit.errors import ModelFileError
-from deploykit.onnx_graph import read_model
+from deploykit.core.errors import ModelFileError
+from deploykit.graph import read_model
 from tests.graphs import graph, normal
 
 if TYPE_CHECKING:

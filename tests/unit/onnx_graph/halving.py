@@ -8,15 +8,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from deploykit.onnx_graph import (
-    HalfPlan,
-    halve,
-    plan_half,
-    read_model,
-    tidy,
-    write_model,
-)
-from deploykit.specs import Precision
+from deploykit.core.precision import Precision
+from deploykit.graph import HalfPlan, convert_to_half, plan_half, read_model, tidy, write_model
 from tests.graphs import expose_outputs, graph, normal, run_ort, run_reference, save
 
 if TYPE_CHECKING:
@@ -48,7 +41,7 @@ class Converted:
         return {name: float(np.abs(values[name]).max()) for name in (*self.feeds, *names)}
 
     def _written(self, plan: HalfPlan, path: Path) -> onnx.ModelProto:
-        write_model(halve(self.tidied, plan), path, Precision.FP16)
+        write_model(convert_to_half(self.tidied, plan), path, Precision.FP16)
         return onnx.load(path)
 
     def naive(self, folder: Path) -> onnx.ModelProto:

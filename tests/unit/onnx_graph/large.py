@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deploykit.onnx_graph import read_model, tidy, write_model
-from deploykit.specs import Precision
+from deploykit.core.precision import Precision
+from deploykit.graph import read_model, tidy, write_model
 from tests.graphs import graph, normal, save
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from deploykit.artifacts import OnnxArtifact
+    from deploykit.core.artifacts import OnnxArtifact
 
 LIMIT = 4000
 """Bytes: less than the two large weights have together."""

@@ -7,16 +7,16 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from deploykit.errors import ModelFileError
-from deploykit.onnx_graph import halve, plan_half, read_model, tidy
-from deploykit.onnx_graph.activations import (
+from deploykit.core.errors import ModelFileError
+from deploykit.graph import convert_to_half, plan_half, read_model, tidy
+from deploykit.graph.activations import (
     ActivationPair,
     expose_only,
     input_names,
     pair_activations,
     with_input_shape,
 )
-from deploykit.onnx_graph.qdq import QdqPolicy, insert_qdq, plan_qdq
+from deploykit.graph.qdq import QdqPolicy, insert_qdq, plan_qdq
 from tests.graphs import graph, normal, run_ort, save
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def test_the_same_graph_twice() -> None:
 
 def test_through_the_casts_of_fp16() -> None:
     model = parsed()
-    half = halve(model, plan_half(model, {}, 4.0))
+    half = convert_to_half(model, plan_half(model, {}, 4.0))
     found = pair_activations(half, model)
     assert names(found.pairs) == [
         ("x_fp16", "x", "x_fp16/Cast"),
@@ -72,7 +72,7 @@ def test_through_the_casts_of_fp16() -> None:
 def test_through_q_dq_pairs_and_casts() -> None:
     model = parsed()
     int8 = insert_qdq(model, plan_qdq(model, QdqPolicy()), {"x": 1.0, "r": 1.0})
-    int8 = halve(int8, plan_half(int8, {}, 4.0))
+    int8 = convert_to_half(int8, plan_half(int8, {}, 4.0))
     found = pair_activations(int8, model)
     by_name = {pair.name: pair for pair in found.pairs}
     assert by_name["x_dequantized"].reference == "x"
@@ -93,7 +93,7 @@ def test_values_of_other_names_are_found_by_their_node() -> None:
 
 def test_an_input_of_another_name_is_still_the_input() -> None:
     model = parsed(TEXT.replace("] x)", "] image)").replace("(x,", "(image,"))
-    half = halve(model, plan_half(model, {}, 4.0))
+    half = convert_to_half(model, plan_half(model, {}, 4.0))
     assert names(pair_activations(half, parsed()).pairs)[0][:2] == ("image_fp16", "x")
 
 
@@ -158,7 +158,7 @@ BESIDE = """net (float[n,4] age, float[n,3,6,6] x) => (float[n,4] y) {
 def test_what_follows_from_other_inputs_is_an_activation_too() -> None:
     model = parsed(BESIDE)
     assert input_names(model) == ("x", "age")
-    found = pair_activations(halve(model, plan_half(model, {}, 4.0)), model)
+    found = pair_activations(convert_to_half(model, plan_half(model, {}, 4.0)), model)
     pairs = {pair.name: pair.reference for pair in found.pairs}
     assert pairs["age_fp16"] == "age"
     assert pairs["d"] == "d"

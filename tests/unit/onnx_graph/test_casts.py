@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from deploykit.artifacts import sha256_of
 from deploykit.backends.trt.builder import CompileOptions, compile_onnx
 from deploykit.backends.trt.compiler import load_compiler
-from deploykit.onnx_graph import halve, plan_half, read_model, tidy, write_model
-from deploykit.specs import Precision
+from deploykit.core.artifacts import sha256_of
+from deploykit.core.precision import Precision
+from deploykit.graph import convert_to_half, plan_half, read_model, tidy, write_model
 from tests.graphs import graph, normal, run_ort, run_reference, save
 from tests.unit.onnx_graph.halving import (
     FLOAT,
@@ -97,7 +97,7 @@ def test_an_output_listed_twice_is_fp32_in_both_places(tmp_path: Path) -> None:
     )
     model = read_model(save(source, tmp_path / "source.onnx"))
     tidy(model, rename=False)
-    result = halve(model, plan_half(model, {}, HEADROOM))
+    result = convert_to_half(model, plan_half(model, {}, HEADROOM))
     assert [str(value.name) for value in result.graph.outputs] == ["y", "y"]
     assert {value.dtype for value in result.graph.outputs} == {ir.DataType.FLOAT}
 

@@ -9,8 +9,8 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from deploykit.onnx_graph import tidy
-from deploykit.onnx_graph.col2im import col2ims_to_convolutions
+from deploykit.graph import tidy
+from deploykit.graph.rewrites import col2ims_to_convolutions
 from tests.graphs import graph, normal, run_ort
 
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit import models
-from deploykit.errors import ModelFileError, UsageError
-from deploykit.onnx_graph import halve, plan_half, qdq
-from deploykit.onnx_graph.costs import network_cost
-from deploykit.specs import Precision
+from deploykit.core.errors import ModelFileError, UsageError
+from deploykit.core.precision import Precision
+from deploykit.graph import convert_to_half, plan_half, qdq
+from deploykit.graph.kernel_costs import network_cost
+from deploykit.models._registry import get
 from tests.graphs import graph, normal
 from tests.network_costs import cost_of_definition
 from tests.unit.onnx_graph.costing import cost, hollow_export, load
@@ -60,7 +60,7 @@ def test_a_residual_block_is_two_kernels(tmp_path: Path) -> None:
 def test_fp16_halves_all_but_what_the_caller_binds(tmp_path: Path) -> None:
     model = load(graph(RESIDUAL, RESIDUAL_WEIGHTS), tmp_path)
     full = network_cost(model, 1)
-    half = network_cost(halve(model, plan_half(model, {}, 4.0)), 1)
+    half = network_cost(convert_to_half(model, plan_half(model, {}, 4.0)), 1)
     assert half.weight_bytes * 2 == full.weight_bytes
     assert (half.input_bytes, half.output_bytes) == (full.input_bytes, full.output_bytes)
     assert half.multiply_adds_in == {FP16: full.multiply_adds}
@@ -127,7 +127,7 @@ def test_our_own_int8_graph_with_an_fp16_rest(tmp_path: Path) -> None:
     model = load(graph(text, weights), tmp_path)
     plan = qdq.plan_qdq(model, qdq.QdqPolicy())
     quantized = qdq.insert_qdq(model, plan, dict.fromkeys(plan.tensors, 1.0))
-    mixed = halve(quantized, plan_half(quantized, {}, 4.0))
+    mixed = convert_to_half(quantized, plan_half(quantized, {}, 4.0))
     found = network_cost(mixed, 3)
     assert [layer.kinds for layer in found.layers] == [
         ("Conv", "Relu"),
@@ -214,7 +214,7 @@ def test_a_shape_that_cannot_be_inferred(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg16", "googlenet", "resnet50"])
 def test_published_definitions(tmp_path: Path, name: str) -> None:
-    spec = models.get(name)
+    spec = get(name)
     found = network_cost(hollow_export(name, tmp_path), 1)
     assert found.multiply_adds == spec.multiply_adds
     heavy = [layer for layer in found.layers if layer.multiply_adds]

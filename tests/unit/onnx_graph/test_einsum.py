@@ -9,10 +9,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from deploykit.onnx_graph import halve, plan_half, read_model, tidy, write_model
-from deploykit.onnx_graph.einsum import einsums_to_products
-from deploykit.onnx_graph.qdq import plan_qdq
-from deploykit.specs import Precision
+from deploykit.core.precision import Precision
+from deploykit.graph import convert_to_half, plan_half, read_model, tidy, write_model
+from deploykit.graph.qdq import plan_qdq
+from deploykit.graph.rewrites import einsums_to_products
 from tests.graphs import graph, normal, run_ort, save
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def test_is_fp16_and_int8_as_any_layer_is(tmp_path: Path) -> None:
     assert plan_qdq(model).weights[0].node == product.name == "attention/MatMul"
     plan = plan_half(model, {}, 4.0)
     assert plan.halved == {"attention/MatMul"}
-    half = halve(model, plan)
+    half = convert_to_half(model, plan)
     (half_product,) = (node for node in half.graph if node.op_type == "MatMul")
     assert [value and value.dtype for value in half_product.inputs] == [ir.DataType.FLOAT16] * 2
 

@@ -6,15 +6,15 @@ import numpy as np
 import onnx
 import pytest
 
-from deploykit.errors import UsageError
-from deploykit.onnx_graph import read_model
-from deploykit.onnx_graph.expose import expose_named
+from deploykit.core.errors import UsageError
+from deploykit.graph import read_model
+from deploykit.graph.exposing import expose_named
 from tests.graphs import graph, normal, run_ort, save
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deploykit.specs import SplitGraph
+    from deploykit.core.specs import SplitGraph
 
 TEXT = """
 chain (float[N, 4] x) => (float[N, 4] y) {

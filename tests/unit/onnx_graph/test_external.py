@@ -7,9 +7,9 @@ import numpy as np
 import onnx
 import pytest
 
-from deploykit.errors import ModelFileError
-from deploykit.onnx_graph import read_model, write_model
-from deploykit.specs import Precision
+from deploykit.core.errors import ModelFileError
+from deploykit.core.precision import Precision
+from deploykit.graph import read_model, write_model
 from tests.graphs import normal, run_ort, save
 from tests.unit.onnx_graph.foreign import (
     WEIGHT,

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from deploykit.artifacts import sha256_of
-from deploykit.errors import ModelFileError
-from deploykit.onnx_graph import read_artifact, read_model, tidy, write_model
-from deploykit.specs import Precision, TensorSpec
+from deploykit.core.artifacts import sha256_of
+from deploykit.core.errors import ModelFileError
+from deploykit.core.precision import Precision
+from deploykit.core.specs import TensorSpec
+from deploykit.graph import read_artifact, read_model, tidy, write_model
 from tests.graphs import expose_outputs, graph, normal, run_ort, save
 from tests.unit.onnx_graph.foreign import WEIGHT, assert_refused, convolution, in_subgraph, weight
 

@@ -13,9 +13,9 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from deploykit.errors import ModelFileError
-from deploykit.onnx_graph import fold, plain, read_model, tidy, write_model
-from deploykit.specs import Precision
+from deploykit.core.errors import ModelFileError
+from deploykit.core.precision import Precision
+from deploykit.graph import fold, plain, read_model, tidy, write_model
 from tests.graphs import graph, normal, run_ort
 from tests.own_files import convolution, linear, model, node, old, tensor, weights
 
@@ -190,7 +190,7 @@ def test_the_same_file_gives_the_same_bytes_in_every_process(tmp_path: Path) -> 
     expected = write_model(here, tmp_path / "here.onnx", Precision.FP32).sha256
     code = (
         "import sys, pathlib; from deploykit import onnx_graph as g\n"
-        "from deploykit.specs import Precision\n"
+        "from deploykit.core.specs import Precision\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "model = g.fold(g.plain(g.read_model(folder / 'old.onnx'), 'old'))\n"
         "print(g.write_model(model, folder / 'there.onnx', Precision.FP32).sha256)"

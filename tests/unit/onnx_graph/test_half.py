@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from deploykit.errors import ModelFileError
-from deploykit.onnx_graph import plan_half, read_model, tidy
+from deploykit.core.errors import ModelFileError
+from deploykit.graph import plan_half, read_model, tidy
 from tests.graphs import graph, normal, run_reference, save
 from tests.unit.onnx_graph.halving import (
     HEADROOM,

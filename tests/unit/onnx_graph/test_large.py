@@ -7,13 +7,13 @@ import numpy as np
 import onnx
 import pytest
 
-from deploykit.artifacts import sha256_of
 from deploykit.backends.ort import OrtRunner
-from deploykit.errors import ModelFileError
-from deploykit.onnx_graph import read_artifact, read_model, write_model
-from deploykit.onnx_graph.opset import raise_opset
-from deploykit.onnx_graph.splitting import ALIGNMENT_BYTES, serialise, split
-from deploykit.specs import Precision
+from deploykit.core.artifacts import sha256_of
+from deploykit.core.errors import ModelFileError
+from deploykit.core.precision import Precision
+from deploykit.graph import read_artifact, read_model, write_model
+from deploykit.graph.external_weights import ALIGNMENT_BYTES, serialise, split
+from deploykit.graph.opset import raise_opset
 from tests.graphs import expose_outputs, graph, run_ort, save
 from tests.unit.onnx_graph.large import IMAGES, LIMIT, TEXT, WEIGHTS, network, two_files
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit.errors import ModelFileError, UsageError
-from deploykit.onnx_graph import describe_layers, read_model, tidy
+from deploykit.core.errors import ModelFileError, UsageError
+from deploykit.graph import describe_layers, read_model, tidy
 from tests.graphs import graph, normal, save
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-    from deploykit.summary import ModelSummary
+    from deploykit.costs.summary import ModelSummary
 
 
 def describe(source: onnx.ModelProto, folder: Path, batch: int = 1) -> ModelSummary:

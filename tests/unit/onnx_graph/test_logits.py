@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
-from deploykit.onnx_graph import put_first
+from deploykit.graph import put_first
 from tests.graphs import normal, run_ort
 from tests.own_files import convolution, model, node, tensor, weights
 

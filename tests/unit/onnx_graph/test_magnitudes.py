@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from deploykit.onnx_graph import expose_magnitudes, tidy
-from deploykit.onnx_graph.magnitudes import Extremes
+from deploykit.graph import expose_magnitudes, tidy
+from deploykit.graph.exposing import Extremes
 from tests.graphs import expose_outputs, graph, normal, run_ort
 
 TEXT = """net (float[n,3,6,6] x) => (float[n,4] y) {

@@ -10,8 +10,8 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
-from deploykit.errors import ModelFileError
-from deploykit.onnx_graph import fold, open_batch, tidy
+from deploykit.core.errors import ModelFileError
+from deploykit.graph import fold, open_batch, tidy
 from tests.graphs import normal, run_ort
 from tests.own_files import convolution, linear, model, node, old, tensor, weights, written_shape
 

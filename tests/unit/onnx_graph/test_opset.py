@@ -10,8 +10,8 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
-from deploykit.errors import ModelFileError
-from deploykit.onnx_graph import OPSET, raise_opset
+from deploykit.core.errors import ModelFileError
+from deploykit.graph import OPSET, raise_opset
 from tests.graphs import normal, run_ort
 from tests.own_files import model, node, old, tensor
 

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploykit.onnx_graph import read_artifact, read_model, tidy, write_model
-from deploykit.onnx_graph.precision_plan import planned_fp16, planned_int8
-from deploykit.onnx_graph.precision_reading import read_precision
-from deploykit.onnx_graph.qdq import QdqPolicy, plan_qdq
-from deploykit.specs import Precision
-from deploykit.stages.fp16 import HEADROOM
-from deploykit.stages.int8 import Int8Options, quantize_to_int8
+from deploykit.core.precision import Precision
+from deploykit.graph import read_artifact, read_model, tidy, write_model
+from deploykit.graph.node_precisions import planned_fp16, planned_int8, read_precision
+from deploykit.graph.qdq import QdqPolicy, plan_qdq
+from deploykit.precision.fp16 import HEADROOM
+from deploykit.precision.quantization import Int8Options, quantize_to_int8
 from tests.graphs import graph, normal, save
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from deploykit.onnx_graph.precision import GraphPrecision, NodePrecision
+    from deploykit.graph.node_precisions import GraphPrecision, NodePrecision
 
 RESIDUAL = """g (float[N,3,8,8] x) => (float[N,4] y) {
     c1 = Conv <pads = [1,1,1,1]> (x, w1)

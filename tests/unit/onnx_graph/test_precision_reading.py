@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit.errors import ModelFileError, UsageError
-from deploykit.onnx_graph import read_model, tidy
-from deploykit.onnx_graph.precision import Known
-from deploykit.onnx_graph.precision_reading import read_precision
-from deploykit.specs import Precision
+from deploykit.core.errors import ModelFileError, UsageError
+from deploykit.core.precision import Precision
+from deploykit.graph import read_model, tidy
+from deploykit.graph.node_precisions import Known, read_precision
 from tests.graphs import graph, normal, save
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from deploykit.onnx_graph.precision import GraphPrecision, NodePrecision
+    from deploykit.graph.node_precisions import GraphPrecision, NodePrecision
 
 STEP = np.float32(0.1)
 CONSTANTS: dict[str, NDArray[Any]] = {

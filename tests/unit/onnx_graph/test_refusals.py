@@ -10,9 +10,9 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
-from deploykit.errors import ModelFileError
-from deploykit.onnx_graph import plain, require_usable
-from deploykit.onnx_graph.declared import declare_outputs, require_tensors
+from deploykit.core.errors import ModelFileError
+from deploykit.graph import plain, require_usable
+from deploykit.graph.interface import declare_outputs, require_tensors
 from tests.graphs import graph, normal
 from tests.own_files import convolution, linear, model, node, old, tensor, weights
 

@@ -7,8 +7,8 @@ import numpy as np
 import onnx
 import pytest
 
-from deploykit.onnx_graph import read_model, tidy, write_model
-from deploykit.specs import Precision
+from deploykit.core.precision import Precision
+from deploykit.graph import read_model, tidy, write_model
 from tests.graphs import graph, normal, run_ort, save
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from deploykit.errors import DeviceError
-from deploykit.pipeline.benchmark.child import serve
+from deploykit.benchmarking.matrix.child import serve
+from deploykit.core.errors import DeviceError
 
 if TYPE_CHECKING:
-    from deploykit.specs import ProgressTask
+    from deploykit.core.progress import ProgressTask
 
 Request = dict[str, Any]
 

@@ -4,25 +4,25 @@ from typing import Any
 
 import pytest
 
-from deploykit import models
 from deploykit.backends.trt.compiler import Compiler
-from deploykit.environment import Gpu
-from deploykit.errors import (
-    EngineIncompatibleError,
-    MissingDependencyError,
-    UnknownNameError,
-    UsageError,
-)
-from deploykit.pipeline.benchmark.availability import unavailable_backends
-from deploykit.pipeline.benchmark.cells import (
+from deploykit.benchmarking.matrix.cells import (
     BACKENDS,
     Cell,
     Matrix,
     first_look,
     parse_batches,
     plan_cells,
+    unavailable_backends,
 )
-from deploykit.specs import Precision
+from deploykit.core.environment import Gpu
+from deploykit.core.errors import (
+    EngineIncompatibleError,
+    MissingDependencyError,
+    UnknownNameError,
+    UsageError,
+)
+from deploykit.core.precision import Precision
+from deploykit.models._registry import families, names
 
 FP32, FP16, INT8 = Precision
 NO_GPU = dict.fromkeys(("tensorrt", "tensorrt-rtx", "ort-cuda"), "no GPU on this machine")
@@ -133,13 +133,11 @@ def test_a_batch_that_is_none_is_refused(text: str) -> None:
 
 def test_a_first_look_has_one_architecture_of_each_family() -> None:
     chosen = first_look()
-    assert [sum(name in members for name in chosen) for members in models.families().values()] == [
+    assert [sum(name in members for name in chosen) for members in families().values()] == [
         1
-    ] * len(models.families())
+    ] * len(families())
     assert "nin" in chosen
-    assert sorted(name for family in models.families().values() for name in family) == sorted(
-        models.names()
-    )
+    assert sorted(name for family in families().values() for name in family) == sorted(names())
 
 
 def test_a_network_of_torchvision_is_a_definition() -> None:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit.benchmark_files import write_run
-from deploykit.benchmarking.comparing import ratio_of_medians
-from deploykit.benchmarking.runs import BenchmarkRun, Failure
-from deploykit.errors import DataError, UsageError
-from deploykit.pipeline.benchmark.compare import CompareReport, compare_files, parse_share
-from deploykit.specs import Precision
+from deploykit.benchmarking.report.two_runs import CompareReport, compare_files, parse_share
+from deploykit.benchmarking.result_files import write_run
+from deploykit.benchmarking.results import BenchmarkRun, CellFailure
+from deploykit.benchmarking.statistics.comparing import ratio_of_medians
+from deploykit.core.errors import DataError, UsageError
+from deploykit.core.precision import Precision
 from tests.unit.benchmarking.noise import (
     ENVIRONMENT,
     SUBJECT,
@@ -41,9 +41,9 @@ def named(model: str, milliseconds: float = 4.0, **changes: Any) -> BenchmarkRes
     return noisy(milliseconds, len(model), subject=replace(SUBJECT, model=model), **changes)
 
 
-def failed(model: str) -> Failure:
+def failed(model: str) -> CellFailure:
     reason = "took longer than its limit of 60 s"
-    return Failure(model, Precision.FP16, "tensorrt", 8, "time limit", reason, 60.1)
+    return CellFailure(model, Precision.FP16, "tensorrt", 8, "time limit", reason, 60.1)
 
 
 class Files:

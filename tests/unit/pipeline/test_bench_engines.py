@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deploykit.artifacts import sha256_of
 from deploykit.backends.trt.compiler import Compiler
-from deploykit.bundle import Bundle
-from deploykit.errors import EngineIncompatibleError, IntegrityError
-from deploykit.pipeline.benchmark.cells import Cell
-from deploykit.pipeline.benchmark.engines import RECORD, prepare_engine
-from deploykit.pipeline.benchmark.prepared import BuiltEngine, Graph, Prepared
+from deploykit.benchmarking.matrix.cells import BuiltEngine, Cell, CellGraph, PreparedCell
+from deploykit.benchmarking.matrix.preparing import RECORD, prepare_engine
+from deploykit.bundle.manifest import Bundle
+from deploykit.core.artifacts import sha256_of
+from deploykit.core.errors import EngineIncompatibleError, IntegrityError
+from deploykit.core.precision import Precision
+from deploykit.core.sizes import ShapeProfile, SizeRange
 from deploykit.runtime.choice import Machine
-from deploykit.sizes import SizeRange
-from deploykit.specs import Precision, ShapeProfile
 from tests.bundles import COLOURS, engine_record, write_bundle
 from tests.fakes.engine_fake import ADA, FakeMachine
 from tests.fakes.tensorrt_fake import FakeTensorrt, ILayer, INetworkDefinition, ITensor, LayerType
@@ -26,7 +25,7 @@ from tests.graphs import save
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deploykit.environment import Gpu
+    from deploykit.core.environment import Gpu
 
 CELL = Cell("mine.onnx", "mine", "tensorrt", Precision.FP32, 8)
 
@@ -45,24 +44,24 @@ def machine(
 
 
 @pytest.fixture
-def graph(tmp_path: Path) -> Graph:
+def graph(tmp_path: Path) -> CellGraph:
     path = save(onnx_graph(COLOURS.format(batch="N", image="8, 8")), tmp_path / "mine.onnx")
     digest = sha256_of(path)
-    return Graph(str(path), digest, Precision.FP32, None, None, False, {}, ())
+    return CellGraph(str(path), digest, Precision.FP32, None, None, False, {}, ())
 
 
-def prepare(graph: Graph, work: Path, cell: Cell = CELL, **changes: Any) -> BuiltEngine:
+def prepare(graph: CellGraph, work: Path, cell: Cell = CELL, **changes: Any) -> BuiltEngine:
     return prepare_engine(cell, graph, work, machine(**changes))
 
 
 @pytest.fixture(autouse=True)
 def _gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    from deploykit import environment
+    from deploykit.core import environment
 
     monkeypatch.setattr(environment, "gpus", lambda: (ADA,))
 
 
-def test_an_engine_is_compiled_for_exactly_this_batch(graph: Graph, tmp_path: Path) -> None:
+def test_an_engine_is_compiled_for_exactly_this_batch(graph: CellGraph, tmp_path: Path) -> None:
     found = prepare(graph, tmp_path / "work")
     assert found.profile == ShapeProfile(8, 8, 8)
     assert (found.compiler, found.precision) == ("tensorrt", Precision.FP32)
@@ -71,7 +70,7 @@ def test_an_engine_is_compiled_for_exactly_this_batch(graph: Graph, tmp_path: Pa
 
 
 def test_an_engine_for_open_images_is_compiled_for_the_size_of_the_bundle(
-    graph: Graph, tmp_path: Path
+    graph: CellGraph, tmp_path: Path
 ) -> None:
     path = save(onnx_graph(COLOURS.format(batch="N", image="H, 8")), tmp_path / "open.onnx")
     changed = replace(graph, path=str(path), image=(6, 8))
@@ -79,11 +78,11 @@ def test_an_engine_for_open_images_is_compiled_for_the_size_of_the_bundle(
     found = prepare(changed, tmp_path / "work", shape=shape)
     assert found.profile == ShapeProfile(8, 8, 8, height=SizeRange(6, 6, 6))
     assert BuiltEngine.from_dict(json.loads(json.dumps(found.to_dict()))) == found
-    prepared = Prepared(CELL, changed, found, None)
-    assert Prepared.from_dict(json.loads(json.dumps(prepared.to_dict()))) == prepared
+    prepared = PreparedCell(CELL, changed, found, None)
+    assert PreparedCell.from_dict(json.loads(json.dumps(prepared.to_dict()))) == prepared
 
 
-def test_it_is_used_again_for_the_same_graph_only(graph: Graph, tmp_path: Path) -> None:
+def test_it_is_used_again_for_the_same_graph_only(graph: CellGraph, tmp_path: Path) -> None:
     first = prepare(graph, tmp_path)
     assert prepare(graph, tmp_path, plan=b"ftrt other") == first
     changed = replace(graph, sha256="b" * 64)
@@ -92,7 +91,7 @@ def test_it_is_used_again_for_the_same_graph_only(graph: Graph, tmp_path: Path) 
 
 @pytest.mark.parametrize("damage", ["engine", "record", "not json", "missing key", "other gpu"])
 def test_one_that_is_not_as_it_was_is_compiled_anew(
-    graph: Graph, tmp_path: Path, damage: str
+    graph: CellGraph, tmp_path: Path, damage: str
 ) -> None:
     first = prepare(graph, tmp_path)
     folder = tmp_path / "engines" / "mine-fp32-b8-tensorrt"
@@ -114,8 +113,8 @@ def test_one_that_is_not_as_it_was_is_compiled_anew(
     assert again.sha256 != first.sha256
 
 
-def own(folder: Path) -> Graph:
-    return Graph("", "a" * 64, Precision.FP32, None, str(folder), True, {}, ())
+def own(folder: Path) -> CellGraph:
+    return CellGraph("", "a" * 64, Precision.FP32, None, str(folder), True, {}, ())
 
 
 def test_a_bundle_is_measured_with_the_engine_it_would_run(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploykit.benchmarking.peaks import gpu_peak
-from deploykit.bundle import Bundle
-from deploykit.errors import BundleError, ModelFileError, UnknownNameError, UsageError
-from deploykit.pipeline.benchmark.graphs import NOISE, UNCOUNTED, own_precisions, prepare_graph
-from deploykit.pipeline.benchmark.prepared import Graph
-from deploykit.specs import Precision
+from deploykit.benchmarking.matrix.cells import CellGraph
+from deploykit.benchmarking.matrix.preparing import NOISE, UNCOUNTED, own_precisions, prepare_graph
+from deploykit.bundle.manifest import Bundle
+from deploykit.core.errors import BundleError, ModelFileError, UnknownNameError, UsageError
+from deploykit.core.precision import Precision
+from deploykit.costs.peaks import gpu_peak
 from tests.bundles import write_bundle, write_classifier
 from tests.graphs import graph, normal, save
 
@@ -30,7 +30,7 @@ def classifier(tmp_path: Path) -> Path:
     return write_classifier(tmp_path / "mine.onnx")
 
 
-def prepared(target: Path, work: Path, precision: Precision = Precision.FP32) -> Graph:
+def prepared(target: Path, work: Path, precision: Precision = Precision.FP32) -> CellGraph:
     return prepare_graph(str(target), precision, work, batches=(1, 8), peaks=PEAKS)
 
 
@@ -46,7 +46,7 @@ def test_a_file_is_exported_verified_and_limited(classifier: Path, tmp_path: Pat
     }
     assert found.notes == ()
     again = json.loads(json.dumps(found.to_dict()))
-    assert Graph.from_dict(again) == found
+    assert CellGraph.from_dict(again) == found
 
 
 def test_a_bundle_of_open_images_is_counted_at_the_size_that_it_prepares(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_bundle_of_open_images_is_counted_at_the_size_that_it_prepares(tmp_pat
     assert found.image == (8, 8)
     assert set(found.limits["gpu"]) == {1, 8}
     again = json.loads(json.dumps(found.to_dict()))
-    assert Graph.from_dict(again) == found
+    assert CellGraph.from_dict(again) == found
 
 
 def test_a_file_of_open_images_is_measured_as_a_bundle(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_on_a_target_without_onnx_a_bundle_has_no_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_bundle(tmp_path / "given")
-    for name in ("torch", "onnx", "onnx_ir", "deploykit.onnx_graph"):
+    for name in ("torch", "onnx", "onnx_ir", "deploykit.graph"):
         monkeypatch.setitem(sys.modules, name, None)
     assert own_precisions([str(folder)]) == {str(folder): Precision.FP32}
     found = prepared(folder, tmp_path / "work")

@@ -8,19 +8,21 @@ import numpy as np
 import pytest
 
 from deploykit import __version__
-from deploykit.benchmarking.limits import Limit
+from deploykit.benchmarking.matrix.cells import BuiltEngine, Cell, CellGraph, PreparedCell
+from deploykit.benchmarking.matrix.measuring import SYSTEM, measure_cell, noise, open_cell
 from deploykit.benchmarking.results import BenchmarkResult, Switches
-from deploykit.errors import (
+from deploykit.core.errors import (
     DataError,
     EngineIncompatibleError,
     MissingDependencyError,
     UsageError,
 )
-from deploykit.pipeline.benchmark.cells import Cell
-from deploykit.pipeline.benchmark.measure import SYSTEM, measure_cell, noise, open_cell
-from deploykit.pipeline.benchmark.prepared import BuiltEngine, Graph, Prepared
+from deploykit.core.precision import Precision
+from deploykit.core.progress import SilentProgress
+from deploykit.core.sizes import ShapeProfile
+from deploykit.core.specs import TensorSpec
+from deploykit.costs.limits import Limit
 from deploykit.runtime.choice import Machine
-from deploykit.specs import Precision, ShapeProfile, SilentProgress, TensorSpec
 from tests.graphs import graph, normal, save
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ LIMIT = Limit(
 
 
 @pytest.fixture
-def prepared(tmp_path: Path) -> Prepared:
+def prepared(tmp_path: Path) -> PreparedCell:
     model = graph(
         """g (float[N,3,8,8] input) => (float[N,4,8,8] logits) {
             logits = Conv <pads = [1, 1, 1, 1]> (input, w)
@@ -58,16 +60,18 @@ def prepared(tmp_path: Path) -> Prepared:
         {"w": normal(4, 3, 3, 3)},
     )
     path = save(model, tmp_path / "mine.onnx")
-    graph_ = Graph(str(path), "a" * 64, FP32, FP32, None, False, {"cpu": {2: LIMIT}}, ("given",))
-    return Prepared(Cell(str(path), "mine", "ort", FP32, 2), graph_, None, {"name": "this CPU"})
+    graph_ = CellGraph(
+        str(path), "a" * 64, FP32, FP32, None, False, {"cpu": {2: LIMIT}}, ("given",)
+    )
+    return PreparedCell(Cell(str(path), "mine", "ort", FP32, 2), graph_, None, {"name": "this CPU"})
 
 
-def measured(prepared: Prepared, switches: Switches = SWITCHES) -> BenchmarkResult:
+def measured(prepared: PreparedCell, switches: Switches = SWITCHES) -> BenchmarkResult:
     with SilentProgress().step("cell") as task:
         return measure_cell(prepared, switches, Machine(gpus=()), clock=SYSTEM, task=task)
 
 
-def test_a_result_holds_all_that_is_needed_to_judge_it(prepared: Prepared) -> None:
+def test_a_result_holds_all_that_is_needed_to_judge_it(prepared: PreparedCell) -> None:
     result = measured(prepared)
     subject = result.subject
     assert (subject.model, subject.backend, subject.batch) == ("mine", "ort", 2)
@@ -89,15 +93,17 @@ def test_a_result_holds_all_that_is_needed_to_judge_it(prepared: Prepared) -> No
     assert json.dumps(BenchmarkResult.from_dict(json.loads(text)).to_dict()) == text
 
 
-def test_a_request_survives_json(prepared: Prepared) -> None:
+def test_a_request_survives_json(prepared: PreparedCell) -> None:
     engine = BuiltEngine(
         "e.engine", "e" * 64, "tensorrt", "11.4", FP32, ShapeProfile(1, 2, 4), "c.cache", ("x",)
     )
     full = replace(prepared, engine=engine)
-    assert Prepared.from_dict(json.loads(json.dumps({**full.to_dict(), "switches": {}}))) == full
+    assert (
+        PreparedCell.from_dict(json.loads(json.dumps({**full.to_dict(), "switches": {}}))) == full
+    )
 
 
-def test_torch_runs_the_definition_in_fp32(prepared: Prepared) -> None:
+def test_torch_runs_the_definition_in_fp32(prepared: PreparedCell) -> None:
     cell = Cell("resnet20", "resnet20", "eager", FP32, 1)
     result = measured(replace(prepared, cell=cell), replace(SWITCHES, min_samples=1))
     assert result.subject.precision_proven is FP32
@@ -105,7 +111,7 @@ def test_torch_runs_the_definition_in_fp32(prepared: Prepared) -> None:
     assert result.notes == ()
 
 
-def test_on_a_cpu_other_precisions_are_emulated(prepared: Prepared) -> None:
+def test_on_a_cpu_other_precisions_are_emulated(prepared: PreparedCell) -> None:
     half = replace(
         prepared,
         cell=replace(prepared.cell, precision=Precision.FP16),
@@ -115,14 +121,14 @@ def test_on_a_cpu_other_precisions_are_emulated(prepared: Prepared) -> None:
     assert measured(half).notes == ("given", text)
 
 
-def test_queries_that_arrive_are_measured_at_their_rate(prepared: Prepared) -> None:
+def test_queries_that_arrive_are_measured_at_their_rate(prepared: PreparedCell) -> None:
     served = replace(SWITCHES, scenario="server", rate_per_s=2000.0, min_samples=50)
     result = measured(prepared, served)
     assert len(result.samples) == 50
     assert result.samples.start_s[-1] > 5 / 2000
 
 
-def test_the_highest_rate_within_a_bound_is_found_and_kept(prepared: Prepared) -> None:
+def test_the_highest_rate_within_a_bound_is_found_and_kept(prepared: PreparedCell) -> None:
     searched = replace(SWITCHES, scenario="server", bound_ms=10_000.0, min_samples=100)
     result = measured(prepared, searched)
     assert result.switches.bound_ms == 10_000.0
@@ -130,26 +136,26 @@ def test_the_highest_rate_within_a_bound_is_found_and_kept(prepared: Prepared) -
     assert result.switches.rate_per_s > 0
 
 
-def test_a_bound_that_nothing_keeps_is_refused(prepared: Prepared) -> None:
+def test_a_bound_that_nothing_keeps_is_refused(prepared: PreparedCell) -> None:
     searched = replace(SWITCHES, scenario="server", bound_ms=1e-6, min_samples=100)
     message = r"not even .* queries per second keep 99 % of the latencies within 1e-06 ms\nallow"
     with pytest.raises(DataError, match=message):
         measured(prepared, searched)
 
 
-def test_a_cell_on_a_gpu_fails_where_there_is_none(prepared: Prepared) -> None:
+def test_a_cell_on_a_gpu_fails_where_there_is_none(prepared: PreparedCell) -> None:
     cell = replace(prepared.cell, backend="ort-cuda")
     with pytest.raises(EngineIncompatibleError, match=r"mine\.onnx cannot run on cuda"):
         measured(replace(prepared, cell=cell))
 
 
-def test_an_engine_that_nobody_built_is_an_error_of_ours(prepared: Prepared) -> None:
+def test_an_engine_that_nobody_built_is_an_error_of_ours(prepared: PreparedCell) -> None:
     cell = replace(prepared.cell, backend="tensorrt")
     with pytest.raises(DataError, match="the cell has no engine\nthis is an error in deploykit"):
         measured(replace(prepared, cell=cell))
 
 
-def test_an_engine_needs_its_compiler(prepared: Prepared, tmp_path: Path) -> None:
+def test_an_engine_needs_its_compiler(prepared: PreparedCell, tmp_path: Path) -> None:
     def load(name: str) -> Any:
         raise MissingDependencyError(f"{name} is not installed")
 

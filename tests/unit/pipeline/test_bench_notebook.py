@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploykit.benchmarking.runs import BenchmarkRun, Failure
-from deploykit.errors import BundleError
-from deploykit.pipeline.benchmark.cells import Cell
-from deploykit.pipeline.benchmark.notebook import Notebook
-from deploykit.specs import Precision
+from deploykit.benchmarking.matrix.cells import Cell
+from deploykit.benchmarking.matrix.checkpoint import Checkpoint
+from deploykit.benchmarking.results import BenchmarkRun, CellFailure
+from deploykit.core.errors import BundleError
+from deploykit.core.precision import Precision
 from tests.unit.benchmarking.noise import SUBJECT, result_of
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ IDENTITY = {"cells": ["a", "b"], "switches": {"seed": 0}}
 CELL = Cell("resnet50", "resnet50", "tensorrt", Precision.FP16, 8)
 OTHER = CELL.with_batch(16)
 RESULT = result_of([1.0, 2.0])
-FAILURE = Failure("resnet50", Precision.FP16, "tensorrt", 16, "time limit", "too slow", 60.0)
+FAILURE = CellFailure("resnet50", Precision.FP16, "tensorrt", 16, "time limit", "too slow", 60.0)
 
 
-def filled(folder: Path) -> Notebook:
-    notebook = Notebook(folder, IDENTITY)
+def filled(folder: Path) -> Checkpoint:
+    notebook = Checkpoint(folder, IDENTITY)
     notebook.add(CELL, RESULT)
     notebook.add(OTHER, FAILURE)
     return notebook
@@ -34,7 +34,7 @@ def filled(folder: Path) -> Notebook:
 
 def test_a_second_start_finds_what_the_first_one_measured(tmp_path: Path) -> None:
     first = filled(tmp_path / "results")
-    again = Notebook(tmp_path / "results", IDENTITY)
+    again = Checkpoint(tmp_path / "results", IDENTITY)
     assert again.path == first.path
     assert CELL in again
     assert OTHER in again
@@ -47,7 +47,7 @@ def test_a_second_start_finds_what_the_first_one_measured(tmp_path: Path) -> Non
 
 def test_another_run_does_not_find_it(tmp_path: Path) -> None:
     filled(tmp_path)
-    assert not len(Notebook(tmp_path, {**IDENTITY, "switches": {"seed": 1}}))
+    assert not len(Checkpoint(tmp_path, {**IDENTITY, "switches": {"seed": 1}}))
 
 
 @pytest.mark.parametrize("rest", [b'{"result": {"subj', b"\xff\n", b"[1]\n", b'{"failure": {}}\n'])
@@ -55,11 +55,11 @@ def test_a_line_that_was_cut_off_is_dropped_and_overwritten(tmp_path: Path, rest
     first = filled(tmp_path)
     with first.path.open("ab") as file:
         file.write(rest)
-    again = Notebook(tmp_path, IDENTITY)
+    again = Checkpoint(tmp_path, IDENTITY)
     assert len(again) == 2
     third = replace(SUBJECT, batch=32)
     again.add(CELL.with_batch(32), result_of([3.0], subject=third))
-    assert [each.subject.batch for each in Notebook(tmp_path, IDENTITY).run().results] == [8, 32]
+    assert [each.subject.batch for each in Checkpoint(tmp_path, IDENTITY).run().results] == [8, 32]
 
 
 def test_a_full_disk_keeps_what_was_measured(tmp_path: Path) -> None:
@@ -69,9 +69,9 @@ def test_a_full_disk_keeps_what_was_measured(tmp_path: Path) -> None:
         message = "File too large\n2 cells that were measured are kept there\nmake room"
         with pytest.raises(BundleError, match=message):
             notebook.add(CELL.with_batch(32), third)
-    assert Notebook(tmp_path, IDENTITY).run() == notebook.run()
+    assert Checkpoint(tmp_path, IDENTITY).run() == notebook.run()
     notebook.add(CELL.with_batch(32), third)
-    assert Notebook(tmp_path, IDENTITY).run().results == (RESULT, third)
+    assert Checkpoint(tmp_path, IDENTITY).run().results == (RESULT, third)
 
 
 @contextmanager
@@ -86,9 +86,9 @@ def room_for(size: int) -> Iterator[None]:
 
 
 def test_a_notebook_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    Notebook(tmp_path, IDENTITY).path.mkdir()
+    Checkpoint(tmp_path, IDENTITY).path.mkdir()
     with pytest.raises(BundleError, match=r"cannot read .*unfinished-\w{12}\.jsonl: Is a dir"):
-        Notebook(tmp_path, IDENTITY)
+        Checkpoint(tmp_path, IDENTITY)
 
 
 def test_discarding_begins_anew(tmp_path: Path) -> None:
@@ -97,4 +97,4 @@ def test_discarding_begins_anew(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     assert not len(notebook)
     notebook.add(CELL, RESULT)
-    assert len(Notebook(tmp_path, IDENTITY)) == 1
+    assert len(Checkpoint(tmp_path, IDENTITY)) == 1

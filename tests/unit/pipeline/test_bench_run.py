@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit import environment
-from deploykit.benchmark_files import read_run
-from deploykit.benchmarking.peaks import gpu_peak
+from deploykit.benchmarking.matrix.cells import Cell, CellGraph, Matrix
+from deploykit.benchmarking.matrix.steps import Steps
+from deploykit.benchmarking.result_files import read_run
 from deploykit.benchmarking.results import Subject
-from deploykit.environment import Gpu
-from deploykit.errors import BundleError, DeviceError, UsageError
-from deploykit.pipeline.benchmark import run as bench_run
-from deploykit.pipeline.benchmark.cells import Cell, Matrix
-from deploykit.pipeline.benchmark.prepared import Graph
-from deploykit.pipeline.benchmark.run import BenchOptions, bench
-from deploykit.pipeline.benchmark.steps import Steps
-from deploykit.specs import Precision
+from deploykit.core import environment
+from deploykit.core.environment import Gpu
+from deploykit.core.errors import BundleError, DeviceError, UsageError
+from deploykit.core.precision import Precision
+from deploykit.costs.peaks import gpu_peak
+from deploykit.verbs import bench as bench_run
+from deploykit.verbs.bench import BenchOptions, bench
 from tests.unit.benchmarking.noise import SWITCHES, independent, result_of
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class Script:
     def __call__(self, step: str, request: Mapping[str, Any], *_: Any, **__: Any) -> dict[str, Any]:
         if step == "graph":
             self.peaks.append(set(request["peaks"]))
-            return Graph("m.onnx", "a" * 64, FP32, FP32, None, False, {}, ()).to_dict()
+            return CellGraph("m.onnx", "a" * 64, FP32, FP32, None, False, {}, ()).to_dict()
         cell = Cell.from_dict(request["cell"])
         self.made.append(cell.key)
         subject = Subject(cell.model, cell.precision, FP32, cell.backend, cell.batch)

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deploykit.benchmarking.peaks import gpu_peak
+from deploykit.benchmarking.matrix.cells import BuiltEngine, Cell, CellGraph
+from deploykit.benchmarking.matrix.checkpoint import Checkpoint
+from deploykit.benchmarking.matrix.processes import ChildFailure, ProcessLimits
+from deploykit.benchmarking.matrix.run import MatrixRun, RemainingTime
+from deploykit.benchmarking.matrix.steps import Steps, usual_jobs
 from deploykit.benchmarking.results import Subject
-from deploykit.pipeline.benchmark.campaign import Campaign
-from deploykit.pipeline.benchmark.cells import Cell
-from deploykit.pipeline.benchmark.countdown import Countdown
-from deploykit.pipeline.benchmark.notebook import Notebook
-from deploykit.pipeline.benchmark.prepared import BuiltEngine, Graph
-from deploykit.pipeline.benchmark.processes import ChildFailure, ProcessLimits
-from deploykit.pipeline.benchmark.steps import Steps, usual_jobs
-from deploykit.specs import Precision, ShapeProfile, SilentProgress
+from deploykit.core.precision import Precision
+from deploykit.core.progress import SilentProgress
+from deploykit.core.sizes import ShapeProfile
+from deploykit.costs.peaks import gpu_peak
 from tests.unit.benchmarking.noise import SWITCHES, result_of
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from threading import Event
 
-    from deploykit.specs import ProgressTask
+    from deploykit.core.progress import ProgressTask
 
 FP32 = Precision.FP32
 LIMITS, PREPARE = ProcessLimits(10.0), ProcessLimits(99.0)
@@ -76,8 +76,8 @@ ENGINE = BuiltEngine(
 )
 
 
-def graph_of(request: Mapping[str, Any]) -> Graph:
-    return Graph(
+def graph_of(request: Mapping[str, Any]) -> CellGraph:
+    return CellGraph(
         path=f"{request['target']}.onnx",
         sha256="a" * 64,
         precision=Precision(request["precision"]),
@@ -103,16 +103,16 @@ def cells(*names: str) -> list[Cell]:
     return found
 
 
-def run(folder: Path, wanted: Sequence[Cell], steps: Scripted) -> Notebook:
-    notebook = Notebook(folder, {"cells": [cell.key for cell in wanted]})
+def run(folder: Path, wanted: Sequence[Cell], steps: Scripted) -> Checkpoint:
+    notebook = Checkpoint(folder, {"cells": [cell.key for cell in wanted]})
     real = Steps(SWITCHES, folder / "work", LIMITS, PREPARE, call=steps)
-    campaign = Campaign(wanted, real, notebook)
+    campaign = MatrixRun(wanted, real, notebook)
     with SilentProgress().step("bench") as task:
-        campaign.run(Countdown(task, campaign.length))
+        campaign.run(RemainingTime(task, campaign.length))
     return notebook
 
 
-def measured(notebook: Notebook) -> list[str]:
+def measured(notebook: Checkpoint) -> list[str]:
     subjects = [result.subject for result in notebook.run().results]
     return [f"{each.model}/{each.backend}/b{each.batch}" for each in subjects]
 
@@ -220,10 +220,10 @@ def test_a_graph_serves_cpu_and_gpu_and_each_cell_gets_its_own_peak(tmp_path: Pa
     steps = Scripted()
     wanted = cells("a/ort/fp32/b1", "a/ort-cuda/fp32/b1")
     real = Steps(SWITCHES, tmp_path, LIMITS, PREPARE, 1, peaks, steps)
-    campaign = Campaign(wanted, real, Notebook(tmp_path, {}))
+    campaign = MatrixRun(wanted, real, Checkpoint(tmp_path, {}))
     assert campaign.length == 3
     with SilentProgress().step("bench") as task:
-        campaign.run(Countdown(task, campaign.length))
+        campaign.run(RemainingTime(task, campaign.length))
     assert steps.made == ["graph a", "cell a/ort/fp32/b1", "cell a/ort-cuda/fp32/b1"]
     assert set(steps.requests["graph a"]["peaks"]) == {"cpu", "gpu"}
     names = [
@@ -245,10 +245,10 @@ def test_an_interrupt_stops_the_exports_that_are_under_way(tmp_path: Path) -> No
 
     steps = Steps(SWITCHES, tmp_path, LIMITS, PREPARE, 2, call=call)
     wanted = cells("b/ort/fp32/b1", "a/ort/fp32/b1", "c/ort/fp32/b1")
-    notebook = Notebook(tmp_path, {})
-    campaign = Campaign(wanted, steps, notebook)
+    notebook = Checkpoint(tmp_path, {})
+    campaign = MatrixRun(wanted, steps, notebook)
     with pytest.raises(KeyboardInterrupt), SilentProgress().step("bench") as task:
-        campaign.run(Countdown(task, campaign.length))
+        campaign.run(RemainingTime(task, campaign.length))
     assert sorted(stopped) == ["a", "b"]
     assert not len(notebook)
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from deploykit.pipeline.benchmark.countdown import Countdown
+from deploykit.benchmarking.matrix.run import RemainingTime
 
 
 class Shown:
@@ -15,7 +15,7 @@ class Shown:
 
 def test_steps_move_the_bar_and_tell_the_time_left() -> None:
     shown, now_s = Shown(), [100.0]
-    countdown = Countdown(shown, 4, now_s=lambda: now_s[0])
+    countdown = RemainingTime(shown, 4, now_s=lambda: now_s[0])
     for name in ("a", "b"):
         with countdown.step(name):
             now_s[0] += 30
@@ -35,7 +35,7 @@ def test_steps_move_the_bar_and_tell_the_time_left() -> None:
 
 def test_a_step_without_a_total_stands_still_and_more_steps_may_come() -> None:
     shown = Shown()
-    countdown = Countdown(shown, 1, now_s=lambda: 0.0)
+    countdown = RemainingTime(shown, 1, now_s=lambda: 0.0)
     with countdown.step("a") as step:
         step.update(5, None, "export")
         countdown.add(1)
@@ -43,13 +43,13 @@ def test_a_step_without_a_total_stands_still_and_more_steps_may_come() -> None:
 
 
 def test_a_failed_step_leaves_the_error_alone() -> None:
-    with pytest.raises(KeyError, match="x"), Countdown(Shown(), 1).step("a"):
+    with pytest.raises(KeyError, match="x"), RemainingTime(Shown(), 1).step("a"):
         raise KeyError("x")
 
 
 def test_measuring_goes_on_where_the_warm_up_ends() -> None:
     shown = Shown()
-    with Countdown(shown, 1).step("a") as step:
+    with RemainingTime(shown, 1).step("a") as step:
         for done, detail in ((0.5, "warm-up"), (1, "warm-up"), (0.1, "measure"), (1, "measure")):
             step.update(done, 1, detail)
     assert [done for done, _, _ in shown.updates] == [0, 0.15, 0.3, 0.3, 1, 1]

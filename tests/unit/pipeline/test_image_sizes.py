@@ -6,23 +6,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploykit import onnx_graph
-from deploykit.bundle import Bundle
-from deploykit.choices import DefinitionChoices
-from deploykit.errors import UsageError
-from deploykit.onnx_graph.image_size import fix_image_size
-from deploykit.pipeline.image_sizes import (
+from deploykit import graph as onnx_graph
+from deploykit.bundle.manifest import Bundle
+from deploykit.core.choices import DefinitionChoices
+from deploykit.core.errors import UsageError
+from deploykit.core.sizes import ShapeProfile, SizeRange
+from deploykit.core.specs import Preprocessing, TensorSpec
+from deploykit.exporting.engines import profile_of_bundle
+from deploykit.graph.shapes import fix_image_size
+from deploykit.sources.image_sizes import (
     note_of_sizes,
     other_sizes,
     preferred_size,
-    profile_of_bundle,
     recorded_sizes,
     require_known_sizes,
     sample_other_sizes,
 )
-from deploykit.pipeline.inspect import inspect
-from deploykit.sizes import SizeRange
-from deploykit.specs import Preprocessing, ShapeProfile, TensorSpec
+from deploykit.verbs.inspect import inspect
 from tests.bundles import write_bundle, write_classifier
 
 if TYPE_CHECKING:

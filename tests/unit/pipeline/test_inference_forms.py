@@ -11,11 +11,11 @@ from timm.layers import StdConv2d
 from timm.models import byobnet
 from torch import nn
 
-from deploykit.models._untrained import draw_values
-from deploykit.pipeline.journal import Journal
-from deploykit.pipeline.sources import Reference, SourceOptions, from_definition
-from deploykit.specs import BATCH, ModelSpec, Preprocessing, SilentProgress, TensorSpec
-from deploykit.stages import export
+from deploykit.core.progress import Journal, SilentProgress
+from deploykit.core.specs import BATCH, ModelSpec, Preprocessing, TensorSpec
+from deploykit.sources import torch_export as export
+from deploykit.sources.definition import SourceOptions, from_definition
+from deploykit.sources.untrained import draw_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     import pytest
     from numpy.typing import NDArray
+
+    from deploykit.comparison.reference import Reference
 
     Logits = NDArray[np.float32]
 

@@ -8,25 +8,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploykit import onnx_graph
-from deploykit.errors import DataError
+from deploykit import graph as onnx_graph
+from deploykit.core.errors import DataError
+from deploykit.core.specs import Preprocessing
 from deploykit.images import ArrayImages
-from deploykit.pipeline.int8_choice import most_sensitive
-from deploykit.pipeline.int8_images import (
+from deploykit.precision.calibration_data import CalibrationData
+from deploykit.precision.int8_choice import most_sensitive
+from deploykit.precision.int8_images import (
     PROBE_MULTIPLY_ADDS,
     affordable_probes,
     first_images,
     load_images,
     multiply_adds_of,
 )
-from deploykit.specs import Preprocessing
-from deploykit.stages.calibrate import CalibrationData
 from tests.graphs import graph, normal, save
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deploykit.artifacts import OnnxArtifact
+    from deploykit.core.artifacts import OnnxArtifact
 
 NETWORK = """net (float[{batch}, 3, 8, 8] x) => (float[{batch}, 20] logits) {{
     [conv] a = Conv <pads = [1,1,1,1]> (x, w1)

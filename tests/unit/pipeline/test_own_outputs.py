@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploykit.errors import ModelFileError
-from deploykit.pipeline.own_outputs import (
+from deploykit.core.errors import ModelFileError
+from deploykit.core.specs import TensorSpec
+from deploykit.sources.onnx_outputs import (
     answers_one_by_one,
     choose_logits,
     logits_in,
     other_problems,
 )
-from deploykit.specs import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from deploykit.specs import Array, StepTimes
+    from deploykit.core.specs import Array, StepTimes
 
 F32 = np.dtype(np.float32)
 

@@ -9,13 +9,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from deploykit.artifacts import sha256_of
-from deploykit.errors import ModelFileError, ValidationError
-from deploykit.onnx_graph import fold, plain
-from deploykit.pipeline.journal import Journal
-from deploykit.pipeline.own_steps import Judged, OwnGraph
-from deploykit.pipeline.runners import Runners
-from deploykit.specs import SilentProgress
+from deploykit.comparison.reference import Runners
+from deploykit.core.artifacts import sha256_of
+from deploykit.core.errors import ModelFileError, ValidationError
+from deploykit.core.progress import Journal, SilentProgress
+from deploykit.graph import fold, plain
+from deploykit.sources.onnx_file import Judged, OwnGraph
 from tests.graphs import normal, run_ort
 from tests.own_files import old, tensor
 

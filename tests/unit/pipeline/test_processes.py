@@ -13,9 +13,13 @@ from typing import Any
 
 import pytest
 
-from deploykit.pipeline.benchmark.child import says_out_of_memory
-from deploykit.pipeline.benchmark.processes import ChildFailure, ProcessLimits, call
-from deploykit.pipeline.benchmark.resident import resident_bytes
+from deploykit.benchmarking.matrix.child import says_out_of_memory
+from deploykit.benchmarking.matrix.processes import (
+    ChildFailure,
+    ProcessLimits,
+    call,
+    resident_bytes,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 WORKER = "tests.unit.pipeline.small_worker"

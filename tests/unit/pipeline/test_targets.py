@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploykit.choices import DefinitionChoices
-from deploykit.errors import UnknownNameError, UsageError
-from deploykit.pipeline.targets import Kind, digest_of, find_definition, kind_of, name_of
+from deploykit.core.choices import DefinitionChoices
+from deploykit.core.errors import UnknownNameError, UsageError
+from deploykit.sources.targets import Kind, digest_of, find_definition, kind_of, name_of
 
 if TYPE_CHECKING:
     from pathlib import Path

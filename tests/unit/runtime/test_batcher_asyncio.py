@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit.errors import QueueFullError, UsageError
-from deploykit.runtime.microbatcher import MicroBatcher
+from deploykit.core.errors import QueueFullError, UsageError
+from deploykit.serving.micro_batcher import MicroBatcher
 from tests.fakes.batch_model import NumberModel, image, images, logits
 
 if TYPE_CHECKING:

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploykit.errors import DeviceError, ModelFileError, UsageError
-from deploykit.runtime._together import run_together
-from deploykit.runtime.microbatcher import MicroBatcher
+from deploykit.core.errors import DeviceError, ModelFileError, UsageError
+from deploykit.serving.micro_batcher import MicroBatcher, run_as_batch
 from tests.fakes.batch_model import PATIENCE_S, NumberModel, image, images, logits
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 def outcomes(model: Any, groups: Iterable[Iterable[float]]) -> list[object]:
     asked = [images(*group) for group in groups]
-    answered = list(run_together(model, asked))
+    answered = list(run_as_batch(model, asked))
     return [o if isinstance(o, BaseException) else o.tolist() for o in answered]
 
 

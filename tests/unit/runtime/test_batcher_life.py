@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deploykit.errors import UsageError
-from deploykit.runtime.microbatcher import MicroBatcher
+from deploykit.core.errors import UsageError
+from deploykit.serving.micro_batcher import MicroBatcher
 from tests.fakes.batch_model import PATIENCE_S, NumberModel, image, images, logits
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def test_one_who_waits_for_a_place_is_told_of_the_end() -> None:
 def python(code: str) -> str:
     program = (
         "import os, sys, threading\n"
-        "from deploykit.runtime.microbatcher import MicroBatcher\n"
+        "from deploykit.serving.micro_batcher import MicroBatcher\n"
         "from tests.fakes.batch_model import NumberModel, image\n" + code
     )
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program]

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploykit.errors import UsageError
+from deploykit.core.errors import UsageError
+from deploykit.core.sizes import ShapeProfile
+from deploykit.core.specs import TensorSpec
 from deploykit.runtime.batches import BatchLimits
-from deploykit.specs import ShapeProfile, TensorSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

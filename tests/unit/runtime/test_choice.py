@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deploykit import environment
-from deploykit.artifacts import UNPROVEN
 from deploykit.backends.trt.compiler import Compiler
-from deploykit.backends.trt.header import EngineHeader
-from deploykit.bundle import Bundle
-from deploykit.errors import EngineIncompatibleError, MissingDependencyError
+from deploykit.backends.trt.fitness import EngineHeader
+from deploykit.bundle.manifest import Bundle
+from deploykit.core import environment
+from deploykit.core.artifacts import UNPROVEN
+from deploykit.core.errors import EngineIncompatibleError, MissingDependencyError
 from deploykit.runtime.choice import (
     Fit,
     Machine,
@@ -26,7 +26,7 @@ from tests.fakes.engine_fake import ADA, HOPPER, FakeMachine
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deploykit.artifacts import EngineRecord
+    from deploykit.core.artifacts import EngineRecord
 
 TENSORRT = engine_record()
 RTX = engine_record(

@@ -14,12 +14,14 @@ import pytest
 import torch
 
 import deploykit
-from deploykit.artifacts import sha256_of
-from deploykit.bundle import GOLDEN, MANIFEST, Bundle
-from deploykit.errors import DataError, IntegrityError, UsageError, ValidationError
+from deploykit.bundle.manifest import GOLDEN, MANIFEST, Bundle
+from deploykit.core.artifacts import sha256_of
+from deploykit.core.errors import DataError, IntegrityError, UsageError, ValidationError
+from deploykit.core.precision import Precision
+from deploykit.core.sizes import ShapeProfile
+from deploykit.core.specs import StepTimes
 from deploykit.runtime.batches import BatchSplitWarning
 from deploykit.runtime.loading import load
-from deploykit.specs import Precision, ShapeProfile, StepTimes
 from tests.bundles import SIZE, colours_of, engine_record, write_bundle
 from tests.fakes.engine_fake import FakeEngine, FakeMachine, OnGpu
 from tests.graphs import normal

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploykit.bundle import GOLDEN, Bundle
-from deploykit.errors import BundleError, IntegrityError, ValidationError
-from deploykit.runtime.golden import Golden, limits_for
-from deploykit.specs import Precision
+from deploykit.bundle.golden import Golden, limits_for
+from deploykit.bundle.manifest import GOLDEN, Bundle
+from deploykit.core.errors import BundleError, IntegrityError, ValidationError
+from deploykit.core.precision import Precision
 from tests.bundles import colours_of, write_bundle
 from tests.graphs import normal
 
@@ -38,7 +38,7 @@ def test_a_bundle_without_a_sample(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"junk", b"", b"PK\3\4"])
 def test_a_sample_that_cannot_be_read(tmp_path: Path, content: bytes) -> None:
-    from deploykit.artifacts import sha256_of_bytes
+    from deploykit.core.artifacts import sha256_of_bytes
 
     folder = write_bundle(tmp_path / "b", files={GOLDEN: sha256_of_bytes(content)})
     (folder / GOLDEN).write_bytes(content)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import deploykit
-from deploykit.errors import UsageError
+from deploykit.core.errors import UsageError
+from deploykit.core.sizes import ShapeProfile, SizeRange
+from deploykit.core.specs import TensorSpec
 from deploykit.runtime.inputs import Inputs
 from deploykit.runtime.loading import load
-from deploykit.sizes import SizeRange
-from deploykit.specs import ShapeProfile, TensorSpec
 from tests.bundles import SIZE, colours_of, engine_record, write_bundle
 from tests.fakes.engine_fake import FakeMachine, OnGpu
 from tests.graphs import normal

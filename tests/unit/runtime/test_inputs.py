@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from deploykit.errors import UsageError
+from deploykit.core.errors import UsageError
+from deploykit.core.specs import TensorSpec
 from deploykit.runtime.inputs import Inputs, is_on_gpu
-from deploykit.specs import TensorSpec
 from tests.fakes.engine_fake import OnGpu
 from tests.graphs import normal
 

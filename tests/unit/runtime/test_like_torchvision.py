@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deploykit import images, models
+from deploykit import images
+from deploykit.core.sizes import ShapeProfile
+from deploykit.models._registry import get, names
 from deploykit.runtime.loading import load
-from deploykit.specs import ShapeProfile
 from tests.bundles import engine_record, write_bundle
 from tests.fakes.engine_fake import FakeMachine
 
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from deploykit.specs import Preprocessing
+    from deploykit.core.specs import Preprocessing
 
 OF_DEFINITIONS = sorted(
-    {models.get(name).preprocessing for name in models.names()}
-    | {models.get("resnet50", image_size=size).preprocessing for size in (96, 288)},
+    {get(name).preprocessing for name in names()}
+    | {get("resnet50", image_size=size).preprocessing for size in (96, 288)},
     key=repr,
 )
 

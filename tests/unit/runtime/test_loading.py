@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit.artifacts import UNPROVEN, sha256_of
-from deploykit.bundle import LABELS, MANIFEST, MODEL, Bundle
-from deploykit.errors import (
+from deploykit.bundle.manifest import LABELS, MANIFEST, MODEL, Bundle
+from deploykit.core.artifacts import UNPROVEN, sha256_of
+from deploykit.core.errors import (
     BundleError,
     EngineIncompatibleError,
     IntegrityError,
@@ -17,8 +17,8 @@ from deploykit.errors import (
     ModelFileError,
     UsageError,
 )
+from deploykit.core.sizes import ShapeProfile
 from deploykit.runtime.loading import load
-from deploykit.specs import ShapeProfile
 from tests.bundles import SIZE, colours_of, engine_record, write_bundle
 from tests.fakes.engine_fake import ADA, FakeMachine
 from tests.graphs import normal
@@ -274,7 +274,7 @@ def test_a_file_that_is_needed_has_to_be_as_it_was_written(
 
 def test_a_file_that_is_no_engine_in_an_honest_manifest(tmp_path: Path) -> None:
     """With the real compilers: TensorRT for RTX reads the first bytes itself."""
-    from deploykit.backends.trt.header import read_header
+    from deploykit.backends.trt.fitness import read_header
 
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX")
     folder = write_bundle(tmp_path / "b", RTX)

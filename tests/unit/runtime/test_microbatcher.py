@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit.errors import QueueFullError, UsageError
-from deploykit.runtime.microbatcher import BatcherStats, MicroBatcher
+from deploykit.core.errors import QueueFullError, UsageError
+from deploykit.serving.micro_batcher import BatcherStats, MicroBatcher
 from tests.fakes.batch_model import PATIENCE_S, NumberModel, image, images, logits
 
 if TYPE_CHECKING:

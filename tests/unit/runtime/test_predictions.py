@@ -10,14 +10,9 @@ import torch
 from PIL import Image
 
 from deploykit import images
-from deploykit.errors import DataError, UsageError, ValidationError
-from deploykit.runtime.predictions import (
-    Prediction,
-    PreparedImages,
-    best_classes,
-    require_top_k,
-)
-from deploykit.specs import Preprocessing
+from deploykit.core.errors import DataError, UsageError, ValidationError
+from deploykit.core.specs import Preprocessing
+from deploykit.runtime.predictions import Prediction, PreparedImages, best_classes, require_top_k
 from tests.bundles import PLAIN
 from tests.graphs import normal
 

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from deploykit.errors import UsageError
-from deploykit.runtime._request_images import as_images
+from deploykit.core.errors import UsageError
+from deploykit.core.specs import TensorSpec
 from deploykit.runtime.inputs import Input
-from deploykit.runtime.microbatcher import MicroBatcher
-from deploykit.specs import TensorSpec
+from deploykit.serving.micro_batcher import MicroBatcher, as_images
 from tests.fakes.batch_model import NumberModel, image, images, logits
 
 if TYPE_CHECKING:

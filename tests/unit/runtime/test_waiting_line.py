@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploykit.runtime._waiting import Request, WaitingLine
+from deploykit.serving.waiting_line import Request, WaitingLine
 
 MAX_BATCH = 4
 

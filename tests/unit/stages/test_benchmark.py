@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from deploykit.benchmarking.harness import benchmark, is_stable
 from deploykit.benchmarking.results import Samples, Switches
-from deploykit.errors import UsageError
-from deploykit.stages.benchmark import benchmark, is_stable
+from deploykit.core.errors import UsageError
 from tests.virtual_time import FEEDS, MS, RecordingTask, ScriptedRunner, VirtualClock
 
 if TYPE_CHECKING:

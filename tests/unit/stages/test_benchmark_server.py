@@ -10,9 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from deploykit.benchmarking.harness import (
+    RateSearch,
+    arrivals_ns,
+    benchmark,
+    bisect_rate,
+    highest_rate,
+)
 from deploykit.benchmarking.results import Samples, Switches
-from deploykit.errors import UsageError
-from deploykit.stages.benchmark import RateSearch, arrivals_ns, benchmark, bisect_rate, highest_rate
+from deploykit.core.errors import UsageError
 from tests.virtual_time import FEEDS, MS, RecordingTask, ScriptedRunner, VirtualClock
 
 if TYPE_CHECKING:

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from deploykit.benchmarking.harness import SystemClock, benchmark, highest_rate
 from deploykit.benchmarking.results import Switches
-from deploykit.errors import DeviceError
-from deploykit.specs import StepTimes
-from deploykit.stages.benchmark import SystemClock, benchmark, highest_rate
+from deploykit.core.errors import DeviceError
+from deploykit.core.specs import StepTimes
 from tests.virtual_time import FEEDS, MS, RecordingTask, ScriptedRunner, VirtualClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from deploykit.specs import Array
+    from deploykit.core.specs import Array
 
 SWITCHES = Switches(
     scenario="offline",

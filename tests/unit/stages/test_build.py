@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploykit import environment
-from deploykit.artifacts import EngineRecord, OnnxArtifact, sha256_of
 from deploykit.backends.trt.builder import CompileOptions
 from deploykit.backends.trt.compiler import Compiler, load_compiler
-from deploykit.environment import Gpu
-from deploykit.errors import BuildError, BundleError, PrecisionError
-from deploykit.specs import Precision, ProgressTask, ShapeProfile
-from deploykit.stages.build import build_engine, prove_precision
+from deploykit.core import environment
+from deploykit.core.artifacts import EngineRecord, OnnxArtifact, sha256_of
+from deploykit.core.environment import Gpu
+from deploykit.core.errors import BuildError, BundleError, PrecisionError
+from deploykit.core.precision import Precision
+from deploykit.core.sizes import ShapeProfile
+from deploykit.exporting.engines import build_engine, prove_precision
 from tests.fakes.tensorrt_fake import FakeTensorrt, ILayer, INetworkDefinition, ITensor, LayerType
 from tests.fakes.tensorrt_fake import Script as FakeScript
 from tests.unit.backends.trt import small_models
@@ -21,6 +22,8 @@ from tests.unit.backends.trt import small_models
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from deploykit.core.progress import ProgressTask
 
 ONE = CompileOptions(compute_capabilities=("8.9",))
 

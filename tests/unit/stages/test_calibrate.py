@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deploykit import images, onnx_graph
+from deploykit import graph as onnx_graph
+from deploykit import images
 from deploykit.backends.ort import OrtRunner
-from deploykit.calibrators import METHODS
-from deploykit.errors import DataError, UsageError
-from deploykit.histograms import RunningHistogram
+from deploykit.core.errors import DataError, UsageError
+from deploykit.core.progress import SilentProgress
+from deploykit.core.specs import Preprocessing
 from deploykit.images import ArrayImages, FileImages
-from deploykit.specs import Preprocessing, SilentProgress
-from deploykit.stages.calibrate import (
-    CalibrationData,
-    calibrate,
-)
+from deploykit.precision.calibration_data import CalibrationData
+from deploykit.precision.calibrators import METHODS
+from deploykit.precision.collection import calibrate
+from deploykit.precision.histograms import RunningHistogram
 from tests.graphs import expose_outputs, graph, normal, run_ort, save
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from deploykit.artifacts import OnnxArtifact
-    from deploykit.calibration import CalibrationTable
+    from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.precision.calibration_table import CalibrationTable
 
     Images = NDArray[np.float32]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deploykit.errors import DataError, UsageError
-from deploykit.stages.calibrate import choose_images, few_images_warning, split_holdout
+from deploykit.core.errors import DataError, UsageError
+from deploykit.precision.calibration_data import choose_images, few_images_warning, split_holdout
 
 
 def test_the_choice_is_fixed_by_the_seed() -> None:

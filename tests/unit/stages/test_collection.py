@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit.errors import DataError
-from deploykit.specs import TensorSpec
-from deploykit.stages.calibrate import COUNTED, collect, spacing
+from deploykit.core.errors import DataError
+from deploykit.core.specs import TensorSpec
+from deploykit.precision.collection import COUNTED, collect, spacing
 from tests.graphs import normal
 
 if TYPE_CHECKING:

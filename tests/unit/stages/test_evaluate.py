@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import pytest
 
-from deploykit import images, models
-from deploykit.accuracy import wilson_interval
+from deploykit import images
 from deploykit.backends.eager import EagerRunner
-from deploykit.errors import DataError, ValidationError
+from deploykit.core.errors import DataError, ValidationError
+from deploykit.core.progress import SilentProgress
+from deploykit.core.specs import Preprocessing, StepTimes, TensorSpec
+from deploykit.evaluation.accuracy import wilson_interval
+from deploykit.evaluation.labelled import EvaluatedModel, Evaluation, evaluate
 from deploykit.images import ArrayImages
-from deploykit.specs import Preprocessing, SilentProgress, StepTimes, TensorSpec
-from deploykit.stages.evaluate import Evaluation, Subject, evaluate
+from deploykit.models._registry import get
+from deploykit.sources.weights import build_with_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from deploykit.specs import Array, Runner
+    from deploykit.core.specs import Array, Runner
     from tests.digits import Digits
 
 PLAIN = Preprocessing(crop=(2, 2), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -83,8 +86,8 @@ def rank_of(row: NDArray[np.float32], label: int) -> int:
 def run_evaluate(
     runner: Runner, source: ArrayImages, batch: int = 8, reference: Runner | None = None
 ) -> Evaluation:
-    other = None if reference is None else Subject(reference, PLAIN)
-    subject = Subject(runner, PLAIN)
+    other = None if reference is None else EvaluatedModel(reference, PLAIN)
+    subject = EvaluatedModel(runner, PLAIN)
     return evaluate(subject, source, batch=batch, other=other, progress=SilentProgress())
 
 
@@ -155,7 +158,7 @@ class RecordedProgress:
 def test_progress_ends_at_the_number_of_images() -> None:
     table, labels = random_case(10, 6)
     source, runner, progress = numbered(10, labels), TableRunner(table), RecordedProgress()
-    evaluate(Subject(runner, PLAIN), source, batch=4, other=None, progress=progress)
+    evaluate(EvaluatedModel(runner, PLAIN), source, batch=4, other=None, progress=progress)
     assert progress.seen == [(4, 10), (8, 10), (10, 10)]
 
 
@@ -208,10 +211,10 @@ def test_each_model_prepares_images_in_its_own_way() -> None:
     doubled = np.repeat(table, 2, axis=0)[:40]
     half = Preprocessing(crop=(2, 2), mean=(0.0, 0.0, 0.0), std=(0.5, 0.5, 0.5))
     found = evaluate(
-        Subject(TableRunner(table), PLAIN),
+        EvaluatedModel(TableRunner(table), PLAIN),
         numbered(20, labels[:20]),
         batch=7,
-        other=Subject(TableRunner(doubled), half),
+        other=EvaluatedModel(TableRunner(doubled), half),
         progress=SilentProgress(),
     )
     assert found.agreement == 1.0
@@ -259,11 +262,11 @@ def test_logits_that_are_not_numbers_are_no_result(broken: str) -> None:
 
 
 def test_trained_network_scores_what_torch_measured(digits: Digits) -> None:
-    spec = models.get("resnet20", image_size=8)
-    network, _ = models.build_with_weights(spec, str(digits.weights), 0)
+    spec = get("resnet20", image_size=8)
+    network, _ = build_with_weights(spec, str(digits.weights), 0)
     source = images.open_images(digits.test)
     with EagerRunner(network, spec.inputs, spec.outputs) as runner:
-        subject = Subject(runner, spec.preprocessing)
+        subject = EvaluatedModel(runner, spec.preprocessing)
         found = evaluate(subject, source, batch=100, other=subject, progress=SilentProgress())
     low, high = found.accuracy.top1_interval
     assert found.count == len(source) == 597

@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from deploykit.artifacts import sha256_of
-from deploykit.errors import ControlFlowError, ExportError
-from deploykit.onnx_graph import OPSET
-from deploykit.specs import ModelSpec, Precision, Preprocessing, TensorSpec
-from deploykit.stages.export import EXPORTERS, Exporter, export
+from deploykit.core.artifacts import sha256_of
+from deploykit.core.errors import ControlFlowError, ExportError
+from deploykit.core.precision import Precision
+from deploykit.core.specs import ModelSpec, Preprocessing, TensorSpec
+from deploykit.graph import OPSET
+from deploykit.sources.torch_export import EXPORTERS, Exporter, export_module
 from tests.graphs import normal, run_ort
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def tiny() -> nn.Module:
 
 
 def exported(module: nn.Module, path: Path, exporter: Exporter) -> onnx.ModelProto:
-    export(spec_of(lambda: module), module, path, exporter)
+    export_module(spec_of(lambda: module), module, path, exporter)
     return onnx.load(path)
 
 
@@ -101,7 +102,7 @@ class Export:
         self.exporter = exporter
         self.module = tiny()
         self.path = folder / "model.onnx"
-        self.artifact = export(spec_of(tiny), self.module, self.path, exporter)
+        self.artifact = export_module(spec_of(tiny), self.module, self.path, exporter)
         self.model = onnx.load(self.path)
 
 
@@ -165,7 +166,7 @@ print(export(spec_of(tiny), tiny(), Path(sys.argv[1]), sys.argv[2]).sha256)
 
 
 def test_the_same_module_gives_the_same_file_in_every_process(done: Export, tmp_path: Path) -> None:
-    again = export(spec_of(tiny), tiny(), tmp_path / "again.onnx", done.exporter)
+    again = export_module(spec_of(tiny), tiny(), tmp_path / "again.onnx", done.exporter)
     other = subprocess.run(
         [sys.executable, "-c", EXPORT, str(tmp_path / "other.onnx"), done.exporter],
         cwd=Path(__file__).parents[3],

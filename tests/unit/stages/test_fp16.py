@@ -6,12 +6,14 @@ import numpy as np
 import onnx
 import pytest
 
-from deploykit.artifacts import OnnxArtifact, sha256_of
 from deploykit.backends.ort import OrtRunner
-from deploykit.errors import ModelFileError, ValidationError
-from deploykit.onnx_graph import Extremes, read_artifact, read_model, tidy, write_model
-from deploykit.specs import Precision, SilentProgress, TensorSpec
-from deploykit.stages.fp16 import HEADROOM, Fp16Result, convert_to_fp16, largest_magnitudes
+from deploykit.core.artifacts import OnnxArtifact, sha256_of
+from deploykit.core.errors import ModelFileError, ValidationError
+from deploykit.core.precision import Precision
+from deploykit.core.progress import SilentProgress
+from deploykit.core.specs import TensorSpec
+from deploykit.graph import Extremes, read_artifact, read_model, tidy, write_model
+from deploykit.precision.fp16 import HEADROOM, Fp16Result, convert_to_fp16, largest_magnitudes
 from tests.graphs import graph, normal, run_ort, run_reference, save
 
 if TYPE_CHECKING:

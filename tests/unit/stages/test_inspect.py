@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from deploykit import models
-from deploykit.errors import UsageError
-from deploykit.stages.inspect import inspect_definition
+from deploykit.core.errors import UsageError
+from deploykit.models._registry import get
+from deploykit.sources.module_layers import inspect_definition
+from deploykit.sources.torchvision import torchvision_spec
 
 
 def test_alexnet_with_10_classes_at_256_has_its_published_figures() -> None:
-    spec = models.get("alexnet", num_classes=10, image_size=256)
+    spec = get("alexnet", num_classes=10, image_size=256)
     summary = inspect_definition(spec.build, (1, 3, 256, 256), spec.name)
     assert summary.parameters == 57_044_810
     assert f"{summary.input_mb:.2f}" == "0.75"
@@ -157,7 +158,7 @@ def test_torchvisions_networks_have_the_figures_that_torchvision_gives(
     name: str, unlisted: int
 ) -> None:
     """Attention uses weights without calling their layers; Inception's head is for training."""
-    spec = models.torchvision_spec(name)
+    spec = torchvision_spec(name)
     summary = inspect_definition(spec.build, spec.inputs[0].with_batch(1), spec.name)
     assert spec.parameters == summary.parameters + unlisted
     assert summary.multiply_adds == pytest.approx(spec.multiply_adds, rel=0.005)

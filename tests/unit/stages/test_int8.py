@@ -8,11 +8,12 @@ import onnx
 import pytest
 
 from deploykit.backends.ort import OrtRunner
-from deploykit.errors import DataError, ModelFileError, UsageError
-from deploykit.onnx_graph import read_artifact, read_model, tidy, write_model
-from deploykit.onnx_graph.qdq import QdqPolicy
-from deploykit.specs import Precision, SilentProgress, SplitGraph
-from deploykit.stages.int8 import (
+from deploykit.core.errors import DataError, ModelFileError, UsageError
+from deploykit.core.precision import Precision
+from deploykit.core.progress import SilentProgress
+from deploykit.graph import read_artifact, read_model, tidy, write_model
+from deploykit.graph.qdq import QdqPolicy
+from deploykit.precision.quantization import (
     Int8Options,
     QuantizationErrors,
     measure_errors,
@@ -24,7 +25,8 @@ from tests.graphs import graph, normal, run_ort, save
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deploykit.artifacts import OnnxArtifact
+    from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.core.specs import SplitGraph
 
 IMAGES = [np.abs(normal(3, 16, 6, 6)), np.abs(normal(2, 16, 6, 6, seed=1))]
 AMAX = {"x": 1.0, "r": 4.0}  # clips the input

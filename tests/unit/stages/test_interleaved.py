@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit.benchmarking.ab import report_of
-from deploykit.benchmarking.comparing import Verdict
+from deploykit.benchmarking.harness import Side, interleave
 from deploykit.benchmarking.results import Switches
-from deploykit.errors import DeviceError, UsageError
-from deploykit.stages.benchmark import Side, interleave
+from deploykit.benchmarking.statistics.ab import report_of
+from deploykit.benchmarking.statistics.comparing import Verdict
+from deploykit.core.errors import DeviceError, UsageError
 from tests.virtual_time import FEEDS, MS, RecordingTask, ScriptedRunner, VirtualClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from deploykit.benchmarking.rounds import Round, Rounds
+    from deploykit.benchmarking.statistics.ab import Round, Rounds
 
 SWITCHES = Switches(
     scenario="single-stream",

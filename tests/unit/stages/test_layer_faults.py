@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploykit.comparison import LIMITS
-from deploykit.onnx_graph.activations import ActivationPair
-from deploykit.specs import Precision
-from deploykit.stages.layerwise import (
+from deploykit.comparison.differences import LIMITS
+from deploykit.comparison.layer_faults import (
     TOLERANCES,
-    Sums,
     ValueComparison,
     decibels,
     drop_db,
     find_faults,
 )
+from deploykit.comparison.layerwise import Sums
+from deploykit.core.precision import Precision
+from deploykit.graph.activations import ActivationPair
 
 FP32, FP16, INT8 = Precision.FP32, Precision.FP16, Precision.INT8
 

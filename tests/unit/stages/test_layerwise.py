@@ -13,13 +13,13 @@ import pytest
 from onnx import numpy_helper
 
 from deploykit.backends.ort import OrtRunner
-from deploykit.errors import ValidationError
-from deploykit.onnx_graph import HalfPlan, halve, read_artifact, read_model, tidy, write_model
-from deploykit.onnx_graph.activations import ActivationPair
-from deploykit.specs import Precision, SilentProgress, SplitGraph
-from deploykit.stages.int8 import quantize_to_int8
-from deploykit.stages.layerwise import LayerReport, compare_layers
-from deploykit.stages.layerwise.streaming import groups_of
+from deploykit.comparison.layerwise import LayerReport, compare_layers, groups_of
+from deploykit.core.errors import ValidationError
+from deploykit.core.precision import Precision
+from deploykit.core.progress import SilentProgress
+from deploykit.graph import HalfPlan, convert_to_half, read_artifact, read_model, tidy, write_model
+from deploykit.graph.activations import ActivationPair
+from deploykit.precision.quantization import quantize_to_int8
 from tests.graphs import graph, normal, run_ort, save
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from deploykit.artifacts import OnnxArtifact
+    from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.core.specs import SplitGraph
 
 BATCHES = [np.abs(normal(1, 16, 8, 8, seed=seed)) for seed in range(3)]
 TEXT = """net (float[batch,16,8,8] x) => (float[batch,5] y) {
@@ -89,7 +90,7 @@ def half_of(source: OnnxArtifact, folder: Path) -> OnnxArtifact:
     """All of it in FP16, whatever its values are."""
     model = read_model(source.path)
     plan = HalfPlan(frozenset(str(node.name) for node in model.graph))
-    return write_model(halve(model, plan), folder / "half.onnx", Precision.FP16)
+    return write_model(convert_to_half(model, plan), folder / "half.onnx", Precision.FP16)
 
 
 # Nothing is broken

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploykit import onnx_graph
+from deploykit import graph as onnx_graph
 from deploykit.backends.ort import OrtRunner
-from deploykit.onnx_graph import qdq
-from deploykit.specs import Precision
-from deploykit.stages.int8 import Int8Options, quantize_to_int8
-from deploykit.stages.sensitivity import measure_gains
+from deploykit.core.precision import Precision
+from deploykit.graph import qdq
+from deploykit.precision.int8_choice import measure_gains
+from deploykit.precision.quantization import Int8Options, quantize_to_int8
 from tests.graphs import expose_outputs, graph, normal, run_ort, save
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from deploykit.artifacts import OnnxArtifact
+    from deploykit.core.artifacts import OnnxArtifact
 
     Images = NDArray[np.float32]
 

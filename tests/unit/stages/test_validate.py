@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit.comparison import (
+from deploykit.comparison.differences import (
     LIMITS,
     MIN_IMAGES_FOR_AGREEMENT,
     BatchComparison,
     problems_of,
 )
-from deploykit.errors import ValidationError
-from deploykit.specs import Precision, TensorSpec
-from deploykit.stages.validate import ValidationReport, outputs_of, validate
+from deploykit.comparison.validation import ValidationReport, outputs_of, validate
+from deploykit.core.errors import ValidationError
+from deploykit.core.precision import Precision
+from deploykit.core.specs import TensorSpec
 from tests.graphs import normal
 
 if TYPE_CHECKING:

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit import environment
 from deploykit.backends.trt.builder import (
+    BuildMonitor,
     CompileOptions,
     compile_onnx,
     known_compute_capabilities,
 )
 from deploykit.backends.trt.compiler import Compiler
-from deploykit.backends.trt.progress import BuildMonitor
-from deploykit.environment import Gpu
-from deploykit.errors import BuildError, UsageError
-from deploykit.specs import ShapeProfile
+from deploykit.core import environment
+from deploykit.core.environment import Gpu
+from deploykit.core.errors import BuildError, UsageError
+from deploykit.core.sizes import ShapeProfile
 from tests.fakes.tensorrt_fake import (
     ComputeCapability,
     DataType,

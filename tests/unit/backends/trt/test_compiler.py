@@ -14,8 +14,8 @@ from deploykit.backends.trt.compiler import (
     loadable_compilers,
     require_gpu,
 )
-from deploykit.environment import Gpu
-from deploykit.errors import BuildError, MissingDependencyError, UnknownNameError
+from deploykit.core.environment import Gpu
+from deploykit.core.errors import BuildError, MissingDependencyError, UnknownNameError
 
 GPU = Gpu("some GPU", "9.0", 80 << 30)
 

@@ -9,8 +9,8 @@ import pytest
 
 from deploykit.backends.trt.compiler import Compiler
 from deploykit.backends.trt.engine import Engine
-from deploykit.errors import BundleError, EngineIncompatibleError
-from deploykit.specs import TensorSpec
+from deploykit.core.errors import BundleError, EngineIncompatibleError
+from deploykit.core.specs import TensorSpec
 from tests.fakes.runtime_fake import SCRATCH, DataType, FakeRuntime, Script
 from tests.unit.backends.trt import small_models
 

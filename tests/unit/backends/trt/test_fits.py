@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from deploykit.artifacts import EngineRecord
-from deploykit.backends.trt.fits import engine_fits
-from deploykit.environment import Gpu
-from deploykit.specs import Precision, ShapeProfile
+from deploykit.backends.trt.fitness import engine_fits
+from deploykit.core.artifacts import EngineRecord
+from deploykit.core.environment import Gpu
+from deploykit.core.precision import Precision
+from deploykit.core.sizes import ShapeProfile
 
 RTX = EngineRecord(
     file="tensorrt-rtx-1.7.1.116.engine",

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deploykit import environment
 from deploykit.backends.trt.builder import CompileOptions, compile_onnx
-from deploykit.backends.trt.header import HEADER_BYTES, EngineHeader, read_header
+from deploykit.backends.trt.fitness import HEADER_BYTES, EngineHeader, read_header
+from deploykit.core import environment
 from tests.fakes.tensorrt_fake import EngineValidity, FakeTensorrt, Script
 from tests.unit.backends.trt import small_models
 

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploykit import environment
 from deploykit.backends._cuda.device import Device
 from deploykit.backends.trt.builder import CompileOptions, compile_onnx
 from deploykit.backends.trt.engine import Engine
 from deploykit.backends.trt.runner import TrtRunner
-from deploykit.errors import EngineIncompatibleError, MissingDependencyError
-from deploykit.specs import ShapeProfile
+from deploykit.core import environment
+from deploykit.core.errors import EngineIncompatibleError, MissingDependencyError
+from deploykit.core.sizes import ShapeProfile
 from tests.unit.backends.trt import small_models
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from deploykit.backends.trt.compiler import Compiler
-    from deploykit.specs import Runner
+    from deploykit.core.specs import Runner
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from deploykit.backends.trt.pool import LanePool
-from deploykit.errors import DeviceError, UsageError
+from deploykit.backends.trt.runner import LanePool
+from deploykit.core.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

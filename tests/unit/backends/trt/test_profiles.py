@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploykit.backends.trt.builder import CompileOptions, compile_onnx
+from deploykit.backends.trt.builder import (
+    CompileOptions,
+    compile_onnx,
+    fitting_profile,
+    open_inputs,
+)
 from deploykit.backends.trt.compiler import Compiler
-from deploykit.backends.trt.profiles import fitting_profile, open_inputs
-from deploykit.errors import BuildError, UsageError
-from deploykit.sizes import SizeRange
-from deploykit.specs import ShapeProfile
+from deploykit.core.errors import BuildError, UsageError
+from deploykit.core.sizes import ShapeProfile, SizeRange
 from tests.fakes.tensorrt_fake import DataType, FakeTensorrt, INetworkDefinition, ITensor, Script
 from tests.unit.backends.trt import small_models
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from deploykit.backends.trt.progress import BuildMonitor, progress_monitor
+from deploykit.backends.trt.builder import BuildMonitor, progress_monitor
 from tests.fakes.tensorrt_fake import FakeTensorrt, Script
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploykit.backends.trt.runtime_cache import RuntimeCache
+from deploykit.backends.trt.engine import RuntimeCache
 from tests.fakes.runtime_fake import RtxRuntimeConfig, Script
 
 if TYPE_CHECKING:

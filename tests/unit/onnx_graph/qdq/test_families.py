@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from deploykit import models
 from deploykit.backends.trt.builder import CompileOptions, compile_onnx
 from deploykit.backends.trt.compiler import load_compiler
-from deploykit.onnx_graph import read_model
-from deploykit.onnx_graph.qdq import QdqPolicy
-from deploykit.specs import Precision, ShapeProfile
-from deploykit.stages.export import export
-from deploykit.stages.int8 import plan_int8, quantize_to_int8
+from deploykit.core.precision import Precision
+from deploykit.core.sizes import ShapeProfile
+from deploykit.graph import read_model
+from deploykit.graph.qdq import QdqPolicy
+from deploykit.models._registry import get
+from deploykit.precision.quantization import plan_int8, quantize_to_int8
+from deploykit.sources.torch_export import export_module
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import nn
 
-    from deploykit.artifacts import OnnxArtifact
-    from deploykit.onnx_graph.qdq import QdqPlan
+    from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.graph.qdq import QdqPlan
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -69,13 +70,13 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
 
 
 def exported(name: str, folder: Path) -> Family:
-    spec = models.get(name, image_size=IMAGE_SIZES[name], num_classes=16)
+    spec = get(name, image_size=IMAGE_SIZES[name], num_classes=16)
     with torch.device("meta" if name in FEATURES_ONLY else "cpu"):
         module = spec.build()
     if name in FEATURES_ONLY:
         module = features_of(module)
         spec = replace(spec, outputs=(replace(spec.outputs[0], name="features"),))
-    artifact = export(spec, module, folder / f"{name}.onnx", "torchscript")
+    artifact = export_module(spec, module, folder / f"{name}.onnx", "torchscript")
     plan = plan_int8(artifact, QdqPolicy())
     return Family(artifact, read_model(artifact.path), plan)
 

@@ -8,9 +8,10 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from deploykit.errors import DataError
-from deploykit.onnx_graph import halve, plan_half, read_model, tidy, write_model
-from deploykit.onnx_graph.qdq import (
+from deploykit.core.errors import DataError
+from deploykit.core.precision import Precision
+from deploykit.graph import convert_to_half, plan_half, read_model, tidy, write_model
+from deploykit.graph.qdq import (
     QdqPlan,
     activation_scales,
     correct_biases,
@@ -19,7 +20,6 @@ from deploykit.onnx_graph.qdq import (
     probe_errors,
     weight_sqnr_db,
 )
-from deploykit.specs import Precision
 from tests.graphs import expose_outputs, graph, normal, run_ort, run_reference, save
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def test_unusable_ranges_are_refused(amax: dict[str, float], message: str, tmp_p
 def test_the_rest_is_fp16_with_casts_outside_the_pairs(tmp_path: Path) -> None:
     model = loaded(tmp_path)
     quantized = insert_qdq(model, plan_qdq(model), AMAX)
-    got = written(halve(quantized, plan_half(quantized, {}, 4.0)), tmp_path)
+    got = written(convert_to_half(quantized, plan_half(quantized, {}, 4.0)), tmp_path)
     types = {t.name: t.data_type for t in got.graph.initializer}
     inferred = onnx.shape_inference.infer_shapes(got, check_type=True, strict_mode=True).graph
     types |= {v.name: v.type.tensor_type.elem_type for v in (*inferred.value_info, *inferred.input)}

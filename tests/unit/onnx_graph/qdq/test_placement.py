@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from deploykit.errors import ModelFileError, UsageError
-from deploykit.onnx_graph import read_model, tidy
-from deploykit.onnx_graph.qdq import QdqPlan, QdqPolicy, plan_qdq
+from deploykit.core.errors import ModelFileError, UsageError
+from deploykit.graph import read_model, tidy
+from deploykit.graph.qdq import QdqPlan, QdqPolicy, plan_qdq
 from tests.graphs import graph, normal, save
 
 if TYPE_CHECKING:

@@ -1,0 +1,130 @@
+"""Whether an engine can run on a machine, from the manifest and the first bytes of its file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from deploykit.backends.trt.compiler import TENSORRT, TENSORRT_RTX, load_compiler
+from deploykit.backends.trt.messages import Messages, logger_into
+from deploykit.core.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from deploykit.core.artifacts import EngineRecord
+    from deploykit.core.environment import Gpu
+
+
+def engine_fits(
+    record: EngineRecord, gpus: Sequence[Gpu], compilers: Mapping[str, str]
+) -> tuple[bool, str]:
+    """Whether the engine runs on the first of ``gpus``, and why not (empty when it does).
+
+    ``compilers`` gives the version of each compiler whose runtime is installed, by name. An engine
+    of either compiler loads only with the exact version that made it, and only on the compute
+    capabilities that it was made for.
+    """
+    reason = _misfit_of_version(record, compilers) or _misfit_of_gpu(record, gpus)
+    return not reason, reason
+
+
+def _misfit_of_version(record: EngineRecord, compilers: Mapping[str, str]) -> str:
+    installed = compilers.get(record.compiler)
+    if installed is None:
+        return f"{record.compiler} is not installed"
+    if installed != record.compiler_version:
+        return f"compiled by {record.compiler} {record.compiler_version}, installed is {installed}"
+    return ""
+
+
+def _misfit_of_gpu(record: EngineRecord, gpus: Sequence[Gpu]) -> str:
+    if not gpus:
+        return "no GPU on this machine"
+    own = gpus[0].compute_capability
+    if own not in record.compute_capabilities:
+        built_for = ", ".join(record.compute_capabilities)
+        return f"compiled for compute capability {built_for}, this GPU has {own}"
+    return ""
+
+
+HEADER_BYTES: Final = 64
+"""``Runtime.engine_header_size`` of TensorRT for RTX 1.7: as many bytes as `read_header` needs."""
+
+# The tag of the general TensorRT and the place of the version are read so by NVIDIA's trtexec
+# (samples/common/sampleEngines.cpp, printPlanVersion); the tag of RTX was read from its engines,
+# which hold their version in the same place.
+_TAGS: Final[Mapping[str, bytes]] = {TENSORRT: b"ftrt", TENSORRT_RTX: b"vtrt"}
+_VERSION_PLACE: Final = slice(24, 28)
+
+_CAUSES: Final[Mapping[str, str]] = {
+    "VERSION_MISMATCH": "it was compiled by another version",
+    "UNSUPPORTED_CC": "it was not compiled for this GPU's compute capability",
+    "OLD_CUDA_DRIVER": "the CUDA driver is too old for it",
+    "OLD_CUDA_RUNTIME": "the CUDA runtime is too old for it",
+    "INSUFFICIENT_GPU_MEMORY": "the GPU has too little memory for it",
+    "MALFORMED_ENGINE": "it is damaged or not an engine of this compiler",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineHeader:
+    """Judgement over an engine's first bytes; "unknown" is no fault of the engine."""
+
+    state: Literal["valid", "invalid", "unknown"]
+    reason: str
+
+
+def read_header(plan: bytes, compiler_name: str) -> EngineHeader:
+    """Judge an engine by its first bytes, `HEADER_BYTES` of them or more.
+
+    A valid header says nothing about the rest of the file; that is what its hash is for.
+    """
+    if compiler_name == TENSORRT_RTX:
+        try:
+            module = load_compiler(TENSORRT_RTX).module
+        except MissingDependencyError:
+            return _judge_by_tag(plan, compiler_name)
+        return _judge_by_runtime(plan, module)
+    return _judge_by_tag(plan, compiler_name)
+
+
+def _judge_by_tag(plan: bytes, compiler_name: str) -> EngineHeader:
+    owner = next((name for name, tag in _TAGS.items() if plan.startswith(tag)), None)
+    if len(plan) < HEADER_BYTES:
+        return EngineHeader("invalid", f"{len(plan)} bytes are too few for an engine")
+    if owner is None:
+        return _unrecognised(compiler_name)
+    version = ".".join(str(byte) for byte in plan[_VERSION_PLACE])
+    if owner != compiler_name:
+        return EngineHeader("invalid", f"it is an engine of {owner} {version}")
+    return EngineHeader("unknown", f"it is an engine of {owner} {version}; only its tag was read")
+
+
+def _unrecognised(compiler_name: str) -> EngineHeader:
+    """A general TensorRT that is newer than this code may have changed its tag; RTX told us its."""
+    reason = f"it does not begin like an engine of {compiler_name}"
+    return EngineHeader("unknown" if compiler_name == TENSORRT else "invalid", reason)
+
+
+def _judge_by_runtime(plan: bytes, module: Any) -> EngineHeader:
+    # The logger must outlive the runtime, which keeps only its address.
+    logger = logger_into(Messages(), module)
+    validity, diagnostics = module.Runtime(logger).get_engine_validity(plan)
+    if validity.name == "VALID":
+        return EngineHeader("valid", "")
+    if validity.name == "SUBOPTIMAL":
+        return EngineHeader(
+            "valid", "it runs here, perhaps slower than an engine compiled for this GPU"
+        )
+    return _judge_diagnostics(int(diagnostics), module)
+
+
+def _judge_diagnostics(diagnostics: int, module: Any) -> EngineHeader:
+    """Explain an INVALID; without any cause the runtime only lacked a driver to ask."""
+    flags = module.EngineInvalidityDiagnostics.__members__
+    raised = [name for name, flag in flags.items() if int(flag) & diagnostics]
+    causes = [_CAUSES[name] for name in raised if name in _CAUSES]
+    if causes:
+        return EngineHeader("invalid", "; ".join(causes))
+    return EngineHeader("unknown", "the CUDA driver is needed to judge it")

@@ -1,0 +1,187 @@
+"""Closed loop: one query after the other, in one stream or several; and the warm-up before it."""
+
+from __future__ import annotations
+
+from functools import partial
+from statistics import median
+from threading import Event, Lock
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
+
+from deploykit.benchmarking.harness.recording import Recorder, Recording
+from deploykit.benchmarking.harness.threads import run_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    from deploykit.benchmarking.harness.system import SystemUnderTest
+    from deploykit.benchmarking.results import Switches
+    from deploykit.core.progress import ProgressTask
+
+
+_SHOW_EVERY_NS: Final = 250_000_000
+
+
+class Goal(Protocol):
+    """Decides when a loop has enough; one thread at a time asks."""
+
+    def reached(self, begin_ns: int, end_ns: int) -> bool:
+        """Take note of one more query, and say whether it is the last that is needed."""
+
+
+class Display:
+    """Tells a progress task, four times a second at most: telling takes time from the model."""
+
+    def __init__(self, task: ProgressTask, detail: str) -> None:
+        self._task = task
+        self._detail = detail
+        self._shown_ns: int | None = None
+
+    def show(self, now_ns: int, done: float, total: float) -> None:
+        """``done`` of ``total``; shown when it is the end, or has not been for a while."""
+        due = self._shown_ns is None or now_ns - self._shown_ns >= _SHOW_EVERY_NS
+        if due or done >= total:
+            self._shown_ns = now_ns
+            self._task.update(min(done, total), total, self._detail)
+
+
+class Enough:
+    """A minimum duration and a minimum number of queries, both."""
+
+    def __init__(self, duration_s: float, min_samples: int, display: Display) -> None:
+        self._duration_s = duration_s
+        self._min_samples = min_samples
+        self._display = display
+        self._start_ns: int | None = None
+        self._count = 0
+
+    def reached(self, begin_ns: int, end_ns: int) -> bool:
+        """Whether both are fulfilled."""
+        if self._start_ns is None:
+            self._start_ns = begin_ns
+        self._count += 1
+        elapsed_s = (end_ns - self._start_ns) / 1e9
+        time_share = elapsed_s / self._duration_s if self._duration_s else 1.0
+        share = min(time_share, self._count / self._min_samples)
+        self._display.show(end_ns, share, 1.0)
+        return share >= 1.0
+
+
+def closed_loop(sut: SystemUnderTest, streams: int, goal: Goal) -> Recording:
+    """Query the runner from ``streams`` threads, each its own, until the goal is reached.
+
+    The queries that are under way at that moment are finished and counted. With one stream there
+    is no thread but the caller's.
+
+    Raises:
+        BaseException: the first error of the runner; all threads have ended.
+    """
+    loop = _Loop(sut, goal)
+    recorders = [Recorder() for _ in range(streams)]
+    if streams == 1:
+        loop.stream(recorders[0])
+    else:
+        run_threads([partial(loop.stream, one) for one in recorders], sut.clock, loop.stop)
+    return Recording(recorders)
+
+
+class _Loop:
+    """What the streams of one measurement share."""
+
+    def __init__(self, sut: SystemUnderTest, goal: Goal) -> None:
+        self.stop = Event()
+        self._sut = sut
+        self._goal = goal
+        self._asking = Lock()
+
+    def stream(self, recorder: Recorder) -> None:
+        """Query until somebody says that it is enough."""
+        clock, run_timed, feeds = self._sut.clock, self._sut.runner.run_timed, self._sut.feeds
+        while not self.stop.is_set():
+            begin_ns = clock.now_ns()
+            _, steps = run_timed(feeds)
+            end_ns = clock.now_ns()
+            recorder.add(begin_ns, end_ns, steps)
+            with self._asking:
+                if self._goal.reached(begin_ns, end_ns):
+                    self.stop.set()
+
+
+WINDOWS: Final = 3
+WINDOW_QUERIES: Final = 5
+WINDOWS_PER_WARM_UP: Final = 5
+SPREAD: Final = 0.05
+PATIENCE: Final = 10
+
+
+class Windows:
+    """Medians of successive windows of queries, each of ``window_ms`` or longer."""
+
+    def __init__(self, window_ms: float) -> None:
+        self._window_ms = window_ms
+        self._open: list[float] = []
+        self._open_ms = 0.0
+        self._medians: list[float] = []
+
+    def add(self, wall_ms: float) -> None:
+        """One more query."""
+        self._open.append(wall_ms)
+        self._open_ms += wall_ms
+        if len(self._open) >= WINDOW_QUERIES and self._open_ms >= self._window_ms:
+            self._medians = [*self._medians, median(self._open)][-WINDOWS:]
+            self._open, self._open_ms = [], 0.0
+
+    @property
+    def stable(self) -> bool:
+        """Whether the last three medians lie within 5 % of one another."""
+        if len(self._medians) < WINDOWS:
+            return False
+        return max(self._medians) <= min(self._medians) * (1 + SPREAD)
+
+
+def windows_of(switches: Switches) -> Windows:
+    """Empty windows of the length that these switches ask for.
+
+    Queries of several streams overlap, so that their durations add up faster than the time.
+    """
+    return Windows(switches.warmup_s * 1e3 / WINDOWS_PER_WARM_UP * switches.streams)
+
+
+def is_stable(warmup_ms: Iterable[float], switches: Switches) -> bool:
+    """Whether the warm-up of a result ended because the model was steady, not for its time."""
+    windows = windows_of(switches)
+    for wall_ms in warmup_ms:
+        windows.add(wall_ms)
+    return windows.stable
+
+
+def warm_up(sut: SystemUnderTest, switches: Switches, task: ProgressTask) -> NDArray[np.float64]:
+    """Warm up in as many streams as will be measured; the duration of each query in ms."""
+    if not switches.warmup_s:
+        return np.empty(0, np.float64)
+    goal = _Warm(switches, Display(task, "warm-up"))
+    recording = closed_loop(sut, switches.streams, goal)
+    # In the order of their ends, in which the rule saw them.
+    return recording.wall_ms[np.argsort(recording.end_ns, kind="stable")]
+
+
+class _Warm:
+    def __init__(self, switches: Switches, display: Display) -> None:
+        self._windows = windows_of(switches)
+        self._wanted_s = switches.warmup_s
+        self._patience_s = switches.warmup_s * (PATIENCE if switches.preset is None else 1)
+        self._display = display
+        self._start_ns: int | None = None
+
+    def reached(self, begin_ns: int, end_ns: int) -> bool:
+        if self._start_ns is None:
+            self._start_ns = begin_ns
+        self._windows.add((end_ns - begin_ns) / 1e6)
+        elapsed_s = (end_ns - self._start_ns) / 1e9
+        self._display.show(end_ns, min(elapsed_s / self._wanted_s, 1.0), 1.0)
+        if elapsed_s < self._wanted_s:
+            return False
+        return self._windows.stable or elapsed_s >= self._patience_s

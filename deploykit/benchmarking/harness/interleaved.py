@@ -1,0 +1,135 @@
+"""A and B in turn in one process, after A and A: the machine is the same for both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from deploykit.benchmarking.harness.closed_loop import closed_loop, warm_up
+from deploykit.benchmarking.harness.scenarios import SINGLE_STREAM, check_streams
+from deploykit.benchmarking.harness.system import SystemUnderTest
+from deploykit.benchmarking.statistics.ab import Round, Rounds, require_pairs
+from deploykit.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from deploykit.benchmarking.harness.system import Clock
+    from deploykit.benchmarking.results import Samples, Switches
+    from deploykit.core.progress import ProgressTask
+    from deploykit.core.specs import Array, Runner
+
+ROUNDS: Final = 50
+"""Many short rounds rather than few long ones: more pairs, and less happens within one."""
+
+MIN_BLOCK: Final = 3
+"""Queries of a block: its first one finds the caches full of the other model."""
+
+_NO_WARM_UP: Final = np.empty(0, np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """An open runner, which stays the caller's, and the one batch of each of its queries."""
+
+    runner: Runner
+    feeds: Mapping[str, Array]
+
+
+def interleave(
+    a: Side,
+    b: Side,
+    switches: Switches,
+    *,
+    rounds: int = ROUNDS,
+    clock: Clock,
+    task: ProgressTask,
+) -> Rounds:
+    """Warm both up, then measure A against itself and A against B, each in ``rounds`` rounds.
+
+    A round is a block of queries of one side and right after it a block of the other. Half of the
+    rounds begin with A, in an order drawn by ``switches.seed``, so that neither a drift nor the
+    place in the round favours a side. The blocks of a side together last at least
+    ``switches.duration_s`` and have at least ``switches.min_samples`` queries; there are four
+    sides: A1 and A2, then A and B.
+
+    Raises:
+        UsageError: fewer than 20 rounds, or another scenario than single-stream.
+        BaseException: what a runner raises.
+    """
+    check_rounds(switches, rounds)
+    sides = [SystemUnderTest(side.runner, side.feeds, clock) for side in (a, b)]
+    warm_a, warm_b = (warm_up(side, switches, task) for side in sides)
+    series = _Series(switches, rounds, clock.now_ns())
+    random = np.random.default_rng(switches.seed)
+    one, other = sides
+    tell = partial(task.update, total=2.0 * rounds)
+    aa = series.measure(one, one, random, lambda done: tell(done, detail="A against A"))
+    ab = series.measure(one, other, random, lambda done: tell(rounds + done, detail="A against B"))
+    return Rounds(aa, ab, warm_a, warm_b)
+
+
+def check_rounds(switches: Switches, rounds: int) -> None:
+    """Refuse what `interleave` cannot do, before anything is made for it.
+
+    Raises:
+        UsageError: fewer than 20 rounds, or another scenario than single-stream.
+    """
+    require_pairs(rounds)
+    check_streams(switches)
+    if switches.scenario != SINGLE_STREAM:
+        raise UsageError(
+            f"A against B in the {switches.scenario} scenario\n"
+            f"only {SINGLE_STREAM} can be interleaved: choose it"
+        )
+
+
+class _Series:
+    """Rounds of two sides with what they have in common."""
+
+    def __init__(self, switches: Switches, rounds: int, origin_ns: int) -> None:
+        self._rounds = rounds
+        self._origin_ns = origin_ns
+        self._block_ns = ceil(switches.duration_s * 1e9 / rounds)
+        self._queries = max(MIN_BLOCK, ceil(switches.min_samples / rounds))
+
+    def measure(
+        self,
+        a: SystemUnderTest,
+        b: SystemUnderTest,
+        random: np.random.Generator,
+        tell: Callable[[int], None],
+    ) -> tuple[Round, ...]:
+        """All rounds; told after each, between the blocks and not inside of one."""
+        found = []
+        for done, a_first in enumerate(random.permutation(np.arange(self._rounds) % 2 == 0), 1):
+            if a_first:
+                of_a, of_b = self._block(a), self._block(b)
+            else:
+                of_b, of_a = self._block(b), self._block(a)
+            found.append(Round(of_a, of_b))
+            tell(done)
+        return tuple(found)
+
+    def _block(self, side: SystemUnderTest) -> Samples:
+        recording = closed_loop(side, 1, _Block(self._block_ns, self._queries))
+        return recording.samples(self._origin_ns, _NO_WARM_UP)
+
+
+class _Block:
+    """Enough time and enough queries; shows nothing."""
+
+    def __init__(self, block_ns: int, queries: int) -> None:
+        self._block_ns = block_ns
+        self._queries = queries
+        self._start_ns: int | None = None
+
+    def reached(self, begin_ns: int, end_ns: int) -> bool:
+        if self._start_ns is None:
+            self._start_ns = begin_ns
+        self._queries -= 1
+        return self._queries <= 0 and end_ns - self._start_ns >= self._block_ns

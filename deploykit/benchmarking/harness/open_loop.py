@@ -1,0 +1,154 @@
+"""Queries that come at their own time, whether or not the model is ready for them.
+
+Each is timed from the moment for which it was scheduled. A harness that sends the next query when
+the last one has come back slows down with the model it measures, and leaves out the very queries
+that would have waited ("coordinated omission").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from threading import Event, Lock
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
+
+from deploykit.benchmarking.harness.recording import Recorder, Recording
+from deploykit.benchmarking.harness.threads import run_threads
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from deploykit.benchmarking.harness.closed_loop import Display
+    from deploykit.benchmarking.harness.system import SystemUnderTest
+    from deploykit.benchmarking.results import Samples
+
+_LEAD_NS: Final = 20_000_000
+"""The schedule starts this much later, when all threads run."""
+
+_NAP_NS: Final = 50_000_000
+"""The longest sleep before a thread looks whether it should end."""
+
+
+def arrivals_ns(count: int, rate_per_s: float, seed: int) -> NDArray[np.int64]:
+    """Moments (count,) of a Poisson process, in ns since its start.
+
+    The gaps are one seeded series of exponential numbers divided by the rate: another rate
+    stretches the same pattern, so that rates are compared on the same luck, and a longer
+    measurement begins as a shorter one does.
+
+    >>> arrivals_ns(3, 100.0, 0).tolist() == (arrivals_ns(5, 50.0, 0)[:3] // 2).tolist()
+    True
+    """
+    gaps = np.random.default_rng(seed).exponential(size=count)
+    return np.asarray(np.cumsum(gaps) * (1e9 / rate_per_s), np.int64)
+
+
+class Judge(Protocol):
+    """Sees the latency of each query, one thread at a time."""
+
+    def is_hopeless(self, latency_ms: float) -> bool:
+        """Whether nothing that still comes could change the verdict."""
+
+
+class Neutral:
+    """Wants to see every query."""
+
+    def is_hopeless(self, latency_ms: float) -> bool:  # noqa: ARG002
+        """Never."""
+        return False
+
+
+@dataclass(frozen=True)
+class Served:
+    """The queries that were answered, and the moment when the schedule began."""
+
+    recording: Recording
+    origin_ns: int
+
+    @property
+    def duration_s(self) -> float:
+        """From the start of the schedule to the end of the last query."""
+        return self.recording.duration_s(self.origin_ns)
+
+    def samples(self, warmup_ms: NDArray[np.float64]) -> Samples:
+        """The noun."""
+        return self.recording.samples(self.origin_ns, warmup_ms)
+
+
+def open_loop(
+    sut: SystemUnderTest,
+    workers: int,
+    schedule_ns: NDArray[np.int64],
+    display: Display,
+    judge: Judge,
+) -> Served:
+    """Serve a schedule of queries with ``workers`` threads, in the order of the schedule.
+
+    A worker that is free takes the next query and waits for its moment; a query whose moment has
+    passed starts at once, and its latency holds the time that it waited. Ends early when
+    ``judge`` has no hope left.
+
+    Raises:
+        BaseException: the first error of the runner; all threads have ended.
+    """
+    service = _Service(sut, schedule_ns, display, judge)
+    recorders = [Recorder() for _ in range(workers)]
+    run_threads([partial(service.work, one) for one in recorders], sut.clock, service.stop)
+    return Served(Recording(recorders), service.origin_ns)
+
+
+class _Service:
+    """What the workers of one measurement share."""
+
+    def __init__(
+        self,
+        sut: SystemUnderTest,
+        schedule_ns: NDArray[np.int64],
+        display: Display,
+        judge: Judge,
+    ) -> None:
+        self.stop = Event()
+        self.origin_ns = sut.clock.now_ns() + _LEAD_NS
+        self._sut = sut
+        self._display = display
+        self._judge = judge
+        self._due_ns: list[int] = (schedule_ns + self.origin_ns).tolist()
+        self._next = 0
+        self._done = 0
+        self._lock = Lock()
+
+    def work(self, recorder: Recorder) -> None:
+        """Serve until nothing is left or somebody says stop."""
+        clock, run_timed, feeds = self._sut.clock, self._sut.runner.run_timed, self._sut.feeds
+        while (due_ns := self._take()) is not None and self._wait_for(due_ns):
+            _, steps = run_timed(feeds)
+            end_ns = clock.now_ns()
+            recorder.add(due_ns, end_ns, steps)
+            self._note(due_ns, end_ns)
+
+    def _take(self) -> int | None:
+        """When the next query is due; ``None`` after the last."""
+        with self._lock:
+            if self._next == len(self._due_ns):
+                return None
+            self._next += 1
+            return self._due_ns[self._next - 1]
+
+    def _wait_for(self, due_ns: int) -> bool:
+        """Whether the moment came; otherwise it is time to stop."""
+        clock = self._sut.clock
+        while not self.stop.is_set():
+            left_ns = due_ns - clock.now_ns()
+            if left_ns <= 0:
+                return True
+            clock.sleep_ns(min(left_ns, _NAP_NS))
+        return False
+
+    def _note(self, due_ns: int, end_ns: int) -> None:
+        with self._lock:
+            self._done += 1
+            self._display.show(end_ns, self._done, len(self._due_ns))
+            if self._judge.is_hopeless((end_ns - due_ns) / 1e6):
+                self.stop.set()

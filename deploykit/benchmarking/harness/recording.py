@@ -1,0 +1,86 @@
+"""Samples while they are taken, and the noun made of them afterwards."""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from deploykit.benchmarking.results import Samples
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from deploykit.core.specs import StepTimes
+
+    Milliseconds = NDArray[np.float64]
+
+_MISSING: Final = float("nan")
+_NS_PER_MS: Final = 1e6
+_NS_PER_S: Final = 1e9
+
+
+class Recorder:
+    """The queries of one thread.
+
+    Columns of plain numbers: a list of objects would grow what Python's garbage collector walks
+    through, and its pauses would be in the samples.
+    """
+
+    def __init__(self) -> None:
+        self.begin_ns = array("q")
+        self.end_ns = array("q")
+        self.compute_ms = array("d")
+        self.h2d_ms = array("d")
+        self.d2h_ms = array("d")
+        self.enqueue_ms = array("d")
+
+    def add(self, begin_ns: int, end_ns: int, steps: StepTimes) -> None:
+        """One query; ``begin_ns`` is the moment from which its latency counts."""
+        self.begin_ns.append(begin_ns)
+        self.end_ns.append(end_ns)
+        self.compute_ms.append(_MISSING if steps.compute_ms is None else steps.compute_ms)
+        self.h2d_ms.append(_MISSING if steps.h2d_ms is None else steps.h2d_ms)
+        self.d2h_ms.append(_MISSING if steps.d2h_ms is None else steps.d2h_ms)
+        self.enqueue_ms.append(_MISSING if steps.enqueue_ms is None else steps.enqueue_ms)
+
+
+class Recording:
+    """The queries of all threads in the order in which they began."""
+
+    def __init__(self, recorders: Sequence[Recorder]) -> None:
+        begin_ns = np.concatenate([np.array(one.begin_ns, np.int64) for one in recorders])
+        end_ns = np.concatenate([np.array(one.end_ns, np.int64) for one in recorders])
+        self._recorders = recorders
+        self._order = np.argsort(begin_ns, kind="stable")
+        self.begin_ns: NDArray[np.int64] = begin_ns[self._order]
+        self.end_ns: NDArray[np.int64] = end_ns[self._order]
+
+    @property
+    def wall_ms(self) -> Milliseconds:
+        """From the begin of each query to its end."""
+        return (self.end_ns - self.begin_ns) / _NS_PER_MS
+
+    def duration_s(self, origin_ns: int) -> float:
+        """From ``origin_ns`` to the end of the last query."""
+        return float(self.end_ns.max() - origin_ns) / _NS_PER_S
+
+    def samples(self, origin_ns: int, warmup_ms: Milliseconds) -> Samples:
+        """The noun; ``origin_ns`` is the start of the measurement."""
+        return Samples(
+            wall_ms=self.wall_ms,
+            compute_ms=self._step([one.compute_ms for one in self._recorders]),
+            h2d_ms=self._step([one.h2d_ms for one in self._recorders]),
+            d2h_ms=self._step([one.d2h_ms for one in self._recorders]),
+            enqueue_ms=self._step([one.enqueue_ms for one in self._recorders]),
+            start_s=(self.begin_ns - origin_ns) / _NS_PER_S,
+            warmup_ms=warmup_ms,
+        )
+
+    def _step(self, columns: list[array[float]]) -> Milliseconds | None:
+        """One column of all threads; ``None`` unless every query had this step."""
+        values = np.concatenate([np.array(one, np.float64) for one in columns])[self._order]
+        return None if np.isnan(values).any() else values

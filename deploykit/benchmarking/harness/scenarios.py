@@ -1,0 +1,126 @@
+"""One measurement, in any of the three scenarios."""
+
+from __future__ import annotations
+
+from math import ceil, isfinite
+from typing import TYPE_CHECKING
+
+from deploykit.benchmarking.harness.closed_loop import Display, Enough, closed_loop, warm_up
+from deploykit.benchmarking.harness.open_loop import Neutral, arrivals_ns, open_loop
+from deploykit.benchmarking.harness.system import SystemUnderTest
+from deploykit.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from deploykit.benchmarking.harness.system import Clock
+    from deploykit.benchmarking.results import Samples, Switches
+    from deploykit.core.progress import ProgressTask
+    from deploykit.core.specs import Array, Runner
+
+SINGLE_STREAM = "single-stream"
+SERVER = "server"
+
+
+def benchmark(
+    runner: Runner,
+    feeds: Mapping[str, Array],
+    switches: Switches,
+    *,
+    clock: Clock,
+    task: ProgressTask,
+    rate_per_s: float | None = None,
+) -> tuple[Samples, float]:
+    """Warm up, then measure; the samples and how long the measurement took, in seconds.
+
+    ``runner`` is open and stays the caller's. ``feeds`` is the one batch of every query. Scenarios
+    are those of MLPerf Inference:
+
+    - single-stream: one query after the other.
+    - offline: ``switches.streams`` threads, each with a query under way.
+    - server: queries arrive at random (Poisson) at ``rate_per_s`` and are served by
+      ``switches.streams`` threads; ``wall_ms`` and ``start_s`` count from the scheduled moment.
+
+    ``wall_ms`` is what the caller of the runner waits, by ``clock``; the other steps are the
+    runner's own. The duration is from the first begin to the last end; in the server scenario
+    from the start of the schedule, one mean gap before its first query.
+
+    Raises:
+        UsageError: switches that do not go together, or a rate that makes no sense.
+        BaseException: what the runner raises, once, after all threads have ended.
+    """
+    check_streams(switches)
+    sut = SystemUnderTest(runner, feeds, clock)
+    if switches.scenario == SERVER:
+        return _server(sut, switches, check_rate(rate_per_s), task)
+    if rate_per_s is not None:
+        raise UsageError(
+            f"a rate of {rate_per_s:g} queries per second for the {switches.scenario} scenario\n"
+            f"only the {SERVER} scenario has a rate: leave it out, or choose that scenario"
+        )
+    return _closed(sut, switches, task)
+
+
+def check_switches(switches: Switches) -> None:
+    """Refuse switches that do not go together, before anything is made for them.
+
+    Raises:
+        UsageError: several streams where there is one by definition, or a rate or a bound outside
+            of the server scenario, which needs exactly one of them.
+    """
+    check_streams(switches)
+    given = [each for each in (switches.rate_per_s, switches.bound_ms) if each is not None]
+    if switches.scenario == SERVER and len(given) != 1:
+        raise UsageError(
+            f"the {SERVER} scenario with {'both a' if given else 'neither'} rate "
+            f"{'and' if given else 'nor'} a bound\n"
+            "give the queries per second, or the milliseconds that the highest rate must keep"
+        )
+    if switches.scenario != SERVER and given:
+        raise UsageError(
+            f"a rate or a bound for the {switches.scenario} scenario\n"
+            f"only the {SERVER} scenario has one: leave it out, or choose that scenario"
+        )
+
+
+def check_streams(switches: Switches) -> None:
+    """Refuse several streams where there is one by definition."""
+    if switches.scenario == SINGLE_STREAM and switches.streams != 1:
+        raise UsageError(
+            f"{switches.streams} streams in the {SINGLE_STREAM} scenario, which has one\n"
+            "for several queries at the same time choose the offline or the server scenario"
+        )
+
+
+def check_rate(rate_per_s: float | None) -> float:
+    """The rate, where it is one."""
+    if rate_per_s is None or not isfinite(rate_per_s) or rate_per_s <= 0:
+        found = "no rate" if rate_per_s is None else f"a rate of {rate_per_s:g}"
+        raise UsageError(
+            f"{found} for the {SERVER} scenario\n"
+            "expected the queries per second that arrive, more than 0"
+        )
+    return rate_per_s
+
+
+def query_count(switches: Switches, rate_per_s: float) -> int:
+    """Queries of a server measurement: for the time and at least as many as asked."""
+    return max(switches.min_samples, ceil(rate_per_s * switches.duration_s))
+
+
+def _closed(sut: SystemUnderTest, switches: Switches, task: ProgressTask) -> tuple[Samples, float]:
+    warmup_ms = warm_up(sut, switches, task)
+    goal = Enough(switches.duration_s, switches.min_samples, Display(task, "measure"))
+    recording = closed_loop(sut, switches.streams, goal)
+    origin_ns = int(recording.begin_ns[0])
+    return recording.samples(origin_ns, warmup_ms), recording.duration_s(origin_ns)
+
+
+def _server(
+    sut: SystemUnderTest, switches: Switches, rate_per_s: float, task: ProgressTask
+) -> tuple[Samples, float]:
+    schedule_ns = arrivals_ns(query_count(switches, rate_per_s), rate_per_s, switches.seed)
+    warmup_ms = warm_up(sut, switches, task)
+    display = Display(task, "measure")
+    served = open_loop(sut, switches.streams, schedule_ns, display, Neutral())
+    return served.samples(warmup_ms), served.duration_s

@@ -1,0 +1,54 @@
+"""The system under test and the clock that times it, in the words of MLPerf's load generator."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from threading import Thread
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from deploykit.core.specs import Array, Runner
+
+
+class Clock(Protocol):
+    """What time it is, waiting, and threads that live in this time.
+
+    Nanoseconds are whole numbers: sums and differences of them are exact.
+    """
+
+    def now_ns(self) -> int:
+        """Time since any fixed moment; never goes back."""
+
+    def sleep_ns(self, duration_ns: int) -> None:
+        """Wait at least this long."""
+
+    def thread(self, work: Callable[[], None]) -> Thread:
+        """A thread, not yet started, that calls ``work`` once; ``work`` must not raise."""
+
+
+class SystemClock:
+    """The machine's own time, by its finest counter."""
+
+    def now_ns(self) -> int:
+        """The performance counter, which no change of the date moves."""
+        return time.perf_counter_ns()
+
+    def sleep_ns(self, duration_ns: int) -> None:
+        """Wait; the system wakes a thread some 50 to 100 us late."""
+        time.sleep(duration_ns / 1e9)
+
+    def thread(self, work: Callable[[], None]) -> Thread:
+        """An ordinary thread; a daemon, so that a query that hangs cannot keep Python alive."""
+        return Thread(target=work, name="deploykit-benchmark", daemon=True)
+
+
+@dataclass(frozen=True, slots=True)
+class SystemUnderTest:
+    """An open runner, the one batch that it is asked again and again, and the time it is in."""
+
+    runner: Runner
+    feeds: Mapping[str, Array]
+    clock: Clock

@@ -1,0 +1,1 @@
+"""The matrix of cells, each step in a process of its own."""

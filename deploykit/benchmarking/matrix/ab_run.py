@@ -1,0 +1,156 @@
+"""`deploykit bench --ab A B`: two models in one process, in turn, after A against itself."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from deploykit.benchmarking.harness import Side, check_rounds, interleave
+from deploykit.benchmarking.machine.conditions import watch
+from deploykit.benchmarking.matrix.cells import ON_GPU, Matrix, plan_cells, unavailable_backends
+from deploykit.benchmarking.matrix.measuring import fitting, open_cell, subject_of
+from deploykit.benchmarking.matrix.processes import ChildFailure
+from deploykit.benchmarking.result_files import to_line
+from deploykit.benchmarking.statistics.ab import AbReport, Rounds, report_of
+from deploykit.core import environment
+from deploykit.core.atomic import write_whole
+from deploykit.core.errors import DataError
+from deploykit.core.progress import Progress, SilentProgress
+from deploykit.sources.targets import name_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from deploykit.benchmarking.harness import Clock
+    from deploykit.benchmarking.matrix.cells import Cell, PreparedCell
+    from deploykit.benchmarking.matrix.steps import Steps
+    from deploykit.benchmarking.results import Switches
+    from deploykit.core.precision import Precision
+    from deploykit.core.progress import ProgressTask
+    from deploykit.runtime.choice import Machine
+
+SCHEMA_VERSION: Final = 1
+
+
+@dataclass(frozen=True)
+class AbOptions:
+    """What to measure in turn; ``None`` for the precision and backend that are usual here."""
+
+    targets: tuple[str, str]
+    batch: int
+    precision: Precision | None
+    backend: str | None
+    rounds: int
+    output: Path
+
+
+@dataclass(frozen=True)
+class AbRun:
+    """The verdict, what was measured, and where every query is kept."""
+
+    a: Cell
+    b: Cell
+    report: AbReport
+    condition: tuple[str, ...]
+    file: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return {
+            "a": self.a.to_dict(),
+            "b": self.b.to_dict(),
+            **self.report.to_dict(),
+            "condition": list(self.condition),
+            "file": str(self.file),
+        }
+
+
+def bench_ab(
+    options: AbOptions,
+    steps: Steps,
+    own_precision: Mapping[str, Precision],
+    progress: Progress | None = None,
+) -> AbRun:
+    """Prepare both models, measure them in turn, judge, and write every query to a file.
+
+    Raises:
+        UsageError: too few rounds, or another scenario than single-stream.
+        DataError: one of them cannot be prepared, or the measurement ended early.
+        EngineIncompatibleError: no backend that was asked for works here.
+        BundleError: the file cannot be written.
+    """
+    progress = progress or SilentProgress()
+    check_rounds(steps.switches, options.rounds)
+    a, b = (_cell(target, options, own_precision) for target in options.targets)
+    with progress.step("bench A and B") as task:
+        try:
+            prepared_a = steps.prepared(a, steps.graph(a, [a.batch], task), task)
+            apart = _apart(steps, a, b)
+            prepared_b = apart.prepared(b, apart.graph(b, [b.batch], task), task)
+            answer = steps.rounds(prepared_a, prepared_b, options.rounds, task)
+        except ChildFailure as failure:
+            raise DataError(f"A against B was not measured: {failure.reason}") from failure
+    report = report_of(Rounds.from_dict(answer["rounds"]), seed=steps.switches.seed)
+    body = {"schema_version": SCHEMA_VERSION, "verdict": report.to_dict(), **answer}
+    write_whole(options.output, to_line(body) + "\n")
+    return AbRun(a, b, report, tuple(answer["condition"]), options.output)
+
+
+def measure_ab(
+    pair: tuple[PreparedCell, PreparedCell],
+    switches: Switches,
+    count: int,
+    machine: Machine,
+    *,
+    clock: Clock,
+    task: ProgressTask,
+) -> dict[str, Any]:
+    """Both in this process; plain data with every query.
+
+    Raises:
+        UsageError: too few rounds, or another scenario than single-stream.
+        DeploykitError: what opening or running a model raises.
+    """
+    a, b = pair
+    switches = fitting(switches, a.cell.backend)
+    with (
+        open_cell(a, switches, machine) as (runner_a, feeds_a),
+        open_cell(b, switches, machine) as (runner_b, feeds_b),
+    ):
+        sides = Side(runner_a, feeds_a), Side(runner_b, feeds_b)
+        on_gpu = any(each.cell.backend in ON_GPU for each in pair)
+        rounds, conditions = watch(
+            lambda: interleave(*sides, switches, rounds=count, clock=clock, task=task),
+            on_gpu=on_gpu,
+        )
+    return {
+        "subjects": {"a": asdict(subject_of(a)), "b": asdict(subject_of(b))},
+        "switches": asdict(switches),
+        "rounds": rounds.to_dict(),
+        "environment": {
+            **environment.describe().to_dict(),
+            "conditions": conditions.to_dict(),
+        },
+        "condition": list(conditions.sentences()),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _cell(target: str, options: AbOptions, own_precision: Mapping[str, Precision]) -> Cell:
+    matrix = Matrix(
+        targets=(target,),
+        batches=(options.batch,),
+        precisions=None if options.precision is None else (options.precision,),
+        backends=None if options.backend is None else (options.backend,),
+        only_best=True,
+    )
+    return plan_cells(matrix, unavailable_backends(environment.gpus()), own_precision)[0]
+
+
+def _apart(steps: Steps, a: Cell, b: Cell) -> Steps:
+    """Another working folder for B where two files of one name would be exported to one place."""
+    if a.target == b.target or name_of(a.target) != name_of(b.target):
+        return steps
+    return replace(steps, work=steps.work / "b")

@@ -1,0 +1,326 @@
+"""Preparation of a cell: the graph from a target, its physical limit, and the engine."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+from deploykit.backends.trt.builder import CompileOptions
+from deploykit.benchmarking.matrix.cells import BuiltEngine, CellGraph
+from deploykit.bundle.manifest import Bundle
+from deploykit.core import environment
+from deploykit.core.artifacts import EngineRecord, made_of, sha256_of
+from deploykit.core.atomic import translated_write_errors, write_whole
+from deploykit.core.errors import BundleError, EngineIncompatibleError, UsageError
+from deploykit.core.precision import Precision
+from deploykit.core.sizes import IMAGE_AXES, ShapeProfile, SizeRange
+from deploykit.costs.limits import physical_limit
+from deploykit.exporting.engines import build_engine
+from deploykit.exporting.steps import ExportOptions, export_bundle
+from deploykit.precision.calibration_data import RANDOM, CalibrationOptions
+from deploykit.precision.int8 import Int8Request
+from deploykit.precision.int8_choice import Int8Choices
+from deploykit.runtime.choice import cache_of, incompatible, judge_engines
+from deploykit.sources.image_sizes import require_known_sizes
+from deploykit.sources.targets import Kind, digest_of, find_definition, kind_of, name_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from deploykit.benchmarking.matrix.cells import Cell
+    from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.core.specs import TensorSpec
+    from deploykit.costs.limits import Limit
+    from deploykit.costs.network import NetworkCost
+    from deploykit.costs.peaks import DevicePeak
+    from deploykit.runtime.choice import Fit, Machine
+
+
+NOISE_IMAGES: Final = 8
+
+
+def exported(target: str, precision: Precision, work: Path, digest: str | None) -> Bundle:
+    """The bundle of ``target`` in ``work``, without an engine; ``digest`` is that of its files.
+
+    An export of before is used again if the target and the installed packages are the same.
+
+    Raises:
+        DeploykitError: the error of the stage that failed.
+    """
+    place = work / f"{name_of(target)}-{precision}"
+    known = _usable_bundle(place, digest)
+    if known is not None:
+        return known
+    table = work / f"{place.name}.calibration.npz"
+    options = ExportOptions(
+        precision=precision,
+        backend="none",
+        output=place,
+        int8=_noise(table) if precision is Precision.INT8 else None,
+    )
+    return export_bundle(target, options).bundle
+
+
+def _noise(table: Path) -> Int8Request:
+    """Ranges that cost nothing: every layer in INT8 that can be, nothing tried out."""
+    wishes = Int8Choices("max", "int8", "int8", "int8", "off")
+    return Int8Request(CalibrationOptions(RANDOM, NOISE_IMAGES, 0, table), wishes)
+
+
+def _usable_bundle(place: Path, digest: str | None) -> Bundle | None:
+    """The bundle of an earlier export, unless it was made from or by something else."""
+    try:
+        bundle = Bundle.open(place)
+        bundle.require_unchanged(bundle.model_path.name)
+    except BundleError:  # nothing there, or damaged: the export replaces it, or says why not
+        return None
+    here = environment.describe()
+    same_tools = bundle.manifest.packages == {"deploykit": here.deploykit, **here.packages}
+    manifest = bundle.manifest
+    source = manifest.model.get("source_sha256")
+    both = made_of(str(source), manifest.weights.get("sha256"))
+    sources = (*manifest.onnx.parents, source, both)
+    same_source = digest is None or digest in sources
+    return bundle if same_tools and same_source else None
+
+
+UNCOUNTED: Final = "no physical limit: counting a graph needs pip install 'deploykit[export]'"
+NOISE: Final = "INT8 ranges from noise: the speed counts, the answers mean nothing"
+
+
+def own_precisions(targets: Iterable[str]) -> dict[str, Precision]:
+    """The targets that have their precision already: bundles, and converted ``.onnx`` files.
+
+    Raises:
+        MissingDependencyError: the package that a definition comes from is not installed.
+        UnknownNameError: a target is neither a file, nor a bundle, nor a definition.
+        ModelFileError: a file cannot be read.
+        BundleError: a folder is no bundle.
+    """
+    found: dict[str, Precision] = {}
+    for target in targets:
+        kind = kind_of(target)
+        if kind is Kind.BUNDLE:
+            found[target] = Bundle.open(Path(target)).manifest.precision
+        elif kind is Kind.ONNX:
+            from deploykit import graph as onnx_graph
+
+            precision = onnx_graph.read_artifact(Path(target)).precision
+            if precision is not Precision.FP32:
+                found[target] = precision
+        else:
+            find_definition(target)  # says what names there are
+    return found
+
+
+def prepare_graph(
+    target: str,
+    precision: Precision,
+    work: Path,
+    *,
+    batches: Iterable[int],
+    peaks: Mapping[str, DevicePeak],
+) -> CellGraph:
+    """The verified graph of ``target`` in ``precision``, exported into ``work`` where needed.
+
+    Raises:
+        DeploykitError: the error of the stage that failed.
+    """
+    kind, digest = kind_of(target), None
+    if kind is Kind.BUNDLE:
+        bundle = Bundle.open(Path(target))
+        bundle.require_unchanged(bundle.model_path.name)
+        return _graph(bundle.manifest.onnx, bundle, own=True, costs=_costs(bundle, batches, peaks))
+    if kind is Kind.ONNX:
+        from deploykit import graph as onnx_graph
+
+        artifact = onnx_graph.read_artifact(Path(target))
+        digest = artifact.sha256
+        for spec in artifact.inputs:
+            require_known_sizes(target, spec)
+        if artifact.precision is not Precision.FP32:
+            costs = _Costs.of(artifact.path, batches, peaks)
+            return _graph(artifact, None, own=False, costs=costs)
+    else:
+        digest = digest_of(target)
+
+    bundle = exported(target, precision, work, digest)
+    return _graph(bundle.manifest.onnx, bundle, own=False, costs=_costs(bundle, batches, peaks))
+
+
+def _graph(artifact: OnnxArtifact, bundle: Bundle | None, *, own: bool, costs: _Costs) -> CellGraph:
+    return CellGraph(
+        path=str(artifact.path),
+        sha256=artifact.sha256,
+        precision=artifact.precision,
+        computes=costs.precision,
+        folder=None if bundle is None else str(bundle.folder),
+        own=own,
+        limits=costs.limits,
+        notes=(*_notes(bundle), *costs.notes),
+        image=None if bundle is None else bundle.manifest.preprocessing.crop,
+    )
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """What counting gives: the precision of most multiply-adds, limits by device and batch."""
+
+    precision: Precision | None = None
+    limits: Mapping[str, Mapping[int, Limit]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        batches: Iterable[int],
+        peaks: Mapping[str, DevicePeak],
+        image: tuple[int, int] | None = None,
+    ) -> Self:
+        from deploykit import graph as onnx_graph
+        from deploykit.graph.kernel_costs import network_cost
+        from deploykit.graph.shapes import fix_image_size
+
+        model = onnx_graph.read_model(path)
+        if image is not None:
+            fix_image_size(model, image)
+        costs: dict[int, NetworkCost] = {}
+        for batch in batches:
+            with suppress(UsageError):  # a fixed batch, or a shape that is open
+                costs[batch] = network_cost(model, batch)
+        if not costs:
+            return cls()
+        counts = next(iter(costs.values())).multiply_adds_in
+        limits = {
+            device: {batch: physical_limit(cost, peak) for batch, cost in costs.items()}
+            for device, peak in peaks.items()
+        }
+        return cls(max(counts, key=lambda each: counts[each], default=None), limits)
+
+
+def _costs(bundle: Bundle, batches: Iterable[int], peaks: Mapping[str, DevicePeak]) -> _Costs:
+    """On a target a bundle is measured without the tools that could count its graph."""
+    if find_spec("onnx_ir") is None:
+        return _Costs(notes=(UNCOUNTED,))
+    return _Costs.of(bundle.model_path, batches, peaks, bundle.manifest.preprocessing.crop)
+
+
+def _notes(bundle: Bundle | None) -> tuple[str, ...]:
+    calibration = None if bundle is None else bundle.manifest.calibration
+    return (NOISE,) if calibration and calibration.get("source") == "random noise" else ()
+
+
+RECORD: Final = "engine.json"
+
+
+def prepare_engine(cell: Cell, graph: CellGraph, work: Path, machine: Machine) -> BuiltEngine:
+    """The engine that the cell runs.
+
+    A bundle that the user gave is measured with the engine that it would run in production. For
+    anything else one is compiled whose profile is the cell's batch alone, which is what the
+    compiler can do best; one that was compiled before from the same graph is used again.
+
+    Raises:
+        EngineIncompatibleError: the user's bundle has no engine of this compiler that runs here
+            with this batch.
+        DeploykitError: the compiler refuses the graph.
+    """
+    if graph.own and graph.folder is not None:
+        return _own_engine(cell, Bundle.open(Path(graph.folder)), machine)
+    compiler = machine.load_compiler(cell.backend)
+    folder = work / "engines" / f"{cell.model}-{cell.precision}-b{cell.batch}-{compiler.name}"
+    record = _usable(folder, graph.sha256, compiler.version, machine)
+    if record is None:
+        record = _build(cell, graph, folder, machine)
+    return _built(record, folder / record.file, folder / f"{record.file}.cache")
+
+
+def _own_engine(cell: Cell, bundle: Bundle, machine: Machine) -> BuiltEngine:
+    records = [each for each in bundle.manifest.engines if each.compiler == cell.backend]
+    fits, misfits = judge_engines(bundle, records, machine)
+    if not fits:
+        raise incompatible(bundle, machine, misfits)
+    for fit in fits:
+        if fit.record.profile.min_batch <= cell.batch <= fit.record.profile.max_batch:
+            bundle.require_unchanged(fit.record.file)
+            return _of_bundle(bundle, fit, machine)
+    profile = fits[0].record.profile
+    raise EngineIncompatibleError(
+        f"{fits[0].record.file} takes batches of {profile.min_batch} to {profile.max_batch}, "
+        f"not {cell.batch}\nmeasure one of those, or build the bundle's engine for more"
+    )
+
+
+def _of_bundle(bundle: Bundle, fit: Fit, machine: Machine) -> BuiltEngine:
+    cache = cache_of(bundle, fit, machine.gpus[0])
+    return _built(fit.record, bundle.folder / fit.record.file, cache)
+
+
+def _build(cell: Cell, graph: CellGraph, folder: Path, machine: Machine) -> EngineRecord:
+    compiler = machine.load_compiler(cell.backend)
+    own = (machine.gpus[0].compute_capability,) if compiler.is_portable else ()
+    artifact = _artifact(graph)
+    profile = _profile(cell.batch, artifact.inputs[0], graph.image)
+    options = CompileOptions(profile, compute_capabilities=own)
+    with translated_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    record = build_engine(artifact, folder, compiler, options, allowed_fp32=_kept_heavy(graph))
+    body = {"onnx_sha256": graph.sha256, "record": record.to_dict()}
+    write_whole(folder / RECORD, json.dumps(body, indent=2) + "\n")
+    return record
+
+
+def _profile(batch: int, spec: TensorSpec, image: tuple[int, int] | None) -> ShapeProfile:
+    """This batch alone, and of open images the size that the bundle prepares alone."""
+    open_sizes = {
+        label: SizeRange(size, size, size)
+        for (axis, label), size in zip(IMAGE_AXES.items(), image or (), strict=False)
+        if isinstance(spec.shape[axis], str)
+    }
+    return ShapeProfile(batch, batch, batch, **open_sizes)
+
+
+def _artifact(graph: CellGraph) -> OnnxArtifact:
+    if graph.folder is not None:
+        return Bundle.open(Path(graph.folder)).manifest.onnx
+    from deploykit import graph as onnx_graph
+
+    return onnx_graph.read_artifact(Path(graph.path))
+
+
+def _kept_heavy(graph: CellGraph) -> int:
+    if graph.folder is None:
+        return 0
+    return int(Bundle.open(Path(graph.folder)).manifest.conversion.get("kept_heavy", 0))
+
+
+def _usable(folder: Path, onnx_sha256: str, version: str, machine: Machine) -> EngineRecord | None:
+    """What was compiled before; ``None`` where anything at all is not as it has to be."""
+    try:
+        body = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = EngineRecord.from_dict(body["record"])
+        same = body["onnx_sha256"] == onnx_sha256 and record.compiler_version == version
+        fits = machine.gpus[0].compute_capability in record.compute_capabilities
+        if same and fits and sha256_of(folder / record.file) == record.sha256:
+            return record
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return None
+
+
+def _built(record: EngineRecord, path: Path, cache: Path | None) -> BuiltEngine:
+    return BuiltEngine(
+        path=str(path),
+        sha256=record.sha256,
+        compiler=record.compiler,
+        compiler_version=record.compiler_version,
+        precision=record.precision,
+        profile=record.profile,
+        cache=None if cache is None else str(cache),
+        notes=record.warnings,
+    )

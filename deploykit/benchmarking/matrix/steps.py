@@ -1,0 +1,106 @@
+"""The steps of a measurement, each in a process of its own with its limits."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from deploykit.benchmarking.matrix.cells import ENGINES, BuiltEngine, CellGraph, PreparedCell
+from deploykit.benchmarking.matrix.processes import ProcessLimits, call
+from deploykit.benchmarking.results import BenchmarkResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+    from threading import Event
+
+    from deploykit.benchmarking.matrix.cells import Cell
+    from deploykit.benchmarking.results import Switches
+    from deploykit.core.progress import ProgressTask
+    from deploykit.costs.peaks import DevicePeak
+
+
+PREPARE_S: Final = 3600
+"""Time for an export, or for TensorRT to try out its kernels: minutes, for the largest networks."""
+
+_MAX_JOBS: Final = 4
+_BYTES_OF_A_JOB: Final = 8 * 10**9
+
+MEMORY_SHARE: Final = 0.9
+"""Of the machine's memory, for one process: beyond that the system starts to kill or to swap."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How one cell is prepared and measured; what is set here is the same for all cells.
+
+    ``work`` is where graphs and engines are kept for the next run. ``jobs`` graphs are prepared at
+    a time; nothing else runs beside a measurement. ``peaks`` has the best rates of "cpu" and "gpu"
+    as far as they are known. ``call`` runs one step. Each method raises `ChildFailure` where its
+    process fails.
+    """
+
+    switches: Switches
+    work: Path
+    limits: ProcessLimits
+    prepare_limits: ProcessLimits
+    jobs: int = 1
+    peaks: Mapping[str, DevicePeak] = field(default_factory=dict)
+    call: Callable[..., dict[str, Any]] = field(default=call)
+
+    def graph(
+        self, cell: Cell, batches: Iterable[int], task: ProgressTask, stop: Event | None = None
+    ) -> CellGraph:
+        """The verified graph of a cell, with its limits for all ``batches``."""
+        request = {
+            "target": cell.target,
+            "precision": cell.precision,
+            "work": str(self.work),
+            "batches": sorted(batches),
+            "peaks": {device: peak.to_dict() for device, peak in self.peaks.items()},
+        }
+        answer = self.call("graph", request, self.prepare_limits, progress=task, stop=stop)
+        return CellGraph.from_dict(answer)
+
+    def prepared(self, cell: Cell, graph: CellGraph, task: ProgressTask) -> PreparedCell:
+        """A cell with its engine, where it needs one."""
+        engine = None
+        if cell.backend in ENGINES:
+            request = {"cell": cell.to_dict(), "graph": graph.to_dict(), "work": str(self.work)}
+            answer = self.call("engine", request, self.prepare_limits, progress=task)
+            engine = BuiltEngine.from_dict(answer)
+        peak = self.peaks.get(cell.device)
+        return PreparedCell(cell, graph, engine, None if peak is None else peak.to_dict())
+
+    def result(self, prepared: PreparedCell, task: ProgressTask) -> BenchmarkResult:
+        """The measurement of a cell."""
+        request = {**prepared.to_dict(), "switches": asdict(self.switches)}
+        return BenchmarkResult.from_dict(self.call("cell", request, self.limits, progress=task))
+
+    def rounds(
+        self, a: PreparedCell, b: PreparedCell, count: int, task: ProgressTask
+    ) -> dict[str, Any]:
+        """Two cells in turn, in one process."""
+        request = {
+            "a": a.to_dict(),
+            "b": b.to_dict(),
+            "switches": asdict(self.switches),
+            "rounds": count,
+        }
+        return self.call("ab", request, self.limits, progress=task)
+
+
+def process_limits(
+    cell_s: float, memory_bytes: int | None, physical_bytes: int | None
+) -> tuple[ProcessLimits, ProcessLimits]:
+    """For a measurement and for what is made before it; ``None`` for `MEMORY_SHARE`."""
+    if memory_bytes is None and physical_bytes is not None:
+        memory_bytes = int(physical_bytes * MEMORY_SHARE)
+    return ProcessLimits(cell_s, memory_bytes), ProcessLimits(PREPARE_S, memory_bytes)
+
+
+def usual_jobs(logical_cores: int, physical_bytes: int | None) -> int:
+    """Exports at a time: one has little to do for a second core, and may take 4 GB."""
+    if physical_bytes is None:
+        return 1
+    return max(1, min(_MAX_JOBS, logical_cores, physical_bytes // _BYTES_OF_A_JOB))

@@ -1,0 +1,259 @@
+"""The HTML page of a run: one file with its data, style and script, which loads nothing."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from importlib import resources
+from math import isfinite
+from typing import TYPE_CHECKING, Any, Final
+
+from deploykit.benchmarking.report.facts import (
+    common_switches,
+    figure,
+    machine_facts,
+    machine_name,
+    machines_of,
+    peak_of,
+    peak_text,
+    peaks_of,
+    period_of,
+    switch_facts,
+    versions_of,
+)
+from deploykit.benchmarking.report.rows import LEVELS, latency_of, remarks_of, row_of
+from deploykit.benchmarking.statistics.percentiles import CONFIDENCE, samples_needed
+from deploykit.core.precision import Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from deploykit.benchmarking.report.rows import Row
+    from deploykit.benchmarking.results import BenchmarkResult, BenchmarkRun, CellFailure
+    from deploykit.costs.peaks import DevicePeak
+
+    Facts = Mapping[str, str]
+
+
+_MEDIAN: Final = 50
+_BULK: Final = 91
+_TAIL: Final = 60
+_LAST: Final = 99.99
+_DIGITS: Final = 6
+_STEP_NAMES: Final = {
+    "wall_ms": "Wall time",
+    "h2d_ms": "Copy to the device",
+    "compute_ms": "Computing",
+    "d2h_ms": "Copy to the host",
+    "enqueue_ms": "Enqueueing",
+}
+
+
+def page_data(run: BenchmarkRun) -> dict[str, Any]:
+    """Everything on the page; ``rows`` has the results and then the failures."""
+    machines, common = machines_of(run), common_switches(run.results)
+    peaks = peaks_of(run)
+    results = [_row(result, common, machines, peaks) for result in run.results]
+    rows = results + [_failed(failure) for failure in run.failures]
+    names = dict.fromkeys(machine_name(result.environment) for result in run.results)
+    return {
+        "machine": ", ".join(names) or "no result",
+        "period": period_of(run),
+        "deploykit": ", ".join(versions_of(run)),
+        "machines": [_pairs(facts) for facts in machines],
+        "switches": _pairs(common),
+        "peak_facts": [peak_text(peak) for peak in peaks],
+        "peaks": [_roofs(peak) for peak in peaks],
+        "confidence": CONFIDENCE,
+        "percentiles": [_name(level) for level in LEVELS],
+        "samples_needed": {_name(level): samples_needed(level) for level in LEVELS},
+        "levels": _levels(),
+        "rows": [{"id": number, **row} for number, row in enumerate(rows)],
+    }
+
+
+def _row(
+    result: BenchmarkResult, common: Facts, machines: Sequence[Facts], peaks: list[DevicePeak]
+) -> dict[str, Any]:
+    row, latency_ms = row_of(result), latency_of(result)
+    return {
+        "model": row.model,
+        "backend": row.backend,
+        "precision": row.precision,
+        "batch": row.batch,
+        "scenario": row.scenario,
+        "failed": None,
+        "proven": row.precision_proven,
+        "samples": row.samples,
+        "median_ms": row.median_ms,
+        "percentiles": {
+            _name(level): [found.value, found.low, found.high]
+            for level, found in row.latency_ms.items()
+        },
+        "images_per_s": row.throughput_per_s,
+        "variation": row.variation,
+        "limit": _limit(result, row, peaks),
+        "remarks": [[remark.kind, remark.sentence] for remark in remarks_of(row)],
+        "quantiles": _quantiles(latency_ms),
+        "largest_ms": _short(float(latency_ms.max())),
+        "details": _pairs(_details(result, row, common, machines)),
+    }
+
+
+def _failed(failure: CellFailure) -> dict[str, Any]:
+    return {
+        "model": failure.model,
+        "backend": failure.backend,
+        "precision": failure.precision,
+        "batch": failure.batch,
+        "scenario": None,
+        "failed": failure.kind,
+        "remarks": [["failure", f"{failure.kind} after {failure.seconds:.3g} s: {failure.reason}"]],
+        "percentiles": {},
+        "details": [],
+    }
+
+
+def _limit(result: BenchmarkResult, row: Row, peaks: list[DevicePeak]) -> dict[str, Any] | None:
+    if result.limit is None or row.achieved is None:
+        return None
+    peak = peak_of(result.environment)
+    return {
+        "limit_ms": result.limit.limit_ms,
+        "share": row.achieved.share,
+        "binds": row.binds,
+        "flop_per_s": row.achieved.flop_per_s,
+        "bytes_per_s": row.achieved.bytes_per_s,
+        "flop": result.limit.flop,
+        "bytes": result.limit.required_bytes,
+        "peak": None if peak is None else peaks.index(peak),
+    }
+
+
+def _roofs(peak: DevicePeak) -> dict[str, Any]:
+    """The best rates by precision: a network may be computed in a wider one where that is faster.
+
+    Winograd's algorithm is left out, since only 3x3 convolutions gain by it.
+    """
+    return {
+        "name": peak.name,
+        "bytes_per_s": peak.bytes_per_s,
+        "flop_per_s": {precision: peak.flop_per_s(precision) for precision in Precision},
+        "winograd": sorted(peak.winograd),
+        "measured": peak.measured is not None,
+    }
+
+
+def _details(
+    result: BenchmarkResult, row: Row, common: Facts, machines: Sequence[Facts]
+) -> dict[str, str]:
+    subject, cells = result.subject, row.latency_ms.items()
+    percentiles = {
+        f"p{_name(level)}": f"{figure(p.value)} ms ({figure(p.low)} to {figure(p.high)})"
+        for level, p in cells
+    }
+    steps = {
+        f"{_STEP_NAMES[step]}, median": f"{figure(ms)} ms" for step, ms in row.steps_ms.items()
+    }
+    switches = switch_facts(result.switches).items()
+    others = {label: text for label, text in switches if common.get(label) != text}
+    facts = machine_facts(result.environment)
+    given = {
+        "Median": "" if _MEDIAN in row.latency_ms else f"({figure(row.median_ms)} ms), no interval",
+        "Measured at": result.created,
+        "Duration": f"{result.duration_s:.3g} s",
+        "Limit": "" if row.limit_ms is None else f"{figure(row.limit_ms)} ms, {row.binds} binds",
+        "Precision proven": subject.precision_proven or "not known",
+        "Compiler": " ".join(filter(None, (subject.compiler, subject.compiler_version))),
+        "ONNX sha256": subject.onnx_sha256 or "",
+        "Engine sha256": subject.engine_sha256 or "",
+        "Machine": f"number {machines.index(facts) + 1}" if len(machines) > 1 else "",
+    }
+    known = {label: text for label, text in given.items() if text}
+    return {**percentiles, **steps, **others, **known}
+
+
+def _levels() -> list[float]:
+    """In percent: each of the bulk, and of the tail as many for each nine as for the next."""
+    import numpy as np
+
+    bulk = np.arange(_BULK, dtype=np.float64)
+    nines = np.geomspace(100 - bulk[-1], 100 - _LAST, _TAIL + 1)[1:]
+    return [round(float(level), 4) for level in (*bulk, *(100 - nines))]
+
+
+def _quantiles(latency_ms: Any) -> list[float]:
+    """Samples at the levels of the page, up to the last that so many samples have."""
+    import numpy as np
+
+    levels = [level for level in _levels() if level <= 100 * (1 - 1 / len(latency_ms))]
+    # Samples themselves, nothing in between: six of them are six steps.
+    found = np.percentile(latency_ms, levels, method="inverted_cdf")
+    return [_short(float(value)) for value in found]
+
+
+def _short(number: float) -> float:
+    return float(f"{number:.{_DIGITS}g}")
+
+
+def _name(level: float) -> str:
+    return f"{level:g}"
+
+
+def _pairs(facts: Facts) -> list[list[str]]:
+    return [[label, text] for label, text in facts.items()]
+
+
+SCRIPTS: Final = (
+    "dom.js",
+    "format.js",
+    "scales.js",
+    "state.js",
+    "plot.js",
+    "chart.js",
+    "ranked.js",
+    "curves.js",
+    "distribution.js",
+    "roofline.js",
+    "precisions.js",
+    "columns.js",
+    "table.js",
+    "page.js",
+)
+"""In the order in which they build on one another."""
+
+
+def page_of(run: BenchmarkRun) -> str:
+    """A whole HTML document.
+
+    What the data hold is never read as HTML or script: in the file every ``<`` of theirs is
+    escaped, and the script makes text nodes of them.
+    """
+    data = page_data(run)
+    parts = {
+        "title": html.escape(f"Benchmark: {data['machine']}"),
+        "style": _asset("page.css"),
+        "script": "\n".join(map(_asset, SCRIPTS)),
+        "data": _json(data),
+    }
+    # One pass, so that nothing in the data can pass for a place in the template.
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _asset("page.html"))
+
+
+def _json(data: Any) -> str:
+    text = json.dumps(_finite(data), allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def _finite(data: Any) -> Any:
+    """A variation that overflows is as good as none, and JSON has no word for it."""
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not isfinite(data) else data
+
+
+def _asset(name: str) -> str:
+    return resources.files(__package__).joinpath("assets", name).read_text("utf-8")

@@ -1,0 +1,273 @@
+"""Interleaved A/B: rounds of queries, the ratio of each pair, the noise floor, a verdict."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import ceil, exp
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import numpy as np
+
+from deploykit.benchmarking.results import Samples
+from deploykit.benchmarking.statistics.comparing import (
+    CONFIDENCE,
+    MIN_EFFECT,
+    Comparison,
+    Ratio,
+    Verdict,
+    expansion,
+)
+from deploykit.benchmarking.statistics.percentiles import statistical_inefficiency
+from deploykit.core.checks import is_list_of_numbers, require_keys, require_type, times
+from deploykit.core.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import ArrayLike, NDArray
+
+    Series = NDArray[np.float64]
+
+
+MIN_PAIRS: Final = 20
+"""Fewer rounds give an interval that is worth nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Two blocks of queries, one right after the other; ``start_s`` of both have one origin."""
+
+    a: Samples
+    b: Samples
+
+    @property
+    def a_first(self) -> bool:
+        """Which block came first; it is drawn by lot."""
+        return bool(self.a.start_s[0] < self.b.start_s[0])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"a": self.a.to_dict(), "b": self.b.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_dict``.
+
+        Raises:
+            DataError: a key is missing or unknown, or a block is not one.
+            UsageError: numbers that cannot be times.
+        """
+        require_keys(cls, data)
+        for name in ("a", "b"):
+            require_type(name, data[name], dict)
+        return cls(Samples.from_dict(data["a"]), Samples.from_dict(data["b"]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rounds:
+    """Every query of A against itself (``aa``: blocks A1 and A2), then of A against B (``ab``).
+
+    ``warmup_a_ms`` and ``warmup_b_ms`` (warm-up queries,) do not count.
+
+    Raises:
+        UsageError: fewer than `MIN_PAIRS` rounds of one of them.
+    """
+
+    aa: tuple[Round, ...]
+    ab: tuple[Round, ...]
+    warmup_a_ms: Series
+    warmup_b_ms: Series
+
+    def __post_init__(self) -> None:
+        for rounds in (self.aa, self.ab):
+            require_pairs(len(rounds))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; a float keeps every bit in JSON."""
+        return {
+            "aa": [each.to_dict() for each in self.aa],
+            "ab": [each.to_dict() for each in self.ab],
+            "warmup_a_ms": self.warmup_a_ms.tolist(),
+            "warmup_b_ms": self.warmup_b_ms.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_dict``.
+
+        Raises:
+            DataError: a key is missing or unknown, or an entry is not a list of numbers or rounds.
+            UsageError: numbers that cannot be times, or too few rounds.
+        """
+        require_keys(cls, data)
+        for name in ("warmup_a_ms", "warmup_b_ms"):
+            if not is_list_of_numbers(data[name]):
+                raise DataError(f"{name} is not a list of numbers")
+        return cls(
+            aa=_rounds("aa", data["aa"]),
+            ab=_rounds("ab", data["ab"]),
+            warmup_a_ms=times("warmup_a_ms", data["warmup_a_ms"]),
+            warmup_b_ms=times("warmup_b_ms", data["warmup_b_ms"]),
+        )
+
+
+def require_pairs(count: int) -> None:
+    """Refuse fewer rounds than `MIN_PAIRS`."""
+    if count < MIN_PAIRS:
+        raise UsageError(f"{count} rounds of A and B\nexpected at least {MIN_PAIRS}")
+
+
+def _rounds(name: str, given: Any) -> tuple[Round, ...]:
+    require_type(name, given, list)
+    for each in given:
+        require_type(f"a round of {name}", each, dict)
+    return tuple(Round.from_dict(each) for each in given)
+
+
+LATENCY: Final = "latency_ms"
+_RESAMPLES: Final = 2_000
+_MAX_SHARE: Final = 4  # a block of rounds is at most this part of them
+
+
+@dataclass(frozen=True, slots=True)
+class AbReport:
+    """What the rounds say; ``noise`` is A2 over A1, ``comparison`` is B over A.
+
+    ``a_ms`` and ``b_ms`` are the medians of the rounds' medians of ``step``.
+    """
+
+    step: str
+    rounds: int
+    queries_a: int
+    queries_b: int
+    a_ms: float
+    b_ms: float
+    noise: Ratio
+    comparison: Comparison
+
+    @property
+    def verdict(self) -> Verdict:
+        """What B is beside A."""
+        return self.comparison.verdict
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why a change could have been missed; nothing on a quiet machine."""
+        floor = self.comparison.min_effect
+        if floor <= MIN_EFFECT:
+            return ()
+        return (f"noisy: A against itself leaves {floor:.1%} open, a smaller change is not seen",)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return {
+            "verdict": self.verdict.value,
+            "step": self.step,
+            "rounds": self.rounds,
+            "queries_a": self.queries_a,
+            "queries_b": self.queries_b,
+            "a_ms": self.a_ms,
+            "b_ms": self.b_ms,
+            "ratio": asdict(self.comparison.ratio),
+            "noise": asdict(self.noise),
+            "min_effect": self.comparison.min_effect,
+            "notes": list(self.notes),
+        }
+
+
+def report_of(rounds: Rounds, *, step: str = LATENCY, seed: int = 0) -> AbReport:
+    """Judge by one step of the queries, the same ``seed`` giving the same intervals.
+
+    ``step`` is ``"latency_ms"`` or the name of a series of `Samples`. The smallest effect that
+    gets a verdict is `MIN_EFFECT`, or what A against itself leaves open where that is more.
+
+    Raises:
+        UnknownNameError: A or B has no such step.
+        DataError: a block whose median is zero.
+    """
+    noise = ratio_of_pairs(*_medians(rounds.aa, step), seed=seed)
+    a, b = _medians(rounds.ab, step)
+    return AbReport(
+        step=step,
+        rounds=len(rounds.ab),
+        queries_a=sum(len(each.a) for each in rounds.ab),
+        queries_b=sum(len(each.b) for each in rounds.ab),
+        a_ms=float(np.median(a)),
+        b_ms=float(np.median(b)),
+        noise=noise,
+        comparison=Comparison(ratio_of_pairs(a, b, seed=seed), max(MIN_EFFECT, floor_of(noise))),
+    )
+
+
+def floor_of(noise: Ratio) -> float:
+    """The largest change, as a share, that the interval of A against itself does not rule out.
+
+    >>> round(floor_of(Ratio(1.0, low=0.96, high=1.03)), 4)
+    0.0417
+    """
+    return max(noise.high, 1 / noise.low) - 1
+
+
+def ratio_of_pairs(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Ratio:
+    """The median of b / a over the pairs, with its bootstrap interval over the pairs.
+
+    ``a`` and ``b`` (pairs,) are positive and belong together by their place. Neighbouring pairs
+    that are alike are drawn in blocks, and the interval is expanded for their small number, both
+    as in `comparing.ratio_of_medians`.
+
+    Raises:
+        UsageError: fewer than `MIN_PAIRS` pairs, or sides of different length.
+        DataError: a time that is zero, negative or not a number.
+    """
+    pairs = _Pairs.of(a, b)
+    value = float(np.median(pairs.logs))
+    tail = 50 * (1 - CONFIDENCE)
+    drawn = pairs.resampled(np.random.default_rng(seed))
+    low, high = np.percentile(drawn, [tail, 100 - tail])
+    wider = expansion(pairs.blocks)
+    return Ratio(
+        value=exp(value),
+        low=exp(value + wider * (min(low, value) - value)),
+        high=exp(value + wider * (max(high, value) - value)),
+    )
+
+
+def _medians(rounds: tuple[Round, ...], step: str) -> tuple[list[float], list[float]]:
+    a = [float(np.median(_step(each.a, step))) for each in rounds]
+    return a, [float(np.median(_step(each.b, step))) for each in rounds]
+
+
+def _step(samples: Samples, name: str) -> Series:
+    return samples.latency_ms if name == LATENCY else samples.step(name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """Logarithms of b / a (pairs,), drawn ``length`` neighbours at a time."""
+
+    logs: Series
+    length: int
+
+    @classmethod
+    def of(cls, a: ArrayLike, b: ArrayLike) -> Self:
+        before, after = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        if len(before) != len(after):
+            raise UsageError(f"{len(before)} times of A and {len(after)} of B\nexpected pairs")
+        require_pairs(len(before))
+        if not (np.minimum(before, after) > 0).all():
+            raise DataError("a round took no time, so there is no ratio\nmeasure for longer")
+        logs = np.log(after / before)
+        inefficiency = statistical_inefficiency(logs <= np.median(logs))
+        return cls(logs, min(ceil(inefficiency), len(logs) // _MAX_SHARE))
+
+    @property
+    def blocks(self) -> int:
+        return ceil(len(self.logs) / self.length)
+
+    def resampled(self, random: np.random.Generator) -> Series:
+        """Medians of pairs drawn in blocks that go round at the end."""
+        count = len(self.logs)
+        starts = random.integers(count, size=(_RESAMPLES, self.blocks, 1))
+        chosen = ((starts + np.arange(self.length)) % count).reshape(_RESAMPLES, -1)[:, :count]
+        medians: Series = np.median(self.logs[chosen], axis=1)
+        return medians

@@ -1,0 +1,120 @@
+"""Golden sample of a bundle: one batch, and the logits that it gave when it was exported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Self
+
+import numpy as np
+
+from deploykit.bundle.manifest import GOLDEN, SIDE_INPUTS
+from deploykit.comparison.differences import LIMITS, compare, problems_of
+from deploykit.core.errors import BundleError, ValidationError
+from deploykit.core.precision import Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from deploykit.bundle.manifest import Bundle
+    from deploykit.comparison.differences import BatchComparison
+    from deploykit.core.specs import Array
+    from deploykit.images.side_inputs import SideInputs
+
+
+BESIDE: Final = "beside images: "
+"""Before the name of an input that takes something else, in the file."""
+
+
+@dataclass(frozen=True, eq=False)
+class Golden:
+    """``batch`` (N, C, H, W) and the reference's ``logits`` (N, classes).
+
+    ``beside`` is what the model was fed beside the images, by name.
+    """
+
+    batch: NDArray[np.float32]
+    logits: NDArray[np.float32]
+    beside: Mapping[str, Array] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, bundle: Bundle) -> Self:
+        """Verify and read the sample of ``bundle``.
+
+        Raises:
+            IntegrityError: the file is missing or not as it was written.
+            BundleError: the bundle has none, or it cannot be read.
+        """
+        if GOLDEN not in bundle.manifest.files:
+            raise BundleError(f"{bundle.folder.name} has no {GOLDEN} to compare with")
+        bundle.require_unchanged(GOLDEN)
+        try:
+            # Opened here, because numpy leaves a damaged file open.
+            with (
+                (bundle.folder / GOLDEN).open("rb") as file,
+                np.load(file, allow_pickle=False) as arrays,
+            ):
+                names = [name for name in arrays if name.startswith(BESIDE)]
+                beside = {name.removeprefix(BESIDE): arrays[name] for name in names}
+                return cls(arrays["input"], arrays["logits"], beside)
+        # zipfile, zlib and numpy's header parser each raise their own kinds.
+        except Exception as exc:
+            raise BundleError(f"cannot read {bundle.folder / GOLDEN}: {exc}") from exc
+
+    def feeds(self, images: str) -> dict[str, Array]:
+        """What a runner is fed whose input ``images`` takes the batch."""
+        return {images: self.batch, **self.beside}
+
+    def judge(self, logits: NDArray[np.float32], limits: Precision) -> BatchComparison:
+        """Compare what a model gives for the batch, by the limits of a precision.
+
+        Raises:
+            ValidationError: it is beyond them, or of another shape.
+        """
+        if logits.shape != self.logits.shape:
+            raise ValidationError(
+                f"the golden sample gives logits of shape {logits.shape}, "
+                f"at export they were {self.logits.shape}"
+            )
+        found = compare(logits, self.logits)
+        problems = problems_of(found, LIMITS[limits])
+        if problems:
+            raise ValidationError(
+                f"the golden sample gives other logits than at export\n{'; '.join(problems[:2])}\n"
+                "do not serve with it; deploykit check says more"
+            )
+        return found
+
+
+def limits_for(precision: Precision, device: str) -> Precision:
+    """The precision by whose limits a model on ``device`` is judged.
+
+    On a GPU both TensorRT and onnxruntime multiply FP32 as TF32, whose mantissa of 10 bits rounds
+    as FP16's does.
+    """
+    tf32 = precision is Precision.FP32 and device != "cpu"
+    return Precision.FP16 if tf32 else precision
+
+
+GOLDEN_BATCH: Final = 2
+
+
+def write_golden(
+    folder: Path,
+    batches: list[NDArray[np.float32]],
+    logits: list[NDArray[np.float32]],
+    side: SideInputs,
+) -> None:
+    """Keep one batch and what the reference made of it, for `Classifier.self_test`.
+
+    All that is known of what the model takes beside images is kept too, for later commands.
+    """
+    # Two images where possible: enough to show a frozen batch, small enough to check in no time.
+    distance = [abs(len(batch) - GOLDEN_BATCH) for batch in batches]
+    at = distance.index(min(distance))
+    beside = {f"{BESIDE}{name}": value for name, value in side.beside(batches[at]).items()}
+    np.savez(folder / GOLDEN, input=batches[at], logits=logits[at], **beside)  # type: ignore[arg-type]  # names
+    if side.rows:
+        side.save(folder / SIDE_INPUTS)

@@ -1,0 +1,1 @@
+"""Comparison of outputs and of graphs: validation, layer by layer."""

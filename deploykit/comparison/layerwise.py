@@ -1,0 +1,273 @@
+"""Layer-by-layer comparison of two graphs, a few activations shown at a time."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import inf, nan, sqrt
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from deploykit import graph as onnx_graph
+from deploykit.comparison.layer_faults import (
+    TOLERANCES,
+    Fault,
+    ValueComparison,
+    drop_db,
+    find_faults,
+)
+from deploykit.core.decibels import ratio_db
+from deploykit.core.errors import ValidationError
+from deploykit.graph import activations
+from deploykit.images.side_inputs import all_inputs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+    from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.core.precision import Precision
+    from deploykit.core.progress import ProgressTask
+    from deploykit.core.specs import Array, Runner, SplitGraph
+    from deploykit.graph.activations import ActivationPair
+
+
+_CHUNK: Final = 2**15
+"""Numbers that are raised to FP64 at a time: 256 KiB of each side stay in a core's cache."""
+
+
+class Sums:
+    """What is kept of an activation while images stream by."""
+
+    def __init__(self) -> None:
+        self._left, self._right = _Side(), _Side()
+        self._dot = self._noise = 0.0
+
+    def add(self, candidate: Array, reference: Array) -> None:
+        """Count the values of one run."""
+        left, right = candidate.reshape(-1), reference.reshape(-1)
+        self._left.shape, self._right.shape = candidate.shape, reference.shape
+        for at in range(0, max(len(left), len(right)), _CHUNK):
+            first = left[at : at + _CHUNK].astype(np.float64)
+            second = right[at : at + _CHUNK].astype(np.float64)
+            self._left.add(first)
+            self._right.add(second)
+            if self._are_comparable():
+                self._dot += _dot(first, second)
+                self._left.power += _dot(first, first)
+                self._right.power += _dot(second, second)
+                first -= second
+                self._noise += _dot(first, first)
+
+    def figures(self, pair: ActivationPair) -> ValueComparison:
+        """The figures of all that was added."""
+        left, right = self._left, self._right
+        comparable = self._are_comparable()
+        return ValueComparison(
+            name=pair.name,
+            reference=pair.reference,
+            node=pair.node,
+            op_type=pair.op_type,
+            reads=pair.reads,
+            readers=pair.readers,
+            shape=left.shape,
+            reference_shape=right.shape,
+            cosine=self._cosine() if comparable else nan,
+            sqnr_db=ratio_db(right.power, self._noise) if comparable else nan,
+            range=(left.low, left.high) if left.low <= left.high else (nan, nan),
+            reference_range=(right.low, right.high) if right.low <= right.high else (nan, nan),
+            non_finite=left.non_finite,
+            reference_non_finite=right.non_finite,
+        )
+
+    def _are_comparable(self) -> bool:
+        finite = not self._left.non_finite and not self._right.non_finite
+        return finite and self._left.shape == self._right.shape
+
+    def _cosine(self) -> float:
+        if self._noise == 0:
+            return 1.0
+        norms = sqrt(self._left.power) * sqrt(self._right.power)
+        return self._dot / norms if norms else 0.0
+
+
+class _Side:
+    """Of one of the two."""
+
+    def __init__(self) -> None:
+        self.shape: tuple[int, ...] = ()
+        self.low, self.high = inf, -inf
+        self.power = 0.0
+        self.non_finite = 0
+
+    def add(self, values: NDArray[np.float64]) -> None:
+        if not values.size:
+            return
+        low, high = float(values.min()), float(values.max())
+        if not (np.isfinite(low) and np.isfinite(high)):  # min and max propagate NaN
+            finite = np.isfinite(values)
+            self.non_finite += int(values.size - np.count_nonzero(finite))
+            low = float(values.min(where=finite, initial=inf))
+            high = float(values.max(where=finite, initial=-inf))
+        self.low, self.high = min(self.low, low), max(self.high, high)
+
+
+def _dot(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:
+    # Not `@`: BLAS shares a product of this length among threads, and waits for them longer.
+    return float(np.einsum("i,i->", left, right))
+
+
+GROUP_NUMBERS: Final = 2**23
+"""Numbers of activations that each graph shows at once: 32 MiB of FP32 for either.
+
+A deeper network takes more groups, not more memory; ResNet-50 takes two at 224 x 224.
+"""
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """Every activation that both graphs have, in the candidate's order, and where it goes wrong.
+
+    ``of_candidate`` and ``of_reference`` count the activations of each side, without casts and
+    Q/DQ pairs; ``candidate_only`` and ``reference_only`` name those that have no counterpart.
+    """
+
+    precision: Precision
+    images: int
+    values: tuple[ValueComparison, ...]
+    faults: tuple[Fault, ...]
+    candidate_only: tuple[str, ...]
+    reference_only: tuple[str, ...]
+    of_candidate: int
+    of_reference: int
+
+    @property
+    def first_fault(self) -> Fault | None:
+        """The first in graph order: where to look."""
+        return self.faults[0] if self.faults else None
+
+    @property
+    def matched(self) -> int:
+        """Activations of the reference that have a counterpart."""
+        return self.of_reference - len(self.reference_only)
+
+    def drop_of(self, value: ValueComparison) -> float:
+        """What the node of a value lost, in dB; see `drop_db`."""
+        known = {each.name: each for each in self.values}
+        return drop_db(value, [known[n] for n in value.reads if n in known], self.precision)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        first, tolerance = self.first_fault, TOLERANCES[self.precision]
+        return {
+            "images": self.images,
+            "matched": self.matched,
+            "of_candidate": self.of_candidate,
+            "of_reference": self.of_reference,
+            "candidate_only": list(self.candidate_only),
+            "reference_only": list(self.reference_only),
+            "tolerance": {
+                "healthy_db": tolerance.healthy_db,
+                "drop_db": tolerance.drop_db,
+                "reason": tolerance.reason,
+            },
+            "first_fault": None if first is None else first.to_dict(),
+            "faults": [fault.to_dict() for fault in self.faults],
+            "values": [
+                {**value.to_dict(), "drop_db": self.drop_of(value)} for value in self.values
+            ],
+        }
+
+
+def compare_layers(
+    candidate: OnnxArtifact,
+    reference: OnnxArtifact,
+    batches: Sequence[NDArray[np.float32]],
+    *,
+    open_runner: Callable[[SplitGraph], Runner],
+    task: ProgressTask,
+    group_numbers: int = GROUP_NUMBERS,
+) -> LayerReport:
+    """Run ``batches`` (N, C, H, W), all of one shape, through both graphs and compare all values.
+
+    ``open_runner`` must compute the graphs as they are written. The candidate's precision says
+    how much it may lose. For each group of values both graphs run again, up to its last value.
+
+    Raises:
+        ModelFileError: a graph cannot be read or run.
+        ValidationError: the graphs have no activation in common.
+    """
+    shape = batches[0].shape
+    left = activations.with_input_shape(onnx_graph.read_model(candidate.path), shape)
+    right = activations.with_input_shape(onnx_graph.read_model(reference.path), shape)
+    pairing = activations.pair_activations(left, right)
+    if not pairing.pairs:
+        raise ValidationError(
+            f"{candidate.path} and {reference.path} have no activation in common, "
+            "by name or by node\ncompare graphs that come from the same export"
+        )
+    values: list[ValueComparison] = []
+    for group in groups_of(pairing.pairs, group_numbers):
+        values += _compare_group(group, (left, right), batches, open_runner)
+        task.update(len(values), len(pairing.pairs), "activations")
+    return LayerReport(
+        precision=candidate.precision,
+        images=sum(len(batch) for batch in batches),
+        values=tuple(values),
+        faults=find_faults(values, candidate.precision),
+        candidate_only=pairing.candidate_only,
+        reference_only=pairing.reference_only,
+        of_candidate=pairing.of_candidate,
+        of_reference=pairing.of_reference,
+    )
+
+
+def groups_of(pairs: Sequence[ActivationPair], numbers: int) -> list[list[ActivationPair]]:
+    """Neighbours together, as long as they have no more than ``numbers`` numbers.
+
+    A pair that has more, or an unknown length, is a group of its own.
+    """
+    groups: list[list[ActivationPair]] = []
+    room = 0
+    for pair in pairs:
+        length = numbers if pair.numbers is None else pair.numbers
+        if not groups or length > room:
+            groups.append([])
+            room = numbers
+        groups[-1].append(pair)
+        room -= length
+    return groups
+
+
+def _compare_group(
+    pairs: Sequence[ActivationPair],
+    models: tuple[ir.Model, ir.Model],
+    batches: Sequence[NDArray[np.float32]],
+    open_runner: Callable[[SplitGraph], Runner],
+) -> list[ValueComparison]:
+    sums = [Sums() for _ in pairs]
+    left, right = models
+    with (
+        _showing(left, [pair.name for pair in pairs], open_runner) as run_candidate,
+        _showing(right, [pair.reference for pair in pairs], open_runner) as run_reference,
+    ):
+        for batch in batches:
+            got, expected = run_candidate(batch), run_reference(batch)
+            for pair, total in zip(pairs, sums, strict=True):
+                total.add(got[pair.name], expected[pair.reference])
+    return [total.figures(pair) for pair, total in zip(pairs, sums, strict=True)]
+
+
+@contextmanager
+def _showing(
+    model: ir.Model, names: Sequence[str], open_runner: Callable[[SplitGraph], Runner]
+) -> Iterator[Callable[[NDArray[np.float32]], dict[str, Array]]]:
+    """Gives a batch and gets the named values, of which an input itself may be one."""
+    feed, *others = activations.input_names(model)
+    computed = [name for name in dict.fromkeys(names) if name not in (feed, *others)]
+    shown = computed or [activations.first_computed(model)]
+    with open_runner(activations.expose_only(model, shown)) as runner:
+        yield lambda batch: {**all_inputs(runner, batch), **runner.run({feed: batch})}

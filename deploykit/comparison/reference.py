@@ -1,0 +1,93 @@
+"""A verified FP32 graph with its answers, and the runners that open it and what is made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
+
+from deploykit.backends.ort import OrtRunner
+from deploykit.bundle.manifest import SIDE_INPUTS
+from deploykit.images.side_inputs import SideInputs, with_side_inputs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from deploykit.bundle.manifest import Bundle
+    from deploykit.comparison.validation import ValidationReport
+    from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.core.specs import Preprocessing, Runner, SplitGraph
+
+    Graph = Path | SplitGraph
+
+
+@dataclass(frozen=True)
+class Runners:
+    """Opens all forms of one model, so that they have to be fed nothing but images."""
+
+    side: SideInputs = field(default_factory=SideInputs)
+
+    @classmethod
+    def of_bundle(cls, bundle: Bundle) -> Self:
+        """With the values that the bundle keeps.
+
+        Raises:
+            IntegrityError: they are not as they were written.
+        """
+        if SIDE_INPUTS not in bundle.manifest.files:
+            return cls()
+        bundle.require_unchanged(SIDE_INPUTS)
+        inputs = bundle.manifest.onnx.inputs
+        found = SideInputs.read(bundle.folder / SIDE_INPUTS, inputs, inputs[0])
+        return cls(replace(found, source=str(bundle.manifest.model["side_inputs"])))
+
+    def open(self, graph: Graph) -> Runner:
+        """Run an FP32 or FP16 graph."""
+        return with_side_inputs(OrtRunner(graph), self.side)
+
+    def judge(self, graph: Graph) -> Runner:
+        """Run a Q/DQ graph as the standard has it.
+
+        onnxruntime's default optimisations compute something else than TensorRT does: integer
+        kernels with other rounding, and bias scales that underflow.
+        """
+        return with_side_inputs(OrtRunner(graph, optimise=False), self.side)
+
+    def measuring(self, graph: Graph) -> Runner:
+        """Run a graph that reduces each value to a number right behind it, and lets go of it."""
+        return with_side_inputs(OrtRunner(graph, in_order=True), self.side)
+
+    def sharing(self, graph: Graph) -> Runner:
+        """Run a graph with threads that sleep while they wait: others need the same cores."""
+        return with_side_inputs(OrtRunner(graph, spin=False), self.side)
+
+    def of_artifact(self, artifact: OnnxArtifact) -> Runner:
+        """Run a graph in the way that fits its precision."""
+        return with_side_inputs(OrtRunner.of_artifact(artifact), self.side)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What the manifest says of a model's side inputs; nothing where it has none."""
+        return {"side_inputs": self.side.source} if self.side.rows else {}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A verified FP32 graph, the batches it was verified on, and what the original made of them.
+
+    ``runners`` open the graph and what is made of it.
+    """
+
+    artifact: OnnxArtifact
+    batches: list[NDArray[np.float32]]
+    logits: list[NDArray[np.float32]]
+    made_by: str
+    report: ValidationReport
+    model: dict[str, Any]
+    weights: dict[str, Any]
+    preprocessing: Preprocessing
+    labels: tuple[str, ...] | None = None
+    conversion: dict[str, Any] = field(default_factory=dict)
+    runners: Runners = field(default_factory=Runners)

@@ -1,0 +1,113 @@
+"""Compare a candidate with its reference on the same batches, and judge the difference."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deploykit.comparison.differences import LIMITS, BatchComparison, compare, problems_of
+from deploykit.core.errors import ValidationError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from deploykit.core.precision import Precision
+    from deploykit.core.specs import Runner
+
+    Logits = NDArray[np.float32]
+
+__all__ = [
+    "ReportedValidationError",
+    "ValidationReport",
+    "outputs_of",
+    "validate",
+]
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """All batches of one candidate, what it was measured against, and what is wrong with it."""
+
+    candidate: str
+    reference: str
+    precision: Precision
+    batches: tuple[BatchComparison, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every batch is within the limits."""
+        return not self.problems
+
+    @property
+    def smallest_flipped_margin(self) -> float | None:
+        """The nearest to a tie that any changed decision was; ``None`` without a change."""
+        return min((m for batch in self.batches for m in batch.flipped_margins), default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for the manifest and ``--json``."""
+        return {
+            "candidate": self.candidate,
+            "reference": self.reference,
+            "precision": str(self.precision),
+            "passed": self.passed,
+            "problems": list(self.problems),
+            "smallest_flipped_margin": self.smallest_flipped_margin,
+            "batches": [asdict(batch) for batch in self.batches],
+            "limits": asdict(LIMITS[self.precision]),
+        }
+
+    def require_pass(self) -> None:
+        """Raise what the report found.
+
+        Raises:
+            ValidationError: the first problems, in words; ``details`` is the whole report.
+        """
+        if not self.passed:
+            raise ReportedValidationError(self)
+
+
+class ReportedValidationError(ValidationError):
+    """A failed validation; ``details`` holds every figure, for a table."""
+
+    def __init__(self, report: ValidationReport) -> None:
+        self.details = report.to_dict()
+        shown = "; ".join(report.problems[:2])
+        super().__init__(
+            f"{report.candidate} does not compute what {report.reference} computes\n{shown}"
+        )
+
+
+def outputs_of(runner: Runner, batches: Sequence[Logits]) -> list[Logits]:
+    """The first output for each batch (N, C, H, W) given to the first input."""
+    feed, result = runner.inputs[0].name, runner.outputs[0].name
+    return [runner.run({feed: batch})[result].astype(np.float32) for batch in batches]
+
+
+def validate(
+    candidate: Sequence[Logits],
+    reference: Sequence[Logits],
+    *,
+    precision: Precision,
+    names: tuple[str, str],
+) -> ValidationReport:
+    """Compare outputs batch by batch and judge them by the limits of ``precision``.
+
+    Raises:
+        ValidationError: the outputs do not even have the same shape, or there is nothing in them.
+    """
+    pairs = list(zip(candidate, reference, strict=True))
+    if not pairs or not all(expected.size for _, expected in pairs):
+        raise ValidationError(f"there is no output of {names[1]} to compare {names[0]} with")
+    for got, expected in pairs:
+        if got.shape != expected.shape:
+            raise ValidationError(
+                f"{names[0]} returns shape {got.shape}, {names[1]} returns {expected.shape}"
+            )
+    batches = tuple(compare(got, expected) for got, expected in pairs)
+    problems = [p for batch in batches for p in problems_of(batch, LIMITS[precision])]
+    return ValidationReport(*names, precision, batches, tuple(problems))

@@ -1,0 +1,118 @@
+"""What lies on disk: ONNX artifacts, engine records and their hashes.
+
+The records here are plain data; a folder that holds them together is a `deploykit.bundle.manifest`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from deploykit.core.precision import Precision
+from deploykit.core.sizes import ShapeProfile
+from deploykit.core.specs import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+UNPROVEN: Final = "compiled, execution not proven"
+"""How the warning of an engine begins that its vendor does not vouch for."""
+
+WEIGHTS_SUFFIX: Final = ".data"
+"""After the name of an ONNX file: the file beside it with the weights of a large model."""
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's content, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def made_of(source_sha256: str, weights_sha256: str | None) -> str:
+    """One hex digest for a definition and its weights, both by their own."""
+    return sha256_of_bytes(f"{source_sha256}\n{weights_sha256}".encode())
+
+
+def sha256_of_bytes(data: bytes) -> str:
+    """Hex digest of ``data``."""
+    return hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True)
+class OnnxArtifact:
+    """An ONNX file and where it came from; ``parents`` are hashes, the nearest first.
+
+    ``sha256`` covers the weights of a large model too, which lie in a file beside: the ONNX file
+    has that file's hash within.
+    """
+
+    path: Path
+    sha256: str
+    precision: Precision
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parents: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for the manifest, without the folder."""
+        return asdict(self) | {"path": self.path.name, "precision": str(self.precision)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], folder: Path) -> Self:
+        """Read back what ``to_dict`` wrote; the file lies in ``folder``."""
+        return cls(
+            path=folder / data["path"],
+            sha256=data["sha256"],
+            precision=Precision(data["precision"]),
+            opset=data["opset"],
+            inputs=tuple(TensorSpec.from_dict(item) for item in data["inputs"]),
+            outputs=tuple(TensorSpec.from_dict(item) for item in data["outputs"]),
+            parents=tuple(data["parents"]),
+        )
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """One compiled ``.engine`` file of a bundle.
+
+    ``precision_census`` counts the layers of the parsed network that do arithmetic, by kind and
+    precision: ``{"CONVOLUTION HALF": 53, "MATRIX_MULTIPLY HALF": 1}``. ``compute_capabilities``
+    are as ``("8.6", "8.9")``; an engine of TensorRT has one, its own GPU's.
+    """
+
+    file: str
+    sha256: str
+    bytes: int
+    compiler: str
+    compiler_version: str
+    compute_capabilities: tuple[str, ...]
+    profile: ShapeProfile
+    precision: Precision
+    precision_census: Mapping[str, int]
+    build_s: float
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def is_unproven(self) -> bool:
+        """Whether it compiled, but nobody vouches for what it computes."""
+        return any(warning.startswith(UNPROVEN) for warning in self.warnings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for the manifest."""
+        return asdict(self) | {
+            "precision": str(self.precision),
+            "profile": self.profile.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read back what ``to_dict`` wrote."""
+        known = dict(data)
+        known["compute_capabilities"] = tuple(known["compute_capabilities"])
+        known["profile"] = ShapeProfile.from_dict(known["profile"])
+        known["precision"] = Precision(known["precision"])
+        known["warnings"] = tuple(known["warnings"])
+        return cls(**known)

@@ -1,0 +1,78 @@
+"""Progress of long steps, and the record of a run: the time of each stage, notes for the user."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.generic]
+
+
+class ProgressTask(Protocol):
+    """One running step of a progress display."""
+
+    def update(self, done: float, total: float | None = None, detail: str = "") -> None:
+        """Say how far the step is; ``total`` ``None`` keeps what was said before."""
+
+
+class Progress(Protocol):
+    """Where long steps report to; the command line shows a bar, a library call nothing."""
+
+    def step(self, name: str) -> AbstractContextManager[ProgressTask]:
+        """Open the display of one step; it ends with the ``with`` block."""
+
+
+class _SilentTask:
+    def update(self, done: float, total: float | None = None, detail: str = "") -> None:
+        """Nothing to show."""
+
+
+class SilentProgress:
+    """Shows nothing: the default of every verb."""
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[ProgressTask]:  # noqa: ARG002
+        """A step that nobody watches."""
+        yield _SilentTask()
+
+
+@dataclass(frozen=True, slots=True)
+class StageTime:
+    """Wall time of one stage."""
+
+    name: str
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return {"name": self.name, "seconds": round(self.seconds, 3)}
+
+
+@dataclass
+class Journal:
+    """Times each stage, shows its progress, and collects notes for the user."""
+
+    progress: Progress
+    times: list[StageTime] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[ProgressTask]:
+        """Show and time the block as stage ``name``; a failed stage is not recorded."""
+        with self.timed(name), self.progress.step(name) as task:
+            yield task
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Time a block that shows its progress itself."""
+        start = time.perf_counter()
+        yield
+        self.times.append(StageTime(name, time.perf_counter() - start))

@@ -1,0 +1,244 @@
+"""What an open dimension of a model may be: the smallest, the preferred and the largest size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from deploykit.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+BATCH_AXIS: Final = 0
+IMAGE_AXES: Final[Mapping[int, str]] = {2: "height", 3: "width"}
+"""Of images (N, C, H, W): the dimensions beside the batch that may be open."""
+
+IMAGE_DIMS: Final = 4
+"""Of images (N, C, H, W)."""
+
+RGB: Final = 3
+"""Channels of every image that deploykit prepares."""
+
+AXIS_NAMES: Final[Mapping[int, str]] = {BATCH_AXIS: "batch", **IMAGE_AXES}
+
+_COUNT: Final = 3
+
+
+def are_images(shape: Sequence[int | str | None]) -> bool:
+    """Whether a tensor of ``shape`` can be a batch of images.
+
+    >>> are_images(("batch", 3, 224, 224)), are_images((1, 224, 224, 3))
+    (True, False)
+    """
+    return len(shape) == IMAGE_DIMS and shape[1] == RGB
+
+
+@dataclass(frozen=True, slots=True)
+class SizeRange:
+    """Smallest, preferred and largest height or width, in pixels.
+
+    >>> SizeRange.parse("160,224,320", "--height")
+    SizeRange(min=160, opt=224, max=320)
+    >>> str(SizeRange.parse("224", "--height")), 200 in SizeRange(160, 224, 320)
+    ('224', True)
+
+    Raises:
+        UsageError: not in ascending order, or below 1.
+    """
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise UsageError(
+                f"the sizes {self.min},{self.opt},{self.max} are not in order\n"
+                "expected 1 <= MIN <= OPT <= MAX, for example 160,224,320"
+            )
+
+    def __contains__(self, size: int) -> bool:
+        return self.min <= size <= self.max
+
+    def __str__(self) -> str:
+        """As an option of the command line has it."""
+        return str(self.opt) if self.is_fixed else f"{self.min},{self.opt},{self.max}"
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether there is one size only."""
+        return self.min == self.max
+
+    @classmethod
+    def parse(cls, text: str, option: str) -> Self:
+        """Read ``MIN,OPT,MAX``, or a single number; ``option`` is for the message.
+
+        Raises:
+            UsageError: not one or three positive whole numbers in ascending order.
+        """
+        numbers = whole_numbers(text)
+        if numbers is None:
+            raise UsageError(
+                f"cannot read {option} {text!r}\n"
+                f"expected MIN,OPT,MAX or one number, for example {option} 160,224,320"
+            )
+        return cls(*numbers)
+
+    @classmethod
+    def from_json(cls, data: Sequence[int] | None) -> Self | None:
+        """What `to_json` gave, or ``None``."""
+        return None if data is None else cls(*data)
+
+    def to_json(self) -> list[int]:
+        """Plain data for the manifest."""
+        return [self.min, self.opt, self.max]
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeProfile:
+    """What an engine accepts: smallest, preferred and largest batch, height and width.
+
+    ``height`` and ``width`` are ``None`` where the model fixes them.
+
+    >>> ShapeProfile.parse("1,8,32").opt_batch
+    8
+    >>> ShapeProfile(1, 8, 32, height=SizeRange(160, 224, 320)).largest
+    {0: 32, 2: 320}
+    """
+
+    min_batch: int = 1
+    opt_batch: int = 8
+    max_batch: int = 32
+    height: SizeRange | None = None
+    width: SizeRange | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
+            got = f"{self.min_batch},{self.opt_batch},{self.max_batch}"
+            raise UsageError(
+                f"batch profile {got} is not in order\n"
+                "expected 1 <= MIN <= OPT <= MAX, for example --batch 1,8,32"
+            )
+
+    def __str__(self) -> str:
+        ranges = self.ranges.items()
+        return ", ".join(f"{AXIS_NAMES[axis]} {sizes}" for axis, sizes in ranges)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``MIN,OPT,MAX`` of the batch, or a single number for a fixed one.
+
+        Raises:
+            UsageError: not one or three positive whole numbers in ascending order.
+        """
+        numbers = whole_numbers(text)
+        if numbers is None:
+            raise UsageError(
+                f"cannot read the batch profile {text!r}\n"
+                "expected MIN,OPT,MAX or one number, for example --batch 1,8,32"
+            )
+        return cls(*numbers)
+
+    @property
+    def ranges(self) -> dict[int, SizeRange]:
+        """By axis of images (N, C, H, W), for those that may be open."""
+        batch = SizeRange(self.min_batch, self.opt_batch, self.max_batch)
+        known = {BATCH_AXIS: batch, 2: self.height, 3: self.width}
+        return {axis: sizes for axis, sizes in known.items() if sizes is not None}
+
+    @property
+    def smallest(self) -> dict[int, int]:
+        """The least size by axis, for `TensorSpec.with_sizes`."""
+        return {axis: sizes.min for axis, sizes in self.ranges.items()}
+
+    @property
+    def preferred(self) -> dict[int, int]:
+        """The size by axis that the engine is tuned for."""
+        return {axis: sizes.opt for axis, sizes in self.ranges.items()}
+
+    @property
+    def largest(self) -> dict[int, int]:
+        """The greatest size by axis."""
+        return {axis: sizes.max for axis, sizes in self.ranges.items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_dict`` after a trip through JSON."""
+        known = dict(data)
+        for name in IMAGE_AXES.values():
+            # A fixed one is not there, nor was any before engines took open images.
+            known[name] = SizeRange.from_json(known.get(name))
+        return cls(**known)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; without the axes that the model fixes."""
+        known = {"height": self.height, "width": self.width}
+        return {
+            "min_batch": self.min_batch,
+            "opt_batch": self.opt_batch,
+            "max_batch": self.max_batch,
+            **{name: sizes.to_json() for name, sizes in known.items() if sizes is not None},
+        }
+
+
+def require_sizes(name: str, shape: Sequence[int | str], asked: ShapeProfile) -> None:
+    """Compare the height and width that were asked for with images ``shape`` (N, C, H, W).
+
+    ``name`` is the model's, for the message; an open dimension is a name or -1.
+
+    Raises:
+        UsageError: one is open and no sizes are given for it, or the other way round.
+    """
+    needed = []
+    for axis, label in IMAGE_AXES.items():
+        given, size = asked.ranges.get(axis), shape[axis] if axis < len(shape) else None
+        if given is None and _is_open(size):
+            needed.append(label)
+        if given is not None and not _is_open(size):
+            has = f"it has no {label}" if size is None else f"its {label} is fixed to {size}"
+            raise UsageError(
+                f"--{label} {given} for {name}: {has}\n"
+                f"leave --{label} out; it is for .onnx files whose {label} is open"
+            )
+    if needed:
+        options = " ".join(f"--{label} MIN,OPT,MAX" for label in needed)
+        example = " ".join(f"--{label} 160,224,320" for label in needed)
+        raise UsageError(
+            f"{name} takes images whose {' and '.join(needed)} may be anything\n"
+            f"export and build must know its sizes: {options} (or one number each)\n"
+            f"for example {example}"
+        )
+
+
+def _is_open(size: int | str | None) -> bool:
+    return isinstance(size, str) or size == -1
+
+
+def whole_numbers(text: str) -> tuple[int, int, int] | None:
+    """The numbers of ``MIN,OPT,MAX``, or three times a single one; ``None`` for other text."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        return None
+    if len(numbers) == 1:
+        numbers *= _COUNT
+    if len(numbers) != _COUNT:
+        return None
+    smallest, preferred, largest = numbers
+    return smallest, preferred, largest
+
+
+def filled(shape: Sequence[int | str], sizes: Mapping[int, int]) -> tuple[int, ...] | None:
+    """``shape`` with ``sizes`` (by axis) for its names and -1; ``None`` where one is not given.
+
+    >>> filled(("batch", 3, "height", 8), {0: 2, 2: 6, 3: 6})
+    (2, 3, 6, 8)
+    """
+    found: list[int] = []
+    for axis, dim in enumerate(shape):
+        size: Any = sizes.get(axis) if _is_open(dim) else dim
+        if size is None:
+            return None
+        found.append(size)
+    return tuple(found)

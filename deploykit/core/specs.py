@@ -1,0 +1,244 @@
+"""The nouns that every layer shares: tensors, profiles, preprocessing, models, runners.
+
+Nothing here imports numpy or torch at run time, so that ``deploykit list`` stays fast.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from deploykit.core.errors import UsageError
+from deploykit.core.sizes import BATCH_AXIS, ShapeProfile, filled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    Array = NDArray[np.generic]
+
+
+__all__ = [
+    "BATCH",
+    "Closing",
+    "ModelSpec",
+    "Precision",
+    "Preprocessing",
+    "Progress",
+    "ProgressTask",
+    "Runner",
+    "ShapeProfile",
+    "SilentProgress",
+    "SplitGraph",
+    "StepTimes",
+    "TensorSpec",
+]
+
+BATCH = "batch"
+"""Name of the dynamic first dimension of every exported model."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, numpy dtype name and shape; a string in the shape is a named dynamic dimension."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether any dimension is open."""
+        return any(isinstance(dim, str) for dim in self.shape)
+
+    def with_batch(self, batch: int) -> tuple[int, ...]:
+        """The shape with the batch dimension filled in.
+
+        >>> TensorSpec("input", "float32", ("batch", 3, 224, 224)).with_batch(4)
+        (4, 3, 224, 224)
+
+        Raises:
+            UsageError: another dimension than the first is dynamic.
+        """
+        return self.with_sizes({BATCH_AXIS: batch})
+
+    def with_sizes(self, sizes: Mapping[int, int]) -> tuple[int, ...]:
+        """The shape with its open dimensions filled in; ``sizes`` are by axis, as 2 the height.
+
+        >>> TensorSpec("input", "float32", ("batch", 3, "h", 224)).with_sizes({0: 4, 2: 160})
+        (4, 3, 160, 224)
+
+        Raises:
+            UsageError: a dimension is open that ``sizes`` does not have.
+        """
+        shape = filled(self.shape, sizes)
+        if shape is None:
+            missing = [dim for axis, dim in enumerate(self.shape) if axis not in sizes]
+            named = ", ".join(dim for dim in missing if isinstance(dim, str))
+            raise UsageError(f"{self.name} {self.shape}: {named} is open, and has no size here")
+        return shape
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of ``dataclasses.asdict`` after a trip through JSON."""
+        return cls(str(data["name"]), str(data["dtype"]), tuple(data["shape"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """How an image becomes the model's input.
+
+    Decode to RGB, scale the shorter side to ``resize`` (``None``: leave it; a pair: to exactly
+    that height and width), cut ``crop`` pixels (height, width) from the centre, divide by 255,
+    subtract ``mean``, divide by ``std``.
+    """
+
+    crop: tuple[int, int]
+    resize: int | tuple[int, int] | None = None
+    interpolation: str = "bilinear"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for the manifest."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_dict`` after a trip through JSON."""
+        height, width = data["crop"]
+        resize = data["resize"]
+        return cls(
+            crop=(height, width),
+            resize=tuple(resize) if isinstance(resize, list | tuple) else resize,
+            interpolation=data["interpolation"],
+            mean=tuple(data["mean"]),
+            std=tuple(data["std"]),
+        )
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A definition with its choices made; ``build`` gives a fresh module.
+
+    ``paper`` is a link; what is ``None`` is not known. ``parameters`` and ``multiply_adds`` (of
+    one image) hold for the published number of classes and input size, whatever this spec's
+    choices are. The last fields say where weights come from: a definition is untrained unless
+    ``weights_file`` or ``built_in`` is given, or the user asks for others.
+    """
+
+    name: str
+    title: str
+    paper: str | None
+    year: int | None
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    preprocessing: Preprocessing
+    parameters: int | None
+    multiply_adds: int | None
+    labels: tuple[str, ...] | None
+    torchvision: str | None
+    """Name of the same network in torchvision, whose state dict then fits."""
+    builder: Callable[[], nn.Module] = field(repr=False, compare=False)
+    timm: str | None = None
+    """Name in timm of the weights that ``--weights imagenet`` takes."""
+    weights_file: Path | None = None
+    """The definition's own weights, which are taken where no others are asked for."""
+    built_in: str | None = None
+    """How the manifest calls the weights that ``build`` brings with it."""
+    source_sha256: str | None = None
+    """Of the file that the definition was read from."""
+    adapt_state: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = field(
+        default=None, repr=False, compare=False
+    )
+    """Gives tensors of a state dict the names that the module of ``build`` has for them."""
+    preprocessing_assumed: bool = False
+    """Whether nobody said how images are prepared: ImageNet's way is taken, with a note."""
+    notes: tuple[str, ...] = ()
+    """What the user must know of it, as an assumed preprocessing."""
+
+    @property
+    def num_classes(self) -> int:
+        """Length of the logits."""
+        return int(self.outputs[0].shape[-1])
+
+    def build(self) -> nn.Module:
+        """A new module in evaluation mode, initialised by torch's current random state."""
+        return self.builder().eval()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SplitGraph:
+    """A serialised ONNX graph, and the weights that it leaves to its runner, by name.
+
+    The weights are those of the graph that it was made from: nobody writes to them.
+    """
+
+    content: bytes = field(repr=False)
+    weights: Mapping[str, Array] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """Durations of one call in milliseconds; ``None`` where the backend has no such step."""
+
+    wall_ms: float
+    compute_ms: float | None = None
+    h2d_ms: float | None = None
+    d2h_ms: float | None = None
+    enqueue_ms: float | None = None
+
+
+class Closing(ABC):
+    """What is closed at the end of a ``with`` block, however that ends."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give everything back; a second call does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Runner(Protocol):
+    """Something that computes a model's outputs; the device is untouched until it is opened."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What ``run`` must be fed."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What ``run`` returns."""
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name for one batch of inputs by name."""
+
+    def run_timed(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], StepTimes]:
+        """As ``run``, with the duration of each step."""
+
+    def close(self) -> None:
+        """Give back what the runner holds; a second call does nothing."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...

@@ -1,0 +1,241 @@
+"""How fast a device can be at best: of GPUs from a table, of this machine's CPU by a trial.
+
+The table gives dense rates, never those with 2:4 sparsity. Its column ``checked`` says how a row
+was verified: ``clock`` where SMs x clock x operations per SM and clock agrees with the printed
+figure, ``conflict`` where it gives more: the larger is taken then, so that the limit stays one.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from deploykit.core.environment import cpu_model
+from deploykit.core.errors import DeviceError, UsageError
+from deploykit.core.precision import Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+WINOGRAD_SAVING: Final = 2.25
+"""Multiplications of F(2x2, 3x3): 36 become 16 (Lavin and Gray, arXiv:1509.09308, section 4.1)."""
+
+_TERA: Final = 1e12
+_GIGA: Final = 1e9
+_MIB: Final = 2**20
+_NARROWING: Final = (Precision.FP32, Precision.FP16, Precision.INT8)
+_VENDOR_WORDS: Final = frozenset({"nvidia", "tesla", "geforce"})
+_THREAD_VARIABLES: Final = (
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+_TRIAL_START_S: Final = 60
+"""Time for the interpreter, numpy and the memory of a trial, on a machine that is busy."""
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePeak:
+    """Best rates of one device; ``None`` where nothing is known.
+
+    ``fp32_flop_per_s`` is of the vector units (CUDA cores), ``tf32_flop_per_s`` of the matrix
+    units, which compilers use for FP32 networks from Ampere on. ``winograd`` names the precisions
+    whose 3x3 convolutions run on vector units by Winograd's algorithm, with 2.25 times fewer
+    multiplications. ``measured`` is the time of the trial (ISO 8601), ``None`` for printed rates.
+    """
+
+    name: str
+    fp32_flop_per_s: float
+    tf32_flop_per_s: float | None
+    fp16_flop_per_s: float | None
+    int8_op_per_s: float | None
+    bytes_per_s: float
+    cache_bytes: int
+    winograd: frozenset[Precision]
+    source: str
+    threads: int | None = None
+    measured: str | None = None
+
+    def flop_per_s(self, precision: Precision, *, winograd: bool = False) -> float | None:
+        """The fastest way to compute in ``precision``, or in a wider one where that is faster.
+
+        A rate with ``winograd`` counts the multiplications of the plain algorithm. ``None`` when
+        the rate of ``precision`` is not known.
+
+        >>> peak = gpu_peak("Tesla T4").peak
+        >>> [peak.flop_per_s(Precision(name)) / 1e12 for name in ("fp32", "fp16", "int8")]
+        [8.1, 65.0, 130.0]
+        >>> round(peak.flop_per_s(Precision.FP32, winograd=True) / 1e12, 3)
+        18.225
+        """
+        if self._own_rate(precision) is None:
+            return None
+        usable = _NARROWING[: _NARROWING.index(precision) + 1]
+        rates = [self.tf32_flop_per_s or 0.0]
+        for each in usable:
+            saving = WINOGRAD_SAVING if winograd and each in self.winograd else 1.0
+            rates.append((self._own_rate(each) or 0.0) * saving)
+        return max(rates)
+
+    def _own_rate(self, precision: Precision) -> float | None:
+        rates = {
+            Precision.FP32: self.fp32_flop_per_s,
+            Precision.FP16: self.fp16_flop_per_s,
+            Precision.INT8: self.int8_op_per_s,
+        }
+        return rates[precision]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a result file."""
+        return asdict(self) | {"winograd": sorted(str(each) for each in self.winograd)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_dict`` after a trip through JSON."""
+        return cls(**{**data, "winograd": frozenset(map(Precision, data["winograd"]))})
+
+
+@dataclass(frozen=True, slots=True)
+class PeakLookup:
+    """The row that a name means, or the names of those that it may mean."""
+
+    peak: DevicePeak | None
+    candidates: tuple[str, ...] = ()
+
+
+def gpu_peak(device_name: str) -> PeakLookup:
+    """Find a GPU by the name that its driver gives, or by the table's own name.
+
+    A name that fits exactly wins; otherwise capital letters, punctuation and the words NVIDIA,
+    Tesla and GeForce do not count. A name that several rows have (all Jetson Orin say "Orin"), or
+    that only resembles some, gives candidates and no peak.
+
+    >>> gpu_peak("NVIDIA A100-SXM4-80GB").peak.name
+    'A100 SXM 80GB'
+    >>> gpu_peak("A100").candidates
+    ('A100 SXM 40GB', 'A100 PCIe 40GB', 'A100 SXM 80GB', 'A100 PCIe 80GB')
+    """
+    table = _gpu_table()
+    exact = [peak for names, peak in table if device_name in names]
+    if len(exact) == 1:
+        return PeakLookup(exact[0])
+    wanted = _words(device_name)
+    alike = [peak for names, peak in table if any(_words(name) == wanted for name in names)]
+    if len(alike) == 1 and not exact:
+        return PeakLookup(alike[0])
+    near = exact or alike or [peak for names, peak in table if _resembles(wanted, names)]
+    return PeakLookup(None, tuple(peak.name for peak in near))
+
+
+def gpu_names() -> tuple[str, ...]:
+    """Every GPU of the table, by the table's own names."""
+    return tuple(peak.name for _, peak in _gpu_table())
+
+
+def measure_cpu_peaks(
+    threads: int, *, seconds: float = 0.5, python: str = sys.executable
+) -> DevicePeak:
+    """Time a matrix product, a copy and a maximum with numpy; each for about ``seconds``.
+
+    It runs in an interpreter of its own, because numpy's BLAS takes its number of threads from
+    the start of the process. FP16 and INT8 stay unknown: numpy has no kernels for them, and those
+    of onnxruntime may be several times as fast as FP32. The best of many repetitions counts, so
+    that a short disturbance does not lower the peak; a machine that is busy all the time does.
+
+    Raises:
+        UsageError: fewer than one thread, or no time.
+        DeviceError: the trial did not end, for want of memory for example.
+    """
+    if threads < 1 or seconds <= 0:
+        raise UsageError(
+            f"cannot measure a CPU with {threads} threads for {seconds:g} s\n"
+            "expected at least one thread and a time above 0"
+        )
+    report = _run_trial(threads, seconds, python)
+    return DevicePeak(
+        name=cpu_model(),
+        fp32_flop_per_s=float(report["fp32_flop_per_s"]),
+        tf32_flop_per_s=None,
+        fp16_flop_per_s=None,
+        int8_op_per_s=None,
+        bytes_per_s=float(report["bytes_per_s"]),
+        cache_bytes=int(report["cache_bytes"]),
+        winograd=frozenset(),  # onnxruntime's CPU kernels have none: microsoft/onnxruntime#12834
+        source=f"measured with numpy {report['numpy']}: FP32 matrix product, copy, maximum",
+        threads=threads,
+        measured=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _run_trial(threads: int, seconds: float, python: str) -> Mapping[str, Any]:
+    command = [python, "-m", "deploykit.costs.cpu_trial", str(threads), str(seconds)]
+    limited = dict.fromkeys(_THREAD_VARIABLES, str(threads))
+    try:
+        done = subprocess.run(
+            command,
+            env=os.environ | limited,
+            capture_output=True,
+            text=True,
+            timeout=_TRIAL_START_S + 10 * seconds,
+            check=True,
+        )
+        report: Mapping[str, Any] = json.loads(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as exc:
+        own_words = exc.stderr if isinstance(exc, subprocess.CalledProcessError) else None
+        said = (own_words or str(exc)).strip().splitlines()
+        raise DeviceError(
+            "the speed of this CPU could not be measured\n"
+            f"reason: {said[-1] if said else type(exc).__name__}\n"
+            "it needs 0.6 GiB of free memory; try again when the machine is idle"
+        ) from exc
+    return report
+
+
+@cache
+def _gpu_table() -> tuple[tuple[tuple[str, ...], DevicePeak], ...]:
+    """Each row with all its names."""
+    text = resources.files(__package__).joinpath("gpu_peaks.csv").read_text("utf-8")
+    rows = csv.DictReader(text.splitlines())
+    return tuple(((row["name"], *row["driver_names"].split(";")), _peak(row)) for row in rows)
+
+
+def _peak(row: Mapping[str, str]) -> DevicePeak:
+    # Without matrix units FP16, too, is computed where Winograd's algorithm pays.
+    fp16_vector = row["matrix_units"] == "no"
+    return DevicePeak(
+        name=row["name"],
+        fp32_flop_per_s=float(row["fp32_tflops"]) * _TERA,
+        tf32_flop_per_s=_tera(row["tf32_tflops"]),
+        fp16_flop_per_s=_tera(row["fp16_tflops"]),
+        int8_op_per_s=_tera(row["int8_tops"]),
+        bytes_per_s=float(row["bandwidth_gb_s"]) * _GIGA,
+        cache_bytes=int(float(row["l2_mib"]) * _MIB),
+        winograd=frozenset(_NARROWING[: 2 if fp16_vector else 1]),
+        source=row["source"],
+    )
+
+
+def _tera(text: str) -> float | None:
+    return float(text) * _TERA if text else None
+
+
+def _words(name: str) -> tuple[str, ...]:
+    found = re.findall(r"[a-z0-9]+", name.casefold())
+    return tuple(word for word in found if word not in _VENDOR_WORDS)
+
+
+def _resembles(wanted: tuple[str, ...], names: tuple[str, ...]) -> bool:
+    """Whether all words of one name are in the other."""
+    asked = set(wanted)
+    known = [set(_words(name)) for name in names]
+    return bool(asked) and any(asked <= words or words <= asked for words in known if words)

@@ -1,0 +1,1 @@
+"""The steps from a TARGET to a bundle, used by export, build and bench."""

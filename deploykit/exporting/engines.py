@@ -1,0 +1,206 @@
+"""Engines of a bundle: compile, prove the precision, write."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from deploykit.backends.trt.builder import compile_onnx
+from deploykit.backends.trt.census import HEAVY_KINDS, PRECISIONS
+from deploykit.core.artifacts import UNPROVEN, EngineRecord, sha256_of_bytes
+from deploykit.core.errors import BundleError, PrecisionError, UsageError
+from deploykit.core.precision import Precision
+from deploykit.core.progress import SilentProgress
+from deploykit.core.sizes import IMAGE_AXES, ShapeProfile, SizeRange, require_sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from deploykit.backends.trt.builder import CompiledEngine, CompileOptions
+    from deploykit.backends.trt.compiler import Compiler
+    from deploykit.bundle.manifest import Bundle
+    from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.core.progress import Progress
+
+    Size = tuple[int, int]
+
+
+UNPROVEN_INT8: Final = (
+    f"{UNPROVEN}: NVIDIA lists INT8 of TensorRT for RTX for matrix products "
+    "only; for INT8 convolutions use TensorRT: deploykit build BUNDLE --backend tensorrt"
+)
+"""Support matrix of TensorRT for RTX 1.7: INT8 is weight-only GEMM there."""
+
+_SILENT: Final = SilentProgress()
+
+
+def build_engine(
+    artifact: OnnxArtifact,
+    folder: Path,
+    compiler: Compiler,
+    options: CompileOptions,
+    progress: Progress = _SILENT,
+    *,
+    allowed_fp32: int = 0,
+) -> EngineRecord:
+    """Compile ``artifact`` into ``<compiler>-<version>[-smXY].engine`` in ``folder``.
+
+    An engine of that name is replaced; after an error there is the old one or none. An INT8
+    convolutional engine of TensorRT for RTX is compiled, its execution is not proven: NVIDIA
+    lists INT8 for RTX as weight-only matrix products.
+
+    Args:
+        artifact: the graph; its precision is what the engine must have.
+        folder: where the engine is written, an existing folder.
+        compiler: from `choose_compiler` or `load_compiler`.
+        options: batch profile, scratch memory and targets.
+        progress: where the step is shown.
+        allowed_fp32: convolution and matrix layers that were kept in FP32 on purpose.
+
+    Raises:
+        UsageError: the options do not fit the compiler or the model.
+        BuildError: the compiler refuses the graph.
+        PrecisionError: it compiled, but not in the artifact's precision.
+        BundleError: the file cannot be written.
+    """
+    with progress.step(f"compile with {compiler.label}") as task:
+        compiled = compile_onnx(compiler, artifact.path, options, task)
+    prove_precision(compiled.census, artifact.precision, allowed_fp32)
+    name = _file_name(compiler, compiled)
+    _write(folder / name, compiled.plan)
+    return EngineRecord(
+        file=name,
+        sha256=sha256_of_bytes(compiled.plan),
+        bytes=len(compiled.plan),
+        compiler=compiler.name,
+        compiler_version=compiler.version,
+        compute_capabilities=compiled.compute_capabilities,
+        profile=compiled.profile,
+        precision=artifact.precision,
+        precision_census=compiled.census,
+        build_s=compiled.build_s,
+        warnings=(*compiled.warnings, *_doubts(compiler, artifact, compiled)),
+    )
+
+
+def _doubts(
+    compiler: Compiler, artifact: OnnxArtifact, compiled: CompiledEngine
+) -> tuple[str, ...]:
+    """What a user must know of an engine that compiled, but that nobody vouches for."""
+    convolves = any(key.startswith("CONVOLUTION") for key in compiled.census)
+    if artifact.precision is Precision.INT8 and compiler.is_portable and convolves:
+        return (UNPROVEN_INT8,)
+    return ()
+
+
+def prove_precision(census: Mapping[str, int], asked: Precision, allowed_fp32: int = 0) -> None:
+    """Check that a network's arithmetic is in the precision that was asked.
+
+    The convolution and matrix layers decide; a network without any is judged by its other
+    floating-point layers. FP32 wants all of them FP32, FP16 all FP16, INT8 at least one INT8 and
+    none FP32; of the latter two up to ``allowed_fp32`` may be FP32. Pure data movement is FP32.
+
+    Raises:
+        PrecisionError: they are not; the message holds the census.
+    """
+    counts = _deciding_counts(census)
+    total = sum(counts.values())
+    right = counts.get(asked, 0)
+    fp32 = counts.get(Precision.FP32, 0)
+    fp16 = counts.get(Precision.FP16, 0)
+    if asked is Precision.FP32:
+        proven = right == total
+    else:
+        # In an INT8 graph what is not quantized is FP16, or FP32 on purpose.
+        other = fp16 if asked is Precision.INT8 else 0
+        proven = right > 0 and fp32 <= allowed_fp32 and right + other + fp32 == total
+    if not proven:
+        raise _precision_error(census, counts, asked, allowed_fp32)
+
+
+def _deciding_counts(census: Mapping[str, int]) -> dict[str, int]:
+    """Layers by precision, or by the compiler's type where it is none of ours."""
+    only_heavy = _has_heavy_layers(census)
+    counts: dict[str, int] = {}
+    for key, count in census.items():
+        kind, type_name = key.split()
+        if only_heavy and kind not in HEAVY_KINDS:
+            continue
+        label = PRECISIONS.get(type_name, type_name)
+        counts[label] = counts.get(label, 0) + count
+    return counts
+
+
+def _has_heavy_layers(census: Mapping[str, int]) -> bool:
+    return any(key.split()[0] in HEAVY_KINDS for key in census)
+
+
+def _precision_error(
+    census: Mapping[str, int], counts: Mapping[str, int], asked: Precision, allowed_fp32: int
+) -> PrecisionError:
+    kind = "convolution and matrix" if _has_heavy_layers(census) else "arithmetic"
+    wrong = " and ".join(
+        f"{count} of {sum(counts.values())} {kind} layers are {label.upper()}"
+        for label, count in counts.items()
+        if label != asked
+    )
+    allowed = f" ({allowed_fp32} may stay FP32)" if allowed_fp32 else ""
+    layers = ", ".join(f"{key}: {count}" for key, count in census.items())
+    return PrecisionError(
+        f"asked for {asked}, but {wrong or 'nothing computes in floating point'}{allowed}\n"
+        f"the parsed network has {layers or 'no arithmetic'}\n"
+        "precision is decided in the ONNX file: convert it before it is compiled"
+    )
+
+
+def _file_name(compiler: Compiler, compiled: CompiledEngine) -> str:
+    """Only an engine of TensorRT is bound to one architecture, which then is in the name."""
+    if compiler.is_portable:
+        return f"{compiler.name}-{compiler.version}.engine"
+    (capability,) = compiled.compute_capabilities
+    return f"{compiler.name}-{compiler.version}-sm{capability.replace('.', '')}.engine"
+
+
+def _write(target: Path, plan: bytes) -> None:
+    """Write beside the target and rename, so that no reader meets half an engine."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(plan)
+        temporary.replace(target)
+    except OSError as error:
+        raise BundleError(
+            f"cannot write {target}\nreason: {error.strerror or error}\n"
+            "choose a folder that exists, is writable and has space"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def profile_of_bundle(bundle: Bundle, asked: ShapeProfile) -> ShapeProfile:
+    """``asked``; sizes that it does not have are those that the bundle was exported for.
+
+    Raises:
+        UsageError: sizes for what is fixed, or without the size that the bundle prepares.
+    """
+    known = {
+        label: SizeRange.from_json(bundle.manifest.model.get(label))
+        for label in ("height", "width")
+    }
+    profile = replace(
+        asked, height=asked.height or known["height"], width=asked.width or known["width"]
+    )
+    require_sizes(bundle.manifest.name, bundle.manifest.onnx.inputs[0].shape, profile)
+    crop = dict(zip(IMAGE_AXES, bundle.manifest.preprocessing.crop, strict=True))
+    for axis, label in IMAGE_AXES.items():
+        sizes = profile.ranges.get(axis)
+        if sizes is not None and crop[axis] not in sizes:
+            raise UsageError(
+                f"--{label} {sizes} is without {crop[axis]}, to which {bundle.manifest.name} "
+                f"prepares images\ngive sizes with it, or export the model again with another "
+                f"preferred {label}"
+            )
+    return profile

@@ -1,0 +1,293 @@
+"""The export: from a TARGET to a verified bundle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deploykit.backends.trt.builder import CompileOptions
+from deploykit.backends.trt.compiler import choose_compiler
+from deploykit.bundle.golden import write_golden
+from deploykit.bundle.manifest import (
+    CALIBRATION,
+    LABELS,
+    MANIFEST,
+    MODEL,
+    REFERENCE,
+    Bundle,
+    Manifest,
+)
+from deploykit.comparison.reference import Reference
+from deploykit.comparison.validation import ValidationReport, outputs_of, validate
+from deploykit.core import environment
+from deploykit.core.artifacts import sha256_of
+from deploykit.core.atomic import staged_folder
+from deploykit.core.errors import DataError, UsageError
+from deploykit.core.precision import Precision
+from deploykit.core.progress import Journal, Progress, SilentProgress, StageTime
+from deploykit.core.sizes import ShapeProfile, require_sizes
+from deploykit.exporting.engines import build_engine
+from deploykit.sources.definition import SourceOptions
+from deploykit.sources.onnx_outputs import notes_on_others
+from deploykit.sources.references import find_source, make_reference
+from deploykit.sources.targets import Kind, kind_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from deploykit.backends.trt.compiler import Compiler
+    from deploykit.comparison.reference import Reference
+    from deploykit.core.artifacts import EngineRecord, OnnxArtifact
+    from deploykit.core.specs import ModelSpec
+    from deploykit.precision.int8 import Int8Request
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Names of the classes, one on each line.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as exc:
+        raise DataError(f"cannot read the labels of {path}: {exc}") from exc
+
+
+def fitting_labels(given: tuple[str, ...] | None, reference: Reference) -> tuple[str, ...] | None:
+    """The labels that were given, or those that the reference knows.
+
+    Raises:
+        DataError: not one for each class.
+    """
+    classes = reference.logits[0].shape[-1]
+    if given is not None and len(given) != classes:
+        raise DataError(
+            f"the file of labels has {len(given)} lines, the model has {classes} classes\n"
+            "expected one name per line, in the order of the logits"
+        )
+    return reference.labels if given is None else given
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The choices of one export; ``None`` is the definition's own, or the compiler's."""
+
+    precision: Precision = Precision.FP32
+    backend: str = "auto"
+    profile: ShapeProfile = field(default_factory=ShapeProfile)
+    workspace_bytes: int | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    source: SourceOptions = field(default_factory=SourceOptions)
+    labels: Path | None = None
+    output: Path | None = None
+    int8: Int8Request | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision is Precision.INT8 and self.int8 is None:
+            raise UsageError(
+                "INT8 needs images to calibrate with: --calib PATH\n"
+                "for trying out sizes and speed only, noise will do: --calib random"
+            )
+        if self.precision is not Precision.INT8 and self.int8 is not None:
+            raise UsageError(f"--calib is for --int8 only, not for {self.precision}")
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """The bundle, and how it came about."""
+
+    bundle: Bundle
+    stages: tuple[StageTime, ...]
+    validation: tuple[ValidationReport, ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        manifest = self.bundle.manifest
+        return {
+            "bundle": str(self.bundle.folder),
+            "precision": str(manifest.precision),
+            "stages": [stage.to_dict() for stage in self.stages],
+            "validation": [report.to_dict() for report in self.validation],
+            "engines": [engine.to_dict() for engine in manifest.engines],
+            "conversion": dict(manifest.conversion),
+            "calibration": manifest.calibration,
+            "weights": dict(manifest.weights),
+            "notes": list(self.notes),
+        }
+
+
+def export_bundle(
+    target: str, options: ExportOptions, progress: Progress | None = None
+) -> ExportReport:
+    """Export, convert, validate and compile ``target`` into a bundle.
+
+    ``target`` is whatever `targets.find_definition` takes, or the path of an FP32 ``.onnx`` file.
+    The bundle appears under its name only when every stage has passed.
+
+    Raises:
+        DeploykitError: the error of the stage that failed.
+    """
+    journal = Journal(progress or SilentProgress())
+    # Everything that can be wrong with the call is found before the first slow step.
+    source = _resolve(target, options, journal)
+    labels = None if options.labels is None else read_labels(options.labels)
+    plan = _Plan(options, choose_compiler(options.backend, environment.gpus()), labels)
+    name = source.stem if isinstance(source, Path) else source.name
+    place = options.output or Path("engines") / f"{name}-{options.precision}"
+    with staged_folder(place, MANIFEST) as folder:
+        manifest, reports = _fill(folder, source, plan, journal)
+        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    bundle = Bundle.open(place)
+    return ExportReport(bundle, tuple(journal.times), reports, tuple(journal.notes))
+
+
+def _resolve(target: str, options: ExportOptions, journal: Journal) -> ModelSpec | Path:
+    if kind_of(target) is Kind.BUNDLE and (Path(target) / MANIFEST).is_file():
+        raise UsageError(
+            f"{target} is a bundle already\n"
+            "export takes a definition or an .onnx file; for one more engine: deploykit build"
+        )
+    source = find_source(target, options.source, journal)
+    if not isinstance(source, Path):
+        require_sizes(source.name, source.inputs[0].shape, options.profile)
+    return source
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The options with what was looked up for them."""
+
+    options: ExportOptions
+    compiler: Compiler | None
+    labels: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class _Converted:
+    """The graph of the bundle, with everything that was found on the way to it.
+
+    ``judged`` are batches that it was compared on, and the reference's logits for each.
+    """
+
+    artifact: OnnxArtifact
+    reports: tuple[ValidationReport, ...]
+    conversion: dict[str, Any]
+    judged: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]
+    calibration: dict[str, Any] | None = None
+
+    @property
+    def kept_heavy(self) -> int:
+        """Convolutions and matrix products that were left in FP32 on purpose."""
+        return int(self.conversion.get("kept_heavy", 0))
+
+
+def _fill(
+    folder: Path, source: ModelSpec | Path, plan: _Plan, journal: Journal
+) -> tuple[Manifest, tuple[ValidationReport, ...]]:
+    options = plan.options
+    path = folder / (MODEL if options.precision is Precision.FP32 else REFERENCE)
+    reference = make_reference(source, path, journal, options.source, options.profile)
+    labels = fitting_labels(plan.labels, reference)
+    converted = _convert(reference, folder, options, journal)
+    journal.notes += notes_on_others(
+        reference.artifact, converted.artifact, converted.judged[0], reference.runners
+    )
+    engines = _compile(converted, folder, plan, journal)
+    write_golden(folder, *converted.judged, reference.runners.side)
+    if labels is not None:
+        (folder / LABELS).write_text("\n".join(labels) + "\n", encoding="utf-8")
+    here = environment.describe()
+    others = [file for file in sorted(folder.iterdir()) if file.suffix != ".engine"]
+    manifest = Manifest(
+        name=f"{reference.model['name']}-{options.precision}",
+        model=reference.model,
+        weights=reference.weights,
+        preprocessing=reference.preprocessing,
+        precision=options.precision,
+        onnx=converted.artifact,
+        files={file.name: sha256_of(file) for file in others},
+        validation=tuple(report.to_dict() for report in converted.reports),
+        conversion=converted.conversion,
+        engines=engines,
+        packages={"deploykit": here.deploykit, **here.packages},
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        calibration=converted.calibration,
+    )
+    return manifest, converted.reports
+
+
+def _convert(
+    reference: Reference, folder: Path, options: ExportOptions, journal: Journal
+) -> _Converted:
+    if options.int8 is not None:
+        return _quantize(reference, folder, options.int8, journal)
+    if options.precision is Precision.FP16:
+        return _halve(reference, folder / MODEL, journal)
+    judged = reference.batches, reference.logits
+    return _Converted(reference.artifact, (reference.report,), dict(reference.conversion), judged)
+
+
+def _halve(reference: Reference, path: Path, journal: Journal) -> _Converted:
+    from deploykit.precision.fp16 import convert_to_fp16
+
+    with journal.stage("convert to fp16") as task:
+        result = convert_to_fp16(
+            reference.artifact,
+            reference.batches,
+            path,
+            open_runner=reference.runners.measuring,
+            task=task,
+        )
+    with journal.stage("validate fp16"), reference.runners.open(path) as runner:
+        outputs = outputs_of(runner, reference.batches)
+        names = ("the fp16 graph", reference.made_by)
+        report = validate(outputs, reference.logits, precision=Precision.FP16, names=names)
+        report.require_pass()
+    conversion = {**reference.conversion, **result.to_dict()}
+    judged = reference.batches, reference.logits
+    return _Converted(result.artifact, (reference.report, report), conversion, judged)
+
+
+def _quantize(
+    reference: Reference, folder: Path, request: Int8Request, journal: Journal
+) -> _Converted:
+    from deploykit.precision.int8 import convert_to_int8
+
+    outcome = convert_to_int8(reference, folder / MODEL, request, journal)
+    outcome.calibrated.table.save(folder / CALIBRATION)
+    conversion = {
+        **reference.conversion,
+        **outcome.result.to_dict(),
+        "kept_heavy": outcome.result.kept_heavy,
+    }
+    reports = (reference.report, outcome.report)
+    return _Converted(
+        outcome.result.artifact, reports, conversion, outcome.judged, outcome.to_dict()
+    )
+
+
+def _compile(
+    converted: _Converted, folder: Path, plan: _Plan, journal: Journal
+) -> tuple[EngineRecord, ...]:
+    if plan.compiler is None:
+        journal.notes.append("no engine was built; later: deploykit build BUNDLE")
+        return ()
+    options = plan.options
+    wanted = CompileOptions(options.profile, options.workspace_bytes, options.compute_capabilities)
+    with journal.timed("build engine"):
+        record = build_engine(
+            converted.artifact,
+            folder,
+            plan.compiler,
+            wanted,
+            journal.progress,
+            allowed_fp32=converted.kept_heavy,
+        )
+    return (record,)

@@ -1,0 +1,39 @@
+"""The only door to the onnx packages: reading, tidying, rewriting and describing graphs.
+
+Graphs are held as `onnx_ir.Model`; what leaves this package is plain data or a file.
+"""
+
+from deploykit.graph.exposing import Extremes, expose_magnitudes
+from deploykit.graph.files import read_artifact, read_model, write_model
+from deploykit.graph.folding import fold, plain
+from deploykit.graph.half import HEAVY_OPS, HalfPlan, convert_to_half, plan_half
+from deploykit.graph.interface import first_look, put_first, put_image_first
+from deploykit.graph.layers import describe_layers
+from deploykit.graph.open_batch import open_batch
+from deploykit.graph.opset import OLDEST_FOR_INT8, OPSET, raise_opset
+from deploykit.graph.refusals import require_usable
+from deploykit.graph.tidy import tidy
+
+__all__ = [
+    "HEAVY_OPS",
+    "OLDEST_FOR_INT8",
+    "OPSET",
+    "Extremes",
+    "HalfPlan",
+    "describe_layers",
+    "expose_magnitudes",
+    "first_look",
+    "fold",
+    "halve",
+    "open_batch",
+    "plain",
+    "plan_half",
+    "put_first",
+    "put_image_first",
+    "raise_opset",
+    "read_artifact",
+    "read_model",
+    "require_usable",
+    "tidy",
+    "write_model",
+]

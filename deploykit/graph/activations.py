@@ -1,0 +1,276 @@
+"""The activations of two graphs of one network side by side, through what conversions insert.
+
+A conversion keeps the names of nodes and values. What it adds are casts, Q/DQ pairs, and for an
+output of the graph a cast that takes over its name; all of these lead back to the value that they
+stand for, the *origin*.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from deploykit.core.errors import ModelFileError
+from deploykit.core.sizes import are_images
+from deploykit.graph.external_weights import split
+from deploykit.graph.files import infer_shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from deploykit.core.specs import SplitGraph
+
+_SHOWN_TYPES: Final = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE})
+"""Floating-point types that numpy has, so that a runner can hand them out."""
+
+_QUANTIZERS: Final = frozenset({"QuantizeLinear", "DequantizeLinear"})
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationPair:
+    """A value of the candidate, and the value of the reference that it stands for.
+
+    ``reads`` are the nearest pairs before it, by name; the graph's inputs are none. ``readers`` are
+    the nodes that use it, past casts and Q/DQ pairs. ``numbers`` is its length for one run,
+    ``None`` where shape inference does not tell.
+    """
+
+    name: str
+    reference: str
+    node: str
+    op_type: str
+    reads: tuple[str, ...]
+    readers: tuple[str, ...]
+    numbers: int | None
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """What could be matched, in the candidate's order, and the values that one side alone has.
+
+    ``of_candidate`` and ``of_reference`` count the floating-point activations of each side, casts
+    and Q/DQ pairs not counted.
+    """
+
+    pairs: tuple[ActivationPair, ...]
+    candidate_only: tuple[str, ...]
+    reference_only: tuple[str, ...]
+    of_candidate: int
+    of_reference: int
+
+
+def with_input_shape(model: ir.Model, shape: tuple[int, ...]) -> ir.Model:
+    """A copy whose images have ``shape``, with the shapes and types that follow from it.
+
+    What it takes beside them gets the same batch where that is open.
+
+    Raises:
+        ModelFileError: the graph takes no input.
+    """
+    fixed = model.clone()
+    image = _image_of(fixed)
+    image.shape = ir.Shape(shape)
+    for value in _inputs_of(fixed):
+        dims = list(value.shape or ())
+        if value is not image and dims and not isinstance(dims[0], int):
+            value.shape = ir.Shape([shape[0], *dims[1:]])
+    for node in fixed.graph:
+        for value in node.outputs:
+            value.shape = None  # inferred again for this batch
+    infer_shapes(fixed)
+    return fixed
+
+
+def input_names(model: ir.Model) -> tuple[str, ...]:
+    """What the graph's inputs are called, the images first.
+
+    Raises:
+        ModelFileError: the graph takes no input.
+    """
+    image = _image_of(model)
+    others = (str(value.name) for value in _inputs_of(model) if value is not image)
+    return str(image.name), *others
+
+
+def first_computed(model: ir.Model) -> str:
+    """The first value that a node computes."""
+    return next(str(value.name) for node in model.graph for value in node.outputs if value.name)
+
+
+def expose_only(model: ir.Model, names: Sequence[str]) -> SplitGraph:
+    """The part of the graph that computes the values ``names``, which become its only outputs.
+
+    Raises:
+        ModelFileError: it is too large without its weights.
+    """
+    part = model.clone()
+    computed = {value.name: value for node in part.graph for value in node.outputs}
+    part.graph.outputs.clear()
+    part.graph.outputs.extend(computed[name] for name in names)
+    RemoveUnusedNodesPass()(part)
+    return split(part, "the graph with its activations")
+
+
+def pair_activations(candidate: ir.Model, reference: ir.Model) -> Pairing:
+    """Match values by name, by the name of their origin, or by node, operator and place.
+
+    Values that do not depend on an input (dequantized weights) are not activations. A cast to a
+    wider type changes nothing and has no pair of its own; the output of a DequantizeLinear and of
+    a cast to FP16 are compared with what they stand for. Both graphs are sorted.
+
+    Raises:
+        ModelFileError: a graph takes no input.
+    """
+    left, right = _Trace(candidate), _Trace(reference)
+    found = {value: right.match(value, left) for value in left.shown}
+    partners = {value: name for value, name in found.items() if name is not None}
+    reads = left.nearest(set(partners))
+    pairs = tuple(
+        ActivationPair(
+            name=str(value.name),
+            reference=partner,
+            node=str(node.name),
+            op_type=node.op_type,
+            reads=tuple(name for name in reads[node] if name != value.name),
+            readers=tuple(dict.fromkeys(_readers(value))),
+            numbers=_numbers(value),
+        )
+        for value, partner in partners.items()
+        if (node := value.producer()) is not None
+    )
+    matched = set(partners.values())
+    return Pairing(
+        pairs=pairs,
+        candidate_only=tuple(str(v.name) for v in left.origins if v not in partners),
+        reference_only=tuple(str(v.name) for v in right.origins if v.name not in matched),
+        of_candidate=len(left.origins),
+        of_reference=len(right.origins),
+    )
+
+
+class _Place(NamedTuple):
+    """Where a value is made, in words that survive a renaming of values."""
+
+    node: str
+    op_type: str
+    output: int
+
+
+class _Trace:
+    """What follows from the inputs of one graph."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._nodes = list(model.graph)
+        self.image = _image_of(model)
+        self.inputs = {str(value.name): value for value in _inputs_of(model)}
+        self._origin: dict[ir.Value, ir.Value] = {each: each for each in self.inputs.values()}
+        self.shown: list[ir.Value] = []
+        for value in self._following():
+            self._origin[value] = self._origin_of(value)
+            if value.dtype in _SHOWN_TYPES and not _is_exact(value):
+                self.shown.append(value)
+        self.origins = [value for value in self.shown if self._origin[value] is value]
+        self._aliases: dict[ir.Value, list[str]] = {}
+        for value, origin in self._origin.items():
+            self._aliases.setdefault(origin, []).append(str(value.name))
+        self._exact = {str(value.name) for value in self.shown}
+        self._by_alias = {
+            str(value.name): str(origin.name)
+            for value, origin in self._origin.items()
+            if str(origin.name) in self._exact
+        }
+        self._by_place = {_place(value): str(value.name) for value in self.origins}
+
+    def match(self, other: ir.Value, theirs: _Trace) -> str | None:
+        """The name of the value here that ``other``, of the graph ``theirs``, stands for."""
+        origin = theirs._origin[other]
+        if origin is theirs.image:
+            return str(self.image.name)
+        if origin in theirs.inputs.values():
+            return str(origin.name) if str(origin.name) in self.inputs else None
+        if str(other.name) in self._exact:
+            return str(other.name)
+        aliases = theirs._aliases[origin]
+        known = (self._by_alias[alias] for alias in aliases if alias in self._by_alias)
+        return next(known, self._by_place.get(_place(origin)))
+
+    def nearest(self, chosen: set[ir.Value]) -> dict[ir.Node, tuple[str, ...]]:
+        """For each node the nearest values before it that are ``chosen``."""
+        reached: dict[ir.Value, tuple[str, ...]] = {}
+        found = {}
+        for node in self._nodes:
+            before = [name for value in node.inputs if value for name in reached.get(value, ())]
+            found[node] = tuple(dict.fromkeys(before))
+            for value in node.outputs:
+                reached[value] = (str(value.name),) if value in chosen else found[node]
+        return found
+
+    def _following(self) -> Iterator[ir.Value]:
+        following = set(self.inputs.values())
+        for node in self._nodes:
+            if not following.isdisjoint(value for value in node.inputs if value):
+                following.update(node.outputs)
+                yield from (value for value in node.outputs if value.name)
+
+    def _origin_of(self, value: ir.Value) -> ir.Value:
+        node = value.producer()
+        source = node.inputs[0] if node is not None and node.inputs else None
+        if node is None or source is None or node.domain or source not in self._origin:
+            return value
+        casts = node.op_type == "Cast" and source.dtype in _SHOWN_TYPES
+        stands = casts or node.op_type == "Identity" or node.op_type in _QUANTIZERS
+        return self._origin[source] if stands else value
+
+
+def _inputs_of(model: ir.Model) -> list[ir.Value]:
+    return [value for value in model.graph.inputs if not value.is_initializer()]
+
+
+def _image_of(model: ir.Model) -> ir.Value:
+    """The first input that is shaped as images are, else the first of all."""
+    inputs = _inputs_of(model)
+    if not inputs:
+        raise ModelFileError("the graph takes no input, so it has no activations to compare")
+    shapes = {
+        value: [dim if isinstance(dim, int) else None for dim in value.shape or ()]
+        for value in inputs
+    }
+    return next((value for value in inputs if are_images(shapes[value])), inputs[0])
+
+
+def _is_exact(value: ir.Value) -> bool:
+    """Whether it is another value in the same or a wider type."""
+    node = value.producer()
+    source = node.inputs[0] if node is not None and node.inputs else None
+    if node is None or source is None or source.dtype is None or value.dtype is None:
+        return False
+    if node.op_type == "Identity":
+        return True
+    is_float = source.dtype in _SHOWN_TYPES
+    return node.op_type == "Cast" and is_float and value.dtype.itemsize >= source.dtype.itemsize
+
+
+def _place(value: ir.Value) -> _Place:
+    node = value.producer()
+    if node is None or not node.name:
+        return _Place(f"{id(value)}", "", 0)  # like no other
+    return _Place(node.name, node.op_type, value.index() or 0)
+
+
+def _readers(value: ir.Value) -> Iterator[str]:
+    for use in value.uses():
+        if use.node.op_type in _QUANTIZERS or use.node.op_type in {"Cast", "Identity"}:
+            yield from _readers(use.node.outputs[0])
+        else:
+            yield str(use.node.name)
+
+
+def _numbers(value: ir.Value) -> int | None:
+    dims = None if value.shape is None else value.shape.dims
+    if dims is None or not all(isinstance(dim, int) for dim in dims):
+        return None
+    return prod(int(dim) for dim in dims if isinstance(dim, int))

@@ -1,0 +1,68 @@
+"""Editing a graph: fresh names, constants, and the replacement of operators."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def add_constant(graph: ir.Graph, name: str, data: NDArray[np.generic]) -> ir.Value:
+    """Register ``data`` as an initializer; ``name`` must be free in ``graph``."""
+    tensor = ir.Tensor(data, name=name)
+    value = ir.Value(
+        name=name,
+        type=ir.TensorType(tensor.dtype),
+        shape=ir.Shape(data.shape),
+        const_value=tensor,
+    )
+    graph.register_initializer(value)
+    return value
+
+
+class Names:
+    """Remembers what is taken and numbers what would repeat.
+
+    >>> names = Names(["conv"])
+    >>> names.fresh("conv"), names.fresh("conv"), names.fresh("relu")
+    ('conv_2', 'conv_3', 'relu')
+    """
+
+    def __init__(self, taken: Iterable[str]) -> None:
+        self._taken = set(taken)
+        self._last: Counter[str] = Counter()
+
+    def fresh(self, wanted: str) -> str:
+        """``wanted``, or with the first free number behind it; taken from now on."""
+        name = wanted
+        while name in self._taken:
+            self._last[wanted] = max(self._last[wanted], 1) + 1
+            name = f"{wanted}_{self._last[wanted]}"
+        self._taken.add(name)
+        return name
+
+
+def replace_each(
+    model: ir.Model, op_type: str, replace: Callable[[ir.Node, ir.Graph], str | None]
+) -> dict[str, str]:
+    """Let ``replace`` put others in the place of each ``op_type`` of the standard, in place.
+
+    Returns the reason that it gives for each one that stays, by the node's name. Those in subgraphs
+    are left alone, they have no entry. Shapes must have been inferred, and are inferred again where
+    something changed.
+    """
+    nodes = [node for node in model.graph if node.op_type == op_type and not node.domain]
+    reasons = {str(node.name): replace(node, model.graph) for node in nodes}
+    stay = {name: reason for name, reason in reasons.items() if reason is not None}
+    if len(stay) < len(nodes):
+        RemoveUnusedNodesPass()(model)  # constants that were rewritten have no reader any more
+        ShapeInferencePass()(model)
+    return stay

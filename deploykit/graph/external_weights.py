@@ -1,0 +1,298 @@
+"""Weights apart from their graph: handed to a runner, or in files beside an ``.onnx``."""
+
+from __future__ import annotations
+
+import hashlib
+from math import ceil, prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import Message
+
+from deploykit.core.errors import ModelFileError
+from deploykit.core.specs import SplitGraph
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from deploykit.core.specs import Array
+
+
+PROTOBUF_LIMIT_BYTES: Final = 2**31 - 1
+"""A protobuf message cannot be longer."""
+
+SMALLEST_WEIGHT_BYTES: Final = 1024
+"""What is smaller stays in the graph: shape inference and folding look at small constants."""
+
+ALIGNMENT_BYTES: Final = 4096
+"""Of each weight in a file of weights: a memory page, so that it can be mapped by itself."""
+
+WEIGHT_TYPES: Final = frozenset(
+    {
+        ir.DataType.DOUBLE,
+        ir.DataType.FLOAT,
+        ir.DataType.FLOAT16,
+        ir.DataType.INT8,
+        ir.DataType.UINT8,
+    }
+)
+"""What weights are stored in; integers of other types may be shapes, which are looked at."""
+
+_MEMORY: Final = "memory"
+"""A file name that is never opened: the runner is given the data."""
+
+
+def weights_of(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """The initializers of the main graph that need not be in its message, in graph order."""
+    return {
+        name: value.const_value
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None and _is_weight(value.const_value)
+    }
+
+
+def data_of(weight: ir.TensorProtocol) -> Array:
+    """The numbers of a weight, without a copy wherever they lie as a runner can read them."""
+    array: Array = np.require(weight.numpy(), requirements=["ALIGNED", "C_CONTIGUOUS"])
+    return array
+
+
+def offsets_of(weights: Mapping[str, ir.TensorProtocol]) -> dict[str, int]:
+    """Where each weight begins in a file of all of them, one after another, in bytes."""
+    offsets, end = {}, 0
+    for name, weight in weights.items():
+        offsets[name] = -(-end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        end = offsets[name] + weight.nbytes
+    return offsets
+
+
+def without_weights(model: ir.Model, location: str = _MEMORY) -> onnx.ModelProto:
+    """The message of a graph whose weights are to be looked for in the file ``location``."""
+    marked = model.clone()
+    weights = weights_of(marked)
+    offsets = offsets_of(weights)
+    for name, weight in weights.items():
+        marked.graph.initializers[name].const_value = ir.ExternalTensor(
+            location,
+            offsets[name],
+            weight.nbytes,
+            weight.dtype,
+            shape=ir.Shape(weight.shape.numpy()),
+            name=name,
+        )
+    return ir.to_proto(marked)
+
+
+def put_back(model: ir.Model, weights: Mapping[str, ir.TensorProtocol]) -> ir.Model:
+    """The same graph, with the weights that its message was without."""
+    for name, weight in weights.items():
+        model.graph.initializers[name].const_value = weight
+    return model
+
+
+def split(model: ir.Model, what: str) -> SplitGraph:
+    """The graph for a runner; its weights are those of ``model`` itself, not copies.
+
+    Raises:
+        ModelFileError: ``what`` is larger than a message can be, even without its weights.
+    """
+    weights = {name: data_of(weight) for name, weight in weights_of(model).items()}
+    return SplitGraph(serialise(without_weights(model), what), weights)
+
+
+def serialise(proto: onnx.ModelProto, what: str, limit: int = PROTOBUF_LIMIT_BYTES) -> bytes:
+    """The bytes of a message, the same ones for the same message.
+
+    Raises:
+        ModelFileError: ``what`` is longer than ``limit`` bytes.
+    """
+    size = proto.ByteSize()
+    if not 0 < size <= limit:
+        raise ModelFileError(
+            f"{what} would have {size / 2**30:.1f} GiB beside its weights, "
+            f"an ONNX file holds {limit / 2**30:.0f} GiB at most\n"
+            "only initializers can lie in a file of their own: make its constants initializers"
+        )
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
+def _is_weight(tensor: ir.TensorProtocol) -> bool:
+    return tensor.dtype in WEIGHT_TYPES and tensor.nbytes >= SMALLEST_WEIGHT_BYTES
+
+
+MAPPED_BYTES: Final = 2**28
+"""Beyond this sum the weights stay in their files, mapped into memory, and are not copied.
+
+What is mapped must not be changed by others meanwhile; what is small is safer as a copy.
+"""
+
+
+class Weights(NamedTuple):
+    """The initializers that were taken out of a message, and the files that some were in."""
+
+    arrays: Mapping[str, Array]
+    files: tuple[Path, ...]
+
+
+class _Extent(NamedTuple):
+    source: Path
+    offset: int
+    size: int
+
+
+def take_out(proto: onnx.ModelProto, path: Path, limit: int = MAPPED_BYTES) -> Weights:
+    """Take the large initializers of the model at ``path`` out of ``proto``, for `attach`.
+
+    They are copied once, here, and shared from then on. Those that lie in other files are mapped
+    into memory instead where all that lies there has more than ``limit`` bytes. All other external
+    tensors are read into ``proto``. What lies in other files is checked before any of it is read.
+
+    Raises:
+        ModelFileError: the data lies outside the model's own folder, is missing or too short.
+    """
+    tensors = (item for item in messages_of(proto) if isinstance(item, onnx.TensorProto))
+    external = [tensor for tensor in tensors if _is_external(tensor)]
+    sources = [(tensor, _locate(tensor, path)) for tensor in external]
+    found = [(tensor, _extent(tensor, source, path)) for tensor, source in sources]
+    maps: dict[Path, Array] | None = {}
+    if sum(extent.size for _, extent in found) <= limit:
+        maps = None
+    arrays = {
+        tensor.name: _taken(tensor, path, maps)
+        for tensor in proto.graph.initializer
+        if tensor.data_type in WEIGHT_TYPES and _is_large(tensor)
+    }
+    for tensor, extent in found:
+        if _is_external(tensor):
+            tensor.raw_data = _read(extent)
+            _forget_place(tensor)
+    return Weights(arrays, tuple(dict.fromkeys(source for _, source in sources)))
+
+
+def attach(model: ir.Model, arrays: Mapping[str, Array]) -> None:
+    """Give the initializers that were taken out of the message their data."""
+    for name, array in arrays.items():
+        value = model.graph.initializers[name]
+        value.const_value = ir.Tensor(array, dtype=value.dtype, name=name)
+
+
+def write_weights(path: Path, weights: Mapping[str, ir.TensorProtocol]) -> str:
+    """Write the weights as `offsets_of` has them, one at a time; returns the file's sha256."""
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for weight in weights.values():
+            content = data_of(weight).reshape(-1).view(np.uint8).data
+            for block in (bytes(-file.tell() % ALIGNMENT_BYTES), content):
+                file.write(block)
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def messages_of(message: Message) -> Iterator[Message]:
+    """``message`` and everything below it: nodes, subgraphs, functions, tensors, entries."""
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for child in (value,) if isinstance(value, Message) else value:
+                yield from messages_of(child)
+
+
+def _locate(tensor: onnx.TensorProto, path: Path) -> Path:
+    folder = path.parent.resolve()
+    # A key may stand there twice, and readers differ in which one they follow.
+    locations = [entry.value for entry in tensor.external_data if entry.key == "location"]
+    outside = next((name for name in locations if not _is_within(folder, name)), None)
+    if outside is not None or not locations:
+        raise ModelFileError(
+            f"{path.name} keeps {tensor.name!r} in {outside or ''!r}, outside its own folder\n"
+            "this is refused; put the external data beside the .onnx file"
+        )
+    missing = next((name for name in locations if not (folder / name).is_file()), None)
+    if missing is not None:
+        raise ModelFileError(f"{path.name} needs {missing!r} beside it, which is missing")
+    return folder / str(locations[-1])
+
+
+def _is_within(folder: Path, name: str) -> bool:
+    if not name or "\0" in name or Path(name).is_absolute():
+        return False
+    return (folder / name).resolve().is_relative_to(folder)  # follows symbolic links
+
+
+def _extent(tensor: onnx.TensorProto, source: Path, path: Path) -> _Extent:
+    """Where the bytes are that the tensor's shape and type ask for."""
+    keys = {entry.key: entry.value for entry in tensor.external_data}
+    try:
+        size = _size(tensor)
+        offset, length = int(keys.get("offset", 0)), int(keys.get("length", size))
+    except (TypeError, ValueError) as exc:
+        raise ModelFileError(
+            f"{path.name} does not say where {tensor.name!r} lies in {source.name!r}: {exc}"
+        ) from exc
+    present = max(min(length, source.stat().st_size - offset), 0)
+    if present != size or offset < 0:
+        raise ModelFileError(
+            f"{path.name} needs {size:,} bytes of {source.name!r} for {tensor.name!r}, "
+            f"there are {present:,}\ncopy both files again"
+        )
+    return _Extent(source, offset, size)
+
+
+def _size(tensor: onnx.TensorProto) -> int:
+    size: int = ceil(prod(tensor.dims) * ir.DataType(tensor.data_type).itemsize)
+    return size
+
+
+def _is_external(tensor: onnx.TensorProto) -> bool:
+    return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
+
+
+def _read(extent: _Extent) -> bytes:
+    try:
+        with extent.source.open("rb") as file:
+            file.seek(extent.offset)
+            return file.read(extent.size)
+    except OSError as exc:
+        raise _unreadable(extent.source, exc) from exc
+
+
+def _is_large(tensor: onnx.TensorProto) -> bool:
+    size = _size(tensor)
+    is_whole = _is_external(tensor) or len(tensor.raw_data) == size
+    return is_whole and size >= SMALLEST_WEIGHT_BYTES
+
+
+def _taken(tensor: onnx.TensorProto, path: Path, maps: dict[Path, Array] | None) -> Array:
+    """The data of an initializer, which is without it then; ``maps`` has each file once."""
+    if not _is_external(tensor):
+        content: Array = np.frombuffer(tensor.raw_data, np.uint8)
+        tensor.ClearField("raw_data")
+    else:
+        extent = _extent(tensor, _locate(tensor, path), path)
+        _forget_place(tensor)
+        if maps is None:
+            content = np.frombuffer(_read(extent), np.uint8)
+        else:
+            if extent.source not in maps:
+                maps[extent.source] = _map(extent.source)
+            content = maps[extent.source][extent.offset : extent.offset + extent.size]
+    return content.view(ir.DataType(tensor.data_type).numpy()).reshape(tuple(tensor.dims))
+
+
+def _map(source: Path) -> Array:
+    try:
+        return np.memmap(source, np.uint8, "r").view(np.ndarray)
+    except OSError as exc:
+        raise _unreadable(source, exc) from exc
+
+
+def _forget_place(tensor: onnx.TensorProto) -> None:
+    tensor.data_location = onnx.TensorProto.DEFAULT
+    del tensor.external_data[:]
+
+
+def _unreadable(source: Path, exc: OSError) -> ModelFileError:
+    return ModelFileError(f"cannot read {source}: {exc.strerror}")

@@ -1,0 +1,255 @@
+"""Reading foreign ``.onnx`` files with suspicion, writing our own the same way every time."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from onnx_ir.passes.common import ShapeInferencePass
+
+from deploykit._version import __version__
+from deploykit.core.artifacts import WEIGHTS_SUFFIX, OnnxArtifact, sha256_of, sha256_of_bytes
+from deploykit.core.errors import ModelFileError, first_line
+from deploykit.core.precision import Precision
+from deploykit.core.specs import TensorSpec
+from deploykit.graph.external_weights import (
+    MAPPED_BYTES,
+    PROTOBUF_LIMIT_BYTES,
+    attach,
+    messages_of,
+    serialise,
+    take_out,
+    weights_of,
+    without_weights,
+    write_weights,
+)
+from deploykit.graph.interface import declare_outputs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+_PARENTS = "deploykit.parents"
+_PRECISION = "deploykit.precision"
+_WEIGHTS = "deploykit.weights_sha256"
+
+
+def read_model(path: Path, *, mapped_bytes: int = MAPPED_BYTES) -> ir.Model:
+    """Load and check an ``.onnx`` file; weights in files beside it are taken in.
+
+    Where those have more than ``mapped_bytes`` together, they are mapped into memory, not copied.
+
+    Raises:
+        ModelFileError: missing, truncated, not ONNX, refused by ``onnx.checker``, or with
+            external data that is damaged or lies outside the file's own folder.
+    """
+    return _read(path, mapped_bytes)[0]
+
+
+def _read(path: Path, mapped_bytes: int) -> tuple[ir.Model, tuple[Path, ...]]:
+    """The model, and the files beside it that hold its weights."""
+    proto = _read_proto(path)
+    declared = declare_outputs(proto)
+    arrays, files = take_out(proto, path, mapped_bytes)
+    try:
+        # A message gives memory back only as a whole.
+        proto = onnx.ModelProto.FromString(proto.SerializeToString())
+        if not declared:
+            onnx.checker.check_model(str(path), full_check=True)
+        model = ir.from_proto(proto)
+        attach(model, arrays)
+        if declared:  # the file itself lacks what the checker wants
+            onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    except Exception as exc:  # the checker raises errors of several unrelated classes
+        raise ModelFileError(f"{path.name} is not a valid ONNX model\n{first_line(exc)}") from exc
+    imports = model.graph.opset_imports
+    if "ai.onnx" in imports:  # the standard's two names for its own operators
+        imports[""] = imports.pop("ai.onnx")
+    return model, files
+
+
+def read_artifact(path: Path) -> OnnxArtifact:
+    """Describe a file on disk; precision and parents come from its own metadata.
+
+    A file that deploykit did not write counts as FP32 unless it holds Q/DQ pairs or FP16 weights.
+    The hash covers the weights beside it too.
+
+    Raises:
+        ModelFileError: as `read_model`, deploykit's own metadata were altered, or the weights
+            beside the file are not those that it was written with.
+    """
+    model, files = _read(path, MAPPED_BYTES)
+    try:
+        precision, parents = _precision_of(model), _parents_of(model)
+    except ValueError as exc:
+        raise ModelFileError(
+            f"{path.name} has deploykit metadata that deploykit did not write\n{first_line(exc)}"
+        ) from exc
+    return OnnxArtifact(
+        path=path,
+        sha256=_digest_of(path, model, files),
+        precision=precision,
+        opset=model.graph.opset_imports.get("", 0),
+        inputs=tuple(_tensor_spec(value) for value in _true_inputs(model)),
+        outputs=tuple(_tensor_spec(value) for value in model.graph.outputs),
+        parents=parents,
+    )
+
+
+def write_model(
+    model: ir.Model,
+    path: Path,
+    precision: Precision,
+    parents: Sequence[str] = (),
+    *,
+    limit: int = PROTOBUF_LIMIT_BYTES,
+) -> OnnxArtifact:
+    """Check the graph and write it; the same graph always gives the same bytes.
+
+    Names, types and weights are written, no other words: exporters put Python stack traces with
+    local paths beside them, which are nobody else's business and differ between machines.
+
+    What has more than ``limit`` bytes is written in two files: the weights are in ``path`` with
+    ``.data`` after it. The first has the hash of the second within, so its own hash covers both.
+
+    Raises:
+        ModelFileError: ``onnx.checker`` refuses the graph, or it is too large without its weights.
+    """
+    history = {_PRECISION: str(precision), _PARENTS: json.dumps(list(parents))}
+    beside = path.with_name(path.name + WEIGHTS_SUFFIX)
+    apart = _described(without_weights(model, beside.name), history)
+    if apart.ByteSize() + sum(weight.nbytes for weight in weights_of(model).values()) > limit:
+        sha256 = _write_two_files(model, apart, path, history, limit)
+    else:
+        sha256 = _write_one_file(model, path, history, limit)
+        beside.unlink(missing_ok=True)  # of a larger model that was here before
+    return OnnxArtifact(
+        path=path,
+        sha256=sha256,
+        precision=precision,
+        opset=model.graph.opset_imports[""],
+        inputs=tuple(_tensor_spec(value) for value in _true_inputs(model)),
+        outputs=tuple(_tensor_spec(value) for value in model.graph.outputs),
+        parents=tuple(parents),
+    )
+
+
+def _write_one_file(model: ir.Model, path: Path, history: dict[str, str], limit: int) -> str:
+    content = serialise(_described(ir.to_proto(model), history), path.name, limit)
+    _check(content, path)
+    path.write_bytes(content)
+    return sha256_of_bytes(content)
+
+
+def _write_two_files(
+    model: ir.Model, apart: onnx.ModelProto, path: Path, history: dict[str, str], limit: int
+) -> str:
+    """Write where nobody looks, check and move: ``model`` may lie in the files to be replaced."""
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        fresh = Path(folder) / path.name
+        beside = fresh.with_name(fresh.name + WEIGHTS_SUFFIX)
+        history = history | {_WEIGHTS: write_weights(beside, weights_of(model))}
+        content = serialise(_described(apart, history), path.name, limit)
+        fresh.write_bytes(content)
+        _check(str(fresh), path)
+        beside.replace(path.with_name(beside.name))
+        fresh.replace(path)
+    return sha256_of_bytes(content)
+
+
+def _described(proto: onnx.ModelProto, history: dict[str, str]) -> onnx.ModelProto:
+    _forget_origins(proto)
+    proto.producer_name, proto.producer_version = "deploykit", __version__
+    onnx.helper.set_model_props(proto, history)
+    return proto
+
+
+def _check(content: bytes | str, path: Path) -> None:
+    """Have the checker look at a message, or at a file by its path."""
+    try:
+        onnx.checker.check_model(content, full_check=True)
+    except Exception as exc:  # the checker raises errors of several unrelated classes
+        raise ModelFileError(
+            f"the graph for {path.name} is not valid ONNX\n{first_line(exc)}"
+        ) from exc
+
+
+def _forget_origins(proto: onnx.ModelProto) -> None:
+    proto.ClearField("domain")
+    for message in messages_of(proto):
+        for field in ("doc_string", "metadata_props"):
+            if field in message.DESCRIPTOR.fields_by_name:
+                message.ClearField(field)
+
+
+def _read_proto(path: Path) -> onnx.ModelProto:
+    try:
+        # The format is given because onnx otherwise goes by the name's ending.
+        proto = onnx.load(str(path), format="protobuf", load_external_data=False)
+    except FileNotFoundError as exc:
+        raise ModelFileError(f"there is no file {path}") from exc
+    except OSError as exc:
+        raise ModelFileError(f"cannot read {path}: {exc.strerror}") from exc
+    except DecodeError as exc:
+        raise ModelFileError(
+            f"{path.name} is truncated or not an ONNX file ({path.stat().st_size:,} bytes)"
+        ) from exc
+    if not proto.graph.node or not proto.opset_import:
+        raise ModelFileError(f"{path.name} holds no ONNX graph ({path.stat().st_size:,} bytes)")
+    return proto
+
+
+def _precision_of(model: ir.Model) -> Precision:
+    recorded = model.metadata_props.get(_PRECISION)
+    if recorded is not None:
+        return Precision(recorded)
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.all_nodes()):
+        return Precision.INT8
+    weights = model.graph.initializers.values()
+    half = any(value.dtype == ir.DataType.FLOAT16 for value in weights)
+    return Precision.FP16 if half else Precision.FP32
+
+
+def _parents_of(model: ir.Model) -> tuple[str, ...]:
+    parents = json.loads(model.metadata_props.get(_PARENTS, "[]"))
+    if not isinstance(parents, list):
+        raise ValueError(f"{parents!r} is not a list of hashes")  # noqa: TRY004 - read_artifact's
+    return tuple(str(parent) for parent in parents)
+
+
+def _digest_of(path: Path, model: ir.Model, files: tuple[Path, ...]) -> str:
+    """The hash of a model wherever its weights lie; of what deploykit wrote, that of the file."""
+    own = sha256_of(path)
+    digests = {file: sha256_of(file) for file in files}
+    recorded = model.metadata_props.get(_WEIGHTS)
+    if not files or list(digests.values()) == [recorded]:
+        return own
+    if recorded is None:  # a stranger's file says nothing of what lies beside it
+        return sha256_of_bytes("\n".join((own, *digests.values())).encode())
+    raise ModelFileError(
+        f"{path.name} was written with other weights than {files[0].name} holds\n"
+        f"their sha256 was {recorded}\ncopy both files again"
+    )
+
+
+def _true_inputs(model: ir.Model) -> Iterable[ir.Value]:
+    # Old exporters list the weights among the inputs.
+    return (value for value in model.graph.inputs if value.name not in model.graph.initializers)
+
+
+def _tensor_spec(value: ir.Value) -> TensorSpec:
+    dims: list[int | str] = []
+    for axis, dim in enumerate(value.shape or ()):
+        open_name = f"{value.name}_{axis}"
+        dims.append(dim if isinstance(dim, int) else str(dim.value or open_name))
+    dtype = "unknown" if value.dtype is None else value.dtype.numpy().name
+    return TensorSpec(str(value.name), dtype, tuple(dims))
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Fill in the types and shapes that are missing, in place."""
+    ShapeInferencePass()(model)

@@ -1,0 +1,281 @@
+"""FP16 in a graph: which nodes change type, why others do not, and the casts at the borders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from deploykit.core.errors import ModelFileError
+from deploykit.graph.editing import Names, add_constant
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+
+FP16_MAX: Final = 65504.0
+"""Largest finite FP16 number (IEEE 754 binary16)."""
+
+HEAVY_OPS: Final = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
+"""Operators that hold nearly all arithmetic; their precision is the network's precision."""
+
+SQUARING_OPS: Final = frozenset(
+    {"LRN", "LpNormalization", "LpPool", "ReduceL2", "ReduceLogSumExp", "ReduceSumSquare"}
+)
+"""Operators whose intermediate squares overflow FP16 from inputs of 256 on."""
+
+
+QUANTIZING_OPS: Final = frozenset({"DequantizeLinear", "QuantizeLinear"})
+"""Operators of INT8 graphs: compilers take their scales in FP32, and FP16 ends at 6e-8."""
+
+
+@dataclass(frozen=True)
+class HalfPlan:
+    """The nodes that become FP16, and why each of the others that hold FP32 data does not."""
+
+    halved: frozenset[str]
+    kept: Mapping[str, str] = field(default_factory=dict)
+
+    def kept_heavy(self, model: ir.Model) -> int:
+        """How many convolutions and matrix products stay FP32, those in subgraphs included."""
+        kept = (node for node in model.graph if node.name in self.kept)
+        return sum(inner.op_type in HEAVY_OPS for node in kept for inner in _with_subgraphs(node))
+
+
+def plan_half(model: ir.Model, amax: Mapping[str, float], headroom: float) -> HalfPlan:
+    """Decide for each node, given the largest magnitude seen in each value.
+
+    A value whose magnitude times ``headroom`` passes 65504 keeps the node that makes it and the
+    nodes that read it in FP32. The graph must be one that `tidy` has seen.
+
+    Raises:
+        ModelFileError: two nodes have the same name, so that a plan by name would mix them up.
+    """
+    names = [str(node.name) for node in model.graph]
+    if len(set(names)) < len(names):
+        raise ModelFileError("the graph's nodes have no names of their own; tidy it first")
+    limit = FP16_MAX / headroom
+    shapes = _computed_from_shapes(model)
+    halved: set[str] = set()
+    kept: dict[str, str] = {}
+    for node in model.graph:
+        if not any(is_float(value) for value in (*node.inputs, *node.outputs)):
+            continue
+        reason = _reason_to_keep(node, model)
+        reason = reason or _reason_in_shapes(node, shapes)
+        reason = reason or _reason_in_values(node, amax, limit)
+        if reason:
+            kept[str(node.name)] = reason
+        else:
+            halved.add(str(node.name))
+    return HalfPlan(frozenset(halved), kept)
+
+
+def half_slots(node: ir.Node, model: ir.Model) -> tuple[list[bool], list[bool]]:
+    """For each input and output of a node, whether its operator allows FP16 there."""
+    nothing = [False] * len(node.inputs), [False] * len(node.outputs)
+    opset = model.graph.opset_imports.get(node.domain)
+    if opset is None or not onnx.defs.has(node.op_type, opset, node.domain):
+        return nothing
+    schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+    either = {"tensor(float)", "tensor(float16)"}
+    half = {
+        constraint.type_param_str
+        for constraint in schema.type_constraints
+        if either <= set(constraint.allowed_type_strs)
+    }
+    # A type that no input fixes (Cast, RandomNormal) comes from an attribute: leave it alone.
+    tied = half & {formal.type_str for formal in schema.inputs}
+    inputs = _per_argument(schema.inputs, len(node.inputs), half)
+    outputs = _per_argument(schema.outputs, len(node.outputs), tied)
+    return inputs, outputs
+
+
+def is_float(value: ir.Value | None) -> bool:
+    """Whether a value is known to be FP32."""
+    return value is not None and value.dtype == ir.DataType.FLOAT
+
+
+def _reason_to_keep(node: ir.Node, model: ir.Model) -> str | None:
+    """What the operator itself has against FP16."""
+    if any(True for _ in _subgraphs(node)):
+        return "control flow"
+    if node.op_type in SQUARING_OPS:
+        return "its intermediate squares overflow"
+    if node.op_type in QUANTIZING_OPS:
+        return "its scale stays FP32"
+    in_slots, out_slots = half_slots(node, model)
+    values = (*node.inputs, *node.outputs)
+    typed = [v for v, slot in zip(values, (*in_slots, *out_slots), strict=True) if slot and v]
+    if not any(is_float(value) for value in typed):
+        return "the operator has no FP16 form"
+    unknown = next((value for value in typed if value.name and value.dtype is None), None)
+    return None if unknown is None else f"the type of {unknown.name} is not known"
+
+
+def _reason_in_shapes(node: ir.Node, shapes: set[ir.Node]) -> str | None:
+    computes = node in shapes and any(is_float(value) for value in node.outputs)
+    return "it computes with shapes, which FP16 would round" if computes else None
+
+
+def _reason_in_values(node: ir.Node, amax: Mapping[str, float], limit: float) -> str | None:
+    for value in (*node.inputs, *node.outputs):
+        if value is not None and is_float(value):
+            largest = _largest(value, node, amax)
+            if largest > limit:
+                return f"{value.name} reaches {largest:.4g}"
+    return None
+
+
+def _largest(value: ir.Value, node: ir.Node, amax: Mapping[str, float]) -> float:
+    if not value.is_initializer() or value.const_value is None:
+        return amax.get(str(value.name), 0.0)
+    if node.op_type == "Clip" or not value.const_value.size:
+        return 0.0  # a bound outside the range is the range's own bound
+    # Weights are used as they are: they need no headroom beyond FP16's own range.
+    weight = float(np.abs(value.const_value.numpy()).max())
+    return weight if weight > FP16_MAX else 0.0
+
+
+def _computed_from_shapes(model: ir.Model) -> set[ir.Node]:
+    """Nodes that see lengths only: FP16 is exact up to 2048, and a length may be longer."""
+    found: set[ir.Node] = set()
+    for node in model.graph:
+        given = [v for v in node.inputs if v is not None and not v.is_initializer()]
+        follows = bool(given) and all(value.producer() in found for value in given)
+        if follows or node.op_type in {"Shape", "Size"}:
+            found.add(node)
+    return found
+
+
+def _per_argument(
+    formals: Sequence[onnx.defs.OpSchema.FormalParameter], count: int, types: set[str]
+) -> list[bool]:
+    # A variadic operator (Concat) has one formal parameter for all its last arguments.
+    return [formals[min(i, len(formals) - 1)].type_str in types for i in range(count)]
+
+
+def _with_subgraphs(node: ir.Node) -> Iterator[ir.Node]:
+    yield node
+    for graph in _subgraphs(node):
+        yield from graph.all_nodes()
+
+
+def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type is ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type is ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def convert_to_half(model: ir.Model, plan: HalfPlan) -> ir.Model:
+    """A copy of the graph with the plan carried out; its inputs and outputs stay FP32."""
+    result = model.clone()
+    # Types differ from those recorded once the first node has changed, so slots are read first.
+    work = [_Halved(node, result) for node in result.graph if node.name in plan.halved]
+    changed = [value for item in work for value in item.results]
+    lowered = set(changed)
+    caster = _Caster(result)
+    half_readers: set[tuple[ir.Node, int]] = set()
+    for item in work:
+        if not item.results and lowered.isdisjoint(value for _, value in item.operands):
+            continue  # Cast, Shape, ArgMax of FP32 values: they read what there is
+        for index, value in item.operands:
+            half_readers.add((item.node, index))
+            if value not in lowered:
+                item.node.replace_input_with(index, caster.down(value))
+    for value in changed:
+        caster.retype(value, half_readers)
+    caster.drop_unused_initializers()
+    return result
+
+
+class _Halved:
+    """A node of the plan with the FP32 values that its operator lets be FP16."""
+
+    def __init__(self, node: ir.Node, model: ir.Model) -> None:
+        in_slots, out_slots = half_slots(node, model)
+        self.node = node
+        self.operands = [
+            (index, value)
+            for index, (value, slot) in enumerate(zip(node.inputs, in_slots, strict=True))
+            if slot and value is not None and is_float(value)
+        ]
+        self.results = [
+            value
+            for value, slot in zip(node.outputs, out_slots, strict=True)
+            if slot and is_float(value)
+        ]
+
+
+class _Caster:
+    """Inserts each conversion once and remembers it."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._graph = model.graph
+        self._lowered: dict[ir.Value, ir.Value] = {}
+        self._values = Names(ir.convenience.create_value_mapping(model.graph))
+        self._nodes = Names(str(node.name) for node in model.graph)
+
+    def down(self, value: ir.Value) -> ir.Value:
+        """The FP16 twin of an FP32 value that itself stays FP32."""
+        if value not in self._lowered:
+            name = self._values.fresh(f"{value.name}_fp16")
+            constant = value.const_value if value.is_initializer() else None
+            self._lowered[value] = (
+                self._cast(value, ir.DataType.FLOAT16, name)
+                if constant is None
+                else self._lower(constant, name)
+            )
+        return self._lowered[value]
+
+    def retype(self, value: ir.Value, half_readers: set[tuple[ir.Node, int]]) -> None:
+        """Make a computed value FP16, with a cast back for whoever still reads FP32."""
+        readers = [(use.node, use.idx) for use in value.uses()]
+        readers = [reader for reader in readers if reader not in half_readers]
+        places = [i for i, output in enumerate(self._graph.outputs) if output is value]
+        value.type = ir.TensorType(ir.DataType.FLOAT16)  # the old one is shared with the original
+        if not places and not readers:
+            return
+        name = str(value.name)
+        if places:  # the caller's name goes to the FP32 value
+            value.name = self._values.fresh(f"{name}_fp16")
+        else:
+            name = self._values.fresh(f"{name}_fp32")
+        raised = self._cast(value, ir.DataType.FLOAT, name)
+        for node, index in readers:
+            node.replace_input_with(index, raised)
+        for place in places:
+            self._graph.outputs[place] = raised
+
+    def drop_unused_initializers(self) -> None:
+        """Forget the FP32 weights that nobody reads any more."""
+        for value in list(self._graph.initializers.values()):
+            if not value.uses() and not value.is_graph_output():
+                self._graph.initializers.pop(str(value.name))
+
+    def _lower(self, constant: ir.TensorProtocol, name: str) -> ir.Value:
+        # Only Clip bounds can lie outside FP16's range here; the nearest bound means the same.
+        data = np.clip(constant.numpy(), -FP16_MAX, FP16_MAX).astype(np.float16)
+        return add_constant(self._graph, name, data)
+
+    def _cast(self, value: ir.Value, to: ir.DataType, name: str) -> ir.Value:
+        result = ir.Value(name=name, type=ir.TensorType(to), shape=value.shape)
+        cast = ir.Node(
+            "",
+            "Cast",
+            [value],
+            [ir.AttrInt64("to", int(to))],
+            outputs=[result],
+            name=self._nodes.fresh(f"{name}/Cast"),
+        )
+        producer = value.producer()
+        if producer is not None:
+            self._graph.insert_after(producer, cast)
+        else:
+            self._graph.insert_before(self._graph[0], cast)
+        return result

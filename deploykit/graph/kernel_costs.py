@@ -1,0 +1,291 @@
+"""What a compiled graph costs: arithmetic and bytes per kernel, after the usual fusions.
+
+- A convolution or matrix product takes in the elementwise layers behind it: BatchNorm, the
+  residual addition, activations. Elementwise layers in a row become one kernel.
+- Q/DQ pairs, casts and changes of shape vanish: a tensor is read and written in the narrowest type
+  on its way, as the kernel before or behind the pair does it.
+
+What a compiler fuses beyond that (pooling, concatenation) only makes the real cost smaller in
+`LayerCost.input_bytes` and `output_bytes`; arithmetic and weights are the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import TYPE_CHECKING, Final
+
+import onnx_ir as ir
+
+from deploykit.core.errors import UsageError
+from deploykit.core.precision import Precision
+from deploykit.costs.network import LayerCost, NetworkCost
+from deploykit.graph.half import HEAVY_OPS
+from deploykit.graph.layers import fix_batch, multiply_adds, shape_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+VANISHING_OPS: Final = frozenset(
+    {
+        "Cast",
+        "DequantizeLinear",
+        "Dropout",
+        "Flatten",
+        "Identity",
+        "QuantizeLinear",
+        "Reshape",
+        "Squeeze",
+        "Unsqueeze",
+    }
+)
+"""Operators that are no kernel of their own in a compiled network."""
+
+_ELEMENTWISE = """
+Abs Add BatchNormalization Celu Clip Div Elu Erf Exp Gelu HardSigmoid HardSwish LeakyRelu Log Max
+Min Mish Mul Neg PRelu Pow Reciprocal Relu Selu Sigmoid Softplus Softsign Sqrt Sub Tanh
+ThresholdedRelu Where
+"""
+ELEMENTWISE_OPS: Final = frozenset(_ELEMENTWISE.split())
+"""Operators that compilers append to the kernel whose result they read."""
+
+_WINOGRAD_KERNEL: Final = (3, 3)
+_HALF_TYPES: Final = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+_BN_SCALE, _BN_BIAS = 1, 2
+
+
+def network_cost(model: ir.Model, batch: int) -> NetworkCost:
+    """Count a graph in any of the three precisions; ``model`` must be one that `tidy` has seen.
+
+    Raises:
+        UsageError: no positive batch, the graph's batch is fixed at another, or a dimension beside
+            it is open.
+        ModelFileError: shape inference finds no shape for a value.
+    """
+    _check_batch(model, batch)
+    fixed = model.clone()
+    fix_batch(fixed, batch)
+    flow = _Flow(fixed.graph)
+    kernels = _fuse(flow)
+    weights = {item for kernel in kernels for item in flow.weights_of(kernel)}
+    return NetworkCost(
+        batch=batch,
+        layers=tuple(_layer(kernel, flow) for kernel in kernels),
+        weight_bytes=_total(weights),
+        input_bytes=sum(_bytes(value, _bits(value)) for value in flow.inputs),
+        output_bytes=sum(_bytes(value, _bits(value)) for value in fixed.graph.outputs),
+    )
+
+
+def _check_batch(model: ir.Model, batch: int) -> None:
+    if batch < 1:
+        raise UsageError(f"a batch of {batch} has no cost\nexpected a whole number from 1 up")
+    images = next((value for value in model.graph.inputs if not value.is_initializer()), None)
+    size = images.shape[0] if images is not None and images.shape else batch
+    if images is not None and isinstance(size, int) and size != batch:
+        raise UsageError(
+            f"input {images.name!r} has a fixed batch of {size}, not {batch}\n"
+            "ask for that batch, or export the model with an open one"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """One input of a node, followed back through what vanishes to the value that is stored."""
+
+    source: ir.Value
+    bits: int
+    """Width of an element, the narrowest on the way."""
+    dequantized: bool
+
+
+@dataclass
+class _Kernel:
+    """Nodes that become one kernel; ``tail`` is what the last of them computes."""
+
+    nodes: list[ir.Node]
+
+    @property
+    def head(self) -> ir.Node:
+        return self.nodes[0]
+
+    @property
+    def tail(self) -> ir.Value:
+        return self.nodes[-1].outputs[0]
+
+    @property
+    def made(self) -> set[ir.Value]:
+        return {value for node in self.nodes for value in node.outputs}
+
+
+class _Flow:
+    """Who reads what in a graph without the nodes that vanish."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.inputs = [value for value in graph.inputs if not value.is_initializer()]
+        self.position = {node: index for index, node in enumerate(graph) if _computes(node)}
+        self.reads = {node: list(self._reads(node)) for node in self.position}
+        self.readers: dict[ir.Value, list[tuple[ir.Node | None, int]]] = {}
+        for node, reads in self.reads.items():
+            for _, read in reads:
+                self.readers.setdefault(read.source, []).append((node, read.bits))
+        for value in graph.outputs:  # read by the caller, in the type that is declared
+            self.readers.setdefault(_follow(value).source, []).append((None, _bits(value)))
+
+    def weights_of(self, kernel: _Kernel) -> Iterator[tuple[ir.Value, int]]:
+        """Constants that a kernel reads, with the bits of an element."""
+        for node in kernel.nodes:
+            for index, read in self.reads[node]:
+                if read.source.is_initializer() and not _is_folded(node, index, kernel):
+                    yield read.source, read.bits
+
+    def serves_only(self, value: ir.Value, node: ir.Node) -> bool:
+        """Whether nothing needs ``value`` but ``node`` and elementwise nodes right behind it.
+
+        The latter is how x * sigmoid(x) reads its x.
+        """
+        chain: set[ir.Node | None] = {node}
+        behind = self._sole_reader(node)
+        while behind is not None and behind.op_type in ELEMENTWISE_OPS:
+            chain.add(behind)
+            behind = self._sole_reader(behind)
+        return {reader for reader, _ in self.readers[value]} <= chain
+
+    def _sole_reader(self, node: ir.Node) -> ir.Node | None:
+        readers = {reader for reader, _ in self.readers.get(node.outputs[0], ())}
+        return readers.pop() if len(readers) == 1 else None
+
+    def _reads(self, node: ir.Node) -> Iterator[tuple[int, _Read]]:
+        for index, value in enumerate(node.inputs):
+            if value is not None and _is_data(value):
+                yield index, _follow(value)
+
+
+def _fuse(flow: _Flow) -> list[_Kernel]:
+    kernels: list[_Kernel] = []
+    open_kernels: dict[ir.Value, _Kernel] = {}
+    for node in flow.position:
+        kernel = _host(node, flow, open_kernels)
+        if kernel is None:
+            kernel = _Kernel([node])
+            kernels.append(kernel)
+        else:
+            del open_kernels[kernel.tail]
+            kernel.nodes.append(node)
+        if kernel.head.op_type in HEAVY_OPS | ELEMENTWISE_OPS:
+            open_kernels[kernel.tail] = kernel
+    return kernels
+
+
+def _host(node: ir.Node, flow: _Flow, open_kernels: dict[ir.Value, _Kernel]) -> _Kernel | None:
+    """The kernel that an elementwise node is appended to.
+
+    Of the two operands of a residual addition it is the one without a Q/DQ pair, and of two plain
+    ones that which is computed last.
+    """
+    if node.op_type not in ELEMENTWISE_OPS:
+        return None
+    found = [
+        (not read.dequantized, flow.position[kernel.nodes[-1]], kernel)
+        for _, read in flow.reads[node]
+        if (kernel := open_kernels.get(read.source)) is not None
+        and shape_of(kernel.tail) == shape_of(node.outputs[0])
+        and flow.serves_only(read.source, node)
+    ]
+    return max(found, key=lambda item: item[:2])[2] if found else None
+
+
+def _layer(kernel: _Kernel, flow: _Flow) -> LayerCost:
+    made = kernel.made
+    inputs: dict[ir.Value, int] = {}
+    for node in kernel.nodes:
+        for _, read in flow.reads[node]:
+            if read.source not in made and not read.source.is_initializer():
+                inputs[read.source] = max(read.bits, inputs.get(read.source, 0))
+    outputs = {value: _written_bits(value, kernel, flow) for value in made}
+    return LayerCost(
+        name=str(kernel.head.name),
+        kinds=tuple(node.op_type for node in kernel.nodes),
+        precision=_precision(kernel.head, flow),
+        multiply_adds=sum(multiply_adds(node) for node in kernel.nodes),
+        weight_bytes=_total(dict(flow.weights_of(kernel)).items()),
+        input_bytes=_total(inputs.items()),
+        output_bytes=_total(item for item in outputs.items() if item[1]),
+        winograd=_may_be_winograd(kernel.head),
+        nodes=tuple(str(node.name) for node in kernel.nodes),
+    )
+
+
+def _written_bits(value: ir.Value, kernel: _Kernel, flow: _Flow) -> int:
+    """Bits of an element that leaves the kernel, 0 when nobody outside reads it."""
+    readers = flow.readers.get(value, ())
+    return max((bits for reader, bits in readers if reader not in kernel.nodes), default=0)
+
+
+def _precision(head: ir.Node, flow: _Flow) -> Precision:
+    reads = dict(flow.reads[head])
+    operands = [reads[index] for index in (0, 1) if index in reads]
+    if head.op_type in HEAVY_OPS and operands and all(read.dequantized for read in operands):
+        return Precision.INT8
+    half = head.outputs[0].dtype in _HALF_TYPES
+    return Precision.FP16 if half else Precision.FP32
+
+
+def _may_be_winograd(node: ir.Node) -> bool:
+    if node.op_type != "Conv" or node.inputs[1] is None:
+        return False
+    steps = [node.attributes.get(name) for name in ("strides", "dilations")]
+    dense = all(step is None or set(step.as_ints()) == {1} for step in steps)
+    return dense and shape_of(node.inputs[1])[2:] == _WINOGRAD_KERNEL
+
+
+def _is_folded(node: ir.Node, index: int, kernel: _Kernel) -> bool:
+    """Whether a constant of a BatchNorm becomes part of others when the graph is compiled.
+
+    Four vectors become a scale and a bias; behind a convolution the scale goes into its weights.
+    """
+    if node.op_type != "BatchNormalization":
+        return False
+    return index != _BN_BIAS and not (index == _BN_SCALE and node is kernel.head)
+
+
+def _computes(node: ir.Node) -> bool:
+    """Whether a node is work on data, not on shapes and not one that vanishes."""
+    if _vanishes(node):
+        return False
+    return any(_is_data(value) for value in node.outputs)
+
+
+def _is_data(value: ir.Value) -> bool:
+    # What has no known type is not passed over, so that its missing shape is complained about.
+    return value.dtype is None or value.dtype.is_floating_point()
+
+
+def _vanishes(node: ir.Node) -> bool:
+    return node.op_type in VANISHING_OPS and not node.domain
+
+
+def _follow(value: ir.Value) -> _Read:
+    bits, dequantized = _bits(value), False
+    node = value.producer()
+    while node is not None and _vanishes(node) and node.inputs[0] is not None:
+        dequantized |= node.op_type == "DequantizeLinear"
+        value = node.inputs[0]
+        bits = min(bits, _bits(value))
+        node = value.producer()
+    # What the caller binds is read as it is, whatever the first kernel makes of it.
+    bound = node is None and not value.is_initializer()
+    return _Read(value, _bits(value) if bound else bits, dequantized)
+
+
+def _bits(value: ir.Value) -> int:
+    dtype = ir.DataType.FLOAT if value.dtype is None else value.dtype
+    return dtype.bitwidth
+
+
+def _bytes(value: ir.Value, bits: int) -> int:
+    return ceil(prod(shape_of(value)) * bits / 8)
+
+
+def _total(values: Iterable[tuple[ir.Value, int]]) -> int:
+    return sum(_bytes(value, bits) for value, bits in values)

@@ -1,0 +1,32 @@
+"""INT8 as a property of the graph: where Q/DQ pairs go, and the graph that has them."""
+
+from deploykit.graph.qdq.insertion import activation_scales, insert_qdq
+from deploykit.graph.qdq.placement import plan_qdq
+from deploykit.graph.qdq.plan import QdqPlan, QdqPolicy, QuantizedWeight, Reader
+from deploykit.graph.qdq.trials import (
+    SWITCHES,
+    Probe,
+    correct_biases,
+    probe_errors,
+    switchable,
+    trial_graph,
+)
+from deploykit.graph.qdq.weights import sqnr_db, weight_sqnr_db
+
+__all__ = [
+    "SWITCHES",
+    "Probe",
+    "QdqPlan",
+    "QdqPolicy",
+    "QuantizedWeight",
+    "Reader",
+    "activation_scales",
+    "correct_biases",
+    "insert_qdq",
+    "plan_qdq",
+    "probe_errors",
+    "sqnr_db",
+    "switchable",
+    "trial_graph",
+    "weight_sqnr_db",
+]

@@ -1,0 +1,158 @@
+"""Carries out a plan: INT8 weights, and a Q/DQ pair behind each value that becomes INT8."""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from deploykit.core.errors import DataError
+from deploykit.graph.editing import Names, add_constant
+from deploykit.graph.qdq.weights import channel_scales, quantize, scale_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from deploykit.graph.qdq.plan import QdqPlan, QuantizedWeight, Reader
+
+
+def insert_qdq(model: ir.Model, plan: QdqPlan, amax: Mapping[str, float]) -> ir.Model:
+    """A copy of an FP32 graph with the plan carried out; all that is not INT8 stays FP32.
+
+    ``amax`` is the magnitude that the outermost step stands for, by name of the value; the
+    members of a group take the largest of theirs. Scales are FP32 and zero points 0.
+
+    Raises:
+        DataError: ``amax`` lacks a value of the plan, or is not a number from 0 up.
+    """
+    scales = activation_scales(plan, amax)
+    result = model.clone()
+    inserter = _Inserter(result)
+    for weight in plan.weights:
+        inserter.quantize_weight(weight)
+    for tensor, readers in plan.activations.items():
+        inserter.quantize_activation(tensor, readers, scales[tensor])
+    inserter.drop_unused_initializers()
+    return result
+
+
+def activation_scales(plan: QdqPlan, amax: Mapping[str, float]) -> dict[str, np.float32]:
+    """The step of each activation of the plan.
+
+    Raises:
+        DataError: ``amax`` lacks a value of the plan, or is not a number from 0 up.
+    """
+    missing = [name for name in plan.tensors if name not in amax]
+    if missing:
+        raise DataError(
+            f"the calibration has no figure for {missing[0]!r}"
+            f"{f' and {len(missing) - 1} other values' if missing[1:] else ''}\n"
+            "calibrate this graph with this policy again"
+        )
+    for name in plan.tensors:
+        if not (isfinite(amax[name]) and amax[name] >= 0):
+            raise DataError(
+                f"the calibration gives {name!r} a range of {amax[name]}\n"
+                "expected a number from 0 up: calibrate again"
+            )
+    return {
+        name: scale_of(max(amax[member] for member in plan.group_of(name))) for name in plan.tensors
+    }
+
+
+class _Inserter:
+    """Adds to one graph; each weight is quantized once, however many nodes read it."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._graph = model.graph
+        self._values = ir.convenience.create_value_mapping(model.graph)
+        self._nodes = {str(node.name): node for node in model.graph}
+        self._value_names = Names(self._values)
+        self._node_names = Names(self._nodes)
+        self._weights: dict[tuple[str, int], ir.Value] = {}
+
+    def quantize_weight(self, weight: QuantizedWeight) -> None:
+        """Let the node read an INT8 initializer through a DequantizeLinear."""
+        key = (weight.tensor, weight.axis)
+        if key not in self._weights:
+            self._weights[key] = self._dequantized_weight(*key)
+        self._nodes[weight.node].replace_input_with(weight.index, self._weights[key])
+
+    def quantize_activation(
+        self, tensor: str, readers: tuple[Reader, ...], scale: np.float32
+    ) -> None:
+        """Put a pair behind a value; only ``readers`` see what comes out of it."""
+        value = self._values[tensor]
+        step = self._constant(f"{tensor}_scale", np.asarray(scale))
+        zero = self._constant(f"{tensor}_zero_point", np.zeros((), np.int8))
+        quantizer = self._node(
+            "QuantizeLinear", tensor, [value, step, zero], ir.DataType.INT8, value.shape
+        )
+        restored = self._node(
+            "DequantizeLinear",
+            tensor,
+            [quantizer.outputs[0], step, zero],
+            ir.DataType.FLOAT,
+            value.shape,
+        )
+        self._insert_behind(value, quantizer, restored)
+        for reader in readers:
+            self._nodes[reader.node].replace_input_with(reader.position, restored.outputs[0])
+
+    def drop_unused_initializers(self) -> None:
+        """Forget the FP32 weights that nobody reads any more."""
+        for value in list(self._graph.initializers.values()):
+            if not value.uses() and not value.is_graph_output():
+                self._graph.initializers.pop(str(value.name))
+
+    def _dequantized_weight(self, tensor: str, axis: int) -> ir.Value:
+        weight = self._values[tensor]
+        data = ir.convenience.get_const_tensor(weight).numpy()  # type: ignore[union-attr]  # the plan names constants only
+        scales = channel_scales(data, axis)
+        stored = self._constant(f"{tensor}_quantized", quantize(data, scales, axis))
+        steps = self._constant(f"{tensor}_scale", scales)
+        node = self._node(
+            "DequantizeLinear",
+            tensor,
+            [stored, steps],
+            ir.DataType.FLOAT,
+            weight.shape,
+            [ir.AttrInt64("axis", axis)],
+        )
+        self._graph.insert_before(self._graph[0], node)
+        return node.outputs[0]
+
+    def _node(
+        self,
+        op_type: str,
+        tensor: str,
+        inputs: list[ir.Value],
+        dtype: ir.DataType,
+        shape: ir.Shape | None,
+        attributes: list[ir.Attr] | None = None,
+    ) -> ir.Node:
+        ending = "quantized" if op_type == "QuantizeLinear" else "dequantized"
+        name = self._value_names.fresh(f"{tensor}_{ending}")
+        result = ir.Value(name=name, type=ir.TensorType(dtype), shape=shape)
+        return ir.Node(
+            "",
+            op_type,
+            inputs,
+            attributes or [],
+            outputs=[result],
+            name=self._node_names.fresh(f"{tensor}/{op_type}"),
+        )
+
+    def _constant(self, name: str, data: NDArray[np.generic]) -> ir.Value:
+        return add_constant(self._graph, self._value_names.fresh(name), data)
+
+    def _insert_behind(self, value: ir.Value, *nodes: ir.Node) -> None:
+        producer = value.producer()
+        if producer is None:
+            self._graph.insert_before(self._graph[0], nodes)
+        else:
+            self._graph.insert_after(producer, nodes)

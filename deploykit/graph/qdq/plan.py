@@ -1,0 +1,93 @@
+"""The nouns of quantization: what may be quantized, and what will be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+from deploykit.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Choice = Literal["int8", "keep"]
+
+CHOICES: Final = ("int8", "keep")
+"""What ``first_layer``, ``last_layer`` and ``residual`` of a policy may be."""
+
+TENSOR_CORE_DEPTH: Final = 16
+"""An INT8 tensor core multiplies 16 values at a time: shorter sums leave it partly idle."""
+
+
+@dataclass(frozen=True)
+class QdqPolicy:
+    """What the user wants to stay out of INT8.
+
+    ``exclude`` are patterns of node names as of a shell (``layer4.*``); ``first_layer`` and
+    ``last_layer`` say whether the layers without another one before or behind them are quantized,
+    ``residual`` whether the skip operands of residual additions are;
+    convolutions with fewer channels than ``min_channels`` on either side stay, but the first one,
+    and matrix products with fewer than ``min_features`` rows or columns in their weight.
+    ``sensitive`` names layers that a measurement found to make much of the noise.
+    """
+
+    exclude: tuple[str, ...] = ()
+    sensitive: tuple[str, ...] = ()
+    first_layer: Choice = "int8"
+    last_layer: Choice = "int8"
+    residual: Choice = "int8"
+    min_channels: int = TENSOR_CORE_DEPTH
+    min_features: int = TENSOR_CORE_DEPTH
+
+    def __post_init__(self) -> None:
+        for name in ("first_layer", "last_layer", "residual"):
+            value = getattr(self, name)
+            if value not in CHOICES:
+                raise UsageError(f"{name}={value!r} is no policy\npossible: {', '.join(CHOICES)}")
+
+    def pattern_of(self, name: str) -> str | None:
+        """The first pattern that excludes a node of this name."""
+        return next((p for p in self.exclude if fnmatchcase(name, p)), None)
+
+
+class Reader(NamedTuple):
+    """One input of one node."""
+
+    node: str
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """A weight that becomes INT8, with one scale for each index of ``axis``."""
+
+    node: str
+    index: int
+    tensor: str
+    axis: int
+
+
+@dataclass(frozen=True)
+class QdqPlan:
+    """Which values become INT8, who reads them so, and why the rest does not.
+
+    ``activations`` are in graph order. A reader that is not listed still reads the value as it
+    was. The tensors of a group share one scale. ``kept`` has a reason for each node that could
+    have been INT8.
+    """
+
+    activations: Mapping[str, tuple[Reader, ...]]
+    weights: tuple[QuantizedWeight, ...]
+    groups: tuple[frozenset[str], ...] = ()
+    kept: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The values that must be calibrated."""
+        return tuple(self.activations)
+
+    def group_of(self, tensor: str) -> frozenset[str]:
+        """The tensors that share the scale of ``tensor``, itself among them."""
+        found = (group for group in self.groups if tensor in group)
+        return next(found, frozenset({tensor}))

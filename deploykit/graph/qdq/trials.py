@@ -1,0 +1,272 @@
+"""Graphs for trials of INT8, and bias correction."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from deploykit.graph.editing import Names, add_constant
+from deploykit.graph.external_weights import split
+from deploykit.graph.qdq.insertion import insert_qdq
+from deploykit.graph.qdq.plan import Reader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from deploykit.core.specs import SplitGraph
+    from deploykit.graph.qdq.plan import QdqPlan, QuantizedWeight
+
+    Floats = NDArray[np.float32]
+
+
+def correct_biases(model: ir.Model, shifts: Mapping[str, Floats]) -> tuple[ir.Model, int]:
+    """A copy of an FP32 graph with ``shifts`` (C,) added to the biases of the named layers.
+
+    A layer without a bias gets one. Returns the number of layers that could be corrected: a Gemm
+    that scales its bias, or whose bias is not a row of (C,), is left alone.
+    """
+    result = model.clone()
+    names = Names(ir.convenience.create_value_mapping(result.graph))
+    corrected = 0
+    for node in result.graph:
+        shift = shifts.get(str(node.name))
+        bias = None if shift is None else _bias_of(node, len(shift))
+        if shift is None or bias is None:
+            continue
+        fresh = names.fresh(f"{node.name}_corrected_bias")
+        value = add_constant(result.graph, fresh, (bias + shift).astype(np.float32))
+        _set_bias(node, value)
+        corrected += 1
+    for value in list(result.graph.initializers.values()):
+        if not value.uses() and not value.is_graph_output():
+            result.graph.initializers.pop(str(value.name))
+    return result, corrected
+
+
+def _bias_of(node: ir.Node, channels: int) -> Floats | None:
+    given = node.inputs[2] if len(node.inputs) > 2 else None  # noqa: PLR2004
+    if given is None:
+        return np.zeros(channels, np.float32)
+    if given.const_value is None or node.attributes.get_float("beta", 1.0) != 1.0:
+        return None
+    bias: Floats = given.const_value.numpy()
+    return bias if bias.shape == (channels,) else None
+
+
+def _set_bias(node: ir.Node, value: ir.Value) -> None:
+    if len(node.inputs) < 3:  # noqa: PLR2004
+        node.resize_inputs(3)
+    node.replace_input_with(2, value)
+
+
+def trial_graph(
+    model: ir.Model,
+    plan: QdqPlan,
+    amax: Mapping[str, float],
+    shifts: Mapping[str, NDArray[np.float32]],
+) -> SplitGraph:
+    """The graph for a runner; ``shifts`` (C,) are added to the biases of the named layers.
+
+    Raises:
+        DataError: ``amax`` lacks a value of the plan, or is not a number from 0 up.
+        ModelFileError: it is too large without its weights.
+    """
+    corrected, _ = correct_biases(model, shifts) if shifts else (model, 0)
+    return split(insert_qdq(corrected, plan, amax), "a candidate for INT8")
+
+
+SWITCHES: Final = "exact_layers"
+"""The extra input: bool (L,), true for each layer of the plan that shall compute in FP32."""
+
+
+def switchable(model: ir.Model, plan: QdqPlan, amax: Mapping[str, float]) -> SplitGraph:
+    """The INT8 form of an FP32 graph, for a runner, with the input `SWITCHES`.
+
+    A layer that is switched reads its input and its weight as they were before; the others, and
+    residual additions, read what they read in INT8. Layers are in the order of ``plan.weights``.
+
+    Raises:
+        DataError: ``amax`` lacks a value of the plan, or is not a number from 0 up.
+        ModelFileError: it is too large without its weights.
+    """
+    result = insert_qdq(model, plan, amax)
+    builder = _SwitchBuilder(model, result, len(plan.weights))
+    for index, weight in enumerate(plan.weights):
+        builder.add_switch(index, weight)
+    return split(result, "the graph with its switches")
+
+
+class _SwitchBuilder:
+    """Adds switches to one INT8 graph; ``source`` is the FP32 graph that it was made from."""
+
+    def __init__(self, source: ir.Model, result: ir.Model, layers: int) -> None:
+        self._source = {str(node.name): node for node in source.graph}
+        self._graph = result.graph
+        self._nodes = {str(node.name): node for node in result.graph}
+        self._values = ir.convenience.create_value_mapping(result.graph)
+        self._value_names = Names(self._values)
+        self._node_names = Names(self._nodes)
+        self._switches = ir.Value(
+            name=self._value_names.fresh(SWITCHES),
+            type=ir.TensorType(ir.DataType.BOOL),
+            shape=ir.Shape([layers]),
+        )
+        result.graph.inputs.append(self._switches)
+
+    def add_switch(self, index: int, weight: QuantizedWeight) -> None:
+        """Let the layer read what switch ``index`` says."""
+        node, original = self._nodes[weight.node], self._source[weight.node]
+        place = add_constant(
+            self._graph, self._value_names.fresh(f"layer_{index}"), np.asarray(index, np.int64)
+        )
+        chosen = self._insert("Gather", [self._switches, place], ir.DataType.BOOL, node)
+        for position in (0, weight.index):
+            exact = self._exact(original.inputs[position])
+            either = [chosen, exact, node.inputs[position]]
+            node.replace_input_with(
+                position, self._insert("Where", either, ir.DataType.FLOAT, node)
+            )
+
+    def _exact(self, value: ir.Value | None) -> ir.Value:
+        """The same value in the new graph; FP32 weights are not in it any more."""
+        known = self._values.get(str(value.name)) if value is not None else None
+        if known is not None:
+            return known
+        constant = ir.convenience.get_const_tensor(value)  # type: ignore[arg-type]  # a weight of the plan is there and constant
+        name = self._value_names.fresh(f"{value.name}_exact")  # type: ignore[union-attr]
+        return add_constant(self._graph, name, constant.numpy())  # type: ignore[union-attr]
+
+    def _insert(
+        self, op_type: str, inputs: list[ir.Value | None], dtype: ir.DataType, before: ir.Node
+    ) -> ir.Value:
+        name = self._node_names.fresh(f"switch/{op_type}")
+        output = ir.Value(name=self._value_names.fresh(f"{name}_output"), type=ir.TensorType(dtype))
+        node = ir.Node("", op_type, inputs, outputs=[output], name=name)
+        self._graph.insert_before(before, node)
+        return output
+
+
+BIASED_OPS = frozenset({"Conv", "ConvTranspose", "Gemm"})
+"""Operators with a bias of their own, one number for each output channel."""
+
+
+class Probe(NamedTuple):
+    """A graph for a runner and what its outputs are.
+
+    ``shifts`` gives for each layer the output with mean(exact - quantized) of each channel, shape
+    (C,); ``powers`` for each activation the two outputs with its sum of squares and that of its
+    rounding error, scalars.
+    """
+
+    graph: SplitGraph
+    shifts: Mapping[str, str]
+    powers: Mapping[str, tuple[str, str]]
+
+
+def probe_errors(model: ir.Model, plan: QdqPlan, amax: Mapping[str, float]) -> Probe:
+    """Build the probe for an FP32 graph, its plan and the ranges of its activations.
+
+    Raises:
+        DataError: ``amax`` lacks a value of the plan, or is not a number from 0 up.
+        ModelFileError: it is too large without its weights.
+    """
+    doubled = model.clone()
+    builder = _ProbeBuilder(doubled)
+    shifts = {
+        weight.node: builder.add_twin(weight.node)
+        for weight in plan.weights
+        if builder.nodes[weight.node].op_type in BIASED_OPS
+    }
+    powers = {tensor: builder.add_powers(tensor) for tensor in plan.tensors}
+    doubled.graph.outputs.clear()
+    doubled.graph.outputs.extend(builder.outputs)
+    twins = builder.twins
+    probing = replace(
+        plan,
+        activations={
+            tensor: (*builder.inputs_of(tensor), Reader(builder.errors[tensor], 1))
+            for tensor in plan.activations
+        },
+        weights=tuple(replace(w, node=twins[w.node]) for w in plan.weights if w.node in twins),
+    )
+    probed = insert_qdq(doubled, probing, amax)
+    return Probe(split(probed, "the graph with its errors"), shifts, powers)
+
+
+class _ProbeBuilder:
+    """Adds twins and sums to one graph."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._graph = model.graph
+        self._values = ir.convenience.create_value_mapping(model.graph)
+        self._node_names = Names(str(node.name) for node in model.graph)
+        self._value_names = Names(self._values)
+        self._readers: dict[str, list[Reader]] = {}
+        self.nodes = {str(node.name): node for node in model.graph}
+        self.twins: dict[str, str] = {}
+        self.errors: dict[str, str] = {}
+        self.outputs: list[ir.Value] = []
+
+    def add_twin(self, name: str) -> str:
+        """A second node with the same inputs; returns the output with the mean difference."""
+        node = self.nodes[name]
+        twin = self._add(node, node.op_type, node.inputs, node.attributes.values())
+        self.twins[name] = str(twin.name)
+        data, weight, *_ = (value for value in node.inputs if value is not None)
+        self._readers.setdefault(str(data.name), []).append(Reader(str(twin.name), 0))
+        error = self._add(twin, "Sub", [node.outputs[0], twin.outputs[0]])
+        # The output has as many dimensions as the weight, channels at 1.
+        axes = np.array([axis for axis in range(len(weight.shape or ())) if axis != 1], np.int64)
+        mean = self._add(
+            error,
+            "ReduceMean",
+            [error.outputs[0], self._constant("axes", axes)],
+            [ir.AttrInt64("keepdims", 0)],
+        )
+        return self._show(mean)
+
+    def add_powers(self, tensor: str) -> tuple[str, str]:
+        """Sums of squares of an activation, and of what it loses when it becomes INT8."""
+        value = self._values[tensor]
+        behind = value.producer()
+        signal = self._add(behind, "ReduceSumSquare", [value], [ir.AttrInt64("keepdims", 0)])
+        error = self._add(signal, "Sub", [value, value])  # insertion makes the second one INT8
+        noise = self._add(
+            error, "ReduceSumSquare", [error.outputs[0]], [ir.AttrInt64("keepdims", 0)]
+        )
+        self.errors[tensor] = str(error.name)
+        return self._show(signal), self._show(noise)
+
+    def inputs_of(self, tensor: str) -> tuple[Reader, ...]:
+        """The twins that read an activation."""
+        return tuple(self._readers.get(tensor, ()))
+
+    def _show(self, node: ir.Node) -> str:
+        self.outputs.append(node.outputs[0])
+        return str(node.outputs[0].name)
+
+    def _add(
+        self,
+        behind: ir.Node | None,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Iterable[ir.Attr] = (),
+    ) -> ir.Node:
+        name = self._node_names.fresh(f"probe/{op_type}")
+        result = ir.Value(
+            name=self._value_names.fresh(f"{name}_output"), type=ir.TensorType(ir.DataType.FLOAT)
+        )
+        node = ir.Node("", op_type, inputs, tuple(attributes), outputs=[result], name=name)
+        if behind is None:
+            self._graph.insert_before(self._graph[0], node)
+        else:
+            self._graph.insert_after(behind, node)
+        return node
+
+    def _constant(self, name: str, data: NDArray[np.int64]) -> ir.Value:
+        return add_constant(self._graph, self._value_names.fresh(f"probe_{name}"), data)

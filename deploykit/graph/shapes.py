@@ -1,0 +1,234 @@
+"""Shape propagation: the shapes of all values at one batch size, node by node."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from deploykit.core.sizes import IMAGE_AXES, IMAGE_DIMS
+from deploykit.core.specs import BATCH
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    Data = NDArray[Any]
+
+
+_SMALL: Final = 64
+"""Elements of what can be a shape, or a step on the way to one."""
+
+_TRIED: Final = (2, 14)
+"""Two batches; a dimension that is 2 at one and 14 at the other is the batch."""
+
+
+class ShapesAt:
+    """What is known of each value when the first dimension of the images is ``batch``.
+
+    The images are the first input; what else has an open first dimension has one entry for each.
+    """
+
+    def __init__(self, model: ir.Model, batch: int) -> None:
+        self._opset = model.graph.opset_imports.get("", 0)
+        self._types: dict[ir.Value, onnx.TypeProto] = {}
+        self._data: dict[ir.Value, Data] = {}
+        image = model.graph.inputs[0]
+        for value in model.graph.inputs:
+            dims = list(value.shape or ())
+            grows = value is image or (dims and not isinstance(dims[0], int))
+            self._types[value] = _type_proto(value, [batch, *dims[1:]] if grows else dims)
+
+    def shape(self, value: ir.Value | None) -> tuple[int, ...] | None:
+        """The dimensions of ``value``; ``None`` where one of them is not known."""
+        if value is None:
+            return None
+        if value.const_value is not None:
+            return tuple(value.const_value.shape.numpy())
+        known = self._types.get(value)
+        if known is None or not known.tensor_type.HasField("shape"):
+            return None
+        dims = known.tensor_type.shape.dim
+        if not all(dim.HasField("dim_value") for dim in dims):
+            return None
+        return tuple(dim.dim_value for dim in dims)
+
+    def dtype(self, value: ir.Value) -> ir.DataType | None:
+        """The type of the elements of ``value``, where it is known."""
+        known = self._types.get(value)
+        return None if known is None else ir.DataType(known.tensor_type.elem_type)
+
+    def data(self, value: ir.Value | None) -> Data | None:
+        """The numbers in ``value`` where they follow from shapes and constants and are few."""
+        if value is None:
+            return None
+        constant = value.const_value
+        if constant is not None:
+            return constant.numpy() if constant.size <= _SMALL else None
+        return self._data.get(value)
+
+    def follow(self, node: ir.Node) -> None:
+        """Find out what ``node`` gives; its inputs have been followed.
+
+        Raises:
+            onnx.shape_inference.InferenceError: its inputs do not go together.
+        """
+        if self._computed(node) or node.domain:
+            return
+        given = [value for value in node.inputs if value is not None]
+        types = {str(v.name): kind for v in given if (kind := self._type(v)) is not None}
+        if len(types) < len({v.name for v in given}):
+            return
+        data = {str(v.name): self.data(v) for v in given}
+        found = onnx.shape_inference.infer_node_outputs(
+            onnx.defs.get_schema(node.op_type, self._opset),
+            ir.serde.serialize_node(node),
+            types,
+            {name: onnx.numpy_helper.from_array(d) for name, d in data.items() if d is not None},
+        )
+        for value in node.outputs:
+            if value.name in found:
+                self._types[value] = found[value.name]
+
+    def _type(self, value: ir.Value) -> onnx.TypeProto | None:
+        if value.const_value is not None:
+            return _type_proto(value, list(value.const_value.shape.numpy()))
+        return self._types.get(value)
+
+    def _computed(self, node: ir.Node) -> bool:
+        """Whether the node's only output was computed."""
+        result = self._evaluate(node) if len(node.outputs) == 1 and not node.domain else None
+        if result is None or result.size > _SMALL:
+            return False
+        (value,) = node.outputs
+        self._data[value] = result
+        dtype = onnx.helper.np_dtype_to_tensor_dtype(result.dtype)
+        self._types[value] = onnx.helper.make_tensor_type_proto(dtype, result.shape)
+        return True
+
+    def _evaluate(self, node: ir.Node) -> Data | None:
+        if node.op_type in {"Shape", "Size"}:
+            return self._measure(node)
+        inputs = [self.data(value) for value in node.inputs]
+        left_out = [value is None for value in node.inputs]
+        unknown = (d is None and not out for d, out in zip(inputs, left_out, strict=True))
+        if not inputs or any(unknown) or _has_graph(node):
+            return None
+        from onnx.reference.ops import load_op
+
+        attributes = {name: _plain(attribute) for name, attribute in node.attributes.items()}
+        try:
+            result = load_op("", node.op_type, self._opset).eval(*inputs, **attributes)
+        except Exception:  # what onnx's evaluator cannot compute stays unknown
+            return None
+        return np.asarray(result) if isinstance(result, np.ndarray | np.generic) else None
+
+    def _measure(self, node: ir.Node) -> Data | None:
+        shape = self.shape(node.inputs[0])
+        if shape is None:
+            return None
+        if node.op_type == "Size":
+            return np.array(np.prod(shape, dtype=np.int64))
+        start = node.attributes.get_int("start", 0)
+        end = node.attributes.get_int("end", len(shape))
+        return np.array(shape[start:end], np.int64)
+
+
+def complete_shapes(model: ir.Model) -> None:
+    """Write into the graph what `ShapesAt` finds at two batches and onnx's inference did not.
+
+    Only where the one open dimension of the inputs is the batch.
+    """
+    name = _open_batch(model)
+    if name is None or all(_is_complete(v, name) for v in _computed_values(model)):
+        return
+    sides = [ShapesAt(model, batch) for batch in _TRIED]
+    for node in model.graph:
+        for side in sides:
+            try:
+                side.follow(node)
+            except onnx.shape_inference.InferenceError:
+                return  # the graph holds for one batch only
+    write_shapes(model, sides, _TRIED, name)
+
+
+def write_shapes(
+    model: ir.Model, sides: list[ShapesAt], batches: tuple[int, int], name: str
+) -> None:
+    """Give every value the shape that it has at both of ``batches``, the batch as ``name``."""
+    for value in _computed_values(model):
+        shapes = [side.shape(value) for side in sides]
+        if None not in shapes and len({len(shape or ()) for shape in shapes}) == 1:
+            pairs = zip(*(shape or () for shape in shapes), strict=True)
+            value.shape = ir.Shape([_dim(pair, batches, name) for pair in pairs])
+            if value.dtype is None and (dtype := sides[0].dtype(value)) is not None:
+                value.type = ir.TensorType(dtype)
+
+
+def _dim(pair: tuple[int, ...], batches: tuple[int, int], name: str) -> int | str | None:
+    if pair == batches:
+        return name
+    return pair[0] if pair[0] == pair[1] else None
+
+
+def _open_batch(model: ir.Model) -> str | None:
+    """What the file calls the batch; ``None`` where it is fixed, or not the only open dimension."""
+    name = None
+    for value in model.graph.inputs:
+        batch, *others = value.shape or (None,)
+        if not all(isinstance(dim, int) for dim in others):
+            return None
+        if isinstance(batch, ir.SymbolicDim):
+            name = str(batch.value or BATCH)
+    return name
+
+
+def _computed_values(model: ir.Model) -> list[ir.Value]:
+    return [value for node in model.graph for value in node.outputs if value.name]
+
+
+def _is_complete(value: ir.Value, name: str) -> bool:
+    # Inference makes up names for what it does not know.
+    return value.shape is not None and all(
+        isinstance(dim, int) or dim.value == name for dim in value.shape
+    )
+
+
+def _has_graph(node: ir.Node) -> bool:
+    kinds = {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
+    return any(attribute.type in kinds for attribute in node.attributes.values())
+
+
+def _plain(attribute: ir.Attr) -> object:
+    if attribute.type is ir.AttributeType.TENSOR:
+        return ir.serde.serialize_tensor(attribute.as_tensor())
+    return attribute.value
+
+
+def _type_proto(value: ir.Value, dims: list[Any]) -> onnx.TypeProto:
+    dtype = ir.DataType.FLOAT if value.dtype is None else value.dtype
+    known = [dim if isinstance(dim, int) else None for dim in dims]
+    return onnx.helper.make_tensor_type_proto(int(dtype), known)
+
+
+def fix_image_size(model: ir.Model, size: Sequence[int]) -> bool:
+    """Give the open height and width of its images (N, C, H, W) the size (height, width).
+
+    Returns:
+        Whether one of them was open.
+    """
+    sizes = dict(zip(IMAGE_AXES, size, strict=True))
+    changed = False
+    for value in model.graph.inputs:
+        dims = list(value.shape or ())
+        if len(dims) == IMAGE_DIMS and not all(isinstance(dims[axis], int) for axis in sizes):
+            filled = (
+                dim if isinstance(dim, int) else sizes.get(axis, dim)
+                for axis, dim in enumerate(dims)
+            )
+            value.shape = ir.Shape(list(filled))
+            changed = True
+    return changed

@@ -1,1 +1,0 @@
-"""``deploykit bench``: cells of the matrix in processes of their own, and what became of them."""

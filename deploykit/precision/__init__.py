@@ -1,0 +1,1 @@
+"""Conversion of a verified FP32 graph to each lower precision, with what it needs measured."""

@@ -1,0 +1,138 @@
+"""`deploykit calibrate`: the ranges of a model's activations on real images, kept for later."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from deploykit import graph as onnx_graph
+from deploykit.core.errors import DataError, UsageError
+from deploykit.graph.qdq import QdqPolicy, plan_qdq
+from deploykit.precision.calibration_data import (
+    RANDOM,
+    CalibrationData,
+    CalibrationOptions,
+    _source_of,
+    choose_images,
+    few_images_warning,
+    open_calibration_images,
+    split_holdout,
+)
+from deploykit.precision.calibration_table import CalibrationTable
+from deploykit.precision.collection import calibrate
+
+if TYPE_CHECKING:
+    from deploykit.comparison.reference import Runners
+    from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.core.progress import Journal
+    from deploykit.core.specs import Preprocessing
+
+
+TABLES: Final = Path("calib")
+"""Where tables are kept for the next export of the same model."""
+
+
+_SAME: Final = "used again: same model, images, preprocessing and settings"
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A table, where it lies, which images it saw, and why it was made or used again."""
+
+    table: CalibrationTable
+    path: Path
+    data: CalibrationData
+    story: str
+    source: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for the manifest and ``--json``."""
+        return {
+            "table": str(self.path.name),
+            "source": self.source,
+            "digest": self.table.digest,
+            "images": self.table.images,
+            "skipped": list(self.table.skipped),
+            "data_digest": self.table.key.data_digest,
+            "tensors": len(self.table.amax),
+            "story": self.story,
+        }
+
+
+def calibrate_graph(
+    artifact: OnnxArtifact,
+    name: str,
+    preprocessing: Preprocessing,
+    options: CalibrationOptions,
+    journal: Journal,
+    runners: Runners,
+) -> Calibrated:
+    """One pass over the images, or the table of an earlier pass where its key matches.
+
+    A fifth of the images is held out, for comparing methods on what trial ranges did not see.
+
+    Raises:
+        UsageError: the model takes something beside images of which there is only noise.
+        DataError: the images cannot be used, or give NaN; a table that must fit does not.
+        ModelFileError: the graph is quantized already.
+    """
+    if runners.side.is_noise and options.data != RANDOM:
+        raise UsageError(
+            f"ranges need real values of what {name} takes beside the images: "
+            f"{', '.join(runners.side.rows)}\n"
+            "give some: --side-inputs FILE.npz, an array for each input by its name"
+        )
+    source = open_calibration_images(options, preprocessing)
+    chosen = choose_images(len(source), options.count, options.seed)
+    if (warning := few_images_warning(len(chosen))) is not None:
+        journal.notes.append(warning)
+    seen, held_out = split_holdout(chosen)
+    data = CalibrationData(source, preprocessing, seen, options.seed, held_out, runners.side)
+    path = options.table or TABLES / f"{name}.json"
+    # Every value that could ever be quantized, so that a table serves all policies.
+    tensors = plan_qdq(onnx_graph.read_model(artifact.path), QdqPolicy()).tensors
+    with journal.stage("calibrate") as task:
+        find = _required if options.must_fit else _reusable
+        table, story = find(path, data, artifact, tensors)
+        if table is None:
+            table = calibrate(artifact, tensors, data, open_runner=runners.sharing, task=task)
+            table.save(path)
+    if table.skipped:
+        named = ", ".join(table.skipped[:3])
+        journal.notes.append(f"{len(table.skipped)} images could not be used: {named}")
+    journal.notes.append(f"calibration table {path}: {story}")
+    if options.data == RANDOM:
+        journal.notes.append(
+            "calibrated on noise: for sizes and speed only, its answers mean nothing"
+        )
+    return Calibrated(table, path, data, story, _source_of(options))
+
+
+def _reusable(
+    path: Path, data: CalibrationData, artifact: OnnxArtifact, tensors: tuple[str, ...]
+) -> tuple[CalibrationTable | None, str]:
+    if not path.exists():
+        return None, "made now, there was none"
+    try:
+        table = CalibrationTable.load(path)
+    except DataError as exc:
+        return None, f"made now: {str(exc).splitlines()[0]}"
+    difference = table.matches(data.key(artifact.sha256), tensors)
+    if difference:
+        return None, f"made anew: {difference}"
+    return table, _SAME
+
+
+def _required(
+    path: Path, data: CalibrationData, artifact: OnnxArtifact, tensors: tuple[str, ...]
+) -> tuple[CalibrationTable, str]:
+    table = CalibrationTable.load(path)
+    table.require_model(artifact.sha256)
+    difference = table.matches(data.key(artifact.sha256), tensors)
+    if difference:
+        raise DataError(
+            f"the calibration table {path} does not fit: {difference}\n"
+            "give what it was made from, or calibrate anew: leave --calib-table out"
+        )
+    return table, _SAME

@@ -1,0 +1,203 @@
+"""The table of ranges that calibration found, on disk, and what it was made for.
+
+A table is JSON. It is used again for the same model, images, preprocessing and settings only, and
+says which of them differs.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from deploykit.core.artifacts import sha256_of_bytes
+from deploykit.core.atomic import write_whole
+from deploykit.core.errors import DataError, UnknownNameError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+SCHEMA_VERSION: Final = 2
+
+
+@dataclass(frozen=True)
+class CalibrationKey:
+    """What a table depends on; ``settings`` are plain data: number and choice of images, bins."""
+
+    model_sha256: str
+    data_digest: str
+    preprocessing: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+    def difference(self, other: CalibrationKey) -> str:
+        """The first thing in which ``other`` differs, as a sentence; empty where nothing does."""
+        if other.model_sha256 != self.model_sha256:
+            return "the model is another one"
+        if other.data_digest != self.data_digest:
+            return "the images are others"
+        if _plain(other.preprocessing) != _plain(self.preprocessing):
+            return "the preprocessing is another one"
+        changed = _differing(_plain(self.settings), _plain(other.settings))
+        return f"the settings differ: {', '.join(changed)}" if changed else ""
+
+
+@dataclass(frozen=True)
+class CalibrationTable:
+    """The range of each tensor by every method.
+
+    ``amax`` maps a tensor's name to method and range, ``amax["input"]["entropy"]``; the scale of a
+    tensor is its range divided by 127. ``images`` were seen, ``skipped`` could not be used.
+    ``trial_amax`` is the same without the images that were held out to compare candidates on.
+    """
+
+    key: CalibrationKey
+    images: int
+    skipped: tuple[str, ...]
+    amax: Mapping[str, Mapping[str, float]]
+    created: str
+    trial_amax: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the table's content; the time it was made does not count."""
+        body = self._body()
+        del body["created"]
+        return sha256_of_bytes(json.dumps(body, sort_keys=True).encode())
+
+    def select(self, method: str) -> dict[str, float]:
+        """The range of every tensor by one method.
+
+        Raises:
+            UnknownNameError: the table was made without this method.
+        """
+        known = sorted({name for ranges in self.amax.values() for name in ranges})
+        if method not in known:
+            raise UnknownNameError("calibration method", method, known, ", ".join(known))
+        return {tensor: ranges[method] for tensor, ranges in self.amax.items()}
+
+    def select_trial(self, method: str) -> dict[str, float]:
+        """The same without the held-out images, for a trial on these.
+
+        Raises:
+            UnknownNameError: the table was made without this method.
+        """
+        return replace(self, amax=self.trial_amax or self.amax).select(method)
+
+    def matches(self, key: CalibrationKey, tensors: Iterable[str] = ()) -> str:
+        """Why the table cannot be used for ``key`` and ``tensors``; empty where it can."""
+        lacking = [name for name in tensors if name not in self.amax]
+        difference = self.key.difference(key)
+        return difference or (f"it has no range for {lacking[0]}" if lacking else "")
+
+    def require_model(self, sha256: str) -> None:
+        """Refuse to be used with another model than the one that was calibrated.
+
+        Raises:
+            DataError: names both models' hashes.
+        """
+        if sha256 != self.key.model_sha256:
+            raise DataError(
+                "this calibration table belongs to another model\n"
+                f"it was made for sha256 {self.key.model_sha256}, this model has {sha256}\n"
+                "calibrate this model: deploykit calibrate MODEL --data FOLDER"
+            )
+
+    def to_json(self) -> str:
+        """The file's text."""
+        return json.dumps(self._body(), indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+    def save(self, path: Path) -> None:
+        """Write to ``path``, whole or not at all; folders are made where they are missing.
+
+        Raises:
+            BundleError: the place cannot be written to.
+        """
+        write_whole(path, self.to_json())
+
+    @classmethod
+    def from_json(cls, text: str, name: str) -> Self:
+        """Read the text of the file ``name``.
+
+        Raises:
+            DataError: not JSON, another schema version, a key is missing, or a range is not a
+                positive number.
+        """
+        body = _parse(text, name)
+        try:
+            table = cls(
+                key=CalibrationKey(**body["key"]),
+                images=int(body["images"]),
+                skipped=tuple(body["skipped"]),
+                amax=_ranges(body["amax"]),
+                created=str(body["created"]),
+                trial_amax=_ranges(body["trial_amax"]),
+            )
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as exc:
+            raise DataError(
+                f"{name} is not a calibration table: it lacks or misspells {exc}\n"
+                "calibrate again: deploykit calibrate MODEL --data FOLDER"
+            ) from exc
+        table._require_positive(name)
+        return table
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a table that `save` wrote.
+
+        Raises:
+            DataError: missing, unreadable, or not a table.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError as exc:
+            raise DataError(
+                f"there is no calibration table {path}\n"
+                "make one: deploykit calibrate MODEL --data FOLDER"
+            ) from exc
+        except (OSError, UnicodeDecodeError) as exc:
+            raise DataError(f"cannot read {path}: {exc}") from exc
+        return cls.from_json(text, path.name)
+
+    def _body(self) -> dict[str, Any]:
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+    def _require_positive(self, name: str) -> None:
+        for tensor, ranges in (*self.amax.items(), *self.trial_amax.items()):
+            for method, amax in ranges.items():
+                if not (isfinite(amax) and amax > 0):
+                    raise DataError(
+                        f"{name} gives {tensor} the range {amax!r} by {method}\n"
+                        "expected a positive number: calibrate again"
+                    )
+
+
+def _parse(text: str, name: str) -> dict[str, Any]:
+    try:
+        body = json.loads(text)
+    except ValueError as exc:
+        raise DataError(f"{name} is not JSON: {exc}") from exc
+    version = body.get("schema_version") if isinstance(body, dict) else None
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"{name} has schema version {version}, this deploykit reads {SCHEMA_VERSION}\n"
+            "calibrate again: deploykit calibrate MODEL --data FOLDER"
+        )
+    return dict(body)
+
+
+def _ranges(body: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    return {
+        tensor: {method: float(amax) for method, amax in ranges.items()}
+        for tensor, ranges in body.items()
+    }
+
+
+def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
+    """As it comes back from JSON: tuples are lists."""
+    return dict(json.loads(json.dumps(dict(data))))
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))

@@ -1,0 +1,193 @@
+"""From what was seen of a tensor to the range that INT8 shall cover.
+
+Each calibrator of `METHODS` is a pure function from a `Histogram` to ``amax``, the magnitude that
+becomes 127: the scale of the tensor is ``amax / 127``. A new one is one more function here, under
+the decorator `calibrator`.
+"""
+
+from __future__ import annotations
+
+from functools import cache, wraps
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from deploykit.core.errors import UsageError
+from deploykit.precision.histograms import MIN_EXPONENT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from deploykit.precision.histograms import Histogram
+
+LEVELS: Final = 127
+"""Largest magnitude of symmetric INT8: -127 to 127, as TensorRT quantizes."""
+
+PERCENTILE: Final = 99.99
+"""Share of magnitudes that the percentile method leaves unclipped, in percent."""
+
+ALL_ZERO_AMAX: Final = 1.0
+"""For a tensor that was never anything but zero: its range is unknown, its scale must not be 0."""
+
+_SMALLEST_AMAX: Final = 2.0 ** (MIN_EXPONENT - 1)
+"""Below it a tensor counts as zeros: its values lie in a few bins, its scale is lost in FP16."""
+
+_GROUPS: Final = LEVELS + 1
+"""Quantized bins of the entropy method: the magnitudes 0 to 127."""
+
+_CLIP_STEP: Final = 4
+"""Bins from one candidate of the squared-error method to the next, 0.2 to 0.4 % of the range."""
+
+
+_methods: dict[str, Callable[[Histogram], float]] = {}
+
+METHODS: Final[Mapping[str, Callable[[Histogram], float]]] = MappingProxyType(_methods)
+"""All calibrators by name; every one returns a positive, finite number."""
+
+
+def calibrator(name: str) -> Callable[[Callable[[Histogram], float]], Callable[[Histogram], float]]:
+    """Register a function from a histogram to ``amax`` under ``name``.
+
+    The function is never asked about a tensor of zeros: that has `ALL_ZERO_AMAX` by every method.
+
+    Raises:
+        UsageError: another function has this name.
+    """
+
+    def register(function: Callable[[Histogram], float]) -> Callable[[Histogram], float]:
+        if name in _methods:
+            raise UsageError(
+                f"two calibrators are called {name!r}\nexpected another name than "
+                f"{', '.join(_methods)}"
+            )
+
+        @wraps(function)
+        def guarded(histogram: Histogram) -> float:
+            all_zero = histogram.amax < _SMALLEST_AMAX
+            return ALL_ZERO_AMAX if all_zero else function(histogram)
+
+        _methods[name] = guarded
+        return guarded
+
+    return register
+
+
+@calibrator("max")
+def largest(histogram: Histogram) -> float:
+    """Clip nothing."""
+    return histogram.amax
+
+
+@calibrator("percentile")
+def percentile(histogram: Histogram) -> float:
+    """Clip all but `PERCENTILE` of the magnitudes, zeros counted, interpolated within a bin.
+
+    Where that would leave zeros only, nothing is clipped: the rare other values are the signal.
+    """
+    cumulative = np.cumsum(histogram.counts)
+    rank = PERCENTILE / 100 * float(cumulative[-1])
+    place = int(np.searchsorted(cumulative, rank))
+    if place == 0:
+        return histogram.amax
+    below = float(cumulative[place - 1])
+    part = (rank - below) / float(histogram.counts[place])
+    return min((place + part) * histogram.bin_width, histogram.amax)
+
+
+@calibrator("entropy")
+def entropy(histogram: Histogram) -> float:
+    """Clip where the distribution loses the least information, as TensorRT's calibrator did.
+
+    Every number of bins from 128 up is a candidate. P is what lies below it, the clipped values
+    put in its last bin; Q is the same without them, flattened into 128 groups, each spread evenly
+    over those of its bins that are not empty. The candidate with the smallest KL(P, Q) wins, the
+    largest of equals.
+
+    Source: S. Migacz, "8-bit inference with TensorRT", NVIDIA GTC 2017. Two things that the slides
+    leave open: exact zeros, which INT8 has exactly, do not count (a ReLU's would outweigh all
+    else); and a candidate that puts clipped values in an empty bin, where KL is infinite, cannot
+    win (smoothing Q instead lets such candidates win by accident).
+    """
+    counts = _without_zeros(histogram)
+    filled = int(np.flatnonzero(counts)[-1]) + 1
+    if filled <= _GROUPS:
+        return histogram.amax
+    divergence = _divergences(counts[:filled])
+    best = filled - int(np.argmin(divergence[::-1]))
+    return min(best * histogram.bin_width, histogram.amax)
+
+
+@calibrator("mse")
+def mse(histogram: Histogram) -> float:
+    """Clip where the expected squared error of rounding and clipping together is smallest."""
+    counts = _without_zeros(histogram)
+    errors = _squared_errors(len(counts))
+    best = _clips(len(counts))[np.argmin(errors @ counts)]
+    return min(float(best) * histogram.bin_width, histogram.amax)
+
+
+def _without_zeros(histogram: Histogram) -> NDArray[np.float64]:
+    """The counts; the first bin, where exact zeros are, gets its neighbour's."""
+    counts = histogram.counts.astype(np.float64)
+    counts[0] = counts[1]
+    return counts
+
+
+def _divergences(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """KL(P, Q) for clipping behind 128, 129, ... all bins, from sums that the candidates share.
+
+    With c the counts, T their sum, S the sum of a candidate's, o = T - S what it clips and a the
+    average of the filled bins in a bin's group: P = c / T, Q = a / S, and
+    T KL = sum(c log c) - sum(c log a) - T log(T / S), where the last bin's c is c + o.
+    """
+    sizes = np.arange(_GROUPS, len(counts) + 1)
+    edges = _group_edges(len(counts))
+    sums, filled = _running_sum(counts), _running_sum(counts > 0)
+    group_sums, group_filled = np.diff(sums[edges]), np.diff(filled[edges])
+    log_average = np.log(np.maximum(group_sums, 1) / np.maximum(group_filled, 1))
+    last, inside, total = counts[sizes - 1], sums[sizes], sums[-1]
+    clipped = total - inside
+    own = _running_sum(_x_log_x(counts))[sizes] - _x_log_x(last) + _x_log_x(last + clipped)
+    other = np.einsum("ij,ij->i", group_sums, log_average) + clipped * log_average[:, -1]
+    divergence = (own - other) / total - np.log(total / np.maximum(inside, 1))
+    divergence[(last == 0) & (clipped > 0)] = np.inf
+    return np.asarray(divergence)
+
+
+@cache
+def _group_edges(bins: int) -> NDArray[np.intp]:
+    """First bin of each of 128 groups, and the end, for 128, 129, ... bins: (bins - 127, 129).
+
+    Bin j of n belongs to group floor(128 j / n).
+    """
+    sizes = np.arange(_GROUPS, bins + 1)[:, None]
+    return -(-np.arange(_GROUPS + 1) * sizes // _GROUPS)
+
+
+def _clips(bins: int) -> NDArray[np.intp]:
+    return np.arange(_GROUPS, bins + 1, _CLIP_STEP)
+
+
+@cache
+def _squared_errors(bins: int) -> NDArray[np.float64]:
+    """Mean squared error of a value in each bin, for each of `_clips`, in squared bin widths.
+
+    Values lie evenly within a bin. The integral of the squared error from 0 to x is
+    k s^3 / 12 + (x - k s)^3 / 3 with k = round(x / s), and k = 127 beyond the clip.
+    """
+    scale = _clips(bins)[:, None] / LEVELS
+    edges = np.arange(bins + 1, dtype=np.float64)
+    level = np.minimum(np.rint(edges / scale), LEVELS)
+    return np.diff(level * scale**3 / 12 + (edges - level * scale) ** 3 / 3)
+
+
+def _x_log_x(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return values * np.log(np.maximum(values, 1))
+
+
+def _running_sum(values: NDArray[np.float64] | NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The sum of the first n, for n from 0 on."""
+    return np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])

@@ -1,0 +1,216 @@
+"""From a verified FP32 graph to the INT8 graph that loses least on images it was not made from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from deploykit import graph as onnx_graph
+from deploykit.comparison.differences import compare
+from deploykit.comparison.validation import outputs_of, validate
+from deploykit.core.errors import ModelFileError, UnknownNameError
+from deploykit.core.precision import Precision
+from deploykit.graph.qdq import QdqPolicy
+from deploykit.precision.calibration import calibrate_graph
+from deploykit.precision.calibrators import METHODS
+from deploykit.precision.fp16 import measure_magnitudes
+from deploykit.precision.int8_choice import AUTO, Choice, Int8Choices, Trials, choose
+from deploykit.precision.int8_images import (
+    BIAS_PIXELS,
+    JUDGED_PIXELS,
+    TRIAL_PIXELS,
+    affordable_probes,
+    first_images,
+    load_images,
+    multiply_adds_of,
+)
+from deploykit.precision.quantization import (
+    Int8Options,
+    QuantizationErrors,
+    measure_errors,
+    plan_int8,
+    quantize_to_int8,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from deploykit.comparison.reference import Reference
+    from deploykit.comparison.validation import ValidationReport
+    from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.core.progress import Journal, ProgressTask
+    from deploykit.core.specs import Runner
+    from deploykit.precision.calibration import Calibrated
+    from deploykit.precision.calibration_data import CalibrationOptions
+    from deploykit.precision.quantization import Int8Result
+
+    Batches = list[NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Int8Request:
+    """Calibration images, what the user fixed of the choices, and what stays out of INT8.
+
+    ``policy`` holds for what ``wishes`` leaves open until a trial shows that another pays.
+    """
+
+    calibration: CalibrationOptions
+    wishes: Int8Choices = field(default_factory=Int8Choices)
+    policy: QdqPolicy = field(default_factory=QdqPolicy)
+    rest: Precision = Precision.FP16
+
+    def __post_init__(self) -> None:
+        known = (AUTO, *METHODS)
+        if self.wishes.method not in known:
+            raise UnknownNameError(
+                "calibration method", self.wishes.method, known, ", ".join(known)
+            )
+
+
+@dataclass(frozen=True)
+class Int8Outcome:
+    """The INT8 graph, how it compares with FP32, and how its ranges were chosen.
+
+    ``judged`` are the batches of held-out images that it was compared on, and the FP32 logits.
+    """
+
+    result: Int8Result
+    judged: tuple[Batches, Batches]
+    report: ValidationReport
+    calibrated: Calibrated
+    choice: Choice
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for the manifest."""
+        return {
+            **self.calibrated.to_dict(),
+            "method": self.choice.method,
+            "policy": asdict(self.choice.policy),
+            "trials": [asdict(trial) for trial in self.choice.trials],
+        }
+
+
+def convert_to_int8(
+    reference: Reference, path: Path, request: Int8Request, journal: Journal
+) -> Int8Outcome:
+    """Calibrate, make the choices on held-out images, write the graph to ``path``, validate it.
+
+    Raises:
+        DataError: the calibration images cannot be used.
+        ModelFileError: the graph is quantized already, or nothing in it can be INT8.
+        ValidationError: the result is not the model any more.
+    """
+    artifact = reference.artifact
+    require_opset(artifact)
+    plan_int8(artifact, request.policy)  # refuses what has nothing to quantize, before calibrating
+    calibrated = calibrate_graph(
+        artifact,
+        str(reference.model["name"]),
+        reference.preprocessing,
+        request.calibration,
+        journal,
+        reference.runners,
+    )
+    held_out = load_images(calibrated.data, calibrated.data.held_out, artifact, JUDGED_PIXELS)
+    with reference.runners.open(artifact.path) as runner:
+        expected = outputs_of(runner, held_out)
+    contest = _contest(reference, calibrated, (held_out, expected), request)
+    with journal.stage("choose") as task:
+        measure = partial(_measure, reference, calibrated, task)
+        choice = choose(contest, request.wishes, request.policy, measure, task)
+    with journal.stage("convert to int8") as task:
+        result = quantize_to_int8(
+            artifact,
+            calibrated.table.select(choice.method),
+            path,
+            options=Int8Options(choice.policy, request.rest),
+            magnitudes=_magnitudes(reference, request.rest, task),
+            errors=choice.errors,
+        )
+    with journal.stage("validate int8"), reference.runners.judge(path) as runner:
+        report = _validate(runner, held_out, expected)
+    journal.notes += _other_sizes(path, reference)
+    return Int8Outcome(result, (held_out, expected), report, calibrated, choice)
+
+
+def _contest(
+    reference: Reference,
+    calibrated: Calibrated,
+    judged: tuple[Batches, Batches],
+    request: Int8Request,
+) -> Trials:
+    artifact = reference.artifact
+    height, width = calibrated.data.preprocessing.crop
+    fewer = first_images(*judged, TRIAL_PIXELS // (height * width), artifact)
+    wish = request.wishes.sensitive_layers
+    costs = {} if wish == "int8" else multiply_adds_of(artifact, (height, width))
+    count = affordable_probes(costs, insist=wish == "keep")
+    probed = first_images(*judged, count, artifact) if count else None
+    model = onnx_graph.read_model(artifact.path)
+    return Trials(model, calibrated.table, *fewer, reference.runners, probed, costs)
+
+
+def _validate(runner: Runner, held_out: Batches, expected: Batches) -> ValidationReport:
+    # Ranges hold for images like those of the calibration: others would judge the data.
+    names = ("the int8 graph", "the fp32 graph")
+    outputs = outputs_of(runner, held_out)
+    report = validate(outputs, expected, precision=Precision.INT8, names=names)
+    report.require_pass()
+    return report
+
+
+def _other_sizes(path: Path, reference: Reference) -> list[str]:
+    """How open images do at the sizes that no range was measured at: for the user to judge."""
+    crop = reference.preprocessing.crop
+    pairs = zip(reference.batches, reference.logits, strict=True)
+    others = [(batch, logits) for batch, logits in pairs if batch.shape[2:] != crop]
+    if not others:
+        return []
+    with reference.runners.judge(path) as runner:
+        found = [compare(outputs_of(runner, [batch])[0], logits) for batch, logits in others]
+    figures = ", ".join(
+        f"{batch.shape[2]} x {batch.shape[3]}: {one.min_cosine:.4f}"
+        for one, (batch, _) in zip(found, others, strict=True)
+    )
+    seen = f"INT8 ranges are of images of {crop[0]} x {crop[1]}"
+    return [f"{seen}; least cosine with {reference.made_by} at other sizes: {figures}"]
+
+
+def _measure(
+    reference: Reference,
+    calibrated: Calibrated,
+    task: ProgressTask,
+    method: str,
+    policy: QdqPolicy,
+) -> QuantizationErrors:
+    artifact, open_runner = reference.artifact, reference.runners.measuring
+    seen = load_images(calibrated.data, calibrated.data.indices, artifact, BIAS_PIXELS)
+    amax = calibrated.table.select(method)
+    plan = plan_int8(artifact, policy)
+    return measure_errors(artifact, plan, amax, seen, open_runner=open_runner, task=task)
+
+
+def require_opset(artifact: OnnxArtifact) -> None:
+    """Refuse a graph that Q/DQ pairs of this kind cannot stand in.
+
+    Raises:
+        ModelFileError: its opset is too old, and could not be raised.
+    """
+    if artifact.opset < onnx_graph.OLDEST_FOR_INT8:
+        raise ModelFileError(
+            f"this graph is of opset {artifact.opset} and cannot be raised automatically\n"
+            f"INT8 needs {onnx_graph.OLDEST_FOR_INT8} or later: export the model again"
+        )
+
+
+def _magnitudes(reference: Reference, rest: Precision, task: ProgressTask) -> Mapping[str, float]:
+    if rest is Precision.FP32:
+        return {}
+    model = onnx_graph.read_model(reference.artifact.path)
+    open_runner = reference.runners.measuring
+    return measure_magnitudes(model, reference.batches, open_runner=open_runner, task=task)

@@ -1,0 +1,1 @@
+"""Requests of many callers gathered into few batches."""

@@ -1,0 +1,180 @@
+"""From a TARGET of the command line to a verified FP32 graph with its reference outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from deploykit.backends.ort import OrtRunner
+from deploykit.comparison.reference import Reference
+from deploykit.comparison.validation import outputs_of, validate
+from deploykit.core.choices import DefinitionChoices
+from deploykit.core.errors import (
+    ControlFlowError,
+    DeploykitError,
+    ExportError,
+    ModelFileError,
+    ValidationError,
+)
+from deploykit.core.precision import Precision
+from deploykit.images.batching import sample_batches
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from deploykit.comparison.validation import ValidationReport
+    from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.core.progress import Journal
+    from deploykit.core.specs import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """What a target is told before it becomes a graph, and the images that it is verified on.
+
+    Without ``weights`` a definition has its own, or untrained ones from ``seed``; without ``data``
+    the images are the photographs that come with deploykit.
+    """
+
+    weights: str | None = None
+    seed: int = 0
+    choices: DefinitionChoices = field(default_factory=DefinitionChoices)
+    data: Path | None = None
+
+
+def from_definition(
+    spec: ModelSpec, path: Path, journal: Journal, told: SourceOptions
+) -> Reference:
+    """Build, load and export a definition; eager torch is the reference.
+
+    Raises:
+        WeightsError: the weights cannot be used.
+        ControlFlowError: the definition decides by the values of its input.
+        ExportError: no exporter takes the definition.
+        ValidationError: what they export computes something else.
+    """
+    with journal.stage("definition"):
+        from deploykit.backends.eager import EagerRunner
+        from deploykit.sources.weights import build_with_weights
+
+        module, record = build_with_weights(spec, told.weights, told.seed)
+        choices = told.choices.preprocessing
+        preprocessing = choices.applied_to(record.preprocessing or spec.preprocessing)
+        batches = sample_batches(preprocessing, told.data)
+        with EagerRunner(module, spec.inputs, spec.outputs) as runner:
+            logits = outputs_of(runner, batches)
+        deployed = _as_it_runs(spec, module, journal, (batches, logits))
+    journal.notes += spec.notes
+    if spec.preprocessing_assumed:
+        journal.notes += choices.assumptions(preprocessing)
+    if record.trained is None:
+        journal.notes.append(f"weights: {record.source}; whether they are trained is not known")
+    elif not record.trained:
+        journal.notes.append(f"weights: {record.source}; its answers mean nothing")
+    artifact, report, exporter = _export_verified(spec, deployed, path, journal, (batches, logits))
+    return Reference(
+        artifact=artifact,
+        batches=batches,
+        logits=logits,
+        made_by="torch eager",
+        report=report,
+        model=_describe(spec),
+        weights={
+            "source": record.source,
+            "sha256": record.sha256,
+            "trained": record.trained,
+        },
+        preprocessing=preprocessing,
+        labels=record.labels or spec.labels,
+        conversion={"exporter": exporter, "inference_form": deployed is not module},
+    )
+
+
+def _as_it_runs(
+    spec: ModelSpec,
+    module: nn.Module,
+    journal: Journal,
+    expected: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]],
+) -> nn.Module:
+    """``module`` as it is meant to run, where that computes the same; otherwise as it is."""
+    from deploykit.backends.eager import EagerRunner
+    from deploykit.sources.inference_form import inference_form
+
+    batches, logits = expected
+    try:
+        form = inference_form(module)
+        if form is None:
+            return module
+        with EagerRunner(form.module, spec.inputs, spec.outputs) as runner:
+            outputs = outputs_of(runner, batches)
+        names = ("its form for inference", "torch eager")
+        validate(outputs, logits, precision=Precision.FP32, names=names).require_pass()
+    except (ExportError, ValidationError) as exc:
+        journal.notes.append(f"it is exported as it was trained: {' '.join(str(exc).splitlines())}")
+        return module
+    journal.notes += form.notes
+    return form.module
+
+
+def _export_verified(
+    spec: ModelSpec,
+    module: nn.Module,
+    path: Path,
+    journal: Journal,
+    expected: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]],
+) -> tuple[OnnxArtifact, ValidationReport, str]:
+    from deploykit.sources.torch_export import EXPORTERS, export_module
+
+    failures: list[DeploykitError] = []
+    for exporter in EXPORTERS:
+        try:
+            with journal.stage("export"):
+                artifact = export_module(spec, module, path, exporter)
+            report = require_equal(artifact, *expected, "torch eager", journal)
+        except ControlFlowError:
+            raise  # the other exporter would keep the one branch that it happened to see
+        except (ExportError, ModelFileError, ValidationError) as exc:
+            failures.append(exc)
+            journal.notes.append(f"{exporter} was not used: {' '.join(str(exc).splitlines())}")
+        else:
+            return artifact, report, exporter
+    # A wrong graph says more than a refusal: it comes with figures.
+    raise next((exc for exc in failures if isinstance(exc, ValidationError)), failures[-1])
+
+
+def require_equal(
+    artifact: OnnxArtifact,
+    batches: list[NDArray[np.float32]],
+    logits: list[NDArray[np.float32]],
+    made_by: str,
+    journal: Journal,
+) -> ValidationReport:
+    """Run the graph on ``batches`` and hold its logits against those that ``made_by`` made.
+
+    Raises:
+        ValidationError: they differ by more than the limits of the graph's precision.
+    """
+    with journal.stage(f"validate {artifact.precision}"):
+        with OrtRunner(artifact.path) as runner:
+            outputs = outputs_of(runner, batches)
+        names = (f"the {artifact.precision} graph", made_by)
+        report = validate(outputs, logits, precision=artifact.precision, names=names)
+        report.require_pass()
+    return report
+
+
+def _describe(spec: ModelSpec) -> dict[str, Any]:
+    described = {
+        "name": spec.name,
+        "title": spec.title,
+        "paper": spec.paper,
+        "year": spec.year,
+        "num_classes": spec.num_classes,
+        "image_size": list(spec.inputs[0].shape[2:]),
+    }
+    digest = spec.source_sha256
+    return described if digest is None else {**described, "source_sha256": digest}

@@ -1,0 +1,251 @@
+"""A folder as the Hugging Face hub has them: ``config.json``, safetensors, an image processor.
+
+The folder is data: configurations are read as JSON, weights as tensors, and the network is one
+of transformers' own. Code that lies beside them is never run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from deploykit.core.artifacts import made_of, sha256_of, sha256_of_bytes
+from deploykit.core.environment import require
+from deploykit.core.errors import UsageError
+from deploykit.core.specs import BATCH, ModelSpec, Preprocessing, TensorSpec
+from deploykit.sources.image_processor import ProcessorSettings, read_processor
+from deploykit.sources.state_dict import weights_sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from deploykit.core.choices import DefinitionChoices
+
+CONFIG: Final = "config.json"
+PROCESSORS: Final[Mapping[str, str | None]] = {
+    "processor_config.json": "image_processor",
+    "preprocessor_config.json": None,
+}
+"""Files that may say how images are prepared, and under which key; transformers takes the first."""
+
+WEIGHTS: Final = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Files that may hold the weights, the first that exists is taken; all are read as data."""
+
+IMAGE_SIZE: Final = 224
+"""Assumed where neither file says one."""
+
+_CLASSIFIER: Final = "ForImageClassification"
+_NO_NAME: Final = re.compile(r"LABEL_\d+")
+
+
+def hugging_face_spec(folder: Path, choices: DefinitionChoices) -> ModelSpec:
+    """The spec of the image classifier in ``folder``, with its own weights.
+
+    Input size, crop, interpolation, mean and deviation are those of the image processor's file;
+    another image size keeps the ratio of resize to crop. Names of the classes are the
+    configuration's.
+
+    Raises:
+        UsageError: the folder holds no image classifier of transformers, its images are prepared
+            in a way that cannot be said, or it does not take these choices.
+        MissingDependencyError: transformers is not installed.
+    """
+    name = folder.resolve().name
+    if choices.num_classes is not None:
+        raise UsageError(
+            f"--num-classes is not for {name}: the folder has its own classes\n"
+            "leave it out, or train a head of that size and save it again"
+        )
+    given = _read_json(folder / CONFIG)
+    _require_plain_classifier(given, name, folder)
+    require("transformers")
+    from deploykit.sources import hugging_face_networks as hub
+
+    config = hub.read_config(given, name)
+    prepared = _prepared(folder, config.model_type)
+    height, width = _input_size(config, prepared, choices.image_size)
+    network = hub.outline(config, name)
+    _require_same_class(network, given, name)
+    classes = hub.count_classes(network, (height, width), name)
+    is_bgr = prepared is not None and prepared.is_bgr
+    return ModelSpec(
+        name=name,
+        title=f"{type(network).__name__} of {name}",
+        paper=None,
+        year=None,
+        inputs=(TensorSpec("input", "float32", (BATCH, 3, height, width)),),
+        outputs=(TensorSpec("logits", "float32", (BATCH, classes)),),
+        preprocessing=_resized(prepared, height, width),
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        multiply_adds=None,
+        labels=_labels(config.id2label, classes),
+        torchvision=None,
+        builder=partial(hub.build, config, is_bgr=is_bgr),
+        weights_file=_weights_file(folder),
+        source_sha256=digest(folder),
+        adapt_state=partial(hub.under_todays_names, config),
+        preprocessing_assumed=prepared is None,
+        notes=tuple(_notes(config, choices, prepared, height)),
+    )
+
+
+def digest(folder: Path) -> str:
+    """Hex digest over the files that say what the network is and how images are prepared."""
+    files = [folder / name for name in (CONFIG, *PROCESSORS) if (folder / name).is_file()]
+    return sha256_of_bytes("".join(f"{sha256_of(file)}  {file.name}\n" for file in files).encode())
+
+
+def digest_with_weights(folder: Path) -> str:
+    """As `digest`, with the folder's weights where there are any."""
+    weights = _weights_file(folder)
+    return made_of(digest(folder), weights_sha256(weights) if weights.is_file() else None)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"cannot read {path} ({type(error).__name__}: {error})\n"
+            "expected a folder as save_pretrained of transformers writes it"
+        ) from error
+    if not isinstance(content, dict):
+        raise UsageError(
+            f"{path} holds a JSON {type(content).__name__}, not an object\n"
+            "expected a folder as save_pretrained of transformers writes it"
+        )
+    return content
+
+
+def _require_plain_classifier(given: Mapping[str, Any], name: str, folder: Path) -> None:
+    """Refuse what is no image classifier, and what transformers alone cannot build."""
+    _require_no_code(given, f"{name}/{CONFIG}")
+    architecture = _architecture(given)
+    timm = given.get("architecture")
+    if isinstance(timm, str) and (not architecture or architecture.startswith("TimmWrapper")):
+        raise UsageError(
+            f"{name} is {timm} of timm, not of transformers\n"
+            f"use timm:{timm} --weights {_weights_file(folder)}"
+        )
+    if _CLASSIFIER not in architecture:
+        raise UsageError(
+            f"{name} is {architecture or 'of no architecture'}, not an image classifier\n"
+            f'expected "architectures" in {CONFIG} to name a ...{_CLASSIFIER}'
+        )
+    if given.get("quantization_config"):
+        raise UsageError(
+            f"the weights of {name} are quantized already (quantization_config)\n"
+            "take the folder that they were made from; --int8 quantizes it"
+        )
+
+
+def _require_no_code(given: Mapping[str, Any], where: str) -> None:
+    if given.get("auto_map"):
+        raise UsageError(
+            f"{where} asks for code of its own (auto_map), which is never run\n"
+            "for code that you trust, write a function that returns the module: "
+            "path/to/file.py:factory"
+        )
+
+
+def _architecture(given: Mapping[str, Any]) -> str:
+    names = given.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""
+
+
+def _require_same_class(network: object, given: Mapping[str, Any], name: str) -> None:
+    built = type(network).__name__
+    if built != _architecture(given):
+        raise UsageError(
+            f"{name} is {_architecture(given)}, but its model_type "
+            f"{given.get('model_type')!r} makes {built}\n"
+            f"check architectures and model_type in {CONFIG}"
+        )
+
+
+def _prepared(folder: Path, model_type: str) -> ProcessorSettings | None:
+    """How the folder's image processor prepares images, ``None`` where there is none."""
+    for name, key in PROCESSORS.items():
+        file = folder / name
+        if not file.is_file():
+            continue
+        content = _read_json(file)
+        given = content if key is None else content.get(key)
+        if isinstance(given, dict):  # a processor of text alone is none
+            where = f"{folder.resolve().name}/{name}"
+            _require_no_code(given, where)
+            return read_processor(given, model_type, where)
+    return None
+
+
+def _input_size(
+    config: Any, prepared: ProcessorSettings | None, wanted: int | None
+) -> tuple[int, int]:
+    if wanted is not None:
+        return wanted, wanted
+    if prepared is not None:
+        return prepared.preprocessing.crop
+    return _trained_size(config) or (IMAGE_SIZE, IMAGE_SIZE)
+
+
+def _trained_size(config: Any) -> tuple[int, int] | None:
+    """Height and width in the configuration; networks that take any size have none."""
+    vision = getattr(config, "vision_config", config)
+    match getattr(vision, "image_size", None):
+        case int(side):
+            return side, side
+        case [int(height), int(width)] | (int(height), int(width)):
+            return height, width
+    return None
+
+
+def _resized(prepared: ProcessorSettings | None, height: int, width: int) -> Preprocessing:
+    if prepared is None:
+        return Preprocessing(crop=(height, width), resize=round(min(height, width) * 256 / 224))
+    known = prepared.preprocessing
+    if known.crop == (height, width):
+        return known
+    rows, columns = height / known.crop[0], width / known.crop[1]
+    match known.resize:
+        case int(shorter):
+            resize: int | tuple[int, int] | None = round(shorter * rows)
+        case (int(tall), int(wide)):
+            resize = round(tall * rows), round(wide * columns)
+        case other:
+            resize = other
+    return replace(known, crop=(height, width), resize=resize)
+
+
+def _labels(names: Mapping[int, str], classes: int) -> tuple[str, ...] | None:
+    """Names in the order of the logits, each on one line; ``None`` where they say nothing."""
+    if set(names) != set(range(classes)):
+        return None
+    labels = tuple(" ".join(str(names[index]).split()) for index in range(classes))
+    return None if all(map(_NO_NAME.fullmatch, labels)) else labels
+
+
+def _weights_file(folder: Path) -> Path:
+    """The first of the known files; where there is none, the one that should be there."""
+    files = [folder / name for name in WEIGHTS]
+    return next((file for file in files if file.is_file()), files[0])
+
+
+def _notes(
+    config: Any, choices: DefinitionChoices, prepared: ProcessorSettings | None, size: int
+) -> Iterator[str]:
+    if choices.image_size is None and prepared is None and _trained_size(config) is None:
+        yield f"an input of {size}x{size} is assumed; another: --input-size PX"
+    kind = getattr(config, "problem_type", None)
+    if kind in {"multi_label_classification", "regression"}:
+        yield f"it was trained for {kind}, but is judged and shown as if one class were right"
+    if prepared is not None and prepared.is_bgr:
+        yield "images stay RGB: the network itself turns them into the BGR that it was trained on"

@@ -1,0 +1,342 @@
+"""A user's own ``.onnx`` file: what it takes, and the graph that later stages rely on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from deploykit import graph as onnx_graph
+from deploykit.comparison.reference import Reference, Runners
+from deploykit.comparison.validation import validate
+from deploykit.core.errors import ModelFileError, UsageError, ValidationError
+from deploykit.core.precision import Precision
+from deploykit.core.sizes import RGB, ShapeProfile, are_images
+from deploykit.core.specs import Preprocessing
+from deploykit.images.batching import BATCHES, sample_batches
+from deploykit.images.side_inputs import SideInputs, require_per_image
+from deploykit.sources.image_sizes import (
+    note_of_sizes,
+    other_sizes,
+    preferred_size,
+    recorded_sizes,
+    sample_other_sizes,
+)
+from deploykit.sources.onnx_outputs import (
+    answers_of,
+    answers_one_by_one,
+    choose_logits,
+    logits_in,
+    other_problems,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import onnx_ir as ir
+    from onnx_ir import Model
+
+    from deploykit.comparison.validation import ValidationReport
+    from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.core.progress import Journal
+    from deploykit.core.specs import TensorSpec
+    from deploykit.sources.definition import SourceOptions
+    from deploykit.sources.onnx_outputs import Answers, Images, LogitsChoice
+
+
+ORIGINAL = "the original file"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Images, and what the untouched original answers to them in all of its outputs."""
+
+    batches: list[Images]
+    answers: list[Answers]
+    logits_name: str
+
+    @property
+    def logits(self) -> list[Images]:
+        """The logits (N, K) of each batch."""
+        return logits_in(self.answers, self.logits_name)
+
+
+@dataclass
+class OwnGraph:
+    """A user's graph on its way: the last form that was proven, which lies at ``path``."""
+
+    model: ir.Model
+    original: Path
+    path: Path
+    parents: tuple[str, ...]
+    judged: Judged
+    runners: Runners
+    artifact: OnnxArtifact = field(init=False)
+    report: ValidationReport = field(init=False)
+    done: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.artifact, self.report = self._proven(self.model, self.judged)
+
+    def attempt(
+        self,
+        name: str,
+        step: Callable[[ir.Model], ir.Model],
+        journal: Journal,
+        judged: Judged | None = None,
+    ) -> bool:
+        """Go on with what ``step`` makes of the graph, if it computes what the original does.
+
+        ``judged`` are other images than before. Where the step cannot be done or is wrong, the
+        graph stays as it was, and a note says why.
+        """
+        wanted = judged or self.judged
+        try:
+            with journal.stage(name):
+                changed = step(self.model)
+                if changed is self.model:
+                    return False
+                onnx_graph.tidy(changed, rename=False)
+                found = self._proven(changed, wanted)
+        except (ModelFileError, ValidationError) as exc:
+            reason = " ".join(str(exc).splitlines())
+            journal.notes.append(f"{name} was left out: {reason}")
+            self.artifact = onnx_graph.write_model(
+                self.model, self.path, Precision.FP32, self.parents
+            )
+            return False
+        self.done.append(f"{name} ({_difference(self.model, changed, wanted)})")
+        self.model, self.judged = changed, wanted
+        self.artifact, self.report = found
+        return True
+
+    def notes(self) -> list[str]:
+        """What was done to the file, for the user."""
+        return [f"done to the graph, and proven: {', '.join(self.done)}"] if self.done else []
+
+    def _proven(self, model: ir.Model, judged: Judged) -> tuple[OnnxArtifact, ValidationReport]:
+        artifact = onnx_graph.write_model(model, self.path, Precision.FP32, self.parents)
+        with self.runners.open(self.path) as runner:
+            answers = answers_of(runner, judged.batches)
+        name = judged.logits_name
+        got = logits_in(answers, name)
+        names = ("the fp32 graph", ORIGINAL)
+        report = validate(got, judged.logits, precision=Precision.FP32, names=names)
+        report.require_pass()
+        problems = other_problems(answers, judged.answers, name)
+        if problems:
+            raise ValidationError(
+                f"the fp32 graph does not compute what {ORIGINAL} computes\n{problems[0]}"
+            )
+        return artifact, report
+
+
+def _difference(before: ir.Model, after: ir.Model, judged: Judged) -> str:
+    opsets = [model.graph.opset_imports.get("", 0) for model in (before, after)]
+    if opsets[0] != opsets[1]:
+        return f"from {opsets[0]} to {opsets[1]}"
+    if before.graph.inputs[0].shape != after.graph.inputs[0].shape:
+        sizes = ", ".join(str(len(batch)) for batch in judged.batches)
+        return f"run at batches {sizes}, image by image"
+    return f"{len(before.graph)} nodes became {len(after.graph)}"
+
+
+_OPENING: Final = "opening the batch"
+
+
+def from_onnx(
+    original: Path,
+    path: Path,
+    journal: Journal,
+    told: SourceOptions,
+    profile: ShapeProfile | None = None,
+) -> Reference:
+    """A user's own FP32 classifier in the form that conversions rely on, written to ``path``.
+
+    An old opset is raised, a fixed batch opened and constants are folded; onnxruntime on the
+    untouched file is the reference of each step, and a step that cannot be proven is left out.
+    ``profile`` says the sizes of what is open; a batch that is fixed at its only one stays. What
+    the file takes beside images is as ``told``, or noise.
+
+    Raises:
+        ModelFileError: not a readable FP32 model with one image input, or one that TensorRT
+            cannot compile.
+        UsageError: height or width is open and ``profile`` does not say its size, or is fixed and
+            it does; or nobody can guess what an input beside the images takes.
+        DataError: the values for these inputs do not fit.
+        ValidationError: the graph computes something else once it is tidied.
+    """
+    with journal.stage("read"):
+        source, model = _read(original)
+        image = require_image_classifier(source)
+        assumed = assumed_preprocessing(original.name, image, profile)
+        profile = profile or ShapeProfile()
+        wishes = told.choices.preprocessing
+        preprocessing = wishes.applied_to(assumed)
+        runners = Runners(side_inputs_of(source, image, told.choices.side_inputs))
+        batches = _sample(image, preprocessing, told.data, profile)
+        judged, choice = _ask_original(original, batches, runners)
+        onnx_graph.put_image_first(model, image.name)
+        onnx_graph.put_first(model, choice.name, flatten=not choice.flat)
+    with journal.stage("validate fp32"):
+        parents = (source.sha256, *source.parents)
+        own = OwnGraph(model, original, path, parents, judged, runners)
+    journal.notes += wishes.assumptions(preprocessing) + note_of_sizes(image, profile)
+    journal.notes += [*runners.side.notes(), *choice.notes()]
+    own.attempt("raising the opset", onnx_graph.raise_opset, journal)
+    _open_batch(own, image, sample_batches(preprocessing, told.data, BATCHES), profile, journal)
+    own.attempt("folding constants", onnx_graph.fold, journal)
+    journal.notes += own.notes()
+    return Reference(
+        artifact=own.artifact,
+        batches=own.judged.batches,
+        logits=own.judged.logits,
+        made_by=ORIGINAL,
+        report=own.report,
+        model={
+            "name": original.stem,
+            "image_size": list(preprocessing.crop),
+            **recorded_sizes(image, profile),
+            **runners.recorded,
+        },
+        weights={"source": original.name, "sha256": source.sha256, "trained": True},
+        preprocessing=preprocessing,
+        conversion={"steps": own.done},
+        runners=runners,
+    )
+
+
+def _read(original: Path) -> tuple[OnnxArtifact, Model]:
+    """The description of the file, and its graph without functions and constant branches."""
+    onnx_graph.first_look(original)
+    model = onnx_graph.read_model(original)
+    onnx_graph.require_usable(model, original.name)
+    return onnx_graph.read_artifact(original), onnx_graph.plain(model, original.name)
+
+
+def _sample(
+    image: TensorSpec, preprocessing: Preprocessing, data: Path | None, profile: ShapeProfile
+) -> list[Images]:
+    """Images in the batches that the file takes, and of other sizes where it takes these."""
+    fixed = image.shape[0]
+    batches = sample_batches(preprocessing, data, (fixed,) if isinstance(fixed, int) else BATCHES)
+    few = fixed if isinstance(fixed, int) else BATCHES[1]
+    return batches + sample_other_sizes(other_sizes(image, profile), preprocessing, data, few)
+
+
+def _ask_original(
+    original: Path, batches: list[Images], runners: Runners
+) -> tuple[Judged, LogitsChoice]:
+    """What the original answers to ``batches``, and which of its outputs are the logits."""
+    with runners.open(original) as runner:
+        answers = answers_of(runner, batches)
+        choice = choose_logits(original.name, runner.outputs, answers[0])
+    return Judged(batches, answers, choice.name), choice
+
+
+def _open_batch(
+    own: OwnGraph,
+    image: TensorSpec,
+    batches: list[Images],
+    profile: ShapeProfile,
+    journal: Journal,
+) -> None:
+    """Let a fixed batch take any number of images, held against the original image by image."""
+    fixed = image.shape[0]
+    if not isinstance(fixed, int):
+        return
+    if fixed == profile.min_batch == profile.max_batch:
+        journal.notes.append(f"the batch stays {fixed}, as --batch {fixed} asks")
+        return
+    try:
+        with own.runners.open(own.original) as runner:
+            answers = answers_one_by_one(runner, batches, fixed)
+    except ModelFileError as exc:
+        opened = False
+        journal.notes.append(f"{_OPENING} was left out: {exc}")
+    else:
+        judged = Judged(batches, answers, own.judged.logits_name)
+        opened = own.attempt(_OPENING, onnx_graph.open_batch, journal, judged)
+    if not opened:
+        journal.notes.append(f"the batch stays {fixed}: every call takes so many images at once")
+
+
+def require_image_classifier(source: OnnxArtifact) -> TensorSpec:
+    """The image input of an FP32 classifier.
+
+    Raises:
+        ModelFileError: it is converted already, or takes no images.
+    """
+    if source.precision is not Precision.FP32:
+        raise ModelFileError(
+            f"{source.path.name} is already {source.precision}; "
+            "deploykit converts from FP32: give it the FP32 model"
+        )
+    return require_image(source.path.name, source.inputs)
+
+
+def require_image(name: str, inputs: tuple[TensorSpec, ...]) -> TensorSpec:
+    """The image input of a model that is called ``name``; the first where there are several.
+
+    Raises:
+        ModelFileError: it takes no images.
+    """
+    for tensor in inputs:
+        if tensor.dtype == "float32" and are_images(tensor.shape):
+            return tensor
+    found = ", ".join(f"{t.name} {t.dtype} {t.shape}" for t in inputs) or "nothing"
+    raise ModelFileError(
+        f"{name} takes {found}\nexpected images, float32 (batch, 3, H, W)" + _advice(inputs)
+    )
+
+
+def side_inputs_of(source: OnnxArtifact, image: TensorSpec, given: Path | None) -> SideInputs:
+    """Values for what ``source`` takes beside its images: those of a file, or noise.
+
+    Raises:
+        ModelFileError: they have not one entry for each image.
+        UsageError: a file is given for a model of images alone; or there is none, and nobody can
+            guess the values.
+        DataError: the file does not fit.
+    """
+    require_per_image(source.inputs, image)
+    if given is None:
+        return SideInputs.noise(source.inputs, image)
+    if len(source.inputs) == 1:
+        raise UsageError(
+            f"{source.path.name} takes images alone\n"
+            f"leave out --side-inputs {given}: it is for models of several inputs"
+        )
+    return SideInputs.read(given, source.inputs, image)
+
+
+def _advice(inputs: tuple[TensorSpec, ...]) -> str:
+    """What to do about inputs that are no images, one line; nothing where nobody can tell."""
+    for tensor in inputs:
+        if tensor.dtype == "uint8":
+            return "\nlet it begin after the division by 255: deploykit prepares the images itself"
+        if tensor.dtype != "float32":
+            return f"\nexport it with a float32 input, {tensor.name} is {tensor.dtype}"
+        if tensor.shape[-1:] == (RGB,):
+            return (
+                "\nits channels are last; export it with channels first (tf2onnx: "
+                f"--inputs-as-nchw {tensor.name})"
+            )
+        if len(tensor.shape) < 4:  # noqa: PLR2004 - batch, channels, height, width
+            return "\nit has no batch axis; export it with a batch: torch.zeros(1, 3, H, W)"
+    return ""
+
+
+def assumed_preprocessing(
+    name: str, image: TensorSpec, profile: ShapeProfile | None = None
+) -> Preprocessing:
+    """ImageNet's preprocessing at the size of ``image``, for files that do not say theirs.
+
+    ``profile`` says the size that an open height or width is prepared to.
+
+    Raises:
+        UsageError: one is open, and nothing says its size.
+    """
+    height, width = preferred_size(name, image, profile)
+    # The published networks cut 224 out of 256; the same share holds for other sizes.
+    return Preprocessing(crop=(height, width), resize=round(min(height, width) * 256 / 224))

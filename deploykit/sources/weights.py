@@ -1,0 +1,203 @@
+"""Weights of a network: untrained, its own, published ones, or from a file."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from deploykit.core.environment import require
+from deploykit.core.errors import UsageError, WeightsError
+from deploykit.models._registry import get, names
+from deploykit.sources.downloads import torch_hub_file
+from deploykit.sources.state_dict import WeightsRecord, misfits, read_state_dict, weights_sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Mapping
+
+    from torch import Tensor, nn
+
+    from deploykit.core.specs import ModelSpec, Preprocessing
+
+
+_RENAMED: Final = (
+    # DenseNet, as torchvision's densenet.py reads its own files
+    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\."), r"\1\2."),
+    # Vision transformers, as vision_transformer.py does
+    (re.compile(r"(\.mlp)\.linear_1\."), r"\1.0."),
+    (re.compile(r"(\.mlp)\.linear_2\."), r"\1.3."),
+)
+
+
+def with_todays_names(
+    state: Mapping[str, Tensor], expected: Container[str]
+) -> Mapping[str, Tensor]:
+    """``state``, with old names replaced where the network expects the new one instead."""
+    return {_todays_name(name, expected): tensor for name, tensor in state.items()}
+
+
+def _todays_name(name: str, expected: Container[str]) -> str:
+    if name in expected:
+        return name
+    for pattern, replacement in _RENAMED:
+        renamed = pattern.sub(replacement, name)
+        if renamed in expected:
+            return renamed
+    return name
+
+
+def imagenet_weights(spec: ModelSpec) -> tuple[Mapping[str, Tensor], WeightsRecord]:
+    """State dict and record of the weights that torchvision or timm publishes for ``spec``.
+
+    Raises:
+        UsageError: there are none for this network or number of classes.
+        WeightsError: they cannot be had.
+        MissingDependencyError: the package that publishes them is not installed.
+    """
+    if spec.timm is not None:
+        from deploykit.sources.timm import timm_weights
+
+        return timm_weights(spec, spec.timm)
+    published = _published_weights(spec)
+    path, sha256 = torch_hub_file(published.url)
+    record = WeightsRecord(
+        f"torchvision {published}",
+        sha256,
+        trained=True,
+        labels=tuple(published.meta["categories"]),
+        preprocessing=_preprocessing(spec, published.transforms()),
+    )
+    return read_state_dict(path), record
+
+
+def _published_weights(spec: ModelSpec) -> Any:
+    """The member of torchvision's enumeration; its classes carry no types."""
+    if spec.torchvision is None:
+        possible = [name for name in names() if get(name).torchvision]
+        raise UsageError(
+            f"torchvision publishes no ImageNet weights for {spec.name}\n"
+            f"it does for {', '.join(possible)}\n"
+            f"for {spec.name} give a file: --weights FILE"
+        )
+    models = require("torchvision.models")
+    published = models.get_model_weights(spec.torchvision).DEFAULT
+    classes = len(published.meta["categories"])
+    if spec.num_classes != classes:
+        raise UsageError(
+            f"the ImageNet weights of {spec.name} have {classes} classes, not {spec.num_classes}\n"
+            "leave --num-classes out, or give a file: --weights FILE"
+        )
+    return published
+
+
+def _preprocessing(spec: ModelSpec, transforms: Any) -> Preprocessing | None:
+    """The resizing that the weights were evaluated with, where it is not the spec's.
+
+    Mean and deviation stay the spec's: torchvision gives GoogLeNet's for the layer that it puts
+    in front of the network.
+    """
+    (resize,), (crop,) = transforms.resize_size, transforms.crop_size
+    actual = replace(
+        spec.preprocessing,
+        resize=round(spec.preprocessing.crop[0] * resize / crop),
+        interpolation=transforms.interpolation.value,
+    )
+    return None if actual == spec.preprocessing else actual
+
+
+IMAGENET: Final = "imagenet"
+"""The word that asks for the weights that torchvision or timm publishes."""
+
+
+def build_with_weights(
+    spec: ModelSpec, weights: str | None, seed: int
+) -> tuple[nn.Module, WeightsRecord]:
+    """The network as it is deployed, on the CPU, in evaluation mode, with its weights.
+
+    Heads that only training uses (GoogLeNet's) are gone, whether the weights had them or not.
+    The caller's random state is left as it was.
+
+    Args:
+        spec: The network.
+        weights: ``None`` for the definition's own, or untrained ones drawn from ``seed``;
+            ``"imagenet"`` for those that torchvision or timm publishes, otherwise the path of a
+            ``.safetensors``, ``.npz``, ``.pth``, ``.pt`` or ``.th`` file.
+        seed: Of the untrained weights, and of what a user's factory draws.
+
+    Raises:
+        UsageError: nobody publishes weights for this network or number of classes.
+        WeightsError: the weights cannot be had, cannot be read or do not fit.
+        MissingDependencyError: a package that this needs is not installed.
+    """
+    state, record = _chosen(spec, weights, seed)
+    model = _seeded(spec, seed)
+    from deploykit.sources.logits import network_of
+
+    if state is not None:
+        _load(network_of(model), state, spec, record)
+    _drop_heads(model, training_heads(model))
+    return model, record
+
+
+def _chosen(
+    spec: ModelSpec, weights: str | None, seed: int
+) -> tuple[Mapping[str, Tensor] | None, WeightsRecord]:
+    """The state dict to load, ``None`` to leave the module as it was built."""
+    if weights == IMAGENET:
+        return imagenet_weights(spec)
+    if weights is not None:
+        return _file_weights(Path(weights))
+    if spec.weights_file is not None:
+        return _file_weights(spec.weights_file)
+    if spec.built_in is not None:
+        return None, WeightsRecord(spec.built_in, spec.source_sha256, trained=None, labels=None)
+    return None, WeightsRecord(f"untrained, seed {seed}", None, trained=False, labels=None)
+
+
+def training_heads(model: nn.Module) -> tuple[str, ...]:
+    """Names of submodules that only training uses; a network lists them as ``training_only``."""
+    return cast("tuple[str, ...]", getattr(model, "training_only", ()))
+
+
+def _seeded(spec: ModelSpec, seed: int) -> nn.Module:
+    require("torch")
+    import torch
+
+    # Weights are drawn on the CPU, so no GPU's random state needs saving.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return spec.build()
+
+
+def _file_weights(path: Path) -> tuple[Mapping[str, Tensor], WeightsRecord]:
+    require("torch")
+    state = read_state_dict(path)
+    return state, WeightsRecord(path.name, weights_sha256(path), trained=True, labels=None)
+
+
+def _load(
+    model: nn.Module, state: Mapping[str, Tensor], spec: ModelSpec, record: WeightsRecord
+) -> None:
+    heads = training_heads(model)
+    held = {head for head in heads if any(name.startswith(f"{head}.") for name in state)}
+    _drop_heads(model, [head for head in heads if head not in held])
+    # The network's own state dict also says its version, which MNASNet insists on.
+    complete = model.state_dict()
+    if spec.adapt_state is not None:
+        state = spec.adapt_state(state)
+    state = with_todays_names(state, complete)
+    problems = misfits(complete, state)
+    if problems:
+        raise WeightsError(
+            f"{record.source} does not fit {spec.name} with {spec.num_classes} classes\n"
+            f"{'; '.join(problems)}\n"
+            "check the network's name, --num-classes and --input-size"
+        )
+    complete.update(state)
+    model.load_state_dict(complete)
+
+
+def _drop_heads(model: nn.Module, heads: list[str] | tuple[str, ...]) -> None:
+    for head in heads:
+        setattr(model, head, None)

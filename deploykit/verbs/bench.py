@@ -1,0 +1,201 @@
+"""`deploykit bench`: from what was asked for to a file of results and its reports."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from deploykit.benchmarking.matrix.cells import CPU, GPU, plan_cells, unavailable_backends
+from deploykit.benchmarking.matrix.checkpoint import Checkpoint
+from deploykit.benchmarking.matrix.run import MatrixRun, RemainingTime
+from deploykit.benchmarking.matrix.steps import Steps, process_limits, usual_jobs
+from deploykit.benchmarking.report.files import require_results_name, write_reports
+from deploykit.benchmarking.report.rows import ranking, row_of
+from deploykit.benchmarking.result_files import write_run
+from deploykit.core import environment
+from deploykit.core.errors import DeviceError
+from deploykit.core.progress import Progress, SilentProgress
+from deploykit.costs.peaks import gpu_peak, measure_cpu_peaks
+from deploykit.sources.targets import digest_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from deploykit.benchmarking.matrix.cells import Cell, Matrix
+    from deploykit.benchmarking.report.rows import Row
+    from deploykit.benchmarking.results import BenchmarkResult, BenchmarkRun, Switches
+    from deploykit.core.environment import Environment
+    from deploykit.costs.peaks import DevicePeak
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure and how.
+
+    ``work`` keeps graphs and engines for the next run. ``memory_bytes`` is ``None`` for
+    nine tenths of the machine's. ``fresh`` forgets an unfinished run instead of going on with it.
+    """
+
+    matrix: Matrix
+    switches: Switches
+    output: Path
+    work: Path
+    cell_s: float
+    memory_bytes: int | None = None
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The models of one backend, precision and batch, the fastest first."""
+
+    title: str
+    places: tuple[tuple[int, str, float], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        names = ("rank", "model", "latency_ms")
+        places = [dict(zip(names, place, strict=True)) for place in self.places]
+        return {"title": self.title, "places": places}
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """What was measured, where it was written, and what a person should know about it."""
+
+    run: BenchmarkRun
+    files: tuple[Path, ...]
+    resumed: int
+    notes: tuple[str, ...]
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """A row for each result."""
+        return tuple(map(row_of, self.run.results))
+
+    @property
+    def rankings(self) -> tuple[Ranked, ...]:
+        """Every group of two models or more that differ in nothing else."""
+        return tuple(rankings(self.run.results))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return {
+            "results": [row.to_dict() for row in self.rows],
+            "failures": [failure.to_dict() for failure in self.run.failures],
+            "rankings": [ranked.to_dict() for ranked in self.rankings],
+            "files": [str(path) for path in self.files],
+            "resumed": self.resumed,
+            "notes": list(self.notes),
+        }
+
+
+def bench(
+    options: BenchOptions,
+    own_precision: Mapping[str, Any],
+    progress: Progress | None = None,
+) -> BenchReport:
+    """Measure every cell of the matrix and write ``options.output`` with its reports beside it.
+
+    ``own_precision`` comes from `graphs.own_precisions`. A run that was interrupted goes on where
+    it was when the same is asked for again.
+
+    Raises:
+        EngineIncompatibleError: no backend that was asked for works here.
+        UsageError: nothing is left to measure, or the file's name is not ``*.json``.
+        BundleError: a file cannot be written; the notebook keeps what was measured.
+    """
+    progress = progress or SilentProgress()
+    require_results_name(options.output)
+    here = environment.describe()
+    unavailable = unavailable_backends(here.gpus)
+    cells = plan_cells(options.matrix, unavailable, own_precision)
+    notebook = Checkpoint(options.output.parent, _identity(cells, options, here))
+    if options.fresh:
+        notebook.discard()
+    resumed, notes = notebook.found, list(_notes_on_backends(options.matrix, unavailable))
+    steps = _steps(cells, options, here, progress, notes)
+    campaign = MatrixRun(cells, steps, notebook)
+    with progress.step("bench") as task:
+        campaign.run(RemainingTime(task, campaign.length))
+    run = notebook.run()
+    write_run(options.output, run)
+    files = (options.output, *write_reports(run, options.output))
+    notebook.discard()
+    return BenchReport(run, files, resumed, tuple(notes))
+
+
+def rankings(results: Iterable[BenchmarkResult]) -> Iterable[Ranked]:
+    """The models that differ in nothing else, ranked."""
+    groups: dict[str, list[BenchmarkResult]] = {}
+    for result in results:
+        subject = result.subject
+        title = f"{subject.backend} {subject.precision_asked} batch {subject.batch}"
+        groups.setdefault(title, []).append(result)
+    for title, members in groups.items():
+        if len(members) > 1:
+            yield Ranked(title, tuple(ranking(members)))
+
+
+def _steps(
+    cells: Sequence[Cell],
+    options: BenchOptions,
+    here: Environment,
+    progress: Progress,
+    notes: list[str],
+) -> Steps:
+    limits = process_limits(options.cell_s, options.memory_bytes, here.memory_bytes)
+    devices = {cell.device for cell in cells}
+    found = {
+        CPU: _cpu_peak(options.switches, here, progress, notes) if CPU in devices else None,
+        GPU: _gpu_peak(here, notes) if GPU in devices else None,
+    }
+    return Steps(
+        switches=options.switches,
+        work=options.work,
+        limits=limits[0],
+        prepare_limits=limits[1],
+        jobs=usual_jobs(here.logical_cores, here.memory_bytes),
+        peaks={name: peak for name, peak in found.items() if peak is not None},
+    )
+
+
+def _cpu_peak(
+    switches: Switches, here: Environment, progress: Progress, notes: list[str]
+) -> DevicePeak | None:
+    with progress.step("measure this CPU's peak"):
+        try:
+            return measure_cpu_peaks(switches.threads or here.logical_cores)
+        except DeviceError as error:
+            notes.append(f"no physical limits: {'; '.join(str(error).splitlines())}")
+            return None
+
+
+def _gpu_peak(here: Environment, notes: list[str]) -> DevicePeak | None:
+    name = here.gpus[0].name
+    found = gpu_peak(name)
+    if found.peak is None:
+        like = f"; it may be {' or '.join(found.candidates)}" if found.candidates else ""
+        notes.append(f"no physical limits: the rates of {name} are not in the table{like}")
+    return found.peak
+
+
+def _notes_on_backends(matrix: Matrix, unavailable: Mapping[str, str]) -> Iterable[str]:
+    """Of those that were asked for by name; of the others nobody expects anything."""
+    for name in matrix.backends or ():
+        if name in unavailable:
+            yield f"{name} was not measured: {unavailable[name]}"
+
+
+def _identity(cells: Sequence[Cell], options: BenchOptions, here: Environment) -> dict[str, Any]:
+    """What makes two runs the same: the cells, how they are measured, and the machine."""
+    targets = sorted({cell.target for cell in cells})
+    return {
+        "cells": [[cell.target, cell.key] for cell in cells],
+        "files": {target: digest_of(target) for target in targets},
+        "switches": asdict(options.switches),
+        "limits": [options.cell_s, options.memory_bytes],
+        "environment": here.to_dict(),
+    }

@@ -1,0 +1,78 @@
+"""`deploykit build`: one more engine for a bundle, on the machine that will run it."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploykit.backends.trt.compiler import choose_compiler
+from deploykit.bundle.manifest import Bundle
+from deploykit.core import environment
+from deploykit.core.atomic import translated_write_errors
+from deploykit.core.errors import UsageError
+from deploykit.core.progress import Journal, Progress, SilentProgress, StageTime
+from deploykit.exporting.engines import build_engine, profile_of_bundle
+
+if TYPE_CHECKING:
+    from deploykit.backends.trt.builder import CompileOptions
+    from deploykit.core.artifacts import EngineRecord
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """The bundle as it is now, and the engine that was added."""
+
+    bundle: Bundle
+    engine: EngineRecord
+    stages: tuple[StageTime, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``--json``; ``validation`` is the one of the bundle's own graph."""
+        manifest = self.bundle.manifest
+        return {
+            "bundle": str(self.bundle.folder),
+            "precision": str(manifest.precision),
+            "stages": [stage.to_dict() for stage in self.stages],
+            "validation": [dict(report) for report in manifest.validation],
+            "engines": [engine.to_dict() for engine in manifest.engines],
+        }
+
+
+def build(
+    folder: Path, backend: str, options: CompileOptions, progress: Progress | None = None
+) -> BuildReport:
+    """Compile the bundle's own ONNX for this machine and add the engine to the bundle.
+
+    Raises:
+        IntegrityError: the bundle is not as it was written.
+        UsageError: the profile's height or width does not go with the bundle.
+        BuildError: the compiler refuses the graph; the bundle stays as it was.
+    """
+    journal = Journal(progress or SilentProgress())
+    bundle = Bundle.open(folder)
+    options = replace(options, profile=profile_of_bundle(bundle, options.profile))
+    compiler = choose_compiler(backend, environment.gpus())
+    if compiler is None:
+        raise UsageError(
+            "there is nothing to build with --backend none\nchoose tensorrt, tensorrt-rtx or auto"
+        )
+    with journal.stage("verify"):
+        bundle.require_intact()
+    kept_heavy = int(bundle.manifest.conversion.get("kept_heavy", 0))
+    with (
+        translated_write_errors(folder),
+        tempfile.TemporaryDirectory(prefix=".build.", dir=folder) as staging,
+    ):
+        with journal.timed("build engine"):
+            engine = build_engine(
+                bundle.manifest.onnx,
+                Path(staging),
+                compiler,
+                options,
+                journal.progress,
+                allowed_fp32=kept_heavy,
+            )
+        bundle = bundle.with_engine(engine, Path(staging) / engine.file)
+    return BuildReport(bundle, engine, tuple(journal.times))

@@ -1,0 +1,63 @@
+"""`deploykit calibrate`: the ranges of a model's activations on real images, kept for later."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploykit import graph as onnx_graph
+from deploykit.bundle.manifest import MODEL, REFERENCE, Bundle
+from deploykit.comparison.reference import Runners
+from deploykit.core.precision import Precision
+from deploykit.core.progress import Journal, Progress, SilentProgress
+from deploykit.precision.calibration import Calibrated, calibrate_graph
+from deploykit.sources.references import find_source, make_reference
+from deploykit.sources.targets import Kind, kind_of, refuse_definition_options
+
+if TYPE_CHECKING:
+    from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.core.specs import Preprocessing
+    from deploykit.precision.calibration_data import (
+        CalibrationOptions,
+    )
+    from deploykit.sources.definition import SourceOptions
+
+
+def calibrate_target(
+    target: str,
+    options: CalibrationOptions,
+    told: SourceOptions,
+    progress: Progress | None = None,
+) -> tuple[Calibrated, Journal]:
+    """Calibrate a definition, an FP32 ``.onnx`` file, or the FP32 graph of a bundle.
+
+    Torch is needed for a definition only, which is exported as `deploykit export` does it.
+
+    Raises:
+        UsageError: ``target`` has no use for what it is told.
+        DataError: the images cannot be used.
+    """
+    journal = Journal(progress or SilentProgress())
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder) / MODEL
+        artifact, name, preprocessing, runners = _fp32_graph(target, scratch, told, journal)
+        calibrated = calibrate_graph(artifact, name, preprocessing, options, journal, runners)
+    return calibrated, journal
+
+
+def _fp32_graph(
+    target: str, scratch: Path, told: SourceOptions, journal: Journal
+) -> tuple[OnnxArtifact, str, Preprocessing, Runners]:
+    if kind_of(target) is Kind.BUNDLE:
+        refuse_definition_options(target, told.choices, told.weights)
+        bundle = Bundle.open(Path(target))
+        fp32 = bundle.manifest.precision is Precision.FP32
+        artifact = onnx_graph.read_artifact(bundle.folder / (MODEL if fp32 else REFERENCE))
+        preprocessing = told.choices.preprocessing.applied_to(bundle.manifest.preprocessing)
+        name, runners = str(bundle.manifest.model["name"]), Runners.of_bundle(bundle)
+        return artifact, name, preprocessing, runners
+    # Prepared as an export does it, so that the table fits the graph of a later export.
+    reference = make_reference(find_source(target, told, journal), scratch, journal, told)
+    name = str(reference.model["name"])
+    return reference.artifact, name, reference.preprocessing, reference.runners

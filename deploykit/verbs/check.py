@@ -1,0 +1,109 @@
+"""`deploykit check`: is a bundle whole, does it still compute the same, does it fit here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deploykit.backends.ort import OrtRunner
+from deploykit.backends.trt.compiler import loadable_compilers
+from deploykit.backends.trt.fitness import HEADER_BYTES, engine_fits, read_header
+from deploykit.bundle.golden import Golden
+from deploykit.bundle.manifest import Bundle
+from deploykit.comparison.validation import validate
+from deploykit.core import environment
+from deploykit.core.errors import DeploykitError, IntegrityError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deploykit.core.artifacts import EngineRecord
+    from deploykit.core.environment import Gpu
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCheck:
+    """Whether an engine's file is sound and whether it would load on this machine, and why."""
+
+    file: str
+    compiler: str
+    fits: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What is wrong with a bundle; an engine that does not fit this machine is no problem."""
+
+    bundle: str
+    problems: tuple[str, ...]
+    engines: tuple[EngineCheck, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the bundle is as it was written and computes what it computed."""
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return {
+            "bundle": self.bundle,
+            "ok": self.ok,
+            "problems": list(self.problems),
+            "engines": [asdict(engine) for engine in self.engines],
+        }
+
+
+def check(folder: Path) -> CheckReport:
+    """Verify every hash, read each engine's header, run the golden sample on onnxruntime.
+
+    Raises:
+        BundleError: ``folder`` is no bundle at all.
+    """
+    try:
+        bundle = Bundle.open(folder)
+    except IntegrityError as exc:
+        return CheckReport(str(folder), (str(exc),), ())
+    problems = bundle.changed_files()
+    engines = _check_engines(bundle)
+    if not problems:  # a file that was changed is not run
+        problems += _check_golden(bundle)
+    return CheckReport(str(folder), tuple(problems), tuple(engines))
+
+
+def _check_engines(bundle: Bundle) -> list[EngineCheck]:
+    gpus = environment.gpus()
+    versions = {name: compiler.version for name, compiler in loadable_compilers().items()}
+    records = bundle.manifest.engines
+    return [
+        _check_engine(bundle.folder / record.file, record, gpus, versions) for record in records
+    ]
+
+
+def _check_engine(
+    path: Path, record: EngineRecord, gpus: tuple[Gpu, ...], versions: dict[str, str]
+) -> EngineCheck:
+    fits, reason = engine_fits(record, gpus, versions)
+    if not path.is_file():
+        return EngineCheck(record.file, record.compiler, fits=False, reason="it is missing")
+    with path.open("rb") as file:
+        header = read_header(file.read(HEADER_BYTES), record.compiler)
+    if header.state == "invalid":
+        return EngineCheck(record.file, record.compiler, fits=False, reason=header.reason)
+    return EngineCheck(record.file, record.compiler, fits, reason)
+
+
+def _check_golden(bundle: Bundle) -> list[str]:
+    try:
+        golden = Golden.read(bundle)
+        with OrtRunner.of_artifact(bundle.manifest.onnx) as runner:
+            feeds = golden.feeds(runner.inputs[0].name)
+            logits = runner.run(feeds)[runner.outputs[0].name].astype(np.float32)
+        names = ("the bundle's model", "the golden sample")
+        precision = bundle.manifest.precision
+        report = validate([logits], [golden.logits], precision=precision, names=names)
+    except DeploykitError as exc:
+        return [f"the golden sample does not run: {exc}"]
+    return [f"golden sample: {problem}" for problem in report.problems]

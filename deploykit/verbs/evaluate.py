@@ -1,0 +1,185 @@
+"""`deploykit eval`: how often a bundle is right, and how it does beside another model."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from deploykit import images
+from deploykit.backends.ort import OrtRunner
+from deploykit.bundle.manifest import REFERENCE, Bundle
+from deploykit.core.errors import UsageError
+from deploykit.core.precision import Precision
+from deploykit.core.progress import Progress, SilentProgress
+from deploykit.evaluation import accuracy
+from deploykit.evaluation.labelled import EvaluatedModel, Evaluation, evaluate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from deploykit.core.specs import Preprocessing, TensorSpec
+    from deploykit.images import LabelledData
+
+
+@dataclass(frozen=True)
+class AccuracyReport:
+    """What was measured, and the names of the classes where they are known."""
+
+    evaluation: Evaluation
+    names: tuple[str, ...] | None
+
+    def name_of(self, index: int) -> str | None:
+        """The name of a class."""
+        return None if self.names is None else self.names[index]
+
+    def per_class(self) -> list[dict[str, Any]]:
+        """Every class that has images, the worst first."""
+        return [
+            {
+                "class": one.index,
+                "name": self.name_of(one.index),
+                "count": one.count,
+                "right": one.right,
+                "top1": one.top1,
+                "top1_interval": one.interval,
+            }
+            for one in accuracy.per_class(self.evaluation.answers)
+        ]
+
+    def confusions(self, most: int) -> list[dict[str, Any]]:
+        """The most frequent wrong answers."""
+        return [
+            {
+                "class": one.label,
+                "name": self.name_of(one.label),
+                "predicted": one.predicted,
+                "predicted_name": self.name_of(one.predicted),
+                "count": one.count,
+            }
+            for one in accuracy.confusions(self.evaluation.answers, most)
+        ]
+
+
+def evaluate_bundle(
+    folder: Path,
+    data: LabelledData,
+    *,
+    reference: Path | None = None,
+    compare: Path | None = None,
+    batch: int = 32,
+    progress: Progress | None = None,
+) -> AccuracyReport:
+    """Top-1 and top-5 of the bundle's ONNX on onnxruntime, beside those of another model.
+
+    ``reference`` is another bundle or an ``.onnx`` file that is fed what the bundle is fed; by
+    default it is the FP32 graph that the bundle keeps. An FP32 bundle without ``reference`` has
+    nothing to agree with but itself. ``compare`` is one to judge the bundle against: a bundle is
+    fed by its own preprocessing.
+
+    Raises:
+        IntegrityError: a bundle is not as it was written.
+        UsageError: both ``reference`` and ``compare``, an ``.onnx`` that cannot be fed, or a bundle
+            that takes more than images.
+        DataError: the images or their labels cannot be used.
+    """
+    if reference is not None and compare is not None:
+        raise UsageError(
+            "--reference and --compare are two models to hold this one against\ngive one of them"
+        )
+    bundle = _open_intact(folder)
+    classes = images.ModelClasses(_class_count(bundle.manifest.onnx.outputs), bundle.labels)
+    source = images.open_labelled(data, classes)
+    own = bundle.manifest.preprocessing
+    if compare is None:
+        fed, opened = own, _open_reference(reference or _own_reference(bundle))
+    else:
+        fed, opened = _open_other(compare, own)
+    with _open_model(bundle) as runner, opened as other:
+        found = evaluate(
+            EvaluatedModel(runner, own),
+            source,
+            batch=batch,
+            other=None if other is None else EvaluatedModel(other, fed),
+            progress=progress or SilentProgress(),
+        )
+    return AccuracyReport(found, _fitting_names(classes, source.classes))
+
+
+def _open_intact(folder: Path) -> Bundle:
+    bundle = Bundle.open(folder)
+    bundle.require_intact()
+    _require_images_alone(bundle)
+    return bundle
+
+
+def _open_model(bundle: Bundle) -> OrtRunner:
+    return OrtRunner.of_artifact(bundle.manifest.onnx)
+
+
+def _require_images_alone(bundle: Bundle) -> None:
+    """Refuse a model whose answers depend on what no folder of images has."""
+    others = bundle.manifest.onnx.inputs[1:]
+    if others:
+        named = ", ".join(f"{spec.name} {spec.dtype} {spec.shape}" for spec in others)
+        raise UsageError(
+            f"{bundle.manifest.name} takes {named} beside the images, which eval does not have\n"
+            "count in a program: deploykit.load(...).run({name: array, ...})"
+        )
+
+
+def _class_count(outputs: Sequence[TensorSpec]) -> int | None:
+    """Length of the logits, where the graph says it."""
+    sizes = [size for size in outputs[0].shape[1:] if isinstance(size, int)]
+    return prod(sizes) if sizes and len(sizes) == len(outputs[0].shape) - 1 else None
+
+
+def _fitting_names(
+    model: images.ModelClasses, given: tuple[str, ...] | None
+) -> tuple[str, ...] | None:
+    for names in (model.names, given):
+        if names is not None and len(names) == model.count:
+            return names
+    return None
+
+
+def _own_reference(bundle: Bundle) -> Path | None:
+    kept = bundle.folder / REFERENCE
+    if kept.is_file():
+        return kept
+    return bundle.model_path if bundle.manifest.precision is Precision.FP32 else None
+
+
+def _open_reference(path: Path | None) -> AbstractContextManager[OrtRunner | None]:
+    if path is None:
+        return nullcontext(None)
+    return _open_model(_open_intact(path)) if path.is_dir() else OrtRunner(path)
+
+
+def _open_other(path: Path, own: Preprocessing) -> tuple[Preprocessing, OrtRunner]:
+    """A model to compare with; an ``.onnx`` file does not say how it is fed: as the bundle is."""
+    if path.is_dir():
+        bundle = _open_intact(path)
+        return bundle.manifest.preprocessing, _open_model(bundle)
+    from deploykit import graph as onnx_graph
+
+    artifact = onnx_graph.read_artifact(path)
+    if len(artifact.inputs) != 1 or not _takes(artifact.inputs[0], (3, *own.crop)):
+        found = ", ".join(f"{one.name} {one.dtype} {one.shape}" for one in artifact.inputs)
+        raise UsageError(
+            f"{path.name} takes {found or 'nothing'}, the bundle float32 images (3, "
+            f"{own.crop[0]}, {own.crop[1]})\n"
+            "an .onnx is fed as the bundle is: export it, and compare with its own bundle"
+        )
+    return own, OrtRunner.of_artifact(artifact)
+
+
+def _takes(tensor: TensorSpec, image: tuple[int, ...]) -> bool:
+    sizes = tensor.shape[1:]
+    fits = (
+        isinstance(has, str) or has == wanted for has, wanted in zip(sizes, image, strict=False)
+    )
+    return tensor.dtype == "float32" and len(sizes) == len(image) and all(fits)

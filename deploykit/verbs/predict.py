@@ -1,0 +1,106 @@
+"""`deploykit predict`: what a bundle says about some images."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from deploykit import images
+from deploykit.core.errors import DataError
+from deploykit.core.progress import Progress, SilentProgress
+from deploykit.runtime.loading import load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from deploykit.core.progress import ProgressTask
+    from deploykit.runtime.classifier import Classifier
+    from deploykit.runtime.predictions import Prediction
+
+
+@dataclass(frozen=True)
+class PredictionReport:
+    """The classes of each image that could be read, and why the others could not.
+
+    ``weights`` says where the weights come from, and ``trained`` whether the answers mean anything;
+    ``None`` where nobody can tell.
+    """
+
+    bundle: str
+    device: str
+    choice: str
+    weights: str
+    trained: bool | None
+    predictions: tuple[tuple[str, tuple[Prediction, ...]], ...]
+    unreadable: tuple[tuple[str, str], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return {
+            "bundle": self.bundle,
+            "device": self.device,
+            "choice": self.choice,
+            "weights": {"source": self.weights, "trained": self.trained},
+            "predictions": [
+                {"image": image, "top": [asdict(each) for each in top]}
+                for image, top in self.predictions
+            ],
+            "unreadable": [{"image": image, "reason": reason} for image, reason in self.unreadable],
+        }
+
+
+def predict(
+    bundle: Path,
+    given: Sequence[Path],
+    *,
+    top_k: int = 5,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> PredictionReport:
+    """Classify image files and all those in folders; an unreadable one does not stop the others.
+
+    Raises:
+        DataError: a folder has no images.
+        DeploykitError: what `deploykit.load` raises.
+    """
+    paths = [path for each in given for path in _files_of(each)]
+    progress = progress or SilentProgress()
+    with progress.step("load"):
+        model = load(bundle, device=device)
+    with model, progress.step("predict") as task:
+        return _report(bundle, model, paths, _outcomes(model, paths, top_k, task))
+
+
+def _files_of(path: Path) -> Iterable[Path]:
+    """A folder's images; anything else is taken for a file and looked at when its turn comes."""
+    return images.image_files(path) if path.is_dir() else (path,)
+
+
+def _outcomes(
+    model: Classifier, paths: Sequence[Path], top_k: int, task: ProgressTask
+) -> list[list[Prediction] | DataError]:
+    outcomes = []
+    for outcome in model.predict_each(paths, top_k=top_k):
+        outcomes.append(outcome)
+        task.update(len(outcomes), len(paths))
+    return outcomes
+
+
+def _report(
+    bundle: Path,
+    model: Classifier,
+    paths: Sequence[Path],
+    outcomes: Sequence[list[Prediction] | DataError],
+) -> PredictionReport:
+    pairs = list(zip(map(str, paths), outcomes, strict=True))
+    weights = model.manifest.weights
+    return PredictionReport(
+        bundle=str(bundle),
+        device=model.device,
+        choice=model.choice,
+        weights=str(weights.get("source")),
+        trained=weights.get("trained"),
+        predictions=tuple((p, tuple(top)) for p, top in pairs if not isinstance(top, DataError)),
+        unreadable=tuple((p, str(why)) for p, why in pairs if isinstance(why, DataError)),
+    )

@@ -1,0 +1,241 @@
+"""`deploykit validate`: whether one artifact computes what another does, or where it departs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from deploykit import graph as onnx_graph
+from deploykit.bundle.manifest import REFERENCE, Bundle
+from deploykit.comparison.layerwise import LayerReport, compare_layers
+from deploykit.comparison.reference import Runners
+from deploykit.comparison.validation import ValidationReport, outputs_of, validate
+from deploykit.core.errors import BundleError, UsageError
+from deploykit.core.precision import Precision
+from deploykit.core.progress import Progress, SilentProgress
+from deploykit.images.batching import BATCHES, sample_batches
+from deploykit.sources.onnx_file import assumed_preprocessing, require_image, side_inputs_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.core.specs import Preprocessing, TensorSpec
+
+    Batches = list[NDArray[np.float32]]
+
+_EXACTEST_FIRST: Final = (Precision.FP32, Precision.FP16, Precision.INT8)
+
+
+@dataclass(frozen=True)
+class ComparisonReport:
+    """The logits of two artifacts, and if it was asked for each of their activations."""
+
+    candidate: str
+    reference: str
+    logits: ValidationReport
+    layers: LayerReport | None
+    notes: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the logits are within the limits of the candidate's precision."""
+        return self.logits.passed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return {
+            "candidate": self.candidate,
+            "reference": self.reference,
+            "passed": self.passed,
+            "validation": self.logits.to_dict(),
+            "layers": None if self.layers is None else self.layers.to_dict(),
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonOptions:
+    """What two artifacts are run on, and if their activations are compared too.
+
+    ``batch`` images are run at once; by default 1, 2 and 5, and with ``layers`` one by one.
+    ``side_inputs`` is an ``.npz`` with what the network takes beside images.
+    """
+
+    data: Path | None = None
+    side_inputs: Path | None = None
+    batch: int | None = None
+    layers: bool = False
+
+
+def compare_artifacts(
+    first: Path,
+    second: Path | None,
+    options: ComparisonOptions,
+    progress: Progress | None = None,
+) -> ComparisonReport:
+    """Run two bundles or ``.onnx`` files of one network on the same images, on onnxruntime.
+
+    The one of the higher precision is the reference; of equals, ``second``. ``second`` is by
+    default the FP32 graph that the bundle ``first`` keeps. Images are prepared as a bundle says,
+    for two files as ImageNet's are. What the network takes beside images is as the options or a
+    bundle have it, or noise.
+
+    Raises:
+        UsageError: nothing to compare with, two different networks, an impossible batch, or nobody
+            can guess what they take beside images.
+        DataError: the values for what they take beside images do not fit.
+        IntegrityError: a file of a bundle is not as it was written.
+        ModelFileError: a file cannot be read or run, or takes no images.
+        ValidationError: the outputs have different shapes, or no activation is in both.
+    """
+    shown = progress or SilentProgress()
+    candidate, reference = _in_order(_open(first), _reference_of(first, second))
+    _require_one_network(candidate, reference)
+    sizes = _sizes(candidate, reference, options.batch)
+    preprocessing, notes = _preprocessing(candidate, reference)
+    runners = _runners(candidate, reference, options.side_inputs)
+    notes = (*notes, *runners.side.notes())
+    names = (candidate.name, reference.name)
+    precision = candidate.artifact.precision
+    with shown.step("logits"):
+        batches = sample_batches(preprocessing, options.data, sizes)
+        outputs = [_logits(side.artifact, batches, runners) for side in (candidate, reference)]
+        logits = validate(outputs[0], outputs[1], precision=precision, names=names)
+    found = None
+    if options.layers:
+        with shown.step("layers") as task:
+            found = compare_layers(
+                candidate.artifact,
+                reference.artifact,
+                _smallest(batches, candidate, reference),
+                open_runner=runners.judge,
+                task=task,
+            )
+    return ComparisonReport(*names, logits, found, notes)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of the two; a lone file says nothing of its preprocessing."""
+
+    name: str
+    artifact: OnnxArtifact
+    image: TensorSpec
+    bundle: Bundle | None = None
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        return None if self.bundle is None else self.bundle.manifest.preprocessing
+
+    @property
+    def others(self) -> list[str]:
+        return sorted(spec.name for spec in self.artifact.inputs if spec != self.image)
+
+    @property
+    def fixed_batch(self) -> int | None:
+        size = self.image.shape[0]
+        return size if isinstance(size, int) else None
+
+
+def _open(path: Path) -> _Side:
+    if not path.is_dir():
+        return _image_model(str(path), onnx_graph.read_artifact(path))
+    bundle = Bundle.open(path)
+    bundle.require_unchanged(bundle.model_path.name)
+    return _image_model(str(path), bundle.manifest.onnx, bundle)
+
+
+def _reference_of(first: Path, second: Path | None) -> _Side:
+    if second is not None:
+        return _open(second)
+    if not first.is_dir():
+        raise UsageError(
+            f"there is nothing to compare {first} with\n"
+            "name a second bundle or .onnx file: deploykit validate A B"
+        )
+    bundle = Bundle.open(first)
+    kept = bundle.folder / REFERENCE
+    if not kept.is_file() or REFERENCE not in bundle.manifest.files:
+        raise BundleError(
+            f"{first} keeps no {REFERENCE}: it is FP32 itself, or the file was deleted\n"
+            f"name what to compare it with: deploykit validate {first} OTHER"
+        )
+    bundle.require_unchanged(REFERENCE)
+    return _open(kept)
+
+
+def _image_model(name: str, artifact: OnnxArtifact, bundle: Bundle | None = None) -> _Side:
+    return _Side(name, artifact, require_image(name, artifact.inputs), bundle)
+
+
+def _runners(candidate: _Side, reference: _Side, side_inputs: Path | None) -> Runners:
+    """Both sides get the same values: those given, or those that one of them keeps."""
+    bundles = [side.bundle for side in (candidate, reference) if side.bundle is not None]
+    if side_inputs is None and bundles:
+        return Runners.of_bundle(bundles[0])
+    return Runners(side_inputs_of(candidate.artifact, candidate.image, side_inputs))
+
+
+def _in_order(first: _Side, second: _Side) -> tuple[_Side, _Side]:
+    """Candidate and reference."""
+    left, right = (_EXACTEST_FIRST.index(side.artifact.precision) for side in (first, second))
+    return (first, second) if left >= right else (second, first)
+
+
+def _require_one_network(candidate: _Side, reference: _Side) -> None:
+    here, there = candidate.image.shape[1:], reference.image.shape[1:]
+    # What an open dimension is called is each file's own business.
+    if _without_names(here) != _without_names(there):
+        raise UsageError(
+            f"{candidate.name} takes images of {here}, {reference.name} of {there}\n"
+            "expected two artifacts of one network"
+        )
+    if candidate.others != reference.others:
+        raise UsageError(
+            f"beside images {candidate.name} takes {candidate.others or 'nothing'}, "
+            f"{reference.name} {reference.others or 'nothing'}\n"
+            "expected two artifacts of one network"
+        )
+
+
+def _without_names(shape: tuple[int | str, ...]) -> tuple[int | None, ...]:
+    return tuple(dim if isinstance(dim, int) else None for dim in shape)
+
+
+def _sizes(candidate: _Side, reference: _Side, batch: int | None) -> tuple[int, ...]:
+    fixed = {side.fixed_batch for side in (candidate, reference)} - {None}
+    if len(fixed) > 1 or (batch is not None and fixed and fixed != {batch}):
+        each = [f"{s.name}: {s.fixed_batch or 'any'}" for s in (candidate, reference)]
+        asked = "" if batch is None else f"; asked: {batch}"
+        raise UsageError(
+            f"no batch fits both, {', '.join(each)}{asked}\n"
+            "export them with a dynamic batch, or leave --batch out if one is fixed"
+        )
+    if fixed:
+        return tuple(size for size in fixed if size is not None)
+    return BATCHES if batch is None else (batch,)
+
+
+def _preprocessing(candidate: _Side, reference: _Side) -> tuple[Preprocessing, tuple[str, ...]]:
+    known = candidate.preprocessing or reference.preprocessing
+    if known is not None:
+        return known, ()
+    assumed = assumed_preprocessing(candidate.name, candidate.image)
+    note = f"preprocessing is assumed: {assumed.resize} px, crop {assumed.crop}"
+    return assumed, (f"{note}, ImageNet mean and deviation",)
+
+
+def _logits(artifact: OnnxArtifact, batches: Batches, runners: Runners) -> Batches:
+    with runners.of_artifact(artifact) as runner:
+        return outputs_of(runner, batches)
+
+
+def _smallest(batches: Batches, *sides: _Side) -> Batches:
+    """One image at a time, as long as no graph insists on more: it takes the least memory."""
+    if any(side.fixed_batch for side in sides):
+        return batches
+    return [batch[at : at + 1] for batch in batches for at in range(len(batch))]
