@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 
 from deploykit.bundle.manifest import GOLDEN, SIDE_INPUTS
 from deploykit.comparison.differences import LIMITS, compare, problems_of
+from deploykit.comparison.reference import Runners
 from deploykit.core.errors import BundleError, ValidationError
 from deploykit.core.precision import Precision
+from deploykit.images.side_inputs import SideInputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from deploykit.bundle.manifest import Bundle
     from deploykit.comparison.differences import BatchComparison
     from deploykit.core.specs import Array
-    from deploykit.images.side_inputs import SideInputs
 
 
 BESIDE: Final = "beside images: "
@@ -118,3 +119,17 @@ def write_golden(
     np.savez(folder / GOLDEN, input=batches[at], logits=logits[at], **beside)  # type: ignore[arg-type]  # names
     if side.rows:
         side.save(folder / SIDE_INPUTS)
+
+
+def runners_of_bundle(bundle: Bundle) -> Runners:
+    """Runners that feed a model the side inputs that its bundle keeps.
+
+    Raises:
+        IntegrityError: they are not as they were written.
+    """
+    if SIDE_INPUTS not in bundle.manifest.files:
+        return Runners()
+    bundle.require_unchanged(SIDE_INPUTS)
+    inputs = bundle.manifest.onnx.inputs
+    found = SideInputs.read(bundle.folder / SIDE_INPUTS, inputs, inputs[0])
+    return Runners(replace(found, source=str(bundle.manifest.model["side_inputs"])))

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deploykit.cli import _options
 from deploykit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -151,8 +150,8 @@ def workspace_bytes(mib: int | None) -> int | None:
 
 
 _OPTIONS = (
-    _options.num_classes,
-    _options.input_size,
+    num_classes,
+    input_size,
     click.option(
         "--factory-args",
         metavar="JSON",
@@ -168,7 +167,7 @@ _OPTIONS = (
     ),
     click.option("--mean", metavar="R,G,B", help="Subtracted from pixels of 0 to 1, likewise."),
     click.option("--std", metavar="R,G,B", help="What they are divided by then, likewise."),
-    _options.side_inputs,
+    side_inputs,
 )
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from deploykit.backends.ort import OrtRunner
-from deploykit.bundle.manifest import SIDE_INPUTS
 from deploykit.images.side_inputs import SideInputs, with_side_inputs
 
 if TYPE_CHECKING:
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from deploykit.bundle.manifest import Bundle
     from deploykit.comparison.validation import ValidationReport
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.specs import Preprocessing, Runner, SplitGraph
@@ -28,20 +26,6 @@ class Runners:
     """Opens all forms of one model, so that they have to be fed nothing but images."""
 
     side: SideInputs = field(default_factory=SideInputs)
-
-    @classmethod
-    def of_bundle(cls, bundle: Bundle) -> Self:
-        """With the values that the bundle keeps.
-
-        Raises:
-            IntegrityError: they are not as they were written.
-        """
-        if SIDE_INPUTS not in bundle.manifest.files:
-            return cls()
-        bundle.require_unchanged(SIDE_INPUTS)
-        inputs = bundle.manifest.onnx.inputs
-        found = SideInputs.read(bundle.folder / SIDE_INPUTS, inputs, inputs[0])
-        return cls(replace(found, source=str(bundle.manifest.model["side_inputs"])))
 
     def open(self, graph: Graph) -> Runner:
         """Run an FP32 or FP16 graph."""

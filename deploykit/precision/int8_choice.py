@@ -15,7 +15,7 @@ from deploykit.precision.calibrators import METHODS
 from deploykit.precision.quantization import QuantizationErrors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     import onnx_ir as ir
     from numpy.typing import NDArray
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from deploykit.graph.qdq import QdqPolicy
     from deploykit.precision.calibration_table import CalibrationTable
 
-    Batches = Sequence[NDArray[np.float32]]
     Batches = list[NDArray[np.float32]]
 
 

@@ -9,15 +9,11 @@ from functools import partial
 from math import floor
 from typing import TYPE_CHECKING, Any, Final, cast
 
-import timm
-import torch
-
 from deploykit.core.environment import require
 from deploykit.core.errors import UnknownNameError, UsageError, WeightsError
 from deploykit.core.specs import BATCH, ModelSpec, Preprocessing, TensorSpec
 from deploykit.sources.downloads import hugging_face_file, torch_hub_file
 from deploykit.sources.state_dict import WeightsRecord, read_state_dict
-from deploykit.sources.untrained import draw_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,6 +28,8 @@ def build(name: str, num_classes: int, size: tuple[int, int]) -> nn.Module:
     ``name`` is timm's, with the tag of the weights that it is built for; ``size`` is height and
     width.
     """
+    from deploykit.sources.untrained import draw_values
+
     network = _made(name, num_classes, size)
     draw_values(network, size)
     return network
@@ -42,6 +40,8 @@ def refusal(name: str, num_classes: int, size: tuple[int, int]) -> str | None:
 
     It is tried on torch's meta device, where nothing is allocated or computed.
     """
+    import torch
+
     try:
         with torch.device("meta"), torch.no_grad():
             logits = _made(name, num_classes, size)(torch.zeros(1, 3, *size))
@@ -67,6 +67,8 @@ def adapted(
 def _made(
     name: str, num_classes: int, size: tuple[int, int], state: Mapping[str, Tensor] | None = None
 ) -> nn.Module:
+    import timm
+
     arguments: dict[str, Any] = {"num_classes": num_classes}
     if timm.models.get_pretrained_cfg(name).fixed_input_size:
         arguments["img_size"] = size
@@ -192,7 +194,7 @@ def timm_spec(
         multiply_adds=None,
         labels=_labels(classes) if classes == config.num_classes else None,
         torchvision=None,
-        builder=partial(_build, full_name, classes, size),
+        builder=partial(build, full_name, classes, size),
         timm=full_name,
         notes=(*notes, *_deviations(config)),
     )
@@ -232,9 +234,7 @@ def _check_choices(name: str, config: Any, classes: int) -> None:
 
 
 def _try(name: str, config: Any, classes: int, size: tuple[int, int]) -> None:
-    from deploykit.sources import timm as _timm_build
-
-    reason = _timm_build.refusal(name, classes, size)
+    reason = refusal(name, classes, size)
     if reason is not None:
         height, width = config.input_size[1:]
         raise UsageError(
@@ -275,9 +275,3 @@ def _labels(classes: int) -> tuple[str, ...] | None:
     data = require("timm.data")
     subset = data.infer_imagenet_subset({"num_classes": classes})
     return tuple(data.ImageNetInfo(subset).label_descriptions()) if subset else None
-
-
-def _build(name: str, num_classes: int, size: tuple[int, int]) -> nn.Module:
-    from deploykit.sources import timm as _timm_build
-
-    return _timm_build.build(name, num_classes, size)

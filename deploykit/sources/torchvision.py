@@ -5,13 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
-import torch
-from torchvision import models
-
 from deploykit.core.environment import require
 from deploykit.core.errors import UnknownNameError, UsageError
 from deploykit.core.specs import BATCH, ModelSpec, Preprocessing, TensorSpec
-from deploykit.sources.untrained import draw_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +27,8 @@ def build(name: str, num_classes: int, image_size: int) -> nn.Module:
 
     A network with heads that only training uses has them, and lists them as ``training_only``.
     """
+    from deploykit.sources.untrained import draw_values
+
     network = _made(name, num_classes, image_size)
     draw_values(network, (image_size, image_size))
     return network
@@ -41,6 +39,8 @@ def refusal(name: str, num_classes: int, image_size: int) -> str | None:
 
     It is tried on torch's meta device, where nothing is allocated or computed.
     """
+    import torch
+
     try:
         with torch.device("meta"), torch.no_grad():
             _made(name, num_classes, image_size)(torch.zeros(1, 3, image_size, image_size))
@@ -50,6 +50,9 @@ def refusal(name: str, num_classes: int, image_size: int) -> str | None:
 
 
 def _made(name: str, num_classes: int, image_size: int) -> nn.Module:
+    import torch
+    from torchvision import models
+
     device = torch.get_default_device()
     # RegNet computes its widths with tensors, which must have values.
     with torch.device("cpu" if name.startswith("regnet_") else device):
@@ -126,7 +129,7 @@ def torchvision_spec(
         multiply_adds=round(weights.meta["_ops"] * 1e9),
         labels=tuple(categories) if classes == len(categories) else None,
         torchvision=name,
-        builder=partial(_build, name, classes, size),
+        builder=partial(build, name, classes, size),
     )
 
 
@@ -157,8 +160,3 @@ def _check_choices(name: str, classes: int, size: int, published: int) -> None:
             f"torchvision says: {reason}\n"
             f"its weights are for {published}: leave --input-size out, or choose another"
         )
-
-
-def _build(name: str, num_classes: int, image_size: int) -> nn.Module:
-
-    return build(name, num_classes, image_size)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit import graph as onnx_graph
+from deploykit.bundle.golden import runners_of_bundle
 from deploykit.bundle.manifest import MODEL, REFERENCE, Bundle
-from deploykit.comparison.reference import Runners
 from deploykit.core.precision import Precision
 from deploykit.core.progress import Journal, Progress, SilentProgress
 from deploykit.precision.calibration import Calibrated, calibrate_graph
@@ -16,6 +16,7 @@ from deploykit.sources.references import find_source, make_reference
 from deploykit.sources.targets import Kind, kind_of, refuse_definition_options
 
 if TYPE_CHECKING:
+    from deploykit.comparison.reference import Runners
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.specs import Preprocessing
     from deploykit.precision.calibration_data import (
@@ -55,7 +56,7 @@ def _fp32_graph(
         fp32 = bundle.manifest.precision is Precision.FP32
         artifact = onnx_graph.read_artifact(bundle.folder / (MODEL if fp32 else REFERENCE))
         preprocessing = told.choices.preprocessing.applied_to(bundle.manifest.preprocessing)
-        name, runners = str(bundle.manifest.model["name"]), Runners.of_bundle(bundle)
+        name, runners = str(bundle.manifest.model["name"]), runners_of_bundle(bundle)
         return artifact, name, preprocessing, runners
     # Prepared as an export does it, so that the table fits the graph of a later export.
     reference = make_reference(find_source(target, told, journal), scratch, journal, told)

@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from deploykit import graph as onnx_graph
+from deploykit.bundle.golden import runners_of_bundle
 from deploykit.bundle.manifest import MODEL, REFERENCE, Bundle
-from deploykit.comparison.reference import Runners
 from deploykit.core.errors import UsageError
 from deploykit.core.precision import Precision
 from deploykit.core.progress import Journal, Progress, SilentProgress
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from deploykit.comparison.reference import Runners
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.graph.node_precisions import GraphPrecision, Planned
 
@@ -156,7 +157,7 @@ def _of_bundle(given: GivenGraph, bundle: Bundle, options: PrecisionOptions) -> 
     sizes = (batch,) if isinstance(batch, int) else BATCHES
     batches = sample_batches(prepared, options.source.data, sizes)
     trained = bundle.manifest.weights.get("trained")
-    return Fp32Graph(given.artifact, batches, trained, Runners.of_bundle(bundle))
+    return Fp32Graph(given.artifact, batches, trained, runners_of_bundle(bundle))
 
 
 def _refuse_choices(target: str, given: GivenGraph, options: PrecisionOptions) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit import graph as onnx_graph
+from deploykit.bundle.golden import runners_of_bundle
 from deploykit.bundle.manifest import REFERENCE, Bundle
 from deploykit.comparison.layerwise import LayerReport, compare_layers
 from deploykit.comparison.reference import Runners
@@ -176,7 +177,7 @@ def _runners(candidate: _Side, reference: _Side, side_inputs: Path | None) -> Ru
     """Both sides get the same values: those given, or those that one of them keeps."""
     bundles = [side.bundle for side in (candidate, reference) if side.bundle is not None]
     if side_inputs is None and bundles:
-        return Runners.of_bundle(bundles[0])
+        return runners_of_bundle(bundles[0])
     return Runners(side_inputs_of(candidate.artifact, candidate.image, side_inputs))
 
 

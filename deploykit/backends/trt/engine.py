@@ -9,7 +9,6 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from deploykit.backends.trt import engine as api
 from deploykit.backends.trt.messages import Messages, logger_into
 from deploykit.core.errors import BundleError, DeviceError, EngineIncompatibleError
 from deploykit.core.sizes import AXIS_NAMES, BATCH_AXIS, IMAGE_DIMS
@@ -195,13 +194,13 @@ class Engine:
         self._cache: RuntimeCache | None = None
         self.captures = cuda_graphs
         if hasattr(self._config, "cuda_graph_strategy"):
-            config = cast("api.RtxRuntimeConfig", self._config)
+            config = cast("RtxRuntimeConfig", self._config)
             # TensorRT for RTX knows best when its kernels of a new shape are worth capturing.
             self.captures = False
             config.cuda_graph_strategy = _graph_strategy(compiler.module, wanted=cuda_graphs)
             self._cache = RuntimeCache(config, cache)
 
-    def new_context(self) -> api.ExecutionContext:
+    def new_context(self) -> ExecutionContext:
         """A context without scratch memory of its own.
 
         Raises:
@@ -214,7 +213,7 @@ class Engine:
         return context
 
     def set_shapes(
-        self, context: api.ExecutionContext, shapes: Sequence[tuple[int, ...]]
+        self, context: ExecutionContext, shapes: Sequence[tuple[int, ...]]
     ) -> tuple[tuple[int, ...], ...]:
         """Tell a context the shapes of the inputs; those of the outputs that follow.
 
@@ -230,7 +229,7 @@ class Engine:
             raise self.failure("cannot infer the shapes") from error
         if missing:
             raise self.failure(f"lacks the shapes of {', '.join(missing)}")
-        return tuple(api.as_tuple(context.get_tensor_shape(spec.name)) for spec in self.outputs)
+        return tuple(as_tuple(context.get_tensor_shape(spec.name)) for spec in self.outputs)
 
     def output_shapes(self, largest: Mapping[int, int]) -> tuple[tuple[int, ...], ...]:
         """Shapes of the outputs for inputs of the sizes ``largest`` (by axis).
@@ -260,9 +259,9 @@ class Engine:
         # In this order: each keeps plain addresses of those after it.
         del self._cache, self._config, self._engine, self._runtime, self._logger
 
-    def _deserialise(self, module: Any, plan: bytes) -> tuple[api.Runtime, api.CudaEngine]:
+    def _deserialise(self, module: Any, plan: bytes) -> tuple[Runtime, CudaEngine]:
         try:
-            runtime: api.Runtime = module.Runtime(self._logger)
+            runtime: Runtime = module.Runtime(self._logger)
         except TypeError as error:
             # A constructor's way to say that the C++ factory returned a null pointer.
             raise self._incompatible("does not start") from error
@@ -287,7 +286,7 @@ class Engine:
 
     def _input(self, name: str) -> TensorSpec:
         kind = self._engine.get_tensor_dtype(name).name
-        shape = api.as_tuple(self._engine.get_tensor_shape(name))
+        shape = as_tuple(self._engine.get_tensor_shape(name))
         known = AXIS_NAMES if len(shape) == IMAGE_DIMS else {BATCH_AXIS: BATCH}
         named = tuple(known.get(axis, -1) if dim == -1 else dim for axis, dim in enumerate(shape))
         if kind not in _DTYPES or not named or -1 in named:
@@ -296,7 +295,7 @@ class Engine:
 
     def _output(self, name: str) -> TensorSpec:
         kind = self._engine.get_tensor_dtype(name).name
-        shape = api.as_tuple(self._engine.get_tensor_shape(name))
+        shape = as_tuple(self._engine.get_tensor_shape(name))
         if kind not in _DTYPES or not shape:
             raise self._odd(name, kind, shape)
         first, *others = (f"{name}_{axis}" if dim == -1 else dim for axis, dim in enumerate(shape))
@@ -309,7 +308,7 @@ class Engine:
             f"images (N, C, H, W), and the types {', '.join(_DTYPES)}"
         )
 
-    def _new_config(self, module: Any) -> api.RuntimeConfig:
+    def _new_config(self, module: Any) -> RuntimeConfig:
         config = self._engine.create_runtime_config()
         if config is None:
             raise self._incompatible("cannot configure it")
