@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from deploykit.benchmarking.results import BenchmarkRun
-from tests.unit.benchmark_reports.reported import cpu_run, first_look, gpu_run, hostile_run
+from tests.unit.benchmarking.report.reported import cpu_run, first_look, gpu_run, hostile_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable

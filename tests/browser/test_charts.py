@@ -10,7 +10,7 @@ import pytest
 
 from deploykit.benchmarking.report.rows import row_of
 from tests.browser.reading import DESKTOP, PHONE, lines_of, stage_of
-from tests.unit.benchmark_reports.reported import first_look, gpu_run
+from tests.unit.benchmarking.report.reported import first_look, gpu_run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -8,7 +8,7 @@ import pytest
 
 from deploykit.benchmarking.report.rows import row_of
 from tests.browser.reading import PHONE, RUNS, lines_of, overflow, row_ids, stage_of
-from tests.unit.benchmark_reports.reported import BUSY, DOUBT, HOSTILE, first_look, gpu_run
+from tests.unit.benchmarking.report.reported import BUSY, DOUBT, HOSTILE, first_look, gpu_run
 
 if TYPE_CHECKING:
     from tests.browser.reading import Open

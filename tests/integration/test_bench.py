@@ -20,7 +20,7 @@ from deploykit.benchmarking.results import BenchmarkRun
 from deploykit.costs.peaks import gpu_peak
 from deploykit.verbs import bench as bench_run
 from tests.cli import Called, deploykit
-from tests.unit.benchmarking.noise import independent, samples_of
+from tests.unit.benchmarking.statistics.noise import independent, samples_of
 
 SHORT = ("--duration", 0.2, "--warmup", 0, "--min-samples", 60)
 

@@ -10,7 +10,7 @@ from deploykit.benchmarking.result_files import read_run, write_run
 from deploykit.benchmarking.results import BenchmarkRun, CellFailure
 from deploykit.core.errors import BundleError, DataError, UsageError
 from deploykit.core.precision import Precision
-from tests.unit.benchmarking.noise import ENVIRONMENT, result_of
+from tests.unit.benchmarking.statistics.noise import ENVIRONMENT, result_of
 
 RESULTS = (result_of([1 / 3, 0.1 + 0.2]), result_of([5e-324, 2.5e300]))
 FAILURE = CellFailure(

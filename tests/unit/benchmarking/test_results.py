@@ -10,7 +10,7 @@ import pytest
 
 from deploykit.benchmarking.results import BenchmarkResult, Samples, Subject, Switches
 from deploykit.core.errors import DataError, UnknownNameError, UsageError
-from tests.unit.benchmarking.noise import SUBJECT, SWITCHES, result_of, samples_of
+from tests.unit.benchmarking.statistics.noise import SUBJECT, SWITCHES, result_of, samples_of
 
 AWKWARD = [1 / 3, 5e-324, 1.7976931348623157e308, 0.1 + 0.2, 0.0]
 FULL = samples_of(

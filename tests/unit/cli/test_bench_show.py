@@ -12,7 +12,7 @@ from deploykit.benchmarking.results import BenchmarkRun, CellFailure
 from deploykit.cli._bench_show import show_run
 from deploykit.core.precision import Precision
 from deploykit.verbs.bench import BenchReport
-from tests.unit.benchmarking.noise import SUBJECT, independent, result_of
+from tests.unit.benchmarking.statistics.noise import SUBJECT, independent, result_of
 
 WALL_MS = independent(np.random.default_rng(0), 600, 0.01)
 

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+
+from deploykit.core.errors import ModelFileError
+from deploykit.core.precision import Precision
+from deploykit.graph import read_model, write_model
+from tests.graphs import normal, run_ort, save
+from tests.unit.graph.foreign import (
+    WEIGHT,
+    assert_refused,
+    convolution,
+    external,
+    in_constant_node,
+    in_function,
+    in_initializer,
+    in_subgraph,
+    weight,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+PLACES = [in_initializer, in_constant_node, in_subgraph, in_function]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("location", ["../secret", "a/../../secret", "", "a\0b"])
+def test_data_outside_the_folder(
+    tmp_path: Path, place: Callable[[onnx.TensorProto], onnx.ModelProto], location: str
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "secret").write_bytes(WEIGHT.tobytes())
+    path = save(place(external(weight(), location)), folder / "m.onnx")
+    assert_refused(path, r"keeps 'w' in .*, outside its own folder\nthis is refused; put the")
+
+
+def test_data_at_an_absolute_path_even_in_the_folder(tmp_path: Path) -> None:
+    data = tmp_path / "w.bin"
+    data.write_bytes(WEIGHT.tobytes())
+    path = save(in_initializer(external(weight(), str(data))), tmp_path / "m.onnx")
+    assert_refused(path, "keeps 'w' in '/.*w.bin', outside its own folder")
+
+
+def test_data_behind_a_link_that_leads_out(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "secret").write_bytes(WEIGHT.tobytes())
+    (folder / "w.bin").symlink_to(tmp_path / "secret")
+    path = save(in_initializer(external(weight(), "w.bin")), folder / "m.onnx")
+    assert_refused(path, "keeps 'w' in 'w.bin', outside its own folder")
+
+
+def test_two_locations_of_which_one_leads_out(tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(WEIGHT.tobytes())
+    tensor = external(weight(), "/etc/passwd")
+    tensor.external_data.add(key="location", value="w.bin")
+    path = save(in_initializer(tensor), tmp_path / "m.onnx")
+    assert_refused(path, "keeps 'w' in '/etc/passwd', outside its own folder")
+
+
+def test_no_location_at_all(tmp_path: Path) -> None:
+    tensor = external(weight(), "w.bin")
+    del tensor.external_data[:]
+    assert_refused(save(in_initializer(tensor), tmp_path / "m.onnx"), "keeps 'w' in ''")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_data_that_is_missing(
+    tmp_path: Path, place: Callable[[onnx.TensorProto], onnx.ModelProto]
+) -> None:
+    path = save(place(external(weight(), "w.bin")), tmp_path / "m.onnx")
+    assert_refused(path, "needs 'w.bin' beside it, which is missing")
+
+
+@pytest.mark.parametrize(
+    ("keys", "present"),
+    [
+        ({}, 40),
+        ({"offset": "8"}, 32),
+        ({"offset": "999"}, 0),
+        ({"length": "16"}, 16),
+        ({"length": "-1"}, 0),
+        ({"offset": "-8"}, 48),
+    ],
+)
+def test_data_that_is_too_short(tmp_path: Path, keys: dict[str, str], present: int) -> None:
+    (tmp_path / "w.bin").write_bytes(WEIGHT.tobytes()[:40])
+    path = save(in_initializer(external(weight(), "w.bin", **keys)), tmp_path / "m.onnx")
+    assert_refused(path, f"needs 48 bytes of 'w.bin' for 'w', there are {present}\ncopy both")
+
+
+def test_a_shape_larger_than_any_memory(tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(WEIGHT.tobytes())
+    tensor = external(weight(), "w.bin")
+    tensor.dims[0] = 2**60
+    path = save(in_initializer(tensor), tmp_path / "m.onnx")
+    assert_refused(path, "needs 13,835,058,055,282,163,712 bytes of 'w.bin'")
+
+
+def test_data_without_a_usable_place(tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(WEIGHT.tobytes())
+    path = save(in_initializer(external(weight(), "w.bin", offset="x")), tmp_path / "m.onnx")
+    assert_refused(path, "does not say where 'w' lies in 'w.bin': invalid literal")
+
+
+def test_data_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "w.bin").write_bytes(WEIGHT.tobytes())
+    path = save(in_initializer(external(weight(), "w.bin")), tmp_path / "m.onnx")
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ModelFileError, match=r"cannot read .*w\.bin: Permission denied"):
+        read_model(path)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("offset", [0, 16])
+def test_good_external_data_is_taken_in(
+    tmp_path: Path, place: Callable[[onnx.TensorProto], onnx.ModelProto], offset: int
+) -> None:
+    data = tmp_path / "data" / "w.bin"
+    data.parent.mkdir()
+    data.write_bytes(bytes(offset) + WEIGHT.tobytes() + b"others")
+    keys = {"offset": str(offset), "length": "48"} if offset else {"length": "48"}
+    path = save(place(external(weight(), "data/w.bin", **keys)), tmp_path / "m.onnx")
+    model = read_model(path)
+    data.unlink()
+    written = tmp_path / "alone.onnx"
+    write_model(model, written, Precision.FP32)
+    feeds = {"x": normal(2, 3, 8, 8, seed=1)}
+    expected = run_ort(convolution(), feeds)["y"]
+    if place is in_subgraph:
+        feeds["c"] = np.array(1, bool)
+    got = run_ort(onnx.load(written), feeds)["y"]
+    np.testing.assert_array_equal(np.maximum(got, 0), expected)
