@@ -1,4 +1,4 @@
-"""A child that behaves as it is told: ``python -m tests.unit.benchmarking.matrix.small_worker TASK``."""
+"""A child that behaves as it is told: ``python -m`` this module, with the TASK."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from deploykit.benchmarking.matrix.processes import (
     resident_bytes,
 )
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 WORKER = "tests.unit.benchmarking.matrix.small_worker"
 MIB = 2**20
 
