@@ -38,7 +38,7 @@ from deploykit.core.precision import Precision
 from deploykit.graph import read_model, write_model
 from deploykit.graph.exposing import expose_named
 from deploykit.graph.qdq import QdqPolicy
-from deploykit.models._registry import get
+from deploykit.models import get
 from deploykit.precision.quantization import plan_int8, quantize_to_int8
 from deploykit.sources.torch_export import export_module
 from deploykit.sources.weights import build_with_weights

@@ -32,7 +32,7 @@ from deploykit.core.progress import SilentProgress
 from deploykit.graph import read_model
 from deploykit.graph.exposing import expose_named
 from deploykit.graph.qdq import QdqPolicy
-from deploykit.models._registry import get
+from deploykit.models import get
 from deploykit.precision.calibrators import METHODS
 from deploykit.precision.histograms import RunningHistogram
 from deploykit.precision.quantization import (

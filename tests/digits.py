@@ -53,7 +53,7 @@ def make_digits(folder: Path) -> Digits:
 def _train(weights: Path, calibration: Path, test: Path, names: Path) -> float:
     import torch
 
-    from deploykit.models._registry import get
+    from deploykit.models import get
 
     torch.set_num_threads(1)  # the other core belongs to the other worker
     images, labels = _load()

@@ -11,7 +11,7 @@ from torch import nn
 
 from deploykit.core.precision import Precision
 from deploykit.costs.network import LayerCost, NetworkCost
-from deploykit.models._registry import get
+from deploykit.models import get
 
 if TYPE_CHECKING:
     from collections.abc import Callable

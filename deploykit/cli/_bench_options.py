@@ -175,7 +175,7 @@ def _gpu_switches(asked: Asked) -> dict[str, bool]:
 def _targets(asked: Asked) -> tuple[str, ...]:
     from deploykit.benchmarking.matrix.cells import first_look
     from deploykit.core.errors import UsageError
-    from deploykit.models._registry import names
+    from deploykit.models import names
 
     named = (*asked.targets, *_parts(asked.models))
     if asked.everything:

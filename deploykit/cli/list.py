@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command("list", cls=Command, epilog=examples("deploykit list", "deploykit list --json"))
 def command() -> Answer:
     """List the architectures that deploykit defines."""
-    from deploykit.models._registry import get, names
+    from deploykit.models import get, names
 
     specs = [get(name) for name in names()]
     return Answer({"models": [_plain(spec) for spec in specs]}, lambda out: _show(out, specs))

@@ -24,7 +24,7 @@ from deploykit.models._initialise import he_normal, linear_to_fill
 from deploykit.models._pooling import average_to_grid
 
 if TYPE_CHECKING:
-    from deploykit.models._registry import FamilyCard
+    from deploykit.models._card import FamilyCard
 
 CARD: Final[FamilyCard] = {
     "title": "ImageNet Classification with Deep Convolutional Neural Networks",

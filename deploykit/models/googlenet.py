@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from deploykit.models._initialise import he_normal
 
 if TYPE_CHECKING:
-    from deploykit.models._registry import FamilyCard
+    from deploykit.models._card import FamilyCard
 
 CARD: Final[FamilyCard] = {
     "title": "Going Deeper with Convolutions",

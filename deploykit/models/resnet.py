@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from deploykit.models._initialise import damp_residuals, he_normal
 
 if TYPE_CHECKING:
-    from deploykit.models._registry import FamilyCard
+    from deploykit.models._card import FamilyCard
 
 CARD: Final[FamilyCard] = {
     "title": "Deep Residual Learning for Image Recognition",

@@ -11,7 +11,7 @@ from deploykit.bundle.manifest import MANIFEST
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.choices import DefinitionChoices
 from deploykit.core.errors import UsageError
-from deploykit.models._registry import get
+from deploykit.models import get
 from deploykit.sources.timm import timm_spec
 from deploykit.sources.torchvision import torchvision_spec
 

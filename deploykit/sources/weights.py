@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from deploykit.core.environment import require
 from deploykit.core.errors import UsageError, WeightsError
-from deploykit.models._registry import get, names
+from deploykit.models import get, names
 from deploykit.sources.downloads import torch_hub_file
 from deploykit.sources.state_dict import WeightsRecord, misfits, read_state_dict, weights_sha256
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from deploykit.models._registry import get
+from deploykit.models import get
 from deploykit.sources.weights import build_with_weights
 
 if TYPE_CHECKING:

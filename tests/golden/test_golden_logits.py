@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from deploykit.models._registry import get
+from deploykit.models import get
 
 GOLDEN = Path(__file__).with_name("logits.json")
 IMAGE_SIZES = {"alexnet2012": 95, "nin": 64, "resnet20": 32, "resnet110": 20}

@@ -112,7 +112,7 @@ import cuda.core as core
 from cuda.bindings import driver
 from deploykit.backends.trt.compiler import load_compiler
 from deploykit.backends.trt.runner import TrtRunner
-from deploykit.errors import DeviceError
+from deploykit.core.errors import DeviceError
 from tests.runner_scenarios import PROFILE, images
 
 PTX = b'''

@@ -1,4 +1,4 @@
-"""A deserialised engine with its runtime cache, and the part of the runtime's API that it uses."""
+"""A deserialised engine with its runtime cache, and all that outlives the contexts that run it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 import tempfile
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
+from deploykit.backends.trt import api
 from deploykit.backends.trt.messages import Messages, logger_into
 from deploykit.core.errors import BundleError, DeviceError, EngineIncompatibleError
 from deploykit.core.sizes import AXIS_NAMES, BATCH_AXIS, IMAGE_DIMS
@@ -20,83 +21,6 @@ if TYPE_CHECKING:
     from deploykit.backends.trt.compiler import Compiler
 
 
-class Dims(Protocol):
-    """A shape; two of them cannot be compared, so it is made a tuple at once."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> int: ...
-
-
-class Named(Protocol):
-    """A member of one of the vendor's enumerations."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-
-
-class ExecutionContext(Protocol):
-    """``IExecutionContext``; for one thread at a time."""
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...], /) -> bool: ...  # noqa: D102
-    def infer_shapes(self) -> list[str]: ...  # noqa: D102
-    def get_tensor_shape(self, name: str, /) -> Dims: ...  # noqa: D102
-    def set_tensor_address(self, name: str, memory: int, /) -> bool: ...  # noqa: D102
-    def set_device_memory(self, memory: int, size: int, /) -> None: ...  # noqa: D102
-    def execute_async_v3(self, stream_handle: int, /) -> bool: ...  # noqa: D102
-
-
-class RuntimeConfig(Protocol):
-    """``IRuntimeConfig``: how execution contexts are made."""
-
-    def set_execution_context_allocation_strategy(self, strategy: Any, /) -> None: ...  # noqa: D102
-
-
-class RuntimeCacheApi(Protocol):
-    """``IRuntimeCache``, of TensorRT for RTX only: kernels that it compiled for this GPU."""
-
-    def deserialize(self, blob: bytes, /) -> bool: ...  # noqa: D102
-    def serialize(self) -> Any: ...  # noqa: D102
-
-
-class RtxRuntimeConfig(RuntimeConfig, Protocol):
-    """``IRuntimeConfig`` of TensorRT for RTX."""
-
-    cuda_graph_strategy: Any
-
-    def create_runtime_cache(self) -> RuntimeCacheApi | None: ...  # noqa: D102
-    def set_runtime_cache(self, cache: Any, /) -> bool: ...  # noqa: D102
-
-
-class CudaEngine(Protocol):
-    """``ICudaEngine``."""
-
-    @property
-    def num_io_tensors(self) -> int: ...  # noqa: D102
-    @property
-    def device_memory_size_v2(self) -> int: ...  # noqa: D102
-    def get_tensor_name(self, index: int, /) -> str: ...  # noqa: D102
-    def get_tensor_mode(self, name: str, /) -> Named: ...  # noqa: D102
-    def get_tensor_dtype(self, name: str, /) -> Named: ...  # noqa: D102
-    def get_tensor_shape(self, name: str, /) -> Dims: ...  # noqa: D102
-    def create_runtime_config(self) -> RuntimeConfig | None: ...  # noqa: D102
-    def create_execution_context(  # noqa: D102
-        self, runtime_config: Any, /
-    ) -> ExecutionContext | None: ...
-
-
-class Runtime(Protocol):
-    """``Runtime``."""
-
-    def deserialize_cuda_engine(  # noqa: D102
-        self, serialized_engine: bytes, /
-    ) -> CudaEngine | None: ...
-
-
-def as_tuple(dims: Dims) -> tuple[int, ...]:
-    """The sizes of a shape; -1 is an open dimension."""
-    return tuple(int(dims[axis]) for axis in range(len(dims)))
-
-
 _log = logging.getLogger("deploykit")
 
 
@@ -106,7 +30,7 @@ class RuntimeCache:
     Without a file it serves the contexts of this process only.
     """
 
-    def __init__(self, config: RtxRuntimeConfig, path: Path | None) -> None:
+    def __init__(self, config: api.RtxRuntimeConfig, path: Path | None) -> None:
         self._path = path
         self._cache = config.create_runtime_cache()
         self._loaded = b"" if path is None or self._cache is None else _load(self._cache, path)
@@ -128,7 +52,7 @@ class RuntimeCache:
             _log.warning("cannot write the runtime cache %s: %s", self._path, error)
 
 
-def _load(cache: RuntimeCacheApi, path: Path) -> bytes:
+def _load(cache: api.RuntimeCache, path: Path) -> bytes:
     """What the cache took from the file; nothing where it has no use for it."""
     try:
         blob = path.read_bytes()
@@ -194,13 +118,13 @@ class Engine:
         self._cache: RuntimeCache | None = None
         self.captures = cuda_graphs
         if hasattr(self._config, "cuda_graph_strategy"):
-            config = cast("RtxRuntimeConfig", self._config)
+            config = cast("api.RtxRuntimeConfig", self._config)
             # TensorRT for RTX knows best when its kernels of a new shape are worth capturing.
             self.captures = False
             config.cuda_graph_strategy = _graph_strategy(compiler.module, wanted=cuda_graphs)
             self._cache = RuntimeCache(config, cache)
 
-    def new_context(self) -> ExecutionContext:
+    def new_context(self) -> api.ExecutionContext:
         """A context without scratch memory of its own.
 
         Raises:
@@ -213,7 +137,7 @@ class Engine:
         return context
 
     def set_shapes(
-        self, context: ExecutionContext, shapes: Sequence[tuple[int, ...]]
+        self, context: api.ExecutionContext, shapes: Sequence[tuple[int, ...]]
     ) -> tuple[tuple[int, ...], ...]:
         """Tell a context the shapes of the inputs; those of the outputs that follow.
 
@@ -229,7 +153,7 @@ class Engine:
             raise self.failure("cannot infer the shapes") from error
         if missing:
             raise self.failure(f"lacks the shapes of {', '.join(missing)}")
-        return tuple(as_tuple(context.get_tensor_shape(spec.name)) for spec in self.outputs)
+        return tuple(api.as_tuple(context.get_tensor_shape(spec.name)) for spec in self.outputs)
 
     def output_shapes(self, largest: Mapping[int, int]) -> tuple[tuple[int, ...], ...]:
         """Shapes of the outputs for inputs of the sizes ``largest`` (by axis).
@@ -259,9 +183,9 @@ class Engine:
         # In this order: each keeps plain addresses of those after it.
         del self._cache, self._config, self._engine, self._runtime, self._logger
 
-    def _deserialise(self, module: Any, plan: bytes) -> tuple[Runtime, CudaEngine]:
+    def _deserialise(self, module: Any, plan: bytes) -> tuple[api.Runtime, api.CudaEngine]:
         try:
-            runtime: Runtime = module.Runtime(self._logger)
+            runtime: api.Runtime = module.Runtime(self._logger)
         except TypeError as error:
             # A constructor's way to say that the C++ factory returned a null pointer.
             raise self._incompatible("does not start") from error
@@ -286,7 +210,7 @@ class Engine:
 
     def _input(self, name: str) -> TensorSpec:
         kind = self._engine.get_tensor_dtype(name).name
-        shape = as_tuple(self._engine.get_tensor_shape(name))
+        shape = api.as_tuple(self._engine.get_tensor_shape(name))
         known = AXIS_NAMES if len(shape) == IMAGE_DIMS else {BATCH_AXIS: BATCH}
         named = tuple(known.get(axis, -1) if dim == -1 else dim for axis, dim in enumerate(shape))
         if kind not in _DTYPES or not named or -1 in named:
@@ -295,7 +219,7 @@ class Engine:
 
     def _output(self, name: str) -> TensorSpec:
         kind = self._engine.get_tensor_dtype(name).name
-        shape = as_tuple(self._engine.get_tensor_shape(name))
+        shape = api.as_tuple(self._engine.get_tensor_shape(name))
         if kind not in _DTYPES or not shape:
             raise self._odd(name, kind, shape)
         first, *others = (f"{name}_{axis}" if dim == -1 else dim for axis, dim in enumerate(shape))
@@ -308,7 +232,7 @@ class Engine:
             f"images (N, C, H, W), and the types {', '.join(_DTYPES)}"
         )
 
-    def _new_config(self, module: Any) -> RuntimeConfig:
+    def _new_config(self, module: Any) -> api.RuntimeConfig:
         config = self._engine.create_runtime_config()
         if config is None:
             raise self._incompatible("cannot configure it")

@@ -19,7 +19,7 @@ from deploykit.core.errors import (
 from deploykit.core.precision import Precision
 from deploykit.core.sizes import ShapeProfile
 from deploykit.costs.limits import Limit
-from deploykit.models._registry import families, get
+from deploykit.models import families, get
 from deploykit.sources.targets import Kind, kind_of, name_of
 
 if TYPE_CHECKING:

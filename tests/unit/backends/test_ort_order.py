@@ -10,7 +10,7 @@ MEASURED = """
 import resource
 import numpy as np, onnx_ir as ir
 from deploykit.backends.ort import OrtRunner
-from deploykit.onnx_graph import expose_magnitudes, tidy
+from deploykit.graph import expose_magnitudes, tidy
 from tests.graphs import graph
 
 nodes = "".join(f"v{i + 1} = Softmax (v{i})\\n" for i in range(COUNT))

@@ -353,7 +353,7 @@ ADD_ENGINES = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from deploykit.bundle import Bundle
+from deploykit.bundle.manifest import Bundle
 folder, name = Path(sys.argv[1]), sys.argv[2]
 bundle = Bundle.open(folder)
 (engine,) = bundle.manifest.engines

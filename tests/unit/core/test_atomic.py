@@ -202,7 +202,7 @@ def test_an_error_or_interruption_leaves_everything_as_it_was(
 STOP_HALFWAY = """
 import sys
 from pathlib import Path
-from deploykit.staging import staged_folder
+from deploykit.core.atomic import staged_folder
 with staged_folder(Path(sys.argv[1]), "manifest.json") as folder:
     (folder / "manifest.json").write_text("half")
     print(folder, flush=True)
@@ -256,7 +256,7 @@ def test_a_folder_whose_lock_is_held_is_left_alone(tmp_path: Path) -> None:
 PUBLISH_OFTEN = """
 import sys
 from pathlib import Path
-from deploykit.staging import staged_folder
+from deploykit.core.atomic import staged_folder
 print("ready", flush=True)
 sys.stdin.readline()
 for turn in range(40):
@@ -351,8 +351,8 @@ def test_a_name_that_is_too_long(tmp_path: Path) -> None:
 FILL_THE_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from deploykit.errors import BundleError
-from deploykit.staging import staged_folder
+from deploykit.core.errors import BundleError
+from deploykit.core.atomic import staged_folder
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:

@@ -166,7 +166,7 @@ def test_driver_version(driver: FakeDriver, expected: str | None) -> None:
 @pytest.mark.parametrize("devices", [0, 2])
 def test_on_the_stand_in_driver(cuda_stand_in: Path, devices: int) -> None:
     code = (
-        "import json; from deploykit import environment as e;"
+        "import json; from deploykit.core import environment as e;"
         "print(json.dumps([e.driver_version(), e.describe().to_dict()['gpus']]))"
     )
     variables = {

@@ -16,7 +16,7 @@ from deploykit.costs.peaks import gpu_names, gpu_peak, measure_cpu_peaks
 if TYPE_CHECKING:
     from pathlib import Path
 
-TABLE = resources.files("deploykit.benchmarking").joinpath("gpu_peaks.csv")
+TABLE = resources.files("deploykit.costs").joinpath("gpu_peaks.csv")
 ROWS = list(csv.DictReader(TABLE.read_text("utf-8").splitlines()))
 
 # FP16 operations of one SM in one clock, without sparsity, from the architectures' whitepapers.

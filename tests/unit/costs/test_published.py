@@ -11,7 +11,7 @@ import pytest
 from deploykit.core.precision import Precision
 from deploykit.costs.limits import achieved, physical_limit
 from deploykit.costs.peaks import gpu_peak
-from deploykit.models._registry import names
+from deploykit.models import names
 from tests.network_costs import cost_of_definition
 
 if TYPE_CHECKING:

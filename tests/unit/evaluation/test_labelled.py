@@ -14,7 +14,7 @@ from deploykit.core.specs import Preprocessing, StepTimes, TensorSpec
 from deploykit.evaluation.accuracy import wilson_interval
 from deploykit.evaluation.labelled import EvaluatedModel, Evaluation, evaluate
 from deploykit.images import ArrayImages
-from deploykit.models._registry import get
+from deploykit.models import get
 from deploykit.sources.weights import build_with_weights
 
 if TYPE_CHECKING:

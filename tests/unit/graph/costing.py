@@ -11,7 +11,7 @@ import torch
 
 from deploykit.graph import read_model, tidy
 from deploykit.graph.kernel_costs import network_cost
-from deploykit.models._registry import get
+from deploykit.models import get
 from tests.graphs import graph, save
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from deploykit.core.errors import ModelFileError, UsageError
 from deploykit.core.precision import Precision
 from deploykit.graph import convert_to_half, plan_half, qdq
 from deploykit.graph.kernel_costs import network_cost
-from deploykit.models._registry import get
+from deploykit.models import get
 from tests.graphs import graph, normal
 from tests.network_costs import cost_of_definition
 from tests.unit.graph.costing import cost, hollow_export, load

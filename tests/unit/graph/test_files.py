@@ -165,8 +165,8 @@ def test_altered_metadata(tmp_path: Path, key: str, value: str, words: str) -> N
 WRITE = """
 import sys
 from pathlib import Path
-from deploykit.onnx_graph import read_model, tidy, write_model
-from deploykit.specs import Precision
+from deploykit.graph import read_model, tidy, write_model
+from deploykit.core.precision import Precision
 model = read_model(Path(sys.argv[1]))
 tidy(model, rename=True)
 print(write_model(model, Path(sys.argv[2]), Precision.FP32, ("a" * 64,)).sha256)

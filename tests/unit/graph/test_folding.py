@@ -189,8 +189,8 @@ def test_the_same_file_gives_the_same_bytes_in_every_process(tmp_path: Path) -> 
     here = fold(plain(read_model(tmp_path / "old.onnx"), "old"))
     expected = write_model(here, tmp_path / "here.onnx", Precision.FP32).sha256
     code = (
-        "import sys, pathlib; from deploykit import onnx_graph as g\n"
-        "from deploykit.core.specs import Precision\n"
+        "import sys, pathlib; from deploykit import graph as g\n"
+        "from deploykit.core.precision import Precision\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "model = g.fold(g.plain(g.read_model(folder / 'old.onnx'), 'old'))\n"
         "print(g.write_model(model, folder / 'there.onnx', Precision.FP32).sha256)"

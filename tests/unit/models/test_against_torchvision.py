@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from deploykit.models._registry import get, names
+from deploykit.models import get, names
 
 NAMES = [name for name in names() if get(name).torchvision]
 SIZES = (64, 96)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deploykit.models._registry import get, names
+from deploykit.models import get, names
 from deploykit.models.alexnet import LocalResponseNorm
 from deploykit.models.cifar_resnet import PaddedShortcut
 from deploykit.models.googlenet import ConvNormReLU, GoogLeNet, TrainingOutputs

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from deploykit.models import get
 from deploykit.models._initialise import damp_residuals, he_normal, linear_to_fill
-from deploykit.models._registry import get
 
 
 def test_weights_have_variance_two_over_fan_in() -> None:

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deploykit.models import _registry
-from deploykit.models import _registry as _card
-from deploykit.models._registry import get, names
+from deploykit.models import _card, _registry, get, names
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from deploykit.core.errors import MissingDependencyError, UnknownNameError, UsageError
-from deploykit.models._registry import get, names
+from deploykit.models import get, names
 
 CIFAR_NAMES = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from deploykit import images
 from deploykit.core.sizes import ShapeProfile
-from deploykit.models._registry import get, names
+from deploykit.models import get, names
 from deploykit.runtime.loading import load
 from tests.bundles import engine_record, write_bundle
 from tests.fakes.engine_fake import FakeMachine

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from deploykit.core.errors import UsageError
-from deploykit.models._registry import get
+from deploykit.models import get
 from deploykit.sources.module_layers import inspect_definition
 from deploykit.sources.torchvision import torchvision_spec
 

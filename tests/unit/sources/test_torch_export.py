@@ -159,7 +159,7 @@ def test_no_local_path_is_in_the_file(done: Export) -> None:
 EXPORT = """
 import sys
 from pathlib import Path
-from deploykit.stages.export import export
+from deploykit.sources.torch_export import export_module as export
 from tests.unit.sources.test_torch_export import spec_of, tiny
 print(export(spec_of(tiny), tiny(), Path(sys.argv[1]), sys.argv[2]).sha256)
 """

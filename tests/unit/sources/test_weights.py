@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import UsageError, WeightsError
-from deploykit.models._registry import get
+from deploykit.models import get
 from deploykit.sources.state_dict import WeightsRecord
 from deploykit.sources.weights import _preprocessing, build_with_weights
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import tensorrt as trt
 
 if TYPE_CHECKING:
-    from deploykit.backends.trt import engine as api
+    from deploykit.backends.trt import api
 
 
 def logger(severity: trt.ILogger.Severity) -> trt.ILogger:

@@ -13,16 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deploykit.backends.trt import engine as api
-from deploykit.backends.trt.engine import (
-    CudaEngine,
-    ExecutionContext,
-    RtxRuntimeConfig,
-    Runtime,
-    RuntimeCacheApi,
-    RuntimeConfig,
-    as_tuple,
-)
+from deploykit.backends.trt import api
 from tests.fakes import runtime_fake
 from tests.fakes.tensorrt_fake import ILogger
 from tests.unit.backends.trt import small_models
@@ -38,12 +29,12 @@ REAL_NAMES: dict[type, str] = {
     runtime_fake.RuntimeCache: "IRuntimeCache",
 }
 PROTOCOLS: dict[type, str] = {
-    CudaEngine: "ICudaEngine",
-    ExecutionContext: "IExecutionContext",
-    Runtime: "Runtime",
-    RuntimeConfig: "IRuntimeConfig",
-    RtxRuntimeConfig: "IRuntimeConfig",
-    RuntimeCacheApi: "IRuntimeCache",
+    api.CudaEngine: "ICudaEngine",
+    api.ExecutionContext: "IExecutionContext",
+    api.Runtime: "Runtime",
+    api.RuntimeConfig: "IRuntimeConfig",
+    api.RtxRuntimeConfig: "IRuntimeConfig",
+    api.RuntimeCache: "IRuntimeCache",
 }
 ENUMS = (
     runtime_fake.CudaGraphStrategy,
@@ -122,11 +113,11 @@ def test_the_fake_module_offers_nothing_that_the_real_one_lacks(real: Any) -> No
 
 def test_the_fake_has_all_that_the_protocols_name() -> None:
     pairs: Sequence[tuple[type, type]] = (
-        (runtime_fake.CudaEngine, CudaEngine),
-        (runtime_fake.ExecutionContext, ExecutionContext),
-        (runtime_fake.Runtime, Runtime),
-        (runtime_fake.RtxRuntimeConfig, RtxRuntimeConfig),
-        (runtime_fake.RuntimeCache, RuntimeCacheApi),
+        (runtime_fake.CudaEngine, api.CudaEngine),
+        (runtime_fake.ExecutionContext, api.ExecutionContext),
+        (runtime_fake.Runtime, api.Runtime),
+        (runtime_fake.RtxRuntimeConfig, api.RtxRuntimeConfig),
+        (runtime_fake.RuntimeCache, api.RuntimeCache),
     )
     for fake, protocol in pairs:
         for name, method in public_methods(protocol):
@@ -143,7 +134,7 @@ def test_a_fake_shape_equals_no_tuple(tmp_path: Path) -> None:
     engine = runtime.deserialize_cuda_engine(plan)
     assert engine is not None
     shape = engine.get_tensor_shape("x")
-    assert as_tuple(shape) == (-1, *small_models.IMAGE)
+    assert api.as_tuple(shape) == (-1, *small_models.IMAGE)
     assert tuple(shape) != shape  # type: ignore[comparison-overlap]  # what is to be shown
 
 

@@ -22,7 +22,7 @@ from deploykit.core.errors import (
     UsageError,
 )
 from deploykit.core.precision import Precision
-from deploykit.models._registry import families, names
+from deploykit.models import families, names
 
 FP32, FP16, INT8 = Precision
 NO_GPU = dict.fromkeys(("tensorrt", "tensorrt-rtx", "ort-cuda"), "no GPU on this machine")

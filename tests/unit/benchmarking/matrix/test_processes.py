@@ -274,7 +274,7 @@ def test_an_interrupt_leaves_no_process() -> None:
 
 
 PARENT = f"""
-from deploykit.pipeline.benchmark.processes import ProcessLimits, call
+from deploykit.benchmarking.matrix.processes import ProcessLimits, call
 class Printing:
     def update(self, done, total=None, detail=""):
         print(done, flush=True)

@@ -14,7 +14,7 @@ from deploykit.core.precision import Precision
 from deploykit.core.sizes import ShapeProfile
 from deploykit.graph import read_model
 from deploykit.graph.qdq import QdqPolicy
-from deploykit.models._registry import get
+from deploykit.models import get
 from deploykit.precision.quantization import plan_int8, quantize_to_int8
 from deploykit.sources.torch_export import export_module
 
