@@ -98,7 +98,8 @@ def collect(model: Path, counts: list[int], rounds: int, *, export: bool) -> lis
 
 def exports(photographs: Path, count: int, folder: str) -> list[Sample]:
     """What a user waits for: FP16, and INT8 with its calibration."""
-    (Path(folder) / "calib" / "resnet50.json").unlink(missing_ok=True)  # it would be used again
+    table = Path(folder) / "engines" / "resnet50.calibration.json"
+    table.unlink(missing_ok=True)  # it would be used again
     bare = [sys.executable, "-m", "deploykit", "export", "resnet50"]
     int8 = [*bare, "--int8", "--calib", str(photographs), "--calib-count", str(count)]
     return [

@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="The table.  [default: calib/NAME.json]",
+    help="The table.  [default: NAME.calibration.json beside the bundle, of other targets in the "
+    "current folder; calib/NAME.json where pyproject.toml has a table tool.deploykit]",
 )
 def command(  # noqa: PLR0913 - one parameter per option, click's way
     *,
@@ -60,7 +61,8 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
 
     TARGET is a bundle, an FP32 .onnx file, or any definition that `export` takes. All methods are
     computed in one pass over the images, in memory that does not grow with their number. A later
-    `export --int8` of the same model with the same images uses the table again.
+    `export --int8` of the same model with the same images uses the table again: from the current
+    folder or beside the new bundle. A file that is no table is never replaced.
     """
     from deploykit.cli._show import progress
 

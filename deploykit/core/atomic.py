@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from filelock import FileLock, Timeout
 
 from deploykit.core.errors import BundleError
+from deploykit.core.locks import locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,14 +99,13 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextmanager
 def exclusive(target: Path) -> Iterator[None]:
-    """Hold the lock of ``target`` among all processes of this machine.
+    """Hold the lock of ``target`` among all processes; its file is gone afterwards.
 
     Raises:
         TimeoutError: another process has held it for `LOCK_TIMEOUT_S`; it is an ``OSError``.
     """
     place = Path(os.path.realpath(target))
-    # The file stays: another process may already wait for this very one.
-    with FileLock(place.parent / f".{place.name}.lock", timeout=LOCK_TIMEOUT_S):
+    with locked(place.parent / f".{place.name}.lock", LOCK_TIMEOUT_S):
         yield
 
 
@@ -151,7 +151,10 @@ def _exchange(folder: Path, target: Path) -> None:
 def _remove_abandoned(target: Path) -> None:
     # Of this target only: the folder of a target "x.y" is not one of "x".
     pattern = f".{glob.escape(target.name)}.{'?' * _RANDOM_CHARACTERS}.part"
-    for folder in target.parent.glob(pattern):
+    folders = {*target.parent.glob(pattern)}
+    # A process that was killed while it removed its folder leaves the lock alone.
+    folders |= {path.with_suffix("") for path in target.parent.glob(f"{pattern}.lock")}
+    for folder in folders:
         lock = FileLock(f"{folder}.lock")
         with suppress(Timeout), lock.acquire(blocking=False):
             shutil.rmtree(folder, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,9 +138,10 @@ def export_bundle(
     # Everything that can be wrong with the call is found before the first slow step.
     source = _resolve(target, options, journal)
     labels = None if options.labels is None else read_labels(options.labels)
-    plan = _Plan(options, choose_compiler(options.backend, environment.gpus()), labels)
     name = source.stem if isinstance(source, Path) else source.name
     place = options.output or Path("engines") / f"{name}-{options.precision}"
+    compiler = choose_compiler(options.backend, environment.gpus())
+    plan = _Plan(_with_bundle(options, place), compiler, labels)
     with staged_folder(place, MANIFEST) as folder:
         manifest, reports = _fill(folder, source, plan, journal)
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -158,6 +159,14 @@ def _resolve(target: str, options: ExportOptions, journal: Journal) -> ModelSpec
     if not isinstance(source, Path):
         require_sizes(source.name, source.inputs[0].shape, options.profile)
     return source
+
+
+def _with_bundle(options: ExportOptions, place: Path) -> ExportOptions:
+    """The options with the bundle that a calibration table is kept beside."""
+    if options.int8 is None:
+        return options
+    calibration = replace(options.int8.calibration, bundle=place)
+    return replace(options, int8=replace(options.int8, calibration=calibration))
 
 
 @dataclass(frozen=True)

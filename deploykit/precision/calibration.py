@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from deploykit import graph as onnx_graph
 from deploykit.core.errors import DataError, UsageError
-from deploykit.graph.qdq import QdqPolicy, plan_qdq
+from deploykit.graph.qdq import calibration_tensors
 from deploykit.precision.calibration_data import (
     RANDOM,
     CalibrationData,
@@ -19,21 +19,22 @@ from deploykit.precision.calibration_data import (
     open_calibration_images,
     split_holdout,
 )
-from deploykit.precision.calibration_table import CalibrationTable
+from deploykit.precision.calibration_table import (
+    SAME,
+    CalibrationTable,
+    FoundTable,
+    find_table,
+    places_of_table,
+)
 from deploykit.precision.collection import calibrate
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from deploykit.comparison.reference import Runners
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.progress import Journal
     from deploykit.core.specs import Preprocessing
-
-
-TABLES: Final = Path("calib")
-"""Where tables are kept for the next export of the same model."""
-
-
-_SAME: Final = "used again: same model, images, preprocessing and settings"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def calibrate_graph(
 
     Raises:
         UsageError: the model takes something beside images of which there is only noise.
-        DataError: the images cannot be used, or give NaN; a table that must fit does not.
+        DataError: the images cannot be used, or give NaN; a table that must fit does not; the
+            table's place has a file that is no table.
         ModelFileError: the graph is quantized already.
     """
     if runners.side.is_noise and options.data != RANDOM:
@@ -89,50 +91,46 @@ def calibrate_graph(
         journal.notes.append(warning)
     seen, held_out = split_holdout(chosen)
     data = CalibrationData(source, preprocessing, seen, options.seed, held_out, runners.side)
-    path = options.table or TABLES / f"{name}.json"
-    # Every value that could ever be quantized, so that a table serves all policies.
-    tensors = plan_qdq(onnx_graph.read_model(artifact.path), QdqPolicy()).tensors
+    # Of all policies: which layers are kept is decided later, on these ranges.
+    tensors = calibration_tensors(onnx_graph.read_model(artifact.path))
     with journal.stage("calibrate") as task:
-        find = _required if options.must_fit else _reusable
-        table, story = find(path, data, artifact, tensors)
+        found = _find(name, options, data, artifact, tensors)
+        table = found.table
         if table is None:
             table = calibrate(artifact, tensors, data, open_runner=runners.sharing, task=task)
-            table.save(path)
+            table.save(found.path)
     if table.skipped:
         named = ", ".join(table.skipped[:3])
         journal.notes.append(f"{len(table.skipped)} images could not be used: {named}")
-    journal.notes.append(f"calibration table {path}: {story}")
+    journal.notes.append(f"calibration table {found.path}: {found.story}")
     if options.data == RANDOM:
         journal.notes.append(
             "calibrated on noise: for sizes and speed only, its answers mean nothing"
         )
-    return Calibrated(table, path, data, story, _source_of(options))
+    return Calibrated(table, found.path, data, found.story, _source_of(options))
 
 
-def _reusable(
-    path: Path, data: CalibrationData, artifact: OnnxArtifact, tensors: tuple[str, ...]
-) -> tuple[CalibrationTable | None, str]:
-    if not path.exists():
-        return None, "made now, there was none"
-    try:
-        table = CalibrationTable.load(path)
-    except DataError as exc:
-        return None, f"made now: {str(exc).splitlines()[0]}"
-    difference = table.matches(data.key(artifact.sha256), tensors)
-    if difference:
-        return None, f"made anew: {difference}"
-    return table, _SAME
+def _find(
+    name: str,
+    options: CalibrationOptions,
+    data: CalibrationData,
+    artifact: OnnxArtifact,
+    tensors: tuple[str, ...],
+) -> FoundTable:
+    key = cache(lambda: data.key(artifact.sha256))  # reads all images, if there is a table at all
 
+    def difference(table: CalibrationTable) -> str:
+        return table.matches(key(), tensors)
 
-def _required(
-    path: Path, data: CalibrationData, artifact: OnnxArtifact, tensors: tuple[str, ...]
-) -> tuple[CalibrationTable, str]:
-    table = CalibrationTable.load(path)
+    if options.table is None:
+        return find_table(places_of_table(name, options.bundle), difference)
+    if not options.must_fit:
+        return find_table([options.table], difference)
+    table = CalibrationTable.load(options.table)
     table.require_model(artifact.sha256)
-    difference = table.matches(data.key(artifact.sha256), tensors)
-    if difference:
+    if differs := difference(table):
         raise DataError(
-            f"the calibration table {path} does not fit: {difference}\n"
+            f"the calibration table {options.table} does not fit: {differs}\n"
             "give what it was made from, or calibrate anew: leave --calib-table out"
         )
-    return table, _SAME
+    return FoundTable(table, options.table, SAME)

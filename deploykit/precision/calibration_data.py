@@ -16,7 +16,9 @@ from deploykit.core.errors import DataError, UsageError
 from deploykit.core.specs import Preprocessing
 from deploykit.images import FileImages
 from deploykit.images.side_inputs import SideInputs
-from deploykit.precision.calibration_table import CalibrationKey
+from deploykit.precision.calibration_table import (
+    CalibrationKey,
+)
 from deploykit.precision.calibrators import METHODS, PERCENTILE
 from deploykit.precision.collection import COUNTED
 from deploykit.precision.histograms import BINS
@@ -147,7 +149,8 @@ class CalibrationOptions:
     """Which images, and how many; ``table`` is where the result is kept and looked for.
 
     ``data`` is a path, `RANDOM`, or any `ImageSet`: `images.GivenImages` makes one of an iterable.
-    With ``must_fit`` the table there is used or refused, never made anew.
+    Without ``table`` the place is that of `pipeline.tables`, for the ``bundle`` that is made or
+    calibrated. With ``must_fit`` the table there is used or refused, never made anew.
     """
 
     data: str | ImageSet
@@ -155,6 +158,7 @@ class CalibrationOptions:
     seed: int = 0
     table: Path | None = None
     must_fit: bool = False
+    bundle: Path | None = None
 
 
 def open_calibration_images(options: CalibrationOptions, preprocessing: Preprocessing) -> ImageSet:

@@ -1,14 +1,13 @@
-"""The table of ranges that calibration found, on disk, and what it was made for.
-
-A table is JSON. It is used again for the same model, images, preprocessing and settings only, and
-says which of them differs.
-"""
+"""Calibration table on disk: the ranges, what they were made for, where a table is kept."""
 
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from deploykit.core.artifacts import sha256_of_bytes
@@ -16,8 +15,8 @@ from deploykit.core.atomic import write_whole
 from deploykit.core.errors import DataError, UnknownNameError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
 
 SCHEMA_VERSION: Final = 2
 
@@ -173,6 +172,15 @@ class CalibrationTable:
                     )
 
 
+def is_table(path: Path) -> bool:
+    """Whether a file is a table, of this or of another schema version."""
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(body, dict) and {"schema_version", "key", "amax"} <= body.keys()
+
+
 def _parse(text: str, name: str) -> dict[str, Any]:
     try:
         body = json.loads(text)
@@ -201,3 +209,82 @@ def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+
+
+SAME: Final = "used again: same model, images, preprocessing and settings"
+
+_PROJECT_FOLDER: Final = Path("calib")
+
+
+@dataclass(frozen=True)
+class FoundTable:
+    """A table that fits; without one ``path`` is where a new one goes. ``story`` says why."""
+
+    table: CalibrationTable | None
+    path: Path
+    story: str
+
+
+def places_of_table(name: str, bundle: Path | None) -> list[Path]:
+    """Where the table of the model ``name`` is kept, and then where else it may lie."""
+    stem = re.sub(r"[/\\]", "-", name)
+    if is_project(Path()):
+        return [_PROJECT_FOLDER / f"{stem}.json"]
+    here = Path(f"{stem}.calibration.json")
+    return [here] if bundle is None else list(dict.fromkeys([_folder_of(bundle) / here, here]))
+
+
+def is_project(folder: Path) -> bool:
+    """Whether ``folder`` has a ``pyproject.toml`` with a table ``[tool.deploykit]``."""
+    try:
+        body = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or none that can be read: other tools complain of it
+        return False
+    tools = body.get("tool")
+    return isinstance(tools, dict) and isinstance(tools.get("deploykit"), dict)
+
+
+def find_table(places: Sequence[Path], difference: Callable[[CalibrationTable], str]) -> FoundTable:
+    """The first table at ``places`` without a ``difference``; a new one goes to the first place.
+
+    Raises:
+        DataError: a new one is needed, and its place has a file that is no table.
+    """
+    reasons = {}
+    for path in filter(Path.exists, places):
+        try:
+            table = CalibrationTable.load(path)
+            reasons[path] = difference(table)
+        except DataError as exc:
+            reasons[path] = str(exc).splitlines()[0]
+            continue
+        if not reasons[path]:
+            return FoundTable(table, path, SAME)
+    _require_replaceable(places[0])
+    return FoundTable(None, places[0], _why_new(places[0], reasons))
+
+
+def _why_new(place: Path, reasons: dict[Path, str]) -> str:
+    if place in reasons:
+        return f"made anew: {reasons[place]}"
+    for other, reason in reasons.items():
+        return f"made now, {other} does not fit: {reason}"
+    return "made now, there was none"
+
+
+def _require_replaceable(place: Path) -> None:
+    if place.exists() and not is_table(place):
+        raise DataError(
+            f"{place} exists and is not a calibration table, so it is not replaced\n"
+            "move it, or name another place: deploykit calibrate TARGET --data PATH -o FILE\n"
+            "an export then takes that table: --calib-table FILE"
+        )
+
+
+def _folder_of(bundle: Path) -> Path:
+    """The folder that a bundle lies in, also of one that is named by a dot.
+
+    >>> str(_folder_of(Path("engines/net"))), _folder_of(Path()) == Path.cwd().parent
+    ('engines', True)
+    """
+    return bundle.parent if bundle.name not in {"", ".."} else bundle.resolve().parent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,8 @@ def calibrate_target(
         DataError: the images cannot be used.
     """
     journal = Journal(progress or SilentProgress())
+    if kind_of(target) is Kind.BUNDLE:
+        options = replace(options, bundle=Path(target))
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder) / MODEL
         artifact, name, preprocessing, runners = _fp32_graph(target, scratch, told, journal)

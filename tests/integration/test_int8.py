@@ -18,6 +18,7 @@ from deploykit.precision.calibration_table import CalibrationTable
 from deploykit.sources.definition import SourceOptions
 from deploykit.verbs.calibrate import calibrate_target
 from tests.cli import Called, deploykit
+from tests.graphs import graph, normal, save
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +30,7 @@ pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: tensorrt-rtx
 
 @pytest.fixture
 def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Tables are kept in `calib/` of the working folder."""
+    """Tables are kept in the working folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -104,6 +105,68 @@ def test_biases_are_corrected_when_asked(fp32: Path, digits: Digits, working_fol
     assert called.data["conversion"]["corrected_biases"] >= 18
 
 
+DOWNSAMPLING_BLOCK = """net (float[N,3,8,8] input) => (float[N,10] logits) {
+    [stem] a = Conv <pads = [1,1,1,1]> (input, stem_w)
+    [relu] b = Relu (a)
+    [inner] c = Conv <pads = [1,1,1,1]> (b, inner_w, inner_b)
+    [relu_inner] d = Relu (c)
+    [last] e = Conv (d, last_w)
+    [down] f = Conv (b, down_w)
+    [add] g = Add (e, f)
+    [relu_out] h = Relu (g)
+    [pool] p = GlobalAveragePool (h)
+    [flat] q = Flatten (p)
+    [head] logits = Gemm <transB = 1> (q, head_w)
+}"""
+
+
+def block_with_a_sensitive_end(path: Path) -> Path:
+    """INT8 rounds all useful weights of ``last`` to 0, beside large ones for a channel of zeros."""
+    last = normal(32, 32, 1, 1, seed=3, scale=0.2)
+    last[:, 0] = 100.0
+    bias = np.zeros(32, np.float32)
+    bias[0] = -1000.0
+    weights = {
+        "stem_w": normal(32, 3, 3, 3, seed=1, scale=0.2),
+        "inner_w": normal(32, 32, 3, 3, seed=2, scale=0.06),
+        "inner_b": bias,
+        "last_w": last,
+        "down_w": normal(32, 32, 1, 1, seed=4, scale=0.1),
+        "head_w": normal(10, 32, seed=5),
+    }
+    return save(graph(DOWNSAMPLING_BLOCK, weights), path)
+
+
+def test_a_kept_layer_may_change_the_skip_operand(digits: Digits, working_folder: Path) -> None:
+    """Without ``last`` in INT8 the addition is fused with ``down``, and reads ``last`` as INT8."""
+    model = block_with_a_sensitive_end(working_folder / "block.onnx")
+    told = "--sensitive-layers", "keep", "--residual", "int8", "--method", "max"
+    called = quantize(model, *told, calib=digits.calibration)
+    assert called.code == 0, called.err
+    assert called.data["calibration"]["policy"]["sensitive"] == ["last"]
+    table = CalibrationTable.load(working_folder / "calib" / "block.json")
+    assert {"e", "f"} <= table.amax.keys()
+
+
+def test_a_table_without_a_possible_skip_operand_is_made_anew(
+    digits: Digits, working_folder: Path
+) -> None:
+    model = block_with_a_sensitive_end(working_folder / "block.onnx")
+    made = deploykit("calibrate", model, "--data", digits.calibration, "-o", "calib/block.json")
+    assert made.code == 0, made.err
+    path = working_folder / "calib" / "block.json"
+    body = json.loads(path.read_text())
+    del body["amax"]["e"], body["trial_amax"]["e"]
+    path.write_text(json.dumps(body))
+    told = "--sensitive-layers", "int8", "--method", "max"
+    refused = quantize(model, *told, "--calib-table", path, calib=digits.calibration)
+    assert refused.code == 1
+    assert "does not fit: it has no range for e\n" in refused.err
+    called = quantize(model, *told, calib=digits.calibration)
+    assert called.data["calibration"]["story"] == "made anew: it has no range for e"
+    assert "e" in CalibrationTable.load(path).amax
+
+
 def test_output_shows_layers_ratios_and_methods(
     fp32: Path, digits: Digits, working_folder: Path
 ) -> None:
@@ -162,10 +225,81 @@ def test_table_of_calibrate_serves_the_export(
     (working_folder / "own.onnx").write_bytes(fp32.read_bytes())
     made = deploykit("calibrate", "own.onnx", "--data", digits.calibration, "--json")
     assert made.code == 0, made.err
-    assert made.data["path"] == "calib/own.json"
+    assert made.data["path"] == "own.calibration.json"
     called = quantize(working_folder / "own.onnx", calib=digits.calibration)
     assert called.data["calibration"]["story"].startswith("used again")
     assert called.data["calibration"]["digest"] == made.data["digest"]
+
+
+def test_table_of_calibrate_serves_an_export_to_another_folder(
+    fp32: Path, digits: Digits, working_folder: Path
+) -> None:
+    (working_folder / "own.onnx").write_bytes(fp32.read_bytes())
+    made = deploykit("calibrate", "own.onnx", "--data", digits.calibration)
+    assert made.code == 0, made.err
+    place = working_folder / "engines" / "own-int8"
+    called = quantize(working_folder / "own.onnx", "-o", place, calib=digits.calibration)
+    assert called.data["calibration"]["story"].startswith("used again")
+    assert [path.name for path in place.parent.iterdir()] == ["own-int8"]
+
+
+def test_a_users_folder_named_calib_gets_no_table(
+    fp32: Path, digits: Digits, working_folder: Path
+) -> None:
+    """The table of an export lies beside its bundle, that of a bundle too, and both are used."""
+    images, engines = working_folder / "calib", working_folder / "engines"
+    images.mkdir()
+    (images / "digits.npz").write_bytes(digits.calibration.read_bytes())
+    (working_folder / "own.onnx").write_bytes(fp32.read_bytes())
+    exported = deploykit("export", "own.onnx", "--backend", "none", "-o", engines / "own-fp32")
+    assert exported.code == 0, exported.err
+    told = ("--data", images / "digits.npz", "--json")
+    made = deploykit("calibrate", engines / "own-fp32", *told)
+    assert made.data["path"] == str(engines / "own.calibration.json")
+    called = quantize(working_folder / "own.onnx", "-o", engines / "own-int8",
+                      calib=images / "digits.npz")  # fmt: skip
+    assert called.data["calibration"]["story"].startswith("used again")
+    assert [path.name for path in images.iterdir()] == ["digits.npz"]
+    (engines / "own.calibration.json").unlink()
+    for story in ("made now, there was none", "used again: "):
+        called = quantize(working_folder / "own.onnx", "-o", engines / "own-int8",
+                          calib=images / "digits.npz")  # fmt: skip
+        assert called.data["calibration"]["story"].startswith(story)
+    assert {path.name for path in engines.iterdir()} == {
+        "own-fp32", "own-int8", "own.calibration.json",
+    }  # fmt: skip
+    assert {path.name for path in working_folder.iterdir()} == {"calib", "engines", "own.onnx"}
+
+
+def test_a_project_keeps_its_tables_in_calib(
+    fp32: Path, digits: Digits, working_folder: Path
+) -> None:
+    (working_folder / "pyproject.toml").write_text("[tool.deploykit]\n", encoding="utf-8")
+    (working_folder / "own.onnx").write_bytes(fp32.read_bytes())
+    made = deploykit("calibrate", "own.onnx", "--data", digits.calibration, "--json")
+    assert made.data["path"] == "calib/own.json"
+    called = quantize(working_folder / "own.onnx", "-o", "engines/own", calib=digits.calibration)
+    assert called.data["calibration"]["story"].startswith("used again")
+    assert [path.name for path in (working_folder / "engines").iterdir()] == ["own"]
+
+
+def test_a_file_that_is_no_table_is_not_replaced(
+    fp32: Path, digits: Digits, working_folder: Path
+) -> None:
+    (working_folder / "own.onnx").write_bytes(fp32.read_bytes())
+    (working_folder / "own.calibration.json").write_text("mine", encoding="utf-8")
+    said = "exists and is not a calibration table, so it is not replaced"
+    called = deploykit("calibrate", "own.onnx", "--data", digits.calibration)
+    assert called.code == 1
+    assert f"own.calibration.json {said}" in called.err
+    refused = quantize(working_folder / "own.onnx", calib=digits.calibration)
+    assert refused.code == 1
+    assert f"own.calibration.json {said}" in refused.err
+    named = deploykit("calibrate", "own.onnx", "--data", digits.calibration, "-o", "own.onnx")
+    assert named.code == 1
+    assert f"own.onnx {said}" in named.err
+    assert (working_folder / "own.onnx").read_bytes() == fp32.read_bytes()
+    assert (working_folder / "own.calibration.json").read_text(encoding="utf-8") == "mine"
 
 
 def test_images_of_a_program_give_the_ranges_of_the_same_file(
@@ -296,7 +430,7 @@ def test_a_definition_is_calibrated_for_its_export(working_folder: Path) -> None
     assert made.code == 0, made.err
     exported = deploykit("export", *told, "--backend", "none", "-o", "bundle")
     assert exported.code == 0, exported.err
-    table = CalibrationTable.load(working_folder / "calib" / "nets-net.json")
+    table = CalibrationTable.load(working_folder / "nets-net.calibration.json")
     table.require_model(Bundle.open(working_folder / "bundle").manifest.onnx.sha256)
 
 

@@ -106,7 +106,7 @@ def test_commands_that_read_the_bundle(bundle: Path, original: Path, tmp_path: P
 def test_int8_is_calibrated_at_the_preferred_size(
     original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # the table is kept in calib/
+    monkeypatch.chdir(tmp_path)  # the table is kept there
     called = export(
         original, "--int8", "--calib", "random", "--calib-count", 8, *SIZES, "--method", "max",
         "--sensitive-layers", "int8", "-o", tmp_path / "b", "--json",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +18,7 @@ from deploykit.benchmarking.report.facts import (
 )
 from deploykit.benchmarking.report.rows import BRACKETS, KINDS, LEVELS, STEPS, remarks_of, row_of
 from deploykit.benchmarking.statistics.percentiles import CONFIDENCE
+from deploykit.core.csv_text import csv_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -83,14 +82,10 @@ def csv_of(run: BenchmarkRun) -> str:
 
     Units are in the names. A field is empty where nothing is known; percentiles that the samples
     do not carry are such, and ``median_ms`` is there in any case. Several sentences in a field
-    have "; " between them.
+    have "; " between them. A single quote stands before text that would be a formula.
     """
-    text = io.StringIO()
-    table = csv.DictWriter(text, _COLUMNS, restval="", lineterminator="\n")
-    table.writeheader()
-    table.writerows(map(_fields, run.results))
-    table.writerows(map(_failed_fields, run.failures))
-    return text.getvalue()
+    rows = [*map(_fields, run.results), *map(_failed_fields, run.failures)]
+    return csv_text(_COLUMNS, rows)
 
 
 def markdown_of(run: BenchmarkRun) -> str:

@@ -1,7 +1,7 @@
 """INT8 as a property of the graph: where Q/DQ pairs go, and the graph that has them."""
 
 from deploykit.graph.qdq.insertion import activation_scales, insert_qdq
-from deploykit.graph.qdq.placement import plan_qdq
+from deploykit.graph.qdq.placement import calibration_tensors, plan_qdq
 from deploykit.graph.qdq.plan import QdqPlan, QdqPolicy, QuantizedWeight, Reader
 from deploykit.graph.qdq.trials import (
     SWITCHES,
@@ -21,6 +21,7 @@ __all__ = [
     "QuantizedWeight",
     "Reader",
     "activation_scales",
+    "calibration_tensors",
     "correct_biases",
     "insert_qdq",
     "plan_qdq",

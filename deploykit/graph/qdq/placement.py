@@ -139,6 +139,21 @@ def skip_operands(
             yield node, index
 
 
+def possible_skip_operands(
+    model: ir.Model, convolutions: Set[ir.Node | None]
+) -> Iterator[tuple[ir.Node, int]]:
+    """What `skip_operands` gives for all of ``convolutions``, and for any part of them.
+
+    Where both operands come straight from a convolution, either may be the skip operand: if one
+    of the two convolutions is not INT8, the addition is fused with the other.
+    """
+    for node in model.graph:
+        if node.op_type == "Add" and _adds_two_activations(node):
+            yield from (
+                (node, index) for index in (0, 1) if _maker(node, 1 - index) in convolutions
+            )
+
+
 def skip_operand(model: ir.Model, add: ir.Node, convolutions: Set[ir.Node | None]) -> int | None:
     """Index of the operand of ``add`` that does not come straight from its convolution.
 
@@ -235,18 +250,31 @@ def plan_qdq(model: ir.Model, policy: QdqPolicy = _NO_POLICY) -> QdqPlan:
     _require_plannable(model)
     kept: dict[str, str] = {}
     weights = _quantized_weights(model, policy, kept)
-    demand: Demand = {}
-    for node in model.graph:
-        if node.name in weights:
-            require(demand, node.inputs[0], Reader(str(node.name), 0))
-    convolutions: set[ir.Node | None] = {
-        node for node in model.graph if node.name in weights and node.op_type in CONVOLUTIONS
-    }
-    for add, index in skip_operands(model, convolutions, policy, kept):
+    demand = _layer_inputs(model, weights)
+    for add, index in skip_operands(model, _convolutions(model, weights), policy, kept):
         require(demand, add.inputs[index], Reader(str(add.name), index))
     groups = share_scales(model, demand, policy, kept)
     _explain_averages(model, kept)
     return QdqPlan(_in_graph_order(model, demand), tuple(weights.values()), groups, kept)
+
+
+def calibration_tensors(model: ir.Model) -> tuple[str, ...]:
+    """The values that a plan may ask for, whatever its policy, in graph order.
+
+    A policy only takes layers, additions and concatenations out of INT8. Without a layer an
+    addition may have another skip operand, so each possible one is here. Rules 4 and 5 reach no
+    further from fewer values, so that what they reach from all of these holds for each policy.
+
+    Raises:
+        ModelFileError: the graph is quantized already, or its nodes share names.
+    """
+    _require_plannable(model)
+    weights = _quantized_weights(model, _ANY_SIZE, {})
+    demand = _layer_inputs(model, weights)
+    for add, index in possible_skip_operands(model, _convolutions(model, weights)):
+        require(demand, add.inputs[index], Reader(str(add.name), index))
+    share_scales(model, demand, _ANY_SIZE, {})
+    return tuple(_in_graph_order(model, demand))
 
 
 def require(demand: Demand, value: ir.Value | None, reader: Reader) -> None:
@@ -325,6 +353,22 @@ def _quantized_weights(
         else:
             found[name] = weight
     return found
+
+
+def _layer_inputs(model: ir.Model, weights: Mapping[str, QuantizedWeight]) -> Demand:
+    demand: Demand = {}
+    for node in model.graph:
+        if node.name in weights:
+            require(demand, node.inputs[0], Reader(str(node.name), 0))
+    return demand
+
+
+def _convolutions(
+    model: ir.Model, weights: Mapping[str, QuantizedWeight]
+) -> frozenset[ir.Node | None]:
+    return frozenset(
+        node for node in model.graph if node.name in weights and node.op_type in CONVOLUTIONS
+    )
 
 
 def _unwanted(node: ir.Node, policy: QdqPolicy, *, is_first: bool, is_last: bool) -> str | None:

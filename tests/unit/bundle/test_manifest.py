@@ -323,7 +323,7 @@ def test_an_engine_is_added(folder: Path) -> None:
     assert Bundle.open(folder) == bundle
     assert bundle.changed_files() == []
     assert bundle.expected_files()["b.engine"] == sha256_of_bytes(b"new")
-    assert not (folder.parent / "staged").exists()
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     assert not [path for path in folder.iterdir() if path.name.endswith(".part")]
 
 
@@ -388,4 +388,5 @@ def test_two_processes_at_once_lose_no_engine(folder: Path) -> None:
     bundle = Bundle.open(folder)
     names = {engine.file for engine in bundle.manifest.engines}
     assert names == {"a.engine", *(f"{name}{n}.engine" for name in "xy" for n in range(10))}
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     assert bundle.changed_files() == []

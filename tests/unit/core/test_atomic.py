@@ -34,6 +34,10 @@ def stage(target: Path, act: Callable[[Path], object]) -> None:
         act(folder)
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def visible(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
@@ -220,8 +224,7 @@ def test_a_killed_process_leaves_nothing_visible_and_the_next_call_cleans(tmp_pa
     assert visible(tmp_path) == []
     assert folder.exists()
     publish(target, "1")
-    assert visible(tmp_path) == ["net"]
-    assert left_over(tmp_path) == []
+    assert names(tmp_path) == ["net"]
 
 
 def test_the_folder_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
@@ -286,7 +289,7 @@ def test_two_processes_at_once_each_publish_a_whole_folder(tmp_path: Path) -> No
         assert [process.communicate()[1] for process in (first, second)] == ["", ""]
         assert (first.returncode, second.returncode) == (0, 0)
     assert assert_one_origin(target) in {"one-39", "two-39"}
-    assert left_over(tmp_path) == []
+    assert names(tmp_path) == ["net"]
 
 
 def assert_one_origin(target: Path) -> str:
@@ -425,7 +428,22 @@ def test_a_lock_that_never_comes_free(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(staging, "LOCK_TIMEOUT_S", 0.01)
     with (
         FileLock(tmp_path / ".net.lock"),
-        pytest.raises(BundleError, match=r"cannot write .*net: The file lock .* not be acquired"),
+        pytest.raises(BundleError, match=r"cannot write .*net: others have held its lock .*0.01 s"),
     ):
         publish(tmp_path / "net", "1")
     assert visible(tmp_path) == []
+
+
+def test_no_lock_is_left_beside_a_bundle(tmp_path: Path) -> None:
+    publish(tmp_path / "net", "old")
+    publish(tmp_path / "net", "new")
+    with pytest.raises(ValueError, match="no"), exclusive(tmp_path / "net"):
+        raise ValueError("no")
+    assert names(tmp_path) == ["net"]
+
+
+def test_the_lock_of_a_killed_process_is_removed_by_the_next(tmp_path: Path) -> None:
+    (tmp_path / ".net.lock").touch()
+    (tmp_path / ".net.abcdefgh.part.lock").touch()
+    publish(tmp_path / "net", "1")
+    assert names(tmp_path) == ["net"]

@@ -10,8 +10,9 @@ import pytest
 
 from deploykit.benchmarking.report.rows import LEVELS, row_of
 from deploykit.benchmarking.report.table import csv_of, escaped, markdown_of
-from deploykit.benchmarking.results import BenchmarkRun
+from deploykit.benchmarking.results import BenchmarkRun, CellFailure
 from deploykit.benchmarking.statistics.percentiles import percentile
+from deploykit.core.precision import Precision
 from tests.unit.benchmarking.report.reported import (
     BUSY,
     DOUBT,
@@ -118,6 +119,15 @@ def test_two_sentences_share_a_field() -> None:
 def test_hostile_names_come_back_from_the_csv() -> None:
     result, failure = records(hostile_run())
     assert result["model"] == result["backend"] == failure["model"] == HOSTILE
+
+
+def test_names_and_reasons_in_the_csv_are_no_formulas() -> None:
+    formula = '=HYPERLINK("http://x.example", "ok")'
+    result = measured(formula, [1.0] * 9, backend="@ort", notes=("-1+1",))
+    failure = CellFailure("+net", Precision.FP16, "ort", 1, "error", "\t" + formula, 1.0)
+    first, second = records(BenchmarkRun((result,), (failure,)))
+    assert (first["model"], first["backend"], first["notes"]) == (f"'{formula}", "'@ort", "'-1+1")
+    assert (second["model"], second["failure_reason"]) == ("'+net", f"'{formula}")
 
 
 def test_an_empty_run_is_a_line_of_names() -> None:

@@ -2,90 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
 from deploykit.backends.trt.builder import CompileOptions, compile_onnx
 from deploykit.backends.trt.compiler import load_compiler
 from deploykit.core.precision import Precision
 from deploykit.core.sizes import ShapeProfile
-from deploykit.graph import read_model
-from deploykit.graph.qdq import QdqPolicy
-from deploykit.models import get
-from deploykit.precision.quantization import plan_int8, quantize_to_int8
-from deploykit.sources.torch_export import export_module
+from deploykit.precision.quantization import quantize_to_int8
+from tests.families import IMAGE_SIZES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import onnx_ir as ir
-    from torch import nn
-
-    from deploykit.core.artifacts import OnnxArtifact
-    from deploykit.graph.qdq import QdqPlan
+    from tests.families import Family
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-IMAGE_SIZES = {
-    "alexnet2012": 63,
-    "vgg11": 32,
-    "nin": 63,
-    "googlenet": 64,
-    "resnet18": 32,
-    "resnet50": 32,
-    "resnext50_32x4d": 32,
-    "resnet20": 32,
-}
-FEATURES_ONLY = ("alexnet2012", "vgg11")
-"""Their classifiers are 90 % of the parameters and four plain layers."""
-
-
-@dataclass(frozen=True)
-class Family:
-    artifact: OnnxArtifact
-    model: ir.Model
-    plan: QdqPlan
-
-    def readers(self, tensor: str) -> set[str]:
-        return {f"{r.node}:{r.position}" for r in self.plan.activations.get(tensor, ())}
-
-    def nodes(self, op_type: str) -> list[ir.Node]:
-        return [node for node in self.model.graph if node.op_type == op_type]
-
-    def int8_operands(self, node: ir.Node) -> set[int]:
-        """Which inputs of a node are read as INT8."""
-        found = (r for readers in self.plan.activations.values() for r in readers)
-        return {reader.position for reader in found if reader.node == node.name}
-
-
-@pytest.fixture(scope="module")
-def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
-    folder = tmp_path_factory.mktemp("families")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return {name: exported(name, folder) for name in IMAGE_SIZES}
-
-
-def exported(name: str, folder: Path) -> Family:
-    spec = get(name, image_size=IMAGE_SIZES[name], num_classes=16)
-    with torch.device("meta" if name in FEATURES_ONLY else "cpu"):
-        module = spec.build()
-    if name in FEATURES_ONLY:
-        module = features_of(module)
-        spec = replace(spec, outputs=(replace(spec.outputs[0], name="features"),))
-    artifact = export_module(spec, module, folder / f"{name}.onnx", "torchscript")
-    plan = plan_int8(artifact, QdqPolicy())
-    return Family(artifact, read_model(artifact.path), plan)
-
-
-def features_of(module: nn.Module) -> nn.Module:
-    features = module.get_submodule("features").to_empty(device="cpu")
-    for parameter in features.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
-    return features
 
 
 def test_alexnet_keeps_its_response_normalisation(families: dict[str, Family]) -> None:
