@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from deploykit.core.progress import ProgressTask
     from deploykit.exporting.steps import ExportOptions, ExportReport
-    from deploykit.precision.int8 import Int8Request
+    from deploykit.precision.quantization.request import QuantizationRequest
 
 RECORD: Final = "record.json"
 COMPILER: Final = "tensorrt-rtx"
@@ -100,18 +100,18 @@ def _options(precision: Precision, folder: Path, placement: str = "") -> ExportO
         backend=COMPILER,
         compute_capabilities=(COMPUTE_CAPABILITY,),
         output=folder / "bundle",
-        int8=_request(folder, placement) if placement else None,
+        quantization=_request(folder, placement) if placement else None,
     )
 
 
-def _request(folder: Path, placement: str) -> Int8Request:
+def _request(folder: Path, placement: str) -> QuantizationRequest:
     from deploykit.images import sample_images
-    from deploykit.precision.calibration_data import CalibrationOptions
-    from deploykit.precision.int8 import Int8Request
-    from deploykit.precision.int8_choice import Int8Choices
+    from deploykit.precision.calibration.data import CalibrationOptions
+    from deploykit.precision.quantization.choice import Int8Choices
+    from deploykit.precision.quantization.request import QuantizationRequest
 
     everything = Int8Choices("max", "int8", "int8", "int8", "off")
-    return Int8Request(
+    return QuantizationRequest(
         CalibrationOptions(sample_images(), table=folder / "calibration.json"),
         everything if placement == EVERYTHING else Int8Choices(),
     )

@@ -39,7 +39,7 @@ from deploykit.graph import read_model, write_model
 from deploykit.graph.exposing import expose_named
 from deploykit.graph.qdq import QdqPolicy
 from deploykit.models import get
-from deploykit.precision.quantization import plan_int8, quantize_to_int8
+from deploykit.precision.quantization.graphs import plan_int8, quantize_to_int8
 from deploykit.sources.torch_export import export_module
 from deploykit.sources.weights import build_with_weights
 

@@ -33,9 +33,9 @@ from deploykit.graph import read_model
 from deploykit.graph.exposing import expose_named
 from deploykit.graph.qdq import QdqPolicy
 from deploykit.models import get
-from deploykit.precision.calibrators import METHODS
-from deploykit.precision.histograms import RunningHistogram
-from deploykit.precision.quantization import (
+from deploykit.precision.calibration.calibrators import METHODS
+from deploykit.precision.calibration.histograms import RunningHistogram
+from deploykit.precision.quantization.graphs import (
     Int8Options,
     QuantizationErrors,
     measure_errors,

@@ -14,7 +14,6 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from deploykit.backends._feeds import check_feeds
 from deploykit.core.errors import EngineIncompatibleError, ModelFileError, UsageError, first_line
-from deploykit.core.precision import Precision
 from deploykit.core.specs import Closing, SplitGraph, StepTimes, TensorSpec
 
 if TYPE_CHECKING:
@@ -118,7 +117,7 @@ class OrtRunner(Closing):
 
         A Q/DQ graph is computed node by node, as the standard and TensorRT have it.
         """
-        optimise = artifact.precision is not Precision.INT8
+        optimise = not artifact.precision.facts.quantized
         return cls(artifact.path, device=device, threads=threads, optimise=optimise)
 
     @property

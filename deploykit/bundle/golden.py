@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Self
 import numpy as np
 
 from deploykit.bundle.manifest import GOLDEN, SIDE_INPUTS
-from deploykit.comparison.differences import LIMITS, compare, problems_of
+from deploykit.comparison.differences import compare, problems_of
 from deploykit.comparison.reference import Runners
 from deploykit.core.errors import BundleError, ValidationError
 from deploykit.core.precision import Precision
@@ -80,7 +80,7 @@ class Golden:
                 f"at export they were {self.logits.shape}"
             )
         found = compare(logits, self.logits)
-        problems = problems_of(found, LIMITS[limits])
+        problems = problems_of(found, limits.facts.limits)
         if problems:
             raise ValidationError(
                 f"the golden sample gives other logits than at export\n{'; '.join(problems[:2])}\n"
@@ -92,11 +92,10 @@ class Golden:
 def limits_for(precision: Precision, device: str) -> Precision:
     """The precision by whose limits a model on ``device`` is judged.
 
-    On a GPU both TensorRT and onnxruntime multiply FP32 as TF32, whose mantissa of 10 bits rounds
-    as FP16's does.
+    Those of FP32 hold on CPUs only, see its facts.
     """
-    tf32 = precision is Precision.FP32 and device != "cpu"
-    return Precision.FP16 if tf32 else precision
+    other = None if device == "cpu" else precision.facts.gpu_limits_of
+    return precision if other is None else Precision(other)
 
 
 GOLDEN_BATCH: Final = 2

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from deploykit.cli import _options
+from deploykit.core.precision import OWN
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -45,9 +48,7 @@ class Asked:
     models: str | None
     batch: str | None
     precision: str | None
-    fp32: bool
-    fp16: bool
-    int8: bool
+    flagged: tuple[Precision, ...]
     backend: str | None
     filters: tuple[str, ...]
     quick: bool
@@ -188,20 +189,19 @@ def _targets(asked: Asked) -> tuple[str, ...]:
 
 
 def _precisions(asked: Asked) -> tuple[Precision, ...]:
-    from deploykit.core.errors import UnknownNameError
-    from deploykit.core.precision import Precision
+    from deploykit.core.precision import find_precision, precisions
 
-    flags = {"fp32": asked.fp32, "fp16": asked.fp16, "int8": asked.int8}
-    wanted = [*_parts(asked.precision), *(name for name, given in flags.items() if given)]
-    known = [str(each) for each in Precision]
-    for name in wanted:
-        if name not in known:
-            raise UnknownNameError("precision", name, known, ", ".join(known))
-    return tuple(each for each in Precision if each in wanted)
+    wanted = {*asked.flagged, *map(find_precision, _parts(asked.precision))}
+    return tuple(each for each in precisions() if each in wanted)
 
 
 def _parts(text: str | None) -> list[str]:
     return [] if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _help(precision: Precision) -> str:
+    noise = "; architectures get ranges from noise" if precision.facts.needs_calibration else ""
+    return f"As --precision {precision}; may be combined{noise}."
 
 
 _MATRIX = (
@@ -213,9 +213,7 @@ _MATRIX = (
         metavar="fp32,fp16,int8",
         help="Precisions.  [default: all on engines, FP32 on CPUs]",
     ),
-    click.option("--fp32", is_flag=True, help="As --precision fp32; the three may be combined."),
-    click.option("--fp16", is_flag=True),
-    click.option("--int8", is_flag=True, help="Architectures get ranges from noise."),
+    _options.precision_flags({each: _help(each) for each in OWN}),
     click.option(
         "--backend",
         metavar="A,B",

@@ -12,9 +12,9 @@ from deploykit.cli import _options
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from deploykit.precision.calibration_data import CalibrationOptions
-    from deploykit.precision.int8 import Int8Request
-    from deploykit.precision.int8_choice import Int8Choices
+    from deploykit.precision.calibration.data import CalibrationOptions
+    from deploykit.precision.quantization.choice import Int8Choices
+    from deploykit.precision.quantization.request import QuantizationRequest
 
 _END = click.Choice(["auto", "int8", "keep"])
 
@@ -93,13 +93,13 @@ def read_request(
     rest: str,
     exclude: tuple[str, ...],
     last_layer: str,
-) -> Int8Request | None:
+) -> QuantizationRequest | None:
     """What the options ask for; ``None`` without calibration images."""
     if calibration is None:
         return None
     from deploykit.core.precision import Precision
     from deploykit.graph.qdq import QdqPolicy
-    from deploykit.precision.int8 import Int8Request
+    from deploykit.precision.quantization.request import QuantizationRequest
 
     policy = QdqPolicy(
         exclude=exclude,
@@ -107,7 +107,7 @@ def read_request(
         last_layer=_fixed(last_layer),
         residual=_fixed(wishes.residual),
     )
-    return Int8Request(calibration, wishes, policy, Precision(rest))
+    return QuantizationRequest(calibration, wishes, policy, Precision(rest))
 
 
 def _fixed(wish: str) -> Literal["int8", "keep"]:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deploykit.core.errors import UsageError
+from deploykit.core.precision import find_precision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from deploykit.core.choices import DefinitionChoices
     from deploykit.core.precision import Precision
@@ -102,33 +103,43 @@ def image_sizes(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def precision_flags(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--fp32``, ``--fp16`` and ``--int8``."""
-    texts = (
-        ("int8", "8 bits where it pays, the rest FP16; needs --calib."),
-        ("fp16", "16 bits, inputs and outputs stay FP32."),
-        ("fp32", "32 bits."),
-    )
-    for name, text in texts:
-        function = click.option(f"--{name}", is_flag=True, help=text)(function)
-    return function
+precision_name = click.option(
+    "--precision", metavar="NAME", help="One of these by its name, or a plug-in's."
+)
 
 
-def read_precision(*, fp32: bool, fp16: bool, int8: bool) -> Precision:
-    """The one precision that was asked; FP32 without a flag.
+def precision_flags(texts: Mapping[Precision, str]) -> Decorator:
+    """Add a flag for each of ``texts``, of which the command gets those given as ``flagged``."""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def command(**given: Any) -> Any:
+            flagged = tuple(each for each in texts if given.pop(each.value))
+            return function(flagged=flagged, **given)
+
+        for precision, text in reversed(list(texts.items())):
+            option = click.option(f"--{precision}", precision.value, is_flag=True, help=text)
+            command = option(command)
+        return command
+
+    return add
+
+
+def one_precision(
+    verb: str, *, flagged: tuple[Precision, ...], name: str | None
+) -> Precision | None:
+    """The one precision that was asked, by a flag or by its name; ``None`` without.
 
     Raises:
-        UsageError: more than one flag.
+        UnknownNameError: there is no precision of that name.
+        UsageError: more than one was asked.
     """
-    from deploykit.core.errors import UsageError
-    from deploykit.core.precision import Precision
-
-    flags = {Precision.FP32: fp32, Precision.FP16: fp16, Precision.INT8: int8}
-    asked = [precision for precision, given in flags.items() if given]
+    asked = {f"--{each}": each for each in flagged}
+    if name is not None:
+        asked[f"--precision {name}"] = find_precision(name)
     if len(asked) > 1:
-        given = " and ".join(f"--{precision}" for precision in asked)
-        raise UsageError(f"{given} exclude each other: run export once for each")
-    return asked[0] if asked else Precision.FP32
+        raise UsageError(f"{' and '.join(asked)} exclude each other: run {verb} once for each")
+    return next(iter(asked.values()), None)
 
 
 def read_profile(batch: str, height: str | None = None, width: str | None = None) -> ShapeProfile:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from deploykit.cli._show import short_count, table
-from deploykit.core.precision import Precision
+from deploykit.core.precision import OWN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from deploykit.core.precision import Precision
     from deploykit.graph.node_precisions import GraphPrecision, NodePrecision
     from deploykit.verbs.inspect_precision import PrecisionReport
 
@@ -133,7 +134,8 @@ HEAVIEST_SHOWN: Final = 6
 
 SMALLEST_SHARE: Final = 0.001
 
-_ORDER: Final = (Precision.INT8, Precision.FP16, Precision.FP32)
+_ORDER: Final = tuple(reversed(OWN))
+"""The narrowest first."""
 
 
 def show_precision(out: Console, sight: PrecisionReport, *, every_node: bool) -> None:
@@ -242,10 +244,11 @@ def _remark(node: NodePrecision) -> str:
 
 
 def _next_step(sight: PrecisionReport) -> str:
-    if sight.planned and sight.precision is Precision.INT8 and not sight.graph.int8_weights:
+    facts = sight.precision.facts
+    if sight.planned and facts.quantized and not sight.graph.int8_weights:
         return f"what FP16 would be: deploykit inspect {sight.source} --fp16"
     if sight.planned:
-        needed = " --calib PATH" if sight.precision is Precision.INT8 else ""
+        needed = " --calib PATH" if facts.needs_calibration else ""
         made = f"deploykit export {sight.source} --{sight.precision}{needed}"
         return f"to make it, with what options you gave: {made}"
     other = "" if sight.has_reference else " REFERENCE"

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColum
 from rich.progress import Progress as RichBars
 from rich.table import Table
 
+from deploykit.core.precision import Precision
 from deploykit.core.progress import Progress, ProgressTask, SilentProgress
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ def _comparison_row(batch: Mapping[str, Any]) -> tuple[str, ...]:
 
 def show_int8(out: Console, conversion: Mapping[str, Any], calibration: Mapping[str, Any]) -> None:
     """Layers by precision, the worst ratios, and how each method did on held-out images."""
-    kinds = ("int8", "fp16", "fp32")
+    kinds = sorted(conversion["layers"], key=lambda kind: Precision(kind).facts.operand_bits)
     layers = ", ".join(f"{conversion['layers'][kind]} {kind.upper()}" for kind in kinds)
     out.print(f"convolutions and matrix products: {layers}")
     out.print(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from deploykit.core.choices import DefinitionChoices
     from deploykit.core.progress import Journal
-    from deploykit.precision.calibration import Calibrated
+    from deploykit.precision.calibration.graphs import Calibrated
 
 
 @click.command(
@@ -67,7 +67,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     from deploykit.cli._show import progress
 
     with progress().step("start"):
-        from deploykit.precision.calibration_data import CalibrationOptions
+        from deploykit.precision.calibration.data import CalibrationOptions
         from deploykit.sources.definition import SourceOptions
         from deploykit.verbs.calibrate import calibrate_target
 

@@ -11,6 +11,7 @@ from deploykit.cli import _int8, _options
 from deploykit.cli import _options as _definition
 from deploykit.cli._command import Answer, Command, examples
 from deploykit.core.errors import ValidationError
+from deploykit.core.precision import OWN, Precision
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("target")
-@_options.precision_flags
+@_options.precision_flags({each: each.facts.help for each in OWN})
+@_options.precision_name
 @_int8.options
 @_options.weights
 @_definition.choices
@@ -59,9 +61,8 @@ if TYPE_CHECKING:
 def command(  # noqa: PLR0913 - one parameter per option, click's way
     *,
     target: str,
-    fp32: bool,
-    fp16: bool,
-    int8: bool,
+    flagged: tuple[Precision, ...],
+    precision: str | None,
     calib: str | None,
     calib_count: int,
     calib_table: Path | None,
@@ -94,15 +95,15 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     original on real images, compiled, and the precision of the compiled network is proven. A
     bundle appears only if all of it succeeds.
     """
-    precision = _options.read_precision(fp32=fp32, fp16=fp16, int8=int8)
+    asked = _options.one_precision("export", flagged=flagged, name=precision)
     profile = _options.read_profile(batch, height, width)
 
     from deploykit.cli._show import progress
 
     with progress().step("start"):  # importing torch takes seconds
         from deploykit.exporting.steps import ExportOptions
-        from deploykit.precision.calibration_data import CalibrationOptions
-        from deploykit.precision.int8_choice import Int8Choices
+        from deploykit.precision.calibration.data import CalibrationOptions
+        from deploykit.precision.quantization.choice import Int8Choices
         from deploykit.sources.definition import SourceOptions
 
     wishes = Int8Choices(method, first_layer, residual, sensitive_layers, bias_correction)
@@ -114,7 +115,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         calibration, wishes, rest=rest, exclude=exclude, last_layer=last_layer
     )
     options = ExportOptions(
-        precision=precision,
+        precision=asked or Precision.FP32,
         backend=backend,
         profile=profile,
         workspace_bytes=_options.workspace_bytes(workspace),
@@ -122,7 +123,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         source=SourceOptions(weights, seed, choices, data),
         labels=labels,
         output=output,
-        int8=request,
+        quantization=request,
     )
     report = _export(target, options)
     return Answer(report.to_dict(), lambda out: _show(out, report))

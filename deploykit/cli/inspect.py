@@ -11,6 +11,7 @@ from deploykit.cli import _options
 from deploykit.cli import _options as _definition
 from deploykit.cli._command import Answer, Command, examples
 from deploykit.core.errors import UsageError
+from deploykit.core.precision import OWN
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,8 +48,13 @@ if TYPE_CHECKING:
     is_flag=True,
     help="What each node runs in and why: as it is, or if all is FP32 as --int8 would make it.",
 )
-@click.option("--fp16", is_flag=True, help="The same for what `export --fp16` would make of it.")
-@click.option("--int8", is_flag=True, help="The same for what `export --int8` would make of it.")
+@_options.precision_flags(
+    {
+        each: f"The same for what `export --{each}` would make of it."
+        for each in OWN
+        if not each.facts.is_source
+    }
+)
 @click.option(
     "--exclude", multiple=True, metavar="PATTERN", help="Nodes to keep out of INT8: layer4.*"
 )
@@ -62,8 +68,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     target: str,
     batch: int,
     precision: bool,
-    fp16: bool,
-    int8: bool,
+    flagged: tuple[Precision, ...],
     exclude: tuple[str, ...],
     every_node: bool,
     weights: str | None,
@@ -81,7 +86,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     `export` does: what comes near the end of FP16 stays FP32. Ranges of INT8 are not needed for
     it.
     """
-    if not (precision or fp16 or int8):
+    if not (precision or flagged):
         measuring = {
             "--exclude": exclude,
             "--all": every_node,
@@ -93,7 +98,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         _refuse_without_precision(measuring)
         summary = _summary(target, choices, batch)
         return Answer(summary.to_dict(), lambda out: _show(out, summary))
-    wanted = _wanted(fp16=fp16, int8=int8)
+    wanted = _options.one_precision("inspect", flagged=flagged, name=None)
     from deploykit.cli._show import progress
 
     with progress().step("start"):  # importing torch takes seconds
@@ -125,14 +130,6 @@ def _summary(target: str, choices: DefinitionChoices, batch: int) -> ModelSummar
         from deploykit.verbs.inspect import inspect
 
         return inspect(target, choices, batch=batch)
-
-
-def _wanted(*, fp16: bool, int8: bool) -> Precision | None:
-    from deploykit.core.precision import Precision
-
-    if fp16 and int8:
-        raise UsageError("--fp16 and --int8 exclude each other: run inspect once for each")
-    return Precision.FP16 if fp16 else Precision.INT8 if int8 else None
 
 
 def _refuse_without_precision(given: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""How far logits are from those of a reference, and how far each precision allows them to be."""
+"""How far logits are from those of a reference, and what of it is beyond the limits."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from deploykit.core.precision import Precision
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
+
+    from deploykit.core.precision_facts import Limits
 
     Logits = NDArray[np.float32]
 
@@ -21,45 +19,6 @@ NAN: Final = float("nan")
 
 MIN_IMAGES_FOR_AGREEMENT: Final = 100
 """Below this, one image on a near tie would already be more than a percent."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How far a candidate may be from its reference, and why that far."""
-
-    max_relative: float
-    min_cosine: float
-    max_kl: float
-    min_agreement: float
-    reason: str
-
-
-LIMITS: Final[Mapping[Precision, Limits]] = {
-    Precision.FP32: Limits(
-        max_relative=1e-3,
-        min_cosine=0.99999,
-        max_kl=1e-5,
-        min_agreement=0.99,
-        reason="same arithmetic, another order of summation: FP32 rounds at 6e-8, and a hundred "
-        "layers of sums over thousands of terms stay well below 1e-3 of the largest logit",
-    ),
-    Precision.INT8: Limits(
-        max_relative=0.5,
-        min_cosine=0.95,
-        max_kl=1.0,
-        min_agreement=0.9,
-        reason="eight bits are one part in 127 of each tensor's range, so single logits may move; "
-        "what passes these limits is broken, what lies within them is judged by its accuracy",
-    ),
-    Precision.FP16: Limits(
-        max_relative=2e-2,
-        min_cosine=0.999,
-        max_kl=1e-2,
-        min_agreement=0.98,
-        reason="FP16 rounds at 4.9e-4; errors of independent layers add as their square root, "
-        "so a hundred layers come to 0.5 %, and four times that means something is broken",
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True)

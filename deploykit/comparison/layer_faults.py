@@ -6,49 +6,14 @@ from dataclasses import asdict, dataclass
 from math import inf, isnan, nan
 from typing import TYPE_CHECKING, Any, Final
 
-from deploykit.comparison.differences import LIMITS
-from deploykit.core.precision import Precision
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-
-FP16_MAX: Final = 65504.0
-"""Largest finite FP16 number (IEEE 754 binary16)."""
+    from deploykit.core.precision import Precision
+    from deploykit.core.precision_facts import PrecisionFacts
 
 CLIPPED_SHARE: Final = 0.5
 """A quantized value that ends below this share of the reference's peak lost more than outliers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tolerance:
-    """How good an input counts at best, how much one node may lose, and why; both in dB."""
-
-    healthy_db: float
-    drop_db: float
-    reason: str
-
-
-TOLERANCES: Final[Mapping[Precision, Tolerance]] = {
-    Precision.FP32: Tolerance(
-        healthy_db=100.0,
-        drop_db=20.0,
-        reason="rounding at 6e-8 leaves some 140 dB, another order of summation 120; under 80 dB "
-        "(1e-4 of the signal) something else is computed",
-    ),
-    Precision.FP16: Tolerance(
-        healthy_db=60.0,
-        drop_db=20.0,
-        reason="rounding at 4.9e-4 leaves some 73 dB, a hundred layers of it 53; a sum whose terms "
-        "cancel may lose 10 dB more, 20 in one node is an error ten times its inputs'",
-    ),
-    Precision.INT8: Tolerance(
-        healthy_db=30.0,
-        drop_db=15.0,
-        reason="127 steps leave 25 to 40 dB of an activation, clipped outliers 20; a layer that "
-        "keeps under 15 dB of good inputs gives the rest of the network more noise than any other",
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +63,7 @@ def drop_db(
 
     NaN where an input or the value cannot be compared.
     """
-    healthy = TOLERANCES[precision].healthy_db
+    healthy = precision.facts.tolerance.healthy_db
     ratios = [each.sqnr_db for each in inputs]
     if any(map(isnan, (value.sqnr_db, *ratios))):  # which min would pass over
         return nan
@@ -118,10 +83,10 @@ def _judge(
     if not _is_finite(value):
         return ("non_finite", _non_finite(value)) if all(map(_is_finite, inputs)) else None
     lost = drop_db(value, inputs, precision)
-    if lost > TOLERANCES[precision].drop_db:
+    if lost > precision.facts.tolerance.drop_db:
         before = min((each.sqnr_db for each in inputs), default=inf)
         return "sqnr", f"SQNR falls from {decibels(before)} to {decibels(value.sqnr_db)}"
-    limit = LIMITS[precision].min_cosine
+    limit = precision.facts.limits.min_cosine
     if value.cosine < limit and all(each.cosine >= limit for each in inputs):
         return "cosine", f"cosine {value.cosine:.6f} is under {limit}, the limit of {precision}"
     return None
@@ -155,44 +120,58 @@ def _advise(value: ValueComparison, kind: str, precision: Precision) -> tuple[st
     if kind == "shape":
         return ("these are not the same network, or one was exported with another batch or size",)
     if kind == "non_finite":
-        return _advise_non_finite(value, precision)
-    if precision is Precision.INT8:
-        return _advise_int8(value, kind)
+        return _advise_non_finite(value, precision.facts)
+    if precision.facts.quantized:
+        return _advise_quantized(value, kind, precision.upper())
     if kind == "cosine":
         return ("no single node does this: see which lose most with --all",)
     compare = f"the weights or attributes of {value.node} differ: compare them in both files"
-    if precision is Precision.FP16:
-        kept = f"keep {value.node} in FP32: rounding to FP16 costs 4.9e-4, this is more"
-        return (compare, kept)
+    rounding = precision.facts.rounding
+    if rounding is not None:
+        costs = f"rounding to {precision.upper()} costs {_short(rounding)}, this is more"
+        return (compare, f"keep {value.node} in FP32: {costs}")
     return (compare, "export it again from the same weights")
 
 
-def _advise_non_finite(value: ValueComparison, precision: Precision) -> tuple[str, ...]:
+def _short(number: float) -> str:
+    """A small number with two digits, without zeros in its exponent.
+
+    >>> _short(2**-11)
+    '4.9e-4'
+    """
+    digits, exponent = f"{number:.1e}".split("e")
+    return f"{digits}e{int(exponent)}"
+
+
+def _advise_non_finite(value: ValueComparison, facts: PrecisionFacts) -> tuple[str, ...]:
     if value.reference_non_finite:
         return ("the reference has them too: check its weights and the preprocessing",)
-    if precision is Precision.FP32:
+    end = facts.overflow
+    if end is None:
         return (f"look for NaN in the weights of {value.node}, and for a division by 0",)
     kept = (
         f"keep {value.node} in FP32: `export` does so by itself if it sees such values, "
         "give it images like these with --data"
     )
-    if value.reference_peak > FP16_MAX:
-        return (f"the reference reaches {value.reference_peak:.3g}, FP16 ends at 65504", kept)
-    return ("a square or a sum within the node passes 65504, where FP16 ends", kept)
+    largest = f"{end.largest:.0f}"
+    if value.reference_peak > end.largest:
+        reached = f"the reference reaches {value.reference_peak:.3g}"
+        return (f"{reached}, {end.type_name} ends at {largest}", kept)
+    return (f"a square or a sum within the node passes {largest}, where {end.type_name} ends", kept)
 
 
-def _advise_int8(value: ValueComparison, kind: str) -> tuple[str, ...]:
+def _advise_quantized(value: ValueComparison, kind: str, name: str) -> tuple[str, ...]:
     layers = value.readers if value.op_type == "DequantizeLinear" else (value.node,)
-    exclude = "keep it out of INT8: " + " ".join(f"--exclude '{node}'" for node in layers)
+    exclude = f"keep it out of {name}: " + " ".join(f"--exclude '{node}'" for node in layers)
     more = "calibrate with more images (--calib-count), or like those in use (--calib PATH)"
     if kind == "cosine":
         return ("errors have added up: --sensitive-layers keep finds who adds most", more, exclude)
     if value.op_type != "DequantizeLinear":
-        return (f"its weights or its inputs lose too much in INT8: {exclude}", more)
+        return (f"its weights or its inputs lose too much in {name}: {exclude}", more)
     if value.peak < CLIPPED_SHARE * value.reference_peak:
-        ends = f"its INT8 range ends at {value.peak:.3g}, the reference reaches"
+        ends = f"its {name} range ends at {value.peak:.3g}, the reference reaches"
         return (f"{ends} {value.reference_peak:.3g}: all beyond is clipped", more, exclude)
-    coarse = f"its INT8 steps are too coarse for a range of {value.peak:.3g}"
+    coarse = f"its {name} steps are too coarse for a range of {value.peak:.3g}"
     return (f"{coarse}: try another --method (percentile, entropy, mse)", exclude)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from deploykit import graph as onnx_graph
 from deploykit.comparison.layer_faults import (
-    TOLERANCES,
     Fault,
     ValueComparison,
     drop_db,
@@ -161,7 +160,7 @@ class LayerReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
-        first, tolerance = self.first_fault, TOLERANCES[self.precision]
+        first, tolerance = self.first_fault, self.precision.facts.tolerance
         return {
             "images": self.images,
             "matched": self.matched,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploykit.comparison.differences import LIMITS, BatchComparison, compare, problems_of
+from deploykit.comparison.differences import BatchComparison, compare, problems_of
 from deploykit.core.errors import ValidationError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class ValidationReport:
             "problems": list(self.problems),
             "smallest_flipped_margin": self.smallest_flipped_margin,
             "batches": [asdict(batch) for batch in self.batches],
-            "limits": asdict(LIMITS[self.precision]),
+            "limits": asdict(self.precision.facts.limits),
         }
 
     def require_pass(self) -> None:
@@ -109,5 +109,5 @@ def validate(
                 f"{names[0]} returns shape {got.shape}, {names[1]} returns {expected.shape}"
             )
     batches = tuple(compare(got, expected) for got, expected in pairs)
-    problems = [p for batch in batches for p in problems_of(batch, LIMITS[precision])]
+    problems = [p for batch in batches for p in problems_of(batch, precision.facts.limits)]
     return ValidationReport(*names, precision, batches, tuple(problems))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import numpy as np
 
 from deploykit.core.errors import DataError, UnknownNameError, UsageError
-from deploykit.core.precision import Precision
+from deploykit.core.precision import Precision, precisions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,7 +47,7 @@ def precision(given: Any) -> Precision | None:
     try:
         return None if given is None else Precision(given)
     except ValueError as exc:
-        raise DataError(f"unknown precision {given!r}, known: {', '.join(Precision)}") from exc
+        raise DataError(f"unknown precision {given!r}, known: {', '.join(precisions())}") from exc
 
 
 def checked(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:

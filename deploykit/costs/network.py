@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from deploykit.core.precision import Precision
+from deploykit.core.precision import OWN, Precision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,7 +76,7 @@ class NetworkCost:
     @property
     def multiply_adds_in(self) -> Mapping[Precision, int]:
         """Multiply-adds by the precision they run in, those without any left out."""
-        found = dict.fromkeys(Precision, 0)
+        found = dict.fromkeys(OWN, 0)
         for layer in self.layers:
-            found[layer.precision] += layer.multiply_adds
+            found[layer.precision] = found.get(layer.precision, 0) + layer.multiply_adds
         return {precision: count for precision, count in found.items() if count}

@@ -32,7 +32,9 @@ WINOGRAD_SAVING: Final = 2.25
 _TERA: Final = 1e12
 _GIGA: Final = 1e9
 _MIB: Final = 2**20
-_NARROWING: Final = (Precision.FP32, Precision.FP16, Precision.INT8)
+_RATES: Final = ("fp32", "fp16", "int8")
+"""From the widest to the narrowest arithmetic, as the facts of a precision name it."""
+
 _VENDOR_WORDS: Final = frozenset({"nvidia", "tesla", "geforce"})
 _THREAD_VARIABLES: Final = (
     "OPENBLAS_NUM_THREADS",
@@ -78,22 +80,18 @@ class DevicePeak:
         >>> round(peak.flop_per_s(Precision.FP32, winograd=True) / 1e12, 3)
         18.225
         """
-        if self._own_rate(precision) is None:
+        if self._own_rates()[precision.facts.rate] is None:
             return None
-        usable = _NARROWING[: _NARROWING.index(precision) + 1]
+        usable = _RATES[: _RATES.index(precision.facts.rate) + 1]
         rates = [self.tf32_flop_per_s or 0.0]
         for each in usable:
             saving = WINOGRAD_SAVING if winograd and each in self.winograd else 1.0
-            rates.append((self._own_rate(each) or 0.0) * saving)
+            rates.append((self._own_rates()[each] or 0.0) * saving)
         return max(rates)
 
-    def _own_rate(self, precision: Precision) -> float | None:
-        rates = {
-            Precision.FP32: self.fp32_flop_per_s,
-            Precision.FP16: self.fp16_flop_per_s,
-            Precision.INT8: self.int8_op_per_s,
-        }
-        return rates[precision]
+    def _own_rates(self) -> Mapping[str, float | None]:
+        own = (self.fp32_flop_per_s, self.fp16_flop_per_s, self.int8_op_per_s)
+        return dict(zip(_RATES, own, strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a result file."""
@@ -220,7 +218,7 @@ def _peak(row: Mapping[str, str]) -> DevicePeak:
         int8_op_per_s=_tera(row["int8_tops"]),
         bytes_per_s=float(row["bandwidth_gb_s"]) * _GIGA,
         cache_bytes=int(float(row["l2_mib"]) * _MIB),
-        winograd=frozenset(_NARROWING[: 2 if fp16_vector else 1]),
+        winograd=frozenset(map(Precision, _RATES[: 2 if fp16_vector else 1])),
         source=row["source"],
     )
 

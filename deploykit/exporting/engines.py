@@ -8,33 +8,28 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from deploykit.backends.trt.builder import compile_onnx
-from deploykit.backends.trt.census import HEAVY_KINDS, PRECISIONS
+from deploykit.backends.trt.census import HEAVY_KINDS, label_of
 from deploykit.core.artifacts import UNPROVEN, EngineRecord, sha256_of_bytes
 from deploykit.core.errors import BundleError, PrecisionError, UsageError
-from deploykit.core.precision import Precision
 from deploykit.core.progress import SilentProgress
 from deploykit.core.sizes import IMAGE_AXES, ShapeProfile, SizeRange, require_sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from deploykit.backends.trt.builder import CompiledEngine, CompileOptions
     from deploykit.backends.trt.compiler import Compiler
     from deploykit.bundle.manifest import Bundle
     from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.core.precision import Precision
     from deploykit.core.progress import Progress
 
     Size = tuple[int, int]
 
 
-UNPROVEN_INT8: Final = (
-    f"{UNPROVEN}: NVIDIA lists INT8 of TensorRT for RTX for matrix products "
-    "only; for INT8 convolutions use TensorRT: deploykit build BUNDLE --backend tensorrt"
-)
-"""Support matrix of TensorRT for RTX 1.7: INT8 is weight-only GEMM there."""
-
 _SILENT: Final = SilentProgress()
+_FLOAT: Final = "FLOAT"
 
 
 def build_engine(
@@ -48,9 +43,8 @@ def build_engine(
 ) -> EngineRecord:
     """Compile ``artifact`` into ``<compiler>-<version>[-smXY].engine`` in ``folder``.
 
-    An engine of that name is replaced; after an error there is the old one or none. An INT8
-    convolutional engine of TensorRT for RTX is compiled, its execution is not proven: NVIDIA
-    lists INT8 for RTX as weight-only matrix products.
+    An engine of that name is replaced; after an error there is the old one or none. What the
+    facts of the precision doubt, as INT8 convolutions on TensorRT for RTX, is compiled and noted.
 
     Args:
         artifact: the graph; its precision is what the engine must have.
@@ -61,11 +55,12 @@ def build_engine(
         allowed_fp32: convolution and matrix layers that were kept in FP32 on purpose.
 
     Raises:
-        UsageError: the options do not fit the compiler or the model.
+        UsageError: the options do not fit the compiler, the model or the precision.
         BuildError: the compiler refuses the graph.
         PrecisionError: it compiled, but not in the artifact's precision.
         BundleError: the file cannot be written.
     """
+    require_capabilities(artifact.precision, options.compute_capabilities)
     with progress.step(f"compile with {compiler.label}") as task:
         compiled = compile_onnx(compiler, artifact.path, options, task)
     prove_precision(compiled.census, artifact.precision, allowed_fp32)
@@ -90,10 +85,27 @@ def _doubts(
     compiler: Compiler, artifact: OnnxArtifact, compiled: CompiledEngine
 ) -> tuple[str, ...]:
     """What a user must know of an engine that compiled, but that nobody vouches for."""
-    convolves = any(key.startswith("CONVOLUTION") for key in compiled.census)
-    if artifact.precision is Precision.INT8 and compiler.is_portable and convolves:
-        return (UNPROVEN_INT8,)
-    return ()
+    if not compiler.is_portable:
+        return ()
+    kinds = {key.split()[0] for key in compiled.census}
+    doubts = artifact.precision.facts.doubts
+    return tuple(f"{UNPROVEN}: {each.text}" for each in doubts if each.layer_kind in kinds)
+
+
+def require_capabilities(precision: Precision, asked: Sequence[str]) -> None:
+    """Refuse GPU generations that lack the arithmetic of ``precision``.
+
+    Raises:
+        UsageError: one of them does.
+    """
+    lacking = [each for each in asked if not precision.facts.runs_on(each)]
+    if lacking:
+        least = ".".join(map(str, precision.facts.least_compute_capability or ()))
+        raise UsageError(
+            f"GPUs of compute capability {', '.join(lacking)} have no {precision} arithmetic\n"
+            f"expected {least} or later: give others with --compute-capability, or export "
+            "another precision"
+        )
 
 
 def prove_precision(census: Mapping[str, int], asked: Precision, allowed_fp32: int = 0) -> None:
@@ -102,35 +114,34 @@ def prove_precision(census: Mapping[str, int], asked: Precision, allowed_fp32: i
     The convolution and matrix layers decide; a network without any is judged by its other
     floating-point layers. FP32 wants all of them FP32, FP16 all FP16, INT8 at least one INT8 and
     none FP32; of the latter two up to ``allowed_fp32`` may be FP32. Pure data movement is FP32.
+    See `Census` of the precision's facts.
 
     Raises:
         PrecisionError: they are not; the message holds the census.
     """
     counts = _deciding_counts(census)
-    total = sum(counts.values())
-    right = counts.get(asked, 0)
-    fp32 = counts.get(Precision.FP32, 0)
-    fp16 = counts.get(Precision.FP16, 0)
-    if asked is Precision.FP32:
-        proven = right == total
+    wanted = asked.facts.census
+    right = sum(counts.get(each, 0) for each in wanted.needed)
+    other = sum(counts.get(each, 0) for each in wanted.beside)
+    if _FLOAT in wanted.needed:
+        proven = right + other == sum(counts.values())
     else:
-        # In an INT8 graph what is not quantized is FP16, or FP32 on purpose.
-        other = fp16 if asked is Precision.INT8 else 0
-        proven = right > 0 and fp32 <= allowed_fp32 and right + other + fp32 == total
+        kept = counts.get(_FLOAT, 0)
+        all_known = right + other + kept == sum(counts.values())
+        proven = right > 0 and kept <= allowed_fp32 and all_known
     if not proven:
         raise _precision_error(census, counts, asked, allowed_fp32)
 
 
 def _deciding_counts(census: Mapping[str, int]) -> dict[str, int]:
-    """Layers by precision, or by the compiler's type where it is none of ours."""
+    """Layers by the compiler's name of their type."""
     only_heavy = _has_heavy_layers(census)
     counts: dict[str, int] = {}
     for key, count in census.items():
         kind, type_name = key.split()
         if only_heavy and kind not in HEAVY_KINDS:
             continue
-        label = PRECISIONS.get(type_name, type_name)
-        counts[label] = counts.get(label, 0) + count
+        counts[type_name] = counts.get(type_name, 0) + count
     return counts
 
 
@@ -143,9 +154,9 @@ def _precision_error(
 ) -> PrecisionError:
     kind = "convolution and matrix" if _has_heavy_layers(census) else "arithmetic"
     wrong = " and ".join(
-        f"{count} of {sum(counts.values())} {kind} layers are {label.upper()}"
-        for label, count in counts.items()
-        if label != asked
+        f"{count} of {sum(counts.values())} {kind} layers are {label_of(type_name).upper()}"
+        for type_name, count in counts.items()
+        if type_name not in asked.facts.census.needed
     )
     allowed = f" ({allowed_fp32} may stay FP32)" if allowed_fp32 else ""
     layers = ", ".join(f"{key}: {count}" for key, count in census.items())

@@ -7,13 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from deploykit.backends.trt.builder import CompileOptions
 from deploykit.backends.trt.compiler import choose_compiler
 from deploykit.bundle.golden import write_golden
 from deploykit.bundle.manifest import (
-    CALIBRATION,
     LABELS,
     MANIFEST,
     MODEL,
@@ -21,8 +18,6 @@ from deploykit.bundle.manifest import (
     Bundle,
     Manifest,
 )
-from deploykit.comparison.reference import Reference
-from deploykit.comparison.validation import ValidationReport, outputs_of, validate
 from deploykit.core import environment
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.atomic import staged_folder
@@ -31,20 +26,21 @@ from deploykit.core.precision import Precision
 from deploykit.core.progress import Journal, Progress, SilentProgress, StageTime
 from deploykit.core.sizes import ShapeProfile, require_sizes
 from deploykit.exporting.engines import build_engine
+from deploykit.precision import conversion_of
+from deploykit.precision.quantization.request import refuse_request, require_request
 from deploykit.sources.definition import SourceOptions
 from deploykit.sources.onnx_outputs import notes_on_others
 from deploykit.sources.references import find_source, make_reference
 from deploykit.sources.targets import Kind, kind_of
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from deploykit.backends.trt.compiler import Compiler
     from deploykit.comparison.reference import Reference
-    from deploykit.core.artifacts import EngineRecord, OnnxArtifact
+    from deploykit.comparison.validation import ValidationReport
+    from deploykit.core.artifacts import EngineRecord
     from deploykit.core.specs import ModelSpec
-    from deploykit.precision.int8 import Int8Request
+    from deploykit.precision import Converted
+    from deploykit.precision.quantization.request import QuantizationRequest
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
@@ -86,16 +82,13 @@ class ExportOptions:
     source: SourceOptions = field(default_factory=SourceOptions)
     labels: Path | None = None
     output: Path | None = None
-    int8: Int8Request | None = None
+    quantization: QuantizationRequest | None = None
 
     def __post_init__(self) -> None:
-        if self.precision is Precision.INT8 and self.int8 is None:
-            raise UsageError(
-                "INT8 needs images to calibrate with: --calib PATH\n"
-                "for trying out sizes and speed only, noise will do: --calib random"
-            )
-        if self.precision is not Precision.INT8 and self.int8 is not None:
-            raise UsageError(f"--calib is for --int8 only, not for {self.precision}")
+        if self.precision.facts.needs_calibration:
+            require_request(self.precision, self.quantization)
+        else:
+            refuse_request(self.precision, self.quantization)
 
 
 @dataclass(frozen=True)
@@ -178,33 +171,16 @@ class _Plan:
     labels: tuple[str, ...] | None
 
 
-@dataclass(frozen=True)
-class _Converted:
-    """The graph of the bundle, with everything that was found on the way to it.
-
-    ``judged`` are batches that it was compared on, and the reference's logits for each.
-    """
-
-    artifact: OnnxArtifact
-    reports: tuple[ValidationReport, ...]
-    conversion: dict[str, Any]
-    judged: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]
-    calibration: dict[str, Any] | None = None
-
-    @property
-    def kept_heavy(self) -> int:
-        """Convolutions and matrix products that were left in FP32 on purpose."""
-        return int(self.conversion.get("kept_heavy", 0))
-
-
 def _fill(
     folder: Path, source: ModelSpec | Path, plan: _Plan, journal: Journal
 ) -> tuple[Manifest, tuple[ValidationReport, ...]]:
     options = plan.options
-    path = folder / (MODEL if options.precision is Precision.FP32 else REFERENCE)
+    path = folder / (MODEL if options.precision.facts.is_source else REFERENCE)
     reference = make_reference(source, path, journal, options.source, options.profile)
     labels = fitting_labels(plan.labels, reference)
-    converted = _convert(reference, folder, options, journal)
+    converted = conversion_of(options.precision).convert(
+        reference, folder / MODEL, options.quantization, journal
+    )
     journal.notes += notes_on_others(
         reference.artifact, converted.artifact, converted.judged[0], reference.runners
     )
@@ -232,58 +208,8 @@ def _fill(
     return manifest, converted.reports
 
 
-def _convert(
-    reference: Reference, folder: Path, options: ExportOptions, journal: Journal
-) -> _Converted:
-    if options.int8 is not None:
-        return _quantize(reference, folder, options.int8, journal)
-    if options.precision is Precision.FP16:
-        return _halve(reference, folder / MODEL, journal)
-    judged = reference.batches, reference.logits
-    return _Converted(reference.artifact, (reference.report,), dict(reference.conversion), judged)
-
-
-def _halve(reference: Reference, path: Path, journal: Journal) -> _Converted:
-    from deploykit.precision.fp16 import convert_to_fp16
-
-    with journal.stage("convert to fp16") as task:
-        result = convert_to_fp16(
-            reference.artifact,
-            reference.batches,
-            path,
-            open_runner=reference.runners.measuring,
-            task=task,
-        )
-    with journal.stage("validate fp16"), reference.runners.open(path) as runner:
-        outputs = outputs_of(runner, reference.batches)
-        names = ("the fp16 graph", reference.made_by)
-        report = validate(outputs, reference.logits, precision=Precision.FP16, names=names)
-        report.require_pass()
-    conversion = {**reference.conversion, **result.to_dict()}
-    judged = reference.batches, reference.logits
-    return _Converted(result.artifact, (reference.report, report), conversion, judged)
-
-
-def _quantize(
-    reference: Reference, folder: Path, request: Int8Request, journal: Journal
-) -> _Converted:
-    from deploykit.precision.int8 import convert_to_int8
-
-    outcome = convert_to_int8(reference, folder / MODEL, request, journal)
-    outcome.calibrated.table.save(folder / CALIBRATION)
-    conversion = {
-        **reference.conversion,
-        **outcome.result.to_dict(),
-        "kept_heavy": outcome.result.kept_heavy,
-    }
-    reports = (reference.report, outcome.report)
-    return _Converted(
-        outcome.result.artifact, reports, conversion, outcome.judged, outcome.to_dict()
-    )
-
-
 def _compile(
-    converted: _Converted, folder: Path, plan: _Plan, journal: Journal
+    converted: Converted, folder: Path, plan: _Plan, journal: Journal
 ) -> tuple[EngineRecord, ...]:
     if plan.compiler is None:
         journal.notes.append("no engine was built; later: deploykit build BUNDLE")

@@ -17,6 +17,7 @@ from deploykit.core.artifacts import WEIGHTS_SUFFIX, OnnxArtifact, sha256_of, sh
 from deploykit.core.errors import ModelFileError, first_line
 from deploykit.core.precision import Precision
 from deploykit.core.specs import TensorSpec
+from deploykit.graph.element_types import quantized_precision, stored_precision
 from deploykit.graph.external_weights import (
     MAPPED_BYTES,
     PROTOBUF_LIMIT_BYTES,
@@ -207,11 +208,11 @@ def _precision_of(model: ir.Model) -> Precision:
     recorded = model.metadata_props.get(_PRECISION)
     if recorded is not None:
         return Precision(recorded)
-    if any(node.op_type == "QuantizeLinear" for node in model.graph.all_nodes()):
-        return Precision.INT8
+    steps = [node for node in model.graph.all_nodes() if node.op_type == "QuantizeLinear"]
+    if steps:
+        return quantized_precision(steps[0])
     weights = model.graph.initializers.values()
-    half = any(value.dtype == ir.DataType.FLOAT16 for value in weights)
-    return Precision.FP16 if half else Precision.FP32
+    return stored_precision({value.dtype for value in weights})
 
 
 def _parents_of(model: ir.Model) -> tuple[str, ...]:

@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Final
 import onnx_ir as ir
 
 from deploykit.core.errors import UsageError
-from deploykit.core.precision import Precision
 from deploykit.costs.network import LayerCost, NetworkCost
+from deploykit.graph.element_types import precision_of_type, quantized_precision
 from deploykit.graph.half import HEAVY_OPS
 from deploykit.graph.layers import fix_batch, multiply_adds, shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from deploykit.core.precision import Precision
 
 VANISHING_OPS: Final = frozenset(
     {
@@ -50,12 +52,11 @@ ELEMENTWISE_OPS: Final = frozenset(_ELEMENTWISE.split())
 """Operators that compilers append to the kernel whose result they read."""
 
 _WINOGRAD_KERNEL: Final = (3, 3)
-_HALF_TYPES: Final = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _BN_SCALE, _BN_BIAS = 1, 2
 
 
 def network_cost(model: ir.Model, batch: int) -> NetworkCost:
-    """Count a graph in any of the three precisions; ``model`` must be one that `tidy` has seen.
+    """Count a graph in any precision; ``model`` must be one that `tidy` has seen.
 
     Raises:
         UsageError: no positive batch, the graph's batch is fixed at another, or a dimension beside
@@ -96,7 +97,8 @@ class _Read:
     source: ir.Value
     bits: int
     """Width of an element, the narrowest on the way."""
-    dequantized: bool
+    quantized: Precision | None
+    """Of the last Q/DQ pair on the way."""
 
 
 @dataclass
@@ -186,7 +188,7 @@ def _host(node: ir.Node, flow: _Flow, open_kernels: dict[ir.Value, _Kernel]) -> 
     if node.op_type not in ELEMENTWISE_OPS:
         return None
     found = [
-        (not read.dequantized, flow.position[kernel.nodes[-1]], kernel)
+        (not read.quantized, flow.position[kernel.nodes[-1]], kernel)
         for _, read in flow.reads[node]
         if (kernel := open_kernels.get(read.source)) is not None
         and shape_of(kernel.tail) == shape_of(node.outputs[0])
@@ -225,10 +227,12 @@ def _written_bits(value: ir.Value, kernel: _Kernel, flow: _Flow) -> int:
 def _precision(head: ir.Node, flow: _Flow) -> Precision:
     reads = dict(flow.reads[head])
     operands = [reads[index] for index in (0, 1) if index in reads]
-    if head.op_type in HEAVY_OPS and operands and all(read.dequantized for read in operands):
-        return Precision.INT8
-    half = head.outputs[0].dtype in _HALF_TYPES
-    return Precision.FP16 if half else Precision.FP32
+    if head.op_type in HEAVY_OPS and operands:
+        quantized = {read.quantized for read in operands}
+        widest = max(quantized, key=lambda each: 0 if each is None else each.facts.operand_bits)
+        if widest is not None and None not in quantized:
+            return widest
+    return precision_of_type(head.outputs[0].dtype)
 
 
 def _may_be_winograd(node: ir.Node) -> bool:
@@ -266,16 +270,17 @@ def _vanishes(node: ir.Node) -> bool:
 
 
 def _follow(value: ir.Value) -> _Read:
-    bits, dequantized = _bits(value), False
+    bits, quantized = _bits(value), None
     node = value.producer()
     while node is not None and _vanishes(node) and node.inputs[0] is not None:
-        dequantized |= node.op_type == "DequantizeLinear"
+        if node.op_type == "DequantizeLinear":
+            quantized = quantized or quantized_precision(node)
         value = node.inputs[0]
         bits = min(bits, _bits(value))
         node = value.producer()
     # What the caller binds is read as it is, whatever the first kernel makes of it.
     bound = node is None and not value.is_initializer()
-    return _Read(value, _bits(value) if bound else bits, dequantized)
+    return _Read(value, _bits(value) if bound else bits, quantized)
 
 
 def _bits(value: ir.Value) -> int:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import onnx_ir as ir
 
-from deploykit.core.precision import Precision
+from deploykit.core.precision import OWN, Precision
+from deploykit.graph.element_types import precision_of_type, quantized_precision
 from deploykit.graph.half import HEAVY_OPS, convert_to_half, plan_half
 from deploykit.graph.kernel_costs import network_cost
 from deploykit.graph.qdq import QdqPlan, insert_qdq, plan_qdq
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from deploykit.costs.network import LayerCost
     from deploykit.graph.qdq import QdqPolicy
 
-
-RANK: Final = {Precision.INT8: 0, Precision.FP16: 1, Precision.FP32: 2}
-"""The lowest first."""
 
 INTEGER_OPS: Final = frozenset(
     {"ConvInteger", "MatMulInteger", "QGemm", "QLinearAdd", "QLinearConv", "QLinearMatMul"}
@@ -69,7 +67,7 @@ class GraphPrecision:
     @property
     def multiply_adds_in(self) -> Mapping[Precision, int]:
         """Multiply-adds by the precision they run in."""
-        found = dict.fromkeys(Precision, 0)
+        found = dict.fromkeys(OWN, 0)
         for node in self.nodes:
             found[node.precision] += node.multiply_adds
         return found
@@ -77,7 +75,7 @@ class GraphPrecision:
     @property
     def heavy_in(self) -> Mapping[Precision, int]:
         """Convolutions and matrix products by precision."""
-        found = dict.fromkeys(Precision, 0)
+        found = dict.fromkeys(OWN, 0)
         for node in self.nodes:
             found[node.precision] += node.op_type in HEAVY_OPS
         return found
@@ -93,8 +91,9 @@ class GraphPrecision:
 
     def heaviest_above(self, precision: Precision) -> tuple[NodePrecision, ...]:
         """Convolutions and matrix products that are not as low as ``precision``, largest first."""
-        low = RANK[precision]
-        high = (n for n in self.nodes if n.op_type in HEAVY_OPS and RANK[n.precision] > low)
+        low = precision.facts.operand_bits
+        heavy = (node for node in self.nodes if node.op_type in HEAVY_OPS)
+        high = (node for node in heavy if node.precision.facts.operand_bits > low)
         return tuple(sorted(high, key=lambda node: -node.multiply_adds))
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,7 +133,6 @@ CONVERTERS: Final = frozenset({"Cast", "DequantizeLinear", "QuantizeLinear"})
 """Operators that change the type of a value and compute nothing."""
 
 _CARRIERS: Final = MOVING_OPS | {"Concat"}
-_HALF_TYPES: Final = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _UNRECORDED: Final = "the file does not say why"
 _NOTHING_KNOWN: Final = Known()
 
@@ -150,7 +148,7 @@ def read_precision(
     as low as ``asked``, the graph itself is searched for one.
 
     Args:
-        model: the graph, in any of the three precisions.
+        model: the graph, in any precision.
         asked: what the graph as a whole counts as.
         batch: images that multiply-adds are counted for, unless the graph's batch is fixed.
         known: reasons and open trials by the name of the node.
@@ -180,12 +178,16 @@ class _Reader:
         # Without magnitudes this says what the operators themselves have against FP16.
         self._not_half = plan_half(model, {}, 1.0).kept
         self._has_half = any(_is_half(node) for node in model.graph)
+        # The pairs of one graph are all of one type.
+        steps = (node for node in model.graph if node.op_type == "DequantizeLinear")
+        first = next(steps, None)
+        self._of_pairs = Precision.INT8 if first is None else quantized_precision(first)
 
     def read(self, node: ir.Node, kernels: Mapping[str, LayerCost]) -> NodePrecision:
         name = str(node.name)
         kernel = kernels.get(name)
         heads = kernel is not None and kernel.nodes[0] == name
-        precision = _precision(node, kernel if heads else None)
+        precision = _precision(node, kernel if heads else None, self._of_pairs)
         return NodePrecision(
             name=name,
             op_type=node.op_type,
@@ -197,12 +199,12 @@ class _Reader:
         )
 
     def _reason(self, node: ir.Node, precision: Precision, *, works: bool) -> str | None:
-        if RANK[precision] <= RANK[self._asked]:
+        if precision.facts.operand_bits <= self._asked.facts.operand_bits:
             return None
         name = str(node.name)
         if name in self._known.reasons:
             return self._known.reasons[name]
-        if precision is Precision.FP32:
+        if precision.facts.is_source:
             return self._not_half.get(name, self._why_not_half())
         return _why_not_int8(node) if works else None
 
@@ -210,14 +212,15 @@ class _Reader:
         return _UNRECORDED if self._has_half else "nothing in the graph is FP16"
 
 
-def _precision(node: ir.Node, kernel: LayerCost | None) -> Precision:
+def _precision(node: ir.Node, kernel: LayerCost | None, of_pairs: Precision) -> Precision:
     if node.op_type in INTEGER_OPS:
         return Precision.INT8
-    if kernel is not None and kernel.precision is Precision.INT8:
-        return Precision.INT8
+    if kernel is not None and kernel.precision.facts.quantized:
+        return kernel.precision
     if node.op_type in _CARRIERS and _is_carried(node):
-        return Precision.INT8
-    return Precision.FP16 if _is_half(node) else Precision.FP32
+        return of_pairs
+    found = {precision_of_type(value.dtype) for value in node.outputs}
+    return min(found, key=lambda each: each.facts.operand_bits)
 
 
 def _why_not_int8(node: ir.Node) -> str:
@@ -283,7 +286,7 @@ def _is_shown(node: ir.Node) -> bool:
 
 
 def _is_half(node: ir.Node) -> bool:
-    return any(value.dtype in _HALF_TYPES for value in node.outputs)
+    return any(not precision_of_type(value.dtype).facts.is_source for value in node.outputs)
 
 
 def _is_float(value: ir.Value | None) -> bool:

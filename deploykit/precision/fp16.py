@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from deploykit.comparison.validation import outputs_of, validate
 from deploykit.core.errors import ValidationError
 from deploykit.core.precision import Precision
 from deploykit.graph import (
@@ -17,7 +18,9 @@ from deploykit.graph import (
     read_model,
     write_model,
 )
+from deploykit.graph.node_precisions import planned_fp16
 from deploykit.images.side_inputs import all_inputs
+from deploykit.precision import Conversion, Converted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -26,9 +29,13 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
+    from deploykit.comparison.reference import Reference
     from deploykit.core.artifacts import OnnxArtifact
-    from deploykit.core.progress import ProgressTask
+    from deploykit.core.progress import Journal, ProgressTask
     from deploykit.core.specs import Runner, SplitGraph
+    from deploykit.graph.node_precisions import GraphPrecision, Planned
+    from deploykit.precision import PlanSource
+    from deploykit.precision.quantization.request import QuantizationRequest
 
 HEADROOM: Final = 4.0
 """Images that were not seen may go higher: values beyond 65504 / 4 on the samples stay FP32."""
@@ -141,3 +148,45 @@ def _magnitude(name: str, extremes: Sequence[float]) -> float:
             "check the weights and that the images are preprocessed as in training"
         )
     return max(map(abs, extremes))
+
+
+class _Fp16:
+    """Measures magnitudes, then converts what stays within FP16."""
+
+    def convert(
+        self,
+        reference: Reference,
+        path: Path,
+        request: QuantizationRequest | None,  # noqa: ARG002
+        journal: Journal,
+    ) -> Converted:
+        with journal.stage("convert to fp16") as task:
+            result = convert_to_fp16(
+                reference.artifact,
+                reference.batches,
+                path,
+                open_runner=reference.runners.measuring,
+                task=task,
+            )
+        with journal.stage("validate fp16"), reference.runners.open(path) as runner:
+            outputs = outputs_of(runner, reference.batches)
+            names = ("the fp16 graph", reference.made_by)
+            report = validate(outputs, reference.logits, precision=Precision.FP16, names=names)
+            report.require_pass()
+        conversion = {**reference.conversion, **result.to_dict()}
+        judged = reference.batches, reference.logits
+        return Converted(result.artifact, (reference.report, report), conversion, judged)
+
+    def plan(self, source: PlanSource) -> Planned:
+        return planned_fp16(source.model, source.magnitudes, HEADROOM)
+
+    def notes(
+        self,
+        planned: Planned,  # noqa: ARG002
+        graph: GraphPrecision,  # noqa: ARG002
+        batch: int,  # noqa: ARG002
+    ) -> tuple[str, ...]:
+        return ()
+
+
+CONVERSION: Final[Conversion] = _Fp16()

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from deploykit import graph as onnx_graph
+from deploykit.bundle.manifest import CALIBRATION
 from deploykit.comparison.differences import compare
 from deploykit.comparison.validation import outputs_of, validate
-from deploykit.core.errors import ModelFileError, UnknownNameError
+from deploykit.core.errors import ModelFileError
 from deploykit.core.precision import Precision
+from deploykit.graph.node_precisions import planned_int8
 from deploykit.graph.qdq import QdqPolicy
-from deploykit.precision.calibration import calibrate_graph
-from deploykit.precision.calibrators import METHODS
-from deploykit.precision.fp16 import measure_magnitudes
-from deploykit.precision.int8_choice import AUTO, Choice, Int8Choices, Trials, choose
-from deploykit.precision.int8_images import (
+from deploykit.precision import Conversion, Converted
+from deploykit.precision.calibration.graphs import calibrate_graph
+from deploykit.precision.fp16 import HEADROOM, measure_magnitudes
+from deploykit.precision.quantization.choice import LAYERS_SHARE, Choice, Trials, choose
+from deploykit.precision.quantization.graphs import (
+    Int8Options,
+    QuantizationErrors,
+    measure_errors,
+    plan_int8,
+    quantize_to_int8,
+)
+from deploykit.precision.quantization.images import (
     BIAS_PIXELS,
     JUDGED_PIXELS,
     TRIAL_PIXELS,
@@ -25,13 +35,7 @@ from deploykit.precision.int8_images import (
     load_images,
     multiply_adds_of,
 )
-from deploykit.precision.quantization import (
-    Int8Options,
-    QuantizationErrors,
-    measure_errors,
-    plan_int8,
-    quantize_to_int8,
-)
+from deploykit.precision.quantization.request import require_request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,31 +49,13 @@ if TYPE_CHECKING:
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.progress import Journal, ProgressTask
     from deploykit.core.specs import Runner
-    from deploykit.precision.calibration import Calibrated
-    from deploykit.precision.calibration_data import CalibrationOptions
-    from deploykit.precision.quantization import Int8Result
+    from deploykit.graph.node_precisions import GraphPrecision, Planned
+    from deploykit.precision import PlanSource
+    from deploykit.precision.calibration.graphs import Calibrated
+    from deploykit.precision.quantization.graphs import Int8Result
+    from deploykit.precision.quantization.request import QuantizationRequest
 
     Batches = list[NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class Int8Request:
-    """Calibration images, what the user fixed of the choices, and what stays out of INT8.
-
-    ``policy`` holds for what ``wishes`` leaves open until a trial shows that another pays.
-    """
-
-    calibration: CalibrationOptions
-    wishes: Int8Choices = field(default_factory=Int8Choices)
-    policy: QdqPolicy = field(default_factory=QdqPolicy)
-    rest: Precision = Precision.FP16
-
-    def __post_init__(self) -> None:
-        known = (AUTO, *METHODS)
-        if self.wishes.method not in known:
-            raise UnknownNameError(
-                "calibration method", self.wishes.method, known, ", ".join(known)
-            )
 
 
 @dataclass(frozen=True)
@@ -96,7 +82,7 @@ class Int8Outcome:
 
 
 def convert_to_int8(
-    reference: Reference, path: Path, request: Int8Request, journal: Journal
+    reference: Reference, path: Path, request: QuantizationRequest, journal: Journal
 ) -> Int8Outcome:
     """Calibrate, make the choices on held-out images, write the graph to ``path``, validate it.
 
@@ -142,7 +128,7 @@ def _contest(
     reference: Reference,
     calibrated: Calibrated,
     judged: tuple[Batches, Batches],
-    request: Int8Request,
+    request: QuantizationRequest,
 ) -> Trials:
     artifact = reference.artifact
     height, width = calibrated.data.preprocessing.crop
@@ -209,8 +195,64 @@ def require_opset(artifact: OnnxArtifact) -> None:
 
 
 def _magnitudes(reference: Reference, rest: Precision, task: ProgressTask) -> Mapping[str, float]:
-    if rest is Precision.FP32:
+    if rest.facts.is_source:
         return {}
     model = onnx_graph.read_model(reference.artifact.path)
     open_runner = reference.runners.measuring
     return measure_magnitudes(model, reference.batches, open_runner=open_runner, task=task)
+
+
+class _Int8:
+    """Calibrates, makes choices on held-out images, and quantizes."""
+
+    def convert(
+        self,
+        reference: Reference,
+        path: Path,
+        request: QuantizationRequest | None,
+        journal: Journal,
+    ) -> Converted:
+        given = require_request(Precision.INT8, request)
+        outcome = convert_to_int8(reference, path, given, journal)
+        outcome.calibrated.table.save(path.with_name(CALIBRATION))
+        conversion = {
+            **reference.conversion,
+            **outcome.result.to_dict(),
+            "kept_heavy": outcome.result.kept_heavy,
+        }
+        return Converted(
+            outcome.result.artifact,
+            (reference.report, outcome.report),
+            conversion,
+            outcome.judged,
+            outcome.to_dict(),
+        )
+
+    def plan(self, source: PlanSource) -> Planned:
+        require_opset(source.artifact)
+        policy = QdqPolicy(exclude=source.exclude)
+        return planned_int8(source.model, source.magnitudes, HEADROOM, policy)
+
+    def notes(self, planned: Planned, graph: GraphPrecision, batch: int) -> tuple[str, ...]:
+        return (*_open_choices(planned, graph, batch), *_refusals(graph))
+
+
+def _open_choices(planned: Planned, graph: GraphPrecision, batch: int) -> list[str]:
+    """What an export decides by trials on images."""
+    counts = Counter(planned.known.trials.values())
+    found = [f"{counts[what]} {what}{'s' * (counts[what] > 1)}" for what in counts]
+    costs = {node.name: node.multiply_adds // batch for node in graph.nodes if node.multiply_adds}
+    if graph.multiply_adds_in[Precision.INT8] and affordable_probes(costs, insist=False):
+        found.append(f"sensitive layers of {LAYERS_SHARE:.1%} of the multiply-adds at most")
+    if not found:
+        return []
+    return [f"which of these stay INT8, an export decides by trials on images: {', '.join(found)}"]
+
+
+def _refusals(graph: GraphPrecision) -> list[str]:
+    if graph.int8_weights:
+        return []
+    return ["nothing of it can be INT8: an export with --int8 refuses it"]
+
+
+CONVERSION: Final[Conversion] = _Int8()

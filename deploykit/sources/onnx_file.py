@@ -267,7 +267,7 @@ def require_image_classifier(source: OnnxArtifact) -> TensorSpec:
     Raises:
         ModelFileError: it is converted already, or takes no images.
     """
-    if source.precision is not Precision.FP32:
+    if not source.precision.facts.is_source:
         raise ModelFileError(
             f"{source.path.name} is already {source.precision}; "
             "deploykit converts from FP32: give it the FP32 model"

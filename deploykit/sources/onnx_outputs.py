@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from deploykit.comparison.differences import LIMITS, compare, problems_of
+from deploykit.comparison.differences import compare, problems_of
 from deploykit.core.errors import ModelFileError
 from deploykit.core.precision import Precision
 
@@ -124,7 +124,7 @@ def notes_on_others(
 
     They pass no judgement: what is built on them is not known.
     """
-    if len(candidate.outputs) == 1 or candidate.precision is Precision.FP32:
+    if len(candidate.outputs) == 1 or candidate.precision.facts.is_source:
         return []
     sides = []
     for artifact in (candidate, reference):
@@ -157,4 +157,4 @@ def _problems(got: Array, expected: Array) -> list[str]:
         return [] if equal else [f"{expected.dtype} values differ"]
     if not expected.size or not expected.ndim:
         return []
-    return problems_of(_compared(got, expected), LIMITS[Precision.FP32])
+    return problems_of(_compared(got, expected), Precision.FP32.facts.limits)

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 from deploykit import graph as onnx_graph
 from deploykit.bundle.golden import runners_of_bundle
 from deploykit.bundle.manifest import MODEL, REFERENCE, Bundle
-from deploykit.core.precision import Precision
 from deploykit.core.progress import Journal, Progress, SilentProgress
-from deploykit.precision.calibration import Calibrated, calibrate_graph
+from deploykit.precision.calibration.graphs import Calibrated, calibrate_graph
 from deploykit.sources.references import find_source, make_reference
 from deploykit.sources.targets import Kind, kind_of, refuse_definition_options
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from deploykit.comparison.reference import Runners
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.specs import Preprocessing
-    from deploykit.precision.calibration_data import (
+    from deploykit.precision.calibration.data import (
         CalibrationOptions,
     )
     from deploykit.sources.definition import SourceOptions
@@ -56,7 +55,7 @@ def _fp32_graph(
     if kind_of(target) is Kind.BUNDLE:
         refuse_definition_options(target, told.choices, told.weights)
         bundle = Bundle.open(Path(target))
-        fp32 = bundle.manifest.precision is Precision.FP32
+        fp32 = bundle.manifest.precision.facts.is_source
         artifact = onnx_graph.read_artifact(bundle.folder / (MODEL if fp32 else REFERENCE))
         preprocessing = told.choices.preprocessing.applied_to(bundle.manifest.preprocessing)
         name, runners = str(bundle.manifest.model["name"]), runners_of_bundle(bundle)

@@ -11,7 +11,6 @@ from deploykit import images
 from deploykit.backends.ort import OrtRunner
 from deploykit.bundle.manifest import REFERENCE, Bundle
 from deploykit.core.errors import UsageError
-from deploykit.core.precision import Precision
 from deploykit.core.progress import Progress, SilentProgress
 from deploykit.evaluation import accuracy
 from deploykit.evaluation.labelled import EvaluatedModel, Evaluation, evaluate
@@ -150,7 +149,7 @@ def _own_reference(bundle: Bundle) -> Path | None:
     kept = bundle.folder / REFERENCE
     if kept.is_file():
         return kept
-    return bundle.model_path if bundle.manifest.precision is Precision.FP32 else None
+    return bundle.model_path if bundle.manifest.precision.facts.is_source else None
 
 
 def _open_reference(path: Path | None) -> AbstractContextManager[OrtRunner | None]:

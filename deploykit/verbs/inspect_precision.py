@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,14 +15,11 @@ from deploykit.core.precision import Precision
 from deploykit.core.progress import Journal, Progress, SilentProgress
 from deploykit.core.sizes import IMAGE_AXES, ShapeProfile, SizeRange
 from deploykit.graph.half import FP16_MAX
-from deploykit.graph.node_precisions import Known, planned_fp16, planned_int8, read_precision
-from deploykit.graph.qdq import QdqPolicy
+from deploykit.graph.node_precisions import Known, read_precision
 from deploykit.graph.shapes import fix_image_size
 from deploykit.images.batching import BATCHES, sample_batches
+from deploykit.precision import PlanSource, conversion_of
 from deploykit.precision.fp16 import HEADROOM, measure_magnitudes
-from deploykit.precision.int8 import require_opset
-from deploykit.precision.int8_choice import LAYERS_SHARE
-from deploykit.precision.int8_images import affordable_probes
 from deploykit.sources.definition import SourceOptions
 from deploykit.sources.references import make_reference
 from deploykit.sources.targets import Kind, find_definition, kind_of, refuse_definition_options
@@ -36,7 +32,7 @@ if TYPE_CHECKING:
 
     from deploykit.comparison.reference import Runners
     from deploykit.core.artifacts import OnnxArtifact
-    from deploykit.graph.node_precisions import GraphPrecision, Planned
+    from deploykit.graph.node_precisions import GraphPrecision
 
 
 @dataclass(frozen=True)
@@ -109,7 +105,7 @@ def open_given(target: str, options: PrecisionOptions) -> GivenGraph | None:
         BundleError: the folder is no bundle.
         IntegrityError: the bundle's graph is not as it was written.
     """
-    if options.exclude and options.planned is not Precision.INT8:
+    if options.exclude and not options.planned.facts.quantized:
         raise UsageError(f"--exclude keeps nodes out of INT8: leave out --{options.planned}")
     kind, path = kind_of(target), Path(target)
     if kind is Kind.DEFINITION:
@@ -121,7 +117,7 @@ def open_given(target: str, options: PrecisionOptions) -> GivenGraph | None:
         bundle.require_unchanged(bundle.model_path.name)
         given = GivenGraph(bundle.manifest.onnx, bundle)
     _refuse_choices(target, given, options)
-    if given.artifact.precision is not Precision.FP32:
+    if not given.artifact.precision.facts.is_source:
         _refuse_plan(target, options, given)
     return given
 
@@ -251,7 +247,7 @@ def inspect_precision(
     """
     journal = Journal(progress or SilentProgress())
     given = open_given(target, options)
-    if given is None or given.artifact.precision is Precision.FP32:
+    if given is None or given.artifact.precision.facts.is_source:
         return _plan(target, given, options, journal)
     return _read(target, given, options, journal)
 
@@ -287,7 +283,8 @@ def _plan(
             open_runner = source.runners.measuring
             amax = measure_magnitudes(model, source.batches, open_runner=open_runner, task=task)
         with journal.stage(f"plan {precision}"):
-            planned = _planned(model, source, amax, options)
+            conversion = conversion_of(precision)
+            planned = conversion.plan(PlanSource(source.artifact, model, amax, options.exclude))
             fix_image_size(planned.model, source.batches[0].shape[2:])
             graph = read_precision(planned.model, precision, options.batch, planned.known)
     first = source.artifact.inputs[0].shape[0]
@@ -298,20 +295,10 @@ def _plan(
     notes = (
         *journal.notes,
         *_notes(options, source, seen),
-        *_open_choices(planned, graph, batch),
-        *_refusals(options, graph),
+        *conversion.notes(planned, graph, batch),
     )
     exported = target if given is None or given.bundle is None else str(given.bundle.model_path)
     return PrecisionReport(target, exported, precision, graph, seen, notes)
-
-
-def _planned(
-    model: Any, source: Fp32Graph, amax: Mapping[str, float], options: PrecisionOptions
-) -> Planned:
-    if options.planned is Precision.FP16:
-        return planned_fp16(model, amax, HEADROOM)
-    require_opset(source.artifact)
-    return planned_int8(model, amax, HEADROOM, QdqPolicy(exclude=options.exclude))
 
 
 def _notes(options: PrecisionOptions, source: Fp32Graph, seen: Magnitudes) -> list[str]:
@@ -326,21 +313,3 @@ def _notes(options: PrecisionOptions, source: Fp32Graph, seen: Magnitudes) -> li
             "of your own images: --data PATH"
         )
     return notes
-
-
-def _refusals(options: PrecisionOptions, graph: GraphPrecision) -> list[str]:
-    if options.planned is Precision.INT8 and not graph.int8_weights:
-        return ["nothing of it can be INT8: an export with --int8 refuses it"]
-    return []
-
-
-def _open_choices(planned: Planned, graph: GraphPrecision, batch: int) -> list[str]:
-    """What an export of INT8 decides by trials on images."""
-    counts = Counter(planned.known.trials.values())
-    found = [f"{counts[what]} {what}{'s' * (counts[what] > 1)}" for what in counts]
-    costs = {node.name: node.multiply_adds // batch for node in graph.nodes if node.multiply_adds}
-    if graph.multiply_adds_in[Precision.INT8] and affordable_probes(costs, insist=False):
-        found.append(f"sensitive layers of {LAYERS_SHARE:.1%} of the multiply-adds at most")
-    if not found:
-        return []
-    return [f"which of these stay INT8, an export decides by trials on images: {', '.join(found)}"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from deploykit import graph as onnx_graph
 from deploykit.bundle.golden import runners_of_bundle
@@ -12,7 +12,6 @@ from deploykit.comparison.layerwise import LayerReport, compare_layers
 from deploykit.comparison.reference import Runners
 from deploykit.comparison.validation import ValidationReport, outputs_of, validate
 from deploykit.core.errors import BundleError, UsageError
-from deploykit.core.precision import Precision
 from deploykit.core.progress import Progress, SilentProgress
 from deploykit.images.batching import BATCHES, sample_batches
 from deploykit.sources.onnx_file import assumed_preprocessing, require_image, side_inputs_of
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from deploykit.core.specs import Preprocessing, TensorSpec
 
     Batches = list[NDArray[np.float32]]
-
-_EXACTEST_FIRST: Final = (Precision.FP32, Precision.FP16, Precision.INT8)
 
 
 @dataclass(frozen=True)
@@ -183,8 +180,8 @@ def _runners(candidate: _Side, reference: _Side, side_inputs: Path | None) -> Ru
 
 def _in_order(first: _Side, second: _Side) -> tuple[_Side, _Side]:
     """Candidate and reference."""
-    left, right = (_EXACTEST_FIRST.index(side.artifact.precision) for side in (first, second))
-    return (first, second) if left >= right else (second, first)
+    left, right = (side.artifact.precision.facts.weight_bits for side in (first, second))
+    return (first, second) if left <= right else (second, first)
 
 
 def _require_one_network(candidate: _Side, reference: _Side) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -129,11 +130,11 @@ def test_own_onnx_file_keeps_its_numbers(fp16_bundle: Path, tmp_path: Path) -> N
 def test_failed_validation_shows_the_figures_and_leaves_nothing(
     digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deploykit.comparison import validation as validate
-    from deploykit.comparison.differences import LIMITS, Limits
+    from deploykit.core.precision_facts import FACTS, Limits
 
     strict = Limits(0.0, 1.0, 0.0, 1.0, "nothing passes")
-    monkeypatch.setattr(validate, "LIMITS", dict.fromkeys(LIMITS, strict))
+    for name, facts in FACTS.items():
+        monkeypatch.setitem(FACTS, name, replace(facts, limits=strict))
     called = deploykit(
         "export", "resnet20", "--input-size", 8, "-o", tmp_path / "out" / "bundle"
     )  # fmt: skip

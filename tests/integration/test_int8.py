@@ -13,8 +13,8 @@ import pytest
 
 from deploykit.bundle.manifest import Bundle
 from deploykit.images import GivenImages
-from deploykit.precision.calibration_data import CalibrationOptions
-from deploykit.precision.calibration_table import CalibrationTable
+from deploykit.precision.calibration.data import CalibrationOptions
+from deploykit.precision.calibration.table import CalibrationTable
 from deploykit.sources.definition import SourceOptions
 from deploykit.verbs.calibrate import calibrate_target
 from tests.cli import Called, deploykit

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-from deploykit.core.precision import Precision
+from deploykit.core.precision import OWN, Precision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,15 +33,13 @@ LIGHT_KINDS: Final = (
     "UNARY",
 )
 
-PRECISIONS: Final[Mapping[str, Precision]] = {
-    "FLOAT": Precision.FP32,
-    "HALF": Precision.FP16,
-    "INT8": Precision.INT8,
+_PRECISIONS: Final[Mapping[str, Precision]] = {
+    type_name: precision for precision in OWN for type_name in precision.facts.census.needed
 }
 """Our precisions by the compiler's names of them."""
 
 # Integer layers compute shapes, not the model.
-_MODEL_TYPES: Final = (*PRECISIONS, "BF16", "FP8")
+_MODEL_TYPES: Final = ("FLOAT", "HALF", "BF16", "INT8", "FP8")
 # Layers between DEQUANTIZE and its user that move or rename values without computing any.
 _MOVING_KINDS: Final = ("CAST", "IDENTITY", "SHUFFLE", "SQUEEZE", "UNSQUEEZE")
 
@@ -49,8 +47,8 @@ _MOVING_KINDS: Final = ("CAST", "IDENTITY", "SHUFFLE", "SQUEEZE", "UNSQUEEZE")
 def take_census(network: Any) -> dict[str, int]:
     """Layers that do floating-point arithmetic, as ``{"CONVOLUTION HALF": 53}``, sorted.
 
-    ``network`` is an ``INetworkDefinition`` after parsing. A layer of `HEAVY_KINDS` counts as INT8
-    when both its data and its weights come out of DEQUANTIZE layers.
+    ``network`` is an ``INetworkDefinition`` after parsing. A layer of `HEAVY_KINDS` counts as INT8,
+    or another quantized type, when both its data and its weights come out of DEQUANTIZE layers.
     """
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     producers = {
@@ -72,35 +70,48 @@ def heavy_counts(census: Mapping[str, int]) -> dict[Precision, int]:
     >>> heavy_counts({"CONVOLUTION HALF": 53, "MATRIX_MULTIPLY FLOAT": 1, "POOLING HALF": 2})
     {<Precision.FP32: 'fp32'>: 1, <Precision.FP16: 'fp16'>: 53, <Precision.INT8: 'int8'>: 0}
     """
-    counts = dict.fromkeys(Precision, 0)
+    counts = dict.fromkeys(OWN, 0)
     for key, count in census.items():
         kind, type_name = key.split()
-        if kind in HEAVY_KINDS and type_name in PRECISIONS:
-            counts[PRECISIONS[type_name]] += count
+        if kind in HEAVY_KINDS and type_name in _PRECISIONS:
+            counts[_PRECISIONS[type_name]] += count
     return counts
 
 
+def label_of(type_name: str) -> str:
+    """The precision that is proven by a type of the compiler, or the type where it is none of ours.
+
+    >>> label_of("HALF"), label_of("INT64")
+    ('fp16', 'INT64')
+    """
+    return str(_PRECISIONS.get(type_name, type_name))
+
+
 def _type_of(layer: Any, producers: Mapping[str, Any]) -> str:
-    if layer.type.name in HEAVY_KINDS and _is_int8(layer, producers):
-        return "INT8"
+    if layer.type.name in HEAVY_KINDS:
+        quantized = _quantized_type(layer, producers)
+        if quantized is not None:
+            return quantized
     return str(layer.get_input(0).dtype.name)
 
 
-def _is_int8(layer: Any, producers: Mapping[str, Any]) -> bool:
-    """Whether data (input 0) and weights (input 1) are dequantized INT8.
+def _quantized_type(layer: Any, producers: Mapping[str, Any]) -> str | None:
+    """The type that both data (input 0) and weights (input 1) are dequantized from.
 
     A convolution whose weights are a constant of its own has no input 1: it is not quantized.
     """
     if layer.num_inputs < 2:  # noqa: PLR2004
-        return False
-    return all(_comes_from_int8(layer.get_input(index), producers) for index in (0, 1))
+        return None
+    data, weights = (_type_before(layer.get_input(index), producers) for index in (0, 1))
+    return data if data == weights else None
 
 
-def _comes_from_int8(tensor: Any, producers: Mapping[str, Any]) -> bool:
+def _type_before(tensor: Any, producers: Mapping[str, Any]) -> str | None:
+    """The type that a value is dequantized from, ``None`` where it is not."""
     layer = producers.get(tensor.name)
     while layer is not None and layer.type.name in _MOVING_KINDS:
         tensor = layer.get_input(0)
         layer = producers.get(tensor.name)
     if layer is None or layer.type.name != "DEQUANTIZE":
-        return False
-    return bool(layer.get_input(0).dtype.name == "INT8")
+        return None
+    return str(layer.get_input(0).dtype.name)

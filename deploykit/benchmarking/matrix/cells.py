@@ -16,7 +16,7 @@ from deploykit.core.errors import (
     UnknownNameError,
     UsageError,
 )
-from deploykit.core.precision import Precision
+from deploykit.core.precision import OWN, Precision
 from deploykit.core.sizes import ShapeProfile
 from deploykit.costs.limits import Limit
 from deploykit.models import families, get
@@ -36,23 +36,6 @@ CPU: Final = "cpu"
 GPU: Final = "gpu"
 ON_GPU: Final = frozenset({"tensorrt", "tensorrt-rtx", "ort-cuda"})
 ENGINES: Final = frozenset({"tensorrt", "tensorrt-rtx"})
-
-_ALL: Final = (Precision.FP32, Precision.FP16, Precision.INT8)
-POSSIBLE: Final[Mapping[str, tuple[Precision, ...]]] = {
-    "tensorrt": _ALL,
-    "tensorrt-rtx": _ALL,
-    "ort-cuda": _ALL,
-    "ort": _ALL,
-    "eager": (Precision.FP32,),
-}
-"""What each backend can be asked for."""
-
-USUAL: Final[Mapping[str, tuple[Precision, ...]]] = {
-    **POSSIBLE,
-    "ort-cuda": (Precision.FP32, Precision.FP16),
-    "ort": (Precision.FP32,),
-}
-"""What is measured unasked: FP16 and Q/DQ graphs are made for GPUs, a CPU only emulates them."""
 
 _SHOWN: Final = 4
 
@@ -187,11 +170,29 @@ def _working(matrix: Matrix, unavailable: Mapping[str, str]) -> Sequence[str]:
 
 def _precisions(matrix: Matrix, backend: str, own: Precision | None) -> Iterable[Precision]:
     if own is not None:
-        fits = own in POSSIBLE[backend] and own in (matrix.precisions or _ALL)
+        fits = is_possible(backend, own) and own in (matrix.precisions or (own,))
         return (own,) if fits else ()
     if matrix.precisions is None:
-        return (Precision.FP32,) if matrix.fp32_unasked else USUAL[backend]
-    return tuple(each for each in matrix.precisions if each in POSSIBLE[backend])
+        if matrix.fp32_unasked:
+            return (each for each in OWN if each.facts.is_source)
+        return (each for each in OWN if is_usual(backend, each))
+    return (each for each in matrix.precisions if is_possible(backend, each))
+
+
+def is_possible(backend: str, precision: Precision) -> bool:
+    """Whether a backend can be asked for it: a definition runs as it is, a graph as it says."""
+    return backend != "eager" or precision.facts.is_source
+
+
+def is_usual(backend: str, precision: Precision) -> bool:
+    """Whether it is measured unasked.
+
+    FP16 and Q/DQ graphs are made for GPUs, a CPU only emulates them.
+    """
+    if backend in ENGINES:
+        return True
+    facts = precision.facts
+    return facts.is_source or (backend == "ort-cuda" and not facts.quantized)
 
 
 def _filtered(cells: tuple[Cell, ...], filters: Sequence[str]) -> tuple[Cell, ...]:

@@ -179,7 +179,7 @@ def _open_unbuilt(prepared: PreparedCell, switches: Switches) -> Iterator[Runner
         return
     device = "cuda" if cell.backend in ON_GPU else "cpu"
     # As `deploykit.load` runs it: a Q/DQ graph is computed node by node on the CPU.
-    optimise = prepared.graph.precision is not Precision.INT8
+    optimise = not prepared.graph.precision.facts.quantized
     with OrtRunner(
         Path(prepared.graph.path),
         device=device,
@@ -221,7 +221,7 @@ def _notes(prepared: PreparedCell, streams: int) -> tuple[str, ...]:
     if engine is not None:
         notes += engine.notes
         notes += _notes_on_lanes(streams)
-    elif cell.backend == "ort" and prepared.graph.precision is not Precision.FP32:
+    elif cell.backend == "ort" and not prepared.graph.precision.facts.is_source:
         notes.append(f"{cell.precision} is emulated on the CPU: this says nothing about a GPU")
     return tuple(notes)
 

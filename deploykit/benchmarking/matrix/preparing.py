@@ -16,14 +16,13 @@ from deploykit.core import environment
 from deploykit.core.artifacts import EngineRecord, made_of, sha256_of
 from deploykit.core.atomic import translated_write_errors, write_whole
 from deploykit.core.errors import BundleError, EngineIncompatibleError, UsageError
-from deploykit.core.precision import Precision
 from deploykit.core.sizes import IMAGE_AXES, ShapeProfile, SizeRange
 from deploykit.costs.limits import physical_limit
 from deploykit.exporting.engines import build_engine
 from deploykit.exporting.steps import ExportOptions, export_bundle
-from deploykit.precision.calibration_data import RANDOM, CalibrationOptions
-from deploykit.precision.int8 import Int8Request
-from deploykit.precision.int8_choice import Int8Choices
+from deploykit.precision.calibration.data import RANDOM, CalibrationOptions
+from deploykit.precision.quantization.choice import Int8Choices
+from deploykit.precision.quantization.request import QuantizationRequest
 from deploykit.runtime.choice import cache_of, incompatible, judge_engines
 from deploykit.sources.image_sizes import require_known_sizes
 from deploykit.sources.targets import Kind, digest_of, find_definition, kind_of, name_of
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
     from deploykit.benchmarking.matrix.cells import Cell
     from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.core.precision import Precision
     from deploykit.core.specs import TensorSpec
     from deploykit.costs.limits import Limit
     from deploykit.costs.network import NetworkCost
@@ -60,15 +60,15 @@ def exported(target: str, precision: Precision, work: Path, digest: str | None) 
         precision=precision,
         backend="none",
         output=place,
-        int8=_noise(table) if precision is Precision.INT8 else None,
+        quantization=_noise(table) if precision.facts.needs_calibration else None,
     )
     return export_bundle(target, options).bundle
 
 
-def _noise(table: Path) -> Int8Request:
+def _noise(table: Path) -> QuantizationRequest:
     """Ranges that cost nothing: every layer in INT8 that can be, nothing tried out."""
     wishes = Int8Choices("max", "int8", "int8", "int8", "off")
-    return Int8Request(CalibrationOptions(RANDOM, NOISE_IMAGES, 0, table), wishes)
+    return QuantizationRequest(CalibrationOptions(RANDOM, NOISE_IMAGES, 0, table), wishes)
 
 
 def _usable_bundle(place: Path, digest: str | None) -> Bundle | None:
@@ -110,7 +110,7 @@ def own_precisions(targets: Iterable[str]) -> dict[str, Precision]:
             from deploykit import graph as onnx_graph
 
             precision = onnx_graph.read_artifact(Path(target)).precision
-            if precision is not Precision.FP32:
+            if not precision.facts.is_source:
                 found[target] = precision
         else:
             find_definition(target)  # says what names there are
@@ -142,7 +142,7 @@ def prepare_graph(
         digest = artifact.sha256
         for spec in artifact.inputs:
             require_known_sizes(target, spec)
-        if artifact.precision is not Precision.FP32:
+        if not artifact.precision.facts.is_source:
             costs = _Costs.of(artifact.path, batches, peaks)
             return _graph(artifact, None, own=False, costs=costs)
     else:

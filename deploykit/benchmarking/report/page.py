@@ -24,7 +24,7 @@ from deploykit.benchmarking.report.facts import (
 )
 from deploykit.benchmarking.report.rows import LEVELS, latency_of, remarks_of, row_of
 from deploykit.benchmarking.statistics.percentiles import CONFIDENCE, samples_needed
-from deploykit.core.precision import Precision
+from deploykit.core.precision import precisions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -139,7 +139,7 @@ def _roofs(peak: DevicePeak) -> dict[str, Any]:
     return {
         "name": peak.name,
         "bytes_per_s": peak.bytes_per_s,
-        "flop_per_s": {precision: peak.flop_per_s(precision) for precision in Precision},
+        "flop_per_s": {precision: peak.flop_per_s(precision) for precision in precisions()},
         "winograd": sorted(peak.winograd),
         "measured": peak.measured is not None,
     }

@@ -237,8 +237,8 @@ def test_int8_falls_back_to_trials_where_everything_in_int8_fails(
     asked = []
 
     def refuses(_: str, options: pipeline.ExportOptions, __: Record) -> None:
-        assert options.int8 is not None
-        asked.append(options.int8.wishes.sensitive_layers)
+        assert options.quantization is not None
+        asked.append(options.quantization.wishes.sensitive_layers)
         raise ValidationError("cosine 0.1")
 
     monkeypatch.setattr(pipeline, "export", refuses)

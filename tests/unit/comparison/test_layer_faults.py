@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploykit.comparison.differences import LIMITS
 from deploykit.comparison.layer_faults import (
-    TOLERANCES,
     ValueComparison,
     decibels,
     drop_db,
@@ -51,7 +49,7 @@ def kinds(values: list[ValueComparison], precision: Precision) -> list[tuple[str
 @pytest.mark.parametrize("precision", list(Precision))
 @pytest.mark.parametrize("before", [inf, 200.0, "healthy"])
 def test_a_good_input_counts_as_healthy(precision: Precision, before: float | str) -> None:
-    allowed = TOLERANCES[precision]
+    allowed = precision.facts.tolerance
     start = allowed.healthy_db if isinstance(before, str) else before
     edge = allowed.healthy_db - allowed.drop_db
     first = value("a", sqnr_db=start)
@@ -81,7 +79,7 @@ def test_nothing_is_lost_twice() -> None:
 
 @pytest.mark.parametrize("precision", list(Precision))
 def test_cosine_under_its_limit_without_a_drop(precision: Precision) -> None:
-    limit, level = LIMITS[precision].min_cosine, TOLERANCES[precision].healthy_db - 10
+    limit, level = precision.facts.limits.min_cosine, precision.facts.tolerance.healthy_db - 10
     first = value("a", sqnr_db=level, cosine=limit)
     under = value("b", reads=("a",), sqnr_db=level - 1, cosine=limit - 1e-3)
     after = value("c", reads=("b",), sqnr_db=level - 2, cosine=limit - 2e-3)

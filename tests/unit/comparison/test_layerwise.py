@@ -19,7 +19,7 @@ from deploykit.core.precision import Precision
 from deploykit.core.progress import SilentProgress
 from deploykit.graph import HalfPlan, convert_to_half, read_artifact, read_model, tidy, write_model
 from deploykit.graph.activations import ActivationPair
-from deploykit.precision.quantization import quantize_to_int8
+from deploykit.precision.quantization.graphs import quantize_to_int8
 from tests.graphs import graph, normal, run_ort, save
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from deploykit.comparison.differences import (
-    LIMITS,
     MIN_IMAGES_FOR_AGREEMENT,
     BatchComparison,
     problems_of,
@@ -89,7 +88,7 @@ def comparison(**changes: Any) -> BatchComparison:
     ],
 )
 def test_each_limit_holds_at_its_edge(figure: str, beyond: float, words: str) -> None:
-    limits = LIMITS[Precision.FP16]
+    limits = Precision.FP16.facts.limits
     name = {"agreement": "min_agreement"}.get(figure, figure)
     at_the_edge = comparison(**{figure: getattr(limits, name)})
     assert problems_of(at_the_edge, limits) == []
@@ -100,7 +99,7 @@ def test_each_limit_holds_at_its_edge(figure: str, beyond: float, words: str) ->
 
 
 def test_agreement_is_judged_from_a_hundred_images_on() -> None:
-    limits = LIMITS[Precision.FP16]
+    limits = Precision.FP16.facts.limits
     few = comparison(batch=MIN_IMAGES_FOR_AGREEMENT - 1, agreement=0.5)
     enough = comparison(batch=MIN_IMAGES_FOR_AGREEMENT, agreement=0.5)
     assert problems_of(few, limits) == []

@@ -13,10 +13,10 @@ from deploykit.core.errors import DataError, UsageError
 from deploykit.core.progress import SilentProgress
 from deploykit.core.specs import Preprocessing
 from deploykit.images import ArrayImages, FileImages
-from deploykit.precision.calibration_data import CalibrationData
-from deploykit.precision.calibrators import METHODS
-from deploykit.precision.collection import calibrate
-from deploykit.precision.histograms import RunningHistogram
+from deploykit.precision.calibration.calibrators import METHODS
+from deploykit.precision.calibration.collection import calibrate
+from deploykit.precision.calibration.data import CalibrationData
+from deploykit.precision.calibration.histograms import RunningHistogram
 from tests.graphs import expose_outputs, graph, normal, run_ort, save
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.core.artifacts import OnnxArtifact
-    from deploykit.precision.calibration_table import CalibrationTable
+    from deploykit.precision.calibration.table import CalibrationTable
 
     Images = NDArray[np.float32]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deploykit.core.errors import DataError, UsageError
-from deploykit.precision.calibration_data import choose_images, few_images_warning, split_holdout
+from deploykit.precision.calibration.data import choose_images, few_images_warning, split_holdout
 
 
 def test_the_choice_is_fixed_by_the_seed() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from deploykit.core.errors import DataError
-from deploykit.precision.calibration_table import (
+from deploykit.precision.calibration.table import (
     SAME,
     CalibrationKey,
     CalibrationTable,

@@ -10,7 +10,7 @@ import pytest
 
 from deploykit.core.errors import BundleError, DataError, UnknownNameError
 from deploykit.core.specs import Preprocessing
-from deploykit.precision.calibration_table import CalibrationKey, CalibrationTable
+from deploykit.precision.calibration.table import CalibrationKey, CalibrationTable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -190,7 +190,7 @@ def test_nothing_is_left_of_a_table_that_could_not_be_put_in_place(tmp_path: Pat
 
 def test_tables_need_nothing_heavy() -> None:
     code = (
-        "import sys, deploykit.precision.calibration_table\n"
+        "import sys, deploykit.precision.calibration.table\n"
         "print(sorted({'numpy', 'onnx', 'onnxruntime', 'torch', 'PIL'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 
 from deploykit.core.errors import UsageError
-from deploykit.precision import calibrators
-from deploykit.precision.calibrators import ALL_ZERO_AMAX, METHODS, PERCENTILE, calibrator
-from deploykit.precision.histograms import Histogram, RunningHistogram
+from deploykit.precision.calibration import calibrators
+from deploykit.precision.calibration.calibrators import (
+    ALL_ZERO_AMAX,
+    METHODS,
+    PERCENTILE,
+    calibrator,
+)
+from deploykit.precision.calibration.histograms import Histogram, RunningHistogram
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ import pytest
 
 from deploykit.core.errors import DataError
 from deploykit.core.specs import TensorSpec
-from deploykit.precision.collection import COUNTED, collect, spacing
+from deploykit.precision.calibration.collection import COUNTED, collect, spacing
 from tests.graphs import normal
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from deploykit import graph as onnx_graph
 from deploykit.core.errors import DataError
 from deploykit.core.specs import Preprocessing
 from deploykit.images import ArrayImages
-from deploykit.precision.calibration_data import CalibrationData
-from deploykit.precision.int8_choice import most_sensitive
-from deploykit.precision.int8_images import (
+from deploykit.precision.calibration.data import CalibrationData
+from deploykit.precision.quantization.choice import most_sensitive
+from deploykit.precision.quantization.images import (
     PROBE_MULTIPLY_ADDS,
     affordable_probes,
     first_images,

@@ -13,8 +13,8 @@ from deploykit import graph as onnx_graph
 from deploykit.backends.ort import OrtRunner
 from deploykit.core.precision import Precision
 from deploykit.graph import qdq
-from deploykit.precision.int8_choice import measure_gains
-from deploykit.precision.quantization import Int8Options, quantize_to_int8
+from deploykit.precision.quantization.choice import measure_gains
+from deploykit.precision.quantization.graphs import Int8Options, quantize_to_int8
 from tests.graphs import expose_outputs, graph, normal, run_ort, save
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 const data = JSON.parse(byId("data").textContent);
 const MOST_CHOSEN = 6;
 const COLOURS = 6;
-const PRECISIONS = ["fp32", "fp16", "int8"];
+const PRECISIONS = [...new Set(["fp32", "fp16", "int8", ...data.rows.map((row) => row.precision)])];
 const KINDS = ["failure", "doubt", "condition", "warning", "note"];
 const KIND_NAMES = {
   failure: "Failed",

@@ -11,7 +11,7 @@ from deploykit import images
 from deploykit.core.errors import DataError, ModelFileError, UsageError
 from deploykit.graph.shapes import fix_image_size
 from deploykit.images.batching import BATCHES
-from deploykit.precision.calibration_data import HOLDOUT
+from deploykit.precision.calibration.data import HOLDOUT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.core.artifacts import OnnxArtifact
-    from deploykit.precision.calibration_data import CalibrationData
+    from deploykit.precision.calibration.data import CalibrationData
 
     Batches = list[NDArray[np.float32]]
 

@@ -11,8 +11,8 @@ import numpy as np
 from deploykit.comparison.differences import kl_divergence
 from deploykit.comparison.validation import outputs_of
 from deploykit.graph import qdq
-from deploykit.precision.calibrators import METHODS
-from deploykit.precision.quantization import QuantizationErrors
+from deploykit.precision.calibration.calibrators import METHODS
+from deploykit.precision.quantization.graphs import QuantizationErrors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from deploykit.core.progress import ProgressTask
     from deploykit.core.specs import Runner, SplitGraph
     from deploykit.graph.qdq import QdqPolicy
-    from deploykit.precision.calibration_table import CalibrationTable
+    from deploykit.precision.calibration.table import CalibrationTable
 
     Batches = list[NDArray[np.float32]]
 

@@ -16,9 +16,9 @@ from deploykit import images
 from deploykit.core.errors import DataError
 from deploykit.graph.exposing import expose_named
 from deploykit.images.side_inputs import all_inputs
-from deploykit.precision.calibration_table import CalibrationTable
-from deploykit.precision.calibrators import METHODS
-from deploykit.precision.histograms import RunningHistogram
+from deploykit.precision.calibration.calibrators import METHODS
+from deploykit.precision.calibration.histograms import RunningHistogram
+from deploykit.precision.calibration.table import CalibrationTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.progress import ProgressTask
     from deploykit.core.specs import Array, Runner, SplitGraph
-    from deploykit.precision.calibration_data import CalibrationData
+    from deploykit.precision.calibration.data import CalibrationData
 
     Batch = tuple[NDArray[np.float32], list[int]]
 

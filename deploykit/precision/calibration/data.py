@@ -16,12 +16,12 @@ from deploykit.core.errors import DataError, UsageError
 from deploykit.core.specs import Preprocessing
 from deploykit.images import FileImages
 from deploykit.images.side_inputs import SideInputs
-from deploykit.precision.calibration_table import (
+from deploykit.precision.calibration.calibrators import METHODS, PERCENTILE
+from deploykit.precision.calibration.collection import COUNTED
+from deploykit.precision.calibration.histograms import BINS
+from deploykit.precision.calibration.table import (
     CalibrationKey,
 )
-from deploykit.precision.calibrators import METHODS, PERCENTILE
-from deploykit.precision.collection import COUNTED
-from deploykit.precision.histograms import BINS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from deploykit.core.errors import UsageError
-from deploykit.precision.histograms import MIN_EXPONENT
+from deploykit.precision.calibration.histograms import MIN_EXPONENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
-    from deploykit.precision.histograms import Histogram
+    from deploykit.precision.calibration.histograms import Histogram
 
 LEVELS: Final = 127
 """Largest magnitude of symmetric INT8: -127 to 127, as TensorRT quantizes."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from deploykit import graph as onnx_graph
 from deploykit.core.errors import DataError, UsageError
 from deploykit.graph.qdq import calibration_tensors
-from deploykit.precision.calibration_data import (
+from deploykit.precision.calibration.collection import calibrate
+from deploykit.precision.calibration.data import (
     RANDOM,
     CalibrationData,
     CalibrationOptions,
@@ -19,14 +20,13 @@ from deploykit.precision.calibration_data import (
     open_calibration_images,
     split_holdout,
 )
-from deploykit.precision.calibration_table import (
+from deploykit.precision.calibration.table import (
     SAME,
     CalibrationTable,
     FoundTable,
     find_table,
     places_of_table,
 )
-from deploykit.precision.collection import calibrate
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,47 @@
+"""The precision that a network has already: nothing is converted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from deploykit.graph.node_precisions import Known, Planned
+from deploykit.precision import Conversion, Converted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deploykit.comparison.reference import Reference
+    from deploykit.core.progress import Journal
+    from deploykit.graph.node_precisions import GraphPrecision
+    from deploykit.precision import PlanSource
+    from deploykit.precision.quantization.request import QuantizationRequest
+
+
+class _Fp32:
+    """The identity."""
+
+    def convert(
+        self,
+        reference: Reference,
+        path: Path,  # noqa: ARG002 - the reference lies there
+        request: QuantizationRequest | None,  # noqa: ARG002
+        journal: Journal,  # noqa: ARG002
+    ) -> Converted:
+        judged = reference.batches, reference.logits
+        return Converted(
+            reference.artifact, (reference.report,), dict(reference.conversion), judged
+        )
+
+    def plan(self, source: PlanSource) -> Planned:
+        return Planned(source.model, Known())
+
+    def notes(
+        self,
+        planned: Planned,  # noqa: ARG002
+        graph: GraphPrecision,  # noqa: ARG002
+        batch: int,  # noqa: ARG002
+    ) -> tuple[str, ...]:
+        return ()
+
+
+CONVERSION: Final[Conversion] = _Fp32()

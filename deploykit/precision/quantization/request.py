@@ -1,0 +1,62 @@
+"""What a user asks of a conversion that needs calibration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from deploykit.core.errors import UnknownNameError, UsageError
+from deploykit.core.precision import Precision, precisions
+from deploykit.graph.qdq import QdqPolicy
+from deploykit.precision.calibration.calibrators import METHODS
+from deploykit.precision.quantization.choice import AUTO, Int8Choices
+
+if TYPE_CHECKING:
+    from deploykit.precision.calibration.data import CalibrationOptions
+
+
+@dataclass(frozen=True)
+class QuantizationRequest:
+    """Calibration images, what the user fixed of the choices, and what is not quantized.
+
+    ``policy`` holds for what ``wishes`` leaves open until a trial shows that another pays.
+    """
+
+    calibration: CalibrationOptions
+    wishes: Int8Choices = field(default_factory=Int8Choices)
+    policy: QdqPolicy = field(default_factory=QdqPolicy)
+    rest: Precision = Precision.FP16
+
+    def __post_init__(self) -> None:
+        known = (AUTO, *METHODS)
+        if self.wishes.method not in known:
+            raise UnknownNameError(
+                "calibration method", self.wishes.method, known, ", ".join(known)
+            )
+
+
+def require_request(
+    precision: Precision, request: QuantizationRequest | None
+) -> QuantizationRequest:
+    """The request of a precision that needs one.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if request is None:
+        raise UsageError(
+            f"{precision.upper()} needs images to calibrate with: --calib PATH\n"
+            "for trying out sizes and speed only, noise will do: --calib random"
+        )
+    return request
+
+
+def refuse_request(precision: Precision, request: QuantizationRequest | None) -> None:
+    """Refuse calibration for a precision without it.
+
+    Raises:
+        UsageError: there is a request.
+    """
+    if request is not None:
+        needing = " and ".join(f"--{each}" for each in precisions() if each.facts.needs_calibration)
+        raise UsageError(f"--calib is for {needing} only, not for {precision}")
