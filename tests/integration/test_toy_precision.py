@@ -132,7 +132,7 @@ def test_its_limits_are_applied(plug: Path, tmp_path: Path) -> None:
     plug.write_text(TOY.replace("LIMITS", IMPOSSIBLE))
     called = export(tmp_path, "--precision", "toy16", "--backend", "none")
     assert called.code == 1
-    assert "the toy16 graph does not compute what mine.onnx computes" in called.err
+    assert "the toy16 graph does not compute what the original file computes" in called.err
     assert not (tmp_path / "bundle").exists()
 
 
@@ -148,8 +148,11 @@ def test_the_compiled_network_must_be_what_its_census_needs(plug: Path, tmp_path
     )
     plug.write_text(wrong)
     sys.modules.pop("plugged_toy16")
-    called = export(tmp_path, "--precision", "toy16", "--backend", "tensorrt-rtx", "--replace")
-    assert called.code != 0
+    other = ("--precision", "toy16", "--backend", "tensorrt-rtx", "-o", tmp_path / "other")
+    called = export(tmp_path, *other)
+    assert called.code == 1
+    assert "asked for toy16, but 2 of 2 convolution and matrix layers are FP32" in called.err
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_bundle_without_its_package_says_what_is_missing(plug: Path, tmp_path: Path) -> None:
@@ -162,13 +165,10 @@ def test_a_bundle_without_its_package_says_what_is_missing(plug: Path, tmp_path:
 
 def test_bench_takes_it_by_name(plug: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.onnx").write_bytes(own_files.old(13).SerializeToString())
-    called = deploykit(
-        "bench", tmp_path / "mine.onnx", "--precision", "toy16", "--backend", "ort", "--batch", 1,
-        "--warmup", 0.01, "--duration", 0.01, "--min-samples", 2, "--work", tmp_path / "work",
-        "-o", tmp_path / "results.json", "--json",
-    )  # fmt: skip
-    assert called.code == 0, called.err
-    assert called.data["results"][0]["subject"]["precision_asked"] == "toy16"
+    asked = ("--precision", "int8,toy16", "--backend", "ort", "--batch", 1, "--filter", "none")
+    called = deploykit("bench", tmp_path / "mine.onnx", *asked)
+    assert called.code == 2
+    assert "the cells are mine/ort/int8/b1, mine/ort/toy16/b1" in called.err
 
 
 def test_names_that_are_none(plug: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import copy
 import json
 import pickle
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -65,10 +65,10 @@ def test_a_row_is_complete(name: str) -> None:
     assert row.census.needed.isdisjoint(row.census.beside)
 
 
-def test_what_is_no_precision() -> None:
-    for given in ("fp12", 16, None, ["fp16"]):
-        with pytest.raises(ValueError, match="is not a valid Precision"):
-            Precision(given)
+@pytest.mark.parametrize("given", ["fp12", 16, None, ["fp16"]])
+def test_what_is_no_precision(given: Any) -> None:
+    with pytest.raises(ValueError, match="is not a valid Precision"):
+        Precision(given)
 
 
 def test_unknown_names_suggest_close_ones() -> None:
@@ -85,7 +85,7 @@ def test_a_plug_is_a_precision_like_ours(tmp_path: Path, monkeypatch: pytest.Mon
     assert found is find_precision("bf16")
     assert precisions() == (*OWN, found)
     assert copy.deepcopy(found) is found
-    assert pickle.loads(pickle.dumps(found)) is found
+    assert pickle.loads(pickle.dumps(found)) is found  # noqa: S301 - our own bytes
     assert json.dumps({found: found}) == '{"bf16": "bf16"}'
     assert f"{found}" == "bf16"
     assert hash(found) == hash("bf16")
@@ -113,11 +113,11 @@ def test_a_plug_without_facts(
 
 def test_a_plug_without_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_plug(tmp_path, "precision", "bf16", GOOD, monkeypatch)
-    with pytest.raises(MissingDependencyError, match="'bf16' of deploykit.precision has no CONV"):
+    with pytest.raises(MissingDependencyError, match=r"'bf16' of .* has no CONVERSION"):
         conversion_of(Precision("bf16"))
 
 
 def test_a_plug_that_is_called_as_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_plug(tmp_path, "precision", "fp16", GOOD, monkeypatch)
-    with pytest.raises(UsageError, match="are both called 'fp16' in deploykit.precision"):
+    with pytest.raises(UsageError, match="are both called 'fp16' in"):
         precisions()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,10 +12,11 @@ from deploykit.backends.trt.compiler import Compiler, load_compiler
 from deploykit.core import environment
 from deploykit.core.artifacts import EngineRecord, OnnxArtifact, sha256_of
 from deploykit.core.environment import Gpu
-from deploykit.core.errors import BuildError, BundleError, PrecisionError
+from deploykit.core.errors import BuildError, BundleError, PrecisionError, UsageError
 from deploykit.core.precision import Precision
+from deploykit.core.precision_facts import FACTS
 from deploykit.core.sizes import ShapeProfile
-from deploykit.exporting.engines import build_engine, prove_precision
+from deploykit.exporting.engines import build_engine, prove_precision, require_capabilities
 from tests.fakes.tensorrt_fake import FakeTensorrt, ILayer, INetworkDefinition, ITensor, LayerType
 from tests.fakes.tensorrt_fake import Script as FakeScript
 from tests.unit.backends.trt import small_models
@@ -237,3 +239,13 @@ def test_precision_that_is_not(
     with pytest.raises(PrecisionError, match=pattern) as caught:
         prove_precision(census, asked, allowed)
     assert len(str(caught.value).splitlines()) == 3
+
+
+def test_gpus_that_lack_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_capabilities(Precision.INT8, ("7.5", "12.0"))
+    needing = replace(FACTS["int8"], least_compute_capability=(8, 9))
+    monkeypatch.setitem(FACTS, "int8", needing)
+    require_capabilities(Precision.INT8, ("8.9", "12.0"))
+    words = "capability 7.5, 8.6 have no int8 arithmetic\nexpected 8.9 or later: give others with"
+    with pytest.raises(UsageError, match=words):
+        require_capabilities(Precision.INT8, ("7.5", "8.6", "9.0"))

@@ -1,0 +1,66 @@
+"""The precision of a graph and of its nodes, by types."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import onnx_ir as ir
+import pytest
+
+from deploykit.core.precision import Precision
+from deploykit.graph import element_types
+from deploykit.graph.element_types import (
+    precision_of_type,
+    quantized_precision,
+    stored_precision,
+)
+
+TYPES = ir.DataType
+
+
+@pytest.mark.parametrize(
+    ("types", "expected"),
+    [
+        ({TYPES.FLOAT, TYPES.INT64, None}, Precision.FP32),
+        ({TYPES.FLOAT, TYPES.FLOAT16}, Precision.FP16),
+        ({TYPES.FLOAT, TYPES.BFLOAT16}, Precision.FP32),
+        (set(), Precision.FP32),
+    ],
+)
+def test_stored_weights(types: set[ir.DataType | None], expected: Precision) -> None:
+    assert stored_precision(types) is expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (TYPES.FLOAT, Precision.FP32),
+        (TYPES.DOUBLE, Precision.FP32),
+        (TYPES.FLOAT16, Precision.FP16),
+        (TYPES.BFLOAT16, Precision.FP16),
+        (TYPES.INT8, Precision.FP32),
+        (None, Precision.FP32),
+    ],
+)
+def test_results_of_a_node(dtype: ir.DataType | None, expected: Precision) -> None:
+    assert precision_of_type(dtype) is expected
+
+
+def _pair(zero: ir.DataType | None) -> ir.Node:
+    values = [ir.Value(name=name) for name in ("x", "scale")]
+    if zero is not None:
+        values.append(ir.Value(name="zero", type=ir.TensorType(zero)))
+    return ir.Node("", "QuantizeLinear", values)
+
+
+def test_pairs_are_told_apart_by_their_zero_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    every = (None, TYPES.INT8, TYPES.UINT8, TYPES.FLOAT8E4M3FN)
+    assert [quantized_precision(_pair(each)) for each in every] == [Precision.INT8] * 4
+
+    class Fp8(str):
+        facts = replace(Precision.INT8.facts, name="fp8", element_type="FLOAT8E4M3FN")
+
+    other = Fp8("fp8")
+    monkeypatch.setattr(element_types, "_QUANTIZED", (Precision.INT8, other))
+    assert quantized_precision(_pair(TYPES.FLOAT8E4M3FN)) is other
+    assert quantized_precision(_pair(TYPES.INT8)) is Precision.INT8
