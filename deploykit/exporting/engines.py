@@ -7,9 +7,9 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from deploykit.backends.trt.builder import compile_onnx
-from deploykit.backends.trt.census import HEAVY_KINDS, PRECISIONS
-from deploykit.core.artifacts import UNPROVEN, EngineRecord, sha256_of_bytes
+from deploykit.backends._registry import engine_backend
+from deploykit.core.artifacts import EngineRecord, sha256_of_bytes
+from deploykit.core.census import HEAVY_KINDS, PRECISIONS
 from deploykit.core.errors import BundleError, PrecisionError, UsageError
 from deploykit.core.precision import Precision
 from deploykit.core.progress import SilentProgress
@@ -19,20 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from deploykit.backends.trt.builder import CompiledEngine, CompileOptions
-    from deploykit.backends.trt.compiler import Compiler
+    from deploykit.backends import CompiledEngine, CompileOptions, Compiler
     from deploykit.bundle.manifest import Bundle
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.progress import Progress
 
     Size = tuple[int, int]
 
-
-UNPROVEN_INT8: Final = (
-    f"{UNPROVEN}: NVIDIA lists INT8 of TensorRT for RTX for matrix products "
-    "only; for INT8 convolutions use TensorRT: deploykit build BUNDLE --backend tensorrt"
-)
-"""Support matrix of TensorRT for RTX 1.7: INT8 is weight-only GEMM there."""
 
 _SILENT: Final = SilentProgress()
 
@@ -48,9 +41,8 @@ def build_engine(
 ) -> EngineRecord:
     """Compile ``artifact`` into ``<compiler>-<version>[-smXY].engine`` in ``folder``.
 
-    An engine of that name is replaced; after an error there is the old one or none. An INT8
-    convolutional engine of TensorRT for RTX is compiled, its execution is not proven: NVIDIA
-    lists INT8 for RTX as weight-only matrix products.
+    An engine of that name is replaced; after an error there is the old one or none. What its
+    backend doubts of an engine that compiled is among the warnings of its record.
 
     Args:
         artifact: the graph; its precision is what the engine must have.
@@ -66,8 +58,9 @@ def build_engine(
         PrecisionError: it compiled, but not in the artifact's precision.
         BundleError: the file cannot be written.
     """
+    backend = engine_backend(compiler.name)
     with progress.step(f"compile with {compiler.label}") as task:
-        compiled = compile_onnx(compiler, artifact.path, options, task)
+        compiled = backend.compile(compiler, artifact.path, options, task)
     prove_precision(compiled.census, artifact.precision, allowed_fp32)
     name = _file_name(compiler, compiled)
     _write(folder / name, compiled.plan)
@@ -82,18 +75,8 @@ def build_engine(
         precision=artifact.precision,
         precision_census=compiled.census,
         build_s=compiled.build_s,
-        warnings=(*compiled.warnings, *_doubts(compiler, artifact, compiled)),
+        warnings=(*compiled.warnings, *backend.doubts(artifact.precision, compiled.census)),
     )
-
-
-def _doubts(
-    compiler: Compiler, artifact: OnnxArtifact, compiled: CompiledEngine
-) -> tuple[str, ...]:
-    """What a user must know of an engine that compiled, but that nobody vouches for."""
-    convolves = any(key.startswith("CONVOLUTION") for key in compiled.census)
-    if artifact.precision is Precision.INT8 and compiler.is_portable and convolves:
-        return (UNPROVEN_INT8,)
-    return ()
 
 
 def prove_precision(census: Mapping[str, int], asked: Precision, allowed_fp32: int = 0) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploykit.backends.trt.builder import CompileOptions
-from deploykit.backends.trt.compiler import choose_compiler
+from deploykit.backends import CompileOptions
+from deploykit.backends._registry import choose_compiler
 from deploykit.bundle.golden import write_golden
 from deploykit.bundle.manifest import (
     CALIBRATION,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from deploykit.backends.trt.compiler import Compiler
+    from deploykit.backends import Compiler
     from deploykit.comparison.reference import Reference
     from deploykit.core.artifacts import EngineRecord, OnnxArtifact
     from deploykit.core.specs import ModelSpec

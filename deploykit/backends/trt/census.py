@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
+from deploykit.core.census import HEAVY_KINDS, PRECISIONS
 from deploykit.core.precision import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-HEAVY_KINDS: Final = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM")
-"""Layer kinds that hold nearly all multiplications: they decide what an engine's precision is."""
 
 LIGHT_KINDS: Final = (
     "ACTIVATION",
@@ -32,13 +30,6 @@ LIGHT_KINDS: Final = (
     "SOFTMAX",
     "UNARY",
 )
-
-PRECISIONS: Final[Mapping[str, Precision]] = {
-    "FLOAT": Precision.FP32,
-    "HALF": Precision.FP16,
-    "INT8": Precision.INT8,
-}
-"""Our precisions by the compiler's names of them."""
 
 # Integer layers compute shapes, not the model.
 _MODEL_TYPES: Final = (*PRECISIONS, "BF16", "FP8")
