@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from deploykit.cli._options import NamesBackends
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -218,8 +220,9 @@ _MATRIX = (
     click.option("--int8", is_flag=True, help="Architectures get ranges from noise."),
     click.option(
         "--backend",
+        cls=NamesBackends,
         metavar="A,B",
-        help="tensorrt, tensorrt-rtx, ort-cuda, ort, eager.  [default: what works here]",
+        help="BACKENDS.  [default: what works here]",
     ),
     click.option(
         "--filter",

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import re
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
+from deploykit.core.errors import UsageError
 from deploykit.core.plugs import plugs
+from deploykit.runtime.choice import Machine
+from deploykit.runtime.loading import load
+from tests.bundles import write_bundle
+from tests.cli import deploykit
 from tests.graphs import graph, normal, save
 from tests.plugins import install_plug
 
@@ -75,17 +80,12 @@ def _forget_plugs() -> Iterator[None]:
     """What a test installs is gone with its folder."""
     yield
     plugs.cache_clear()
+    sys.modules.pop("plugged_toy", None)
 
 
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, problem: str = "") -> None:
     source = TOY.replace("PROBLEM", repr(problem))
     install_plug(folder, "backends", "toy", source, monkeypatch)
-
-
-def deploykit(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, which reads the path that the package was put on."""
-    command = [sys.executable, "-m", "deploykit", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
 
 
 def model(folder: Path) -> Path:
@@ -99,13 +99,13 @@ def model(folder: Path) -> Path:
 
 def test_it_is_measured_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
     called = deploykit(
-        tmp_path,
         *("bench", model(tmp_path), "--backend", "ort,toy", "--batch", 2, "--duration", 0.01),
         *("--warmup", 0, "--min-samples", 3, "--threads", 1, "-o", "out.json", "--json"),
     )
-    assert called.returncode == 0, called.stdout + called.stderr
-    data = json.loads(called.stdout)
+    assert called.code == 0, called.out + called.err
+    data = called.data
     assert [row["backend"] for row in data["results"]] == ["ort", "toy"]
     assert data["failures"] == []
     assert "computed by a toy" in json.dumps(data["results"][1])
@@ -113,16 +113,38 @@ def test_it_is_measured_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_doctor_lists_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, monkeypatch)
-    rows = json.loads(deploykit(tmp_path, "doctor", "--json").stdout)["abilities"]
+    rows = deploykit("doctor", "--json").data["abilities"]
     how = "deploykit bench TARGET --backend toy"
     assert {"task": "run models on a toy", "works": True, "how": how} in rows
+
+
+def test_the_help_of_commands_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, monkeypatch)
+    compiled = r"tensorrt, tensorrt-rtx, none \(no engine\), or auto"
+    assert re.search(compiled, _help_of("build"))
+    assert "tensorrt, tensorrt-rtx, ort-cuda, ort, toy, eager" in _help_of("bench")
+    assert "cuda (an engine), cpu, toy, ort-cuda (the ONNX file), or auto" in _help_of("predict")
+
+
+def test_a_bundle_is_loaded_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, monkeypatch)
+    folder = write_bundle(tmp_path / "colours")
+    with load(folder, device="toy", machine=Machine(gpus=(), driver=None)) as loaded:
+        loaded.self_test()
+        assert loaded.choice == "model.onnx on a toy: asked for with device='toy'"
+    with pytest.raises(UsageError, match="possible: auto, cuda, cpu, toy, ort-cuda"):
+        load(folder, device="tyo")
+
+
+def _help_of(command: str) -> str:
+    return " ".join(deploykit(command, "--help").out.split())
 
 
 def test_its_reason_is_shown_where_it_does_not_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(tmp_path, monkeypatch, "its licence has ended")
-    called = deploykit(tmp_path, "bench", model(tmp_path), "--backend", "toy", "--batch", 2)
-    assert called.returncode == 1
-    assert "no backend to measure with" in called.stderr
-    assert "toy: its licence has ended" in called.stderr
+    called = deploykit("bench", model(tmp_path), "--backend", "toy", "--batch", 2)
+    assert called.code == 1
+    assert "no backend to measure with" in called.err
+    assert "toy: its licence has ended" in called.err
