@@ -34,7 +34,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto, helper, save
 
-from deploykit.backends.trt.compiler import TENSORRT, Compiler
+from deploykit.backends import Compiler
+from deploykit.backends.trt.compiler import TENSORRT
 from deploykit.backends.trt.lane import BatchContext
 from deploykit.backends.trt.runner import TrtRunner
 from deploykit.core.environment import describe, gpus

@@ -37,7 +37,7 @@ from PIL.Image import Image, Transpose
 import deploykit
 from benchmarks.soak_calls import Material, Subject, work
 from deploykit import images
-from deploykit.backends.ort import OrtRunner
+from deploykit.backends._registry import graph_judge
 from deploykit.bundle.manifest import Bundle
 from deploykit.core.environment import describe
 
@@ -80,7 +80,7 @@ def make_material(bundle: Bundle) -> Material:
     encoded = [random_jpeg(number) for number in range(IMAGES)]
     preprocessing = bundle.manifest.preprocessing
     batch = np.stack([prepare(upload, preprocessing) for upload in encoded])
-    with OrtRunner.of_artifact(bundle.manifest.onnx, threads=1) as runner:
+    with graph_judge().open_artifact(bundle.manifest.onnx, threads=1) as runner:
         (given,), (wanted, *_) = runner.inputs, runner.outputs
         rows = [runner.run({given.name: image[None]})[wanted.name] for image in batch]
     logits = np.concatenate(rows).astype(np.float32)
@@ -109,7 +109,8 @@ def prepare(encoded: bytes, preprocessing: Preprocessing) -> NDArray[np.float32]
 @contextmanager
 def on_stand_in(bundle: Bundle) -> Iterator[deploykit.Classifier]:
     """The bundle's graph as an engine of the fake runtime."""
-    from deploykit.backends.trt.compiler import TENSORRT, Compiler
+    from deploykit.backends import Compiler
+    from deploykit.backends.trt.compiler import TENSORRT
     from deploykit.backends.trt.runner import TrtRunner
     from deploykit.core.sizes import ShapeProfile
     from deploykit.runtime.batches import BatchLimits

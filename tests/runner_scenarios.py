@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from deploykit.backends.trt.compiler import Compiler
+    from deploykit.backends import Compiler
 
 PROFILE = ShapeProfile(1, 4, SIZES_KEPT + 4)
 THREADS = 32

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import torch
 
+from deploykit.backends._backend import CPU, Ability, ModuleBackend, not_installed
 from deploykit.backends._feeds import check_feeds
 from deploykit.core.errors import UsageError
+from deploykit.core.precision import Precision
 from deploykit.core.specs import Closing, StepTimes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
 
+    from deploykit.core.environment import Gpu
     from deploykit.core.specs import Array, TensorSpec
 
 
@@ -31,6 +33,7 @@ class EagerRunner(Closing):
         module: nn.Module,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
+        /,
         *,
         threads: int | None = None,
     ) -> None:
@@ -38,6 +41,8 @@ class EagerRunner(Closing):
         self.outputs = outputs
         self._module: nn.Module | None = module.eval()
         if threads is not None:
+            import torch
+
             torch.set_num_threads(threads)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -57,6 +62,8 @@ class EagerRunner(Closing):
 
     def _run(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], float]:
         """The outputs, and the milliseconds within the module."""
+        import torch
+
         if self._module is None:
             raise UsageError("the runner is closed; open a new one")
         check_feeds("the module", feeds, self.inputs)
@@ -71,3 +78,25 @@ class EagerRunner(Closing):
     def close(self) -> None:
         """Let go of the module; a second call does nothing."""
         self._module = None
+
+
+def _problem(_gpus: Sequence[Gpu]) -> str:
+    return not_installed("torch")
+
+
+def _abilities(_gpus: Sequence[Gpu]) -> Sequence[Ability]:
+    """None: what needs torch is to export, which has a row of its own."""
+    return ()
+
+
+BACKEND: Final = ModuleBackend(
+    name="eager",
+    label="torch eager",
+    rank=50,
+    device=CPU,
+    precisions=(Precision.FP32,),
+    usual=(Precision.FP32,),
+    problem=_problem,
+    abilities=_abilities,
+    open=EagerRunner,
+)

@@ -1,4 +1,4 @@
-"""onnxruntime behind the `Runner` protocol."""
+"""onnxruntime behind the `Runner` protocol, on the CPU and on the GPU."""
 
 from __future__ import annotations
 
@@ -9,19 +9,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
-
+from deploykit.backends._backend import (
+    CPU,
+    GPU,
+    NO_GPU,
+    Ability,
+    GraphBackend,
+    GraphOptions,
+    needs,
+    not_installed,
+)
 from deploykit.backends._feeds import check_feeds
 from deploykit.core.errors import EngineIncompatibleError, ModelFileError, UsageError, first_line
+from deploykit.core.precision import OWN, Precision
 from deploykit.core.specs import Closing, SplitGraph, StepTimes, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from deploykit.core.artifacts import OnnxArtifact
+    import onnxruntime as ort
+
+    from deploykit.core.environment import Gpu
     from deploykit.core.specs import Array
 
+_MODULE: Final = "onnxruntime"
 _PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 _LEFT_OUT: Final = {
@@ -50,16 +61,21 @@ _DTYPES: Final = {
     "tensor(bool)": "bool",
 }
 
-_LOAD_ERRORS: Final = (
-    ort_errors.EPFail,
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
+
+def _load_errors() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises for a model, a file or a device that it cannot use."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+    return (
+        errors.EPFail,
+        errors.Fail,
+        errors.InvalidArgument,
+        errors.InvalidGraph,
+        errors.InvalidProtobuf,
+        errors.NoSuchFile,
+        errors.NotImplemented,
+        errors.RuntimeException,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +124,6 @@ class OrtRunner(Closing):
         self._opened: _Opened | None = None
         self._opening = threading.Lock()
         self._closed = False
-
-    @classmethod
-    def of_artifact(
-        cls, artifact: OnnxArtifact, *, device: str = "cpu", threads: int | None = None
-    ) -> Self:
-        """The runner of a graph in the way that fits its precision.
-
-        A Q/DQ graph is computed node by node, as the standard and TensorRT have it.
-        """
-        optimise = not artifact.precision.facts.quantized
-        return cls(artifact.path, device=device, threads=threads, optimise=optimise)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -173,7 +178,7 @@ class OrtRunner(Closing):
         start = time.perf_counter()
         try:
             results = opened.session.run(opened.names, given)
-        except _LOAD_ERRORS as exc:
+        except _load_errors() as exc:
             fed = ", ".join(str(tuple(array.shape)) for array in given.values())
             raise ModelFileError(f"{self._name} failed to run on {fed}\n{first_line(exc)}") from exc
         compute_ms = (time.perf_counter() - start) * 1e3
@@ -198,6 +203,8 @@ class OrtRunner(Closing):
             return self._opened
 
     def _new_session(self) -> ort.InferenceSession:
+        import onnxruntime as ort
+
         options = ort.SessionOptions()
         options.log_severity_level = _FATAL
         if self._threads is not None:
@@ -221,7 +228,7 @@ class OrtRunner(Closing):
                 enable_fallback=False,
                 disabled_optimizers=list(_LEFT_OUT[self._device]),
             )
-        except _LOAD_ERRORS as exc:
+        except _load_errors() as exc:
             raise ModelFileError(
                 f"onnxruntime cannot load {self._name}\n{first_line(exc)}"
             ) from exc
@@ -239,6 +246,8 @@ class OrtRunner(Closing):
 def _content(model: Path | bytes | SplitGraph | None, options: ort.SessionOptions) -> Any:
     """What a session is made from; ``options`` are given the weights that are apart from it."""
     if isinstance(model, SplitGraph):
+        import onnxruntime as ort
+
         # onnxruntime copies them while it loads: they need not outlive that.
         values = [ort.OrtValue.ortvalue_from_numpy(array) for array in model.weights.values()]
         options.add_external_initializers(list(model.weights), values)
@@ -263,3 +272,80 @@ def _spec(node: Any) -> TensorSpec:
         f"{node.name}_{axis}" if dim is None else dim for axis, dim in enumerate(node.shape)
     )
     return TensorSpec(node.name, _DTYPES.get(node.type, node.type), shape)
+
+
+def _open_on_cpu(graph: Path | bytes | SplitGraph, options: GraphOptions) -> OrtRunner:
+    return OrtRunner(
+        graph,
+        threads=options.threads,
+        optimise=options.optimise,
+        spin=options.spin,
+        in_order=options.in_order,
+    )
+
+
+def _open_on_cuda(graph: Path | bytes | SplitGraph, options: GraphOptions) -> OrtRunner:
+    return OrtRunner(
+        graph,
+        device="cuda",
+        threads=options.threads,
+        optimise=options.optimise,
+        spin=options.spin,
+        in_order=options.in_order,
+    )
+
+
+def _problem_of_cpu(_gpus: Sequence[Gpu]) -> str:
+    return not_installed(_MODULE)
+
+
+def _problem_of_cuda(gpus: Sequence[Gpu]) -> str:
+    """Whether the CUDA libraries are found shows only when onnxruntime starts."""
+    return not_installed(_MODULE) if gpus else NO_GPU
+
+
+def _notes_of_cpu(precision: Precision, _streams: int) -> Sequence[str]:
+    if precision.facts.is_source:
+        return ()
+    return (f"{precision} is emulated on the CPU: this says nothing about a GPU",)
+
+
+def _abilities_of_cpu(_gpus: Sequence[Gpu]) -> Sequence[Ability]:
+    task = "validate, evaluate and check on the CPU"
+    return (needs(task, _MODULE, "deploykit check"),)
+
+
+def _abilities_of_cuda(_gpus: Sequence[Gpu]) -> Sequence[Ability]:
+    """None: it would say yes where the CUDA libraries are not found."""
+    return ()
+
+
+BACKENDS: Final = (
+    GraphBackend(
+        name="ort-cuda",
+        label="onnxruntime (ort-cuda)",
+        rank=30,
+        device=GPU,
+        precisions=None,
+        # A Q/DQ graph is computed node by node.
+        usual=tuple(each for each in OWN if not each.facts.quantized),
+        problem=_problem_of_cuda,
+        abilities=_abilities_of_cuda,
+        open=_open_on_cuda,
+        load_device="ort-cuda",
+    ),
+    GraphBackend(
+        name="ort",
+        label="onnxruntime (cpu)",
+        rank=40,
+        device=CPU,
+        precisions=None,
+        # The others are made for GPUs, a CPU only emulates them.
+        usual=tuple(each for each in OWN if each.facts.is_source),
+        problem=_problem_of_cpu,
+        notes=_notes_of_cpu,
+        abilities=_abilities_of_cpu,
+        open=_open_on_cpu,
+        load_device="cpu",
+    ),
+)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from deploykit.cli import _options
+from deploykit.cli._options import NamesBackends
 from deploykit.core.precision import OWN
 
 if TYPE_CHECKING:
@@ -216,8 +217,9 @@ _MATRIX = (
     _options.precision_flags({each: _help(each) for each in OWN}),
     click.option(
         "--backend",
+        cls=NamesBackends,
         metavar="A,B",
-        help="tensorrt, tensorrt-rtx, ort-cuda, ort, eager.  [default: what works here]",
+        help="BACKENDS.  [default: what works here]",
     ),
     click.option(
         "--filter",

@@ -26,12 +26,39 @@ if TYPE_CHECKING:
 
 _MIB = 2**20
 
+
+class NamesBackends(click.Option):
+    """An option whose help names backends, which are looked up when the help is shown.
+
+    BACKENDS in its text stands for all of them, COMPILERS for those that compile, DEVICES for
+    those that `deploykit.load` runs a graph on.
+    """
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """What the option is called, and its text with the names."""
+        from deploykit.backends._registry import backends, engine_backends, load_devices
+
+        record = super().get_help_record(ctx)
+        if record is None:
+            return None
+        called, text = record
+        known = {
+            "BACKENDS": [each.name for each in backends()],
+            "COMPILERS": [each.name for each in engine_backends()],
+            "DEVICES": load_devices(),
+        }
+        for word, names in known.items():
+            text = text.replace(word, ", ".join(names))
+        return called, text
+
+
 backend = click.option(
     "--backend",
+    cls=NamesBackends,
     default="auto",
     show_default=True,
     metavar="NAME",
-    help="tensorrt, tensorrt-rtx, none (no engine), or auto: what this machine has.",
+    help="COMPILERS, none (no engine), or auto: what this machine has.",
 )
 batch = click.option(
     "--batch",

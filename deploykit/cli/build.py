@@ -44,7 +44,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     """
     profile = _options.read_profile(batch, height, width)
 
-    from deploykit.backends.trt.builder import CompileOptions
+    from deploykit.backends import CompileOptions
     from deploykit.cli._show import progress
     from deploykit.verbs.build import build
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deploykit.cli._command import Answer, Command, examples
+from deploykit.cli._options import NamesBackends
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,10 +38,11 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--device",
+    cls=NamesBackends,
     default="auto",
     show_default=True,
     metavar="NAME",
-    help="cuda (an engine), cpu or ort-cuda (the ONNX file on onnxruntime), or auto.",
+    help="cuda (an engine), DEVICES (the ONNX file), or auto.",
 )
 def command(bundle: Path, images: tuple[Path, ...], top_k: int, device: str) -> Answer:
     """Say what is on images, with a bundle or one of its engines.

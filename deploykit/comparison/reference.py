@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from deploykit.backends.ort import OrtRunner
+from deploykit.backends import GraphOptions
+from deploykit.backends._registry import graph_judge
 from deploykit.images.side_inputs import SideInputs, with_side_inputs
 
 if TYPE_CHECKING:
@@ -23,13 +24,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Runners:
-    """Opens all forms of one model, so that they have to be fed nothing but images."""
+    """Opens all forms of one model, so that they have to be fed nothing but images.
+
+    They run on the backend by which graphs are judged, whatever else is installed.
+    """
 
     side: SideInputs = field(default_factory=SideInputs)
 
     def open(self, graph: Graph) -> Runner:
         """Run an FP32 or FP16 graph."""
-        return with_side_inputs(OrtRunner(graph), self.side)
+        return self._open(graph, GraphOptions())
 
     def judge(self, graph: Graph) -> Runner:
         """Run a Q/DQ graph as the standard has it.
@@ -37,19 +41,22 @@ class Runners:
         onnxruntime's default optimisations compute something else than TensorRT does: integer
         kernels with other rounding, and bias scales that underflow.
         """
-        return with_side_inputs(OrtRunner(graph, optimise=False), self.side)
+        return self._open(graph, GraphOptions(optimise=False))
 
     def measuring(self, graph: Graph) -> Runner:
         """Run a graph that reduces each value to a number right behind it, and lets go of it."""
-        return with_side_inputs(OrtRunner(graph, in_order=True), self.side)
+        return self._open(graph, GraphOptions(in_order=True))
 
     def sharing(self, graph: Graph) -> Runner:
         """Run a graph with threads that sleep while they wait: others need the same cores."""
-        return with_side_inputs(OrtRunner(graph, spin=False), self.side)
+        return self._open(graph, GraphOptions(spin=False))
 
     def of_artifact(self, artifact: OnnxArtifact) -> Runner:
         """Run a graph in the way that fits its precision."""
-        return with_side_inputs(OrtRunner.of_artifact(artifact), self.side)
+        return with_side_inputs(graph_judge().open_artifact(artifact), self.side)
+
+    def _open(self, graph: Graph, options: GraphOptions) -> Runner:
+        return with_side_inputs(graph_judge().open(graph, options), self.side)
 
     @property
     def recorded(self) -> dict[str, Any]:

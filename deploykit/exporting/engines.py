@@ -7,9 +7,9 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from deploykit.backends.trt.builder import compile_onnx
-from deploykit.backends.trt.census import HEAVY_KINDS, label_of
-from deploykit.core.artifacts import UNPROVEN, EngineRecord, sha256_of_bytes
+from deploykit.backends._registry import engine_backend
+from deploykit.core.artifacts import EngineRecord, sha256_of_bytes
+from deploykit.core.census import HEAVY_KINDS, label_of
 from deploykit.core.errors import BundleError, PrecisionError, UsageError
 from deploykit.core.progress import SilentProgress
 from deploykit.core.sizes import IMAGE_AXES, ShapeProfile, SizeRange, require_sizes
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from deploykit.backends.trt.builder import CompiledEngine, CompileOptions
-    from deploykit.backends.trt.compiler import Compiler
+    from deploykit.backends import CompiledEngine, CompileOptions, Compiler
     from deploykit.bundle.manifest import Bundle
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.precision import Precision
@@ -43,8 +42,8 @@ def build_engine(
 ) -> EngineRecord:
     """Compile ``artifact`` into ``<compiler>-<version>[-smXY].engine`` in ``folder``.
 
-    An engine of that name is replaced; after an error there is the old one or none. What the
-    facts of the precision doubt, as INT8 convolutions on TensorRT for RTX, is compiled and noted.
+    An engine of that name is replaced; after an error there is the old one or none. What its
+    backend doubts of an engine that compiled is among the warnings of its record.
 
     Args:
         artifact: the graph; its precision is what the engine must have.
@@ -61,8 +60,9 @@ def build_engine(
         BundleError: the file cannot be written.
     """
     require_capabilities(artifact.precision, options.compute_capabilities)
+    backend = engine_backend(compiler.name)
     with progress.step(f"compile with {compiler.label}") as task:
-        compiled = compile_onnx(compiler, artifact.path, options, task)
+        compiled = backend.compile(compiler, artifact.path, options, task)
     prove_precision(compiled.census, artifact.precision, allowed_fp32)
     name = _file_name(compiler, compiled)
     _write(folder / name, compiled.plan)
@@ -77,19 +77,8 @@ def build_engine(
         precision=artifact.precision,
         precision_census=compiled.census,
         build_s=compiled.build_s,
-        warnings=(*compiled.warnings, *_doubts(compiler, artifact, compiled)),
+        warnings=(*compiled.warnings, *backend.doubts(artifact.precision, compiled.census)),
     )
-
-
-def _doubts(
-    compiler: Compiler, artifact: OnnxArtifact, compiled: CompiledEngine
-) -> tuple[str, ...]:
-    """What a user must know of an engine that compiled, but that nobody vouches for."""
-    if not compiler.is_portable:
-        return ()
-    kinds = {key.split()[0] for key in compiled.census}
-    doubts = artifact.precision.facts.doubts
-    return tuple(f"{UNPROVEN}: {each.text}" for each in doubts if each.layer_kind in kinds)
 
 
 def require_capabilities(precision: Precision, asked: Sequence[str]) -> None:

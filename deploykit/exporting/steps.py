@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit.backends.trt.builder import CompileOptions
-from deploykit.backends.trt.compiler import choose_compiler
+from deploykit.backends import CompileOptions
+from deploykit.backends._registry import choose_compiler
 from deploykit.bundle.golden import write_golden
 from deploykit.bundle.manifest import (
     LABELS,
@@ -34,7 +34,7 @@ from deploykit.sources.references import find_source, make_reference
 from deploykit.sources.targets import Kind, kind_of
 
 if TYPE_CHECKING:
-    from deploykit.backends.trt.compiler import Compiler
+    from deploykit.backends import Compiler
     from deploykit.comparison.reference import Reference
     from deploykit.comparison.validation import ValidationReport
     from deploykit.core.artifacts import EngineRecord

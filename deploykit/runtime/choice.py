@@ -4,37 +4,32 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol
 
-from deploykit.backends.trt.compiler import TENSORRT, TENSORRT_RTX, Compiler, load_compiler
-from deploykit.backends.trt.fitness import HEADER_BYTES, EngineHeader, engine_fits, read_header
+from deploykit.backends import HEADER_BYTES, EngineOptions, engine_fits
+from deploykit.backends._registry import (
+    engine_backend,
+    engine_backends,
+    load_compiler,
+    read_header,
+)
 from deploykit.core import environment
-from deploykit.core.errors import DeploykitError, EngineIncompatibleError, MissingDependencyError
-from deploykit.core.specs import Runner
+from deploykit.core.errors import (
+    DeploykitError,
+    EngineIncompatibleError,
+    MissingDependencyError,
+    UnknownNameError,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from deploykit.backends import Compiler, EngineHeader, EngineRunner
     from deploykit.bundle.manifest import Bundle
     from deploykit.core.artifacts import EngineRecord
     from deploykit.core.environment import Gpu
     from deploykit.core.sizes import ShapeProfile
-
-_CUDA_MAJOR: Final[Mapping[str, Mapping[str, int]]] = {
-    TENSORRT: {"tensorrt-cu13": 13, "tensorrt-cu12": 12},
-    TENSORRT_RTX: {"tensorrt-rtx-cu13": 13, "tensorrt-rtx-cu12": 12},
-}
-"""Distributions of each compiler's libraries, and the CUDA that they are made for: a driver of
-that major version or a newer one runs them (NVIDIA's minor version compatibility)."""
-
-
-@runtime_checkable
-class EngineRunner(Runner, Protocol):
-    """A runner whose outputs may stay on the GPU."""
-
-    def run_on_device(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        """As ``run``; the outputs are arrays on the GPU."""
 
 
 class OpenEngine(Protocol):
@@ -60,16 +55,14 @@ def open_engine(
     cuda_graphs: bool,
     cache: Path | None,
 ) -> EngineRunner:
-    """The runner of either compiler."""
-    from deploykit.backends.trt.runner import TrtRunner
-
-    return TrtRunner(plan, compiler, profile, cuda_graphs=cuda_graphs, cache=cache)
+    """The runner that the compiler's backend makes."""
+    options = EngineOptions(cuda_graphs=cuda_graphs, cache=cache)
+    return engine_backend(compiler.name).open(plan, compiler, profile, options)
 
 
 def cuda_major(compiler: str) -> int | None:
     """The CUDA version that the installed libraries of a compiler are made for, if known."""
-    known = _CUDA_MAJOR.get(compiler, {}).items()
-    return next((cuda for name, cuda in known if environment.package_version(name)), None)
+    return engine_backend(compiler).cuda_major()
 
 
 @dataclass(frozen=True)
@@ -137,7 +130,7 @@ def _judge(bundle: Bundle, record: EngineRecord, machine: Machine) -> Fit | Misf
         return Misfit(record.file, "no GPU on this machine", 'deploykit.load(..., device="cpu")')
     try:
         compiler = machine.load_compiler(record.compiler)
-    except MissingDependencyError as exc:
+    except (MissingDependencyError, UnknownNameError) as exc:
         return misfit_of_error(record.file, exc)
     return _misfit(bundle, record, machine, compiler) or Fit(record, compiler)
 
@@ -156,8 +149,7 @@ def _misfit(
     fits, reason = engine_fits(record, machine.gpus, {compiler.name: compiler.version})
     if not fits:
         is_other_version = compiler.version != record.compiler_version
-        # Built on this GPU, TensorRT's fits, whichever GPU it is; RTX does not know every one.
-        backend = record.compiler if is_other_version else TENSORRT
+        backend = record.compiler if is_other_version else _fits_any_gpu()
         return Misfit(record.file, reason, _build_command(bundle, backend))
     reason = _misfit_of_driver(machine, compiler)
     if reason:
@@ -166,6 +158,11 @@ def _misfit(
     if header.state == "invalid":
         return Misfit(record.file, header.reason, _build_command(bundle, record.compiler))
     return None
+
+
+def _fits_any_gpu() -> str:
+    """The best compiler that builds on the GPU itself: a portable one does not know every GPU."""
+    return next(each.name for each in engine_backends() if not each.is_portable)
 
 
 def _misfit_of_driver(machine: Machine, compiler: Compiler) -> str:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, overload
 
 import numpy as np
 
+from deploykit.backends import EngineRunner
 from deploykit.bundle.golden import Golden, limits_for
 from deploykit.core.errors import DataError, UsageError
 from deploykit.core.specs import Closing, StepTimes
 from deploykit.runtime.batches import BatchSplitWarning
-from deploykit.runtime.choice import EngineRunner
 from deploykit.runtime.inputs import Inputs
 from deploykit.runtime.predictions import Prediction, PreparedImages, best_classes, require_top_k
 

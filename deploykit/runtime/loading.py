@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from deploykit.backends.ort import OrtRunner
+from deploykit.backends import CPU
+from deploykit.backends._registry import graph_backend_on, load_devices
 from deploykit.bundle.manifest import LABELS, MANIFEST, Bundle
 from deploykit.core.errors import (
     BundleError,
@@ -31,13 +32,12 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    from deploykit.backends import GraphBackend
     from deploykit.core.artifacts import EngineRecord
     from deploykit.runtime.choice import Fit
 
-DEVICES: Final = ("auto", "cuda", "cpu", "ort-cuda")
-"""What ``device`` may be."""
-
-_ORT_DEVICES: Final = {"cpu": "cpu", "ort-cuda": "cuda"}
+_AUTO: Final = "auto"
+_ENGINE: Final = "cuda"
 _SUFFIX: Final = ".engine"
 
 logger = logging.getLogger("deploykit")
@@ -45,12 +45,16 @@ logger = logging.getLogger("deploykit")
 
 @dataclass(frozen=True)
 class _Request:
-    """What `load` was asked for: a bundle, which of its engines, and how to run it."""
+    """What `load` was asked for: a bundle, which of its engines, and how to run it.
+
+    ``graph_on`` is the backend that ``device`` means for the bundle's graph, if it means one.
+    """
 
     bundle: Bundle
     records: tuple[EngineRecord, ...]
     only_engine: bool
     device: str
+    graph_on: GraphBackend | None
     cuda_graphs: bool
     threads: int | None
 
@@ -88,8 +92,9 @@ def load(
         ModelFileError: onnxruntime cannot load the graph.
     """
     request = _understand(Path(path), device, cuda_graphs=cuda_graphs, threads=threads)
-    if device in _ORT_DEVICES:
-        loaded = _load_graph(request, device, f"asked for with device={device!r}")
+    if request.graph_on is not None:
+        why = f"asked for with device={device!r}"
+        loaded = _load_graph(request, request.graph_on, device, why)
     else:
         loaded = _load_engine(request, machine or Machine())
     logger.info("%s: %s", loaded.name, loaded.choice)
@@ -97,12 +102,11 @@ def load(
 
 
 def _understand(path: Path, device: str, *, cuda_graphs: bool, threads: int | None) -> _Request:
-    if device not in DEVICES:
-        raise UsageError(f"unknown device {device!r}\npossible: {', '.join(DEVICES)}")
+    graph_on = None if device in (_AUTO, _ENGINE) else _graph_backend(device)
     if threads is not None and threads < 1:
         raise UsageError(f"threads={threads} would compute nothing\nexpected 1 or more, or None")
     only_engine = path.suffix == _SUFFIX and not path.is_dir()
-    if only_engine and device in _ORT_DEVICES:
+    if only_engine and graph_on is not None:
         raise UsageError(
             f"an engine does not run on {device!r}: {path.name}\n"
             f"load its bundle instead: deploykit.load({str(path.parent)!r}, device={device!r})"
@@ -113,7 +117,15 @@ def _understand(path: Path, device: str, *, cuda_graphs: bool, threads: int | No
         records = (_record_of(bundle, path.name),)
     if LABELS in bundle.manifest.files:
         bundle.require_unchanged(LABELS)
-    return _Request(bundle, records, only_engine, device, cuda_graphs, threads)
+    return _Request(bundle, records, only_engine, device, graph_on, cuda_graphs, threads)
+
+
+def _graph_backend(device: str) -> GraphBackend:
+    found = graph_backend_on(device)
+    if found is None:
+        possible = ", ".join((_AUTO, _ENGINE, *load_devices()))
+        raise UsageError(f"unknown device {device!r}\npossible: {possible}")
+    return found
 
 
 def _open_bundle(folder: Path) -> Bundle:
@@ -158,12 +170,12 @@ def _load_engine(request: _Request, machine: Machine) -> Classifier:
         if isinstance(loaded, Classifier):
             return loaded
         misfits.append(loaded)
-    if request.device == "cuda" or request.only_engine:
+    if request.device == _ENGINE or request.only_engine:
         raise incompatible(request.bundle, machine, misfits)
     if machine.gpus:
         # Somebody put a GPU into this machine: that it is idle must not go unnoticed.
         logger.warning("%s", incompatible(request.bundle, machine, misfits))
-    return _load_graph(request, "cpu", _why_none(misfits))
+    return _load_graph(request, _graph_backend(CPU), CPU, _why_none(misfits))
 
 
 def _why_none(misfits: Sequence[Misfit]) -> str:
@@ -186,7 +198,7 @@ def _try(request: _Request, fit: Fit, machine: Machine, count: int) -> Classifie
     try:
         runner.__enter__()
         limits = BatchLimits.of_engine(record.profile)
-        loaded = Classifier(bundle, Chosen(runner, "cuda", limits, choice, record.profile))
+        loaded = Classifier(bundle, Chosen(runner, _ENGINE, limits, choice, record.profile))
         if record.is_unproven:
             loaded.self_test()
     except (EngineIncompatibleError, MissingDependencyError, ValidationError) as exc:
@@ -208,11 +220,11 @@ def _why(request: _Request, record: EngineRecord, count: int) -> str:
     return f"{why}; unproven, but it computes the golden sample" if record.is_unproven else why
 
 
-def _load_graph(request: _Request, device: str, why: str) -> Classifier:
+def _load_graph(request: _Request, backend: GraphBackend, device: str, why: str) -> Classifier:
     artifact = request.bundle.manifest.onnx
     request.bundle.require_unchanged(artifact.path.name)
-    runner = OrtRunner.of_artifact(artifact, device=_ORT_DEVICES[device], threads=request.threads)
+    runner = backend.open_artifact(artifact, threads=request.threads)
     runner.__enter__()
     limits = BatchLimits.of_graph(runner.inputs)
-    choice = f"{artifact.path.name} on onnxruntime ({device}): {why}"
+    choice = f"{artifact.path.name} on {backend.label}: {why}"
     return Classifier(request.bundle, Chosen(runner, device, limits, choice))

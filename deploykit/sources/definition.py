@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from deploykit.backends.ort import OrtRunner
+from deploykit.backends import GraphOptions
+from deploykit.backends._registry import graph_judge, module_judge
 from deploykit.comparison.reference import Reference
 from deploykit.comparison.validation import outputs_of, validate
 from deploykit.core.choices import DefinitionChoices
@@ -58,14 +59,13 @@ def from_definition(
         ValidationError: what they export computes something else.
     """
     with journal.stage("definition"):
-        from deploykit.backends.eager import EagerRunner
         from deploykit.sources.weights import build_with_weights
 
         module, record = build_with_weights(spec, told.weights, told.seed)
         choices = told.choices.preprocessing
         preprocessing = choices.applied_to(record.preprocessing or spec.preprocessing)
         batches = sample_batches(preprocessing, told.data)
-        with EagerRunner(module, spec.inputs, spec.outputs) as runner:
+        with module_judge().open(module, spec.inputs, spec.outputs) as runner:
             logits = outputs_of(runner, batches)
         deployed = _as_it_runs(spec, module, journal, (batches, logits))
     journal.notes += spec.notes
@@ -101,7 +101,6 @@ def _as_it_runs(
     expected: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]],
 ) -> nn.Module:
     """``module`` as it is meant to run, where that computes the same; otherwise as it is."""
-    from deploykit.backends.eager import EagerRunner
     from deploykit.sources.inference_form import inference_form
 
     batches, logits = expected
@@ -109,7 +108,7 @@ def _as_it_runs(
         form = inference_form(module)
         if form is None:
             return module
-        with EagerRunner(form.module, spec.inputs, spec.outputs) as runner:
+        with module_judge().open(form.module, spec.inputs, spec.outputs) as runner:
             outputs = outputs_of(runner, batches)
         names = ("its form for inference", "torch eager")
         validate(outputs, logits, precision=Precision.FP32, names=names).require_pass()
@@ -159,7 +158,7 @@ def require_equal(
         ValidationError: they differ by more than the limits of the graph's precision.
     """
     with journal.stage(f"validate {artifact.precision}"):
-        with OrtRunner(artifact.path) as runner:
+        with graph_judge().open(artifact.path, GraphOptions()) as runner:
             outputs = outputs_of(runner, batches)
         names = (f"the {artifact.precision} graph", made_by)
         report = validate(outputs, logits, precision=artifact.precision, names=names)

@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from deploykit.benchmarking.matrix.cells import CPU, GPU, plan_cells, unavailable_backends
+from deploykit.backends import CPU, GPU
+from deploykit.backends._registry import unavailable_backends
+from deploykit.benchmarking.matrix.cells import plan_cells
 from deploykit.benchmarking.matrix.checkpoint import Checkpoint
 from deploykit.benchmarking.matrix.run import MatrixRun, RemainingTime
 from deploykit.benchmarking.matrix.steps import Steps, process_limits, usual_jobs

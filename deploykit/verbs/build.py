@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit.backends.trt.compiler import choose_compiler
+from deploykit.backends._registry import choose_compiler, engine_backends
 from deploykit.bundle.manifest import Bundle
 from deploykit.core import environment
 from deploykit.core.atomic import translated_write_errors
@@ -16,7 +16,7 @@ from deploykit.core.progress import Journal, Progress, SilentProgress, StageTime
 from deploykit.exporting.engines import build_engine, profile_of_bundle
 
 if TYPE_CHECKING:
-    from deploykit.backends.trt.builder import CompileOptions
+    from deploykit.backends import CompileOptions
     from deploykit.core.artifacts import EngineRecord
 
 
@@ -55,8 +55,9 @@ def build(
     options = replace(options, profile=profile_of_bundle(bundle, options.profile))
     compiler = choose_compiler(backend, environment.gpus())
     if compiler is None:
+        possible = ", ".join(each.name for each in engine_backends())
         raise UsageError(
-            "there is nothing to build with --backend none\nchoose tensorrt, tensorrt-rtx or auto"
+            f"there is nothing to build with --backend {backend}\nchoose {possible} or auto"
         )
     with journal.stage("verify"):
         bundle.require_intact()

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploykit.backends.ort import OrtRunner
-from deploykit.backends.trt.compiler import loadable_compilers
-from deploykit.backends.trt.fitness import HEADER_BYTES, engine_fits, read_header
+from deploykit.backends import HEADER_BYTES, engine_fits
+from deploykit.backends._registry import graph_judge, loadable_compilers, read_header
 from deploykit.bundle.golden import Golden
 from deploykit.bundle.manifest import Bundle
 from deploykit.comparison.validation import validate
@@ -98,7 +97,7 @@ def _check_engine(
 def _check_golden(bundle: Bundle) -> list[str]:
     try:
         golden = Golden.read(bundle)
-        with OrtRunner.of_artifact(bundle.manifest.onnx) as runner:
+        with graph_judge().open_artifact(bundle.manifest.onnx) as runner:
             feeds = golden.feeds(runner.inputs[0].name)
             logits = runner.run(feeds)[runner.outputs[0].name].astype(np.float32)
         names = ("the bundle's model", "the golden sample")

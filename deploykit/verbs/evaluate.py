@@ -8,7 +8,8 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from deploykit import images
-from deploykit.backends.ort import OrtRunner
+from deploykit.backends import GraphOptions
+from deploykit.backends._registry import graph_judge
 from deploykit.bundle.manifest import REFERENCE, Bundle
 from deploykit.core.errors import UsageError
 from deploykit.core.progress import Progress, SilentProgress
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from deploykit.core.specs import Preprocessing, TensorSpec
+    from deploykit.core.specs import Preprocessing, Runner, TensorSpec
     from deploykit.images import LabelledData
 
 
@@ -115,8 +116,8 @@ def _open_intact(folder: Path) -> Bundle:
     return bundle
 
 
-def _open_model(bundle: Bundle) -> OrtRunner:
-    return OrtRunner.of_artifact(bundle.manifest.onnx)
+def _open_model(bundle: Bundle) -> Runner:
+    return graph_judge().open_artifact(bundle.manifest.onnx)
 
 
 def _require_images_alone(bundle: Bundle) -> None:
@@ -152,13 +153,15 @@ def _own_reference(bundle: Bundle) -> Path | None:
     return bundle.model_path if bundle.manifest.precision.facts.is_source else None
 
 
-def _open_reference(path: Path | None) -> AbstractContextManager[OrtRunner | None]:
+def _open_reference(path: Path | None) -> AbstractContextManager[Runner | None]:
     if path is None:
         return nullcontext(None)
-    return _open_model(_open_intact(path)) if path.is_dir() else OrtRunner(path)
+    if path.is_dir():
+        return _open_model(_open_intact(path))
+    return graph_judge().open(path, GraphOptions())
 
 
-def _open_other(path: Path, own: Preprocessing) -> tuple[Preprocessing, OrtRunner]:
+def _open_other(path: Path, own: Preprocessing) -> tuple[Preprocessing, Runner]:
     """A model to compare with; an ``.onnx`` file does not say how it is fed: as the bundle is."""
     if path.is_dir():
         bundle = _open_intact(path)
@@ -173,7 +176,7 @@ def _open_other(path: Path, own: Preprocessing) -> tuple[Preprocessing, OrtRunne
             f"{own.crop[0]}, {own.crop[1]})\n"
             "an .onnx is fed as the bundle is: export it, and compare with its own bundle"
         )
-    return own, OrtRunner.of_artifact(artifact)
+    return own, graph_judge().open_artifact(artifact)
 
 
 def _takes(tensor: TensorSpec, image: tuple[int, ...]) -> bool:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from deploykit.backends.trt.compiler import Compiler
-from deploykit.backends.trt.fitness import EngineHeader
+from deploykit.backends import Compiler, EngineHeader
 from deploykit.core.environment import Gpu
 from deploykit.core.errors import UsageError
 from deploykit.core.specs import StepTimes, TensorSpec
@@ -93,6 +92,10 @@ class FakeEngine:
         self.close()
 
 
+def _load(name: str) -> Compiler:
+    return Compiler(name, VERSIONS[name], None, is_portable=name == "tensorrt-rtx")
+
+
 class FakeMachine:
     """A machine with this GPU and both compilers; ``opened`` are the engines that were made."""
 
@@ -112,7 +115,7 @@ class FakeMachine:
         known: dict[str, Any] = {
             "gpus": () if self.gpu is None else (self.gpu,),
             "driver": "13.0" if self.gpu else None,
-            "load_compiler": lambda name: Compiler(name, VERSIONS[name], None),
+            "load_compiler": _load,
             "cuda_major": lambda _name: 13,
             "read_header": lambda _plan, _compiler: EngineHeader("unknown", ""),
             "open_engine": self._open,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deploykit.benchmarking.matrix.cells import ENGINES, unavailable_backends
+from deploykit.backends._registry import engine_backends, unavailable_backends
 from deploykit.benchmarking.result_files import read_run
 from deploykit.core import environment
 from tests.bundles import write_classifier
@@ -36,7 +36,7 @@ def measured(model: Path, *options: object) -> dict[str, Any]:
 
 def engines_here() -> list[str]:
     missing = unavailable_backends(environment.gpus())
-    found = sorted(ENGINES - set(missing))
+    found = sorted({each.name for each in engine_backends()} - set(missing))
     if not found:
         pytest.skip("; ".join(f"{name}: {reason}" for name, reason in missing.items()))
     return found

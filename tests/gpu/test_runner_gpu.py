@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploykit.backends.trt.builder import CompileOptions, compile_onnx, known_compute_capabilities
+from deploykit.backends import CompileOptions
+from deploykit.backends.trt.builder import compile_onnx, known_compute_capabilities
 from deploykit.backends.trt.compiler import TENSORRT, TENSORRT_RTX, load_compiler
 from deploykit.backends.trt.runner import TrtRunner
 from deploykit.core import environment

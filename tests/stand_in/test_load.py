@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit.backends.trt.compiler import TENSORRT, TENSORRT_RTX, Compiler
-from deploykit.backends.trt.fitness import EngineHeader
+from deploykit.backends import Compiler, EngineHeader
+from deploykit.backends.trt.compiler import TENSORRT, TENSORRT_RTX
 from deploykit.bundle.manifest import MODEL
 from deploykit.core import environment
 from deploykit.core.artifacts import UNPROVEN, sha256_of
@@ -58,7 +58,7 @@ def bundle_with_engine(folder: Path, *, rtx: bool, warnings: tuple[str, ...] = (
 def machine(script: Script, *, rtx: bool) -> Machine:
     return Machine(
         load_compiler=lambda name: Compiler(
-            name, FakeRuntime.__version__, FakeRuntime(script, rtx=rtx)
+            name, FakeRuntime.__version__, FakeRuntime(script, rtx=rtx), name == TENSORRT_RTX
         ),
         cuda_major=lambda _: 13,
         read_header=lambda _plan, _compiler: EngineHeader("unknown", ""),

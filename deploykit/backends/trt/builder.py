@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
+from deploykit.backends._engines import CompiledEngine
 from deploykit.backends.trt.census import take_census
 from deploykit.backends.trt.compiler import require_gpu
 from deploykit.backends.trt.messages import Messages, clean, logger_into
@@ -18,7 +19,6 @@ from deploykit.core.sizes import (
     AXIS_NAMES,
     BATCH_AXIS,
     IMAGE_DIMS,
-    ShapeProfile,
     filled,
     require_sizes,
 )
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from deploykit.backends.trt.compiler import Compiler
+    from deploykit.backends._engines import CompileOptions, Compiler
     from deploykit.core.progress import ProgressTask
+    from deploykit.core.sizes import ShapeProfile
 
     InputShapes = Mapping[str, tuple[int, ...]]
 
@@ -181,40 +182,6 @@ _OLDEST_PORTABLE = 80
 """Ampere. Turing (7.5) cannot share an engine with the others without further configuration."""
 
 _SHOWN_ERRORS = 5
-
-
-@dataclass(frozen=True)
-class CompileOptions:
-    """Choices of one build.
-
-    ``workspace_bytes`` limits the scratch memory of a layer, ``None`` leaves the compiler's own
-    limit. ``compute_capabilities``, as ("8.6", "8.9"), is for TensorRT for RTX only; empty means
-    every one that it knows from 8.0 up. TensorRT builds for the GPU that it runs on.
-    """
-
-    profile: ShapeProfile = field(default_factory=ShapeProfile)
-    workspace_bytes: int | None = None
-    compute_capabilities: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.workspace_bytes is not None and self.workspace_bytes < 1:
-            raise UsageError(f"a workspace of {self.workspace_bytes} bytes: expected 1 or more")
-
-
-@dataclass(frozen=True)
-class CompiledEngine:
-    """A serialized engine and what is known of it.
-
-    ``profile`` has the accepted shapes, one batch where the model fixes it. ``build_s`` is
-    the time of parsing and compiling. ``warnings`` are the compiler's own, each once.
-    """
-
-    plan: bytes = field(repr=False)
-    profile: ShapeProfile
-    compute_capabilities: tuple[str, ...]
-    census: Mapping[str, int]
-    build_s: float
-    warnings: tuple[str, ...]
 
 
 def known_compute_capabilities(compiler: Compiler) -> tuple[str, ...]:

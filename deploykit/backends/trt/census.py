@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
+from deploykit.core.census import HEAVY_KINDS, PRECISIONS
 from deploykit.core.precision import OWN, Precision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-HEAVY_KINDS: Final = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM")
-"""Layer kinds that hold nearly all multiplications: they decide what an engine's precision is."""
 
 LIGHT_KINDS: Final = (
     "ACTIVATION",
@@ -32,11 +30,6 @@ LIGHT_KINDS: Final = (
     "SOFTMAX",
     "UNARY",
 )
-
-_PRECISIONS: Final[Mapping[str, Precision]] = {
-    type_name: precision for precision in OWN for type_name in precision.facts.census.needed
-}
-"""Our precisions by the compiler's names of them."""
 
 # Integer layers compute shapes, not the model.
 _MODEL_TYPES: Final = ("FLOAT", "HALF", "BF16", "INT8", "FP8")
@@ -73,18 +66,9 @@ def heavy_counts(census: Mapping[str, int]) -> dict[Precision, int]:
     counts = dict.fromkeys(OWN, 0)
     for key, count in census.items():
         kind, type_name = key.split()
-        if kind in HEAVY_KINDS and type_name in _PRECISIONS:
-            counts[_PRECISIONS[type_name]] += count
+        if kind in HEAVY_KINDS and type_name in PRECISIONS:
+            counts[PRECISIONS[type_name]] += count
     return counts
-
-
-def label_of(type_name: str) -> str:
-    """The precision that is proven by a type of the compiler, or the type where it is none of ours.
-
-    >>> label_of("HALF"), label_of("INT64")
-    ('fp16', 'INT64')
-    """
-    return str(_PRECISIONS.get(type_name, type_name))
 
 
 def _type_of(layer: Any, producers: Mapping[str, Any]) -> str:

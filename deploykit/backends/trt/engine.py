@@ -18,7 +18,7 @@ from deploykit.core.specs import BATCH, TensorSpec
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from deploykit.backends.trt.compiler import Compiler
+    from deploykit.backends._engines import Compiler
 
 
 _log = logging.getLogger("deploykit")

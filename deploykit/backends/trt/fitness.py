@@ -1,55 +1,17 @@
-"""Whether an engine can run on a machine, from the manifest and the first bytes of its file."""
+"""Whether a file can be an engine for this machine, from its first bytes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
+from deploykit.backends._engines import HEADER_BYTES, EngineHeader
 from deploykit.backends.trt.compiler import TENSORRT, TENSORRT_RTX, load_compiler
 from deploykit.backends.trt.messages import Messages, logger_into
 from deploykit.core.errors import MissingDependencyError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from deploykit.core.artifacts import EngineRecord
-    from deploykit.core.environment import Gpu
-
-
-def engine_fits(
-    record: EngineRecord, gpus: Sequence[Gpu], compilers: Mapping[str, str]
-) -> tuple[bool, str]:
-    """Whether the engine runs on the first of ``gpus``, and why not (empty when it does).
-
-    ``compilers`` gives the version of each compiler whose runtime is installed, by name. An engine
-    of either compiler loads only with the exact version that made it, and only on the compute
-    capabilities that it was made for.
-    """
-    reason = _misfit_of_version(record, compilers) or _misfit_of_gpu(record, gpus)
-    return not reason, reason
-
-
-def _misfit_of_version(record: EngineRecord, compilers: Mapping[str, str]) -> str:
-    installed = compilers.get(record.compiler)
-    if installed is None:
-        return f"{record.compiler} is not installed"
-    if installed != record.compiler_version:
-        return f"compiled by {record.compiler} {record.compiler_version}, installed is {installed}"
-    return ""
-
-
-def _misfit_of_gpu(record: EngineRecord, gpus: Sequence[Gpu]) -> str:
-    if not gpus:
-        return "no GPU on this machine"
-    own = gpus[0].compute_capability
-    if own not in record.compute_capabilities:
-        built_for = ", ".join(record.compute_capabilities)
-        return f"compiled for compute capability {built_for}, this GPU has {own}"
-    return ""
-
-
-HEADER_BYTES: Final = 64
-"""``Runtime.engine_header_size`` of TensorRT for RTX 1.7: as many bytes as `read_header` needs."""
 
 # The tag of the general TensorRT and the place of the version are read so by NVIDIA's trtexec
 # (samples/common/sampleEngines.cpp, printPlanVersion); the tag of RTX was read from its engines,
@@ -65,14 +27,6 @@ _CAUSES: Final[Mapping[str, str]] = {
     "INSUFFICIENT_GPU_MEMORY": "the GPU has too little memory for it",
     "MALFORMED_ENGINE": "it is damaged or not an engine of this compiler",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class EngineHeader:
-    """Judgement over an engine's first bytes; "unknown" is no fault of the engine."""
-
-    state: Literal["valid", "invalid", "unknown"]
-    reason: str
 
 
 def read_header(plan: bytes, compiler_name: str) -> EngineHeader:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.backends._cuda.arrays import DeviceArray
-    from deploykit.backends.trt.compiler import Compiler
+    from deploykit.backends._engines import Compiler
     from deploykit.core.sizes import ShapeProfile
     from deploykit.core.specs import TensorSpec
 

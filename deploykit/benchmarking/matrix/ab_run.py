@@ -6,9 +6,11 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from deploykit.backends import GPU
+from deploykit.backends._registry import unavailable_backends
 from deploykit.benchmarking.harness import Side, check_rounds, interleave
 from deploykit.benchmarking.machine.conditions import watch
-from deploykit.benchmarking.matrix.cells import ON_GPU, Matrix, plan_cells, unavailable_backends
+from deploykit.benchmarking.matrix.cells import Matrix, plan_cells
 from deploykit.benchmarking.matrix.measuring import fitting, open_cell, subject_of
 from deploykit.benchmarking.matrix.processes import ChildFailure
 from deploykit.benchmarking.result_files import to_line
@@ -120,7 +122,7 @@ def measure_ab(
         open_cell(b, switches, machine) as (runner_b, feeds_b),
     ):
         sides = Side(runner_a, feeds_a), Side(runner_b, feeds_b)
-        on_gpu = any(each.cell.backend in ON_GPU for each in pair)
+        on_gpu = any(each.cell.device == GPU for each in pair)
         rounds, conditions = watch(
             lambda: interleave(*sides, switches, rounds=count, clock=clock, task=task),
             on_gpu=on_gpu,

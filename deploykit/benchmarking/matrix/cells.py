@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from deploykit.backends.trt.compiler import RTX_CAPABILITIES, load_compiler
+from deploykit.backends import EngineBackend, ModuleBackend
+from deploykit.backends._registry import backends, find_backend
 from deploykit.benchmarking.results import cell_key
-from deploykit.core import environment
-from deploykit.core.errors import (
-    EngineIncompatibleError,
-    MissingDependencyError,
-    UnknownNameError,
-    UsageError,
-)
+from deploykit.core.errors import EngineIncompatibleError, UsageError
 from deploykit.core.precision import OWN, Precision
 from deploykit.core.sizes import ShapeProfile
 from deploykit.costs.limits import Limit
@@ -23,19 +17,10 @@ from deploykit.models import families, get
 from deploykit.sources.targets import Kind, kind_of, name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from deploykit.backends.trt.compiler import Compiler
-    from deploykit.core.environment import Gpu
+    from deploykit.backends import AnyBackend
 
-
-BACKENDS: Final = ("tensorrt", "tensorrt-rtx", "ort-cuda", "ort", "eager")
-"""The best first; ``ort-cuda`` and ``ort`` are onnxruntime on the GPU and on the CPU."""
-
-CPU: Final = "cpu"
-GPU: Final = "gpu"
-ON_GPU: Final = frozenset({"tensorrt", "tensorrt-rtx", "ort-cuda"})
-ENGINES: Final = frozenset({"tensorrt", "tensorrt-rtx"})
 
 _SHOWN: Final = 4
 
@@ -58,7 +43,12 @@ class Cell:
     @property
     def device(self) -> str:
         """Where it runs: "gpu" or "cpu"."""
-        return GPU if self.backend in ON_GPU else CPU
+        return find_backend(self.backend).device
+
+    @property
+    def runs_an_engine(self) -> bool:
+        """Whether one has to be compiled for it."""
+        return isinstance(find_backend(self.backend), EngineBackend)
 
     def with_batch(self, batch: int) -> Cell:
         """The same with another batch."""
@@ -98,8 +88,7 @@ class Matrix:
                     "measure them one after the other, or rename one"
                 )
         for name in self.backends or ():
-            if name not in BACKENDS:
-                raise UnknownNameError("backend", name, BACKENDS, ", ".join(BACKENDS))
+            find_backend(name)  # says what names there are
 
 
 def parse_batches(text: str) -> tuple[int, ...]:
@@ -140,59 +129,52 @@ def plan_cells(
         EngineIncompatibleError: none of the backends that were asked for works here.
         UsageError: no cell is left, with the reason: the precisions, or a filter.
     """
-    backends = _working(matrix, unavailable)
+    working = _working(matrix, unavailable)
     cells = tuple(
-        Cell(target, name_of(target), backend, precision, batch)
+        Cell(target, name_of(target), backend.name, precision, batch)
         for target in matrix.targets
-        for backend in backends
-        if backend != "eager" or kind_of(target) is Kind.DEFINITION
+        for backend in working
+        if not isinstance(backend, ModuleBackend) or kind_of(target) is Kind.DEFINITION
         for precision in _precisions(matrix, backend, own_precision.get(target))
         for batch in matrix.batches
     )
     if not cells:
         raise UsageError(
-            f"{', '.join(backends)} cannot measure {', '.join(matrix.targets)} as it was asked\n"
-            "eager runs architectures in FP32 only; a converted file has the precision it has"
+            f"{', '.join(each.name for each in working)} cannot measure "
+            f"{', '.join(matrix.targets)} as it was asked\n"
+            f"{_limits_of_modules()}; a converted file has the precision it has"
         )
     return _filtered(cells, matrix.filters)
 
 
-def _working(matrix: Matrix, unavailable: Mapping[str, str]) -> Sequence[str]:
-    asked = BACKENDS if matrix.backends is None else matrix.backends
-    working = [name for name in asked if name not in unavailable]
+def _limits_of_modules() -> str:
+    return "; ".join(
+        f"{each.name} runs architectures in {', '.join(each.precisions).upper()} only"
+        for each in backends()
+        if isinstance(each, ModuleBackend)
+    )
+
+
+def _working(matrix: Matrix, unavailable: Mapping[str, str]) -> Sequence[AnyBackend]:
+    asked = backends() if matrix.backends is None else tuple(map(find_backend, matrix.backends))
+    working = [each for each in asked if each.name not in unavailable]
     if not working:
-        reasons = "\n".join(f"{name}: {unavailable[name]}" for name in asked)
+        reasons = "\n".join(f"{each.name}: {unavailable[each.name]}" for each in asked)
         raise EngineIncompatibleError(
             f"no backend to measure with\n{reasons}\ndeploykit doctor says what works here"
         )
     return working[:1] if matrix.only_best else working
 
 
-def _precisions(matrix: Matrix, backend: str, own: Precision | None) -> Iterable[Precision]:
+def _precisions(matrix: Matrix, backend: AnyBackend, own: Precision | None) -> Iterable[Precision]:
     if own is not None:
-        fits = is_possible(backend, own) and own in (matrix.precisions or (own,))
+        fits = backend.runs(own) and own in (matrix.precisions or (own,))
         return (own,) if fits else ()
     if matrix.precisions is None:
         if matrix.fp32_unasked:
             return (each for each in OWN if each.facts.is_source)
-        return (each for each in OWN if is_usual(backend, each))
-    return (each for each in matrix.precisions if is_possible(backend, each))
-
-
-def is_possible(backend: str, precision: Precision) -> bool:
-    """Whether a backend can be asked for it: a definition runs as it is, a graph as it says."""
-    return backend != "eager" or precision.facts.is_source
-
-
-def is_usual(backend: str, precision: Precision) -> bool:
-    """Whether it is measured unasked.
-
-    FP16 and Q/DQ graphs are made for GPUs, a CPU only emulates them.
-    """
-    if backend in ENGINES:
-        return True
-    facts = precision.facts
-    return facts.is_source or (backend == "ort-cuda" and not facts.quantized)
+        return backend.usual
+    return tuple(each for each in matrix.precisions if backend.runs(each))
 
 
 def _filtered(cells: tuple[Cell, ...], filters: Sequence[str]) -> tuple[Cell, ...]:
@@ -303,37 +285,3 @@ class PreparedCell:
             engine=None if engine is None else BuiltEngine.from_dict(engine),
             peak=data["peak"],
         )
-
-
-def unavailable_backends(
-    gpus: Sequence[Gpu],
-    *,
-    load: Callable[[str], Compiler] = load_compiler,
-    is_installed: Callable[[str], bool] = lambda module: find_spec(module) is not None,
-) -> Mapping[str, str]:
-    """Each backend that does not work here, with the reason on one line.
-
-    Whether onnxruntime finds its CUDA libraries shows only when it starts: then its cells fail,
-    each with that reason.
-    """
-    found = {name: _engine_problem(name, gpus, load) for name in sorted(ENGINES)}
-    needs = {"ort": "onnxruntime", "ort-cuda": "onnxruntime", "eager": "torch"}
-    for name, module in needs.items():
-        missing = f"{module} is not installed: {environment.install_line(module)}"
-        found[name] = "" if is_installed(module) else missing
-    if not gpus:
-        found["ort-cuda"] = "no GPU on this machine"
-    return {name: reason for name, reason in found.items() if reason}
-
-
-def _engine_problem(name: str, gpus: Sequence[Gpu], load: Callable[[str], Compiler]) -> str:
-    if not gpus:
-        return "no GPU on this machine"
-    try:
-        compiler = load(name)
-    except MissingDependencyError as error:
-        return "; ".join(str(error).splitlines())
-    own = gpus[0].compute_capability
-    if compiler.is_portable and own not in RTX_CAPABILITIES:
-        return f"compute capability {own} is not one of {', '.join(RTX_CAPABILITIES)}"
-    return ""

@@ -10,14 +10,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deploykit.backends.ort import OrtRunner
+from deploykit.backends import (
+    GPU,
+    EngineBackend,
+    EngineOptions,
+    GraphBackend,
+    GraphOptions,
+    ModuleBackend,
+)
+from deploykit.backends._registry import find_backend
 from deploykit.benchmarking.harness import Clock, SystemClock, benchmark, highest_rate
 from deploykit.benchmarking.machine.conditions import watch
-from deploykit.benchmarking.matrix.cells import ENGINES, ON_GPU
 from deploykit.benchmarking.results import BenchmarkResult, Samples, Subject, Switches
 from deploykit.core import environment
 from deploykit.core.errors import DataError, UsageError
-from deploykit.core.precision import Precision
 from deploykit.core.sizes import BATCH_AXIS, IMAGE_AXES
 from deploykit.sources.targets import find_definition
 from deploykit.sources.weights import build_with_weights
@@ -25,7 +31,7 @@ from deploykit.sources.weights import build_with_weights
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from deploykit.benchmarking.matrix.cells import BuiltEngine, PreparedCell
+    from deploykit.benchmarking.matrix.cells import BuiltEngine, Cell, PreparedCell
     from deploykit.core.progress import ProgressTask
     from deploykit.core.specs import Array, Runner, TensorSpec
     from deploykit.runtime.choice import Machine
@@ -56,7 +62,7 @@ def measure_cell(
     switches = fitting(switches, cell.backend)
     with open_cell(prepared, switches, machine) as (runner, feeds):
         measured, conditions = watch(
-            lambda: _measure(runner, feeds, switches, clock, task), on_gpu=cell.backend in ON_GPU
+            lambda: _measure(runner, feeds, switches, clock, task), on_gpu=cell.device == GPU
         )
     return BenchmarkResult(
         subject=subject_of(prepared),
@@ -81,27 +87,44 @@ def open_cell(
 ) -> Iterator[tuple[Runner, Mapping[str, Array]]]:
     """The runner of a cell with one batch of noise to feed it, on the GPU without transfers."""
     cell = prepared.cell
-    if cell.backend not in ENGINES:
-        with _open_unbuilt(prepared, switches) as runner:
-            yield runner, noise(runner.inputs, cell.batch, switches.seed, prepared.graph.image)
-        return
-    from deploykit.backends.trt.runner import ResidentRunner, TrtRunner
+    keep_on_device = find_backend(cell.backend).resident
+    with _runner(prepared, switches, machine) as runner:
+        feeds = noise(runner.inputs, cell.batch, switches.seed, prepared.graph.image)
+        if switches.transfers or keep_on_device is None:
+            yield runner, feeds
+            return
+        resident, uploaded = keep_on_device(runner, feeds)
+        with resident:
+            yield resident, uploaded
 
-    engine = _required(prepared.engine)
-    with TrtRunner(
-        Path(engine.path),
-        machine.load_compiler(engine.compiler),
-        engine.profile,
+
+def _runner(prepared: PreparedCell, switches: Switches, machine: Machine) -> Runner:
+    backend = find_backend(prepared.cell.backend)
+    match backend:
+        case ModuleBackend():
+            spec = find_definition(prepared.cell.target)
+            module, _ = build_with_weights(spec, None, 0)
+            return backend.open(module, spec.inputs, spec.outputs, threads=switches.threads)
+        case GraphBackend():
+            # As `deploykit.load` runs it.
+            graph_options = GraphOptions.for_precision(
+                prepared.graph.precision, threads=switches.threads, spin=switches.spin
+            )
+            return backend.open(Path(prepared.graph.path), graph_options)
+        case EngineBackend():
+            return _engine_runner(backend, _required(prepared.engine), switches, machine)
+
+
+def _engine_runner(
+    backend: EngineBackend, engine: BuiltEngine, switches: Switches, machine: Machine
+) -> Runner:
+    options = EngineOptions(
         cuda_graphs=switches.cuda_graph,
         cache=None if engine.cache is None else Path(engine.cache),
         spin=switches.spin,
-    ) as runner:
-        feeds = noise(runner.inputs, cell.batch, switches.seed, prepared.graph.image)
-        if switches.transfers:
-            yield runner, feeds
-            return
-        with ResidentRunner(runner) as resident:
-            yield resident, resident.upload(feeds)
+    )
+    compiler = machine.load_compiler(engine.compiler)
+    return backend.open(Path(engine.path), compiler, engine.profile, options)
 
 
 def noise(
@@ -166,72 +189,45 @@ def _search(
     return _Measured(found.samples, found.duration_s, switches)
 
 
-@contextmanager
-def _open_unbuilt(prepared: PreparedCell, switches: Switches) -> Iterator[Runner]:
-    cell, threads = prepared.cell, switches.threads
-    if cell.backend == "eager":
-        from deploykit.backends.eager import EagerRunner
-
-        spec = find_definition(cell.target)
-        module, _ = build_with_weights(spec, None, 0)
-        with EagerRunner(module, spec.inputs, spec.outputs, threads=threads) as runner:
-            yield runner
-        return
-    device = "cuda" if cell.backend in ON_GPU else "cpu"
-    # As `deploykit.load` runs it: a Q/DQ graph is computed node by node on the CPU.
-    optimise = not prepared.graph.precision.facts.quantized
-    with OrtRunner(
-        Path(prepared.graph.path),
-        device=device,
-        threads=threads,
-        optimise=optimise,
-        spin=switches.spin,
-    ) as session:
-        yield session
-
-
-def fitting(switches: Switches, backend: str) -> Switches:
-    """A CPU has no graphs to launch and nothing to transfer; onnxruntime uses no CUDA graph."""
-    if backend in ENGINES:
-        return switches
-    return replace(switches, cuda_graph=False, transfers=backend in ON_GPU)
+def fitting(switches: Switches, name: str) -> Switches:
+    """The switches as they apply to a backend: a CPU has no launches and no transfers."""
+    backend = find_backend(name)
+    return replace(
+        switches,
+        cuda_graph=switches.cuda_graph and backend.cuda_graphs,
+        transfers=backend.device == GPU and (switches.transfers or backend.resident is None),
+    )
 
 
 def subject_of(prepared: PreparedCell) -> Subject:
     """What is measured, as far as it is known before."""
     cell, engine = prepared.cell, prepared.engine
+    runs_graph = _runs_graph(cell)
     proven = prepared.graph.computes if engine is None else engine.precision
-    is_eager = cell.backend == "eager"
     return Subject(
         model=cell.model,
         precision_asked=cell.precision,
-        precision_proven=Precision.FP32 if is_eager else proven,
+        precision_proven=proven if runs_graph else cell.precision,
         backend=cell.backend,
         batch=cell.batch,
-        onnx_sha256=None if is_eager else prepared.graph.sha256,
+        onnx_sha256=prepared.graph.sha256 if runs_graph else None,
         engine_sha256=None if engine is None else engine.sha256,
         compiler=None if engine is None else engine.compiler,
         compiler_version=None if engine is None else engine.compiler_version,
     )
 
 
+def _runs_graph(cell: Cell) -> bool:
+    """Whether what is measured was made from the graph, and is not the definition's own module."""
+    return not isinstance(find_backend(cell.backend), ModuleBackend)
+
+
 def _notes(prepared: PreparedCell, streams: int) -> tuple[str, ...]:
     cell, engine = prepared.cell, prepared.engine
-    notes = [] if cell.backend == "eager" else list(prepared.graph.notes)
-    if engine is not None:
-        notes += engine.notes
-        notes += _notes_on_lanes(streams)
-    elif cell.backend == "ort" and not prepared.graph.precision.facts.is_source:
-        notes.append(f"{cell.precision} is emulated on the CPU: this says nothing about a GPU")
-    return tuple(notes)
-
-
-def _notes_on_lanes(streams: int) -> list[str]:
-    from deploykit.backends.trt.runner import LANES
-
-    if streams <= LANES:
-        return []
-    return [f"{streams} streams share {LANES} execution contexts: the wall time has waiting in it"]
+    of_graph = prepared.graph.notes if _runs_graph(cell) else ()
+    of_engine = () if engine is None else engine.notes
+    of_backend = find_backend(cell.backend).notes(prepared.graph.precision, streams)
+    return (*of_graph, *of_engine, *of_backend)
 
 
 def _required(engine: BuiltEngine | None) -> BuiltEngine:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from deploykit.backends.trt.builder import CompileOptions
+from deploykit.backends import CompileOptions
 from deploykit.benchmarking.matrix.cells import BuiltEngine, CellGraph
 from deploykit.bundle.manifest import Bundle
 from deploykit.core import environment

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from deploykit.benchmarking.matrix.cells import ENGINES, BuiltEngine, CellGraph, PreparedCell
+from deploykit.benchmarking.matrix.cells import BuiltEngine, CellGraph, PreparedCell
 from deploykit.benchmarking.matrix.processes import ProcessLimits, call
 from deploykit.benchmarking.results import BenchmarkResult
 
@@ -65,7 +65,7 @@ class Steps:
     def prepared(self, cell: Cell, graph: CellGraph, task: ProgressTask) -> PreparedCell:
         """A cell with its engine, where it needs one."""
         engine = None
-        if cell.backend in ENGINES:
+        if cell.runs_an_engine:
             request = {"cell": cell.to_dict(), "graph": graph.to_dict(), "work": str(self.work)}
             answer = self.call("engine", request, self.prepare_limits, progress=task)
             engine = BuiltEngine.from_dict(answer)

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from deploykit.backends._registry import graph_judge
 from deploykit.backends.ort import OrtRunner
 from deploykit.core.artifacts import OnnxArtifact
 from deploykit.core.errors import EngineIncompatibleError, ModelFileError, UsageError
@@ -218,7 +219,8 @@ def test_a_quantized_graph_is_computed_as_the_standard_has_it(
 ) -> None:
     artifact = OnnxArtifact(linear, "", precision, 20, (), ())
     levels = onnxruntime.GraphOptimizationLevel
-    with OrtRunner.of_artifact(artifact, threads=1) as runner:
+    with graph_judge().open_artifact(artifact, threads=1) as runner:
+        assert isinstance(runner, OrtRunner)
         options = runner._open().session.get_session_options()
     is_int8 = precision is Precision.INT8
     expected = levels.ORT_DISABLE_ALL if is_int8 else levels.ORT_ENABLE_ALL

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploykit.backends.trt.builder import CompileOptions
-from deploykit.backends.trt.compiler import Compiler, load_compiler
+from deploykit.backends import CompileOptions, Compiler
+from deploykit.backends.trt.compiler import load_compiler
 from deploykit.core import environment
 from deploykit.core.artifacts import EngineRecord, OnnxArtifact, sha256_of
 from deploykit.core.environment import Gpu

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from deploykit.backends.trt.builder import CompileOptions, compile_onnx
+from deploykit.backends import CompileOptions
+from deploykit.backends.trt.builder import compile_onnx
 from deploykit.backends.trt.compiler import load_compiler
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.precision import Precision

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deploykit.backends.trt.compiler import Compiler
-from deploykit.backends.trt.fitness import EngineHeader
+from deploykit.backends import Compiler, EngineHeader
 from deploykit.bundle.manifest import Bundle
 from deploykit.core import environment
 from deploykit.core.artifacts import UNPROVEN
@@ -193,7 +192,7 @@ def test_a_bundle_without_engines(tmp_path: Path) -> None:
 
 def test_the_cache_is_for_rtx_and_for_one_kind_of_gpu(tmp_path: Path) -> None:
     bundle = Bundle.open(write_bundle(tmp_path / "b"))
-    rtx = Fit(RTX, Compiler("tensorrt-rtx", "1.7.1.116", None))
+    rtx = Fit(RTX, Compiler("tensorrt-rtx", "1.7.1.116", None, is_portable=True))
     assert cache_of(bundle, rtx, ADA) == bundle.folder / "tensorrt-rtx-1.7.1.116-sm89.cache"
     tensorrt = Fit(TENSORRT, Compiler("tensorrt", "11.4.0.106", None))
     assert cache_of(bundle, tensorrt, HOPPER) is None

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
-from deploykit.backends.trt.compiler import Compiler, load_compiler
+from deploykit.backends.trt.compiler import load_compiler
+
+if TYPE_CHECKING:
+    from deploykit.backends import Compiler
 
 
 @pytest.fixture

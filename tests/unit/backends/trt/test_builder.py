@@ -10,13 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit.backends.trt.builder import (
-    BuildMonitor,
-    CompileOptions,
-    compile_onnx,
-    known_compute_capabilities,
-)
-from deploykit.backends.trt.compiler import Compiler
+from deploykit.backends import CompileOptions, Compiler
+from deploykit.backends.trt.builder import BuildMonitor, compile_onnx, known_compute_capabilities
 from deploykit.core import environment
 from deploykit.core.environment import Gpu
 from deploykit.core.errors import BuildError, UsageError
@@ -68,7 +63,7 @@ def script(**changes: Any) -> Script:
 
 def fake(script: Script, name: str = "tensorrt-rtx") -> Compiler:
     module = FakeTensorrt(script)
-    return Compiler(name, module.__version__, module)
+    return Compiler(name, module.__version__, module, is_portable=name == "tensorrt-rtx")
 
 
 def refusal(script: Script, path: Path, options: CompileOptions = ONE) -> BuildError:

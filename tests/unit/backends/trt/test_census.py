@@ -14,7 +14,7 @@ from tests.unit.backends.trt import small_models
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deploykit.backends.trt.compiler import Compiler
+    from deploykit.backends import Compiler
 
 
 def census_of(compiler: Compiler, path: Path) -> dict[str, int]:

@@ -3,19 +3,17 @@ from __future__ import annotations
 import sys
 from importlib import metadata
 from types import ModuleType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from deploykit.backends.trt.compiler import (
-    Compiler,
-    choose_compiler,
-    load_compiler,
-    loadable_compilers,
-    require_gpu,
-)
+from deploykit.backends._registry import choose_compiler, loadable_compilers
+from deploykit.backends.trt.compiler import load_compiler, require_gpu
 from deploykit.core.environment import Gpu
 from deploykit.core.errors import BuildError, MissingDependencyError, UnknownNameError
+
+if TYPE_CHECKING:
+    from deploykit.backends import Compiler
 
 GPU = Gpu("some GPU", "9.0", 80 << 30)
 
@@ -114,9 +112,10 @@ def test_loadable_compilers_leaves_out_what_does_not_import(install: Install) ->
     }
 
 
-def test_only_rtx_is_portable() -> None:
-    assert Compiler("tensorrt-rtx", "1", object()).is_portable
-    assert not Compiler("tensorrt", "11", object()).is_portable
+def test_only_rtx_is_portable(install: Install) -> None:
+    install(tensorrt="11.4.0.106", tensorrt_rtx="1.7.1.116")
+    assert load_compiler("tensorrt-rtx").is_portable
+    assert not load_compiler("tensorrt").is_portable
 
 
 def test_the_version_is_that_of_the_installed_distribution(rtx: Compiler) -> None:

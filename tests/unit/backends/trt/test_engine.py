@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import pytest
 
-from deploykit.backends.trt.compiler import Compiler
+from deploykit.backends import Compiler
 from deploykit.backends.trt.engine import Engine
 from deploykit.core.errors import BundleError, EngineIncompatibleError
 from deploykit.core.specs import TensorSpec
@@ -30,7 +30,7 @@ def plan(tmp_path: Path) -> Path:
 
 def engine(plan: Path, script: Script, *, rtx: bool = False, **options: Any) -> Engine:
     name = "tensorrt-rtx" if rtx else "tensorrt"
-    compiler = Compiler(name, "11.4.0.106", FakeRuntime(script, rtx=rtx))
+    compiler = Compiler(name, "11.4.0.106", FakeRuntime(script, rtx=rtx), is_portable=rtx)
     return Engine(plan, compiler, **{"cuda_graphs": True, "cache": None, **options})
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from deploykit.backends.trt.fitness import engine_fits
+from deploykit.backends import engine_fits
 from deploykit.core.artifacts import EngineRecord
 from deploykit.core.environment import Gpu
 from deploykit.core.precision import Precision

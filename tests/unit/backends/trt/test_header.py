@@ -5,14 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deploykit.backends.trt.builder import CompileOptions, compile_onnx
-from deploykit.backends.trt.fitness import HEADER_BYTES, EngineHeader, read_header
+from deploykit.backends import HEADER_BYTES, CompileOptions, EngineHeader
+from deploykit.backends.trt.builder import compile_onnx
+from deploykit.backends.trt.fitness import read_header
 from deploykit.core import environment
 from tests.fakes.tensorrt_fake import EngineValidity, FakeTensorrt, Script
 from tests.unit.backends.trt import small_models
 
 if TYPE_CHECKING:
-    from deploykit.backends.trt.compiler import Compiler
+    from deploykit.backends import Compiler
 
 
 def header(tag: bytes, version: tuple[int, int, int, int]) -> bytes:

@@ -6,7 +6,7 @@ from deploykit.backends.trt.messages import Messages, clean, logger_into
 from tests.fakes.tensorrt_fake import FakeTensorrt, Script, Severity
 
 if TYPE_CHECKING:
-    from deploykit.backends.trt.compiler import Compiler
+    from deploykit.backends import Compiler
 
 ECHO = "[checkMacros.cpp::catchCudaError::250] Error Code 1: Cuda Runtime (cudaError 35)"
 

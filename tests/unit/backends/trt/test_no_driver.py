@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from deploykit.backends import CompileOptions
 from deploykit.backends._cuda.device import Device
-from deploykit.backends.trt.builder import CompileOptions, compile_onnx
+from deploykit.backends.trt.builder import compile_onnx
 from deploykit.backends.trt.engine import Engine
 from deploykit.backends.trt.runner import TrtRunner
 from deploykit.core import environment
@@ -19,7 +20,7 @@ from tests.unit.backends.trt import small_models
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deploykit.backends.trt.compiler import Compiler
+    from deploykit.backends import Compiler
     from deploykit.core.specs import Runner
 
 

@@ -8,13 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploykit.backends.trt.builder import (
-    CompileOptions,
-    compile_onnx,
-    fitting_profile,
-    open_inputs,
-)
-from deploykit.backends.trt.compiler import Compiler
+from deploykit.backends import CompileOptions, Compiler
+from deploykit.backends.trt.builder import compile_onnx, fitting_profile, open_inputs
 from deploykit.core.errors import BuildError, UsageError
 from deploykit.core.sizes import ShapeProfile, SizeRange
 from tests.fakes.tensorrt_fake import DataType, FakeTensorrt, INetworkDefinition, ITensor, Script
@@ -31,7 +26,7 @@ ONE = CompileOptions(PROFILE, compute_capabilities=("8.9",))
 
 def fake(told: Script) -> Compiler:
     module = FakeTensorrt(told)
-    return Compiler("tensorrt-rtx", module.__version__, module)
+    return Compiler("tensorrt-rtx", module.__version__, module, is_portable=True)
 
 
 def script(*shapes: tuple[int, ...]) -> Script:

@@ -4,20 +4,15 @@ from typing import Any
 
 import pytest
 
-from deploykit.backends.trt.compiler import Compiler
 from deploykit.benchmarking.matrix.cells import (
-    BACKENDS,
     Cell,
     Matrix,
     first_look,
     parse_batches,
     plan_cells,
-    unavailable_backends,
 )
-from deploykit.core.environment import Gpu
 from deploykit.core.errors import (
     EngineIncompatibleError,
-    MissingDependencyError,
     UnknownNameError,
     UsageError,
 )
@@ -26,7 +21,6 @@ from deploykit.models import families, names
 
 FP32, FP16, INT8 = Precision
 NO_GPU = dict.fromkeys(("tensorrt", "tensorrt-rtx", "ort-cuda"), "no GPU on this machine")
-L4 = Gpu("NVIDIA L4", "8.9", 24_000_000_000)
 
 
 def keys(matrix: Matrix, unavailable: Any = NO_GPU, own: Any = None) -> list[str]:
@@ -67,7 +61,11 @@ def test_what_was_asked_for_is_measured_where_it_is_possible() -> None:
 def test_a_converted_file_keeps_its_precision_and_no_definition_runs_it() -> None:
     matrix = Matrix(("half.onnx",), (1,))
     assert keys(matrix, own={"half.onnx": FP16}) == ["half/ort/fp16/b1"]
-    with pytest.raises(UsageError, match=r"ort, eager cannot measure half\.onnx as it was asked"):
+    message = (
+        r"ort, eager cannot measure half\.onnx as it was asked\n"
+        "eager runs architectures in FP32 only; a converted file has the precision it has"
+    )
+    with pytest.raises(UsageError, match=message):
         keys(Matrix(("half.onnx",), (1,), precisions=(FP32,)), own={"half.onnx": FP16})
 
 
@@ -150,28 +148,3 @@ def test_a_network_of_torchvision_is_a_definition() -> None:
 def test_a_cell_survives_json() -> None:
     cell = Cell("models/m.onnx", "m", "ort", FP16, 8)
     assert Cell.from_dict({**cell.to_dict(), "precision": "fp16"}) == cell
-
-
-def load(name: str) -> Compiler:
-    if name == "tensorrt":
-        raise MissingDependencyError("tensorrt is not installed\ninstall it")
-    return Compiler(name, "1.7.1", object())
-
-
-def test_without_a_gpu_only_the_cpu_is_left() -> None:
-    found = unavailable_backends((), load=load, is_installed=lambda module: module != "torch")
-    assert set(BACKENDS) - set(found) == {"ort"}
-    assert found["tensorrt"] == found["ort-cuda"] == "no GPU on this machine"
-    assert found["eager"] == "torch is not installed: pip install 'deploykit[export]'"
-
-
-def test_with_a_gpu_the_compiler_and_its_generation_decide() -> None:
-    found = unavailable_backends((L4,), load=load, is_installed=lambda _: True)
-    assert found == {"tensorrt": "tensorrt is not installed; install it"}
-    h100 = Gpu("NVIDIA H100", "9.0", 80_000_000_000)
-    found = unavailable_backends((h100,), load=load, is_installed=lambda _: True)
-    assert found["tensorrt-rtx"].startswith("compute capability 9.0 is not one of 8.0, 8.6")
-
-
-def test_this_machine_has_onnxruntime() -> None:
-    assert "ort" not in unavailable_backends(())

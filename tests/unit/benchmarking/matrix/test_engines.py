@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deploykit.backends.trt.compiler import Compiler
+from deploykit.backends import Compiler
 from deploykit.benchmarking.matrix.cells import BuiltEngine, Cell, CellGraph, PreparedCell
 from deploykit.benchmarking.matrix.preparing import RECORD, prepare_engine
 from deploykit.bundle.manifest import Bundle
@@ -38,7 +38,7 @@ def machine(
     module = FakeTensorrt(FakeScript(network=INetworkDefinition([x], [layer]), plan=plan))
 
     def load(name: str) -> Compiler:
-        return Compiler(name, module.__version__, module)
+        return Compiler(name, module.__version__, module, name == "tensorrt-rtx")
 
     return Machine(gpus=(gpu,), driver="13.0", load_compiler=load)
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploykit.backends.trt.builder import CompileOptions, compile_onnx
+from deploykit.backends import CompileOptions
+from deploykit.backends.trt.builder import compile_onnx
 from deploykit.backends.trt.compiler import load_compiler
 from deploykit.core.precision import Precision
 from deploykit.core.sizes import ShapeProfile

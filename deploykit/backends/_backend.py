@@ -1,0 +1,211 @@
+"""What a backend is: plain facts, and functions that import what is heavy when they are called.
+
+A file of the room ``backends`` defines ``BACKEND``, or ``BACKENDS`` where it serves several. It is
+imported to read the facts, so it imports no framework itself. Which class a backend is says what
+it opens: the module of a definition, an ONNX graph, or an engine that it compiles from one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
+
+from deploykit.core.environment import install_line, require
+from deploykit.core.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from torch import nn
+
+    from deploykit.backends._engines import Compile, Compiler, EngineHeader, OpenCompiled
+    from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.core.environment import Gpu
+    from deploykit.core.precision import Precision
+    from deploykit.core.specs import Runner, SplitGraph, TensorSpec
+
+    Gpus = Sequence[Gpu]
+    Graph = Path | bytes | SplitGraph
+
+CPU: Final = "cpu"
+GPU: Final = "gpu"
+NO_GPU: Final = "no GPU on this machine"
+
+
+@dataclass(frozen=True, slots=True)
+class Ability:
+    """One thing that a user may want to do, whether it works here, and how, or what is missing."""
+
+    task: str
+    works: bool
+    how: str
+
+
+def _no_notes(_precision: Precision, _streams: int) -> Sequence[str]:
+    return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """The facts of a backend, whatever it opens.
+
+    Attributes:
+        name: what ``--backend`` and results call it.
+        label: what messages call it.
+        rank: where it stands among the others; the lowest is the best, and is what ``--quick``
+            takes. Ours are 10 (TensorRT), 20 (TensorRT for RTX), 30 (onnxruntime on CUDA), 40
+            (onnxruntime on the CPU) and 50 (torch).
+        device: where it computes.
+        precisions: what it can be asked to measure; ``None`` for every one, of plug-ins too.
+        usual: of those what is measured unasked.
+        problem: why it does not work on a machine with these GPUs, on one line; empty where it
+            does. It does not start the backend: what shows only then fails each cell.
+        notes: what a reader must know of a figure, by the graph's precision and the streams.
+        abilities: the rows of ``doctor``; ``None`` for one that says whether it runs.
+        cuda_graphs: whether it can replay launches, so that the switch applies.
+        resident: from an open runner and its feeds to a runner and feeds that stay on the device:
+            how the time of transfers is left out. ``None`` where they cannot be.
+    """
+
+    name: str
+    label: str
+    rank: int
+    device: Literal["cpu", "gpu"]
+    precisions: tuple[Precision, ...] | None
+    usual: tuple[Precision, ...]
+    problem: Callable[[Gpus], str]
+    notes: Callable[[Precision, int], Sequence[str]] = _no_notes
+    abilities: Callable[[Gpus], Sequence[Ability]] | None = None
+    cuda_graphs: bool = False
+    resident: Callable[[Any, Mapping[str, Any]], tuple[Runner, Mapping[str, Any]]] | None = None
+
+    def runs(self, precision: Precision) -> bool:
+        """Whether it can be asked to measure this precision."""
+        return self.precisions is None or precision in self.precisions
+
+    def abilities_on(self, gpus: Gpus) -> Sequence[Ability]:
+        """What ``doctor`` says of it on a machine with these GPUs."""
+        if self.abilities is not None:
+            return self.abilities(gpus)
+        problem = self.problem(gpus)
+        how = problem or f"deploykit bench TARGET --backend {self.name}"
+        return (Ability(f"run models on {self.label}", works=not problem, how=how),)
+
+
+class OpenModule(Protocol):
+    """Makes the runner of a module."""
+
+    def __call__(
+        self,
+        module: nn.Module,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        /,
+        *,
+        threads: int | None = None,
+    ) -> Runner:
+        """The runner of ``module``; without ``threads`` it takes all cores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleBackend(Backend):
+    """Runs the module that a definition builds, before any export."""
+
+    open: OpenModule
+
+
+@dataclass(frozen=True, slots=True)
+class GraphOptions:
+    """How a graph is run; a backend leaves out what it does not have.
+
+    ``threads`` are those of a CPU, ``None`` for all cores. Without ``optimise`` each node is
+    computed as the standard has it. Without ``spin`` waiting threads sleep: right where others
+    work on the same cores meanwhile. With ``in_order`` nodes run in the order of the file.
+    """
+
+    threads: int | None = None
+    optimise: bool = True
+    spin: bool = True
+    in_order: bool = False
+
+    @classmethod
+    def for_precision(
+        cls, precision: Precision, *, threads: int | None = None, spin: bool = True
+    ) -> GraphOptions:
+        """The way that fits a graph: one with Q/DQ is computed node by node, as TensorRT does."""
+        return cls(threads=threads, spin=spin, optimise=not precision.facts.quantized)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphBackend(Backend):
+    """Runs an ONNX graph; ``load_device`` is the ``device`` of `deploykit.load` that means it."""
+
+    open: Callable[[Graph, GraphOptions], Runner]
+    load_device: str | None = None
+
+    def open_artifact(self, artifact: OnnxArtifact, *, threads: int | None = None) -> Runner:
+        """The runner of a graph in the way that fits its precision."""
+        return self.open(
+            artifact.path, GraphOptions.for_precision(artifact.precision, threads=threads)
+        )
+
+
+def _unknown_cuda() -> int | None:
+    return None
+
+
+def _no_target(_gpus: Gpus) -> None:
+    return None
+
+
+def _no_doubts(_precision: Precision, _census: Mapping[str, int]) -> Sequence[str]:
+    return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineBackend(Backend):
+    """Compiles an ONNX file to an engine and runs that.
+
+    Attributes:
+        module: the Python module that it needs, by which the install line is found.
+        is_portable: it builds for a list of architectures without having a GPU.
+        load: imports the compiler; raises `MissingDependencyError`.
+        compile: makes an engine.
+        open: the runner of an engine.
+        read_header: judges an engine by its first bytes, `HEADER_BYTES` of them or more.
+        cuda_major: the CUDA version that the installed libraries are made for, if known: a driver
+            of that major version or a newer one runs them.
+        check_target: raises `BuildError` where it cannot build on a machine with these GPUs.
+        doubts: what a user must know of an engine that compiled, by its precision and its census.
+    """
+
+    module: str
+    is_portable: bool
+    load: Callable[[], Compiler]
+    compile: Compile
+    open: OpenCompiled
+    read_header: Callable[[bytes], EngineHeader]
+    cuda_major: Callable[[], int | None] = _unknown_cuda
+    check_target: Callable[[Gpus], object] = _no_target
+    doubts: Callable[[Precision, Mapping[str, int]], Sequence[str]] = _no_doubts
+
+
+AnyBackend: TypeAlias = ModuleBackend | GraphBackend | EngineBackend
+
+
+def not_installed(module: str) -> str:
+    """Why a backend does not work whose Python module is not there; empty where it is."""
+    if find_spec(module) is not None:
+        return ""
+    return f"{module} is not installed: {install_line(module)}"
+
+
+def needs(task: str, module: str, how: str) -> Ability:
+    """The ability to do ``task``, which needs a Python module that imports."""
+    try:
+        require(module)
+    except MissingDependencyError as exc:
+        return Ability(task, works=False, how="; ".join(str(exc).splitlines()))
+    return Ability(task, works=True, how=how)

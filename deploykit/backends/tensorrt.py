@@ -1,0 +1,193 @@
+"""TensorRT and TensorRT for RTX: two compilers of one kind, and the runner of their engines."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from deploykit.backends._backend import (
+    GPU,
+    NO_GPU,
+    Ability,
+    EngineBackend,
+    needs,
+)
+from deploykit.backends.trt.compiler import (
+    MODULES,
+    RTX_CAPABILITIES,
+    TENSORRT,
+    TENSORRT_RTX,
+    load_compiler,
+    require_gpu,
+)
+from deploykit.backends.trt.fitness import read_header
+from deploykit.core import environment
+from deploykit.core.artifacts import UNPROVEN
+from deploykit.core.errors import MissingDependencyError
+from deploykit.core.precision import OWN, Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from deploykit.backends._engines import (
+        CompiledEngine,
+        CompileOptions,
+        Compiler,
+        EngineHeader,
+        EngineOptions,
+        EngineRunner,
+    )
+    from deploykit.core.environment import Gpu
+    from deploykit.core.progress import ProgressTask
+    from deploykit.core.sizes import ShapeProfile
+    from deploykit.core.specs import Runner
+
+_CUDA_MAJOR: Final[Mapping[str, Mapping[str, int]]] = {
+    TENSORRT: {"tensorrt-cu13": 13, "tensorrt-cu12": 12},
+    TENSORRT_RTX: {"tensorrt-rtx-cu13": 13, "tensorrt-rtx-cu12": 12},
+}
+"""Distributions of each compiler's libraries, and the CUDA that they are made for: a driver of
+that major version or a newer one runs them (NVIDIA's minor version compatibility)."""
+
+
+def _compile(
+    compiler: Compiler, onnx: Path, options: CompileOptions, task: ProgressTask, /
+) -> CompiledEngine:
+    from deploykit.backends.trt.builder import compile_onnx
+
+    return compile_onnx(compiler, onnx, options, task)
+
+
+def _open(
+    plan: Path, compiler: Compiler, profile: ShapeProfile, options: EngineOptions, /
+) -> EngineRunner:
+    from deploykit.backends.trt.runner import TrtRunner
+
+    return TrtRunner(
+        plan,
+        compiler,
+        profile,
+        cuda_graphs=options.cuda_graphs,
+        cache=options.cache,
+        spin=options.spin,
+    )
+
+
+def _resident(runner: Any, feeds: Mapping[str, Any]) -> tuple[Runner, Mapping[str, Any]]:
+    """``runner`` is what `_open` made; it stays the caller's."""
+    from deploykit.backends.trt.runner import ResidentRunner
+
+    resident = ResidentRunner(runner)
+    return resident, resident.upload(feeds)
+
+
+def _notes(_precision: Precision, streams: int) -> Sequence[str]:
+    from deploykit.backends.trt.runner import LANES
+
+    if streams <= LANES:
+        return ()
+    return (f"{streams} streams share {LANES} execution contexts: the wall time has waiting in it",)
+
+
+def _cuda_major(compiler: str) -> int | None:
+    known = _CUDA_MAJOR[compiler].items()
+    return next((cuda for name, cuda in known if environment.package_version(name)), None)
+
+
+def _problem(compiler: str, gpus: Sequence[Gpu]) -> str:
+    if not gpus:
+        return NO_GPU
+    try:
+        load_compiler(compiler)
+    except MissingDependencyError as error:
+        return "; ".join(str(error).splitlines())
+    return _foreign_gpu(gpus[0]) if compiler == TENSORRT_RTX else ""
+
+
+def _foreign_gpu(gpu: Gpu) -> str:
+    """Why TensorRT for RTX does not run on a GPU, empty where it does."""
+    own = gpu.compute_capability
+    if own in RTX_CAPABILITIES:
+        return ""
+    return f"compute capability {own} is not one of {', '.join(RTX_CAPABILITIES)}"
+
+
+def _doubts_of_rtx(precision: Precision, census: Mapping[str, int]) -> Sequence[str]:
+    """What a user must know of an engine whose execution NVIDIA does not list."""
+    kinds = {key.split()[0] for key in census}
+    doubts = precision.facts.doubts
+    return tuple(f"{UNPROVEN}: {each.text}" for each in doubts if each.layer_kind in kinds)
+
+
+def _abilities_of_rtx(gpus: Sequence[Gpu]) -> Sequence[Ability]:
+    module = MODULES[TENSORRT_RTX]
+    build = "compile engines for RTX-class GPUs"
+    run = "run engines of TensorRT for RTX"
+    running = needs(run, module, "their .engine files fit this GPU")
+    missing = _foreign_gpu(gpus[0]) if gpus else "needs an RTX-class GPU and its driver"
+    if missing:
+        running = Ability(run, works=False, how=missing)
+    return needs(build, module, "deploykit export, no GPU needed"), running
+
+
+def _abilities_of_tensorrt(gpus: Sequence[Gpu]) -> Sequence[Ability]:
+    build, run = "compile engines with TensorRT", "run engines of TensorRT"
+    if not gpus:
+        how = "needs a GPU and its driver; there is none here"
+        return Ability(build, works=False, how=how), Ability(run, works=False, how=how)
+    module = MODULES[TENSORRT]
+    return (
+        needs(build, module, f"deploykit build BUNDLE --backend {TENSORRT}"),
+        needs(run, module, "engines that were built on this kind of GPU"),
+    )
+
+
+def _read_header(compiler: str, plan: bytes) -> EngineHeader:
+    return read_header(plan, compiler)
+
+
+BACKENDS: Final = (
+    EngineBackend(
+        name=TENSORRT,
+        label="TensorRT",
+        rank=10,
+        device=GPU,
+        precisions=None,
+        usual=OWN,
+        problem=partial(_problem, TENSORRT),
+        notes=_notes,
+        abilities=_abilities_of_tensorrt,
+        cuda_graphs=True,
+        resident=_resident,
+        module=MODULES[TENSORRT],
+        is_portable=False,
+        load=partial(load_compiler, TENSORRT),
+        compile=_compile,
+        open=_open,
+        read_header=partial(_read_header, TENSORRT),
+        cuda_major=partial(_cuda_major, TENSORRT),
+        check_target=require_gpu,
+    ),
+    EngineBackend(
+        name=TENSORRT_RTX,
+        label="TensorRT for RTX",
+        rank=20,
+        device=GPU,
+        precisions=None,
+        usual=OWN,
+        problem=partial(_problem, TENSORRT_RTX),
+        notes=_notes,
+        abilities=_abilities_of_rtx,
+        cuda_graphs=True,
+        resident=_resident,
+        module=MODULES[TENSORRT_RTX],
+        is_portable=True,
+        load=partial(load_compiler, TENSORRT_RTX),
+        compile=_compile,
+        open=_open,
+        read_header=partial(_read_header, TENSORRT_RTX),
+        cuda_major=partial(_cuda_major, TENSORRT_RTX),
+        doubts=_doubts_of_rtx,
+    ),
+)
