@@ -78,8 +78,9 @@ def load(
     Args:
         path: a bundle's folder, or one ``.engine`` in it: then that engine and no other.
         device: "cuda" is an engine on the GPU, never anything else. "cpu" is the bundle's ONNX
-            graph on onnxruntime, "ort-cuda" the same on onnxruntime's CUDA provider. "auto" is the
-            best engine that fits this machine, and "cpu" where none does.
+            graph on onnxruntime, "ort-cuda" the same on onnxruntime's CUDA provider; other names
+            are those that installed backends bring. "auto" is the best engine that fits this
+            machine, and "cpu" where none does.
         cuda_graphs: replay launches on the GPU; faster for small models and batches.
         threads: of onnxruntime on the CPU; all cores when not given.
         machine: what engines have to fit, for tests; this machine when not given.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deploykit.backends import Compiler, EngineHeader
+from deploykit.backends._registry import load_compiler
 from deploykit.bundle.manifest import Bundle
 from deploykit.core import environment
 from deploykit.core.artifacts import UNPROVEN
@@ -101,6 +102,11 @@ def test_a_compiler_that_is_not_installed(tmp_path: Path) -> None:
     found = misfit(tmp_path, TENSORRT, load_compiler=load)
     assert found.reason == "this step needs x, which is not installed"
     assert found.remedy == "pip x"
+
+
+def test_a_compiler_of_another_package(tmp_path: Path) -> None:
+    found = misfit(tmp_path, replace(RTX, compiler="toy"), load_compiler=load_compiler)
+    assert found.reason == "unknown compiler 'toy'; all of them: tensorrt, tensorrt-rtx"
 
 
 def test_another_version(tmp_path: Path) -> None:
