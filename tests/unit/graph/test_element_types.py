@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from deploykit.core.precision import Precision
+from deploykit.core.precision_facts import FACTS
 from deploykit.graph import element_types
 from deploykit.graph.element_types import (
     precision_of_type,
@@ -57,10 +58,9 @@ def test_pairs_are_told_apart_by_their_zero_point(monkeypatch: pytest.MonkeyPatc
     every = (None, TYPES.INT8, TYPES.UINT8, TYPES.FLOAT8E4M3FN)
     assert [quantized_precision(_pair(each)) for each in every] == [Precision.INT8] * 4
 
-    class Fp8(str):
-        facts = replace(Precision.INT8.facts, name="fp8", element_type="FLOAT8E4M3FN")
-
-    other = Fp8("fp8")
+    row = replace(FACTS["int8"], name="fp8", element_type="FLOAT8E4M3FN")
+    monkeypatch.setitem(FACTS, "fp8", row)
+    other = Precision("fp8")
     monkeypatch.setattr(element_types, "_QUANTIZED", (Precision.INT8, other))
     assert quantized_precision(_pair(TYPES.FLOAT8E4M3FN)) is other
     assert quantized_precision(_pair(TYPES.INT8)) is Precision.INT8
