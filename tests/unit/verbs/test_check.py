@@ -64,7 +64,7 @@ def test_a_changed_file_is_named_and_not_run(tmp_path: Path, name: str) -> None:
 def golden(folder: Path, error: float) -> None:
     """A sample that is wrong by ``error``, in a manifest that has its hash."""
     with np.load(folder / GOLDEN) as sample:
-        images, logits = sample["input"], sample["logits"] + np.float32([error, 0, 0])
+        images, logits = sample["input"], sample["logits"] + np.array([error, 0, 0], np.float32)
     np.savez(folder / GOLDEN, input=images, logits=logits)
     from dataclasses import replace
 

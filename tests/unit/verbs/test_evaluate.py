@@ -136,9 +136,13 @@ def test_a_bundle_that_was_changed(
     changed = write_bundle(tmp_path / "changed")
     with (changed / "model.onnx").open("ab") as file:
         file.write(b"\0")
-    others = {} if which == "bundle" else {which: changed}
     with pytest.raises(IntegrityError, match=r"model\.onnx has sha256"):
-        evaluate_bundle(changed if which == "bundle" else bundle, data, **others)
+        evaluate_bundle(
+            changed if which == "bundle" else bundle,
+            data,
+            reference=changed if which == "reference" else None,
+            compare=changed if which == "compare" else None,
+        )
 
 
 def test_images_without_labels(bundle: Path, tmp_path: Path) -> None:
