@@ -156,10 +156,10 @@ def _resolve(target: str, options: ExportOptions, journal: Journal) -> ModelSpec
 
 def _with_bundle(options: ExportOptions, place: Path) -> ExportOptions:
     """The options with the bundle that a calibration table is kept beside."""
-    if options.int8 is None:
+    if options.quantization is None:
         return options
-    calibration = replace(options.int8.calibration, bundle=place)
-    return replace(options, int8=replace(options.int8, calibration=calibration))
+    calibration = replace(options.quantization.calibration, bundle=place)
+    return replace(options, quantization=replace(options.quantization, calibration=calibration))
 
 
 @dataclass(frozen=True)
