@@ -23,9 +23,9 @@ from deploykit.core.errors import (
 from deploykit.core.precision import Precision
 from deploykit.core.sizes import ShapeProfile, SizeRange
 from deploykit.exporting.steps import ExportOptions, export_bundle
-from deploykit.precision.calibration_data import CalibrationOptions
-from deploykit.precision.int8 import Int8Request
-from deploykit.precision.int8_choice import Int8Choices
+from deploykit.precision.calibration.data import CalibrationOptions
+from deploykit.precision.quantization.choice import Int8Choices
+from deploykit.precision.quantization.request import QuantizationRequest
 from tests.bundles import write_bundle, write_classifier
 from tests.fakes.tensorrt_fake import FakeTensorrt, Script, Severity
 from tests.graphs import normal
@@ -50,11 +50,11 @@ def export(original: Path, **options: Any) -> ExportReport:
     return export_bundle(str(original), ExportOptions(**chosen))
 
 
-def int8(folder: Path, count: int = 8) -> Int8Request:
+def int8(folder: Path, count: int = 8) -> QuantizationRequest:
     """Noise to calibrate with, and nothing to be tried."""
     calibration = CalibrationOptions("random", count=count, table=folder / "table.json")
     wishes = Int8Choices("max", "int8", "int8", "int8", "off")
-    return Int8Request(calibration, wishes, rest=Precision.FP32)
+    return QuantizationRequest(calibration, wishes, rest=Precision.FP32)
 
 
 def left_in(folder: Path) -> list[str]:
@@ -78,7 +78,7 @@ def test_int8_needs_images() -> None:
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
 def test_images_are_for_int8_only(precision: Precision, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=rf"^--calib is for --int8 only, not for {precision}$"):
-        ExportOptions(precision=precision, int8=int8(tmp_path))
+        ExportOptions(precision=precision, quantization=int8(tmp_path))
 
 
 def test_a_bundle_is_no_target(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_fp16_keeps_its_reference_and_is_compared_with_it(original: Path) -> Non
 
 
 def test_int8_keeps_its_table_and_counts_what_stays_fp32(original: Path, tmp_path: Path) -> None:
-    report = export(original, precision=Precision.INT8, int8=int8(tmp_path))
+    report = export(original, precision=Precision.INT8, quantization=int8(tmp_path))
     manifest = report.bundle.manifest
     assert {"calibration.json", "reference.onnx"} <= set(left_in(report.bundle.folder))
     assert manifest.conversion["layers"] == {"int8": 1, "fp16": 0, "fp32": 1}

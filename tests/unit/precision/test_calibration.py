@@ -18,9 +18,9 @@ from deploykit.core.specs import Preprocessing
 from deploykit.graph.qdq import QdqPolicy, plan_qdq
 from deploykit.images import ArrayImages
 from deploykit.images.side_inputs import SideInputs
-from deploykit.precision.calibration import calibrate_graph
-from deploykit.precision.calibration_data import CalibrationOptions
-from deploykit.precision.calibration_table import CalibrationTable
+from deploykit.precision.calibration.data import CalibrationOptions
+from deploykit.precision.calibration.graphs import calibrate_graph
+from deploykit.precision.calibration.table import CalibrationTable
 from tests.bundles import write_classifier
 from tests.graphs import normal, run_ort
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deploykit.core.artifacts import OnnxArtifact
-    from deploykit.precision.calibration import Calibrated
+    from deploykit.precision.calibration.graphs import Calibrated
 
 PLAIN = Preprocessing(crop=(8, 8), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
@@ -67,11 +67,16 @@ def test_the_range_of_the_input_is_the_brightest_pixel(
     assert len(found.data.held_out) == 1
 
 
-def test_every_value_that_could_be_int8_has_a_range(artifact: OnnxArtifact, tmp_path: Path) -> None:
+def test_every_value_that_a_policy_could_quantize_has_a_range(
+    artifact: OnnxArtifact, tmp_path: Path
+) -> None:
+    """The last layer has 4 classes and stays FP32, but a policy may ask for it."""
     found, _ = calibrated(artifact, options(tmp_path))
-    plan = plan_qdq(onnx_graph.read_model(artifact.path), QdqPolicy())
-    assert set(found.table.amax) == set(plan.tensors)
-    assert found.to_dict()["tensors"] == len(plan.tensors)
+    model = onnx_graph.read_model(artifact.path)
+    everything = QdqPolicy(min_channels=1, min_features=1)
+    assert plan_qdq(model, QdqPolicy()).tensors == ("input",)
+    assert {"input"} < set(found.table.amax) == set(plan_qdq(model, everything).tensors)
+    assert found.to_dict()["tensors"] == len(found.table.amax)
 
 
 def test_a_table_is_made_once(artifact: OnnxArtifact, tmp_path: Path) -> None:
@@ -100,11 +105,21 @@ def test_what_differs_is_said(
     assert found.story.startswith(story)
 
 
-def test_a_table_that_cannot_be_read_is_made_now(artifact: OnnxArtifact, tmp_path: Path) -> None:
-    (tmp_path / "t.json").write_text("{", encoding="utf-8")
+def test_a_table_of_an_older_deploykit_is_made_anew(artifact: OnnxArtifact, tmp_path: Path) -> None:
+    calibrated(artifact, options(tmp_path))
+    body = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))
+    (tmp_path / "t.json").write_text(json.dumps(body | {"schema_version": 1}), encoding="utf-8")
     found, _ = calibrated(artifact, options(tmp_path))
-    assert found.story.startswith("made now: ")
+    assert found.story.startswith("made anew: ")
+    assert "has schema version 1, this deploykit reads" in found.story
     assert CalibrationTable.load(tmp_path / "t.json").digest == found.table.digest
+
+
+def test_a_file_that_is_no_table_is_not_replaced(artifact: OnnxArtifact, tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text("{", encoding="utf-8")
+    with pytest.raises(DataError, match=r"t\.json exists and is not a calibration table, so it is"):
+        calibrated(artifact, options(tmp_path))
+    assert (tmp_path / "t.json").read_text(encoding="utf-8") == "{"
 
 
 def test_a_table_that_must_fit_is_not_made(artifact: OnnxArtifact, tmp_path: Path) -> None:
@@ -138,13 +153,22 @@ def test_a_table_that_lacks_a_value(artifact: OnnxArtifact, tmp_path: Path) -> N
     assert again.story == "made anew: it has no range for input"
 
 
-def test_without_a_path_a_table_lies_in_calib(
-    artifact: OnnxArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("project", "place"),
+    [("", "mine.calibration.json"), ("[tool.deploykit]", "calib/mine.json")],
+)
+def test_without_a_path_a_table_lies_where_the_project_keeps_it(
+    artifact: OnnxArtifact,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    project: str,
+    place: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "pyproject.toml").write_text(project, encoding="utf-8")
     found, _ = calibrated(artifact, options(tmp_path, table=None))
-    assert found.path.as_posix() == "calib/mine.json"
-    assert json.loads((tmp_path / "calib" / "mine.json").read_text())["images"] == 5
+    assert found.path.as_posix() == place
+    assert json.loads((tmp_path / place).read_text(encoding="utf-8"))["images"] == 5
 
 
 def test_few_images_are_warned_of(artifact: OnnxArtifact, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from deploykit import graph as onnx_graph
 from deploykit.backends.ort import OrtRunner
 from deploykit.comparison.reference import Runners
 from deploykit.graph import qdq
-from deploykit.precision.calibration_table import CalibrationKey, CalibrationTable
-from deploykit.precision.int8_choice import (
+from deploykit.precision.calibration.table import CalibrationKey, CalibrationTable
+from deploykit.precision.quantization.choice import (
     FIRST_LAYER_GAIN_DB,
     LAYERS_GAIN_DB,
     LAYERS_SHARE,
@@ -26,7 +26,7 @@ from deploykit.precision.int8_choice import (
     choose,
     most_sensitive,
 )
-from deploykit.precision.quantization import QuantizationErrors
+from deploykit.precision.quantization.graphs import QuantizationErrors
 from tests.graphs import expose_outputs, graph, normal, run_ort, save
 
 if TYPE_CHECKING:

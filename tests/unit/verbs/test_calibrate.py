@@ -11,8 +11,8 @@ from deploykit.core.choices import DefinitionChoices, PreprocessingChoices
 from deploykit.core.errors import DataError, UnknownNameError, UsageError
 from deploykit.core.precision import Precision
 from deploykit.exporting.steps import ExportOptions, export_bundle
-from deploykit.precision.calibration_data import CalibrationOptions
-from deploykit.precision.calibration_table import CalibrationTable
+from deploykit.precision.calibration.data import CalibrationOptions
+from deploykit.precision.calibration.table import CalibrationTable
 from deploykit.sources.definition import SourceOptions
 from deploykit.verbs.calibrate import calibrate_target
 from tests.bundles import write_bundle, write_classifier

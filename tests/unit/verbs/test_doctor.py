@@ -39,7 +39,8 @@ RUN = "run engines of TensorRT"
 
 def test_everything_works_with_an_rtx_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     found = diagnosed(monkeypatch, Gpu("Ada", "8.9", 1))
-    assert list(found) == [EXPORT, CPU, BUILD_RTX, BUILD, RUN_RTX, RUN]
+    assert set(found) == {EXPORT, CPU, BUILD_RTX, BUILD, RUN_RTX, RUN}
+    assert list(found)[:3] == [EXPORT, CPU, BUILD_RTX]  # what needs least comes first
     assert all(ability.works for ability in found.values())
 
 
