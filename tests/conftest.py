@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
 
 from tests.digits import Digits, make_digits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -15,6 +20,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--shared", metavar="DIR", help="folder with data/: real images and weights")
     group.addoption("--tensorrt-stubs", metavar="DIR", help="folder with tensorrt-stubs")
     group.addoption("--cuda-stand-in", metavar="DIR", help="folder with a stand-in libcuda.so.1")
+
+
+def pytest_configure() -> None:
+    """One thread of OpenMP for each worker, and for the processes that it starts.
+
+    Threads of torch wait for one another in a loop: as many for each worker as there are cores take
+    twice the time of one.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
@@ -34,9 +49,25 @@ def cuda_stand_in(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Digits:
-    """Trained once for all workers: the folder above a worker's own is shared by them."""
+def made_once(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes a folder once for all workers: the folder above a worker's own is shared by them."""
     own = tmp_path_factory.getbasetemp()
-    folder = (own if worker_id == "master" else own.parent) / "digits"
-    with FileLock(f"{folder}.lock"):
-        return make_digits(folder)
+    shared = own if worker_id == "master" else own.parent
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():  # a worker that failed half-way has left a part
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def digits(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Digits:
+    """Trained once for all workers."""
+    return make_digits(made_once("digits", make_digits))

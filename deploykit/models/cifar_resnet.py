@@ -76,7 +76,7 @@ class PaddedShortcut(nn.Module):
         return functional.pad(self.subsample(x), padding)
 
 
-class BasicBlock(nn.Module):
+class CifarBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut."""
 
     def __init__(self, in_channels: int, width: int, stride: int) -> None:
@@ -123,7 +123,7 @@ def build(variant: str, *, num_classes: int, image_size: int) -> nn.Module:  # n
     """An untrained ``resnet20`` to ``resnet110``."""
     network = CifarResNet(BLOCKS[variant], num_classes)
     he_normal(network)
-    blocks = [block for block in network.modules() if isinstance(block, BasicBlock)]
+    blocks = [block for block in network.modules() if isinstance(block, CifarBlock)]
     damp_residuals([block.bn2 for block in blocks])
     return network
 
@@ -131,5 +131,5 @@ def build(variant: str, *, num_classes: int, image_size: int) -> nn.Module:  # n
 def _stage(in_channels: int, width: int, blocks: int) -> nn.Sequential:
     """The first block of a wider stage halves the image."""
     stride = 1 if in_channels == width else 2
-    first = BasicBlock(in_channels, width, stride)
-    return nn.Sequential(first, *(BasicBlock(width, width, 1) for _ in range(blocks - 1)))
+    first = CifarBlock(in_channels, width, stride)
+    return nn.Sequential(first, *(CifarBlock(width, width, 1) for _ in range(blocks - 1)))

@@ -10,6 +10,7 @@ import pytest
 from tests.cli import deploykit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.digits import Digits
@@ -24,11 +25,9 @@ def export_digits(digits: Digits, folder: Path, precision: str, *more: object) -
 
 
 @pytest.fixture(scope="session")
-def fp16_bundle(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fp16_bundle(digits: Digits, made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """Trained on digits, with an engine where TensorRT for RTX is installed. Read only."""
-    folder = tmp_path_factory.mktemp("engines") / "digits-fp16"
-    export_digits(digits, folder, "fp16")
-    return folder
+    return made_once("digits-fp16", lambda folder: export_digits(digits, folder, "fp16"))
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from deploykit.bundle.manifest import Bundle
+from tests.bundles import write_classifier
 from tests.cli import Called, deploykit
 
 if TYPE_CHECKING:
@@ -219,8 +220,9 @@ def test_full_disk(fp16_bundle: Path, tmp_path: Path) -> None:
 
 def test_labels_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("cat\ndog\n")
-    called = export(tmp_path, *SMALL, "--labels", tmp_path / "labels.txt")
-    assert_refused(called, 1, "2 lines, the model has 10 classes")
+    original = write_classifier(tmp_path / "mine.onnx")
+    called = export(tmp_path, original, "--backend", "none", "--labels", tmp_path / "labels.txt")
+    assert_refused(called, 1, "2 lines, the model has 4 classes")
     assert leftovers(tmp_path / "engines") == []
 
 

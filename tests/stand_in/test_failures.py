@@ -18,7 +18,7 @@ from deploykit.backends.trt.runner import LANES, TrtRunner
 from deploykit.core.errors import DeviceError, UsageError
 from deploykit.core.sizes import ShapeProfile
 from tests.device_arrays import ByDlpack, core
-from tests.fakes.runtime_fake import SCRATCH
+from tests.fakes.execution_fake import SCRATCH
 from tests.runner_scenarios import images
 from tests.stand_in.benches import fake_bench
 from tests.unit.backends.trt import small_models

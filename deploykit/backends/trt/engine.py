@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("deploykit")
 
 
-class RuntimeCache:
+class CacheFile:
     """The cache of a runtime's configuration, and the file that it comes from and goes to.
 
     Without a file it serves the contexts of this process only.
@@ -115,14 +115,14 @@ class Engine:
         self.inputs, self.outputs = self._specs()
         self.scratch_bytes = int(self._engine.device_memory_size_v2)
         self._config = self._new_config(compiler.module)
-        self._cache: RuntimeCache | None = None
+        self._cache: CacheFile | None = None
         self.captures = cuda_graphs
         if hasattr(self._config, "cuda_graph_strategy"):
             config = cast("api.RtxRuntimeConfig", self._config)
             # TensorRT for RTX knows best when its kernels of a new shape are worth capturing.
             self.captures = False
             config.cuda_graph_strategy = _graph_strategy(compiler.module, wanted=cuda_graphs)
-            self._cache = RuntimeCache(config, cache)
+            self._cache = CacheFile(config, cache)
 
     def new_context(self) -> api.ExecutionContext:
         """A context without scratch memory of its own.

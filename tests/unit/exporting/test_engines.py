@@ -17,7 +17,8 @@ from deploykit.core.precision import Precision
 from deploykit.core.precision_facts import FACTS
 from deploykit.core.sizes import ShapeProfile
 from deploykit.exporting.engines import build_engine, prove_precision, require_capabilities
-from tests.fakes.tensorrt_fake import FakeTensorrt, ILayer, INetworkDefinition, ITensor, LayerType
+from tests.fakes.network_fake import ILayer, INetworkDefinition, ITensor, LayerType
+from tests.fakes.tensorrt_fake import FakeTensorrt
 from tests.fakes.tensorrt_fake import Script as FakeScript
 from tests.unit.backends.trt import small_models
 

@@ -16,17 +16,19 @@ from deploykit.core import environment
 from deploykit.core.environment import Gpu
 from deploykit.core.errors import BuildError, UsageError
 from deploykit.core.sizes import ShapeProfile
-from tests.fakes.tensorrt_fake import (
-    ComputeCapability,
+from tests.fakes.network_fake import (
     DataType,
     ErrorCode,
-    FakeTensorrt,
     ILayer,
     INetworkDefinition,
     ITensor,
     LayerType,
-    MemoryPoolType,
     ParserError,
+)
+from tests.fakes.tensorrt_fake import (
+    ComputeCapability,
+    FakeTensorrt,
+    MemoryPoolType,
     Script,
     Severity,
 )

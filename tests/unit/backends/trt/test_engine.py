@@ -11,7 +11,8 @@ from deploykit.backends import Compiler
 from deploykit.backends.trt.engine import Engine
 from deploykit.core.errors import BundleError, EngineIncompatibleError
 from deploykit.core.specs import TensorSpec
-from tests.fakes.runtime_fake import SCRATCH, DataType, FakeRuntime, Script
+from tests.fakes.execution_fake import SCRATCH, DataType
+from tests.fakes.runtime_fake import FakeRuntime, Script
 from tests.unit.backends.trt import small_models
 
 if TYPE_CHECKING:

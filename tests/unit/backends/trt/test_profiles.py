@@ -12,7 +12,8 @@ from deploykit.backends import CompileOptions, Compiler
 from deploykit.backends.trt.builder import compile_onnx, fitting_profile, open_inputs
 from deploykit.core.errors import BuildError, UsageError
 from deploykit.core.sizes import ShapeProfile, SizeRange
-from tests.fakes.tensorrt_fake import DataType, FakeTensorrt, INetworkDefinition, ITensor, Script
+from tests.fakes.network_fake import DataType, INetworkDefinition, ITensor
+from tests.fakes.tensorrt_fake import FakeTensorrt, Script
 from tests.unit.backends.trt import small_models
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploykit.backends.trt.engine import RuntimeCache
+from deploykit.backends.trt.engine import CacheFile
 from tests.fakes.runtime_fake import RtxRuntimeConfig, Script
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "model.engine.cache"
 
 
-def opened(path: Path, script: Script | None = None) -> RuntimeCache:
-    return RuntimeCache(RtxRuntimeConfig(script or Script()), path)
+def opened(path: Path, script: Script | None = None) -> CacheFile:
+    return CacheFile(RtxRuntimeConfig(script or Script()), path)
 
 
 def test_a_first_cache_is_written_and_everyone_may_read_it(path: Path) -> None:
@@ -75,5 +75,5 @@ def test_a_cache_that_cannot_be_written_down(path: Path) -> None:
 
 
 def test_without_a_file_the_cache_serves_this_process_only(tmp_path: Path) -> None:
-    RuntimeCache(RtxRuntimeConfig(Script()), None).save()
+    CacheFile(RtxRuntimeConfig(Script()), None).save()
     assert not list(tmp_path.iterdir())

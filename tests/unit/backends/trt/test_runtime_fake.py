@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deploykit.backends.trt import api
-from tests.fakes import runtime_fake
+from tests.fakes import execution_fake, runtime_fake
 from tests.fakes.tensorrt_fake import ILogger
 from tests.unit.backends.trt import small_models
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 REAL_NAMES: dict[type, str] = {
-    runtime_fake.CudaEngine: "ICudaEngine",
-    runtime_fake.ExecutionContext: "IExecutionContext",
+    execution_fake.CudaEngine: "ICudaEngine",
+    execution_fake.ExecutionContext: "IExecutionContext",
     runtime_fake.Runtime: "Runtime",
     runtime_fake.RtxRuntimeConfig: "IRuntimeConfig",
     runtime_fake.RuntimeCache: "IRuntimeCache",
@@ -38,9 +38,9 @@ PROTOCOLS: dict[type, str] = {
 }
 ENUMS = (
     runtime_fake.CudaGraphStrategy,
-    runtime_fake.DataType,
-    runtime_fake.ExecutionContextAllocationStrategy,
-    runtime_fake.TensorIOMode,
+    execution_fake.DataType,
+    execution_fake.ExecutionContextAllocationStrategy,
+    execution_fake.TensorIOMode,
 )
 OWN = {"numpy_type"}  # of the fake, for itself
 
@@ -113,8 +113,8 @@ def test_the_fake_module_offers_nothing_that_the_real_one_lacks(real: Any) -> No
 
 def test_the_fake_has_all_that_the_protocols_name() -> None:
     pairs: Sequence[tuple[type, type]] = (
-        (runtime_fake.CudaEngine, api.CudaEngine),
-        (runtime_fake.ExecutionContext, api.ExecutionContext),
+        (execution_fake.CudaEngine, api.CudaEngine),
+        (execution_fake.ExecutionContext, api.ExecutionContext),
         (runtime_fake.Runtime, api.Runtime),
         (runtime_fake.RtxRuntimeConfig, api.RtxRuntimeConfig),
         (runtime_fake.RuntimeCache, api.RuntimeCache),

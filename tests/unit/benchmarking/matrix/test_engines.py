@@ -17,7 +17,8 @@ from deploykit.core.sizes import ShapeProfile, SizeRange
 from deploykit.runtime.choice import Machine
 from tests.bundles import COLOURS, engine_record, write_bundle
 from tests.fakes.engine_fake import ADA, FakeMachine
-from tests.fakes.tensorrt_fake import FakeTensorrt, ILayer, INetworkDefinition, ITensor, LayerType
+from tests.fakes.network_fake import ILayer, INetworkDefinition, ITensor, LayerType
+from tests.fakes.tensorrt_fake import FakeTensorrt
 from tests.fakes.tensorrt_fake import Script as FakeScript
 from tests.graphs import graph as onnx_graph
 from tests.graphs import save

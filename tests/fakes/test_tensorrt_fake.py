@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import tensorrt_fake
+from tests.fakes import network_fake, tensorrt_fake
 
 REASON = "the package tensorrt-rtx-cu13 is not installed"
 HIDDEN = {"self", "script"}
@@ -55,7 +55,7 @@ def test_attributes_exist_in_the_real_class(name: str, real: Any) -> None:
 def test_enum_members_exist_in_the_real_enum(fake: Any, real: Any) -> None:
     genuine = getattr(real, fake.__name__).__members__
     assert set(fake.__members__) <= set(genuine)
-    if fake is not tensorrt_fake.LayerType:
+    if fake is not network_fake.LayerType:
         assert {name: int(genuine[name]) for name in fake.__members__} == {
             name: member.value for name, member in fake.__members__.items()
         }

@@ -1,0 +1,202 @@
+"""An engine and its execution contexts, computing with onnxruntime on a CUDA driver's streams.
+
+A plan is an ONNX file's bytes. ``execute_async_v3`` queues its work on the stream of a CUDA driver,
+so it runs where and when that driver says, in a replayed graph too. It needs a driver whose device
+memory the host can read. What the real runtime leaves undefined is an assertion here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from enum import Enum
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.fakes.runtime_fake import RuntimeConfig, Script
+    from tests.fakes.tensorrt_fake import ILogger
+
+SCRATCH = 4096
+_HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_NUMPY = {
+    "tensor(float)": ("FLOAT", np.float32),
+    "tensor(float16)": ("HALF", np.float16),
+    "tensor(int64)": ("INT64", np.int64),
+}
+
+
+class DataType(Enum):
+    FLOAT = 0
+    HALF = 1
+    BF16 = 7
+    INT64 = 8
+
+
+class TensorIOMode(Enum):
+    NONE = 0
+    INPUT = 1
+    OUTPUT = 2
+
+
+class ExecutionContextAllocationStrategy(Enum):
+    STATIC = 0
+    ON_PROFILE_CHANGE = 1
+    USER_MANAGED = 2
+
+
+class CudaEngine:
+    device_memory_size_v2 = SCRATCH
+
+    def __init__(
+        self, script: Script, plan: bytes, logger: ILogger, config: type[RuntimeConfig]
+    ) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        providers = ["CPUExecutionProvider"]
+        self.session = ort.InferenceSession(plan, options, providers=providers)
+        self.script = script
+        self.logger = logger
+        self._config = config
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        self.input_names = [str(node.name) for node in inputs]
+        self._nodes = {str(node.name): node for node in (*inputs, *outputs)}
+
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self._nodes)
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self._nodes)[index]
+
+    def get_tensor_mode(self, name: str) -> TensorIOMode:
+        return TensorIOMode.INPUT if name in self.input_names else TensorIOMode.OUTPUT
+
+    def get_tensor_dtype(self, name: str) -> DataType:
+        return self.script.dtype or DataType[_NUMPY[self._nodes[name].type][0]]
+
+    def get_tensor_shape(self, name: str) -> list[int]:
+        return [dim if isinstance(dim, int) else -1 for dim in self._nodes[name].shape]
+
+    def create_runtime_config(self) -> RuntimeConfig | None:
+        allowed = self.script.allows("create_runtime_config", self.logger)
+        return self._config(self.script) if allowed else None
+
+    def create_execution_context(self, runtime_config: RuntimeConfig) -> ExecutionContext | None:
+        assert runtime_config.strategy is ExecutionContextAllocationStrategy.USER_MANAGED
+        if not self.script.allows("create_execution_context", self.logger):
+            return None
+        return ExecutionContext(self)
+
+    def numpy_type(self, name: str) -> Any:
+        return _NUMPY[self._nodes[name].type][1]
+
+
+class ExecutionContext:
+    """``IExecutionContext``; used by two threads at once it fails an assertion."""
+
+    def __init__(self, engine: CudaEngine) -> None:
+        self._engine = engine
+        self._script = engine.script
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+        self._scratch = 0
+        self._callbacks: list[Any] = []  # of captured work, which is done for as long as this lives
+        self._driver = ctypes.CDLL("libcuda.so.1")
+        self._in_use = Lock()
+        self._script.contexts += 1
+
+    def __del__(self) -> None:
+        self._script.contexts -= 1
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert isinstance(shape, tuple)
+        self._shapes[name] = shape
+        return self._script.allows("set_input_shape", self._engine.logger)
+
+    def infer_shapes(self) -> list[str]:
+        if not self._script.allows("infer_shapes", self._engine.logger):
+            raise RuntimeError("shape inference failed")
+        if "all shapes" in self._script.refuses:
+            return ["x"]
+        return [name for name in self._engine.input_names if name not in self._shapes]
+
+    def get_tensor_shape(self, name: str) -> list[int]:
+        if name in self._shapes:
+            return list(self._shapes[name])
+        first, *others = self._engine.get_tensor_shape(name)
+        if -1 in others:
+            return self._computed_shape(name)
+        return [next(iter(self._shapes.values()))[0] if first == -1 else first, *others]
+
+    def _computed_shape(self, name: str) -> list[int]:
+        feeds = {
+            known: np.zeros(shape, self._engine.numpy_type(known))
+            for known, shape in self._shapes.items()
+        }
+        return list(self._engine.session.run([name], feeds)[0].shape)
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        assert memory % 256 == 0
+        self._addresses[name] = memory
+        return self._script.allows("set_tensor_address", self._engine.logger)
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert size >= SCRATCH
+        assert memory % 256 == 0
+        self._scratch = memory
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        assert self._in_use.acquire(blocking=False), "one context in two threads"
+        try:
+            return self._execute(stream_handle)
+        finally:
+            self._in_use.release()
+
+    def _execute(self, stream: int) -> bool:
+        assert stream > 2, "the default stream"
+        assert self._scratch
+        if self._script.before is not None:
+            self._script.before(stream)
+        if not self._script.allows("execute_async_v3", self._engine.logger):
+            return False
+        is_captured = self._is_capturing(stream)
+        self._script.captured += is_captured
+        self._script.eager += not is_captured
+        work = self._script.work or _HOST_FUNCTION(self._computation())
+        if is_captured:
+            self._callbacks.append(work)
+        status = self._driver.cuLaunchHostFunc(ctypes.c_void_p(stream), work, None)
+        return bool(status == 0)
+
+    def _is_capturing(self, stream: int) -> bool:
+        answer = ctypes.c_int()
+        self._driver.cuStreamIsCapturing(ctypes.c_void_p(stream), ctypes.byref(answer))
+        return bool(answer.value)
+
+    def _computation(self) -> Callable[[Any], None]:
+        """The work, with shapes and addresses as they are now."""
+        engine, script, scratch = self._engine, self._script, self._scratch
+        inputs = {name: self._memory(name) for name in engine.input_names}
+        outputs = {n: self._memory(n) for n in self._addresses if n not in inputs}
+
+        def compute(_: Any) -> None:
+            ctypes.memset(scratch, 0xAB, SCRATCH)
+            feeds = {name: np.array(memory) for name, memory in inputs.items()}
+            results = engine.session.run(list(outputs), feeds)
+            for memory, result in zip(outputs.values(), results, strict=True):
+                memory[...] = result
+            script.computed += 1
+
+        return compute
+
+    def _memory(self, name: str) -> Any:
+        shape = tuple(self.get_tensor_shape(name))
+        dtype = np.dtype(self._engine.numpy_type(name))
+        size = int(np.prod(shape)) * dtype.itemsize
+        raw = (ctypes.c_ubyte * size).from_address(self._addresses[name])
+        return np.frombuffer(raw, dtype).reshape(shape)

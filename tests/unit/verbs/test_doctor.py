@@ -1,0 +1,87 @@
+"""`diagnose` on machines with and without a GPU, with packages that are and are not there."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import pytest
+
+from deploykit.core import environment
+from deploykit.core.environment import Gpu
+from deploykit.verbs.doctor import diagnose
+
+if TYPE_CHECKING:
+    from deploykit.verbs.doctor import Ability
+
+EXPORTING = ("torch", "torchvision", "onnx", "onnxscript", "safetensors")
+OTHERS = ("onnxruntime", "tensorrt", "tensorrt_rtx")
+
+
+def diagnosed(
+    monkeypatch: pytest.MonkeyPatch, gpu: Gpu | None = None, without: tuple[str, ...] = ()
+) -> dict[str, Ability]:
+    """Abilities by the first word of the task's end; every package is an empty module."""
+    monkeypatch.setattr(environment, "gpus", lambda: () if gpu is None else (gpu,))
+    for name in (*EXPORTING, *OTHERS):
+        monkeypatch.setitem(sys.modules, name, None if name in without else ModuleType(name))
+    return {ability.task: ability for ability in diagnose().abilities}
+
+
+EXPORT = "export definitions to ONNX"
+CPU = "validate, evaluate and check on the CPU"
+BUILD_RTX = "compile engines for RTX-class GPUs"
+BUILD = "compile engines with TensorRT"
+RUN_RTX = "run engines of TensorRT for RTX"
+RUN = "run engines of TensorRT"
+
+
+def test_everything_works_with_an_rtx_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = diagnosed(monkeypatch, Gpu("Ada", "8.9", 1))
+    assert set(found) == {EXPORT, CPU, BUILD_RTX, BUILD, RUN_RTX, RUN}
+    assert list(found)[:3] == [EXPORT, CPU, BUILD_RTX]  # what needs least comes first
+    assert all(ability.works for ability in found.values())
+
+
+def test_without_a_gpu_engines_for_rtx_can_still_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = diagnosed(monkeypatch)
+    assert [task for task, ability in found.items() if ability.works] == [EXPORT, CPU, BUILD_RTX]
+    assert found[BUILD].how == "needs a GPU and its driver; there is none here"
+    assert found[RUN_RTX].how == "needs an RTX-class GPU and its driver"
+    assert found[RUN].how == "needs a GPU and its driver; there is none here"
+
+
+def test_a_gpu_that_tensorrt_for_rtx_does_not_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = diagnosed(monkeypatch, Gpu("Hopper", "9.0", 1))
+    assert found[RUN].works
+    assert not found[RUN_RTX].works
+    assert found[RUN_RTX].how.startswith("compute capability 9.0 is not one of 8.0, 8.6, 8.9")
+
+
+@pytest.mark.parametrize(
+    ("module", "tasks"),
+    [
+        *((name, [EXPORT]) for name in EXPORTING),
+        ("onnxruntime", [CPU]),
+        ("tensorrt_rtx", [BUILD_RTX, RUN_RTX]),
+        ("tensorrt", [BUILD, RUN]),
+    ],
+)
+def test_a_missing_package_is_named_with_its_install_line(
+    monkeypatch: pytest.MonkeyPatch, module: str, tasks: list[str]
+) -> None:
+    found = diagnosed(monkeypatch, Gpu("Ada", "8.9", 1), (module,))
+    assert [task for task, ability in found.items() if not ability.works] == tasks
+    for task in tasks:
+        assert f"needs the Python module {module}, which is not installed" in found[task].how
+        assert "install it: pip install" in found[task].how
+        assert "\n" not in found[task].how
+
+
+def test_plain_data_has_the_machine_and_its_abilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    diagnosed(monkeypatch)
+    data = diagnose().to_dict()
+    assert data["gpus"] == []
+    assert data["abilities"][0].keys() == {"task", "works", "how"}
+    assert data["python"].split(".")[0] == "3"

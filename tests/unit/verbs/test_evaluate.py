@@ -1,0 +1,151 @@
+"""`evaluate_bundle` on images whose class is their colour: counts, references, refusals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from deploykit.core.errors import DataError, IntegrityError, UsageError
+from deploykit.core.specs import TensorSpec
+from deploykit.images import LabelledData
+from deploykit.verbs.evaluate import evaluate_bundle
+from tests.bundles import SIZE, write_bundle, write_classifier
+from tests.graphs import graph, save
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LABELS = [0, 1, 2, 0, 1, 2, 0, 0]
+SHOWN = [0, 1, 2, 0, 2, 2, 1, 0]
+"""The colour of each image; two are not of their label."""
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> LabelledData:
+    pixels = np.full((len(SHOWN), SIZE, SIZE, 3), 20, np.uint8)
+    for image, colour in zip(pixels, SHOWN, strict=True):
+        image[:, :, colour] = 200
+    np.savez(tmp_path / "images.npz", images=pixels, labels=np.array(LABELS))
+    return LabelledData(tmp_path / "images.npz")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return write_bundle(tmp_path / "colours")
+
+
+def turned(folder: Path) -> Path:
+    """A file that takes red for green, green for blue and blue for red."""
+    text = """g (float[N, 3, 8, 8] input) => (float[N, 3] logits) {
+        mean = GlobalAveragePool (input)  flat = Flatten (mean)
+        logits = Gather <axis = 1> (flat, order)
+    }"""
+    return save(graph(text, {"order": np.array([2, 0, 1])}), folder / "turned.onnx")
+
+
+@pytest.mark.parametrize("batch", [1, 3, 32])
+def test_right_answers_are_counted(bundle: Path, data: LabelledData, batch: int) -> None:
+    found = evaluate_bundle(bundle, data, batch=batch).evaluation
+    assert found.count == 8
+    assert found.accuracy.top1 == np.mean(np.array(SHOWN) == LABELS) == 0.75
+    assert found.answers.top1.tolist() == SHOWN
+    assert found.agreement == 1.0  # with itself
+
+
+def test_classes_come_worst_first_with_their_names(bundle: Path, data: LabelledData) -> None:
+    rows = evaluate_bundle(bundle, data).per_class()
+    assert [(row["name"], row["count"], row["right"]) for row in rows] == [
+        ("green", 2, 1), ("red", 4, 3), ("blue", 2, 2),
+    ]  # fmt: skip
+    low, high = rows[0]["top1_interval"]
+    assert low < rows[0]["top1"] == 0.5 < high
+
+
+def test_confusions_are_named(bundle: Path, data: LabelledData) -> None:
+    report = evaluate_bundle(bundle, data)
+    found = {(row["name"], row["predicted_name"], row["count"]) for row in report.confusions(5)}
+    assert found == {("green", "blue", 1), ("red", "green", 1)}
+    assert len(report.confusions(1)) == 1
+
+
+def test_without_names_there_are_numbers(data: LabelledData, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from deploykit.bundle.manifest import MANIFEST, Bundle
+
+    folder = write_bundle(tmp_path / "nameless")
+    manifest = Bundle.open(folder).manifest
+    files = {name: value for name, value in manifest.files.items() if name != "labels.txt"}
+    (folder / MANIFEST).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
+    report = evaluate_bundle(folder, data)
+    assert report.name_of(0) is None
+    assert [row["class"] for row in report.per_class()] == [1, 0, 2]
+
+
+def test_agreement_with_another_model(bundle: Path, data: LabelledData, tmp_path: Path) -> None:
+    found = evaluate_bundle(bundle, data, reference=turned(tmp_path)).evaluation
+    assert found.agreement == 0.0
+    assert found.other is not None
+    assert found.other.top1 == np.mean((np.array(SHOWN) + 1) % 3 == LABELS)
+
+
+def test_a_comparison_with_another_bundle(bundle: Path, data: LabelledData, tmp_path: Path) -> None:
+    other = write_bundle(tmp_path / "again")
+    found = evaluate_bundle(bundle, data, compare=other).evaluation
+    assert found.other is not None
+    assert found.other.top1 == found.accuracy.top1
+
+
+def test_one_model_to_hold_it_against(bundle: Path, data: LabelledData) -> None:
+    with pytest.raises(UsageError, match=r"^--reference and --compare are two models to hold"):
+        evaluate_bundle(bundle, data, reference=bundle, compare=bundle)
+
+
+def test_a_file_of_another_size_cannot_be_fed(
+    bundle: Path, data: LabelledData, tmp_path: Path
+) -> None:
+    other = write_classifier(tmp_path / "large.onnx", image="16, 16")
+    message = (
+        r"^large\.onnx takes input float32 .*, the bundle float32 images \(3, 8, 8\)\nan \.onnx"
+    )
+    with pytest.raises(UsageError, match=message):
+        evaluate_bundle(bundle, data, compare=other)
+
+
+def test_a_bundle_that_takes_more_than_images(data: LabelledData, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from deploykit.bundle.manifest import MANIFEST, Bundle
+
+    folder = write_bundle(tmp_path / "more")
+    manifest = Bundle.open(folder).manifest
+    age = TensorSpec("age", "float32", ("N", 4))
+    onnx = replace(manifest.onnx, inputs=(*manifest.onnx.inputs, age))
+    (folder / MANIFEST).write_text(replace(manifest, onnx=onnx).to_json(), encoding="utf-8")
+    message = r"^colours-fp32 takes age float32 \('N', 4\) beside the images, which eval does not"
+    with pytest.raises(UsageError, match=message):
+        evaluate_bundle(folder, data)
+
+
+@pytest.mark.parametrize("which", ["bundle", "reference", "compare"])
+def test_a_bundle_that_was_changed(
+    bundle: Path, data: LabelledData, tmp_path: Path, which: str
+) -> None:
+    changed = write_bundle(tmp_path / "changed")
+    with (changed / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(IntegrityError, match=r"model\.onnx has sha256"):
+        evaluate_bundle(
+            changed if which == "bundle" else bundle,
+            data,
+            reference=changed if which == "reference" else None,
+            compare=changed if which == "compare" else None,
+        )
+
+
+def test_images_without_labels(bundle: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "bare.npz", images=np.zeros((4, SIZE, SIZE, 3), np.uint8))
+    with pytest.raises(DataError, match="these images have no labels"):
+        evaluate_bundle(bundle, LabelledData(tmp_path / "bare.npz"))

@@ -1,0 +1,80 @@
+"""`inspect` of each kind of target, with figures that were counted by hand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from deploykit.core.choices import DefinitionChoices
+from deploykit.core.errors import BundleError, ModelFileError, UnknownNameError, UsageError
+from deploykit.verbs.inspect import inspect
+from tests.bundles import write_bundle, write_classifier
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONVOLUTION = 16 * 3 * 9 * 8 * 8
+LINEAR = 16 * 4
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_file_is_counted_node_by_node(tmp_path: Path, batch: int) -> None:
+    summary = inspect(str(write_classifier(tmp_path / "mine.onnx")), batch=batch)
+    assert summary.multiply_adds == batch * (CONVOLUTION + LINEAR)
+    assert [layer.kind for layer in summary.layers] == [
+        "Conv", "Relu", "GlobalAveragePool", "Flatten", "Gemm",
+    ]  # fmt: skip
+    assert summary.layers[0].output_shape == (batch, 16, 8, 8)
+    assert summary.parameters == 16 * 3 * 9 + LINEAR
+
+
+def test_an_open_size_is_what_the_user_asks_for(tmp_path: Path) -> None:
+    path = write_classifier(tmp_path / "open.onnx", image="h, w")
+    summary = inspect(str(path), DefinitionChoices(image_size=16))
+    assert summary.multiply_adds == 4 * CONVOLUTION + LINEAR
+
+
+def test_a_fixed_size_takes_no_other(tmp_path: Path) -> None:
+    path = write_classifier(tmp_path / "mine.onnx")
+    with pytest.raises(UsageError, match=r"mine\.onnx brings its own weights, classes and size"):
+        inspect(str(path), DefinitionChoices(image_size=16))
+
+
+def test_classes_are_for_definitions(tmp_path: Path) -> None:
+    path = write_classifier(tmp_path / "open.onnx", image="h, w")
+    with pytest.raises(UsageError, match=r"open\.onnx brings its own weights"):
+        inspect(str(path), DefinitionChoices(image_size=16, num_classes=3))
+
+
+@pytest.mark.parametrize("image", ["8, 8", "h, w"])
+def test_a_bundle_is_shown_at_the_size_of_its_images(tmp_path: Path, image: str) -> None:
+    folder = write_bundle(tmp_path / "colours", image=image)
+    summary = inspect(str(folder))
+    assert [layer.kind for layer in summary.layers] == ["GlobalAveragePool", "Flatten"]
+    assert summary.layers[1].output_shape == (1, 3)
+    assert summary.parameters == 0
+
+
+def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is not a bundle"):
+        inspect(str(tmp_path))
+
+
+def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
+    (tmp_path / "odd.onnx").write_bytes(b"text")
+    with pytest.raises(ModelFileError, match=r"odd\.onnx"):
+        inspect(str(tmp_path / "odd.onnx"))
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown architecture 'alexnt'\ndid you mean"):
+        inspect("alexnt")
+
+
+def test_a_definition_is_shown_as_modules() -> None:
+    summary = inspect("resnet20", DefinitionChoices(image_size=8))
+    assert summary.parameters == 269_722
+    kinds = [layer.kind for layer in summary.layers]
+    assert kinds.count("Conv2d") == 19
+    assert kinds.count("Linear") == 1
