@@ -6,9 +6,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnxruntime
 import pytest
 
-from deploykit.backends import ort
 from deploykit.bundle.manifest import MODEL, REFERENCE
 from deploykit.core.choices import DefinitionChoices
 from deploykit.core.precision import Precision
@@ -53,8 +53,8 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str]]:
         return called
 
     monkeypatch.setattr(files, "_read", counting(READ, files._read))
-    session = ort.ort.InferenceSession
-    monkeypatch.setattr(ort.ort, "InferenceSession", counting(RUN, session))
+    session = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "InferenceSession", counting(RUN, session))
     return counts
 
 

@@ -30,12 +30,13 @@ def path(tmp_path: Path) -> Path:
 
 def test_a_file_is_read_when_it_is_needed(path: Path) -> None:
     loaded = LoadedGraph(read_artifact(path))
-    assert not loaded.is_loaded
+    states = [loaded.is_loaded]
     model = loaded.model
-    assert loaded.is_loaded
+    states.append(loaded.is_loaded)
     assert loaded.model is model
     loaded.release()
-    assert not loaded.is_loaded
+    states.append(loaded.is_loaded)
+    assert states == [False, True, False]
     assert loaded.model is not model
 
 
