@@ -35,7 +35,7 @@ from deploykit.backends.ort import OrtRunner
 from deploykit.comparison.validation import outputs_of
 from deploykit.core.environment import describe
 from deploykit.core.precision import Precision
-from deploykit.graph import read_model, write_model
+from deploykit.graph import LoadedGraph, read_model, write_model
 from deploykit.graph.exposing import expose_named
 from deploykit.graph.qdq import QdqPolicy
 from deploykit.models import get
@@ -150,7 +150,7 @@ def scale(node: ir.Node, index: int, factor: Floats) -> None:
 def measure(name: str, data: Path, folder: Path) -> list[Row]:
     spec = get(name)
     module, _ = build_with_weights(spec, str(data / f"{name}_cifar10.npz"), 0)
-    artifact = export_module(spec, module, folder / f"{name}.onnx", "torch.export")
+    artifact = export_module(spec, module, folder / f"{name}.onnx", "torch.export").artifact
     calibration, _ = load(data / "cifar10_calib512.npz", name)
     test, labels = load(data / "cifar10_test1000.npz", name)
     with OrtRunner(artifact.path, threads=2) as runner:
@@ -167,10 +167,10 @@ def measure(name: str, data: Path, folder: Path) -> list[Row]:
         with OrtRunner(graph.path, threads=2) as runner:
             same = np.concatenate(outputs_of(runner, test))
         np.testing.assert_allclose(same, exact, atol=1e-3)
-        amax = ranges(graph, plan_int8(graph, QdqPolicy()).tensors, calibration)["mse"]
+        amax = ranges(graph, plan_int8(LoadedGraph(graph), QdqPolicy()).tensors, calibration)["mse"]
         for policy in TRIED:
             target = folder / f"{name}-int8.onnx"
-            quantize_to_int8(graph, amax, target, options=POLICIES[policy])
+            quantize_to_int8(LoadedGraph(graph), amax, target, options=POLICIES[policy])
             with OrtRunner(target, threads=2, optimise=False) as runner:
                 got = np.concatenate(outputs_of(runner, test))
             rows.append(Row(name, policy, kind, pairs, **judge(got, exact, labels)))

@@ -146,28 +146,28 @@ def expected_agreement(got: NDArray[np.float32], exact: NDArray[np.float32]) -> 
 def measure(name: str, data: Path, methods: Sequence[str], folder: Path) -> list[Row]:
     spec = get(name)
     module, _ = build_with_weights(spec, str(data / f"{name}_cifar10.npz"), 0)
-    artifact = export_module(spec, module, folder / f"{name}.onnx", "torch.export")
+    graph = export_module(spec, module, folder / f"{name}.onnx", "torch.export")
     calibration, _ = load(data / "cifar10_calib512.npz", name)
     test, labels = load(data / "cifar10_test1000.npz", name)
     open_runner = partial(OrtRunner, threads=2, optimise=False)
-    with OrtRunner(artifact.path, threads=2) as runner:
+    with OrtRunner(graph.artifact.path, threads=2) as runner:
         exact = np.concatenate(outputs_of(runner, test))
     fp32 = float((exact.argmax(axis=1) == labels).mean())
-    tensors = plan_int8(artifact, QdqPolicy()).tensors
-    amax = ranges(artifact, tensors, calibration)
+    tensors = plan_int8(graph, QdqPolicy()).tensors
+    amax = ranges(graph.artifact, tensors, calibration)
     rows = []
     with SilentProgress().step("") as task:
         for method in methods:
             for variant, (options, correct) in VARIANTS.items():
-                plan = plan_int8(artifact, options.policy)
+                plan = plan_int8(graph, options.policy)
                 errors = QuantizationErrors()
                 if correct:
                     few = [calibration[0][:CORRECTED_ON]]
                     errors = measure_errors(
-                        artifact, plan, amax[method], few, open_runner=open_runner, task=task
+                        graph, plan, amax[method], few, open_runner=open_runner, task=task
                     )
                 target = folder / f"{name}-int8.onnx"
-                quantize_to_int8(artifact, amax[method], target, options=options, errors=errors)
+                quantize_to_int8(graph, amax[method], target, options=options, errors=errors)
                 with open_runner(target) as runner:
                     got = np.concatenate(outputs_of(runner, test))
                 rows.append(Row(name, method, variant, fp32, **judge(got, exact, labels)))

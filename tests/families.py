@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 import torchvision
 
-from deploykit.graph import read_model
 from deploykit.graph.qdq import QdqPolicy
 from deploykit.models import get
 from deploykit.precision.quantization.graphs import plan_int8
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import nn
 
-    from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.graph import LoadedGraph
     from deploykit.graph.qdq import QdqPlan
 
 IMAGE_SIZES = {
@@ -47,7 +46,7 @@ TORCHVISION_SIZE = 32
 class Family:
     """A network's FP32 graph, and its plan by the default policy."""
 
-    artifact: OnnxArtifact
+    graph: LoadedGraph
     model: ir.Model
     plan: QdqPlan
 
@@ -87,8 +86,8 @@ def of_torchvision(name: str, folder: Path) -> Family:
     return family(export_module(spec, module, folder / f"{name}.onnx", "torchscript"))
 
 
-def family(artifact: OnnxArtifact) -> Family:
-    return Family(artifact, read_model(artifact.path), plan_int8(artifact, QdqPolicy()))
+def family(graph: LoadedGraph) -> Family:
+    return Family(graph, graph.model, plan_int8(graph, QdqPolicy()))
 
 
 def features_of(module: nn.Module) -> nn.Module:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from deploykit.comparison.validation import ValidationReport
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.specs import Preprocessing, Runner, SplitGraph
+    from deploykit.graph import LoadedGraph
 
     Graph = Path | SplitGraph
 
@@ -68,10 +69,11 @@ class Runners:
 class Reference:
     """A verified FP32 graph, the batches it was verified on, and what the original made of them.
 
-    ``runners`` open the graph and what is made of it.
+    ``graph`` is handed from stage to stage, read or not; ``runners`` open it and what is made of
+    it.
     """
 
-    artifact: OnnxArtifact
+    graph: LoadedGraph
     batches: list[NDArray[np.float32]]
     logits: list[NDArray[np.float32]]
     made_by: str
@@ -82,3 +84,8 @@ class Reference:
     labels: tuple[str, ...] | None = None
     conversion: dict[str, Any] = field(default_factory=dict)
     runners: Runners = field(default_factory=Runners)
+
+    @property
+    def artifact(self) -> OnnxArtifact:
+        """The file of the graph."""
+        return self.graph.artifact

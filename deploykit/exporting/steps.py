@@ -185,6 +185,7 @@ def _fill(
     journal.notes += notes_on_others(
         reference.artifact, converted.artifact, converted.judged[0], reference.runners
     )
+    reference.graph.release()  # compilers need the memory
     engines = _compile(converted, folder, plan, journal)
     write_golden(folder, *converted.judged, reference.runners.side)
     if labels is not None:

@@ -9,6 +9,7 @@ from deploykit.graph.folding import fold, plain
 from deploykit.graph.half import HEAVY_OPS, HalfPlan, convert_to_half, plan_half
 from deploykit.graph.interface import first_look, put_first, put_image_first
 from deploykit.graph.layers import describe_layers
+from deploykit.graph.loaded import LoadedGraph, read_graph, write_graph
 from deploykit.graph.open_batch import open_batch
 from deploykit.graph.opset import OLDEST_FOR_INT8, OPSET, raise_opset
 from deploykit.graph.refusals import require_usable
@@ -20,6 +21,7 @@ __all__ = [
     "OPSET",
     "Extremes",
     "HalfPlan",
+    "LoadedGraph",
     "convert_to_half",
     "describe_layers",
     "expose_magnitudes",
@@ -32,8 +34,10 @@ __all__ = [
     "put_image_first",
     "raise_opset",
     "read_artifact",
+    "read_graph",
     "read_model",
     "require_usable",
     "tidy",
+    "write_graph",
     "write_model",
 ]

@@ -83,6 +83,15 @@ def read_artifact(path: Path) -> OnnxArtifact:
         ModelFileError: as `read_model`, deploykit's own metadata were altered, or the weights
             beside the file are not those that it was written with.
     """
+    return read_described(path)[0]
+
+
+def read_described(path: Path) -> tuple[OnnxArtifact, ir.Model]:
+    """As `read_artifact`, with the model that was read for it.
+
+    Raises:
+        ModelFileError: as `read_artifact`.
+    """
     model, files = _read(path, MAPPED_BYTES)
     try:
         precision, parents = _precision_of(model), _parents_of(model)
@@ -90,7 +99,7 @@ def read_artifact(path: Path) -> OnnxArtifact:
         raise ModelFileError(
             f"{path.name} has deploykit metadata that deploykit did not write\n{first_line(exc)}"
         ) from exc
-    return OnnxArtifact(
+    artifact = OnnxArtifact(
         path=path,
         sha256=_digest_of(path, model, files),
         precision=precision,
@@ -99,6 +108,7 @@ def read_artifact(path: Path) -> OnnxArtifact:
         outputs=tuple(_tensor_spec(value) for value in model.graph.outputs),
         parents=parents,
     )
+    return artifact, model
 
 
 def write_model(

@@ -15,7 +15,6 @@ from deploykit.graph import (
     convert_to_half,
     expose_magnitudes,
     plan_half,
-    read_model,
     write_model,
 )
 from deploykit.graph.node_precisions import planned_fp16
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.progress import Journal, ProgressTask
     from deploykit.core.specs import Runner, SplitGraph
+    from deploykit.graph import LoadedGraph
     from deploykit.graph.node_precisions import GraphPrecision, Planned
     from deploykit.precision import PlanSource
     from deploykit.precision.quantization.request import QuantizationRequest
@@ -60,14 +60,14 @@ class Fp16Result:
 
 
 def convert_to_fp16(
-    artifact: OnnxArtifact,
+    graph: LoadedGraph,
     images: Sequence[NDArray[np.float32]],
     path: Path,
     *,
     open_runner: Callable[[SplitGraph], Runner],
     task: ProgressTask,
 ) -> Fp16Result:
-    """Write the FP16 form of ``artifact`` to ``path``; inputs and outputs stay FP32.
+    """Write the FP16 form of ``graph`` to ``path``; inputs and outputs stay FP32.
 
     Each of ``images`` (N, C, H, W) is run through the FP32 graph by ``open_runner``, with every
     intermediate value shown. A node stays FP32 where a value it reads or makes comes near 65504.
@@ -76,11 +76,11 @@ def convert_to_fp16(
         ValidationError: the FP32 graph itself gives NaN or infinite activations.
         ModelFileError: the result is not a valid model.
     """
-    model = read_model(artifact.path)
+    model = graph.model
     amax = measure_magnitudes(model, images, open_runner=open_runner, task=task)
     plan = plan_half(model, amax, HEADROOM)
     halved = convert_to_half(model, plan)
-    parents = (artifact.sha256, *artifact.parents)
+    parents = (graph.artifact.sha256, *graph.artifact.parents)
     result = write_model(halved, path, Precision.FP16, parents)
     return Fp16Result(result, len(plan.halved), plan.kept, plan.kept_heavy(model))
 
@@ -162,7 +162,7 @@ class _Fp16:
     ) -> Converted:
         with journal.stage("convert to fp16") as task:
             result = convert_to_fp16(
-                reference.artifact,
+                reference.graph,
                 reference.batches,
                 path,
                 open_runner=reference.runners.measuring,

@@ -91,11 +91,11 @@ def convert_to_int8(
         ModelFileError: the graph is quantized already, or nothing in it can be INT8.
         ValidationError: the result is not the model any more.
     """
-    artifact = reference.artifact
+    graph, artifact = reference.graph, reference.artifact
     require_opset(artifact)
-    plan_int8(artifact, request.policy)  # refuses what has nothing to quantize, before calibrating
+    plan_int8(graph, request.policy)  # refuses what has nothing to quantize, before calibrating
     calibrated = calibrate_graph(
-        artifact,
+        graph,
         str(reference.model["name"]),
         reference.preprocessing,
         request.calibration,
@@ -103,7 +103,7 @@ def convert_to_int8(
         reference.runners,
     )
     held_out = load_images(calibrated.data, calibrated.data.held_out, artifact, JUDGED_PIXELS)
-    with reference.runners.open(artifact.path) as runner:
+    with reference.runners.open(graph.split()) as runner:
         expected = outputs_of(runner, held_out)
     contest = _contest(reference, calibrated, (held_out, expected), request)
     with journal.stage("choose") as task:
@@ -111,7 +111,7 @@ def convert_to_int8(
         choice = choose(contest, request.wishes, request.policy, measure, task)
     with journal.stage("convert to int8") as task:
         result = quantize_to_int8(
-            artifact,
+            graph,
             calibrated.table.select(choice.method),
             path,
             options=Int8Options(choice.policy, request.rest),
@@ -130,15 +130,14 @@ def _contest(
     judged: tuple[Batches, Batches],
     request: QuantizationRequest,
 ) -> Trials:
-    artifact = reference.artifact
+    graph, artifact = reference.graph, reference.artifact
     height, width = calibrated.data.preprocessing.crop
     fewer = first_images(*judged, TRIAL_PIXELS // (height * width), artifact)
     wish = request.wishes.sensitive_layers
-    costs = {} if wish == "int8" else multiply_adds_of(artifact, (height, width))
+    costs = {} if wish == "int8" else multiply_adds_of(graph, (height, width))
     count = affordable_probes(costs, insist=wish == "keep")
     probed = first_images(*judged, count, artifact) if count else None
-    model = onnx_graph.read_model(artifact.path)
-    return Trials(model, calibrated.table, *fewer, reference.runners, probed, costs)
+    return Trials(graph.model, calibrated.table, *fewer, reference.runners, probed, costs)
 
 
 def _validate(runner: Runner, held_out: Batches, expected: Batches) -> ValidationReport:
@@ -174,11 +173,11 @@ def _measure(
     method: str,
     policy: QdqPolicy,
 ) -> QuantizationErrors:
-    artifact, open_runner = reference.artifact, reference.runners.measuring
-    seen = load_images(calibrated.data, calibrated.data.indices, artifact, BIAS_PIXELS)
+    graph, open_runner = reference.graph, reference.runners.measuring
+    seen = load_images(calibrated.data, calibrated.data.indices, graph.artifact, BIAS_PIXELS)
     amax = calibrated.table.select(method)
-    plan = plan_int8(artifact, policy)
-    return measure_errors(artifact, plan, amax, seen, open_runner=open_runner, task=task)
+    plan = plan_int8(graph, policy)
+    return measure_errors(graph, plan, amax, seen, open_runner=open_runner, task=task)
 
 
 def require_opset(artifact: OnnxArtifact) -> None:
@@ -197,8 +196,7 @@ def require_opset(artifact: OnnxArtifact) -> None:
 def _magnitudes(reference: Reference, rest: Precision, task: ProgressTask) -> Mapping[str, float]:
     if rest.facts.is_source:
         return {}
-    model = onnx_graph.read_model(reference.artifact.path)
-    open_runner = reference.runners.measuring
+    model, open_runner = reference.graph.model, reference.runners.measuring
     return measure_magnitudes(model, reference.batches, open_runner=open_runner, task=task)
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.progress import Journal
     from deploykit.core.specs import ModelSpec
+    from deploykit.graph import LoadedGraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +76,9 @@ def from_definition(
         journal.notes.append(f"weights: {record.source}; whether they are trained is not known")
     elif not record.trained:
         journal.notes.append(f"weights: {record.source}; its answers mean nothing")
-    artifact, report, exporter = _export_verified(spec, deployed, path, journal, (batches, logits))
+    graph, report, exporter = _export_verified(spec, deployed, path, journal, (batches, logits))
     return Reference(
-        artifact=artifact,
+        graph=graph,
         batches=batches,
         logits=logits,
         made_by="torch eager",
@@ -125,22 +126,22 @@ def _export_verified(
     path: Path,
     journal: Journal,
     expected: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]],
-) -> tuple[OnnxArtifact, ValidationReport, str]:
+) -> tuple[LoadedGraph, ValidationReport, str]:
     from deploykit.sources.torch_export import EXPORTERS, export_module
 
     failures: list[DeploykitError] = []
     for exporter in EXPORTERS:
         try:
             with journal.stage("export"):
-                artifact = export_module(spec, module, path, exporter)
-            report = require_equal(artifact, *expected, "torch eager", journal)
+                graph = export_module(spec, module, path, exporter)
+            report = require_equal(graph.artifact, *expected, "torch eager", journal)
         except ControlFlowError:
             raise  # the other exporter would keep the one branch that it happened to see
         except (ExportError, ModelFileError, ValidationError) as exc:
             failures.append(exc)
             journal.notes.append(f"{exporter} was not used: {' '.join(str(exc).splitlines())}")
         else:
-            return artifact, report, exporter
+            return graph, report, exporter
     # A wrong graph says more than a refusal: it comes with figures.
     raise next((exc for exc in failures if isinstance(exc, ValidationError)), failures[-1])
 

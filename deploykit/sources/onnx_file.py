@@ -71,12 +71,17 @@ class OwnGraph:
     parents: tuple[str, ...]
     judged: Judged
     runners: Runners
-    artifact: OnnxArtifact = field(init=False)
+    graph: onnx_graph.LoadedGraph = field(init=False)
     report: ValidationReport = field(init=False)
     done: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.artifact, self.report = self._proven(self.model, self.judged)
+        self.graph, self.report = self._proven(self.model, self.judged)
+
+    @property
+    def artifact(self) -> OnnxArtifact:
+        """The file of that form."""
+        return self.graph.artifact
 
     def attempt(
         self,
@@ -101,21 +106,21 @@ class OwnGraph:
         except (ModelFileError, ValidationError) as exc:
             reason = " ".join(str(exc).splitlines())
             journal.notes.append(f"{name} was left out: {reason}")
-            self.artifact = onnx_graph.write_model(
-                self.model, self.path, Precision.FP32, self.parents
-            )
+            self.graph = onnx_graph.write_graph(self.model, self.path, Precision.FP32, self.parents)
             return False
         self.done.append(f"{name} ({_difference(self.model, changed, wanted)})")
         self.model, self.judged = changed, wanted
-        self.artifact, self.report = found
+        self.graph, self.report = found
         return True
 
     def notes(self) -> list[str]:
         """What was done to the file, for the user."""
         return [f"done to the graph, and proven: {', '.join(self.done)}"] if self.done else []
 
-    def _proven(self, model: ir.Model, judged: Judged) -> tuple[OnnxArtifact, ValidationReport]:
-        artifact = onnx_graph.write_model(model, self.path, Precision.FP32, self.parents)
+    def _proven(
+        self, model: ir.Model, judged: Judged
+    ) -> tuple[onnx_graph.LoadedGraph, ValidationReport]:
+        graph = onnx_graph.write_graph(model, self.path, Precision.FP32, self.parents)
         with self.runners.open(self.path) as runner:
             answers = answers_of(runner, judged.batches)
         name = judged.logits_name
@@ -128,7 +133,7 @@ class OwnGraph:
             raise ValidationError(
                 f"the fp32 graph does not compute what {ORIGINAL} computes\n{problems[0]}"
             )
-        return artifact, report
+        return graph, report
 
 
 def _difference(before: ir.Model, after: ir.Model, judged: Judged) -> str:
@@ -188,7 +193,7 @@ def from_onnx(
     own.attempt("folding constants", onnx_graph.fold, journal)
     journal.notes += own.notes()
     return Reference(
-        artifact=own.artifact,
+        graph=own.graph,
         batches=own.judged.batches,
         logits=own.judged.logits,
         made_by=ORIGINAL,
@@ -209,9 +214,9 @@ def from_onnx(
 def _read(original: Path) -> tuple[OnnxArtifact, Model]:
     """The description of the file, and its graph without functions and constant branches."""
     onnx_graph.first_look(original)
-    model = onnx_graph.read_model(original)
-    onnx_graph.require_usable(model, original.name)
-    return onnx_graph.read_artifact(original), onnx_graph.plain(model, original.name)
+    read = onnx_graph.read_graph(original)
+    onnx_graph.require_usable(read.model, original.name)
+    return read.artifact, onnx_graph.plain(read.model, original.name)
 
 
 def _sample(

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import nn
 
-    from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.specs import ModelSpec
 
 Exporter = Literal["torch.export", "torchscript"]
@@ -47,7 +46,7 @@ EXAMPLE_BATCH: Final = 2
 
 def export_module(
     spec: ModelSpec, module: nn.Module, path: Path, exporter: Exporter
-) -> OnnxArtifact:
+) -> onnx_graph.LoadedGraph:
     """Write ``module`` to ``path`` as a folded FP32 graph whose batch is the only open dimension.
 
     Raises:
@@ -71,7 +70,7 @@ def export_module(
         raise _refusal(exc, spec.name, exporter) from exc
     onnx_graph.tidy(model, rename=True)
     _require_open_batch(model, spec, exporter)
-    return onnx_graph.write_model(model, path, Precision.FP32)
+    return onnx_graph.write_graph(model, path, Precision.FP32)
 
 
 def _trace_program(spec: ModelSpec, module: nn.Module, example: torch.Tensor) -> ir.Model:

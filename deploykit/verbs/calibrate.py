@@ -17,7 +17,6 @@ from deploykit.sources.targets import Kind, kind_of, refuse_definition_options
 
 if TYPE_CHECKING:
     from deploykit.comparison.reference import Runners
-    from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.specs import Preprocessing
     from deploykit.precision.calibration.data import (
         CalibrationOptions,
@@ -44,23 +43,23 @@ def calibrate_target(
         options = replace(options, bundle=Path(target))
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder) / MODEL
-        artifact, name, preprocessing, runners = _fp32_graph(target, scratch, told, journal)
-        calibrated = calibrate_graph(artifact, name, preprocessing, options, journal, runners)
+        graph, name, preprocessing, runners = _fp32_graph(target, scratch, told, journal)
+        calibrated = calibrate_graph(graph, name, preprocessing, options, journal, runners)
     return calibrated, journal
 
 
 def _fp32_graph(
     target: str, scratch: Path, told: SourceOptions, journal: Journal
-) -> tuple[OnnxArtifact, str, Preprocessing, Runners]:
+) -> tuple[onnx_graph.LoadedGraph, str, Preprocessing, Runners]:
     if kind_of(target) is Kind.BUNDLE:
         refuse_definition_options(target, told.choices, told.weights)
         bundle = Bundle.open(Path(target))
         fp32 = bundle.manifest.precision.facts.is_source
-        artifact = onnx_graph.read_artifact(bundle.folder / (MODEL if fp32 else REFERENCE))
+        graph = onnx_graph.read_graph(bundle.folder / (MODEL if fp32 else REFERENCE))
         preprocessing = told.choices.preprocessing.applied_to(bundle.manifest.preprocessing)
         name, runners = str(bundle.manifest.model["name"]), runners_of_bundle(bundle)
-        return artifact, name, preprocessing, runners
+        return graph, name, preprocessing, runners
     # Prepared as an export does it, so that the table fits the graph of a later export.
     reference = make_reference(find_source(target, told, journal), scratch, journal, told)
     name = str(reference.model["name"])
-    return reference.artifact, name, reference.preprocessing, reference.runners
+    return reference.graph, name, reference.preprocessing, reference.runners

@@ -59,8 +59,13 @@ class PrecisionOptions:
 class GivenGraph:
     """The graph that a target already has; ``reasons`` are those that were written down with it."""
 
-    artifact: OnnxArtifact
+    graph: onnx_graph.LoadedGraph
     bundle: Bundle | None
+
+    @property
+    def artifact(self) -> OnnxArtifact:
+        """The file of the graph."""
+        return self.graph.artifact
 
     @property
     def reasons(self) -> Mapping[str, str]:
@@ -90,7 +95,7 @@ class GivenGraph:
 class Fp32Graph:
     """A verified graph, the images that magnitudes are measured on, and if its weights are real."""
 
-    artifact: OnnxArtifact
+    graph: onnx_graph.LoadedGraph
     batches: list[NDArray[np.float32]]
     trained: bool | None
     runners: Runners
@@ -111,11 +116,11 @@ def open_given(target: str, options: PrecisionOptions) -> GivenGraph | None:
     if kind is Kind.DEFINITION:
         return None
     if kind is Kind.ONNX:
-        given = GivenGraph(onnx_graph.read_artifact(path), None)
+        given = GivenGraph(onnx_graph.read_graph(path), None)
     else:
         bundle = Bundle.open(path)
         bundle.require_unchanged(bundle.model_path.name)
-        given = GivenGraph(bundle.manifest.onnx, bundle)
+        given = GivenGraph(onnx_graph.LoadedGraph(bundle.manifest.onnx), bundle)
     _refuse_choices(target, given, options)
     if not given.artifact.precision.facts.is_source:
         _refuse_plan(target, options, given)
@@ -134,6 +139,7 @@ def prepare_fp32(
     if given is not None and given.bundle is not None:
         return _of_bundle(given, given.bundle, options)
     if given is not None:
+        given.graph.release()  # what is converted is made of it, and is a graph of its own
         asked = options.source.choices.image_size
         sizes = None if asked is None else SizeRange(asked, asked, asked)
         profile = ShapeProfile(**dict.fromkeys(given.open_axes, sizes))
@@ -141,7 +147,7 @@ def prepare_fp32(
     else:
         spec = find_definition(target, options.source.choices)
         found = make_reference(spec, path, journal, options.source)
-    return Fp32Graph(found.artifact, found.batches, found.weights.get("trained"), found.runners)
+    return Fp32Graph(found.graph, found.batches, found.weights.get("trained"), found.runners)
 
 
 def _of_bundle(given: GivenGraph, bundle: Bundle, options: PrecisionOptions) -> Fp32Graph:
@@ -153,7 +159,7 @@ def _of_bundle(given: GivenGraph, bundle: Bundle, options: PrecisionOptions) -> 
     sizes = (batch,) if isinstance(batch, int) else BATCHES
     batches = sample_batches(prepared, options.source.data, sizes)
     trained = bundle.manifest.weights.get("trained")
-    return Fp32Graph(given.artifact, batches, trained, runners_of_bundle(bundle))
+    return Fp32Graph(given.graph, batches, trained, runners_of_bundle(bundle))
 
 
 def _refuse_choices(target: str, given: GivenGraph, options: PrecisionOptions) -> None:
@@ -257,7 +263,7 @@ def _read(
 ) -> PrecisionReport:
     precision = given.artifact.precision
     with journal.stage("read"):
-        model = onnx_graph.read_model(given.artifact.path)
+        model = given.graph.model.clone()
         onnx_graph.tidy(model, rename=False)
         size = given.image_size(options.source.choices.image_size)
         if size is not None:
@@ -277,17 +283,18 @@ def _plan(
     precision = options.planned
     with TemporaryDirectory() as folder:
         source = prepare_fp32(target, given, Path(folder), options, journal)
-        model = onnx_graph.read_model(source.artifact.path)
+        model = source.graph.model.clone()
         onnx_graph.tidy(model, rename=False)
         with journal.stage("magnitudes") as task:
             open_runner = source.runners.measuring
             amax = measure_magnitudes(model, source.batches, open_runner=open_runner, task=task)
         with journal.stage(f"plan {precision}"):
             conversion = conversion_of(precision)
-            planned = conversion.plan(PlanSource(source.artifact, model, amax, options.exclude))
+            artifact = source.graph.artifact
+            planned = conversion.plan(PlanSource(artifact, model, amax, options.exclude))
             fix_image_size(planned.model, source.batches[0].shape[2:])
             graph = read_precision(planned.model, precision, options.batch, planned.known)
-    first = source.artifact.inputs[0].shape[0]
+    first = artifact.inputs[0].shape[0]
     batch = first if isinstance(first, int) else options.batch
     largest = max(amax, key=lambda name: amax[name])
     images = sum(map(len, source.batches))

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from deploykit import graph as onnx_graph
 from deploykit import images
 from deploykit.core.errors import DataError
 from deploykit.graph.exposing import expose_named
@@ -26,9 +25,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.progress import ProgressTask
     from deploykit.core.specs import Array, Runner, SplitGraph
+    from deploykit.graph import LoadedGraph
     from deploykit.precision.calibration.data import CalibrationData
 
     Batch = tuple[NDArray[np.float32], list[int]]
@@ -133,7 +132,7 @@ MAX_CORRUPT: Final = 0.01
 
 
 def calibrate(
-    artifact: OnnxArtifact,
+    graph: LoadedGraph,
     names: Sequence[str],
     data: CalibrationData,
     *,
@@ -154,11 +153,10 @@ def calibrate(
     """
     if not data.indices:
         raise DataError("there are no images to calibrate with\nexpected at least 1, better 512")
-    key = data.key(artifact.sha256)
+    key = data.key(graph.artifact.sha256)
     skipped: list[int] = []
     parts: list[dict[str, RunningHistogram]] = []
-    # The graph is handed over, not kept: it would take its size in memory all along.
-    with open_runner(expose_named(onnx_graph.read_model(artifact.path), names)) as runner:
+    with open_runner(_handed_over(graph, names)) as runner:
         for indices, before in ((data.indices, 0), (data.held_out, len(data.indices))):
             readable = _readable(data, indices, fixed_batch(runner) or 1, skipped)
             steps = _Steps(task, before, len(data.every_index))
@@ -175,6 +173,13 @@ def calibrate(
         trial_amax=trial,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _handed_over(graph: LoadedGraph, names: Sequence[str]) -> SplitGraph:
+    # Kept beside the runner's own, the graph would take its size in memory all along.
+    shown = expose_named(graph.model, names)
+    graph.release()
+    return shown
 
 
 def ranges(histograms: Mapping[str, RunningHistogram]) -> dict[str, dict[str, float]]:

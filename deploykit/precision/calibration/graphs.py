@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from deploykit import graph as onnx_graph
 from deploykit.core.errors import DataError, UsageError
 from deploykit.graph.qdq import calibration_tensors
 from deploykit.precision.calibration.collection import calibrate
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.progress import Journal
     from deploykit.core.specs import Preprocessing
+    from deploykit.graph import LoadedGraph
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Calibrated:
 
 
 def calibrate_graph(
-    artifact: OnnxArtifact,
+    graph: LoadedGraph,
     name: str,
     preprocessing: Preprocessing,
     options: CalibrationOptions,
@@ -72,6 +72,7 @@ def calibrate_graph(
     """One pass over the images, or the table of an earlier pass where its key matches.
 
     A fifth of the images is held out, for comparing methods on what trial ranges did not see.
+    ``graph`` is not in memory during the pass.
 
     Raises:
         UsageError: the model takes something beside images of which there is only noise.
@@ -92,12 +93,12 @@ def calibrate_graph(
     seen, held_out = split_holdout(chosen)
     data = CalibrationData(source, preprocessing, seen, options.seed, held_out, runners.side)
     # Of all policies: which layers are kept is decided later, on these ranges.
-    tensors = calibration_tensors(onnx_graph.read_model(artifact.path))
+    tensors = calibration_tensors(graph.model)
     with journal.stage("calibrate") as task:
-        found = _find(name, options, data, artifact, tensors)
+        found = _find(name, options, data, graph.artifact, tensors)
         table = found.table
         if table is None:
-            table = calibrate(artifact, tensors, data, open_runner=runners.sharing, task=task)
+            table = calibrate(graph, tensors, data, open_runner=runners.sharing, task=task)
             table.save(found.path)
     if table.skipped:
         named = ", ".join(table.skipped[:3])

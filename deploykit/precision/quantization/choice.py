@@ -115,7 +115,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Trials:
-    """What candidates are made from and judged on; ``model`` is the FP32 graph, read once.
+    """What candidates are made from and judged on; ``model`` is the FP32 graph.
 
     ``probed`` are the batches and logits that layers are judged on one by one, ``None`` where that
     would take too long; ``multiply_adds`` are those of each layer.

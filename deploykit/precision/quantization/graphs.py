@@ -11,7 +11,7 @@ import numpy as np
 from deploykit.core.decibels import ratio_db
 from deploykit.core.errors import ModelFileError, UsageError
 from deploykit.core.precision import Precision
-from deploykit.graph import HEAVY_OPS, convert_to_half, plan_half, qdq, read_model, write_model
+from deploykit.graph import HEAVY_OPS, convert_to_half, plan_half, qdq, write_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.progress import ProgressTask
     from deploykit.core.specs import Runner, SplitGraph
+    from deploykit.graph import LoadedGraph
     from deploykit.graph.qdq import QdqPlan
 
 HEADROOM: Final = 4.0
@@ -93,17 +94,26 @@ _DEFAULTS: Final = Int8Options()
 _NOT_MEASURED: Final = QuantizationErrors()
 
 
-def plan_int8(artifact: OnnxArtifact, policy: qdq.QdqPolicy) -> QdqPlan:
+def plan_int8(graph: LoadedGraph, policy: qdq.QdqPolicy) -> QdqPlan:
     """What would become INT8; its ``tensors`` are what must be calibrated.
 
     Raises:
         ModelFileError: the graph cannot be read, is quantized already, or has nothing to quantize.
     """
-    return _plan(read_model(artifact.path), artifact, policy)
+    plan = qdq.plan_qdq(graph.model, policy)
+    if not plan.weights:
+        reasons = list(plan.kept.items())[:SHOWN_REASONS]
+        said = "; ".join(f"{node}: {reason}" for node, reason in reasons)
+        raise ModelFileError(
+            f"nothing in {graph.artifact.path.name} can be INT8\n"
+            f"{said or 'it has no convolution and no matrix product'}\n"
+            "exclude less, or use --fp16"
+        )
+    return plan
 
 
 def measure_errors(
-    artifact: OnnxArtifact,
+    graph: LoadedGraph,
     plan: QdqPlan,
     amax: Mapping[str, float],
     images: Sequence[NDArray[np.float32]],
@@ -116,7 +126,7 @@ def measure_errors(
     Raises:
         DataError: ``amax`` lacks a value of the plan, or is not a number from 0 up.
     """
-    probe = qdq.probe_errors(read_model(artifact.path), plan, amax)
+    probe = qdq.probe_errors(graph.model, plan, amax)
     total: dict[str, NDArray[np.float64]] = {}
     count = 0
     with open_runner(probe.graph) as runner:
@@ -138,7 +148,7 @@ def measure_errors(
 
 
 def quantize_to_int8(
-    artifact: OnnxArtifact,
+    graph: LoadedGraph,
     amax: Mapping[str, float],
     path: Path,
     *,
@@ -146,10 +156,10 @@ def quantize_to_int8(
     magnitudes: Mapping[str, float] | None = None,
     errors: QuantizationErrors = _NOT_MEASURED,
 ) -> Int8Result:
-    """Write the INT8 form of an FP32 ``artifact`` to ``path``; inputs and outputs stay FP32.
+    """Write the INT8 form of an FP32 ``graph`` to ``path``; inputs and outputs stay FP32.
 
     Args:
-        artifact: an FP32 graph.
+        graph: an FP32 graph.
         amax: magnitude that the outermost INT8 step stands for, by value; see `plan_int8`.
         path: the file to write.
         options: what is left out, and the precision of the rest.
@@ -161,8 +171,8 @@ def quantize_to_int8(
             not a valid model.
         DataError: ``amax`` lacks a value, or is not a number from 0 up.
     """
-    source = read_model(artifact.path)
-    plan = _plan(source, artifact, options.policy)
+    source, artifact = graph.model, graph.artifact
+    plan = plan_int8(graph, options.policy)
     corrected, corrections = qdq.correct_biases(source, errors.shifts)
     result = qdq.insert_qdq(corrected, plan, amax)
     fp32 = {str(node.name) for node in result.graph if node.op_type in HEAVY_OPS}
@@ -182,19 +192,6 @@ def quantize_to_int8(
         kept=kept,
         corrected=corrections,
     )
-
-
-def _plan(model: Any, artifact: OnnxArtifact, policy: qdq.QdqPolicy) -> QdqPlan:
-    plan = qdq.plan_qdq(model, policy)
-    if not plan.weights:
-        reasons = list(plan.kept.items())[:SHOWN_REASONS]
-        said = "; ".join(f"{node}: {reason}" for node, reason in reasons)
-        raise ModelFileError(
-            f"nothing in {artifact.path.name} can be INT8\n"
-            f"{said or 'it has no convolution and no matrix product'}\n"
-            "exclude less, or use --fp16"
-        )
-    return plan
 
 
 def _count_layers(plan: QdqPlan, source: Any, fp32: set[str]) -> dict[Precision, int]:

@@ -102,18 +102,18 @@ def affordable_probes(multiply_adds: Mapping[str, int], *, insist: bool) -> int:
     return FEWEST_PROBES if insist and passes else 0
 
 
-def multiply_adds_of(artifact: OnnxArtifact, image: tuple[int, int]) -> dict[str, int]:
+def multiply_adds_of(graph: onnx_graph.LoadedGraph, image: tuple[int, int]) -> dict[str, int]:
     """Of each convolution and matrix product for one image; empty where shapes cannot be told.
 
     ``image`` is the height and width, for a graph that leaves them open.
     """
     try:
-        model = onnx_graph.read_model(artifact.path)
+        model = graph.model.clone()
         fix_image_size(model, image)
-        summary = onnx_graph.describe_layers(model, artifact.path.name, 1)
+        summary = onnx_graph.describe_layers(model, graph.artifact.path.name, 1)
     except (ModelFileError, UsageError):
         return {}
-    images_at_once = _fixed_batch(artifact) or 1
+    images_at_once = _fixed_batch(graph.artifact) or 1
     rows = {layer.name: layer.multiply_adds // images_at_once for layer in summary.layers}
     return {name: count for name, count in rows.items() if count}
 

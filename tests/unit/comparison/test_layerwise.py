@@ -17,7 +17,15 @@ from deploykit.comparison.layerwise import LayerReport, compare_layers, groups_o
 from deploykit.core.errors import ValidationError
 from deploykit.core.precision import Precision
 from deploykit.core.progress import SilentProgress
-from deploykit.graph import HalfPlan, convert_to_half, read_artifact, read_model, tidy, write_model
+from deploykit.graph import (
+    HalfPlan,
+    LoadedGraph,
+    convert_to_half,
+    read_artifact,
+    read_model,
+    tidy,
+    write_model,
+)
 from deploykit.graph.activations import ActivationPair
 from deploykit.precision.quantization.graphs import quantize_to_int8
 from tests.graphs import graph, normal, run_ort, save
@@ -115,7 +123,7 @@ def test_a_sound_fp16_graph(exact: OnnxArtifact, tmp_path: Path) -> None:
 
 
 def test_a_sound_int8_graph(exact: OnnxArtifact, tmp_path: Path) -> None:
-    result = quantize_to_int8(exact, amax_of(exact), tmp_path / "int8.onnx")
+    result = quantize_to_int8(LoadedGraph(exact), amax_of(exact), tmp_path / "int8.onnx")
     report = compared(result.artifact, exact)
     assert report.faults == ()
     assert report.matched == 11
@@ -218,7 +226,7 @@ def test_nan_in_the_weights_of_the_reference_too(exact: OnnxArtifact, tmp_path: 
 def test_an_int8_scale_that_is_ten_times_too_small(
     exact: OnnxArtifact, tmp_path: Path, tensor: str, reader: str
 ) -> None:
-    sound = quantize_to_int8(exact, amax_of(exact), tmp_path / "int8.onnx").artifact
+    sound = quantize_to_int8(LoadedGraph(exact), amax_of(exact), tmp_path / "int8.onnx").artifact
     model = onnx.load(sound.path)
     (scale,) = [t for t in model.graph.initializer if t.name == f"{tensor}_scale"]
     smaller = numpy_helper.to_array(scale) / np.float32(10)

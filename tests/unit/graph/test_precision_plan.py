@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from deploykit.core.precision import Precision
-from deploykit.graph import read_artifact, read_model, tidy, write_model
+from deploykit.graph import LoadedGraph, read_artifact, read_model, tidy, write_model
 from deploykit.graph.node_precisions import planned_fp16, planned_int8, read_precision
 from deploykit.graph.qdq import QdqPolicy, plan_qdq
 from deploykit.precision.fp16 import HEADROOM
@@ -142,7 +142,8 @@ def test_an_export_makes_the_same_of_it(model: ir.Model, tmp_path: Path, rest: P
     source = write_model(model, tmp_path / "fp32.onnx", Precision.FP32)
     amax = dict.fromkeys(plan_qdq(model).tensors, 1.0)
     options = Int8Options(rest=rest)
-    quantize_to_int8(source, amax, tmp_path / "int8.onnx", options=options, magnitudes={"c3": 1e5})
+    graph = LoadedGraph(source)
+    quantize_to_int8(graph, amax, tmp_path / "int8.onnx", options=options, magnitudes={"c3": 1e5})
     written = read_precision(read_model(tmp_path / "int8.onnx"), Precision.INT8, 1)
     planned = int8(model, {"c3": 1e5})
     if rest is Precision.FP16:

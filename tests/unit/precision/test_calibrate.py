@@ -73,7 +73,9 @@ def data_of(count: int) -> CalibrationData:
 def run(
     artifact: OnnxArtifact, data: CalibrationData, names: Sequence[str] = NAMES
 ) -> CalibrationTable:
-    return calibrate(artifact, names, data, open_runner=OrtRunner, task=Steps())
+    return calibrate(
+        onnx_graph.LoadedGraph(artifact), names, data, open_runner=OrtRunner, task=Steps()
+    )
 
 
 def inputs_of(data: CalibrationData) -> Images:
@@ -143,7 +145,13 @@ def test_the_key_tells_what_the_table_was_made_for(tmp_path: Path) -> None:
 
 def test_progress_counts_images(tmp_path: Path) -> None:
     steps = Steps()
-    calibrate(artifact_in(tmp_path), NAMES, data_of(4), open_runner=OrtRunner, task=steps)
+    calibrate(
+        onnx_graph.LoadedGraph(artifact_in(tmp_path)),
+        NAMES,
+        data_of(4),
+        open_runner=OrtRunner,
+        task=steps,
+    )
     assert steps.seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -199,7 +207,7 @@ def test_the_error_comes_with_the_first_image_that_is_too_many(tmp_path: Path) -
     steps = Steps()
     with pytest.raises(DataError, match=r"^5 of 30 images cannot .*000.png, .*002.png \.\.\.\n"):
         calibrate(
-            artifact_in(tmp_path),
+            onnx_graph.LoadedGraph(artifact_in(tmp_path)),
             NAMES,
             files_in(tmp_path, 30, range(5)),
             open_runner=OrtRunner,
@@ -281,13 +289,23 @@ def test_what_is_held_out_is_part_of_the_key(tmp_path: Path) -> None:
 def test_progress_goes_on_with_the_held_out_images(tmp_path: Path) -> None:
     steps = Steps()
     artifact = artifact_in(tmp_path)
-    calibrate(artifact, NAMES, held_out_of(4, 2), open_runner=OrtRunner, task=steps)
+    calibrate(
+        onnx_graph.LoadedGraph(artifact),
+        NAMES,
+        held_out_of(4, 2),
+        open_runner=OrtRunner,
+        task=steps,
+    )
     assert steps.seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_silent_progress_will_do(tmp_path: Path) -> None:
     with SilentProgress().step("calibrate") as task:
         table = calibrate(
-            artifact_in(tmp_path), ["x"], data_of(2), open_runner=OrtRunner, task=task
+            onnx_graph.LoadedGraph(artifact_in(tmp_path)),
+            ["x"],
+            data_of(2),
+            open_runner=OrtRunner,
+            task=task,
         )
     assert list(table.amax) == ["x"]

@@ -12,7 +12,7 @@ from deploykit.core.errors import ModelFileError, ValidationError
 from deploykit.core.precision import Precision
 from deploykit.core.progress import SilentProgress
 from deploykit.core.specs import TensorSpec
-from deploykit.graph import Extremes, read_artifact, read_model, tidy, write_model
+from deploykit.graph import Extremes, LoadedGraph, read_artifact, read_model, tidy, write_model
 from deploykit.precision.fp16 import HEADROOM, Fp16Result, convert_to_fp16, largest_magnitudes
 from tests.graphs import graph, normal, run_ort, run_reference, save
 
@@ -43,7 +43,9 @@ def convert(
     artifact: OnnxArtifact, images: Sequence[NDArray[np.float32]], path: Path
 ) -> Fp16Result:
     with SilentProgress().step("fp16") as task:
-        return convert_to_fp16(artifact, images, path, open_runner=OrtRunner, task=task)
+        return convert_to_fp16(
+            LoadedGraph(artifact), images, path, open_runner=OrtRunner, task=task
+        )
 
 
 def network(scale: float) -> onnx.ModelProto:

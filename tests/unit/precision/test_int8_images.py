@@ -104,14 +104,20 @@ def test_the_first_images_and_their_logits(
 
 @pytest.mark.parametrize("batch", ["N", 6])
 def test_multiply_adds_are_of_one_image(tmp_path: Path, batch: str | int) -> None:
-    assert multiply_adds_of(artifact_in(tmp_path, batch), (8, 8)) == {"conv": CONV, "gemm": GEMM}
+    assert multiply_adds_of(onnx_graph.LoadedGraph(artifact_in(tmp_path, batch)), (8, 8)) == {
+        "conv": CONV,
+        "gemm": GEMM,
+    }
 
 
 def test_open_images_are_counted_at_the_size_that_is_given(tmp_path: Path) -> None:
     artifact = artifact_in(tmp_path)
     text = NETWORK.format(batch="N").replace("float[N, 3, 8, 8]", "float[N, 3, H, W]")
     open_graph = replace(artifact, path=save(graph(text, WEIGHTS), tmp_path / "open.onnx"))
-    assert multiply_adds_of(open_graph, (8, 16)) == {"conv": 2 * CONV, "gemm": GEMM}
+    assert multiply_adds_of(onnx_graph.LoadedGraph(open_graph), (8, 16)) == {
+        "conv": 2 * CONV,
+        "gemm": GEMM,
+    }
 
 
 def test_a_graph_whose_shapes_cannot_be_told_is_not_probed(tmp_path: Path) -> None:
@@ -119,7 +125,7 @@ def test_a_graph_whose_shapes_cannot_be_told_is_not_probed(tmp_path: Path) -> No
     path = tmp_path / "open.onnx"
     text = NETWORK.format(batch="N").replace("float[N, 3, 8, 8]", "float[N, C, 8, 8]")
     open_graph = replace(artifact, path=save(graph(text, WEIGHTS), path))
-    assert multiply_adds_of(open_graph, (8, 8)) == {}
+    assert multiply_adds_of(onnx_graph.LoadedGraph(open_graph), (8, 8)) == {}
     assert affordable_probes({}, insist=True) == 0
 
 

@@ -11,7 +11,7 @@ from deploykit.backends.ort import OrtRunner
 from deploykit.core.errors import DataError, ModelFileError, UsageError
 from deploykit.core.precision import Precision
 from deploykit.core.progress import SilentProgress
-from deploykit.graph import read_artifact, read_model, tidy, write_model
+from deploykit.graph import LoadedGraph, read_artifact, read_model, tidy, write_model
 from deploykit.graph.qdq import QdqPolicy
 from deploykit.precision.quantization.graphs import (
     Int8Options,
@@ -60,8 +60,8 @@ def artifact(tmp_path: Path) -> OnnxArtifact:
 def measured(artifact: OnnxArtifact, amax: dict[str, float]) -> QuantizationErrors:
     with SilentProgress().step("") as task:
         return measure_errors(
-            artifact,
-            plan_int8(artifact, QdqPolicy()),
+            LoadedGraph(artifact),
+            plan_int8(LoadedGraph(artifact), QdqPolicy()),
             amax,
             IMAGES,
             open_runner=open_runner,
@@ -70,7 +70,7 @@ def measured(artifact: OnnxArtifact, amax: dict[str, float]) -> QuantizationErro
 
 
 def test_writes_an_int8_artifact_with_its_history(artifact: OnnxArtifact, tmp_path: Path) -> None:
-    result = quantize_to_int8(artifact, AMAX, tmp_path / "int8.onnx")
+    result = quantize_to_int8(LoadedGraph(artifact), AMAX, tmp_path / "int8.onnx")
     assert result.artifact == read_artifact(tmp_path / "int8.onnx")
     assert result.artifact.precision is Precision.INT8
     assert result.artifact.parents == (artifact.sha256,)
@@ -86,28 +86,31 @@ def test_writes_an_int8_artifact_with_its_history(artifact: OnnxArtifact, tmp_pa
 
 def test_the_same_input_gives_the_same_bytes(artifact: OnnxArtifact, tmp_path: Path) -> None:
     hashes = {
-        quantize_to_int8(artifact, AMAX, tmp_path / name).artifact.sha256 for name in ("a", "b")
+        quantize_to_int8(LoadedGraph(artifact), AMAX, tmp_path / name).artifact.sha256
+        for name in ("a", "b")
     }
     assert len(hashes) == 1
 
 
 def test_the_rest_may_be_fp32(artifact: OnnxArtifact, tmp_path: Path) -> None:
     options = Int8Options(rest=Precision.FP32)
-    result = quantize_to_int8(artifact, AMAX, tmp_path / "int8.onnx", options=options)
+    result = quantize_to_int8(LoadedGraph(artifact), AMAX, tmp_path / "int8.onnx", options=options)
     assert result.layers == {Precision.INT8: 2, Precision.FP16: 0, Precision.FP32: 1}
     assert result.kept_heavy == 1
     assert not any(node.op_type == "Cast" for node in onnx.load(tmp_path / "int8.onnx").graph.node)
 
 
 def test_large_values_keep_the_rest_in_fp32(artifact: OnnxArtifact, tmp_path: Path) -> None:
-    result = quantize_to_int8(artifact, AMAX, tmp_path / "int8.onnx", magnitudes={"f": 60000.0})
+    result = quantize_to_int8(
+        LoadedGraph(artifact), AMAX, tmp_path / "int8.onnx", magnitudes={"f": 60000.0}
+    )
     assert result.layers == {Precision.INT8: 2, Precision.FP16: 0, Precision.FP32: 1}
     assert result.kept["head"] == "f reaches 6e+04"
 
 
 def test_policies_are_followed(artifact: OnnxArtifact, tmp_path: Path) -> None:
     options = Int8Options(QdqPolicy(first_layer="keep"))
-    result = quantize_to_int8(artifact, AMAX, tmp_path / "int8.onnx", options=options)
+    result = quantize_to_int8(LoadedGraph(artifact), AMAX, tmp_path / "int8.onnx", options=options)
     assert result.layers[Precision.INT8] == 1
     assert result.kept["first"] == "the first layer is kept"
 
@@ -118,7 +121,7 @@ def test_measured_errors_make_the_result_better(artifact: OnnxArtifact, tmp_path
     exact = run_ort(onnx.load(artifact.path), {"x": images})["y"]
     distances = []
     for given in (QuantizationErrors(), errors):
-        result = quantize_to_int8(artifact, AMAX, tmp_path / "int8.onnx", errors=given)
+        result = quantize_to_int8(LoadedGraph(artifact), AMAX, tmp_path / "int8.onnx", errors=given)
         assert result.corrected == len(given.shifts)
         got = run_ort(onnx.load(tmp_path / "int8.onnx"), {"x": images})["y"]
         distances.append(float(np.abs(got - exact).mean()))
@@ -133,20 +136,25 @@ def test_errors_do_not_depend_on_how_images_are_batched(artifact: OnnxArtifact) 
     ratio = 10 * np.log10(np.square(images).sum() / np.square(noise).sum())
     assert errors.activation_sqnr_db["x"] == pytest.approx(ratio, abs=0.01)
     with SilentProgress().step("") as task:
-        plan = plan_int8(artifact, QdqPolicy())
-        whole = measure_errors(artifact, plan, AMAX, [images], open_runner=open_runner, task=task)
+        plan = plan_int8(LoadedGraph(artifact), QdqPolicy())
+        whole = measure_errors(
+            LoadedGraph(artifact), plan, AMAX, [images], open_runner=open_runner, task=task
+        )
     for layer, shift in errors.shifts.items():
         np.testing.assert_allclose(shift, whole.shifts[layer], atol=1e-5)
 
 
 def test_the_report_is_plain_json(artifact: OnnxArtifact, tmp_path: Path) -> None:
     errors = QuantizationErrors({}, {f"value{i}": float(i) for i in range(20)} | {"exact": np.inf})
-    result = quantize_to_int8(artifact, AMAX, tmp_path / "int8.onnx", errors=errors)
+    result = quantize_to_int8(LoadedGraph(artifact), AMAX, tmp_path / "int8.onnx", errors=errors)
     report = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert report["layers"] == {"int8": 2, "fp16": 1, "fp32": 0}
     assert list(report["activation_sqnr_db"]) == [f"value{i}" for i in range(10)]
     exact = quantize_to_int8(
-        artifact, AMAX, tmp_path / "a", errors=QuantizationErrors({}, {"exact": np.inf})
+        LoadedGraph(artifact),
+        AMAX,
+        tmp_path / "a",
+        errors=QuantizationErrors({}, {"exact": np.inf}),
     )
     assert exact.to_dict()["activation_sqnr_db"] == {"exact": None}
 
@@ -154,8 +162,8 @@ def test_the_report_is_plain_json(artifact: OnnxArtifact, tmp_path: Path) -> Non
 def test_values_that_are_always_zero_have_no_ratio_to_fall_under(artifact: OnnxArtifact) -> None:
     with SilentProgress().step("") as task:
         errors = measure_errors(
-            artifact,
-            plan_int8(artifact, QdqPolicy()),
+            LoadedGraph(artifact),
+            plan_int8(LoadedGraph(artifact), QdqPolicy()),
             AMAX,
             [np.zeros((1, 16, 6, 6), np.float32)],
             open_runner=open_runner,
@@ -165,9 +173,9 @@ def test_values_that_are_always_zero_have_no_ratio_to_fall_under(artifact: OnnxA
 
 
 def test_refuses_what_is_quantized_already(artifact: OnnxArtifact, tmp_path: Path) -> None:
-    first = quantize_to_int8(artifact, AMAX, tmp_path / "int8.onnx").artifact
+    first = quantize_to_int8(LoadedGraph(artifact), AMAX, tmp_path / "int8.onnx").artifact
     with pytest.raises(ModelFileError, match="already quantized"):
-        quantize_to_int8(first, AMAX, tmp_path / "again.onnx")
+        quantize_to_int8(LoadedGraph(first), AMAX, tmp_path / "again.onnx")
     assert not (tmp_path / "again.onnx").exists()
 
 
@@ -175,19 +183,19 @@ def test_refuses_when_nothing_is_left(artifact: OnnxArtifact) -> None:
     with pytest.raises(
         ModelFileError, match=r"nothing in fp32.onnx can be INT8\nfirst: excluded by '\*'; second"
     ):
-        plan_int8(artifact, QdqPolicy(exclude=("*",)))
+        plan_int8(LoadedGraph(artifact), QdqPolicy(exclude=("*",)))
 
 
 def test_refuses_a_network_without_layers(tmp_path: Path) -> None:
     text = "net (float[batch,16] x) => (float[batch,16] y) { [relu] y = Relu (x) }"
     relu = read_artifact(save(graph(text), tmp_path / "relu.onnx"))
     with pytest.raises(ModelFileError, match="no convolution and no matrix product"):
-        plan_int8(relu, QdqPolicy())
+        plan_int8(LoadedGraph(relu), QdqPolicy())
 
 
 def test_a_missing_range_leaves_no_file(artifact: OnnxArtifact, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no figure for 'r'"):
-        quantize_to_int8(artifact, {"x": 1.0}, tmp_path / "int8.onnx")
+        quantize_to_int8(LoadedGraph(artifact), {"x": 1.0}, tmp_path / "int8.onnx")
     assert not (tmp_path / "int8.onnx").exists()
 
 

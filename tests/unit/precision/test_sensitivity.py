@@ -88,7 +88,7 @@ def without(
     """The logits of a graph that was quantized without these layers."""
     path = folder / "other.onnx"
     options = Int8Options(replace(POLICY, sensitive=layers), Precision.FP32)
-    quantize_to_int8(artifact, amax, path, options=options)
+    quantize_to_int8(onnx_graph.LoadedGraph(artifact), amax, path, options=options)
     return logits(path)
 
 

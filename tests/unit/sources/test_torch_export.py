@@ -102,7 +102,7 @@ class Export:
         self.exporter = exporter
         self.module = tiny()
         self.path = folder / "model.onnx"
-        self.artifact = export_module(spec_of(tiny), self.module, self.path, exporter)
+        self.artifact = export_module(spec_of(tiny), self.module, self.path, exporter).artifact
         self.model = onnx.load(self.path)
 
 
@@ -161,7 +161,7 @@ import sys
 from pathlib import Path
 from deploykit.sources.torch_export import export_module as export
 from tests.unit.sources.test_torch_export import spec_of, tiny
-print(export(spec_of(tiny), tiny(), Path(sys.argv[1]), sys.argv[2]).sha256)
+print(export(spec_of(tiny), tiny(), Path(sys.argv[1]), sys.argv[2]).artifact.sha256)
 """
 
 
@@ -175,7 +175,7 @@ def test_the_same_module_gives_the_same_file_in_every_process(done: Export, tmp_
         text=True,
         check=True,
     )
-    assert again.sha256 == other.stdout.strip() == done.artifact.sha256
+    assert again.artifact.sha256 == other.stdout.strip() == done.artifact.sha256
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)

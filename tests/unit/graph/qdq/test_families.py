@@ -118,7 +118,7 @@ def test_the_compiler_takes_it_without_a_warning(
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: tensorrt-rtx-cu13")
     family = families[name]
     amax = dict.fromkeys(family.plan.tensors, 3.0)
-    result = quantize_to_int8(family.artifact, amax, tmp_path / "int8.onnx")
+    result = quantize_to_int8(family.graph, amax, tmp_path / "int8.onnx")
     options = CompileOptions(ShapeProfile(1, 1, 2), compute_capabilities=("8.9",))
     compiled = compile_onnx(load_compiler("tensorrt-rtx"), result.artifact.path, options)
     assert compiled.warnings == ()
