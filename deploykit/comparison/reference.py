@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.backends import GraphOptions
 from deploykit.backends._registry import graph_judge
+from deploykit.heads.multiclass import MULTICLASS
 from deploykit.images.side_inputs import SideInputs, with_side_inputs
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from deploykit.comparison.validation import ValidationReport
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.specs import Preprocessing, Runner, SplitGraph
+    from deploykit.heads import Head
 
     Graph = Path | SplitGraph
 
@@ -68,12 +70,12 @@ class Runners:
 class Reference:
     """A verified FP32 graph, the batches it was verified on, and what the original made of them.
 
-    ``runners`` open the graph and what is made of it.
+    ``runners`` open the graph and what is made of it; ``head`` says what its outputs mean.
     """
 
     artifact: OnnxArtifact
     batches: list[NDArray[np.float32]]
-    logits: list[NDArray[np.float32]]
+    outputs: list[NDArray[np.float32]]
     made_by: str
     report: ValidationReport
     model: dict[str, Any]
@@ -82,3 +84,4 @@ class Reference:
     labels: tuple[str, ...] | None = None
     conversion: dict[str, Any] = field(default_factory=dict)
     runners: Runners = field(default_factory=Runners)
+    head: Head = MULTICLASS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -11,6 +12,7 @@ from deploykit.bundle.manifest import MANIFEST
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.choices import DefinitionChoices
 from deploykit.core.errors import UsageError
+from deploykit.heads import head_named
 from deploykit.models import get
 from deploykit.sources.timm import timm_spec
 from deploykit.sources.torchvision import torchvision_spec
@@ -77,10 +79,19 @@ def refuse_definition_options(
     """
     if kind_of(target) is not Kind.ONNX:
         _refuse_side_inputs(target, choices)
+        _refuse_head(target, choices)
     if weights or choices.num_classes or choices.image_size or choices.arguments:
         raise UsageError(
             f"{target} brings its own weights, classes and size\n"
             "--weights, --num-classes, --input-size and --factory-args are for definitions only"
+        )
+
+
+def _refuse_head(target: str, choices: DefinitionChoices) -> None:
+    if choices.head is not None:
+        raise UsageError(
+            f"--head is for an export, {target} is a bundle\n"
+            "a bundle keeps what its outputs mean in its manifest"
         )
 
 
@@ -136,6 +147,11 @@ def find_definition(target: str, choices: DefinitionChoices = _NOTHING_CHOSEN) -
         MissingDependencyError: the package that it comes from is not installed.
     """
     _refuse_side_inputs(target, choices)
+    spec = _spec_of(target, choices)
+    return spec if choices.head is None else replace(spec, head=head_named(choices.head).name)
+
+
+def _spec_of(target: str, choices: DefinitionChoices) -> ModelSpec:
     named = _PYTHON_FILE.fullmatch(target)
     if named is not None:
         from deploykit.sources import python_file as _python_file
