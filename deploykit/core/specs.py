@@ -160,6 +160,10 @@ class ModelSpec:
         default=None, repr=False, compare=False
     )
     """Gives tensors of a state dict the names that the module of ``build`` has for them."""
+    published: Callable[[ModelSpec], tuple[Mapping[str, Tensor], Any]] | None = field(
+        default=None, repr=False, compare=False
+    )
+    """Fetches what ``--weights imagenet`` asks for: a state dict, and the record of it."""
     preprocessing_assumed: bool = False
     """Whether nobody said how images are prepared: ImageNet's way is taken, with a note."""
     notes: tuple[str, ...] = ()
