@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploykit.backends.ort import OrtRunner
-from deploykit.comparison.differences import compare
 from deploykit.comparison.validation import outputs_of
 from deploykit.core.environment import describe
 from deploykit.core.precision import Precision
@@ -32,6 +31,7 @@ from deploykit.core.progress import SilentProgress
 from deploykit.graph import read_model
 from deploykit.graph.exposing import expose_named
 from deploykit.graph.qdq import QdqPolicy
+from deploykit.heads.multiclass import compare
 from deploykit.models import get
 from deploykit.precision.calibration.calibrators import METHODS
 from deploykit.precision.calibration.histograms import RunningHistogram

@@ -18,10 +18,10 @@ from deploykit._version import __version__
 
 if TYPE_CHECKING:
     from deploykit.core.errors import DeploykitError
+    from deploykit.heads.multiclass import Prediction
     from deploykit.runtime.batches import BatchSplitWarning
     from deploykit.runtime.classifier import Classifier
     from deploykit.runtime.loading import load
-    from deploykit.runtime.predictions import Prediction
     from deploykit.serving.micro_batcher import MicroBatcher
 
 __all__ = [
@@ -39,7 +39,7 @@ _HOMES: Final = {
     "Classifier": "deploykit.runtime.classifier",
     "DeploykitError": "deploykit.core.errors",
     "MicroBatcher": "deploykit.serving.micro_batcher",
-    "Prediction": "deploykit.runtime.predictions",
+    "Prediction": "deploykit.heads.multiclass",
     "load": "deploykit.runtime.loading",
 }
 

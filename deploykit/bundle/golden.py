@@ -1,4 +1,4 @@
-"""Golden sample of a bundle: one batch, and the logits that it gave when it was exported."""
+"""Golden sample of a bundle: one batch, and what the model gave for it at export."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Final, Self
 import numpy as np
 
 from deploykit.bundle.manifest import GOLDEN, SIDE_INPUTS
-from deploykit.comparison.differences import compare, problems_of
 from deploykit.comparison.reference import Runners
 from deploykit.core.errors import BundleError, ValidationError
 from deploykit.core.precision import Precision
+from deploykit.heads import head_named
+from deploykit.heads.multiclass import MULTICLASS
 from deploykit.images.side_inputs import SideInputs
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.bundle.manifest import Bundle
-    from deploykit.comparison.differences import BatchComparison
     from deploykit.core.specs import Array
+    from deploykit.heads import Figures, Head
 
 
 BESIDE: Final = "beside images: "
@@ -31,14 +32,16 @@ BESIDE: Final = "beside images: "
 
 @dataclass(frozen=True, eq=False)
 class Golden:
-    """``batch`` (N, C, H, W) and the reference's ``logits`` (N, classes).
+    """``batch`` (N, C, H, W) and the reference's ``outputs`` (N, ...).
 
-    ``beside`` is what the model was fed beside the images, by name.
+    ``beside`` is what the model was fed beside the images, by name; ``head`` says what the outputs
+    mean.
     """
 
     batch: NDArray[np.float32]
-    logits: NDArray[np.float32]
+    outputs: NDArray[np.float32]
     beside: Mapping[str, Array] = field(default_factory=dict)
+    head: Head = MULTICLASS
 
     @classmethod
     def read(cls, bundle: Bundle) -> Self:
@@ -47,10 +50,12 @@ class Golden:
         Raises:
             IntegrityError: the file is missing or not as it was written.
             BundleError: the bundle has none, or it cannot be read.
+            UnknownNameError: its head comes from a package that is not installed.
         """
         if GOLDEN not in bundle.manifest.files:
             raise BundleError(f"{bundle.folder.name} has no {GOLDEN} to compare with")
         bundle.require_unchanged(GOLDEN)
+        head = head_named(bundle.manifest.head)
         try:
             # Opened here, because numpy leaves a damaged file open.
             with (
@@ -59,7 +64,7 @@ class Golden:
             ):
                 names = [name for name in arrays if name.startswith(BESIDE)]
                 beside = {name.removeprefix(BESIDE): arrays[name] for name in names}
-                return cls(arrays["input"], arrays["logits"], beside)
+                return cls(arrays["input"], arrays["logits"], beside, head)
         # zipfile, zlib and numpy's header parser each raise their own kinds.
         except Exception as exc:
             raise BundleError(f"cannot read {bundle.folder / GOLDEN}: {exc}") from exc
@@ -68,22 +73,23 @@ class Golden:
         """What a runner is fed whose input ``images`` takes the batch."""
         return {images: self.batch, **self.beside}
 
-    def judge(self, logits: NDArray[np.float32], limits: Precision) -> BatchComparison:
+    def judge(self, outputs: NDArray[np.float32], limits: Precision) -> Figures:
         """Compare what a model gives for the batch, by the limits of a precision.
 
         Raises:
             ValidationError: it is beyond them, or of another shape.
         """
-        if logits.shape != self.logits.shape:
+        noun = self.head.noun
+        if outputs.shape != self.outputs.shape:
             raise ValidationError(
-                f"the golden sample gives logits of shape {logits.shape}, "
-                f"at export they were {self.logits.shape}"
+                f"the golden sample gives {noun} of shape {outputs.shape}, "
+                f"at export they were {self.outputs.shape}"
             )
-        found = compare(logits, self.logits)
-        problems = problems_of(found, limits.facts.limits)
+        found = self.head.compare(outputs, self.outputs)
+        problems = self.head.problems_of(found, limits.facts.limits)
         if problems:
             raise ValidationError(
-                f"the golden sample gives other logits than at export\n{'; '.join(problems[:2])}\n"
+                f"the golden sample gives other {noun} than at export\n{'; '.join(problems[:2])}\n"
                 "do not serve with it; deploykit check says more"
             )
         return found
@@ -104,7 +110,7 @@ GOLDEN_BATCH: Final = 2
 def write_golden(
     folder: Path,
     batches: list[NDArray[np.float32]],
-    logits: list[NDArray[np.float32]],
+    outputs: list[NDArray[np.float32]],
     side: SideInputs,
 ) -> None:
     """Keep one batch and what the reference made of it, for `Classifier.self_test`.
@@ -115,7 +121,7 @@ def write_golden(
     distance = [abs(len(batch) - GOLDEN_BATCH) for batch in batches]
     at = distance.index(min(distance))
     beside = {f"{BESIDE}{name}": value for name, value in side.beside(batches[at]).items()}
-    np.savez(folder / GOLDEN, input=batches[at], logits=logits[at], **beside)  # type: ignore[arg-type]  # names
+    np.savez(folder / GOLDEN, input=batches[at], logits=outputs[at], **beside)  # type: ignore[arg-type]  # names
     if side.rows:
         side.save(folder / SIDE_INPUTS)
 

@@ -21,7 +21,7 @@ from deploykit.core.artifacts import (
 )
 from deploykit.core.errors import BundleError, IntegrityError
 from deploykit.core.precision import Precision
-from deploykit.core.specs import Preprocessing
+from deploykit.core.specs import DEFAULT_HEAD, Preprocessing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,7 +46,8 @@ _VERSION: Final = re.compile(r"[0-9][0-9A-Za-z.+!-]{0,40}")
 class Manifest:
     """Everything that is known of a bundle; ``files`` gives the sha256 of each one but engines.
 
-    ``precision`` is what was asked for; each engine's record says what was proven.
+    ``precision`` is what was asked for; each engine's record says what was proven. ``head`` names
+    what the outputs mean; bundles that were written before there was a choice do not have it.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Manifest:
     packages: Mapping[str, str]
     created: str
     calibration: Mapping[str, Any] | None = field(default=None)
+    head: str = DEFAULT_HEAD
 
     def with_engine(self, engine: EngineRecord) -> Self:
         """The manifest with an engine added; one of the same file name is replaced."""
@@ -89,6 +91,7 @@ class Manifest:
             "packages": dict(self.packages),
             "created": self.created,
             "calibration": self.calibration,
+            "head": self.head,
         }
         return json.loads(json.dumps(body))  # type: ignore[no-any-return]  # tuples become lists
 
@@ -123,6 +126,7 @@ class Manifest:
                 packages=body["packages"],
                 created=body["created"],
                 calibration=body["calibration"],
+                head=str(body.get("head", DEFAULT_HEAD)),
             )
         except (KeyError, TypeError, ValueError) as exc:
             raise BundleError(f"{folder.name}/{MANIFEST} lacks or misspells {exc}") from exc

@@ -93,7 +93,7 @@ weights = click.option(
     "[default: the definition's own, or untrained]",
 )
 num_classes = click.option(
-    "--num-classes", type=click.IntRange(min=1), metavar="N", help="Length of the logits."
+    "--num-classes", type=click.IntRange(min=1), metavar="N", help="Length of the output."
 )
 input_size = click.option(
     "--input-size", type=click.IntRange(min=1), metavar="PX", help="Height and width of the input."
@@ -206,6 +206,11 @@ _OPTIONS = (
     click.option("--mean", metavar="R,G,B", help="Subtracted from pixels of 0 to 1, likewise."),
     click.option("--std", metavar="R,G,B", help="What they are divided by then, likewise."),
     side_inputs,
+    click.option(
+        "--head",
+        metavar="NAME",
+        help="What the outputs mean.  [default: the network's own, multiclass]",
+    ),
 )
 
 
@@ -232,6 +237,7 @@ def read_choices(  # noqa: PLR0913 - one parameter per option
     mean: str | None = None,
     std: str | None = None,
     side_inputs: Path | None = None,
+    head: str | None = None,
 ) -> DefinitionChoices:
     """What the options ask for.
 
@@ -247,7 +253,7 @@ def read_choices(  # noqa: PLR0913 - one parameter per option
         std=None if std is None else _channels("--std", std),
     )
     arguments = None if factory_args is None else _arguments(factory_args)
-    return DefinitionChoices(num_classes, input_size, arguments, wanted, side_inputs)
+    return DefinitionChoices(num_classes, input_size, arguments, wanted, side_inputs, head)
 
 
 def _sides(text: str) -> int | tuple[int, int]:

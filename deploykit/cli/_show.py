@@ -15,6 +15,8 @@ from rich.table import Table
 
 from deploykit.core.precision import Precision
 from deploykit.core.progress import Progress, ProgressTask, SilentProgress
+from deploykit.core.specs import DEFAULT_HEAD
+from deploykit.heads import head_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from deploykit.bundle.manifest import Bundle
     from deploykit.core.artifacts import EngineRecord
     from deploykit.core.progress import StageTime
+    from deploykit.heads import Table as HeadTable
 
 
 _WIDTH_OF_A_FILE = 160
@@ -49,6 +52,17 @@ def table(columns: Sequence[str], *, title: str | None = None, right: Sequence[s
     for column in columns:
         result.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return result
+
+
+def show_table(out: Console, shown: HeadTable) -> None:
+    """A table of text, and the sentence below it."""
+    rows = table(shown.columns, title=shown.title, right=shown.right)
+    rows.show_header = any(shown.columns)
+    for row in shown.rows:
+        rows.add_row(*map(escape, row))
+    out.print(rows)
+    if shown.note is not None:
+        out.print(shown.note, markup=False, soft_wrap=True)
 
 
 def megabytes(count: int) -> str:
@@ -124,21 +138,13 @@ def show_stages(out: Console, stages: Sequence[StageTime]) -> None:
 
 def show_comparison(out: Console, reports: Iterable[Mapping[str, Any]]) -> None:
     """The figures of each validation, a row per batch; problems in words below."""
-    numbers = (
-        "batch",
-        "max abs",
-        "mean abs",
-        "max rel",
-        "cosine",
-        "KL (nats)",
-        "top-1 same",
-        "flipped at",
-    )
     for report in reports:
+        head = head_named(report.get("head", DEFAULT_HEAD))
+        numbers = head.comparison_columns
         title = f"{report['candidate']} against {report['reference']}"
         rows = table(numbers, title=title, right=numbers)
         for batch in report["batches"]:
-            rows.add_row(*_comparison_row(batch))
+            rows.add_row(*head.comparison_row(batch))
         out.print(rows)
         for problem in report["problems"]:
             out.print(f"problem: {problem}", style="red", markup=False)
@@ -182,20 +188,6 @@ def show_engines(out: Console, engines: Sequence[EngineRecord]) -> None:
             rows.add_row("  warning", warning)
         rows.show_header = False
         out.print(rows, "")
-
-
-def _comparison_row(batch: Mapping[str, Any]) -> tuple[str, ...]:
-    flipped = batch["flipped_margins"]
-    return (
-        str(batch["batch"]),
-        f"{batch['max_abs']:.2e}",
-        f"{batch['mean_abs']:.2e}",
-        f"{batch['max_relative']:.2e}",
-        f"{batch['min_cosine']:.7f}",
-        f"{batch['max_kl']:.2e}",
-        f"{batch['agreement']:.1%}",
-        f"margin {min(flipped):.2e}" if flipped else "-",
-    )
 
 
 def show_int8(out: Console, conversion: Mapping[str, Any], calibration: Mapping[str, Any]) -> None:

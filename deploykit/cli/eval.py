@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from deploykit.evaluation.accuracy import PairedComparison
-    from deploykit.evaluation.labelled import Accuracy, Evaluation
-
 
 @click.command(
     "eval",
@@ -97,7 +94,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     Runs ONNX files on onnxruntime; no GPU is needed. With --compare, each model prepares the
     images in its own way, and the agreement is with OTHER.
     """
-    from deploykit.cli._show import progress
+    from deploykit.cli._show import progress, show_table
     from deploykit.images import LabelledData
     from deploykit.verbs.evaluate import evaluate_bundle
 
@@ -112,85 +109,23 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         tables["confusions"] = report.confusions(confusion)
 
     def show(out: Console) -> None:
-        _show(out, found, compare)
-        if compare is not None and found.other is not None and found.comparison is not None:
-            _show_comparison(out, (str(bundle), str(compare)), found, found.other, found.comparison)
+        for shown in found.tables((str(bundle), None if compare is None else str(compare))):
+            show_table(out, shown)
         for name, rows in tables.items():
             _TABLES[name](out, rows)
 
     return Answer({"bundle": str(bundle), **found.to_dict(), **tables}, show)
 
 
-def _show(out: Console, found: Evaluation, other: Path | None) -> None:
-    from deploykit.cli._show import table
-
-    rows = table(("", ""))
-    rows.show_header = False
-    rows.add_row("images", str(found.count))
-    rows.add_row("top-1", _share(found.accuracy.top1, found.accuracy.top1_interval))
-    rows.add_row("top-5", _share(found.accuracy.top5, found.accuracy.top5_interval))
-    agreement = "no reference: give one with --reference"
-    if found.agreement is not None:
-        whose = "the reference's" if other is None else "the other's"
-        agreement = f"{found.agreement:.2%} of the images have {whose} top-1"
-    rows.add_row("agreement", agreement)
-    out.print(rows)
-
-
-def _share(share: float | None, interval: tuple[float, float] | None) -> str:
-    """A share with its interval.
-
-    >>> _share(0.5, (0.25, 0.75)), _share(None, None)
-    ('50.00% (95 % interval 25.00% to 75.00%)', '-')
-    """
-    if share is None or interval is None:
-        return "-"
-    return f"{share:.2%} (95 % interval {interval[0]:.2%} to {interval[1]:.2%})"
-
-
-def _show_comparison(
-    out: Console,
-    names: tuple[str, str],
-    found: Evaluation,
-    other: Accuracy,
-    compared: PairedComparison,
-) -> None:
-    from deploykit.cli._show import table
-
-    rows = table(("", "top-1", "top-5"))
-    for name, shares in zip(names, (found.accuracy, other), strict=True):
-        top5 = _share(shares.top5, shares.top5_interval)
-        rows.add_row(_plain(name), _share(shares.top1, shares.top1_interval), top5)
-    out.print(rows)
-    counts = table(("images", "right by"), right=("images",))
-    counts.add_row(str(compared.both_right), "both")
-    counts.add_row(str(compared.only_first), _plain(f"{names[0]} only"))
-    counts.add_row(str(compared.only_second), _plain(f"{names[1]} only"))
-    counts.add_row(str(compared.both_wrong), "neither")
-    out.print(counts)
-    out.print(_verdict(names, compared), markup=False, soft_wrap=True)
-
-
-def _verdict(names: tuple[str, str], compared: PairedComparison) -> str:
-    """What the comparison comes to, in a sentence."""
-    sides = [(names[0], compared.only_first), (names[1], compared.only_second)]
-    sides.sort(key=lambda side: -side[1])
-    (more, most), (less, least) = sides
-    only = f"{most} images are right with {more} only, {least} with {less} only"
-    test = f"McNemar's exact test, p = {compared.p_value:.2g}"
-    if compared.better is None:
-        return f"nothing speaks for a difference in top-1: {only} ({test})"
-    return f"{more} is better than {less} in top-1: {only} ({test})"
-
-
 def _show_per_class(out: Console, found: Sequence[dict[str, Any]]) -> None:
     from deploykit.cli._show import table
+    from deploykit.heads._accuracy import share_text
 
     columns = ("class", "name", "images", "right", "top-1")
     title = "by class, the worst first"
     rows = table(columns, title=title, right=("class", "images", "right"))
     for one in found:
-        share = _share(one["top1"], one["top1_interval"])
+        share = share_text(one["top1"], one["top1_interval"])
         name = _plain(one["name"] or "-")
         rows.add_row(str(one["class"]), name, str(one["count"]), str(one["right"]), share)
     out.print(rows)

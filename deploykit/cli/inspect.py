@@ -93,6 +93,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
             "--weights": weights,
             "--data": data,
             "--side-inputs": choices.side_inputs,
+            "--head": choices.head,
             **{f"--{name}": value for name, value in asdict(choices.preprocessing).items()},
         }
         _refuse_without_precision(measuring)

@@ -62,11 +62,12 @@ def _show(out: Console, found: PredictionReport) -> None:
 
     from deploykit.cli._show import table
 
-    rows = table(("image", "class", "probability"), right=("probability",))
+    columns = found.head.answer_columns
+    rows = table(("image", *columns), right=columns[-1:])
     for image, top in found.predictions:
         for rank, each in enumerate(top):
-            label = str(each.index) if each.label is None else each.label
-            rows.add_row("" if rank else escape(image), escape(label), f"{each.probability:.2%}")
+            cells = map(escape, found.head.answer_row(each))
+            rows.add_row("" if rank else escape(image), *cells)
     if found.predictions:
         out.print(rows)
     if found.trained is not True:

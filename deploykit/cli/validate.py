@@ -56,7 +56,7 @@ def command(  # noqa: PLR0913 - one parameter per option
 
     A and B are bundles or .onnx files; without B, a bundle is compared with the FP32 graph that it
     keeps. The one of the higher precision is the reference, of equals B. Runs on onnxruntime;
-    no GPU is needed. The exit code is 1 if the logits are beyond the limits of the precision.
+    no GPU is needed. The exit code is 1 if the outputs are beyond the limits of the precision.
     """
     from deploykit.cli._show import progress
 
@@ -73,14 +73,14 @@ def command(  # noqa: PLR0913 - one parameter per option
 def _show(out: Console, found: ComparisonReport, *, show_all: bool) -> None:
     from deploykit.cli._show import show_comparison
 
-    show_comparison(out, [found.logits.to_dict()])
+    show_comparison(out, [found.outputs.to_dict()])
     if found.layers is not None:
         _show_layers(out, found, found.layers, show_all=show_all)
     for note in found.notes:
         out.print(f"note: {note}", style="yellow", markup=False)
-    precision = found.logits.precision
+    precision = found.outputs.precision
     if found.passed:
-        out.print(f"the logits are within the limits of {precision}")
+        out.print(f"the {found.outputs.head.noun} are within the limits of {precision}")
     elif found.layers is None:
         out.print("to see where it begins, add --layers")
 

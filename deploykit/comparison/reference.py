@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.backends import GraphOptions
 from deploykit.backends._registry import graph_judge
+from deploykit.heads.multiclass import MULTICLASS
 from deploykit.images.side_inputs import SideInputs, with_side_inputs
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.specs import Preprocessing, Runner, SplitGraph
     from deploykit.graph import LoadedGraph
+    from deploykit.heads import Head
 
     Graph = Path | SplitGraph
 
@@ -70,12 +72,12 @@ class Reference:
     """A verified FP32 graph, the batches it was verified on, and what the original made of them.
 
     ``graph`` is handed from stage to stage, read or not; ``runners`` open it and what is made of
-    it.
+    it. ``head`` says what its outputs mean.
     """
 
     graph: LoadedGraph
     batches: list[NDArray[np.float32]]
-    logits: list[NDArray[np.float32]]
+    outputs: list[NDArray[np.float32]]
     made_by: str
     report: ValidationReport
     model: dict[str, Any]
@@ -84,6 +86,7 @@ class Reference:
     labels: tuple[str, ...] | None = None
     conversion: dict[str, Any] = field(default_factory=dict)
     runners: Runners = field(default_factory=Runners)
+    head: Head = MULTICLASS
 
     @property
     def artifact(self) -> OnnxArtifact:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploykit.comparison.differences import BatchComparison, compare, problems_of
 from deploykit.core.errors import ValidationError
+from deploykit.heads.multiclass import MULTICLASS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from deploykit.core.precision import Precision
     from deploykit.core.specs import Runner
+    from deploykit.heads import Figures, Head
 
-    Logits = NDArray[np.float32]
+    Outputs = NDArray[np.float32]
 
 __all__ = [
     "ReportedValidationError",
@@ -35,18 +36,14 @@ class ValidationReport:
     candidate: str
     reference: str
     precision: Precision
-    batches: tuple[BatchComparison, ...]
+    batches: tuple[Figures, ...]
     problems: tuple[str, ...]
+    head: Head = MULTICLASS
 
     @property
     def passed(self) -> bool:
         """Whether every batch is within the limits."""
         return not self.problems
-
-    @property
-    def smallest_flipped_margin(self) -> float | None:
-        """The nearest to a tie that any changed decision was; ``None`` without a change."""
-        return min((m for batch in self.batches for m in batch.flipped_margins), default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the manifest and ``--json``."""
@@ -56,7 +53,8 @@ class ValidationReport:
             "precision": str(self.precision),
             "passed": self.passed,
             "problems": list(self.problems),
-            "smallest_flipped_margin": self.smallest_flipped_margin,
+            "head": self.head.name,
+            **self.head.summary_of(self.batches),
             "batches": [asdict(batch) for batch in self.batches],
             "limits": asdict(self.precision.facts.limits),
         }
@@ -82,20 +80,23 @@ class ReportedValidationError(ValidationError):
         )
 
 
-def outputs_of(runner: Runner, batches: Sequence[Logits]) -> list[Logits]:
+def outputs_of(runner: Runner, batches: Sequence[Outputs]) -> list[Outputs]:
     """The first output for each batch (N, C, H, W) given to the first input."""
     feed, result = runner.inputs[0].name, runner.outputs[0].name
     return [runner.run({feed: batch})[result].astype(np.float32) for batch in batches]
 
 
 def validate(
-    candidate: Sequence[Logits],
-    reference: Sequence[Logits],
+    candidate: Sequence[Outputs],
+    reference: Sequence[Outputs],
     *,
     precision: Precision,
     names: tuple[str, str],
+    head: Head = MULTICLASS,
 ) -> ValidationReport:
     """Compare outputs batch by batch and judge them by the limits of ``precision``.
+
+    ``head`` says what they mean, and which of the limits are for it.
 
     Raises:
         ValidationError: the outputs do not even have the same shape, or there is nothing in them.
@@ -108,6 +109,7 @@ def validate(
             raise ValidationError(
                 f"{names[0]} returns shape {got.shape}, {names[1]} returns {expected.shape}"
             )
-    batches = tuple(compare(got, expected) for got, expected in pairs)
-    problems = [p for batch in batches for p in problems_of(batch, precision.facts.limits)]
-    return ValidationReport(*names, precision, batches, tuple(problems))
+    limits = precision.facts.limits
+    batches = tuple(head.compare(got, expected) for got, expected in pairs)
+    problems = [p for batch in batches for p in head.problems_of(batch, limits)]
+    return ValidationReport(*names, precision, batches, tuple(problems), head)

@@ -53,7 +53,7 @@ class DefinitionChoices:
 
     ``image_size`` is height and width of the input in pixels, ``arguments`` are the keyword
     arguments of a factory in a Python file. ``side_inputs`` is for a graph: an ``.npz`` with values
-    of what it takes beside images.
+    of what it takes beside images. ``head`` says what the outputs mean.
     """
 
     num_classes: int | None = None
@@ -61,3 +61,4 @@ class DefinitionChoices:
     arguments: Mapping[str, Any] | None = None
     preprocessing: PreprocessingChoices = field(default_factory=PreprocessingChoices)
     side_inputs: Path | None = None
+    head: str | None = None

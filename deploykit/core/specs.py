@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from math import prod
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from deploykit.core.errors import UsageError
 from deploykit.core.sizes import BATCH_AXIS, ShapeProfile, filled
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BATCH",
+    "DEFAULT_HEAD",
     "Closing",
     "ModelSpec",
     "Preprocessing",
@@ -38,6 +40,10 @@ __all__ = [
 
 BATCH = "batch"
 """Name of the dynamic first dimension of every exported model."""
+
+
+DEFAULT_HEAD: Final = "multiclass"
+"""What outputs mean where nobody says it, as in bundles of before there was a choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,15 +160,21 @@ class ModelSpec:
         default=None, repr=False, compare=False
     )
     """Gives tensors of a state dict the names that the module of ``build`` has for them."""
+    published: Callable[[ModelSpec], tuple[Mapping[str, Tensor], Any]] | None = field(
+        default=None, repr=False, compare=False
+    )
+    """Fetches what ``--weights imagenet`` asks for: a state dict, and the record of it."""
     preprocessing_assumed: bool = False
     """Whether nobody said how images are prepared: ImageNet's way is taken, with a note."""
     notes: tuple[str, ...] = ()
     """What the user must know of it, as an assumed preprocessing."""
+    head: str = DEFAULT_HEAD
+    """What the outputs mean: a name of `deploykit.heads`."""
 
     @property
     def num_classes(self) -> int:
-        """Length of the logits."""
-        return int(self.outputs[0].shape[-1])
+        """Values per image of the first output."""
+        return prod(int(size) for size in self.outputs[0].shape[1:])
 
     def build(self) -> nn.Module:
         """A new module in evaluation mode, initialised by torch's current random state."""

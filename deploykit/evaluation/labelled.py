@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from deploykit import images
 from deploykit.core.errors import DataError, ValidationError
-from deploykit.evaluation.accuracy import (
-    Answers,
-    PairedComparison,
-    compare_answers,
-    label_ranks,
-    wilson_interval,
-)
+from deploykit.heads.multiclass import MULTICLASS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,10 +19,8 @@ if TYPE_CHECKING:
 
     from deploykit.core.progress import Progress
     from deploykit.core.specs import Preprocessing, Runner
-    from deploykit.evaluation.accuracy import Interval
+    from deploykit.heads import Evaluation, Head
     from deploykit.images import ImageSet
-
-TOP: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,74 +31,6 @@ class EvaluatedModel:
     preprocessing: Preprocessing
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """Shares of right answers, from 0 to 1, with the 95 % intervals of Wilson (1927).
-
-    The intervals are for images drawn at random. ``top5`` is ``None`` for models of five classes
-    or fewer, where it says nothing.
-    """
-
-    top1: float
-    top5: float | None
-    top1_interval: Interval
-    top5_interval: Interval | None
-
-    @classmethod
-    def of(cls, answers: Answers, classes: int) -> Accuracy:
-        """The shares of a model that tells so many ``classes`` apart."""
-        count, hits1, hits5 = len(answers.labels), answers.hits(1), answers.hits(TOP)
-        has_top5 = classes > TOP
-        return cls(
-            top1=hits1 / count,
-            top5=hits5 / count if has_top5 else None,
-            top1_interval=wilson_interval(hits1, count),
-            top5_interval=wilson_interval(hits5, count) if has_top5 else None,
-        )
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What came of one pass over the images; ``other`` and ``comparison`` are of the other model.
-
-    ``answers`` are the model's own, for tables by class.
-    """
-
-    count: int
-    accuracy: Accuracy
-    other: Accuracy | None
-    comparison: PairedComparison | None
-    answers: Answers = field(compare=False, repr=False)
-
-    @property
-    def agreement(self) -> float | None:
-        """Share of the images whose top-1 is the other model's, right or wrong."""
-        return None if self.comparison is None else self.comparison.agreeing / self.count
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for ``--json``."""
-        compared = self.comparison
-        return {
-            "count": self.count,
-            **asdict(self.accuracy),
-            "agreement": self.agreement,
-            "agreement_interval": compared and wilson_interval(compared.agreeing, self.count),
-            "comparison": compared and self._comparison(compared),
-        }
-
-    def _comparison(self, compared: PairedComparison) -> dict[str, Any]:
-        better = {"first": "this", "second": "other", None: None}
-        return {
-            "both_right": compared.both_right,
-            "only_this_right": compared.only_first,
-            "only_other_right": compared.only_second,
-            "both_wrong": compared.both_wrong,
-            "p_value": compared.p_value,
-            "better": better[compared.better],
-            "other": self.other and asdict(self.other),
-        }
-
-
 def evaluate(
     subject: EvaluatedModel,
     source: ImageSet,
@@ -113,55 +38,32 @@ def evaluate(
     batch: int,
     other: EvaluatedModel | None,
     progress: Progress,
+    head: Head = MULTICLASS,
 ) -> Evaluation:
     """Run every image through the model, and through ``other`` where there is one.
 
-    Each has its own preprocessing; where it is the same, an image is prepared once. Where a model's
-    batch is fixed, its last batch is filled up and the filling not counted. An image that cannot be
-    read ends the evaluation: a share of fewer images than were given would be another number.
+    ``head`` says what the outputs of both mean. Each has its own preprocessing; where it is the
+    same, an image is prepared once. Where a model's batch is fixed, its last batch is filled up and
+    the filling not counted. An image that cannot be read ends the evaluation: a share of fewer
+    images than were given would be another number.
 
     Raises:
-        DataError: no labels, a label that a model has no logit for, models that tell different
+        DataError: no labels, a label that a model has no output for, models that tell different
             numbers of classes apart, or an unreadable image.
-        ValidationError: logits that are not numbers.
+        UsageError: labels say nothing about outputs of this head.
+        ValidationError: outputs that are not numbers.
     """
     labels = _require_labels(source)
     subjects = [subject] if other is None else [subject, other]
-    tallies = [_Tally(labels) for _ in subjects]
+    tallies = [head.tally(labels) for _ in subjects]
     with progress.step("evaluate") as task:
         for indices, prepared in _prepared(subjects, source, _batch_size(subjects, batch)):
             for one, tally, inputs in zip(subjects, tallies, prepared, strict=True):
-                tally.add(indices, _logits(one.runner, inputs, indices))
-            _require_same_classes(tallies)
+                tally.add(indices, _outputs(one.runner, inputs, indices, head.noun))
+            for first, second in pairwise(tallies):
+                first.require_same(second)
             task.update(indices[-1] + 1, len(source), "images")
-    answers = [tally.answers() for tally in tallies]
-    accuracies = [Accuracy.of(one, tallies[0].classes) for one in answers]
-    return Evaluation(
-        count=len(source),
-        accuracy=accuracies[0],
-        other=None if other is None else accuracies[1],
-        comparison=None if other is None else compare_answers(*answers),
-        answers=answers[0],
-    )
-
-
-class _Tally:
-    """One model's answers, as they come in."""
-
-    def __init__(self, labels: NDArray[np.int64]) -> None:
-        self.classes = 0
-        self._labels = labels
-        self._top1 = np.zeros_like(labels)
-        self._ranks = np.zeros_like(labels)
-
-    def add(self, indices: Sequence[int], logits: NDArray[np.float32]) -> None:
-        self.classes = logits.shape[1]
-        _require_known(self._labels, self.classes)
-        self._top1[indices] = logits.argmax(axis=1)
-        self._ranks[indices] = label_ranks(logits, self._labels[indices])
-
-    def answers(self) -> Answers:
-        return Answers(self._labels, self._top1, self._ranks)
+    return head.evaluation(tallies[0], None if other is None else tallies[1])
 
 
 def _prepared(
@@ -185,24 +87,6 @@ def _require_labels(source: ImageSet) -> NDArray[np.int64]:
     return source.labels
 
 
-def _require_known(labels: NDArray[np.int64], classes: int) -> None:
-    # Of all images, though one batch is at hand: folders are sorted by class, the last come last.
-    if int(labels.max()) >= classes:
-        raise DataError(
-            f"image {int(labels.argmax())} has label {int(labels.max())}, "
-            f"the model tells {classes} classes apart\n"
-            f"expected labels from 0 to {classes - 1}: are these images for another model?"
-        )
-
-
-def _require_same_classes(tallies: Sequence[_Tally]) -> None:
-    if len({tally.classes for tally in tallies}) > 1:
-        raise DataError(
-            f"the models tell {tallies[0].classes} and {tallies[1].classes} classes apart\n"
-            "one label cannot mean the same to both: compare models of the same classes"
-        )
-
-
 def _batch_size(subjects: Sequence[EvaluatedModel], wanted: int) -> int:
     """At least the largest fixed batch, so that no model computes more filling than images."""
     return max(wanted, *(_fixed_batch(one.runner) or 1 for one in subjects))
@@ -213,20 +97,20 @@ def _fixed_batch(runner: Runner) -> int | None:
     return first if isinstance(first, int) else None
 
 
-def _logits(
-    runner: Runner, inputs: NDArray[np.float32], indices: Sequence[int]
+def _outputs(
+    runner: Runner, inputs: NDArray[np.float32], indices: Sequence[int], noun: str
 ) -> NDArray[np.float32]:
-    """Logits (N, K) of inputs (N, C, H, W), in pieces where the runner's batch is fixed."""
+    """First outputs (N, K) of inputs (N, C, H, W), in pieces where the runner's batch is fixed."""
     size = _fixed_batch(runner) or len(inputs)
     pieces = [_run(runner, inputs[at : at + size], size) for at in range(0, len(inputs), size)]
-    logits = np.concatenate(pieces)
-    wrong = np.flatnonzero(np.isnan(logits).any(axis=1))
+    outputs = np.concatenate(pieces)
+    wrong = np.flatnonzero(np.isnan(outputs).any(axis=1))
     if wrong.size:
         raise ValidationError(
-            f"the logits of image {indices[wrong[0]]} and {wrong.size - 1} more are not numbers\n"
+            f"the {noun} of image {indices[wrong[0]]} and {wrong.size - 1} more are not numbers\n"
             "values beyond the range of FP16 are the usual reason: does the FP32 model do it too?"
         )
-    return logits
+    return outputs
 
 
 def _run(runner: Runner, inputs: NDArray[np.float32], size: int) -> NDArray[np.float32]:

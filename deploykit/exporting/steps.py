@@ -35,7 +35,6 @@ from deploykit.sources.targets import Kind, kind_of
 
 if TYPE_CHECKING:
     from deploykit.backends import Compiler
-    from deploykit.comparison.reference import Reference
     from deploykit.comparison.validation import ValidationReport
     from deploykit.core.artifacts import EngineRecord
     from deploykit.core.specs import ModelSpec
@@ -53,21 +52,6 @@ def read_labels(path: Path) -> tuple[str, ...]:
         return tuple(path.read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as exc:
         raise DataError(f"cannot read the labels of {path}: {exc}") from exc
-
-
-def fitting_labels(given: tuple[str, ...] | None, reference: Reference) -> tuple[str, ...] | None:
-    """The labels that were given, or those that the reference knows.
-
-    Raises:
-        DataError: not one for each class.
-    """
-    classes = reference.logits[0].shape[-1]
-    if given is not None and len(given) != classes:
-        raise DataError(
-            f"the file of labels has {len(given)} lines, the model has {classes} classes\n"
-            "expected one name per line, in the order of the logits"
-        )
-    return reference.labels if given is None else given
 
 
 @dataclass(frozen=True)
@@ -178,7 +162,8 @@ def _fill(
     options = plan.options
     path = folder / (MODEL if options.precision.facts.is_source else REFERENCE)
     reference = make_reference(source, path, journal, options.source, options.profile)
-    labels = fitting_labels(plan.labels, reference)
+    shape = reference.outputs[0].shape
+    labels = reference.head.fitting_labels(plan.labels, reference.labels, shape)
     converted = conversion_of(options.precision).convert(
         reference, folder / MODEL, options.quantization, journal
     )
@@ -206,6 +191,7 @@ def _fill(
         packages={"deploykit": here.deploykit, **here.packages},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         calibration=converted.calibration,
+        head=reference.head.name,
     )
     return manifest, converted.reports
 

@@ -43,7 +43,7 @@ def require_tensors(proto: onnx.ModelProto, name: str) -> None:
         if odd:
             raise ModelFileError(
                 f"{name} {verb} {', '.join(odd)}\n"
-                "expected numbers: images (batch, 3, H, W) in, logits (batch, classes) out\n"
+                "expected numbers: images (batch, 3, H, W) in, outputs (batch, ...) out\n"
                 "export the network alone, without what comes before and after it"
             )
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 from functools import cache, partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from deploykit.core.environment import require
 from deploykit.core.errors import UnknownNameError, UsageError
+from deploykit.core.plugs import import_plug, plugs, source_of
 from deploykit.core.specs import BATCH, ModelSpec, Preprocessing, TensorSpec
 from deploykit.models._card import FamilyCard, PreprocessingCard, VariantCard, read_card
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from torch import nn
 
-FAMILIES: Final = Path(__file__).parent
+ROOM: Final = "models"
 
 
 class Entry(NamedTuple):
@@ -35,7 +35,7 @@ def names() -> tuple[str, ...]:
     >>> names()[:3]
     ('alexnet2012', 'alexnet', 'nin')
     """
-    return tuple(read_families(FAMILIES))
+    return tuple(read_families())
 
 
 def families() -> Mapping[str, tuple[str, ...]]:
@@ -45,7 +45,7 @@ def families() -> Mapping[str, tuple[str, ...]]:
     ('alexnet2012', 'alexnet')
     """
     found: dict[str, list[str]] = {}
-    for name, entry in read_families(FAMILIES).items():
+    for name, entry in read_families().items():
         found.setdefault(entry.family, []).append(name)
     return {family: tuple(members) for family, members in found.items()}
 
@@ -63,7 +63,7 @@ def get(name: str, *, num_classes: int | None = None, image_size: int | None = N
         UnknownNameError: no family has a network of this name.
         UsageError: fewer than one class, or an image too small for the network's layers.
     """
-    entries = read_families(FAMILIES)
+    entries = read_families()
     if name not in entries:
         raise UnknownNameError("architecture", name, names(), "deploykit list")
     entry = entries[name]
@@ -73,15 +73,21 @@ def get(name: str, *, num_classes: int | None = None, image_size: int | None = N
     return _spec(name, entry, classes, size)
 
 
-@cache
-def read_families(folder: Path) -> Mapping[str, Entry]:
-    """Entries by network name, in the order of `names`, of all family files in ``folder``.
+def read_families() -> Mapping[str, Entry]:
+    """Entries by network name, in the order of `names`, of our families and of installed ones.
 
     Raises:
         ValueError: a card that cannot be used, or a name that two families claim.
+        MissingDependencyError: an installed package names a module that is no Python file.
     """
+    return read_files(tuple((family, source_of(ROOM, family)) for family in plugs(ROOM)))
+
+
+@cache
+def read_files(families: tuple[tuple[str, Path], ...]) -> Mapping[str, Entry]:
+    """As `read_families`, of the files of these families."""
     entries: dict[str, Entry] = {}
-    for path in sorted(folder.glob("[!_]*.py")):
+    for family, path in families:
         card = read_card(path)
         for name, variant in card["variants"].items():
             if name in entries:
@@ -89,7 +95,7 @@ def read_families(folder: Path) -> Mapping[str, Entry]:
                     f"{name!r} is claimed by {entries[name].family}.py and by {path.name}\n"
                     "a network has one name: rename it in one of the two cards"
                 )
-            entries[name] = Entry(path.stem, card, variant)
+            entries[name] = Entry(family, card, variant)
     return MappingProxyType(dict(sorted(entries.items(), key=lambda item: _order(item[1]))))
 
 
@@ -149,5 +155,5 @@ def _preprocessing(card: PreprocessingCard, published: int, image_size: int) -> 
 
 def _build(family: str, name: str, num_classes: int, image_size: int) -> nn.Module:
     require("torch")
-    module = importlib.import_module(f"deploykit.models.{family}")
+    module = import_plug(ROOM, family)
     return cast("nn.Module", module.build(name, num_classes=num_classes, image_size=image_size))

@@ -171,10 +171,16 @@ class _Fp16:
         with journal.stage("validate fp16"), reference.runners.open(path) as runner:
             outputs = outputs_of(runner, reference.batches)
             names = ("the fp16 graph", reference.made_by)
-            report = validate(outputs, reference.logits, precision=Precision.FP16, names=names)
+            report = validate(
+                outputs,
+                reference.outputs,
+                precision=Precision.FP16,
+                names=names,
+                head=reference.head,
+            )
             report.require_pass()
         conversion = {**reference.conversion, **result.to_dict()}
-        judged = reference.batches, reference.logits
+        judged = reference.batches, reference.outputs
         return Converted(result.artifact, (reference.report, report), conversion, judged)
 
     def plan(self, source: PlanSource) -> Planned:

@@ -27,7 +27,7 @@ class _Fp32:
         request: QuantizationRequest | None,  # noqa: ARG002
         journal: Journal,  # noqa: ARG002
     ) -> Converted:
-        judged = reference.batches, reference.logits
+        judged = reference.batches, reference.outputs
         return Converted(
             reference.artifact, (reference.report,), dict(reference.conversion), judged
         )

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deploykit import graph as onnx_graph
 from deploykit.bundle.manifest import CALIBRATION
-from deploykit.comparison.differences import compare
 from deploykit.comparison.validation import outputs_of, validate
 from deploykit.core.errors import ModelFileError
 from deploykit.core.precision import Precision
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
     from deploykit.core.progress import Journal, ProgressTask
     from deploykit.core.specs import Runner
     from deploykit.graph.node_precisions import GraphPrecision, Planned
+    from deploykit.heads import Head
     from deploykit.precision import PlanSource
     from deploykit.precision.calibration.graphs import Calibrated
     from deploykit.precision.quantization.graphs import Int8Result
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 class Int8Outcome:
     """The INT8 graph, how it compares with FP32, and how its ranges were chosen.
 
-    ``judged`` are the batches of held-out images that it was compared on, and the FP32 logits.
+    ``judged`` are the batches of held-out images that it was compared on, and the FP32 outputs.
     """
 
     result: Int8Result
@@ -119,7 +119,7 @@ def convert_to_int8(
             errors=choice.errors,
         )
     with journal.stage("validate int8"), reference.runners.judge(path) as runner:
-        report = _validate(runner, held_out, expected)
+        report = _validate(runner, held_out, expected, reference.head)
     journal.notes += _other_sizes(path, reference)
     return Int8Outcome(result, (held_out, expected), report, calibrated, choice)
 
@@ -140,11 +140,11 @@ def _contest(
     return Trials(graph.model, calibrated.table, *fewer, reference.runners, probed, costs)
 
 
-def _validate(runner: Runner, held_out: Batches, expected: Batches) -> ValidationReport:
+def _validate(runner: Runner, held_out: Batches, expected: Batches, head: Head) -> ValidationReport:
     # Ranges hold for images like those of the calibration: others would judge the data.
     names = ("the int8 graph", "the fp32 graph")
     outputs = outputs_of(runner, held_out)
-    report = validate(outputs, expected, precision=Precision.INT8, names=names)
+    report = validate(outputs, expected, precision=Precision.INT8, names=names, head=head)
     report.require_pass()
     return report
 
@@ -152,12 +152,15 @@ def _validate(runner: Runner, held_out: Batches, expected: Batches) -> Validatio
 def _other_sizes(path: Path, reference: Reference) -> list[str]:
     """How open images do at the sizes that no range was measured at: for the user to judge."""
     crop = reference.preprocessing.crop
-    pairs = zip(reference.batches, reference.logits, strict=True)
-    others = [(batch, logits) for batch, logits in pairs if batch.shape[2:] != crop]
+    pairs = zip(reference.batches, reference.outputs, strict=True)
+    others = [(batch, expected) for batch, expected in pairs if batch.shape[2:] != crop]
     if not others:
         return []
     with reference.runners.judge(path) as runner:
-        found = [compare(outputs_of(runner, [batch])[0], logits) for batch, logits in others]
+        found = [
+            reference.head.compare(outputs_of(runner, [batch])[0], expected)
+            for batch, expected in others
+        ]
     figures = ", ".join(
         f"{batch.shape[2]} x {batch.shape[3]}: {one.min_cosine:.4f}"
         for one, (batch, _) in zip(found, others, strict=True)

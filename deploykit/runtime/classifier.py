@@ -1,4 +1,4 @@
-"""A loaded bundle: batches to logits, images to classes."""
+"""A loaded bundle: batches to outputs, images to answers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from deploykit.backends import EngineRunner
 from deploykit.bundle.golden import Golden, limits_for
 from deploykit.core.errors import DataError, UsageError
 from deploykit.core.specs import Closing, StepTimes
+from deploykit.heads import head_named
 from deploykit.runtime.batches import BatchSplitWarning
 from deploykit.runtime.inputs import Inputs
-from deploykit.runtime.predictions import Prediction, PreparedImages, best_classes, require_top_k
+from deploykit.runtime.predictions import PreparedImages, require_top_k
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -24,15 +25,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.bundle.manifest import Bundle, Manifest
-    from deploykit.comparison.differences import BatchComparison
     from deploykit.core.precision import Precision
     from deploykit.core.sizes import ShapeProfile
     from deploykit.core.specs import Preprocessing, Runner, TensorSpec
+    from deploykit.heads import Figures, Head
+    from deploykit.heads.multiclass import Prediction
     from deploykit.images.given import ImageLike
     from deploykit.runtime.batches import BatchLimits, Run
     from deploykit.runtime.inputs import Batch, Feeds
 
-    Logits: TypeAlias = NDArray[np.float32]
+    Outputs: TypeAlias = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,12 @@ class Classifier(Closing):
         inputs: what `run` takes; a name in a shape is an open dimension.
         profile: the batches, heights and widths that the engine takes, or ``None``: a graph takes
             all of what is open. A fixed height or width is not in it.
-        outputs: what the model gives; the first are the logits.
+        outputs: what the model gives; the first is what `run` returns.
         manifest: all that is known of the bundle; `manifest.weights` says whether it is trained.
         labels: names of the classes by index, or ``None``.
         preprocessing: what `predict` does to an image.
+        head: what the outputs mean, a `deploykit.heads.Head`; `head.name` is "multiclass" for a
+            classifier.
     """
 
     name: str
@@ -81,6 +85,7 @@ class Classifier(Closing):
     manifest: Manifest
     labels: tuple[str, ...] | None
     preprocessing: Preprocessing
+    head: Head
 
     def __init__(self, bundle: Bundle, chosen: Chosen) -> None:
         self.manifest = bundle.manifest
@@ -91,6 +96,7 @@ class Classifier(Closing):
         self.runner = chosen.runner
         self.labels = bundle.labels
         self.preprocessing = bundle.manifest.preprocessing
+        self.head = head_named(bundle.manifest.head)
         self._bundle = bundle
         self._limits = chosen.limits
         self.inputs = chosen.runner.inputs
@@ -105,20 +111,22 @@ class Classifier(Closing):
         self._has_warned = False
 
     @overload
-    def run(self, batch: Batch, *, keep_on_device: Literal[False] = False) -> Logits: ...
+    def run(self, batch: Batch, *, keep_on_device: Literal[False] = False) -> Outputs: ...
 
     @overload
     def run(self, batch: Batch, *, keep_on_device: bool) -> Any: ...
 
     def run(self, batch: Batch, *, keep_on_device: bool = False) -> Any:
-        """Logits (N, classes), float32, of a batch (N, C, H, W) that is already preprocessed.
+        """The outputs, float32, of a batch (N, C, H, W) that is already preprocessed.
+
+        A classifier gives logits (N, classes).
 
         Args:
             batch: an array of numpy or of any package with DLPack. On ``device="cuda"`` one that
                 lies on the GPU is used there, without a copy and without a look for NaN. A model
                 of several inputs takes arrays by name. A batch larger than the engine's profile
                 is run in parts (`BatchSplitWarning`, once), a smaller one is filled up.
-            keep_on_device: leave the logits on the GPU, as an array with DLPack and
+            keep_on_device: leave the outputs on the GPU, as an array with DLPack and
                 ``__cuda_array_interface__``. On the CPU they are where they always are.
 
         Raises:
@@ -132,9 +140,9 @@ class Classifier(Closing):
         if engine is not None:
             return engine.run_on_device(feeds)[self._output]
         self._warn_of_split(count)
-        return self._logits_of(feeds, count, self.runner.run)
+        return self._outputs_of(feeds, count, self.runner.run)
 
-    def run_timed(self, batch: Batch) -> tuple[Logits, StepTimes]:
+    def run_timed(self, batch: Batch) -> tuple[Outputs, StepTimes]:
         """As `run`, with the duration of each step; those of several parts are added up.
 
         Raises:
@@ -149,11 +157,13 @@ class Classifier(Closing):
             times.append(steps)
             return outputs
 
-        logits = self._logits_of(feeds, count, run)
-        return logits, _sum(times)
+        outputs = self._outputs_of(feeds, count, run)
+        return outputs, _sum(times)
 
     def predict(self, images: Iterable[ImageLike], *, top_k: int = 5) -> list[list[Prediction]]:
         """The likeliest classes of each image, after the bundle's own preprocessing.
+
+        Bundles whose head has no classes give the answers of that head.
 
         Args:
             images: paths, encoded bytes, Pillow images, uint8 arrays (H, W, 3) or (H, W), mixed;
@@ -193,20 +203,20 @@ class Classifier(Closing):
             )
         return self._outcomes(PreparedImages(images, self.preprocessing), top_k)
 
-    def self_test(self) -> BatchComparison:
+    def self_test(self) -> Figures:
         """Run the golden sample and compare it with what the reference gave at export.
 
         It is for a service's health check: it goes the same way as every other batch.
 
         Raises:
-            ValidationError: the logits are beyond the limits of the bundle's precision.
+            ValidationError: the outputs are beyond the limits of the bundle's precision.
             IntegrityError: the sample is not as it was written.
         """
         self._require_usable()
         golden = Golden.read(self._bundle)
         feeds = golden.feeds(self.inputs[0].name)
-        logits = self._logits_of(feeds, len(golden.batch), self.runner.run)
-        return golden.judge(logits, limits_for(self.precision, self.device))
+        outputs = self._outputs_of(feeds, len(golden.batch), self.runner.run)
+        return golden.judge(outputs, limits_for(self.precision, self.device))
 
     def close(self) -> None:
         """Give back what the model holds; a second call does nothing."""
@@ -236,7 +246,7 @@ class Classifier(Closing):
             self._limits.require_one_run(count, "arrays that stay on the GPU")
         return feeds, count
 
-    def _logits_of(self, feeds: Feeds, count: int, run: Run) -> Logits:
+    def _outputs_of(self, feeds: Feeds, count: int, run: Run) -> Outputs:
         return self._limits.run(run, feeds, count, self._output)
 
     def _warn_of_split(self, count: int) -> None:
@@ -261,10 +271,11 @@ class Classifier(Closing):
             for each in group:
                 yield each if isinstance(each, DataError) else next(found)
 
-    def _best(self, batch: Logits, top_k: int) -> list[list[Prediction]]:
+    def _best(self, batch: Outputs, top_k: int) -> list[list[Prediction]]:
         self._require_usable()  # again: somebody may have closed it between two batches
         feeds = {self.inputs[0].name: batch}
-        return best_classes(self._logits_of(feeds, len(batch), self.runner.run), self.labels, top_k)
+        outputs = self._outputs_of(feeds, len(batch), self.runner.run)
+        return self.head.answers(outputs, self.labels, top_k)
 
 
 def _sum(times: Sequence[StepTimes]) -> StepTimes:

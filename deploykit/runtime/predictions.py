@@ -1,35 +1,19 @@
-"""From images to a model's input, and from its logits to the classes that they mean."""
+"""From images as a caller gives them to a model's input."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from deploykit import images
-from deploykit.core.errors import DataError, UsageError, ValidationError
+from deploykit.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from deploykit.core.specs import Preprocessing
     from deploykit.images.given import ImageLike
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """One class of one image; ``label`` is ``None`` where the bundle has no labels.
-
-    ``probability`` is the softmax of the logits. How far it can be trusted as a probability is a
-    property of the model.
-    """
-
-    index: int
-    label: str | None
-    probability: float
-    logit: float
 
 
 class PreparedImages:
@@ -65,39 +49,6 @@ def _require_several(given: Any) -> None:
         raise UsageError(
             f"predict() was given {type(given).__name__}\n{images.EXPECTED}, in a list"
         )
-
-
-def best_classes(
-    logits: NDArray[np.float32], labels: Sequence[str] | None, top_k: int
-) -> list[list[Prediction]]:
-    """The ``top_k`` classes of each row of logits (N, classes), the likeliest first.
-
-    Raises:
-        ValidationError: a logit is NaN or infinite.
-    """
-    rows = logits.reshape(len(logits), -1).astype(np.float64)
-    if not np.isfinite(rows).all():
-        raise ValidationError(
-            "the model gave logits that are NaN or infinite\n"
-            "self_test() says whether it still computes what it did when it was exported"
-        )
-    exponentials = np.exp(rows - rows.max(axis=1, keepdims=True))
-    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
-    order = np.argsort(-rows, axis=1, kind="stable")[:, :top_k]
-    return [
-        [_prediction(int(index), labels, chances, row) for index in best]
-        for best, chances, row in zip(order, probabilities, rows, strict=True)
-    ]
-
-
-def _prediction(
-    index: int,
-    labels: Sequence[str] | None,
-    chances: NDArray[np.float64],
-    row: NDArray[np.float64],
-) -> Prediction:
-    label = labels[index] if labels is not None and index < len(labels) else None
-    return Prediction(index, label, float(chances[index]), float(row[index]))
 
 
 def require_top_k(top_k: int) -> None:

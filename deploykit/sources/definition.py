@@ -18,6 +18,7 @@ from deploykit.core.errors import (
     ValidationError,
 )
 from deploykit.core.precision import Precision
+from deploykit.heads import head_named
 from deploykit.images.batching import sample_batches
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from deploykit.core.progress import Journal
     from deploykit.core.specs import ModelSpec
     from deploykit.graph import LoadedGraph
+    from deploykit.heads import Head
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,8 @@ def from_definition(
         preprocessing = choices.applied_to(record.preprocessing or spec.preprocessing)
         batches = sample_batches(preprocessing, told.data)
         with module_judge().open(module, spec.inputs, spec.outputs) as runner:
-            logits = outputs_of(runner, batches)
-        deployed = _as_it_runs(spec, module, journal, (batches, logits))
+            outputs = outputs_of(runner, batches)
+        deployed = _as_it_runs(spec, module, journal, (batches, outputs))
     journal.notes += spec.notes
     if spec.preprocessing_assumed:
         journal.notes += choices.assumptions(preprocessing)
@@ -76,11 +78,11 @@ def from_definition(
         journal.notes.append(f"weights: {record.source}; whether they are trained is not known")
     elif not record.trained:
         journal.notes.append(f"weights: {record.source}; its answers mean nothing")
-    graph, report, exporter = _export_verified(spec, deployed, path, journal, (batches, logits))
+    graph, report, exporter = _export_verified(spec, deployed, path, journal, (batches, outputs))
     return Reference(
         graph=graph,
         batches=batches,
-        logits=logits,
+        outputs=outputs,
         made_by="torch eager",
         report=report,
         model=_describe(spec),
@@ -92,6 +94,7 @@ def from_definition(
         preprocessing=preprocessing,
         labels=record.labels or spec.labels,
         conversion={"exporter": exporter, "inference_form": deployed is not module},
+        head=head_named(spec.head),
     )
 
 
@@ -104,7 +107,7 @@ def _as_it_runs(
     """``module`` as it is meant to run, where that computes the same; otherwise as it is."""
     from deploykit.sources.inference_form import inference_form
 
-    batches, logits = expected
+    batches, wanted = expected
     try:
         form = inference_form(module)
         if form is None:
@@ -112,7 +115,14 @@ def _as_it_runs(
         with module_judge().open(form.module, spec.inputs, spec.outputs) as runner:
             outputs = outputs_of(runner, batches)
         names = ("its form for inference", "torch eager")
-        validate(outputs, logits, precision=Precision.FP32, names=names).require_pass()
+        report = validate(
+            outputs,
+            wanted,
+            precision=Precision.FP32,
+            names=names,
+            head=head_named(spec.head),
+        )
+        report.require_pass()
     except (ExportError, ValidationError) as exc:
         journal.notes.append(f"it is exported as it was trained: {' '.join(str(exc).splitlines())}")
         return module
@@ -129,12 +139,13 @@ def _export_verified(
 ) -> tuple[LoadedGraph, ValidationReport, str]:
     from deploykit.sources.torch_export import EXPORTERS, export_module
 
+    head = head_named(spec.head)
     failures: list[DeploykitError] = []
     for exporter in EXPORTERS:
         try:
             with journal.stage("export"):
                 graph = export_module(spec, module, path, exporter)
-            report = require_equal(graph.artifact, *expected, "torch eager", journal)
+            report = require_equal(graph.artifact, expected, "torch eager", journal, head)
         except ControlFlowError:
             raise  # the other exporter would keep the one branch that it happened to see
         except (ExportError, ModelFileError, ValidationError) as exc:
@@ -148,21 +159,22 @@ def _export_verified(
 
 def require_equal(
     artifact: OnnxArtifact,
-    batches: list[NDArray[np.float32]],
-    logits: list[NDArray[np.float32]],
+    expected: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]],
     made_by: str,
     journal: Journal,
+    head: Head,
 ) -> ValidationReport:
-    """Run the graph on ``batches`` and hold its logits against those that ``made_by`` made.
+    """Run the graph on batches and hold its outputs against those that ``made_by`` made of them.
 
     Raises:
         ValidationError: they differ by more than the limits of the graph's precision.
     """
+    batches, wanted = expected
     with journal.stage(f"validate {artifact.precision}"):
         with graph_judge().open(artifact.path, GraphOptions()) as runner:
             outputs = outputs_of(runner, batches)
         names = (f"the {artifact.precision} graph", made_by)
-        report = validate(outputs, logits, precision=artifact.precision, names=names)
+        report = validate(outputs, wanted, precision=artifact.precision, names=names, head=head)
         report.require_pass()
     return report
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 from torch import Tensor, nn
 
 from deploykit.core.errors import UsageError, typed_first_line
 
+if TYPE_CHECKING:
+    from deploykit.heads import Head
+
 LOGITS: Final = "logits"
 """What libraries call them where a module returns several things by name."""
-
-_RANK: Final = 2
 
 
 class LogitsOf(nn.Module):
@@ -39,10 +40,12 @@ def logits_only(network: nn.Module, place: str | int | None) -> nn.Module:
     return network if place is None else LogitsOf(network, place)
 
 
-def find_logits(network: nn.Module, image_size: int, name: str) -> tuple[str | int | None, int]:
-    """Where the logits are in what ``network`` returns, and of how many classes.
+def find_output(
+    network: nn.Module, image_size: int, name: str, head: Head
+) -> tuple[str | int | None, tuple[int, ...]]:
+    """Where the output that ``head`` fits is in what ``network`` returns, and an image's shape.
 
-    They are the tensor that it returns, the one called "logits", or the first (N, classes) of a
+    It is the tensor that it returns, the one called "logits", or the first that fits of a
     sequence. One batch of noise is run to find out.
 
     Raises:
@@ -60,11 +63,12 @@ def find_logits(network: nn.Module, image_size: int, name: str) -> tuple[str | i
             "give the size that it takes: --input-size PX"
         ) from error
     for place, value in _candidates(result):
-        if _is_logits(value, len(batch)):
-            return place, value.shape[1]
+        if _fits(value, len(batch), head):
+            return place, tuple(value.shape[1:])
     raise UsageError(
         f"{name} returns {_described(result)} for 2 images\n"
-        'expected logits (2, classes): a tensor, the first of a tuple, or "logits" of a dict'
+        f"expected {head.noun} {head.layout.replace('batch', str(len(batch)))}: a tensor, the "
+        f'first of a tuple, or "{LOGITS}" of a dict'
     )
 
 
@@ -78,10 +82,10 @@ def _candidates(result: Any) -> list[tuple[str | int | None, Any]]:
     return []
 
 
-def _is_logits(value: Any, count: int) -> bool:
+def _fits(value: Any, count: int, head: Head) -> bool:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return False
-    return value.ndim == _RANK and value.shape[0] == count and value.shape[1] > 0
+    return head.fits(tuple(value.shape)) and value.shape[0] == count and value.numel() > 0
 
 
 def _described(result: Any) -> str:

@@ -11,7 +11,9 @@ from deploykit.comparison.validation import validate
 from deploykit.core.errors import ModelFileError, UsageError, ValidationError
 from deploykit.core.precision import Precision
 from deploykit.core.sizes import RGB, ShapeProfile, are_images
-from deploykit.core.specs import Preprocessing
+from deploykit.core.specs import DEFAULT_HEAD, Preprocessing
+from deploykit.heads import head_named
+from deploykit.heads.multiclass import MULTICLASS
 from deploykit.images.batching import BATCHES, sample_batches
 from deploykit.images.side_inputs import SideInputs, require_per_image
 from deploykit.sources.image_sizes import (
@@ -24,9 +26,9 @@ from deploykit.sources.image_sizes import (
 from deploykit.sources.onnx_outputs import (
     answers_of,
     answers_one_by_one,
-    choose_logits,
-    logits_in,
+    choose_output,
     other_problems,
+    outputs_in,
 )
 
 if TYPE_CHECKING:
@@ -40,8 +42,9 @@ if TYPE_CHECKING:
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.progress import Journal
     from deploykit.core.specs import TensorSpec
+    from deploykit.heads import Head
     from deploykit.sources.definition import SourceOptions
-    from deploykit.sources.onnx_outputs import Answers, Images, LogitsChoice
+    from deploykit.sources.onnx_outputs import Answers, Images, OutputChoice
 
 
 ORIGINAL = "the original file"
@@ -53,12 +56,14 @@ class Judged:
 
     batches: list[Images]
     answers: list[Answers]
-    logits_name: str
+    output: str
+    """The output that is judged, and what it means."""
+    head: Head = MULTICLASS
 
     @property
-    def logits(self) -> list[Images]:
-        """The logits (N, K) of each batch."""
-        return logits_in(self.answers, self.logits_name)
+    def expected(self) -> list[Images]:
+        """The judged output of each batch."""
+        return outputs_in(self.answers, self.output, self.head)
 
 
 @dataclass
@@ -123,12 +128,13 @@ class OwnGraph:
         graph = onnx_graph.write_graph(model, self.path, Precision.FP32, self.parents)
         with self.runners.open(self.path) as runner:
             answers = answers_of(runner, judged.batches)
-        name = judged.logits_name
-        got = logits_in(answers, name)
+        got = outputs_in(answers, judged.output, judged.head)
         names = ("the fp32 graph", ORIGINAL)
-        report = validate(got, judged.logits, precision=Precision.FP32, names=names)
+        report = validate(
+            got, judged.expected, precision=Precision.FP32, names=names, head=judged.head
+        )
         report.require_pass()
-        problems = other_problems(answers, judged.answers, name)
+        problems = other_problems(answers, judged.answers, judged.output)
         if problems:
             raise ValidationError(
                 f"the fp32 graph does not compute what {ORIGINAL} computes\n{problems[0]}"
@@ -180,7 +186,8 @@ def from_onnx(
         preprocessing = wishes.applied_to(assumed)
         runners = Runners(side_inputs_of(source, image, told.choices.side_inputs))
         batches = _sample(image, preprocessing, told.data, profile)
-        judged, choice = _ask_original(original, batches, runners)
+        head = head_named(told.choices.head or DEFAULT_HEAD)
+        judged, choice = _ask_original(original, batches, runners, head)
         onnx_graph.put_image_first(model, image.name)
         onnx_graph.put_first(model, choice.name, flatten=not choice.flat)
     with journal.stage("validate fp32"):
@@ -195,7 +202,7 @@ def from_onnx(
     return Reference(
         graph=own.graph,
         batches=own.judged.batches,
-        logits=own.judged.logits,
+        outputs=own.judged.expected,
         made_by=ORIGINAL,
         report=own.report,
         model={
@@ -208,6 +215,7 @@ def from_onnx(
         preprocessing=preprocessing,
         conversion={"steps": own.done},
         runners=runners,
+        head=choice.head,
     )
 
 
@@ -230,13 +238,13 @@ def _sample(
 
 
 def _ask_original(
-    original: Path, batches: list[Images], runners: Runners
-) -> tuple[Judged, LogitsChoice]:
-    """What the original answers to ``batches``, and which of its outputs are the logits."""
+    original: Path, batches: list[Images], runners: Runners, head: Head
+) -> tuple[Judged, OutputChoice]:
+    """What the original answers to ``batches``, and which of its outputs ``head`` is about."""
     with runners.open(original) as runner:
         answers = answers_of(runner, batches)
-        choice = choose_logits(original.name, runner.outputs, answers[0])
-    return Judged(batches, answers, choice.name), choice
+        choice = choose_output(original.name, runner.outputs, answers[0], head)
+    return Judged(batches, answers, choice.name, head), choice
 
 
 def _open_batch(
@@ -260,7 +268,7 @@ def _open_batch(
         opened = False
         journal.notes.append(f"{_OPENING} was left out: {exc}")
     else:
-        judged = Judged(batches, answers, own.judged.logits_name)
+        judged = Judged(batches, answers, own.judged.output, own.judged.head)
         opened = own.attempt(_OPENING, onnx_graph.open_batch, journal, judged)
     if not opened:
         journal.notes.append(f"the batch stays {fixed}: every call takes so many images at once")

@@ -1,4 +1,4 @@
-"""The outputs of a user's own file: which are the logits, and whether all of them still agree."""
+"""The outputs of a user's own file: which is judged, and whether all of them still agree."""
 
 from __future__ import annotations
 
@@ -8,30 +8,32 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from deploykit.comparison.differences import compare, problems_of
 from deploykit.core.errors import ModelFileError
 from deploykit.core.precision import Precision
+from deploykit.heads import figures_of
+from deploykit.heads.multiclass import MULTICLASS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from deploykit.comparison.differences import BatchComparison
     from deploykit.comparison.reference import Runners
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.specs import Array, Runner, TensorSpec
+    from deploykit.heads import Figures, Head
 
     Images = NDArray[np.float32]
     Answers = Mapping[str, Array]
 
-_LOGITS_RANK: Final = 2
+_FLAT: Final = 2
 
 
 @dataclass(frozen=True)
-class LogitsChoice:
-    """The output that is taken for the logits; ``flat`` where it is (N, K) already."""
+class OutputChoice:
+    """The output that ``head`` is about; ``flat`` where it has the head's shape already."""
 
+    head: Head
     name: str
     flat: bool
     moved: bool
@@ -42,37 +44,41 @@ class LogitsChoice:
         found = []
         if self.others:
             named = ", ".join(f"{spec.name!r} {spec.shape}" for spec in self.others)
-            rule = "the first 2-dimensional float32 output"
-            found.append(f"logits are {self.name!r}, {rule}; beside them: {named}")
+            rule = f"the first {self.head.form} float32 output"
+            found.append(f"{self.head.noun} are {self.name!r}, {rule}; beside them: {named}")
         if self.moved:
             found.append(f"{self.name!r} was made the first output")
         if not self.flat:
-            found.append(f"{self.name!r} was flattened to (batch, classes)")
+            found.append(f"{self.name!r} was flattened to {self.head.layout}")
         return found
 
 
-def choose_logits(name: str, outputs: Sequence[TensorSpec], answers: Answers) -> LogitsChoice:
-    """The first output of shape (N, K) in float32, else the first of (N, K, 1, 1).
+def choose_output(
+    name: str, outputs: Sequence[TensorSpec], answers: Answers, head: Head
+) -> OutputChoice:
+    """The first float32 output that ``head`` fits, else the first that it fits without (1, 1).
+
+    So logits may be (N, K) or (N, K, 1, 1).
 
     Raises:
         ModelFileError: there is none.
     """
     floats = [spec for spec in outputs if answers[spec.name].dtype == np.float32]
-    flat = [spec for spec in floats if answers[spec.name].ndim == _LOGITS_RANK]
-    pooled = [spec for spec in floats if _is_pooled(answers[spec.name].shape)]
+    flat = [spec for spec in floats if head.fits(answers[spec.name].shape)]
+    pooled = [spec for spec in floats if _is_pooled(answers[spec.name].shape, head)]
     if not flat and not pooled:
         found = ", ".join(f"{s.name} {answers[s.name].dtype} {s.shape}" for s in outputs)
         raise ModelFileError(
-            f"{name} returns {found}\nexpected a float32 output (batch, classes), the logits\n"
-            + ("export it with its head" if floats else "let it end before its ArgMax")
+            f"{name} returns {found}\nexpected a float32 output {head.layout}, the {head.noun}\n"
+            f"{head.advice(has_floats=bool(floats))}"
         )
     chosen = (flat or pooled)[0]
     others = tuple(spec for spec in outputs if spec is not chosen)
-    return LogitsChoice(chosen.name, bool(flat), chosen is not outputs[0], others)
+    return OutputChoice(head, chosen.name, bool(flat), chosen is not outputs[0], others)
 
 
-def _is_pooled(shape: tuple[int, ...]) -> bool:
-    return len(shape) > _LOGITS_RANK and prod(shape[_LOGITS_RANK:]) == 1
+def _is_pooled(shape: tuple[int, ...], head: Head) -> bool:
+    return len(shape) > _FLAT and prod(shape[_FLAT:]) == 1 and head.fits(shape[:_FLAT])
 
 
 def answers_of(runner: Runner, batches: Sequence[Images]) -> list[Answers]:
@@ -102,17 +108,18 @@ def answers_one_by_one(runner: Runner, batches: Sequence[Images], fixed: int) ->
     return [{name: parts[name][at] for name in parts} for at in range(len(batches))]
 
 
-def logits_in(answers: Sequence[Answers], name: str) -> list[Images]:
-    """The logits (N, K) of each batch."""
-    return [one[name].reshape(len(one[name]), -1).astype(np.float32) for one in answers]
+def outputs_in(answers: Sequence[Answers], name: str, head: Head) -> list[Images]:
+    """The output ``name`` of each batch, in the shape of ``head``."""
+    values = [one[name].astype(np.float32) for one in answers]
+    return [one if head.fits(one.shape) else one.reshape(one.shape[:_FLAT]) for one in values]
 
 
-def other_problems(got: Sequence[Answers], expected: Sequence[Answers], logits: str) -> list[str]:
-    """How the outputs beside the logits differ from the original's, a sentence each."""
+def other_problems(got: Sequence[Answers], expected: Sequence[Answers], judged: str) -> list[str]:
+    """How the outputs beside ``judged`` differ from the original's, a sentence each."""
     problems = []
     for left, right in zip(got, expected, strict=True):
         for name in right:
-            if name != logits:
+            if name != judged:
                 problems += [f"output {name!r}: {p}" for p in _problems(left[name], right[name])]
     return problems
 
@@ -120,7 +127,7 @@ def other_problems(got: Sequence[Answers], expected: Sequence[Answers], logits: 
 def notes_on_others(
     reference: OnnxArtifact, candidate: OnnxArtifact, batches: Sequence[Images], runners: Runners
 ) -> list[str]:
-    """How far each float32 output beside the logits is from that of the FP32 graph.
+    """How far each float32 output beside the first is from that of the FP32 graph.
 
     They pass no judgement: what is built on them is not known.
     """
@@ -145,8 +152,8 @@ def notes_on_others(
     return notes
 
 
-def _compared(got: Array, expected: Array) -> BatchComparison:
-    return compare(got.astype(np.float32), expected.astype(np.float32))
+def _compared(got: Array, expected: Array) -> Figures:
+    return figures_of(got.astype(np.float32), expected.astype(np.float32))
 
 
 def _problems(got: Array, expected: Array) -> list[str]:
@@ -157,4 +164,6 @@ def _problems(got: Array, expected: Array) -> list[str]:
         return [] if equal else [f"{expected.dtype} values differ"]
     if not expected.size or not expected.ndim:
         return []
-    return problems_of(_compared(got, expected), Precision.FP32.facts.limits)
+    # Nobody says what they mean; the limits of a classifier are the strictest.
+    found = MULTICLASS.compare(got.astype(np.float32), expected.astype(np.float32))
+    return MULTICLASS.problems_of(found, Precision.FP32.facts.limits)

@@ -19,8 +19,9 @@ from torch import nn
 
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import UnknownNameError, UsageError
-from deploykit.core.specs import BATCH, ModelSpec, Preprocessing, TensorSpec
-from deploykit.sources.logits import find_logits, logits_only
+from deploykit.core.specs import BATCH, DEFAULT_HEAD, ModelSpec, Preprocessing, TensorSpec
+from deploykit.heads import head_named
+from deploykit.sources.logits import find_output, logits_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -41,7 +42,7 @@ def python_file_spec(path: Path, factory: str, choices: DefinitionChoices) -> Mo
 
     Raises:
         UsageError: there is no such file or factory, it raises, needs other arguments, returns no
-            module, or a module that does not turn images into logits; ``num_classes`` is chosen.
+            module, or a module whose outputs are not those of the head; ``num_classes`` is chosen.
     """
     name = f"{path.stem}-{factory}"
     if choices.num_classes is not None:
@@ -53,14 +54,15 @@ def python_file_spec(path: Path, factory: str, choices: DefinitionChoices) -> Mo
     size = choices.image_size or IMAGE_SIZE
     with torch.random.fork_rng(devices=[]):
         network, found_types = make()
-        place, classes = find_logits(network, size, f"{path.name}:{factory}")
+        head = head_named(choices.head or DEFAULT_HEAD)
+        place, shape = find_output(network, size, f"{path.name}:{factory}", head)
     return ModelSpec(
         name=name,
         title=f"{factory} of {path.name}",
         paper=None,
         year=None,
         inputs=(TensorSpec("input", "float32", (BATCH, 3, size, size)),),
-        outputs=(TensorSpec("logits", "float32", (BATCH, classes)),),
+        outputs=(TensorSpec("logits", "float32", (BATCH, *shape)),),
         preprocessing=Preprocessing(crop=(size, size), resize=round(size * 256 / 224)),
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         multiply_adds=None,

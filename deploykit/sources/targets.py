@@ -1,31 +1,26 @@
-"""From what a command's TARGET says to what it names: a definition, a file or a bundle."""
+"""From what a command's TARGET says to what it names: a definition, a graph or a bundle.
+
+The kinds of definitions and graphs are in `deploykit.sources.kinds`; a bundle is what none of them
+takes and is a folder.
+"""
 
 from __future__ import annotations
 
-import re
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from deploykit.bundle.manifest import MANIFEST
-from deploykit.core.artifacts import sha256_of
 from deploykit.core.choices import DefinitionChoices
 from deploykit.core.errors import UsageError
-from deploykit.models import get
-from deploykit.sources.timm import timm_spec
-from deploykit.sources.torchvision import torchvision_spec
+from deploykit.heads import head_named
+from deploykit.sources.kinds import kind_for
+from deploykit.sources.kinds._kind import digest_of_file, name_of_folder, refuse_arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from deploykit.core.specs import ModelSpec
 
-TORCHVISION: Final = "torchvision:"
-TIMM: Final = "timm:"
-HUGGING_FACE: Final = "config.json"
-"""What a folder of the Hugging Face hub has, and a bundle has not."""
-
-_PYTHON_FILE: Final = re.compile(r"(?P<path>.+\.py):(?P<factory>[^\W\d]\w*)")
 _NOTHING_CHOSEN: Final = DefinitionChoices()
 
 
@@ -43,11 +38,11 @@ def kind_of(target: str) -> Kind:
     >>> str(kind_of("resnet50")), str(kind_of("mine.onnx")), str(kind_of("nets.py:small"))
     ('definition', 'onnx', 'definition')
     """
-    path = Path(target)
-    if target.endswith(".onnx"):
+    kind = kind_for(target)
+    if kind.is_graph:
         return Kind.ONNX
-    is_hugging_face = (path / HUGGING_FACE).is_file() and not (path / MANIFEST).is_file()
-    return Kind.BUNDLE if path.is_dir() and not is_hugging_face else Kind.DEFINITION
+    is_bundle = Path(target).is_dir() and not kind.takes(target)
+    return Kind.BUNDLE if is_bundle else Kind.DEFINITION
 
 
 def name_of(target: str) -> str:
@@ -56,15 +51,9 @@ def name_of(target: str) -> str:
     >>> name_of("torchvision:swin_t"), name_of("nets/mine.py:small"), name_of("mine.onnx")
     ('torchvision-swin_t', 'mine-small', 'mine')
     """
-    named = _PYTHON_FILE.fullmatch(target)
-    if named is not None:
-        return f"{Path(named['path']).stem}-{named['factory']}"
-    if target.startswith((TORCHVISION, TIMM)):
-        return re.sub(r"[:/]", "-", target)
-    path = Path(target)
-    if kind_of(target) is Kind.ONNX:
-        return path.stem
-    return path.resolve().name if path.is_dir() else target
+    if kind_of(target) is Kind.BUNDLE:
+        return name_of_folder(target)
+    return kind_for(target).short_name(target)
 
 
 def refuse_definition_options(
@@ -77,10 +66,19 @@ def refuse_definition_options(
     """
     if kind_of(target) is not Kind.ONNX:
         _refuse_side_inputs(target, choices)
+        _refuse_head(target, choices)
     if weights or choices.num_classes or choices.image_size or choices.arguments:
         raise UsageError(
             f"{target} brings its own weights, classes and size\n"
             "--weights, --num-classes, --input-size and --factory-args are for definitions only"
+        )
+
+
+def _refuse_head(target: str, choices: DefinitionChoices) -> None:
+    if choices.head is not None:
+        raise UsageError(
+            f"--head is for an export, {target} is a bundle\n"
+            "a bundle keeps what its outputs mean in its manifest"
         )
 
 
@@ -97,34 +95,9 @@ def digest_of(target: str) -> str | None:
 
     ``None`` for a definition that comes with deploykit or a package, whose version says it all.
     """
-    named = _PYTHON_FILE.fullmatch(target)
-    if named is not None:
-        return _digest(Path(named["path"]))
-    path = Path(target)
-    match kind_of(target):
-        case Kind.BUNDLE:
-            return _digest(path / MANIFEST)
-        case Kind.ONNX:
-            return _digest_of_graph(path)
-        case _ if (path / HUGGING_FACE).is_file():
-            from deploykit.sources import hugging_face as _hugging_face
-
-            return _hugging_face.digest_with_weights(path)
-        case _:
-            return None
-
-
-def _digest_of_graph(path: Path) -> str | None:
-    """With what lies in other files, for which the onnx package is needed."""
-    if not path.is_file():
-        return None
-    from deploykit import graph as onnx_graph
-
-    return onnx_graph.read_artifact(path).sha256
-
-
-def _digest(path: Path) -> str | None:
-    return sha256_of(path) if path.is_file() else None
+    if kind_of(target) is Kind.BUNDLE:
+        return digest_of_file(Path(target) / MANIFEST)
+    return kind_for(target).digest(target)
 
 
 def find_definition(target: str, choices: DefinitionChoices = _NOTHING_CHOSEN) -> ModelSpec:
@@ -136,26 +109,8 @@ def find_definition(target: str, choices: DefinitionChoices = _NOTHING_CHOSEN) -
         MissingDependencyError: the package that it comes from is not installed.
     """
     _refuse_side_inputs(target, choices)
-    named = _PYTHON_FILE.fullmatch(target)
-    if named is not None:
-        from deploykit.sources import python_file as _python_file
-
-        return _python_file.python_file_spec(Path(named["path"]), named["factory"], choices)
-    if choices.arguments is not None:
-        raise UsageError(
-            f"--factory-args is for a factory in a Python file, not for {target}\n"
-            "expected path/to/file.py:factory"
-        )
-    if target.endswith(".py"):
-        raise UsageError(f"{target} names no factory\nexpected {target}:FACTORY")
-    if (Path(target) / HUGGING_FACE).exists():
-        from deploykit.sources import hugging_face as _hugging_face
-
-        return _hugging_face.hugging_face_spec(Path(target), choices)
-    choose: Callable[..., ModelSpec] = get
-    name = target
-    if target.startswith(TORCHVISION):
-        name, choose = target.removeprefix(TORCHVISION), torchvision_spec
-    elif target.startswith(TIMM):
-        name, choose = target.removeprefix(TIMM), timm_spec
-    return choose(name, num_classes=choices.num_classes, image_size=choices.image_size)
+    kind = kind_for(target)
+    if not kind.takes_arguments:
+        refuse_arguments(target, choices)
+    spec = kind.spec(target, choices)
+    return spec if choices.head is None else replace(spec, head=head_named(choices.head).name)

@@ -196,6 +196,7 @@ def timm_spec(
         torchvision=None,
         builder=partial(build, full_name, classes, size),
         timm=full_name,
+        published=partial(timm_weights, name=full_name),
         notes=(*notes, *_deviations(config)),
     )
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from deploykit.core.environment import require
 from deploykit.core.errors import UnknownNameError, UsageError
 from deploykit.core.specs import BATCH, ModelSpec, Preprocessing, TensorSpec
+from deploykit.models import get, names
+from deploykit.sources.downloads import torch_hub_file
+from deploykit.sources.state_dict import WeightsRecord, read_state_dict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import nn
+    from torch import Tensor, nn
 
 
 HEADS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -130,6 +134,7 @@ def torchvision_spec(
         labels=tuple(categories) if classes == len(categories) else None,
         torchvision=name,
         builder=partial(build, name, classes, size),
+        published=torchvision_weights,
     )
 
 
@@ -160,3 +165,58 @@ def _check_choices(name: str, classes: int, size: int, published: int) -> None:
             f"torchvision says: {reason}\n"
             f"its weights are for {published}: leave --input-size out, or choose another"
         )
+
+
+def torchvision_weights(spec: ModelSpec) -> tuple[Mapping[str, Tensor], WeightsRecord]:
+    """State dict and record of the weights that torchvision publishes for ``spec``.
+
+    Raises:
+        UsageError: there are none for this network or number of classes.
+        WeightsError: they cannot be had.
+        MissingDependencyError: torchvision is not installed.
+    """
+    published = _published(spec)
+    path, sha256 = torch_hub_file(published.url)
+    record = WeightsRecord(
+        f"torchvision {published}",
+        sha256,
+        trained=True,
+        labels=tuple(published.meta["categories"]),
+        preprocessing=_actual_preprocessing(spec, published.transforms()),
+    )
+    return read_state_dict(path), record
+
+
+def _published(spec: ModelSpec) -> Any:
+    """The member of torchvision's enumeration; its classes carry no types."""
+    if spec.torchvision is None:
+        possible = [name for name in names() if get(name).torchvision]
+        raise UsageError(
+            f"torchvision publishes no ImageNet weights for {spec.name}\n"
+            f"it does for {', '.join(possible)}\n"
+            f"for {spec.name} give a file: --weights FILE"
+        )
+    models = require("torchvision.models")
+    published = models.get_model_weights(spec.torchvision).DEFAULT
+    classes = len(published.meta["categories"])
+    if spec.num_classes != classes:
+        raise UsageError(
+            f"the ImageNet weights of {spec.name} have {classes} classes, not {spec.num_classes}\n"
+            "leave --num-classes out, or give a file: --weights FILE"
+        )
+    return published
+
+
+def _actual_preprocessing(spec: ModelSpec, transforms: Any) -> Preprocessing | None:
+    """The resizing that the weights were evaluated with, where it is not the spec's.
+
+    Mean and deviation stay the spec's: torchvision gives GoogLeNet's for the layer that it puts
+    in front of the network.
+    """
+    (resize,), (crop,) = transforms.resize_size, transforms.crop_size
+    actual = replace(
+        spec.preprocessing,
+        resize=round(spec.preprocessing.crop[0] * resize / crop),
+        interpolation=transforms.interpolation.value,
+    )
+    return None if actual == spec.preprocessing else actual

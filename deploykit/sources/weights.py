@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from deploykit.core.environment import require
-from deploykit.core.errors import UsageError, WeightsError
-from deploykit.models import get, names
-from deploykit.sources.downloads import torch_hub_file
+from deploykit.core.errors import WeightsError
 from deploykit.sources.state_dict import WeightsRecord, misfits, read_state_dict, weights_sha256
+from deploykit.sources.torchvision import torchvision_weights
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping
 
     from torch import Tensor, nn
 
-    from deploykit.core.specs import ModelSpec, Preprocessing
+    from deploykit.core.specs import ModelSpec
 
 
 _RENAMED: Final = (
@@ -47,67 +45,8 @@ def _todays_name(name: str, expected: Container[str]) -> str:
     return name
 
 
-def imagenet_weights(spec: ModelSpec) -> tuple[Mapping[str, Tensor], WeightsRecord]:
-    """State dict and record of the weights that torchvision or timm publishes for ``spec``.
-
-    Raises:
-        UsageError: there are none for this network or number of classes.
-        WeightsError: they cannot be had.
-        MissingDependencyError: the package that publishes them is not installed.
-    """
-    if spec.timm is not None:
-        from deploykit.sources.timm import timm_weights
-
-        return timm_weights(spec, spec.timm)
-    published = _published_weights(spec)
-    path, sha256 = torch_hub_file(published.url)
-    record = WeightsRecord(
-        f"torchvision {published}",
-        sha256,
-        trained=True,
-        labels=tuple(published.meta["categories"]),
-        preprocessing=_preprocessing(spec, published.transforms()),
-    )
-    return read_state_dict(path), record
-
-
-def _published_weights(spec: ModelSpec) -> Any:
-    """The member of torchvision's enumeration; its classes carry no types."""
-    if spec.torchvision is None:
-        possible = [name for name in names() if get(name).torchvision]
-        raise UsageError(
-            f"torchvision publishes no ImageNet weights for {spec.name}\n"
-            f"it does for {', '.join(possible)}\n"
-            f"for {spec.name} give a file: --weights FILE"
-        )
-    models = require("torchvision.models")
-    published = models.get_model_weights(spec.torchvision).DEFAULT
-    classes = len(published.meta["categories"])
-    if spec.num_classes != classes:
-        raise UsageError(
-            f"the ImageNet weights of {spec.name} have {classes} classes, not {spec.num_classes}\n"
-            "leave --num-classes out, or give a file: --weights FILE"
-        )
-    return published
-
-
-def _preprocessing(spec: ModelSpec, transforms: Any) -> Preprocessing | None:
-    """The resizing that the weights were evaluated with, where it is not the spec's.
-
-    Mean and deviation stay the spec's: torchvision gives GoogLeNet's for the layer that it puts
-    in front of the network.
-    """
-    (resize,), (crop,) = transforms.resize_size, transforms.crop_size
-    actual = replace(
-        spec.preprocessing,
-        resize=round(spec.preprocessing.crop[0] * resize / crop),
-        interpolation=transforms.interpolation.value,
-    )
-    return None if actual == spec.preprocessing else actual
-
-
 IMAGENET: Final = "imagenet"
-"""The word that asks for the weights that torchvision or timm publishes."""
+"""The word that asks for the weights that the source of a definition publishes."""
 
 
 def build_with_weights(
@@ -121,7 +60,7 @@ def build_with_weights(
     Args:
         spec: The network.
         weights: ``None`` for the definition's own, or untrained ones drawn from ``seed``;
-            ``"imagenet"`` for those that torchvision or timm publishes, otherwise the path of a
+            ``"imagenet"`` for those that its source publishes, otherwise the path of a
             ``.safetensors``, ``.npz``, ``.pth``, ``.pt`` or ``.th`` file.
         seed: Of the untrained weights, and of what a user's factory draws.
 
@@ -145,7 +84,8 @@ def _chosen(
 ) -> tuple[Mapping[str, Tensor] | None, WeightsRecord]:
     """The state dict to load, ``None`` to leave the module as it was built."""
     if weights == IMAGENET:
-        return imagenet_weights(spec)
+        # A spec that no kind of target made has the network of the same name in torchvision.
+        return (spec.published or torchvision_weights)(spec)
     if weights is not None:
         return _file_weights(Path(weights))
     if spec.weights_file is not None:

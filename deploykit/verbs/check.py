@@ -99,10 +99,12 @@ def _check_golden(bundle: Bundle) -> list[str]:
         golden = Golden.read(bundle)
         with graph_judge().open_artifact(bundle.manifest.onnx) as runner:
             feeds = golden.feeds(runner.inputs[0].name)
-            logits = runner.run(feeds)[runner.outputs[0].name].astype(np.float32)
+            outputs = runner.run(feeds)[runner.outputs[0].name].astype(np.float32)
         names = ("the bundle's model", "the golden sample")
         precision = bundle.manifest.precision
-        report = validate([logits], [golden.logits], precision=precision, names=names)
+        report = validate(
+            [outputs], [golden.outputs], precision=precision, names=names, head=golden.head
+        )
     except DeploykitError as exc:
         return [f"the golden sample does not run: {exc}"]
     return [f"golden sample: {problem}" for problem in report.problems]

@@ -13,8 +13,8 @@ from deploykit.backends._registry import graph_judge
 from deploykit.bundle.manifest import REFERENCE, Bundle
 from deploykit.core.errors import UsageError
 from deploykit.core.progress import Progress, SilentProgress
-from deploykit.evaluation import accuracy
-from deploykit.evaluation.labelled import EvaluatedModel, Evaluation, evaluate
+from deploykit.evaluation.labelled import EvaluatedModel, evaluate
+from deploykit.heads import head_named
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deploykit.core.specs import Preprocessing, Runner, TensorSpec
+    from deploykit.heads import Evaluation
     from deploykit.images import LabelledData
 
 
@@ -32,36 +33,13 @@ class AccuracyReport:
     evaluation: Evaluation
     names: tuple[str, ...] | None
 
-    def name_of(self, index: int) -> str | None:
-        """The name of a class."""
-        return None if self.names is None else self.names[index]
-
     def per_class(self) -> list[dict[str, Any]]:
         """Every class that has images, the worst first."""
-        return [
-            {
-                "class": one.index,
-                "name": self.name_of(one.index),
-                "count": one.count,
-                "right": one.right,
-                "top1": one.top1,
-                "top1_interval": one.interval,
-            }
-            for one in accuracy.per_class(self.evaluation.answers)
-        ]
+        return self.evaluation.per_class(self.names)
 
     def confusions(self, most: int) -> list[dict[str, Any]]:
         """The most frequent wrong answers."""
-        return [
-            {
-                "class": one.label,
-                "name": self.name_of(one.label),
-                "predicted": one.predicted,
-                "predicted_name": self.name_of(one.predicted),
-                "count": one.count,
-            }
-            for one in accuracy.confusions(self.evaluation.answers, most)
-        ]
+        return self.evaluation.confusions(most, self.names)
 
 
 def evaluate_bundle(
@@ -105,6 +83,7 @@ def evaluate_bundle(
             batch=batch,
             other=None if other is None else EvaluatedModel(other, fed),
             progress=progress or SilentProgress(),
+            head=head_named(bundle.manifest.head),
         )
     return AccuracyReport(found, _fitting_names(classes, source.classes))
 
@@ -132,7 +111,7 @@ def _require_images_alone(bundle: Bundle) -> None:
 
 
 def _class_count(outputs: Sequence[TensorSpec]) -> int | None:
-    """Length of the logits, where the graph says it."""
+    """Length of the output, where the graph says it."""
     sizes = [size for size in outputs[0].shape[1:] if isinstance(size, int)]
     return prod(sizes) if sizes and len(sizes) == len(outputs[0].shape) - 1 else None
 

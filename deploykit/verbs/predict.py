@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deploykit.core.progress import ProgressTask
+    from deploykit.heads import Head
+    from deploykit.heads.multiclass import Prediction
     from deploykit.runtime.classifier import Classifier
-    from deploykit.runtime.predictions import Prediction
 
 
 @dataclass(frozen=True)
 class PredictionReport:
-    """The classes of each image that could be read, and why the others could not.
+    """The answers for each image that could be read, and why there are none for the others.
 
     ``weights`` says where the weights come from, and ``trained`` whether the answers mean anything;
     ``None`` where nobody can tell.
@@ -34,6 +35,7 @@ class PredictionReport:
     trained: bool | None
     predictions: tuple[tuple[str, tuple[Prediction, ...]], ...]
     unreadable: tuple[tuple[str, str], ...]
+    head: Head
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
@@ -58,7 +60,7 @@ def predict(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> PredictionReport:
-    """Classify image files and all those in folders; an unreadable one does not stop the others.
+    """Answer for image files and all those in folders; an unreadable one does not stop the others.
 
     Raises:
         DataError: a folder has no images.
@@ -103,4 +105,5 @@ def _report(
         trained=weights.get("trained"),
         predictions=tuple((p, tuple(top)) for p, top in pairs if not isinstance(top, DataError)),
         unreadable=tuple((p, str(why)) for p, why in pairs if isinstance(why, DataError)),
+        head=model.head,
     )

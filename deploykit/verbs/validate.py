@@ -13,6 +13,8 @@ from deploykit.comparison.reference import Runners
 from deploykit.comparison.validation import ValidationReport, outputs_of, validate
 from deploykit.core.errors import BundleError, UsageError
 from deploykit.core.progress import Progress, SilentProgress
+from deploykit.core.specs import DEFAULT_HEAD
+from deploykit.heads import head_named
 from deploykit.images.batching import BATCHES, sample_batches
 from deploykit.sources.onnx_file import assumed_preprocessing, require_image, side_inputs_of
 
@@ -24,24 +26,25 @@ if TYPE_CHECKING:
 
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.specs import Preprocessing, TensorSpec
+    from deploykit.heads import Head
 
     Batches = list[NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
 class ComparisonReport:
-    """The logits of two artifacts, and if it was asked for each of their activations."""
+    """The outputs of two artifacts, and if it was asked for each of their activations."""
 
     candidate: str
     reference: str
-    logits: ValidationReport
+    outputs: ValidationReport
     layers: LayerReport | None
     notes: tuple[str, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether the logits are within the limits of the candidate's precision."""
-        return self.logits.passed
+        """Whether the outputs are within the limits of the candidate's precision."""
+        return self.outputs.passed
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
@@ -49,7 +52,7 @@ class ComparisonReport:
             "candidate": self.candidate,
             "reference": self.reference,
             "passed": self.passed,
-            "validation": self.logits.to_dict(),
+            "validation": self.outputs.to_dict(),
             "layers": None if self.layers is None else self.layers.to_dict(),
             "notes": list(self.notes),
         }
@@ -99,10 +102,16 @@ def compare_artifacts(
     notes = (*notes, *runners.side.notes())
     names = (candidate.name, reference.name)
     precision = candidate.artifact.precision
-    with shown.step("logits"):
+    with shown.step("outputs"):
         batches = sample_batches(preprocessing, options.data, sizes)
-        outputs = [_logits(side.artifact, batches, runners) for side in (candidate, reference)]
-        logits = validate(outputs[0], outputs[1], precision=precision, names=names)
+        outputs = [_outputs(side.artifact, batches, runners) for side in (candidate, reference)]
+        judged = validate(
+            outputs[0],
+            outputs[1],
+            precision=precision,
+            names=names,
+            head=_head(candidate, reference),
+        )
     found = None
     if options.layers:
         with shown.step("layers") as task:
@@ -113,7 +122,7 @@ def compare_artifacts(
                 open_runner=runners.judge,
                 task=task,
             )
-    return ComparisonReport(*names, logits, found, notes)
+    return ComparisonReport(*names, judged, found, notes)
 
 
 @dataclass(frozen=True)
@@ -227,7 +236,13 @@ def _preprocessing(candidate: _Side, reference: _Side) -> tuple[Preprocessing, t
     return assumed, (f"{note}, ImageNet mean and deviation",)
 
 
-def _logits(artifact: OnnxArtifact, batches: Batches, runners: Runners) -> Batches:
+def _head(candidate: _Side, reference: _Side) -> Head:
+    """As a bundle has it; two lone files are taken for classifiers."""
+    bundles = [side.bundle for side in (candidate, reference) if side.bundle is not None]
+    return head_named(bundles[0].manifest.head if bundles else DEFAULT_HEAD)
+
+
+def _outputs(artifact: OnnxArtifact, batches: Batches, runners: Runners) -> Batches:
     with runners.of_artifact(artifact) as runner:
         return outputs_of(runner, batches)
 

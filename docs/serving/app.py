@@ -24,7 +24,6 @@ from starlette.requests import ClientDisconnect
 import deploykit
 from deploykit import images
 from deploykit.core.errors import DataError, DeploykitError, DeviceError, QueueFullError
-from deploykit.runtime.predictions import best_classes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -78,8 +77,8 @@ class Service:
         """The likeliest classes of one encoded image."""
         loop = asyncio.get_running_loop()
         image = await loop.run_in_executor(self._decoders, self._prepare, encoded)
-        logits = await self.batcher.run_async(image)
-        return best_classes(logits[None], self.model.labels, top_k)[0]
+        outputs = await self.batcher.run_async(image)
+        return self.model.head.answers(outputs[None], self.model.labels, top_k)[0]
 
     def close(self) -> None:
         """Answer what waits, then give everything back."""

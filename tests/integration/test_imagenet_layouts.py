@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deploykit.evaluation.accuracy import wilson_interval
+from deploykit.heads._accuracy import wilson_interval
 from tests.bundles import PLAIN, SIZE, write_bundle, write_classifier
 from tests.cli import Called, deploykit
 from tests.graphs import graph, save

@@ -12,6 +12,7 @@ import pytest
 import deploykit as api
 from deploykit.bundle.manifest import MANIFEST, Bundle
 from deploykit.core.sizes import ShapeProfile, SizeRange
+from deploykit.heads.multiclass import BatchComparison
 from tests.bundles import write_classifier
 from tests.cli import deploykit
 from tests.graphs import graph, normal, run_ort, save
@@ -78,7 +79,9 @@ def test_the_engine_takes_the_profile_and_a_later_one_the_same(bundle: Path) -> 
 def test_every_size_is_what_the_original_makes_of_it(bundle: Path, original: Path) -> None:
     model = original.read_bytes()
     with api.load(bundle, device="cpu") as classifier:
-        assert classifier.self_test().agreement == 1.0
+        found = classifier.self_test()
+        assert isinstance(found, BatchComparison)
+        assert found.agreement == 1.0
         for size in ((1, 16, 12), (3, 40, 32), (2, 24, 24), (2, 7, 99)):
             batch = normal(size[0], 3, *size[1:])
             expected = run_ort(model, {"input": batch})["logits"]

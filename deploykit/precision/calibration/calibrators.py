@@ -2,22 +2,24 @@
 
 Each calibrator of `METHODS` is a pure function from a `Histogram` to ``amax``, the magnitude that
 becomes 127: the scale of the tensor is ``amax / 127``. A new one is one more function here, under
-the decorator `calibrator`.
+the decorator `calibrator`, or in a module that another package names by an entry point in the group
+``deploykit.calibrators``; the entry point has the name of the calibrator.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache, wraps
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from deploykit.core.errors import UsageError
+from deploykit.core.errors import MissingDependencyError, UsageError
+from deploykit.core.plugs import import_plug, plugs
 from deploykit.precision.calibration.histograms import MIN_EXPONENT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -44,8 +46,41 @@ _CLIP_STEP: Final = 4
 
 _methods: dict[str, Callable[[Histogram], float]] = {}
 
-METHODS: Final[Mapping[str, Callable[[Histogram], float]]] = MappingProxyType(_methods)
+_ROOM: Final = "calibrators"
+
+
+class _Methods(Mapping[str, "Callable[[Histogram], float]"]):
+    """Our calibrators, then those of installed packages, which are imported on first use."""
+
+    def __getitem__(self, name: str) -> Callable[[Histogram], float]:
+        return _available()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_available())
+
+    def __len__(self) -> int:
+        return len(_available())
+
+
+METHODS: Final[Mapping[str, Callable[[Histogram], float]]] = _Methods()
 """All calibrators by name; every one returns a positive, finite number."""
+
+
+def _available() -> dict[str, Callable[[Histogram], float]]:
+    installed = plugs(_ROOM)
+    for name in installed:
+        import_plug(_ROOM, name)
+        if name not in _methods:
+            raise MissingDependencyError(
+                f"the plug-in {name!r} of deploykit.{_ROOM} registers no calibrator of this name\n"
+                f"{installed[name]} must have a function under @calibrator({name!r})"
+            )
+    # A plug-in that was uninstalled while the process ran is still imported, and does not count.
+    return {
+        name: function
+        for name, function in _methods.items()
+        if function.__module__ == __name__ or name in installed
+    }
 
 
 def calibrator(name: str) -> Callable[[Callable[[Histogram], float]], Callable[[Histogram], float]]:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from deploykit.comparison.differences import kl_divergence
 from deploykit.comparison.validation import outputs_of
 from deploykit.graph import qdq
+from deploykit.heads.multiclass import kl_divergence
 from deploykit.precision.calibration.calibrators import METHODS
 from deploykit.precision.quantization.graphs import QuantizationErrors
 

@@ -20,12 +20,12 @@ SAMPLE = Golden(normal(2, 3, 8, 8), normal(2, 5, seed=1))
 
 def test_the_sample_of_a_bundle(tmp_path: Path) -> None:
     golden = Golden.read(Bundle.open(write_bundle(tmp_path / "b")))
-    np.testing.assert_array_equal(golden.logits, colours_of(golden.batch))
+    np.testing.assert_array_equal(golden.outputs, colours_of(golden.batch))
 
 
 def test_a_sample_that_was_changed(tmp_path: Path) -> None:
     bundle = Bundle.open(write_bundle(tmp_path / "b"))
-    np.savez(bundle.folder / GOLDEN, input=SAMPLE.batch, logits=SAMPLE.logits)
+    np.savez(bundle.folder / GOLDEN, input=SAMPLE.batch, logits=SAMPLE.outputs)
     with pytest.raises(IntegrityError, match=r"b: golden.npz has sha256 .*\ncopy or export the"):
         Golden.read(bundle)
 
@@ -47,7 +47,7 @@ def test_a_sample_that_cannot_be_read(tmp_path: Path, content: bytes) -> None:
 
 
 def test_the_same_logits_pass_and_their_figures_come_back() -> None:
-    found = SAMPLE.judge(SAMPLE.logits + np.float32(1e-6), Precision.FP32)
+    found = SAMPLE.judge(SAMPLE.outputs + np.float32(1e-6), Precision.FP32)
     assert found.batch == 2
     assert 0 < found.max_abs < 1e-5
 
@@ -57,19 +57,19 @@ def test_other_logits_fail_with_figures() -> None:
         ValidationError,
         match=r"gives other logits than at export\nlargest error .*; cosine .*\ndo not serve with",
     ):
-        SAMPLE.judge(-SAMPLE.logits, Precision.FP16)
+        SAMPLE.judge(-SAMPLE.outputs, Precision.FP16)
 
 
 def test_nan_fails() -> None:
     with pytest.raises(ValidationError, match="10 values are NaN or infinite"):
-        SAMPLE.judge(SAMPLE.logits * np.float32(np.nan), Precision.INT8)
+        SAMPLE.judge(SAMPLE.outputs * np.float32(np.nan), Precision.INT8)
 
 
 def test_another_shape_fails() -> None:
     with pytest.raises(
         ValidationError, match=r"gives logits of shape \(2, 4\), at export they were \(2, 5\)"
     ):
-        SAMPLE.judge(SAMPLE.logits[:, :4], Precision.FP32)
+        SAMPLE.judge(SAMPLE.outputs[:, :4], Precision.FP32)
 
 
 def test_fp32_on_a_gpu_is_judged_as_what_it_computes_in() -> None:
@@ -78,7 +78,7 @@ def test_fp32_on_a_gpu_is_judged_as_what_it_computes_in() -> None:
     assert limits_for(Precision.FP32, "cuda") is Precision.FP16
     assert limits_for(Precision.FP32, "ort-cuda") is Precision.FP16
     assert limits_for(Precision.INT8, "cuda") is Precision.INT8
-    tf32 = SAMPLE.logits * np.float32(1 + 2**-9)
+    tf32 = SAMPLE.outputs * np.float32(1 + 2**-9)
     SAMPLE.judge(tf32, limits_for(Precision.FP32, "cuda"))
     with pytest.raises(ValidationError, match="largest error"):
         SAMPLE.judge(tf32, limits_for(Precision.FP32, "cpu"))

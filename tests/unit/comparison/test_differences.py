@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploykit.comparison.differences import compare
+from deploykit.heads.multiclass import compare
 from tests.graphs import normal
 
 if TYPE_CHECKING:

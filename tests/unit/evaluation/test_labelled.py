@@ -11,8 +11,8 @@ from deploykit.backends.eager import EagerRunner
 from deploykit.core.errors import DataError, ValidationError
 from deploykit.core.progress import SilentProgress
 from deploykit.core.specs import Preprocessing, StepTimes, TensorSpec
-from deploykit.evaluation.accuracy import wilson_interval
-from deploykit.evaluation.labelled import EvaluatedModel, Evaluation, evaluate
+from deploykit.evaluation.labelled import EvaluatedModel, evaluate
+from deploykit.heads._accuracy import ClassEvaluation, wilson_interval
 from deploykit.images import ArrayImages
 from deploykit.models import get
 from deploykit.sources.weights import build_with_weights
@@ -85,10 +85,12 @@ def rank_of(row: NDArray[np.float32], label: int) -> int:
 
 def run_evaluate(
     runner: Runner, source: ArrayImages, batch: int = 8, reference: Runner | None = None
-) -> Evaluation:
+) -> ClassEvaluation:
     other = None if reference is None else EvaluatedModel(reference, PLAIN)
     subject = EvaluatedModel(runner, PLAIN)
-    return evaluate(subject, source, batch=batch, other=other, progress=SilentProgress())
+    found = evaluate(subject, source, batch=batch, other=other, progress=SilentProgress())
+    assert isinstance(found, ClassEvaluation)
+    return found
 
 
 @pytest.mark.parametrize("batch", [1, 7, 100])
@@ -217,6 +219,7 @@ def test_each_model_prepares_images_in_its_own_way() -> None:
         other=EvaluatedModel(TableRunner(doubled), half),
         progress=SilentProgress(),
     )
+    assert isinstance(found, ClassEvaluation)
     assert found.agreement == 1.0
     assert found.other == found.accuracy
 
@@ -268,6 +271,7 @@ def test_trained_network_scores_what_torch_measured(digits: Digits) -> None:
     with EagerRunner(network, spec.inputs, spec.outputs) as runner:
         subject = EvaluatedModel(runner, spec.preprocessing)
         found = evaluate(subject, source, batch=100, other=subject, progress=SilentProgress())
+    assert isinstance(found, ClassEvaluation)
     low, high = found.accuracy.top1_interval
     assert found.count == len(source) == 597
     assert found.accuracy.top1 == pytest.approx(digits.accuracy, abs=1e-6)

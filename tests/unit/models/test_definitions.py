@@ -100,8 +100,8 @@ def test_multiply_adds_are_those_that_torchvision_publishes(name: str) -> None:
 @pytest.mark.parametrize("name", names())
 def test_the_smallest_image_runs_and_a_smaller_one_cannot(name: str) -> None:
     entry = importlib.import_module("deploykit.models._registry")
-    family = entry.read_families(entry.FAMILIES)[name].family
-    smallest = entry.read_families(entry.FAMILIES)[name].card["min_image_size"]
+    family = entry.read_families()[name].family
+    smallest = entry.read_families()[name].card["min_image_size"]
     network = on_meta(name, num_classes=7, image_size=smallest)
     image = torch.empty(2, 3, smallest, smallest, device="meta")
     assert network(image).shape == (2, 7)

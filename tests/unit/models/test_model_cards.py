@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from deploykit.core.plugs import plugs, source_of
 from deploykit.models import _card, _registry, get, names
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ REMOVED = object()
 
 def written(folder: Path, stem: str = "shufflenet", **changes: object) -> Path:
     """A family file like nin.py whose card has ``changes``; ``REMOVED`` takes a key out."""
-    card: dict[str, Any] = dict(_card.read_card(_registry.FAMILIES / "nin.py"))
+    card: dict[str, Any] = dict(_card.read_card(source_of(_registry.ROOM, "nin")))
     card["variants"] = {stem: card["variants"]["nin"]}
     card |= changes
     kept = {key: value for key, value in card.items() if value is not REMOVED}
@@ -33,10 +34,9 @@ def test_a_card_is_read_without_executing_the_file(tmp_path: Path) -> None:
     assert card["variants"]["shufflenet"]["parameters"] == 7_595_176
 
 
-def test_a_new_file_in_the_folder_is_a_new_family(tmp_path: Path) -> None:
+def test_a_new_file_is_a_new_family(tmp_path: Path) -> None:
     written(tmp_path)
-    (tmp_path / "_helper.py").write_text("not = python at all")
-    entries = _registry.read_families(tmp_path)
+    entries = _registry.read_files((("shufflenet", tmp_path / "shufflenet.py"),))
     assert list(entries) == ["shufflenet"]
     assert entries["shufflenet"].family == "shufflenet"
 
@@ -86,11 +86,11 @@ def test_two_families_cannot_claim_one_name(tmp_path: Path) -> None:
     (tmp_path / "zebra.py").write_text(first.read_text())
     message = r"'shufflenet' is claimed by shufflenet\.py and by zebra\.py\na network has one name"
     with pytest.raises(ValueError, match=message):
-        _registry.read_families(tmp_path)
+        _registry.read_files((("shufflenet", first), ("zebra", tmp_path / "zebra.py")))
 
 
 def test_every_family_file_says_where_it_comes_from() -> None:
-    for path in _registry.FAMILIES.glob("[!_]*.py"):
+    for path in (source_of(_registry.ROOM, family) for family in plugs(_registry.ROOM)):
         docstring = ast.get_docstring(ast.parse(path.read_text()))
         assert docstring is not None
         assert "http" in docstring, path.name
@@ -98,7 +98,7 @@ def test_every_family_file_says_where_it_comes_from() -> None:
 
 def test_a_variant_with_its_own_paper_says_all_of_it() -> None:
     own = {"title", "paper", "year"}
-    for entry in _registry.read_families(_registry.FAMILIES).values():
+    for entry in _registry.read_families().values():
         assert len(own & entry.variant.keys()) in {0, 3}
 
 

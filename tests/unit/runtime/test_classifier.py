@@ -20,6 +20,7 @@ from deploykit.core.errors import DataError, IntegrityError, UsageError, Validat
 from deploykit.core.precision import Precision
 from deploykit.core.sizes import ShapeProfile
 from deploykit.core.specs import StepTimes
+from deploykit.heads.multiclass import BatchComparison
 from deploykit.runtime.batches import BatchSplitWarning
 from deploykit.runtime.loading import load
 from tests.bundles import SIZE, colours_of, engine_record, write_bundle
@@ -231,6 +232,7 @@ def test_a_wrong_call_fails_before_the_first_image(on_cpu: Classifier) -> None:
 
 def test_the_golden_sample_agrees(on_cpu: Classifier) -> None:
     found = on_cpu.self_test()
+    assert isinstance(found, BatchComparison)
     assert found.batch == 2
     assert found.agreement == 1
 

@@ -12,6 +12,7 @@ import deploykit
 from deploykit.core.errors import UsageError
 from deploykit.core.sizes import ShapeProfile, SizeRange
 from deploykit.core.specs import TensorSpec
+from deploykit.heads.multiclass import BatchComparison
 from deploykit.runtime.inputs import Inputs
 from deploykit.runtime.loading import load
 from tests.bundles import SIZE, colours_of, engine_record, write_bundle
@@ -126,7 +127,9 @@ def test_photographs_are_prepared_at_the_size_of_the_bundle(on_engine: Classifie
     small = replace(on_engine.preprocessing, resize=SIZE)
     on_engine.preprocessing = small
     assert on_engine.predict([red])[0][0].label == "red"
-    assert on_engine.self_test().agreement == 1.0
+    found = on_engine.self_test()
+    assert isinstance(found, BatchComparison)
+    assert found.agreement == 1.0
 
 
 def test_a_batch_of_the_batcher_has_images_of_one_size(

@@ -12,7 +12,8 @@ from PIL import Image
 from deploykit import images
 from deploykit.core.errors import DataError, UsageError, ValidationError
 from deploykit.core.specs import Preprocessing
-from deploykit.runtime.predictions import Prediction, PreparedImages, best_classes, require_top_k
+from deploykit.heads.multiclass import Prediction, best_classes
+from deploykit.runtime.predictions import PreparedImages, require_top_k
 from tests.bundles import PLAIN
 from tests.graphs import normal
 

@@ -88,7 +88,7 @@ def test_the_graph_is_fused_and_judged_by_the_network_as_trained(tmp_path: Path)
     assert convolutions == 3
     assert found.conversion == {"exporter": "torch.export", "inference_form": True}
     assert sum(note.startswith("timm fused it for inference: ") for note in notes) == 1
-    for logits, expected in zip(found.logits, as_trained(found.batches), strict=True):
+    for logits, expected in zip(found.outputs, as_trained(found.batches), strict=True):
         np.testing.assert_array_equal(logits, expected)
     assert found.report.passed
     # Summed in another order: equal figures would mean that the reference was fused as well.

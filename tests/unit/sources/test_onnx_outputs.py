@@ -9,11 +9,12 @@ import pytest
 
 from deploykit.core.errors import ModelFileError
 from deploykit.core.specs import TensorSpec
+from deploykit.heads.multiclass import MULTICLASS
 from deploykit.sources.onnx_outputs import (
     answers_one_by_one,
-    choose_logits,
-    logits_in,
+    choose_output,
     other_problems,
+    outputs_in,
 )
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def answers(**shapes: tuple[int, ...]) -> dict[str, Array]:
 
 
 def test_one_flat_output_needs_no_words() -> None:
-    choice = choose_logits("own.onnx", specs(y=("n", 10)), answers(y=(1, 10)))
+    choice = choose_output("own.onnx", specs(y=("n", 10)), answers(y=(1, 10)), MULTICLASS)
     assert (choice.name, choice.flat, choice.moved) == ("y", True, False)
     assert choice.notes() == []
 
@@ -41,7 +42,7 @@ def test_one_flat_output_needs_no_words() -> None:
 def test_first_flat_output_before_the_others() -> None:
     shapes = {"map": (1, 4, 8, 8), "y": (1, 10), "aux": (1, 10)}
     found = specs(**shapes)
-    choice = choose_logits("own.onnx", found, answers(**shapes))
+    choice = choose_output("own.onnx", found, answers(**shapes), MULTICLASS)
     said, moved = choice.notes()
     assert said.startswith("logits are 'y', the first 2-dimensional float32 output; beside them: ")
     assert said.endswith("'map' (1, 4, 8, 8), 'aux' (1, 10)")
@@ -49,7 +50,8 @@ def test_first_flat_output_before_the_others() -> None:
 
 
 def test_pooled_output_is_flattened() -> None:
-    choice = choose_logits("own.onnx", specs(y=("n", 10, 1, 1)), answers(y=(1, 10, 1, 1)))
+    pooled = specs(y=("n", 10, 1, 1)), answers(y=(1, 10, 1, 1))
+    choice = choose_output("own.onnx", *pooled, MULTICLASS)
     assert choice.notes() == ["'y' was flattened to (batch, classes)"]
 
 
@@ -59,14 +61,14 @@ def test_classes_that_were_chosen_already() -> None:
         r"own.onnx returns label int64 \('n',\)\nexpected a float32 .*\nlet it end before its Arg"
     )
     with pytest.raises(ModelFileError, match=words):
-        choose_logits("own.onnx", found, {"label": np.zeros(1, np.int64)})
+        choose_output("own.onnx", found, {"label": np.zeros(1, np.int64)}, MULTICLASS)
 
 
 def test_features_only() -> None:
     with pytest.raises(
         ModelFileError, match=r"y float32 \('n', 4, 8, 8\)\n.*\nexport it with its head"
     ):
-        choose_logits("own.onnx", specs(y=("n", 4, 8, 8)), answers(y=(1, 4, 8, 8)))
+        choose_output("own.onnx", specs(y=("n", 4, 8, 8)), answers(y=(1, 4, 8, 8)), MULTICLASS)
 
 
 class FixedRunner:
@@ -115,7 +117,7 @@ def test_a_fixed_batch_with_one_answer_for_all() -> None:
 
 
 def test_logits_are_flat() -> None:
-    (found,) = logits_in([answers(y=(2, 10, 1, 1))], "y")
+    (found,) = outputs_in([answers(y=(2, 10, 1, 1))], "y", MULTICLASS)
     assert found.shape == (2, 10)
 
 

@@ -79,3 +79,10 @@ def test_a_python_file_needs_a_factory() -> None:
 def test_an_unknown_name_suggests_close_ones() -> None:
     with pytest.raises(UnknownNameError, match=r"did you mean: .*resnet50"):
         find_definition("resnet5")
+
+
+def test_a_graph_is_no_definition() -> None:
+    with pytest.raises(
+        UsageError, match=r"mine.onnx is a graph, not a definition\nexpected a name"
+    ):
+        find_definition("mine.onnx")

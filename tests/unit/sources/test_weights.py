@@ -14,7 +14,8 @@ from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import UsageError, WeightsError
 from deploykit.models import get
 from deploykit.sources.state_dict import WeightsRecord
-from deploykit.sources.weights import _preprocessing, build_with_weights
+from deploykit.sources.torchvision import _actual_preprocessing
+from deploykit.sources.weights import build_with_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -184,7 +185,7 @@ def test_the_resizing_of_the_weights_wins(image_size: int, resize: int) -> None:
     """ResNet-50's second weights were evaluated on images resized to 232."""
     spec = get("resnet50", image_size=image_size)
     transforms = torchvision.models.ResNet50_Weights.IMAGENET1K_V2.transforms()
-    actual = _preprocessing(spec, transforms)
+    actual = _actual_preprocessing(spec, transforms)
     assert actual is not None
     assert (actual.resize, actual.crop) == (resize, (image_size, image_size))
     assert (actual.mean, actual.std) == (spec.preprocessing.mean, spec.preprocessing.std)
@@ -193,4 +194,4 @@ def test_the_resizing_of_the_weights_wins(image_size: int, resize: int) -> None:
 @pytest.mark.parametrize("name", ["googlenet", "vgg16", "alexnet"])
 def test_the_specs_preprocessing_stands_where_the_weights_agree(name: str) -> None:
     weights = torchvision.models.get_model_weights(name).DEFAULT
-    assert _preprocessing(get(name), weights.transforms()) is None
+    assert _actual_preprocessing(get(name), weights.transforms()) is None

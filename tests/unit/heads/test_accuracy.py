@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit.evaluation.accuracy import (
+from deploykit.heads._accuracy import (
     Answers,
     ClassAccuracy,
     Confusion,

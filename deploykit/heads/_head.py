@@ -1,0 +1,295 @@
+"""The interface of a head: one kind of output, and all that is done with its numbers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
+
+import numpy as np
+
+from deploykit.core.errors import (
+    DataError,
+    MissingDependencyError,
+    UnknownNameError,
+    UsageError,
+    ValidationError,
+)
+from deploykit.core.plugs import import_plug, plugs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from deploykit.core.precision_facts import Limits
+
+    Outputs = NDArray[np.float32]
+    Rows = NDArray[np.float64]
+
+_ROOM: Final = "heads"
+_NAN: Final = float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Candidate against reference on one batch of outputs; a head may add figures of its own.
+
+    ``max_relative`` is the largest error over the largest reference value; ``min_cosine`` the
+    worst image's. Where values are not finite the other figures are NaN.
+    """
+
+    batch: int
+    max_abs: float
+    mean_abs: float
+    max_relative: float
+    min_cosine: float
+    non_finite: int
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What a command prints: rows of text under column names; those in ``right`` hold numbers.
+
+    ``note`` is a sentence below the rows.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    title: str | None = None
+    right: tuple[str, ...] = ()
+    note: str | None = None
+
+
+class Tally(Protocol):
+    """One model's answers on labelled images, as they come in."""
+
+    def add(self, indices: Sequence[int], outputs: Outputs) -> None:
+        """Count the outputs (N, ...) of the images at ``indices``.
+
+        Raises:
+            DataError: a label does not fit the outputs.
+        """
+
+    def require_same(self, other: Any) -> None:
+        """Refuse another model's tally that cannot be compared with this one.
+
+        Raises:
+            DataError: the two models do not answer the same question.
+        """
+
+
+class Evaluation(ABC):
+    """What came of one pass over labelled images, alone or beside another model."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+
+    @abstractmethod
+    def tables(self, names: tuple[str, str | None]) -> list[Table]:
+        """What is printed; ``names`` are the model's and, where one was named, the other's."""
+
+    def per_class(
+        self,
+        names: Sequence[str] | None,  # noqa: ARG002 - for heads that override it
+    ) -> list[dict[str, Any]]:
+        """Every class that has images, the worst first, with its name; by default refused.
+
+        Raises:
+            UsageError: the head has no classes.
+        """
+        raise UsageError(
+            "--per-class is for models whose answer is a class\nleave it out for this one"
+        )
+
+    def confusions(
+        self,
+        most: int,
+        names: Sequence[str] | None,  # noqa: ARG002 - for heads that override it
+    ) -> list[dict[str, Any]]:
+        """The ``most`` frequent wrong answers; by default refused.
+
+        Raises:
+            UsageError: the head has no classes.
+        """
+        raise UsageError(
+            f"--confusion {most} is for models whose answer is a class\nleave it out for this one"
+        )
+
+
+class Head(ABC):
+    """One kind of output. Only what every head must say is abstract."""
+
+    name: ClassVar[str]
+    """As the file is called, for ``--head`` and the manifest."""
+    noun: ClassVar[str] = "outputs"
+    """How messages call the values, in the plural."""
+    layout: ClassVar[str]
+    """Shape of the values for messages, as "(batch, classes)"."""
+    form: ClassVar[str]
+    """The same in words, as "2-dimensional"."""
+
+    @abstractmethod
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether float32 values of this shape, the batch first, can be of this kind."""
+
+    def advice(self, *, has_floats: bool) -> str:
+        """What to do about a graph none of whose outputs `fits`."""
+        return f"end the graph in {self.layout}" if has_floats else "let it end in float32 values"
+
+    # Comparison of a candidate with its reference
+
+    def compare(self, candidate: Outputs, reference: Outputs) -> Figures:
+        """The figures of one batch of outputs of equal shape."""
+        return figures_of(candidate, reference)
+
+    @abstractmethod
+    def problems_of(self, figures: Any, limits: Limits) -> list[str]:
+        """What of `compare` is beyond its limit, a sentence each; empty for a pass."""
+
+    def summary_of(
+        self,
+        batches: Sequence[Any],  # noqa: ARG002 - for heads that override it
+    ) -> dict[str, Any]:
+        """What the report of a comparison says of all batches together."""
+        return {}
+
+    comparison_columns: ClassVar[tuple[str, ...]] = (
+        "batch",
+        "max abs",
+        "mean abs",
+        "max rel",
+        "cosine",
+    )
+
+    def comparison_row(self, figures: Mapping[str, Any]) -> tuple[str, ...]:
+        """The figures of one batch, as plain data, under `comparison_columns`."""
+        return (
+            str(figures["batch"]),
+            f"{figures['max_abs']:.2e}",
+            f"{figures['mean_abs']:.2e}",
+            f"{figures['max_relative']:.2e}",
+            f"{figures['min_cosine']:.7f}",
+        )
+
+    # Answers for people
+
+    answer_columns: ClassVar[tuple[str, ...]]
+    """What `deploykit predict` prints of an answer; the last holds numbers."""
+
+    @abstractmethod
+    def answers(
+        self, outputs: Outputs, labels: Sequence[str] | None, top_k: int
+    ) -> list[list[Any]]:
+        """What the outputs say of each image: at most ``top_k`` dataclasses, the best first.
+
+        Raises:
+            ValidationError: a value is NaN or infinite.
+        """
+
+    @abstractmethod
+    def answer_row(self, answer: Any) -> tuple[str, ...]:
+        """One of `answers` under `answer_columns`."""
+
+    def fitting_labels(
+        self,
+        given: tuple[str, ...] | None,
+        known: tuple[str, ...] | None,  # noqa: ARG002 - for heads that override it
+        shape: Sequence[int],  # noqa: ARG002 - for heads that override it
+    ) -> tuple[str, ...] | None:
+        """Names for a bundle, of those ``given`` and those that the definition knows.
+
+        Raises:
+            DataError: they do not fit outputs of this shape; by default all that are given.
+        """
+        if given is not None:
+            raise DataError(
+                f"{self.name} outputs have no classes to name, {len(given)} labels were given\n"
+                "leave out --labels"
+            )
+        return None
+
+    # Evaluation on labelled images
+
+    def tally(
+        self,
+        labels: NDArray[np.int64],  # noqa: ARG002 - for heads that override it
+    ) -> Tally:
+        """Where the answers to images of these class ``labels`` are counted; by default refused.
+
+        Raises:
+            UsageError: a class says nothing about outputs of this kind.
+        """
+        raise UsageError(
+            f"{self.name} outputs cannot be judged by the classes of images, which eval reads\n"
+            "judge them in a program: deploykit.load(...).run(batch)"
+        )
+
+    def evaluation(self, tally: Any, other: Any | None) -> Evaluation:
+        """What the tallies of a model, and of another on the same images, come to."""
+        raise NotImplementedError(f"{self.name} has a tally and no evaluation of it")
+
+
+def head_named(name: str) -> Head:
+    """The head of this name.
+
+    Raises:
+        UnknownNameError: neither deploykit nor an installed package has one.
+        MissingDependencyError: an installed package's module cannot be used.
+    """
+    known = plugs(_ROOM)
+    if name not in known:
+        raise UnknownNameError("head", name, known, ", ".join(sorted(known)))
+    head = getattr(import_plug(_ROOM, name), "HEAD", None)
+    if not isinstance(head, Head):
+        raise MissingDependencyError(
+            f"the plug-in {name!r} of deploykit.{_ROOM} has no HEAD\n"
+            f"{known[name]} must set HEAD to an object of deploykit.heads.Head"
+        )
+    return head
+
+
+def figures_of(candidate: Outputs, reference: Outputs) -> Figures:
+    """The figures that make sense for values of any meaning, each (N, ...)."""
+    left, right = rows_of(candidate), rows_of(reference)
+    bad = int(np.count_nonzero(~np.isfinite(left)) + np.count_nonzero(~np.isfinite(right)))
+    if bad:
+        return Figures(len(left), _NAN, _NAN, _NAN, _NAN, bad)
+    error = np.abs(left - right)
+    scale = float(np.abs(right).max())
+    return Figures(
+        batch=len(left),
+        max_abs=float(error.max()),
+        mean_abs=float(error.mean()),
+        max_relative=float(error.max()) / scale if scale else float(error.max()),
+        min_cosine=float(_cosine(left, right).min()),
+        non_finite=0,
+    )
+
+
+def rows_of(outputs: Outputs) -> Rows:
+    """One row per image in double precision: (N, ...) to (N, K)."""
+    return outputs.reshape(len(outputs), -1).astype(np.float64)
+
+
+def _cosine(left: Rows, right: Rows) -> Rows:
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    dots = np.einsum("nk,nk->n", left, right)
+    # Two zero vectors agree; one alone does not.
+    equal = (left == right).all(axis=1)
+    cosine: Rows = np.where(equal, 1.0, dots / np.where(norms == 0, np.inf, norms))
+    return cosine
+
+
+def require_finite(rows: NDArray[Any], noun: str) -> None:
+    """Refuse to make an answer of values that are none.
+
+    Raises:
+        ValidationError: a value is NaN or infinite.
+    """
+    if not np.isfinite(rows).all():
+        raise ValidationError(
+            f"the model gave {noun} that are NaN or infinite\n"
+            "self_test() says whether it still computes what it did when it was exported"
+        )
