@@ -149,7 +149,7 @@ def plan_cells(
 
 def _limits_of_modules() -> str:
     return "; ".join(
-        f"{each.name} runs architectures in {', '.join(each.precisions).upper()} only"
+        f"{each.name} runs architectures in {', '.join(each.precisions or OWN).upper()} only"
         for each in backends()
         if isinstance(each, ModuleBackend)
     )

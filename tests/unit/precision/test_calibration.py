@@ -15,6 +15,7 @@ from deploykit.core.errors import DataError, UsageError
 from deploykit.core.precision import Precision
 from deploykit.core.progress import Journal, SilentProgress
 from deploykit.core.specs import Preprocessing
+from deploykit.graph import LoadedGraph
 from deploykit.graph.qdq import QdqPolicy, plan_qdq
 from deploykit.images import ArrayImages
 from deploykit.images.side_inputs import SideInputs
@@ -50,7 +51,9 @@ def calibrated(
     artifact: OnnxArtifact, options: CalibrationOptions, runners: Runners | None = None
 ) -> tuple[Calibrated, list[str]]:
     journal = Journal(SilentProgress())
-    found = calibrate_graph(artifact, "mine", PLAIN, options, journal, runners or Runners())
+    found = calibrate_graph(
+        LoadedGraph(artifact), "mine", PLAIN, options, journal, runners or Runners()
+    )
     return found, journal.notes
 
 

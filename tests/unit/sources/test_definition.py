@@ -17,6 +17,7 @@ from deploykit.core.errors import ControlFlowError, ExportError, ModelFileError,
 from deploykit.core.precision import Precision
 from deploykit.core.progress import Journal, SilentProgress
 from deploykit.core.specs import ModelSpec, Preprocessing, TensorSpec
+from deploykit.heads.multiclass import MULTICLASS
 from deploykit.sources import inference_form, torch_export
 from deploykit.sources.definition import SourceOptions, from_definition, require_equal
 from tests.graphs import graph, normal
@@ -119,7 +120,7 @@ def test_the_first_exporter_is_taken_where_it_is_right(
 def test_the_logits_are_those_of_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exporting(monkeypatch, 1.0)
     reference, _ = make(tmp_path)
-    for batch, logits in zip(reference.batches, reference.logits, strict=True):
+    for batch, logits in zip(reference.batches, reference.outputs, strict=True):
         np.testing.assert_allclose(logits, batch.mean((2, 3)) @ WEIGHT.T, atol=1e-5)
 
 
@@ -293,9 +294,9 @@ def test_a_graph_is_held_against_logits(tmp_path: Path, is_right: bool) -> None:
     logits = [batches[0].mean((2, 3)) @ WEIGHT.T * np.float32(1 if is_right else -1)]
     journal = Journal(SilentProgress())
     if is_right:
-        assert require_equal(artifact, batches, logits, "numpy", journal).passed
+        assert require_equal(artifact, (batches, logits), "numpy", journal, MULTICLASS).passed
         assert [stage.name for stage in journal.times] == ["validate fp32"]
         return
     with pytest.raises(ValidationError, match=r"^the fp32 graph does not compute what numpy"):
-        require_equal(artifact, batches, logits, "numpy", journal)
+        require_equal(artifact, (batches, logits), "numpy", journal, MULTICLASS)
     assert journal.times == []

@@ -177,7 +177,7 @@ def test_the_graph_computes_what_the_file_does(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert any(note.startswith("done to the graph, and proven: ") for note in journal.notes)
     assert [len(batch) for batch in reference.batches] == [1, 2, 5]
-    for batch, logits in zip(reference.batches, reference.logits, strict=True):
+    for batch, logits in zip(reference.batches, reference.outputs, strict=True):
         singly = [run_ort(source, {"x": image[None]})["y"] for image in batch]
         np.testing.assert_allclose(logits, np.concatenate(singly), atol=1e-5)
 
@@ -220,7 +220,7 @@ def test_logits_are_flattened_and_put_first(tmp_path: Path) -> None:
     )
     batch = reference.batches[1]
     wanted = np.maximum(batch, 0).mean((2, 3))
-    np.testing.assert_allclose(reference.logits[1], wanted, atol=1e-6)
+    np.testing.assert_allclose(reference.outputs[1], wanted, atol=1e-6)
 
 
 def test_a_graph_that_gives_no_numbers_is_not_proven(tmp_path: Path) -> None:

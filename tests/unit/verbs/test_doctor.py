@@ -13,7 +13,7 @@ from deploykit.core.environment import Gpu
 from deploykit.verbs.doctor import diagnose
 
 if TYPE_CHECKING:
-    from deploykit.verbs.doctor import Ability
+    from deploykit.backends import Ability
 
 EXPORTING = ("torch", "torchvision", "onnx", "onnxscript", "safetensors")
 OTHERS = ("onnxruntime", "tensorrt", "tensorrt_rtx")

@@ -9,8 +9,9 @@ import pytest
 
 from deploykit.core.errors import DataError, IntegrityError, UsageError
 from deploykit.core.specs import TensorSpec
+from deploykit.heads._accuracy import ClassEvaluation
 from deploykit.images import LabelledData
-from deploykit.verbs.evaluate import evaluate_bundle
+from deploykit.verbs.evaluate import AccuracyReport, evaluate_bundle
 from tests.bundles import SIZE, write_bundle, write_classifier
 from tests.graphs import graph, save
 
@@ -45,9 +46,14 @@ def turned(folder: Path) -> Path:
     return save(graph(text, {"order": np.array([2, 0, 1])}), folder / "turned.onnx")
 
 
+def counted(report: AccuracyReport) -> ClassEvaluation:
+    assert isinstance(report.evaluation, ClassEvaluation)
+    return report.evaluation
+
+
 @pytest.mark.parametrize("batch", [1, 3, 32])
 def test_right_answers_are_counted(bundle: Path, data: LabelledData, batch: int) -> None:
-    found = evaluate_bundle(bundle, data, batch=batch).evaluation
+    found = counted(evaluate_bundle(bundle, data, batch=batch))
     assert found.count == 8
     assert found.accuracy.top1 == np.mean(np.array(SHOWN) == LABELS) == 0.75
     assert found.answers.top1.tolist() == SHOWN
@@ -80,12 +86,12 @@ def test_without_names_there_are_numbers(data: LabelledData, tmp_path: Path) -> 
     files = {name: value for name, value in manifest.files.items() if name != "labels.txt"}
     (folder / MANIFEST).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
     report = evaluate_bundle(folder, data)
-    assert report.name_of(0) is None
+    assert [row["name"] for row in report.per_class()] == [None] * 3
     assert [row["class"] for row in report.per_class()] == [1, 0, 2]
 
 
 def test_agreement_with_another_model(bundle: Path, data: LabelledData, tmp_path: Path) -> None:
-    found = evaluate_bundle(bundle, data, reference=turned(tmp_path)).evaluation
+    found = counted(evaluate_bundle(bundle, data, reference=turned(tmp_path)))
     assert found.agreement == 0.0
     assert found.other is not None
     assert found.other.top1 == np.mean((np.array(SHOWN) + 1) % 3 == LABELS)
@@ -93,7 +99,7 @@ def test_agreement_with_another_model(bundle: Path, data: LabelledData, tmp_path
 
 def test_a_comparison_with_another_bundle(bundle: Path, data: LabelledData, tmp_path: Path) -> None:
     other = write_bundle(tmp_path / "again")
-    found = evaluate_bundle(bundle, data, compare=other).evaluation
+    found = counted(evaluate_bundle(bundle, data, compare=other))
     assert found.other is not None
     assert found.other.top1 == found.accuracy.top1
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -22,9 +22,6 @@ from deploykit.core.precision import Precision
 from deploykit.verbs.validate import ComparisonOptions, compare_artifacts
 from tests.bundles import write_bundle, write_classifier
 from tests.graphs import graph, normal, save
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def shifted(source: Path, path: Path, by: float) -> Path:
@@ -60,8 +57,8 @@ def test_two_equal_files_agree(tmp_path: Path) -> None:
     report = compare_artifacts(first, second, ComparisonOptions())
     assert report.passed
     assert (report.candidate, report.reference) == (str(first), str(second))
-    assert [batch.batch for batch in report.logits.batches] == [1, 2, 5]
-    assert all(batch.max_abs == 0 for batch in report.logits.batches)
+    assert [batch.batch for batch in report.outputs.batches] == [1, 2, 5]
+    assert all(batch.max_abs == 0 for batch in report.outputs.batches)
     assert report.layers is None
     assert report.notes[0].startswith("preprocessing is assumed: 9 px, crop (8, 8), ImageNet")
 
@@ -73,10 +70,10 @@ def test_the_largest_error_is_that_of_numpy(tmp_path: Path) -> None:
         shifted(first, tmp_path / "b.onnx", 0.25), first, ComparisonOptions(batch=1)
     )
     assert not report.passed
-    (batch,) = report.logits.batches
+    (batch,) = report.outputs.batches
     assert batch.max_abs > 0.01
     assert report.to_dict()["passed"] is False
-    assert report.to_dict()["validation"]["problems"] == list(report.logits.problems)
+    assert report.to_dict()["validation"]["problems"] == list(report.outputs.problems)
 
 
 @pytest.mark.parametrize("half_is_first", [True, False])
@@ -86,13 +83,13 @@ def test_the_exacter_one_is_the_reference(tmp_path: Path, half_is_first: bool) -
     pair = (half, full) if half_is_first else (full, half)
     report = compare_artifacts(*pair, ComparisonOptions())
     assert (report.candidate, report.reference) == (str(half), str(full))
-    assert report.logits.precision is Precision.FP16
+    assert report.outputs.precision is Precision.FP16
     assert report.passed
 
 
 def test_a_bundle_says_how_images_are_prepared(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "colours")
-    copy = shutil.copy(bundle / "model.onnx", tmp_path / "copy.onnx")
+    copy = Path(shutil.copy(bundle / "model.onnx", tmp_path / "copy.onnx"))
     report = compare_artifacts(bundle, copy, ComparisonOptions(layers=True))
     assert report.passed
     assert report.notes == ()
@@ -160,7 +157,7 @@ def test_no_batch_fits_both(
 def test_a_fixed_batch_is_the_only_one(tmp_path: Path, asked: int | None) -> None:
     pair = [layer(tmp_path, f"{size}", f"{size},3,8,8") for size in ("2", "N")]
     report = compare_artifacts(pair[0], pair[1], ComparisonOptions(batch=asked))
-    assert [batch.batch for batch in report.logits.batches] == [2]
+    assert [batch.batch for batch in report.outputs.batches] == [2]
 
 
 def test_outputs_of_two_shapes(tmp_path: Path) -> None:
