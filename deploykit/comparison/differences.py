@@ -1,4 +1,4 @@
-"""How far logits are from those of a reference, and how far each precision allows them to be."""
+"""Differences of outputs from a reference's, and the limits of each precision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast a device can be at best: of GPUs from a table, of this machine's CPU by a trial.
+"""Peak rates of a device: of GPUs from a table, of this machine's CPU by a trial.
 
 The table gives dense rates, never those with 2:4 sparsity. Its column ``checked`` says how a row
 was verified: ``clock`` where SMs x clock x operations per SM and clock agrees with the printed

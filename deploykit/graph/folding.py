@@ -1,4 +1,4 @@
-"""What a graph computes from constants alone, computed once: onnxscript's folding, within limits.
+"""Constant folding by onnxscript, within limits.
 
 Old files keep shapes as chains of ``Shape``, ``Gather`` and ``Concat``, weights behind a
 ``Transpose`` or a normalisation, and BatchNorms beside their convolutions. Stages that come later

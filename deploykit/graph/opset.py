@@ -1,4 +1,4 @@
-"""Old graphs in the words of a newer ONNX standard."""
+"""Conversion of old graphs to a newer opset."""
 
 from __future__ import annotations
 

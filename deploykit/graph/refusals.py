@@ -1,4 +1,4 @@
-"""What a user's own graph must not hold: each kind is refused with its name and what to do."""
+"""Refusal of graphs that cannot be converted: each kind with its name and what to do."""
 
 from __future__ import annotations
 

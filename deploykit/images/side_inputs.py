@@ -1,4 +1,4 @@
-"""What a model takes beside images, and values of it for whatever images it is run on.
+"""Side inputs: what a model takes beside images, with values for any batch.
 
 A classifier may look at more than pixels: a patient's age, a mask, a second view. All that
 prepares and batches images goes on as if there was nothing else: `WithSideInputs` adds the rest.

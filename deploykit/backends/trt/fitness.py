@@ -1,4 +1,4 @@
-"""Whether an engine can run on a machine, from the manifest and the first bytes of its file."""
+"""Fitness of an engine for a machine, from the manifest and the first bytes of its file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a compiler says while it works, kept instead of printed."""
+"""Messages of a compiler, kept instead of printed."""
 
 from __future__ import annotations
 

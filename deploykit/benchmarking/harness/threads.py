@@ -1,4 +1,4 @@
-"""Several threads that end together."""
+"""Thread group: several threads that end together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the machine did while something was measured on it, and whether that spoils the figures."""
+"""Conditions of the machine during a measurement, and whether they spoil its figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the processors of this machine did during a measurement, from Linux' own counters.
+"""Activity of the processors during a measurement, from Linux' own counters.
 
 Every figure is ``None`` where the system does not tell it; nothing here needs rights.
 """

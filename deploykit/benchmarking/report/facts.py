@@ -1,4 +1,4 @@
-"""What a report says of the machine, the switches and the time of a run, in words.
+"""Machine, switches and time of a run as text for reports.
 
 An environment is plain data from a file, so nothing is taken for granted about what it holds.
 """

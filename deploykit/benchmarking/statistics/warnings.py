@@ -1,4 +1,4 @@
-"""What keeps a measurement from being believed: one sentence for each, none where nothing does.
+"""Warnings that a measurement is not to be trusted, one sentence for each.
 
 The first four are trtexec's own, on medians; drift and stalls it does not look for.
 """
