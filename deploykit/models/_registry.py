@@ -22,7 +22,7 @@ FAMILIES: Final = Path(__file__).parent
 
 
 class Entry(NamedTuple):
-    """Where a network's name comes from: the family file's stem and the two cards."""
+    """A registered network: the stem of its family's file, the family's card and its own."""
 
     family: str
     card: FamilyCard
@@ -90,6 +90,7 @@ def read_families(folder: Path) -> Mapping[str, Entry]:
                     "a network has one name: rename it in one of the two cards"
                 )
             entries[name] = Entry(path.stem, card, variant)
+    # Read-only: the cache gives the same mapping to every caller.
     return MappingProxyType(dict(sorted(entries.items(), key=lambda item: _order(item[1]))))
 
 

@@ -31,6 +31,7 @@ CARD: Final[FamilyCard] = {
     "paper": "https://papers.nips.cc/paper/4824-imagenet-classification-with-deep-convolutional-neural-networks",
     "year": 2012,
     "image_size": 224,
+    # One pixel is left after the last pooling; with 62 there is none.
     "min_image_size": 63,
     "num_classes": 1000,
     "preprocessing": {
@@ -75,6 +76,7 @@ class LocalResponseNorm(nn.Module):
         # alpha goes in before the square: FP16 would overflow at activations above 256.
         squares = (x * self.alpha**0.5).square().permute(0, 2, 3, 1)
         window = (1, self.n)
+        # The average counts the padding, so that n times the mean is the sum at the borders too.
         means = functional.avg_pool2d(squares, window, stride=1, padding=(0, self.n // 2))
         sums = means.permute(0, 3, 1, 2) * self.n
         return x / (self.k + sums) ** self.beta
@@ -131,7 +133,7 @@ def _one_tower() -> nn.Sequential:
 
 
 def _two_towers() -> nn.Sequential:
-    """The towers, one per GPU in 2012, are two groups; they see each other in layer 3 only."""
+    """Features of the 2012 network: its towers, one per GPU, are two groups, joined in layer 3."""
     return nn.Sequential(
         nn.Conv2d(3, 96, kernel_size=11, stride=4, padding=2),
         nn.ReLU(inplace=True),

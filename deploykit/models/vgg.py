@@ -23,6 +23,7 @@ CARD: Final[FamilyCard] = {
     "paper": "https://arxiv.org/abs/1409.1556",
     "year": 2014,
     "image_size": 224,
+    # Five poolings by 2 leave one pixel.
     "min_image_size": 32,
     "num_classes": 1000,
     "preprocessing": {
@@ -92,7 +93,7 @@ GRID: Final = 7
 
 
 class VGG(nn.Module):
-    """Five stages of 3x3 convolutions and three fully connected layers."""
+    """Five stages of 3x3 convolutions and three fully connected layers, as in table 1."""
 
     def __init__(self, features: nn.Sequential, num_classes: int, image_size: int) -> None:
         super().__init__()
