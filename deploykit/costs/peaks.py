@@ -32,8 +32,10 @@ WINOGRAD_SAVING: Final = 2.25
 _TERA: Final = 1e12
 _GIGA: Final = 1e9
 _MIB: Final = 2**20
+# From wide to narrow: a network may be computed in its own precision or in a wider one.
 _NARROWING: Final = (Precision.FP32, Precision.FP16, Precision.INT8)
 _VENDOR_WORDS: Final = frozenset({"nvidia", "tesla", "geforce"})
+# One for each BLAS that numpy may be built with.
 _THREAD_VARIABLES: Final = (
     "OPENBLAS_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -67,7 +69,7 @@ class DevicePeak:
     measured: str | None = None
 
     def flop_per_s(self, precision: Precision, *, winograd: bool = False) -> float | None:
-        """The fastest way to compute in ``precision``, or in a wider one where that is faster.
+        """Highest rate for ``precision``, or that of a wider one where it is higher.
 
         A rate with ``winograd`` counts the multiplications of the plain algorithm. ``None`` when
         the rate of ``precision`` is not known.
@@ -107,7 +109,7 @@ class DevicePeak:
 
 @dataclass(frozen=True, slots=True)
 class PeakLookup:
-    """The row that a name means, or the names of those that it may mean."""
+    """Result of a search by name: one row of the table, or the names of candidates."""
 
     peak: DevicePeak | None
     candidates: tuple[str, ...] = ()
@@ -179,6 +181,7 @@ def measure_cpu_peaks(
 
 def _run_trial(threads: int, seconds: float, python: str) -> Mapping[str, Any]:
     command = [python, "-m", "deploykit.costs.cpu_trial", str(threads), str(seconds)]
+    # The variables are set for the child only; this process has its threads already.
     limited = dict.fromkeys(_THREAD_VARIABLES, str(threads))
     try:
         done = subprocess.run(
@@ -203,7 +206,7 @@ def _run_trial(threads: int, seconds: float, python: str) -> Mapping[str, Any]:
 
 @cache
 def _gpu_table() -> tuple[tuple[tuple[str, ...], DevicePeak], ...]:
-    """Each row with all its names."""
+    """Rows of the table, each with all names of its GPU."""
     text = resources.files(__package__).joinpath("gpu_peaks.csv").read_text("utf-8")
     rows = csv.DictReader(text.splitlines())
     return tuple(((row["name"], *row["driver_names"].split(";")), _peak(row)) for row in rows)
@@ -235,7 +238,7 @@ def _words(name: str) -> tuple[str, ...]:
 
 
 def _resembles(wanted: tuple[str, ...], names: tuple[str, ...]) -> bool:
-    """Whether all words of one name are in the other."""
+    """True if one name has all words of the other."""
     asked = set(wanted)
     known = [set(_words(name)) for name in names]
     return bool(asked) and any(asked <= words or words <= asked for words in known if words)

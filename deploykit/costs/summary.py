@@ -37,7 +37,7 @@ class ModelSummary:
 
     @property
     def multiply_adds(self) -> int:
-        """Of one forward pass."""
+        """Multiply-adds of one forward pass."""
         return sum(layer.multiply_adds for layer in self.layers)
 
     @property
