@@ -39,7 +39,7 @@ VANISHING_OPS: Final = frozenset(
         "Unsqueeze",
     }
 )
-"""Operators that are no kernel of their own in a compiled network."""
+"""Operators without a kernel of their own in a compiled network."""
 
 _ELEMENTWISE = """
 Abs Add BatchNormalization Celu Clip Div Elu Erf Exp Gelu HardSigmoid HardSwish LeakyRelu Log Max
@@ -67,6 +67,7 @@ def network_cost(model: ir.Model, batch: int) -> NetworkCost:
     fix_batch(fixed, batch)
     flow = _Flow(fixed.graph)
     kernels = _fuse(flow)
+    # A set: a weight that several layers share is stored, and read, once.
     weights = {item for kernel in kernels for item in flow.weights_of(kernel)}
     return NetworkCost(
         batch=batch,
@@ -91,11 +92,11 @@ def _check_batch(model: ir.Model, batch: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """One input of a node, followed back through what vanishes to the value that is stored."""
+    """One input of a node, traced back through vanishing operators to the value that is stored."""
 
     source: ir.Value
     bits: int
-    """Width of an element, the narrowest on the way."""
+    """Bits of an element, the fewest on the way."""
     dequantized: bool
 
 
@@ -119,7 +120,7 @@ class _Kernel:
 
 
 class _Flow:
-    """Who reads what in a graph without the nodes that vanish."""
+    """Values and their readers in a graph, without the nodes that vanish."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.inputs = [value for value in graph.inputs if not value.is_initializer()]
@@ -140,9 +141,9 @@ class _Flow:
                     yield read.source, read.bits
 
     def serves_only(self, value: ir.Value, node: ir.Node) -> bool:
-        """Whether nothing needs ``value`` but ``node`` and elementwise nodes right behind it.
+        """True if only ``node`` and elementwise nodes right behind it read ``value``.
 
-        The latter is how x * sigmoid(x) reads its x.
+        In x * sigmoid(x) the product is such a node behind the sigmoid.
         """
         chain: set[ir.Node | None] = {node}
         behind = self._sole_reader(node)
@@ -172,6 +173,7 @@ def _fuse(flow: _Flow) -> list[_Kernel]:
         else:
             del open_kernels[kernel.tail]
             kernel.nodes.append(node)
+        # Pooling, concatenation and the like do not take in what follows them.
         if kernel.head.op_type in HEAVY_OPS | ELEMENTWISE_OPS:
             open_kernels[kernel.tail] = kernel
     return kernels
@@ -201,6 +203,7 @@ def _layer(kernel: _Kernel, flow: _Flow) -> LayerCost:
     for node in kernel.nodes:
         for _, read in flow.reads[node]:
             if read.source not in made and not read.source.is_initializer():
+                # A value that two nodes of a kernel read is loaded once, in the wider of the types.
                 inputs[read.source] = max(read.bits, inputs.get(read.source, 0))
     outputs = {value: _written_bits(value, kernel, flow) for value in made}
     return LayerCost(
@@ -217,7 +220,7 @@ def _layer(kernel: _Kernel, flow: _Flow) -> LayerCost:
 
 
 def _written_bits(value: ir.Value, kernel: _Kernel, flow: _Flow) -> int:
-    """Bits of an element that leaves the kernel, 0 when nobody outside reads it."""
+    """Bits of an element that the kernel writes; 0 if no other kernel reads the value."""
     readers = flow.readers.get(value, ())
     return max((bits for reader, bits in readers if reader not in kernel.nodes), default=0)
 
@@ -240,7 +243,7 @@ def _may_be_winograd(node: ir.Node) -> bool:
 
 
 def _is_folded(node: ir.Node, index: int, kernel: _Kernel) -> bool:
-    """Whether a constant of a BatchNorm becomes part of others when the graph is compiled.
+    """True if a constant of a BatchNorm becomes part of others when the graph is compiled.
 
     Four vectors become a scale and a bias; behind a convolution the scale goes into its weights.
     """
@@ -250,7 +253,7 @@ def _is_folded(node: ir.Node, index: int, kernel: _Kernel) -> bool:
 
 
 def _computes(node: ir.Node) -> bool:
-    """Whether a node is work on data, not on shapes and not one that vanishes."""
+    """True if a node computes data: neither shapes, nor one that vanishes."""
     if _vanishes(node):
         return False
     return any(_is_data(value) for value in node.outputs)
