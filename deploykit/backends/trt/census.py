@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 HEAVY_KINDS: Final = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM")
-"""Layer kinds that hold nearly all multiplications: they decide what an engine's precision is."""
+"""Layer kinds with nearly all multiplications; they decide the precision of an engine."""
 
 LIGHT_KINDS: Final = (
     "ACTIVATION",
@@ -38,7 +38,7 @@ PRECISIONS: Final[Mapping[str, Precision]] = {
     "HALF": Precision.FP16,
     "INT8": Precision.INT8,
 }
-"""Our precisions by the compiler's names of them."""
+"""Precision for each type name of the compiler."""
 
 # Integer layers compute shapes, not the model.
 _MODEL_TYPES: Final = (*PRECISIONS, "BF16", "FP8")
@@ -87,7 +87,7 @@ def _type_of(layer: Any, producers: Mapping[str, Any]) -> str:
 
 
 def _is_int8(layer: Any, producers: Mapping[str, Any]) -> bool:
-    """Whether data (input 0) and weights (input 1) are dequantized INT8.
+    """True if data (input 0) and weights (input 1) are dequantized INT8.
 
     A convolution whose weights are a constant of its own has no input 1: it is not quantized.
     """

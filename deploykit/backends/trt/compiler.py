@@ -21,7 +21,7 @@ MODULES: Final[Mapping[str, str]] = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensor
 """Python module of each compiler, by the compiler's name on the command line."""
 
 BACKENDS: Final = ("auto", *MODULES, "none")
-"""What ``--backend`` of a build may be."""
+"""Values of ``--backend`` of a build."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Compiler:
 
     @property
     def is_portable(self) -> bool:
-        """Whether it builds for a list of architectures without having a GPU."""
+        """True if it builds for a list of compute capabilities, without a GPU."""
         return self.name == TENSORRT_RTX
 
 

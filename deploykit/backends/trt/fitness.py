@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def engine_fits(
     record: EngineRecord, gpus: Sequence[Gpu], compilers: Mapping[str, str]
 ) -> tuple[bool, str]:
-    """Whether the engine runs on the first of ``gpus``, and why not (empty when it does).
+    """True if the engine runs on the first of ``gpus``, and the reason if not (otherwise empty).
 
     ``compilers`` gives the version of each compiler whose runtime is installed, by name. An engine
     of either compiler loads only with the exact version that made it, and only on the compute
@@ -69,7 +69,7 @@ _CAUSES: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class EngineHeader:
-    """Judgement over an engine's first bytes; "unknown" is no fault of the engine."""
+    """Validity of an engine by its first bytes; "unknown" is no fault of the engine."""
 
     state: Literal["valid", "invalid", "unknown"]
     reason: str
@@ -102,7 +102,7 @@ def _judge_by_tag(plan: bytes, compiler_name: str) -> EngineHeader:
 
 
 def _unrecognised(compiler_name: str) -> EngineHeader:
-    """A general TensorRT that is newer than this code may have changed its tag; RTX told us its."""
+    """A header with an unknown tag: newer versions of TensorRT may have changed theirs."""
     reason = f"it does not begin like an engine of {compiler_name}"
     return EngineHeader("unknown" if compiler_name == TENSORRT else "invalid", reason)
 
@@ -121,7 +121,7 @@ def _judge_by_runtime(plan: bytes, module: Any) -> EngineHeader:
 
 
 def _judge_diagnostics(diagnostics: int, module: Any) -> EngineHeader:
-    """Explain an INVALID; without any cause the runtime only lacked a driver to ask."""
+    """Explain the validity INVALID; without a cause the runtime only lacks a driver to ask."""
     flags = module.EngineInvalidityDiagnostics.__members__
     raised = [name for name, flag in flags.items() if int(flag) & diagnostics]
     causes = [_CAUSES[name] for name in raised if name in _CAUSES]
