@@ -31,7 +31,7 @@ def benchmark(
     task: ProgressTask,
     rate_per_s: float | None = None,
 ) -> tuple[Samples, float]:
-    """Warm up, then measure; the samples and how long the measurement took, in seconds.
+    """Warm up, then measure; return the samples and the duration of the measurement in s.
 
     ``runner`` is open and stays the caller's. ``feeds`` is the one batch of every query. Scenarios
     are those of MLPerf Inference:
@@ -62,7 +62,7 @@ def benchmark(
 
 
 def check_switches(switches: Switches) -> None:
-    """Refuse switches that do not go together, before anything is made for them.
+    """Check that switches go together, before any model is prepared for them.
 
     Raises:
         UsageError: several streams where there is one by definition, or a rate or a bound outside
@@ -84,7 +84,7 @@ def check_switches(switches: Switches) -> None:
 
 
 def check_streams(switches: Switches) -> None:
-    """Refuse several streams where there is one by definition."""
+    """Refuse several streams in the scenario that has one by definition."""
     if switches.scenario == SINGLE_STREAM and switches.streams != 1:
         raise UsageError(
             f"{switches.streams} streams in the {SINGLE_STREAM} scenario, which has one\n"
@@ -93,7 +93,7 @@ def check_streams(switches: Switches) -> None:
 
 
 def check_rate(rate_per_s: float | None) -> float:
-    """The rate, where it is one."""
+    """Return the rate if it is a positive number, otherwise raise."""
     if rate_per_s is None or not isfinite(rate_per_s) or rate_per_s <= 0:
         found = "no rate" if rate_per_s is None else f"a rate of {rate_per_s:g}"
         raise UsageError(
@@ -104,7 +104,7 @@ def check_rate(rate_per_s: float | None) -> float:
 
 
 def query_count(switches: Switches, rate_per_s: float) -> int:
-    """Queries of a server measurement: for the time and at least as many as asked."""
+    """Number of queries of a server measurement: for its duration, and at least the minimum."""
     return max(switches.min_samples, ceil(rate_per_s * switches.duration_s))
 
 
