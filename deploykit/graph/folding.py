@@ -188,7 +188,7 @@ def _weight_bytes(model: ir.Model) -> int:
 
 
 def _signature(model: ir.Model) -> list[tuple[object, ...]]:
-    """What a round can change: nodes, names and shapes; equal signatures end the folding."""
+    """Nodes, names and shapes, all that a round can change; equal signatures end the folding."""
     return [
         (node.op_type, *(v and v.name for v in node.inputs), *(str(v.shape) for v in node.outputs))
         for node in model.graph

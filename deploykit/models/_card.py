@@ -1,4 +1,4 @@
-"""What a family file says about itself in its literal ``CARD``.
+"""The card of a family file: a literal ``CARD`` that describes its networks.
 
 The card is read from the source with ``ast.literal_eval``, as setuptools reads a version: knowing
 which networks exist must not cost the import of torch.

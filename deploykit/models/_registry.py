@@ -1,4 +1,4 @@
-"""Which architectures exist, and the spec of one of them: nothing heavy is imported here."""
+"""Registry of the reference architectures and their specs; imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -249,7 +249,7 @@ class MicroBatcher:
         return request.future
 
     def run(self, images: ArrayLike, *, queue_timeout_s: float | None = 0.0) -> NDArray[Any]:
-        """As ``submit``, and wait for the answer; raises what the model raised for this request."""
+        """Submit and wait for the answer; raises what the model raised for this request."""
         future = self.submit(images, queue_timeout_s=queue_timeout_s)
         try:
             return future.result()

@@ -1,4 +1,4 @@
-"""From an ONNX file to a serialized engine, with either compiler."""
+"""Compilation of an ONNX file to a serialized engine, with either compiler."""
 
 from __future__ import annotations
 
