@@ -189,6 +189,8 @@ def _run_trial(threads: int, seconds: float, python: str) -> Mapping[str, Any]:
             env=os.environ | limited,
             capture_output=True,
             text=True,
+            # Three trials of about ``seconds`` each; ten leave room for repetitions that take
+            # longer.
             timeout=_TRIAL_START_S + 10 * seconds,
             check=True,
         )

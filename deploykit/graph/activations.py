@@ -109,6 +109,7 @@ def expose_only(model: ir.Model, names: Sequence[str]) -> SplitGraph:
     """
     part = model.clone()
     computed = {value.name: value for node in part.graph for value in node.outputs}
+    # Without the old outputs all that lies behind the wanted values is unused, and goes.
     part.graph.outputs.clear()
     part.graph.outputs.extend(computed[name] for name in names)
     RemoveUnusedNodesPass()(part)

@@ -38,6 +38,7 @@ class Names:
 
     def __init__(self, taken: Iterable[str]) -> None:
         self._taken = set(taken)
+        # The last number of each name, so that many repeats do not each search from 2 on.
         self._last: Counter[str] = Counter()
 
     def fresh(self, wanted: str) -> str:

@@ -71,6 +71,7 @@ def offsets_of(weights: Mapping[str, ir.TensorProtocol]) -> dict[str, int]:
 
 def without_weights(model: ir.Model, location: str = _MEMORY) -> onnx.ModelProto:
     """The message of a graph whose weights are external data in the file ``location``."""
+    # A clone shares the tensors: what it refers to is changed, and no weight is copied.
     marked = model.clone()
     weights = weights_of(marked)
     offsets = offsets_of(weights)
@@ -169,6 +170,7 @@ def take_out(proto: onnx.ModelProto, path: Path, limit: int = MAPPED_BYTES) -> W
     }
     for tensor, extent in found:
         if _is_external(tensor):
+            # Those that were taken above are external no more.
             tensor.raw_data = _read(extent)
             _forget_place(tensor)
     return Weights(arrays, tuple(dict.fromkeys(source for _, source in sources)))
@@ -187,6 +189,7 @@ def write_weights(path: Path, weights: Mapping[str, ir.TensorProtocol]) -> str:
     with path.open("wb") as file:
         for weight in weights.values():
             content = data_of(weight).reshape(-1).view(np.uint8).data
+            # Zeros up to the next page, as `offsets_of` counts them.
             for block in (bytes(-file.tell() % ALIGNMENT_BYTES), content):
                 file.write(block)
                 digest.update(block)
@@ -219,6 +222,7 @@ def _locate(tensor: onnx.TensorProto, path: Path) -> Path:
 
 
 def _is_within(folder: Path, name: str) -> bool:
+    # resolve() raises ValueError for a null byte.
     if not name or "\0" in name or Path(name).is_absolute():
         return False
     return (folder / name).resolve().is_relative_to(folder)  # follows symbolic links

@@ -173,6 +173,7 @@ def _described(proto: onnx.ModelProto, history: dict[str, str]) -> onnx.ModelPro
 def _check(content: bytes | str, path: Path) -> None:
     """Check a message, or a file given by its path, with ``onnx.checker``."""
     try:
+        # full_check infers shapes too, which shows operands that do not go together.
         onnx.checker.check_model(content, full_check=True)
     except Exception as exc:  # the checker raises errors of several unrelated classes
         raise ModelFileError(

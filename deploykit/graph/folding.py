@@ -57,6 +57,8 @@ def fold(model: ir.Model) -> ir.Model:
         ModelFileError: onnxscript cannot fold this graph.
     """
     limit = _weight_bytes(model) + _GROWTH_BYTES
+    # Results that are each no larger than their inputs may still add up, where inputs are shared;
+    # then only small results are folded.
     for should_fold in (_no_larger, _small):
         folded = model.clone()
         try:

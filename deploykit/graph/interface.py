@@ -26,6 +26,7 @@ def first_look(path: Path) -> None:
         ModelFileError: a map, a sequence, an optional value or strings are among them.
     """
     try:
+        # Without the weights: they say nothing of the inputs, and may be gigabytes.
         proto = onnx.load(path, load_external_data=False)
     except (OSError, DecodeError):
         return  # whoever reads it next says what is wrong with it

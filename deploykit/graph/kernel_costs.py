@@ -51,6 +51,7 @@ ELEMENTWISE_OPS: Final = frozenset(_ELEMENTWISE.split())
 
 _WINOGRAD_KERNEL: Final = (3, 3)
 _HALF_TYPES: Final = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+# Positions among the inputs of a BatchNormalization.
 _BN_SCALE, _BN_BIAS = 1, 2
 
 
@@ -191,6 +192,7 @@ def _host(node: ir.Node, flow: _Flow, open_kernels: dict[ir.Value, _Kernel]) -> 
         (not read.dequantized, flow.position[kernel.nodes[-1]], kernel)
         for _, read in flow.reads[node]
         if (kernel := open_kernels.get(read.source)) is not None
+        # A smaller operand is broadcast: its kernel computes another shape.
         and shape_of(kernel.tail) == shape_of(node.outputs[0])
         and flow.serves_only(read.source, node)
     ]

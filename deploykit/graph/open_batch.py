@@ -51,6 +51,7 @@ def open_batch(model: ir.Model) -> ir.Model:
             value.shape = ir.Shape([BATCH, *value.shape[1:]])
     batches = (dims[0], dims[0] * _FACTOR)
     opening = _Opening(opened, batches)
+    # A list, as opening a node inserts others before it.
     for node in list(opened.graph):
         opening.open(node)
     opening.require_open_outputs()
@@ -133,6 +134,7 @@ class _Opening:
             return
         result = _reshaped(wanted.tolist(), shapes[0])
         place = _batch_place(result, shapes[0][:axis], self._batches[0])
+        # Open already: -1 is computed at run time, and 0 copies the size at the same place.
         if place is None or wanted[place] == -1 or (wanted[place] == 0 and place == axis):
             return
         # -1: Reshape computes the batch from the number of elements.
@@ -144,6 +146,7 @@ class _Opening:
         shapes = self._shapes(node.inputs[0])
         if axis is None or wanted is None or shapes is None:
             return
+        # Expand aligns shapes at their last axis, as numpy does.
         place = axis + max(len(wanted) - len(shapes[0]), 0) - max(len(shapes[0]) - len(wanted), 0)
         if 0 <= place < len(wanted) and wanted[place] == shapes[0][axis]:
             # 1: Expand keeps the input's own size there, which is the batch.
@@ -182,6 +185,7 @@ class _Opening:
         one = value if self._batches[0] == 1 else self._first(node, value, axis)
         shapes = self._shapes(value)
         sizes = [1 if at == axis else size for at, size in enumerate(shapes[0] if shapes else ())]
+        # The batch is read at run time, so that any fits.
         count = self._added(node, "Shape", [like], start=axis, end=axis + 1)
         before = [self._constant(node, "before", sizes[:axis])] if axis else []
         after = [self._constant(node, "after", sizes[axis + 1 :])] if sizes[axis + 1 :] else []

@@ -119,6 +119,7 @@ def _replace_col2im(node: ir.Node, graph: ir.Graph) -> str | None:
         "output_padding": told.rest,
     }
     kinds = [
+        # A group for each channel: the columns of a channel add up in that channel alone.
         ir.AttrInt64("group", told.channels),
         *(ir.AttrInt64s(key, numbers) for key, numbers in attributes.items()),
     ]
@@ -332,6 +333,7 @@ class _Writer:
             return value
         order = [labels.index(label) for label in wanted]
         if value.const_value is not None:
+            # Here and not in the graph: later stages know a weight only as a constant.
             return self._constant(value, np.transpose(value.const_value.numpy(), order))
         return self._add("Transpose", (value,), [ir.AttrInt64s("perm", order)])
 

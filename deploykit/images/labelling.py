@@ -214,6 +214,7 @@ def _by_folder(
 ) -> FileImages:
     classes = _known_classes(data, model, folders)
     if classes is None:
+        # With a folder too few, all numbers behind the missing one would be wrong.
         if model.count not in (None, len(folders)):
             raise DataError(
                 f"{data.path} has {len(folders)} class folders, the model has {model.count} "
@@ -295,6 +296,7 @@ def _read_classes(path: Path) -> tuple[str, ...]:
 
 
 def _class_of(line: str) -> str:
+    # Words may follow a synset; the name of a folder may have spaces and is kept whole.
     synset = SYNSET.match(line)
     return line if synset is None else line.split(maxsplit=1)[0]
 
@@ -305,6 +307,7 @@ def _sorted_synsets(
     for label in labels:
         if label.number is None and not SYNSET.fullmatch(label.text):
             raise _unknown(file, label)
+    # With a synset too few, all numbers behind the missing one would be wrong.
     if len(words) != model.count:
         how_many = "an unknown number of" if model.count is None else model.count
         raise DataError(

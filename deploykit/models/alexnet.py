@@ -75,6 +75,7 @@ class LocalResponseNorm(nn.Module):
         """(N, C, H, W), the shape is kept."""
         # alpha goes in before the square: FP16 would overflow at activations above 256.
         squares = (x * self.alpha**0.5).square().permute(0, 2, 3, 1)
+        # Pooling windows lie on the last two axes, which are width and channels here.
         window = (1, self.n)
         # The average counts the padding, so that n times the mean is the sum at the borders too.
         means = functional.avg_pool2d(squares, window, stride=1, padding=(0, self.n // 2))
@@ -89,6 +90,7 @@ class AlexNet(nn.Module):
         super().__init__()
         self.features = features
         self.avgpool = average_to_grid(_feature_size(image_size), GRID)
+        # The order is torchvision's, whose weights are named by their places: 1, 4 and 6.
         self.classifier = nn.Sequential(
             nn.Dropout(0.5),
             linear_to_fill(256 * GRID * GRID, 4096),

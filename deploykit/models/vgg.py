@@ -99,6 +99,7 @@ class VGG(nn.Module):
         super().__init__()
         self.features = features
         self.avgpool = average_to_grid(image_size // 2 ** len(WIDTHS), GRID)
+        # The order is torchvision's, whose weights are named by their places: 0, 3 and 6.
         self.classifier = nn.Sequential(
             linear_to_fill(WIDTHS[-1] * GRID * GRID, 4096),
             nn.ReLU(inplace=True),

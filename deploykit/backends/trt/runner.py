@@ -225,6 +225,7 @@ class TrtRunner(Closing):
         # A child of fork has addresses of things that only its parent can use or free.
         if opened is None or opened.pid != os.getpid():
             return
+        # CUDA's current device is per thread, and this thread may not have called before.
         opened.device.make_current()
         try:
             opened.pool.close()

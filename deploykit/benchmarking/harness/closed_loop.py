@@ -107,11 +107,14 @@ class _Loop:
             end_ns = clock.now_ns()
             # Behind the end of the query, so that recording it is in no latency.
             recorder.add(begin_ns, end_ns, steps)
+            # A goal counts, which is not thread safe.
             with self._asking:
                 if self._goal.reached(begin_ns, end_ns):
                     self.stop.set()
 
 
+# The warm-up ends when the medians of the last WINDOWS windows agree within SPREAD, at the latest
+# after PATIENCE times its own length.
 WINDOWS: Final = 3
 WINDOW_QUERIES: Final = 5
 WINDOWS_PER_WARM_UP: Final = 5
@@ -174,6 +177,7 @@ class _Warm:
     def __init__(self, switches: Switches, display: Display) -> None:
         self._windows = windows_of(switches)
         self._wanted_s = switches.warmup_s
+        # A preset has a warm-up of fixed length, as trtexec has.
         self._patience_s = switches.warmup_s * (PATIENCE if switches.preset is None else 1)
         self._display = display
         self._start_ns: int | None = None

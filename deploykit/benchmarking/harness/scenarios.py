@@ -119,6 +119,7 @@ def _closed(sut: SystemUnderTest, switches: Switches, task: ProgressTask) -> tup
 def _server(
     sut: SystemUnderTest, switches: Switches, rate_per_s: float, task: ProgressTask
 ) -> tuple[Samples, float]:
+    # Drawn before the warm-up, so that the measurement follows the warm-up at once.
     schedule_ns = arrivals_ns(query_count(switches, rate_per_s), rate_per_s, switches.seed)
     warmup_ms = warm_up(sut, switches, task)
     display = Display(task, "measure")

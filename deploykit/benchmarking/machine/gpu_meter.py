@@ -108,6 +108,7 @@ class GpuMeter:
                 else nvml.nvmlDeviceGetHandleByPciBusId(bus_id)
             )
         except nvml.NVMLError:
+            # NVML counts how often it was started; without this the count stays too high.
             nvml.nvmlShutdown()
             raise
 

@@ -208,4 +208,5 @@ def _gib(size_bytes: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
+    # In Python a bool is an int.
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

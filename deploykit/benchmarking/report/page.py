@@ -37,9 +37,11 @@ if TYPE_CHECKING:
 
 
 _MEDIAN: Final = 50
+# Levels of the distribution: every percent from 0 to 90, then _TAIL more up to _LAST percent.
 _BULK: Final = 91
 _TAIL: Final = 60
 _LAST: Final = 99.99
+# Significant digits of a time; more would only make the page larger.
 _DIGITS: Final = 6
 _STEP_NAMES: Final = {
     "wall_ms": "Wall time",
@@ -242,6 +244,7 @@ def page_of(run: BenchmarkRun) -> str:
 
 
 def _json(data: Any) -> str:
+    # allow_nan=False: Python would write NaN, which is no JSON and would stop the page's script.
     text = json.dumps(_finite(data), allow_nan=False, separators=(",", ":"))
     # A "</script>" in the data would end the element that holds them.
     return text.replace("<", "\\u003c")

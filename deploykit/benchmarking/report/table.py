@@ -284,4 +284,5 @@ def escaped(text: str) -> str:
     text = re.sub(r"[\\`*~|\[\]]", r"\\\g<0>", _one_line(text))
     # Between letters an underscore is no emphasis, and names are full of them.
     text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
+    # The ampersands first, as the other replacement makes new ones.
     return text.replace("&", "&amp;").replace("<", "&lt;")

@@ -248,6 +248,7 @@ def _outcome(old: BenchmarkResult, new: BenchmarkResult) -> ComparedPair | NotCo
             key, f"the highest rates are {rates} queries per second, found without an interval"
         )
     try:
+        # A cell with too few samples must not stop the comparison of the others.
         return _compared(key, old, new)
     except DataError as exc:
         return NotComparedCell(key, str(exc).splitlines()[0])

@@ -198,5 +198,6 @@ def _binomial(count: int, share: float) -> tuple[NDArray[np.int64], Series]:
     # Each from the one before; only their ratios matter, so no factorial is needed.
     steps = np.log((count - numbers[:-1]) / (numbers[:-1] + 1) * (share / (1 - share)))
     logs = np.concatenate([[0.0], np.cumsum(steps)])
+    # Less the largest, so that the exponential does not overflow.
     mass = np.exp(logs - logs.max())
     return numbers, mass / mass.sum()

@@ -115,6 +115,7 @@ class _Groups:
 
     def as_names(self) -> tuple[frozenset[str], ...]:
         named = (frozenset(str(value.name) for value in group) for group in self._sets)
+        # Sorted, as sets have no order and the same graph must give the same plan.
         return tuple(sorted((g for g in named if len(g) > 1), key=sorted))
 
 
@@ -176,6 +177,7 @@ def _unwanted_skip(node: ir.Node, policy: QdqPolicy) -> str | None:
 
 def _adds_two_activations(node: ir.Node) -> bool:
     left, right = node.inputs
+    # x + x is no residual: both operands are one value.
     if left is None or right is None or left is right:
         return False
     computed = all(is_float(value) and value.const_value is None for value in (left, right))
@@ -249,6 +251,8 @@ def plan_qdq(model: ir.Model, policy: QdqPolicy = _NO_POLICY) -> QdqPlan:
     """
     _require_plannable(model)
     kept: dict[str, str] = {}
+    # In this order: the INT8 layers decide the skip operands, and both decide how far rules 4 and 5
+    # reach.
     weights = _quantized_weights(model, policy, kept)
     demand = _layer_inputs(model, weights)
     for add, index in skip_operands(model, _convolutions(model, weights), policy, kept):
