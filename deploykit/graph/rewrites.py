@@ -58,12 +58,12 @@ class _Columns:
         if not isinstance(values, int):
             return "its number of channels is not known"
 
-        def told(name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        def attribute(name: str, default: tuple[int, ...]) -> tuple[int, ...]:
             return tuple(node.attributes[name].as_ints()) if name in node.attributes else default
 
         ones, zeros = (1,) * _AXES, (0,) * 2 * _AXES
-        strides, dilations = told("strides", ones), told("dilations", ones)
-        return cls(values, image, kernel, strides, dilations, told("pads", zeros))
+        strides, dilations = attribute("strides", ones), attribute("dilations", ones)
+        return cls(values, image, kernel, strides, dilations, attribute("pads", zeros))
 
     @property
     def channels(self) -> int:
@@ -100,27 +100,27 @@ class _Columns:
 
 
 def _replace_col2im(node: ir.Node, graph: ir.Graph) -> str | None:
-    told = _Columns.of(node)
-    if isinstance(told, str):
-        return told
+    columns = _Columns.of(node)
+    if isinstance(columns, str):
+        return columns
     names = Names(ir.convenience.create_value_mapping(graph))
     name, old = str(node.name or node.outputs[0].name), node.outputs[0]
     # 0 copies the batch, which may be open.
-    sizes = np.array([0, told.values, *told.blocks], np.int64)
+    sizes = np.array([0, columns.values, *columns.blocks], np.int64)
     shape = add_constant(graph, names.fresh(f"{name}_sizes"), sizes)
-    weight = add_constant(graph, names.fresh(f"{name}_places"), told.weight)
+    weight = add_constant(graph, names.fresh(f"{name}_places"), columns.weight)
     blocks = ir.Value(name=names.fresh(f"{name}_blocks"))
     image = ir.Value(name=old.name, type=old.type, shape=old.shape)
     attributes = {
-        "kernel_shape": told.kernel,
-        "strides": told.strides,
-        "dilations": told.dilations,
-        "pads": told.pads,
-        "output_padding": told.rest,
+        "kernel_shape": columns.kernel,
+        "strides": columns.strides,
+        "dilations": columns.dilations,
+        "pads": columns.pads,
+        "output_padding": columns.rest,
     }
     kinds = [
         # A group for each channel: the columns of a channel add up in that channel alone.
-        ir.AttrInt64("group", told.channels),
+        ir.AttrInt64("group", columns.channels),
         *(ir.AttrInt64s(key, numbers) for key, numbers in attributes.items()),
     ]
     new = [

@@ -70,7 +70,7 @@ class Enough:
         return share >= 1.0
 
 
-def closed_loop(sut: SystemUnderTest, streams: int, goal: Goal) -> Recording:
+def closed_loop(system: SystemUnderTest, streams: int, goal: Goal) -> Recording:
     """Query the runner from ``streams`` threads, each its own, until the goal is reached.
 
     The queries that are under way at that moment are finished and counted. With one stream there
@@ -79,28 +79,29 @@ def closed_loop(sut: SystemUnderTest, streams: int, goal: Goal) -> Recording:
     Raises:
         BaseException: the first error of the runner; all threads have ended.
     """
-    loop = _Loop(sut, goal)
+    loop = _Loop(system, goal)
     recorders = [Recorder() for _ in range(streams)]
     if streams == 1:
         loop.stream(recorders[0])
     else:
-        run_threads([partial(loop.stream, one) for one in recorders], sut.clock, loop.stop)
+        run_threads([partial(loop.stream, one) for one in recorders], system.clock, loop.stop)
     return Recording(recorders)
 
 
 class _Loop:
     """State that the streams of one measurement share."""
 
-    def __init__(self, sut: SystemUnderTest, goal: Goal) -> None:
+    def __init__(self, system: SystemUnderTest, goal: Goal) -> None:
         self.stop = Event()
-        self._sut = sut
+        self._system = system
         self._goal = goal
         self._asking = Lock()
 
     def stream(self, recorder: Recorder) -> None:
         """Query until the goal is reached or another stream stops."""
         # Local names: attributes looked up in the loop would take time between two queries.
-        clock, run_timed, feeds = self._sut.clock, self._sut.runner.run_timed, self._sut.feeds
+        system = self._system
+        clock, run_timed, feeds = system.clock, system.runner.run_timed, system.feeds
         while not self.stop.is_set():
             begin_ns = clock.now_ns()
             _, steps = run_timed(feeds)
@@ -163,12 +164,12 @@ def is_stable(warmup_ms: Iterable[float], switches: Switches) -> bool:
     return windows.stable
 
 
-def warm_up(sut: SystemUnderTest, switches: Switches, task: ProgressTask) -> NDArray[np.float64]:
+def warm_up(system: SystemUnderTest, switches: Switches, task: ProgressTask) -> NDArray[np.float64]:
     """Warm up in as many streams as are measured; return the duration of each query in ms."""
     if not switches.warmup_s:
         return np.empty(0, np.float64)
     goal = _Warm(switches, Display(task, "warm-up"))
-    recording = closed_loop(sut, switches.streams, goal)
+    recording = closed_loop(system, switches.streams, goal)
     # In the order of their ends, in which the rule saw them.
     return recording.wall_ms[np.argsort(recording.end_ns, kind="stable")]
 

@@ -78,7 +78,7 @@ class Served:
 
 
 def open_loop(
-    sut: SystemUnderTest,
+    system: SystemUnderTest,
     workers: int,
     schedule_ns: NDArray[np.int64],
     display: Display,
@@ -93,9 +93,9 @@ def open_loop(
     Raises:
         BaseException: the first error of the runner; all threads have ended.
     """
-    service = _Service(sut, schedule_ns, display, judge)
+    service = _Service(system, schedule_ns, display, judge)
     recorders = [Recorder() for _ in range(workers)]
-    run_threads([partial(service.work, one) for one in recorders], sut.clock, service.stop)
+    run_threads([partial(service.work, one) for one in recorders], system.clock, service.stop)
     return Served(Recording(recorders), service.origin_ns)
 
 
@@ -104,14 +104,14 @@ class _Service:
 
     def __init__(
         self,
-        sut: SystemUnderTest,
+        system: SystemUnderTest,
         schedule_ns: NDArray[np.int64],
         display: Display,
         judge: Judge,
     ) -> None:
         self.stop = Event()
-        self.origin_ns = sut.clock.now_ns() + _LEAD_NS
-        self._sut = sut
+        self.origin_ns = system.clock.now_ns() + _LEAD_NS
+        self._system = system
         self._display = display
         self._judge = judge
         self._due_ns: list[int] = (schedule_ns + self.origin_ns).tolist()
@@ -121,7 +121,8 @@ class _Service:
 
     def work(self, recorder: Recorder) -> None:
         """Serve queries until the schedule ends or another worker stops."""
-        clock, run_timed, feeds = self._sut.clock, self._sut.runner.run_timed, self._sut.feeds
+        system = self._system
+        clock, run_timed, feeds = system.clock, system.runner.run_timed, system.feeds
         while (due_ns := self._take()) is not None and self._wait_for(due_ns):
             _, steps = run_timed(feeds)
             end_ns = clock.now_ns()
@@ -139,7 +140,7 @@ class _Service:
 
     def _wait_for(self, due_ns: int) -> bool:
         """Wait until ``due_ns``; False if the measurement stops before."""
-        clock = self._sut.clock
+        clock = self._system.clock
         while not self.stop.is_set():
             left_ns = due_ns - clock.now_ns()
             if left_ns <= 0:

@@ -89,11 +89,11 @@ def highest_rate(  # noqa: PLR0913  (the signature of `benchmark`, and the bound
         BaseException: what the runner raises, once, after all threads have ended.
     """
     _check(switches, bound_ms, percentile)
-    sut = SystemUnderTest(runner, feeds, clock)
-    warmup_ms = warm_up(sut, switches, task)
-    search = _Search(sut, switches, (bound_ms, percentile), task)
+    system = SystemUnderTest(runner, feeds, clock)
+    warmup_ms = warm_up(system, switches, task)
+    search = _Search(system, switches, (bound_ms, percentile), task)
     # Half of the capacity: random arrivals form queues well below it.
-    best = bisect_rate(search.passes, _capacity_per_s(sut, switches, task) / 2)
+    best = bisect_rate(search.passes, _capacity_per_s(system, switches, task) / 2)
     served = None if best is None else search.served[best]
     return RateSearch(
         bound_ms=bound_ms,
@@ -178,14 +178,14 @@ class _Search:
 
     def __init__(
         self,
-        sut: SystemUnderTest,
+        system: SystemUnderTest,
         switches: Switches,
         demand: tuple[float, float],
         task: ProgressTask,
     ) -> None:
         self.trials: list[RateTrial] = []
         self.served: dict[float, Served] = {}
-        self._sut = sut
+        self._system = system
         self._switches = switches
         self._bound_ms, self._percentile = demand
         self._task = task
@@ -197,7 +197,7 @@ class _Search:
         judge = _LateCounter(self._bound_ms, allowed)
         schedule_ns = arrivals_ns(count, rate_per_s, self._switches.seed)
         display = Display(self._task, f"trial {len(self.trials) + 1}: {rate_per_s:.4g}/s")
-        served = open_loop(self._sut, self._switches.streams, schedule_ns, display, judge)
+        served = open_loop(self._system, self._switches.streams, schedule_ns, display, judge)
         wall_ms = served.recording.wall_ms
         self.trials.append(
             RateTrial(
@@ -218,11 +218,11 @@ def _nearest_rank(wall_ms: NDArray[np.float64], above: int) -> float:
     return float(np.sort(wall_ms)[len(wall_ms) - above - 1])
 
 
-def _capacity_per_s(sut: SystemUnderTest, switches: Switches, task: ProgressTask) -> float:
+def _capacity_per_s(system: SystemUnderTest, switches: Switches, task: ProgressTask) -> float:
     """Queries per second of as many closed loops as there are workers."""
     duration_s = switches.duration_s * _CAPACITY_SHARE
     goal = Enough(duration_s, _CAPACITY_QUERIES * switches.streams, Display(task, "capacity"))
-    recording = closed_loop(sut, switches.streams, goal)
+    recording = closed_loop(system, switches.streams, goal)
     return len(recording.begin_ns) / recording.duration_s(int(recording.begin_ns[0]))
 
 

@@ -50,15 +50,15 @@ def benchmark(
         BaseException: what the runner raises, once, after all threads have ended.
     """
     check_streams(switches)
-    sut = SystemUnderTest(runner, feeds, clock)
+    system = SystemUnderTest(runner, feeds, clock)
     if switches.scenario == SERVER:
-        return _server(sut, switches, check_rate(rate_per_s), task)
+        return _server(system, switches, check_rate(rate_per_s), task)
     if rate_per_s is not None:
         raise UsageError(
             f"a rate of {rate_per_s:g} queries per second for the {switches.scenario} scenario\n"
             f"only the {SERVER} scenario has a rate: leave it out, or choose that scenario"
         )
-    return _closed(sut, switches, task)
+    return _closed(system, switches, task)
 
 
 def check_switches(switches: Switches) -> None:
@@ -108,20 +108,22 @@ def query_count(switches: Switches, rate_per_s: float) -> int:
     return max(switches.min_samples, ceil(rate_per_s * switches.duration_s))
 
 
-def _closed(sut: SystemUnderTest, switches: Switches, task: ProgressTask) -> tuple[Samples, float]:
-    warmup_ms = warm_up(sut, switches, task)
+def _closed(
+    system: SystemUnderTest, switches: Switches, task: ProgressTask
+) -> tuple[Samples, float]:
+    warmup_ms = warm_up(system, switches, task)
     goal = Enough(switches.duration_s, switches.min_samples, Display(task, "measure"))
-    recording = closed_loop(sut, switches.streams, goal)
+    recording = closed_loop(system, switches.streams, goal)
     origin_ns = int(recording.begin_ns[0])
     return recording.samples(origin_ns, warmup_ms), recording.duration_s(origin_ns)
 
 
 def _server(
-    sut: SystemUnderTest, switches: Switches, rate_per_s: float, task: ProgressTask
+    system: SystemUnderTest, switches: Switches, rate_per_s: float, task: ProgressTask
 ) -> tuple[Samples, float]:
     # Drawn before the warm-up, so that the measurement follows the warm-up at once.
     schedule_ns = arrivals_ns(query_count(switches, rate_per_s), rate_per_s, switches.seed)
-    warmup_ms = warm_up(sut, switches, task)
+    warmup_ms = warm_up(system, switches, task)
     display = Display(task, "measure")
-    served = open_loop(sut, switches.streams, schedule_ns, display, Neutral())
+    served = open_loop(system, switches.streams, schedule_ns, display, Neutral())
     return served.samples(warmup_ms), served.duration_s
