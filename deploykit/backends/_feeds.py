@@ -1,4 +1,4 @@
-"""What a runner is fed, compared with what its model takes, before native code sees it."""
+"""Checks of a runner's feeds against what its model takes, before native code sees them."""
 
 from __future__ import annotations
 

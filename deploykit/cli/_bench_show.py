@@ -1,4 +1,4 @@
-"""How measurements look in a terminal."""
+"""Measurements in a terminal."""
 
 from __future__ import annotations
 

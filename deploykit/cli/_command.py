@@ -1,4 +1,4 @@
-"""What all commands share: one answer, shown as a table or as JSON, and one way to fail."""
+"""Base of all commands: one answer, shown as a table or as JSON, and one way to fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies on disk: ONNX artifacts, engine records and their hashes.
+"""Artifacts on disk: ONNX graphs, engine records and their hashes.
 
 The records here are plain data; a folder that holds them together is a `deploykit.bundle.manifest`.
 """

@@ -1,4 +1,4 @@
-"""What a value must be to become part of a result, and the sentence where it is not."""
+"""Checks of values that become part of a result, each with its message."""
 
 from __future__ import annotations
 

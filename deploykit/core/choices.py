@@ -1,4 +1,4 @@
-"""What the user says of a definition where it does not say it itself, or where it is to differ."""
+"""Options for a definition: what it does not state itself, or what is to differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this machine is and has: packages, processor, memory, GPUs and their driver.
+"""Environment: packages, processor, memory, GPUs and their driver.
 
 Nothing here needs a GPU or a heavy package. The driver is asked through its C interface, so that
 neither torch nor a CUDA toolkit has to be installed to know what the machine can run.

@@ -1,4 +1,4 @@
-"""What an open dimension of a model may be: the smallest, the preferred and the largest size."""
+"""Sizes of open dimensions: the smallest, the preferred and the largest."""
 
 from __future__ import annotations
 

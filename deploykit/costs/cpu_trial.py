@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PRODUCT_SIZE: Final = 1536
-"""Three matrices of 9 MiB each: 7.2 GFLOP, long enough for any number of threads."""
+"""Rows of the matrices: three of 9 MiB and 7.2 GFLOP, long enough for any number of threads."""
 
 COPY_BYTES: Final = 256 * 2**20
-"""Far beyond most caches; where it is not, the rate is too high and the limit stays a limit."""
+"""Bytes of one array, far beyond most caches.
+
+Where a cache holds them the rate is too high, the limit too low, and still a lower bound.
+"""
 
 _UNITS: Final = {"K": 2**10, "M": 2**20, "G": 2**30}
 _MIN_REPETITIONS: Final = 3
@@ -36,6 +39,7 @@ def best_time_s(work: Callable[[], object], seconds: float) -> float:
         begin = perf_counter()
         work()
         times.append(perf_counter() - begin)
+    # The shortest, as what disturbs a run only ever makes it longer.
     return min(times)
 
 
@@ -44,14 +48,17 @@ def product_flop_per_s(seconds: float, size: int = PRODUCT_SIZE) -> float:
     random = np.random.default_rng(0)
     left, right = (random.random((size, size), dtype=np.float32) for _ in range(2))
     result = np.empty_like(left)
+    # Into an array that exists: a new one for each run would add page faults to its time.
     return 2 * size**3 / best_time_s(lambda: np.matmul(left, right, out=result), seconds)
 
 
 def memory_bytes_per_s(threads: int, seconds: float, size: int = COPY_BYTES) -> float:
-    """The better of a copy (bytes read and bytes written) and a maximum, which only reads."""
+    """Memory rate, the better of a copy (bytes read and written) and a maximum (bytes read)."""
+    # Ones and not zeros: untouched pages of np.zeros may all be one page of the system.
     source = np.ones(size // 4, np.float32)
     target = np.empty_like(source)
     parts = list(zip(np.array_split(source, threads), np.array_split(target, threads), strict=True))
+    # Threads are enough: numpy releases the interpreter's lock in both functions.
     with ThreadPoolExecutor(threads) as pool:
 
         def copy() -> None:
@@ -65,7 +72,7 @@ def memory_bytes_per_s(threads: int, seconds: float, size: int = COPY_BYTES) -> 
 
 
 def cache_bytes(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
-    """The largest cache that the first processor uses, 0 where the system does not say."""
+    """Size of the first processor's largest cache; 0 where the system does not report it."""
     sizes = [0]
     for path in folder.glob("index*/size"):
         text = path.read_text("ascii").strip()

@@ -39,7 +39,7 @@ class Limit:
     memory_ms: float
     uncached_ms: float
     peak_measured: bool
-    """Whether the peaks come from a trial on the machine rather than from a data sheet."""
+    """True if the peaks were measured on the machine, False if they are from a data sheet."""
 
     @property
     def limit_ms(self) -> float:
@@ -48,12 +48,12 @@ class Limit:
 
     @property
     def binds(self) -> Side:
-        """Which side it is."""
+        """The side that sets the limit."""
         return "memory" if self.memory_ms >= (self.compute_ms or 0.0) else "compute"
 
     @property
     def floor_ms(self) -> float:
-        """The limit with a full cache: nothing true is faster than this."""
+        """The limit with a warm cache; a latency below it is an error of measurement."""
         return max(self.compute_ms or 0.0, self.uncached_ms)
 
     @classmethod
@@ -68,7 +68,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Achieved:
-    """What a measured latency means in rates.
+    """Rates that a measured latency amounts to, and its share of the limit.
 
     ``share`` is the limit over the latency: 1.0 is as fast as can be. It passes 1.0 without
     ``doubt`` only where memory binds and the weights fit in the cache. ``doubt`` is a sentence, or
@@ -82,7 +82,7 @@ class Achieved:
 
 
 def physical_limit(cost: NetworkCost, peak: DevicePeak) -> Limit:
-    """Both sides of the limit."""
+    """Compute and memory limit of one batch of a network on a device."""
     beyond_cache = max(0, cost.required_bytes - peak.cache_bytes)
     return Limit(
         flop=cost.flop,
@@ -100,7 +100,7 @@ def limit_ms(cost: NetworkCost, peak: DevicePeak) -> float:
 
 
 def achieved(limit: Limit, latency_ms: float) -> Achieved:
-    """Set a measured latency of the same batch against its limit.
+    """Compare a measured latency with the limit of the same batch.
 
     Raises:
         UsageError: the latency is not a number above 0.

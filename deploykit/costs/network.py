@@ -1,4 +1,4 @@
-"""What one pass through a network costs, as plain data; `deploykit.graph` counts it.
+"""Cost of one pass through a network, as plain data; `deploykit.graph` counts it.
 
 A multiply-add is two FLOP. Only convolutions and matrix products are counted: what is left out
 takes time too, so that a limit drawn from these figures can only be too low, never too high.
@@ -28,7 +28,7 @@ class LayerCost:
     kinds: tuple[str, ...]
     """Operators that were fused, in order: ``("Conv", "Add", "Relu")``."""
     precision: Precision
-    """What the arithmetic runs in."""
+    """Precision of the arithmetic."""
     multiply_adds: int
     weight_bytes: int
     input_bytes: int
@@ -60,17 +60,17 @@ class NetworkCost:
 
     @property
     def multiply_adds(self) -> int:
-        """Of the whole batch."""
+        """Multiply-adds of the whole batch."""
         return sum(layer.multiply_adds for layer in self.layers)
 
     @property
     def flop(self) -> int:
-        """Of the whole batch."""
+        """Operations of the whole batch."""
         return FLOP_PER_MULTIPLY_ADD * self.multiply_adds
 
     @property
     def required_bytes(self) -> int:
-        """Weights, input and output: activations in between may stay in a cache."""
+        """Bytes of weights, input and output; activations in between may stay in a cache."""
         return self.weight_bytes + self.input_bytes + self.output_bytes
 
     @property

@@ -1,4 +1,4 @@
-"""How fast a device can be at best: of GPUs from a table, of this machine's CPU by a trial.
+"""Peak rates of a device: of GPUs from a table, of this machine's CPU by a trial.
 
 The table gives dense rates, never those with 2:4 sparsity. Its column ``checked`` says how a row
 was verified: ``clock`` where SMs x clock x operations per SM and clock agrees with the printed
@@ -36,6 +36,7 @@ _RATES: Final = ("fp32", "fp16", "int8")
 """From the widest to the narrowest arithmetic, as the facts of a precision name it."""
 
 _VENDOR_WORDS: Final = frozenset({"nvidia", "tesla", "geforce"})
+# One for each BLAS that numpy may be built with.
 _THREAD_VARIABLES: Final = (
     "OPENBLAS_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -69,7 +70,7 @@ class DevicePeak:
     measured: str | None = None
 
     def flop_per_s(self, precision: Precision, *, winograd: bool = False) -> float | None:
-        """The fastest way to compute in ``precision``, or in a wider one where that is faster.
+        """Highest rate for ``precision``, or that of a wider one where it is higher.
 
         A rate with ``winograd`` counts the multiplications of the plain algorithm. ``None`` when
         the rate of ``precision`` is not known.
@@ -105,7 +106,7 @@ class DevicePeak:
 
 @dataclass(frozen=True, slots=True)
 class PeakLookup:
-    """The row that a name means, or the names of those that it may mean."""
+    """Result of a search by name: one row of the table, or the names of candidates."""
 
     peak: DevicePeak | None
     candidates: tuple[str, ...] = ()
@@ -177,6 +178,7 @@ def measure_cpu_peaks(
 
 def _run_trial(threads: int, seconds: float, python: str) -> Mapping[str, Any]:
     command = [python, "-m", "deploykit.costs.cpu_trial", str(threads), str(seconds)]
+    # The variables are set for the child only; this process has its threads already.
     limited = dict.fromkeys(_THREAD_VARIABLES, str(threads))
     try:
         done = subprocess.run(
@@ -184,6 +186,8 @@ def _run_trial(threads: int, seconds: float, python: str) -> Mapping[str, Any]:
             env=os.environ | limited,
             capture_output=True,
             text=True,
+            # Three trials of about ``seconds`` each; ten leave room for repetitions that take
+            # longer.
             timeout=_TRIAL_START_S + 10 * seconds,
             check=True,
         )
@@ -201,7 +205,7 @@ def _run_trial(threads: int, seconds: float, python: str) -> Mapping[str, Any]:
 
 @cache
 def _gpu_table() -> tuple[tuple[tuple[str, ...], DevicePeak], ...]:
-    """Each row with all its names."""
+    """Rows of the table, each with all names of its GPU."""
     text = resources.files(__package__).joinpath("gpu_peaks.csv").read_text("utf-8")
     rows = csv.DictReader(text.splitlines())
     return tuple(((row["name"], *row["driver_names"].split(";")), _peak(row)) for row in rows)
@@ -233,7 +237,7 @@ def _words(name: str) -> tuple[str, ...]:
 
 
 def _resembles(wanted: tuple[str, ...], names: tuple[str, ...]) -> bool:
-    """Whether all words of one name are in the other."""
+    """True if one name has all words of the other."""
     asked = set(wanted)
     known = [set(_words(name)) for name in names]
     return bool(asked) and any(asked <= words or words <= asked for words in known if words)

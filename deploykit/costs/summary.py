@@ -1,4 +1,4 @@
-"""What `deploykit inspect` shows: one row per layer, and the totals of torchsummary.
+"""Summary of a network's layers, with the totals of torchsummary.
 
 Counting rules, so that two tools can be compared to the digit: multiply-adds count convolutions
 and matrix products without their bias; activation memory counts every layer's output once forward
@@ -37,7 +37,7 @@ class ModelSummary:
 
     @property
     def multiply_adds(self) -> int:
-        """Of one forward pass."""
+        """Multiply-adds of one forward pass."""
         return sum(layer.multiply_adds for layer in self.layers)
 
     @property

@@ -1,4 +1,4 @@
-"""How often a model is right on labelled images, alone and image by image against another."""
+"""Evaluation on labelled images, alone and image by image against another model."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class ActivationPair:
 
 @dataclass(frozen=True)
 class Pairing:
-    """What could be matched, in the candidate's order, and the values that one side alone has.
+    """Matched values in the candidate's order, and the values that only one side has.
 
     ``of_candidate`` and ``of_reference`` count the floating-point activations of each side, casts
     and Q/DQ pairs not counted.
@@ -66,7 +66,7 @@ class Pairing:
 def with_input_shape(model: ir.Model, shape: tuple[int, ...]) -> ir.Model:
     """A copy whose images have ``shape``, with the shapes and types that follow from it.
 
-    What it takes beside them gets the same batch where that is open.
+    Other inputs get the same batch where theirs is open.
 
     Raises:
         ModelFileError: the graph takes no input.
@@ -86,7 +86,7 @@ def with_input_shape(model: ir.Model, shape: tuple[int, ...]) -> ir.Model:
 
 
 def input_names(model: ir.Model) -> tuple[str, ...]:
-    """What the graph's inputs are called, the images first.
+    """Names of the graph's inputs, the images first.
 
     Raises:
         ModelFileError: the graph takes no input.
@@ -97,7 +97,7 @@ def input_names(model: ir.Model) -> tuple[str, ...]:
 
 
 def first_computed(model: ir.Model) -> str:
-    """The first value that a node computes."""
+    """Name of the first value that a node computes."""
     return next(str(value.name) for node in model.graph for value in node.outputs if value.name)
 
 
@@ -109,6 +109,7 @@ def expose_only(model: ir.Model, names: Sequence[str]) -> SplitGraph:
     """
     part = model.clone()
     computed = {value.name: value for node in part.graph for value in node.outputs}
+    # Without the old outputs all that lies behind the wanted values is unused, and goes.
     part.graph.outputs.clear()
     part.graph.outputs.extend(computed[name] for name in names)
     RemoveUnusedNodesPass()(part)
@@ -153,7 +154,7 @@ def pair_activations(candidate: ir.Model, reference: ir.Model) -> Pairing:
 
 
 class _Place(NamedTuple):
-    """Where a value is made, in words that survive a renaming of values."""
+    """Place where a value is computed; it stays the same when values are renamed."""
 
     node: str
     op_type: str
@@ -161,7 +162,7 @@ class _Place(NamedTuple):
 
 
 class _Trace:
-    """What follows from the inputs of one graph."""
+    """The values of one graph that depend on its inputs, with the origin of each."""
 
     def __init__(self, model: ir.Model) -> None:
         self._nodes = list(model.graph)
@@ -187,6 +188,8 @@ class _Trace:
 
     def match(self, other: ir.Value, theirs: _Trace) -> str | None:
         """The name of the value here that ``other``, of the graph ``theirs``, stands for."""
+        # From the surest to the least sure: the same name, a name of the same origin, the same
+        # node.
         origin = theirs._origin[other]
         if origin is theirs.image:
             return str(self.image.name)
@@ -199,13 +202,14 @@ class _Trace:
         return next(known, self._by_place.get(_place(origin)))
 
     def nearest(self, chosen: set[ir.Value]) -> dict[ir.Node, tuple[str, ...]]:
-        """For each node the nearest values before it that are ``chosen``."""
+        """Names, for each node, of the nearest values before it that are ``chosen``."""
         reached: dict[ir.Value, tuple[str, ...]] = {}
         found = {}
         for node in self._nodes:
             before = [name for value in node.inputs if value for name in reached.get(value, ())]
             found[node] = tuple(dict.fromkeys(before))
             for value in node.outputs:
+                # A value that is not chosen passes on what its node depends on.
                 reached[value] = (str(value.name),) if value in chosen else found[node]
         return found
 
@@ -243,7 +247,7 @@ def _image_of(model: ir.Model) -> ir.Value:
 
 
 def _is_exact(value: ir.Value) -> bool:
-    """Whether it is another value in the same or a wider type."""
+    """True if the value is another one in the same or a wider type, so that nothing is rounded."""
     node = value.producer()
     source = node.inputs[0] if node is not None and node.inputs else None
     if node is None or source is None or source.dtype is None or value.dtype is None:

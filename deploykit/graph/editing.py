@@ -29,7 +29,7 @@ def add_constant(graph: ir.Graph, name: str, data: NDArray[np.generic]) -> ir.Va
 
 
 class Names:
-    """Remembers what is taken and numbers what would repeat.
+    """A set of names that are taken; a repeated one gets a number.
 
     >>> names = Names(["conv"])
     >>> names.fresh("conv"), names.fresh("conv"), names.fresh("relu")
@@ -38,10 +38,11 @@ class Names:
 
     def __init__(self, taken: Iterable[str]) -> None:
         self._taken = set(taken)
+        # The last number of each name, so that many repeats do not each search from 2 on.
         self._last: Counter[str] = Counter()
 
     def fresh(self, wanted: str) -> str:
-        """``wanted``, or with the first free number behind it; taken from now on."""
+        """``wanted``, or ``wanted`` with the first free number; the result is taken from now on."""
         name = wanted
         while name in self._taken:
             self._last[wanted] = max(self._last[wanted], 1) + 1
@@ -53,11 +54,11 @@ class Names:
 def replace_each(
     model: ir.Model, op_type: str, replace: Callable[[ir.Node, ir.Graph], str | None]
 ) -> dict[str, str]:
-    """Let ``replace`` put others in the place of each ``op_type`` of the standard, in place.
+    """Replace each node of the standard operator ``op_type`` by ``replace``, in place.
 
-    Returns the reason that it gives for each one that stays, by the node's name. Those in subgraphs
-    are left alone, they have no entry. Shapes must have been inferred, and are inferred again where
-    something changed.
+    Returns the reason that ``replace`` gives for each node that stays, by its name. Nodes in
+    subgraphs are left alone and have no entry. Shapes must have been inferred, and are inferred
+    again where something changed.
     """
     nodes = [node for node in model.graph if node.op_type == op_type and not node.domain]
     reasons = {str(node.name): replace(node, model.graph) for node in nodes}

@@ -50,9 +50,9 @@ _REDUCTIONS: Final = ("ReduceMax", "ReduceMin", "ReduceSum")
 
 
 class Extremes(NamedTuple):
-    """Names of three outputs, a number each.
+    """Names of three scalar outputs for one value.
 
-    ``broken`` is 0, or NaN where the value has one or is infinite: a maximum may pass over NaN.
+    ``broken`` is 0, or NaN where the value has NaN or infinity, as a maximum may ignore NaN.
     """
 
     largest: str
@@ -63,8 +63,8 @@ class Extremes(NamedTuple):
 def expose_magnitudes(model: ir.Model) -> tuple[SplitGraph, Mapping[str, Extremes]]:
     """The graph with the extremes of every FP32 value that a node computes, by name in graph order.
 
-    The values themselves would be gigabytes: those of one image of 518 pixels in a large vision
-    transformer are 20. What is known to be empty has no extremes.
+    The values themselves would take gigabytes: those of one image of 518 pixels in a large vision
+    transformer take 20. Values that are known to be empty have no extremes.
 
     Raises:
         ModelFileError: it is too large without its weights.
@@ -84,8 +84,9 @@ def expose_magnitudes(model: ir.Model) -> tuple[SplitGraph, Mapping[str, Extreme
 def _watch(
     graph: ir.Graph, node: ir.Node, value: ir.Value, zero: ir.Value, names: Names
 ) -> Extremes:
-    """Put the reductions right behind ``node``, for a runner that keeps the order."""
+    """Put the reductions right behind ``node``, so that a runner can free the value early."""
     nothing = ir.Value(name=names.fresh(f"{value.name}_nothing"), type=value.type)
+    # 0 x NaN and 0 x infinity are NaN, and any other number times 0 is 0.
     added = [ir.Node("", "Mul", [value, zero], outputs=[nothing], name=str(nothing.name))]
     outputs = []
     for kind, source in zip(_REDUCTIONS, (value, value, nothing), strict=True):

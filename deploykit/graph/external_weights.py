@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 PROTOBUF_LIMIT_BYTES: Final = 2**31 - 1
-"""A protobuf message cannot be longer."""
+"""Longest protobuf message."""
 
 SMALLEST_WEIGHT_BYTES: Final = 1024
-"""What is smaller stays in the graph: shape inference and folding look at small constants."""
+"""Smaller constants stay in the graph, as shape inference and folding read them."""
 
 ALIGNMENT_BYTES: Final = 4096
-"""Of each weight in a file of weights: a memory page, so that it can be mapped by itself."""
+"""Alignment of weights in a file: a memory page, so that each can be mapped by itself."""
 
 WEIGHT_TYPES: Final = frozenset(
     {
@@ -39,7 +39,7 @@ WEIGHT_TYPES: Final = frozenset(
         ir.DataType.UINT8,
     }
 )
-"""What weights are stored in; integers of other types may be shapes, which are looked at."""
+"""Element types of weights; integers of other types may be shapes, which inference reads."""
 
 _MEMORY: Final = "memory"
 """A file name that is never opened: the runner is given the data."""
@@ -61,7 +61,7 @@ def data_of(weight: ir.TensorProtocol) -> Array:
 
 
 def offsets_of(weights: Mapping[str, ir.TensorProtocol]) -> dict[str, int]:
-    """Where each weight begins in a file of all of them, one after another, in bytes."""
+    """Offset in bytes of each weight in a file that holds them one after another."""
     offsets, end = {}, 0
     for name, weight in weights.items():
         offsets[name] = -(-end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
@@ -70,7 +70,8 @@ def offsets_of(weights: Mapping[str, ir.TensorProtocol]) -> dict[str, int]:
 
 
 def without_weights(model: ir.Model, location: str = _MEMORY) -> onnx.ModelProto:
-    """The message of a graph whose weights are to be looked for in the file ``location``."""
+    """The message of a graph whose weights are external data in the file ``location``."""
+    # A clone shares the tensors: what it refers to is changed, and no weight is copied.
     marked = model.clone()
     weights = weights_of(marked)
     offsets = offsets_of(weights)
@@ -87,7 +88,7 @@ def without_weights(model: ir.Model, location: str = _MEMORY) -> onnx.ModelProto
 
 
 def put_back(model: ir.Model, weights: Mapping[str, ir.TensorProtocol]) -> ir.Model:
-    """The same graph, with the weights that its message was without."""
+    """The same graph, with ``weights`` as its initializers again."""
     for name, weight in weights.items():
         model.graph.initializers[name].const_value = weight
     return model
@@ -116,6 +117,7 @@ def serialise(proto: onnx.ModelProto, what: str, limit: int = PROTOBUF_LIMIT_BYT
             f"an ONNX file holds {limit / 2**30:.0f} GiB at most\n"
             "only initializers can lie in a file of their own: make its constants initializers"
         )
+    # Deterministic: the order of map entries is otherwise free, and with it the file's hash.
     return bytes(proto.SerializeToString(deterministic=True))
 
 
@@ -124,9 +126,9 @@ def _is_weight(tensor: ir.TensorProtocol) -> bool:
 
 
 MAPPED_BYTES: Final = 2**28
-"""Beyond this sum the weights stay in their files, mapped into memory, and are not copied.
+"""Largest sum of external weights that is copied; more is mapped into memory.
 
-What is mapped must not be changed by others meanwhile; what is small is safer as a copy.
+A mapped file must not be changed by others meanwhile, so that a copy is safer while it is cheap.
 """
 
 
@@ -156,6 +158,7 @@ def take_out(proto: onnx.ModelProto, path: Path, limit: int = MAPPED_BYTES) -> W
     tensors = (item for item in messages_of(proto) if isinstance(item, onnx.TensorProto))
     external = [tensor for tensor in tensors if _is_external(tensor)]
     sources = [(tensor, _locate(tensor, path)) for tensor in external]
+    # All before the first read: a damaged file is refused before its gigabytes are loaded.
     found = [(tensor, _extent(tensor, source, path)) for tensor, source in sources]
     maps: dict[Path, Array] | None = {}
     if sum(extent.size for _, extent in found) <= limit:
@@ -167,6 +170,7 @@ def take_out(proto: onnx.ModelProto, path: Path, limit: int = MAPPED_BYTES) -> W
     }
     for tensor, extent in found:
         if _is_external(tensor):
+            # Those that were taken above are external no more.
             tensor.raw_data = _read(extent)
             _forget_place(tensor)
     return Weights(arrays, tuple(dict.fromkeys(source for _, source in sources)))
@@ -185,6 +189,7 @@ def write_weights(path: Path, weights: Mapping[str, ir.TensorProtocol]) -> str:
     with path.open("wb") as file:
         for weight in weights.values():
             content = data_of(weight).reshape(-1).view(np.uint8).data
+            # Zeros up to the next page, as `offsets_of` counts them.
             for block in (bytes(-file.tell() % ALIGNMENT_BYTES), content):
                 file.write(block)
                 digest.update(block)
@@ -217,13 +222,14 @@ def _locate(tensor: onnx.TensorProto, path: Path) -> Path:
 
 
 def _is_within(folder: Path, name: str) -> bool:
+    # resolve() raises ValueError for a null byte.
     if not name or "\0" in name or Path(name).is_absolute():
         return False
     return (folder / name).resolve().is_relative_to(folder)  # follows symbolic links
 
 
 def _extent(tensor: onnx.TensorProto, source: Path, path: Path) -> _Extent:
-    """Where the bytes are that the tensor's shape and type ask for."""
+    """Extent of the tensor's data, as its shape and type require it."""
     keys = {entry.key: entry.value for entry in tensor.external_data}
     try:
         size = _size(tensor)
@@ -242,6 +248,7 @@ def _extent(tensor: onnx.TensorProto, source: Path, path: Path) -> _Extent:
 
 
 def _size(tensor: onnx.TensorProto) -> int:
+    # Rounded up: two 4-bit numbers share a byte.
     size: int = ceil(prod(tensor.dims) * ir.DataType(tensor.data_type).itemsize)
     return size
 
@@ -266,7 +273,7 @@ def _is_large(tensor: onnx.TensorProto) -> bool:
 
 
 def _taken(tensor: onnx.TensorProto, path: Path, maps: dict[Path, Array] | None) -> Array:
-    """The data of an initializer, which is without it then; ``maps`` has each file once."""
+    """Take the data out of an initializer; ``maps`` has each mapped file once."""
     if not _is_external(tensor):
         content: Array = np.frombuffer(tensor.raw_data, np.uint8)
         tensor.ClearField("raw_data")

@@ -52,7 +52,7 @@ def read_model(path: Path, *, mapped_bytes: int = MAPPED_BYTES) -> ir.Model:
 
 
 def _read(path: Path, mapped_bytes: int) -> tuple[ir.Model, tuple[Path, ...]]:
-    """The model, and the files beside it that hold its weights."""
+    """Read the model, and list the files beside it that hold its weights."""
     proto = _read_proto(path)
     declared = declare_outputs(proto)
     arrays, files = take_out(proto, path, mapped_bytes)
@@ -121,10 +121,10 @@ def write_model(
 ) -> OnnxArtifact:
     """Check the graph and write it; the same graph always gives the same bytes.
 
-    Names, types and weights are written, no other words: exporters put Python stack traces with
-    local paths beside them, which are nobody else's business and differ between machines.
+    Only names, types and weights are written: exporters add Python stack traces with local paths,
+    which are private and differ between machines.
 
-    What has more than ``limit`` bytes is written in two files: the weights are in ``path`` with
+    A model of more than ``limit`` bytes is written in two files: the weights are in ``path`` with
     ``.data`` after it. The first has the hash of the second within, so its own hash covers both.
 
     Raises:
@@ -132,6 +132,7 @@ def write_model(
     """
     history = {_PRECISION: str(precision), _PARENTS: json.dumps(list(parents))}
     beside = path.with_name(path.name + WEIGHTS_SUFFIX)
+    # Described before it is measured: the metadata count towards the limit too.
     apart = _described(without_weights(model, beside.name), history)
     if apart.ByteSize() + sum(weight.nbytes for weight in weights_of(model).values()) > limit:
         sha256 = _write_two_files(model, apart, path, history, limit)
@@ -159,7 +160,7 @@ def _write_one_file(model: ir.Model, path: Path, history: dict[str, str], limit:
 def _write_two_files(
     model: ir.Model, apart: onnx.ModelProto, path: Path, history: dict[str, str], limit: int
 ) -> str:
-    """Write where nobody looks, check and move: ``model`` may lie in the files to be replaced."""
+    """Write to a new folder, check and move: ``model`` may be mapped from the files there now."""
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         fresh = Path(folder) / path.name
         beside = fresh.with_name(fresh.name + WEIGHTS_SUFFIX)
@@ -167,6 +168,7 @@ def _write_two_files(
         content = serialise(_described(apart, history), path.name, limit)
         fresh.write_bytes(content)
         _check(str(fresh), path)
+        # The .onnx file holds the hash of its weights, so that a swap that ends halfway is noticed.
         beside.replace(path.with_name(beside.name))
         fresh.replace(path)
     return sha256_of_bytes(content)
@@ -180,8 +182,9 @@ def _described(proto: onnx.ModelProto, history: dict[str, str]) -> onnx.ModelPro
 
 
 def _check(content: bytes | str, path: Path) -> None:
-    """Have the checker look at a message, or at a file by its path."""
+    """Check a message, or a file given by its path, with ``onnx.checker``."""
     try:
+        # full_check infers shapes too, which shows operands that do not go together.
         onnx.checker.check_model(content, full_check=True)
     except Exception as exc:  # the checker raises errors of several unrelated classes
         raise ModelFileError(
@@ -233,7 +236,7 @@ def _parents_of(model: ir.Model) -> tuple[str, ...]:
 
 
 def _digest_of(path: Path, model: ir.Model, files: tuple[Path, ...]) -> str:
-    """The hash of a model wherever its weights lie; of what deploykit wrote, that of the file."""
+    """The hash of a model with its external weights; deploykit's own file has theirs inside."""
     own = sha256_of(path)
     digests = {file: sha256_of(file) for file in files}
     recorded = model.metadata_props.get(_WEIGHTS)
@@ -255,6 +258,7 @@ def _true_inputs(model: ir.Model) -> Iterable[ir.Value]:
 def _tensor_spec(value: ir.Value) -> TensorSpec:
     dims: list[int | str] = []
     for axis, dim in enumerate(value.shape or ()):
+        # An open dimension without a name gets one, which no other dimension shares.
         open_name = f"{value.name}_{axis}"
         dims.append(dim if isinstance(dim, int) else str(dim.value or open_name))
     dtype = "unknown" if value.dtype is None else value.dtype.numpy().name

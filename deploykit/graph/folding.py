@@ -1,4 +1,4 @@
-"""What a graph computes from constants alone, computed once: onnxscript's folding, within limits.
+"""Constant folding by onnxscript, within limits.
 
 Old files keep shapes as chains of ``Shape``, ``Gather`` and ``Concat``, weights behind a
 ``Transpose`` or a normalisation, and BatchNorms beside their convolutions. Stages that come later
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
     ShouldFold = Callable[[ir.Node], bool]
 
 _SMALL: Final = 4096
-"""Elements that a folded constant may have, whatever it was made from."""
+"""Elements that a folded constant may have in any case."""
 
 _GROWTH_BYTES: Final = 2**20
-"""By how much folding may make the weights larger; beyond, it is done for small results only."""
+"""Growth of the weights that folding may cause; beyond, only small results are folded."""
 
 _UNLIMITED: Final = 2**62
-"""In place of onnxscript's limits on single tensors, which leave normalised weights unfolded."""
+"""Replaces onnxscript's limits on single tensors, which leave normalised weights unfolded."""
 
 _KEPT_OPS: Final = frozenset(
     {"ConstantOfShape", "DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"}
 )
-"""A large constant from a few numbers, and what says how a weight is quantized."""
+"""Operators that are not folded: one makes much of a few numbers, three hold quantization."""
 
 _UNLISTED_WEIGHTS: Final = 4
 """The first version of the format whose weights need not be among the inputs."""
 
 _ROUNDS: Final = 3
-"""Folding makes shapes known, which lets the next chain of shapes be folded."""
+"""Most rounds of folding: each makes shapes known that the next one can fold."""
 
 
 def fold(model: ir.Model) -> ir.Model:
@@ -57,6 +57,8 @@ def fold(model: ir.Model) -> ir.Model:
         ModelFileError: onnxscript cannot fold this graph.
     """
     limit = _weight_bytes(model) + _GROWTH_BYTES
+    # Results that are each no larger than their inputs may still add up, where inputs are shared;
+    # then only small results are folded.
     for should_fold in (_no_larger, _small):
         folded = model.clone()
         try:
@@ -115,7 +117,7 @@ def _fold(model: ir.Model, should_fold: ShouldFold) -> None:
 
 
 def _names(model: ir.Model) -> dict[str, tuple[str, str]]:
-    """Operator and name of the node behind each value; behind a BatchNorm, of what it follows."""
+    """Operator and name of each value's producer; for a BatchNorm, those of the node before it."""
     found = {}
     for node in model.graph:
         before = node.inputs[0].producer() if node.inputs and node.inputs[0] else None
@@ -148,7 +150,7 @@ def _fusions() -> list[RewriteRule]:
 
 
 def _no_larger(node: ir.Node) -> bool:
-    """Whether the result is small, or has no more elements than what it is made from."""
+    """True if the result is small, or has no more elements than its constant inputs together."""
     sizes = [value.const_value.size for value in node.inputs if value and value.const_value]
     return _fits(node, max(_SMALL, sum(sizes)))
 
@@ -188,7 +190,7 @@ def _weight_bytes(model: ir.Model) -> int:
 
 
 def _signature(model: ir.Model) -> list[tuple[object, ...]]:
-    """Everything that a round can change; shapes are changed where one becomes known."""
+    """Nodes, names and shapes, all that a round can change; equal signatures end the folding."""
     return [
         (node.op_type, *(v and v.name for v in node.inputs), *(str(v.shape) for v in node.outputs))
         for node in model.graph
@@ -197,7 +199,7 @@ def _signature(model: ir.Model) -> list[tuple[object, ...]]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without its warnings: that a node stays as it is concerns nobody."""
+    """Silence onnxscript's warnings about nodes that it leaves as they are."""
     logger = logging.getLogger("onnxscript")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -34,19 +34,19 @@ QUANTIZING_OPS: Final = frozenset({"DequantizeLinear", "QuantizeLinear"})
 
 @dataclass(frozen=True)
 class HalfPlan:
-    """The nodes that become FP16, and why each of the others that hold FP32 data does not."""
+    """The nodes that become FP16, and a reason for each other node with FP32 data."""
 
     halved: frozenset[str]
     kept: Mapping[str, str] = field(default_factory=dict)
 
     def kept_heavy(self, model: ir.Model) -> int:
-        """How many convolutions and matrix products stay FP32, those in subgraphs included."""
+        """Number of convolutions and matrix products that stay FP32, in subgraphs too."""
         kept = (node for node in model.graph if node.name in self.kept)
         return sum(inner.op_type in HEAVY_OPS for node in kept for inner in _with_subgraphs(node))
 
 
 def plan_half(model: ir.Model, amax: Mapping[str, float], headroom: float) -> HalfPlan:
-    """Decide for each node, given the largest magnitude seen in each value.
+    """Decide for each node whether it becomes FP16, from the largest magnitude of each value.
 
     A value whose magnitude times ``headroom`` passes 65504 keeps the node that makes it and the
     nodes that read it in FP32. The graph must be one that `tidy` has seen.
@@ -75,7 +75,7 @@ def plan_half(model: ir.Model, amax: Mapping[str, float], headroom: float) -> Ha
 
 
 def half_slots(node: ir.Node, model: ir.Model) -> tuple[list[bool], list[bool]]:
-    """For each input and output of a node, whether its operator allows FP16 there."""
+    """Flags for the inputs and outputs of a node: True where its operator allows FP16."""
     nothing = [False] * len(node.inputs), [False] * len(node.outputs)
     opset = model.graph.opset_imports.get(node.domain)
     if opset is None or not onnx.defs.has(node.op_type, opset, node.domain):
@@ -95,12 +95,12 @@ def half_slots(node: ir.Node, model: ir.Model) -> tuple[list[bool], list[bool]]:
 
 
 def is_float(value: ir.Value | None) -> bool:
-    """Whether a value is known to be FP32."""
+    """True if a value is known to be FP32."""
     return value is not None and value.dtype == ir.DataType.FLOAT
 
 
 def _reason_to_keep(node: ir.Node, model: ir.Model) -> str | None:
-    """What the operator itself has against FP16."""
+    """Reason against FP16 in the operator itself, or ``None``."""
     if any(True for _ in _subgraphs(node)):
         return "control flow"
     if node.op_type in SQUARING_OPS:
@@ -141,7 +141,7 @@ def _largest(value: ir.Value, node: ir.Node, amax: Mapping[str, float]) -> float
 
 
 def _computed_from_shapes(model: ir.Model) -> set[ir.Node]:
-    """Nodes that see lengths only: FP16 is exact up to 2048, and a length may be longer."""
+    """Nodes that compute with shapes: FP16 is exact up to 2048, and a size may be larger."""
     found: set[ir.Node] = set()
     for node in model.graph:
         given = [v for v in node.inputs if v is not None and not v.is_initializer()]
@@ -213,7 +213,7 @@ class _Halved:
 
 
 class _Caster:
-    """Inserts each conversion once and remembers it."""
+    """Inserts casts, one for each value and direction."""
 
     def __init__(self, model: ir.Model) -> None:
         self._graph = model.graph
@@ -222,9 +222,10 @@ class _Caster:
         self._nodes = Names(str(node.name) for node in model.graph)
 
     def down(self, value: ir.Value) -> ir.Value:
-        """The FP16 twin of an FP32 value that itself stays FP32."""
+        """The FP16 copy of a value that itself stays FP32."""
         if value not in self._lowered:
             name = self._values.fresh(f"{value.name}_fp16")
+            # A weight is converted here: behind a Cast the file would still hold it in FP32.
             constant = value.const_value if value.is_initializer() else None
             self._lowered[value] = (
                 self._cast(value, ir.DataType.FLOAT16, name)
@@ -234,7 +235,7 @@ class _Caster:
         return self._lowered[value]
 
     def retype(self, value: ir.Value, half_readers: set[tuple[ir.Node, int]]) -> None:
-        """Make a computed value FP16, with a cast back for whoever still reads FP32."""
+        """Make a computed value FP16, with a cast back for its readers that stay FP32."""
         readers = [(use.node, use.idx) for use in value.uses()]
         readers = [reader for reader in readers if reader not in half_readers]
         places = [i for i, output in enumerate(self._graph.outputs) if output is value]
@@ -253,7 +254,7 @@ class _Caster:
             self._graph.outputs[place] = raised
 
     def drop_unused_initializers(self) -> None:
-        """Forget the FP32 weights that nobody reads any more."""
+        """Remove the FP32 weights that no node reads any more."""
         for value in list(self._graph.initializers.values()):
             if not value.uses() and not value.is_graph_output():
                 self._graph.initializers.pop(str(value.name))
@@ -277,5 +278,6 @@ class _Caster:
         if producer is not None:
             self._graph.insert_after(producer, cast)
         else:
+            # An input or a constant: its cast may stand before all nodes, which keeps them sorted.
             self._graph.insert_before(self._graph[0], cast)
         return result

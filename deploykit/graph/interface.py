@@ -16,16 +16,17 @@ if TYPE_CHECKING:
 
 
 _LARGE_BYTES: Final = 2**10
-"""Of a weight; what shapes are computed from is smaller."""
+"""Size from which a constant is a weight; constants for shapes are smaller."""
 
 
 def first_look(path: Path) -> None:
-    """Refuse a file by what it takes and returns, before it is read as a graph.
+    """Refuse a file by its inputs and outputs, before it is read as a graph.
 
     Raises:
         ModelFileError: a map, a sequence, an optional value or strings are among them.
     """
     try:
+        # Without the weights: they say nothing of the inputs, and may be gigabytes.
         proto = onnx.load(path, load_external_data=False)
     except (OSError, DecodeError):
         return  # whoever reads it next says what is wrong with it
@@ -49,9 +50,9 @@ def require_tensors(proto: onnx.ModelProto, name: str) -> None:
 
 
 def declare_outputs(proto: onnx.ModelProto) -> bool:
-    """Give outputs without any shape the one that onnx infers; whether there were such, in place.
+    """Give outputs without a shape the one that onnx infers, in place; True if there were any.
 
-    Old converters leave it out, and the standard wants it.
+    Old converters leave it out, and the standard requires it.
     """
     bare = [value for value in proto.graph.output if _lacks_shape(value.type)]
     if not bare:
@@ -71,6 +72,7 @@ def _inferred(proto: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
         if len(tensor.raw_data) > _LARGE_BYTES:
             # Its numbers say nothing of shapes, and a message of more than 2 GiB is refused.
             tensor.ClearField("raw_data")
+    # data_prop: follows the numbers in shapes too, so that the shape behind a Reshape is found.
     graph = onnx.shape_inference.infer_shapes(apart, data_prop=True).graph
     return {value.name: value for value in (*graph.output, *graph.value_info)}
 
@@ -80,7 +82,7 @@ def _lacks_shape(kind: onnx.TypeProto) -> bool:
 
 
 def _kind(kind: onnx.TypeProto) -> str:
-    """What it is in words; nothing for a tensor of numbers."""
+    """Kind of a value in words; empty for a tensor of numbers."""
     found = kind.WhichOneof("value") or "untyped"
     if found != "tensor_type":
         return found.removesuffix("_type")

@@ -1,4 +1,4 @@
-"""What a compiled graph costs: arithmetic and bytes per kernel, after the usual fusions.
+"""Cost of a compiled graph: arithmetic and bytes per kernel, after the usual fusions.
 
 - A convolution or matrix product takes in the elementwise layers behind it: BatchNorm, the
   residual addition, activations. Elementwise layers in a row become one kernel.
@@ -41,7 +41,7 @@ VANISHING_OPS: Final = frozenset(
         "Unsqueeze",
     }
 )
-"""Operators that are no kernel of their own in a compiled network."""
+"""Operators without a kernel of their own in a compiled network."""
 
 _ELEMENTWISE = """
 Abs Add BatchNormalization Celu Clip Div Elu Erf Exp Gelu HardSigmoid HardSwish LeakyRelu Log Max
@@ -68,6 +68,7 @@ def network_cost(model: ir.Model, batch: int) -> NetworkCost:
     fix_batch(fixed, batch)
     flow = _Flow(fixed.graph)
     kernels = _fuse(flow)
+    # A set: a weight that several layers share is stored, and read, once.
     weights = {item for kernel in kernels for item in flow.weights_of(kernel)}
     return NetworkCost(
         batch=batch,
@@ -92,7 +93,7 @@ def _check_batch(model: ir.Model, batch: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """One input of a node, followed back through what vanishes to the value that is stored."""
+    """One input of a node, traced back through vanishing operators to the value that is stored."""
 
     source: ir.Value
     bits: int
@@ -121,7 +122,7 @@ class _Kernel:
 
 
 class _Flow:
-    """Who reads what in a graph without the nodes that vanish."""
+    """Values and their readers in a graph, without the nodes that vanish."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.inputs = [value for value in graph.inputs if not value.is_initializer()]
@@ -142,9 +143,9 @@ class _Flow:
                     yield read.source, read.bits
 
     def serves_only(self, value: ir.Value, node: ir.Node) -> bool:
-        """Whether nothing needs ``value`` but ``node`` and elementwise nodes right behind it.
+        """True if only ``node`` and elementwise nodes right behind it read ``value``.
 
-        The latter is how x * sigmoid(x) reads its x.
+        In x * sigmoid(x) the product is such a node behind the sigmoid.
         """
         chain: set[ir.Node | None] = {node}
         behind = self._sole_reader(node)
@@ -174,6 +175,7 @@ def _fuse(flow: _Flow) -> list[_Kernel]:
         else:
             del open_kernels[kernel.tail]
             kernel.nodes.append(node)
+        # Pooling, concatenation and the like do not take in what follows them.
         if kernel.head.op_type in HEAVY_OPS | ELEMENTWISE_OPS:
             open_kernels[kernel.tail] = kernel
     return kernels
@@ -191,6 +193,7 @@ def _host(node: ir.Node, flow: _Flow, open_kernels: dict[ir.Value, _Kernel]) -> 
         (not read.quantized, flow.position[kernel.nodes[-1]], kernel)
         for _, read in flow.reads[node]
         if (kernel := open_kernels.get(read.source)) is not None
+        # A smaller operand is broadcast: its kernel computes another shape.
         and shape_of(kernel.tail) == shape_of(node.outputs[0])
         and flow.serves_only(read.source, node)
     ]
@@ -203,6 +206,7 @@ def _layer(kernel: _Kernel, flow: _Flow) -> LayerCost:
     for node in kernel.nodes:
         for _, read in flow.reads[node]:
             if read.source not in made and not read.source.is_initializer():
+                # A value that two nodes of a kernel read is loaded once, in the wider of the types.
                 inputs[read.source] = max(read.bits, inputs.get(read.source, 0))
     outputs = {value: _written_bits(value, kernel, flow) for value in made}
     return LayerCost(
@@ -219,7 +223,7 @@ def _layer(kernel: _Kernel, flow: _Flow) -> LayerCost:
 
 
 def _written_bits(value: ir.Value, kernel: _Kernel, flow: _Flow) -> int:
-    """Bits of an element that leaves the kernel, 0 when nobody outside reads it."""
+    """Bits of an element that the kernel writes; 0 if no other kernel reads the value."""
     readers = flow.readers.get(value, ())
     return max((bits for reader, bits in readers if reader not in kernel.nodes), default=0)
 
@@ -244,7 +248,7 @@ def _may_be_winograd(node: ir.Node) -> bool:
 
 
 def _is_folded(node: ir.Node, index: int, kernel: _Kernel) -> bool:
-    """Whether a constant of a BatchNorm becomes part of others when the graph is compiled.
+    """True if a constant of a BatchNorm becomes part of others when the graph is compiled.
 
     Four vectors become a scale and a bias; behind a convolution the scale goes into its weights.
     """
@@ -254,7 +258,7 @@ def _is_folded(node: ir.Node, index: int, kernel: _Kernel) -> bool:
 
 
 def _computes(node: ir.Node) -> bool:
-    """Whether a node is work on data, not on shapes and not one that vanishes."""
+    """True if a node computes data: neither shapes, nor one that vanishes."""
     if _vanishes(node):
         return False
     return any(_is_data(value) for value in node.outputs)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def describe_layers(model: ir.Model, name: str, batch: int) -> ModelSummary:
     """One row per node, in graph order, with open dimensions filled in.
 
-    Whole numbers of a length that is not known, which are places in other values, have no row.
+    Integers of unknown length (indices, shapes) have no row.
 
     Raises:
         UsageError: a dimension beside the batch is open, so that no shape can be given.
@@ -30,6 +30,7 @@ def describe_layers(model: ir.Model, name: str, batch: int) -> ModelSummary:
         raise ModelFileError(f"{name} takes no input, so there is nothing to follow through it")
     fix_batch(fixed, batch)
     rows = [_layer(node) for node in fixed.graph if node.outputs and not _counts_places(node)]
+    # A set: the parameters of a weight that several layers share count once.
     weights = {value for node in fixed.graph for value in _weights(node)}
     return ModelSummary(
         name=name,
@@ -40,9 +41,9 @@ def describe_layers(model: ir.Model, name: str, batch: int) -> ModelSummary:
 
 
 def fix_batch(model: ir.Model, batch: int) -> None:
-    """Give an open first dimension the size ``batch``, and all values the shapes that follow.
+    """Give an open first dimension the size ``batch``, and infer all shapes again.
 
-    Where inference finds none, a shape that was known before holds, with the batch in it.
+    Where inference finds none, the shape that was known before is kept, with the batch in it.
 
     Raises:
         UsageError: a dimension beside the batch is open.
@@ -63,12 +64,13 @@ def fix_batch(model: ir.Model, batch: int) -> None:
                 sizes[dims[0].value] = batch
             value.shape = ir.Shape([batch, *dims[1:]])
     infer_shapes(model)
+    # A second time, for the values behind those whose shape was put back.
     if _remember(known, sizes):
         infer_shapes(model)
 
 
 def _remember(known: Mapping[ir.Value, ir.Shape | None], sizes: Mapping[str, int]) -> bool:
-    """Give values without a whole shape the one that they had; whether there were such."""
+    """Give values without a complete shape the one that they had; True if there were any."""
     found = False
     for value, shape in known.items():
         if shape is None or (value.shape is not None and value.shape.is_static()):
@@ -92,7 +94,7 @@ def _layer(node: ir.Node) -> LayerInfo:
 
 
 def _counts_places(node: ir.Node) -> bool:
-    """Whether it makes whole numbers of a length that only a run tells: indices, shapes."""
+    """True if it computes integers whose number only a run tells: indices, shapes."""
     value = node.outputs[0]
     is_known = value.shape is not None and value.shape.is_static()
     return not is_known and value.dtype is not None and value.dtype.is_integer()

@@ -48,7 +48,7 @@ class NodePrecision:
 
 @dataclass(frozen=True)
 class GraphPrecision:
-    """All nodes in graph order, and what the graph has between those of different precision.
+    """All nodes in graph order, with the number of casts and Q/DQ pairs between them.
 
     ``casts`` are those between floating-point types, ``qdq_pairs`` stand behind activations,
     ``int8_weights`` are constants that are stored as INT8.
@@ -61,7 +61,7 @@ class GraphPrecision:
 
     @property
     def multiply_adds(self) -> int:
-        """Of the batch that was asked for."""
+        """Multiply-adds of the batch that was asked for."""
         return sum(node.multiply_adds for node in self.nodes)
 
     @property
@@ -82,11 +82,11 @@ class GraphPrecision:
 
     @property
     def integer_ops(self) -> Mapping[str, int]:
-        """How many nodes there are of each operator that is INT8 without Q/DQ pairs."""
+        """Number of nodes of each operator that is INT8 without Q/DQ pairs."""
         return Counter(node.op_type for node in self.nodes if node.op_type in INTEGER_OPS)
 
     def share(self, multiply_adds: int) -> float:
-        """The part of all multiply-adds, 0 to 1."""
+        """Share of all multiply-adds, 0 to 1."""
         return multiply_adds / self.multiply_adds if self.multiply_adds else 0.0
 
     def heaviest_above(self, precision: Precision) -> tuple[NodePrecision, ...]:
@@ -123,7 +123,7 @@ class GraphPrecision:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a graph beside its nodes: why, by name, and what is still open."""
+    """Reasons for the precision of nodes, and trials that are still open, both by node name."""
 
     reasons: Mapping[str, str] = field(default_factory=dict)
     trials: Mapping[str, str] = field(default_factory=dict)
@@ -170,7 +170,7 @@ def read_precision(
 
 
 class _Reader:
-    """One graph, with what several of its nodes are asked for."""
+    """Reads the precision of nodes of one graph."""
 
     def __init__(self, model: ir.Model, asked: Precision, known: Known) -> None:
         self._asked = asked
@@ -240,7 +240,7 @@ def _is_carried(node: ir.Node) -> bool:
 
 
 def _is_restored(value: ir.Value) -> bool:
-    """Whether it comes from DequantizeLinear, through nothing but what only moves values."""
+    """True if it comes from DequantizeLinear, through operators that only move values."""
     open_values, seen = [value], set[ir.Node]()
     while open_values:
         node = open_values.pop().producer()
@@ -253,7 +253,7 @@ def _is_restored(value: ir.Value) -> bool:
 
 
 def _is_quantized(value: ir.Value) -> bool:
-    """Whether all that reads it is QuantizeLinear, through nothing but what only moves values."""
+    """True if only QuantizeLinear reads it, through operators that only move values."""
     open_values, seen = [value], set[ir.Node]()
     while open_values:
         current = open_values.pop()
@@ -306,7 +306,7 @@ def _is_int8_weight(node: ir.Node) -> bool:
 
 
 def _comes_from_constant(value: ir.Value | None) -> bool:
-    """Whether it is a constant, or one that a QuantizeLinear or Cast stands behind."""
+    """True for a constant, directly or behind QuantizeLinear or Cast."""
     while value is not None and not value.is_initializer():
         node = value.producer()
         if node is None or node.op_type not in CONVERTERS:
@@ -315,11 +315,12 @@ def _comes_from_constant(value: ir.Value | None) -> bool:
     return value is not None
 
 
+# Placement does not depend on the ranges, so that any will do where nothing is run.
 _ANY_RANGE: Final = 1.0
 
 
 class Planned(NamedTuple):
-    """The graph as it would be, and what is known of its nodes."""
+    """A converted graph, and the reasons for the precision of its nodes."""
 
     model: ir.Model
     known: Known
@@ -340,7 +341,7 @@ def planned_int8(
 ) -> Planned:
     """The INT8 form by the rules alone, the rest FP16; see `plan_qdq`.
 
-    What an export would try out on images is noted for each node that it may change.
+    Each node that a trial of an export may change says so.
 
     Raises:
         ModelFileError: the graph is quantized already, or its nodes share names.
@@ -357,7 +358,7 @@ def planned_int8(
 
 
 def _open_trials(model: ir.Model, plan: QdqPlan, policy: QdqPolicy) -> dict[str, str]:
-    """The nodes that an export takes out of INT8 once, to see whether that pays."""
+    """The nodes that an export takes out of INT8 in a trial, by the name of the trial."""
     found = dict.fromkeys(_additions(model, plan), "skip operand")
     first = plan_qdq(model, replace(policy, first_layer="keep"))
     return found | dict.fromkeys(_layers(plan) - _layers(first), "first layer")

@@ -51,6 +51,7 @@ def open_batch(model: ir.Model) -> ir.Model:
             value.shape = ir.Shape([BATCH, *value.shape[1:]])
     batches = (dims[0], dims[0] * _FACTOR)
     opening = _Opening(opened, batches)
+    # A list, as opening a node inserts others before it.
     for node in list(opened.graph):
         opening.open(node)
     opening.require_open_outputs()
@@ -60,7 +61,7 @@ def open_batch(model: ir.Model) -> ir.Model:
 
 
 class _Opening:
-    """One walk over the graph at two batches."""
+    """Shape propagation at two batches, with the changes that open the batch."""
 
     def __init__(self, model: ir.Model, batches: tuple[int, int]) -> None:
         self._graph = model.graph
@@ -71,7 +72,7 @@ class _Opening:
         self._names = Names(str(value.name) for value in values)
 
     def open(self, node: ir.Node) -> None:
-        """Let the batch through ``node``, whose inputs have been opened."""
+        """Change ``node``, whose inputs are open already, so that it accepts any batch."""
         change = {
             "Reshape": self._open_reshape,
             "Expand": self._open_expand,
@@ -84,7 +85,7 @@ class _Opening:
             self._require_carried(node, value)
 
     def require_open_outputs(self) -> None:
-        """Refuse a graph that returns something which does not grow with the batch."""
+        """Refuse a graph with an output that does not grow with the batch."""
         for value in self._graph.outputs:
             axis = self._axis(value)
             if axis != 0 and self._shapes(value) is not None:
@@ -122,7 +123,7 @@ class _Opening:
         return axes[0] if len(axes) == 1 else None
 
     def _written(self, value: ir.Value | None) -> NDArray[np.int64] | None:
-        """The numbers of a shape that does not know of the batch."""
+        """The numbers of a shape that does not depend on the batch."""
         own, other = (side.data(value) for side in self.sides)
         return own if own is not None and other is not None and np.array_equal(own, other) else None
 
@@ -133,8 +134,10 @@ class _Opening:
             return
         result = _reshaped(wanted.tolist(), shapes[0])
         place = _batch_place(result, shapes[0][:axis], self._batches[0])
+        # Open already: -1 is computed at run time, and 0 copies the size at the same place.
         if place is None or wanted[place] == -1 or (wanted[place] == 0 and place == axis):
             return
+        # -1: Reshape computes the batch from the number of elements.
         free = [size if at != place else -1 for at, size in enumerate(result)]
         node.replace_input_with(1, self._constant(node, "shape", free))
 
@@ -143,8 +146,10 @@ class _Opening:
         shapes = self._shapes(node.inputs[0])
         if axis is None or wanted is None or shapes is None:
             return
+        # Expand aligns shapes at their last axis, as numpy does.
         place = axis + max(len(wanted) - len(shapes[0]), 0) - max(len(shapes[0]) - len(wanted), 0)
         if 0 <= place < len(wanted) and wanted[place] == shapes[0][axis]:
+            # 1: Expand keeps the input's own size there, which is the batch.
             kept = [size if at != place else 1 for at, size in enumerate(wanted.tolist())]
             node.replace_input_with(1, self._constant(node, "shape", kept))
 
@@ -162,8 +167,9 @@ class _Opening:
                 node.replace_input_with(at, self._repeated(node, value, like, axis))
 
     def _open_operands(self, node: ir.Node) -> None:
-        """One image's share of a constant that was written for the whole batch."""
+        """Replace a constant that has one copy for each image of the batch by one copy."""
         own = self._batches[0]
+        # A batch of 1 broadcasts to any other as it is.
         grows = [value for value in node.inputs if self._axis(value) == 0]
         if own == 1 or not grows or node.op_type not in _BROADCASTING:
             return
@@ -175,10 +181,11 @@ class _Opening:
                 node.replace_input_with(at, self._first(node, value, 0))
 
     def _repeated(self, node: ir.Node, value: ir.Value, like: ir.Value, axis: int) -> ir.Value:
-        """``value`` of one image, once for each image of ``like``."""
+        """The part of ``value`` for one image, repeated for each image of ``like``."""
         one = value if self._batches[0] == 1 else self._first(node, value, axis)
         shapes = self._shapes(value)
         sizes = [1 if at == axis else size for at, size in enumerate(shapes[0] if shapes else ())]
+        # The batch is read at run time, so that any fits.
         count = self._added(node, "Shape", [like], start=axis, end=axis + 1)
         before = [self._constant(node, "before", sizes[:axis])] if axis else []
         after = [self._constant(node, "after", sizes[axis + 1 :])] if sizes[axis + 1 :] else []

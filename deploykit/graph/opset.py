@@ -1,4 +1,4 @@
-"""Old graphs in the words of a newer ONNX standard."""
+"""Conversion of old graphs to a newer opset."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 OPSET: Final = 20
-"""What our own exports are written in: TensorRT 10.12 reads it."""
+"""Opset of our own exports; TensorRT 10.12 reads it."""
 
 OLDEST_FOR_INT8: Final = 18
-"""Scales per channel need 13; measuring what quantization does to a layer needs 18."""
+"""Oldest opset for INT8: scales per channel need 13, measuring a layer's error needs 18."""
 
 _IR_VERSION: Final = 9
-"""The first that opset 20 belongs to; below 4 the converter refuses weights that it adds itself."""
+"""First IR version with opset 20; below 4 the converter refuses weights that it adds itself."""
 
 _RESIZE_BY_COORDINATES: Final = 11
-"""Before this opset ``Resize`` and ``Upsample`` knew only one way of laying out the pixels."""
+"""First opset with a choice of coordinates for ``Resize``; older ones have one fixed layout."""
 
 
 def raise_opset(model: ir.Model, *, limit: int = PROTOBUF_LIMIT_BYTES) -> ir.Model:
@@ -78,6 +78,7 @@ def _lay_out_as_before(raised: onnx.ModelProto) -> None:
 
 def _untranslatable(proto: onnx.ModelProto) -> Iterator[str]:
     """Nodes that the converter fails at when they stand alone."""
+    # The converter's error does not name the node, so each is tried in a graph of its own.
     known = onnx.shape_inference.infer_shapes(proto).graph
     types = {v.name: v for v in (*known.input, *known.value_info, *known.output)}
     types |= {

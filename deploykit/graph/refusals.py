@@ -1,4 +1,4 @@
-"""What a user's own graph must not hold: each kind is refused with its name and what to do."""
+"""Refusal of graphs that cannot be converted: each kind with its name and what to do."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 OLDEST: Final = 7
-"""onnxruntime, which every conversion is compared with, implements no older opset."""
+"""Oldest opset: onnxruntime, which every conversion is compared with, runs no older one."""
 
 _SHOWN: Final = 3
-"""Names of a list that a message holds; the rest is a number."""
+"""Most names of a list in a message; the rest is given as a number."""
 
 _CONTROL_FLOW: Final = frozenset({"If", "Loop", "Scan"})
 
@@ -41,7 +41,7 @@ _QUANTIZED: Final = frozenset(
         "QLinearMatMul",
     }
 )
-"""Without ``QuantizeLinear``: a file with Q/DQ pairs is INT8 by its own account."""
+"""Operators of a quantized graph without Q/DQ pairs; one with ``QuantizeLinear`` is INT8."""
 
 
 _LISTS: Final = {
@@ -53,14 +53,14 @@ _LISTS: Final = {
     "SequenceMap": "sequence",
     "SplitToSequence": "sequence",
 }
-"""Operators that make something else than a tensor; not every inference gives it a type."""
+"""Operators whose result is no tensor, and its kind; not every inference gives it a type."""
 
 _USUAL: Final = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE})
-"""Types of weights that may be right among the initializers, whatever is computed in."""
+"""Types of initializers that are accepted, whatever the arithmetic runs in."""
 
 
 def require_usable(model: ir.Model, name: str) -> None:
-    """Refuse what no later stage can make a classifier of; ``name`` is the file's.
+    """Refuse a graph that no later stage can convert; ``name`` is the file's.
 
     Raises:
         ModelFileError: an opset that nothing runs, custom or random operators, layers in training
@@ -81,13 +81,13 @@ def require_usable(model: ir.Model, name: str) -> None:
 
 
 def is_straight(model: ir.Model) -> bool:
-    """Whether there is neither control flow nor a function, nor anything but tensors."""
+    """True if there is no control flow, no function and no value but tensors."""
     branches = any(node.op_type in _CONTROL_FLOW for node in model.graph)
     return not branches and not model.functions and not _lists(model)
 
 
 def require_plain(model: ir.Model, name: str) -> None:
-    """Refuse what constant folding may remove, and did not; ``name`` is the file's.
+    """Refuse what constant folding could not remove; ``name`` is the file's.
 
     Raises:
         ModelFileError: control flow, values that are not tensors of numbers, or custom operators
@@ -173,7 +173,7 @@ def _trains(node: ir.Node) -> bool:
 
 
 def _dequantized(model: ir.Model) -> frozenset[str]:
-    """Operators that belong to a file which calls itself INT8."""
+    """Operators that are allowed because the file has Q/DQ pairs."""
     has_pairs = any(node.op_type == "QuantizeLinear" for node in model.graph.all_nodes())
     return frozenset({"DequantizeLinear"}) if has_pairs else frozenset()
 
@@ -210,7 +210,7 @@ def _other_weights(model: ir.Model) -> Iterator[ir.TensorProtocol]:
 
 
 def _lists(model: ir.Model) -> list[str]:
-    """What is computed and is not a tensor of numbers, with its kind."""
+    """Values that are computed and are no tensors of numbers, with their kind."""
     return [
         f"{value.name} ({kind})"
         for node in model.graph.all_nodes()
@@ -220,7 +220,10 @@ def _lists(model: ir.Model) -> list[str]:
 
 
 def _odd_kind(value: ir.Value) -> str:
-    """Nothing for a tensor of numbers, or where nobody knows: onnxruntime has run it."""
+    """Kind of a value that is no tensor of numbers; empty for one, or where it is not known.
+
+    A graph comes here after onnxruntime has run it, so that an unknown type does no harm.
+    """
     if value.dtype is ir.DataType.STRING:
         return "strings"
     if value.type is None or isinstance(value.type, ir.TensorType):

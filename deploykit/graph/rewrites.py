@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 
 _AXES: Final = 2
-"""Height and width; in one axis or in three there is no compiler's kernel to gain."""
+"""Axes of an image: height and width; others gain nothing, as compilers have no kernel."""
 
 
 def col2ims_to_convolutions(model: ir.Model) -> dict[str, str]:
     """Replace every ``Col2Im`` that makes images by a ``ConvTranspose``, in place.
 
-    `replace_each` says what is returned.
+    See `replace_each` for the result.
     """
     return replace_each(model, "Col2Im", _replace_col2im)
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """What a ``Col2Im`` is told, height before width."""
+    """Sizes and attributes of a ``Col2Im``, height before width."""
 
     values: int
-    """Of all channels of one column."""
+    """Number of values in one column, of all channels."""
     image: tuple[int, ...]
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
@@ -47,7 +47,7 @@ class _Columns:
 
     @classmethod
     def of(cls, node: ir.Node) -> Self | str:
-        """From the node, or why it cannot be told."""
+        """Read them from the node, or return the reason why they are not known."""
         columns = node.inputs[0]
         image, kernel = (_numbers(value) for value in node.inputs[1:])
         if not image or not kernel:
@@ -58,12 +58,12 @@ class _Columns:
         if not isinstance(values, int):
             return "its number of channels is not known"
 
-        def told(name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        def attribute(name: str, default: tuple[int, ...]) -> tuple[int, ...]:
             return tuple(node.attributes[name].as_ints()) if name in node.attributes else default
 
         ones, zeros = (1,) * _AXES, (0,) * 2 * _AXES
-        strides, dilations = told("strides", ones), told("dilations", ones)
-        return cls(values, image, kernel, strides, dilations, told("pads", zeros))
+        strides, dilations = attribute("strides", ones), attribute("dilations", ones)
+        return cls(values, image, kernel, strides, dilations, attribute("pads", zeros))
 
     @property
     def channels(self) -> int:
@@ -71,7 +71,7 @@ class _Columns:
 
     @property
     def room(self) -> tuple[int, ...]:
-        """How far a kernel can move along each axis."""
+        """Distance that a kernel can move along each axis."""
         return tuple(
             size
             + self.pads[axis]
@@ -83,7 +83,7 @@ class _Columns:
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """Columns along each axis."""
+        """Number of columns along each axis."""
         return tuple(room // step + 1 for room, step in zip(self.room, self.strides, strict=True))
 
     @property
@@ -100,25 +100,27 @@ class _Columns:
 
 
 def _replace_col2im(node: ir.Node, graph: ir.Graph) -> str | None:
-    told = _Columns.of(node)
-    if isinstance(told, str):
-        return told
+    columns = _Columns.of(node)
+    if isinstance(columns, str):
+        return columns
     names = Names(ir.convenience.create_value_mapping(graph))
     name, old = str(node.name or node.outputs[0].name), node.outputs[0]
-    sizes = np.array([0, told.values, *told.blocks], np.int64)
+    # 0 copies the batch, which may be open.
+    sizes = np.array([0, columns.values, *columns.blocks], np.int64)
     shape = add_constant(graph, names.fresh(f"{name}_sizes"), sizes)
-    weight = add_constant(graph, names.fresh(f"{name}_places"), told.weight)
+    weight = add_constant(graph, names.fresh(f"{name}_places"), columns.weight)
     blocks = ir.Value(name=names.fresh(f"{name}_blocks"))
     image = ir.Value(name=old.name, type=old.type, shape=old.shape)
     attributes = {
-        "kernel_shape": told.kernel,
-        "strides": told.strides,
-        "dilations": told.dilations,
-        "pads": told.pads,
-        "output_padding": told.rest,
+        "kernel_shape": columns.kernel,
+        "strides": columns.strides,
+        "dilations": columns.dilations,
+        "pads": columns.pads,
+        "output_padding": columns.rest,
     }
     kinds = [
-        ir.AttrInt64("group", told.channels),
+        # A group for each channel: the columns of a channel add up in that channel alone.
+        ir.AttrInt64("group", columns.channels),
         *(ir.AttrInt64s(key, numbers) for key, numbers in attributes.items()),
     ]
     new = [
@@ -132,7 +134,7 @@ def _replace_col2im(node: ir.Node, graph: ir.Graph) -> str | None:
 
 
 def _numbers(value: ir.Value | None) -> tuple[int, ...]:
-    """A constant's; none of what is computed."""
+    """The numbers of a constant; empty for a value that is computed."""
     constant = None if value is None else value.const_value
     return () if constant is None else tuple(constant.numpy().tolist())
 
@@ -144,8 +146,8 @@ _ELLIPSIS: Final = "..."
 def einsums_to_products(model: ir.Model) -> dict[str, str]:
     """Replace every ``Einsum`` of two operands by a ``MatMul``, in place.
 
-    Of each one that stays the labels become lower case, which is all that TensorRT's parser reads;
-    `replace_each` says what is returned.
+    An ``Einsum`` that stays gets lower-case labels, the only ones that TensorRT's parser reads;
+    see `replace_each` for the result.
     """
     return replace_each(model, "Einsum", _replace_or_simplify)
 
@@ -196,7 +198,7 @@ def _replace_or_simplify(node: ir.Node, graph: ir.Graph) -> str | None:
 
 
 def _replace_einsum(node: ir.Node, graph: ir.Graph) -> str | None:
-    """Put a product in the place of ``node``, or say why not."""
+    """Replace ``node`` by a product, or return the reason why not."""
     if len(node.inputs) != _OPERANDS:
         return f"it has {len(node.inputs)} operands, not two"
     left, right = (value for value in node.inputs if value is not None)
@@ -216,7 +218,7 @@ def _replace_einsum(node: ir.Node, graph: ir.Graph) -> str | None:
 
 
 def _read(text: str, ranks: tuple[int | None, int | None]) -> _Equation | str:
-    """The equation with letters for its ellipses, or why it is no matrix product."""
+    """The equation with letters for its ellipses, or the reason why it is no matrix product."""
     operands, result = _terms(text)
     named = [term.replace(_ELLIPSIS, "") for term in operands]
     if any(len(set(labels)) < len(labels) for labels in named):
@@ -254,7 +256,7 @@ def _in_lower_case(text: str) -> str:
 
 
 def _unequal(equation: _Equation, left: ir.Value, right: ir.Value) -> str | None:
-    """Why an inner axis cannot be summed over: Einsum stretches an axis of 1, MatMul does not."""
+    """Reason why an inner axis cannot be summed: Einsum broadcasts a 1, MatMul does not."""
     of_left, of_right = _sizes(equation.left, left), _sizes(equation.right, right)
     for label in equation.inner:
         pair = of_left.get(label), of_right.get(label)
@@ -264,7 +266,7 @@ def _unequal(equation: _Equation, left: ir.Value, right: ir.Value) -> str | None
 
 
 def _too_open(equation: _Equation, left: ir.Value, right: ir.Value) -> str | None:
-    """Why the axes cannot be joined or split: a Reshape can leave one length open."""
+    """Reason why axes cannot be joined or split: a Reshape has one open length at most."""
     of_left, of_right = _sizes(equation.left, left), _sizes(equation.right, right)
     joined_left, joined_right, joined = equation.groups
     shapes = (
@@ -331,6 +333,7 @@ class _Writer:
             return value
         order = [labels.index(label) for label in wanted]
         if value.const_value is not None:
+            # Here and not in the graph: later stages know a weight only as a constant.
             return self._constant(value, np.transpose(value.const_value.numpy(), order))
         return self._add("Transpose", (value,), [ir.AttrInt64s("perm", order)])
 
@@ -361,7 +364,7 @@ class _Writer:
 
 
 def _joined_shape(groups: Groups, sizes: dict[str, int]) -> list[int]:
-    """For a Reshape that joins axes: 0 copies a length, -1 is what is left."""
+    """Target shape of a Reshape that joins axes; 0 copies a length, -1 is what is left."""
     shape: list[int] = []
     for axis, group in enumerate(groups):
         copied = all(len(before) == 1 for before in groups[: axis + 1])
@@ -371,7 +374,7 @@ def _joined_shape(groups: Groups, sizes: dict[str, int]) -> list[int]:
 
 
 def _split_shape(groups: Groups, sizes: dict[str, int]) -> list[int]:
-    """For a Reshape that splits axes again; it ends with an axis for every label."""
+    """Target shape of a Reshape that splits axes again, one for every label."""
     copied = 0
     while copied < len(groups) and len(groups[copied]) == 1:
         copied += 1

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 
 _SMALL: Final = 64
-"""Elements of what can be a shape, or a step on the way to one."""
+"""Most elements of a value that is evaluated: a shape, or a step on the way to one."""
 
 _TRIED: Final = (2, 14)
-"""Two batches; a dimension that is 2 at one and 14 at the other is the batch."""
+"""Two batches to propagate; a dimension of 2 at the first and 14 at the second is the batch."""
 
 
 class ShapesAt:
-    """What is known of each value when the first dimension of the images is ``batch``.
+    """Shapes, types and small contents of all values at one size of the batch.
 
-    The images are the first input; what else has an open first dimension has one entry for each.
+    The images are the first input; another input with an open first dimension has the same batch.
     """
 
     def __init__(self, model: ir.Model, batch: int) -> None:
@@ -71,7 +71,7 @@ class ShapesAt:
         return self._data.get(value)
 
     def follow(self, node: ir.Node) -> None:
-        """Find out what ``node`` gives; its inputs have been followed.
+        """Propagate through ``node``; its inputs must have been propagated before.
 
         Raises:
             onnx.shape_inference.InferenceError: its inputs do not go together.
@@ -99,7 +99,7 @@ class ShapesAt:
         return self._types.get(value)
 
     def _computed(self, node: ir.Node) -> bool:
-        """Whether the node's only output was computed."""
+        """Evaluate the node's only output where its inputs are known; True if that was done."""
         result = self._evaluate(node) if len(node.outputs) == 1 and not node.domain else None
         if result is None or result.size > _SMALL:
             return False
@@ -138,9 +138,9 @@ class ShapesAt:
 
 
 def complete_shapes(model: ir.Model) -> None:
-    """Write into the graph what `ShapesAt` finds at two batches and onnx's inference did not.
+    """Add shapes that `ShapesAt` finds at two batches where onnx's inference found none.
 
-    Only where the one open dimension of the inputs is the batch.
+    Does nothing unless the batch is the only open dimension of the inputs.
     """
     name = _open_batch(model)
     if name is None or all(_is_complete(v, name) for v in _computed_values(model)):
@@ -175,7 +175,7 @@ def _dim(pair: tuple[int, ...], batches: tuple[int, int], name: str) -> int | st
 
 
 def _open_batch(model: ir.Model) -> str | None:
-    """What the file calls the batch; ``None`` where it is fixed, or not the only open dimension."""
+    """Name of the batch in the file; ``None`` where it is fixed or not the only open dimension."""
     name = None
     for value in model.graph.inputs:
         batch, *others = value.shape or (None,)

@@ -36,6 +36,7 @@ def tidy(model: ir.Model, *, rename: bool) -> None:
     _drop_identities(model.graph)
     for shared_pass in (
         RemoveInitializersFromInputsPass(),
+        # Small ones too: rules and plans know a constant by its being an initializer.
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         RemoveUnusedNodesPass(),
         TopologicalSortPass(),
@@ -68,6 +69,7 @@ def _name_after_modules(model: ir.Model) -> None:
         for index, value in enumerate(node.outputs)
         if value.name and value not in outputs  # "" is an optional output that is left out
     ]
+    # Names that are about to change do not count as taken.
     changing = {value for *_, value in renamed}
     nodes, values = Names(()), Names(str(v.name) for v in _values(model) if v not in changing)
     for node in model.graph:

@@ -1,4 +1,4 @@
-"""From image files to the numbers that a model takes; nothing here needs torch.
+"""Images for models: decoding, preprocessing, sets of images and labels; needs no torch.
 
 `open_images` and `sample_images` give an `ImageSet`, `batches` prepares it for a model; `decode`
 and `preprocess` are the two steps of a single image. `open_labelled` also reads ImageNet's own

@@ -31,7 +31,7 @@ T = TypeVar("T")
 ON_CORRUPT: Final = ("raise", "skip")
 
 MAX_THREADS: Final = 8
-"""Each thread may hold one decoded image at full size."""
+"""Most decoding threads: each may hold one decoded image at full size."""
 
 
 def batches(
@@ -51,10 +51,10 @@ def batches(
 
     Args:
         image_set: where the images come from.
-        preprocessing: what is done to each.
+        preprocessing: steps that are applied to each.
         batch: how many images go together.
         indices: which images, in which order; all when not given.
-        on_corrupt: what an unreadable image does.
+        on_corrupt: whether an unreadable image raises or is skipped.
         pad: whether an image smaller than the crop is filled up with black; without, it counts as
             unreadable.
 
@@ -78,6 +78,8 @@ def batches(
                 raise
             return index, None
 
+    # This function is no generator, so that the checks above run in the call, not at the first
+    # image.
     loaded = load_ahead(load, chosen, ahead=batch)
     return _grouped(((index, image) for index, image in loaded if image is not None), batch)
 
@@ -94,15 +96,17 @@ def _known_indices(image_set: ImageSet, indices: Iterable[int] | None) -> list[i
 
 
 def load_ahead(load: Callable[[int], T], indices: Iterable[int], ahead: int) -> Iterator[T]:
-    """What ``load`` gives for each index, in order, computed in threads, at most so many ahead."""
+    """Results of ``load`` for each index, in order, computed by threads about ``ahead`` early."""
     threads = min(MAX_THREADS, os.cpu_count() or 1)
     waiting = iter(indices)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="deploykit-images")
     try:
+        # Two per thread at least: a thread that has finished one finds the next.
         first = islice(waiting, max(ahead, 2 * threads))
         pending = deque(pool.submit(load, index) for index in first)
         while pending:
             loaded = pending.popleft().result()
+            # Before the yield, so that the threads go on while the caller works on this result.
             pending.extend(pool.submit(load, following) for following in islice(waiting, 1))
             yield loaded
     finally:
@@ -118,7 +122,7 @@ def _grouped(
 
 
 BATCHES: Final = (1, 2, 5)
-"""One image, the batch that the exporter saw, and a prime: shows a batch frozen into the graph."""
+"""Batch sizes that reveal a batch frozen into the graph: 1, the exporter's own, and a prime."""
 
 
 def sample_batches(
@@ -137,6 +141,7 @@ def sample_batches(
     count = min(needed, len(source))
     chosen = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
     loaded = [batch for batch, _ in batches(source, preprocessing, count, indices=chosen)]
+    # np.resize repeats the images from the start; ndarray.resize would fill up with zeros.
     stack = np.resize(np.concatenate(loaded), (needed, *loaded[0].shape[1:]))
     ends = np.cumsum(sizes)[:-1].tolist()
     return [np.ascontiguousarray(part) for part in np.split(stack, ends)]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 FORMATS: Final = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
-"""Pillow's readers that are used, whatever a file calls itself: EPS would run Ghostscript."""
+"""Formats that Pillow may read, whatever the file's suffix: EPS would run Ghostscript."""
 
 
 def decode(source: Path | bytes) -> Image:
@@ -42,10 +42,10 @@ def decode(source: Path | bytes) -> Image:
 
 
 def to_rgb(image: Image) -> Image:
-    """What `decode` makes of a file, for an image that Pillow has opened; it is not changed.
+    """Upright RGB copy, as `decode` makes it, of an image that Pillow has opened.
 
     Raises:
-        DataError: as `decode`; Pillow reads a file's pixels only when they are asked for.
+        DataError: as `decode`; Pillow reads the pixels of a file only on first use.
     """
     from PIL import ImageOps
 
@@ -73,6 +73,7 @@ def _to_rgb(image: Image) -> Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels have no fixed range")
     if image.has_transparency_data:
+        # convert("RGB") alone drops alpha and shows the colour stored under it.
         rgba = image.convert("RGBA")
         white = Pillow.new("RGBA", rgba.size, "white")
         return Pillow.alpha_composite(white, rgba).convert("RGB")
@@ -86,6 +87,7 @@ def _from_wide_grey(image: Image) -> Image:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
         raise ValueError("greyscale pixels of more than 16 bits have no fixed range")
+    # 65535 = 255 x 257: division with rounding to the nearest.
     return Pillow.fromarray(((values + 128) // 257).astype(np.uint8))
 
 

@@ -26,10 +26,10 @@ EXPECTED: Final = "expected paths, encoded bytes, Pillow images or uint8 arrays 
 
 
 class GivenImages:
-    """An `ImageSet` of any iterable, decoded when they are asked for; there are no labels.
+    """An `ImageSet` of the images in any iterable, decoded on use, without labels.
 
-    What the iterable gives is kept, so that it takes the memory of what it gives: paths and
-    encoded bytes are small, decoded images are not.
+    The images are kept as they were given: paths and encoded bytes take little memory, decoded
+    images much.
 
     Raises:
         UsageError: not an iterable, or something in it is no image.
@@ -56,6 +56,7 @@ class GivenImages:
             DataError: an image cannot be read.
         """
         pixels = (np.asarray(self.load(index)) for index in range(len(self)))
+        # The shape too: the same bytes in another shape are another image.
         each = (sha256_of_bytes(repr(one.shape).encode() + one.tobytes()) for one in pixels)
         return sha256_of_bytes("".join(each).encode())
 
@@ -79,7 +80,7 @@ class GivenImages:
 
 
 def is_one_image(given: Any) -> bool:
-    """Whether this is an image by itself, where several were expected."""
+    """True for a single image: a path, bytes, a Pillow image, an array without a batch axis."""
     if isinstance(given, np.ndarray):
         return given.ndim != 4  # noqa: PLR2004 - (N, H, W, 3)
     return isinstance(given, str | os.PathLike | bytes) or _is_pillow(given)

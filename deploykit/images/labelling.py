@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SYNSET: Final = re.compile(r"n\d{8}")
 """WordNet's number of a noun, ImageNet's name of a class."""
 
+# 18 digits always fit into int64; with more it is no label.
 _NUMBER: Final = re.compile(r"-?\d{1,18}")
 
 _NAME_AND_LABEL: Final = re.compile(rf"(.+?)\s+({_NUMBER.pattern}|{SYNSET.pattern})")
@@ -37,7 +38,7 @@ class Label:
 
     @property
     def number(self) -> int | None:
-        """The label where it is a number."""
+        """The label as an integer; ``None`` if it is not one."""
         return int(self.text) if _NUMBER.fullmatch(self.text) else None
 
 
@@ -62,6 +63,7 @@ def read_label_file(
     """
     rows = [_read_row(line, cells) for line, cells in read_rows(path)]
     places = {file.name: at for at, file in enumerate(files)}
+    # Full names last, so that they win over the stem of another file.
     places = unique_names(tuple(file.stem for file in files)) | places
     if rows and _is_header(rows[0], places, suffixes):
         rows = rows[1:]
@@ -150,7 +152,7 @@ _GIVE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class LabelledData:
-    """Images and the files that say what they show.
+    """A set of images, and the files that give its labels and classes.
 
     ``labels_file`` holds the label of every image of a flat folder; ``classes_file`` one class per
     line, a synset with or without words after it or a folder's name, in the order of the model's
@@ -164,16 +166,16 @@ class LabelledData:
 
 @dataclass(frozen=True, slots=True)
 class ModelClasses:
-    """What is known of a model's outputs: how many, and their names in that order."""
+    """Number and names of a model's outputs, as far as they are known; names in that order."""
 
     count: int | None = None
     names: tuple[str, ...] | None = None
 
 
 def open_labelled(data: LabelledData, model: ModelClasses) -> ImageSet:
-    """Images whose labels are places among the model's outputs.
+    """Open images whose labels are indices of the model's outputs.
 
-    What `open_images` takes, and a flat folder with ``labels_file``. Folders and synsets are
+    Takes what `open_images` takes, and a flat folder with ``labels_file``. Folders and synsets are
     numbered by the first of these that is there: ``classes_file``; ``LOC_synset_mapping.txt`` in or
     beside the folder or beside the label file, if it lists as many classes as the model has; the
     model's own names; their sorted order, if there is one for every class of the model.
@@ -212,6 +214,7 @@ def _by_folder(
 ) -> FileImages:
     classes = _known_classes(data, model, folders)
     if classes is None:
+        # With a folder too few, all numbers behind the missing one would be wrong.
         if model.count not in (None, len(folders)):
             raise DataError(
                 f"{data.path} has {len(folders)} class folders, the model has {model.count} "
@@ -262,6 +265,7 @@ def _known_classes(
                 "expected one per line, in the order of the model's outputs"
             )
         return classes
+    # Lists that were found, not given: one that does not fit is passed over, not an error.
     lists = [_read_classes(path) for path in _mappings(data)]
     lists += [] if model.names is None else [model.names]
     fitting = (one for one in lists if model.count in (None, len(one)))
@@ -269,6 +273,7 @@ def _known_classes(
 
 
 def _mappings(data: LabelledData) -> list[Path]:
+    # absolute(): the parent of the relative path "." is "." again.
     folders = [data.path, data.path.absolute().parent]
     if data.labels_file is not None:
         folders.append(data.labels_file.parent)
@@ -291,6 +296,7 @@ def _read_classes(path: Path) -> tuple[str, ...]:
 
 
 def _class_of(line: str) -> str:
+    # Words may follow a synset; the name of a folder may have spaces and is kept whole.
     synset = SYNSET.match(line)
     return line if synset is None else line.split(maxsplit=1)[0]
 
@@ -301,6 +307,7 @@ def _sorted_synsets(
     for label in labels:
         if label.number is None and not SYNSET.fullmatch(label.text):
             raise _unknown(file, label)
+    # With a synset too few, all numbers behind the missing one would be wrong.
     if len(words) != model.count:
         how_many = "an unknown number of" if model.count is None else model.count
         raise DataError(

@@ -42,7 +42,7 @@ CLASS_NAMES: Final = "labels.txt"
 MAX_COLUMNS: Final = 2
 
 MAX_DIGITS: Final = 18
-"""So many always fit into 64 bits."""
+"""Most digits of a label: 18 always fit into 64 bits."""
 
 
 def read_list(
@@ -72,6 +72,8 @@ def read_rows(path: Path) -> list[Row]:
     try:
         # Spreadsheets put a byte-order mark in front.
         with path.open(encoding="utf-8-sig", newline="") as file:
+            # strict: a quote that is never closed is an error, not a cell with the rest of the
+            # file.
             reader = csv.reader(file, strict=True)
             rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
     except (OSError, UnicodeError, csv.Error) as error:
@@ -137,7 +139,7 @@ def _labels(
 
 
 def unique_names(classes: tuple[str, ...]) -> dict[str, int]:
-    """Label of each name; one that stands twice, as ImageNet's "crane", says nothing."""
+    """Label of each name that is unique; ImageNet has two classes named "crane"."""
     counts = Counter(classes)
     return {name: label for label, name in enumerate(classes) if counts[name] == 1}
 

@@ -44,6 +44,7 @@ def preprocess(
         _require_covered(resized, preprocessing.crop)
     cropped = _center_crop(resized, preprocessing.crop)
     pixels = np.ascontiguousarray(np.asarray(cropped).transpose(2, 0, 1)).astype(np.float32)
+    # In torchvision's order and in FP32: one combined multiply-add would round differently.
     pixels /= np.float32(255)
     pixels -= np.array(preprocessing.mean, np.float32)[:, None, None]
     pixels /= np.array(preprocessing.std, np.float32)[:, None, None]
@@ -53,7 +54,7 @@ def preprocess(
 def preprocess_array(
     pixels: NDArray[np.uint8], preprocessing: Preprocessing
 ) -> NDArray[np.float32]:
-    """As ``preprocess``, for RGB pixels (H, W, 3).
+    """Same as ``preprocess``, for RGB pixels (H, W, 3).
 
     Raises:
         UsageError: not uint8 or not of that shape, or ``preprocessing`` makes no sense.
@@ -69,7 +70,7 @@ def preprocess_array(
 
 
 def check_preprocessing(preprocessing: Preprocessing) -> None:
-    """Refuse steps that no image can pass.
+    """Check that the steps can be applied to an image at all.
 
     Raises:
         UsageError: unknown interpolation, a size below 1, or a standard deviation of 0.
@@ -94,6 +95,7 @@ def resized_size(width: int, height: int, shorter: int) -> tuple[int, int]:
     >>> resized_size(451, 300, 256)
     (384, 256)
     """
+    # int() and not round(): torchvision rounds down.
     longer = int(shorter * max(width, height) / min(width, height))
     return (shorter, longer) if width <= height else (longer, shorter)
 
@@ -117,6 +119,7 @@ def _resize(image: Image, preprocessing: Preprocessing) -> Image:
         width, height = resized_size(*image.size, preprocessing.resize)
     else:
         height, width = preprocessing.resize
+    # Pillow checks the size that a file has, not the size that an image is scaled to.
     if width * height > MAX_RESIZED_PIXELS:
         raise DataError(
             f"an image of {image.width} x {image.height} would be scaled to {width} x {height}\n"

@@ -125,7 +125,7 @@ class ImageSet(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class FileImages:
-    """Images in files of their own, decoded when they are asked for."""
+    """Images in files of their own, decoded on use."""
 
     paths: tuple[Path, ...]
     labels: NDArray[np.int64] | None = None
@@ -215,7 +215,7 @@ def sample_images() -> ImageSet:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Every image file of a folder at any depth, whatever its sub-folders mean.
+    """All image files of a folder at any depth; its sub-folders are not taken for classes.
 
     Raises:
         DataError: there is none, or a folder cannot be listed.
@@ -269,16 +269,17 @@ def _from_classes(folder: Path, per_class: dict[str, list[Path]]) -> FileImages:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    """At any depth, folder by folder, as ``ImageFolder`` orders them."""
+    """Image files at any depth, ordered folder by folder as ``ImageFolder`` does."""
     found: list[tuple[str, list[str]]] = []
     for parent, folders, names in os.walk(folder, onerror=_reraise):
+        # In place: os.walk descends into the folders that are left in its list.
         folders[:] = [name for name in folders if not _is_hidden(name)]
         found.append((parent, sorted(filter(_is_image, names))))
     return [Path(parent, name) for parent, names in sorted(found) for name in names]
 
 
 def _reraise(error: OSError) -> None:
-    """``os.walk`` would go on without the folder that it cannot read."""
+    """Raise, where ``os.walk`` by itself would skip a folder that it cannot read."""
     raise error
 
 
@@ -295,6 +296,7 @@ def _digest(parts: Iterable[bytes | memoryview], labels: NDArray[np.int64] | Non
     for part in parts:
         total.update(part)
     if labels is not None:
+        # Little-endian everywhere, so that all machines compute the same digest.
         total.update(labels.astype("<i8").tobytes())
     return total.hexdigest()
 

@@ -1,4 +1,4 @@
-"""What a model takes beside images, and values of it for whatever images it is run on.
+"""Side inputs: what a model takes beside images, with values for any batch.
 
 A classifier may look at more than pixels: a patient's age, a mask, a second view. All that
 prepares and batches images goes on as if there was nothing else: `WithSideInputs` adds the rest.
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
     Images = NDArray[np.float32]
 
 NOISE: Final = "standard normal values"
-"""In place of values that nobody gave: right for comparing arithmetic, not for ranges."""
+"""Source of values that the user did not give: they serve to compare arithmetic, not for ranges."""
 
 _ROWS: Final = 64
-"""Of noise: more than the images of any one comparison."""
+"""Rows of noise: more than the images of any one comparison."""
 
 _TYPES: Final = frozenset({"float32", "float16", "int8", "uint8", "int32", "int64", "bool"})
-"""Of what engines are fed, by their names in numpy."""
+"""Element types of inputs that engines take, by their names in numpy."""
 
 _EXPECTED: Final = "expected an .npz with an array for each input beside the images, by its name"
 
 
 @dataclass(frozen=True, eq=False)
 class SideInputs:
-    """Values by the name of the input; none of them for a model that takes images alone.
+    """Values of the side inputs by name; empty for a model that takes images alone.
 
-    ``rows`` are arrays (M, ...). Each image gets one of the M rows by its own content, the same of
-    all inputs, so that it has the same one in every batch and for every form of the model.
-    ``source`` says where they come from.
+    ``rows`` are arrays (M, ...). The content of an image selects one of the M rows, the same of
+    every input, so that an image has the same values in every batch and for every form of the
+    model. ``source`` says where they come from.
     """
 
     rows: Mapping[str, Array] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class SideInputs:
 
     @property
     def is_noise(self) -> bool:
-        """Whether there are values, which mean nothing."""
+        """True if there are values and they are noise."""
         return bool(self.rows) and self.source == NOISE
 
     @property
@@ -115,6 +115,7 @@ class SideInputs:
         """The values for a batch (N, C, H, W)."""
         if not self.rows:
             return {}
+        # crc32 and not hash(), which differs between processes.
         content = [crc32(image.tobytes()) for image in images]
         return {
             name: value[[number % len(value) for number in content]]
@@ -128,7 +129,7 @@ class SideInputs:
             np.savez(file, **self.rows)  # type: ignore[arg-type]  # names, not numpy's own options
 
     def notes(self) -> list[str]:
-        """What the user must know of them."""
+        """Notes for the user; empty where the values are real or there are none."""
         if not self.is_noise:
             return []
         named = ", ".join(map(repr, self.rows))
@@ -144,12 +145,12 @@ class WithSideInputs(Closing):
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What is left to be fed; the images are the first."""
+        """Inputs that the caller feeds; the images are the first."""
         return tuple(spec for spec in self._runner.inputs if spec.name not in self._side.rows)
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What ``run`` returns."""
+        """Specs of the arrays that ``run`` returns."""
         return self._runner.outputs
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -161,7 +162,7 @@ class WithSideInputs(Closing):
         return self._runner.run_timed({**feeds, **self.beside(feeds)})
 
     def beside(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """What is added to ``feeds``."""
+        """Values that are added to ``feeds``."""
         return self._side.beside(feeds[self.inputs[0].name].astype(np.float32, copy=False))
 
     def close(self) -> None:
@@ -170,12 +171,12 @@ class WithSideInputs(Closing):
 
 
 def with_side_inputs(runner: Runner, side: SideInputs) -> Runner:
-    """``runner`` itself for a model of images alone."""
+    """Wrap ``runner`` to add the side inputs; ``runner`` itself for a model of images alone."""
     return WithSideInputs(runner, side) if side.rows else runner
 
 
 def all_inputs(runner: Runner, images: Images) -> dict[str, Array]:
-    """What a model is fed by name where ``runner`` is given a batch (N, C, H, W)."""
+    """All inputs by name that a model gets when ``runner`` is given a batch (N, C, H, W)."""
     feeds: dict[str, Array] = {runner.inputs[0].name: images}
     return {**feeds, **runner.beside(feeds)} if isinstance(runner, WithSideInputs) else feeds
 
@@ -225,7 +226,7 @@ def _read_arrays(path: Path) -> dict[str, Array]:
 
 
 def _fitting(file: str, value: NDArray[Any], spec: TensorSpec) -> Array:
-    """``value`` in the input's own type."""
+    """``value`` cast to the input's type."""
     sizes = _sizes_per_image(spec)
     if value.shape[1:] != sizes or not value.ndim or not len(value):
         raise DataError(
@@ -233,6 +234,7 @@ def _fitting(file: str, value: NDArray[Any], spec: TensorSpec) -> Array:
             f"expected {spec.dtype} {('rows', *sizes)}"
         )
     wanted = np.dtype(spec.dtype)
+    # Integers may become floats; floats do not become integers, nor numbers booleans.
     kinds = {"f": "fiu", "b": "b"}.get(wanted.kind, "iu")
     cast = value.astype(wanted) if value.dtype.kind in kinds else None
     if cast is None or (wanted.kind != "f" and not np.array_equal(cast, value)):

@@ -1,4 +1,4 @@
-"""What a family file says about itself in its literal ``CARD``.
+"""The card of a family file: a literal ``CARD`` that describes its networks.
 
 The card is read from the source with ``ast.literal_eval``, as setuptools reads a version: knowing
 which networks exist must not cost the import of torch.
@@ -12,7 +12,7 @@ from typing import Any, NotRequired, TypedDict, cast
 
 
 class PreprocessingCard(TypedDict):
-    """How the published network was fed; ``resize`` is the shorter side before the crop."""
+    """Preprocessing of the published network; ``resize`` is the shorter side before the crop."""
 
     resize: int | None
     interpolation: str
@@ -36,7 +36,7 @@ class VariantCard(TypedDict):
 
 
 class FamilyCard(TypedDict):
-    """What holds for all networks of a file; ``paper`` is a URL."""
+    """Facts common to all networks of a file; ``paper`` is a URL."""
 
     title: str
     paper: str

@@ -34,6 +34,7 @@ def linear_to_fill(in_features: int, out_features: int) -> nn.Linear:
     connected layer that costs as much again.
     """
     device = torch.get_default_device()
+    # A tensor on "meta" has a shape and no memory, so that nothing is drawn for it.
     with torch.device("meta"):
         layer = nn.Linear(in_features, out_features)
     return layer.to_empty(device=device)

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 def average_to_grid(size: int, grid: int) -> nn.Module:
-    """What ``nn.AdaptiveAvgPool2d(grid)`` computes from (N, C, size, size).
+    """Module that computes ``nn.AdaptiveAvgPool2d(grid)`` of (N, C, size, size).
 
     ONNX has no adaptive pooling. The input size of a deployed network is known, so ordinary
-    pooling says the same where the windows are regular, and two small matrices where not;
+    pooling computes the same where the windows are regular, and two small matrices where not;
     exporters would refuse those sizes or write a gather of every window.
     """
     if size == grid:

@@ -1,4 +1,4 @@
-"""Which architectures exist, and the spec of one of them: nothing heavy is imported here."""
+"""Registry of the reference architectures and their specs; imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOM: Final = "models"
 
 
 class Entry(NamedTuple):
-    """Where a network's name comes from: the family file's stem and the two cards."""
+    """A registered network: the stem of its family's file, the family's card and its own."""
 
     family: str
     card: FamilyCard

@@ -31,6 +31,7 @@ CARD: Final[FamilyCard] = {
     "paper": "https://papers.nips.cc/paper/4824-imagenet-classification-with-deep-convolutional-neural-networks",
     "year": 2012,
     "image_size": 224,
+    # One pixel is left after the last pooling; with 62 there is none.
     "min_image_size": 63,
     "num_classes": 1000,
     "preprocessing": {
@@ -74,7 +75,9 @@ class LocalResponseNorm(nn.Module):
         """(N, C, H, W), the shape is kept."""
         # alpha goes in before the square: FP16 would overflow at activations above 256.
         squares = (x * self.alpha**0.5).square().permute(0, 2, 3, 1)
+        # Pooling windows lie on the last two axes, which are width and channels here.
         window = (1, self.n)
+        # The average counts the padding, so that n times the mean is the sum at the borders too.
         means = functional.avg_pool2d(squares, window, stride=1, padding=(0, self.n // 2))
         sums = means.permute(0, 3, 1, 2) * self.n
         return x / (self.k + sums) ** self.beta
@@ -87,6 +90,7 @@ class AlexNet(nn.Module):
         super().__init__()
         self.features = features
         self.avgpool = average_to_grid(_feature_size(image_size), GRID)
+        # The order is torchvision's, whose weights are named by their places: 1, 4 and 6.
         self.classifier = nn.Sequential(
             nn.Dropout(0.5),
             linear_to_fill(256 * GRID * GRID, 4096),
@@ -131,7 +135,7 @@ def _one_tower() -> nn.Sequential:
 
 
 def _two_towers() -> nn.Sequential:
-    """The towers, one per GPU in 2012, are two groups; they see each other in layer 3 only."""
+    """Features of the 2012 network: its towers, one per GPU, are two groups, joined in layer 3."""
     return nn.Sequential(
         nn.Conv2d(3, 96, kernel_size=11, stride=4, padding=2),
         nn.ReLU(inplace=True),

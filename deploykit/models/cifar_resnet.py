@@ -29,6 +29,7 @@ CARD: Final[FamilyCard] = {
     "preprocessing": {
         "resize": None,
         "interpolation": "bilinear",
+        # Those of ImageNet: the published weights were trained with them.
         "mean": (0.485, 0.456, 0.406),
         "std": (0.229, 0.224, 0.225),
     },
@@ -129,7 +130,7 @@ def build(variant: str, *, num_classes: int, image_size: int) -> nn.Module:  # n
 
 
 def _stage(in_channels: int, width: int, blocks: int) -> nn.Sequential:
-    """The first block of a wider stage halves the image."""
+    """The blocks of one stage; the first of a wider stage halves the image."""
     stride = 1 if in_channels == width else 2
     first = CifarBlock(in_channels, width, stride)
     return nn.Sequential(first, *(CifarBlock(width, width, 1) for _ in range(blocks - 1)))

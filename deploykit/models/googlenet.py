@@ -78,7 +78,7 @@ TABLE_1: Final = {
 
 
 class TrainingOutputs(NamedTuple):
-    """What the network returns in training mode, each (N, num_classes).
+    """Outputs in training mode, each (N, num_classes).
 
     The paper adds the two auxiliary losses with a weight of 0.3.
     """
@@ -96,6 +96,7 @@ class ConvNormReLU(nn.Module):
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False
         )
+        # torchvision's epsilon, which its weights were trained with; torch's default is 1e-5.
         self.bn = nn.BatchNorm2d(out_channels, eps=0.001)
         self.relu = nn.ReLU(inplace=True)
 
@@ -170,6 +171,7 @@ class GoogLeNet(nn.Module):
             self.add_module(f"inception{row}", Inception(channels, widths))
             channels = widths.total
         self.maxpool3 = nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)
+        # 2x2 as in torchvision, where table 1 has 3x3.
         self.maxpool4 = nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True)
         self.aux1 = AuxiliaryHead(TABLE_1["4a"].total, num_classes)
         self.aux2 = AuxiliaryHead(TABLE_1["4d"].total, num_classes)

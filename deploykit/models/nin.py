@@ -22,6 +22,7 @@ CARD: Final[FamilyCard] = {
     "paper": "https://arxiv.org/abs/1312.4400",
     "year": 2013,
     "image_size": 224,
+    # One pixel is left after the last pooling; with 38 there is none.
     "min_image_size": 39,
     "num_classes": 1000,
     "preprocessing": {

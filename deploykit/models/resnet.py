@@ -219,6 +219,7 @@ def build(variant: str, *, num_classes: int, image_size: int) -> nn.Module:  # n
 
 def _stage(column: Column, index: int, in_channels: int) -> nn.Sequential:
     """The blocks of stage ``index`` (from 0); all but the first stage halve the image."""
+    # The stem has halved the image twice before the first stage.
     stride = 1 if index == 0 else 2
     blocks: list[nn.Module] = []
     for _ in range(column.blocks[index]):

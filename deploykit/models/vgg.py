@@ -23,6 +23,7 @@ CARD: Final[FamilyCard] = {
     "paper": "https://arxiv.org/abs/1409.1556",
     "year": 2014,
     "image_size": 224,
+    # Five poolings by 2 leave one pixel.
     "min_image_size": 32,
     "num_classes": 1000,
     "preprocessing": {
@@ -92,12 +93,13 @@ GRID: Final = 7
 
 
 class VGG(nn.Module):
-    """Five stages of 3x3 convolutions and three fully connected layers."""
+    """Five stages of 3x3 convolutions and three fully connected layers, as in table 1."""
 
     def __init__(self, features: nn.Sequential, num_classes: int, image_size: int) -> None:
         super().__init__()
         self.features = features
         self.avgpool = average_to_grid(image_size // 2 ** len(WIDTHS), GRID)
+        # The order is torchvision's, whose weights are named by their places: 0, 3 and 6.
         self.classifier = nn.Sequential(
             linear_to_fill(WIDTHS[-1] * GRID * GRID, 4096),
             nn.ReLU(inplace=True),

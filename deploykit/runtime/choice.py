@@ -1,4 +1,4 @@
-"""Which engine of a bundle runs on this machine, told before anything is deserialised."""
+"""Choice of a bundle's engine for this machine, made before anything is deserialised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a caller hands to `Classifier.run`, checked before anything is computed."""
+"""Checks of the arguments of `Classifier.run`, before anything is computed."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class BatchModel(Protocol):
 
 
 def run_as_batch(model: BatchModel, requests: Sequence[Images]) -> Iterator[Images | BaseException]:
-    """For each request's images (n, C, H, W) its own logits, or the error that is its own.
+    """Yield for each request (n, C, H, W) its logits or its error, from one run of all of them.
 
     When the batch fails, one blank image is tried. If that fails too the model itself is broken:
     every request gets the error of the batch, and the model is not asked again. Otherwise one
@@ -113,7 +113,7 @@ def _attempt(model: BatchModel, requests: Sequence[Images]) -> list[Images] | Ba
 
 
 def _forget_locals(error: BaseException) -> None:
-    """A caller that keeps its error would keep the whole batch through the frames of the model."""
+    """Clear the frames of the error, through which a caller that keeps it would keep the batch."""
     link: BaseException | None = error
     while link is not None:
         traceback.clear_frames(link.__traceback__)
@@ -146,12 +146,12 @@ def _works(model: BatchModel, like: Images) -> bool:
 
 
 MAX_WAIT_MS: Final = 3_600_000
-"""An hour: more is a slip of the unit."""
+"""Longest wait, an hour: more is a mistake in the unit."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatcherStats:
-    """What a `MicroBatcher` has done since it was made, in requests unless said otherwise.
+    """Counters of a `MicroBatcher` since it was made, in requests unless said otherwise.
 
     Every accepted request is ``answered``, ``failed``, ``cancelled``, or not done yet.
     """
@@ -187,7 +187,7 @@ class MicroBatcher:
     is copied to a GPU while another is computed, which needs a model that is thread safe.
 
     An answer is the caller's own array. An error reaches the request that caused it: see
-    `run_together`. A cancelled request is not computed, or its answer is dropped. The model stays
+    `run_as_batch`. A cancelled request is not computed, or its answer is dropped. The model stays
     the caller's, to be closed after the batcher.
 
     Raises:
@@ -209,6 +209,7 @@ class MicroBatcher:
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._pid = os.getpid()
+        # One lock with two conditions: workers wait for work, callers for room in the queue.
         lock = threading.Lock()
         self._work = threading.Condition(lock)
         self._room = threading.Condition(lock)
@@ -242,11 +243,13 @@ class MicroBatcher:
             self._counts["accepted"] += 1
             if len(self._line) == 1 or self._line.has_full_batch:
                 self._work.notify()  # otherwise the time of the oldest request has not changed
+        # After the lock is released: a future that is done calls back at once, and that takes the
+        # lock.
         request.future.add_done_callback(self._when_done)
         return request.future
 
     def run(self, images: ArrayLike, *, queue_timeout_s: float | None = 0.0) -> NDArray[Any]:
-        """As ``submit``, and wait for the answer; raises what the model raised for this request."""
+        """Submit and wait for the answer; raises what the model raised for this request."""
         future = self.submit(images, queue_timeout_s=queue_timeout_s)
         try:
             return future.result()
@@ -263,7 +266,7 @@ class MicroBatcher:
         return await asyncio.wrap_future(self.submit(images))
 
     def stats(self) -> BatcherStats:
-        """What was done so far, and what waits."""
+        """The counters so far, and the number of images that wait."""
         self._check_process()
         with self._work:
             return BatcherStats(**self._counts, queued_images=self._line.images)
@@ -280,6 +283,7 @@ class MicroBatcher:
             left = [] if drain else self._line.clear()
             self._work.notify_all()
             self._room.notify_all()
+        # After the lock is released: cancel() calls back, and that takes the lock.
         for request in left:
             request.future.cancel()
         for thread in self._threads:
@@ -306,7 +310,7 @@ class MicroBatcher:
             )
 
     def _wait_for_place(self, images: int, timeout_s: float | None) -> None:
-        """With the lock held; newcomers stand behind those who wait already."""
+        """Wait, with the lock held, for room in the queue: first come, first served."""
         ticket = object()
         self._tickets.append(ticket)
         try:
@@ -321,10 +325,12 @@ class MicroBatcher:
                     "try again later; a service answers 503"
                 )
         finally:
+            # Also when this one gave up: the next in line may fit in.
             self._tickets.remove(ticket)
             self._room.notify_all()
 
     def _may_enter(self, ticket: object, images: int) -> bool:
+        # Without tickets small requests would overtake a large one for as long as they come.
         is_next = self._tickets[0] is ticket
         return self._closing or (is_next and self._line.images + images <= self._max_queue)
 
@@ -367,10 +373,12 @@ class MicroBatcher:
             if due_in_s is None:
                 return None
             taken = self._line.take()
+            # From here on a future cannot be cancelled any more.
             requests = [one for one in taken if one.future.set_running_or_notify_cancel()]
             self._counts["batches"] += bool(requests)
             self._counts["images"] += sum(len(request.images) for request in requests)
             self._room.notify_all()
+            # What is left may be a batch for another worker.
             if len(self._line):
                 self._work.notify()
             return requests
@@ -378,6 +386,7 @@ class MicroBatcher:
     def _deliver(self, request: Request, outcome: NDArray[Any] | BaseException) -> None:
         failed = isinstance(outcome, BaseException)
         with self._work:
+            # Before the future is done, so that a caller with its answer finds it counted.
             self._counts["failed" if failed else "answered"] += 1
         if isinstance(outcome, BaseException):
             request.future.set_exception(outcome)

@@ -25,31 +25,32 @@ class Request:
 
     @property
     def key(self) -> Key:
-        """What the images of one batch have in common: (C, H, W) and the type."""
+        """Shape (C, H, W) and type, which all images of one batch share."""
         return self.images.shape[1:], self.images.dtype.str
 
 
 class WaitingLine:
-    """First come, first served, in batches of one shape and type."""
+    """A queue of requests, first come, first served, in batches of one shape and type."""
 
     def __init__(self, max_batch: int, max_wait_s: float) -> None:
         self._max_batch = max_batch
         self._max_wait_s = max_wait_s
+        # By future, so that a cancelled request leaves the middle of the queue in constant time.
         self._requests: OrderedDict[Answer, Request] = OrderedDict()
         self._images_of: Counter[Key] = Counter()
 
     def __len__(self) -> int:
-        """Requests that wait."""
+        """Number of requests that wait."""
         return len(self._requests)
 
     @property
     def images(self) -> int:
-        """Images that wait."""
+        """Number of images that wait."""
         return self._images_of.total()
 
     @property
     def has_full_batch(self) -> bool:
-        """Whether there are images enough, of one shape and type, for the largest batch."""
+        """True if enough images of one shape and type wait to fill a batch."""
         return any(images >= self._max_batch for images in self._images_of.values())
 
     def add(self, request: Request) -> None:
@@ -63,6 +64,7 @@ class WaitingLine:
         if request is None:
             return
         self._images_of[request.key] -= len(request.images)
+        # Otherwise shapes that never come again would stay here for ever.
         if not self._images_of[request.key]:
             del self._images_of[request.key]
 
@@ -70,7 +72,7 @@ class WaitingLine:
         """Seconds until ``take`` should be called; ``None`` while nothing waits.
 
         The oldest request sets the time. A full batch ends all waiting, whatever its shape:
-        there is work for the model, so that waiting for company would only cost time.
+        there is work for the model, so that waiting for more requests would only cost time.
         """
         if not self._requests:
             return None

@@ -1,4 +1,4 @@
-"""What transformers' image processors do to an image, in the terms of `Preprocessing`.
+"""Image processors of transformers, in the terms of `Preprocessing`.
 
 transformers resolves a folder's file to one of its own classes, with the class's defaults for
 what the file leaves out. What the class then does is written down here for those that image

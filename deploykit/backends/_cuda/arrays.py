@@ -62,7 +62,7 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """Version 3; without a stream, as the array is complete."""
+        """The array by version 3 of the protocol; no stream to wait for, as it is complete."""
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
@@ -73,11 +73,12 @@ class DeviceArray:
         }
 
     def numpy(self) -> NDArray[Any]:
-        """A copy on the host."""
+        """Copy the array to the host."""
         self._device.make_current()
         target = np.empty(self.shape, self.dtype)
         stream = self._device.new_stream()
         try:
+            # The buffer is a view of numpy's memory, so that the copy needs no staging of ours.
             whole = type(self._memory.buffer).from_handle(
                 target.ctypes.data, target.nbytes, owner=target
             )
@@ -93,7 +94,7 @@ class DeviceArray:
 
 @dataclass(frozen=True, slots=True)
 class GpuView:
-    """An array of somebody else on our GPU, C-contiguous; ``memory`` keeps it alive."""
+    """View of a caller's C-contiguous array on the GPU; ``memory`` keeps that array alive."""
 
     memory: Memory
     shape: tuple[int, ...]
@@ -101,9 +102,9 @@ class GpuView:
 
 
 def as_source(name: str, value: object, stream: Stream) -> NDArray[Any] | GpuView:
-    """What an input was fed: an array of the host, or a view of one on the GPU.
+    """The value of an input as an array of the host, or as a view of one on the GPU.
 
-    Taken are numpy arrays, objects with ``__dlpack__`` and objects with
+    Accepted are numpy arrays, objects with ``__dlpack__`` and objects with
     ``__cuda_array_interface__`` (version 3). Nothing is copied; ``stream`` waits for the work that
     the producer has queued on its own stream.
 
@@ -119,6 +120,7 @@ def as_source(name: str, value: object, stream: Stream) -> NDArray[Any] | GpuVie
     except UsageError:
         raise
     except Exception as error:
+        # Errors that producers raise when they cannot hand out their array; all others are bugs.
         if cuda_failure(error) is None and not isinstance(
             error, (BufferError, RuntimeError, TypeError, NotImplementedError, AttributeError)
         ):
@@ -163,16 +165,18 @@ def _gpu_view(name: str, value: object, stream: Stream) -> GpuView:
             "it has to be C-contiguous and in the machine's byte order: make a contiguous copy"
         )
     size = int(np.prod(shape)) * view.dtype.itemsize
+    # owner: without a reference to the view the producer may free the memory during the run.
     buffer = require("cuda.core").Buffer.from_handle(view.ptr, size, owner=view)
     return GpuView(Memory(buffer, view.ptr, size), shape, view.dtype)
 
 
 def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...] | None) -> bool:
-    """Whether strides, in elements, are those of a C-contiguous array; ``None`` means they are."""
+    """True if strides, in elements, are C-contiguous; ``None`` stands for such strides."""
     if strides is None:
         return True
     expected = 1
     for length, stride in zip(reversed(shape), reversed(strides), strict=True):
+        # The stride of an axis of length 1 is never used, and libraries put anything there.
         if length != 1 and stride != expected:
             return False
         expected *= length

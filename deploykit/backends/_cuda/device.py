@@ -29,13 +29,14 @@ def cuda_failure(error: BaseException) -> str | None:
     >>> cuda_failure(ValueError("x")) is None
     True
     """
+    # Base classes too: what is raised may be a subclass.
     if any(kind.__name__ == "CUDAError" for kind in type(error).__mro__):
         return " ".join(str(error).split())
     return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the driver had no memory to give, on the GPU or page-locked."""
+    """True if the driver had no memory left, on the GPU or page-locked."""
     return (cuda_failure(error) or "").startswith(_OUT_OF_MEMORY)
 
 
@@ -49,7 +50,7 @@ class Memory:
 
     @classmethod
     def of(cls, buffer: Any) -> Memory:
-        """The whole of a buffer."""
+        """The memory of a whole buffer."""
         return cls(buffer, int(buffer.handle), int(buffer.size))
 
     def part(self, size: int) -> Memory:
@@ -70,7 +71,7 @@ class PinnedMemory(Memory):
 
     @classmethod
     def of(cls, buffer: Any) -> PinnedMemory:
-        """The whole of a buffer that the host can read and write."""
+        """The memory of a whole buffer that the host can read and write."""
         view = np.from_dlpack(buffer).view(np.uint8)
         return cls(buffer, int(buffer.handle), int(buffer.size), view)
 
@@ -81,10 +82,10 @@ class PinnedMemory(Memory):
 
 
 class Stream:
-    """A queue of work that does not wait for the default stream, nor that for it.
+    """A CUDA stream that is not synchronised with the default stream.
 
-    ``handle`` is what TensorRT takes. Each method raises ``cuda.core``'s own error; `failures`
-    tells what it was.
+    ``handle`` is what TensorRT takes. Each method raises ``cuda.core``'s own error;
+    `cuda_failure` explains it.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -105,7 +106,7 @@ class Stream:
         self._stream.sync()
 
     def is_usable(self) -> bool:
-        """Whether the stream still works: after a fault on the GPU, nothing does."""
+        """True if the stream still works; after a fault on the GPU none does."""
         try:
             self._stream.sync()
         except Exception:  # whatever it is, nothing can be done with the stream
@@ -113,11 +114,11 @@ class Stream:
         return True
 
     def capture(self, enqueue: Callable[[], None]) -> CapturedGraph:
-        """Record what ``enqueue`` queues on this stream instead of doing it.
+        """Capture the work that ``enqueue`` queues on this stream, without running it.
 
-        Of this thread only (mode "thread_local"): other threads may reserve memory meanwhile,
-        while a call that would break the graph is noticed. An error of any kind leaves the stream
-        as it was, unless the GPU itself failed.
+        The capture is of this thread only (mode "thread_local"): other threads may reserve memory
+        meanwhile, while a call that would break the graph is noticed. An error of any kind leaves
+        the stream as it was, unless the GPU itself failed.
         """
         builder = self._stream.create_graph_builder()
         try:
@@ -151,17 +152,17 @@ class CapturedGraph:
 
 
 class StepClock:
-    """Moments of one call, taken by the GPU itself: ``count`` events on one stream."""
+    """CUDA events that time the steps of one call: ``count`` of them on one stream."""
 
     def __init__(self, device: Any, options: Any, count: int) -> None:
         self._events = [device.create_event(options) for _ in range(count)]
 
     def mark(self, index: int, stream: Stream) -> None:
-        """Queue the taking of the time after all that is queued already."""
+        """Record event ``index`` behind the work that is queued already."""
         stream.core.record(self._events[index])
 
     def between_ms(self, first: int, second: int) -> float:
-        """Milliseconds from one moment to a later one; the stream has been synchronised."""
+        """Milliseconds from one event to a later one; the stream must be synchronised before."""
         return float(self._events[second] - self._events[first])
 
     def close(self) -> None:
@@ -171,14 +172,17 @@ class StepClock:
 
 
 INDEX: Final = 0
-"""The first device is the one that the compilers and the runtimes use, too;
-``CUDA_VISIBLE_DEVICES`` is the driver's own way to choose another."""
+"""Index of the GPU: the first, which the compilers and runtimes use too.
+
+``CUDA_VISIBLE_DEVICES`` is the driver's own way to choose another.
+"""
 
 
 class Device:
     """The first GPU of the driver; one object serves all threads.
 
-    ``spin`` sets how this process waits for it, ``None`` leaves that to the driver.
+    ``spin`` sets whether this process waits by spinning or blocking; ``None`` leaves that to the
+    driver.
 
     Raises:
         MissingDependencyError: ``cuda.core`` is not installed or does not load.
@@ -202,7 +206,7 @@ class Device:
         self._pinned = self._core.LegacyPinnedMemoryResource()
 
     def make_current(self) -> None:
-        """Work of the calling thread goes to this GPU; CUDA keeps that for each thread apart."""
+        """Make this GPU current for the calling thread; CUDA keeps one for each thread."""
         self._core.Device(INDEX).set_current()
 
     def _choose_waiting(self, *, spin: bool) -> None:
@@ -217,7 +221,8 @@ class Device:
         return Stream(self._core.Device(INDEX).create_stream())
 
     def new_clock(self, count: int) -> StepClock:
-        """Events that take the time."""
+        """``count`` events that record the time."""
+        # An event records no time unless asked; the difference of two would raise.
         options = self._core.EventOptions(timing_enabled=True)
         return StepClock(self._core.Device(INDEX), options, count)
 
@@ -232,6 +237,7 @@ class Device:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
+            # What is free is asked after the failure, for the message alone.
             free, total = self.memory_bytes()
             raise DeviceError(
                 f"the GPU has no {_mib(size)} left: {_mib(free)} of {_mib(total)} are free\n"

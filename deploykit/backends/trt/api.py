@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 
 class Dims(Protocol):
-    """A shape; two of them cannot be compared, so it is made a tuple at once."""
+    """A shape; two of them cannot be compared, so that callers make it a tuple at once."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> int: ...
@@ -83,5 +83,5 @@ class Runtime(Protocol):
 
 
 def as_tuple(dims: Dims) -> tuple[int, ...]:
-    """The sizes of a shape; -1 is an open dimension."""
+    """The shape as a tuple; -1 is an open dimension."""
     return tuple(int(dims[axis]) for axis in range(len(dims)))

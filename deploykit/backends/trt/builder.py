@@ -1,4 +1,4 @@
-"""From an ONNX file to a serialized engine, with either compiler."""
+"""Compilation of an ONNX file to a serialized engine, with either compiler."""
 
 from __future__ import annotations
 
@@ -95,9 +95,9 @@ class _Phase:
 
 
 class BuildMonitor:
-    """Follows the phases of one build; ``failure`` is the first exception of the display.
+    """Progress of one build; ``failure`` is the first exception that the display raised.
 
-    ``task`` is told a share between 0 and 1 that never goes back within a top-level phase.
+    ``task`` gets a share between 0 and 1 that never decreases within a top-level phase.
     """
 
     def __init__(self, task: ProgressTask | None) -> None:
@@ -112,7 +112,7 @@ class BuildMonitor:
         self._stopped = True
 
     def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-        """A phase of ``steps`` steps begins, inside ``parent`` or on its own."""
+        """Begin a phase of ``steps`` steps, inside ``parent`` or on its own."""
         with self._contained():
             self._phases[name] = _Phase(parent, max(1, steps))
             if parent is None:
@@ -120,7 +120,7 @@ class BuildMonitor:
             self._show(name)
 
     def phase_finish(self, name: str) -> None:
-        """A phase ends, perhaps before its last step."""
+        """End a phase, perhaps before its last step."""
         with self._contained():
             phase = self._phases.pop(name, None)
             if phase is not None and phase.parent is None and not self._stopped:
@@ -144,7 +144,7 @@ class BuildMonitor:
             self._task.update(share, 1.0, name)
 
     def _share(self, name: str) -> float:
-        """Finished steps of a phase, and within the current one the share of its inner phases."""
+        """Share of a phase that is done, with the inner phases of its current step."""
         phase = self._phases[name]
         inner = [self._share(key) for key, other in self._phases.items() if other.parent == name]
         return min(1.0, (phase.done + max(inner, default=0.0)) / phase.steps)
@@ -175,11 +175,12 @@ def progress_monitor(monitor: BuildMonitor, module: Any) -> Any:
         "phase_finish": phase_finish,
         "step_complete": step_complete,
     }
+    # The base class comes with the module, so that the class is made here.
     return type("BuildProgressMonitor", (module.IProgressMonitor,), methods)()
 
 
 _OLDEST_PORTABLE = 80
-"""Ampere. Turing (7.5) cannot share an engine with the others without further configuration."""
+"""Oldest default target, Ampere: Turing (7.5) shares no engine with newer ones by default."""
 
 _SHOWN_ERRORS = 5
 
@@ -196,7 +197,7 @@ def known_compute_capabilities(compiler: Compiler) -> tuple[str, ...]:
 def compile_onnx(
     compiler: Compiler, onnx: Path, options: CompileOptions, task: ProgressTask | None = None
 ) -> CompiledEngine:
-    """Compile an ONNX file; ``task`` is told a share between 0 and 1, from another thread.
+    """Compile an ONNX file; ``task`` gets a share between 0 and 1, from another thread.
 
     Ctrl-C stops the compiler at its next step and is raised again when it has stopped.
 
@@ -217,7 +218,7 @@ def compile_onnx(
 
 
 def _target_capabilities(compiler: Compiler, asked: tuple[str, ...]) -> tuple[str, ...]:
-    """What the engine will run on, as ("8.6", "8.9")."""
+    """Compute capabilities that the engine is compiled for, as ("8.6", "8.9")."""
     if not compiler.is_portable:
         if asked:
             raise UsageError(
@@ -268,6 +269,7 @@ class _Compilation:
         config = self._create(builder.create_builder_config)
         self._configure(config, options, targets)
         profile = self._add_profile(builder, config, input_shapes(network), options.profile)
+        # Before the build: the types of a strongly typed network are those of its engine.
         census = take_census(network)
         plan = self._build(builder, network, config)
         seconds = time.perf_counter() - start
@@ -347,6 +349,8 @@ class _Compilation:
         points = (fitting.smallest, fitting.preferred, fitting.largest)
         for name, shape in dynamic.items():
             self._set_shape(profile, name, [filled(shape, sizes) or shape for sizes in points])
+        # set_shape accepts min > max silently, so the profile is checked as a whole. The result is
+        # -1 for a profile that is refused.
         if not profile or config.add_optimization_profile(profile) < 0:
             raise self._error(
                 f"{self._compiler.label} refuses the profile {fitting}", "choose another"
@@ -365,6 +369,7 @@ class _Compilation:
 
     def _build(self, builder: Any, network: Any, config: Any) -> bytes:
         plan = builder.build_serialized_network(network, config)
+        # The monitor stops the build by its return value; its exception is raised here instead.
         if self._monitor.failure is not None:
             raise self._monitor.failure
         if plan is None:
@@ -376,7 +381,7 @@ class _Compilation:
         return bytes(plan)
 
     def _error(self, summary: str, advice: str, said: str | None = None) -> BuildError:
-        """An error with the compiler's own words; its last error lines are notes of a traceback."""
+        """A build error with the compiler's reason; its last error lines are added as notes."""
         error = BuildError(f"{summary}\nit says: {said or self._messages.reason()}\n{advice}")
         for line in self._messages.errors[-_SHOWN_ERRORS:]:
             error.add_note(f"{self._compiler.name}: {line}")
@@ -384,9 +389,9 @@ class _Compilation:
 
 
 def _strongly_typed(module: Any) -> int:
-    """Creation flags: strongly typed wherever there is still a flag for it.
+    """Creation flags of a strongly typed network, where the module still has a flag for it.
 
-    TensorRT 10.12 and later need it, 11 has no other kind and accepts it.
+    TensorRT from 10.12 needs it; 11 has no other kind of network and accepts it.
     """
     flags = getattr(module, "NetworkDefinitionCreationFlag", None)
     flag = getattr(flags, "STRONGLY_TYPED", None)

@@ -27,7 +27,7 @@ _log = logging.getLogger("deploykit")
 class CacheFile:
     """The cache of a runtime's configuration, and the file that it comes from and goes to.
 
-    Without a file it serves the contexts of this process only.
+    Without a file the cache serves the contexts of this process only.
     """
 
     def __init__(self, config: api.RtxRuntimeConfig, path: Path | None) -> None:
@@ -53,7 +53,7 @@ class CacheFile:
 
 
 def _load(cache: api.RuntimeCache, path: Path) -> bytes:
-    """What the cache took from the file; nothing where it has no use for it."""
+    """Fill the cache from the file; return the content it took, or nothing."""
     try:
         blob = path.read_bytes()
     except FileNotFoundError:
@@ -68,6 +68,7 @@ def _load(cache: api.RuntimeCache, path: Path) -> bytes:
 
 
 def _replace(path: Path, blob: bytes) -> None:
+    # In the same folder, as a rename is atomic only within one file system.
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     part = Path(name)
     try:
@@ -88,7 +89,7 @@ _DTYPES: Final[Mapping[str, str]] = {
     "UINT8": "uint8",
     "BOOL": "bool",
 }
-"""Name in numpy of each of the runtime's types that numpy has."""
+"""numpy's name for each type of the runtime that numpy has."""
 
 
 class Engine:
@@ -110,6 +111,7 @@ class Engine:
         self._label = compiler.label
         self._messages = Messages()
         self._logger = logger_into(self._messages, compiler.module)
+        # Lanes are made from several threads, and the engine makes their contexts one at a time.
         self._making = Lock()
         self._runtime, self._engine = self._deserialise(compiler.module, _read(plan))
         self.inputs, self.outputs = self._specs()
@@ -139,7 +141,7 @@ class Engine:
     def set_shapes(
         self, context: api.ExecutionContext, shapes: Sequence[tuple[int, ...]]
     ) -> tuple[tuple[int, ...], ...]:
-        """Tell a context the shapes of the inputs; those of the outputs that follow.
+        """Set the shapes of a context's inputs; return the shapes of its outputs.
 
         Raises:
             DeviceError: the runtime refuses them.
@@ -148,6 +150,7 @@ class Engine:
             if not context.set_input_shape(spec.name, shape):
                 raise self.failure(f"refuses the shape {shape} of {spec.name!r}")
         try:
+            # Until shapes are inferred, those of outputs stay -1.
             missing = context.infer_shapes()
         except RuntimeError as error:
             raise self.failure("cannot infer the shapes") from error
@@ -168,7 +171,7 @@ class Engine:
         return self.set_shapes(self.new_context(), shapes)
 
     def failure(self, what: str) -> DeviceError:
-        """An error with the runtime's own words, which are then forgotten."""
+        """An error with the runtime's reason; the messages are cleared for the next call."""
         reason = self._messages.reason()
         self._messages.errors.clear()
         return DeviceError(
@@ -177,7 +180,7 @@ class Engine:
         )
 
     def close(self, *, save: bool) -> None:
-        """Let go of the engine, after all its contexts; ``save`` writes the runtime cache."""
+        """Release the engine, after all its contexts; ``save`` writes the runtime cache."""
         if self._cache is not None and save:
             self._cache.save()
         # In this order: each keeps plain addresses of those after it.

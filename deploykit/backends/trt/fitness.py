@@ -1,4 +1,4 @@
-"""Whether a file can be an engine for this machine, from its first bytes."""
+"""Check of an engine by the first bytes of its file."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _judge_by_tag(plan: bytes, compiler_name: str) -> EngineHeader:
 
 
 def _unrecognised(compiler_name: str) -> EngineHeader:
-    """A general TensorRT that is newer than this code may have changed its tag; RTX told us its."""
+    """A header with an unknown tag: newer versions of TensorRT may have changed theirs."""
     reason = f"it does not begin like an engine of {compiler_name}"
     return EngineHeader("unknown" if compiler_name == TENSORRT else "invalid", reason)
 
@@ -75,7 +75,7 @@ def _judge_by_runtime(plan: bytes, module: Any) -> EngineHeader:
 
 
 def _judge_diagnostics(diagnostics: int, module: Any) -> EngineHeader:
-    """Explain an INVALID; without any cause the runtime only lacked a driver to ask."""
+    """Explain the validity INVALID; without a cause the runtime only lacks a driver to ask."""
     flags = module.EngineInvalidityDiagnostics.__members__
     raised = [name for name, flag in flags.items() if int(flag) & diagnostics]
     causes = [_CAUSES[name] for name in raised if name in _CAUSES]

@@ -51,6 +51,7 @@ def read_feeds(
             or the width is outside the profile.
     """
     sources = {
+        # The exact type first: it is the usual case, and the cheapest test in every call.
         key: value if type(value) is np.ndarray else as_source(key, value, stream)
         for key, value in feeds.items()
     }
@@ -91,14 +92,14 @@ def _check_image(
 _log = logging.getLogger("deploykit")
 
 _ALIGNMENT: Final = 256
-"""``setTensorAddress`` of the runtime: addresses have to be multiples of it."""
+"""Alignment of addresses in bytes, as the runtime's ``setTensorAddress`` requires."""
 
 GRAPHS_KEPT: Final = 4
-"""Of one shape on one stream: inputs on the GPU come at the caller's own addresses, and
-PyTorch's allocator hands out the same few again and again."""
+"""Most graphs of one shape on one stream: inputs on the GPU come at the caller's own addresses,
+and PyTorch's allocator gives out the same few again and again."""
 
 _ATTEMPTS: Final = 3
-"""A capture can fail for a passing reason; after three, the model is one that cannot be."""
+"""Captures that may fail, for a passing reason; after three the model runs without graphs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +155,12 @@ class BatchContext:
         self._attempts = _ATTEMPTS if engine.captures else 0
 
     def copy_in(self, sources: Sequence[NDArray[Any] | GpuView]) -> tuple[int, ...]:
-        """Queue the copies of what lies on the host; the address of each input.
+        """Queue the copies of inputs on the host; return the address of each input.
 
-        What lies on the GPU is used where it is, unless its address is not aligned: then it is
+        An input on the GPU is used where it is, unless its address is not aligned: then it is
         copied, on the GPU.
         """
+        # The usual case without the generator below, in every call.
         if len(sources) == 1 and isinstance(sources[0], np.ndarray):
             self._copy_from_host(self.inputs[0], sources[0])
             return self._own
@@ -191,10 +193,11 @@ class BatchContext:
 
     def results(self) -> dict[str, NDArray[Any]]:
         """The outputs on the host as arrays of the caller's own; the stream is synchronised."""
+        # Copies: the next call of this lane overwrites the page-locked buffers.
         return {binding.name: binding.array.copy() for binding in self.outputs}
 
     def close(self) -> None:
-        """Let go of graphs and context; the buffers belong to the lane."""
+        """Release graphs and context; the buffers belong to the lane."""
         for graph in self._graphs.values():
             if graph is not None:
                 graph.close()
@@ -250,17 +253,16 @@ class BatchContext:
 
 
 SIZES_KEPT: Final = 16
-"""Shapes of one lane that have a context at the same time; the one unused longest goes."""
+"""Most shapes of a lane with a context at the same time; the least recently used one goes."""
 
 _START, _COPIED_IN, _COMPUTED, _COPIED_OUT = range(4)
 
 
 class Lane:
-    """A stream with all that its calls use, reserved at once for the largest batch and image.
+    """A stream with the resources of its calls, reserved at once for the largest batch and image.
 
-    No shape, and no number of calls, makes it grow after that but for its contexts, of which
-    there are `SIZES_KEPT` at most. They share the buffers and the scratch memory, which is right
-    because the calls of a lane follow one another.
+    After that it grows by contexts only, at most `SIZES_KEPT` of them. They share the buffers and
+    the scratch memory, which is safe because the calls of a lane follow one another.
 
     Raises:
         DeviceError: there is not enough memory.
@@ -319,6 +321,7 @@ class Lane:
         context.copy_out()
         clock.mark(_COPIED_OUT, self._stream)
         self._stream.synchronise()
+        # Without a copy from the host the events enclose no transfer: no time, rather than zero.
         copied = any(isinstance(source, np.ndarray) for source in sources)
         return context.results(), {
             "h2d_ms": clock.between_ms(_START, _COPIED_IN) if copied else None,
@@ -350,11 +353,11 @@ class Lane:
         return self._copies(context.inputs)
 
     def is_usable(self) -> bool:
-        """Whether its stream still works; waits for what is queued there."""
+        """True if the stream still works; waits for the work that is queued on it."""
         return self._stream.is_usable()
 
     def close(self) -> None:
-        """Wait for the stream, then give everything back; a second call does nothing."""
+        """Wait for the stream, then free everything; a second call does nothing."""
         if self._stream.is_usable():
             self._close()
             return
@@ -363,6 +366,7 @@ class Lane:
             self._close()
 
     def _close(self) -> None:
+        # Contexts first: they hold the addresses of the buffers and of the scratch memory.
         for context in self._contexts.values():
             context.close()
         self._contexts.clear()

@@ -1,4 +1,4 @@
-"""What a compiler says while it works, kept instead of printed."""
+"""Messages of a compiler, kept instead of printed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Messages:
             self.warnings.append(line)
 
     def reason(self) -> str:
-        """The line that says most about a failure: the first error that is not an echo."""
+        """The most telling line about a failure: the first error that is not an echo of another."""
         telling = [line for line in self.errors if _ECHO not in line]
         candidates = [*telling, *self.errors, *reversed(self.warnings)]
         return candidates[0] if candidates else "it gave no reason"

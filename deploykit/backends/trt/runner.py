@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 _log = logging.getLogger("deploykit")
 
 LANES: Final = 4
-"""Calls on the GPU at the same time; more wait for one to end. A GPU is filled by a few streams,
-and each costs buffers for the largest batch and image, and the engine's scratch memory."""
+"""Most calls on the GPU at the same time; further ones wait. A few streams fill a GPU, and each
+costs buffers for the largest batch and image, and the engine's scratch memory."""
 
 
 class LanePool:
-    """Lends each lane to one call at a time; lanes are made when calls first overlap."""
+    """A pool of lanes, each for one call at a time; lanes are made when calls first overlap."""
 
     def __init__(self, name: str, new_lane: Callable[[], Lane], limit: int = LANES) -> None:
         self._name = name
@@ -47,7 +47,7 @@ class LanePool:
         self._closed = False
 
     def take(self) -> Lane:
-        """An idle lane, the one used last; waits where all that may be are lent.
+        """Take the idle lane that was used last; wait if all lanes are taken.
 
         Raises:
             UsageError: the pool is closed.
@@ -62,25 +62,27 @@ class LanePool:
                 if self._idle:
                     return self._idle.pop()
                 self._count += 1
+            # Outside the lock: making a lane takes long, and others may take or return theirs
+            # meanwhile.
             lane = self._grow()
             if lane is not None:
                 return lane
 
     def give_back(self, lane: Lane) -> None:
-        """The lane can be lent again."""
+        """Return a lane to the pool."""
         with self._lock:
             self._idle.append(lane)
             self._changed.notify()
 
     def discard(self, lane: Lane) -> None:
-        """The lane is given up: a call left it in a state that nobody knows."""
+        """Close a lane for good, after a call that left it in an unknown state."""
         try:
             lane.close()
         finally:
             self._shrink()
 
     def close(self) -> None:
-        """Let nobody in, wait for the lanes that are lent, and close them all."""
+        """Refuse further calls, wait for running ones, and close all lanes."""
         with self._lock:
             self._closed = True
             self._changed.notify_all()
@@ -93,13 +95,14 @@ class LanePool:
         return self._closed or bool(self._idle) or self._count < self._limit
 
     def _grow(self) -> Lane | None:
-        """A new lane; ``None`` where there is no memory for one more, then fewer have to do."""
+        """Make a lane; ``None`` if memory is short, which limits the pool to what it has."""
         try:
             return self._new_lane()
         except DeviceError as error:
             others = self._shrink()
             if not others:
                 raise
+            # More lanes would fail again; callers wait for the ones there are.
             self._limit = others
             _log.warning("%s: %d calls at a time have to do: %s", self._name, others, error)
             return None
@@ -118,7 +121,7 @@ Result = TypeVar("Result")
 
 
 class _Opened:
-    """The GPU, the engine on it and the lanes; they come and go together."""
+    """The GPU, the engine on it and its lanes, opened and closed together."""
 
     def __init__(
         self, open_engine: Callable[[], Engine], profile: ShapeProfile, *, spin: bool | None
@@ -134,7 +137,7 @@ class TrtRunner(Closing):
 
     ``plan`` is an ``.engine`` file whose hash was checked: an engine is code. ``profile`` is that
     of its manifest. The GPU is untouched until the first use. Each call has a stream and an
-    execution context to itself, taken from a pool of a few (`pool.LANES`); calls beyond that wait.
+    execution context to itself, taken from a pool of a few (`LANES`); calls beyond that wait.
 
     An input is a numpy array of any layout, or an array on the GPU by DLPack or the CUDA array
     interface, which is used where it lies: it must not be written before the call has returned.
@@ -166,12 +169,12 @@ class TrtRunner(Closing):
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What ``run`` must be fed; opens the engine, and raises what that raises."""
+        """Specs of the inputs of ``run``; opens the engine, and raises what that raises."""
         return self._open().engine.inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What ``run`` returns; opens the engine, and raises what that raises."""
+        """Specs of the outputs of ``run``; opens the engine, and raises what that raises."""
         return self._open().engine.outputs
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
@@ -222,6 +225,7 @@ class TrtRunner(Closing):
         # A child of fork has addresses of things that only its parent can use or free.
         if opened is None or opened.pid != os.getpid():
             return
+        # CUDA's current device is per thread, and this thread may not have called before.
         opened.device.make_current()
         try:
             opened.pool.close()
@@ -245,6 +249,7 @@ class TrtRunner(Closing):
             if self._closed:
                 raise UsageError(f"the runner of {self._name} is closed; open a new one")
             if self._opened is None:
+                # Checked again under the lock: another thread may have opened it meanwhile.
                 self._opened = _Opened(self._open_engine, self._profile, spin=self._spin)
             return self._opened
 
@@ -257,6 +262,7 @@ class TrtRunner(Closing):
         try:
             self._refuse_if_broken()  # by the call that this one waited for
             result = work(lane, feeds)
+        # Raised by the checks of the feeds: the lane is as good as before.
         except UsageError:
             opened.pool.give_back(lane)
             raise
@@ -277,7 +283,7 @@ class TrtRunner(Closing):
             raise self._refused(said) from error
 
     def _give_up(self, opened: _Opened, lane: Lane, error: BaseException) -> None:
-        """After a call that failed: is it the call, or the GPU for good?"""
+        """Discard the lane of a failed call, and find out whether the GPU failed for good."""
         said = cuda_failure(error)
         # A fault on the GPU stays: it is given as the answer to whatever is asked afterwards.
         if self._broken is None and not lane.is_usable():
@@ -303,7 +309,7 @@ class TrtRunner(Closing):
 
 
 class ResidentRunner(Closing):
-    """Runs what `upload` has put on the GPU; the outputs are computed and left there.
+    """A runner of inputs that `upload` has put on the GPU; outputs stay there.
 
     The runner behind it stays the caller's.
     """
@@ -322,8 +328,8 @@ class ResidentRunner(Closing):
         return self._runner.run_on_device(feeds)
 
     def run_timed(self, feeds: Mapping[str, Any]) -> tuple[dict[str, Any], StepTimes]:
-        """The duration of computing and enqueueing; there are no outputs, as none was fetched."""
+        """Times of computing and enqueueing; the outputs are empty, as none is fetched."""
         return {}, self._runner.time_on_device(feeds)
 
     def close(self) -> None:
-        """Nothing: what was uploaded is freed with the last reference to it."""
+        """Do nothing: an upload is freed with the last reference to it."""

@@ -26,14 +26,14 @@ _SHOW_EVERY_NS: Final = 250_000_000
 
 
 class Goal(Protocol):
-    """Decides when a loop has enough; one thread at a time asks."""
+    """A condition that ends a loop; called by one thread at a time."""
 
     def reached(self, begin_ns: int, end_ns: int) -> bool:
-        """Take note of one more query, and say whether it is the last that is needed."""
+        """Count one more query; return True if it is the last that is needed."""
 
 
 class Display:
-    """Tells a progress task, four times a second at most: telling takes time from the model."""
+    """Updates a progress task four times a second at most, as updates take time from the model."""
 
     def __init__(self, task: ProgressTask, detail: str) -> None:
         self._task = task
@@ -41,7 +41,7 @@ class Display:
         self._shown_ns: int | None = None
 
     def show(self, now_ns: int, done: float, total: float) -> None:
-        """``done`` of ``total``; shown when it is the end, or has not been for a while."""
+        """Show ``done`` of ``total``, if it is the end or the last update is a while ago."""
         due = self._shown_ns is None or now_ns - self._shown_ns >= _SHOW_EVERY_NS
         if due or done >= total:
             self._shown_ns = now_ns
@@ -49,7 +49,7 @@ class Display:
 
 
 class Enough:
-    """A minimum duration and a minimum number of queries, both."""
+    """A goal of a minimum duration and a minimum number of queries, both."""
 
     def __init__(self, duration_s: float, min_samples: int, display: Display) -> None:
         self._duration_s = duration_s
@@ -59,7 +59,7 @@ class Enough:
         self._count = 0
 
     def reached(self, begin_ns: int, end_ns: int) -> bool:
-        """Whether both are fulfilled."""
+        """True if both are reached."""
         if self._start_ns is None:
             self._start_ns = begin_ns
         self._count += 1
@@ -70,7 +70,7 @@ class Enough:
         return share >= 1.0
 
 
-def closed_loop(sut: SystemUnderTest, streams: int, goal: Goal) -> Recording:
+def closed_loop(system: SystemUnderTest, streams: int, goal: Goal) -> Recording:
     """Query the runner from ``streams`` threads, each its own, until the goal is reached.
 
     The queries that are under way at that moment are finished and counted. With one stream there
@@ -79,37 +79,43 @@ def closed_loop(sut: SystemUnderTest, streams: int, goal: Goal) -> Recording:
     Raises:
         BaseException: the first error of the runner; all threads have ended.
     """
-    loop = _Loop(sut, goal)
+    loop = _Loop(system, goal)
     recorders = [Recorder() for _ in range(streams)]
     if streams == 1:
         loop.stream(recorders[0])
     else:
-        run_threads([partial(loop.stream, one) for one in recorders], sut.clock, loop.stop)
+        run_threads([partial(loop.stream, one) for one in recorders], system.clock, loop.stop)
     return Recording(recorders)
 
 
 class _Loop:
-    """What the streams of one measurement share."""
+    """State that the streams of one measurement share."""
 
-    def __init__(self, sut: SystemUnderTest, goal: Goal) -> None:
+    def __init__(self, system: SystemUnderTest, goal: Goal) -> None:
         self.stop = Event()
-        self._sut = sut
+        self._system = system
         self._goal = goal
         self._asking = Lock()
 
     def stream(self, recorder: Recorder) -> None:
-        """Query until somebody says that it is enough."""
-        clock, run_timed, feeds = self._sut.clock, self._sut.runner.run_timed, self._sut.feeds
+        """Query until the goal is reached or another stream stops."""
+        # Local names: attributes looked up in the loop would take time between two queries.
+        system = self._system
+        clock, run_timed, feeds = system.clock, system.runner.run_timed, system.feeds
         while not self.stop.is_set():
             begin_ns = clock.now_ns()
             _, steps = run_timed(feeds)
             end_ns = clock.now_ns()
+            # Behind the end of the query, so that recording it is in no latency.
             recorder.add(begin_ns, end_ns, steps)
+            # A goal counts, which is not thread safe.
             with self._asking:
                 if self._goal.reached(begin_ns, end_ns):
                     self.stop.set()
 
 
+# The warm-up ends when the medians of the last WINDOWS windows agree within SPREAD, at the latest
+# after PATIENCE times its own length.
 WINDOWS: Final = 3
 WINDOW_QUERIES: Final = 5
 WINDOWS_PER_WARM_UP: Final = 5
@@ -127,7 +133,7 @@ class Windows:
         self._medians: list[float] = []
 
     def add(self, wall_ms: float) -> None:
-        """One more query."""
+        """Add the time of one query."""
         self._open.append(wall_ms)
         self._open_ms += wall_ms
         if len(self._open) >= WINDOW_QUERIES and self._open_ms >= self._window_ms:
@@ -136,34 +142,34 @@ class Windows:
 
     @property
     def stable(self) -> bool:
-        """Whether the last three medians lie within 5 % of one another."""
+        """True if the last three medians are within 5 % of one another."""
         if len(self._medians) < WINDOWS:
             return False
         return max(self._medians) <= min(self._medians) * (1 + SPREAD)
 
 
 def windows_of(switches: Switches) -> Windows:
-    """Empty windows of the length that these switches ask for.
+    """Empty windows of the length that follows from the switches.
 
-    Queries of several streams overlap, so that their durations add up faster than the time.
+    Queries of several streams overlap, so that their durations add up faster than the clock runs.
     """
     return Windows(switches.warmup_s * 1e3 / WINDOWS_PER_WARM_UP * switches.streams)
 
 
 def is_stable(warmup_ms: Iterable[float], switches: Switches) -> bool:
-    """Whether the warm-up of a result ended because the model was steady, not for its time."""
+    """True if the warm-up of a result ended with stable times, not at its time limit."""
     windows = windows_of(switches)
     for wall_ms in warmup_ms:
         windows.add(wall_ms)
     return windows.stable
 
 
-def warm_up(sut: SystemUnderTest, switches: Switches, task: ProgressTask) -> NDArray[np.float64]:
-    """Warm up in as many streams as will be measured; the duration of each query in ms."""
+def warm_up(system: SystemUnderTest, switches: Switches, task: ProgressTask) -> NDArray[np.float64]:
+    """Warm up in as many streams as are measured; return the duration of each query in ms."""
     if not switches.warmup_s:
         return np.empty(0, np.float64)
     goal = _Warm(switches, Display(task, "warm-up"))
-    recording = closed_loop(sut, switches.streams, goal)
+    recording = closed_loop(system, switches.streams, goal)
     # In the order of their ends, in which the rule saw them.
     return recording.wall_ms[np.argsort(recording.end_ns, kind="stable")]
 
@@ -172,6 +178,7 @@ class _Warm:
     def __init__(self, switches: Switches, display: Display) -> None:
         self._windows = windows_of(switches)
         self._wanted_s = switches.warmup_s
+        # A preset has a warm-up of fixed length, as trtexec has.
         self._patience_s = switches.warmup_s * (PATIENCE if switches.preset is None else 1)
         self._display = display
         self._start_ns: int | None = None

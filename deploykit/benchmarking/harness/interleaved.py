@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from deploykit.core.specs import Array, Runner
 
 ROUNDS: Final = 50
-"""Many short rounds rather than few long ones: more pairs, and less happens within one."""
+"""Default number of rounds; many short ones give more pairs, with less drift within each."""
 
 MIN_BLOCK: Final = 3
-"""Queries of a block: its first one finds the caches full of the other model."""
+"""Fewest queries of a block: the first one finds the other model's data in the caches."""
 
 _NO_WARM_UP: Final = np.empty(0, np.float64)
 
@@ -68,13 +68,14 @@ def interleave(
     random = np.random.default_rng(switches.seed)
     one, other = sides
     tell = partial(task.update, total=2.0 * rounds)
+    # A against itself: what differs here is noise of the machine, and no verdict may rest on it.
     aa = series.measure(one, one, random, lambda done: tell(done, detail="A against A"))
     ab = series.measure(one, other, random, lambda done: tell(rounds + done, detail="A against B"))
     return Rounds(aa, ab, warm_a, warm_b)
 
 
 def check_rounds(switches: Switches, rounds: int) -> None:
-    """Refuse what `interleave` cannot do, before anything is made for it.
+    """Check what `interleave` requires, before any runner is opened.
 
     Raises:
         UsageError: fewer than 20 rounds, or another scenario than single-stream.
@@ -89,7 +90,7 @@ def check_rounds(switches: Switches, rounds: int) -> None:
 
 
 class _Series:
-    """Rounds of two sides with what they have in common."""
+    """Settings that the rounds of two sides share."""
 
     def __init__(self, switches: Switches, rounds: int, origin_ns: int) -> None:
         self._rounds = rounds
@@ -104,7 +105,7 @@ class _Series:
         random: np.random.Generator,
         tell: Callable[[int], None],
     ) -> tuple[Round, ...]:
-        """All rounds; told after each, between the blocks and not inside of one."""
+        """Measure all rounds; ``tell`` is called after each round, never within a block."""
         found = []
         for done, a_first in enumerate(random.permutation(np.arange(self._rounds) % 2 == 0), 1):
             if a_first:
@@ -121,7 +122,7 @@ class _Series:
 
 
 class _Block:
-    """Enough time and enough queries; shows nothing."""
+    """A goal of time and queries without a display."""
 
     def __init__(self, block_ns: int, queries: int) -> None:
         self._block_ns = block_ns

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from deploykit.benchmarking.results import Samples
 
 _LEAD_NS: Final = 20_000_000
-"""The schedule starts this much later, when all threads run."""
+"""Delay of the schedule, until all threads run."""
 
 _NAP_NS: Final = 50_000_000
-"""The longest sleep before a thread looks whether it should end."""
+"""Longest sleep of a thread before it checks for the end."""
 
 
 def arrivals_ns(count: int, rate_per_s: float, seed: int) -> NDArray[np.int64]:
@@ -46,17 +46,17 @@ def arrivals_ns(count: int, rate_per_s: float, seed: int) -> NDArray[np.int64]:
 
 
 class Judge(Protocol):
-    """Sees the latency of each query, one thread at a time."""
+    """A condition that ends a schedule early; called by one thread at a time."""
 
     def is_hopeless(self, latency_ms: float) -> bool:
-        """Whether nothing that still comes could change the verdict."""
+        """True if no further query can change the verdict."""
 
 
 class Neutral:
-    """Wants to see every query."""
+    """A judge that never ends a schedule early."""
 
     def is_hopeless(self, latency_ms: float) -> bool:  # noqa: ARG002
-        """Never."""
+        """False for every query."""
         return False
 
 
@@ -69,16 +69,16 @@ class Served:
 
     @property
     def duration_s(self) -> float:
-        """From the start of the schedule to the end of the last query."""
+        """Time from the start of the schedule to the end of the last query."""
         return self.recording.duration_s(self.origin_ns)
 
     def samples(self, warmup_ms: NDArray[np.float64]) -> Samples:
-        """The noun."""
+        """The samples of the queries, with those of the warm-up."""
         return self.recording.samples(self.origin_ns, warmup_ms)
 
 
 def open_loop(
-    sut: SystemUnderTest,
+    system: SystemUnderTest,
     workers: int,
     schedule_ns: NDArray[np.int64],
     display: Display,
@@ -93,25 +93,25 @@ def open_loop(
     Raises:
         BaseException: the first error of the runner; all threads have ended.
     """
-    service = _Service(sut, schedule_ns, display, judge)
+    service = _Service(system, schedule_ns, display, judge)
     recorders = [Recorder() for _ in range(workers)]
-    run_threads([partial(service.work, one) for one in recorders], sut.clock, service.stop)
+    run_threads([partial(service.work, one) for one in recorders], system.clock, service.stop)
     return Served(Recording(recorders), service.origin_ns)
 
 
 class _Service:
-    """What the workers of one measurement share."""
+    """State that the workers of one measurement share."""
 
     def __init__(
         self,
-        sut: SystemUnderTest,
+        system: SystemUnderTest,
         schedule_ns: NDArray[np.int64],
         display: Display,
         judge: Judge,
     ) -> None:
         self.stop = Event()
-        self.origin_ns = sut.clock.now_ns() + _LEAD_NS
-        self._sut = sut
+        self.origin_ns = system.clock.now_ns() + _LEAD_NS
+        self._system = system
         self._display = display
         self._judge = judge
         self._due_ns: list[int] = (schedule_ns + self.origin_ns).tolist()
@@ -120,16 +120,18 @@ class _Service:
         self._lock = Lock()
 
     def work(self, recorder: Recorder) -> None:
-        """Serve until nothing is left or somebody says stop."""
-        clock, run_timed, feeds = self._sut.clock, self._sut.runner.run_timed, self._sut.feeds
+        """Serve queries until the schedule ends or another worker stops."""
+        system = self._system
+        clock, run_timed, feeds = system.clock, system.runner.run_timed, system.feeds
         while (due_ns := self._take()) is not None and self._wait_for(due_ns):
             _, steps = run_timed(feeds)
             end_ns = clock.now_ns()
+            # From the scheduled moment on: the time in the queue is part of the latency.
             recorder.add(due_ns, end_ns, steps)
             self._note(due_ns, end_ns)
 
     def _take(self) -> int | None:
-        """When the next query is due; ``None`` after the last."""
+        """Take the next query and return when it is due; ``None`` after the last."""
         with self._lock:
             if self._next == len(self._due_ns):
                 return None
@@ -137,8 +139,8 @@ class _Service:
             return self._due_ns[self._next - 1]
 
     def _wait_for(self, due_ns: int) -> bool:
-        """Whether the moment came; otherwise it is time to stop."""
-        clock = self._sut.clock
+        """Wait until ``due_ns``; False if the measurement stops before."""
+        clock = self._system.clock
         while not self.stop.is_set():
             left_ns = due_ns - clock.now_ns()
             if left_ns <= 0:

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from deploykit.core.specs import Array, Runner
 
 TOLERANCE: Final = 0.02
-"""The search ends when the lowest rate that failed is at most this much above the best."""
+"""Share between the best rate and the lowest that failed at which the search ends."""
 
 MAX_TRIALS: Final = 20
 HALVINGS: Final = 6
-"""The search gives up under 1/64 of the first rate that it tried."""
+"""Halvings of the first rate before the search gives up, at 1/64 of it."""
 
 _CAPACITY_SHARE: Final = 0.25
 _CAPACITY_QUERIES: Final = 10
@@ -89,10 +89,11 @@ def highest_rate(  # noqa: PLR0913  (the signature of `benchmark`, and the bound
         BaseException: what the runner raises, once, after all threads have ended.
     """
     _check(switches, bound_ms, percentile)
-    sut = SystemUnderTest(runner, feeds, clock)
-    warmup_ms = warm_up(sut, switches, task)
-    search = _Search(sut, switches, (bound_ms, percentile), task)
-    best = bisect_rate(search.passes, _capacity_per_s(sut, switches, task) / 2)
+    system = SystemUnderTest(runner, feeds, clock)
+    warmup_ms = warm_up(system, switches, task)
+    search = _Search(system, switches, (bound_ms, percentile), task)
+    # Half of the capacity: random arrivals form queues well below it.
+    best = bisect_rate(search.passes, _capacity_per_s(system, switches, task) / 2)
     served = None if best is None else search.served[best]
     return RateSearch(
         bound_ms=bound_ms,
@@ -146,7 +147,7 @@ def _next_rate(best: float | None, failed: float | None) -> float:
 
 
 def allowed_late(queries: int, percentile: float) -> int:
-    """How many queries may be late while the percentile (nearest rank) is still in time.
+    """Number of queries that may be late while the percentile (nearest rank) is in time.
 
     >>> allowed_late(1000, 99.0), allowed_late(1000, 99.9), allowed_late(99, 99.0)
     (10, 1, 0)
@@ -156,7 +157,7 @@ def allowed_late(queries: int, percentile: float) -> int:
 
 
 class _LateCounter:
-    """Counts the queries beyond the bound, and has no hope when there are too many."""
+    """A judge that counts late queries and ends the trial when there are too many."""
 
     def __init__(self, bound_ms: float, allowed: int) -> None:
         self._bound_ms = bound_ms
@@ -173,30 +174,30 @@ class _LateCounter:
 
 
 class _Search:
-    """Runs the trials and keeps them."""
+    """Runs trials of rates and keeps their results."""
 
     def __init__(
         self,
-        sut: SystemUnderTest,
+        system: SystemUnderTest,
         switches: Switches,
         demand: tuple[float, float],
         task: ProgressTask,
     ) -> None:
         self.trials: list[RateTrial] = []
         self.served: dict[float, Served] = {}
-        self._sut = sut
+        self._system = system
         self._switches = switches
         self._bound_ms, self._percentile = demand
         self._task = task
 
     def passes(self, rate_per_s: float) -> bool:
-        """Try one rate."""
+        """Run the trial of one rate; True if it passed."""
         count = query_count(self._switches, rate_per_s)
         allowed = allowed_late(count, self._percentile)
         judge = _LateCounter(self._bound_ms, allowed)
         schedule_ns = arrivals_ns(count, rate_per_s, self._switches.seed)
         display = Display(self._task, f"trial {len(self.trials) + 1}: {rate_per_s:.4g}/s")
-        served = open_loop(self._sut, self._switches.streams, schedule_ns, display, judge)
+        served = open_loop(self._system, self._switches.streams, schedule_ns, display, judge)
         wall_ms = served.recording.wall_ms
         self.trials.append(
             RateTrial(
@@ -213,15 +214,15 @@ class _Search:
 
 
 def _nearest_rank(wall_ms: NDArray[np.float64], above: int) -> float:
-    """The value that ``above`` others may exceed."""
+    """The value that ``above`` others exceed or equal."""
     return float(np.sort(wall_ms)[len(wall_ms) - above - 1])
 
 
-def _capacity_per_s(sut: SystemUnderTest, switches: Switches, task: ProgressTask) -> float:
+def _capacity_per_s(system: SystemUnderTest, switches: Switches, task: ProgressTask) -> float:
     """Queries per second of as many closed loops as there are workers."""
     duration_s = switches.duration_s * _CAPACITY_SHARE
     goal = Enough(duration_s, _CAPACITY_QUERIES * switches.streams, Display(task, "capacity"))
-    recording = closed_loop(sut, switches.streams, goal)
+    recording = closed_loop(system, switches.streams, goal)
     return len(recording.begin_ns) / recording.duration_s(int(recording.begin_ns[0]))
 
 

@@ -39,7 +39,7 @@ class Recorder:
         self.enqueue_ms = array("d")
 
     def add(self, begin_ns: int, end_ns: int, steps: StepTimes) -> None:
-        """One query; ``begin_ns`` is the moment from which its latency counts."""
+        """Add one query; its latency counts from ``begin_ns``."""
         self.begin_ns.append(begin_ns)
         self.end_ns.append(end_ns)
         self.compute_ms.append(_MISSING if steps.compute_ms is None else steps.compute_ms)
@@ -61,15 +61,15 @@ class Recording:
 
     @property
     def wall_ms(self) -> Milliseconds:
-        """From the begin of each query to its end."""
+        """Latency of each query (queries,), from its begin to its end."""
         return (self.end_ns - self.begin_ns) / _NS_PER_MS
 
     def duration_s(self, origin_ns: int) -> float:
-        """From ``origin_ns`` to the end of the last query."""
+        """Time from ``origin_ns`` to the end of the last query."""
         return float(self.end_ns.max() - origin_ns) / _NS_PER_S
 
     def samples(self, origin_ns: int, warmup_ms: Milliseconds) -> Samples:
-        """The noun; ``origin_ns`` is the start of the measurement."""
+        """The samples of all queries; ``origin_ns`` is the start of the measurement."""
         return Samples(
             wall_ms=self.wall_ms,
             compute_ms=self._step([one.compute_ms for one in self._recorders]),
@@ -83,4 +83,5 @@ class Recording:
     def _step(self, columns: list[array[float]]) -> Milliseconds | None:
         """One column of all threads; ``None`` unless every query had this step."""
         values = np.concatenate([np.array(one, np.float64) for one in columns])[self._order]
+        # A step that some queries lack cannot be compared with the others, sample by sample.
         return None if np.isnan(values).any() else values

@@ -31,7 +31,7 @@ def benchmark(
     task: ProgressTask,
     rate_per_s: float | None = None,
 ) -> tuple[Samples, float]:
-    """Warm up, then measure; the samples and how long the measurement took, in seconds.
+    """Warm up, then measure; return the samples and the duration of the measurement in s.
 
     ``runner`` is open and stays the caller's. ``feeds`` is the one batch of every query. Scenarios
     are those of MLPerf Inference:
@@ -50,19 +50,19 @@ def benchmark(
         BaseException: what the runner raises, once, after all threads have ended.
     """
     check_streams(switches)
-    sut = SystemUnderTest(runner, feeds, clock)
+    system = SystemUnderTest(runner, feeds, clock)
     if switches.scenario == SERVER:
-        return _server(sut, switches, check_rate(rate_per_s), task)
+        return _server(system, switches, check_rate(rate_per_s), task)
     if rate_per_s is not None:
         raise UsageError(
             f"a rate of {rate_per_s:g} queries per second for the {switches.scenario} scenario\n"
             f"only the {SERVER} scenario has a rate: leave it out, or choose that scenario"
         )
-    return _closed(sut, switches, task)
+    return _closed(system, switches, task)
 
 
 def check_switches(switches: Switches) -> None:
-    """Refuse switches that do not go together, before anything is made for them.
+    """Check that switches go together, before any model is prepared for them.
 
     Raises:
         UsageError: several streams where there is one by definition, or a rate or a bound outside
@@ -84,7 +84,7 @@ def check_switches(switches: Switches) -> None:
 
 
 def check_streams(switches: Switches) -> None:
-    """Refuse several streams where there is one by definition."""
+    """Refuse several streams in the scenario that has one by definition."""
     if switches.scenario == SINGLE_STREAM and switches.streams != 1:
         raise UsageError(
             f"{switches.streams} streams in the {SINGLE_STREAM} scenario, which has one\n"
@@ -93,7 +93,7 @@ def check_streams(switches: Switches) -> None:
 
 
 def check_rate(rate_per_s: float | None) -> float:
-    """The rate, where it is one."""
+    """Return the rate if it is a positive number, otherwise raise."""
     if rate_per_s is None or not isfinite(rate_per_s) or rate_per_s <= 0:
         found = "no rate" if rate_per_s is None else f"a rate of {rate_per_s:g}"
         raise UsageError(
@@ -104,23 +104,26 @@ def check_rate(rate_per_s: float | None) -> float:
 
 
 def query_count(switches: Switches, rate_per_s: float) -> int:
-    """Queries of a server measurement: for the time and at least as many as asked."""
+    """Number of queries of a server measurement: for its duration, and at least the minimum."""
     return max(switches.min_samples, ceil(rate_per_s * switches.duration_s))
 
 
-def _closed(sut: SystemUnderTest, switches: Switches, task: ProgressTask) -> tuple[Samples, float]:
-    warmup_ms = warm_up(sut, switches, task)
+def _closed(
+    system: SystemUnderTest, switches: Switches, task: ProgressTask
+) -> tuple[Samples, float]:
+    warmup_ms = warm_up(system, switches, task)
     goal = Enough(switches.duration_s, switches.min_samples, Display(task, "measure"))
-    recording = closed_loop(sut, switches.streams, goal)
+    recording = closed_loop(system, switches.streams, goal)
     origin_ns = int(recording.begin_ns[0])
     return recording.samples(origin_ns, warmup_ms), recording.duration_s(origin_ns)
 
 
 def _server(
-    sut: SystemUnderTest, switches: Switches, rate_per_s: float, task: ProgressTask
+    system: SystemUnderTest, switches: Switches, rate_per_s: float, task: ProgressTask
 ) -> tuple[Samples, float]:
+    # Drawn before the warm-up, so that the measurement follows the warm-up at once.
     schedule_ns = arrivals_ns(query_count(switches, rate_per_s), rate_per_s, switches.seed)
-    warmup_ms = warm_up(sut, switches, task)
+    warmup_ms = warm_up(system, switches, task)
     display = Display(task, "measure")
-    served = open_loop(sut, switches.streams, schedule_ns, display, Neutral())
+    served = open_loop(system, switches.streams, schedule_ns, display, Neutral())
     return served.samples(warmup_ms), served.duration_s

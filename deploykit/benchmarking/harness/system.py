@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class Clock(Protocol):
-    """What time it is, waiting, and threads that live in this time.
+    """A source of time: the present, waiting, and threads that wait by it.
 
-    Nanoseconds are whole numbers: sums and differences of them are exact.
+    Nanoseconds are integers, so that sums and differences are exact.
     """
 
     def now_ns(self) -> int:
@@ -30,7 +30,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's own time, by its finest counter."""
+    """The clock of the machine, by its finest counter."""
 
     def now_ns(self) -> int:
         """The performance counter, which no change of the date moves."""
@@ -47,7 +47,7 @@ class SystemClock:
 
 @dataclass(frozen=True, slots=True)
 class SystemUnderTest:
-    """An open runner, the one batch that it is asked again and again, and the time it is in."""
+    """An open runner, the one batch of all its queries, and the clock that times them."""
 
     runner: Runner
     feeds: Mapping[str, Array]

@@ -1,4 +1,4 @@
-"""Several threads that end together."""
+"""Thread group: several threads that end together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def run_threads(works: Iterable[Callable[[], None]], clock: Clock, stop: Event) -> None:
     """Run each work in a thread of its own, and return when all have ended.
 
-    Every work must look at ``stop`` often and end when it is set. It is set here when one of them
+    Every work must check ``stop`` often and end when it is set. It is set here when one of them
     fails, and when the caller is interrupted.
 
     Raises:
@@ -58,4 +58,5 @@ def _guarded(
         errors.append(error)
         stop.set()
     finally:
+        # Last, so that who waits for it finds the error in the list.
         ended.set()

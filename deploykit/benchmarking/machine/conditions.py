@@ -1,4 +1,4 @@
-"""What the machine did while something was measured on it, and whether that spoils the figures."""
+"""Conditions of the machine during a measurement, and whether they spoil its figures."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 BUSY_SHARE: Final = 0.1
-"""Of all processors (or of a GPU's time): more of it in other hands is a busy machine."""
+"""Share of all processors, or of a GPU's time, that others may use on a quiet machine."""
 
 STEAL_SHARE: Final = 0.01
-"""Of all processors, taken by the host of a virtual machine: stolen time stops a query midway."""
+"""Share of all processors that a virtual machine's host may take; it stops queries midway."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Conditions:
     gpu_unknown: str | None = None
 
     def sentences(self) -> tuple[str, ...]:
-        """Why the figures may be worse than this machine can do; none where all was quiet."""
+        """Reasons why figures may be worse than the machine allows; empty if it was quiet."""
         gpu = () if self.gpu is None else _gpu_sentences(self.gpu)
         unknown = () if self.gpu_unknown is None else (self.gpu_unknown,)
         return (*_busy_sentences(self.host), *_stopped_sentences(self.host), *gpu, *unknown)
@@ -59,7 +59,7 @@ def watch(
     open_gpu_meter: Callable[[], GpuMeter] = _open_gpu_meter,
     interval_s: float = INTERVAL_S,
 ) -> tuple[Result, Conditions]:
-    """Do ``work`` and say what the machine did meanwhile.
+    """Run ``work`` and record the conditions of the machine meanwhile.
 
     With ``on_gpu`` the first GPU is read every ``interval_s``. A GPU that cannot be read spoils
     nothing: the conditions say so.
@@ -69,6 +69,7 @@ def watch(
     """
     host = host or Host()
     meter, unknown = _open(open_gpu_meter) if on_gpu else (None, None)
+    # Before the work: afterwards the load average would contain our own.
     load_before, start = host.load(), host.counters()
     if meter is None:
         result, gpu = work(), None
@@ -92,6 +93,7 @@ def _metered(
     work: Callable[[], Result], meter: GpuMeter, interval_s: float
 ) -> tuple[Result, GpuConditions]:
     try:
+        # Before the work: afterwards the GPU's use would be our own.
         busy_before = meter.busy()
         sampler = GpuSampler(meter, interval_s)
         sampler.start()

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 INTERVAL_S: Final = 0.1
-"""Between two readings. More often would show nothing new (the driver averages power over more
-than this), and each reading takes the driver from the thread that launches."""
+"""Time between two readings. The driver averages power over a longer time, so that more readings
+would show nothing new, and each one takes the driver from the thread that launches."""
 
 REASONS: Final[Mapping[int, str]] = {
     0x004: "power limit",
@@ -29,14 +29,14 @@ REASONS: Final[Mapping[int, str]] = {
     0x080: "power brake",
 }
 """Bits of nvml.h (``nvmlClocksThrottleReason...``) that mean slower than the GPU could be. Left
-out: idle, a clock that somebody set, and the display's."""
+out are idle, a clock that a user set, and the display's."""
 
 _BUS_ID_BYTES: Final = 32
 _CUDA_SUCCESS: Final = 0
 
 
 class Nvml(Protocol):
-    """What is used of the module ``pynvml``; a handle is opaque."""
+    """The part of the module ``pynvml`` that is used; a handle is opaque."""
 
     NVMLError: type[Exception]
     NVML_CLOCK_SM: int
@@ -60,7 +60,7 @@ class Nvml(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GpuReading:
-    """One moment; ``None`` where the GPU does not tell. ``reasons`` are NVML's bits."""
+    """One reading; ``None`` where the GPU reports nothing. ``reasons`` are NVML's bits."""
 
     sm_mhz: int | None
     memory_mhz: int | None
@@ -75,7 +75,7 @@ class GpuConditions:
 
     ``busy_before`` is the share of the last second or less in which some kernel ran, from 0 to 1.
     ``throttled`` has, for each reason that occurred (`REASONS`), the share of the readings;
-    ``None`` where the GPU does not tell.
+    ``None`` where the GPU reports none.
     """
 
     readings: int
@@ -108,6 +108,7 @@ class GpuMeter:
                 else nvml.nvmlDeviceGetHandleByPciBusId(bus_id)
             )
         except nvml.NVMLError:
+            # NVML counts how often it was started; without this the count stays too high.
             nvml.nvmlShutdown()
             raise
 
@@ -121,11 +122,11 @@ class GpuMeter:
         return self._ask(self._nvml.nvmlDeviceGetMaxClockInfo, self._nvml.NVML_CLOCK_SM)
 
     def power_limit_w(self) -> float | None:
-        """What the GPU may take."""
+        """Power limit of the GPU."""
         return _watts(self._ask(self._nvml.nvmlDeviceGetEnforcedPowerLimit))
 
     def read(self) -> GpuReading:
-        """Now."""
+        """Read all values now."""
         nvml = self._nvml
         return GpuReading(
             sm_mhz=self._ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
@@ -137,7 +138,7 @@ class GpuMeter:
         )
 
     def close(self) -> None:
-        """Let NVML go."""
+        """Shut NVML down."""
         self._nvml.nvmlShutdown()
 
     def _ask(self, question: Callable[..., Value], *arguments: int) -> Value | None:
@@ -163,7 +164,7 @@ class GpuSampler:
         self._thread.start()
 
     def stop(self) -> list[GpuReading]:
-        """End the thread; what it read, at least one reading."""
+        """End the thread and return its readings, at least one."""
         self._ended.set()
         self._thread.join()
         return self._readings
@@ -171,6 +172,7 @@ class GpuSampler:
     def _sample(self) -> None:
         while True:
             self._readings.append(self._meter.read())
+            # A wait on the event and not a sleep, so that `stop` returns at once.
             if self._ended.wait(self._interval_s):
                 return
 
@@ -186,7 +188,7 @@ def open_gpu_meter() -> GpuMeter:
 
 
 def pci_bus_id(load: Callable[[], Any] = open_driver) -> str | None:
-    """Where the first GPU of CUDA is plugged in: NVML counts GPUs in another order."""
+    """PCI address of CUDA's first GPU; NVML counts GPUs in another order."""
     driver = load()
     text = ctypes.create_string_buffer(_BUS_ID_BYTES)
     if driver is None or driver.cuInit(0) != _CUDA_SUCCESS:
@@ -199,7 +201,7 @@ def pci_bus_id(load: Callable[[], Any] = open_driver) -> str | None:
 def conditions_of(
     meter: GpuMeter, busy_before: float | None, readings: Sequence[GpuReading]
 ) -> GpuConditions:
-    """What the readings of one measurement say together."""
+    """Summary of the readings of one measurement."""
     sm_mhz = [one.sm_mhz for one in readings if one.sm_mhz is not None]
     memory_mhz = [one.memory_mhz for one in readings if one.memory_mhz is not None]
     power_w = [one.power_w for one in readings if one.power_w is not None]

@@ -1,4 +1,4 @@
-"""What the processors of this machine did during a measurement, from Linux' own counters.
+"""Activity of the processors during a measurement, from Linux' own counters.
 
 Every figure is ``None`` where the system does not tell it; nothing here needs rights.
 """
@@ -29,7 +29,7 @@ _USER, _NICE, _SYSTEM, _IDLE, _IOWAIT, _IRQ, _SOFTIRQ, _STEAL = range(8)
 """Columns of /proc/stat, in ticks (proc_stat(5))."""
 
 _MIN_TICKS: Final = 50
-"""Fewer ticks of all processors together say nothing: each counter may be wrong by one."""
+"""Fewest ticks of all processors from which shares are computed; counters err by one each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Host:
         self._own_s = own_s
 
     def counters(self) -> HostCounters:
-        """Now."""
+        """Read all counters now."""
         return HostCounters(
             own_s=self._own_s(),
             ticks=self._ticks(),
@@ -98,7 +98,7 @@ class Host:
     def conditions(
         self, load_before: tuple[float, float, float] | None, start: HostCounters, end: HostCounters
     ) -> HostConditions:
-        """What two readings of the counters and the time between them say."""
+        """Conditions between two readings of the counters."""
         clocks_mhz = (*start.clocks_mhz, *end.clocks_mhz)
         others, steal = _shares(start, end)
         return HostConditions(
@@ -128,6 +128,7 @@ class Host:
 
     def _ticks(self) -> tuple[int, ...] | None:
         first = self._text("proc/stat").partition("\n")[0].split()
+        # Later columns (guest time) are left out: they are part of user time already.
         columns = tuple(int(number) for number in first[1 : _STEAL + 2])
         return columns if len(columns) == _STEAL + 1 else None
 
@@ -169,7 +170,7 @@ def _usable_cores() -> int:
 
 
 def _shares(start: HostCounters, end: HostCounters) -> tuple[float | None, float | None]:
-    """Of other processes, and stolen by the host."""
+    """Shares used by other processes, and stolen by the host of a virtual machine."""
     if start.ticks is None or end.ticks is None:
         return None, None
     ticks = [after - before for before, after in zip(start.ticks, end.ticks, strict=True)]
@@ -178,6 +179,7 @@ def _shares(start: HostCounters, end: HostCounters) -> tuple[float | None, float
         return None, None
     busy = total - ticks[_IDLE] - ticks[_IOWAIT] - ticks[_STEAL]
     own = (end.own_s - start.own_s) * os.sysconf("SC_CLK_TCK")
+    # Not below 0: ticks are coarser than this process's own time.
     return max(0.0, busy - own) / total, ticks[_STEAL] / total
 
 

@@ -1,4 +1,4 @@
-"""What was measured so far, kept line by line, so that an interrupted run goes on where it was."""
+"""Checkpoint of a run: results kept line by line, so that an interrupted run resumes."""
 
 from __future__ import annotations
 

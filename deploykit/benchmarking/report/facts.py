@@ -1,4 +1,4 @@
-"""What a report says of the machine, the switches and the time of a run, in words.
+"""Machine, switches and time of a run as text for reports.
 
 An environment is plain data from a file, so nothing is taken for granted about what it holds.
 """
@@ -57,7 +57,7 @@ def machine_name(environment: Mapping[str, Any]) -> str:
 
 
 def machine_facts(environment: Mapping[str, Any]) -> Facts:
-    """What the machine is and has, by label; only what is known."""
+    """Facts about the machine by label; unknown ones are left out."""
     cores = environment.get("logical_cores")
     packages = environment.get("packages")
     versions = packages.items() if isinstance(packages, dict) else ()
@@ -121,7 +121,7 @@ def peak_text(peak: DevicePeak) -> str:
 
 
 def switch_facts(switches: Switches) -> Facts:
-    """Everything that changes a figure and is not the model, by label."""
+    """The switches of a measurement by label, as text."""
     given = {
         "Scenario": switches.scenario,
         "Preset": switches.preset,
@@ -159,7 +159,7 @@ def versions_of(run: BenchmarkRun) -> list[str]:
 
 
 def period_of(run: BenchmarkRun) -> str:
-    """When the run was measured, to the minute.
+    """Period in which the run was measured, to the minute.
 
     A moment that is no ISO 8601 is shown as it is.
     """
@@ -169,6 +169,7 @@ def period_of(run: BenchmarkRun) -> str:
     first, last = _moment(moments[0]), _moment(moments[-1])
     if first == last:
         return first
+    # 11 characters: the date and the space behind it.
     day = first[:11]
     return f"{first} to {last.removeprefix(day)}"
 
@@ -207,4 +208,5 @@ def _gib(size_bytes: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
+    # In Python a bool is an int.
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

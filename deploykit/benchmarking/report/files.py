@@ -27,6 +27,7 @@ def write_reports(run: BenchmarkRun, path: Path) -> tuple[Path, ...]:
         BundleError: the place cannot be written to; files that were there are as they were.
     """
     require_results_name(path)
+    # All texts before the first file: a failure leaves no half of a set of reports.
     texts = {".md": markdown_of(run), ".csv": csv_of(run), ".html": page_of(run)}
     reports = {path.with_suffix(suffix): text for suffix, text in texts.items()}
     for report, text in reports.items():
@@ -36,7 +37,7 @@ def write_reports(run: BenchmarkRun, path: Path) -> tuple[Path, ...]:
 
 
 def require_results_name(path: Path) -> None:
-    """Refuse a name that reports cannot stand beside.
+    """Check that the name of a results file leaves room for its reports.
 
     Raises:
         UsageError: ``path`` does not end in ``.json``.

@@ -37,9 +37,11 @@ if TYPE_CHECKING:
 
 
 _MEDIAN: Final = 50
+# Levels of the distribution: every percent from 0 to 90, then _TAIL more up to _LAST percent.
 _BULK: Final = 91
 _TAIL: Final = 60
 _LAST: Final = 99.99
+# Significant digits of a time; more would only make the page larger.
 _DIGITS: Final = 6
 _STEP_NAMES: Final = {
     "wall_ms": "Wall time",
@@ -132,7 +134,7 @@ def _limit(result: BenchmarkResult, row: Row, peaks: list[DevicePeak]) -> dict[s
 
 
 def _roofs(peak: DevicePeak) -> dict[str, Any]:
-    """The best rates by precision: a network may be computed in a wider one where that is faster.
+    """Best rates by precision; a network may be computed in a wider one where that is faster.
 
     Winograd's algorithm is left out, since only 3x3 convolutions gain by it.
     """
@@ -175,7 +177,7 @@ def _details(
 
 
 def _levels() -> list[float]:
-    """In percent: each of the bulk, and of the tail as many for each nine as for the next."""
+    """Levels of the distribution in percent: every one of the bulk, then the tail by its nines."""
     import numpy as np
 
     bulk = np.arange(_BULK, dtype=np.float64)
@@ -184,7 +186,7 @@ def _levels() -> list[float]:
 
 
 def _quantiles(latency_ms: Any) -> list[float]:
-    """Samples at the levels of the page, up to the last that so many samples have."""
+    """Quantiles at the levels of the page, up to the last that the number of samples allows."""
     import numpy as np
 
     levels = [level for level in _levels() if level <= 100 * (1 - 1 / len(latency_ms))]
@@ -221,14 +223,14 @@ SCRIPTS: Final = (
     "table.js",
     "page.js",
 )
-"""In the order in which they build on one another."""
+"""Scripts of the page in the order in which they depend on one another."""
 
 
 def page_of(run: BenchmarkRun) -> str:
     """A whole HTML document.
 
-    What the data hold is never read as HTML or script: in the file every ``<`` of theirs is
-    escaped, and the script makes text nodes of them.
+    Data are never parsed as HTML or script: every ``<`` in them is escaped in the file, and the
+    script makes text nodes of them.
     """
     data = page_data(run)
     parts = {
@@ -242,12 +244,14 @@ def page_of(run: BenchmarkRun) -> str:
 
 
 def _json(data: Any) -> str:
+    # allow_nan=False: Python would write NaN, which is no JSON and would stop the page's script.
     text = json.dumps(_finite(data), allow_nan=False, separators=(",", ":"))
+    # A "</script>" in the data would end the element that holds them.
     return text.replace("<", "\\u003c")
 
 
 def _finite(data: Any) -> Any:
-    """A variation that overflows is as good as none, and JSON has no word for it."""
+    """Replace numbers that are not finite by ``None``, as JSON has no notation for them."""
     if isinstance(data, dict):
         return {key: _finite(value) for key, value in data.items()}
     if isinstance(data, list):

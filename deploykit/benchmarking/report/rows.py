@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 
 LEVELS: Final = (10, 50, 90, 99, 99.9)
-"""Percentiles that are shown where the samples carry them."""
+"""Percentiles that are shown where the samples support them."""
 
 STEPS: Final = ("wall_ms", "h2d_ms", "compute_ms", "d2h_ms", "enqueue_ms")
 
 RESOLUTION: Final = 0.1
-"""Share by which two runs on a shared machine differ at times: closer models share a rank."""
+"""Share by which runs on a shared machine may differ; closer models share a rank."""
 
 _SERVER: Final = "server"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A result in figures; percentiles that the samples do not carry are left out.
+    """The figures of one result; percentiles that the samples do not support are left out.
 
     ``latency_ms`` has a percentile by its level; ``median_ms`` is there in any case, even where it
     has no interval. ``variation`` is the coefficient of variation of the latency (a share),
@@ -116,10 +116,10 @@ def row_of(result: BenchmarkResult) -> Row:
 
 
 def latency_of(result: BenchmarkResult) -> Series:
-    """The times (queries,) in ms that are called latency.
+    """Latency of each query (queries,) in ms.
 
-    trtexec's H2D + compute + D2H where these were timed; for queries that arrive by themselves
-    what each waited from its moment on.
+    It is trtexec's H2D + compute + D2H where these were timed; in the server scenario the time
+    from the scheduled moment on.
     """
     if result.switches.scenario == _SERVER:
         return result.samples.wall_ms
@@ -127,7 +127,7 @@ def latency_of(result: BenchmarkResult) -> Series:
 
 
 def percentile_value(series: Series, level: float = 50) -> float:
-    """A percentile without its interval, which any sample has."""
+    """A percentile without an interval, for any number of samples."""
     import numpy as np
 
     return float(np.percentile(series, level))
@@ -153,7 +153,7 @@ def _steps(result: BenchmarkResult) -> dict[str, float]:
 
 
 KINDS: Final = ("doubt", "condition", "warning", "note")
-"""From the gravest to the mildest."""
+"""Kinds of remarks, from the gravest to the mildest."""
 
 
 BRACKETS: Final = (
@@ -163,7 +163,7 @@ BRACKETS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """A sentence about one row, and of which of `KINDS` it is."""
+    """A sentence about one row; ``kind`` is one of `KINDS`."""
 
     kind: str
     sentence: str

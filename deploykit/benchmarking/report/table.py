@@ -78,11 +78,11 @@ _HEADINGS: Final = {
 
 
 def csv_of(run: BenchmarkRun) -> str:
-    """One line for each result and then for each failure, with the names of the columns first.
+    """CSV with a header, one line for each result, then one for each failure.
 
-    Units are in the names. A field is empty where nothing is known; percentiles that the samples
-    do not carry are such, and ``median_ms`` is there in any case. Several sentences in a field
-    have "; " between them. A single quote stands before text that would be a formula.
+    Units are in the names of the columns. A field is empty where nothing is known, as percentiles
+    that the samples do not support; ``median_ms`` is there in any case. Several sentences in a
+    field have "; " between them. A single quote stands before text that would be a formula.
     """
     rows = [*map(_fields, run.results), *map(_failed_fields, run.failures)]
     return csv_text(_COLUMNS, rows)
@@ -172,7 +172,7 @@ def _summary(run: BenchmarkRun) -> list[str]:
 
 
 def _groups(results: Iterable[BenchmarkResult]) -> list[list[BenchmarkResult]]:
-    """By backend and scenario, in the order in which they were measured."""
+    """Results by backend and scenario, in the order in which they were measured."""
     groups: dict[tuple[str, str], list[BenchmarkResult]] = {}
     for result in results:
         key = result.subject.backend, result.switches.scenario
@@ -235,7 +235,7 @@ def _interval(found: Percentile) -> str:
 
 
 def _remark_lines(rows: Iterable[Row], kind: str) -> list[str]:
-    """Each sentence once, with the cells for which it was said."""
+    """A section with each sentence once, after the cells it applies to."""
     said: dict[str, list[str]] = {}
     for row in rows:
         for remark in remarks_of(row):
@@ -284,4 +284,5 @@ def escaped(text: str) -> str:
     text = re.sub(r"[\\`*~|\[\]]", r"\\\g<0>", _one_line(text))
     # Between letters an underscore is no emphasis, and names are full of them.
     text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
+    # The ampersands first, as the other replacement makes new ones.
     return text.replace("&", "&amp;").replace("<", "&lt;")

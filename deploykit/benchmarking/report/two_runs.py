@@ -105,7 +105,7 @@ class NotComparedCell:
 
 @dataclass(frozen=True, slots=True)
 class CompareReport:
-    """Every cell of both runs, but for those that failed in both.
+    """All cells of two runs, except those that failed in both.
 
     ``only_old`` and ``only_new`` are the keys of what one run has measured and the other has not
     tried; the latter may have failed before. ``failed_only_old`` failed in the old run and is not
@@ -132,7 +132,7 @@ class CompareReport:
 
     @property
     def fails(self) -> bool:
-        """Whether the command should: there are regressions, and a limit was given for them."""
+        """True if the command fails: there are regressions, and ``fail_above`` was given."""
         return self.fail_above is not None and bool(self.regressions)
 
     def to_dict(self) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def compare_files(
 
 
 def parse_share(text: str) -> float:
-    """A share as a person writes it.
+    """Read a share as a person writes it.
 
     >>> parse_share("5%"), parse_share("7.5 %"), parse_share("0.05")
     (0.05, 0.075, 0.05)
@@ -193,6 +193,7 @@ def parse_share(text: str) -> float:
         value = float(number)
     except ValueError as exc:
         raise UsageError(f"a share of {text!r}\nexpected 5% or 0.05") from exc
+    # "5" may be meant as 5 %: as a share it would let everything pass.
     if not percent and value >= 1:
         raise UsageError(f"a share of {text!r}\nexpected {text.strip()}% or a number below 1")
     return _require_share(value / 100 if percent else value, text)
@@ -247,6 +248,7 @@ def _outcome(old: BenchmarkResult, new: BenchmarkResult) -> ComparedPair | NotCo
             key, f"the highest rates are {rates} queries per second, found without an interval"
         )
     try:
+        # A cell with too few samples must not stop the comparison of the others.
         return _compared(key, old, new)
     except DataError as exc:
         return NotComparedCell(key, str(exc).splitlines()[0])

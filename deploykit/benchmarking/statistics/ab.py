@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 MIN_PAIRS: Final = 20
-"""Fewer rounds give an interval that is worth nothing."""
+"""Fewest rounds; an interval from fewer is worth nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Round:
 
     @property
     def a_first(self) -> bool:
-        """Which block came first; it is drawn by lot."""
+        """True if the block of A came first; the order is drawn at random."""
         return bool(self.a.start_s[0] < self.b.start_s[0])
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ _MAX_SHARE: Final = 4  # a block of rounds is at most this part of them
 
 @dataclass(frozen=True, slots=True)
 class AbReport:
-    """What the rounds say; ``noise`` is A2 over A1, ``comparison`` is B over A.
+    """Result of interleaved A/B; ``noise`` is A2 over A1, ``comparison`` is B over A.
 
     ``a_ms`` and ``b_ms`` are the medians of the rounds' medians of ``step``.
     """
@@ -147,12 +147,12 @@ class AbReport:
 
     @property
     def verdict(self) -> Verdict:
-        """What B is beside A."""
+        """Verdict on B against A."""
         return self.comparison.verdict
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Why a change could have been missed; nothing on a quiet machine."""
+        """Reasons why a change could be missed; empty on a quiet machine."""
         floor = self.comparison.min_effect
         if floor <= MIN_EFFECT:
             return ()
@@ -176,7 +176,7 @@ class AbReport:
 
 
 def report_of(rounds: Rounds, *, step: str = LATENCY, seed: int = 0) -> AbReport:
-    """Judge by one step of the queries, the same ``seed`` giving the same intervals.
+    """Compare one step of the queries; the same ``seed`` gives the same intervals.
 
     ``step`` is ``"latency_ms"`` or the name of a series of `Samples`. The smallest effect that
     gets a verdict is `MIN_EFFECT`, or what A against itself leaves open where that is more.
@@ -220,6 +220,7 @@ def ratio_of_pairs(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Ratio:
         DataError: a time that is zero, negative or not a number.
     """
     pairs = _Pairs.of(a, b)
+    # In logarithms, so that A over B gives the inverse of B over A.
     value = float(np.median(pairs.logs))
     tail = 50 * (1 - CONFIDENCE)
     drawn = pairs.resampled(np.random.default_rng(seed))
@@ -257,6 +258,7 @@ class _Pairs:
         if not (np.minimum(before, after) > 0).all():
             raise DataError("a round took no time, so there is no ratio\nmeasure for longer")
         logs = np.log(after / before)
+        # Of the sign about the median: the estimate is a median, which depends on signs alone.
         inefficiency = statistical_inefficiency(logs <= np.median(logs))
         return cls(logs, min(ceil(inefficiency), len(logs) // _MAX_SHARE))
 
@@ -265,7 +267,7 @@ class _Pairs:
         return ceil(len(self.logs) / self.length)
 
     def resampled(self, random: np.random.Generator) -> Series:
-        """Medians of pairs drawn in blocks that go round at the end."""
+        """Medians of pairs drawn in blocks, which wrap around at the end (circular bootstrap)."""
         count = len(self.logs)
         starts = random.integers(count, size=(_RESAMPLES, self.blocks, 1))
         chosen = ((starts + np.arange(self.length)) % count).reshape(_RESAMPLES, -1)[:, :count]

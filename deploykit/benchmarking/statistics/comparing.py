@@ -39,7 +39,7 @@ _WIDEST: Final = 40  # characters of a value in a message
 
 
 class Verdict(StrEnum):
-    """What the new result is beside the old one."""
+    """Outcome of a comparison: the new result against the old one."""
 
     FASTER = "faster"
     SLOWER = "slower"
@@ -57,7 +57,7 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """New against old; ``differences`` are what had to be overlooked to compare them."""
+    """New against old; ``differences`` are conditions that differ and were accepted by force."""
 
     ratio: Ratio
     min_effect: float
@@ -65,7 +65,7 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """Another one than "no difference" where the interval leaves 1 out and it matters."""
+        """Faster or slower if the interval excludes 1 and the change reaches ``min_effect``."""
         if self.ratio.low > 1 and self.ratio.value >= 1 + self.min_effect:
             return Verdict.SLOWER
         if self.ratio.high < 1 and self.ratio.value <= 1 / (1 + self.min_effect):
@@ -73,7 +73,7 @@ class Comparison:
         return Verdict.NO_DIFFERENCE
 
     def regression(self, fail_above: float) -> bool:
-        """Whether the new result is slower, and by more than the share ``fail_above``.
+        """True if the new result is slower, and by more than the share ``fail_above``.
 
         Raises:
             UsageError: ``fail_above`` is negative or not a number.
@@ -114,7 +114,7 @@ def compare(
 
 
 def differences(old: BenchmarkResult, new: BenchmarkResult) -> tuple[str, ...]:
-    """What forbids to compare two results, as "streams 1 against 4"; empty where nothing does."""
+    """Conditions in which two results differ, as "streams 1 against 4"; empty if in none."""
     before, after = _conditions(old), _conditions(new)
     return tuple(
         f"{name} {_brief(before.get(name))} against {_brief(after.get(name))}"
@@ -158,9 +158,9 @@ def expansion(blocks: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Statistic:
-    """A series in one number; ``of_rows`` may reorder the rows that it gets.
+    """A statistic of a series; ``of_rows`` may reorder the rows that it gets.
 
-    The dependence of ``scores``, one for each sample, is that of the number on the samples.
+    Its error follows from the autocorrelation of ``scores``, one for each sample.
     """
 
     of: Callable[[Series], Any]
@@ -191,6 +191,7 @@ def _ratio(old: Series, new: Series, statistic: _Statistic, seed: int) -> Ratio:
     _require_comparable("old", old)
     _require_comparable("new", new)
     rng = np.random.default_rng(seed)
+    # In logarithms, so that old over new gives the inverse of new over old.
     value = log(statistic.of(new) / statistic.of(old))
     ratios = np.log(_resampled(new, statistic, rng) / _resampled(old, statistic, rng))
     tail = 50 * (1 - CONFIDENCE)
@@ -230,7 +231,7 @@ def _require_comparable(which: str, series: Series) -> None:
 
 
 def _block_length(series: Series, statistic: _Statistic) -> int:
-    """Grows with the dependence of the samples, and with n^(1/3) as is best for a variance.
+    """Block length: grows with the dependence of samples, and with n^(1/3), best for a variance.
 
     Hall, Horowitz and Jing (1995) give the power; for AR(1) noise with a correlation of 0.9 the
     best length is about 50 of 1,000 samples, this gives 70.
@@ -250,6 +251,7 @@ def _resampled(series: Series, statistic: _Statistic, rng: np.random.Generator) 
     blocks = np.lib.stride_tricks.sliding_window_view(
         np.concatenate([series, series[: length - 1]]), length
     )
+    # In portions: all resamples of a long series at once would take gigabytes.
     size = (min(_RESAMPLES, max(1, _CELLS // count)), _blocks(series, statistic))
     found: list[Series] = []
     while sum(map(len, found)) < _RESAMPLES:
@@ -260,7 +262,7 @@ def _resampled(series: Series, statistic: _Statistic, rng: np.random.Generator) 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """What became of each cell, in the order of the runs.
+    """The cells of two runs, matched, in the order of the runs.
 
     ``common`` are measured in both. ``lost`` are measured in OLD, and failed in NEW. ``only_old``
     and ``only_new`` are measured in one and not in the other, where ``only_new`` may have failed
@@ -296,7 +298,7 @@ def pair(old: BenchmarkRun, new: BenchmarkRun) -> Pairs:
 
 
 def key_of(result: BenchmarkResult) -> str:
-    """The cell and the scenario: what two results have to share to be compared."""
+    """Key of a result, its cell and scenario; results with equal keys are compared."""
     return f"{_cell(result)}/{result.switches.scenario}"
 
 
@@ -337,7 +339,7 @@ def ratio_of_query_times(old: BenchmarkResult, new: BenchmarkResult, *, seed: in
 
 
 def query_times_ms(result: BenchmarkResult) -> Series:
-    """How long a query took on average in each round (rounds,) of a closed loop.
+    """Mean time of a query in each round (rounds,) of a closed loop.
 
     A round is as many completions as there are streams, from the last of the round before to its
     own last; streams that end together, as on a GPU, would otherwise give times of nothing and of

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 _CHANCE: Final = 6.0
-"""Standard errors of a lag's correlation, 1 / sqrt(n), that independent samples reach by chance."""
+"""Excess in standard errors of a correlation, 1 / sqrt(n), that chance alone may give."""
 
 
 def statistical_inefficiency(values: NDArray[Any]) -> float:
-    """How many dependent samples are worth one independent sample: 1 + 2 x sum of correlations.
+    """Number of dependent samples worth one independent sample: 1 + 2 x sum of correlations.
 
     The sum ends by Geyer's initial positive sequence (Practical Markov chain Monte Carlo,
     Statistical Science 7, 1992): at the first pair of lags whose correlations add up to nothing
@@ -46,13 +46,14 @@ def autocorrelation(series: Series) -> Series:
     spectrum = np.fft.rfft(centred, 2 << (count - 1).bit_length())
     covariance = np.fft.irfft(np.abs(spectrum) ** 2)[:count]
     if covariance[0] <= 0:
+        # A constant series has no variance to divide by, and nothing to be correlated.
         covariance = np.eye(1, count)[0]
     correlation: Series = covariance / covariance[0]
     return correlation
 
 
 CONFIDENCE: Final = 0.99
-"""MLPerf Inference's."""
+"""Confidence of intervals, that of MLPerf Inference."""
 
 _SPREAD: Final = 12  # standard deviations, beyond which a binomial has no mass in float64
 
@@ -96,6 +97,7 @@ def percentile(
     ranks = interval_ranks(effective, level, confidence=confidence)
     if ranks is None:
         return None
+    # Ranks among the independent samples, stretched to the series, rounded outwards.
     scale = len(samples) / effective
     return Percentile(
         level=level,
@@ -110,7 +112,7 @@ def percentile(
 def interval_ranks(
     count: int, level: float, *, confidence: float = CONFIDENCE
 ) -> tuple[int, int] | None:
-    """Which of ``count`` independent sorted samples, from 1 on, hold the percentile between them.
+    """Ranks, from 1, of the two of ``count`` independent sorted samples around the percentile.
 
     Each side errs with at most half of what ``confidence`` leaves; ``None`` where no rank does.
 
@@ -196,5 +198,6 @@ def _binomial(count: int, share: float) -> tuple[NDArray[np.int64], Series]:
     # Each from the one before; only their ratios matter, so no factorial is needed.
     steps = np.log((count - numbers[:-1]) / (numbers[:-1] + 1) * (share / (1 - share)))
     logs = np.concatenate([[0.0], np.cumsum(steps)])
+    # Less the largest, so that the exponential does not overflow.
     mass = np.exp(logs - logs.max())
     return numbers, mass / mass.sum()

@@ -1,4 +1,4 @@
-"""What keeps a measurement from being believed: one sentence for each, none where nothing does.
+"""Warnings that a measurement is not to be trusted, one sentence for each.
 
 The first four are trtexec's own, on medians; drift and stalls it does not look for.
 """
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     Series = NDArray[np.float64]
 
 ENQUEUE_SHARE: Final = 0.8
-"""trtexec's: enqueueing that takes this share of the computing can no longer hide behind it."""
+"""Enqueueing above this share of computing no longer hides behind it (trtexec's limit)."""
 
 MAX_COMPUTE_VARIATION: Final = 0.025
 """Largest coefficient of variation of stable GPU compute times."""
 
 MIN_DRIFT: Final = 0.02
-"""Share of the median below which a trend is not worth a word, however certain it is."""
+"""Smallest trend that is reported, as a share of the median, however certain it is."""
 
 _DRIFT_CHANCE: Final = 0.01
 _MAX_BLOCKS: Final = 30
@@ -46,7 +46,7 @@ _MIN_FOR_STALLS: Final = 20
 
 
 def warnings_of(samples: Samples, switches: Switches) -> list[str]:
-    """Every doubt about a measurement, a sentence each; empty where there is none."""
+    """All warnings about a measurement, a sentence each."""
     found = (
         launch_bound(samples, switches),
         transfer_bound(samples),
@@ -59,7 +59,7 @@ def warnings_of(samples: Samples, switches: Switches) -> list[str]:
 
 
 def launch_bound(samples: Samples, switches: Switches) -> str | None:
-    """Whether the host needs about as long to launch the work as the GPU to do it."""
+    """Warn if the host takes about as long to launch the work as the GPU to do it."""
     if samples.enqueue_ms is None or samples.compute_ms is None:
         return None
     enqueue_ms, compute_ms = _median(samples.enqueue_ms), _median(samples.compute_ms)
@@ -73,7 +73,7 @@ def launch_bound(samples: Samples, switches: Switches) -> str | None:
 
 
 def transfer_bound(samples: Samples) -> str | None:
-    """Whether a copy takes as long as the computing; each direction by itself, as they overlap."""
+    """Warn if a copy takes as long as computing; each direction by itself, as they overlap."""
     if samples.compute_ms is None:
         return None
     compute_ms = _median(samples.compute_ms)
@@ -89,9 +89,9 @@ def transfer_bound(samples: Samples) -> str | None:
 
 
 def unstable_compute(samples: Samples) -> str | None:
-    """Whether the GPU's own times vary more than a GPU with steady clocks does.
+    """Warn if the GPU's times vary more than those of a GPU with steady clocks.
 
-    A CPU's are no measure of that: only what launches its work has the step ``enqueue_ms``.
+    Times of a CPU are left out; they are known by the lack of the step ``enqueue_ms``.
     """
     if samples.compute_ms is None or samples.enqueue_ms is None:
         return None
@@ -105,7 +105,7 @@ def unstable_compute(samples: Samples) -> str | None:
 
 
 def overlapping(switches: Switches) -> str | None:
-    """Whether queries shared the device, so that a latency is not one query's alone."""
+    """Warn if queries shared the device, so that a latency is not that of one query alone."""
     if switches.streams == 1:
         return None
     return (
@@ -116,14 +116,14 @@ def overlapping(switches: Switches) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Trend:
-    """A series' change from begin to end as a share of its median, and its chance (two-sided)."""
+    """Change of a series from begin to end, as a share of its median, and its two-sided p-value."""
 
     change: float
     p_value: float
 
 
 def drifting(samples: Samples) -> str | None:
-    """Whether the wall times rise or fall over the measurement."""
+    """Warn if the wall times rise or fall over the measurement."""
     trend = trend_of(samples.wall_ms)
     if trend is None or trend.p_value > _DRIFT_CHANCE or abs(trend.change) < MIN_DRIFT:
         return None
@@ -150,7 +150,7 @@ def trend_of(series: Series) -> Trend | None:
 
 
 def mann_kendall(series: Series) -> float:
-    """Two-sided chance that independent values are so ordered (normal approximation, ties)."""
+    """Two-sided p-value of the Mann-Kendall test (normal approximation, corrected for ties)."""
     count = len(series)
     score = float(np.triu(np.sign(series[None, :] - series[:, None])).sum())
     _, ties = np.unique(series, return_counts=True)
@@ -162,7 +162,7 @@ def mann_kendall(series: Series) -> float:
 
 
 def stalled(samples: Samples) -> str | None:
-    """Whether single queries took far longer than the bulk of them."""
+    """Warn if single queries took far longer than most."""
     bound_ms = stall_bound(samples.wall_ms)
     if bound_ms is None:
         return None
@@ -177,7 +177,7 @@ def stalled(samples: Samples) -> str | None:
 
 
 def stall_bound(series: Series) -> float | None:
-    """Above this a query has stalled; ``None`` for too few samples.
+    """Time above which a query counts as stalled; ``None`` for too few samples.
 
     The median and four times the way from there to the 95th percentile: 6.6 standard deviations
     of normal noise, and beyond the second mode of a bimodal latency as long as one query in
@@ -195,7 +195,7 @@ def _median(series: Series) -> float:
 
 
 def _independent_blocks(series: Series) -> int:
-    """In how many blocks the series may be cut whose medians hardly depend on each other."""
+    """Number of blocks whose medians hardly depend on each other; 0 if there are too few."""
     blocks = min(_MAX_BLOCKS, len(series) // _INDEPENDENT)
     if blocks < _MIN_BLOCKS:
         return 0

@@ -41,7 +41,7 @@ def insert_qdq(model: ir.Model, plan: QdqPlan, amax: Mapping[str, float]) -> ir.
 
 
 def activation_scales(plan: QdqPlan, amax: Mapping[str, float]) -> dict[str, np.float32]:
-    """The step of each activation of the plan.
+    """Scale of each activation of the plan.
 
     Raises:
         DataError: ``amax`` lacks a value of the plan, or is not a number from 0 up.
@@ -65,7 +65,7 @@ def activation_scales(plan: QdqPlan, amax: Mapping[str, float]) -> dict[str, np.
 
 
 class _Inserter:
-    """Adds to one graph; each weight is quantized once, however many nodes read it."""
+    """Adds Q/DQ pairs to one graph; a weight that several nodes read is quantized once."""
 
     def __init__(self, model: ir.Model) -> None:
         self._graph = model.graph
@@ -76,7 +76,7 @@ class _Inserter:
         self._weights: dict[tuple[str, int], ir.Value] = {}
 
     def quantize_weight(self, weight: QuantizedWeight) -> None:
-        """Let the node read an INT8 initializer through a DequantizeLinear."""
+        """Replace the node's weight by an INT8 initializer behind a DequantizeLinear."""
         key = (weight.tensor, weight.axis)
         if key not in self._weights:
             self._weights[key] = self._dequantized_weight(*key)
@@ -85,7 +85,7 @@ class _Inserter:
     def quantize_activation(
         self, tensor: str, readers: tuple[Reader, ...], scale: np.float32
     ) -> None:
-        """Put a pair behind a value; only ``readers`` see what comes out of it."""
+        """Put a Q/DQ pair behind a value; only ``readers`` read its result."""
         value = self._values[tensor]
         step = self._constant(f"{tensor}_scale", np.asarray(scale))
         zero = self._constant(f"{tensor}_zero_point", np.zeros((), np.int8))
@@ -104,7 +104,7 @@ class _Inserter:
             self._nodes[reader.node].replace_input_with(reader.position, restored.outputs[0])
 
     def drop_unused_initializers(self) -> None:
-        """Forget the FP32 weights that nobody reads any more."""
+        """Remove the FP32 weights that no node reads any more."""
         for value in list(self._graph.initializers.values()):
             if not value.uses() and not value.is_graph_output():
                 self._graph.initializers.pop(str(value.name))
@@ -114,6 +114,7 @@ class _Inserter:
         data = ir.convenience.get_const_tensor(weight).numpy()  # type: ignore[union-attr]  # the plan names constants only
         scales = channel_scales(data, axis)
         stored = self._constant(f"{tensor}_quantized", quantize(data, scales, axis))
+        # No zero point: the operator's default is 0 of the stored type.
         steps = self._constant(f"{tensor}_scale", scales)
         node = self._node(
             "DequantizeLinear",

@@ -27,7 +27,7 @@ MOVING_OPS: Final = frozenset(
 def share_scales(
     model: ir.Model, demand: Demand, policy: QdqPolicy, kept: dict[str, str]
 ) -> tuple[frozenset[str], ...]:
-    """Extend ``demand`` to what must be INT8 with it, and return who shares a scale with whom."""
+    """Extend ``demand`` by rules 4 and 5, and return the groups that share a scale."""
     groups = _Groups()
     # Against the graph's order, so that the operands of a concatenation are seen in their turn.
     for node in reversed(list(model.graph)):
@@ -67,9 +67,9 @@ def _share_concat(
 
 
 def _origin(value: ir.Value, demand: Demand) -> tuple[ir.Value, ir.Node | None]:
-    """Rule 4: back through operators that only move values, to the nearest that is INT8.
+    """Rule 4: trace back through operators that only move values, to the nearest INT8 value.
 
-    Returns the value at the end of the way, and the operator there that reads it.
+    Returns the value where the trace ends, and the operator there that reads it.
     """
     first: ir.Node | None = None
     producer = value.producer()
@@ -98,7 +98,7 @@ def _pads_with_zeros(node: ir.Node) -> bool:
 
 
 class _Groups:
-    """Sets of values that grow together."""
+    """Groups of values that share a scale; groups with a common value are merged."""
 
     def __init__(self) -> None:
         self._sets: list[set[ir.Value]] = []
@@ -115,6 +115,7 @@ class _Groups:
 
     def as_names(self) -> tuple[frozenset[str], ...]:
         named = (frozenset(str(value.name) for value in group) for group in self._sets)
+        # Sorted, as sets have no order and the same graph must give the same plan.
         return tuple(sorted((g for g in named if len(g) > 1), key=sorted))
 
 
@@ -142,7 +143,7 @@ def skip_operands(
 def possible_skip_operands(
     model: ir.Model, convolutions: Set[ir.Node | None]
 ) -> Iterator[tuple[ir.Node, int]]:
-    """What `skip_operands` gives for all of ``convolutions``, and for any part of them.
+    """Skip operands that `skip_operands` finds for ``convolutions`` or any subset of them.
 
     Where both operands come straight from a convolution, either may be the skip operand: if one
     of the two convolutions is not INT8, the addition is fused with the other.
@@ -176,6 +177,7 @@ def _unwanted_skip(node: ir.Node, policy: QdqPolicy) -> str | None:
 
 def _adds_two_activations(node: ir.Node) -> bool:
     left, right = node.inputs
+    # x + x is no residual: both operands are one value.
     if left is None or right is None or left is right:
         return False
     computed = all(is_float(value) and value.const_value is None for value in (left, right))
@@ -183,9 +185,9 @@ def _adds_two_activations(node: ir.Node) -> bool:
 
 
 def _may_have_one_shape(left: ir.Value, right: ir.Value) -> bool:
-    """Whether nothing that is known of the shapes differs.
+    """True if the known dimensions of the shapes are equal.
 
-    A smaller operand is spread over the other: that is no residual, and no kernel fuses it.
+    A smaller operand is broadcast: that is no residual, and no kernel fuses it.
     """
     if left.shape is None or right.shape is None:
         return True
@@ -196,7 +198,7 @@ def _may_have_one_shape(left: ir.Value, right: ir.Value) -> bool:
 
 
 def _branch_lengths(model: ir.Model, add: ir.Node) -> tuple[int, int]:
-    """Nodes on the longest way from the common ancestors to each operand."""
+    """Length in nodes of the longest path from the common ancestors to each operand."""
     left, right = (_ancestors(_maker(add, index)) for index in (0, 1))
     common = left & right
     longest: dict[ir.Node | None, int] = dict.fromkeys((None, *common), 0)
@@ -230,7 +232,7 @@ def _ancestors(node: ir.Node | None) -> set[ir.Node]:
 QUANTIZING_OPS: Final = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 
 WEIGHTED_OPS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-"""Operators that have INT8 kernels with a weight."""
+"""Operators with a weight that have INT8 kernels."""
 
 CONVOLUTIONS: Final = frozenset({"Conv", "ConvTranspose"})
 
@@ -242,13 +244,15 @@ _NO_POLICY: Final = QdqPolicy()
 
 
 def plan_qdq(model: ir.Model, policy: QdqPolicy = _NO_POLICY) -> QdqPlan:
-    """Decide for each value of a graph that `tidy` has seen whether it becomes INT8.
+    """Decide which values of a graph that `tidy` has seen become INT8.
 
     Raises:
         ModelFileError: the graph is quantized already, or its nodes share names.
     """
     _require_plannable(model)
     kept: dict[str, str] = {}
+    # In this order: the INT8 layers decide the skip operands, and both decide how far rules 4 and 5
+    # reach.
     weights = _quantized_weights(model, policy, kept)
     demand = _layer_inputs(model, weights)
     for add, index in skip_operands(model, _convolutions(model, weights), policy, kept):
@@ -259,7 +263,7 @@ def plan_qdq(model: ir.Model, policy: QdqPolicy = _NO_POLICY) -> QdqPlan:
 
 
 def calibration_tensors(model: ir.Model) -> tuple[str, ...]:
-    """The values that a plan may ask for, whatever its policy, in graph order.
+    """The values that a plan of any policy may need calibrated, in graph order.
 
     A policy only takes layers, additions and concatenations out of INT8. Without a layer an
     addition may have another skip operand, so each possible one is here. Rules 4 and 5 reach no
@@ -278,13 +282,13 @@ def calibration_tensors(model: ir.Model) -> tuple[str, ...]:
 
 
 def require(demand: Demand, value: ir.Value | None, reader: Reader) -> None:
-    """Note that ``reader`` is to see the INT8 form of ``value``."""
+    """Add ``reader`` to the readers of the INT8 form of ``value``."""
     if value is not None:
         demand.setdefault(value, []).append(reader)
 
 
 def weight_of(node: ir.Node, policy: QdqPolicy, *, is_first: bool) -> QuantizedWeight | str:
-    """Rules 1, 2 and 7: the weight of a node that is to be INT8, or why it is not.
+    """Rules 1, 2 and 7: the weight of a node that becomes INT8, or the reason against it.
 
     Rule 1: a scale for each output channel: axis 0 of a convolution's (M, C, ...) and of Gemm's
     (N, K) with ``transB=1``; axis 1 of ConvTranspose's (C, M, ...), Gemm's (K, N) and MatMul's.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Choice = Literal["int8", "keep"]
 
 CHOICES: Final = ("int8", "keep")
-"""What ``first_layer``, ``last_layer`` and ``residual`` of a policy may be."""
+"""Values of ``first_layer``, ``last_layer`` and ``residual`` of a policy."""
 
 TENSOR_CORE_DEPTH: Final = 16
 """An INT8 tensor core multiplies 16 values at a time: shorter sums leave it partly idle."""
@@ -22,7 +22,7 @@ TENSOR_CORE_DEPTH: Final = 16
 
 @dataclass(frozen=True)
 class QdqPolicy:
-    """What the user wants to stay out of INT8.
+    """The user's choice of layers and operands that stay out of INT8.
 
     ``exclude`` are patterns of node names as of a shell (``layer4.*``); ``first_layer`` and
     ``last_layer`` say whether the layers without another one before or behind them are quantized,
@@ -48,6 +48,7 @@ class QdqPolicy:
 
     def pattern_of(self, name: str) -> str | None:
         """The first pattern that excludes a node of this name."""
+        # fnmatchcase: fnmatch ignores case on some systems, names of nodes do not.
         return next((p for p in self.exclude if fnmatchcase(name, p)), None)
 
 
@@ -70,7 +71,7 @@ class QuantizedWeight:
 
 @dataclass(frozen=True)
 class QdqPlan:
-    """Which values become INT8, who reads them so, and why the rest does not.
+    """The values that become INT8 with their readers, and reasons for the other nodes.
 
     ``activations`` are in graph order. A reader that is not listed still reads the value as it
     was. The tensors of a group share one scale. ``kept`` has a reason for each node that could

@@ -81,7 +81,7 @@ def trial_graph(
 
 
 SWITCHES: Final = "exact_layers"
-"""The extra input: bool (L,), true for each layer of the plan that shall compute in FP32."""
+"""Name of the extra input: bool (L,), True for each layer of the plan that runs in FP32."""
 
 
 def switchable(model: ir.Model, plan: QdqPlan, amax: Mapping[str, float]) -> SplitGraph:
@@ -119,7 +119,7 @@ class _SwitchBuilder:
         result.graph.inputs.append(self._switches)
 
     def add_switch(self, index: int, weight: QuantizedWeight) -> None:
-        """Let the layer read what switch ``index`` says."""
+        """Let the layer read its FP32 or its INT8 operands, as switch ``index`` says."""
         node, original = self._nodes[weight.node], self._source[weight.node]
         place = add_constant(
             self._graph, self._value_names.fresh(f"layer_{index}"), np.asarray(index, np.int64)
@@ -133,7 +133,7 @@ class _SwitchBuilder:
             )
 
     def _exact(self, value: ir.Value | None) -> ir.Value:
-        """The same value in the new graph; FP32 weights are not in it any more."""
+        """The same value in the new graph; an FP32 weight, which it lacks, is added again."""
         known = self._values.get(str(value.name)) if value is not None else None
         if known is not None:
             return known
@@ -156,7 +156,7 @@ BIASED_OPS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 
 class Probe(NamedTuple):
-    """A graph for a runner and what its outputs are.
+    """A graph for a runner, with the meaning of its outputs.
 
     ``shifts`` gives for each layer the output with mean(exact - quantized) of each channel, shape
     (C,); ``powers`` for each activation the two outputs with its sum of squares and that of its
@@ -188,6 +188,7 @@ def probe_errors(model: ir.Model, plan: QdqPlan, amax: Mapping[str, float]) -> P
     twins = builder.twins
     probing = replace(
         plan,
+        # The twins read INT8, and the second operand of each difference; the network stays FP32.
         activations={
             tensor: (*builder.inputs_of(tensor), Reader(builder.errors[tensor], 1))
             for tensor in plan.activations
@@ -213,7 +214,7 @@ class _ProbeBuilder:
         self.outputs: list[ir.Value] = []
 
     def add_twin(self, name: str) -> str:
-        """A second node with the same inputs; returns the output with the mean difference."""
+        """Add a second node with the same inputs; return the output with the mean difference."""
         node = self.nodes[name]
         twin = self._add(node, node.op_type, node.inputs, node.attributes.values())
         self.twins[name] = str(twin.name)
@@ -231,7 +232,7 @@ class _ProbeBuilder:
         return self._show(mean)
 
     def add_powers(self, tensor: str) -> tuple[str, str]:
-        """Sums of squares of an activation, and of what it loses when it becomes INT8."""
+        """Outputs with the sum of squares of an activation and of its rounding error."""
         value = self._values[tensor]
         behind = value.producer()
         signal = self._add(behind, "ReduceSumSquare", [value], [ir.AttrInt64("keepdims", 0)])

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 INT8_MAX: Final = 127
-"""The range is symmetric: -128 is never a weight, so that the negative of each weight exists."""
+"""Largest INT8 step. The range is symmetric, without -128, so that each step has a negative."""
 
 MIN_SCALE: Final = 2.0**-60
-"""A kernel multiplies the scales of its input and its weight: the product of two such scales,
-2^-120, is still a normal FP32 number (those end at 2^-126)."""
+"""Smallest scale. A kernel multiplies the scales of its input and its weight: the product of two
+such scales, 2^-120, is still a normal FP32 number (those end at 2^-126)."""
 
 PIECE_NUMBERS: Final = 2**20
-"""Of a weight that are looked at in float64 at a time: 8 MiB."""
+"""Numbers that are held in float64 at a time: 8 MiB."""
 
 
 def scale_of(amax: float) -> np.float32:
@@ -48,6 +48,7 @@ def channel_scales(weight: Floats, axis: int) -> Floats:
 
 def quantize(weight: Floats, scales: Floats, axis: int) -> NDArray[np.int8]:
     """Round to the nearest of -127 ... 127 steps, halves to the even one."""
+    # rint rounds halves to even, as QuantizeLinear does.
     steps = np.rint(weight / along(scales, weight.ndim, axis))
     stored: NDArray[np.int8] = np.clip(steps, -INT8_MAX, INT8_MAX).astype(np.int8)
     return stored
@@ -77,7 +78,7 @@ def sqnr_db(signal: Floats, approximation: Floats) -> float:
 
 
 def _pieces(values: Floats) -> Iterator[NDArray[np.float64]]:
-    """All values in float64, some at a time: of a whole classifier's weight it takes gigabytes."""
+    """All values in float64, in pieces: a whole classifier's weight would take gigabytes."""
     flat = values.reshape(-1)
     return (
         flat[at : at + PIECE_NUMBERS].astype(np.float64)
@@ -86,7 +87,7 @@ def _pieces(values: Floats) -> Iterator[NDArray[np.float64]]:
 
 
 def weight_sqnr_db(model: ir.Model, plan: QdqPlan) -> dict[str, float]:
-    """What each weight of the plan keeps of itself, in dB, by the name of its layer."""
+    """SQNR of each weight of the plan in dB, by the name of its layer."""
     found = {}
     for item in plan.weights:
         constant = model.graph.initializers[item.tensor].const_value

@@ -1,4 +1,4 @@
-"""How many images each step of an INT8 export looks at, and these images."""
+"""Image counts of the steps of an INT8 export, and these images."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from deploykit.core.errors import ControlFlowError, ExportError, ModelFileError,
 from deploykit.core.precision import Precision
 from deploykit.core.progress import Journal, SilentProgress
 from deploykit.core.specs import ModelSpec, Preprocessing, TensorSpec
+from deploykit.graph import LoadedGraph
 from deploykit.heads.multiclass import MULTICLASS
 from deploykit.sources import inference_form, torch_export
 from deploykit.sources.definition import SourceOptions, from_definition, require_equal
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deploykit.comparison.reference import Reference
-    from deploykit.core.artifacts import OnnxArtifact
 
 WEIGHT = normal(5, 3, seed=3)
 GRAPH = """net (float[N, 3, 8, 8] input) => (float[N, 5] logits) {
@@ -78,14 +78,14 @@ class Exporters:
     asked: list[str] = field(default_factory=list)
     modules: list[nn.Module] = field(default_factory=list)
 
-    def export(self, _: ModelSpec, module: nn.Module, path: Path, exporter: str) -> OnnxArtifact:
+    def export(self, _: ModelSpec, module: nn.Module, path: Path, exporter: str) -> LoadedGraph:
         self.asked.append(exporter)
         self.modules.append(module)
         answer = self.answers[exporter]
         if isinstance(answer, Exception):
             raise answer
         made = ir.from_proto(graph(GRAPH, {"w": WEIGHT * np.float32(answer)}))
-        return onnx_graph.write_model(made, path, Precision.FP32)
+        return LoadedGraph(onnx_graph.write_model(made, path, Precision.FP32))
 
 
 def exporting(
