@@ -1,4 +1,4 @@
-"""What a backend is: plain facts, and functions that import what is heavy when they are called.
+"""Backends as plain facts, and functions that import what is heavy when they are called.
 
 A file of the room ``backends`` defines ``BACKEND``, or ``BACKENDS`` where it serves several. It is
 imported to read the facts, so it imports no framework itself. Which class a backend is says what

@@ -1,4 +1,4 @@
-"""What every backend that compiles shares: its compiler, a build's options, an engine, a header."""
+"""Nouns of backends that compile: compiler, build options, engine, header."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of each precision: a row of facts each, which production can read.
+"""Facts of each precision, one row each, which production can read.
 
 How a graph is converted stands in `deploykit.precision`, in a file of the precision's name. Names
 are plain strings here: `deploykit.core.precision` makes the noun of them.

@@ -1,4 +1,4 @@
-"""What the outputs of a model mean: their metrics and how an answer is shown, in numpy alone.
+"""Heads: the meaning of outputs, their metrics, and how an answer is shown; numpy alone.
 
 A kind of output is one file of this room, or one that another package adds by an entry point in
 the group ``deploykit.heads``; it has its `Head` as ``HEAD``.

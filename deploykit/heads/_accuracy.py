@@ -1,4 +1,4 @@
-"""How often a model is right, how sure that is, and whether two models differ: pure counting."""
+"""Accuracy with its interval, and tests whether two models differ: pure counting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user asks of a conversion that needs calibration."""
+"""Request for a conversion that needs calibration."""
 
 from __future__ import annotations
 
