@@ -1,4 +1,4 @@
-"""Which precision a graph or a node has by the ONNX types of its values."""
+"""Precision of a graph or a node by the ONNX types of its values."""
 
 from __future__ import annotations
 
