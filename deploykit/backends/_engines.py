@@ -108,7 +108,7 @@ class EngineRunner(Runner, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How an engine is run.
+    """Options with which an engine is run.
 
     ``cuda_graphs`` replays launches. ``cache`` is a file for what a portable engine compiles on
     its machine. ``spin`` waits for the GPU by asking, not asleep; ``None`` is the driver's own.
@@ -131,7 +131,7 @@ class OpenCompiled(Protocol):
 def engine_fits(
     record: EngineRecord, gpus: Sequence[Gpu], compilers: Mapping[str, str]
 ) -> tuple[bool, str]:
-    """Whether the engine runs on the first of ``gpus``, and why not (empty when it does).
+    """True if the engine runs on the first of ``gpus``, and the reason if not (otherwise empty).
 
     ``compilers`` gives the version of each compiler whose runtime is installed, by name. An engine
     loads only with the exact version that made it, and only on the compute capabilities that it

@@ -99,7 +99,7 @@ class _Read:
     bits: int
     """Width of an element, the narrowest on the way."""
     quantized: Precision | None
-    """Of the last Q/DQ pair on the way."""
+    """Precision of the last Q/DQ pair on the way; ``None`` if there is none."""
 
 
 @dataclass

@@ -43,7 +43,7 @@ class LoadedGraph:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the model is in memory."""
+        """True if the model is in memory."""
         return self._model is not None
 
     def release(self) -> None:
