@@ -304,7 +304,7 @@ class CellFailure:
     def key(self) -> str:
         """The name of the cell.
 
-        >>> Failure("nin", Precision("fp16"), "tensorrt", 8, "error", "no driver", 0.5).key
+        >>> CellFailure("nin", Precision("fp16"), "tensorrt", 8, "error", "no driver", 0.5).key
         'nin/tensorrt/fp16/b8'
         """
         return cell_key(self.model, self.backend, self.precision, self.batch)

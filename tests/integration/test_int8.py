@@ -144,7 +144,7 @@ def test_a_kept_layer_may_change_the_skip_operand(digits: Digits, working_folder
     called = quantize(model, *told, calib=digits.calibration)
     assert called.code == 0, called.err
     assert called.data["calibration"]["policy"]["sensitive"] == ["last"]
-    table = CalibrationTable.load(working_folder / "calib" / "block.json")
+    table = CalibrationTable.load(working_folder / "block.calibration.json")
     assert {"e", "f"} <= table.amax.keys()
 
 
@@ -152,9 +152,11 @@ def test_a_table_without_a_possible_skip_operand_is_made_anew(
     digits: Digits, working_folder: Path
 ) -> None:
     model = block_with_a_sensitive_end(working_folder / "block.onnx")
-    made = deploykit("calibrate", model, "--data", digits.calibration, "-o", "calib/block.json")
+    made = deploykit(
+        "calibrate", model, "--data", digits.calibration, "-o", "block.calibration.json"
+    )
     assert made.code == 0, made.err
-    path = working_folder / "calib" / "block.json"
+    path = working_folder / "block.calibration.json"
     body = json.loads(path.read_text())
     del body["amax"]["e"], body["trial_amax"]["e"]
     path.write_text(json.dumps(body))

@@ -26,6 +26,7 @@ from PIL import Image
 import deploykit
 from deploykit.core.errors import DeviceError, ModelFileError, ValidationError
 from deploykit.core.specs import Preprocessing
+from deploykit.heads.multiclass import MULTICLASS
 from docs.serving.app import Limits, create_app
 from tests.fakes.batch_model import PATIENCE_S
 
@@ -163,6 +164,7 @@ class Double:
 
     name, device, choice = "double", "cpu", "none"
     labels = ("dark", "bright")
+    head = MULTICLASS
     preprocessing = Preprocessing(crop=(2, 2))
 
     def __init__(self) -> None:

@@ -60,12 +60,12 @@ class _Toy:
         with journal.stage("validate toy16"), reference.runners.of_artifact(artifact) as runner:
             report = validate(
                 outputs_of(runner, reference.batches),
-                reference.logits,
+                reference.outputs,
                 precision=artifact.precision,
                 names=("the toy16 graph", reference.made_by),
             )
             report.require_pass()
-        judged = reference.batches, reference.logits
+        judged = reference.batches, reference.outputs
         return Converted(artifact, (reference.report, report), {"bits": 10}, judged)
 
 

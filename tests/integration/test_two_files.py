@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,9 +40,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         size_threshold=1024,
     )
     with pytest.MonkeyPatch.context() as patch:
-        read, write = onnx_graph.read_model, onnx_graph.write_model
-        patch.setattr(onnx_graph, "read_model", partial(read, mapped_bytes=0))
-        patch.setattr(onnx_graph, "write_model", partial(write, limit=LIMIT))
+        # The defaults, not the functions: others may have imported these already.
+        patch.setitem(onnx_graph.read_model.__kwdefaults__, "mapped_bytes", 0)
+        patch.setitem(onnx_graph.write_model.__kwdefaults__, "limit", LIMIT)
         for precision in ("fp32", "fp16"):
             called = deploykit(
                 "export",

@@ -225,7 +225,7 @@ def test_any_error_is_a_reason(
     def fails(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(pipeline, "export", fails)
+    monkeypatch.setattr(pipeline, "export_bundle", fails)
     record = Record(tmp_path / "record.json")
     attempt(Precision.FP16, "timm:x", tmp_path, record)
     assert (record.found["passed"], record.found["reason"]) == (False, reason)
@@ -241,7 +241,7 @@ def test_int8_falls_back_to_trials_where_everything_in_int8_fails(
         asked.append(options.quantization.wishes.sensitive_layers)
         raise ValidationError("cosine 0.1")
 
-    monkeypatch.setattr(pipeline, "export", refuses)
+    monkeypatch.setattr(pipeline, "export_bundle", refuses)
     record = Record(tmp_path / "record.json")
     attempt(Precision.INT8, "model.onnx", tmp_path, record)
     assert asked == ["int8", "auto"]

@@ -288,7 +288,7 @@ def test_a_file_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatc
         raise PermissionError(13, "Permission denied")
 
     bundle = Bundle.open(folder)
-    monkeypatch.setattr("deploykit.core.artifacts.sha256_of", refuse)
+    monkeypatch.setattr("deploykit.bundle.manifest.sha256_of", refuse)
     assert f"{MODEL} cannot be read: Permission denied" in bundle.changed_files()
 
 

@@ -100,4 +100,4 @@ def test_no_other_place_of_the_package_writes_csv() -> None:
         for path in package.rglob("*.py")
         if any(writer in path.read_text(encoding="utf-8") for writer in writers)
     }
-    assert found == {"csv_text.py"}
+    assert found == {"core/csv_text.py"}

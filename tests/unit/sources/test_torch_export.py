@@ -200,7 +200,7 @@ def test_a_decision_by_values_is_shown_with_its_line(
 ) -> None:
     expected = (
         r"^tiny decides by the values of its input, which no graph can\n"
-        r"line \d+ of test_export.py, in forward: y = x if x.sum\(\) > 1 else x \+ 1\n"
+        r"line \d+ of test_torch_export.py, in forward: y = x if x.sum\(\) > 1 else x \+ 1\n"
         r"compute both ways and choose with torch.where"
     )
     with pytest.raises(ControlFlowError, match=expected) as caught:
@@ -223,7 +223,9 @@ def test_a_module_that_fails_gives_the_exporters_own_words(
         exported(Failing().eval(), path, exporter)
     *_, reason, line = str(caught.value).splitlines()
     assert reason == "RuntimeError: no forward pass today"
-    assert re.fullmatch(r"line \d+ of test_export.py, in forward: raise RuntimeError\(.*", line)
+    assert re.fullmatch(
+        r"line \d+ of test_torch_export.py, in forward: raise RuntimeError\(.*", line
+    )
     assert not path.exists()
 
 
