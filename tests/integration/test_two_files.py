@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -19,12 +19,20 @@ from tests.cli import deploykit
 from tests.graphs import normal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from deploykit.core.artifacts import EngineRecord
 
 LIMIT = 2300
 """Bytes: the FP32 form of the classifier has more, its FP16 form fewer."""
+
+
+def defaults_of(function: Callable[..., object]) -> dict[str, Any]:
+    """The values of keyword arguments that a caller leaves out."""
+    defaults: dict[str, Any] | None = getattr(function, "__kwdefaults__", None)
+    assert defaults is not None
+    return defaults
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +49,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     with pytest.MonkeyPatch.context() as patch:
         # The defaults, not the functions: others may have imported these already.
-        patch.setitem(onnx_graph.read_model.__kwdefaults__, "mapped_bytes", 0)
-        patch.setitem(onnx_graph.write_model.__kwdefaults__, "limit", LIMIT)
+        patch.setitem(defaults_of(onnx_graph.read_model), "mapped_bytes", 0)
+        patch.setitem(defaults_of(onnx_graph.write_model), "limit", LIMIT)
         for precision in ("fp32", "fp16"):
             called = deploykit(
                 "export",
