@@ -155,11 +155,11 @@ def worst(report: dict[str, Any]) -> dict[str, float]:
 
 def _counts(bundle: Path) -> dict[str, Any]:
     """Parameters and multiply-adds of the FP32 graph, where they can be counted."""
-    from deploykit import graph as onnx_graph
+    from deploykit import graph
 
     reference = bundle / FP32_GRAPH.name
     try:
-        summary = onnx_graph.describe_layers(onnx_graph.read_model(reference), reference.name, 1)
+        summary = graph.describe_layers(graph.read_model(reference), reference.name, 1)
     except DeploykitError:
         return {}
     return {"parameters": summary.parameters, "multiply_adds": summary.multiply_adds}

@@ -88,7 +88,7 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def read_request(
     calibration: CalibrationOptions | None,
-    wishes: Int8Choices,
+    int8_choices: Int8Choices,
     *,
     rest: str,
     exclude: tuple[str, ...],
@@ -103,11 +103,11 @@ def read_request(
 
     policy = QdqPolicy(
         exclude=exclude,
-        first_layer=_fixed(wishes.first_layer),
+        first_layer=_fixed(int8_choices.first_layer),
         last_layer=_fixed(last_layer),
-        residual=_fixed(wishes.residual),
+        residual=_fixed(int8_choices.residual),
     )
-    return QuantizationRequest(calibration, wishes, policy, Precision(rest))
+    return QuantizationRequest(calibration, int8_choices, policy, Precision(rest))
 
 
 def _fixed(wish: str) -> Literal["int8", "keep"]:

@@ -138,24 +138,24 @@ _ORDER: Final = tuple(reversed(OWN))
 """The narrowest first."""
 
 
-def show_precision(out: Console, sight: PrecisionReport, *, every_node: bool) -> None:
+def show_precision(out: Console, report: PrecisionReport, *, every_node: bool) -> None:
     """Totals, the heaviest nodes that stay high, then groups of nodes or ``every_node``."""
-    _show_totals(out, sight)
-    _show_heaviest(out, sight)
+    _show_totals(out, report)
+    _show_heaviest(out, report)
     if every_node:
-        _show_nodes(out, sight.graph)
+        _show_nodes(out, report.graph)
     else:
-        _show_groups(out, sight.graph)
-    for note in sight.notes:
+        _show_groups(out, report.graph)
+    for note in report.notes:
         out.print(f"note: {note}", style="yellow", markup=False)
-    out.print(_next_step(sight), markup=False)
+    out.print(_next_step(report), markup=False)
 
 
-def _show_totals(out: Console, sight: PrecisionReport) -> None:
-    graph = sight.graph
-    made = f"planned: what an export in {_upper(sight.precision)} would make of it"
-    has = f"{_upper(sight.precision)}: what its graph has"
-    out.print(f"{sight.target}, {made if sight.planned else has}", style="bold", markup=False)
+def _show_totals(out: Console, report: PrecisionReport) -> None:
+    graph = report.graph
+    made = f"planned: what an export in {_upper(report.precision)} would make of it"
+    has = f"{_upper(report.precision)}: what its graph has"
+    out.print(f"{report.target}, {made if report.planned else has}", style="bold", markup=False)
     rows = table(("", *map(_upper, _ORDER)), right=tuple(map(_upper, _ORDER)))
     counts, heavy = graph.multiply_adds_in, graph.heavy_in
     shares = (_share(graph, counts[precision]) for precision in _ORDER)
@@ -167,7 +167,7 @@ def _show_totals(out: Console, sight: PrecisionReport) -> None:
         f"on its edges: {graph.casts} casts, {graph.qdq_pairs} Q/DQ pairs, "
         f"{graph.int8_weights} INT8 weights"
     )
-    seen = sight.magnitudes
+    seen = report.magnitudes
     if seen is not None:
         out.print(
             f"largest activation: {seen.largest:.4g} in {seen.value}; "
@@ -177,15 +177,15 @@ def _show_totals(out: Console, sight: PrecisionReport) -> None:
     out.print("")
 
 
-def _show_heaviest(out: Console, sight: PrecisionReport) -> None:
-    graph = sight.graph
-    high = graph.heaviest_above(sight.precision)
+def _show_heaviest(out: Console, report: PrecisionReport) -> None:
+    graph = report.graph
+    high = graph.heaviest_above(report.precision)
     if not high:
         if graph.multiply_adds:
-            name = _upper(sight.precision)
+            name = _upper(report.precision)
             out.print(f"every convolution and matrix product is {name}\n")
         return
-    title = f"look here first: heaviest that are not {_upper(sight.precision)}"
+    title = f"look here first: heaviest that are not {_upper(report.precision)}"
     rows = table(("share", "", "operator", "node", "because"), title=title, right=("share",))
     for node in high[:HEAVIEST_SHOWN]:
         share = _share(graph, node.multiply_adds)
@@ -243,18 +243,18 @@ def _remark(node: NodePrecision) -> str:
     return "; ".join(filter(None, (node.reason, trial, inside)))
 
 
-def _next_step(sight: PrecisionReport) -> str:
-    facts = sight.precision.facts
-    if sight.planned and facts.quantized and not sight.graph.int8_weights:
-        return f"what FP16 would be: deploykit inspect {sight.source} --fp16"
-    if sight.planned:
+def _next_step(report: PrecisionReport) -> str:
+    facts = report.precision.facts
+    if report.planned and facts.quantized and not report.graph.int8_weights:
+        return f"what FP16 would be: deploykit inspect {report.source} --fp16"
+    if report.planned:
         needed = " --calib PATH" if facts.needs_calibration else ""
-        made = f"deploykit export {sight.source} --{sight.precision}{needed}"
+        made = f"deploykit export {report.source} --{report.precision}{needed}"
         return f"to make it, with what options you gave: {made}"
-    other = "" if sight.has_reference else " REFERENCE"
+    other = "" if report.has_reference else " REFERENCE"
     return (
-        f"if its answers are off: deploykit validate {sight.source}{other} --layers; "
-        f"if its speed is: deploykit bench {sight.source}"
+        f"if its answers are off: deploykit validate {report.source}{other} --layers; "
+        f"if its speed is: deploykit bench {report.source}"
     )
 
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deploykit.cli import _bench_options
-from deploykit.cli import _bench_options as _bench_asked
-from deploykit.cli._bench_options import Asked
+from deploykit.cli._bench_options import Asked, read_matrix, read_one_cell, read_switches
 from deploykit.cli._command import Answer, Command, examples
 from deploykit.core.errors import UsageError
 
@@ -88,7 +87,7 @@ def _measure(asked: Asked) -> Answer:
         from deploykit.benchmarking.matrix.preparing import own_precisions
         from deploykit.verbs.bench import BenchOptions
 
-        matrix, switches = _bench_asked.read_matrix(asked), _bench_asked.read_switches(asked)
+        matrix, switches = read_matrix(asked), read_switches(asked)
         own = own_precisions(matrix.targets)
     options = BenchOptions(
         matrix=matrix,
@@ -139,8 +138,8 @@ def _in_turn(targets: tuple[str, str], asked: Asked, rounds: int) -> Answer:
         from deploykit.benchmarking.matrix.steps import Steps, process_limits
         from deploykit.core import environment
 
-        chosen = _bench_asked.read_one_cell(asked)
-        switches = _bench_asked.read_switches(asked)
+        chosen = read_one_cell(asked)
+        switches = read_switches(asked)
         own = own_precisions(targets)
     memory = environment.memory_bytes()
     limits = process_limits(asked.cell_s, asked.memory_bytes, memory)

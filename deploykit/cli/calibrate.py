@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from deploykit.cli import _options
-from deploykit.cli import _options as _definition
 from deploykit.cli._command import Answer, Command, examples
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 )
 @_options.calib_count
 @_options.weights
-@_definition.choices
+@_options.choices
 @_options.seed
 @click.option(
     "-o",
@@ -72,8 +71,8 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         from deploykit.verbs.calibrate import calibrate_target
 
     options = CalibrationOptions(data, calib_count, seed, output)
-    told = SourceOptions(weights, seed, choices)
-    calibrated, journal = calibrate_target(target, options, told, progress())
+    source_options = SourceOptions(weights, seed, choices)
+    calibrated, journal = calibrate_target(target, options, source_options, progress())
     answer = {**calibrated.to_dict(), "path": str(calibrated.path), "notes": journal.notes}
     return Answer(answer, lambda out: _show(out, calibrated, journal))
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from deploykit.cli import _int8, _options
-from deploykit.cli import _options as _definition
 from deploykit.cli._command import Answer, Command, examples
 from deploykit.core.errors import ValidationError
 from deploykit.core.precision import OWN, Precision
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 @_options.precision_name
 @_int8.options
 @_options.weights
-@_definition.choices
+@_options.choices
 @_options.seed
 @_options.data
 @click.option(
@@ -106,13 +105,13 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         from deploykit.precision.quantization.choice import Int8Choices
         from deploykit.sources.definition import SourceOptions
 
-    wishes = Int8Choices(method, first_layer, residual, sensitive_layers, bias_correction)
+    int8_choices = Int8Choices(method, first_layer, residual, sensitive_layers, bias_correction)
     calibration = None
     if calib is not None:
         must_fit = calib_table is not None
         calibration = CalibrationOptions(calib, calib_count, seed, calib_table, must_fit)
     request = _int8.read_request(
-        calibration, wishes, rest=rest, exclude=exclude, last_layer=last_layer
+        calibration, int8_choices, rest=rest, exclude=exclude, last_layer=last_layer
     )
     options = ExportOptions(
         precision=asked or Precision.FP32,

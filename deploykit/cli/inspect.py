@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deploykit.cli import _options
-from deploykit.cli import _options as _definition
 from deploykit.cli._command import Answer, Command, examples
 from deploykit.core.errors import UsageError
 from deploykit.core.precision import OWN
@@ -62,7 +61,7 @@ if TYPE_CHECKING:
 @_options.weights
 @_options.seed
 @_options.data
-@_definition.choices
+@_options.choices
 def command(  # noqa: PLR0913 - one parameter per option, click's way
     *,
     target: str,
@@ -106,8 +105,8 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         from deploykit.sources.definition import SourceOptions
         from deploykit.verbs.inspect_precision import PrecisionOptions
 
-    told = SourceOptions(weights, seed, choices, data)
-    options = PrecisionOptions(wanted, exclude, batch, told)
+    source_options = SourceOptions(weights, seed, choices, data)
+    options = PrecisionOptions(wanted, exclude, batch, source_options)
     return _look(target, options, every_node=every_node)
 
 
@@ -116,11 +115,11 @@ def _look(target: str, options: PrecisionOptions, *, every_node: bool) -> Answer
     from deploykit.cli._show import progress
     from deploykit.verbs.inspect_precision import inspect_precision
 
-    sight = inspect_precision(target, options, progress())
+    report = inspect_precision(target, options, progress())
     summary = _summary(target, options.source.choices, options.batch)
     return Answer(
-        {**summary.to_dict(), "precision": sight.to_dict()},
-        lambda out: show_precision(out, sight, every_node=every_node),
+        {**summary.to_dict(), "precision": report.to_dict()},
+        lambda out: show_precision(out, report, every_node=every_node),
     )
 
 

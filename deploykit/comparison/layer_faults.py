@@ -49,9 +49,9 @@ def find_faults(values: Sequence[ValueComparison], precision: Precision) -> tupl
     found = []
     for value in values:
         inputs = tuple(known[name] for name in value.reads if name in known)
-        judged = _judge(value, inputs, precision)
-        if judged is not None:
-            kind, reason = judged
+        compared = _judge(value, inputs, precision)
+        if compared is not None:
+            kind, reason = compared
             found.append(Fault(value, kind, reason, _advise(value, kind, precision), inputs))
     return tuple(found)
 

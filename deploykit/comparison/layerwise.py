@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from deploykit import graph as onnx_graph
+from deploykit import graph
 from deploykit.comparison.layer_faults import (
     Fault,
     ValueComparison,
@@ -200,8 +200,8 @@ def compare_layers(
         ValidationError: the graphs have no activation in common.
     """
     shape = batches[0].shape
-    left = activations.with_input_shape(onnx_graph.read_model(candidate.path), shape)
-    right = activations.with_input_shape(onnx_graph.read_model(reference.path), shape)
+    left = activations.with_input_shape(graph.read_model(candidate.path), shape)
+    right = activations.with_input_shape(graph.read_model(reference.path), shape)
     pairing = activations.pair_activations(left, right)
     if not pairing.pairs:
         raise ValidationError(

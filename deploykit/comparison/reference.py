@@ -38,7 +38,7 @@ class Runners:
         """Run an FP32 or FP16 graph."""
         return self._open(graph, GraphOptions())
 
-    def judge(self, graph: Graph) -> Runner:
+    def open_unoptimised(self, graph: Graph) -> Runner:
         """Run a Q/DQ graph as the standard has it.
 
         onnxruntime's default optimisations compute something else than TensorRT does: integer

@@ -168,11 +168,11 @@ def _fill(
         reference, folder / MODEL, options.quantization, journal
     )
     journal.notes += notes_on_others(
-        reference.artifact, converted.artifact, converted.judged[0], reference.runners
+        reference.artifact, converted.artifact, converted.compared[0], reference.runners
     )
     reference.graph.release()  # compilers need the memory
     engines = _compile(converted, folder, plan, journal)
-    write_golden(folder, *converted.judged, reference.runners.side)
+    write_golden(folder, *converted.compared, reference.runners.side)
     if labels is not None:
         (folder / LABELS).write_text("\n".join(labels) + "\n", encoding="utf-8")
     here = environment.describe()

@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 class Converted:
     """The graph of the bundle, with everything that was found on the way to it.
 
-    ``conversion`` and ``calibration`` are plain data for the manifest. ``judged`` are batches that
-    it was compared on, and the reference's logits for each.
+    ``conversion`` and ``calibration`` are plain data for the manifest. ``compared`` are batches
+    that it was compared on, and the reference's outputs for each.
     """
 
     artifact: OnnxArtifact
     reports: tuple[ValidationReport, ...]
     conversion: dict[str, Any]
-    judged: tuple[Batches, Batches]
+    compared: tuple[Batches, Batches]
     calibration: dict[str, Any] | None = None
 
     @property

@@ -180,8 +180,8 @@ class _Fp16:
             )
             report.require_pass()
         conversion = {**reference.conversion, **result.to_dict()}
-        judged = reference.batches, reference.outputs
-        return Converted(result.artifact, (reference.report, report), conversion, judged)
+        compared = reference.batches, reference.outputs
+        return Converted(result.artifact, (reference.report, report), conversion, compared)
 
     def plan(self, source: PlanSource) -> Planned:
         return planned_fp16(source.model, source.magnitudes, HEADROOM)

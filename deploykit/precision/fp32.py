@@ -27,9 +27,9 @@ class _Fp32:
         request: QuantizationRequest | None,  # noqa: ARG002
         journal: Journal,  # noqa: ARG002
     ) -> Converted:
-        judged = reference.batches, reference.outputs
+        compared = reference.batches, reference.outputs
         return Converted(
-            reference.artifact, (reference.report,), dict(reference.conversion), judged
+            reference.artifact, (reference.report,), dict(reference.conversion), compared
         )
 
     def plan(self, source: PlanSource) -> Planned:

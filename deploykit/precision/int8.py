@@ -7,17 +7,17 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from deploykit import graph as onnx_graph
 from deploykit.bundle.manifest import CALIBRATION
 from deploykit.comparison.validation import outputs_of, validate
 from deploykit.core.errors import ModelFileError
 from deploykit.core.precision import Precision
+from deploykit.graph import OLDEST_FOR_INT8
 from deploykit.graph.node_precisions import planned_int8
 from deploykit.graph.qdq import QdqPolicy
 from deploykit.precision import Conversion, Converted
 from deploykit.precision.calibration.graphs import calibrate_graph
 from deploykit.precision.fp16 import HEADROOM, measure_magnitudes
-from deploykit.precision.quantization.choice import LAYERS_SHARE, Choice, Trials, choose
+from deploykit.precision.quantization.choice import LAYERS_SHARE, Choice, TrialSetup, choose
 from deploykit.precision.quantization.graphs import (
     Int8Options,
     QuantizationErrors,
@@ -27,7 +27,7 @@ from deploykit.precision.quantization.graphs import (
 )
 from deploykit.precision.quantization.images import (
     BIAS_PIXELS,
-    JUDGED_PIXELS,
+    COMPARED_PIXELS,
     TRIAL_PIXELS,
     affordable_probes,
     first_images,
@@ -62,11 +62,11 @@ if TYPE_CHECKING:
 class Int8Outcome:
     """The INT8 graph, how it compares with FP32, and how its ranges were chosen.
 
-    ``judged`` are the batches of held-out images that it was compared on, and the FP32 outputs.
+    ``compared`` are the batches of held-out images that it was compared on, and the FP32 outputs.
     """
 
     result: Int8Result
-    judged: tuple[Batches, Batches]
+    compared: tuple[Batches, Batches]
     report: ValidationReport
     calibrated: Calibrated
     choice: Choice
@@ -102,13 +102,13 @@ def convert_to_int8(
         journal,
         reference.runners,
     )
-    held_out = load_images(calibrated.data, calibrated.data.held_out, artifact, JUDGED_PIXELS)
+    held_out = load_images(calibrated.data, calibrated.data.held_out, artifact, COMPARED_PIXELS)
     with reference.runners.open(graph.split()) as runner:
         expected = outputs_of(runner, held_out)
-    contest = _contest(reference, calibrated, (held_out, expected), request)
+    setup = _contest(reference, calibrated, (held_out, expected), request)
     with journal.stage("choose") as task:
         measure = partial(_measure, reference, calibrated, task)
-        choice = choose(contest, request.wishes, request.policy, measure, task)
+        choice = choose(setup, request.int8_choices, request.policy, measure, task)
     with journal.stage("convert to int8") as task:
         result = quantize_to_int8(
             graph,
@@ -118,7 +118,7 @@ def convert_to_int8(
             magnitudes=_magnitudes(reference, request.rest, task),
             errors=choice.errors,
         )
-    with journal.stage("validate int8"), reference.runners.judge(path) as runner:
+    with journal.stage("validate int8"), reference.runners.open_unoptimised(path) as runner:
         report = _validate(runner, held_out, expected, reference.head)
     journal.notes += _other_sizes(path, reference)
     return Int8Outcome(result, (held_out, expected), report, calibrated, choice)
@@ -127,17 +127,17 @@ def convert_to_int8(
 def _contest(
     reference: Reference,
     calibrated: Calibrated,
-    judged: tuple[Batches, Batches],
+    compared: tuple[Batches, Batches],
     request: QuantizationRequest,
-) -> Trials:
+) -> TrialSetup:
     graph, artifact = reference.graph, reference.artifact
     height, width = calibrated.data.preprocessing.crop
-    fewer = first_images(*judged, TRIAL_PIXELS // (height * width), artifact)
-    wish = request.wishes.sensitive_layers
+    fewer = first_images(*compared, TRIAL_PIXELS // (height * width), artifact)
+    wish = request.int8_choices.sensitive_layers
     costs = {} if wish == "int8" else multiply_adds_of(graph, (height, width))
     count = affordable_probes(costs, insist=wish == "keep")
-    probed = first_images(*judged, count, artifact) if count else None
-    return Trials(graph.model, calibrated.table, *fewer, reference.runners, probed, costs)
+    probed = first_images(*compared, count, artifact) if count else None
+    return TrialSetup(graph.model, calibrated.table, *fewer, reference.runners, probed, costs)
 
 
 def _validate(runner: Runner, held_out: Batches, expected: Batches, head: Head) -> ValidationReport:
@@ -156,7 +156,7 @@ def _other_sizes(path: Path, reference: Reference) -> list[str]:
     others = [(batch, expected) for batch, expected in pairs if batch.shape[2:] != crop]
     if not others:
         return []
-    with reference.runners.judge(path) as runner:
+    with reference.runners.open_unoptimised(path) as runner:
         found = [
             reference.head.compare(outputs_of(runner, [batch])[0], expected)
             for batch, expected in others
@@ -189,10 +189,10 @@ def require_opset(artifact: OnnxArtifact) -> None:
     Raises:
         ModelFileError: its opset is too old, and could not be raised.
     """
-    if artifact.opset < onnx_graph.OLDEST_FOR_INT8:
+    if artifact.opset < OLDEST_FOR_INT8:
         raise ModelFileError(
             f"this graph is of opset {artifact.opset} and cannot be raised automatically\n"
-            f"INT8 needs {onnx_graph.OLDEST_FOR_INT8} or later: export the model again"
+            f"INT8 needs {OLDEST_FOR_INT8} or later: export the model again"
         )
 
 
@@ -225,7 +225,7 @@ class _Int8:
             outcome.result.artifact,
             (reference.report, outcome.report),
             conversion,
-            outcome.judged,
+            outcome.compared,
             outcome.to_dict(),
         )
 

@@ -107,7 +107,7 @@ class Misfit:
     remedy: str = ""
 
 
-def judge_engines(
+def rank_engines(
     bundle: Bundle, records: Sequence[EngineRecord], machine: Machine
 ) -> tuple[list[Fit], list[Misfit]]:
     """Those that fit the machine, the best first, and the rest.
@@ -116,10 +116,10 @@ def judge_engines(
     kernels were timed on a GPU of this kind; then the one that was built last. An unproven one
     (INT8 convolutions on TensorRT for RTX) comes after all others.
     """
-    judged = [_judge(bundle, record, machine) for record in records]
-    fits = [each for each in reversed(judged) if isinstance(each, Fit)]
+    compared = [_judge(bundle, record, machine) for record in records]
+    fits = [each for each in reversed(compared) if isinstance(each, Fit)]
     fits.sort(key=lambda fit: (fit.record.is_unproven, fit.compiler.is_portable))
-    return fits, [each for each in judged if isinstance(each, Misfit)]
+    return fits, [each for each in compared if isinstance(each, Misfit)]
 
 
 def _judge(bundle: Bundle, record: EngineRecord, machine: Machine) -> Fit | Misfit:

@@ -23,8 +23,8 @@ from deploykit.runtime.choice import (
     Misfit,
     cache_of,
     incompatible,
-    judge_engines,
     misfit_of_error,
+    rank_engines,
 )
 from deploykit.runtime.classifier import Chosen, Classifier
 
@@ -165,7 +165,7 @@ def _record_of(bundle: Bundle, name: str) -> EngineRecord:
 
 
 def _load_engine(request: _Request, machine: Machine) -> Classifier:
-    fits, misfits = judge_engines(request.bundle, request.records, machine)
+    fits, misfits = rank_engines(request.bundle, request.records, machine)
     for fit in fits:
         loaded = _try(request, fit, machine, len(fits))
         if isinstance(loaded, Classifier):

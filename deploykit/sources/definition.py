@@ -51,7 +51,7 @@ class SourceOptions:
 
 
 def from_definition(
-    spec: ModelSpec, path: Path, journal: Journal, told: SourceOptions
+    spec: ModelSpec, path: Path, journal: Journal, source_options: SourceOptions
 ) -> Reference:
     """Build, load and export a definition; eager torch is the reference.
 
@@ -64,10 +64,10 @@ def from_definition(
     with journal.stage("definition"):
         from deploykit.sources.weights import build_with_weights
 
-        module, record = build_with_weights(spec, told.weights, told.seed)
-        choices = told.choices.preprocessing
+        module, record = build_with_weights(spec, source_options.weights, source_options.seed)
+        choices = source_options.choices.preprocessing
         preprocessing = choices.applied_to(record.preprocessing or spec.preprocessing)
-        batches = sample_batches(preprocessing, told.data)
+        batches = sample_batches(preprocessing, source_options.data)
         with module_judge().open(module, spec.inputs, spec.outputs) as runner:
             outputs = outputs_of(runner, batches)
         deployed = _as_it_runs(spec, module, journal, (batches, outputs))

@@ -68,14 +68,14 @@ def hugging_face_spec(folder: Path, choices: DefinitionChoices) -> ModelSpec:
     given = _read_json(folder / CONFIG)
     _require_plain_classifier(given, name, folder)
     require("transformers")
-    from deploykit.sources import hugging_face_networks as hub
+    from deploykit.sources import hugging_face_networks
 
-    config = hub.read_config(given, name)
+    config = hugging_face_networks.read_config(given, name)
     prepared = _prepared(folder, config.model_type)
     height, width = _input_size(config, prepared, choices.image_size)
-    network = hub.outline(config, name)
+    network = hugging_face_networks.outline(config, name)
     _require_same_class(network, given, name)
-    classes = hub.count_classes(network, (height, width), name)
+    classes = hugging_face_networks.count_classes(network, (height, width), name)
     is_bgr = prepared is not None and prepared.is_bgr
     return ModelSpec(
         name=name,
@@ -89,10 +89,10 @@ def hugging_face_spec(folder: Path, choices: DefinitionChoices) -> ModelSpec:
         multiply_adds=None,
         labels=_labels(config.id2label, classes),
         torchvision=None,
-        builder=partial(hub.build, config, is_bgr=is_bgr),
+        builder=partial(hugging_face_networks.build, config, is_bgr=is_bgr),
         weights_file=_weights_file(folder),
         source_sha256=digest(folder),
-        adapt_state=partial(hub.under_todays_names, config),
+        adapt_state=partial(hugging_face_networks.under_todays_names, config),
         preprocessing_assumed=prepared is None,
         notes=tuple(_notes(config, choices, prepared, height)),
     )

@@ -5,13 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from deploykit import graph as onnx_graph
 from deploykit.comparison.reference import Reference, Runners
 from deploykit.comparison.validation import validate
 from deploykit.core.errors import ModelFileError, UsageError, ValidationError
 from deploykit.core.precision import Precision
 from deploykit.core.sizes import RGB, ShapeProfile, are_images
 from deploykit.core.specs import DEFAULT_HEAD, Preprocessing
+from deploykit.graph import (
+    LoadedGraph,
+    first_look,
+    fold,
+    open_batch,
+    plain,
+    put_first,
+    put_image_first,
+    raise_opset,
+    read_graph,
+    require_usable,
+    tidy,
+    write_graph,
+)
 from deploykit.heads import head_named
 from deploykit.heads.multiclass import MULTICLASS
 from deploykit.images.batching import BATCHES, sample_batches
@@ -51,7 +64,7 @@ ORIGINAL = "the original file"
 
 
 @dataclass(frozen=True)
-class Judged:
+class StepCheck:
     """Images, and what the untouched original answers to them in all of its outputs."""
 
     batches: list[Images]
@@ -74,14 +87,14 @@ class OwnGraph:
     original: Path
     path: Path
     parents: tuple[str, ...]
-    judged: Judged
+    compared: StepCheck
     runners: Runners
-    graph: onnx_graph.LoadedGraph = field(init=False)
+    graph: LoadedGraph = field(init=False)
     report: ValidationReport = field(init=False)
     done: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.graph, self.report = self._proven(self.model, self.judged)
+        self.graph, self.report = self._proven(self.model, self.compared)
 
     @property
     def artifact(self) -> OnnxArtifact:
@@ -93,28 +106,28 @@ class OwnGraph:
         name: str,
         step: Callable[[ir.Model], ir.Model],
         journal: Journal,
-        judged: Judged | None = None,
+        compared: StepCheck | None = None,
     ) -> bool:
         """Go on with what ``step`` makes of the graph, if it computes what the original does.
 
-        ``judged`` are other images than before. Where the step cannot be done or is wrong, the
+        ``compared`` are other images than before. Where the step cannot be done or is wrong, the
         graph stays as it was, and a note says why.
         """
-        wanted = judged or self.judged
+        wanted = compared or self.compared
         try:
             with journal.stage(name):
                 changed = step(self.model)
                 if changed is self.model:
                     return False
-                onnx_graph.tidy(changed, rename=False)
+                tidy(changed, rename=False)
                 found = self._proven(changed, wanted)
         except (ModelFileError, ValidationError) as exc:
             reason = " ".join(str(exc).splitlines())
             journal.notes.append(f"{name} was left out: {reason}")
-            self.graph = onnx_graph.write_graph(self.model, self.path, Precision.FP32, self.parents)
+            self.graph = write_graph(self.model, self.path, Precision.FP32, self.parents)
             return False
         self.done.append(f"{name} ({_difference(self.model, changed, wanted)})")
-        self.model, self.judged = changed, wanted
+        self.model, self.compared = changed, wanted
         self.graph, self.report = found
         return True
 
@@ -122,19 +135,17 @@ class OwnGraph:
         """What was done to the file, for the user."""
         return [f"done to the graph, and proven: {', '.join(self.done)}"] if self.done else []
 
-    def _proven(
-        self, model: ir.Model, judged: Judged
-    ) -> tuple[onnx_graph.LoadedGraph, ValidationReport]:
-        graph = onnx_graph.write_graph(model, self.path, Precision.FP32, self.parents)
+    def _proven(self, model: ir.Model, compared: StepCheck) -> tuple[LoadedGraph, ValidationReport]:
+        graph = write_graph(model, self.path, Precision.FP32, self.parents)
         with self.runners.open(self.path) as runner:
-            answers = answers_of(runner, judged.batches)
-        got = outputs_in(answers, judged.output, judged.head)
+            answers = answers_of(runner, compared.batches)
+        got = outputs_in(answers, compared.output, compared.head)
         names = ("the fp32 graph", ORIGINAL)
         report = validate(
-            got, judged.expected, precision=Precision.FP32, names=names, head=judged.head
+            got, compared.expected, precision=Precision.FP32, names=names, head=compared.head
         )
         report.require_pass()
-        problems = other_problems(answers, judged.answers, judged.output)
+        problems = other_problems(answers, compared.answers, compared.output)
         if problems:
             raise ValidationError(
                 f"the fp32 graph does not compute what {ORIGINAL} computes\n{problems[0]}"
@@ -142,12 +153,12 @@ class OwnGraph:
         return graph, report
 
 
-def _difference(before: ir.Model, after: ir.Model, judged: Judged) -> str:
+def _difference(before: ir.Model, after: ir.Model, compared: StepCheck) -> str:
     opsets = [model.graph.opset_imports.get("", 0) for model in (before, after)]
     if opsets[0] != opsets[1]:
         return f"from {opsets[0]} to {opsets[1]}"
     if before.graph.inputs[0].shape != after.graph.inputs[0].shape:
-        sizes = ", ".join(str(len(batch)) for batch in judged.batches)
+        sizes = ", ".join(str(len(batch)) for batch in compared.batches)
         return f"run at batches {sizes}, image by image"
     return f"{len(before.graph)} nodes became {len(after.graph)}"
 
@@ -159,7 +170,7 @@ def from_onnx(
     original: Path,
     path: Path,
     journal: Journal,
-    told: SourceOptions,
+    source_options: SourceOptions,
     profile: ShapeProfile | None = None,
 ) -> Reference:
     """A user's own FP32 classifier in the form that conversions rely on, written to ``path``.
@@ -167,7 +178,7 @@ def from_onnx(
     An old opset is raised, a fixed batch opened and constants are folded; onnxruntime on the
     untouched file is the reference of each step, and a step that cannot be proven is left out.
     ``profile`` says the sizes of what is open; a batch that is fixed at its only one stays. What
-    the file takes beside images is as ``told``, or noise.
+    the file takes beside images is as ``source_options``, or noise.
 
     Raises:
         ModelFileError: not a readable FP32 model with one image input, or one that TensorRT
@@ -182,27 +193,29 @@ def from_onnx(
         image = require_image_classifier(source)
         assumed = assumed_preprocessing(original.name, image, profile)
         profile = profile or ShapeProfile()
-        wishes = told.choices.preprocessing
-        preprocessing = wishes.applied_to(assumed)
-        runners = Runners(side_inputs_of(source, image, told.choices.side_inputs))
-        batches = _sample(image, preprocessing, told.data, profile)
-        head = head_named(told.choices.head or DEFAULT_HEAD)
-        judged, choice = _ask_original(original, batches, runners, head)
-        onnx_graph.put_image_first(model, image.name)
-        onnx_graph.put_first(model, choice.name, flatten=not choice.flat)
+        int8_choices = source_options.choices.preprocessing
+        preprocessing = int8_choices.applied_to(assumed)
+        runners = Runners(side_inputs_of(source, image, source_options.choices.side_inputs))
+        batches = _sample(image, preprocessing, source_options.data, profile)
+        head = head_named(source_options.choices.head or DEFAULT_HEAD)
+        compared, choice = _ask_original(original, batches, runners, head)
+        put_image_first(model, image.name)
+        put_first(model, choice.name, flatten=not choice.flat)
     with journal.stage("validate fp32"):
         parents = (source.sha256, *source.parents)
-        own = OwnGraph(model, original, path, parents, judged, runners)
-    journal.notes += wishes.assumptions(preprocessing) + note_of_sizes(image, profile)
+        own = OwnGraph(model, original, path, parents, compared, runners)
+    journal.notes += int8_choices.assumptions(preprocessing) + note_of_sizes(image, profile)
     journal.notes += [*runners.side.notes(), *choice.notes()]
-    own.attempt("raising the opset", onnx_graph.raise_opset, journal)
-    _open_batch(own, image, sample_batches(preprocessing, told.data, BATCHES), profile, journal)
-    own.attempt("folding constants", onnx_graph.fold, journal)
+    own.attempt("raising the opset", raise_opset, journal)
+    _open_batch(
+        own, image, sample_batches(preprocessing, source_options.data, BATCHES), profile, journal
+    )
+    own.attempt("folding constants", fold, journal)
     journal.notes += own.notes()
     return Reference(
         graph=own.graph,
-        batches=own.judged.batches,
-        outputs=own.judged.expected,
+        batches=own.compared.batches,
+        outputs=own.compared.expected,
         made_by=ORIGINAL,
         report=own.report,
         model={
@@ -221,10 +234,10 @@ def from_onnx(
 
 def _read(original: Path) -> tuple[OnnxArtifact, Model]:
     """The description of the file, and its graph without functions and constant branches."""
-    onnx_graph.first_look(original)
-    read = onnx_graph.read_graph(original)
-    onnx_graph.require_usable(read.model, original.name)
-    return read.artifact, onnx_graph.plain(read.model, original.name)
+    first_look(original)
+    read = read_graph(original)
+    require_usable(read.model, original.name)
+    return read.artifact, plain(read.model, original.name)
 
 
 def _sample(
@@ -239,12 +252,12 @@ def _sample(
 
 def _ask_original(
     original: Path, batches: list[Images], runners: Runners, head: Head
-) -> tuple[Judged, OutputChoice]:
+) -> tuple[StepCheck, OutputChoice]:
     """What the original answers to ``batches``, and which of its outputs ``head`` is about."""
     with runners.open(original) as runner:
         answers = answers_of(runner, batches)
         choice = choose_output(original.name, runner.outputs, answers[0], head)
-    return Judged(batches, answers, choice.name, head), choice
+    return StepCheck(batches, answers, choice.name, head), choice
 
 
 def _open_batch(
@@ -268,8 +281,8 @@ def _open_batch(
         opened = False
         journal.notes.append(f"{_OPENING} was left out: {exc}")
     else:
-        judged = Judged(batches, answers, own.judged.output, own.judged.head)
-        opened = own.attempt(_OPENING, onnx_graph.open_batch, journal, judged)
+        compared = StepCheck(batches, answers, own.compared.output, own.compared.head)
+        opened = own.attempt(_OPENING, open_batch, journal, compared)
     if not opened:
         journal.notes.append(f"the batch stays {fixed}: every call takes so many images at once")
 

@@ -114,12 +114,12 @@ def outputs_in(answers: Sequence[Answers], name: str, head: Head) -> list[Images
     return [one if head.fits(one.shape) else one.reshape(one.shape[:_FLAT]) for one in values]
 
 
-def other_problems(got: Sequence[Answers], expected: Sequence[Answers], judged: str) -> list[str]:
-    """How the outputs beside ``judged`` differ from the original's, a sentence each."""
+def other_problems(got: Sequence[Answers], expected: Sequence[Answers], compared: str) -> list[str]:
+    """How the outputs beside ``compared`` differ from the original's, a sentence each."""
     problems = []
     for left, right in zip(got, expected, strict=True):
         for name in right:
-            if name != judged:
+            if name != compared:
                 problems += [f"output {name!r}: {p}" for p in _problems(left[name], right[name])]
     return problems
 

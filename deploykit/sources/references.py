@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from deploykit.sources.definition import SourceOptions
 
 
-def find_source(target: str, told: SourceOptions, journal: Journal) -> ModelSpec | Path:
+def find_source(target: str, source_options: SourceOptions, journal: Journal) -> ModelSpec | Path:
     """The definition that ``target`` names, or the path of an ``.onnx`` file.
 
     Raises:
@@ -25,17 +25,17 @@ def find_source(target: str, told: SourceOptions, journal: Journal) -> ModelSpec
         DeploykitError: there is no such definition, see `targets.find_definition`.
     """
     if kind_of(target) is Kind.ONNX:
-        refuse_definition_options(target, told.choices, told.weights)
+        refuse_definition_options(target, source_options.choices, source_options.weights)
         return Path(target)
     with journal.progress.step("look at the target"):  # a user's factory may take its time
-        return find_definition(target, told.choices)
+        return find_definition(target, source_options.choices)
 
 
 def make_reference(
     source: ModelSpec | Path,
     path: Path,
     journal: Journal,
-    told: SourceOptions,
+    source_options: SourceOptions,
     profile: ShapeProfile | None = None,
 ) -> Reference:
     """Write the FP32 graph of ``source`` to ``path``, verified against what it was made from.
@@ -46,5 +46,5 @@ def make_reference(
         DeploykitError: the error of the stage that failed.
     """
     if isinstance(source, Path):
-        return from_onnx(source, path, journal, told, profile)
-    return from_definition(source, path, journal, told)
+        return from_onnx(source, path, journal, source_options, profile)
+    return from_definition(source, path, journal, source_options)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import torch
 
-from deploykit import graph as onnx_graph
+from deploykit import graph
 from deploykit.core.errors import ControlFlowError, ExportError, typed_first_line
 from deploykit.core.precision import Precision
 from deploykit.core.specs import BATCH
@@ -35,7 +35,7 @@ EXPORTERS: Final[tuple[Exporter, ...]] = ("torch.export", "torchscript")
 _DATA_DEPENDENT: Final = frozenset({"GuardOnDataDependentSymNode", "DataDependentOutputException"})
 """Names of torch's errors, which are of private modules."""
 
-_NOT_THE_USERS: Final = (Path(torch.__file__).parent, Path(onnx_graph.__file__).parents[1])
+_NOT_THE_USERS: Final = (Path(torch.__file__).parent, Path(graph.__file__).parents[1])
 """Folders of torch and of deploykit."""
 
 _BLAMED: Final = re.compile(r'File "([^"]+)", line (\d+), in (\S+)\n\s*(.+)')
@@ -46,7 +46,7 @@ EXAMPLE_BATCH: Final = 2
 
 def export_module(
     spec: ModelSpec, module: nn.Module, path: Path, exporter: Exporter
-) -> onnx_graph.LoadedGraph:
+) -> graph.LoadedGraph:
     """Write ``module`` to ``path`` as a folded FP32 graph whose batch is the only open dimension.
 
     Raises:
@@ -68,9 +68,9 @@ def export_module(
             model = trace(spec, module, example)
     except Exception as exc:  # exporters raise anything, from TypeError to torch._dynamo's own
         raise _refusal(exc, spec.name, exporter) from exc
-    onnx_graph.tidy(model, rename=True)
+    graph.tidy(model, rename=True)
     _require_open_batch(model, spec, exporter)
-    return onnx_graph.write_graph(model, path, Precision.FP32)
+    return graph.write_graph(model, path, Precision.FP32)
 
 
 def _trace_program(spec: ModelSpec, module: nn.Module, example: torch.Tensor) -> ir.Model:
@@ -78,7 +78,7 @@ def _trace_program(spec: ModelSpec, module: nn.Module, example: torch.Tensor) ->
         module,
         (example,),
         dynamo=True,
-        opset_version=onnx_graph.OPSET,
+        opset_version=graph.OPSET,
         input_names=[spec.inputs[0].name],
         output_names=[spec.outputs[0].name],
         dynamic_shapes=({0: torch.export.Dim(BATCH)},),
@@ -98,13 +98,13 @@ def _trace_script(spec: ModelSpec, module: nn.Module, example: torch.Tensor) -> 
             (example,),
             str(path),
             dynamo=False,
-            opset_version=onnx_graph.OPSET,
+            opset_version=graph.OPSET,
             input_names=[feed],
             output_names=[result],
             dynamic_axes={feed: {0: BATCH}, result: {0: BATCH}},
             do_constant_folding=True,
         )
-        return onnx_graph.read_model(path)
+        return graph.read_model(path)
 
 
 def _require_open_batch(model: ir.Model, spec: ModelSpec, exporter: str) -> None:

@@ -114,18 +114,18 @@ def bench(
     here = environment.describe()
     unavailable = unavailable_backends(here.gpus)
     cells = plan_cells(options.matrix, unavailable, own_precision)
-    notebook = Checkpoint(options.output.parent, _identity(cells, options, here))
+    checkpoint = Checkpoint(options.output.parent, _identity(cells, options, here))
     if options.fresh:
-        notebook.discard()
-    resumed, notes = notebook.found, list(_notes_on_backends(options.matrix, unavailable))
+        checkpoint.discard()
+    resumed, notes = checkpoint.found, list(_notes_on_backends(options.matrix, unavailable))
     steps = _steps(cells, options, here, progress, notes)
-    campaign = MatrixRun(cells, steps, notebook)
+    campaign = MatrixRun(cells, steps, checkpoint)
     with progress.step("bench") as task:
         campaign.run(RemainingTime(task, campaign.length))
-    run = notebook.run()
+    run = checkpoint.run()
     write_run(options.output, run)
     files = (options.output, *write_reports(run, options.output))
-    notebook.discard()
+    checkpoint.discard()
     return BenchReport(run, files, resumed, tuple(notes))
 
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit import graph as onnx_graph
 from deploykit.bundle.golden import runners_of_bundle
 from deploykit.bundle.manifest import MODEL, REFERENCE, Bundle
 from deploykit.core.progress import Journal, Progress, SilentProgress
+from deploykit.graph import LoadedGraph, read_graph
 from deploykit.precision.calibration.graphs import Calibrated, calibrate_graph
 from deploykit.sources.references import find_source, make_reference
 from deploykit.sources.targets import Kind, kind_of, refuse_definition_options
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def calibrate_target(
     target: str,
     options: CalibrationOptions,
-    told: SourceOptions,
+    source_options: SourceOptions,
     progress: Progress | None = None,
 ) -> tuple[Calibrated, Journal]:
     """Calibrate a definition, an FP32 ``.onnx`` file, or the FP32 graph of a bundle.
@@ -43,23 +43,27 @@ def calibrate_target(
         options = replace(options, bundle=Path(target))
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder) / MODEL
-        graph, name, preprocessing, runners = _fp32_graph(target, scratch, told, journal)
+        graph, name, preprocessing, runners = _fp32_graph(target, scratch, source_options, journal)
         calibrated = calibrate_graph(graph, name, preprocessing, options, journal, runners)
     return calibrated, journal
 
 
 def _fp32_graph(
-    target: str, scratch: Path, told: SourceOptions, journal: Journal
-) -> tuple[onnx_graph.LoadedGraph, str, Preprocessing, Runners]:
+    target: str, scratch: Path, source_options: SourceOptions, journal: Journal
+) -> tuple[LoadedGraph, str, Preprocessing, Runners]:
     if kind_of(target) is Kind.BUNDLE:
-        refuse_definition_options(target, told.choices, told.weights)
+        refuse_definition_options(target, source_options.choices, source_options.weights)
         bundle = Bundle.open(Path(target))
         fp32 = bundle.manifest.precision.facts.is_source
-        graph = onnx_graph.read_graph(bundle.folder / (MODEL if fp32 else REFERENCE))
-        preprocessing = told.choices.preprocessing.applied_to(bundle.manifest.preprocessing)
+        graph = read_graph(bundle.folder / (MODEL if fp32 else REFERENCE))
+        preprocessing = source_options.choices.preprocessing.applied_to(
+            bundle.manifest.preprocessing
+        )
         name, runners = str(bundle.manifest.model["name"]), runners_of_bundle(bundle)
         return graph, name, preprocessing, runners
     # Prepared as an export does it, so that the table fits the graph of a later export.
-    reference = make_reference(find_source(target, told, journal), scratch, journal, told)
+    reference = make_reference(
+        find_source(target, source_options, journal), scratch, journal, source_options
+    )
     name = str(reference.model["name"])
     return reference.graph, name, reference.preprocessing, reference.runners

@@ -145,9 +145,9 @@ def _open_other(path: Path, own: Preprocessing) -> tuple[Preprocessing, Runner]:
     if path.is_dir():
         bundle = _open_intact(path)
         return bundle.manifest.preprocessing, _open_model(bundle)
-    from deploykit import graph as onnx_graph
+    from deploykit import graph
 
-    artifact = onnx_graph.read_artifact(path)
+    artifact = graph.read_artifact(path)
     if len(artifact.inputs) != 1 or not _takes(artifact.inputs[0], (3, *own.crop)):
         found = ", ".join(f"{one.name} {one.dtype} {one.shape}" for one in artifact.inputs)
         raise UsageError(

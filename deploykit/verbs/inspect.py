@@ -51,11 +51,11 @@ def _inspect_file(
     crop: tuple[int, int] | None,
 ) -> ModelSummary:
     """An open height or width is what the user asks for, or the bundle's ``crop``."""
-    from deploykit import graph as onnx_graph
+    from deploykit import graph
     from deploykit.graph.shapes import fix_image_size
 
-    model, asked = onnx_graph.read_model(path), choices.image_size
+    model, asked = graph.read_model(path), choices.image_size
     size = crop if asked is None else (asked, asked)
     was_open = size is not None and fix_image_size(model, size)
     refuse_definition_options(target, replace(choices, image_size=None) if was_open else choices)
-    return onnx_graph.describe_layers(model, path.name, batch)
+    return graph.describe_layers(model, path.name, batch)

@@ -7,13 +7,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from deploykit import graph as onnx_graph
 from deploykit.bundle.golden import runners_of_bundle
 from deploykit.bundle.manifest import MODEL, REFERENCE, Bundle
 from deploykit.core.errors import UsageError
 from deploykit.core.precision import Precision
 from deploykit.core.progress import Journal, Progress, SilentProgress
 from deploykit.core.sizes import IMAGE_AXES, ShapeProfile, SizeRange
+from deploykit.graph import LoadedGraph, read_graph, tidy
 from deploykit.graph.half import FP16_MAX
 from deploykit.graph.node_precisions import Known, read_precision
 from deploykit.graph.shapes import fix_image_size
@@ -59,7 +59,7 @@ class PrecisionOptions:
 class GivenGraph:
     """The graph that a target already has; ``reasons`` are those that were written down with it."""
 
-    graph: onnx_graph.LoadedGraph
+    graph: LoadedGraph
     bundle: Bundle | None
 
     @property
@@ -95,7 +95,7 @@ class GivenGraph:
 class Fp32Graph:
     """A verified graph, the images that magnitudes are measured on, and if its weights are real."""
 
-    graph: onnx_graph.LoadedGraph
+    graph: LoadedGraph
     batches: list[NDArray[np.float32]]
     trained: bool | None
     runners: Runners
@@ -116,11 +116,11 @@ def open_given(target: str, options: PrecisionOptions) -> GivenGraph | None:
     if kind is Kind.DEFINITION:
         return None
     if kind is Kind.ONNX:
-        given = GivenGraph(onnx_graph.read_graph(path), None)
+        given = GivenGraph(read_graph(path), None)
     else:
         bundle = Bundle.open(path)
         bundle.require_unchanged(bundle.model_path.name)
-        given = GivenGraph(onnx_graph.LoadedGraph(bundle.manifest.onnx), bundle)
+        given = GivenGraph(LoadedGraph(bundle.manifest.onnx), bundle)
     _refuse_choices(target, given, options)
     if not given.artifact.precision.facts.is_source:
         _refuse_plan(target, options, given)
@@ -176,12 +176,12 @@ def _refuse_choices(target: str, given: GivenGraph, options: PrecisionOptions) -
 
 def _refuse_plan(target: str, options: PrecisionOptions, given: GivenGraph) -> None:
     """What is converted already has nothing to plan, and nothing to measure for it."""
-    wishes = {
+    int8_choices = {
         f"--{options.precision}": options.precision is not None,
         "--exclude": bool(options.exclude),
         "--data": options.source.data is not None,
     }
-    asked = next((name for name, is_given in wishes.items() if is_given), None)
+    asked = next((name for name, is_given in int8_choices.items() if is_given), None)
     if asked is None:
         return
     own, bundle = given.artifact.precision, given.bundle
@@ -264,7 +264,7 @@ def _read(
     precision = given.artifact.precision
     with journal.stage("read"):
         model = given.graph.model.clone()
-        onnx_graph.tidy(model, rename=False)
+        tidy(model, rename=False)
         size = given.image_size(options.source.choices.image_size)
         if size is not None:
             fix_image_size(model, size)
@@ -284,7 +284,7 @@ def _plan(
     with TemporaryDirectory() as folder:
         source = prepare_fp32(target, given, Path(folder), options, journal)
         model = source.graph.model.clone()
-        onnx_graph.tidy(model, rename=False)
+        tidy(model, rename=False)
         with journal.stage("magnitudes") as task:
             open_runner = source.runners.measuring
             amax = measure_magnitudes(model, source.batches, open_runner=open_runner, task=task)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deploykit import graph as onnx_graph
+from deploykit import graph
 from deploykit.bundle.golden import runners_of_bundle
 from deploykit.bundle.manifest import REFERENCE, Bundle
 from deploykit.comparison.layerwise import LayerReport, compare_layers
@@ -105,7 +105,7 @@ def compare_artifacts(
     with shown.step("outputs"):
         batches = sample_batches(preprocessing, options.data, sizes)
         outputs = [_outputs(side.artifact, batches, runners) for side in (candidate, reference)]
-        judged = validate(
+        compared = validate(
             outputs[0],
             outputs[1],
             precision=precision,
@@ -119,10 +119,10 @@ def compare_artifacts(
                 candidate.artifact,
                 reference.artifact,
                 _smallest(batches, candidate, reference),
-                open_runner=runners.judge,
+                open_runner=runners.open_unoptimised,
                 task=task,
             )
-    return ComparisonReport(*names, judged, found, notes)
+    return ComparisonReport(*names, compared, found, notes)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class _Side:
 
 def _open(path: Path) -> _Side:
     if not path.is_dir():
-        return _image_model(str(path), onnx_graph.read_artifact(path))
+        return _image_model(str(path), graph.read_artifact(path))
     bundle = Bundle.open(path)
     bundle.require_unchanged(bundle.model_path.name)
     return _image_model(str(path), bundle.manifest.onnx, bundle)

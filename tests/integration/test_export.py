@@ -147,9 +147,9 @@ def test_failed_validation_shows_the_figures_and_leaves_nothing(
 def test_wrong_graph_of_the_first_exporter_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deploykit.sources import torch_export as export
+    from deploykit.sources import torch_export
 
-    right = export._trace_program
+    right = torch_export._trace_program
 
     def wrong(*arguments: object) -> object:
         model = right(*arguments)  # type: ignore[arg-type]  # handed on as they came
@@ -158,7 +158,7 @@ def test_wrong_graph_of_the_first_exporter_is_not_used(
         bias.const_value = ir.tensor(bias.const_value.numpy() + 1, name=bias.name)
         return model
 
-    monkeypatch.setattr(export, "_trace_program", wrong)
+    monkeypatch.setattr(torch_export, "_trace_program", wrong)
     called = deploykit(
         "export", "resnet20", "--input-size", 8, "--json", "--backend", "none",
         "-o", tmp_path / "bundle",

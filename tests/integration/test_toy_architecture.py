@@ -10,7 +10,7 @@ from deploykit.bundle.manifest import Bundle
 from deploykit.core.plugs import plugs
 from deploykit.costs.peaks import gpu_peak
 from deploykit.models._registry import families, names
-from deploykit.verbs import bench as bench_run
+from deploykit.verbs import bench
 from tests.cli import deploykit
 from tests.plugins import install_plug
 
@@ -77,7 +77,7 @@ def test_it_is_measured_in_a_process_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peak = gpu_peak("NVIDIA L4").peak
-    monkeypatch.setattr(bench_run, "measure_cpu_peaks", lambda _threads: peak)
+    monkeypatch.setattr(bench, "measure_cpu_peaks", lambda _threads: peak)
     called = deploykit(
         "bench", "tinynet", "--backend", "eager", "--fp32", "--batch", 1, "--warmup", 0,
         "--duration", 0.1, "--min-samples", 20, "--work", tmp_path / "work",

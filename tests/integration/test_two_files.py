@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 import deploykit as package
-from deploykit import graph as onnx_graph
+from deploykit import graph
 from deploykit.backends.ort import OrtRunner
 from deploykit.bundle.manifest import MODEL, REFERENCE, Bundle
 from deploykit.core.errors import IntegrityError
@@ -49,8 +49,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     with pytest.MonkeyPatch.context() as patch:
         # The defaults, not the functions: others may have imported these already.
-        patch.setitem(defaults_of(onnx_graph.read_model), "mapped_bytes", 0)
-        patch.setitem(defaults_of(onnx_graph.write_model), "limit", LIMIT)
+        patch.setitem(defaults_of(graph.read_model), "mapped_bytes", 0)
+        patch.setitem(defaults_of(graph.write_model), "limit", LIMIT)
         for precision in ("fp32", "fp16"):
             called = deploykit(
                 "export",

@@ -23,7 +23,7 @@ from deploykit.exporting.steps import ExportOptions, export_bundle
 from deploykit.precision.calibration.data import RANDOM, CalibrationOptions
 from deploykit.precision.quantization.choice import Int8Choices
 from deploykit.precision.quantization.request import QuantizationRequest
-from deploykit.runtime.choice import cache_of, incompatible, judge_engines
+from deploykit.runtime.choice import cache_of, incompatible, rank_engines
 from deploykit.sources.image_sizes import require_known_sizes
 from deploykit.sources.targets import Kind, digest_of, find_definition, kind_of, name_of
 
@@ -67,8 +67,8 @@ def exported(target: str, precision: Precision, work: Path, digest: str | None) 
 
 def _noise(table: Path) -> QuantizationRequest:
     """Ranges that cost nothing: every layer in INT8 that can be, nothing tried out."""
-    wishes = Int8Choices("max", "int8", "int8", "int8", "off")
-    return QuantizationRequest(CalibrationOptions(RANDOM, NOISE_IMAGES, 0, table), wishes)
+    int8_choices = Int8Choices("max", "int8", "int8", "int8", "off")
+    return QuantizationRequest(CalibrationOptions(RANDOM, NOISE_IMAGES, 0, table), int8_choices)
 
 
 def _usable_bundle(place: Path, digest: str | None) -> Bundle | None:
@@ -107,9 +107,9 @@ def own_precisions(targets: Iterable[str]) -> dict[str, Precision]:
         if kind is Kind.BUNDLE:
             found[target] = Bundle.open(Path(target)).manifest.precision
         elif kind is Kind.ONNX:
-            from deploykit import graph as onnx_graph
+            from deploykit.graph import read_artifact
 
-            precision = onnx_graph.read_artifact(Path(target)).precision
+            precision = read_artifact(Path(target)).precision
             if not precision.facts.is_source:
                 found[target] = precision
         else:
@@ -136,9 +136,9 @@ def prepare_graph(
         bundle.require_unchanged(bundle.model_path.name)
         return _graph(bundle.manifest.onnx, bundle, own=True, costs=_costs(bundle, batches, peaks))
     if kind is Kind.ONNX:
-        from deploykit import graph as onnx_graph
+        from deploykit.graph import read_artifact
 
-        artifact = onnx_graph.read_artifact(Path(target))
+        artifact = read_artifact(Path(target))
         digest = artifact.sha256
         for spec in artifact.inputs:
             require_known_sizes(target, spec)
@@ -182,11 +182,11 @@ class _Costs:
         peaks: Mapping[str, DevicePeak],
         image: tuple[int, int] | None = None,
     ) -> Self:
-        from deploykit import graph as onnx_graph
+        from deploykit.graph import read_model
         from deploykit.graph.kernel_costs import network_cost
         from deploykit.graph.shapes import fix_image_size
 
-        model = onnx_graph.read_model(path)
+        model = read_model(path)
         if image is not None:
             fix_image_size(model, image)
         costs: dict[int, NetworkCost] = {}
@@ -242,7 +242,7 @@ def prepare_engine(cell: Cell, graph: CellGraph, work: Path, machine: Machine) -
 
 def _own_engine(cell: Cell, bundle: Bundle, machine: Machine) -> BuiltEngine:
     records = [each for each in bundle.manifest.engines if each.compiler == cell.backend]
-    fits, misfits = judge_engines(bundle, records, machine)
+    fits, misfits = rank_engines(bundle, records, machine)
     if not fits:
         raise incompatible(bundle, machine, misfits)
     for fit in fits:
@@ -288,9 +288,9 @@ def _profile(batch: int, spec: TensorSpec, image: tuple[int, int] | None) -> Sha
 def _artifact(graph: CellGraph) -> OnnxArtifact:
     if graph.folder is not None:
         return Bundle.open(Path(graph.folder)).manifest.onnx
-    from deploykit import graph as onnx_graph
+    from deploykit.graph import read_artifact
 
-    return onnx_graph.read_artifact(Path(graph.path))
+    return read_artifact(Path(graph.path))
 
 
 def _kept_heavy(graph: CellGraph) -> int:

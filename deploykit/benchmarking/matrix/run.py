@@ -105,10 +105,10 @@ def duration(seconds: float) -> str:
 class MatrixRun:
     """Measures a list of cells into a notebook, which may hold some of them already."""
 
-    def __init__(self, cells: Sequence[Cell], steps: Steps, notebook: Checkpoint) -> None:
+    def __init__(self, cells: Sequence[Cell], steps: Steps, checkpoint: Checkpoint) -> None:
         self._planned = {cell.key for cell in cells}
         self._steps = steps
-        self._notebook = notebook
+        self._checkpoint = checkpoint
         self._graphs: dict[Source, CellGraph] = {}
         self._open = deque(self._unfinished(cells))
 
@@ -117,7 +117,7 @@ class MatrixRun:
         """Graphs to prepare and cells to measure that are still to be done."""
         return len(self._sources()) + len(self._open)
 
-    def run(self, countdown: RemainingTime) -> None:
+    def run(self, remaining: RemainingTime) -> None:
         """Prepare every graph, then measure every cell.
 
         All graphs first, several at a time: while a cell is measured nothing else may run.
@@ -125,19 +125,19 @@ class MatrixRun:
         Raises:
             BundleError: the notebook cannot be written; what it has is kept.
         """
-        self._prepare_all(countdown)
+        self._prepare_all(remaining)
         while self._open:
             cell = self._open.popleft()
-            if cell not in self._notebook:
-                self._do(cell, countdown)
+            if cell not in self._checkpoint:
+                self._do(cell, remaining)
 
     def _unfinished(self, cells: Sequence[Cell]) -> list[Cell]:
         """What is not in the notebook, with the smaller batches that stand in for failed ones."""
         found = []
         for cell in cells:
             current: Cell | None = cell
-            while current is not None and current in self._notebook:
-                current = self._stand_in(current, self._notebook.failure_of(current))
+            while current is not None and current in self._checkpoint:
+                current = self._stand_in(current, self._checkpoint.failure_of(current))
             if current is not None:
                 found.append(current)
         return found
@@ -148,9 +148,9 @@ class MatrixRun:
             found.setdefault((cell.target, cell.precision), []).append(cell)
         return found
 
-    def _prepare_all(self, countdown: RemainingTime) -> None:
+    def _prepare_all(self, remaining: RemainingTime) -> None:
         sources, stop = self._sources(), Event()
-        prepare = partial(self._prepare, countdown, stop)
+        prepare = partial(self._prepare, remaining, stop)
         with ThreadPoolExecutor(self._steps.jobs) as pool:
             try:
                 outcomes = list(pool.map(prepare, sources.values()))
@@ -166,28 +166,28 @@ class MatrixRun:
                 self._graphs[source] = outcome
 
     def _prepare(
-        self, countdown: RemainingTime, stop: Event, cells: Sequence[Cell]
+        self, remaining: RemainingTime, stop: Event, cells: Sequence[Cell]
     ) -> tuple[CellGraph | ChildFailure, float]:
         batches = {part for cell in cells for part in _halvings(cell.batch)}
         begin_s = monotonic()
-        with countdown.step(f"{cells[0].model} {cells[0].precision}") as task:
+        with remaining.step(f"{cells[0].model} {cells[0].precision}") as task:
             try:
                 return self._steps.graph(cells[0], batches, task, stop), monotonic() - begin_s
             except ChildFailure as failure:
                 return failure, monotonic() - begin_s
 
-    def _do(self, cell: Cell, countdown: RemainingTime) -> None:
+    def _do(self, cell: Cell, remaining: RemainingTime) -> None:
         graph = self._graphs[cell.target, cell.precision]
         begin_s = monotonic()
-        with countdown.step(cell.key) as task:
+        with remaining.step(cell.key) as task:
             try:
                 prepared = self._steps.prepared(cell, graph, task)
-                self._notebook.add(cell, self._steps.result(prepared, task))
+                self._checkpoint.add(cell, self._steps.result(prepared, task))
             except ChildFailure as failure:
                 self._note(cell, failure, monotonic() - begin_s)
-                smaller = self._stand_in(cell, self._notebook.failure_of(cell))
+                smaller = self._stand_in(cell, self._checkpoint.failure_of(cell))
                 if smaller is not None:
-                    countdown.add(1)
+                    remaining.add(1)
                     self._open.appendleft(smaller)
 
     def _note(self, cell: Cell, failure: ChildFailure, seconds: float) -> None:
@@ -200,7 +200,7 @@ class MatrixRun:
             reason=failure.reason,
             seconds=seconds,
         )
-        self._notebook.add(cell, entry)
+        self._checkpoint.add(cell, entry)
 
     def _stand_in(self, cell: Cell, failure: CellFailure | None) -> Cell | None:
         """The next smaller batch after one that did not fit, unless it is measured anyway."""

@@ -33,21 +33,21 @@ def measure_gains(
     model: ir.Model,
     plan: qdq.QdqPlan,
     amax: Mapping[str, float],
-    judged: tuple[Batches, Batches],
+    compared: tuple[Batches, Batches],
     *,
     open_runner: Callable[[SplitGraph], Runner],
     task: ProgressTask,
 ) -> dict[str, float]:
     """By how many dB the logits gain when one layer alone computes in FP32, by layer.
 
-    ``judged`` are batches (N, C, H, W) and their FP32 logits; there is one pass over them for each
-    layer, and one more. ``open_runner`` must run Q/DQ pairs as they are written.
+    ``compared`` are batches (N, C, H, W) and their FP32 logits; there is one pass over them for
+    each layer, and one more. ``open_runner`` must run Q/DQ pairs as they are written.
 
     Raises:
         DataError: ``amax`` lacks a value of the plan, or is not a number from 0 up.
         ModelFileError: the graph is too large without its weights.
     """
-    batches, exact = judged[0], np.concatenate(judged[1])
+    batches, exact = compared[0], np.concatenate(compared[1])
     layers = [weight.node for weight in plan.weights]
     graph = qdq.switchable(model, plan, amax)
     with open_runner(graph) as runner:
@@ -114,7 +114,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Trials:
+class TrialSetup:
     """What candidates are made from and judged on; ``model`` is the FP32 graph.
 
     ``probed`` are the batches and logits that layers are judged on one by one, ``None`` where that
@@ -129,7 +129,7 @@ class Trials:
     probed: tuple[Batches, Batches] | None = None
     multiply_adds: Mapping[str, int] = field(default_factory=dict)
 
-    def hold(
+    def run_trial(
         self,
         candidate: str,
         method: str,
@@ -143,7 +143,7 @@ class Trials:
         plan = qdq.plan_qdq(self.model, policy)
         shifts = {} if errors is None else errors.shifts
         content = qdq.trial_graph(self.model, plan, self.table.select_trial(method), shifts)
-        with self.runners.judge(content) as runner:
+        with self.runners.open_unoptimised(content) as runner:
             outputs = outputs_of(runner, self.batches)
         return _judge(candidate, np.concatenate(outputs), np.concatenate(self.expected))
 
@@ -160,8 +160,8 @@ class Int8Choices:
 
 
 def choose(
-    contest: Trials,
-    wishes: Int8Choices,
+    setup: TrialSetup,
+    int8_choices: Int8Choices,
     policy: QdqPolicy,
     measure: Callable[[str, QdqPolicy], QuantizationErrors],
     task: ProgressTask,
@@ -176,56 +176,56 @@ def choose(
     """
     trials: list[Trial] = []
 
-    def hold(
+    def run_trial(
         name: str, method: str, policy: QdqPolicy, errors: QuantizationErrors | None = None
     ) -> Trial:
         task.update(len(trials), None, name)
-        trials.append(contest.hold(name, method, policy, errors))
+        trials.append(setup.run_trial(name, method, policy, errors))
         return trials[-1]
 
-    methods = tuple(METHODS) if wishes.method == AUTO else (wishes.method,)
-    contenders = {method: hold(method, method, policy) for method in methods}
+    methods = tuple(METHODS) if int8_choices.method == AUTO else (int8_choices.method,)
+    contenders = {method: run_trial(method, method, policy) for method in methods}
     method = max(contenders, key=lambda name: _decibels(contenders[name]))
     best = contenders[method]
     for wish, name, keep, needed in (
-        (wishes.residual, "skips kept", _keep_skips, RESIDUAL_GAIN_DB),
-        (wishes.first_layer, "first layer kept", _keep_first, FIRST_LAYER_GAIN_DB),
+        (int8_choices.residual, "skips kept", _keep_skips, RESIDUAL_GAIN_DB),
+        (int8_choices.first_layer, "first layer kept", _keep_first, FIRST_LAYER_GAIN_DB),
     ):
         candidate = keep(policy)
-        if wish != AUTO or not _is_another_plan(contest.model, policy, candidate):
+        if wish != AUTO or not _is_another_plan(setup.model, policy, candidate):
             continue
-        trial = hold(f"{best.candidate}, {name}", method, candidate)
+        trial = run_trial(f"{best.candidate}, {name}", method, candidate)
         if _gain_db(trial, best) >= needed:
             policy, best = candidate, trial
-    if sensitive := _sensitive_layers(contest, wishes, method, policy, task):
+    if sensitive := _sensitive_layers(setup, int8_choices, method, policy, task):
         candidate = replace(policy, sensitive=sensitive)
-        trial = hold(f"{best.candidate}, {_count(sensitive)} kept", method, candidate)
+        trial = run_trial(f"{best.candidate}, {_count(sensitive)} kept", method, candidate)
         if _gain_db(trial, best) >= LAYERS_GAIN_DB:
             policy, best = candidate, trial
     errors = QuantizationErrors()
-    if wishes.bias_correction != "off":
+    if int8_choices.bias_correction != "off":
         errors = measure(method, policy)
-        trial = hold(f"{best.candidate}, biases corrected", method, policy, errors)
-        if wishes.bias_correction == AUTO and _gain_db(trial, best) <= 0:
+        trial = run_trial(f"{best.candidate}, biases corrected", method, policy, errors)
+        if int8_choices.bias_correction == AUTO and _gain_db(trial, best) <= 0:
             errors = replace(errors, shifts={})
     return Choice(method, policy, errors, tuple(trials))
 
 
 def _sensitive_layers(
-    contest: Trials, wishes: Int8Choices, method: str, policy: QdqPolicy, task: ProgressTask
+    setup: TrialSetup, int8_choices: Int8Choices, method: str, policy: QdqPolicy, task: ProgressTask
 ) -> tuple[str, ...]:
     """The layers that give most for what they cost; none where that was not asked for."""
-    if wishes.sensitive_layers == "int8" or contest.probed is None:
+    if int8_choices.sensitive_layers == "int8" or setup.probed is None:
         return ()
     gains = measure_gains(
-        contest.model,
-        qdq.plan_qdq(contest.model, policy),
-        contest.table.select_trial(method),
-        contest.probed,
-        open_runner=contest.runners.judge,
+        setup.model,
+        qdq.plan_qdq(setup.model, policy),
+        setup.table.select_trial(method),
+        setup.probed,
+        open_runner=setup.runners.open_unoptimised,
         task=task,
     )
-    return most_sensitive(gains, contest.multiply_adds)
+    return most_sensitive(gains, setup.multiply_adds)
 
 
 def most_sensitive(gains: Mapping[str, float], multiply_adds: Mapping[str, int]) -> tuple[str, ...]:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from deploykit import graph as onnx_graph
 from deploykit import images
 from deploykit.core.errors import DataError, ModelFileError, UsageError
+from deploykit.graph import LoadedGraph, describe_layers
 from deploykit.graph.shapes import fix_image_size
 from deploykit.images.batching import BATCHES
 from deploykit.precision.calibration.data import HOLDOUT
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Batches = list[NDArray[np.float32]]
 
-JUDGED_PIXELS: Final = 16 * 224 * 224
+COMPARED_PIXELS: Final = 16 * 224 * 224
 """Pixels of the held-out images that the result is compared on: 16 images of ImageNet's size.
 
 Smaller images cost less, so there are more of them; the same holds for the other numbers.
@@ -102,7 +102,7 @@ def affordable_probes(multiply_adds: Mapping[str, int], *, insist: bool) -> int:
     return FEWEST_PROBES if insist and passes else 0
 
 
-def multiply_adds_of(graph: onnx_graph.LoadedGraph, image: tuple[int, int]) -> dict[str, int]:
+def multiply_adds_of(graph: LoadedGraph, image: tuple[int, int]) -> dict[str, int]:
     """Of each convolution and matrix product for one image; empty where shapes cannot be told.
 
     ``image`` is the height and width, for a graph that leaves them open.
@@ -110,7 +110,7 @@ def multiply_adds_of(graph: onnx_graph.LoadedGraph, image: tuple[int, int]) -> d
     try:
         model = graph.model.clone()
         fix_image_size(model, image)
-        summary = onnx_graph.describe_layers(model, graph.artifact.path.name, 1)
+        summary = describe_layers(model, graph.artifact.path.name, 1)
     except (ModelFileError, UsageError):
         return {}
     images_at_once = _fixed_batch(graph.artifact) or 1

@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 class QuantizationRequest:
     """Calibration images, what the user fixed of the choices, and what is not quantized.
 
-    ``policy`` holds for what ``wishes`` leaves open until a trial shows that another pays.
+    ``policy`` holds for what ``int8_choices`` leaves open until a trial shows that another pays.
     """
 
     calibration: CalibrationOptions
-    wishes: Int8Choices = field(default_factory=Int8Choices)
+    int8_choices: Int8Choices = field(default_factory=Int8Choices)
     policy: QdqPolicy = field(default_factory=QdqPolicy)
     rest: Precision = Precision.FP16
 
     def __post_init__(self) -> None:
         known = (AUTO, *METHODS)
-        if self.wishes.method not in known:
+        if self.int8_choices.method not in known:
             raise UnknownNameError(
-                "calibration method", self.wishes.method, known, ", ".join(known)
+                "calibration method", self.int8_choices.method, known, ", ".join(known)
             )
 
 

@@ -33,9 +33,9 @@ class OnnxFile(TargetKind):
         path = Path(target)
         if not path.is_file():
             return None
-        from deploykit import graph as onnx_graph
+        from deploykit import graph
 
-        return onnx_graph.read_artifact(path).sha256
+        return graph.read_artifact(path).sha256
 
     def spec(self, target: str, choices: DefinitionChoices) -> ModelSpec:  # noqa: ARG002 - a graph
         """Refused: there is no definition behind a graph.

@@ -238,7 +238,7 @@ def test_int8_falls_back_to_trials_where_everything_in_int8_fails(
 
     def refuses(_: str, options: pipeline.ExportOptions, __: Record) -> None:
         assert options.quantization is not None
-        asked.append(options.quantization.wishes.sensitive_layers)
+        asked.append(options.quantization.int8_choices.sensitive_layers)
         raise ValidationError("cosine 0.1")
 
     monkeypatch.setattr(pipeline, "export_bundle", refuses)

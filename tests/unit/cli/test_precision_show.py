@@ -59,11 +59,11 @@ def shown(
     every_node: bool = False,
     has_reference: bool = False,
 ) -> str:
-    sight = PrecisionReport(
+    report = PrecisionReport(
         "net", "net", precision, graph, magnitudes, ("untrained",), has_reference
     )
     stream = StringIO()
-    show_precision(Console(file=stream, width=width), sight, every_node=every_node)
+    show_precision(Console(file=stream, width=width), report, every_node=every_node)
     return stream.getvalue()
 
 

@@ -53,8 +53,8 @@ def export(original: Path, **options: Any) -> ExportReport:
 def int8(folder: Path, count: int = 8) -> QuantizationRequest:
     """Noise to calibrate with, and nothing to be tried."""
     calibration = CalibrationOptions("random", count=count, table=folder / "table.json")
-    wishes = Int8Choices("max", "int8", "int8", "int8", "off")
-    return QuantizationRequest(calibration, wishes, rest=Precision.FP32)
+    int8_choices = Int8Choices("max", "int8", "int8", "int8", "off")
+    return QuantizationRequest(calibration, int8_choices, rest=Precision.FP32)
 
 
 def left_in(folder: Path) -> list[str]:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deploykit import graph as onnx_graph
 from deploykit import images
 from deploykit.backends.ort import OrtRunner
 from deploykit.core.errors import DataError, UsageError
 from deploykit.core.progress import SilentProgress
 from deploykit.core.specs import Preprocessing
+from deploykit.graph import LoadedGraph, read_artifact, read_model
 from deploykit.images import ArrayImages, FileImages
 from deploykit.precision.calibration.calibrators import METHODS
 from deploykit.precision.calibration.collection import calibrate
@@ -58,7 +58,7 @@ class Steps:
 def artifact_in(folder: Path, batch: str | int = "N") -> OnnxArtifact:
     weight = {"w": normal(4, 3, 3, 3, seed=5)}
     path = save(graph(NET.format(batch=batch), weight), folder / "net.onnx")
-    return onnx_graph.read_artifact(path)
+    return read_artifact(path)
 
 
 def photographs(count: int, seed: int = 0) -> ArrayImages:
@@ -73,9 +73,7 @@ def data_of(count: int) -> CalibrationData:
 def run(
     artifact: OnnxArtifact, data: CalibrationData, names: Sequence[str] = NAMES
 ) -> CalibrationTable:
-    return calibrate(
-        onnx_graph.LoadedGraph(artifact), names, data, open_runner=OrtRunner, task=Steps()
-    )
+    return calibrate(LoadedGraph(artifact), names, data, open_runner=OrtRunner, task=Steps())
 
 
 def inputs_of(data: CalibrationData) -> Images:
@@ -85,7 +83,7 @@ def inputs_of(data: CalibrationData) -> Images:
 
 def expected(artifact: OnnxArtifact, inputs: Images) -> dict[str, dict[str, float]]:
     """All activations at once, and each method on their histogram."""
-    graph_bytes = expose_outputs(onnx_graph.read_model(artifact.path))[0]
+    graph_bytes = expose_outputs(read_model(artifact.path))[0]
     weight = normal(4, 3, 3, 3, seed=5)
     values = {"x": inputs, **run_ort(graph_bytes, {"x": inputs})}
     values["a"] = _convolution(inputs, weight)
@@ -146,7 +144,7 @@ def test_the_key_tells_what_the_table_was_made_for(tmp_path: Path) -> None:
 def test_progress_counts_images(tmp_path: Path) -> None:
     steps = Steps()
     calibrate(
-        onnx_graph.LoadedGraph(artifact_in(tmp_path)),
+        LoadedGraph(artifact_in(tmp_path)),
         NAMES,
         data_of(4),
         open_runner=OrtRunner,
@@ -207,7 +205,7 @@ def test_the_error_comes_with_the_first_image_that_is_too_many(tmp_path: Path) -
     steps = Steps()
     with pytest.raises(DataError, match=r"^5 of 30 images cannot .*000.png, .*002.png \.\.\.\n"):
         calibrate(
-            onnx_graph.LoadedGraph(artifact_in(tmp_path)),
+            LoadedGraph(artifact_in(tmp_path)),
             NAMES,
             files_in(tmp_path, 30, range(5)),
             open_runner=OrtRunner,
@@ -290,7 +288,7 @@ def test_progress_goes_on_with_the_held_out_images(tmp_path: Path) -> None:
     steps = Steps()
     artifact = artifact_in(tmp_path)
     calibrate(
-        onnx_graph.LoadedGraph(artifact),
+        LoadedGraph(artifact),
         NAMES,
         held_out_of(4, 2),
         open_runner=OrtRunner,
@@ -302,7 +300,7 @@ def test_progress_goes_on_with_the_held_out_images(tmp_path: Path) -> None:
 def test_silent_progress_will_do(tmp_path: Path) -> None:
     with SilentProgress().step("calibrate") as task:
         table = calibrate(
-            onnx_graph.LoadedGraph(artifact_in(tmp_path)),
+            LoadedGraph(artifact_in(tmp_path)),
             ["x"],
             data_of(2),
             open_runner=OrtRunner,

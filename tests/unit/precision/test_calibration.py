@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit import graph as onnx_graph
+from deploykit import graph
 from deploykit.comparison.reference import Runners
 from deploykit.core.errors import DataError, UsageError
 from deploykit.core.precision import Precision
@@ -37,9 +37,9 @@ PLAIN = Preprocessing(crop=(8, 8), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 @pytest.fixture
 def artifact(tmp_path: Path) -> OnnxArtifact:
     """As an export prepares it: every node has a name."""
-    model = onnx_graph.read_model(write_classifier(tmp_path / "mine.onnx"))
-    onnx_graph.tidy(model, rename=False)
-    return onnx_graph.write_model(model, tmp_path / "tidy.onnx", Precision.FP32)
+    model = graph.read_model(write_classifier(tmp_path / "mine.onnx"))
+    graph.tidy(model, rename=False)
+    return graph.write_model(model, tmp_path / "tidy.onnx", Precision.FP32)
 
 
 def photographs(count: int = 5, brightest: int = 255) -> ArrayImages:
@@ -75,7 +75,7 @@ def test_every_value_that_a_policy_could_quantize_has_a_range(
 ) -> None:
     """The last layer has 4 classes and stays FP32, but a policy may ask for it."""
     found, _ = calibrated(artifact, options(tmp_path))
-    model = onnx_graph.read_model(artifact.path)
+    model = graph.read_model(artifact.path)
     everything = QdqPolicy(min_channels=1, min_features=1)
     assert plan_qdq(model, QdqPolicy()).tensors == ("input",)
     assert {"input"} < set(found.table.amax) == set(plan_qdq(model, everything).tensors)
@@ -143,7 +143,7 @@ def test_a_table_that_must_fit_of_another_model(artifact: OnnxArtifact, tmp_path
     calibrated(artifact, options(tmp_path))
     path = tmp_path / "other.onnx"
     path.write_bytes(artifact.path.read_bytes().replace(b"logits", b"answer"))
-    other = onnx_graph.read_artifact(path)
+    other = graph.read_artifact(path)
     with pytest.raises(DataError, match=r"^this calibration table belongs to another model\n"):
         calibrated(other, options(tmp_path, must_fit=True))
 

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploykit import graph as onnx_graph
 from deploykit.backends.ort import OrtRunner
 from deploykit.comparison.reference import Runners
-from deploykit.graph import qdq
+from deploykit.graph import qdq, read_model, tidy
 from deploykit.precision.calibration.table import CalibrationKey, CalibrationTable
 from deploykit.precision.quantization.choice import (
     FIRST_LAYER_GAIN_DB,
@@ -22,7 +21,7 @@ from deploykit.precision.quantization.choice import (
     Choice,
     Int8Choices,
     Trial,
-    Trials,
+    TrialSetup,
     choose,
     most_sensitive,
 )
@@ -69,8 +68,8 @@ class Steps:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ir.Model:
     path = tmp_path_factory.mktemp("choice") / "net.onnx"
-    read = onnx_graph.read_model(save(graph(NETWORK, WEIGHTS), path))
-    onnx_graph.tidy(read, rename=False)
+    read = read_model(save(graph(NETWORK, WEIGHTS), path))
+    tidy(read, rename=False)
     return read
 
 
@@ -85,7 +84,7 @@ def table(amax: Mapping[str, float] | None = None) -> CalibrationTable:
 
 
 @dataclass(frozen=True)
-class Scripted(Trials):
+class Scripted(TrialSetup):
     """Trials that find what the test says: the ratio in dB by what is kept of a method.
 
     ``found`` is by the end of the candidate's name, ``None`` for a candidate without any error.
@@ -93,7 +92,7 @@ class Scripted(Trials):
 
     found: Mapping[str, float | None] = field(default_factory=dict)
 
-    def hold(
+    def run_trial(
         self,
         candidate: str,
         method: str,
@@ -104,17 +103,17 @@ class Scripted(Trials):
 
 
 def decide(
-    model: ir.Model, found: Mapping[str, float | None], wishes: Int8Choices, steps: Steps
+    model: ir.Model, found: Mapping[str, float | None], int8_choices: Int8Choices, steps: Steps
 ) -> Choice:
-    contest = Scripted(model, table(), [], [], Runners(), found=found)
+    setup = Scripted(model, table(), [], [], Runners(), found=found)
     measure_calls: list[str] = []
 
     def measure(method: str, policy: QdqPolicy) -> QuantizationErrors:
         measure_calls.append(method)
         return QuantizationErrors({"first": np.ones(16, np.float32)}, {"x": 30.0})
 
-    choice = choose(contest, wishes, qdq.QdqPolicy(), measure, steps)
-    assert measure_calls == ([] if wishes.bias_correction == "off" else [choice.method])
+    choice = choose(setup, int8_choices, qdq.QdqPolicy(), measure, steps)
+    assert measure_calls == ([] if int8_choices.bias_correction == "off" else [choice.method])
     return choice
 
 
@@ -124,21 +123,21 @@ def decide(
 @pytest.mark.parametrize("best", METHODS)
 def test_the_method_with_the_least_noise_wins(model: ir.Model, best: str) -> None:
     found = {method: 30.0 + (method == best) for method in METHODS}
-    wishes = Int8Choices("auto", "int8", "int8", "int8", "off")
-    choice = decide(model, found, wishes, Steps())
+    int8_choices = Int8Choices("auto", "int8", "int8", "int8", "off")
+    choice = decide(model, found, int8_choices, Steps())
     assert choice.method == best
     assert [trial.candidate for trial in choice.trials] == list(METHODS)
 
 
 def test_of_equal_methods_the_first_wins(model: ir.Model) -> None:
-    wishes = Int8Choices("auto", "int8", "int8", "int8", "off")
-    assert decide(model, dict.fromkeys(METHODS, 30.0), wishes, Steps()).method == METHODS[0]
+    int8_choices = Int8Choices("auto", "int8", "int8", "int8", "off")
+    assert decide(model, dict.fromkeys(METHODS, 30.0), int8_choices, Steps()).method == METHODS[0]
 
 
 def test_no_error_at_all_beats_every_ratio(model: ir.Model) -> None:
-    wishes = Int8Choices("auto", "int8", "int8", "int8", "off")
+    int8_choices = Int8Choices("auto", "int8", "int8", "int8", "off")
     found: dict[str, float | None] = {**dict.fromkeys(METHODS, 150.0), "entropy": None}
-    assert decide(model, found, wishes, Steps()).method == "entropy"
+    assert decide(model, found, int8_choices, Steps()).method == "entropy"
 
 
 def test_a_method_that_was_fixed_is_the_only_one(model: ir.Model) -> None:
@@ -162,20 +161,20 @@ def test_a_method_that_was_fixed_is_the_only_one(model: ir.Model) -> None:
 )
 @pytest.mark.parametrize("is_enough", [True, False])
 def test_what_is_kept_must_give_its_gain(
-    model: ir.Model, kept: str, wishes: Int8Choices, needed: float, is_enough: bool
+    model: ir.Model, kept: str, int8_choices: Int8Choices, needed: float, is_enough: bool
 ) -> None:
     gained = needed if is_enough else nextafter(needed, 0.0)
     name = {"residual": "skips kept", "first_layer": "first layer kept"}[kept]
     # Zero and the gain, so that the difference is the gain to the last bit.
-    choice = decide(model, {"max": 0.0, name: gained}, wishes, Steps())
+    choice = decide(model, {"max": 0.0, name: gained}, int8_choices, Steps())
     assert getattr(choice.policy, kept) == ("keep" if is_enough else "int8")
     assert [trial.candidate for trial in choice.trials] == ["max", f"max, {name}"]
 
 
 def test_a_gain_counts_from_what_was_kept_before(model: ir.Model) -> None:
-    wishes = Int8Choices("max", "auto", "auto", "int8", "off")
+    int8_choices = Int8Choices("max", "auto", "auto", "int8", "off")
     found = {"max": 0.0, "skips kept": 2.0, "first layer kept": 2.0 + FIRST_LAYER_GAIN_DB - 0.01}
-    choice = decide(model, found, wishes, Steps())
+    choice = decide(model, found, int8_choices, Steps())
     assert (choice.policy.residual, choice.policy.first_layer) == ("keep", "int8")
     assert choice.trials[-1].candidate == "max, skips kept, first layer kept"
 
@@ -190,8 +189,8 @@ def test_a_candidate_that_changes_nothing_is_not_tried(tmp_path: Path) -> None:
     """There is no residual addition in it."""
     text = NETWORK.replace("[add] d = Add (c, b)", "[add] d = Relu (c)")
     path = save(graph(text, WEIGHTS), tmp_path / "plain.onnx")
-    wishes = Int8Choices("max", "int8", "auto", "int8", "off")
-    choice = decide(onnx_graph.read_model(path), {"max": 0.0}, wishes, Steps())
+    int8_choices = Int8Choices("max", "int8", "auto", "int8", "off")
+    choice = decide(read_model(path), {"max": 0.0}, int8_choices, Steps())
     assert [trial.candidate for trial in choice.trials] == ["max"]
 
 
@@ -200,8 +199,8 @@ def test_a_candidate_that_leaves_nothing_in_int8_is_not_tried(tmp_path: Path) ->
         [only] y = Conv <pads = [1,1,1,1]> (x, w1)
     }"""
     path = save(graph(text, {"w1": WEIGHTS["w1"]}), tmp_path / "one.onnx")
-    wishes = Int8Choices("max", "auto", "int8", "int8", "off")
-    choice = decide(onnx_graph.read_model(path), {"max": 0.0}, wishes, Steps())
+    int8_choices = Int8Choices("max", "auto", "int8", "int8", "off")
+    choice = decide(read_model(path), {"max": 0.0}, int8_choices, Steps())
     assert [trial.candidate for trial in choice.trials] == ["max"]
 
 
@@ -275,23 +274,23 @@ def probing(
 @pytest.mark.parametrize("is_enough", [True, False])
 def test_sensitive_layers_must_give_their_gain_together(model: ir.Model, is_enough: bool) -> None:
     gained = LAYERS_GAIN_DB if is_enough else nextafter(LAYERS_GAIN_DB, 0.0)
-    contest = probing(
+    setup = probing(
         model,
         {"max": 0.0, "a sensitive layer kept": gained},
         {"first": 10, "second": 1000, "last": 1000},
     )
-    wishes = Int8Choices("max", "int8", "int8", "auto", "off")
+    int8_choices = Int8Choices("max", "int8", "int8", "auto", "off")
     steps = Steps()
-    choice = choose(contest, wishes, qdq.QdqPolicy(), lambda *_: QuantizationErrors(), steps)
+    choice = choose(setup, int8_choices, qdq.QdqPolicy(), lambda *_: QuantizationErrors(), steps)
     assert choice.policy.sensitive == (("first",) if is_enough else ())
     assert choice.trials[-1].candidate == "max, a sensitive layer kept"
     assert steps.said.count("noise of each layer") == 3
 
 
 def test_layers_are_not_measured_where_int8_was_asked(model: ir.Model) -> None:
-    contest = probing(model, {"max": 0.0}, {"first": 10, "second": 1000, "last": 1000})
+    setup = probing(model, {"max": 0.0}, {"first": 10, "second": 1000, "last": 1000})
     steps = Steps()
-    choose(contest, FIXED, qdq.QdqPolicy(), lambda *_: QuantizationErrors(), steps)
+    choose(setup, FIXED, qdq.QdqPolicy(), lambda *_: QuantizationErrors(), steps)
     assert steps.said == ["max"]
 
 
@@ -300,12 +299,12 @@ def test_layers_are_not_measured_where_int8_was_asked(model: ir.Model) -> None:
 
 def test_a_trial_measures_the_logits_of_the_quantized_graph(model: ir.Model) -> None:
     """Against numpy, from what onnxruntime computes of the same Q/DQ graph."""
-    contest = probing(model, {}, {})
-    exact = contest.probed[1] if contest.probed else []
-    trials = Trials(model, contest.table, [images()[:2], images()[2:]], exact, Runners())
-    trial = trials.hold("max", "max", qdq.QdqPolicy())
+    setup = probing(model, {}, {})
+    exact = setup.probed[1] if setup.probed else []
+    trials = TrialSetup(model, setup.table, [images()[:2], images()[2:]], exact, Runners())
+    trial = trials.run_trial("max", "max", qdq.QdqPolicy())
     plan = qdq.plan_qdq(model, qdq.QdqPolicy())
-    content = qdq.trial_graph(model, plan, contest.table.select_trial("max"), {})
+    content = qdq.trial_graph(model, plan, setup.table.select_trial("max"), {})
     with OrtRunner(content, optimise=False) as runner:
         found = runner.run({"x": images()})["logits"].astype(np.float64)
     wanted = exact[0].astype(np.float64)
@@ -320,8 +319,8 @@ def test_a_trial_measures_the_logits_of_the_quantized_graph(model: ir.Model) -> 
 
 
 def test_a_trial_without_any_error_has_no_ratio(model: ir.Model) -> None:
-    contest = probing(model, {}, {})
+    setup = probing(model, {}, {})
     black = np.zeros((2, 3, 8, 8), np.float32)
-    trials = Trials(model, contest.table, [black], [np.zeros((2, 20), np.float32)], Runners())
-    trial = trials.hold("max", "max", qdq.QdqPolicy())
+    trials = TrialSetup(model, setup.table, [black], [np.zeros((2, 20), np.float32)], Runners())
+    trial = trials.run_trial("max", "max", qdq.QdqPolicy())
     assert (trial.sqnr_db, trial.agreement, trial.mean_kl) == (None, 1.0, 0.0)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploykit import graph as onnx_graph
 from deploykit.core.errors import DataError
 from deploykit.core.specs import Preprocessing
+from deploykit.graph import LoadedGraph, read_artifact
 from deploykit.images import ArrayImages
 from deploykit.precision.calibration.data import CalibrationData
 from deploykit.precision.quantization.choice import most_sensitive
@@ -40,7 +40,7 @@ CONV, GEMM = 16 * 8 * 8 * 27, 20 * 16
 
 def artifact_in(folder: Path, batch: str | int = "N") -> OnnxArtifact:
     model = graph(NETWORK.format(batch=batch), WEIGHTS)
-    return onnx_graph.read_artifact(save(model, folder / "net.onnx"))
+    return read_artifact(save(model, folder / "net.onnx"))
 
 
 def data_of(count: int) -> CalibrationData:
@@ -104,7 +104,7 @@ def test_the_first_images_and_their_logits(
 
 @pytest.mark.parametrize("batch", ["N", 6])
 def test_multiply_adds_are_of_one_image(tmp_path: Path, batch: str | int) -> None:
-    assert multiply_adds_of(onnx_graph.LoadedGraph(artifact_in(tmp_path, batch)), (8, 8)) == {
+    assert multiply_adds_of(LoadedGraph(artifact_in(tmp_path, batch)), (8, 8)) == {
         "conv": CONV,
         "gemm": GEMM,
     }
@@ -114,7 +114,7 @@ def test_open_images_are_counted_at_the_size_that_is_given(tmp_path: Path) -> No
     artifact = artifact_in(tmp_path)
     text = NETWORK.format(batch="N").replace("float[N, 3, 8, 8]", "float[N, 3, H, W]")
     open_graph = replace(artifact, path=save(graph(text, WEIGHTS), tmp_path / "open.onnx"))
-    assert multiply_adds_of(onnx_graph.LoadedGraph(open_graph), (8, 16)) == {
+    assert multiply_adds_of(LoadedGraph(open_graph), (8, 16)) == {
         "conv": 2 * CONV,
         "gemm": GEMM,
     }
@@ -125,7 +125,7 @@ def test_a_graph_whose_shapes_cannot_be_told_is_not_probed(tmp_path: Path) -> No
     path = tmp_path / "open.onnx"
     text = NETWORK.format(batch="N").replace("float[N, 3, 8, 8]", "float[N, C, 8, 8]")
     open_graph = replace(artifact, path=save(graph(text, WEIGHTS), path))
-    assert multiply_adds_of(onnx_graph.LoadedGraph(open_graph), (8, 8)) == {}
+    assert multiply_adds_of(LoadedGraph(open_graph), (8, 8)) == {}
     assert affordable_probes({}, insist=True) == 0
 
 

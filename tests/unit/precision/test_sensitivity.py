@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploykit import graph as onnx_graph
 from deploykit.backends.ort import OrtRunner
 from deploykit.core.precision import Precision
-from deploykit.graph import qdq
+from deploykit.graph import LoadedGraph, qdq, read_model, tidy, write_model
 from deploykit.precision.quantization.choice import measure_gains
 from deploykit.precision.quantization.graphs import Int8Options, quantize_to_int8
 from tests.graphs import expose_outputs, graph, normal, run_ort, save
@@ -59,14 +58,14 @@ class Steps:
 
 @pytest.fixture
 def artifact(tmp_path: Path) -> OnnxArtifact:
-    model = onnx_graph.read_model(save(graph(NETWORK, WEIGHTS), tmp_path / "raw.onnx"))
-    onnx_graph.tidy(model, rename=False)
-    return onnx_graph.write_model(model, tmp_path / "net.onnx", Precision.FP32)
+    model = read_model(save(graph(NETWORK, WEIGHTS), tmp_path / "raw.onnx"))
+    tidy(model, rename=False)
+    return write_model(model, tmp_path / "net.onnx", Precision.FP32)
 
 
 @pytest.fixture
 def amax(artifact: OnnxArtifact) -> Mapping[str, float]:
-    model = onnx_graph.read_model(artifact.path)
+    model = read_model(artifact.path)
     plan = qdq.plan_qdq(model, POLICY)
     exposed, _ = expose_outputs(model)
     values = {"x": images(), **run_ort(exposed, {"x": images()})}
@@ -88,7 +87,7 @@ def without(
     """The logits of a graph that was quantized without these layers."""
     path = folder / "other.onnx"
     options = Int8Options(replace(POLICY, sensitive=layers), Precision.FP32)
-    quantize_to_int8(onnx_graph.LoadedGraph(artifact), amax, path, options=options)
+    quantize_to_int8(LoadedGraph(artifact), amax, path, options=options)
     return logits(path)
 
 
@@ -96,7 +95,7 @@ def without(
 def test_a_switched_layer_computes_as_if_it_had_been_left_out(
     artifact: OnnxArtifact, amax: Mapping[str, float], tmp_path: Path, switched: tuple[str, ...]
 ) -> None:
-    model = onnx_graph.read_model(artifact.path)
+    model = read_model(artifact.path)
     plan = qdq.plan_qdq(model, POLICY)
     assert tuple(weight.node for weight in plan.weights) == LAYERS
     switches = np.array([layer in switched for layer in LAYERS])
@@ -113,10 +112,10 @@ def test_gains_are_those_of_graphs_made_one_by_one(
     artifact: OnnxArtifact, amax: Mapping[str, float], tmp_path: Path
 ) -> None:
     exact, steps = logits(artifact.path), Steps()
-    model = onnx_graph.read_model(artifact.path)
+    model = read_model(artifact.path)
     plan = qdq.plan_qdq(model, POLICY)
-    judged = ([images()[:2], images()[2:]], [exact[:2], exact[2:]])
-    gains = measure_gains(model, plan, amax, judged, open_runner=judge, task=steps)
+    compared = ([images()[:2], images()[2:]], [exact[:2], exact[2:]])
+    gains = measure_gains(model, plan, amax, compared, open_runner=judge, task=steps)
     ratio = qdq.sqnr_db(exact, without(artifact, amax, tmp_path))
     assert tuple(gains) == LAYERS
     for layer, gain in gains.items():
@@ -129,15 +128,15 @@ def test_gains_are_those_of_graphs_made_one_by_one(
 def test_no_noise_leaves_nothing_to_gain(artifact: OnnxArtifact, amax: Mapping[str, float]) -> None:
     """Images of zeros: every value is exact in INT8."""
     black = np.zeros((2, 3, 8, 8), np.float32)
-    model = onnx_graph.read_model(artifact.path)
+    model = read_model(artifact.path)
     plan = qdq.plan_qdq(model, POLICY)
-    judged = ([black], [np.zeros((2, 20), np.float32)])
-    gains = measure_gains(model, plan, amax, judged, open_runner=judge, task=Steps())
+    compared = ([black], [np.zeros((2, 20), np.float32)])
+    gains = measure_gains(model, plan, amax, compared, open_runner=judge, task=Steps())
     assert gains == dict.fromkeys(LAYERS, 0.0)
 
 
 def test_a_sensitive_layer_is_kept_with_the_reason(artifact: OnnxArtifact) -> None:
-    model = onnx_graph.read_model(artifact.path)
+    model = read_model(artifact.path)
     plan = qdq.plan_qdq(model, replace(POLICY, sensitive=("second",)))
     assert [weight.node for weight in plan.weights] == ["first", "last"]
     assert plan.kept["second"] == "by itself it made a large part of the logits' noise"

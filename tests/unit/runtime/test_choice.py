@@ -18,7 +18,7 @@ from deploykit.runtime.choice import (
     cache_of,
     cuda_major,
     incompatible,
-    judge_engines,
+    rank_engines,
 )
 from tests.bundles import engine_record, write_bundle
 from tests.fakes.engine_fake import ADA, HOPPER, FakeMachine
@@ -38,15 +38,15 @@ RTX = engine_record(
 UNPROVEN_RTX = replace(RTX, warnings=(f"{UNPROVEN}: NVIDIA does not list it",))
 
 
-def judged(
+def compared(
     folder: Path, *engines: EngineRecord, machine: Machine | None = None
 ) -> tuple[list[Fit], list[Misfit]]:
     bundle = Bundle.open(write_bundle(folder / "my bundle", *engines))
-    return judge_engines(bundle, bundle.manifest.engines, machine or FakeMachine()())
+    return rank_engines(bundle, bundle.manifest.engines, machine or FakeMachine()())
 
 
 def misfit(folder: Path, engine: EngineRecord, **changes: Any) -> Misfit:
-    fits, (found,) = judged(folder, engine, machine=FakeMachine()(**changes))
+    fits, (found,) = compared(folder, engine, machine=FakeMachine()(**changes))
     assert fits == []
     assert found.file == engine.file
     return found
@@ -56,7 +56,7 @@ def misfit(folder: Path, engine: EngineRecord, **changes: Any) -> Misfit:
 
 
 def test_tensorrt_comes_before_tensorrt_for_rtx(tmp_path: Path) -> None:
-    fits, misfits = judged(tmp_path, RTX, TENSORRT)
+    fits, misfits = compared(tmp_path, RTX, TENSORRT)
     assert [fit.record for fit in fits] == [TENSORRT, RTX]
     assert misfits == []
     assert fits[0].compiler.label == "tensorrt 11.4.0.106"
@@ -64,16 +64,16 @@ def test_tensorrt_comes_before_tensorrt_for_rtx(tmp_path: Path) -> None:
 
 def test_an_unproven_engine_comes_last(tmp_path: Path) -> None:
     older = replace(TENSORRT, file="older.engine")
-    fits, _ = judged(tmp_path, UNPROVEN_RTX, older)
+    fits, _ = compared(tmp_path, UNPROVEN_RTX, older)
     assert [fit.record for fit in fits] == [older, UNPROVEN_RTX]
     unproven = replace(TENSORRT, warnings=(UNPROVEN,))
-    fits, _ = judged(tmp_path, unproven, RTX)
+    fits, _ = compared(tmp_path, unproven, RTX)
     assert [fit.record for fit in fits] == [RTX, unproven]
 
 
 def test_of_equals_the_one_that_was_built_last(tmp_path: Path) -> None:
     later = replace(TENSORRT, file="later.engine")
-    fits, _ = judged(tmp_path, TENSORRT, later)
+    fits, _ = compared(tmp_path, TENSORRT, later)
     assert [fit.record for fit in fits] == [later, TENSORRT]
 
 
@@ -83,14 +83,14 @@ def test_of_equals_the_one_that_was_built_last(tmp_path: Path) -> None:
 def test_a_file_that_is_missing(tmp_path: Path) -> None:
     bundle = Bundle.open(write_bundle(tmp_path / "b", TENSORRT))
     (bundle.folder / TENSORRT.file).unlink()
-    fits, (found,) = judge_engines(bundle, bundle.manifest.engines, FakeMachine()())
+    fits, (found,) = rank_engines(bundle, bundle.manifest.engines, FakeMachine()())
     assert fits == []
     assert found.reason == "the file is missing"
     assert found.remedy == f"deploykit build {bundle.folder} --backend tensorrt"
 
 
 def test_no_gpu(tmp_path: Path) -> None:
-    _, (found,) = judged(tmp_path, TENSORRT, machine=FakeMachine(None)())
+    _, (found,) = compared(tmp_path, TENSORRT, machine=FakeMachine(None)())
     assert found.reason == "no GPU on this machine"
     assert found.remedy == 'deploykit.load(..., device="cpu")'
 
@@ -136,7 +136,7 @@ def test_a_driver_that_is_new_enough_or_unknown(
     tmp_path: Path, driver: str | None, needed: int | None
 ) -> None:
     machine = FakeMachine()(driver=driver, cuda_major=lambda _: needed)
-    fits, _ = judged(tmp_path, TENSORRT, machine=machine)
+    fits, _ = compared(tmp_path, TENSORRT, machine=machine)
     assert len(fits) == 1
 
 

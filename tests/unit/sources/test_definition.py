@@ -11,13 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from deploykit import graph as onnx_graph
 from deploykit.core.choices import DefinitionChoices, PreprocessingChoices
 from deploykit.core.errors import ControlFlowError, ExportError, ModelFileError, ValidationError
 from deploykit.core.precision import Precision
 from deploykit.core.progress import Journal, SilentProgress
 from deploykit.core.specs import ModelSpec, Preprocessing, TensorSpec
-from deploykit.graph import LoadedGraph
+from deploykit.graph import LoadedGraph, write_model
 from deploykit.heads.multiclass import MULTICLASS
 from deploykit.sources import inference_form, torch_export
 from deploykit.sources.definition import SourceOptions, from_definition, require_equal
@@ -85,7 +84,7 @@ class Exporters:
         if isinstance(answer, Exception):
             raise answer
         made = ir.from_proto(graph(GRAPH, {"w": WEIGHT * np.float32(answer)}))
-        return LoadedGraph(onnx_graph.write_model(made, path, Precision.FP32))
+        return LoadedGraph(write_model(made, path, Precision.FP32))
 
 
 def exporting(
@@ -226,8 +225,8 @@ def test_what_the_user_says_of_the_pixels_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exporting(monkeypatch, 1.0)
-    wishes = PreprocessingChoices(mean=(0.0, 0.0, 0.0))
-    told = SourceOptions(choices=DefinitionChoices(preprocessing=wishes))
+    int8_choices = PreprocessingChoices(mean=(0.0, 0.0, 0.0))
+    told = SourceOptions(choices=DefinitionChoices(preprocessing=int8_choices))
     reference, _ = make(tmp_path, told=told)
     assert reference.preprocessing == Preprocessing((8, 8), 9, mean=(0.0, 0.0, 0.0))
 
@@ -289,7 +288,7 @@ def test_a_form_that_does_not_is_left_out_with_the_reason(
 @pytest.mark.parametrize("is_right", [True, False])
 def test_a_graph_is_held_against_logits(tmp_path: Path, is_right: bool) -> None:
     made = ir.from_proto(graph(GRAPH, {"w": WEIGHT}))
-    artifact = onnx_graph.write_model(made, tmp_path / "m.onnx", Precision.FP32)
+    artifact = write_model(made, tmp_path / "m.onnx", Precision.FP32)
     batches = [normal(2, 3, 8, 8)]
     logits = [batches[0].mean((2, 3)) @ WEIGHT.T * np.float32(1 if is_right else -1)]
     journal = Journal(SilentProgress())

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploykit import graph as onnx_graph
+from deploykit import graph
 from deploykit.bundle.manifest import Bundle
 from deploykit.core.choices import DefinitionChoices
 from deploykit.core.errors import UsageError
@@ -122,7 +122,7 @@ def test_a_build_of_fixed_images_takes_no_sizes(tmp_path: Path) -> None:
 
 
 def test_open_sizes_are_filled_for_counting(tmp_path: Path) -> None:
-    model = onnx_graph.read_model(write_classifier(tmp_path / "open.onnx", "h, 8"))
+    model = graph.read_model(write_classifier(tmp_path / "open.onnx", "h, 8"))
     assert fix_image_size(model, (12, 99))
     assert str(model.graph.inputs[0].shape) == "[N,3,12,8]"
     assert not fix_image_size(model, (5, 5))

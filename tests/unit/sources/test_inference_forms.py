@@ -13,7 +13,7 @@ from torch import nn
 
 from deploykit.core.progress import Journal, SilentProgress
 from deploykit.core.specs import BATCH, ModelSpec, Preprocessing, TensorSpec
-from deploykit.sources import torch_export as export
+from deploykit.sources import torch_export
 from deploykit.sources.definition import SourceOptions, from_definition
 from deploykit.sources.untrained import draw_values
 
@@ -96,7 +96,7 @@ def test_the_graph_is_fused_and_judged_by_the_network_as_trained(tmp_path: Path)
 
 
 def test_a_wrong_fusion_is_not_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "EXPORTERS", ("torchscript",))  # the quicker one
+    monkeypatch.setattr(torch_export, "EXPORTERS", ("torchscript",))  # the quicker one
     right = byobnet.RepVggBlock._get_kernel_bias
 
     def wrong(block: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,7 +115,7 @@ def test_a_wrong_fusion_is_not_exported(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_fusion_that_fails_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "EXPORTERS", ("torchscript",))
+    monkeypatch.setattr(torch_export, "EXPORTERS", ("torchscript",))
 
     def fail(block: nn.Module) -> None:
         raise AttributeError("no conv_kxk")

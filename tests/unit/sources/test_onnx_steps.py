@@ -14,7 +14,7 @@ from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import ModelFileError, ValidationError
 from deploykit.core.progress import Journal, SilentProgress
 from deploykit.graph import fold, plain
-from deploykit.sources.onnx_file import Judged, OwnGraph
+from deploykit.sources.onnx_file import OwnGraph, StepCheck
 from tests.graphs import normal, run_ort
 from tests.own_files import old, tensor
 
@@ -26,9 +26,11 @@ IMAGES = normal(2, 3, 8, 8)
 
 def start(folder: Path, source: onnx.ModelProto) -> OwnGraph:
     (folder / "own.onnx").write_bytes(source.SerializeToString())
-    judged = Judged([IMAGES], [run_ort(source, {"x": IMAGES})], "y")
+    compared = StepCheck([IMAGES], [run_ort(source, {"x": IMAGES})], "y")
     model = plain(ir.from_proto(source), "own.onnx")
-    return OwnGraph(model, folder / "own.onnx", folder / "model.onnx", ("abc",), judged, Runners())
+    return OwnGraph(
+        model, folder / "own.onnx", folder / "model.onnx", ("abc",), compared, Runners()
+    )
 
 
 def other_weight(model: ir.Model) -> ir.Model:
@@ -99,7 +101,7 @@ def test_outputs_beside_the_logits_must_stay(tmp_path: Path) -> None:
 
 def test_a_graph_that_is_wrong_from_the_start(tmp_path: Path) -> None:
     source = old(17)
-    judged = Judged([IMAGES], [{"y": np.zeros((2, 10), np.float32)}], "y")
+    compared = StepCheck([IMAGES], [{"y": np.zeros((2, 10), np.float32)}], "y")
     model = plain(ir.from_proto(source), "own.onnx")
     with pytest.raises(ValidationError, match="does not compute what the original file computes"):
-        OwnGraph(model, tmp_path / "own.onnx", tmp_path / "model.onnx", (), judged, Runners())
+        OwnGraph(model, tmp_path / "own.onnx", tmp_path / "model.onnx", (), compared, Runners())

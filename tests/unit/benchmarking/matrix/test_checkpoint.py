@@ -26,10 +26,10 @@ FAILURE = CellFailure("resnet50", Precision.FP16, "tensorrt", 16, "time limit", 
 
 
 def filled(folder: Path) -> Checkpoint:
-    notebook = Checkpoint(folder, IDENTITY)
-    notebook.add(CELL, RESULT)
-    notebook.add(OTHER, FAILURE)
-    return notebook
+    checkpoint = Checkpoint(folder, IDENTITY)
+    checkpoint.add(CELL, RESULT)
+    checkpoint.add(OTHER, FAILURE)
+    return checkpoint
 
 
 def test_a_second_start_finds_what_the_first_one_measured(tmp_path: Path) -> None:
@@ -63,14 +63,14 @@ def test_a_line_that_was_cut_off_is_dropped_and_overwritten(tmp_path: Path, rest
 
 
 def test_a_full_disk_keeps_what_was_measured(tmp_path: Path) -> None:
-    notebook = filled(tmp_path)
+    checkpoint = filled(tmp_path)
     third = result_of([3.0] * 1000, subject=replace(SUBJECT, batch=32))
-    with room_for(notebook.path.stat().st_size + 500):
+    with room_for(checkpoint.path.stat().st_size + 500):
         message = "File too large\n2 cells that were measured are kept there\nmake room"
         with pytest.raises(BundleError, match=message):
-            notebook.add(CELL.with_batch(32), third)
-    assert Checkpoint(tmp_path, IDENTITY).run() == notebook.run()
-    notebook.add(CELL.with_batch(32), third)
+            checkpoint.add(CELL.with_batch(32), third)
+    assert Checkpoint(tmp_path, IDENTITY).run() == checkpoint.run()
+    checkpoint.add(CELL.with_batch(32), third)
     assert Checkpoint(tmp_path, IDENTITY).run().results == (RESULT, third)
 
 
@@ -92,9 +92,9 @@ def test_a_notebook_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_discarding_begins_anew(tmp_path: Path) -> None:
-    notebook = filled(tmp_path)
-    notebook.discard()
+    checkpoint = filled(tmp_path)
+    checkpoint.discard()
     assert list(tmp_path.iterdir()) == []
-    assert not len(notebook)
-    notebook.add(CELL, RESULT)
+    assert not len(checkpoint)
+    checkpoint.add(CELL, RESULT)
     assert len(Checkpoint(tmp_path, IDENTITY)) == 1

@@ -15,11 +15,11 @@ class Shown:
 
 def test_steps_move_the_bar_and_tell_the_time_left() -> None:
     shown, now_s = Shown(), [100.0]
-    countdown = RemainingTime(shown, 4, now_s=lambda: now_s[0])
+    remaining = RemainingTime(shown, 4, now_s=lambda: now_s[0])
     for name in ("a", "b"):
-        with countdown.step(name):
+        with remaining.step(name):
             now_s[0] += 30
-    with countdown.step("c") as step:
+    with remaining.step("c") as step:
         step.update(1, 2, "measure")
         now_s[0] += 30
     assert shown.updates == [
@@ -35,10 +35,10 @@ def test_steps_move_the_bar_and_tell_the_time_left() -> None:
 
 def test_a_step_without_a_total_stands_still_and_more_steps_may_come() -> None:
     shown = Shown()
-    countdown = RemainingTime(shown, 1, now_s=lambda: 0.0)
-    with countdown.step("a") as step:
+    remaining = RemainingTime(shown, 1, now_s=lambda: 0.0)
+    with remaining.step("a") as step:
         step.update(5, None, "export")
-        countdown.add(1)
+        remaining.add(1)
     assert shown.updates == [(0, 1, "a"), (0, 1, "a export"), (1, 2, "a")]
 
 

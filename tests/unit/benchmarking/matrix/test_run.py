@@ -104,23 +104,23 @@ def cells(*names: str) -> list[Cell]:
 
 
 def run(folder: Path, wanted: Sequence[Cell], steps: Scripted) -> Checkpoint:
-    notebook = Checkpoint(folder, {"cells": [cell.key for cell in wanted]})
+    checkpoint = Checkpoint(folder, {"cells": [cell.key for cell in wanted]})
     real = Steps(SWITCHES, folder / "work", LIMITS, PREPARE, call=steps)
-    campaign = MatrixRun(wanted, real, notebook)
+    campaign = MatrixRun(wanted, real, checkpoint)
     with SilentProgress().step("bench") as task:
         campaign.run(RemainingTime(task, campaign.length))
-    return notebook
+    return checkpoint
 
 
-def measured(notebook: Checkpoint) -> list[str]:
-    subjects = [result.subject for result in notebook.run().results]
+def measured(checkpoint: Checkpoint) -> list[str]:
+    subjects = [result.subject for result in checkpoint.run().results]
     return [f"{each.model}/{each.backend}/b{each.batch}" for each in subjects]
 
 
 def test_graphs_come_first_one_for_all_cells_that_share_it(tmp_path: Path) -> None:
     wanted = cells("a/ort/fp32/b1", "a/eager/fp32/b8", "b/ort/fp32/b1")
     steps = Scripted()
-    notebook = run(tmp_path, wanted, steps)
+    checkpoint = run(tmp_path, wanted, steps)
     assert steps.made == [
         "graph a",
         "graph b",
@@ -128,7 +128,7 @@ def test_graphs_come_first_one_for_all_cells_that_share_it(tmp_path: Path) -> No
         "cell a/eager/fp32/b8",
         "cell b/ort/fp32/b1",
     ]
-    assert measured(notebook) == ["a/ort/b1", "a/eager/b8", "b/ort/b1"]
+    assert measured(checkpoint) == ["a/ort/b1", "a/eager/b8", "b/ort/b1"]
     request = steps.requests["graph a"]
     assert request["batches"] == [1, 2, 4, 8]
     assert (request["precision"], request["peaks"]) == ("fp32", {})
@@ -154,9 +154,9 @@ def test_a_backend_of_engines_gets_one_for_each_batch(tmp_path: Path) -> None:
 def test_a_failed_cell_is_noted_and_the_rest_goes_on(tmp_path: Path) -> None:
     late = ChildFailure("time limit", "not done after 10 s")
     steps = Scripted({"cell a/ort/fp32/b1": late})
-    notebook = run(tmp_path, cells("a/ort/fp32/b1", "b/ort/fp32/b1"), steps)
-    assert measured(notebook) == ["b/ort/b1"]
-    (failure,) = notebook.run().failures
+    checkpoint = run(tmp_path, cells("a/ort/fp32/b1", "b/ort/fp32/b1"), steps)
+    assert measured(checkpoint) == ["b/ort/b1"]
+    (failure,) = checkpoint.run().failures
     assert (failure.key, failure.kind, failure.reason) == (
         "a/ort/fp32/b1",
         "time limit",
@@ -168,27 +168,27 @@ def test_a_failed_cell_is_noted_and_the_rest_goes_on(tmp_path: Path) -> None:
 def test_without_its_graph_no_cell_is_measured(tmp_path: Path) -> None:
     steps = Scripted({"graph a": ChildFailure("error", "no exporter takes it")})
     wanted = cells("a/ort/fp32/b1", "a/eager/fp32/b1", "b/ort/fp32/b1")
-    notebook = run(tmp_path, wanted, steps)
-    assert measured(notebook) == ["b/ort/b1"]
-    assert [each.key for each in notebook.run().failures] == ["a/ort/fp32/b1", "a/eager/fp32/b1"]
+    checkpoint = run(tmp_path, wanted, steps)
+    assert measured(checkpoint) == ["b/ort/b1"]
+    assert [each.key for each in checkpoint.run().failures] == ["a/ort/fp32/b1", "a/eager/fp32/b1"]
 
 
 def test_out_of_memory_tries_smaller_batches_until_one_is_planned(tmp_path: Path) -> None:
     full = ChildFailure("out of memory", "over 900 MiB")
     steps = Scripted({f"cell a/ort/fp32/b{batch}": full for batch in (32, 16)})
-    notebook = run(tmp_path, cells("a/ort/fp32/b1", "a/ort/fp32/b32"), steps)
-    assert measured(notebook) == ["a/ort/b1", "a/ort/b8"]
-    assert [each.batch for each in notebook.run().failures] == [32, 16]
+    checkpoint = run(tmp_path, cells("a/ort/fp32/b1", "a/ort/fp32/b32"), steps)
+    assert measured(checkpoint) == ["a/ort/b1", "a/ort/b8"]
+    assert [each.batch for each in checkpoint.run().failures] == [32, 16]
     steps = Scripted({f"cell a/ort/fp32/b{batch}": full for batch in (8, 4)})
-    notebook = run(tmp_path / "2", cells("a/ort/fp32/b4", "a/ort/fp32/b8"), steps)
-    assert [each.batch for each in notebook.run().failures] == [4, 8]
-    assert measured(notebook) == ["a/ort/b2"]
+    checkpoint = run(tmp_path / "2", cells("a/ort/fp32/b4", "a/ort/fp32/b8"), steps)
+    assert [each.batch for each in checkpoint.run().failures] == [4, 8]
+    assert measured(checkpoint) == ["a/ort/b2"]
 
 
 def test_the_smallest_batch_has_no_smaller_one(tmp_path: Path) -> None:
     steps = Scripted({"cell a/ort/fp32/b1": ChildFailure("out of memory", "over 900 MiB")})
-    notebook = run(tmp_path, cells("a/ort/fp32/b1"), steps)
-    assert len(notebook.run().failures) == len(notebook) == 1
+    checkpoint = run(tmp_path, cells("a/ort/fp32/b1"), steps)
+    assert len(checkpoint.run().failures) == len(checkpoint) == 1
 
 
 def test_what_an_earlier_start_did_is_not_done_again(tmp_path: Path) -> None:
@@ -204,10 +204,10 @@ def test_what_an_earlier_start_did_is_not_done_again(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, wanted, Interrupted({"cell a/ort/fp32/b32": full}))
     steps = Scripted()
-    notebook = run(tmp_path, wanted, steps)
+    checkpoint = run(tmp_path, wanted, steps)
     assert steps.made == ["graph a", "graph b", "cell a/ort/fp32/b16", "cell b/ort/fp32/b1"]
-    assert notebook.found == 2
-    assert measured(notebook) == ["a/ort/b1", "a/ort/b16", "b/ort/b1"]
+    assert checkpoint.found == 2
+    assert measured(checkpoint) == ["a/ort/b1", "a/ort/b16", "b/ort/b1"]
     steps = Scripted()
     run(tmp_path, wanted, steps)
     assert steps.made == []
@@ -245,12 +245,12 @@ def test_an_interrupt_stops_the_exports_that_are_under_way(tmp_path: Path) -> No
 
     steps = Steps(SWITCHES, tmp_path, LIMITS, PREPARE, 2, call=call)
     wanted = cells("b/ort/fp32/b1", "a/ort/fp32/b1", "c/ort/fp32/b1")
-    notebook = Checkpoint(tmp_path, {})
-    campaign = MatrixRun(wanted, steps, notebook)
+    checkpoint = Checkpoint(tmp_path, {})
+    campaign = MatrixRun(wanted, steps, checkpoint)
     with pytest.raises(KeyboardInterrupt), SilentProgress().step("bench") as task:
         campaign.run(RemainingTime(task, campaign.length))
     assert sorted(stopped) == ["a", "b"]
-    assert not len(notebook)
+    assert not len(checkpoint)
 
 
 def test_few_exports_run_at_a_time_on_a_small_machine() -> None:
