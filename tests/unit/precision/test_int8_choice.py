@@ -153,7 +153,7 @@ def test_a_method_that_was_fixed_is_the_only_one(model: ir.Model) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kept", "wishes", "needed"),
+    ("kept", "int8_choices", "needed"),
     [
         ("residual", Int8Choices("max", "int8", "auto", "int8", "off"), RESIDUAL_GAIN_DB),
         ("first_layer", Int8Choices("max", "auto", "int8", "int8", "off"), FIRST_LAYER_GAIN_DB),
