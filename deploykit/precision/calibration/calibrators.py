@@ -83,6 +83,10 @@ def _available() -> dict[str, Callable[[Histogram], float]]:
     }
 
 
+def _origin(function: Callable[[Histogram], float]) -> tuple[str, str]:
+    return function.__module__, function.__qualname__
+
+
 def calibrator(name: str) -> Callable[[Callable[[Histogram], float]], Callable[[Histogram], float]]:
     """Register a function from a histogram to ``amax`` under ``name``.
 
@@ -93,7 +97,8 @@ def calibrator(name: str) -> Callable[[Callable[[Histogram], float]], Callable[[
     """
 
     def register(function: Callable[[Histogram], float]) -> Callable[[Histogram], float]:
-        if name in _methods:
+        # The same function again is its module imported anew, as a notebook does.
+        if name in _methods and _origin(_methods[name]) != _origin(function):
             raise UsageError(
                 f"two calibrators are called {name!r}\nexpected another name than "
                 f"{', '.join(_methods)}"
