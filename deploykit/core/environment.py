@@ -11,7 +11,7 @@ import importlib
 import os
 import platform
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -225,10 +225,6 @@ class Environment:
     packages: Mapping[str, str]
     gpus: tuple[Gpu, ...]
     driver: str | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for the manifest and for results."""
-        return asdict(self) | {"gpus": [asdict(gpu) for gpu in self.gpus]}
 
 
 def describe() -> Environment:

@@ -13,11 +13,11 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.core.environment import cpu_model
 from deploykit.core.errors import DeviceError, UsageError
@@ -93,15 +93,6 @@ class DevicePeak:
     def _own_rates(self) -> Mapping[str, float | None]:
         own = (self.fp32_flop_per_s, self.fp16_flop_per_s, self.int8_op_per_s)
         return dict(zip(_RATES, own, strict=True))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for a result file."""
-        return asdict(self) | {"winograd": sorted(str(each) for each in self.winograd)}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of ``to_dict`` after a trip through JSON."""
-        return cls(**{**data, "winograd": frozenset(map(Precision, data["winograd"]))})
 
 
 @dataclass(frozen=True, slots=True)

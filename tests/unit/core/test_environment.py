@@ -14,6 +14,7 @@ import pytest
 from deploykit.core import environment
 from deploykit.core.environment import Gpu
 from deploykit.core.errors import MissingDependencyError
+from deploykit.core.serialization import to_plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -166,8 +167,8 @@ def test_driver_version(driver: FakeDriver, expected: str | None) -> None:
 @pytest.mark.parametrize("devices", [0, 2])
 def test_on_the_stand_in_driver(cuda_stand_in: Path, devices: int) -> None:
     code = (
-        "import json; from deploykit.core import environment as e;"
-        "print(json.dumps([e.driver_version(), e.describe().to_dict()['gpus']]))"
+        "import json; from deploykit.core import environment as e, serialization as s;"
+        "print(json.dumps([e.driver_version(), s.to_plain(e.describe())['gpus']]))"
     )
     variables = {
         **os.environ,
@@ -198,7 +199,7 @@ def test_describe_names_this_machine() -> None:
 
 def test_to_dict_survives_json() -> None:
     described = replace(environment.describe(), gpus=(HOPPER,), driver="13.0")
-    data = json.loads(json.dumps(described.to_dict()))
+    data = json.loads(json.dumps(to_plain(described)))
     assert data["gpus"] == [
         {"name": "NVIDIA H100", "compute_capability": "9.0", "memory_bytes": 80 << 30}
     ]

@@ -10,6 +10,7 @@ import pytest
 from deploykit.core.environment import cpu_model
 from deploykit.core.errors import DeviceError, UsageError
 from deploykit.core.precision import Precision
+from deploykit.core.serialization import to_plain
 from deploykit.costs import cpu_trial
 from deploykit.costs.peaks import gpu_names, gpu_peak, measure_cpu_peaks
 
@@ -79,7 +80,7 @@ def test_figures_of_a_row() -> None:
     assert peak.flop_per_s(Precision.FP16, winograd=True) == 121e12
     assert peak.flop_per_s(Precision.INT8) == 242e12
     assert (peak.threads, peak.measured) == (None, None)
-    assert peak.to_dict()["winograd"] == ["fp32"]
+    assert to_plain(peak)["winograd"] == ["fp32"]
 
 
 def test_a_wider_precision_may_be_the_faster_way() -> None:
