@@ -126,12 +126,14 @@ def from_plain(kind: type[Noun], data: Any, source: Source) -> Noun:
     return noun
 
 
-def known_fields(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    """``data`` without what the dataclass ``kind`` does not have.
+def known_fields(kind: type, data: Any) -> Any:
+    """``data`` without what the dataclass ``kind`` does not have; all of it where it is no object.
 
     >>> known_fields(SizeRange, {"min": 1, "opt": 2, "max": 3, "colour": "blue"})
     {'min': 1, 'opt': 2, 'max': 3}
     """
+    if not isinstance(data, Mapping):
+        return data
     names = {field.name for field in fields(kind)}
     return {name: value for name, value in data.items() if name in names}
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from deploykit.core.environment import cpu_model
 from deploykit.core.errors import DeviceError, UsageError
 from deploykit.core.precision import Precision
+from deploykit.core.serialization import to_plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,6 +94,11 @@ class DevicePeak:
     def _own_rates(self) -> Mapping[str, float | None]:
         own = (self.fp32_flop_per_s, self.fp16_flop_per_s, self.int8_op_per_s)
         return dict(zip(_RATES, own, strict=True))
+
+
+def peak_to_plain(peak: DevicePeak) -> dict[str, Any]:
+    """Plain data for a result file, the same in each process: a set has another order in each."""
+    return {**to_plain(peak), "winograd": sorted(map(str, peak.winograd))}
 
 
 @dataclass(frozen=True, slots=True)
