@@ -257,8 +257,10 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def memory_bytes() -> int | None:
-    """Physical memory, ``None`` where the system has no POSIX way to ask."""
+    """Physical memory, ``None`` where the system does not tell."""
+    import psutil
+
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
+        return int(psutil.virtual_memory().total)
+    except (psutil.Error, OSError):
         return None

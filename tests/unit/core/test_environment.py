@@ -9,6 +9,7 @@ from dataclasses import replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 from deploykit.core import environment
@@ -216,7 +217,11 @@ def test_cpu_model(tmp_path: Path) -> None:
 
 def test_memory_where_the_system_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (environment.memory_bytes() or 0) > 1 << 20
-    monkeypatch.delattr(os, "sysconf")
+
+    def refused() -> None:
+        raise OSError(2, "No such file or directory")
+
+    monkeypatch.setattr(psutil, "virtual_memory", refused)
     assert environment.memory_bytes() is None
 
 
