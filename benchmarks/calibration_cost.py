@@ -27,6 +27,7 @@ from PIL.Image import Image, Transpose
 
 from deploykit import images
 from deploykit.core.environment import describe
+from deploykit.core.serialization import to_plain
 
 HERE = Path(__file__).parent
 WIDTH, HEIGHT = 500, 375
@@ -155,7 +156,7 @@ def main() -> None:
     samples = collect(model, options.counts, options.rounds, export=options.export)
     result = {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": describe().to_dict(),
+        "environment": to_plain(describe()),
         "threads": os.cpu_count(),
         "samples": [asdict(sample) for sample in samples],
     }

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Final
 import deploykit
 from deploykit.core.atomic import write_whole
 from deploykit.core.environment import describe
+from deploykit.core.serialization import to_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -243,7 +244,7 @@ def main() -> None:
         parser.error(f"not in the list of {asked.library}: {', '.join(sorted(unknown))}")
     chosen = [name for name in asked.only or names if name not in asked.skip]
     path = asked.out or HERE / "results" / f"coverage_{asked.library}.json"
-    table = Table.open(path, describe().to_dict())
+    table = Table.open(path, to_plain(describe()))
     run = Process(asked.limit, source_hash(Path(str(deploykit.__file__)).parent))
     sweep(table, asked.library, chosen, run, again=bool(asked.only))
     text = markdown(table, asked.library)

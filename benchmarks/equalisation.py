@@ -35,6 +35,7 @@ from deploykit.backends.ort import OrtRunner
 from deploykit.comparison.validation import outputs_of
 from deploykit.core.environment import describe
 from deploykit.core.precision import Precision
+from deploykit.core.serialization import to_plain
 from deploykit.graph import LoadedGraph, read_model, write_model
 from deploykit.graph.exposing import expose_named
 from deploykit.graph.qdq import QdqPolicy
@@ -188,7 +189,7 @@ def main() -> None:
             rows += measure(name, given.data, Path(folder))
     result = {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": describe().to_dict(),
+        "environment": to_plain(describe()),
         "images_per_batch": BATCH,
         "rows": [asdict(row) for row in rows],
     }

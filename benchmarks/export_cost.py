@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from deploykit.core.environment import describe
+from deploykit.core.serialization import to_plain
 
 HERE = Path(__file__).parent
 DEPLOYKIT = str(Path(sys.executable).parent / "deploykit")
@@ -95,7 +96,7 @@ def main() -> None:
     samples = collect(rounds)
     result = {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": describe().to_dict(),
+        "environment": to_plain(describe()),
         "samples": [asdict(sample) for sample in samples],
     }
     target = HERE / "results" / "export_cost.json"

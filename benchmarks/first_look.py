@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from deploykit.core.environment import describe
+from deploykit.core.serialization import to_plain
 
 HERE = Path(__file__).parent
 DEPLOYKIT = str(Path(sys.executable).parent / "deploykit")
@@ -66,7 +67,7 @@ def main() -> None:
     same = places(runs[0]) == places(runs[1])
     body = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": describe().to_dict(),
+        "environment": to_plain(describe()),
         "same_ranking": same,
         "runs": runs,
     }

@@ -33,6 +33,7 @@ from deploykit.benchmarking.results import Switches
 from deploykit.benchmarking.statistics.ab import ratio_of_pairs
 from deploykit.core.environment import describe
 from deploykit.core.progress import SilentProgress
+from deploykit.core.serialization import to_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -207,9 +208,9 @@ def main() -> None:
         blocks, conditions = watch(work, on_gpu=False)
     result = {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": describe().to_dict(),
+        "environment": to_plain(describe()),
         "load_before": load,
-        "conditions": conditions.to_dict(),
+        "conditions": to_plain(conditions),
         "threads": THREADS,
         "block_s": options.block,
         "ratios": [

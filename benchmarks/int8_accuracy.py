@@ -28,6 +28,7 @@ from deploykit.comparison.validation import outputs_of
 from deploykit.core.environment import describe
 from deploykit.core.precision import Precision
 from deploykit.core.progress import SilentProgress
+from deploykit.core.serialization import to_plain
 from deploykit.graph import read_model
 from deploykit.graph.exposing import expose_named
 from deploykit.graph.qdq import QdqPolicy
@@ -195,7 +196,7 @@ def main() -> None:
             rows += measure(name, given.data, given.methods.split(","), Path(folder))
     result = {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": describe().to_dict(),
+        "environment": to_plain(describe()),
         "rows": [asdict(row) for row in rows],
     }
     target = HERE / "results" / "int8_accuracy.json"

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.export_cost import measure
 from deploykit.core.environment import describe
+from deploykit.core.serialization import to_plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -246,7 +247,7 @@ def main() -> None:
         rows = [row for of_one in made for row in judge_all(of_one, data)]
     result = {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": describe().to_dict(),
+        "environment": to_plain(describe()),
         "peers": {one.tool.split()[0]: one.versions for one in made[0] if one.versions},
         "rows": [asdict(row) for row in rows],
     }

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploykit.core.environment import describe
+from deploykit.core.serialization import to_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -245,7 +246,7 @@ def main() -> None:
             sizes_of = [installed(what, extra, folder) for what, extra in EXTRAS.items()]
     result = {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": describe().to_dict(),
+        "environment": to_plain(describe()),
         "starts": [asdict(start) for start in starts],
         "calls": [asdict(each) for each in calls],
         "installed": [asdict(size) for size in sizes_of],

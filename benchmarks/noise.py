@@ -39,6 +39,7 @@ from deploykit.benchmarking.statistics.ab import report_of
 from deploykit.benchmarking.statistics.comparing import Verdict, compare
 from deploykit.core.atomic import write_whole
 from deploykit.core.environment import describe
+from deploykit.core.serialization import to_plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -165,7 +166,7 @@ def read_tries() -> list[Try]:
 def write(tries: Sequence[Try], *, complete: bool) -> None:
     result: dict[str, Any] = {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": describe().to_dict(),
+        "environment": to_plain(describe()),
         "model": MODEL,
         "threads": THREADS,
         "settings": SETTINGS,

@@ -19,6 +19,7 @@ from deploykit.benchmarking.results import BenchmarkResult, Subject
 from deploykit.core.environment import describe
 from deploykit.core.precision import Precision
 from deploykit.core.progress import SilentProgress
+from deploykit.core.serialization import to_plain
 from deploykit.core.specs import Closing
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def result_of(side: Side, switches: Switches) -> BenchmarkResult:
         switches=switches,
         samples=samples,
         duration_s=duration_s,
-        environment=describe().to_dict(),
+        environment=to_plain(describe()),
         condition=conditions.sentences(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )

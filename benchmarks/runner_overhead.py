@@ -39,6 +39,7 @@ from deploykit.backends.trt.compiler import TENSORRT
 from deploykit.backends.trt.lane import BatchContext
 from deploykit.backends.trt.runner import TrtRunner
 from deploykit.core.environment import describe, gpus
+from deploykit.core.serialization import to_plain
 from deploykit.core.sizes import ShapeProfile
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def main() -> None:
     samples = measure(options.rounds, options.calls)
     result = {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": describe().to_dict(),
+        "environment": to_plain(describe()),
         "load_before": load,
         "calls_of_a_block": options.calls,
         "samples": [asdict(sample) for sample in samples],

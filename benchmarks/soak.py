@@ -40,6 +40,7 @@ from deploykit import images
 from deploykit.backends._registry import graph_judge
 from deploykit.bundle.manifest import Bundle
 from deploykit.core.environment import describe
+from deploykit.core.serialization import to_plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -192,7 +193,7 @@ def measure(options: argparse.Namespace, *, stand_in: bool) -> dict[str, Any]:
         result = soak(model, material, options.minutes, options.threads)
         return {
             "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-            "environment": describe().to_dict(),
+            "environment": to_plain(describe()),
             "model": model.name,
             "choice": model.choice,
             "minutes": options.minutes,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploykit.bundle.manifest import GOLDEN, LABELS, MANIFEST, MODEL, Manifest
+from deploykit.bundle.manifest import GOLDEN, LABELS, MANIFEST, MODEL, Manifest, manifest_text
 from deploykit.core.artifacts import EngineRecord, OnnxArtifact, sha256_of, sha256_of_bytes
 from deploykit.core.precision import Precision
 from deploykit.core.sizes import ShapeProfile
@@ -65,7 +65,7 @@ def write_bundle(
         (folder / engine.file).write_text(engine.file, encoding="utf-8")
     sizes = (int(size) if size.isdecimal() else size for size in image.split(", "))
     manifest = replace(_manifest(folder, tuple(sizes)), engines=engines, **changes)
-    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    (folder / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
     return folder
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from deploykit.benchmarking.results import BenchmarkResult, BenchmarkRun, CellFailure
 from deploykit.core.atomic import write_whole
-from deploykit.core.errors import DataError, UnknownNameError, UsageError
+from deploykit.core.errors import DataError, UsageError
+from deploykit.core.serialization import Source, from_plain, parse_json, to_plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 SCHEMA_VERSION: Final = 1
@@ -33,37 +33,35 @@ def read_run(path: Path) -> BenchmarkRun:
         DataError: missing, unreadable, not JSON, of another schema, or a result lacks or misspells
             something; the message says which result and what.
     """
-    body = _parse(_read(path), path)
-    results = _entries(body, path, "result", BenchmarkResult.from_dict)
-    return BenchmarkRun(results, _entries(body, path, "failure", CellFailure.from_dict))
+    body = _parsed(path)
+    results = _entries(BenchmarkResult, body, path, "result")
+    return BenchmarkRun(results, _entries(CellFailure, body, path, "failure"))
 
 
-def to_line(data: Any) -> str:
-    """Plain data as JSON on one line.
+def to_line(noun: Any) -> str:
+    """Plain data, or nouns that can become it, as JSON on one line.
 
     Raises:
         UsageError: it holds something that JSON cannot hold.
     """
     try:
-        return json.dumps(data, allow_nan=False)
+        return json.dumps(to_plain(noun), allow_nan=False)
     except (TypeError, ValueError) as exc:
         raise UsageError(f"a result holds something that JSON cannot hold: {exc}") from exc
 
 
-_MEASURE_AGAIN: Final = "\nmeasure again: deploykit bench"
+_REMEDY: Final = "measure again: deploykit bench"
+_MEASURE_AGAIN: Final = f"\n{_REMEDY}"
 
 
 Entry = TypeVar("Entry", BenchmarkResult, CellFailure)
 
 
 def _to_json(run: BenchmarkRun) -> str:
-    results, failures = _lines(run.results), _lines(run.failures)
+    results = ",\n".join(map(to_line, run.results))
+    failures = ",\n".join(map(to_line, run.failures))
     body = f'"results": [\n{results}\n], "failures": [\n{failures}\n]'
     return f'{{"schema_version": {SCHEMA_VERSION}, {body}}}\n'
-
-
-def _lines(entries: Iterable[BenchmarkResult | CellFailure]) -> str:
-    return ",\n".join(to_line(entry.to_dict()) for entry in entries)
 
 
 def _read(path: Path) -> str:
@@ -75,11 +73,8 @@ def _read(path: Path) -> str:
         raise DataError(f"cannot read {path}: {exc}") from exc
 
 
-def _parse(text: str, path: Path) -> dict[str, Any]:
-    try:
-        body = json.loads(text)
-    except (ValueError, RecursionError) as exc:
-        raise DataError(f"{path} is not JSON, perhaps cut off: {exc}{_MEASURE_AGAIN}") from exc
+def _parsed(path: Path) -> dict[str, Any]:
+    body = parse_json(_read(path), Source(str(path), remedy=_REMEDY))
     version = body.get("schema_version") if isinstance(body, dict) else None
     if version != SCHEMA_VERSION or not isinstance(body, dict):
         raise DataError(
@@ -89,19 +84,11 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
     return body
 
 
-def _entries(
-    body: dict[str, Any], path: Path, kind: str, read: Callable[[dict[str, Any]], Entry]
-) -> tuple[Entry, ...]:
+def _entries(noun: type[Entry], body: dict[str, Any], path: Path, kind: str) -> tuple[Entry, ...]:
     given = body.get(f"{kind}s")
     if not isinstance(given, list):
         raise DataError(f"{path} has no list of {kind}s{_MEASURE_AGAIN}")
-    return tuple(_entry(f"{path}: {kind} {at}", each, read) for at, each in enumerate(given, 1))
-
-
-def _entry(where: str, data: Any, read: Callable[[dict[str, Any]], Entry]) -> Entry:
-    if not isinstance(data, dict):
-        raise DataError(f"{where} is not an object{_MEASURE_AGAIN}")
-    try:
-        return read(data)
-    except (DataError, UnknownNameError) as exc:
-        raise DataError(f"{where}: {exc}") from exc
+    return tuple(
+        from_plain(noun, each, Source(f"{path}: {kind} {at}", remedy=_REMEDY))
+        for at, each in enumerate(given, 1)
+    )

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Final, Self
+from collections.abc import Mapping  # noqa: TC003  (read back by these types)
+from dataclasses import dataclass, fields
+from typing import Any, Final
 
-from deploykit.core.checks import (
-    checked,
-    is_list_of_numbers,
-    precision,
-    require_at_least,
-    require_keys,
-    require_known,
-    require_type,
-    times,
-)
-from deploykit.core.errors import DataError, UnknownNameError, UsageError
-from deploykit.core.precision import Precision  # noqa: TC001  (get_type_hints looks it up)
-from deploykit.costs.limits import Limit
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Series = NDArray[np.float64]
-
+from deploykit.core.checks import Series, require_at_least, require_known, times
+from deploykit.core.errors import UnknownNameError, UsageError
+from deploykit.core.precision import Precision  # noqa: TC001
+from deploykit.core.serialization import to_plain
+from deploykit.costs.limits import Limit  # noqa: TC001
 
 SCENARIOS: Final = ("single-stream", "offline", "server")
 PRESETS: Final = ("trtexec10", "trtexec11")
@@ -70,16 +54,6 @@ class Switches:
             if given is not None and not 0 < given < float("inf"):
                 raise UsageError(f"{name} is {given}, expected more than 0")
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of ``dataclasses.asdict`` after a trip through JSON.
-
-        Raises:
-            DataError: a key is missing, unknown or holds something of another type.
-            UsageError: a value that the constructor refuses.
-        """
-        return cls(**checked(cls, data))
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Samples:
@@ -121,7 +95,7 @@ class Samples:
         """Whether every sample is the same number."""
         if not isinstance(other, Samples):
             return NotImplemented
-        return self.to_dict() == other.to_dict()
+        return bool(to_plain(self) == to_plain(other))
 
     __hash__ = None  # type: ignore[assignment]  # as of every dataclass that compares
 
@@ -142,27 +116,6 @@ class Samples:
         if name not in known:
             raise UnknownNameError("step", name, known, ", ".join(known))
         return known[name]
-
-    def to_dict(self) -> dict[str, list[float] | None]:
-        """Plain data; a float keeps every bit in JSON."""
-        names = (field.name for field in fields(self))
-        series = ((name, getattr(self, name)) for name in names)
-        return {name: None if given is None else given.tolist() for name, given in series}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of ``to_dict``.
-
-        Raises:
-            DataError: a key is missing or unknown, or an entry is not a list of numbers.
-            UsageError: numbers that the constructor refuses.
-        """
-        require_keys(cls, data)
-        for name, given in data.items():
-            optional = given is None and name not in {"wall_ms", "start_s", "warmup_ms"}
-            if not optional and not is_list_of_numbers(given):
-                raise DataError(f"{name} is not a list of numbers")
-        return cls(**data)
 
     def _series(self) -> dict[str, Series]:
         every = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -186,21 +139,6 @@ class Subject:
     def __post_init__(self) -> None:
         require_at_least(1, batch=self.batch)
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of ``dataclasses.asdict`` after a trip through JSON.
-
-        Raises:
-            DataError: a key is missing, unknown or holds something of another type.
-            UsageError: a value that the constructor refuses.
-        """
-        precisions = {
-            name: precision(data[name])
-            for name in ("precision_asked", "precision_proven")
-            if name in data
-        }
-        return cls(**checked(cls, {**data, **precisions}))
-
 
 @dataclass(frozen=True)
 class BenchmarkResult:
@@ -208,7 +146,7 @@ class BenchmarkResult:
 
     ``duration_s`` is from the begin of the measurement (of the first query, or of the schedule of
     arrivals) to the end of the last query. ``environment`` is
-    plain data, as `deploykit.core.environment.Environment.to_dict` gives it. ``condition`` are
+    plain data of a `deploykit.core.environment.Environment`. ``condition`` are
     sentences about a busy or throttled machine, ``notes`` about what was measured. ``limit`` is
     ``None`` where the network or the device is not known. ``created`` is a time in ISO 8601.
     """
@@ -231,54 +169,6 @@ class BenchmarkResult:
     def throughput_per_s(self) -> float:
         """Queries x batch / duration, in samples (images) per second: trtexec's definition."""
         return len(self.samples) * self.subject.batch / self.duration_s
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for a file of results."""
-        return {
-            "subject": asdict(self.subject),
-            "switches": asdict(self.switches),
-            "samples": self.samples.to_dict(),
-            "duration_s": self.duration_s,
-            "environment": dict(self.environment),
-            "condition": list(self.condition),
-            "created": self.created,
-            "limit": None if self.limit is None else asdict(self.limit),
-            "notes": list(self.notes),
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of ``to_dict``.
-
-        Raises:
-            DataError: a key is missing, unknown or holds something of another type, or a value is
-                not possible; names it.
-        """
-        require_keys(cls, data)
-        plain = {"subject": dict, "switches": dict, "samples": dict, "environment": dict}
-        lists = {"condition": list, "notes": list}
-        expected = plain | lists | {"duration_s": float, "created": str}
-        for name, kind in expected.items():
-            require_type(name, data[name], kind)
-        for name in lists:
-            for sentence in data[name]:
-                require_type(name, sentence, str)
-        if data["limit"] is not None:
-            require_type("limit", data["limit"], dict)
-        try:
-            return cls(
-                subject=Subject.from_dict(data["subject"]),
-                switches=Switches.from_dict(data["switches"]),
-                samples=Samples.from_dict(data["samples"]),
-                duration_s=data["duration_s"],
-                environment=data["environment"],
-                condition=tuple(data["condition"]),
-                created=data["created"],
-                limit=None if data["limit"] is None else Limit.from_dict(data["limit"]),
-                notes=tuple(data["notes"]),
-            )
-        except (UsageError, OverflowError) as exc:
-            raise DataError(str(exc)) from exc
 
 
 FAILURES: Final = ("error", "out of memory", "time limit")
@@ -308,21 +198,6 @@ class CellFailure:
         'nin/tensorrt/fp16/b8'
         """
         return cell_key(self.model, self.backend, self.precision, self.batch)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for a file of results."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of ``to_dict``.
-
-        Raises:
-            DataError: a key is missing, unknown or holds something of another type.
-            UnknownNameError: no such kind of failure.
-        """
-        known = {"precision": precision(data["precision"])} if "precision" in data else {}
-        return cls(**checked(cls, {**data, **known}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping  # noqa: TC003  (read back by these types)
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, Self
+from pathlib import Path  # noqa: TC003
+from typing import Any, Final, Self
 
 from deploykit._version import __version__
 from deploykit.core.artifacts import (
@@ -20,12 +22,17 @@ from deploykit.core.artifacts import (
     sha256_of_bytes,
 )
 from deploykit.core.errors import BundleError, IntegrityError
-from deploykit.core.precision import Precision
+from deploykit.core.precision import Precision  # noqa: TC001
+from deploykit.core.serialization import (
+    Source,
+    artifact_to_plain,
+    engine_to_plain,
+    from_plain,
+    known_fields,
+    parse_json,
+    to_plain,
+)
 from deploykit.core.specs import DEFAULT_HEAD, Preprocessing
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
 
 SCHEMA_VERSION: Final = 1
 MANIFEST: Final = "manifest.json"
@@ -38,6 +45,7 @@ CALIBRATION: Final = "calibration.json"
 SIDE_INPUTS: Final = "side_inputs.npz"
 
 _DIGEST = "manifest_sha256"
+_REMEDY: Final = "use the deploykit that wrote it, or export the bundle again"
 _VERSION: Final = re.compile(r"[0-9][0-9A-Za-z.+!-]{0,40}")
 """So that nothing else out of a stranger's file gets into a command to be copied."""
 
@@ -70,66 +78,51 @@ class Manifest:
         others = tuple(known for known in self.engines if known.file != engine.file)
         return replace(self, engines=(*others, engine))
 
-    def to_json(self) -> str:
-        """The file's text, its own digest included."""
-        body = self._body()
-        return json.dumps(body | {_DIGEST: _digest(body)}, indent=2, sort_keys=True) + "\n"
 
-    def _body(self) -> dict[str, Any]:
-        body = {
-            "schema_version": SCHEMA_VERSION,
-            "name": self.name,
-            "model": dict(self.model),
-            "weights": dict(self.weights),
-            "preprocessing": self.preprocessing.to_dict(),
-            "precision": str(self.precision),
-            "onnx": self.onnx.to_dict(),
-            "files": dict(self.files),
-            "validation": [dict(report) for report in self.validation],
-            "conversion": dict(self.conversion),
-            "engines": [engine.to_dict() for engine in self.engines],
-            "packages": dict(self.packages),
-            "created": self.created,
-            "calibration": self.calibration,
-            "head": self.head,
-        }
-        return json.loads(json.dumps(body))  # type: ignore[no-any-return]  # tuples become lists
+def manifest_text(manifest: Manifest) -> str:
+    """The file's text, its own digest included."""
+    body = _body(manifest)
+    return json.dumps(body | {_DIGEST: _digest(body)}, indent=2, sort_keys=True) + "\n"
 
-    @classmethod
-    def from_json(cls, text: str, folder: Path) -> Self:
-        """Read the text of a manifest in ``folder``.
 
-        Raises:
-            BundleError: not JSON, another schema version, or a key is missing.
-            IntegrityError: the content does not have the digest that it gives.
-        """
-        body = _parse(text, folder)
-        recorded = body.pop(_DIGEST, None)
-        if recorded != _digest(body):
-            raise IntegrityError(
-                f"{folder.name}/{MANIFEST} was changed after it was written\n"
-                f"it gives sha256 {recorded}, its content has {_digest(body)}\n"
-                "export the bundle again; manifests are not edited by hand"
-            )
-        try:
-            return cls(
-                name=body["name"],
-                model=body["model"],
-                weights=body["weights"],
-                preprocessing=Preprocessing.from_dict(body["preprocessing"]),
-                precision=Precision(body["precision"]),
-                onnx=OnnxArtifact.from_dict(body["onnx"], folder),
-                files=body["files"],
-                validation=tuple(body["validation"]),
-                conversion=body["conversion"],
-                engines=tuple(EngineRecord.from_dict(item) for item in body["engines"]),
-                packages=body["packages"],
-                created=body["created"],
-                calibration=body["calibration"],
-                head=str(body.get("head", DEFAULT_HEAD)),
-            )
-        except (KeyError, TypeError, ValueError) as exc:
-            raise BundleError(f"{folder.name}/{MANIFEST} lacks or misspells {exc}") from exc
+def _body(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        **to_plain(manifest),
+        "onnx": artifact_to_plain(manifest.onnx),
+        "engines": [engine_to_plain(engine) for engine in manifest.engines],
+    }
+
+
+def read_manifest(text: str, folder: Path) -> Manifest:
+    """Read the text of a manifest in ``folder``; fields of a later release are passed over.
+
+    Raises:
+        BundleError: not JSON, another schema version, or a field is missing or of another type.
+        IntegrityError: the content does not have the digest that it gives.
+    """
+    source = Source(f"{folder.name}/{MANIFEST}", BundleError, _REMEDY)
+    body = _checked_version(parse_json(text, source), source.name)
+    recorded = body.pop(_DIGEST, None)
+    if recorded != _digest(body):
+        raise IntegrityError(
+            f"{source.name} was changed after it was written\n"
+            f"it gives sha256 {recorded}, its content has {_digest(body)}\n"
+            "export the bundle again; manifests are not edited by hand"
+        )
+    known = {"head": DEFAULT_HEAD, **known_fields(Manifest, body)}
+    manifest = from_plain(Manifest, known, source)
+    return replace(manifest, onnx=replace(manifest.onnx, path=folder / manifest.onnx.path))
+
+
+def _checked_version(body: Any, name: str) -> dict[str, Any]:
+    version = body.get("schema_version") if isinstance(body, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{name} has schema version {version}, deploykit {__version__} reads "
+            f"{SCHEMA_VERSION}\n{_remedy(body, version)}"
+        )
+    return dict(body)
 
 
 @dataclass(frozen=True)
@@ -156,7 +149,7 @@ class Bundle:
             ) from exc
         except (OSError, UnicodeDecodeError) as exc:
             raise BundleError(f"cannot read {folder / MANIFEST}: {exc}") from exc
-        return cls(folder, Manifest.from_json(text, folder))
+        return cls(folder, read_manifest(text, folder))
 
     @property
     def model_path(self) -> Path:
@@ -236,7 +229,7 @@ class Bundle:
             current = Bundle.open(self.folder).manifest.with_engine(engine)
             staged.replace(self.folder / engine.file)
             fresh = self.folder / f".{MANIFEST}.part"
-            fresh.write_text(current.to_json(), encoding="utf-8")
+            fresh.write_text(manifest_text(current), encoding="utf-8")
             fresh.replace(self.folder / MANIFEST)
         return Bundle(self.folder, current)
 
@@ -251,24 +244,10 @@ def _difference(path: Path, expected: str) -> str | None:
     return None if found == expected else f"has sha256 {found}, the manifest gives {expected}"
 
 
-def _parse(text: str, folder: Path) -> dict[str, Any]:
-    try:
-        body = json.loads(text)
-    except ValueError as exc:
-        raise BundleError(f"{folder.name}/{MANIFEST} is not JSON: {exc}") from exc
-    version = body.get("schema_version") if isinstance(body, dict) else None
-    if version != SCHEMA_VERSION:
-        raise BundleError(
-            f"{folder.name}/{MANIFEST} has schema version {version}, deploykit {__version__} reads "
-            f"{SCHEMA_VERSION}\n{_remedy(body, version)}"
-        )
-    return dict(body)
-
-
 def _remedy(body: Any, version: object) -> str:
     """What to do about a manifest of another schema."""
     if not isinstance(version, int) or version < SCHEMA_VERSION:
-        return "use the deploykit that wrote it, or export the bundle again"
+        return _REMEDY
     packages = body.get("packages")
     writer = packages.get("deploykit") if isinstance(packages, dict) else None
     if isinstance(writer, str) and writer != __version__ and _VERSION.fullmatch(writer):

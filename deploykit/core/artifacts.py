@@ -6,16 +6,14 @@ The records here are plain data; a folder that holds them together is a `deployk
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Self
+from collections.abc import Mapping  # noqa: TC003  (read back by these types)
+from dataclasses import dataclass, field
+from pathlib import Path  # noqa: TC003
+from typing import Final
 
-from deploykit.core.precision import Precision
-from deploykit.core.sizes import ShapeProfile
-from deploykit.core.specs import TensorSpec
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+from deploykit.core.precision import Precision  # noqa: TC001
+from deploykit.core.sizes import ShapeProfile  # noqa: TC001
+from deploykit.core.specs import TensorSpec  # noqa: TC001
 
 UNPROVEN: Final = "compiled, execution not proven"
 """How the warning of an engine begins that its vendor does not vouch for."""
@@ -56,23 +54,6 @@ class OnnxArtifact:
     outputs: tuple[TensorSpec, ...]
     parents: tuple[str, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for the manifest, without the folder."""
-        return asdict(self) | {"path": self.path.name, "precision": str(self.precision)}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any], folder: Path) -> Self:
-        """Read back what ``to_dict`` wrote; the file lies in ``folder``."""
-        return cls(
-            path=folder / data["path"],
-            sha256=data["sha256"],
-            precision=Precision(data["precision"]),
-            opset=data["opset"],
-            inputs=tuple(TensorSpec.from_dict(item) for item in data["inputs"]),
-            outputs=tuple(TensorSpec.from_dict(item) for item in data["outputs"]),
-            parents=tuple(data["parents"]),
-        )
-
 
 @dataclass(frozen=True)
 class EngineRecord:
@@ -99,20 +80,3 @@ class EngineRecord:
     def is_unproven(self) -> bool:
         """Whether it compiled, but nobody vouches for what it computes."""
         return any(warning.startswith(UNPROVEN) for warning in self.warnings)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for the manifest."""
-        return asdict(self) | {
-            "precision": str(self.precision),
-            "profile": self.profile.to_dict(),
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Read back what ``to_dict`` wrote."""
-        known = dict(data)
-        known["compute_capabilities"] = tuple(known["compute_capabilities"])
-        known["profile"] = ShapeProfile.from_dict(known["profile"])
-        known["precision"] = Precision(known["precision"])
-        known["warnings"] = tuple(known["warnings"])
-        return cls(**known)

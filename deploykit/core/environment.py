@@ -11,7 +11,7 @@ import importlib
 import os
 import platform
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -226,10 +226,6 @@ class Environment:
     gpus: tuple[Gpu, ...]
     driver: str | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for the manifest and for results."""
-        return asdict(self) | {"gpus": [asdict(gpu) for gpu in self.gpus]}
-
 
 def describe() -> Environment:
     """This machine, as it is now; nothing heavy is imported to find out."""
@@ -261,8 +257,10 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def memory_bytes() -> int | None:
-    """Physical memory, ``None`` where the system has no POSIX way to ask."""
+    """Physical memory, ``None`` where the system does not tell."""
+    import psutil
+
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
+        return int(psutil.virtual_memory().total)
+    except (psutil.Error, OSError):
         return None

@@ -85,15 +85,6 @@ class SizeRange:
             )
         return cls(*numbers)
 
-    @classmethod
-    def from_json(cls, data: Sequence[int] | None) -> Self | None:
-        """What `to_json` gave, or ``None``."""
-        return None if data is None else cls(*data)
-
-    def to_json(self) -> list[int]:
-        """Plain data for the manifest."""
-        return [self.min, self.opt, self.max]
-
 
 @dataclass(frozen=True, slots=True)
 class ShapeProfile:
@@ -161,25 +152,6 @@ class ShapeProfile:
     def largest(self) -> dict[int, int]:
         """The greatest size by axis."""
         return {axis: sizes.max for axis, sizes in self.ranges.items()}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of ``to_dict`` after a trip through JSON."""
-        known = dict(data)
-        for name in IMAGE_AXES.values():
-            # A fixed one is not there, nor was any before engines took open images.
-            known[name] = SizeRange.from_json(known.get(name))
-        return cls(**known)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data; without the axes that the model fixes."""
-        known = {"height": self.height, "width": self.width}
-        return {
-            "min_batch": self.min_batch,
-            "opt_batch": self.opt_batch,
-            "max_batch": self.max_batch,
-            **{name: sizes.to_json() for name, sizes in known.items() if sizes is not None},
-        }
 
 
 def require_sizes(name: str, shape: Sequence[int | str], asked: ShapeProfile) -> None:

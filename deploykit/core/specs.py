@@ -6,7 +6,7 @@ Nothing here imports numpy or torch at run time, so that ``deploykit list`` stay
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
@@ -86,11 +86,6 @@ class TensorSpec:
             raise UsageError(f"{self.name} {self.shape}: {named} is open, and has no size here")
         return shape
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of ``dataclasses.asdict`` after a trip through JSON."""
-        return cls(str(data["name"]), str(data["dtype"]), tuple(data["shape"]))
-
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
@@ -106,23 +101,6 @@ class Preprocessing:
     interpolation: str = "bilinear"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for the manifest."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of ``to_dict`` after a trip through JSON."""
-        height, width = data["crop"]
-        resize = data["resize"]
-        return cls(
-            crop=(height, width),
-            resize=tuple(resize) if isinstance(resize, list | tuple) else resize,
-            interpolation=data["interpolation"],
-            mean=tuple(data["mean"]),
-            std=tuple(data["std"]),
-        )
 
 
 @dataclass(frozen=True)

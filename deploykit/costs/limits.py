@@ -10,14 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
-from deploykit.core.checks import checked
 from deploykit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from deploykit.costs.network import NetworkCost
     from deploykit.costs.peaks import DevicePeak
 
@@ -55,15 +52,6 @@ class Limit:
     def floor_ms(self) -> float:
         """The limit with a warm cache; a latency below it is an error of measurement."""
         return max(self.compute_ms or 0.0, self.uncached_ms)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of ``dataclasses.asdict`` after a trip through JSON.
-
-        Raises:
-            DataError: a key is missing, unknown or holds something of another type.
-        """
-        return cls(**checked(cls, data))
 
 
 @dataclass(frozen=True, slots=True)

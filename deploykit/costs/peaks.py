@@ -13,15 +13,16 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.core.environment import cpu_model
 from deploykit.core.errors import DeviceError, UsageError
 from deploykit.core.precision import Precision
+from deploykit.core.serialization import to_plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,14 +95,10 @@ class DevicePeak:
         own = (self.fp32_flop_per_s, self.fp16_flop_per_s, self.int8_op_per_s)
         return dict(zip(_RATES, own, strict=True))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for a result file."""
-        return asdict(self) | {"winograd": sorted(str(each) for each in self.winograd)}
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of ``to_dict`` after a trip through JSON."""
-        return cls(**{**data, "winograd": frozenset(map(Precision, data["winograd"]))})
+def peak_to_plain(peak: DevicePeak) -> dict[str, Any]:
+    """Plain data for a result file, the same in each process: a set has another order in each."""
+    return {**to_plain(peak), "winograd": sorted(map(str, peak.winograd))}
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,7 +187,7 @@ def profile_of_bundle(bundle: Bundle, asked: ShapeProfile) -> ShapeProfile:
         UsageError: sizes for what is fixed, or without the size that the bundle prepares.
     """
     known = {
-        label: SizeRange.from_json(bundle.manifest.model.get(label))
+        label: None if (sizes := bundle.manifest.model.get(label)) is None else SizeRange(*sizes)
         for label in ("height", "width")
     }
     profile = replace(

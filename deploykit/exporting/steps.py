@@ -17,6 +17,7 @@ from deploykit.bundle.manifest import (
     REFERENCE,
     Bundle,
     Manifest,
+    manifest_text,
 )
 from deploykit.core import environment
 from deploykit.core.artifacts import sha256_of
@@ -24,6 +25,7 @@ from deploykit.core.atomic import staged_folder
 from deploykit.core.errors import DataError, UsageError
 from deploykit.core.precision import Precision
 from deploykit.core.progress import Journal, Progress, SilentProgress, StageTime
+from deploykit.core.serialization import engine_to_plain
 from deploykit.core.sizes import ShapeProfile, require_sizes
 from deploykit.exporting.engines import build_engine
 from deploykit.precision import conversion_of
@@ -92,7 +94,7 @@ class ExportReport:
             "precision": str(manifest.precision),
             "stages": [stage.to_dict() for stage in self.stages],
             "validation": [report.to_dict() for report in self.validation],
-            "engines": [engine.to_dict() for engine in manifest.engines],
+            "engines": list(map(engine_to_plain, manifest.engines)),
             "conversion": dict(manifest.conversion),
             "calibration": manifest.calibration,
             "weights": dict(manifest.weights),
@@ -121,7 +123,7 @@ def export_bundle(
     plan = _Plan(_with_bundle(options, place), compiler, labels)
     with staged_folder(place, MANIFEST) as folder:
         manifest, reports = _fill(folder, source, plan, journal)
-        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        (folder / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
     bundle = Bundle.open(place)
     return ExportReport(bundle, tuple(journal.times), reports, tuple(journal.notes))
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from deploykit.core.errors import UsageError
+from deploykit.core.serialization import profile_to_plain
 from deploykit.core.sizes import IMAGE_AXES, IMAGE_DIMS, ShapeProfile, require_sizes
 from deploykit.images.batching import sample_batches
 
@@ -110,8 +111,9 @@ def note_of_sizes(image: TensorSpec, profile: ShapeProfile) -> list[str]:
 
 def recorded_sizes(image: TensorSpec, profile: ShapeProfile) -> dict[str, Any]:
     """What the manifest says of a model's open height and width; nothing where both are fixed."""
+    plain = profile_to_plain(profile)
     return {
-        label: profile.ranges[axis].to_json()
+        label: plain[label]
         for axis, label in IMAGE_AXES.items()
         if isinstance(image.shape[axis], str)
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from deploykit.benchmarking.result_files import write_run
 from deploykit.core import environment
 from deploykit.core.errors import DeviceError
 from deploykit.core.progress import Progress, SilentProgress
+from deploykit.core.serialization import to_plain
 from deploykit.costs.peaks import gpu_peak, measure_cpu_peaks
 from deploykit.sources.targets import digest_of
 
@@ -86,7 +87,7 @@ class BenchReport:
         """Plain data for ``--json``."""
         return {
             "results": [row.to_dict() for row in self.rows],
-            "failures": [failure.to_dict() for failure in self.run.failures],
+            "failures": to_plain(self.run.failures),
             "rankings": [ranked.to_dict() for ranked in self.rankings],
             "files": [str(path) for path in self.files],
             "resumed": self.resumed,
@@ -197,7 +198,7 @@ def _identity(cells: Sequence[Cell], options: BenchOptions, here: Environment) -
     return {
         "cells": [[cell.target, cell.key] for cell in cells],
         "files": {target: digest_of(target) for target in targets},
-        "switches": asdict(options.switches),
+        "switches": to_plain(options.switches),
         "limits": [options.cell_s, options.memory_bytes],
-        "environment": here.to_dict(),
+        "environment": to_plain(here),
     }

@@ -13,6 +13,7 @@ from deploykit.core import environment
 from deploykit.core.atomic import translated_write_errors
 from deploykit.core.errors import UsageError
 from deploykit.core.progress import Journal, Progress, SilentProgress, StageTime
+from deploykit.core.serialization import engine_to_plain
 from deploykit.exporting.engines import build_engine, profile_of_bundle
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class BuildReport:
             "precision": str(manifest.precision),
             "stages": [stage.to_dict() for stage in self.stages],
             "validation": [dict(report) for report in manifest.validation],
-            "engines": [engine.to_dict() for engine in manifest.engines],
+            "engines": list(map(engine_to_plain, manifest.engines)),
         }
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.backends import needs
 from deploykit.backends._registry import backends
 from deploykit.core import environment
+from deploykit.core.serialization import to_plain
 
 if TYPE_CHECKING:
     from deploykit.backends import Ability
@@ -26,8 +27,8 @@ class Diagnosis:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
         return {
-            **self.environment.to_dict(),
-            "abilities": [asdict(ability) for ability in self.abilities],
+            **to_plain(self.environment),
+            "abilities": to_plain(self.abilities),
         }
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploykit.bundle.manifest import REFERENCE, Bundle
+from deploykit.bundle.manifest import REFERENCE, Bundle, manifest_text
 from deploykit.cli import COMMANDS
 from tests.cli import deploykit
 
@@ -94,7 +94,7 @@ def _rewrite_hash(bundle: Bundle, name: str) -> None:
     from deploykit.core.artifacts import sha256_of
 
     files = {**bundle.manifest.files, name: sha256_of(bundle.folder / name)}
-    text = replace(bundle.manifest, files=files).to_json()
+    text = manifest_text(replace(bundle.manifest, files=files))
     (bundle.folder / "manifest.json").write_text(text)
 
 
@@ -120,7 +120,7 @@ def test_build_adds_an_engine_and_keeps_the_bundle_whole(fp16_copy: Path) -> Non
 def _without_engines(bundle: Bundle) -> str:
     from dataclasses import replace
 
-    return replace(bundle.manifest, engines=()).to_json()
+    return manifest_text(replace(bundle.manifest, engines=()))
 
 
 def test_failed_build_leaves_the_bundle_as_it_was(fp16_copy: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from deploykit.benchmarking.machine.gpu_meter import (
     INTERVAL_S,
@@ -45,10 +45,6 @@ class Conditions:
         gpu = () if self.gpu is None else _gpu_sentences(self.gpu)
         unknown = () if self.gpu_unknown is None else (self.gpu_unknown,)
         return (*_busy_sentences(self.host), *_stopped_sentences(self.host), *gpu, *unknown)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, to be kept with the environment of a result."""
-        return asdict(self)
 
 
 def watch(

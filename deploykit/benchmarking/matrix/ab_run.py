@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +19,7 @@ from deploykit.core import environment
 from deploykit.core.atomic import write_whole
 from deploykit.core.errors import DataError
 from deploykit.core.progress import Progress, SilentProgress
+from deploykit.core.serialization import Source, from_plain, to_plain
 from deploykit.sources.targets import name_of
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ class AbRun:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
         return {
-            "a": self.a.to_dict(),
-            "b": self.b.to_dict(),
+            "a": to_plain(self.a),
+            "b": to_plain(self.b),
             **self.report.to_dict(),
             "condition": list(self.condition),
             "file": str(self.file),
@@ -94,7 +95,8 @@ def bench_ab(
             answer = steps.rounds(prepared_a, prepared_b, options.rounds, task)
         except ChildFailure as failure:
             raise DataError(f"A against B was not measured: {failure.reason}") from failure
-    report = report_of(Rounds.from_dict(answer["rounds"]), seed=steps.switches.seed)
+    rounds = from_plain(Rounds, answer["rounds"], Source("the answer of a worker"))
+    report = report_of(rounds, seed=steps.switches.seed)
     body = {"schema_version": SCHEMA_VERSION, "verdict": report.to_dict(), **answer}
     write_whole(options.output, to_line(body) + "\n")
     return AbRun(a, b, report, tuple(answer["condition"]), options.output)
@@ -128,12 +130,12 @@ def measure_ab(
             on_gpu=on_gpu,
         )
     return {
-        "subjects": {"a": asdict(subject_of(a)), "b": asdict(subject_of(b))},
-        "switches": asdict(switches),
-        "rounds": rounds.to_dict(),
+        "subjects": to_plain({"a": subject_of(a), "b": subject_of(b)}),
+        "switches": to_plain(switches),
+        "rounds": to_plain(rounds),
         "environment": {
-            **environment.describe().to_dict(),
-            "conditions": conditions.to_dict(),
+            **to_plain(environment.describe()),
+            "conditions": to_plain(conditions),
         },
         "condition": list(conditions.sentences()),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping  # noqa: TC003
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.backends import EngineBackend, ModuleBackend
 from deploykit.backends._registry import backends, find_backend
 from deploykit.benchmarking.results import cell_key
 from deploykit.core.errors import EngineIncompatibleError, UsageError
 from deploykit.core.precision import OWN, Precision
-from deploykit.core.sizes import ShapeProfile
-from deploykit.costs.limits import Limit
+from deploykit.core.serialization import engine_to_plain, to_plain
+from deploykit.core.sizes import ShapeProfile  # noqa: TC001  (read back by these types)
+from deploykit.costs.limits import Limit  # noqa: TC001
 from deploykit.models import families, get
 from deploykit.sources.targets import Kind, kind_of, name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from deploykit.backends import AnyBackend
 
@@ -53,15 +55,6 @@ class Cell:
     def with_batch(self, batch: int) -> Cell:
         """The same with another batch."""
         return replace(self, batch=batch)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of ``to_dict`` after a trip through JSON."""
-        return cls(**{**data, "precision": Precision(data["precision"])})
 
 
 @dataclass(frozen=True)
@@ -212,26 +205,6 @@ class CellGraph:
     notes: tuple[str, ...]
     image: tuple[int, int] | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of ``to_dict`` after a trip through JSON."""
-        computes, image = data["computes"], data["image"]
-        known = {
-            "precision": Precision(data["precision"]),
-            "computes": None if computes is None else Precision(computes),
-            "limits": {
-                device: {int(batch): Limit(**limit) for batch, limit in limits.items()}
-                for device, limits in data["limits"].items()
-            },
-            "notes": tuple(data["notes"]),
-            "image": None if image is None else tuple(image),
-        }
-        return cls(**{**data, **known})
-
 
 @dataclass(frozen=True, slots=True)
 class BuiltEngine:
@@ -246,20 +219,6 @@ class BuiltEngine:
     cache: str | None
     notes: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self) | {"profile": self.profile.to_dict()}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of ``to_dict`` after a trip through JSON."""
-        known = {
-            "precision": Precision(data["precision"]),
-            "profile": ShapeProfile.from_dict(data["profile"]),
-            "notes": tuple(data["notes"]),
-        }
-        return cls(**{**data, **known})
-
 
 @dataclass(frozen=True)
 class PreparedCell:
@@ -270,18 +229,8 @@ class PreparedCell:
     engine: BuiltEngine | None
     peak: Mapping[str, Any] | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        engine = None if self.engine is None else self.engine.to_dict()
-        return asdict(self) | {"engine": engine}
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Read what came as JSON, whatever else is beside it."""
-        engine = data["engine"]
-        return cls(
-            cell=Cell.from_dict(data["cell"]),
-            graph=CellGraph.from_dict(data["graph"]),
-            engine=None if engine is None else BuiltEngine.from_dict(engine),
-            peak=data["peak"],
-        )
+def prepared_to_plain(prepared: PreparedCell) -> dict[str, Any]:
+    """Plain data for the process that measures it."""
+    engine = None if prepared.engine is None else engine_to_plain(prepared.engine)
+    return {**to_plain(prepared), "engine": engine}

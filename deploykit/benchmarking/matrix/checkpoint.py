@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.benchmarking.result_files import to_line
 from deploykit.benchmarking.results import BenchmarkResult, BenchmarkRun, CellFailure, cell_key
-from deploykit.core.errors import BundleError, DataError, UnknownNameError
+from deploykit.core.errors import BundleError, DataError
+from deploykit.core.serialization import Source, from_plain, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,7 +57,7 @@ class Checkpoint:
             BundleError: the disk refuses; what was kept before is still there.
         """
         kind = "failure" if isinstance(entry, CellFailure) else "result"
-        line = to_line({kind: entry.to_dict()}).encode() + b"\n"
+        line = to_line({kind: entry}).encode() + b"\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._append(line)
@@ -109,10 +110,12 @@ def _entry(line: bytes) -> BenchmarkResult | CellFailure | None:
     """What a line holds; ``None`` for one that is not whole."""
     if not line.endswith(b"\n"):
         return None
+    source = Source("a line")
     try:
-        ((kind, data),) = json.loads(line).items()
-        return CellFailure.from_dict(data) if kind == "failure" else BenchmarkResult.from_dict(data)
-    except (ValueError, AttributeError, TypeError, DataError, UnknownNameError):
+        ((kind, data),) = parse_json(line, source).items()
+        noun = CellFailure if kind == "failure" else BenchmarkResult
+        return from_plain(noun, data, source)
+    except (ValueError, AttributeError, TypeError, DataError):
         return None
 
 

@@ -24,6 +24,7 @@ from deploykit.benchmarking.machine.conditions import watch
 from deploykit.benchmarking.results import BenchmarkResult, Samples, Subject, Switches
 from deploykit.core import environment
 from deploykit.core.errors import DataError, UsageError
+from deploykit.core.serialization import to_plain
 from deploykit.core.sizes import BATCH_AXIS, IMAGE_AXES
 from deploykit.sources.targets import find_definition
 from deploykit.sources.weights import build_with_weights
@@ -70,8 +71,8 @@ def measure_cell(
         samples=measured.samples,
         duration_s=measured.duration_s,
         environment={
-            **environment.describe().to_dict(),
-            "conditions": conditions.to_dict(),
+            **to_plain(environment.describe()),
+            "conditions": to_plain(conditions),
             "peak": prepared.peak,
         },
         condition=conditions.sentences(),

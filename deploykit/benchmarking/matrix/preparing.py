@@ -15,7 +15,8 @@ from deploykit.bundle.manifest import Bundle
 from deploykit.core import environment
 from deploykit.core.artifacts import EngineRecord, made_of, sha256_of
 from deploykit.core.atomic import translated_write_errors, write_whole
-from deploykit.core.errors import BundleError, EngineIncompatibleError, UsageError
+from deploykit.core.errors import BundleError, DataError, EngineIncompatibleError, UsageError
+from deploykit.core.serialization import Source, engine_to_plain, from_plain, parse_json
 from deploykit.core.sizes import IMAGE_AXES, ShapeProfile, SizeRange
 from deploykit.costs.limits import physical_limit
 from deploykit.exporting.engines import build_engine
@@ -270,7 +271,7 @@ def _build(cell: Cell, graph: CellGraph, folder: Path, machine: Machine) -> Engi
     with translated_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     record = build_engine(artifact, folder, compiler, options, allowed_fp32=_kept_heavy(graph))
-    body = {"onnx_sha256": graph.sha256, "record": record.to_dict()}
+    body = {"onnx_sha256": graph.sha256, "record": engine_to_plain(record)}
     write_whole(folder / RECORD, json.dumps(body, indent=2) + "\n")
     return record
 
@@ -301,14 +302,15 @@ def _kept_heavy(graph: CellGraph) -> int:
 
 def _usable(folder: Path, onnx_sha256: str, version: str, machine: Machine) -> EngineRecord | None:
     """What was compiled before; ``None`` where anything at all is not as it has to be."""
+    source = Source(str(folder / RECORD))
     try:
-        body = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        record = EngineRecord.from_dict(body["record"])
+        body = parse_json((folder / RECORD).read_bytes(), source)
+        record = from_plain(EngineRecord, body["record"], source)
         same = body["onnx_sha256"] == onnx_sha256 and record.compiler_version == version
         fits = machine.gpus[0].compute_capability in record.compute_capabilities
         if same and fits and sha256_of(folder / record.file) == record.sha256:
             return record
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, DataError, KeyError, TypeError):
         return None
     return None
 

@@ -14,6 +14,8 @@ from threading import Event
 from time import monotonic
 from typing import IO, TYPE_CHECKING, Any, Final, Self
 
+import psutil
+
 from deploykit.benchmarking.matrix.child import OUT_OF_MEMORY, says_out_of_memory
 from deploykit.benchmarking.results import FAILURES
 
@@ -97,48 +99,47 @@ class Pipes:
         return data
 
 
-_MOST_BYTES: Final = 1 << 16
+_SEARCH_SHARE: Final = 0.01  # of the time may go into looking for new processes
 
 
-def resident_bytes(pid: int) -> int:
-    """Resident memory of the process and all below it; 0 where the system does not tell.
+class ProcessTree:
+    """A process and all below it, whose resident memory is asked while something is measured.
 
     Pages that several of them share are counted for each. A process whose parent has ended is
-    nobody's child and is missed. Asked while something is measured, so it must not take long.
+    nobody's child and is missed. Looking for new ones reads the list of all processes of the
+    machine, for milliseconds where there are hundreds: it is done as often as `_SEARCH_SHARE`
+    allows, and in between those known are asked, which takes microseconds.
     """
-    return _own_bytes(pid) + sum(map(resident_bytes, _children(pid)))
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._members: list[psutil.Process] = []
+        self._search_s = monotonic()
+
+    def resident_bytes(self) -> int:
+        """Of all together; 0 where the system does not tell."""
+        begin_s = monotonic()
+        if begin_s >= self._search_s:
+            self._members = _family(self._pid)
+            end_s = monotonic()
+            self._search_s = end_s + (end_s - begin_s) / _SEARCH_SHARE
+        return sum(map(_resident_bytes, self._members))
 
 
-def _own_bytes(pid: int) -> int:
-    """The figure of VmRSS in ``status``, which is longer to write and to read."""
-    pages = _read(f"/proc/{pid}/statm").split()[1:2]
-    return int(pages[0]) * os.sysconf("SC_PAGE_SIZE") if pages else 0
-
-
-def _children(pid: int) -> list[int]:
-    """Of any of its threads; the kernel has these lists where CONFIG_PROC_CHILDREN is set."""
-    tasks = f"/proc/{pid}/task"
+def _family(pid: int) -> list[psutil.Process]:
     try:
-        threads = [entry.name for entry in os.scandir(tasks)]
-    except OSError:
+        parent = psutil.Process(pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.Error:
         return []
-    lists = (_read(f"{tasks}/{thread}/children") for thread in threads)
-    return [int(child) for each in lists for child in each.split()]
 
 
-def _read(path: str) -> bytes:
-    """What a file holds, nothing for a process that has ended meanwhile."""
-    # A quarter of the time of pathlib's, and there is a file for each thread.
+def _resident_bytes(process: psutil.Process) -> int:
+    """Nothing for a process that has ended meanwhile, or that belongs to somebody else."""
     try:
-        file = os.open(path, os.O_RDONLY)
-    except OSError:
-        return b""
-    try:
-        return os.read(file, _MOST_BYTES)
-    except OSError:
-        return b""
-    finally:
-        os.close(file)
+        return int(process.memory_info().rss)
+    except psutil.Error:
+        return 0
 
 
 WORKER: Final = "deploykit.benchmarking.matrix.worker"
@@ -168,7 +169,7 @@ class ProcessLimits:
     """What a child may take.
 
     ``memory_bytes`` is of resident memory, of the child and the processes it started together;
-    ``None``, or a system without ``/proc``, is no limit. A child that is asked to end, or that
+    ``None`` is no limit. A child that is asked to end, or that
     has answered, gets ``grace_s`` to do so before it is killed.
     """
 
@@ -217,6 +218,7 @@ class _Child:
         self.final: dict[str, Any] | None = None
         self._checked_s = self._begin_s = monotonic()
         self._process = _start(command)
+        self._tree = ProcessTree(self._process.pid)
         self._pipes = Pipes(self._process, message)
 
     def __enter__(self) -> Self:
@@ -285,7 +287,7 @@ class _Child:
         if limits.memory_bytes is None or now_s - self._checked_s < _POLL_S:
             return
         self._checked_s = now_s
-        used_bytes = resident_bytes(self._process.pid)
+        used_bytes = self._tree.resident_bytes()
         if used_bytes > limits.memory_bytes:
             self.signal(signal.SIGKILL)  # not asked: it would go on growing
             raise self._failure(

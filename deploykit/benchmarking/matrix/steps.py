@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from deploykit.benchmarking.matrix.cells import BuiltEngine, CellGraph, PreparedCell
+from deploykit.benchmarking.matrix.cells import (
+    BuiltEngine,
+    CellGraph,
+    PreparedCell,
+    prepared_to_plain,
+)
 from deploykit.benchmarking.matrix.processes import ProcessLimits, call
 from deploykit.benchmarking.results import BenchmarkResult
+from deploykit.core.serialization import Source, from_plain, to_plain
+from deploykit.costs.peaks import peak_to_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
 PREPARE_S: Final = 3600
 """Time for an export, or for TensorRT to try out its kernels: minutes, for the largest networks."""
 
+_ANSWER: Final = Source("the answer of a worker")
 _MAX_JOBS: Final = 4
 _BYTES_OF_A_JOB: Final = 8 * 10**9
 
@@ -57,34 +65,35 @@ class Steps:
             "precision": cell.precision,
             "work": str(self.work),
             "batches": sorted(batches),
-            "peaks": {device: peak.to_dict() for device, peak in self.peaks.items()},
+            "peaks": {device: peak_to_plain(peak) for device, peak in self.peaks.items()},
         }
         answer = self.call("graph", request, self.prepare_limits, progress=task, stop=stop)
-        return CellGraph.from_dict(answer)
+        return from_plain(CellGraph, answer, _ANSWER)
 
     def prepared(self, cell: Cell, graph: CellGraph, task: ProgressTask) -> PreparedCell:
         """A cell with its engine, where it needs one."""
         engine = None
         if cell.runs_an_engine:
-            request = {"cell": cell.to_dict(), "graph": graph.to_dict(), "work": str(self.work)}
+            request = to_plain({"cell": cell, "graph": graph, "work": self.work})
             answer = self.call("engine", request, self.prepare_limits, progress=task)
-            engine = BuiltEngine.from_dict(answer)
+            engine = from_plain(BuiltEngine, answer, _ANSWER)
         peak = self.peaks.get(cell.device)
-        return PreparedCell(cell, graph, engine, None if peak is None else peak.to_dict())
+        return PreparedCell(cell, graph, engine, None if peak is None else peak_to_plain(peak))
 
     def result(self, prepared: PreparedCell, task: ProgressTask) -> BenchmarkResult:
         """The measurement of a cell."""
-        request = {**prepared.to_dict(), "switches": asdict(self.switches)}
-        return BenchmarkResult.from_dict(self.call("cell", request, self.limits, progress=task))
+        request = {**prepared_to_plain(prepared), "switches": to_plain(self.switches)}
+        answer = self.call("cell", request, self.limits, progress=task)
+        return from_plain(BenchmarkResult, answer, _ANSWER)
 
     def rounds(
         self, a: PreparedCell, b: PreparedCell, count: int, task: ProgressTask
     ) -> dict[str, Any]:
         """Two cells in turn, in one process."""
         request = {
-            "a": a.to_dict(),
-            "b": b.to_dict(),
-            "switches": asdict(self.switches),
+            "a": prepared_to_plain(a),
+            "b": prepared_to_plain(b),
+            "switches": to_plain(self.switches),
             "rounds": count,
         }
         return self.call("ab", request, self.limits, progress=task)

@@ -6,16 +6,26 @@ What a step imports, allocates and breaks goes with its process.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from deploykit.benchmarking.matrix.cells import Cell
+from deploykit.benchmarking.matrix.cells import Cell, PreparedCell
 from deploykit.benchmarking.matrix.child import serve
 from deploykit.core.precision import Precision
+from deploykit.core.serialization import (
+    Source,
+    engine_to_plain,
+    from_plain,
+    known_fields,
+    to_plain,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from deploykit.core.progress import ProgressTask
+
+
+_REQUEST: Final = Source("the request")
 
 
 def graph(request: Mapping[str, Any], task: ProgressTask) -> dict[str, Any]:
@@ -29,9 +39,9 @@ def graph(request: Mapping[str, Any], task: ProgressTask) -> dict[str, Any]:
         Precision(request["precision"]),
         Path(request["work"]),
         batches=request["batches"],
-        peaks={name: DevicePeak.from_dict(peak) for name, peak in request["peaks"].items()},
+        peaks=from_plain(dict[str, DevicePeak], request["peaks"], _REQUEST),
     )
-    return prepared.to_dict()
+    return dict(to_plain(prepared))
 
 
 def engine(request: Mapping[str, Any], task: ProgressTask) -> dict[str, Any]:
@@ -41,35 +51,38 @@ def engine(request: Mapping[str, Any], task: ProgressTask) -> dict[str, Any]:
     from deploykit.runtime.choice import Machine
 
     task.update(0, None, "compile")
-    cell = Cell.from_dict(request["cell"])
-    graph = CellGraph.from_dict(request["graph"])
-    return prepare_engine(cell, graph, Path(request["work"]), Machine()).to_dict()
+    cell = from_plain(Cell, request["cell"], _REQUEST)
+    graph = from_plain(CellGraph, request["graph"], _REQUEST)
+    return engine_to_plain(prepare_engine(cell, graph, Path(request["work"]), Machine()))
 
 
 def cell(request: Mapping[str, Any], task: ProgressTask) -> dict[str, Any]:
     """Measure."""
-    from deploykit.benchmarking.matrix.cells import PreparedCell
     from deploykit.benchmarking.matrix.measuring import SYSTEM, measure_cell
     from deploykit.benchmarking.results import Switches
     from deploykit.runtime.choice import Machine
 
-    switches = Switches.from_dict(request["switches"])
-    prepared = PreparedCell.from_dict(request)
+    switches = from_plain(Switches, request["switches"], _REQUEST)
+    prepared = _prepared(request)
     result = measure_cell(prepared, switches, Machine(), clock=SYSTEM, task=task)
-    return result.to_dict()
+    return dict(to_plain(result))
 
 
 def ab(request: Mapping[str, Any], task: ProgressTask) -> dict[str, Any]:
     """Measure two cells in turn."""
     from deploykit.benchmarking.matrix.ab_run import measure_ab
-    from deploykit.benchmarking.matrix.cells import PreparedCell
     from deploykit.benchmarking.matrix.measuring import SYSTEM
     from deploykit.benchmarking.results import Switches
     from deploykit.runtime.choice import Machine
 
-    pair = PreparedCell.from_dict(request["a"]), PreparedCell.from_dict(request["b"])
-    switches = Switches.from_dict(request["switches"])
+    pair = _prepared(request["a"]), _prepared(request["b"])
+    switches = from_plain(Switches, request["switches"], _REQUEST)
     return measure_ab(pair, switches, request["rounds"], Machine(), clock=SYSTEM, task=task)
+
+
+def _prepared(data: Any) -> PreparedCell:
+    """A cell, whatever else is beside it."""
+    return from_plain(PreparedCell, known_fields(PreparedCell, data), _REQUEST)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from datetime import datetime
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
+from deploykit.core.errors import DataError
+from deploykit.core.serialization import Source, from_plain
 from deploykit.costs.peaks import DevicePeak
 
 if TYPE_CHECKING:
@@ -89,11 +91,12 @@ def peak_of(environment: Mapping[str, Any]) -> DevicePeak | None:
     kept = environment.get("peak")
     if not isinstance(kept, dict):
         return None
+    later = {"threads": None, "measured": None}
     try:
-        peak = DevicePeak.from_dict(kept)
-    except (KeyError, TypeError, ValueError):
+        peak = from_plain(DevicePeak, {**later, **kept}, Source("the peak"))
+    except DataError:
         return None
-    return peak if _is_readable(peak.to_dict()) else None
+    return peak if _is_possible(peak) else None
 
 
 def peaks_of(run: BenchmarkRun) -> list[DevicePeak]:
@@ -182,12 +185,10 @@ def _moment(text: str) -> str:
     return f"{moment:%Y-%m-%d %H:%M %Z}".strip()
 
 
-def _is_readable(peak: Mapping[str, Any]) -> bool:
-    rates = [peak[name] for name in ("fp32_flop_per_s", "bytes_per_s")]
-    others = (peak[name] for name in ("tf32_flop_per_s", "fp16_flop_per_s", "int8_op_per_s"))
-    rates += [rate for rate in others if rate is not None]
-    named = isinstance(peak["name"], str) and isinstance(peak["source"], str)
-    return named and all(_is_number(rate) and rate > 0 for rate in rates)
+def _is_possible(peak: DevicePeak) -> bool:
+    others = (peak.tf32_flop_per_s, peak.fp16_flop_per_s, peak.int8_op_per_s)
+    rates = (peak.fp32_flop_per_s, peak.bytes_per_s, *(rate for rate in others if rate is not None))
+    return all(isfinite(rate) and rate > 0 for rate in rates)
 
 
 def _gpus(environment: Mapping[str, Any]) -> list[dict[str, Any]]:

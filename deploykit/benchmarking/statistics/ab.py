@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from deploykit.benchmarking.results import Samples
+from deploykit.benchmarking.results import Samples  # noqa: TC001  (read back by these types)
 from deploykit.benchmarking.statistics.comparing import (
     CONFIDENCE,
     MIN_EFFECT,
@@ -18,16 +18,11 @@ from deploykit.benchmarking.statistics.comparing import (
     expansion,
 )
 from deploykit.benchmarking.statistics.percentiles import statistical_inefficiency
-from deploykit.core.checks import is_list_of_numbers, require_keys, require_type, times
+from deploykit.core.checks import Series, times
 from deploykit.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import ArrayLike, NDArray
-
-    Series = NDArray[np.float64]
-
+    from numpy.typing import ArrayLike
 
 MIN_PAIRS: Final = 20
 """Fewest rounds; an interval from fewer is worth nothing."""
@@ -45,23 +40,6 @@ class Round:
         """True if the block of A came first; the order is drawn at random."""
         return bool(self.a.start_s[0] < self.b.start_s[0])
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return {"a": self.a.to_dict(), "b": self.b.to_dict()}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of ``to_dict``.
-
-        Raises:
-            DataError: a key is missing or unknown, or a block is not one.
-            UsageError: numbers that cannot be times.
-        """
-        require_keys(cls, data)
-        for name in ("a", "b"):
-            require_type(name, data[name], dict)
-        return cls(Samples.from_dict(data["a"]), Samples.from_dict(data["b"]))
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rounds:
@@ -70,7 +48,7 @@ class Rounds:
     ``warmup_a_ms`` and ``warmup_b_ms`` (warm-up queries,) do not count.
 
     Raises:
-        UsageError: fewer than `MIN_PAIRS` rounds of one of them.
+        UsageError: fewer than `MIN_PAIRS` rounds of one of them, or a time that cannot be one.
     """
 
     aa: tuple[Round, ...]
@@ -81,47 +59,14 @@ class Rounds:
     def __post_init__(self) -> None:
         for rounds in (self.aa, self.ab):
             require_pairs(len(rounds))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data; a float keeps every bit in JSON."""
-        return {
-            "aa": [each.to_dict() for each in self.aa],
-            "ab": [each.to_dict() for each in self.ab],
-            "warmup_a_ms": self.warmup_a_ms.tolist(),
-            "warmup_b_ms": self.warmup_b_ms.tolist(),
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of ``to_dict``.
-
-        Raises:
-            DataError: a key is missing or unknown, or an entry is not a list of numbers or rounds.
-            UsageError: numbers that cannot be times, or too few rounds.
-        """
-        require_keys(cls, data)
         for name in ("warmup_a_ms", "warmup_b_ms"):
-            if not is_list_of_numbers(data[name]):
-                raise DataError(f"{name} is not a list of numbers")
-        return cls(
-            aa=_rounds("aa", data["aa"]),
-            ab=_rounds("ab", data["ab"]),
-            warmup_a_ms=times("warmup_a_ms", data["warmup_a_ms"]),
-            warmup_b_ms=times("warmup_b_ms", data["warmup_b_ms"]),
-        )
+            object.__setattr__(self, name, times(name, getattr(self, name)))
 
 
 def require_pairs(count: int) -> None:
     """Refuse fewer rounds than `MIN_PAIRS`."""
     if count < MIN_PAIRS:
         raise UsageError(f"{count} rounds of A and B\nexpected at least {MIN_PAIRS}")
-
-
-def _rounds(name: str, given: Any) -> tuple[Round, ...]:
-    require_type(name, given, list)
-    for each in given:
-        require_type(f"a round of {name}", each, dict)
-    return tuple(Round.from_dict(each) for each in given)
 
 
 LATENCY: Final = "latency_ms"

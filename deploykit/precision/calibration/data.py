@@ -13,6 +13,7 @@ import numpy as np
 from deploykit import images
 from deploykit.core.artifacts import sha256_of_bytes
 from deploykit.core.errors import DataError, UsageError
+from deploykit.core.serialization import to_plain
 from deploykit.core.specs import Preprocessing
 from deploykit.images import FileImages
 from deploykit.images.side_inputs import SideInputs
@@ -73,7 +74,7 @@ class CalibrationData:
             "percentile": PERCENTILE,
             "counted": COUNTED,
         }
-        preprocessing = self.preprocessing.to_dict()
+        preprocessing = to_plain(self.preprocessing)
         return CalibrationKey(model_sha256, self._digest(), preprocessing, settings)
 
     def _digest(self) -> str:

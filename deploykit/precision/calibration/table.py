@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping  # noqa: TC003  (read back by these types)
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.core.artifacts import sha256_of_bytes
 from deploykit.core.atomic import write_whole
 from deploykit.core.errors import DataError, UnknownNameError
+from deploykit.core.serialization import Source, from_plain, known_fields, parse_json, to_plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 
 SCHEMA_VERSION: Final = 2
+
+_REMEDY: Final = "calibrate again: deploykit calibrate MODEL --data FOLDER"
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class CalibrationTable:
     @property
     def digest(self) -> str:
         """SHA-256 of the table's content; the time it was made does not count."""
-        body = self._body()
+        body = _body(self)
         del body["created"]
         return sha256_of_bytes(json.dumps(body, sort_keys=True).encode())
 
@@ -103,46 +107,16 @@ class CalibrationTable:
                 "calibrate this model: deploykit calibrate MODEL --data FOLDER"
             )
 
-    def to_json(self) -> str:
-        """The file's text."""
-        return json.dumps(self._body(), indent=1, sort_keys=True, allow_nan=False) + "\n"
-
     def save(self, path: Path) -> None:
         """Write to ``path``, whole or not at all; folders are made where they are missing.
 
         Raises:
             BundleError: the place cannot be written to.
         """
-        write_whole(path, self.to_json())
+        write_whole(path, table_text(self))
 
-    @classmethod
-    def from_json(cls, text: str, name: str) -> Self:
-        """Read the text of the file ``name``.
-
-        Raises:
-            DataError: not JSON, another schema version, a key is missing, or a range is not a
-                positive number.
-        """
-        body = _parse(text, name)
-        try:
-            table = cls(
-                key=CalibrationKey(**body["key"]),
-                images=int(body["images"]),
-                skipped=tuple(body["skipped"]),
-                amax=_ranges(body["amax"]),
-                created=str(body["created"]),
-                trial_amax=_ranges(body["trial_amax"]),
-            )
-        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as exc:
-            raise DataError(
-                f"{name} is not a calibration table: it lacks or misspells {exc}\n"
-                "calibrate again: deploykit calibrate MODEL --data FOLDER"
-            ) from exc
-        table._require_positive(name)
-        return table
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
+    @staticmethod
+    def load(path: Path) -> CalibrationTable:
         """Read a table that `save` wrote.
 
         Raises:
@@ -157,49 +131,54 @@ class CalibrationTable:
             ) from exc
         except (OSError, UnicodeDecodeError) as exc:
             raise DataError(f"cannot read {path}: {exc}") from exc
-        return cls.from_json(text, path.name)
+        return read_table(text, path.name)
 
-    def _body(self) -> dict[str, Any]:
-        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
 
-    def _require_positive(self, name: str) -> None:
-        for tensor, ranges in (*self.amax.items(), *self.trial_amax.items()):
-            for method, amax in ranges.items():
-                if not (isfinite(amax) and amax > 0):
-                    raise DataError(
-                        f"{name} gives {tensor} the range {amax!r} by {method}\n"
-                        "expected a positive number: calibrate again"
-                    )
+def table_text(table: CalibrationTable) -> str:
+    """The file's text."""
+    return json.dumps(_body(table), indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def read_table(text: str, name: str) -> CalibrationTable:
+    """Read the text of the file ``name``.
+
+    Raises:
+        DataError: not JSON, another schema version, a key is missing, unknown or of another type,
+            or a range is not a positive number.
+    """
+    source = Source(name, remedy=_REMEDY)
+    body = parse_json(text, source)
+    version = body.get("schema_version") if isinstance(body, dict) else None
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"{name} has schema version {version}, this deploykit reads {SCHEMA_VERSION}\n{_REMEDY}"
+        )
+    table = from_plain(CalibrationTable, known_fields(CalibrationTable, body), source)
+    _require_positive(table, name)
+    return table
 
 
 def is_table(path: Path) -> bool:
     """Whether a file is a table, of this or of another schema version."""
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        body = parse_json(path.read_text(encoding="utf-8"), Source(str(path)))
+    except (OSError, UnicodeDecodeError, DataError):
         return False
     return isinstance(body, dict) and {"schema_version", "key", "amax"} <= body.keys()
 
 
-def _parse(text: str, name: str) -> dict[str, Any]:
-    try:
-        body = json.loads(text)
-    except ValueError as exc:
-        raise DataError(f"{name} is not JSON: {exc}") from exc
-    version = body.get("schema_version") if isinstance(body, dict) else None
-    if version != SCHEMA_VERSION:
-        raise DataError(
-            f"{name} has schema version {version}, this deploykit reads {SCHEMA_VERSION}\n"
-            "calibrate again: deploykit calibrate MODEL --data FOLDER"
-        )
-    return dict(body)
+def _body(table: CalibrationTable) -> dict[str, Any]:
+    return {"schema_version": SCHEMA_VERSION, **to_plain(table)}
 
 
-def _ranges(body: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    return {
-        tensor: {method: float(amax) for method, amax in ranges.items()}
-        for tensor, ranges in body.items()
-    }
+def _require_positive(table: CalibrationTable, name: str) -> None:
+    for tensor, ranges in (*table.amax.items(), *table.trial_amax.items()):
+        for method, amax in ranges.items():
+            if not (isfinite(amax) and amax > 0):
+                raise DataError(
+                    f"{name} gives {tensor} the range {amax!r} by {method}\n"
+                    "expected a positive number: calibrate again"
+                )
 
 
 def _plain(data: Mapping[str, Any]) -> dict[str, Any]:

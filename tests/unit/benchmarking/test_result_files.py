@@ -10,6 +10,7 @@ from deploykit.benchmarking.result_files import read_run, write_run
 from deploykit.benchmarking.results import BenchmarkRun, CellFailure
 from deploykit.core.errors import BundleError, DataError, UsageError
 from deploykit.core.precision import Precision
+from deploykit.core.serialization import to_plain
 from tests.unit.benchmarking.statistics.noise import ENVIRONMENT, result_of
 
 RESULTS = (result_of([1 / 3, 0.1 + 0.2]), result_of([5e-324, 2.5e300]))
@@ -24,11 +25,8 @@ def test_results_come_back_from_disk_bit_for_bit(tmp_path: Path) -> None:
     write_run(path, RUN)
     assert read_run(path) == RUN
     body = json.loads(path.read_text(encoding="utf-8"))
-    assert body == {
-        "schema_version": 1,
-        "results": [result.to_dict() for result in RESULTS],
-        "failures": [FAILURE.to_dict()],
-    }
+    expected = {"schema_version": 1, "results": RESULTS, "failures": [FAILURE]}
+    assert body == json.loads(json.dumps(to_plain(expected)))
     assert [item.name for item in path.parent.iterdir()] == ["run.json"]
     assert path.stat().st_mode & 0o777 == 0o644
 
@@ -42,8 +40,8 @@ def test_a_result_and_a_failure_are_one_line_each(tmp_path: Path) -> None:
     write_run(tmp_path / "run.json", RUN)
     lines = (tmp_path / "run.json").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2 + len(RESULTS) + 1 + 1
-    assert json.loads(lines[1].rstrip(",")) == RESULTS[0].to_dict()
-    assert json.loads(lines[4]) == FAILURE.to_dict()
+    assert json.loads(lines[1].rstrip(",")) == json.loads(json.dumps(to_plain(RESULTS[0])))
+    assert json.loads(lines[4]) == to_plain(FAILURE)
 
 
 def test_a_failed_write_leaves_what_was_there(
@@ -108,10 +106,19 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path: Path, keep: float) -> None
         ('{"schema_version": 2, "results": []}', "has schema version 2, this deploykit reads 1"),
         ('{"schema_version": 1}', "has no list of results\nmeasure again: deploykit bench"),
         ('{"schema_version": 1, "results": {}}', "has no list of results"),
-        ('{"schema_version": 1, "results": [7]}', "result 1 is not an object\nmeasure again"),
-        ('{"schema_version": 1, "results": [{}]}', "result 1: lacks the key 'condition'"),
+        (
+            '{"schema_version": 1, "results": [7]}',
+            "result 1: Expected `object`, got `int`\nmeasure again",
+        ),
+        (
+            '{"schema_version": 1, "results": [{}]}',
+            "result 1: Object missing required field `subject`\nmeasure",
+        ),
         ('{"schema_version": 1, "results": []}', "has no list of failures"),
-        ('{"schema_version": 1, "results": [], "failures": [{}]}', "failure 1: lacks the key 'ba"),
+        (
+            '{"schema_version": 1, "results": [], "failures": [{}]}',
+            "failure 1: Object missing required field `mo",
+        ),
     ],
 )
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -125,7 +132,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, text: str, message: s
 
 def test_the_message_names_the_result_that_is_wrong(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
-    bodies = [result.to_dict() for result in RESULTS]
+    bodies = [to_plain(result) for result in RESULTS]
     bodies[1]["samples"]["wall_ms"][0] = float("nan")
     body = {"schema_version": 1, "results": bodies, "failures": []}
     path.write_text(json.dumps(body), encoding="utf-8")
@@ -138,14 +145,14 @@ def test_the_message_names_the_result_that_is_wrong(tmp_path: Path) -> None:
     [
         ({"kind": "bad luck"}, "failure 1: unknown kind of failure 'bad luck'"),
         ({"precision": "fp8"}, "failure 1: unknown precision 'fp8', known: fp32, fp16, int8"),
-        ({"batch": "8"}, "failure 1: batch is '8', expected int"),
+        ({"batch": "8"}, r"failure 1: Expected `int`, got `str` - at `\$.batch`\nmeasure"),
     ],
 )
 def test_a_failure_that_is_wrong_is_refused(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     path = tmp_path / "run.json"
-    body = {"schema_version": 1, "results": [], "failures": [FAILURE.to_dict() | change]}
+    body = {"schema_version": 1, "results": [], "failures": [to_plain(FAILURE) | change]}
     path.write_text(json.dumps(body), encoding="utf-8")
     with pytest.raises(DataError, match=message):
         read_run(path)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -10,8 +9,10 @@ import pytest
 
 from deploykit.benchmarking.results import BenchmarkResult, Samples, Subject, Switches
 from deploykit.core.errors import DataError, UnknownNameError, UsageError
+from deploykit.core.serialization import Source, from_plain, to_plain
 from tests.unit.benchmarking.statistics.noise import SUBJECT, SWITCHES, result_of, samples_of
 
+RESULT = Source("result")
 AWKWARD = [1 / 3, 5e-324, 1.7976931348623157e308, 0.1 + 0.2, 0.0]
 FULL = samples_of(
     AWKWARD, compute_ms=AWKWARD, h2d_ms=AWKWARD[::-1], d2h_ms=AWKWARD, enqueue_ms=AWKWARD
@@ -25,9 +26,9 @@ def through_json(data: Any) -> Any:
 @pytest.mark.parametrize("samples", [FULL, samples_of([1.5, 2.5])], ids=["all steps", "wall only"])
 def test_a_result_survives_json_bit_for_bit(samples: Samples) -> None:
     result = result_of([1.0], samples=samples, duration_s=1 / 7)
-    again = BenchmarkResult.from_dict(through_json(result.to_dict()))
+    again = from_plain(BenchmarkResult, through_json(to_plain(result)), RESULT)
     assert again == result
-    assert again.to_dict() == result.to_dict()
+    assert to_plain(again) == to_plain(result)
     assert again.samples.wall_ms.tobytes() == samples.wall_ms.tobytes()
     assert again.switches == SWITCHES
     assert again.subject == SUBJECT
@@ -36,8 +37,8 @@ def test_a_result_survives_json_bit_for_bit(samples: Samples) -> None:
 def test_what_is_not_known_survives_json() -> None:
     subject = replace(SUBJECT, precision_proven=None, engine_sha256=None, compiler=None)
     switches = replace(SWITCHES, preset=None, threads=None)
-    assert Subject.from_dict(through_json(asdict(subject))) == subject
-    assert Switches.from_dict(through_json(asdict(switches))) == switches
+    assert from_plain(Subject, through_json(asdict(subject)), RESULT) == subject
+    assert from_plain(Switches, through_json(asdict(switches)), RESULT) == switches
 
 
 def test_samples_are_equal_when_every_number_is() -> None:
@@ -131,36 +132,44 @@ MISSING = object()
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        ("created", MISSING, "lacks the key 'created'"),
-        ("host", 1, "has the unknown key 'host'"),
-        ("duration_s", "3", "duration_s is '3', expected float"),
-        ("duration_s", True, "duration_s is True, expected float"),
-        ("duration_s", 0, "a measurement of 0 s"),
-        ("condition", "busy", "condition is 'busy', expected list"),
-        ("condition", [1], "condition is 1, expected str"),
-        ("subject", [], r"subject is \[\], expected dict"),
-        ("subject.batch", MISSING, "lacks the key 'batch'"),
-        ("subject.batch", 1.5, "batch is 1.5, expected int"),
+        ("created", MISSING, "^result: Object missing required field `created`$"),
+        ("host", 1, "Object contains unknown field `host`"),
+        ("duration_s", "3", r"Expected `float`, got `str` - at `\$.duration_s`"),
+        ("duration_s", True, r"Expected `float`, got `bool` - at `\$.duration_s`"),
+        ("duration_s", 0, "^result: a measurement of 0.0 s\nexpected more than 0 s$"),
+        ("condition", "busy", r"Expected `array`, got `str` - at `\$.condition`"),
+        ("condition", [1], r"Expected `str`, got `int` - at `\$.condition\[0\]`"),
+        ("subject", [], r"Expected `object`, got `array` - at `\$.subject`"),
+        ("subject.batch", MISSING, r"Object missing required field `batch` - at `\$.subject`"),
+        ("subject.batch", 1.5, r"Expected `int`, got `float` - at `\$.subject.batch`"),
         ("subject.batch", 0, "batch is 0, expected 1 or more"),
-        ("subject.precision_asked", MISSING, "lacks the key 'precision_asked'"),
+        ("subject.precision_asked", MISSING, "Object missing required field `precision_asked`"),
         ("subject.precision_asked", "fp8", "unknown precision 'fp8', known: fp32, fp16, int8"),
-        ("subject.precision_asked", None, "precision_asked is None, expected Precision"),
-        ("subject.compiler", 7, r"compiler is 7, expected str \| None"),
-        ("switches.spin", "false", "spin is 'false', expected bool"),
-        ("switches.spin", 0, "spin is 0, expected bool"),
-        ("switches.streams", True, "streams is True, expected int"),
+        (
+            "subject.precision_asked",
+            None,
+            r"Expected `str`, got `NoneType` - at `\$.subject.precision_asked`",
+        ),
+        ("subject.compiler", 7, r"Expected `str \| null`, got `int` - at `\$.subject.compiler`"),
+        ("switches.spin", "false", r"Expected `bool`, got `str` - at `\$.switches.spin`"),
+        ("switches.spin", 0, r"Expected `bool`, got `int` - at `\$.switches.spin`"),
+        ("switches.streams", True, r"Expected `int`, got `bool` - at `\$.switches.streams`"),
         ("switches.scenario", "serve", "unknown scenario 'serve'"),
-        ("samples.start_s", MISSING, "lacks the key 'start_s'"),
-        ("samples.wall_ms", None, "wall_ms is not a list of numbers"),
-        ("samples.wall_ms", ["1"], "wall_ms is not a list of numbers"),
-        ("samples.compute_ms", [True], "compute_ms is not a list of numbers"),
+        ("samples.start_s", MISSING, "Object missing required field `start_s`"),
+        ("samples.wall_ms", None, r"Expected `array`, got `null` - at `\$.samples.wall_ms`"),
+        ("samples.wall_ms", ["1"], r"Expected `float`, got `str` - at `\$.samples.wall_ms\[0\]`"),
+        (
+            "samples.compute_ms",
+            [True],
+            r"Expected `float`, got `bool` - at `\$.samples.compute_ms\[0\]`",
+        ),
         ("samples.compute_ms", [1.0], "compute_ms has 1 entries, wall_ms has 2"),
-        ("samples.wall_ms", [10**400, 1], "too large"),
-        ("environment", None, "environment is None, expected dict"),
+        ("samples.wall_ms", [10**400, 1], "Number out of range"),
+        ("environment", None, r"Expected `object`, got `null` - at `\$.environment`"),
     ],
 )
 def test_plain_data_that_is_no_result_is_refused(place: str, value: Any, message: str) -> None:
-    data = through_json(result_of([1.0, 2.0]).to_dict())
+    data = through_json(to_plain(result_of([1.0, 2.0])))
     *outer, key = place.split(".")
     inner = data[outer[0]] if outer else data
     if value is MISSING:
@@ -168,11 +177,11 @@ def test_plain_data_that_is_no_result_is_refused(place: str, value: Any, message
     else:
         inner[key] = value
     with pytest.raises(DataError, match=message) as caught:
-        BenchmarkResult.from_dict(data)
+        from_plain(BenchmarkResult, data, RESULT)
     assert len(str(caught.value).splitlines()) <= 3
 
 
 def test_a_long_value_is_cut_in_the_message() -> None:
-    data = {**through_json(asdict(SUBJECT)), "batch": "x" * 1000}
-    with pytest.raises(DataError, match=re.compile(r"^batch is 'x{39}, expected int$")):
-        Subject.from_dict(data)
+    data = {**through_json(asdict(SUBJECT)), "precision_asked": "x" * 1000}
+    with pytest.raises(DataError, match=r"^result: unknown precision 'x{39}, known: fp32"):
+        from_plain(Subject, data, RESULT)

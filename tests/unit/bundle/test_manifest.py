@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deploykit._version import __version__
-from deploykit.bundle.manifest import GOLDEN, LABELS, MANIFEST, MODEL, REFERENCE, Bundle, Manifest
+from deploykit.bundle.manifest import (
+    GOLDEN,
+    LABELS,
+    MANIFEST,
+    MODEL,
+    REFERENCE,
+    Bundle,
+    Manifest,
+    manifest_text,
+)
 from deploykit.core.artifacts import EngineRecord, OnnxArtifact, sha256_of, sha256_of_bytes
 from deploykit.core.errors import BundleError, IntegrityError
 from deploykit.core.precision import Precision
@@ -75,7 +85,7 @@ def folder(tmp_path: Path) -> Path:
     for name, content in FILES.items():
         (folder / name).write_bytes(content)
     (folder / "a.engine").write_bytes(b"plan")
-    (folder / MANIFEST).write_text(manifest_of(folder).to_json(), encoding="utf-8")
+    (folder / MANIFEST).write_text(manifest_text(manifest_of(folder)), encoding="utf-8")
     return folder
 
 
@@ -112,7 +122,7 @@ def test_a_bundle_reads_back_as_it_was_written(folder: Path) -> None:
 
 def test_the_text_is_stable_and_readable(folder: Path) -> None:
     text = (folder / MANIFEST).read_text(encoding="utf-8")
-    assert Bundle.open(folder).manifest.to_json() == text
+    assert manifest_text(Bundle.open(folder).manifest) == text
     assert text.startswith('{\n  "calibration": null,\n  "conversion"')
     assert str(folder) not in text
 
@@ -126,7 +136,9 @@ def test_a_moved_bundle_is_the_same(folder: Path, tmp_path: Path) -> None:
 
 def test_labels_are_optional(folder: Path) -> None:
     files = {name: digest for name, digest in manifest_of(folder).files.items() if name != LABELS}
-    (folder / MANIFEST).write_text(manifest_of(folder, files=files).to_json(), encoding="utf-8")
+    (folder / MANIFEST).write_text(
+        manifest_text(manifest_of(folder, files=files)), encoding="utf-8"
+    )
     assert Bundle.open(folder).labels is None
 
 
@@ -159,7 +171,10 @@ def test_a_binary_manifest(folder: Path) -> None:
 @pytest.mark.parametrize("text", ["", "hello", '{"name": ', f'{{"n": {"9" * 5000}}}'])
 def test_a_manifest_that_is_not_json(folder: Path, text: str) -> None:
     (folder / MANIFEST).write_text(text, encoding="utf-8")
-    with pytest.raises(BundleError, match=r"net-fp16/manifest\.json is not JSON: "):
+    with pytest.raises(
+        BundleError,
+        match=r"net-fp16/manifest\.json is not JSON, perhaps cut off: .*\nuse the deploy",
+    ):
         Bundle.open(folder)
 
 
@@ -238,18 +253,68 @@ def test_a_missing_key(folder: Path, way: tuple[str, ...]) -> None:
     if way[-1] == "min_batch":  # has a default
         assert Bundle.open(folder).manifest.engines[0].profile.min_batch == 1
         return
-    with pytest.raises(BundleError, match=f"manifest.json lacks or misspells '{way[-1]}'"):
+    with pytest.raises(
+        BundleError,
+        match=rf"manifest.json: Object missing required field `{way[-1]}`.*\nuse the deploy",
+    ):
         Bundle.open(folder)
 
 
 def test_unknown_keys_and_values(folder: Path) -> None:
     body = body_of(folder)
     write_signed(folder, {**body, "precision": "fp12"})
-    with pytest.raises(BundleError, match="lacks or misspells 'fp12' is not a valid Precision"):
+    with pytest.raises(
+        BundleError, match=r"unknown precision 'fp12', known: fp32, .* - at `\$.precision`\nuse"
+    ):
         Bundle.open(folder)
     body["engines"][0]["colour"] = "blue"
     write_signed(folder, body)
-    with pytest.raises(BundleError, match=r"lacks or misspells .*unexpected keyword.*'colour'"):
+    with pytest.raises(
+        BundleError, match=r"contains unknown field `colour` - at `\$.engines\[0\]`\nuse the"
+    ):
+        Bundle.open(folder)
+
+
+DAMAGE = [
+    ("name", 3, "Expected `str`, got `int` - at `$.name`"),
+    ("onnx", [], "Expected `object`, got `array` - at `$.onnx`"),
+    ("validation", {}, "Expected `array`, got `object` - at `$.validation`"),
+    ("files", {"model.onnx": None}, "Expected `str`, got `null` - at `$.files[...]`"),
+    ("engines", [3], "Expected `object`, got `int` - at `$.engines[0]`"),
+    ("preprocessing", None, "Expected `object`, got `null` - at `$.preprocessing`"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), DAMAGE, ids=[each[0] for each in DAMAGE])
+def test_a_value_of_another_type(folder: Path, name: str, value: object, message: str) -> None:
+    write_signed(folder, {**body_of(folder), name: value})
+    expected = f"net-fp16/manifest.json: {message}\nuse the deploykit that wrote it, or export"
+    with pytest.raises(BundleError, match=re.escape(expected)):
+        Bundle.open(folder)
+
+
+def test_fields_of_a_later_release_are_passed_over(folder: Path) -> None:
+    body = body_of(folder)
+    body["colour"] = body["onnx"]["colour"] = body["preprocessing"]["colour"] = "blue"
+    body["onnx"]["inputs"][0]["colour"] = "blue"
+    write_signed(folder, body)
+    assert Bundle.open(folder).manifest == manifest_of(folder)
+
+
+@pytest.mark.parametrize(
+    "height", [[1, 2], [1, 2, 3, 4], {"min": 1, "opt": 2, "max": 3}, ["1"] * 3]
+)
+def test_sizes_that_are_not_three_numbers(folder: Path, height: object) -> None:
+    body = body_of(folder)
+    body["engines"][0]["profile"]["height"] = height
+    write_signed(folder, body)
+    with pytest.raises(BundleError, match=r"Expected .* - at `\$.engines\[0\].profile.height"):
+        Bundle.open(folder)
+
+
+def test_a_manifest_that_is_nested_too_deep(folder: Path) -> None:
+    (folder / MANIFEST).write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(BundleError, match=r"is not JSON, perhaps cut off: maximum recursion"):
         Bundle.open(folder)
 
 

@@ -14,8 +14,9 @@ from deploykit.core.artifacts import (
     sha256_of,
     sha256_of_bytes,
 )
-from deploykit.core.errors import UsageError
+from deploykit.core.errors import DataError
 from deploykit.core.precision import Precision
+from deploykit.core.serialization import Source, artifact_to_plain, engine_to_plain, from_plain
 from deploykit.core.sizes import ShapeProfile
 from deploykit.core.specs import TensorSpec
 
@@ -53,15 +54,17 @@ def test_an_artifact_survives_json_in_another_folder() -> None:
         outputs=(TensorSpec("logits", "float32", ("batch", 10)),),
         parents=("b" * 64, "c" * 64),
     )
-    data = artifact.to_dict()
+    data = artifact_to_plain(artifact)
     assert data["path"] == "model.onnx"
-    back = OnnxArtifact.from_dict(json.loads(json.dumps(data)), Path("/build"))
-    assert back == artifact
+    back = from_plain(OnnxArtifact, json.loads(json.dumps(data)), Source("artifact"))
+    assert replace(back, path=Path("/build") / back.path) == artifact
     assert back.precision is Precision.INT8
 
 
 def test_an_engine_record_survives_json() -> None:
-    back = EngineRecord.from_dict(json.loads(json.dumps(engine().to_dict())))
+    back = from_plain(
+        EngineRecord, json.loads(json.dumps(engine_to_plain(engine()))), Source("record")
+    )
     assert back == engine()
     assert back.profile.max_batch == 32
     assert back.warnings == ()
@@ -74,6 +77,6 @@ def test_an_engine_is_unproven_where_a_warning_says_so() -> None:
 
 
 def test_a_record_with_an_impossible_profile_is_refused() -> None:
-    data = engine().to_dict() | {"profile": {"min_batch": 4, "opt_batch": 2, "max_batch": 1}}
-    with pytest.raises(UsageError, match="batch profile 4,2,1 is not in order"):
-        EngineRecord.from_dict(data)
+    data = engine_to_plain(engine()) | {"profile": {"min_batch": 4, "opt_batch": 2, "max_batch": 1}}
+    with pytest.raises(DataError, match="batch profile 4,2,1 is not in order"):
+        from_plain(EngineRecord, data, Source("record"))

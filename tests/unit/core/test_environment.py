@@ -9,11 +9,13 @@ from dataclasses import replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 from deploykit.core import environment
 from deploykit.core.environment import Gpu
 from deploykit.core.errors import MissingDependencyError
+from deploykit.core.serialization import to_plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -166,8 +168,8 @@ def test_driver_version(driver: FakeDriver, expected: str | None) -> None:
 @pytest.mark.parametrize("devices", [0, 2])
 def test_on_the_stand_in_driver(cuda_stand_in: Path, devices: int) -> None:
     code = (
-        "import json; from deploykit.core import environment as e;"
-        "print(json.dumps([e.driver_version(), e.describe().to_dict()['gpus']]))"
+        "import json; from deploykit.core import environment as e, serialization as s;"
+        "print(json.dumps([e.driver_version(), s.to_plain(e.describe())['gpus']]))"
     )
     variables = {
         **os.environ,
@@ -198,7 +200,7 @@ def test_describe_names_this_machine() -> None:
 
 def test_to_dict_survives_json() -> None:
     described = replace(environment.describe(), gpus=(HOPPER,), driver="13.0")
-    data = json.loads(json.dumps(described.to_dict()))
+    data = json.loads(json.dumps(to_plain(described)))
     assert data["gpus"] == [
         {"name": "NVIDIA H100", "compute_capability": "9.0", "memory_bytes": 80 << 30}
     ]
@@ -215,7 +217,11 @@ def test_cpu_model(tmp_path: Path) -> None:
 
 def test_memory_where_the_system_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (environment.memory_bytes() or 0) > 1 << 20
-    monkeypatch.delattr(os, "sysconf")
+
+    def refused() -> None:
+        raise OSError(2, "No such file or directory")
+
+    monkeypatch.setattr(psutil, "virtual_memory", refused)
     assert environment.memory_bytes() is None
 
 

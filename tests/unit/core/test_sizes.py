@@ -5,9 +5,12 @@ import json
 import pytest
 
 from deploykit.core.errors import UsageError
+from deploykit.core.serialization import Source, from_plain, profile_to_plain
 from deploykit.core.sizes import ShapeProfile, SizeRange, filled
 
 HEIGHT = SizeRange(160, 224, 320)
+
+SOURCE = Source("profile")
 
 
 @pytest.mark.parametrize(
@@ -54,13 +57,16 @@ def test_what_a_range_contains() -> None:
     ],
 )
 def test_a_profile_survives_json(profile: ShapeProfile) -> None:
-    assert ShapeProfile.from_dict(json.loads(json.dumps(profile.to_dict()))) == profile
+    assert (
+        from_plain(ShapeProfile, json.loads(json.dumps(profile_to_plain(profile))), SOURCE)
+        == profile
+    )
 
 
 def test_a_profile_of_a_fixed_image_is_written_and_read_as_ever() -> None:
     old = {"min_batch": 1, "opt_batch": 8, "max_batch": 32}
-    assert ShapeProfile(1, 8, 32).to_dict() == old
-    assert ShapeProfile.from_dict(old) == ShapeProfile(1, 8, 32)
+    assert profile_to_plain(ShapeProfile(1, 8, 32)) == old
+    assert from_plain(ShapeProfile, old, SOURCE) == ShapeProfile(1, 8, 32)
 
 
 def test_a_profile_by_axis() -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from deploykit.core.errors import UsageError
 from deploykit.core.precision import Precision
 from deploykit.core.progress import SilentProgress
+from deploykit.core.serialization import Source, from_plain, to_plain
 from deploykit.core.sizes import ShapeProfile
 from deploykit.core.specs import ModelSpec, Preprocessing, TensorSpec
 
@@ -48,7 +49,7 @@ def test_another_open_dimension_needs_a_size() -> None:
 
 
 def test_a_tensor_spec_survives_json() -> None:
-    assert TensorSpec.from_dict(json.loads(json.dumps(asdict(IMAGE)))) == IMAGE
+    assert from_plain(TensorSpec, json.loads(json.dumps(asdict(IMAGE))), Source("spec")) == IMAGE
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_a_profile_out_of_order(text: str) -> None:
     ],
 )
 def test_preprocessing_survives_json(spec: Preprocessing) -> None:
-    assert Preprocessing.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert from_plain(Preprocessing, json.loads(json.dumps(to_plain(spec))), Source("spec")) == spec
 
 
 def model_spec(builder: Callable[[], nn.Module]) -> ModelSpec:

@@ -15,6 +15,7 @@ from deploykit.core.environment import Gpu
 from deploykit.core.errors import BuildError, BundleError, PrecisionError, UsageError
 from deploykit.core.precision import Precision
 from deploykit.core.precision_facts import FACTS
+from deploykit.core.serialization import Source, engine_to_plain, from_plain
 from deploykit.core.sizes import ShapeProfile
 from deploykit.exporting.engines import build_engine, prove_precision, require_capabilities
 from tests.fakes.network_fake import ILayer, INetworkDefinition, ITensor, LayerType
@@ -97,7 +98,7 @@ def test_an_engine_of_each_precision(
     assert dict(record.precision_census).items() >= census.items()
     assert record.compute_capabilities == ("8.9",)
     assert record.profile == ShapeProfile()
-    assert EngineRecord.from_dict(record.to_dict()) == record
+    assert from_plain(EngineRecord, engine_to_plain(record), Source("record")) == record
     assert progress.names == [f"compile with {rtx.label}"]
     assert progress.updates > 10
 

@@ -16,6 +16,7 @@ from deploykit.precision.calibration.table import (
     is_project,
     is_table,
     places_of_table,
+    table_text,
 )
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def test_a_table_at_another_place_that_does_not_fit_is_left_and_named() -> None:
 
 def test_a_table_of_another_version_is_made_anew() -> None:
     place = Path("a.json")
-    place.write_text(json.dumps({**json.loads(TABLE.to_json()), "schema_version": 1}))
+    place.write_text(json.dumps({**json.loads(table_text(TABLE)), "schema_version": 1}))
     found = find_table([place], told(""))
     assert found.table is None
     assert found.story.startswith("made anew: a.json has schema version 1, this deploykit reads")

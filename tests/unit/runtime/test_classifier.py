@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import deploykit
-from deploykit.bundle.manifest import GOLDEN, MANIFEST, Bundle
+from deploykit.bundle.manifest import GOLDEN, MANIFEST, Bundle, manifest_text
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import DataError, IntegrityError, UsageError, ValidationError
 from deploykit.core.precision import Precision
@@ -272,7 +272,7 @@ def _sign(folder: Path) -> None:
     """Make the manifest fit the golden sample that lies there."""
     manifest = Bundle.open(folder).manifest
     files = {**manifest.files, GOLDEN: sha256_of(folder / GOLDEN)}
-    (folder / MANIFEST).write_text(replace(manifest, files=files).to_json())
+    (folder / MANIFEST).write_text(manifest_text(replace(manifest, files=files)))
 
 
 def test_a_sample_that_was_changed(folder: Path, on_cpu: Classifier) -> None:

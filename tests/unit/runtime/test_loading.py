@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit.bundle.manifest import LABELS, MANIFEST, MODEL, Bundle
+from deploykit.bundle.manifest import LABELS, MANIFEST, MODEL, Bundle, manifest_text
 from deploykit.core.artifacts import UNPROVEN, sha256_of
 from deploykit.core.errors import (
     BundleError,
@@ -286,7 +286,7 @@ def test_a_graph_that_onnxruntime_does_not_load(folder: Path) -> None:
     (folder / MODEL).write_bytes(b"junk")
     manifest = Bundle.open(folder).manifest
     files = {**manifest.files, MODEL: sha256_of(folder / MODEL)}
-    (folder / MANIFEST).write_text(replace(manifest, files=files).to_json())
+    (folder / MANIFEST).write_text(manifest_text(replace(manifest, files=files)))
     with pytest.raises(ModelFileError, match=r"onnxruntime cannot load model.onnx"):
         load(folder, device="cpu")
 

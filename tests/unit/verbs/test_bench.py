@@ -18,6 +18,7 @@ from deploykit.core import environment
 from deploykit.core.environment import Gpu
 from deploykit.core.errors import BundleError, DeviceError, UsageError
 from deploykit.core.precision import Precision
+from deploykit.core.serialization import Source, from_plain, to_plain
 from deploykit.costs.peaks import gpu_peak
 from deploykit.verbs import bench as bench_run
 from deploykit.verbs.bench import BenchOptions, bench
@@ -42,12 +43,12 @@ class Script:
     def __call__(self, step: str, request: Mapping[str, Any], *_: Any, **__: Any) -> dict[str, Any]:
         if step == "graph":
             self.peaks.append(set(request["peaks"]))
-            return CellGraph("m.onnx", "a" * 64, FP32, FP32, None, False, {}, ()).to_dict()
-        cell = Cell.from_dict(request["cell"])
+            return to_plain(CellGraph("m.onnx", "a" * 64, FP32, FP32, None, False, {}, ()))
+        cell = from_plain(Cell, request["cell"], Source("request"))
         self.made.append(cell.key)
         subject = Subject(cell.model, cell.precision, FP32, cell.backend, cell.batch)
         times = independent(np.random.default_rng(1), 200, 0.01) / 5
-        return result_of(times * self.latency_ms.get(cell.model, 1.0), subject=subject).to_dict()
+        return to_plain(result_of(times * self.latency_ms.get(cell.model, 1.0), subject=subject))
 
 
 @pytest.fixture

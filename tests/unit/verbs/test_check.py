@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploykit.bundle.manifest import GOLDEN, MANIFEST, Bundle
+from deploykit.bundle.manifest import GOLDEN, MANIFEST, Bundle, manifest_text
 from deploykit.core import environment
 from deploykit.core.environment import Gpu
 from deploykit.core.errors import BundleError
@@ -72,7 +72,7 @@ def golden(folder: Path, error: float) -> None:
 
     manifest = Bundle.open(folder).manifest
     files = {**manifest.files, GOLDEN: sha256_of(folder / GOLDEN)}
-    (folder / MANIFEST).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
+    (folder / MANIFEST).write_text(manifest_text(replace(manifest, files=files)), encoding="utf-8")
 
 
 def test_a_sample_that_is_not_what_the_model_computes(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_model_that_does_not_run(tmp_path: Path) -> None:
         files={**manifest.files, "model.onnx": digest},
         onnx=replace(manifest.onnx, sha256=digest),
     )
-    (folder / MANIFEST).write_text(changed.to_json(), encoding="utf-8")
+    (folder / MANIFEST).write_text(manifest_text(changed), encoding="utf-8")
     (problem,) = check(folder).problems
     assert problem.startswith("the golden sample does not run: ")
 

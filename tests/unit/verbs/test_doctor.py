@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -81,7 +82,7 @@ def test_a_missing_package_is_named_with_its_install_line(
 
 def test_plain_data_has_the_machine_and_its_abilities(monkeypatch: pytest.MonkeyPatch) -> None:
     diagnosed(monkeypatch)
-    data = diagnose().to_dict()
+    data = json.loads(json.dumps(diagnose().to_dict()))
     assert data["gpus"] == []
     assert data["abilities"][0].keys() == {"task", "works", "how"}
     assert data["python"].split(".")[0] == "3"

@@ -79,12 +79,12 @@ def test_confusions_are_named(bundle: Path, data: LabelledData) -> None:
 def test_without_names_there_are_numbers(data: LabelledData, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from deploykit.bundle.manifest import MANIFEST, Bundle
+    from deploykit.bundle.manifest import MANIFEST, Bundle, manifest_text
 
     folder = write_bundle(tmp_path / "nameless")
     manifest = Bundle.open(folder).manifest
     files = {name: value for name, value in manifest.files.items() if name != "labels.txt"}
-    (folder / MANIFEST).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
+    (folder / MANIFEST).write_text(manifest_text(replace(manifest, files=files)), encoding="utf-8")
     report = evaluate_bundle(folder, data)
     assert [row["name"] for row in report.per_class()] == [None] * 3
     assert [row["class"] for row in report.per_class()] == [1, 0, 2]
@@ -123,13 +123,13 @@ def test_a_file_of_another_size_cannot_be_fed(
 def test_a_bundle_that_takes_more_than_images(data: LabelledData, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from deploykit.bundle.manifest import MANIFEST, Bundle
+    from deploykit.bundle.manifest import MANIFEST, Bundle, manifest_text
 
     folder = write_bundle(tmp_path / "more")
     manifest = Bundle.open(folder).manifest
     age = TensorSpec("age", "float32", ("N", 4))
     onnx = replace(manifest.onnx, inputs=(*manifest.onnx.inputs, age))
-    (folder / MANIFEST).write_text(replace(manifest, onnx=onnx).to_json(), encoding="utf-8")
+    (folder / MANIFEST).write_text(manifest_text(replace(manifest, onnx=onnx)), encoding="utf-8")
     message = r"^colours-fp32 takes age float32 \('N', 4\) beside the images, which eval does not"
     with pytest.raises(UsageError, match=message):
         evaluate_bundle(folder, data)

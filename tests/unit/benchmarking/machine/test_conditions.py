@@ -26,6 +26,7 @@ from deploykit.benchmarking.machine.gpu_meter import (
 from deploykit.benchmarking.machine.host import Host, HostConditions
 from deploykit.core.environment import install_line
 from deploykit.core.errors import DeviceError, MissingDependencyError
+from deploykit.core.serialization import to_plain
 from tests.fakes.nvml_fake import FakeNvml, FakeNvmlError
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def test_a_busy_or_throttled_gpu_is_marked() -> None:
 
 
 def test_conditions_are_plain_data() -> None:
-    data = Conditions(QUIET_HOST, QUIET_GPU).to_dict()
+    data = to_plain(Conditions(QUIET_HOST, QUIET_GPU))
     read = json.loads(json.dumps(data))
     assert read["gpu"]["sm_mean_mhz"] == 1970.0
     assert read["host"]["load_before"] == [3.0, 2.0, 1.0]

@@ -17,6 +17,7 @@ from deploykit.core.errors import (
     UsageError,
 )
 from deploykit.core.precision import Precision
+from deploykit.core.serialization import Source, from_plain, to_plain
 from deploykit.models import families, names
 
 FP32, FP16, INT8 = Precision
@@ -147,4 +148,4 @@ def test_a_network_of_torchvision_is_a_definition() -> None:
 
 def test_a_cell_survives_json() -> None:
     cell = Cell("models/m.onnx", "m", "ort", FP16, 8)
-    assert Cell.from_dict({**cell.to_dict(), "precision": "fp16"}) == cell
+    assert from_plain(Cell, {**to_plain(cell), "precision": "fp16"}, Source("cell")) == cell

@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deploykit.backends import Compiler
-from deploykit.benchmarking.matrix.cells import BuiltEngine, Cell, CellGraph, PreparedCell
+from deploykit.benchmarking.matrix.cells import (
+    BuiltEngine,
+    Cell,
+    CellGraph,
+    PreparedCell,
+    prepared_to_plain,
+)
 from deploykit.benchmarking.matrix.preparing import RECORD, prepare_engine
 from deploykit.bundle.manifest import Bundle
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import EngineIncompatibleError, IntegrityError
 from deploykit.core.precision import Precision
+from deploykit.core.serialization import Source, engine_to_plain, from_plain
 from deploykit.core.sizes import ShapeProfile, SizeRange
 from deploykit.runtime.choice import Machine
 from tests.bundles import COLOURS, engine_record, write_bundle
@@ -29,6 +36,8 @@ if TYPE_CHECKING:
     from deploykit.core.environment import Gpu
 
 CELL = Cell("mine.onnx", "mine", "tensorrt", Precision.FP32, 8)
+
+ENGINE = Source("engine")
 
 
 def machine(
@@ -67,7 +76,7 @@ def test_an_engine_is_compiled_for_exactly_this_batch(graph: CellGraph, tmp_path
     assert found.profile == ShapeProfile(8, 8, 8)
     assert (found.compiler, found.precision) == ("tensorrt", Precision.FP32)
     assert sha256_of(tmp_path / "work/engines/mine-fp32-b8-tensorrt" / found.path) == found.sha256
-    assert BuiltEngine.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    assert from_plain(BuiltEngine, engine_to_plain(found), ENGINE) == found
 
 
 def test_an_engine_for_open_images_is_compiled_for_the_size_of_the_bundle(
@@ -78,9 +87,9 @@ def test_an_engine_for_open_images_is_compiled_for_the_size_of_the_bundle(
     shape = (-1, 3, -1, 8)
     found = prepare(changed, tmp_path / "work", shape=shape)
     assert found.profile == ShapeProfile(8, 8, 8, height=SizeRange(6, 6, 6))
-    assert BuiltEngine.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    assert from_plain(BuiltEngine, engine_to_plain(found), ENGINE) == found
     prepared = PreparedCell(CELL, changed, found, None)
-    assert PreparedCell.from_dict(json.loads(json.dumps(prepared.to_dict()))) == prepared
+    assert from_plain(PreparedCell, prepared_to_plain(prepared), ENGINE) == prepared
 
 
 def test_it_is_used_again_for_the_same_graph_only(graph: CellGraph, tmp_path: Path) -> None:

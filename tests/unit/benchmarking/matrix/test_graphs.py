@@ -12,6 +12,7 @@ from deploykit.benchmarking.matrix.preparing import NOISE, UNCOUNTED, own_precis
 from deploykit.bundle.manifest import Bundle
 from deploykit.core.errors import BundleError, ModelFileError, UnknownNameError, UsageError
 from deploykit.core.precision import Precision
+from deploykit.core.serialization import Source, from_plain, to_plain
 from deploykit.costs.peaks import gpu_peak
 from tests.bundles import write_bundle, write_classifier
 from tests.graphs import graph, normal, save
@@ -45,8 +46,8 @@ def test_a_file_is_exported_verified_and_limited(classifier: Path, tmp_path: Pat
         8: 16 * MACS,
     }
     assert found.notes == ()
-    again = json.loads(json.dumps(found.to_dict()))
-    assert CellGraph.from_dict(again) == found
+    again = json.loads(json.dumps(to_plain(found)))
+    assert from_plain(CellGraph, again, Source("graph")) == found
 
 
 def test_a_bundle_of_open_images_is_counted_at_the_size_that_it_prepares(tmp_path: Path) -> None:
@@ -54,8 +55,8 @@ def test_a_bundle_of_open_images_is_counted_at_the_size_that_it_prepares(tmp_pat
     found = prepared(folder, tmp_path / "work")
     assert found.image == (8, 8)
     assert set(found.limits["gpu"]) == {1, 8}
-    again = json.loads(json.dumps(found.to_dict()))
-    assert CellGraph.from_dict(again) == found
+    again = json.loads(json.dumps(to_plain(found)))
+    assert from_plain(CellGraph, again, Source("graph")) == found
 
 
 def test_a_file_of_open_images_is_measured_as_a_bundle(tmp_path: Path) -> None:

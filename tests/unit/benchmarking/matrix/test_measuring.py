@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from deploykit import __version__
-from deploykit.benchmarking.matrix.cells import BuiltEngine, Cell, CellGraph, PreparedCell
+from deploykit.benchmarking.matrix.cells import (
+    BuiltEngine,
+    Cell,
+    CellGraph,
+    PreparedCell,
+    prepared_to_plain,
+)
 from deploykit.benchmarking.matrix.measuring import SYSTEM, measure_cell, noise, open_cell
 from deploykit.benchmarking.results import BenchmarkResult, Switches
 from deploykit.core.errors import (
@@ -19,6 +25,7 @@ from deploykit.core.errors import (
 )
 from deploykit.core.precision import Precision
 from deploykit.core.progress import SilentProgress
+from deploykit.core.serialization import Source, from_plain, to_plain
 from deploykit.core.sizes import ShapeProfile
 from deploykit.core.specs import TensorSpec
 from deploykit.costs.limits import Limit
@@ -89,8 +96,8 @@ def test_a_result_holds_all_that_is_needed_to_judge_it(prepared: PreparedCell) -
     assert (result.limit, result.notes) == (LIMIT, ("given",))
     # A CPU has no graphs and no transfers, whatever the switches say about GPUs.
     assert result.switches == replace(SWITCHES, cuda_graph=False, transfers=False)
-    text = json.dumps(result.to_dict())
-    assert json.dumps(BenchmarkResult.from_dict(json.loads(text)).to_dict()) == text
+    text = json.dumps(to_plain(result))
+    assert json.dumps(to_plain(from_plain(BenchmarkResult, json.loads(text), Source("r")))) == text
 
 
 def test_a_request_survives_json(prepared: PreparedCell) -> None:
@@ -98,9 +105,8 @@ def test_a_request_survives_json(prepared: PreparedCell) -> None:
         "e.engine", "e" * 64, "tensorrt", "11.4", FP32, ShapeProfile(1, 2, 4), "c.cache", ("x",)
     )
     full = replace(prepared, engine=engine)
-    assert (
-        PreparedCell.from_dict(json.loads(json.dumps({**full.to_dict(), "switches": {}}))) == full
-    )
+    plain = json.loads(json.dumps(prepared_to_plain(full)))
+    assert from_plain(PreparedCell, plain, Source("request")) == full
 
 
 def test_torch_runs_the_definition_in_fp32(prepared: PreparedCell) -> None:

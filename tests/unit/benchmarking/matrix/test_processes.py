@@ -17,8 +17,8 @@ from deploykit.benchmarking.matrix.child import says_out_of_memory
 from deploykit.benchmarking.matrix.processes import (
     ChildFailure,
     ProcessLimits,
+    ProcessTree,
     call,
-    resident_bytes,
 )
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -242,11 +242,11 @@ def test_a_child_that_takes_too_much_memory_is_killed(task: str) -> None:
 def test_resident_memory_is_what_the_system_says() -> None:
     status = Path("/proc/self/status").read_text("utf-8")
     [kib] = re.findall(r"VmRSS:\s+(\d+) kB", status)
-    assert resident_bytes(os.getpid()) == pytest.approx(int(kib) * 1024, rel=0.1)
+    assert ProcessTree(os.getpid()).resident_bytes() == pytest.approx(int(kib) * 1024, rel=0.1)
 
 
 def test_a_process_that_is_not_there_holds_no_memory() -> None:
-    assert resident_bytes(2**22 + 1) == 0
+    assert ProcessTree(2**22 + 1).resident_bytes() == 0
 
 
 def test_a_child_that_fills_standard_error_does_not_block() -> None:

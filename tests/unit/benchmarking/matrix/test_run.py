@@ -16,6 +16,7 @@ from deploykit.benchmarking.matrix.steps import Steps, usual_jobs
 from deploykit.benchmarking.results import Subject
 from deploykit.core.precision import Precision
 from deploykit.core.progress import SilentProgress
+from deploykit.core.serialization import Source, engine_to_plain, from_plain, to_plain
 from deploykit.core.sizes import ShapeProfile
 from deploykit.costs.peaks import gpu_peak
 from tests.unit.benchmarking.statistics.noise import SWITCHES, result_of
@@ -49,7 +50,7 @@ class Scripted:
         stop: Event | None = None,
     ) -> dict[str, Any]:
         assert limits is (LIMITS if step == "cell" else PREPARE)
-        cell = None if step == "graph" else Cell.from_dict(request["cell"])
+        cell = None if step == "graph" else from_plain(Cell, request["cell"], Source("request"))
         name = f"{step} {request['target'] if cell is None else cell.key}"
         self.made.append(name)
         self.requests[name] = request
@@ -57,9 +58,9 @@ class Scripted:
         if name in self.fails:
             raise self.fails[name]
         answers: dict[str, Callable[[], dict[str, Any]]] = {
-            "graph": lambda: graph_of(request).to_dict(),
-            "engine": ENGINE.to_dict,
-            "cell": lambda: result_of([1.0], subject=subject_of(cell)).to_dict(),
+            "graph": lambda: to_plain(graph_of(request)),
+            "engine": lambda: engine_to_plain(ENGINE),
+            "cell": lambda: to_plain(result_of([1.0], subject=subject_of(cell))),
         }
         return answers[step]()
 

@@ -15,6 +15,7 @@ from deploykit.benchmarking.results import (
     Subject,
 )
 from deploykit.core.precision import Precision
+from deploykit.core.serialization import to_plain
 from deploykit.costs.limits import Limit
 from deploykit.costs.peaks import gpu_peak
 from tests.unit.benchmarking.statistics.noise import SWITCHES
@@ -42,7 +43,7 @@ CPU: dict[str, Any] = {
 GPU: dict[str, Any] = CPU | {
     "gpus": [{"name": "NVIDIA L4", "compute_capability": "8.9", "memory_bytes": 24 * 2**30}],
     "driver": "13.0",
-    "peak": PEAK.to_dict(),
+    "peak": to_plain(PEAK),
 }
 LIMIT = Limit(
     flop=8_000_000_000,
@@ -158,7 +159,7 @@ def first_look(count: int = 5) -> BenchmarkRun:
             model,
             lognormal(median_ms * factor, 3 if median_ms == min(medians_ms.values()) else 40),
             backend=backend,
-            environment=CPU | {"peak": peak.to_dict()},
+            environment=CPU | {"peak": to_plain(peak)},
             limit=LIMIT,
         )
         for model, median_ms in medians_ms.items()

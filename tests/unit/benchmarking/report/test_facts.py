@@ -21,6 +21,7 @@ from deploykit.benchmarking.report.facts import (
 from deploykit.benchmarking.report.rows import remarks_of, row_of
 from deploykit.benchmarking.results import BenchmarkRun
 from deploykit.core.precision import Precision
+from deploykit.core.serialization import to_plain
 from tests.unit.benchmarking.report.reported import (
     BUSY,
     CPU,
@@ -112,7 +113,7 @@ def test_a_rate_has_the_prefix_that_fits(rate: float, expected: str) -> None:
     ],
 )
 def test_a_peak_that_cannot_be_read_is_none(change: dict[str, Any]) -> None:
-    assert peak_of({"peak": PEAK.to_dict() | change}) is None
+    assert peak_of({"peak": to_plain(PEAK) | change}) is None
 
 
 def test_machines_and_versions_are_named_once() -> None:

@@ -10,6 +10,7 @@ import pytest
 from deploykit.benchmarking.report.rows import latency_of, percentile_value, ranking, row_of
 from deploykit.benchmarking.results import CellFailure
 from deploykit.core.precision import Precision
+from deploykit.core.serialization import Source, from_plain, to_plain
 from deploykit.costs.limits import Limit
 from tests.unit.benchmarking.statistics.noise import (
     SUBJECT,
@@ -139,4 +140,4 @@ def test_a_disturbance_does_not_change_the_rank() -> None:
 def test_a_failure_is_named_as_its_cell() -> None:
     failure = CellFailure("nin", Precision.FP32, "ort", 1, "error", "it broke", 1.0)
     assert failure.key == "nin/ort/fp32/b1"
-    assert CellFailure.from_dict(json.loads(json.dumps(failure.to_dict()))) == failure
+    assert from_plain(CellFailure, to_plain(failure), Source("failure")) == failure
