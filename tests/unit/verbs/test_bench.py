@@ -43,12 +43,14 @@ class Script:
     def __call__(self, step: str, request: Mapping[str, Any], *_: Any, **__: Any) -> dict[str, Any]:
         if step == "graph":
             self.peaks.append(set(request["peaks"]))
-            return to_plain(CellGraph("m.onnx", "a" * 64, FP32, FP32, None, False, {}, ()))
+            made = CellGraph("m.onnx", "a" * 64, FP32, FP32, None, False, {}, ())
+            return dict(to_plain(made))
         cell = from_plain(Cell, request["cell"], Source("request"))
         self.made.append(cell.key)
         subject = Subject(cell.model, cell.precision, FP32, cell.backend, cell.batch)
         times = independent(np.random.default_rng(1), 200, 0.01) / 5
-        return to_plain(result_of(times * self.latency_ms.get(cell.model, 1.0), subject=subject))
+        result = result_of(times * self.latency_ms.get(cell.model, 1.0), subject=subject)
+        return dict(to_plain(result))
 
 
 @pytest.fixture
