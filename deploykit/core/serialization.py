@@ -167,7 +167,7 @@ def _plain_leaf(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not plain data")
 
 
-def _leaf(kind: type, value: Any) -> Any:
+def _leaf(kind: Any, value: Any) -> Any:
     if not isinstance(value, str):
         raise TypeError(f"Expected `str`, got `{type(value).__name__}`")
     if issubclass(kind, _PrecisionName):
@@ -204,7 +204,7 @@ def _field(kind: type, field: Any, form: Any) -> Any:
 
 def _form(hint: Any) -> Any:
     """The hint with every noun in it by its form."""
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return _form_of(hint)
     if hint is Precision:
         return _PrecisionName
