@@ -113,8 +113,9 @@ def _entry(line: bytes) -> BenchmarkResult | CellFailure | None:
     source = Source("a line")
     try:
         ((kind, data),) = parse_json(line, source).items()
-        noun = CellFailure if kind == "failure" else BenchmarkResult
-        return from_plain(noun, data, source)
+        if kind == "failure":
+            return from_plain(CellFailure, data, source)
+        return from_plain(BenchmarkResult, data, source)
     except (ValueError, AttributeError, TypeError, DataError):
         return None
 
