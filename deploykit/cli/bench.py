@@ -85,7 +85,7 @@ def _measure(asked: Asked) -> Answer:
 
     with progress().step("start"):
         from deploykit.benchmarking.matrix.preparing import own_precisions
-        from deploykit.verbs.bench import BenchOptions
+        from deploykit.verbs.bench import BenchOptions, bench_to_plain
 
         matrix, switches = read_matrix(asked), read_switches(asked)
         own = own_precisions(matrix.targets)
@@ -100,7 +100,7 @@ def _measure(asked: Asked) -> Answer:
     )
     report = _bench(options, own)
     failed = bool(report.run.failures)
-    return Answer(report.to_dict(), lambda out: show_run(out, report), failed=failed)
+    return Answer(bench_to_plain(report), lambda out: show_run(out, report), failed=failed)
 
 
 def _bench(options: BenchOptions, own: dict[str, Any]) -> BenchReport:
@@ -120,12 +120,18 @@ def _output(kind: str) -> Path:
 
 
 def _compare(files: Sequence[Path], fail_above: str | None, *, force: bool) -> Answer:
-    from deploykit.benchmarking.report.two_runs import compare_files, parse_share
+    from deploykit.benchmarking.report.two_runs import (
+        compare_files,
+        comparison_to_plain,
+        parse_share,
+    )
     from deploykit.cli._bench_show import show_comparison
 
     limit = None if fail_above is None else parse_share(fail_above)
     found = compare_files(files[0], files[1], fail_above=limit, force=force)
-    return Answer(found.to_dict(), lambda out: show_comparison(out, found), failed=found.fails)
+    return Answer(
+        comparison_to_plain(found), lambda out: show_comparison(out, found), failed=found.fails
+    )
 
 
 def _in_turn(targets: tuple[str, str], asked: Asked, rounds: int) -> Answer:
@@ -133,7 +139,7 @@ def _in_turn(targets: tuple[str, str], asked: Asked, rounds: int) -> Answer:
     from deploykit.cli._show import progress
 
     with progress().step("start"):
-        from deploykit.benchmarking.matrix.ab_run import AbOptions, bench_ab
+        from deploykit.benchmarking.matrix.ab_run import AbOptions, bench_ab, run_to_plain
         from deploykit.benchmarking.matrix.preparing import own_precisions
         from deploykit.benchmarking.matrix.steps import Steps, process_limits
         from deploykit.core import environment
@@ -145,4 +151,4 @@ def _in_turn(targets: tuple[str, str], asked: Asked, rounds: int) -> Answer:
     limits = process_limits(asked.cell_s, asked.memory_bytes, memory)
     options = AbOptions(targets, *chosen, rounds, asked.output or _output("ab"))
     found = bench_ab(options, Steps(switches, asked.work, *limits), own, progress())
-    return Answer(found.to_dict(), lambda out: show_in_turn(out, found))
+    return Answer(run_to_plain(found), lambda out: show_in_turn(out, found))

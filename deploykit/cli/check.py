@@ -27,10 +27,10 @@ def command(bundle: Path) -> Answer:
     from deploykit.cli._show import progress
 
     with progress().step("check"):
-        from deploykit.verbs.check import check
+        from deploykit.verbs.check import check, check_to_plain
 
         report = check(bundle)
-    return Answer(report.to_dict(), lambda out: _show(out, report), failed=not report.ok)
+    return Answer(check_to_plain(report), lambda out: _show(out, report), failed=not report.ok)
 
 
 def _show(out: Console, report: CheckReport) -> None:

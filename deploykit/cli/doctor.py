@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 def command() -> Answer:
     """Say what works on this machine, and what the rest needs."""
     from deploykit.cli._show import progress
-    from deploykit.verbs.doctor import diagnose
+    from deploykit.verbs.doctor import diagnose, diagnosis_to_plain
 
     with progress().step("look around"):
         diagnosis = diagnose()
-    return Answer(diagnosis.to_dict(), lambda out: _show(out, diagnosis))
+    return Answer(diagnosis_to_plain(diagnosis), lambda out: _show(out, diagnosis))
 
 
 def _show(out: Console, diagnosis: Diagnosis) -> None:

@@ -96,8 +96,10 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
             **{f"--{name}": value for name, value in asdict(choices.preprocessing).items()},
         }
         _refuse_without_precision(measuring)
+        from deploykit.costs.summary import summary_to_plain
+
         summary = _summary(target, choices, batch)
-        return Answer(summary.to_dict(), lambda out: _show(out, summary))
+        return Answer(summary_to_plain(summary), lambda out: _show(out, summary))
     wanted = _options.one_precision("inspect", flagged=flagged, name=None)
     from deploykit.cli._show import progress
 
@@ -113,12 +115,13 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
 def _look(target: str, options: PrecisionOptions, *, every_node: bool) -> Answer:
     from deploykit.cli._precision_show import show_precision
     from deploykit.cli._show import progress
+    from deploykit.costs.summary import summary_to_plain
     from deploykit.verbs.inspect_precision import inspect_precision
 
     report = inspect_precision(target, options, progress())
     summary = _summary(target, options.source.choices, options.batch)
     return Answer(
-        {**summary.to_dict(), "precision": report.to_dict()},
+        {**summary_to_plain(summary), "precision": report.to_dict()},
         lambda out: show_precision(out, report, every_node=every_node),
     )
 

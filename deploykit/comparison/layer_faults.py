@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import inf, isnan, nan
 from typing import TYPE_CHECKING, Any, Final
+
+from deploykit.core.serialization import to_plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +41,7 @@ class Fault:
             "kind": self.kind,
             "reason": self.reason,
             "advice": list(self.advice),
-            "inputs": [each.to_dict() for each in self.inputs],
+            "inputs": to_plain(self.inputs),
         }
 
 
@@ -208,7 +210,3 @@ class ValueComparison:
     def reference_peak(self) -> float:
         """The reference's largest finite magnitude."""
         return max(abs(self.reference_range[0]), abs(self.reference_range[1]))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for ``--json``."""
-        return asdict(self)

@@ -18,6 +18,7 @@ from deploykit.comparison.layer_faults import (
 )
 from deploykit.core.decibels import ratio_db
 from deploykit.core.errors import ValidationError
+from deploykit.core.serialization import to_plain
 from deploykit.graph import activations
 from deploykit.images.side_inputs import all_inputs
 
@@ -176,7 +177,7 @@ class LayerReport:
             "first_fault": None if first is None else first.to_dict(),
             "faults": [fault.to_dict() for fault in self.faults],
             "values": [
-                {**value.to_dict(), "drop_db": self.drop_of(value)} for value in self.values
+                {**to_plain(value), "drop_db": self.drop_of(value)} for value in self.values
             ],
         }
 

@@ -7,9 +7,11 @@ and once backward, in FP32 (torchsummary's rule). All figures but the parameters
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
 from typing import Any
+
+from deploykit.core.serialization import to_plain
 
 _FP32_BYTES = 4
 _MIB = 2**20
@@ -61,16 +63,17 @@ class ModelSummary:
         """Input, activations and parameters in MiB."""
         return self.input_mb + self.forward_backward_mb + self.parameters_mb
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for ``--json``."""
-        return {
-            "name": self.name,
-            "input_shape": list(self.input_shape),
-            "parameters": self.parameters,
-            "multiply_adds": self.multiply_adds,
-            "input_mb": self.input_mb,
-            "forward_backward_mb": self.forward_backward_mb,
-            "parameters_mb": self.parameters_mb,
-            "total_mb": self.total_mb,
-            "layers": [asdict(layer) for layer in self.layers],
-        }
+
+def summary_to_plain(summary: ModelSummary) -> dict[str, Any]:
+    """Plain data for ``--json``."""
+    return {
+        "name": summary.name,
+        "input_shape": list(summary.input_shape),
+        "parameters": summary.parameters,
+        "multiply_adds": summary.multiply_adds,
+        "input_mb": summary.input_mb,
+        "forward_backward_mb": summary.forward_backward_mb,
+        "parameters_mb": summary.parameters_mb,
+        "total_mb": summary.total_mb,
+        "layers": to_plain(summary.layers),
+    }

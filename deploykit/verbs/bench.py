@@ -13,7 +13,7 @@ from deploykit.benchmarking.matrix.checkpoint import Checkpoint
 from deploykit.benchmarking.matrix.run import MatrixRun, RemainingTime
 from deploykit.benchmarking.matrix.steps import Steps, process_limits, usual_jobs
 from deploykit.benchmarking.report.files import require_results_name, write_reports
-from deploykit.benchmarking.report.rows import ranking, row_of
+from deploykit.benchmarking.report.rows import ranking, row_of, row_to_plain
 from deploykit.benchmarking.result_files import write_run
 from deploykit.core import environment
 from deploykit.core.errors import DeviceError
@@ -57,11 +57,12 @@ class Ranked:
     title: str
     places: tuple[tuple[int, str, float], ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for ``--json``."""
-        names = ("rank", "model", "latency_ms")
-        places = [dict(zip(names, place, strict=True)) for place in self.places]
-        return {"title": self.title, "places": places}
+
+def ranked_to_plain(ranked: Ranked) -> dict[str, Any]:
+    """Plain data for ``--json``."""
+    names = ("rank", "model", "latency_ms")
+    places = [dict(zip(names, place, strict=True)) for place in ranked.places]
+    return {"title": ranked.title, "places": places}
 
 
 @dataclass(frozen=True)
@@ -83,16 +84,17 @@ class BenchReport:
         """Every group of two models or more that differ in nothing else."""
         return tuple(rankings(self.run.results))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for ``--json``."""
-        return {
-            "results": [row.to_dict() for row in self.rows],
-            "failures": to_plain(self.run.failures),
-            "rankings": [ranked.to_dict() for ranked in self.rankings],
-            "files": [str(path) for path in self.files],
-            "resumed": self.resumed,
-            "notes": list(self.notes),
-        }
+
+def bench_to_plain(report: BenchReport) -> dict[str, Any]:
+    """Plain data for ``--json``."""
+    return {
+        "results": list(map(row_to_plain, report.rows)),
+        "failures": to_plain(report.run.failures),
+        "rankings": list(map(ranked_to_plain, report.rankings)),
+        "files": [str(path) for path in report.files],
+        "resumed": report.resumed,
+        "notes": list(report.notes),
+    }
 
 
 def bench(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from deploykit.bundle.manifest import Bundle
 from deploykit.comparison.validation import validate
 from deploykit.core import environment
 from deploykit.core.errors import DeploykitError, IntegrityError
+from deploykit.core.serialization import to_plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,14 +46,15 @@ class CheckReport:
         """Whether the bundle is as it was written and computes what it computed."""
         return not self.problems
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for ``--json``."""
-        return {
-            "bundle": self.bundle,
-            "ok": self.ok,
-            "problems": list(self.problems),
-            "engines": [asdict(engine) for engine in self.engines],
-        }
+
+def check_to_plain(report: CheckReport) -> dict[str, Any]:
+    """Plain data for ``--json``."""
+    return {
+        "bundle": report.bundle,
+        "ok": report.ok,
+        "problems": list(report.problems),
+        "engines": list(map(to_plain, report.engines)),
+    }
 
 
 def check(folder: Path) -> CheckReport:

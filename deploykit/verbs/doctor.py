@@ -24,12 +24,13 @@ class Diagnosis:
     environment: Environment
     abilities: tuple[Ability, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for ``--json``."""
-        return {
-            **to_plain(self.environment),
-            "abilities": to_plain(self.abilities),
-        }
+
+def diagnosis_to_plain(diagnosis: Diagnosis) -> dict[str, Any]:
+    """Plain data for ``--json``."""
+    return {
+        **to_plain(diagnosis.environment),
+        "abilities": to_plain(diagnosis.abilities),
+    }
 
 
 def diagnose() -> Diagnosis:

@@ -11,15 +11,16 @@ from deploykit.backends._registry import unavailable_backends
 from deploykit.benchmarking.harness import Side, check_rounds, interleave
 from deploykit.benchmarking.machine.conditions import watch
 from deploykit.benchmarking.matrix.cells import Matrix, plan_cells
+from deploykit.benchmarking.matrix.child import ANSWER
 from deploykit.benchmarking.matrix.measuring import fitting, open_cell, subject_of
 from deploykit.benchmarking.matrix.processes import ChildFailure
 from deploykit.benchmarking.result_files import to_line
-from deploykit.benchmarking.statistics.ab import AbReport, Rounds, report_of
+from deploykit.benchmarking.statistics.ab import AbReport, Rounds, report_of, report_to_plain
 from deploykit.core import environment
 from deploykit.core.atomic import write_whole
 from deploykit.core.errors import DataError
 from deploykit.core.progress import Progress, SilentProgress
-from deploykit.core.serialization import Source, from_plain, to_plain
+from deploykit.core.serialization import from_plain, to_plain
 from deploykit.sources.targets import name_of
 
 if TYPE_CHECKING:
@@ -59,15 +60,16 @@ class AbRun:
     condition: tuple[str, ...]
     file: Path
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for ``--json``."""
-        return {
-            "a": to_plain(self.a),
-            "b": to_plain(self.b),
-            **self.report.to_dict(),
-            "condition": list(self.condition),
-            "file": str(self.file),
-        }
+
+def run_to_plain(run: AbRun) -> dict[str, Any]:
+    """Plain data for ``--json``."""
+    return {
+        "a": to_plain(run.a),
+        "b": to_plain(run.b),
+        **report_to_plain(run.report),
+        "condition": list(run.condition),
+        "file": str(run.file),
+    }
 
 
 def bench_ab(
@@ -95,9 +97,9 @@ def bench_ab(
             answer = steps.rounds(prepared_a, prepared_b, options.rounds, task)
         except ChildFailure as failure:
             raise DataError(f"A against B was not measured: {failure.reason}") from failure
-    rounds = from_plain(Rounds, answer["rounds"], Source("the answer of a worker"))
+    rounds = from_plain(Rounds, answer["rounds"], ANSWER)
     report = report_of(rounds, seed=steps.switches.seed)
-    body = {"schema_version": SCHEMA_VERSION, "verdict": report.to_dict(), **answer}
+    body = {"schema_version": SCHEMA_VERSION, "verdict": report_to_plain(report), **answer}
     write_whole(options.output, to_line(body) + "\n")
     return AbRun(a, b, report, tuple(answer["condition"]), options.output)
 

@@ -16,6 +16,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.core.errors import DeploykitError, UnknownNameError
+from deploykit.core.serialization import Source, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from deploykit.core.progress import ProgressTask
 
     Handler = Callable[[dict[str, Any], ProgressTask], dict[str, Any]]
+
+_REMEDY: Final = "parent and worker may be of different releases: install deploykit again"
+REQUEST: Final = Source("the request", remedy=_REMEDY)
+ANSWER: Final = Source("the answer of a worker", remedy=_REMEDY)
 
 OUT_OF_MEMORY: Final = "OutOfMemory"
 """Kind of the error line that says so, on the host or on the GPU."""
@@ -54,9 +59,9 @@ def serve(handlers: Mapping[str, Handler]) -> None:
     deploykit's own nor a lack of memory is not caught.
     """
     lines = _Lines()
-    request = _take_request()
+    received = _take_request()
     try:
-        answer = _handler(handlers, sys.argv[1])(request, lines)
+        answer = _handler(handlers, sys.argv[1])(_request(received), lines)
     except Exception as error:
         known = _error_line(error)
         if known is None:
@@ -97,7 +102,7 @@ def _handler(handlers: Mapping[str, Handler], task: str) -> Handler:
     return handlers[task]
 
 
-def _take_request() -> dict[str, Any]:
+def _take_request() -> bytearray:
     """Read it, and watch over what was standard input from then on: its end is the parent's."""
     source = os.dup(0)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -109,7 +114,13 @@ def _take_request() -> dict[str, Any]:
             sys.exit("the request ended before its end")
         received += chunk
     Thread(target=_die_with_parent, args=(source,), daemon=True).start()
-    request: dict[str, Any] = json.loads(received)
+    return received
+
+
+def _request(received: bytearray) -> dict[str, Any]:
+    request = parse_json(bytes(received), REQUEST)
+    if not isinstance(request, dict):
+        raise REQUEST.refusal(f"expected an object, got {type(request).__name__}")
     return request
 
 

@@ -18,6 +18,8 @@ import psutil
 
 from deploykit.benchmarking.matrix.child import OUT_OF_MEMORY, says_out_of_memory
 from deploykit.benchmarking.results import FAILURES
+from deploykit.core.errors import DataError
+from deploykit.core.serialization import Source, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -349,8 +351,8 @@ def _start(command: list[str]) -> subprocess.Popen[bytes]:
 
 def _parsed(line: bytes) -> Any:
     try:
-        return json.loads(line)
-    except ValueError:
+        return parse_json(line, Source("a line"))
+    except DataError:
         return None
 
 

@@ -11,9 +11,10 @@ from deploykit.benchmarking.matrix.cells import (
     PreparedCell,
     prepared_to_plain,
 )
+from deploykit.benchmarking.matrix.child import ANSWER
 from deploykit.benchmarking.matrix.processes import ProcessLimits, call
 from deploykit.benchmarking.results import BenchmarkResult
-from deploykit.core.serialization import Source, from_plain, to_plain
+from deploykit.core.serialization import from_plain, to_plain
 from deploykit.costs.peaks import peak_to_plain
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 PREPARE_S: Final = 3600
 """Time for an export, or for TensorRT to try out its kernels: minutes, for the largest networks."""
 
-_ANSWER: Final = Source("the answer of a worker")
 _MAX_JOBS: Final = 4
 _BYTES_OF_A_JOB: Final = 8 * 10**9
 
@@ -68,7 +68,7 @@ class Steps:
             "peaks": {device: peak_to_plain(peak) for device, peak in self.peaks.items()},
         }
         answer = self.call("graph", request, self.prepare_limits, progress=task, stop=stop)
-        return from_plain(CellGraph, answer, _ANSWER)
+        return from_plain(CellGraph, answer, ANSWER)
 
     def prepared(self, cell: Cell, graph: CellGraph, task: ProgressTask) -> PreparedCell:
         """A cell with its engine, where it needs one."""
@@ -76,7 +76,7 @@ class Steps:
         if cell.runs_an_engine:
             request = to_plain({"cell": cell, "graph": graph, "work": self.work})
             answer = self.call("engine", request, self.prepare_limits, progress=task)
-            engine = from_plain(BuiltEngine, answer, _ANSWER)
+            engine = from_plain(BuiltEngine, answer, ANSWER)
         peak = self.peaks.get(cell.device)
         return PreparedCell(cell, graph, engine, None if peak is None else peak_to_plain(peak))
 
@@ -84,7 +84,7 @@ class Steps:
         """The measurement of a cell."""
         request = {**prepared_to_plain(prepared), "switches": to_plain(self.switches)}
         answer = self.call("cell", request, self.limits, progress=task)
-        return from_plain(BenchmarkResult, answer, _ANSWER)
+        return from_plain(BenchmarkResult, answer, ANSWER)
 
     def rounds(
         self, a: PreparedCell, b: PreparedCell, count: int, task: ProgressTask

@@ -6,13 +6,12 @@ What a step imports, allocates and breaks goes with its process.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from deploykit.benchmarking.matrix.cells import Cell, PreparedCell
-from deploykit.benchmarking.matrix.child import serve
+from deploykit.benchmarking.matrix.child import REQUEST, serve
 from deploykit.core.precision import Precision
 from deploykit.core.serialization import (
-    Source,
     engine_to_plain,
     from_plain,
     known_fields,
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from deploykit.core.progress import ProgressTask
-
-
-_REQUEST: Final = Source("the request")
 
 
 def graph(request: Mapping[str, Any], task: ProgressTask) -> dict[str, Any]:
@@ -39,7 +35,7 @@ def graph(request: Mapping[str, Any], task: ProgressTask) -> dict[str, Any]:
         Precision(request["precision"]),
         Path(request["work"]),
         batches=request["batches"],
-        peaks=from_plain(dict[str, DevicePeak], request["peaks"], _REQUEST),
+        peaks=from_plain(dict[str, DevicePeak], request["peaks"], REQUEST),
     )
     return dict(to_plain(prepared))
 
@@ -51,8 +47,8 @@ def engine(request: Mapping[str, Any], task: ProgressTask) -> dict[str, Any]:
     from deploykit.runtime.choice import Machine
 
     task.update(0, None, "compile")
-    cell = from_plain(Cell, request["cell"], _REQUEST)
-    graph = from_plain(CellGraph, request["graph"], _REQUEST)
+    cell = from_plain(Cell, request["cell"], REQUEST)
+    graph = from_plain(CellGraph, request["graph"], REQUEST)
     return engine_to_plain(prepare_engine(cell, graph, Path(request["work"]), Machine()))
 
 
@@ -62,7 +58,7 @@ def cell(request: Mapping[str, Any], task: ProgressTask) -> dict[str, Any]:
     from deploykit.benchmarking.results import Switches
     from deploykit.runtime.choice import Machine
 
-    switches = from_plain(Switches, request["switches"], _REQUEST)
+    switches = from_plain(Switches, request["switches"], REQUEST)
     prepared = _prepared(request)
     result = measure_cell(prepared, switches, Machine(), clock=SYSTEM, task=task)
     return dict(to_plain(result))
@@ -76,13 +72,13 @@ def ab(request: Mapping[str, Any], task: ProgressTask) -> dict[str, Any]:
     from deploykit.runtime.choice import Machine
 
     pair = _prepared(request["a"]), _prepared(request["b"])
-    switches = from_plain(Switches, request["switches"], _REQUEST)
+    switches = from_plain(Switches, request["switches"], REQUEST)
     return measure_ab(pair, switches, request["rounds"], Machine(), clock=SYSTEM, task=task)
 
 
 def _prepared(data: Any) -> PreparedCell:
     """A cell, whatever else is beside it."""
-    return from_plain(PreparedCell, known_fields(PreparedCell, data), _REQUEST)
+    return from_plain(PreparedCell, known_fields(PreparedCell, data), REQUEST)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.benchmarking.results import cell_key
@@ -12,6 +12,7 @@ from deploykit.benchmarking.statistics.percentiles import (
     percentile,
 )
 from deploykit.benchmarking.statistics.warnings import warnings_of
+from deploykit.core.serialization import to_plain
 from deploykit.costs.limits import achieved
 
 if TYPE_CHECKING:
@@ -73,16 +74,17 @@ class Row:
         """The name of the cell."""
         return cell_key(self.model, self.backend, self.precision, self.batch)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for ``--json``: ``latency_ms`` has ``p50`` and ``p50_interval``, and so on.
 
-        ``p50`` is always there; its interval is ``None`` where the samples do not carry one.
-        """
-        latency: dict[str, Any] = {"p50": self.median_ms, "p50_interval": None}
-        for level, found in self.latency_ms.items():
-            latency[f"p{level:g}"] = found.value
-            latency[f"p{level:g}_interval"] = [found.low, found.high]
-        return {**asdict(self), "latency_ms": latency}
+def row_to_plain(row: Row) -> dict[str, Any]:
+    """Plain data for ``--json``: ``latency_ms`` has ``p50`` and ``p50_interval``, and so on.
+
+    ``p50`` is always there; its interval is ``None`` where the samples do not carry one.
+    """
+    latency: dict[str, Any] = {"p50": row.median_ms, "p50_interval": None}
+    for level, found in row.latency_ms.items():
+        latency[f"p{level:g}"] = found.value
+        latency[f"p{level:g}_interval"] = [found.low, found.high]
+    return {**to_plain(row), "latency_ms": latency}
 
 
 def row_of(result: BenchmarkResult) -> Row:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +19,7 @@ from deploykit.benchmarking.statistics.comparing import (
     refusal,
 )
 from deploykit.core.errors import DataError, UsageError
+from deploykit.core.serialization import to_plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,22 +60,23 @@ class ComparedPair:
         """Faster, slower or no difference."""
         return self.comparison.verdict
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for ``--json``."""
-        ratio = self.comparison.ratio
-        return {
-            "key": self.key,
-            "measure": self.measure,
-            "old": self.old,
-            "new": self.new,
-            "ratio": ratio.value,
-            "low": ratio.low,
-            "high": ratio.high,
-            "verdict": str(self.verdict),
-            "differences": list(self.comparison.differences),
-            "conditions_old": list(self.conditions_old),
-            "conditions_new": list(self.conditions_new),
-        }
+
+def _pair_to_plain(compared: ComparedPair) -> dict[str, Any]:
+    """Plain data for ``--json``."""
+    ratio = compared.comparison.ratio
+    return {
+        "key": compared.key,
+        "measure": compared.measure,
+        "old": compared.old,
+        "new": compared.new,
+        "ratio": ratio.value,
+        "low": ratio.low,
+        "high": ratio.high,
+        "verdict": str(compared.verdict),
+        "differences": list(compared.comparison.differences),
+        "conditions_old": list(compared.conditions_old),
+        "conditions_new": list(compared.conditions_new),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +88,6 @@ class FailedCell:
     reason: str
     measured_before: bool
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for ``--json``."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class NotComparedCell:
@@ -97,10 +95,6 @@ class NotComparedCell:
 
     key: str
     reason: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for ``--json``."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,18 +129,19 @@ class CompareReport:
         """True if the command fails: there are regressions, and ``fail_above`` was given."""
         return self.fail_above is not None and bool(self.regressions)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for ``--json``."""
-        return {
-            "pairs": [each.to_dict() for each in self.pairs],
-            "not_compared": [each.to_dict() for each in self.not_compared],
-            "only_old": list(self.only_old),
-            "only_new": list(self.only_new),
-            "failed": [each.to_dict() for each in self.failed],
-            "failed_only_old": list(self.failed_only_old),
-            "fail_above": self.fail_above,
-            "regressions": list(self.regressions),
-        }
+
+def comparison_to_plain(report: CompareReport) -> dict[str, Any]:
+    """Plain data for ``--json``."""
+    return {
+        "pairs": list(map(_pair_to_plain, report.pairs)),
+        "not_compared": to_plain(report.not_compared),
+        "only_old": list(report.only_old),
+        "only_new": list(report.only_new),
+        "failed": to_plain(report.failed),
+        "failed_only_old": list(report.failed_only_old),
+        "fail_above": report.fail_above,
+        "regressions": list(report.regressions),
+    }
 
 
 def compare_files(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import ceil, exp
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -20,6 +20,7 @@ from deploykit.benchmarking.statistics.comparing import (
 from deploykit.benchmarking.statistics.percentiles import statistical_inefficiency
 from deploykit.core.checks import Series, times
 from deploykit.core.errors import DataError, UsageError
+from deploykit.core.serialization import to_plain
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -103,21 +104,22 @@ class AbReport:
             return ()
         return (f"noisy: A against itself leaves {floor:.1%} open, a smaller change is not seen",)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for ``--json``."""
-        return {
-            "verdict": self.verdict.value,
-            "step": self.step,
-            "rounds": self.rounds,
-            "queries_a": self.queries_a,
-            "queries_b": self.queries_b,
-            "a_ms": self.a_ms,
-            "b_ms": self.b_ms,
-            "ratio": asdict(self.comparison.ratio),
-            "noise": asdict(self.noise),
-            "min_effect": self.comparison.min_effect,
-            "notes": list(self.notes),
-        }
+
+def report_to_plain(report: AbReport) -> dict[str, Any]:
+    """Plain data for ``--json``."""
+    return {
+        "verdict": report.verdict.value,
+        "step": report.step,
+        "rounds": report.rounds,
+        "queries_a": report.queries_a,
+        "queries_b": report.queries_b,
+        "a_ms": report.a_ms,
+        "b_ms": report.b_ms,
+        "ratio": to_plain(report.comparison.ratio),
+        "noise": to_plain(report.noise),
+        "min_effect": report.comparison.min_effect,
+        "notes": list(report.notes),
+    }
 
 
 def report_of(rounds: Rounds, *, step: str = LATENCY, seed: int = 0) -> AbReport:

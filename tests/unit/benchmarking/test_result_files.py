@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,74 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, text: str, message: s
         read_run(path)
     assert str(path) in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 3
+
+
+def result_with(way: str, value: object) -> str:
+    """A file whose second result has ``value`` at ``way``."""
+    bodies = [json.loads(json.dumps(to_plain(result))) for result in RESULTS]
+    *above, last = way.split(".")
+    inner = bodies[1]
+    for name in above:
+        inner = inner[name]
+    inner[last] = value
+    return json.dumps({"schema_version": 1, "results": bodies, "failures": []})
+
+
+MALFORMED = [
+    ("colour", "blue", "Object contains unknown field `colour`"),
+    ("subject.colour", "blue", "Object contains unknown field `colour` - at `$.subject`"),
+    ("subject", [], "Expected `object`, got `array` - at `$.subject`"),
+    ("subject.batch", "8", "Expected `int`, got `str` - at `$.subject.batch`"),
+    ("subject.batch", nan, "Expected `int`, got `float` - at `$.subject.batch`"),
+    ("subject.precision_asked", 16, "Expected `str`, got `int` - at `$.subject.precision_asked`"),
+    ("switches.spin", 1, "Expected `bool`, got `int` - at `$.switches.spin`"),
+    ("samples", None, "Expected `object`, got `null` - at `$.samples`"),
+    ("samples.wall_ms", {}, "Expected `array`, got `object` - at `$.samples.wall_ms`"),
+    ("samples.wall_ms", ["1"], "Expected `float`, got `str` - at `$.samples.wall_ms[0]`"),
+    ("samples.wall_ms", [10**400], "Number out of range - at `$.samples.wall_ms[0]`"),
+    ("samples.wall_ms", [nan], "wall_ms holds a time that is negative, infinite or not a number"),
+    ("duration_s", "3", "Expected `float`, got `str` - at `$.duration_s`"),
+    ("condition", ["quiet", 3], "Expected `str`, got `int` - at `$.condition[1]`"),
+    ("notes", "quiet", "Expected `array`, got `str` - at `$.notes`"),
+    ("limit", [], "Expected `object | null`, got `array` - at `$.limit`"),
+]
+
+
+@pytest.mark.parametrize(("way", "value", "message"), MALFORMED)
+def test_a_malformed_result(tmp_path: Path, way: str, value: object, message: str) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(result_with(way, value), encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        read_run(path)
+    first, remedy = str(caught.value).splitlines()
+    assert first.startswith(f"{path}: result 2: {message}")
+    assert remedy == "measure again: deploykit bench"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"results":' * 100_000, "is not JSON, perhaps cut off: maximum recursion depth"),
+        (b"9" * 5000, "is not JSON, perhaps cut off: Exceeds the limit"),
+        (b'{"a": "\xff"}', "'utf-8' codec can't decode byte 0xff"),
+        (b'{"schema_version": NaN}', "has schema version nan, this deploykit reads 1\nmeasure"),
+        (b'{"schema_version": 1, "schema_version": 2}', "has schema version 2, this deploykit rea"),
+    ],
+    ids=["nested", "huge", "utf-8", "nan", "twice"],
+)
+def test_a_malformed_file(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "run.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=re.escape(message)) as caught:
+        read_run(path)
+    assert str(path) in str(caught.value)
+
+
+def test_other_fields_of_the_file_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    text = '{"schema_version": 1, "results": [3], "results": [], "failures": [], "colour": "blue"}'
+    path.write_text(text, encoding="utf-8")
+    assert read_run(path) == BenchmarkRun(())
 
 
 def test_the_message_names_the_result_that_is_wrong(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -282,6 +283,9 @@ DAMAGE = [
     ("files", {"model.onnx": None}, "Expected `str`, got `null` - at `$.files[...]`"),
     ("engines", [3], "Expected `object`, got `int` - at `$.engines[0]`"),
     ("preprocessing", None, "Expected `object`, got `null` - at `$.preprocessing`"),
+    ("head", 3, "Expected `str`, got `int` - at `$.head`"),
+    ("calibration", [], "Expected `object | null`, got `array` - at `$.calibration`"),
+    ("precision", ["fp16"], "Expected `str`, got `list` - at `$.precision`"),
 ]
 
 
@@ -312,10 +316,62 @@ def test_sizes_that_are_not_three_numbers(folder: Path, height: object) -> None:
         Bundle.open(folder)
 
 
-def test_a_manifest_that_is_nested_too_deep(folder: Path) -> None:
-    (folder / MANIFEST).write_text("[" * 100_000, encoding="utf-8")
-    with pytest.raises(BundleError, match=r"is not JSON, perhaps cut off: maximum recursion"):
+NOT_A_NUMBER = [
+    ("onnx.opset", math.nan, "Expected `int`, got `float` - at `$.onnx.opset`"),
+    ("onnx.opset", "20", "Expected `int`, got `str` - at `$.onnx.opset`"),
+    ("onnx.opset", True, "Expected `int`, got `bool` - at `$.onnx.opset`"),
+    ("preprocessing.crop", [math.nan, 8], "Expected `int`, got `float` - at `$.preprocessing.crop"),
+    ("preprocessing.mean", [0, 10**400, 0], "Number out of range - at `$.preprocessing.mean[1]`"),
+    ("preprocessing.std", [1, 1], "Expected `array` of length 3, got 2 - at `$.preprocessing.std`"),
+]
+
+
+@pytest.mark.parametrize(("way", "value", "message"), NOT_A_NUMBER)
+def test_a_number_that_is_none(folder: Path, way: str, value: object, message: str) -> None:
+    body = body_of(folder)
+    outer, _, inner = way.partition(".")
+    body[outer][inner] = value
+    write_signed(folder, body)
+    expected = f"net-fp16/manifest.json: {message}"
+    with pytest.raises(BundleError, match=re.escape(expected)) as caught:
         Bundle.open(folder)
+    assert str(caught.value).splitlines()[1:] == [REMEDY]
+
+
+REMEDY = "use the deploykit that wrote it, or export the bundle again"
+MALFORMED = [
+    (b"[" * 100_000, "net-fp16/manifest.json is not JSON, perhaps cut off: maximum recursion"),
+    (b'{"a":' * 100_000, "net-fp16/manifest.json is not JSON, perhaps cut off: maximum recursion"),
+    (b"9" * 5000, "net-fp16/manifest.json is not JSON, perhaps cut off: Exceeds the limit"),
+    (b'{"name": "\xff"}', "manifest.json: 'utf-8' codec can't decode byte 0xff"),
+    (b"[]", "net-fp16/manifest.json has schema version None, deploykit"),
+    (b'{"schema_version": NaN}', "net-fp16/manifest.json has schema version nan, deploykit"),
+    (b'{"schema_version": 1, "schema_version": 0}', "manifest.json has schema version 0, deploy"),
+]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    MALFORMED,
+    ids=["brackets", "objects", "huge", "utf-8", "array", "nan", "twice"],
+)
+def test_a_malformed_manifest(folder: Path, content: bytes, message: str) -> None:
+    (folder / MANIFEST).write_bytes(content)
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(folder)
+    assert message in str(caught.value)
+    assert str(caught.value).splitlines()[1:] == ([] if b"\xff" in content else [REMEDY])
+
+
+def test_a_key_that_is_there_twice_is_an_edit(folder: Path) -> None:
+    rewrite(folder, lambda text: text.replace('"name": "net-fp16"', '"name": "a", "name": "b"'))
+    with pytest.raises(IntegrityError, match=r"manifest\.json was changed after it was written\n"):
+        Bundle.open(folder)
+
+
+def test_a_manifest_of_before_there_were_heads(folder: Path) -> None:
+    write_signed(folder, without(body_of(folder), "head"))
+    assert Bundle.open(folder).manifest == manifest_of(folder, head="multiclass")
 
 
 # Files that changed

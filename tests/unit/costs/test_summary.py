@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from deploykit.costs.summary import LayerInfo, ModelSummary
+from deploykit.costs.summary import LayerInfo, ModelSummary, summary_to_plain
 
 MIB = 1024 * 1024
 
@@ -29,7 +29,7 @@ def test_totals_follow_torchsummary() -> None:
 
 
 def test_json_has_every_figure() -> None:
-    data = json.loads(json.dumps(summary().to_dict()))
+    data = json.loads(json.dumps(summary_to_plain(summary())))
     assert list(data) == [
         "name",
         "input_shape",

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from math import nan
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,7 @@ from deploykit.core.specs import Preprocessing
 from deploykit.precision.calibration.table import (
     CalibrationKey,
     CalibrationTable,
+    is_table,
     read_table,
     table_text,
 )
@@ -45,6 +47,9 @@ TABLE = CalibrationTable(
 
 def altered(**changes: Any) -> str:
     return json.dumps({**json.loads(table_text(TABLE)), **changes})
+
+
+KEY_BODY = json.loads(table_text(TABLE))["key"]
 
 
 def test_a_table_comes_back_from_disk_bit_for_bit(tmp_path: Path) -> None:
@@ -174,6 +179,65 @@ def test_a_table_that_lacks_something(text: str) -> None:
         DataError, match=r"^t: (Expected|Object|Number) .*\ncalibrate again: deploykit calibrate"
     ):
         read_table(text, "t")
+
+
+MALFORMED = [
+    (
+        altered(key={**KEY_BODY, "colour": "blue"}),
+        "Object contains unknown field `colour` - at `$.",
+    ),
+    (altered(images="511"), "Expected `int`, got `str` - at `$.images`"),
+    (altered(images=nan), "Expected `int`, got `float` - at `$.images`"),
+    (altered(images=True), "Expected `int`, got `bool` - at `$.images`"),
+    (altered(skipped={}), "Expected `array`, got `object` - at `$.skipped`"),
+    (altered(created=3), "Expected `str`, got `int` - at `$.created`"),
+    (altered(key=[]), "Expected `object`, got `array` - at `$.key`"),
+    (
+        altered(amax={"input": {"max": "wide"}}),
+        "Expected `float`, got `str` - at `$.amax[...][...]`",
+    ),
+    (altered(amax={"input": {"max": 10**400}}), "Number out of range - at `$.amax[...][...]`"),
+    (altered(amax=[]), "Expected `object`, got `array` - at `$.amax`"),
+    ('{"schema_version": 2}', "Object missing required field `key`"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), MALFORMED)
+def test_a_malformed_table(text: str, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read_table(text, "t")
+    first, remedy = str(caught.value).splitlines()
+    assert first.startswith(f"t: {message}")
+    assert remedy == "calibrate again: deploykit calibrate MODEL --data FOLDER"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "t is not JSON, perhaps cut off: maximum recursion depth exceeded"),
+        ('{"key":' * 100_000, "t is not JSON, perhaps cut off: maximum recursion depth exceeded"),
+        ("9" * 5000, "t is not JSON, perhaps cut off: Exceeds the limit"),
+        ("[]", "t has schema version None, this deploykit reads 2"),
+        ('{"schema_version": NaN}', "t has schema version nan, this deploykit reads 2"),
+        (
+            '{"schema_version": 2, "schema_version": 3}',
+            "t has schema version 3, this deploykit reads 2",
+        ),
+    ],
+    ids=["brackets", "objects", "huge", "array", "nan", "twice"],
+)
+def test_a_text_that_is_no_table(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "t").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        CalibrationTable.load(tmp_path / "t")
+    *first, remedy = str(caught.value).splitlines()
+    assert " ".join(first).startswith(message)
+    assert remedy == "calibrate again: deploykit calibrate MODEL --data FOLDER"
+    assert not is_table(tmp_path / "t")
+
+
+def test_fields_of_a_later_release_are_passed_over() -> None:
+    assert read_table(altered(colour="blue"), "t").digest == TABLE.digest
 
 
 @pytest.mark.parametrize("amax", [0.0, -1.0, float("nan"), float("inf")])

@@ -21,7 +21,7 @@ from deploykit.core.precision import Precision
 from deploykit.core.serialization import Source, from_plain, to_plain
 from deploykit.costs.peaks import gpu_peak
 from deploykit.verbs import bench as bench_run
-from deploykit.verbs.bench import BenchOptions, bench
+from deploykit.verbs.bench import BenchOptions, bench, bench_to_plain, ranked_to_plain
 from tests.unit.benchmarking.statistics.noise import SWITCHES, independent, result_of
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def test_a_run_is_written_with_its_reports(script: Script, tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         path.name for path in report.files
     )
-    data = json.loads(json.dumps(report.to_dict()))
+    data = json.loads(json.dumps(bench_to_plain(report)))
     assert data["results"][0]["latency_ms"]["p50"] == pytest.approx(1.0, rel=0.01)
     assert (data["failures"], data["rankings"], data["resumed"]) == ([], [], 0)
 
@@ -89,7 +89,7 @@ def test_models_that_differ_in_nothing_else_are_ranked(script: Script, tmp_path:
         (1, "resnet18"),
         (3, "vgg11"),
     ]
-    place = ranked.to_dict()["places"][2]
+    place = ranked_to_plain(ranked)["places"][2]
     assert (place["rank"], place["model"]) == (3, "vgg11")
 
 

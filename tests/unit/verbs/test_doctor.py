@@ -11,7 +11,7 @@ import pytest
 
 from deploykit.core import environment
 from deploykit.core.environment import Gpu
-from deploykit.verbs.doctor import diagnose
+from deploykit.verbs.doctor import diagnose, diagnosis_to_plain
 
 if TYPE_CHECKING:
     from deploykit.backends import Ability
@@ -82,7 +82,7 @@ def test_a_missing_package_is_named_with_its_install_line(
 
 def test_plain_data_has_the_machine_and_its_abilities(monkeypatch: pytest.MonkeyPatch) -> None:
     diagnosed(monkeypatch)
-    data = json.loads(json.dumps(diagnose().to_dict()))
+    data = json.loads(json.dumps(diagnosis_to_plain(diagnose())))
     assert data["gpus"] == []
     assert data["abilities"][0].keys() == {"task", "works", "how"}
     assert data["python"].split(".")[0] == "3"

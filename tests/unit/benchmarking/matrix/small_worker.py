@@ -141,9 +141,10 @@ def hang_at_exit(request: Request, task: ProgressTask) -> Request:
 
 def not_json(request: Request, task: ProgressTask) -> Request:
     # Past `serve`, as a thread or a fork with a bug could.
+    line = request.get("line", "[1, 2]").encode("latin-1") + b"\n"
     for number in range(3, 20):
         with suppress(OSError):
-            os.write(number, b"[1, 2]\n")
+            os.write(number, line)
     time.sleep(LONG_S)
     return {}
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -212,6 +213,64 @@ def test_a_worker_that_speaks_otherwise() -> None:
     assert (found.kind, found.reason) == ("error", "the worker wrote what is no answer: [1, 2]")
     with pytest.raises(ChildFailure, match="the worker wrote what is no answer: The Zen of Python"):
         call("echo", {}, AMPLE, progress=Recorded(), module="this")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"answer": [1]}',
+        '{"answer": null}',
+        '{"colour": "blue"}',
+        '{"error": "an array was expected"}',
+        '{"error": {"kind": 3, "message": ""}}',
+        '{"answer": {}, "answer": 3}',
+        "[" * 4000,
+        "9" * 4400,
+        '{"answer": "\xff"}',
+        "",
+    ],
+    ids=["list", "null", "field", "error", "kind", "twice", "nested", "huge", "utf-8", "empty"],
+)
+def test_a_malformed_answer_is_shown(line: str) -> None:
+    found = failure("not_json", line=line)
+    shown = line.encode("latin-1")[:100].decode(errors="replace")
+    assert found.kind == "error"
+    assert found.reason.startswith(f"the worker wrote what is no answer: {shown}")
+
+
+def test_an_answer_may_have_fields_and_numbers_that_the_parent_does_not_know() -> None:
+    answer = '{"answer": {"a": NaN, "b": 1, "b": 2, "colour": "blue"}, "later": 3}'
+    found = ask("not_json", ProcessLimits(time_s=60, grace_s=0.1), line=answer)
+    assert found == {"a": pytest.approx(math.nan, nan_ok=True), "b": 2, "colour": "blue"}
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "reason"),
+    [
+        (b"[]", "the request: expected an object, got list"),
+        (b"null", "the request: expected an object, got NoneType"),
+        (b"{", "the request is not JSON, perhaps cut off: Expecting property name"),
+        (b"[" * 100_000, "the request is not JSON, perhaps cut off: maximum recursion depth"),
+        (b"9" * 5000, "the request is not JSON, perhaps cut off: Exceeds the limit"),
+        (b'"\xff"', "the request is not JSON, perhaps cut off: 'utf-8' codec can't decode"),
+    ],
+    ids=["array", "null", "torn", "nested", "huge", "utf-8"],
+)
+def test_a_malformed_request_is_told_to_the_parent(request_bytes: bytes, reason: str) -> None:
+    command = [sys.executable, "-P", "-m", WORKER, "echo"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(request_bytes + b"\n")
+        child.stdin.flush()
+        error = json.loads(child.stdout.readline())["error"]
+    assert error["kind"] == "DataError"
+    assert error["message"].startswith(reason)
+    assert error["message"].endswith(
+        "\nparent and worker may be of different releases: install deploykit again"
+    )
 
 
 @pytest.mark.parametrize("task", ["hang", "close_and_hang"])

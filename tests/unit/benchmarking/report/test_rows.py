@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit.benchmarking.report.rows import latency_of, percentile_value, ranking, row_of
+from deploykit.benchmarking.report.rows import (
+    latency_of,
+    percentile_value,
+    ranking,
+    row_of,
+    row_to_plain,
+)
 from deploykit.benchmarking.results import CellFailure
 from deploykit.core.precision import Precision
 from deploykit.core.serialization import Source, from_plain, to_plain
@@ -58,7 +64,7 @@ def test_a_percentile_that_the_samples_do_not_carry_is_left_out() -> None:
     few = row_of(result_of(WALL_MS[:3]))
     assert not few.latency_ms
     assert few.median_ms == np.median(WALL_MS[:3])
-    assert few.to_dict()["latency_ms"] == {"p50": few.median_ms, "p50_interval": None}
+    assert row_to_plain(few)["latency_ms"] == {"p50": few.median_ms, "p50_interval": None}
 
 
 def test_latency_is_the_sum_of_the_steps_where_they_were_timed() -> None:
@@ -99,7 +105,7 @@ def test_warnings_conditions_and_notes_come_along() -> None:
 
 
 def test_a_row_is_plain_data_for_machines() -> None:
-    data = json.loads(json.dumps(row_of(result_of(WALL_MS, limit=LIMIT)).to_dict()))
+    data = json.loads(json.dumps(row_to_plain(row_of(result_of(WALL_MS, limit=LIMIT)))))
     p50 = np.median(WALL_MS)
     assert data["latency_ms"]["p50"] == p50
     low, high = data["latency_ms"]["p50_interval"]

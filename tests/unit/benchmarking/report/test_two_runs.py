@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit.benchmarking.report.two_runs import CompareReport, compare_files, parse_share
+from deploykit.benchmarking.report.two_runs import (
+    CompareReport,
+    compare_files,
+    comparison_to_plain,
+    parse_share,
+)
 from deploykit.benchmarking.result_files import write_run
 from deploykit.benchmarking.results import BenchmarkRun, CellFailure
 from deploykit.benchmarking.statistics.comparing import ratio_of_medians
@@ -250,7 +255,7 @@ def test_a_limit_that_is_no_share_is_refused(files: Files, share: float) -> None
 def test_the_report_is_plain_data(files: Files) -> None:
     old = BenchmarkRun((named("kept"), named("lost")))
     new = BenchmarkRun((named("kept", condition=()), named("added")), (failed("lost"),))
-    report = json.loads(json.dumps(files.compare(old, new, fail_above=0.05).to_dict()))
+    report = json.loads(json.dumps(comparison_to_plain(files.compare(old, new, fail_above=0.05))))
     [pair] = report.pop("pairs")
     assert pair.pop("low") <= pair.pop("ratio") == 1.0 <= pair.pop("high")
     assert pair == {

@@ -14,6 +14,7 @@ from deploykit.benchmarking.statistics.ab import (
     floor_of,
     ratio_of_pairs,
     report_of,
+    report_to_plain,
 )
 from deploykit.benchmarking.statistics.comparing import MIN_EFFECT, Comparison, Ratio, Verdict
 from deploykit.core.errors import DataError, UnknownNameError, UsageError
@@ -206,7 +207,7 @@ def test_a_report_has_the_figures_of_both_sides() -> None:
 
 def test_a_report_is_plain_data() -> None:
     report = report_of(rounds_of(4.0, 4.0, 4.0, 3.0))
-    plain = json.loads(json.dumps(report.to_dict()))
+    plain = json.loads(json.dumps(report_to_plain(report)))
     assert plain["verdict"] == "faster"
     assert plain["ratio"]["value"] == pytest.approx(0.75)
     assert plain["noise"] == {"value": 1.0, "low": 1.0, "high": 1.0}
@@ -225,7 +226,7 @@ def test_what_a_against_itself_leaves_open_is_no_verdict() -> None:
     assert noisy.verdict is Verdict.NO_DIFFERENCE
     note = f"noisy: A against itself leaves {floor:.1%} open, a smaller change is not seen"
     assert noisy.notes == (note,)
-    assert noisy.to_dict()["notes"] == [note]
+    assert report_to_plain(noisy)["notes"] == [note]
     assert report_of(rounds_of(a1, a2, 4.0, 8.0)).verdict is Verdict.SLOWER
 
 
