@@ -37,10 +37,10 @@ from deploykit.core.environment import describe
 from deploykit.core.precision import Precision
 from deploykit.core.serialization import to_plain
 from deploykit.graph import LoadedGraph, read_model, write_model
-from deploykit.graph.exposing import expose_named
+from deploykit.graph.activations import expose_named
 from deploykit.graph.qdq import QdqPolicy
 from deploykit.models import get
-from deploykit.precision.quantization.graphs import plan_int8, quantize_to_int8
+from deploykit.precision.quantization.choice import plan_int8, quantize_to_int8
 from deploykit.sources.torch_export import export_module
 from deploykit.sources.weights import build_with_weights
 

@@ -30,13 +30,13 @@ from deploykit.core.precision import Precision
 from deploykit.core.progress import SilentProgress
 from deploykit.core.serialization import to_plain
 from deploykit.graph import read_model
-from deploykit.graph.exposing import expose_named
+from deploykit.graph.activations import expose_named
 from deploykit.graph.qdq import QdqPolicy
 from deploykit.heads.multiclass import compare
 from deploykit.models import get
 from deploykit.precision.calibration.calibrators import METHODS
 from deploykit.precision.calibration.histograms import RunningHistogram
-from deploykit.precision.quantization.graphs import (
+from deploykit.precision.quantization.choice import (
     Int8Options,
     QuantizationErrors,
     measure_errors,

@@ -33,8 +33,7 @@ from typing import TYPE_CHECKING, Any, Final
 from benchmarks.harness_check import THREADS, switches_of
 from benchmarks.load_cost import export
 from benchmarks.noise_one import MODEL, opened, result_of, rounds_of
-from deploykit.benchmarking.result_files import read_run, write_run
-from deploykit.benchmarking.results import BenchmarkRun
+from deploykit.benchmarking.results import BenchmarkRun, read_run, write_run
 from deploykit.benchmarking.statistics.ab import report_of
 from deploykit.benchmarking.statistics.comparing import Verdict, compare
 from deploykit.core.atomic import write_whole

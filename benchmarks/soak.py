@@ -114,8 +114,8 @@ def on_stand_in(bundle: Bundle) -> Iterator[deploykit.Classifier]:
     from deploykit.backends.trt.compiler import TENSORRT
     from deploykit.backends.trt.runner import TrtRunner
     from deploykit.core.sizes import ShapeProfile
-    from deploykit.runtime.batches import BatchLimits
     from deploykit.runtime.classifier import Chosen
+    from deploykit.runtime.inputs import BatchLimits
     from tests.fakes.runtime_fake import FakeRuntime, Script
 
     profile = ShapeProfile(1, LARGEST_BATCH, LARGEST_BATCH)

@@ -19,8 +19,8 @@ from deploykit._version import __version__
 if TYPE_CHECKING:
     from deploykit.core.errors import DeploykitError
     from deploykit.heads.multiclass import Prediction
-    from deploykit.runtime.batches import BatchSplitWarning
     from deploykit.runtime.classifier import Classifier
+    from deploykit.runtime.inputs import BatchSplitWarning
     from deploykit.runtime.loading import load
     from deploykit.serving.micro_batcher import MicroBatcher
 
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 _HOMES: Final = {
-    "BatchSplitWarning": "deploykit.runtime.batches",
+    "BatchSplitWarning": "deploykit.runtime.inputs",
     "Classifier": "deploykit.runtime.classifier",
     "DeploykitError": "deploykit.core.errors",
     "MicroBatcher": "deploykit.serving.micro_batcher",

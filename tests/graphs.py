@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from deploykit.core.specs import SplitGraph
-from deploykit.graph.exposing import expose_named
+from deploykit.graph.activations import expose_named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -2,25 +2,279 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
+from deploykit.cli._show import short_count, table
 from deploykit.core.errors import UsageError
 from deploykit.core.precision import OWN
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from rich.console import Console
+    from rich.table import Table
 
     from deploykit.core.choices import DefinitionChoices
     from deploykit.core.precision import Precision
-    from deploykit.costs.summary import ModelSummary
-    from deploykit.verbs.inspect_precision import PrecisionOptions
+    from deploykit.costs.network import ModelSummary
+    from deploykit.graph.node_precisions import GraphPrecision, NodePrecision
+    from deploykit.verbs.inspect import PrecisionOptions, PrecisionReport
+
+
+_PARTICULAR: Final = re.compile(r"\S*\d\S*|'[^']*'|\S+(?= reaches )")
+"""Numbers, and names that have one: what differs between reasons that are alike."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One kernel of the compiled network, or a node that is none and still has a reason."""
+
+    nodes: tuple[NodePrecision, ...]
+
+    @property
+    def head(self) -> NodePrecision:
+        """What it is named after; its precision is that of the arithmetic."""
+        return self.nodes[0]
+
+    @property
+    def operators(self) -> str:
+        """In order: ``Conv + Add + Relu``."""
+        return " + ".join(node.op_type for node in self.nodes)
+
+    @property
+    def reason(self) -> str:
+        """Why it, or something that is computed with it, is not lower."""
+        found = {self.head.reason: self.head.reason} if self.head.reason else {}
+        for node in self.nodes[1:]:
+            if node.reason and node.reason not in found:
+                found[node.reason] = f"{node.op_type}: {node.reason}"
+        return "; ".join(text for text in found.values() if text)
+
+    @property
+    def trials(self) -> tuple[str, ...]:
+        """What of it trials on images may change."""
+        return tuple(dict.fromkeys(node.trial for node in self.nodes if node.trial))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Works that are alike, in graph order."""
+
+    works: tuple[Work, ...]
+
+    @property
+    def precision(self) -> Precision:
+        """Of all of them."""
+        return self.works[0].head.precision
+
+    @property
+    def operators(self) -> str:
+        """Those of one, or how many there are of each."""
+        counts = Counter(work.operators for work in self.works)
+        if len(counts) == 1:
+            return self.works[0].operators
+        return ", ".join(f"{count} {operators}" for operators, count in counts.items())
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of all of them."""
+        return sum(work.head.multiply_adds for work in self.works)
+
+    @property
+    def where(self) -> str:
+        """The first and the last by name, without the operator that their names end with."""
+        first, last = _place(self.works[0]), _place(self.works[-1])
+        return first if first == last else f"{first} .. {last}"
+
+    @property
+    def because(self) -> str:
+        """The reason of the heaviest, and what is still open."""
+        heaviest = max(self.works, key=lambda work: work.head.multiply_adds)
+        differ = len({work.reason for work in self.works}) > 1
+        reason = f"{heaviest.reason}, and the like" if differ else heaviest.reason
+        trials = ", ".join(heaviest.trials)
+        return "; ".join(filter(None, (reason, f"trials decide: {trials}" if trials else "")))
+
+
+def _place(work: Work) -> str:
+    module, _, operator = work.head.name.rpartition("/")
+    return module if module and operator.startswith(work.head.op_type) else work.head.name
+
+
+def works_of(graph: GraphPrecision) -> tuple[Work, ...]:
+    """What the compiled network computes, in graph order, with nodes that have a reason only."""
+    kernels: dict[str, list[NodePrecision]] = {}
+    for node in graph.nodes:
+        if node.kernel is not None or node.reason:
+            kernels.setdefault(node.kernel or node.name, []).append(node)
+    return tuple(Work(tuple(nodes)) for nodes in kernels.values())
+
+
+def group(works: Iterable[Work]) -> tuple[Group, ...]:
+    """Works with the same operators, precision and kind of reason together.
+
+    Those without multiply-adds are alike whatever their operators. Groups are in the order of
+    their first member.
+    """
+    found: dict[tuple[object, ...], list[Work]] = {}
+    for work in works:
+        kind = _PARTICULAR.sub("#", work.reason)
+        operators = work.operators if work.head.multiply_adds else ""
+        key = (operators, work.head.precision, kind, work.trials)
+        found.setdefault(key, []).append(work)
+    return tuple(Group(tuple(members)) for members in found.values())
+
+
+def left_out(graph: GraphPrecision) -> Mapping[str, int]:
+    """Nodes that are no work and have no reason, counted by operator."""
+    return Counter(n.op_type for n in graph.nodes if n.kernel is None and not n.reason)
+
+
+HEAVIEST_SHOWN: Final = 6
+
+SMALLEST_SHARE: Final = 0.001
+
+_ORDER: Final = tuple(reversed(OWN))
+"""The narrowest first."""
+
+
+def show_precision(out: Console, report: PrecisionReport, *, every_node: bool) -> None:
+    """Totals, the heaviest nodes that stay high, then groups of nodes or ``every_node``."""
+    _show_totals(out, report)
+    _show_heaviest(out, report)
+    if every_node:
+        _show_nodes(out, report.graph)
+    else:
+        _show_groups(out, report.graph)
+    for note in report.notes:
+        out.print(f"note: {note}", style="yellow", markup=False)
+    out.print(_next_step(report), markup=False)
+
+
+def _show_totals(out: Console, report: PrecisionReport) -> None:
+    graph = report.graph
+    made = f"planned: what an export in {_upper(report.precision)} would make of it"
+    has = f"{_upper(report.precision)}: what its graph has"
+    out.print(f"{report.target}, {made if report.planned else has}", style="bold", markup=False)
+    rows = table(("", *map(_upper, _ORDER)), right=tuple(map(_upper, _ORDER)))
+    counts, heavy = graph.multiply_adds_in, graph.heavy_in
+    shares = (_share(graph, counts[precision]) for precision in _ORDER)
+    total = short_count(graph.multiply_adds)
+    rows.add_row(f"of {total} multiply-adds", *shares)
+    rows.add_row("convolutions, matrix products", *(str(heavy[each]) for each in _ORDER))
+    out.print(rows)
+    out.print(
+        f"on its edges: {graph.casts} casts, {graph.qdq_pairs} Q/DQ pairs, "
+        f"{graph.int8_weights} INT8 weights"
+    )
+    seen = report.magnitudes
+    if seen is not None:
+        out.print(
+            f"largest activation: {seen.largest:.4g} in {seen.value}; "
+            f"beyond {seen.limit:.0f} a value stays FP32",
+            markup=False,
+        )
+    out.print("")
+
+
+def _show_heaviest(out: Console, report: PrecisionReport) -> None:
+    graph = report.graph
+    high = graph.heaviest_above(report.precision)
+    if not high:
+        if graph.multiply_adds:
+            name = _upper(report.precision)
+            out.print(f"every convolution and matrix product is {name}\n")
+        return
+    title = f"look here first: heaviest that are not {_upper(report.precision)}"
+    rows = table(("share", "", "operator", "node", "because"), title=title, right=("share",))
+    for node in high[:HEAVIEST_SHOWN]:
+        share = _share(graph, node.multiply_adds)
+        _add(rows, share, _upper(node.precision), node.op_type, node.name, node.reason or "")
+    out.print(rows)
+    if len(high) > HEAVIEST_SHOWN:
+        rest = high[HEAVIEST_SHOWN:]
+        share = _share(graph, sum(node.multiply_adds for node in rest))
+        out.print(f"and {len(rest)} more with {share}: --all or --json")
+    out.print("")
+
+
+def _show_groups(out: Console, graph: GraphPrecision) -> None:
+    rows = table(
+        ("", "kernels", "operators", "share", "where", "why not lower"),
+        title="in graph order, kernels that are alike together (each node: --all)",
+        right=("kernels", "share"),
+    )
+    for each in group(works_of(graph)):
+        _add(
+            rows,
+            _upper(each.precision),
+            str(len(each.works)),
+            each.operators,
+            _share(graph, each.multiply_adds),
+            each.where,
+            each.because,
+        )
+    out.print(rows)
+    others = left_out(graph)
+    if others:
+        said = ", ".join(f"{count} {kind}" for kind, count in others.items())
+        out.print(f"and no work of their own: {said}", markup=False)
+    out.print("")
+
+
+def _show_nodes(out: Console, graph: GraphPrecision) -> None:
+    rows = table(("", "operator", "node", "share", "why not lower"), right=("share",))
+    for node in graph.nodes:
+        share = _share(graph, node.multiply_adds)
+        _add(rows, _upper(node.precision), node.op_type, node.name, share, _remark(node))
+    out.print(rows, "")
+
+
+def _add(rows: Table, *cells: str) -> None:
+    """A row of plain text: a pattern in a reason may look like markup."""
+    from rich.text import Text
+
+    rows.add_row(*map(Text, cells))
+
+
+def _remark(node: NodePrecision) -> str:
+    inside = f"computed with {node.kernel}" if node.kernel not in {None, node.name} else ""
+    trial = f"trials decide: {node.trial}" if node.trial else ""
+    return "; ".join(filter(None, (node.reason, trial, inside)))
+
+
+def _next_step(report: PrecisionReport) -> str:
+    facts = report.precision.facts
+    if report.planned and facts.quantized and not report.graph.int8_weights:
+        return f"what FP16 would be: deploykit inspect {report.source} --fp16"
+    if report.planned:
+        needed = " --calib PATH" if facts.needs_calibration else ""
+        made = f"deploykit export {report.source} --{report.precision}{needed}"
+        return f"to make it, with what options you gave: {made}"
+    other = "" if report.has_reference else " REFERENCE"
+    return (
+        f"if its answers are off: deploykit validate {report.source}{other} --layers; "
+        f"if its speed is: deploykit bench {report.source}"
+    )
+
+
+def _share(graph: GraphPrecision, multiply_adds: int) -> str:
+    share = graph.share(multiply_adds)
+    if not multiply_adds:
+        return "-"
+    return f"{share:.1%}" if share >= SMALLEST_SHARE else f"<{SMALLEST_SHARE:.1%}"
+
+
+def _upper(precision: Precision) -> str:
+    return str(precision).upper()
 
 
 @click.command(
@@ -96,7 +350,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
             **{f"--{name}": value for name, value in asdict(choices.preprocessing).items()},
         }
         _refuse_without_precision(measuring)
-        from deploykit.costs.summary import summary_to_plain
+        from deploykit.costs.network import summary_to_plain
 
         summary = _summary(target, choices, batch)
         return Answer(summary_to_plain(summary), lambda out: _show(out, summary))
@@ -105,7 +359,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
 
     with progress().step("start"):  # importing torch takes seconds
         from deploykit.sources.definition import SourceOptions
-        from deploykit.verbs.inspect_precision import PrecisionOptions
+        from deploykit.verbs.inspect import PrecisionOptions
 
     source_options = SourceOptions(weights, seed, choices, data)
     options = PrecisionOptions(wanted, exclude, batch, source_options)
@@ -113,10 +367,10 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
 
 
 def _look(target: str, options: PrecisionOptions, *, every_node: bool) -> Answer:
-    from deploykit.cli._precision_show import show_precision
     from deploykit.cli._show import progress
-    from deploykit.costs.summary import summary_to_plain
-    from deploykit.verbs.inspect_precision import inspect_precision
+    from deploykit.cli.inspect import show_precision
+    from deploykit.costs.network import summary_to_plain
+    from deploykit.verbs.inspect import inspect_precision
 
     report = inspect_precision(target, options, progress())
     summary = _summary(target, options.source.choices, options.batch)

@@ -14,8 +14,7 @@ from deploykit.cli._command import Answer, Command, examples
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from deploykit.comparison.layer_faults import Fault, ValueComparison
-    from deploykit.comparison.layerwise import LayerReport
+    from deploykit.comparison.layerwise import Fault, LayerReport, ValueComparison
     from deploykit.verbs.validate import ComparisonReport
 
 _WORST: Final = 8
@@ -127,7 +126,7 @@ def _rank(value: ValueComparison, lost: float) -> tuple[float, float]:
 
 
 def _figures(value: ValueComparison, lost: float) -> tuple[str, ...]:
-    from deploykit.comparison.layer_faults import decibels
+    from deploykit.comparison.layerwise import decibels
 
     bad = f"{value.non_finite}, {value.reference_non_finite}"
     return (
@@ -157,7 +156,7 @@ def _show_matched(out: Console, found: ComparisonReport, layers: LayerReport) ->
 
 
 def _show_fault(out: Console, fault: Fault) -> None:
-    from deploykit.comparison.layer_faults import decibels
+    from deploykit.comparison.layerwise import decibels
 
     value = fault.value
     out.print("")

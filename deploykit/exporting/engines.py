@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from deploykit.backends._registry import engine_backend
 from deploykit.core.artifacts import EngineRecord, sha256_of_bytes
-from deploykit.core.census import HEAVY_KINDS, label_of
 from deploykit.core.errors import BundleError, PrecisionError, UsageError
+from deploykit.core.precision import HEAVY_KINDS, label_of
 from deploykit.core.progress import SilentProgress
 from deploykit.core.sizes import IMAGE_AXES, ShapeProfile, SizeRange, require_sizes
 

@@ -3,12 +3,18 @@
 Graphs are held as `onnx_ir.Model`; what leaves this package is plain data or a file.
 """
 
-from deploykit.graph.exposing import Extremes, expose_magnitudes
-from deploykit.graph.files import read_artifact, read_model, write_model
+from deploykit.graph.activations import Extremes, expose_magnitudes
+from deploykit.graph.files import (
+    first_look,
+    put_first,
+    put_image_first,
+    read_artifact,
+    read_model,
+    write_model,
+)
 from deploykit.graph.folding import fold, plain
 from deploykit.graph.half import HEAVY_OPS, HalfPlan, convert_to_half, plan_half
-from deploykit.graph.interface import first_look, put_first, put_image_first
-from deploykit.graph.layers import describe_layers
+from deploykit.graph.kernel_costs import describe_layers
 from deploykit.graph.loaded import LoadedGraph, read_graph, write_graph
 from deploykit.graph.open_batch import open_batch
 from deploykit.graph.opset import OLDEST_FOR_INT8, OPSET, raise_opset

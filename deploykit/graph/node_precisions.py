@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import onnx_ir as ir
 
 from deploykit.core.precision import OWN, Precision
-from deploykit.graph.element_types import precision_of_type, quantized_precision
+from deploykit.graph.files import precision_of_type, quantized_precision
 from deploykit.graph.half import HEAVY_OPS, convert_to_half, plan_half
 from deploykit.graph.kernel_costs import network_cost
 from deploykit.graph.qdq import QdqPlan, insert_qdq, plan_qdq

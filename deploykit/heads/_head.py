@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from deploykit.core.precision_facts import Limits
+    from deploykit.core.precision import Limits
 
     Outputs = NDArray[np.float32]
     Rows = NDArray[np.float64]

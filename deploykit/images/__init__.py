@@ -7,8 +7,7 @@ trained on.
 """
 
 from deploykit.images.batching import batches, load_ahead
-from deploykit.images.decoding import decode, to_rgb
-from deploykit.images.given import EXPECTED, GivenImages, is_one_image
+from deploykit.images.decoding import EXPECTED, GivenImages, decode, is_one_image, to_rgb
 from deploykit.images.labelling import LabelledData, ModelClasses, open_labelled
 from deploykit.images.preprocessing import INTERPOLATIONS, preprocess, preprocess_array
 from deploykit.images.sets import (

@@ -11,8 +11,14 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from deploykit.core.errors import DataError, UsageError
-from deploykit.images.lists import read_rows, unique_names
-from deploykit.images.sets import IMAGE_SUFFIXES, FileImages, ImageSet, open_images
+from deploykit.images.sets import (
+    IMAGE_SUFFIXES,
+    FileImages,
+    ImageSet,
+    open_images,
+    read_rows,
+    unique_names,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

@@ -2,7 +2,7 @@
 
 Each file is a precision of that name, and an installed package may add one (see
 `deploykit.core.plugs`). It has a `Conversion` as ``CONVERSION``; a package's has its facts as
-``FACTS`` too, ours stand in `deploykit.core.precision_facts`.
+``FACTS`` too, ours stand in `deploykit.core.precision`.
 """
 
 from __future__ import annotations

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, overload
 
 import numpy as np
 
+from deploykit import images
 from deploykit.backends import EngineRunner
 from deploykit.bundle.golden import Golden, limits_for
 from deploykit.core.errors import DataError, UsageError
 from deploykit.core.specs import Closing, StepTimes
 from deploykit.heads import head_named
-from deploykit.runtime.batches import BatchSplitWarning
-from deploykit.runtime.inputs import Inputs
-from deploykit.runtime.predictions import PreparedImages, require_top_k
+from deploykit.runtime.inputs import BatchSplitWarning, Inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -30,11 +30,55 @@ if TYPE_CHECKING:
     from deploykit.core.specs import Preprocessing, Runner, TensorSpec
     from deploykit.heads import Figures, Head
     from deploykit.heads.multiclass import Prediction
-    from deploykit.images.given import ImageLike
-    from deploykit.runtime.batches import BatchLimits, Run
-    from deploykit.runtime.inputs import Batch, Feeds
+    from deploykit.images.decoding import ImageLike
+    from deploykit.runtime.inputs import Batch, BatchLimits, Feeds, Run
 
     Outputs: TypeAlias = NDArray[np.float32]
+
+
+class PreparedImages:
+    """Images as a caller gave them, decoded and preprocessed when they are asked for."""
+
+    def __init__(self, given: Iterable[ImageLike], preprocessing: Preprocessing) -> None:
+        _require_several(given)
+        self._images = images.GivenImages(given)
+        self._preprocessing = preprocessing
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def prepared(self, ahead: int) -> Iterator[NDArray[np.float32] | DataError]:
+        """The input (C, H, W) of each image, or why there is none; ``ahead`` of them in threads."""
+        if len(self) == 1:
+            return map(self._prepare, range(1))
+        return images.load_ahead(self._prepare, range(len(self)), ahead)
+
+    def _prepare(self, index: int) -> NDArray[np.float32] | DataError:
+        try:
+            return images.preprocess(self._images.load(index), self._preprocessing)
+        except DataError as error:
+            named = DataError(f"image {index}: {error}")
+            named.__cause__ = error.__cause__
+            return named
+
+
+def _require_several(given: Any) -> None:
+    if images.is_one_image(given):
+        raise UsageError("predict() takes a list of images\na single one: predict([image])")
+    if not isinstance(given, Iterable):
+        raise UsageError(
+            f"predict() was given {type(given).__name__}\n{images.EXPECTED}, in a list"
+        )
+
+
+def require_top_k(top_k: int) -> None:
+    """Refuse to give fewer than one class.
+
+    Raises:
+        UsageError: ``top_k`` is below 1.
+    """
+    if top_k < 1:
+        raise UsageError(f"top_k={top_k} leaves no prediction\nexpected 1 or more")
 
 
 @dataclass(frozen=True)

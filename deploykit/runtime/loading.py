@@ -17,7 +17,6 @@ from deploykit.core.errors import (
     UsageError,
     ValidationError,
 )
-from deploykit.runtime.batches import BatchLimits
 from deploykit.runtime.choice import (
     Machine,
     Misfit,
@@ -27,6 +26,7 @@ from deploykit.runtime.choice import (
     rank_engines,
 )
 from deploykit.runtime.classifier import Chosen, Classifier
+from deploykit.runtime.inputs import BatchLimits
 
 if TYPE_CHECKING:
     import os

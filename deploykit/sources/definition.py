@@ -105,7 +105,7 @@ def _as_it_runs(
     expected: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]],
 ) -> nn.Module:
     """``module`` as it is meant to run, where that computes the same; otherwise as it is."""
-    from deploykit.sources.inference_form import inference_form
+    from deploykit.sources.torch_export import inference_form
 
     batches, wanted = expected
     try:

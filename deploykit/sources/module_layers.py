@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from deploykit.core.errors import UsageError
-from deploykit.costs.summary import LayerInfo, ModelSummary
+from deploykit.costs.network import LayerInfo, ModelSummary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

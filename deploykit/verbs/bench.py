@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 from deploykit.backends import CPU, GPU
 from deploykit.backends._registry import unavailable_backends
 from deploykit.benchmarking.matrix.cells import plan_cells
-from deploykit.benchmarking.matrix.checkpoint import Checkpoint
-from deploykit.benchmarking.matrix.run import MatrixRun, RemainingTime
+from deploykit.benchmarking.matrix.run import Checkpoint, MatrixRun, RemainingTime
 from deploykit.benchmarking.matrix.steps import Steps, process_limits, usual_jobs
-from deploykit.benchmarking.report.files import require_results_name, write_reports
+from deploykit.benchmarking.report.page import require_results_name, write_reports
 from deploykit.benchmarking.report.rows import ranking, row_of, row_to_plain
-from deploykit.benchmarking.result_files import write_run
+from deploykit.benchmarking.results import write_run
 from deploykit.core import environment
 from deploykit.core.errors import DeviceError
 from deploykit.core.progress import Progress, SilentProgress

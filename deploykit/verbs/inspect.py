@@ -2,16 +2,327 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Final
 
-from deploykit.bundle.manifest import Bundle
+from deploykit.bundle.golden import runners_of_bundle
+from deploykit.bundle.manifest import MODEL, REFERENCE, Bundle
 from deploykit.core.choices import DefinitionChoices
+from deploykit.core.errors import UsageError
+from deploykit.core.precision import Precision
+from deploykit.core.progress import Journal, Progress, SilentProgress
+from deploykit.core.sizes import IMAGE_AXES, ShapeProfile, SizeRange
+from deploykit.graph import LoadedGraph, read_graph, tidy
+from deploykit.graph.half import FP16_MAX
+from deploykit.graph.node_precisions import Known, read_precision
+from deploykit.graph.shapes import fix_image_size
+from deploykit.images.batching import BATCHES, sample_batches
+from deploykit.precision import PlanSource, conversion_of
+from deploykit.precision.fp16 import HEADROOM, measure_magnitudes
+from deploykit.sources.definition import SourceOptions
+from deploykit.sources.references import make_reference
 from deploykit.sources.targets import Kind, find_definition, kind_of, refuse_definition_options
 
 if TYPE_CHECKING:
-    from deploykit.costs.summary import ModelSummary
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from deploykit.comparison.reference import Runners
+    from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.costs.network import ModelSummary
+    from deploykit.graph.node_precisions import GraphPrecision
+
+
+@dataclass(frozen=True)
+class PrecisionOptions:
+    """What is looked at, and from what a plan is made.
+
+    ``precision`` is that of an export that was not made; ``None``: what the graph has, and for an
+    FP32 graph the plan of INT8. ``exclude`` are patterns of nodes as of the export. ``batch`` is
+    what multiply-adds are counted for; ``source`` is for definitions and their images.
+    """
+
+    precision: Precision | None = None
+    exclude: tuple[str, ...] = ()
+    batch: int = 1
+    source: SourceOptions = field(default_factory=SourceOptions)
+
+    @property
+    def planned(self) -> Precision:
+        """What a plan is made of."""
+        return self.precision or Precision.INT8
+
+
+@dataclass(frozen=True)
+class GivenGraph:
+    """The graph that a target already has; ``reasons`` are those that were written down with it."""
+
+    graph: LoadedGraph
+    bundle: Bundle | None
+
+    @property
+    def artifact(self) -> OnnxArtifact:
+        """The file of the graph."""
+        return self.graph.artifact
+
+    @property
+    def reasons(self) -> Mapping[str, str]:
+        """Why a node is not lower, by its name, as the export recorded it."""
+        conversion = {} if self.bundle is None else self.bundle.manifest.conversion
+        return {**conversion.get("kept_fp32", {}), **conversion.get("kept", {})}
+
+    @property
+    def open_axes(self) -> tuple[str, ...]:
+        """Which of height and width the graph leaves open."""
+        shapes = [spec.shape for spec in self.artifact.inputs[:1]]
+        return tuple(
+            label
+            for axis, label in IMAGE_AXES.items()
+            for shape in shapes
+            if len(shape) > axis and isinstance(shape[axis], str)
+        )
+
+    def image_size(self, asked: int | None) -> tuple[int, int] | None:
+        """Height and width where they are open: the ``asked``, or what a bundle prepares."""
+        if asked is not None:
+            return asked, asked
+        return None if self.bundle is None else self.bundle.manifest.preprocessing.crop
+
+
+@dataclass(frozen=True)
+class Fp32Graph:
+    """A verified graph, the images that magnitudes are measured on, and if its weights are real."""
+
+    graph: LoadedGraph
+    batches: list[NDArray[np.float32]]
+    trained: bool | None
+    runners: Runners
+
+
+def open_given(target: str, options: PrecisionOptions) -> GivenGraph | None:
+    """The graph of a file or a bundle; ``None`` for a definition.
+
+    Raises:
+        UsageError: an option has no meaning for this target.
+        ModelFileError: the file cannot be read.
+        BundleError: the folder is no bundle.
+        IntegrityError: the bundle's graph is not as it was written.
+    """
+    if options.exclude and not options.planned.facts.quantized:
+        raise UsageError(f"--exclude keeps nodes out of INT8: leave out --{options.planned}")
+    kind, path = kind_of(target), Path(target)
+    if kind is Kind.DEFINITION:
+        return None
+    if kind is Kind.ONNX:
+        given = GivenGraph(read_graph(path), None)
+    else:
+        bundle = Bundle.open(path)
+        bundle.require_unchanged(bundle.model_path.name)
+        given = GivenGraph(LoadedGraph(bundle.manifest.onnx), bundle)
+    _refuse_choices(target, given, options)
+    if not given.artifact.precision.facts.is_source:
+        _refuse_plan(target, options, given)
+    return given
+
+
+def prepare_fp32(
+    target: str, given: GivenGraph | None, folder: Path, options: PrecisionOptions, journal: Journal
+) -> Fp32Graph:
+    """The FP32 graph that an export would convert, made in ``folder`` as the export makes it.
+
+    Raises:
+        DeploykitError: the error of the stage that failed.
+    """
+    path = folder / MODEL
+    if given is not None and given.bundle is not None:
+        return _of_bundle(given, given.bundle, options)
+    if given is not None:
+        given.graph.release()  # what is converted is made of it, and is a graph of its own
+        asked = options.source.choices.image_size
+        sizes = None if asked is None else SizeRange(asked, asked, asked)
+        profile = ShapeProfile(**dict.fromkeys(given.open_axes, sizes))
+        found = make_reference(Path(target), path, journal, options.source, profile)
+    else:
+        spec = find_definition(target, options.source.choices)
+        found = make_reference(spec, path, journal, options.source)
+    return Fp32Graph(found.graph, found.batches, found.weights.get("trained"), found.runners)
+
+
+def _of_bundle(given: GivenGraph, bundle: Bundle, options: PrecisionOptions) -> Fp32Graph:
+    prepared = options.source.choices.preprocessing.applied_to(bundle.manifest.preprocessing)
+    size = given.image_size(options.source.choices.image_size)
+    if options.source.choices.image_size is not None and size is not None:
+        prepared = replace(prepared, crop=size, resize=size)
+    batch = given.artifact.inputs[0].shape[0]
+    sizes = (batch,) if isinstance(batch, int) else BATCHES
+    batches = sample_batches(prepared, options.source.data, sizes)
+    trained = bundle.manifest.weights.get("trained")
+    return Fp32Graph(given.graph, batches, trained, runners_of_bundle(bundle))
+
+
+def _refuse_choices(target: str, given: GivenGraph, options: PrecisionOptions) -> None:
+    """A file or bundle is what it is, but for a size that it leaves open."""
+    choices, open_axes = options.source.choices, given.open_axes
+    size = choices.image_size if not open_axes else None
+    refuse_definition_options(target, replace(choices, image_size=size), options.source.weights)
+    if open_axes and given.image_size(choices.image_size) is None:
+        raise UsageError(
+            f"{target} takes images whose {' and '.join(open_axes)} may be anything\n"
+            "multiply-adds and magnitudes depend on it: --input-size PX, for example 224"
+        )
+
+
+def _refuse_plan(target: str, options: PrecisionOptions, given: GivenGraph) -> None:
+    """What is converted already has nothing to plan, and nothing to measure for it."""
+    int8_choices = {
+        f"--{options.precision}": options.precision is not None,
+        "--exclude": bool(options.exclude),
+        "--data": options.source.data is not None,
+    }
+    asked = next((name for name, is_given in int8_choices.items() if is_given), None)
+    if asked is None:
+        return
+    own, bundle = given.artifact.precision, given.bundle
+    lines = [f"{target} is {own} already, and {asked} is for a plan of what is FP32"]
+    if bundle is not None and REFERENCE in bundle.manifest.files:
+        plan = f"--{options.planned}"
+        lines.append(
+            f"plan that of its FP32 graph: deploykit inspect {bundle.folder / REFERENCE} {plan}"
+        )
+    raise UsageError("\n".join([*lines, f"what it has: deploykit inspect {target} --precision"]))
+
+
+@dataclass(frozen=True)
+class Magnitudes:
+    """The largest activation of the FP32 graph, on how many images, and where FP16 is left.
+
+    A value beyond ``limit`` stays FP32.
+    """
+
+    images: int
+    value: str
+    largest: float
+    limit: float
+
+
+@dataclass(frozen=True)
+class PrecisionReport:
+    """The nodes of a graph that is there, or of one that an export would make.
+
+    ``source`` is what other commands take in place of ``target``; ``has_reference`` says if the
+    FP32 graph lies with it. ``magnitudes`` belong to a plan.
+    """
+
+    target: str
+    source: str
+    precision: Precision
+    graph: GraphPrecision
+    magnitudes: Magnitudes | None
+    notes: tuple[str, ...]
+    has_reference: bool = False
+
+    @property
+    def planned(self) -> bool:
+        """Whether no file has this graph."""
+        return self.magnitudes is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return {
+            "precision": str(self.precision),
+            "planned": self.planned,
+            **self.graph.to_dict(),
+            "magnitudes": None if self.magnitudes is None else asdict(self.magnitudes),
+            "notes": list(self.notes),
+        }
+
+
+def inspect_precision(
+    target: str, options: PrecisionOptions, progress: Progress | None = None
+) -> PrecisionReport:
+    """Read the precision of each node of ``target``, or make the plan of an export and read that.
+
+    A plan needs the FP32 graph, verified as an export does it, and its activations on images.
+    INT8 is planned by the rules; what an export tries out on images is noted as open.
+
+    Raises:
+        UsageError: options that have no meaning for ``target``.
+        DeploykitError: the error of the stage that failed.
+    """
+    journal = Journal(progress or SilentProgress())
+    given = open_given(target, options)
+    if given is None or given.artifact.precision.facts.is_source:
+        return _plan(target, given, options, journal)
+    return _read(target, given, options, journal)
+
+
+def _read(
+    target: str, given: GivenGraph, options: PrecisionOptions, journal: Journal
+) -> PrecisionReport:
+    precision = given.artifact.precision
+    with journal.stage("read"):
+        model = given.graph.model.clone()
+        tidy(model, rename=False)
+        size = given.image_size(options.source.choices.image_size)
+        if size is not None:
+            fix_image_size(model, size)
+        graph = read_precision(model, precision, options.batch, Known(given.reasons))
+    notes: tuple[str, ...] = ()
+    if graph.integer_ops:
+        found = ", ".join(f"{count} {kind}" for kind, count in graph.integer_ops.items())
+        notes = (f"{found}: TensorRT takes no such operator, only Q/DQ pairs",)
+    kept = given.bundle is not None and REFERENCE in given.bundle.manifest.files
+    return PrecisionReport(target, target, precision, graph, None, notes, kept)
+
+
+def _plan(
+    target: str, given: GivenGraph | None, options: PrecisionOptions, journal: Journal
+) -> PrecisionReport:
+    precision = options.planned
+    with TemporaryDirectory() as folder:
+        source = prepare_fp32(target, given, Path(folder), options, journal)
+        model = source.graph.model.clone()
+        tidy(model, rename=False)
+        with journal.stage("magnitudes") as task:
+            open_runner = source.runners.measuring
+            amax = measure_magnitudes(model, source.batches, open_runner=open_runner, task=task)
+        with journal.stage(f"plan {precision}"):
+            conversion = conversion_of(precision)
+            artifact = source.graph.artifact
+            planned = conversion.plan(PlanSource(artifact, model, amax, options.exclude))
+            fix_image_size(planned.model, source.batches[0].shape[2:])
+            graph = read_precision(planned.model, precision, options.batch, planned.known)
+    first = artifact.inputs[0].shape[0]
+    batch = first if isinstance(first, int) else options.batch
+    largest = max(amax, key=lambda name: amax[name])
+    images = sum(map(len, source.batches))
+    seen = Magnitudes(images, largest, amax[largest], FP16_MAX / HEADROOM)
+    notes = (
+        *journal.notes,
+        *_notes(options, source, seen),
+        *conversion.notes(planned, graph, batch),
+    )
+    exported = target if given is None or given.bundle is None else str(given.bundle.model_path)
+    return PrecisionReport(target, exported, precision, graph, seen, notes)
+
+
+def _notes(options: PrecisionOptions, source: Fp32Graph, seen: Magnitudes) -> list[str]:
+    notes = []
+    if options.precision is None:
+        notes.append("it is FP32: this is what --int8 shows; for FP16: --fp16")
+    if source.trained is False:
+        notes.append("the weights are untrained: trained ones may keep other nodes in FP32")
+    if options.source.data is None:
+        notes.append(
+            f"magnitudes are of {seen.images} photographs that come with deploykit; "
+            "of your own images: --data PATH"
+        )
+    return notes
+
 
 _NOTHING_CHOSEN: Final = DefinitionChoices()
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from deploykit.backends._registry import engine_backends, unavailable_backends
-from deploykit.benchmarking.result_files import read_run
+from deploykit.benchmarking.results import read_run
 from deploykit.core import environment
 from tests.bundles import write_classifier
 from tests.cli import deploykit

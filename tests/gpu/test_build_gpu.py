@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from deploykit.backends import CompileOptions, Compiler, engine_fits
+from deploykit.backends.tensorrt import read_header
 from deploykit.backends.trt.compiler import load_compiler
-from deploykit.backends.trt.fitness import read_header
 from deploykit.core import environment
 from deploykit.core.artifacts import OnnxArtifact, sha256_of
 from deploykit.core.errors import MissingDependencyError, PrecisionError

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploykit.benchmarking.result_files import read_run, write_run
-from deploykit.benchmarking.results import BenchmarkRun
+from deploykit.benchmarking.results import BenchmarkRun, read_run, write_run
 from deploykit.costs.peaks import gpu_peak
 from deploykit.verbs import bench as bench_run
 from tests.cli import Called, deploykit

@@ -130,7 +130,7 @@ def test_own_onnx_file_keeps_its_numbers(fp16_bundle: Path, tmp_path: Path) -> N
 def test_failed_validation_shows_the_figures_and_leaves_nothing(
     digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deploykit.core.precision_facts import FACTS, Limits
+    from deploykit.core.precision import FACTS, Limits
 
     strict = Limits(0.0, 1.0, 0.0, 1.0, "nothing passes")
     for name, facts in FACTS.items():

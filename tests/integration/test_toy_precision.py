@@ -27,8 +27,8 @@ TOY = """
 from dataclasses import replace
 
 from deploykit.core.precision import Precision
-from deploykit.core.precision_facts import FACTS as OWN
-from deploykit.core.precision_facts import Limits
+from deploykit.core.precision import FACTS as OWN
+from deploykit.core.precision import Limits
 from deploykit.precision import Converted
 
 FACTS = replace(

@@ -15,8 +15,8 @@ from deploykit.core import environment
 from deploykit.core.artifacts import UNPROVEN, sha256_of
 from deploykit.core.errors import EngineIncompatibleError, UsageError
 from deploykit.core.sizes import ShapeProfile
-from deploykit.runtime.batches import BatchSplitWarning
 from deploykit.runtime.choice import Machine
+from deploykit.runtime.inputs import BatchSplitWarning
 from deploykit.runtime.loading import load
 from tests.bundles import SIZE, colours_of, engine_record, write_bundle
 from tests.device_arrays import ByDlpack, ByInterface
@@ -78,7 +78,7 @@ def test_auto_takes_the_engine(model: Classifier) -> None:
     model.self_test()
 
 
-@pytest.mark.filterwarnings("ignore::deploykit.runtime.batches.BatchSplitWarning")
+@pytest.mark.filterwarnings("ignore::deploykit.runtime.inputs.BatchSplitWarning")
 @pytest.mark.parametrize("count", [1, 2, 5, 6, 12])
 def test_any_batch_gives_true_numbers(model: Classifier, count: int) -> None:
     for _ in range(3):  # eager, captured, replayed
@@ -109,7 +109,7 @@ def test_images_are_classified(model: Classifier) -> None:
     assert found == [("red", "green", "blue")[number % 3] for number in range(7)]
 
 
-@pytest.mark.filterwarnings("ignore::deploykit.runtime.batches.BatchSplitWarning")
+@pytest.mark.filterwarnings("ignore::deploykit.runtime.inputs.BatchSplitWarning")
 def test_each_of_32_threads_gets_its_own_answers(model: Classifier) -> None:
     def ask(number: int) -> None:
         for count in (1 + number % 7, 3, 5):

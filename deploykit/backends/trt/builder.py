@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.backends._engines import CompiledEngine
 from deploykit.backends.trt.census import take_census
-from deploykit.backends.trt.compiler import require_gpu
-from deploykit.backends.trt.messages import Messages, clean, logger_into
+from deploykit.backends.trt.compiler import Messages, clean, logger_into, require_gpu
 from deploykit.core import environment
 from deploykit.core.errors import BuildError, UsageError
 from deploykit.core.sizes import (

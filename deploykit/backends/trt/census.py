@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-from deploykit.core.census import HEAVY_KINDS, PRECISIONS
-from deploykit.core.precision import OWN, Precision
+from deploykit.core.precision import HEAVY_KINDS, OWN, PRECISIONS, Precision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,7 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from deploykit.backends.trt import api
-from deploykit.backends.trt.messages import Messages, logger_into
+from deploykit.backends.trt.compiler import Messages, logger_into
 from deploykit.core.errors import BundleError, DeviceError, EngineIncompatibleError
 from deploykit.core.sizes import AXIS_NAMES, BATCH_AXIS, IMAGE_DIMS
 from deploykit.core.specs import BATCH, TensorSpec

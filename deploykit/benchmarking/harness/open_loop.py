@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
-from deploykit.benchmarking.harness.recording import Recorder, Recording
-from deploykit.benchmarking.harness.threads import run_threads
+from deploykit.benchmarking.harness.recording import Recorder, Recording, run_threads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

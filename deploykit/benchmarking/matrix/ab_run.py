@@ -14,7 +14,7 @@ from deploykit.benchmarking.matrix.cells import Matrix, plan_cells
 from deploykit.benchmarking.matrix.child import ANSWER
 from deploykit.benchmarking.matrix.measuring import fitting, open_cell, subject_of
 from deploykit.benchmarking.matrix.processes import ChildFailure
-from deploykit.benchmarking.result_files import to_line
+from deploykit.benchmarking.results import to_line
 from deploykit.benchmarking.statistics.ab import AbReport, Rounds, report_of, report_to_plain
 from deploykit.core import environment
 from deploykit.core.atomic import write_whole

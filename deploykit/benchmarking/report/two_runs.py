@@ -7,7 +7,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.benchmarking.report.rows import latency_of, percentile_value
-from deploykit.benchmarking.result_files import read_run
+from deploykit.benchmarking.results import read_run
 from deploykit.benchmarking.statistics.comparing import (
     MIN_EFFECT,
     Comparison,

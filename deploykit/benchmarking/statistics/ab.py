@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from deploykit.benchmarking.results import Samples  # noqa: TC001  (read back by these types)
+from deploykit.benchmarking.results import (
+    Samples,
+    Series,
+    times,
+)
 from deploykit.benchmarking.statistics.comparing import (
     CONFIDENCE,
     MIN_EFFECT,
@@ -18,7 +22,6 @@ from deploykit.benchmarking.statistics.comparing import (
     expansion,
 )
 from deploykit.benchmarking.statistics.percentiles import statistical_inefficiency
-from deploykit.core.checks import Series, times
 from deploykit.core.errors import DataError, UsageError
 from deploykit.core.serialization import to_plain
 

@@ -1,6 +1,6 @@
 """INT8 as a property of the graph: where Q/DQ pairs go, and the graph that has them."""
 
-from deploykit.graph.qdq.insertion import activation_scales, insert_qdq
+from deploykit.graph.qdq.insertion import activation_scales, insert_qdq, sqnr_db, weight_sqnr_db
 from deploykit.graph.qdq.placement import calibration_tensors, plan_qdq
 from deploykit.graph.qdq.plan import QdqPlan, QdqPolicy, QuantizedWeight, Reader
 from deploykit.graph.qdq.trials import (
@@ -11,7 +11,6 @@ from deploykit.graph.qdq.trials import (
     switchable,
     trial_graph,
 )
-from deploykit.graph.qdq.weights import sqnr_db, weight_sqnr_db
 
 __all__ = [
     "SWITCHES",

@@ -13,7 +13,7 @@ import numpy as np
 
 from deploykit import images
 from deploykit.core.errors import DataError
-from deploykit.graph.exposing import expose_named
+from deploykit.graph.activations import expose_named
 from deploykit.images.side_inputs import all_inputs
 from deploykit.precision.calibration.calibrators import METHODS
 from deploykit.precision.calibration.histograms import RunningHistogram

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from deploykit.benchmarking.result_files import read_run, write_run
-from deploykit.benchmarking.results import BenchmarkRun, CellFailure
+from deploykit.benchmarking.results import BenchmarkRun, CellFailure, read_run, write_run
 from deploykit.core.errors import BundleError, DataError, UsageError
 from deploykit.core.precision import Precision
 from deploykit.core.serialization import to_plain

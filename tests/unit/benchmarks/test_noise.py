@@ -14,7 +14,7 @@ from benchmarks.harness_check import feeds_of
 from benchmarks.noise import METHODS, SLOWER, WANTED, Try, counts, missed, table, tries_made
 from benchmarks.noise_one import Slowed, opened
 from deploykit.backends.ort import OrtRunner
-from deploykit.benchmarking.result_files import read_run
+from deploykit.benchmarking.results import read_run
 from tests.graphs import graph
 
 if TYPE_CHECKING:

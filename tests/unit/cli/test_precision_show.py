@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from deploykit.cli._precision_show import group, left_out, show_precision, works_of
+from deploykit.cli.inspect import group, left_out, show_precision, works_of
 from deploykit.core.precision import Precision
 from deploykit.graph.node_precisions import GraphPrecision, NodePrecision
-from deploykit.verbs.inspect_precision import Magnitudes, PrecisionReport
+from deploykit.verbs.inspect import Magnitudes, PrecisionReport
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

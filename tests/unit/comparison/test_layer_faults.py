@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploykit.comparison.layer_faults import (
+from deploykit.comparison.layerwise import (
+    Sums,
     ValueComparison,
     decibels,
     drop_db,
     find_faults,
 )
-from deploykit.comparison.layerwise import Sums
 from deploykit.core.precision import Precision
 from deploykit.graph.activations import ActivationPair
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploykit.core import locks
-from deploykit.core.locks import locked
+from deploykit.core import atomic
+from deploykit.core.atomic import locked
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,18 +75,18 @@ def test_whoever_waited_for_a_file_that_was_removed_takes_the_new_one(
     holder = locked(path, 0)
     holder.__enter__()
     newcomer = locked(path, 0)
-    try_lock = locks._try_lock
+    try_lock = atomic._try_lock
     tries: list[bool] = []
 
     def late(descriptor: int) -> bool:
         if not tries:
             tries.append(True)
-            monkeypatch.setattr(locks, "_try_lock", try_lock)
+            monkeypatch.setattr(atomic, "_try_lock", try_lock)
             holder.__exit__(None, None, None)
             newcomer.__enter__()
         return try_lock(descriptor)
 
-    monkeypatch.setattr(locks, "_try_lock", late)
+    monkeypatch.setattr(atomic, "_try_lock", late)
     with pytest.raises(TimeoutError), locked(path, 0):
         pass
     newcomer.__exit__(None, None, None)
@@ -107,7 +107,7 @@ def test_what_a_user_removed_and_another_holds_is_not_removed(tmp_path: Path) ->
 COUNT = """
 import sys
 from pathlib import Path
-from deploykit.core.locks import locked
+from deploykit.core.atomic import locked
 folder = Path(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
@@ -140,7 +140,7 @@ def test_processes_that_race_exclude_one_another(tmp_path: Path) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from deploykit.core.locks import locked
+from deploykit.core.atomic import locked
 with locked(Path(sys.argv[1]), 0):
     print("held", flush=True)
     sys.stdin.read()

@@ -12,8 +12,7 @@ import pytest
 
 from deploykit.core.errors import MissingDependencyError, UnknownNameError, UsageError
 from deploykit.core.plugs import plugs
-from deploykit.core.precision import OWN, Precision, find_precision, precisions
-from deploykit.core.precision_facts import FACTS
+from deploykit.core.precision import FACTS, OWN, Precision, find_precision, precisions
 from deploykit.precision import conversion_of
 from tests.plugins import install_plug
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 GOOD = """
 from dataclasses import replace
-from deploykit.core.precision_facts import FACTS as OWN
+from deploykit.core.precision import FACTS as OWN
 FACTS = replace(OWN["fp16"], name="bf16", element_type="BFLOAT16", least_compute_capability=(8, 0))
 """
 

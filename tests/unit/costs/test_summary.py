@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from deploykit.costs.summary import LayerInfo, ModelSummary, summary_to_plain
+from deploykit.costs.network import LayerInfo, ModelSummary, summary_to_plain
 
 MIB = 1024 * 1024
 

@@ -13,8 +13,7 @@ from deploykit.core import environment
 from deploykit.core.artifacts import EngineRecord, OnnxArtifact, sha256_of
 from deploykit.core.environment import Gpu
 from deploykit.core.errors import BuildError, BundleError, PrecisionError, UsageError
-from deploykit.core.precision import Precision
-from deploykit.core.precision_facts import FACTS
+from deploykit.core.precision import FACTS, Precision
 from deploykit.core.serialization import Source, engine_to_plain, from_plain
 from deploykit.core.sizes import ShapeProfile
 from deploykit.exporting.engines import build_engine, prove_precision, require_capabilities

@@ -7,10 +7,9 @@ from dataclasses import replace
 import onnx_ir as ir
 import pytest
 
-from deploykit.core.precision import Precision
-from deploykit.core.precision_facts import FACTS
-from deploykit.graph import element_types
-from deploykit.graph.element_types import (
+from deploykit.core.precision import FACTS, Precision
+from deploykit.graph import files
+from deploykit.graph.files import (
     precision_of_type,
     quantized_precision,
     stored_precision,
@@ -61,6 +60,6 @@ def test_pairs_are_told_apart_by_their_zero_point(monkeypatch: pytest.MonkeyPatc
     row = replace(FACTS["int8"], name="fp8", element_type="FLOAT8E4M3FN")
     monkeypatch.setitem(FACTS, "fp8", row)
     other = Precision("fp8")
-    monkeypatch.setattr(element_types, "_QUANTIZED", (Precision.INT8, other))
+    monkeypatch.setattr(files, "_QUANTIZED", (Precision.INT8, other))
     assert quantized_precision(_pair(TYPES.FLOAT8E4M3FN)) is other
     assert quantized_precision(_pair(TYPES.INT8)) is Precision.INT8

@@ -8,7 +8,7 @@ import pytest
 
 from deploykit.core.errors import UsageError
 from deploykit.graph import read_model
-from deploykit.graph.exposing import expose_named
+from deploykit.graph.activations import expose_named
 from tests.graphs import graph, normal, run_ort, save
 
 if TYPE_CHECKING:

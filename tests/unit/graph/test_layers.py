@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-    from deploykit.costs.summary import ModelSummary
+    from deploykit.costs.network import ModelSummary
 
 
 def describe(source: onnx.ModelProto, folder: Path, batch: int = 1) -> ModelSummary:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from deploykit.graph import expose_magnitudes, tidy
-from deploykit.graph.exposing import Extremes
+from deploykit.graph.activations import Extremes
 from tests.graphs import expose_outputs, graph, normal, run_ort
 
 TEXT = """net (float[n,3,6,6] x) => (float[n,4] y) {

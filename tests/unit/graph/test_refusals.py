@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from deploykit.core.errors import ModelFileError
 from deploykit.graph import plain, require_usable
-from deploykit.graph.interface import declare_outputs, require_tensors
+from deploykit.graph.files import declare_outputs, require_tensors
 from tests.graphs import graph, normal
 from tests.own_files import convolution, linear, model, node, old, tensor, weights
 

@@ -13,14 +13,14 @@ from deploykit.core.specs import Preprocessing
 from deploykit.graph import LoadedGraph, read_artifact
 from deploykit.images import ArrayImages
 from deploykit.precision.calibration.data import CalibrationData
-from deploykit.precision.quantization.choice import most_sensitive
-from deploykit.precision.quantization.images import (
+from deploykit.precision.int8 import (
     PROBE_MULTIPLY_ADDS,
     affordable_probes,
     first_images,
     load_images,
     multiply_adds_of,
 )
+from deploykit.precision.quantization.choice import most_sensitive
 from tests.graphs import graph, normal, save
 
 if TYPE_CHECKING:

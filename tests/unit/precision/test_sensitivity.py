@@ -12,8 +12,7 @@ import pytest
 from deploykit.backends.ort import OrtRunner
 from deploykit.core.precision import Precision
 from deploykit.graph import LoadedGraph, qdq, read_model, tidy, write_model
-from deploykit.precision.quantization.choice import measure_gains
-from deploykit.precision.quantization.graphs import Int8Options, quantize_to_int8
+from deploykit.precision.quantization.choice import Int8Options, measure_gains, quantize_to_int8
 from tests.graphs import expose_outputs, graph, normal, run_ort, save
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from deploykit.core.errors import UsageError
 from deploykit.core.sizes import ShapeProfile
 from deploykit.core.specs import TensorSpec
-from deploykit.runtime.batches import BatchLimits
+from deploykit.runtime.inputs import BatchLimits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -21,7 +21,7 @@ from deploykit.core.precision import Precision
 from deploykit.core.sizes import ShapeProfile
 from deploykit.core.specs import StepTimes
 from deploykit.heads.multiclass import BatchComparison
-from deploykit.runtime.batches import BatchSplitWarning
+from deploykit.runtime.inputs import BatchSplitWarning
 from deploykit.runtime.loading import load
 from tests.bundles import SIZE, colours_of, engine_record, write_bundle
 from tests.fakes.engine_fake import FakeEngine, FakeMachine, OnGpu
@@ -237,7 +237,7 @@ def test_the_golden_sample_agrees(on_cpu: Classifier) -> None:
     assert found.agreement == 1
 
 
-@pytest.mark.filterwarnings("error::deploykit.runtime.batches.BatchSplitWarning")
+@pytest.mark.filterwarnings("error::deploykit.runtime.inputs.BatchSplitWarning")
 def test_the_golden_sample_is_split_without_a_word(tmp_path: Path) -> None:
     model, engine = on_engine(tmp_path / "b", FakeMachine(), ShapeProfile(1, 1, 1))
     model.self_test()

@@ -274,7 +274,7 @@ def test_a_file_that_is_needed_has_to_be_as_it_was_written(
 
 def test_a_file_that_is_no_engine_in_an_honest_manifest(tmp_path: Path) -> None:
     """With the real compilers: TensorRT for RTX reads the first bytes itself."""
-    from deploykit.backends.trt.fitness import read_header
+    from deploykit.backends.tensorrt import read_header
 
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX")
     folder = write_bundle(tmp_path / "b", RTX)

@@ -13,7 +13,7 @@ from deploykit import images
 from deploykit.core.errors import DataError, UsageError, ValidationError
 from deploykit.core.specs import Preprocessing
 from deploykit.heads.multiclass import Prediction, best_classes
-from deploykit.runtime.predictions import PreparedImages, require_top_k
+from deploykit.runtime.classifier import PreparedImages, require_top_k
 from tests.bundles import PLAIN
 from tests.graphs import normal
 

@@ -18,7 +18,7 @@ from deploykit.core.progress import Journal, SilentProgress
 from deploykit.core.specs import ModelSpec, Preprocessing, TensorSpec
 from deploykit.graph import LoadedGraph, write_model
 from deploykit.heads.multiclass import MULTICLASS
-from deploykit.sources import inference_form, torch_export
+from deploykit.sources import torch_export
 from deploykit.sources.definition import SourceOptions, from_definition, require_equal
 from tests.graphs import graph, normal
 
@@ -243,12 +243,12 @@ def test_labels_are_those_of_the_definition(
 
 
 def formed(monkeypatch: pytest.MonkeyPatch, answer: nn.Module | Exception) -> None:
-    def form(_: nn.Module) -> inference_form.InferenceForm:
+    def form(_: nn.Module) -> torch_export.InferenceForm:
         if isinstance(answer, Exception):
             raise answer
-        return inference_form.InferenceForm(answer, ("branches were fused",))
+        return torch_export.InferenceForm(answer, ("branches were fused",))
 
-    monkeypatch.setattr(inference_form, "inference_form", form)
+    monkeypatch.setattr(torch_export, "inference_form", form)
 
 
 def test_a_form_that_computes_the_same_is_exported(

@@ -10,8 +10,8 @@ import transformers
 
 from deploykit.core.errors import UsageError
 from deploykit.images import preprocess, sample_images
+from deploykit.sources.hugging_face import ProcessorSettings, prepared_as, read_processor
 from deploykit.sources.hugging_face_networks import quietly
-from deploykit.sources.image_processor import ProcessorSettings, prepared_as, read_processor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

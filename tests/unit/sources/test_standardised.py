@@ -11,7 +11,7 @@ from timm.layers import std_conv
 from torch import Tensor, nn
 from transformers.models.bit.modeling_bit import WeightStandardizedConv2d
 
-from deploykit.sources.inference_form import has_standardised, inference_form, standardise_once
+from deploykit.sources.torch_export import has_standardised, inference_form, standardise_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable

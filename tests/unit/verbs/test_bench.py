@@ -12,8 +12,7 @@ import pytest
 
 from deploykit.benchmarking.matrix.cells import Cell, CellGraph, Matrix
 from deploykit.benchmarking.matrix.steps import Steps
-from deploykit.benchmarking.result_files import read_run
-from deploykit.benchmarking.results import Subject
+from deploykit.benchmarking.results import Subject, read_run
 from deploykit.core import environment
 from deploykit.core.environment import Gpu
 from deploykit.core.errors import BundleError, DeviceError, UsageError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deploykit.backends.trt.census import heavy_counts, take_census
-from deploykit.backends.trt.messages import Messages, logger_into
+from deploykit.backends.trt.compiler import Messages, logger_into
 from deploykit.core.precision import Precision
 from tests.fakes.network_fake import DataType, ILayer, INetworkDefinition, ITensor, LayerType
 from tests.unit.backends.trt import small_models

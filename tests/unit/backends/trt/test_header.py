@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deploykit.backends import HEADER_BYTES, CompileOptions, EngineHeader
+from deploykit.backends.tensorrt import read_header
 from deploykit.backends.trt.builder import compile_onnx
-from deploykit.backends.trt.fitness import read_header
 from deploykit.core import environment
 from tests.fakes.tensorrt_fake import EngineValidity, FakeTensorrt, Script
 from tests.unit.backends.trt import small_models

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deploykit.backends.trt.messages import Messages, clean, logger_into
+from deploykit.backends.trt.compiler import Messages, clean, logger_into
 from tests.fakes.tensorrt_fake import FakeTensorrt, Script, Severity
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deploykit.benchmarking.machine import gpu_meter
-from deploykit.benchmarking.machine.conditions import Conditions, watch
+from deploykit.benchmarking.machine.conditions import Conditions, Host, HostConditions, watch
 from deploykit.benchmarking.machine.gpu_meter import (
     GpuConditions,
     GpuMeter,
@@ -23,7 +23,6 @@ from deploykit.benchmarking.machine.gpu_meter import (
     open_gpu_meter,
     pci_bus_id,
 )
-from deploykit.benchmarking.machine.host import Host, HostConditions
 from deploykit.core.environment import install_line
 from deploykit.core.errors import DeviceError, MissingDependencyError
 from deploykit.core.serialization import to_plain

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploykit.benchmarking.machine.host import Host
+from deploykit.benchmarking.machine.conditions import Host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from deploykit.benchmarking.matrix.cells import Cell
-from deploykit.benchmarking.matrix.checkpoint import Checkpoint
+from deploykit.benchmarking.matrix.run import Checkpoint
 from deploykit.benchmarking.results import BenchmarkRun, CellFailure
 from deploykit.core.errors import BundleError
 from deploykit.core.precision import Precision

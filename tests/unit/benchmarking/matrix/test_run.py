@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deploykit.benchmarking.matrix.cells import BuiltEngine, Cell, CellGraph
-from deploykit.benchmarking.matrix.checkpoint import Checkpoint
 from deploykit.benchmarking.matrix.processes import ChildFailure, ProcessLimits
-from deploykit.benchmarking.matrix.run import MatrixRun, RemainingTime
+from deploykit.benchmarking.matrix.run import Checkpoint, MatrixRun, RemainingTime
 from deploykit.benchmarking.matrix.steps import Steps, usual_jobs
 from deploykit.benchmarking.results import Subject
 from deploykit.core.precision import Precision

@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploykit.benchmarking.report.files import write_reports
-from deploykit.benchmarking.report.page import page_of
+from deploykit.benchmarking.report.page import page_of, write_reports
 from deploykit.benchmarking.report.table import csv_of, markdown_of
 from deploykit.benchmarking.results import BenchmarkRun
 from deploykit.core.errors import BundleError, UsageError

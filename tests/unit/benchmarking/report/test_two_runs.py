@@ -13,8 +13,7 @@ from deploykit.benchmarking.report.two_runs import (
     comparison_to_plain,
     parse_share,
 )
-from deploykit.benchmarking.result_files import write_run
-from deploykit.benchmarking.results import BenchmarkRun, CellFailure
+from deploykit.benchmarking.results import BenchmarkRun, CellFailure, write_run
 from deploykit.benchmarking.statistics.comparing import ratio_of_medians
 from deploykit.core.errors import DataError, UsageError
 from deploykit.core.precision import Precision

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit.benchmarking.statistics.warnings import (
+from deploykit.benchmarking.report.rows import (
     drifting,
     launch_bound,
     mann_kendall,

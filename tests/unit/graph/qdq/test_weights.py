@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploykit.graph.qdq.weights import (
+from deploykit.graph.qdq.insertion import (
     MIN_SCALE,
     PIECE_NUMBERS,
     channel_scales,
