@@ -34,8 +34,7 @@ from deploykit.graph.activations import expose_named
 from deploykit.graph.qdq import QdqPolicy
 from deploykit.heads.multiclass import compare
 from deploykit.models import get
-from deploykit.precision.calibration.calibrators import METHODS
-from deploykit.precision.calibration.histograms import RunningHistogram
+from deploykit.precision.calibration.calibrators import METHODS, RunningHistogram
 from deploykit.precision.quantization.choice import (
     Int8Options,
     QuantizationErrors,

@@ -15,8 +15,7 @@ from deploykit import images
 from deploykit.core.errors import DataError
 from deploykit.graph.activations import expose_named
 from deploykit.images.side_inputs import all_inputs
-from deploykit.precision.calibration.calibrators import METHODS
-from deploykit.precision.calibration.histograms import RunningHistogram
+from deploykit.precision.calibration.calibrators import METHODS, RunningHistogram
 from deploykit.precision.calibration.table import CalibrationTable
 
 if TYPE_CHECKING:

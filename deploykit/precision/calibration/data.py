@@ -17,9 +17,8 @@ from deploykit.core.serialization import to_plain
 from deploykit.core.specs import Preprocessing
 from deploykit.images import FileImages
 from deploykit.images.side_inputs import SideInputs
-from deploykit.precision.calibration.calibrators import METHODS, PERCENTILE
+from deploykit.precision.calibration.calibrators import BINS, METHODS, PERCENTILE
 from deploykit.precision.calibration.collection import COUNTED
-from deploykit.precision.calibration.histograms import BINS
 from deploykit.precision.calibration.table import (
     CalibrationKey,
 )

@@ -13,10 +13,9 @@ from deploykit.core.progress import SilentProgress
 from deploykit.core.specs import Preprocessing
 from deploykit.graph import LoadedGraph, read_artifact, read_model
 from deploykit.images import ArrayImages, FileImages
-from deploykit.precision.calibration.calibrators import METHODS
+from deploykit.precision.calibration.calibrators import METHODS, RunningHistogram
 from deploykit.precision.calibration.collection import calibrate
 from deploykit.precision.calibration.data import CalibrationData
-from deploykit.precision.calibration.histograms import RunningHistogram
 from tests.graphs import expose_outputs, graph, normal, run_ort, save
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ from deploykit.precision.calibration.calibrators import (
     ALL_ZERO_AMAX,
     METHODS,
     PERCENTILE,
+    Histogram,
+    RunningHistogram,
     calibrator,
 )
-from deploykit.precision.calibration.histograms import Histogram, RunningHistogram
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.core.errors import DataError, UsageError
-from deploykit.precision.calibration.histograms import BINS, Histogram, RunningHistogram
+from deploykit.precision.calibration.calibrators import BINS, Histogram, RunningHistogram
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

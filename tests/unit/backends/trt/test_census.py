@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploykit.backends.trt.census import heavy_counts, take_census
+from deploykit.backends.trt.builder import heavy_counts, take_census
 from deploykit.backends.trt.compiler import Messages, logger_into
 from deploykit.core.precision import Precision
 from tests.fakes.network_fake import DataType, ILayer, INetworkDefinition, ITensor, LayerType
