@@ -1,4 +1,4 @@
-"""Inputs of `Classifier.run`: checked before anything is computed, in batches that the runner takes."""
+"""Inputs of `Classifier.run`: checked before anything is computed, split into batches."""
 
 from __future__ import annotations
 
