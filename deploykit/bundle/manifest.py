@@ -39,10 +39,15 @@ MANIFEST: Final = "manifest.json"
 MODEL: Final = "model.onnx"
 REFERENCE: Final = "reference.onnx"
 """The FP32 graph that a converted model came from: for `eval` and `validate`, never for serving."""
+CPU_MODEL: Final = "model.cpu.onnx"
+"""The model for CPUs, which rounds where an engine rounds; not in a bundle of FP32."""
 GOLDEN: Final = "golden.npz"
 LABELS: Final = "labels.txt"
 CALIBRATION: Final = "calibration.json"
 SIDE_INPUTS: Final = "side_inputs.npz"
+
+OPTIONAL: Final = (REFERENCE, CPU_MODEL)
+"""Files that may be deleted before a bundle is shipped."""
 
 _DIGEST = "manifest_sha256"
 _REMEDY: Final = "use the deploykit that wrote it, or export the bundle again"
@@ -125,6 +130,19 @@ def _checked_version(body: Any, name: str) -> dict[str, Any]:
     return dict(body)
 
 
+@dataclass(frozen=True, slots=True)
+class CpuGraph:
+    """What a CPU runs of a bundle, and in which arithmetic: words for a sentence, or nothing."""
+
+    artifact: OnnxArtifact
+    arithmetic: str
+
+    @property
+    def name(self) -> str:
+        """The file, with its arithmetic."""
+        return " ".join(filter(None, (self.artifact.path.name, self.arithmetic)))
+
+
 @dataclass(frozen=True)
 class Bundle:
     """A folder with its manifest, read and trusted to be the one that was written."""
@@ -156,6 +174,18 @@ class Bundle:
         """The ONNX file that the engines were compiled from."""
         return self.manifest.onnx.path
 
+    def on_cpu(self, *, fast: bool = False) -> CpuGraph:
+        """The graph that a CPU runs; with ``fast`` the model itself, whatever a CPU makes of it."""
+        model = self.manifest.onnx
+        if self.manifest.precision.facts.is_source:
+            return CpuGraph(model, "")
+        if fast:
+            return CpuGraph(model, "in FP32 arithmetic, as asked")
+        path = self.folder / CPU_MODEL
+        if CPU_MODEL not in self.manifest.files or not path.is_file():
+            return CpuGraph(model, f"in FP32 arithmetic, for the bundle has no {CPU_MODEL}")
+        return CpuGraph(replace(model, path=path), "rounding where an engine rounds")
+
     @property
     def labels(self) -> tuple[str, ...] | None:
         """Names of the classes by index, or ``None`` where the bundle has none.
@@ -181,7 +211,7 @@ class Bundle:
         problems = []
         for name, expected in self.expected_files().items():
             path = self.folder / name
-            if name.removesuffix(WEIGHTS_SUFFIX) == REFERENCE and not path.exists():
+            if name.removesuffix(WEIGHTS_SUFFIX) in OPTIONAL and not path.exists():
                 continue  # documented as safe to delete before shipping
             problem = _difference(path, expected)
             if problem:

@@ -107,6 +107,11 @@ data = click.option(
     metavar="PATH",
     help="Images: a folder, a CSV list or an .npz.",
 )
+fast = click.option(
+    "--fast",
+    is_flag=True,
+    help="Compute in plain FP32 on the CPU, without an engine's rounding: faster, proves less.",
+)
 side_inputs = click.option(
     "--side-inputs",
     type=click.Path(path_type=Path),

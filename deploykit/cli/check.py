@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 @click.command("check", cls=Command, epilog=examples("deploykit check engines/resnet50-fp16"))
 @click.argument("bundle", type=click.Path(path_type=Path))
-def command(bundle: Path) -> Answer:
+@_options.fast
+def command(*, bundle: Path, fast: bool) -> Answer:
     """Verify the files, the engines and the numbers of a bundle.
 
     Every hash, each engine's header, and the golden sample on onnxruntime. Says of each engine
@@ -29,7 +31,7 @@ def command(bundle: Path) -> Answer:
     with progress().step("check"):
         from deploykit.verbs.check import check, check_to_plain
 
-        report = check(bundle)
+        report = check(bundle, fast=fast)
     return Answer(check_to_plain(report), lambda out: _show(out, report), failed=not report.ok)
 
 
@@ -45,3 +47,4 @@ def _show(out: Console, report: CheckReport) -> None:
         out.print(f"problem: {problem}", style="red", markup=False)
     if report.ok:
         out.print(f"{report.bundle}: every file is as it was written, the golden sample agrees")
+        out.print(f"the golden sample ran on {report.golden}")

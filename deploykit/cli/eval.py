@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Images per run.",
 )
+@_options.fast
 def command(  # noqa: PLR0913 - one parameter per option, click's way
     *,
     bundle: Path,
@@ -88,6 +90,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     per_class: bool,
     confusion: int,
     batch: int,
+    fast: bool,
 ) -> Answer:
     """Measure a bundle's accuracy, alone and beside another model.
 
@@ -100,7 +103,13 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
 
     labelled = LabelledData(data, labels_file, classes_file)
     report = evaluate_bundle(
-        bundle, labelled, reference=reference, compare=compare, batch=batch, progress=progress()
+        bundle,
+        labelled,
+        reference=reference,
+        compare=compare,
+        batch=batch,
+        fast=fast,
+        progress=progress(),
     )
     found, tables = report.evaluation, {}
     if per_class:
@@ -111,10 +120,11 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     def show(out: Console) -> None:
         for shown in found.tables((str(bundle), None if compare is None else str(compare))):
             show_table(out, shown)
+        out.print(f"{bundle}: {report.graph} on onnxruntime", markup=False)
         for name, rows in tables.items():
             _TABLES[name](out, rows)
 
-    return Answer({"bundle": str(bundle), **found.to_dict(), **tables}, show)
+    return Answer({"bundle": str(bundle), "graph": report.graph, **found.to_dict(), **tables}, show)
 
 
 def _show_per_class(out: Console, found: Sequence[dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
 from deploykit.cli._options import NamesBackends
 
@@ -44,7 +45,10 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="cuda (an engine), DEVICES (the ONNX file), or auto.",
 )
-def command(bundle: Path, images: tuple[Path, ...], top_k: int, device: str) -> Answer:
+@_options.fast
+def command(
+    *, bundle: Path, images: tuple[Path, ...], top_k: int, device: str, fast: bool
+) -> Answer:
     """Say what is on images, with a bundle or one of its engines.
 
     An IMAGE is a file or a folder of them. An image that cannot be read is named at the end, the
@@ -53,7 +57,7 @@ def command(bundle: Path, images: tuple[Path, ...], top_k: int, device: str) -> 
     from deploykit.cli._show import progress
     from deploykit.verbs.predict import predict
 
-    found = predict(bundle, images, top_k=top_k, device=device, progress=progress())
+    found = predict(bundle, images, top_k=top_k, device=device, fast=fast, progress=progress())
     return Answer(found.to_dict(), lambda out: _show(out, found), failed=bool(found.unreadable))
 
 

@@ -39,6 +39,7 @@ _WORST: Final = 8
     metavar="N",
     help="Images to compare, in one batch.  [default: batches of 1, 2 and 5]",
 )
+@_options.fast
 @click.option("--layers", is_flag=True, help="Compare every activation; say where to look.")
 @click.option("--all", "show_all", is_flag=True, help="With --layers: show every activation.")
 def command(  # noqa: PLR0913 - one parameter per option
@@ -48,6 +49,7 @@ def command(  # noqa: PLR0913 - one parameter per option
     data: Path | None,
     side_inputs: Path | None,
     batch: int | None,
+    fast: bool,
     layers: bool,
     show_all: bool,
 ) -> Answer:
@@ -62,7 +64,7 @@ def command(  # noqa: PLR0913 - one parameter per option
     with progress().step("start"):
         from deploykit.verbs.validate import ComparisonOptions, compare_artifacts
 
-    options = ComparisonOptions(data, side_inputs, batch, layers)
+    options = ComparisonOptions(data, side_inputs, batch, layers, fast)
     found = compare_artifacts(first, second, options, progress())
     return Answer(
         found.to_dict(), lambda out: _show(out, found, show_all=show_all), failed=not found.passed

@@ -50,6 +50,10 @@ class Runners:
         """Run a graph that reduces each value to a number right behind it, and lets go of it."""
         return self._open(graph, GraphOptions(in_order=True))
 
+    def measuring_unoptimised(self, graph: Graph) -> Runner:
+        """As `measuring`, for a graph with Q/DQ pairs."""
+        return self._open(graph, GraphOptions(in_order=True, optimise=False))
+
     def sharing(self, graph: Graph) -> Runner:
         """Run a graph with threads that sleep while they wait: others need the same cores."""
         return self._open(graph, GraphOptions(spin=False))

@@ -11,6 +11,7 @@ from deploykit.backends import CompileOptions
 from deploykit.backends._registry import choose_compiler
 from deploykit.bundle.golden import write_golden
 from deploykit.bundle.manifest import (
+    CPU_MODEL,
     LABELS,
     MANIFEST,
     MODEL,
@@ -28,6 +29,8 @@ from deploykit.core.progress import Journal, Progress, SilentProgress, StageTime
 from deploykit.core.serialization import engine_to_plain
 from deploykit.core.sizes import ShapeProfile, require_sizes
 from deploykit.exporting.engines import build_engine
+from deploykit.graph import LoadedGraph, write_model
+from deploykit.graph.rounding import computes_narrow, rounding_form
 from deploykit.precision import conversion_of
 from deploykit.precision.quantization.request import refuse_request, require_request
 from deploykit.sources.definition import SourceOptions
@@ -172,6 +175,7 @@ def _fill(
     journal.notes += notes_on_others(
         reference.artifact, converted.artifact, converted.compared[0], reference.runners
     )
+    _write_cpu_form(converted, folder / CPU_MODEL)
     reference.graph.release()  # compilers need the memory
     engines = _compile(converted, folder, plan, journal)
     write_golden(folder, *converted.compared, reference.runners.side)
@@ -196,6 +200,16 @@ def _fill(
         head=reference.head.name,
     )
     return manifest, converted.reports
+
+
+def _write_cpu_form(converted: Converted, path: Path) -> None:
+    """Write the form of the graph that a CPU must run to compute what an engine computes."""
+    artifact = converted.artifact
+    graph = converted.graph or LoadedGraph(artifact)
+    if not artifact.precision.facts.is_source and computes_narrow(graph.model):
+        parents = (artifact.sha256, *artifact.parents)
+        write_model(rounding_form(graph.model), path, artifact.precision, parents)
+    graph.release()
 
 
 def _compile(

@@ -11,13 +11,17 @@ import onnx_ir as ir
 
 from deploykit.core.errors import ModelFileError
 from deploykit.graph.editing import Names, add_constant
+from deploykit.graph.half_range import (
+    FP16_MAX,
+    Unfit,
+    growth,
+    is_exponential,
+    vanishing_guards,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-
-FP16_MAX: Final = 65504.0
-"""Largest finite FP16 number (IEEE 754 binary16)."""
 
 HEAVY_OPS: Final = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
 """Operators that hold nearly all arithmetic; their precision is the network's precision."""
@@ -45,11 +49,15 @@ class HalfPlan:
         return sum(inner.op_type in HEAVY_OPS for node in kept for inner in _with_subgraphs(node))
 
 
-def plan_half(model: ir.Model, amax: Mapping[str, float], headroom: float) -> HalfPlan:
+def plan_half(
+    model: ir.Model, amax: Mapping[str, float], headroom: float, unfit: Unfit | None = None
+) -> HalfPlan:
     """Decide for each node whether it becomes FP16, from the largest magnitude of each value.
 
-    A value whose magnitude times ``headroom`` passes 65504 keeps the node that makes it and the
-    nodes that read it in FP32. The graph must be one that `tidy` has seen.
+    ``headroom`` is by how much larger the activations may become: a value that grows with their
+    square needs its square. A value that may pass 65504, or is ``unfit``, keeps the node that
+    makes it and the nodes that read it in FP32. So does a guard that FP16 cannot hold for all
+    nodes up to the one that it guards. The graph must be one that `tidy` has seen.
 
     Raises:
         ModelFileError: two nodes have the same name, so that a plan by name would mix them up.
@@ -57,7 +65,8 @@ def plan_half(model: ir.Model, amax: Mapping[str, float], headroom: float) -> Ha
     names = [str(node.name) for node in model.graph]
     if len(set(names)) < len(names):
         raise ModelFileError("the graph's nodes have no names of their own; tidy it first")
-    limit = FP16_MAX / headroom
+    values = {**_beyond_range(model, amax, headroom), **(unfit.values if unfit else {})}
+    nodes = {**(unfit.nodes if unfit else {}), **vanishing_guards(model)}
     shapes = _computed_from_shapes(model)
     halved: set[str] = set()
     kept: dict[str, str] = {}
@@ -66,7 +75,7 @@ def plan_half(model: ir.Model, amax: Mapping[str, float], headroom: float) -> Ha
             continue
         reason = _reason_to_keep(node, model)
         reason = reason or _reason_in_shapes(node, shapes)
-        reason = reason or _reason_in_values(node, amax, limit)
+        reason = reason or nodes.get(str(node.name)) or _reason_in_values(node, values)
         if reason:
             kept[str(node.name)] = reason
         else:
@@ -121,23 +130,39 @@ def _reason_in_shapes(node: ir.Node, shapes: set[ir.Node]) -> str | None:
     return "it computes with shapes, which FP16 would round" if computes else None
 
 
-def _reason_in_values(node: ir.Node, amax: Mapping[str, float], limit: float) -> str | None:
+def _beyond_range(model: ir.Model, amax: Mapping[str, float], headroom: float) -> dict[str, str]:
+    """Values that may pass 65504 on images that were not seen, each with the reason."""
+    powers = growth(model)
+    values = (*model.graph.inputs, *(value for node in model.graph for value in node.outputs))
+    found = {}
+    for value in values:
+        name = str(value.name)
+        largest = amax.get(name, 0.0)
+        grown = largest * headroom ** powers.get(name, 1.0)
+        if is_exponential(value) and largest > 1:
+            grown = largest**headroom
+        if grown > FP16_MAX:
+            found[name] = f"{name} reaches {largest:.4g}"
+    return found
+
+
+def _reason_in_values(node: ir.Node, unfit: Mapping[str, str]) -> str | None:
     for value in (*node.inputs, *node.outputs):
         if value is not None and is_float(value):
-            largest = _largest(value, node, amax)
-            if largest > limit:
-                return f"{value.name} reaches {largest:.4g}"
+            reason = _weight_beyond_range(value, node) or unfit.get(str(value.name))
+            if reason:
+                return reason
     return None
 
 
-def _largest(value: ir.Value, node: ir.Node, amax: Mapping[str, float]) -> float:
-    if not value.is_initializer() or value.const_value is None:
-        return amax.get(str(value.name), 0.0)
-    if node.op_type == "Clip" or not value.const_value.size:
-        return 0.0  # a bound outside the range is the range's own bound
+def _weight_beyond_range(value: ir.Value, node: ir.Node) -> str | None:
+    if not value.is_initializer() or value.const_value is None or not value.const_value.size:
+        return None
+    if node.op_type == "Clip":
+        return None  # a bound outside the range is the range's own bound
     # Weights are used as they are: they need no headroom beyond FP16's own range.
-    weight = float(np.abs(value.const_value.numpy()).max())
-    return weight if weight > FP16_MAX else 0.0
+    largest = float(np.abs(value.const_value.numpy()).max())
+    return f"{value.name} reaches {largest:.4g}" if largest > FP16_MAX else None
 
 
 def _computed_from_shapes(model: ir.Model) -> set[ir.Node]:

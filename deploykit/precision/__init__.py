@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.precision import Precision
     from deploykit.core.progress import Journal
+    from deploykit.graph import LoadedGraph
     from deploykit.graph.node_precisions import GraphPrecision, Planned
     from deploykit.precision.quantization.request import QuantizationRequest
 
@@ -38,7 +39,8 @@ class Converted:
     """The graph of the bundle, with everything that was found on the way to it.
 
     ``conversion`` and ``calibration`` are plain data for the manifest. ``compared`` are batches
-    that it was compared on, and the reference's outputs for each.
+    that it was compared on, and the reference's outputs for each. ``graph`` is that of the
+    artifact, where it is in memory still.
     """
 
     artifact: OnnxArtifact
@@ -46,6 +48,7 @@ class Converted:
     conversion: dict[str, Any]
     compared: tuple[Batches, Batches]
     calibration: dict[str, Any] | None = None
+    graph: LoadedGraph | None = None
 
     @property
     def kept_heavy(self) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from deploykit.comparison.validation import outputs_of, validate
+from deploykit.comparison.converted import validate_converted
 from deploykit.core.errors import ValidationError
 from deploykit.core.precision import Precision
 from deploykit.graph import (
@@ -15,9 +15,16 @@ from deploykit.graph import (
     convert_to_half,
     expose_magnitudes,
     plan_half,
-    write_model,
+    write_graph,
+)
+from deploykit.graph.half_range import (
+    Unfit,
+    expose_probes,
+    find_probes,
+    unfit_by_probes,
 )
 from deploykit.graph.node_precisions import planned_fp16
+from deploykit.graph.rounding import Stored, computes_narrow, rounding_form, unfit_by_overflow
 from deploykit.images.side_inputs import all_inputs
 from deploykit.precision import Conversion, Converted
 
@@ -32,7 +39,7 @@ if TYPE_CHECKING:
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.progress import Journal, ProgressTask
     from deploykit.core.specs import Runner, SplitGraph
-    from deploykit.graph import LoadedGraph
+    from deploykit.graph import HalfPlan, LoadedGraph
     from deploykit.graph.node_precisions import GraphPrecision, Planned
     from deploykit.precision import PlanSource
     from deploykit.precision.quantization.request import QuantizationRequest
@@ -41,14 +48,23 @@ HEADROOM: Final = 4.0
 """Images that were not seen may go higher: values beyond 65504 / 4 on the samples stay FP32."""
 
 
+_MOST_ROUNDS: Final = 8
+"""Of looking for values that overflow: each keeps those that the one before found in FP32."""
+
+
 @dataclass(frozen=True)
 class Fp16Result:
-    """The FP16 artifact, how many nodes changed, and why each of the others did not."""
+    """The FP16 graph, how many nodes changed, and why each of the others did not."""
 
-    artifact: OnnxArtifact
+    graph: LoadedGraph
     halved: int
     kept_fp32: Mapping[str, str] = field(default_factory=dict)
     kept_heavy: int = 0
+
+    @property
+    def artifact(self) -> OnnxArtifact:
+        """The file of the graph."""
+        return self.graph.artifact
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the manifest."""
@@ -78,11 +94,88 @@ def convert_to_fp16(
     """
     model = graph.model
     amax = measure_magnitudes(model, images, open_runner=open_runner, task=task)
-    plan = plan_half(model, amax, HEADROOM)
-    halved = convert_to_half(model, plan)
+    unfit = measure_unfit(model, amax, images, open_runner=open_runner, task=task)
+    halved, plan = halve(model, amax, unfit, images, open_runner=open_runner, task=task)
     parents = (graph.artifact.sha256, *graph.artifact.parents)
-    result = write_model(halved, path, Precision.FP16, parents)
-    return Fp16Result(result, len(plan.halved), plan.kept, plan.kept_heavy(model))
+    written = write_graph(halved, path, Precision.FP16, parents)
+    return Fp16Result(written, len(plan.halved), plan.kept, plan.kept_heavy(model))
+
+
+def halve(
+    model: ir.Model,
+    amax: Mapping[str, float],
+    unfit: Unfit,
+    images: Sequence[NDArray[np.float32]],
+    *,
+    open_runner: Callable[[SplitGraph], Runner],
+    task: ProgressTask,
+) -> tuple[ir.Model, HalfPlan]:
+    """The FP16 form of ``model`` in which no value of ``images`` passes FP16's range.
+
+    It is run with every FP16 value rounded. A value that becomes NaN or infinite there, though
+    FP32 gives a number, keeps its nodes in FP32, and it is run again.
+    """
+    for _ in range(_MOST_ROUNDS):
+        plan = plan_half(model, amax, HEADROOM, unfit)
+        halved = convert_to_half(model, plan)
+        found = find_overflows(halved, images, open_runner=open_runner, task=task)
+        if not found.values:
+            return halved, plan
+        unfit = unfit.joined(found)
+    raise ValidationError(
+        f"after {_MOST_ROUNDS} rounds values still pass FP16's range: {', '.join(found.values)}\n"
+        "export it in another precision"
+    )
+
+
+def find_overflows(
+    halved: ir.Model,
+    images: Sequence[NDArray[np.float32]],
+    *,
+    open_runner: Callable[[SplitGraph], Runner],
+    task: ProgressTask,
+) -> Unfit:
+    """Values that turn NaN or infinite in FP16 by themselves, on any of ``images``."""
+    if not computes_narrow(halved):
+        return Unfit()
+    graph, extremes = expose_magnitudes(rounding_form(halved, Stored.EVERY))
+    broken: set[str] = set()
+    with open_runner(graph) as runner:
+        feed = runner.inputs[0].name
+        single = _one_by_one(images, runner)
+        for done, batch in enumerate(single, start=1):
+            outputs = runner.run({feed: batch})
+            for name, named in extremes.items():
+                if not np.isfinite([float(outputs[output]) for output in named]).all():
+                    broken.add(name)
+            task.update(done, len(single), "range of FP16")
+    return unfit_by_overflow(halved, broken)
+
+
+def measure_unfit(
+    model: ir.Model,
+    amax: Mapping[str, float],
+    images: Sequence[NDArray[np.float32]],
+    *,
+    open_runner: Callable[[SplitGraph], Runner],
+    task: ProgressTask,
+) -> Unfit:
+    """Values that vanish in FP16 before a division, a root or a logarithm, and sums beyond it."""
+    probes = find_probes(model, amax)
+    if not probes:
+        return Unfit()
+    least = [np.inf if probe.value is not None else 0.0 for probe in probes]
+    with open_runner(expose_probes(model, probes)) as runner:
+        feed = runner.inputs[0].name
+        names = [spec.name for spec in runner.outputs]
+        single = _one_by_one(images, runner)
+        for done, batch in enumerate(single, start=1):
+            outputs = runner.run({feed: batch})
+            for at, (probe, name) in enumerate(zip(probes, names, strict=True)):
+                keep = max if probe.value is None else min
+                least[at] = keep(least[at], float(outputs[name]))
+            task.update(done, len(single), "smallest values and sums")
+    return unfit_by_probes(probes, least)
 
 
 def measure_magnitudes(
@@ -168,20 +261,25 @@ class _Fp16:
                 open_runner=reference.runners.measuring,
                 task=task,
             )
-        with journal.stage("validate fp16"), reference.runners.open(path) as runner:
-            outputs = outputs_of(runner, reference.batches)
-            names = ("the fp16 graph", reference.made_by)
-            report = validate(
-                outputs,
-                reference.outputs,
-                precision=Precision.FP16,
-                names=names,
+        compared = reference.batches, reference.outputs
+        with journal.stage("validate fp16"):
+            report, notes = validate_converted(
+                reference.runners,
+                result.graph,
+                compared,
+                names=("the fp16 graph", reference.made_by),
                 head=reference.head,
             )
             report.require_pass()
+        journal.notes += notes
         conversion = {**reference.conversion, **result.to_dict()}
-        compared = reference.batches, reference.outputs
-        return Converted(result.artifact, (reference.report, report), conversion, compared)
+        return Converted(
+            result.artifact,
+            (reference.report, report),
+            conversion,
+            compared,
+            graph=result.graph,
+        )
 
     def plan(self, source: PlanSource) -> Planned:
         return planned_fp16(source.model, source.magnitudes, HEADROOM)

@@ -11,10 +11,12 @@ import numpy as np
 
 from deploykit import images
 from deploykit.bundle.manifest import CALIBRATION
-from deploykit.comparison.validation import outputs_of, validate
+from deploykit.comparison.converted import open_rounding, validate_converted
+from deploykit.comparison.validation import outputs_of
 from deploykit.core.errors import DataError, ModelFileError, UsageError
 from deploykit.core.precision import Precision
 from deploykit.graph import OLDEST_FOR_INT8, LoadedGraph, describe_layers
+from deploykit.graph.half_range import Unfit
 from deploykit.graph.node_precisions import planned_int8
 from deploykit.graph.qdq import QdqPolicy
 from deploykit.graph.shapes import fix_image_size
@@ -22,7 +24,7 @@ from deploykit.images.batching import BATCHES
 from deploykit.precision import Conversion, Converted
 from deploykit.precision.calibration.data import HOLDOUT
 from deploykit.precision.calibration.graphs import calibrate_graph
-from deploykit.precision.fp16 import HEADROOM, measure_magnitudes
+from deploykit.precision.fp16 import HEADROOM, halve, measure_magnitudes, measure_unfit
 from deploykit.precision.quantization.choice import (
     LAYERS_SHARE,
     Choice,
@@ -37,24 +39,25 @@ from deploykit.precision.quantization.choice import (
 from deploykit.precision.quantization.request import require_request
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    import onnx_ir as ir
     from numpy.typing import NDArray
 
     from deploykit.comparison.reference import Reference
     from deploykit.comparison.validation import ValidationReport
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.progress import Journal, ProgressTask
-    from deploykit.core.specs import Runner
+    from deploykit.graph import HalfPlan
     from deploykit.graph.node_precisions import GraphPrecision, Planned
-    from deploykit.heads import Head
     from deploykit.precision import PlanSource
     from deploykit.precision.calibration.data import CalibrationData
     from deploykit.precision.calibration.graphs import Calibrated
     from deploykit.precision.quantization.choice import Int8Result
     from deploykit.precision.quantization.request import QuantizationRequest
 
+    Halve = Callable[[ir.Model], tuple[ir.Model, HalfPlan]]
     Batches = list[NDArray[np.float32]]
 
 
@@ -215,12 +218,21 @@ def convert_to_int8(
             calibrated.table.select(choice.method),
             path,
             options=Int8Options(choice.policy, request.rest),
-            magnitudes=_magnitudes(reference, request.rest, task),
+            halve=_halving(reference, choice.policy, request.rest, task),
             errors=choice.errors,
         )
-    with journal.stage("validate int8"), reference.runners.open_unoptimised(path) as runner:
-        report = _validate(runner, held_out, expected, reference.head)
-    journal.notes += _other_sizes(path, reference)
+    with journal.stage("validate int8"):
+        # Ranges hold for images like those of the calibration: others would judge the data.
+        report, notes = validate_converted(
+            reference.runners,
+            result.graph,
+            (held_out, expected),
+            names=("the int8 graph", "the fp32 graph"),
+            head=reference.head,
+        )
+        report.require_pass()
+    journal.notes += notes
+    journal.notes += _other_sizes(result.graph, reference)
     return Int8Outcome(result, (held_out, expected), report, calibrated, choice)
 
 
@@ -240,23 +252,14 @@ def _contest(
     return TrialSetup(graph.model, calibrated.table, *fewer, reference.runners, probed, costs)
 
 
-def _validate(runner: Runner, held_out: Batches, expected: Batches, head: Head) -> ValidationReport:
-    # Ranges hold for images like those of the calibration: others would judge the data.
-    names = ("the int8 graph", "the fp32 graph")
-    outputs = outputs_of(runner, held_out)
-    report = validate(outputs, expected, precision=Precision.INT8, names=names, head=head)
-    report.require_pass()
-    return report
-
-
-def _other_sizes(path: Path, reference: Reference) -> list[str]:
+def _other_sizes(graph: LoadedGraph, reference: Reference) -> list[str]:
     """How open images do at the sizes that no range was measured at: for the user to judge."""
     crop = reference.preprocessing.crop
     pairs = zip(reference.batches, reference.outputs, strict=True)
     others = [(batch, expected) for batch, expected in pairs if batch.shape[2:] != crop]
     if not others:
         return []
-    with reference.runners.open_unoptimised(path) as runner:
+    with open_rounding(reference.runners, graph) as runner:
         found = [
             reference.head.compare(outputs_of(runner, [batch])[0], expected)
             for batch, expected in others
@@ -296,11 +299,26 @@ def require_opset(artifact: OnnxArtifact) -> None:
         )
 
 
-def _magnitudes(reference: Reference, rest: Precision, task: ProgressTask) -> Mapping[str, float]:
+def _halving(
+    reference: Reference, policy: QdqPolicy, rest: Precision, task: ProgressTask
+) -> Halve | None:
+    """What makes FP16 of the nodes beside INT8; ``None`` where they stay FP32."""
     if rest.facts.is_source:
-        return {}
-    model, open_runner = reference.graph.model, reference.runners.measuring
-    return measure_magnitudes(model, reference.batches, open_runner=open_runner, task=task)
+        return None
+    model, images, runners = reference.graph.model, reference.batches, reference.runners
+    amax = measure_magnitudes(model, images, open_runner=runners.measuring, task=task)
+    unfit = measure_unfit(model, amax, images, open_runner=runners.measuring, task=task)
+    # INT8 products are added up in whole numbers.
+    quantized = {weight.node for weight in plan_int8(reference.graph, policy).weights}
+    nodes = {name: why for name, why in unfit.nodes.items() if name not in quantized}
+    return partial(
+        halve,
+        amax=amax,
+        unfit=Unfit(unfit.values, nodes),
+        images=images,
+        open_runner=runners.measuring_unoptimised,
+        task=task,
+    )
 
 
 class _Int8:
@@ -327,6 +345,7 @@ class _Int8:
             conversion,
             outcome.compared,
             outcome.to_dict(),
+            graph=outcome.result.graph,
         )
 
     def plan(self, source: PlanSource) -> Planned:

@@ -57,6 +57,7 @@ class _Request:
     graph_on: GraphBackend | None
     cuda_graphs: bool
     threads: int | None
+    fast: bool
 
 
 def load(
@@ -65,6 +66,7 @@ def load(
     device: str = "auto",
     cuda_graphs: bool = True,
     threads: int | None = None,
+    fast: bool = False,
     machine: Machine | None = None,
 ) -> Classifier:
     """Load a bundle for serving; everything that can be wrong with it is found here.
@@ -83,6 +85,8 @@ def load(
             machine, and "cpu" where none does.
         cuda_graphs: replay launches on the GPU; faster for small models and batches.
         threads: of onnxruntime on the CPU; all cores when not given.
+        fast: on the CPU, compute a model of lower precision in plain FP32. By default its values
+            are rounded where an engine rounds them, which takes longer.
         machine: what engines have to fit, for tests; this machine when not given.
 
     Raises:
@@ -92,7 +96,7 @@ def load(
         UsageError: an unknown device, or one that does not go with ``path``.
         ModelFileError: onnxruntime cannot load the graph.
     """
-    request = _understand(Path(path), device, cuda_graphs=cuda_graphs, threads=threads)
+    request = _understand(Path(path), device, cuda_graphs=cuda_graphs, threads=threads, fast=fast)
     if request.graph_on is not None:
         why = f"asked for with device={device!r}"
         loaded = _load_graph(request, request.graph_on, device, why)
@@ -102,7 +106,9 @@ def load(
     return loaded
 
 
-def _understand(path: Path, device: str, *, cuda_graphs: bool, threads: int | None) -> _Request:
+def _understand(
+    path: Path, device: str, *, cuda_graphs: bool, threads: int | None, fast: bool
+) -> _Request:
     graph_on = None if device in (_AUTO, _ENGINE) else _graph_backend(device)
     if threads is not None and threads < 1:
         raise UsageError(f"threads={threads} would compute nothing\nexpected 1 or more, or None")
@@ -118,7 +124,7 @@ def _understand(path: Path, device: str, *, cuda_graphs: bool, threads: int | No
         records = (_record_of(bundle, path.name),)
     if LABELS in bundle.manifest.files:
         bundle.require_unchanged(LABELS)
-    return _Request(bundle, records, only_engine, device, graph_on, cuda_graphs, threads)
+    return _Request(bundle, records, only_engine, device, graph_on, cuda_graphs, threads, fast)
 
 
 def _graph_backend(device: str) -> GraphBackend:
@@ -222,10 +228,13 @@ def _why(request: _Request, record: EngineRecord, count: int) -> str:
 
 
 def _load_graph(request: _Request, backend: GraphBackend, device: str, why: str) -> Classifier:
-    artifact = request.bundle.manifest.onnx
-    request.bundle.require_unchanged(artifact.path.name)
-    runner = backend.open_artifact(artifact, threads=request.threads)
+    # Only a CPU lacks the arithmetic of the model itself.
+    is_own = request.fast or backend.device != CPU
+    graph = request.bundle.on_cpu(fast=is_own)
+    request.bundle.require_unchanged(graph.artifact.path.name)
+    runner = backend.open_artifact(graph.artifact, threads=request.threads)
     runner.__enter__()
     limits = BatchLimits.of_graph(runner.inputs)
-    choice = f"{artifact.path.name} on {backend.label}: {why}"
+    name = graph.name if backend.device == CPU else graph.artifact.path.name
+    choice = f"{name} on {backend.label}: {why}"
     return Classifier(request.bundle, Chosen(runner, device, limits, choice))

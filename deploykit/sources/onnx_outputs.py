@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from deploykit.comparison.converted import open_as_engine
 from deploykit.core.errors import ModelFileError
 from deploykit.core.precision import Precision
 from deploykit.heads import figures_of
@@ -135,7 +136,7 @@ def notes_on_others(
         return []
     sides = []
     for artifact in (candidate, reference):
-        with runners.of_artifact(artifact) as runner:
+        with open_as_engine(runners, artifact) as runner:
             sides.append(answers_of(runner, batches))
     notes = []
     for spec in candidate.outputs[1:]:

@@ -19,6 +19,7 @@ from deploykit.core.serialization import to_plain
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from deploykit.bundle.manifest import CpuGraph
     from deploykit.core.artifacts import EngineRecord
     from deploykit.core.environment import Gpu
 
@@ -35,11 +36,15 @@ class EngineCheck:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What is wrong with a bundle; an engine that does not fit this machine is no problem."""
+    """What is wrong with a bundle; an engine that does not fit this machine is no problem.
+
+    ``golden`` says on what the golden sample ran, and in which arithmetic.
+    """
 
     bundle: str
     problems: tuple[str, ...]
     engines: tuple[EngineCheck, ...]
+    golden: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -53,12 +58,15 @@ def check_to_plain(report: CheckReport) -> dict[str, Any]:
         "bundle": report.bundle,
         "ok": report.ok,
         "problems": list(report.problems),
+        "golden": report.golden,
         "engines": list(map(to_plain, report.engines)),
     }
 
 
-def check(folder: Path) -> CheckReport:
+def check(folder: Path, *, fast: bool = False) -> CheckReport:
     """Verify every hash, read each engine's header, run the golden sample on onnxruntime.
+
+    With ``fast`` that is the plain graph, which a CPU computes in FP32.
 
     Raises:
         BundleError: ``folder`` is no bundle at all.
@@ -69,9 +77,10 @@ def check(folder: Path) -> CheckReport:
         return CheckReport(str(folder), (str(exc),), ())
     problems = bundle.changed_files()
     engines = _check_engines(bundle)
+    graph = bundle.on_cpu(fast=fast)
     if not problems:  # a file that was changed is not run
-        problems += _check_golden(bundle)
-    return CheckReport(str(folder), tuple(problems), tuple(engines))
+        problems += _check_golden(bundle, graph)
+    return CheckReport(str(folder), tuple(problems), tuple(engines), graph.name)
 
 
 def _check_engines(bundle: Bundle) -> list[EngineCheck]:
@@ -96,10 +105,10 @@ def _check_engine(
     return EngineCheck(record.file, record.compiler, fits, reason)
 
 
-def _check_golden(bundle: Bundle) -> list[str]:
+def _check_golden(bundle: Bundle, graph: CpuGraph) -> list[str]:
     try:
         golden = Golden.read(bundle)
-        with graph_judge().open_artifact(bundle.manifest.onnx) as runner:
+        with graph_judge().open_artifact(graph.artifact) as runner:
             feeds = golden.feeds(runner.inputs[0].name)
             outputs = runner.run(feeds)[runner.outputs[0].name].astype(np.float32)
         names = ("the bundle's model", "the golden sample")

@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AccuracyReport:
-    """What was measured, and the names of the classes where they are known."""
+    """What was measured, the names of the classes where they are known, and which graph ran."""
 
     evaluation: Evaluation
     names: tuple[str, ...] | None
+    graph: str
 
     def per_class(self) -> list[dict[str, Any]]:
         """Every class that has images, the worst first."""
@@ -42,13 +43,14 @@ class AccuracyReport:
         return self.evaluation.confusions(most, self.names)
 
 
-def evaluate_bundle(
+def evaluate_bundle(  # noqa: PLR0913 - the options of `deploykit eval`
     folder: Path,
     data: LabelledData,
     *,
     reference: Path | None = None,
     compare: Path | None = None,
     batch: int = 32,
+    fast: bool = False,
     progress: Progress | None = None,
 ) -> AccuracyReport:
     """Top-1 and top-5 of the bundle's ONNX on onnxruntime, beside those of another model.
@@ -56,7 +58,7 @@ def evaluate_bundle(
     ``reference`` is another bundle or an ``.onnx`` file that is fed what the bundle is fed; by
     default it is the FP32 graph that the bundle keeps. An FP32 bundle without ``reference`` has
     nothing to agree with but itself. ``compare`` is one to judge the bundle against: a bundle is
-    fed by its own preprocessing.
+    fed by its own preprocessing. With ``fast`` bundles of lower precision run in plain FP32.
 
     Raises:
         IntegrityError: a bundle is not as it was written.
@@ -73,10 +75,10 @@ def evaluate_bundle(
     source = images.open_labelled(data, classes)
     own = bundle.manifest.preprocessing
     if compare is None:
-        fed, opened = own, _open_reference(reference or _own_reference(bundle))
+        fed, opened = own, _open_reference(reference or _own_reference(bundle), fast=fast)
     else:
-        fed, opened = _open_other(compare, own)
-    with _open_model(bundle) as runner, opened as other:
+        fed, opened = _open_other(compare, own, fast=fast)
+    with _open_model(bundle, fast=fast) as runner, opened as other:
         found = evaluate(
             EvaluatedModel(runner, own),
             source,
@@ -85,7 +87,8 @@ def evaluate_bundle(
             progress=progress or SilentProgress(),
             head=head_named(bundle.manifest.head),
         )
-    return AccuracyReport(found, _fitting_names(classes, source.classes))
+    graph = bundle.on_cpu(fast=fast).name
+    return AccuracyReport(found, _fitting_names(classes, source.classes), graph)
 
 
 def _open_intact(folder: Path) -> Bundle:
@@ -95,8 +98,8 @@ def _open_intact(folder: Path) -> Bundle:
     return bundle
 
 
-def _open_model(bundle: Bundle) -> Runner:
-    return graph_judge().open_artifact(bundle.manifest.onnx)
+def _open_model(bundle: Bundle, *, fast: bool) -> Runner:
+    return graph_judge().open_artifact(bundle.on_cpu(fast=fast).artifact)
 
 
 def _require_images_alone(bundle: Bundle) -> None:
@@ -132,19 +135,19 @@ def _own_reference(bundle: Bundle) -> Path | None:
     return bundle.model_path if bundle.manifest.precision.facts.is_source else None
 
 
-def _open_reference(path: Path | None) -> AbstractContextManager[Runner | None]:
+def _open_reference(path: Path | None, *, fast: bool) -> AbstractContextManager[Runner | None]:
     if path is None:
         return nullcontext(None)
     if path.is_dir():
-        return _open_model(_open_intact(path))
+        return _open_model(_open_intact(path), fast=fast)
     return graph_judge().open(path, GraphOptions())
 
 
-def _open_other(path: Path, own: Preprocessing) -> tuple[Preprocessing, Runner]:
+def _open_other(path: Path, own: Preprocessing, *, fast: bool) -> tuple[Preprocessing, Runner]:
     """A model to compare with; an ``.onnx`` file does not say how it is fed: as the bundle is."""
     if path.is_dir():
         bundle = _open_intact(path)
-        return bundle.manifest.preprocessing, _open_model(bundle)
+        return bundle.manifest.preprocessing, _open_model(bundle, fast=fast)
     from deploykit import graph
 
     artifact = graph.read_artifact(path)

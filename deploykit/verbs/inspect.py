@@ -15,7 +15,7 @@ from deploykit.core.precision import Precision
 from deploykit.core.progress import Journal, Progress, SilentProgress
 from deploykit.core.sizes import IMAGE_AXES, ShapeProfile, SizeRange
 from deploykit.graph import LoadedGraph, read_graph, tidy
-from deploykit.graph.half import FP16_MAX
+from deploykit.graph.half_range import FP16_MAX
 from deploykit.graph.node_precisions import Known, read_precision
 from deploykit.graph.shapes import fix_image_size
 from deploykit.images.batching import BATCHES, sample_batches

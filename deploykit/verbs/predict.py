@@ -58,6 +58,7 @@ def predict(
     *,
     top_k: int = 5,
     device: str = "auto",
+    fast: bool = False,
     progress: Progress | None = None,
 ) -> PredictionReport:
     """Answer for image files and all those in folders; an unreadable one does not stop the others.
@@ -69,7 +70,7 @@ def predict(
     paths = [path for each in given for path in _files_of(each)]
     progress = progress or SilentProgress()
     with progress.step("load"):
-        model = load(bundle, device=device)
+        model = load(bundle, device=device, fast=fast)
     with model, progress.step("predict") as task:
         return _report(bundle, model, paths, _outcomes(model, paths, top_k, task))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit import graph
 from deploykit.bundle.golden import runners_of_bundle
 from deploykit.bundle.manifest import REFERENCE, Bundle
+from deploykit.comparison.converted import open_as_engine
 from deploykit.comparison.layerwise import LayerReport, compare_layers
 from deploykit.comparison.reference import Runners
 from deploykit.comparison.validation import ValidationReport, outputs_of, validate
@@ -63,13 +64,15 @@ class ComparisonOptions:
     """What two artifacts are run on, and if their activations are compared too.
 
     ``batch`` images are run at once; by default 1, 2 and 5, and with ``layers`` one by one.
-    ``side_inputs`` is an ``.npz`` with what the network takes beside images.
+    ``side_inputs`` is an ``.npz`` with what the network takes beside images. ``fast`` leaves out an
+    engine's rounding: a CPU computes in FP32.
     """
 
     data: Path | None = None
     side_inputs: Path | None = None
     batch: int | None = None
     layers: bool = False
+    fast: bool = False
 
 
 def compare_artifacts(
@@ -104,7 +107,10 @@ def compare_artifacts(
     precision = candidate.artifact.precision
     with shown.step("outputs"):
         batches = sample_batches(preprocessing, options.data, sizes)
-        outputs = [_outputs(side.artifact, batches, runners) for side in (candidate, reference)]
+        outputs = [
+            _outputs(side.artifact, batches, runners, fast=options.fast)
+            for side in (candidate, reference)
+        ]
         compared = validate(
             outputs[0],
             outputs[1],
@@ -122,6 +128,9 @@ def compare_artifacts(
                 open_runner=runners.open_unoptimised,
                 task=task,
             )
+    if not precision.facts.is_source:
+        how = "in FP32 arithmetic, as asked" if options.fast else "rounding where an engine rounds"
+        notes = (*notes, f"{candidate.name} ran {how}")
     return ComparisonReport(*names, compared, found, notes)
 
 
@@ -242,8 +251,8 @@ def _head(candidate: _Side, reference: _Side) -> Head:
     return head_named(bundles[0].manifest.head if bundles else DEFAULT_HEAD)
 
 
-def _outputs(artifact: OnnxArtifact, batches: Batches, runners: Runners) -> Batches:
-    with runners.of_artifact(artifact) as runner:
+def _outputs(artifact: OnnxArtifact, batches: Batches, runners: Runners, *, fast: bool) -> Batches:
+    with open_as_engine(runners, artifact, fast=fast) as runner:
         return outputs_of(runner, batches)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from deploykit.comparison.validation import outputs_of
 from deploykit.core.errors import ModelFileError, UsageError
 from deploykit.core.precision import Precision
-from deploykit.graph import HEAVY_OPS, convert_to_half, plan_half, qdq, write_model
+from deploykit.graph import HEAVY_OPS, convert_to_half, plan_half, qdq, write_graph
 from deploykit.graph.qdq.insertion import ratio_db
 from deploykit.heads.multiclass import kl_divergence
 from deploykit.precision.calibration.calibrators import METHODS
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.progress import ProgressTask
     from deploykit.core.specs import Runner, SplitGraph
-    from deploykit.graph import LoadedGraph
+    from deploykit.graph import HalfPlan, LoadedGraph
     from deploykit.graph.qdq import QdqPlan, QdqPolicy
     from deploykit.precision.calibration.table import CalibrationTable
 
+    Halve = Callable[[ir.Model], tuple[ir.Model, HalfPlan]]
     Batches = list[NDArray[np.float32]]
 
 
@@ -76,12 +77,17 @@ class Int8Result:
     not INT8; ``corrected`` is the number of layers whose bias was corrected.
     """
 
-    artifact: OnnxArtifact
+    graph: LoadedGraph
     layers: Mapping[Precision, int]
     weight_sqnr_db: Mapping[str, float]
     activation_sqnr_db: Mapping[str, float]
     kept: Mapping[str, str] = field(default_factory=dict)
     corrected: int = 0
+
+    @property
+    def artifact(self) -> OnnxArtifact:
+        """The file of the graph."""
+        return self.graph.artifact
 
     @property
     def kept_heavy(self) -> int:
@@ -162,7 +168,7 @@ def quantize_to_int8(
     path: Path,
     *,
     options: Int8Options = _DEFAULTS,
-    magnitudes: Mapping[str, float] | None = None,
+    halve: Halve | None = None,
     errors: QuantizationErrors = _NOT_MEASURED,
 ) -> Int8Result:
     """Write the INT8 form of an FP32 ``graph`` to ``path``; inputs and outputs stay FP32.
@@ -172,7 +178,7 @@ def quantize_to_int8(
         amax: magnitude that the outermost INT8 step stands for, by value; see `plan_int8`.
         path: the file to write.
         options: what is left out, and the precision of the rest.
-        magnitudes: largest magnitude of every value, for what becomes FP16 beside it.
+        halve: makes FP16 of what stays beside INT8, by what was measured; by default all that can.
         errors: from `measure_errors`; with it the biases are corrected.
 
     Raises:
@@ -187,20 +193,24 @@ def quantize_to_int8(
     fp32 = {str(node.name) for node in result.graph if node.op_type in HEAVY_OPS}
     kept = dict(plan.kept)
     if options.rest is Precision.FP16:
-        half = plan_half(result, magnitudes or {}, HEADROOM)
+        result, half = (halve or _halve_all)(result)
         fp32 -= half.halved
-        result = convert_to_half(result, half)
         kept |= {name: half.kept[name] for name in half.kept if name in fp32}
     parents = (artifact.sha256, *artifact.parents)
-    written = write_model(result, path, Precision.INT8, parents)
+    written = write_graph(result, path, Precision.INT8, parents)
     return Int8Result(
-        artifact=written,
+        graph=written,
         layers=_count_layers(plan, source, fp32),
         weight_sqnr_db=_worst(qdq.weight_sqnr_db(source, plan)),
         activation_sqnr_db=_worst(errors.activation_sqnr_db),
         kept=kept,
         corrected=corrections,
     )
+
+
+def _halve_all(model: ir.Model) -> tuple[ir.Model, HalfPlan]:
+    plan = plan_half(model, {}, HEADROOM)
+    return convert_to_half(model, plan), plan
 
 
 def _count_layers(plan: QdqPlan, source: Any, fp32: set[str]) -> dict[Precision, int]:

@@ -13,8 +13,10 @@ from deploykit.graph import HalfPlan, convert_to_half, plan_half, read_model, ti
 from tests.graphs import expose_outputs, graph, normal, run_ort, run_reference, save
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    import onnx_ir as ir
 
 Array = NDArray[Any]
 FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
@@ -136,3 +138,13 @@ def residual_network() -> onnx.ModelProto:
             "axes": np.array([2, 3]),
         },
     )
+
+
+def halving(amax: Mapping[str, float]) -> Callable[[ir.Model], tuple[ir.Model, HalfPlan]]:
+    """Makes FP16 of all that stays within it by the magnitudes ``amax``."""
+
+    def halve(model: ir.Model) -> tuple[ir.Model, HalfPlan]:
+        plan = plan_half(model, amax, HEADROOM)
+        return convert_to_half(model, plan), plan
+
+    return halve

@@ -13,6 +13,7 @@ from deploykit.graph.qdq import QdqPolicy, plan_qdq
 from deploykit.precision.fp16 import HEADROOM
 from deploykit.precision.quantization.choice import Int8Options, quantize_to_int8
 from tests.graphs import graph, normal, save
+from tests.unit.graph.halving import halving
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -143,7 +144,9 @@ def test_an_export_makes_the_same_of_it(model: ir.Model, tmp_path: Path, rest: P
     amax = dict.fromkeys(plan_qdq(model).tensors, 1.0)
     options = Int8Options(rest=rest)
     graph = LoadedGraph(source)
-    quantize_to_int8(graph, amax, tmp_path / "int8.onnx", options=options, magnitudes={"c3": 1e5})
+    quantize_to_int8(
+        graph, amax, tmp_path / "int8.onnx", options=options, halve=halving({"c3": 1e5})
+    )
     written = read_precision(read_model(tmp_path / "int8.onnx"), Precision.INT8, 1)
     planned = int8(model, {"c3": 1e5})
     if rest is Precision.FP16:

@@ -21,6 +21,7 @@ from deploykit.precision.quantization.choice import (
     quantize_to_int8,
 )
 from tests.graphs import graph, normal, run_ort, save
+from tests.unit.graph.halving import halving
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,7 +103,7 @@ def test_the_rest_may_be_fp32(artifact: OnnxArtifact, tmp_path: Path) -> None:
 
 def test_large_values_keep_the_rest_in_fp32(artifact: OnnxArtifact, tmp_path: Path) -> None:
     result = quantize_to_int8(
-        LoadedGraph(artifact), AMAX, tmp_path / "int8.onnx", magnitudes={"f": 60000.0}
+        LoadedGraph(artifact), AMAX, tmp_path / "int8.onnx", halve=halving({"f": 60000.0})
     )
     assert result.layers == {Precision.INT8: 2, Precision.FP16: 0, Precision.FP32: 1}
     assert result.kept["head"] == "f reaches 6e+04"

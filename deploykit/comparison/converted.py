@@ -1,0 +1,85 @@
+"""Converted graphs on a CPU with the arithmetic of an engine, and their comparison with FP32."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deploykit.comparison.validation import outputs_of, validate
+from deploykit.graph import LoadedGraph
+from deploykit.graph.external_weights import split
+from deploykit.graph.rounding import Stored, computes_narrow, rounding_form
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from deploykit.comparison.reference import Runners
+    from deploykit.comparison.validation import ValidationReport
+    from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.core.specs import Runner
+    from deploykit.heads import Head
+
+    Batches = list[NDArray[np.float32]]
+
+
+def open_rounding(runners: Runners, graph: LoadedGraph, stored: Stored = Stored.FUSED) -> Runner:
+    """Run a graph so that each value is rounded that an engine stores; see `rounding_form`."""
+    artifact = graph.artifact
+    if artifact.precision.facts.is_source or not computes_narrow(graph.model):
+        return runners.of_artifact(artifact)
+    form = split(rounding_form(graph.model, stored), artifact.path.name)
+    if artifact.precision.facts.quantized:
+        return runners.open_unoptimised(form)
+    return runners.open(form)
+
+
+def open_as_engine(runners: Runners, artifact: OnnxArtifact, *, fast: bool = False) -> Runner:
+    """Run a file with the arithmetic of an engine; ``fast`` in the CPU's own."""
+    return runners.of_artifact(artifact) if fast else open_rounding(runners, LoadedGraph(artifact))
+
+
+def validate_converted(
+    runners: Runners,
+    graph: LoadedGraph,
+    compared: tuple[Batches, Batches],
+    *,
+    names: tuple[str, str],
+    head: Head,
+) -> tuple[ValidationReport, list[str]]:
+    """Compare a graph on batches (N, C, H, W) with the outputs that it should give for them.
+
+    The report is of an engine that fuses what compilers usually fuse. A note says it where one
+    that stores every value is further away by more than half a limit.
+
+    Raises:
+        ValidationError: the outputs do not even have the same shape, or there is nothing in them.
+    """
+    batches, expected = compared
+    reports = []
+    for stored in (Stored.FUSED, Stored.EVERY):
+        with open_rounding(runners, graph, stored) as runner:
+            outputs = outputs_of(runner, batches)
+        precision = graph.artifact.precision
+        reports.append(validate(outputs, expected, precision=precision, names=names, head=head))
+        if not computes_narrow(graph.model):
+            return reports[0], []
+    return reports[0], _difference(*reports)
+
+
+def _difference(fused: ValidationReport, every: ValidationReport) -> list[str]:
+    limits = fused.precision.facts.limits
+    error, cosine = _worst(fused)
+    other_error, other_cosine = _worst(every)
+    near = abs(error - other_error) <= limits.max_relative / 2
+    if near and abs(cosine - other_cosine) <= (1 - limits.min_cosine) / 2:
+        return []
+    here = f"cosine {cosine:.6f}, largest error {error:.1e} of the largest value"
+    there = f"{other_cosine:.6f} and {other_error:.1e}"
+    return [f"{fused.candidate}: {here}; in an engine that stores every value {there}"]
+
+
+def _worst(report: ValidationReport) -> tuple[float, float]:
+    return (
+        max(batch.max_relative for batch in report.batches),
+        min(batch.min_cosine for batch in report.batches),
+    )

@@ -1,0 +1,438 @@
+"""Both ends of FP16's range: what overflows, what vanishes, and what must be measured to know.
+
+FP16 ends at 65504, and below 6.1e-5 it loses its digits until nothing is left at 6e-8 (IEEE 754
+binary16). An engine accumulates in FP32 as a rule, which nobody guarantees: so sums are judged by
+what they would be in FP16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import onnx_ir as ir
+
+from deploykit.graph.editing import Names, add_constant
+from deploykit.graph.external_weights import split
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from deploykit.core.specs import SplitGraph
+
+FP16_MAX: Final = 65504.0
+"""Largest finite FP16 number (IEEE 754 binary16)."""
+
+FP16_NORMAL: Final = 2.0**-14
+"""Smallest FP16 number with all its digits; below are the subnormal ones, and 0."""
+
+_WEIGHTED: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_SUMMING: Final = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum"})
+
+_BOUNDED: Final = frozenset(
+    [
+        "Cos",
+        "Erf",
+        "GroupNormalization",
+        "HardSigmoid",
+        "InstanceNormalization",
+        "LayerNormalization",
+        "LogSoftmax",
+        "RMSNormalization",
+        "Sigmoid",
+        "Sin",
+        "Softmax",
+        "Softsign",
+        "Tanh",
+    ]
+)
+"""Operators whose results do not grow with their inputs."""
+
+_CARRYING: Final = frozenset(
+    [
+        "Abs",
+        "Add",
+        "AveragePool",
+        "Cast",
+        "Clip",
+        "Concat",
+        "Div",
+        "Dropout",
+        "Elu",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "Gelu",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "HardSwish",
+        "Identity",
+        "LeakyRelu",
+        "Max",
+        "MaxPool",
+        "Mean",
+        "Min",
+        "Neg",
+        "PRelu",
+        "Pad",
+        "ReduceMax",
+        "ReduceMean",
+        "ReduceMin",
+        "ReduceSum",
+        "Relu",
+        "Reshape",
+        "Resize",
+        "Slice",
+        "Softplus",
+        "Split",
+        "Squeeze",
+        "Sub",
+        "Sum",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    ]
+)
+"""Operators whose results grow as their inputs do."""
+
+_PASSING: Final = frozenset(
+    [
+        "Abs",
+        "Add",
+        "AveragePool",
+        "Cast",
+        "Clip",
+        "Expand",
+        "Flatten",
+        "GlobalAveragePool",
+        "Identity",
+        "Max",
+        "Mul",
+        "Pow",
+        "ReduceL2",
+        "ReduceMax",
+        "ReduceMean",
+        "ReduceSum",
+        "Reshape",
+        "Slice",
+        "Sqrt",
+        "Squeeze",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    ]
+)
+"""Operators through which a guard reaches what it guards."""
+
+_GUARDING: Final = frozenset({"Add", "Clip", "Max", "Sub", "Where"})
+_LONGEST_WAY: Final = 8
+"""Nodes between a guard and what it guards; in the norms that people write there are up to six."""
+
+
+# --- how values grow
+
+
+def growth(model: ir.Model) -> dict[str, float]:
+    """By which power each computed value grows with the activations before it, by name.
+
+    Two for a square, three for a cube or a product of three. A convolution, a matrix product or a
+    norm begins again with one. What grows by less than its inputs counts as one.
+    """
+    power: dict[ir.Value, float] = {}
+    for node in model.graph:
+        found = _power_of(node, power)
+        power.update(dict.fromkeys(node.outputs, found))
+    return {str(value.name): max(1.0, found) for value, found in power.items()}
+
+
+def _power_of(node: ir.Node, power: Mapping[ir.Value, float]) -> float:
+    given = [power.get(v, 1.0) for v in node.inputs if v is not None and not _is_constant(v)]
+    if node.op_type in _BOUNDED:
+        return 0.0
+    if node.op_type == "Mul":
+        return sum(given)
+    if node.op_type == "Pow" and given:
+        exponent = _number(node.inputs[1])
+        return given[0] * (1.0 if exponent is None else max(exponent, 0.0))
+    if node.op_type == "Sqrt":
+        return max(given, default=1.0) / 2
+    return max(given, default=1.0) if node.op_type in _CARRYING else 1.0
+
+
+def is_exponential(value: ir.Value) -> bool:
+    """Whether ``value`` is e to the power of another: its headroom is a power of itself."""
+    node = value.producer()
+    return node is not None and node.op_type == "Exp"
+
+
+# --- guards
+
+
+def vanishing_guards(model: ir.Model) -> dict[str, str]:
+    """Nodes between a guard that FP16 cannot hold and what it guards, each with the reason.
+
+    A guard is a constant that keeps the operand of a division, a root or a logarithm away from 0:
+    1e-12 is 0 in FP16, and the one image that needs it gives NaN.
+    """
+    found: dict[str, str] = {}
+    for node in model.graph:
+        tiny = _tiny_constant(node)
+        if tiny is None:
+            continue
+        for way in _ways(node, (node,)):
+            reason = f"it guards {way[-1].op_type} {way[-1].name} by {tiny:.3g}, which FP16 loses"
+            for each in way:
+                found.setdefault(str(each.name), reason)
+    return found
+
+
+def _tiny_constant(node: ir.Node) -> float | None:
+    if node.op_type not in _GUARDING:
+        return None
+    for value in node.inputs:
+        data = _array(value)
+        if data is not None and data.size and data.dtype.kind == "f":
+            largest = float(np.abs(data).max())
+            if 0 < largest < FP16_NORMAL:
+                return largest
+    return None
+
+
+def _ways(node: ir.Node, way: tuple[ir.Node, ...]) -> Iterator[tuple[ir.Node, ...]]:
+    """Ways from the last node of ``way`` to the first guarded operator on each."""
+    if len(way) > _LONGEST_WAY:
+        return
+    for value in node.outputs:
+        for reader, index in value.uses():
+            if index in _guarded_operands(reader):
+                yield (*way, reader)
+            # The root of a guarded sum is guarded too, and a division by the root needs it.
+            if reader.op_type in _PASSING:
+                yield from _ways(reader, (*way, reader))
+
+
+def _guarded_operands(node: ir.Node) -> tuple[int, ...]:
+    """Places of operands that must not vanish."""
+    if node.op_type in {"Log", "Sqrt", "Reciprocal"}:
+        return (0,)
+    if node.op_type == "Div":
+        return (1,)
+    exponent = _number(node.inputs[1]) if node.op_type == "Pow" else None
+    # A square of 0 is right; a root or an inverse of it is not what was meant.
+    is_root = exponent is not None and (exponent < 0 or exponent != int(exponent))
+    return (0,) if is_root else ()
+
+
+# --- what must be measured
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A number to measure at ``node``: the least magnitude of a value, or its largest sum.
+
+    ``value`` is the name of the operand that must not vanish; ``None`` for a sum of magnitudes.
+    """
+
+    node: str
+    value: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """Values and nodes that FP16 is not for, by name, each with the reason."""
+
+    values: Mapping[str, str] = field(default_factory=dict)
+    nodes: Mapping[str, str] = field(default_factory=dict)
+
+    def joined(self, other: Unfit) -> Unfit:
+        """What either rules out; the reasons of this one come first."""
+        return Unfit({**other.values, **self.values}, {**other.nodes, **self.nodes})
+
+
+def find_probes(model: ir.Model, amax: Mapping[str, float]) -> list[Probe]:
+    """Operands that must not vanish, and sums that may pass 65504 by the bound that ``amax`` gives.
+
+    ``amax`` has the largest magnitude of each value. The bound of a sum is that of its operand
+    times the sum of the weights' magnitudes, or times the number of terms.
+    """
+    found = []
+    for node in model.graph:
+        for index in _guarded_operands(node):
+            value = node.inputs[index]
+            if value is not None and value.producer() is not None and _is_float(value):
+                found.append(Probe(str(node.name), str(value.name)))
+        if not node.domain and _may_overflow(node, amax):
+            found.append(Probe(str(node.name), None))
+    return found
+
+
+def _may_overflow(node: ir.Node, amax: Mapping[str, float]) -> bool:
+    if node.op_type not in _WEIGHTED | _SUMMING or not _is_float(node.inputs[0]):
+        return False
+    largest = amax.get(str(getattr(node.inputs[0], "name", "")), 0.0)
+    factor = _weight_factor(node, amax) if node.op_type in _WEIGHTED else _terms(node)
+    return factor is None or largest * factor > FP16_MAX
+
+
+def _weight_factor(node: ir.Node, amax: Mapping[str, float]) -> float | None:
+    """Largest sum of magnitudes that one output has of the second operand; ``None`` if unknown."""
+    value = node.inputs[1]
+    data = _array(value)
+    if data is None:
+        terms = None if value is None or value.shape is None else value.shape[-2:][0]
+        known = amax.get(str(getattr(value, "name", "")), 0.0)
+        return known * terms if isinstance(terms, int) else None
+    sizes = np.abs(data.astype(np.float32, copy=False))
+    return float(_sum_of_outputs(node, sizes).max()) if sizes.size else 0.0
+
+
+def _sum_of_outputs(node: ir.Node, sizes: np.ndarray) -> np.ndarray:
+    if node.op_type == "Conv":
+        return np.asarray(sizes.reshape(len(sizes), -1).sum(axis=1))
+    if node.op_type == "ConvTranspose":
+        # All that can reach one output: more than does, where strides leave gaps.
+        return np.asarray(sizes.sum(axis=(0, *range(2, sizes.ndim))))
+    transposed = node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))
+    return np.asarray(sizes.sum(axis=-1 if transposed else max(-2, -sizes.ndim)))
+
+
+def _terms(node: ir.Node) -> float | None:
+    """Numbers that are summed up for one result."""
+    kernel = node.attributes.get_ints("kernel_shape", None)
+    if kernel is not None:
+        return float(prod(kernel))
+    shape = None if node.inputs[0] is None else node.inputs[0].shape
+    axes = _axes(node, None if shape is None else len(shape))
+    if shape is None or axes is None:
+        return None
+    sizes = [dim for axis in axes if isinstance(dim := shape[axis], int)]
+    return float(prod(sizes)) if len(sizes) == len(axes) else None
+
+
+def _axes(node: ir.Node, rank: int | None) -> Sequence[int] | None:
+    if rank is None:
+        return None
+    if node.op_type == "GlobalAveragePool":
+        return range(2, rank)
+    given = node.attributes.get_ints("axes", None)
+    if given is None and len(node.inputs) > 1 and node.inputs[1] is not None:
+        data = _array(node.inputs[1])
+        return None if data is None else [int(axis) for axis in data.reshape(-1)]
+    return range(rank) if given is None else list(given)
+
+
+def expose_probes(model: ir.Model, probes: Sequence[Probe]) -> SplitGraph:
+    """The graph with a scalar for each probe as its outputs, in order.
+
+    Raises:
+        ModelFileError: it is too large without its weights.
+    """
+    shown = model.clone()
+    graph = shown.graph
+    graph.outputs.clear()
+    nodes = {str(node.name): node for node in graph}
+    builder = _Builder(graph)
+    for probe in probes:
+        node = nodes[probe.node]
+        result = builder.sum_of(node) if probe.value is None else builder.least_of(node, probe)
+        graph.outputs.append(result)
+    return split(shown, "the graph with its smallest values and sums")
+
+
+class _Builder:
+    """Adds the nodes that compute probes."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._names = Names(ir.convenience.create_value_mapping(graph))
+        self._infinity = add_constant(graph, self._names.fresh("inf"), np.array(np.inf, np.float32))
+
+    def least_of(self, node: ir.Node, probe: Probe) -> ir.Value:
+        """Least magnitude of an operand, its zeros left out: these stay 0."""
+        value = next(v for v in node.inputs if v is not None and v.name == probe.value)
+        size = self._add("Abs", [value], node)
+        zero = add_constant(self._graph, self._names.fresh("zero"), np.zeros((), np.float32))
+        is_zero = self._add("Equal", [size, zero], node, ir.DataType.BOOL)
+        some = self._add("Where", [is_zero, self._infinity, size], node)
+        return self._scalar("ReduceMin", some, node)
+
+    def sum_of(self, node: ir.Node) -> ir.Value:
+        """Largest sum of the magnitudes of what is added up for one output."""
+        first = node.inputs[0]
+        size = self._add("Abs", [first], node)
+        if node.op_type in _WEIGHTED:
+            weights = self._add("Abs", [node.inputs[1]], node)
+            total = self._add(node.op_type, [size, weights], node, attributes=node.attributes)
+            return self._scalar("ReduceMax", total, node)
+        if node.op_type == "AveragePool":
+            mean = self._add(node.op_type, [size], node, attributes=node.attributes)
+            count = np.float32(prod(node.attributes.get_ints("kernel_shape", ())))
+            terms = add_constant(self._graph, self._names.fresh("terms"), np.asarray(count))
+            return self._scalar("ReduceMax", self._add("Mul", [mean, terms], node), node)
+        shape = None if first is None else first.shape
+        axes = _axes(node, None if shape is None else len(shape))
+        given = list(node.inputs[1:2])
+        if axes is not None:
+            data = np.array(list(axes), np.int64)
+            given = [add_constant(self._graph, self._names.fresh("axes"), data)]
+        total = self._add("ReduceSum", [size, *given], node)
+        return self._scalar("ReduceMax", total, node)
+
+    def _scalar(self, op_type: str, value: ir.Value, node: ir.Node) -> ir.Value:
+        keep = {"keepdims": ir.AttrInt64("keepdims", 0)}
+        result = self._add(op_type, [value], node, attributes=keep)
+        result.shape = ir.Shape([])
+        return result
+
+    def _add(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        node: ir.Node,
+        dtype: ir.DataType = ir.DataType.FLOAT,
+        *,
+        attributes: Mapping[str, ir.Attr] | None = None,
+    ) -> ir.Value:
+        name = self._names.fresh(f"{node.name}_{op_type}")
+        result = ir.Value(name=name, type=ir.TensorType(dtype))
+        given = list((attributes or {}).values())
+        self._graph.append(ir.Node("", op_type, inputs, given, outputs=[result], name=name))
+        return result
+
+
+def unfit_by_probes(probes: Sequence[Probe], numbers: Sequence[float]) -> Unfit:
+    """What the measured ``numbers`` of the probes, in order, rule out."""
+    values, nodes = {}, {}
+    for probe, number in zip(probes, numbers, strict=True):
+        if probe.value is None:
+            if number > FP16_MAX:
+                nodes[probe.node] = (
+                    f"magnitudes of {number:.4g} are added up in it: more than an FP16 "
+                    "accumulator holds"
+                )
+        elif 0 < number < FP16_NORMAL:
+            values[probe.value] = f"{probe.value} falls to {number:.3g}, which FP16 loses"
+    return Unfit(values, nodes)
+
+
+def _is_float(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype == ir.DataType.FLOAT
+
+
+def _is_constant(value: ir.Value) -> bool:
+    maker = value.producer()
+    return value.is_initializer() or (maker is not None and maker.op_type == "Constant")
+
+
+def _array(value: ir.Value | None) -> np.ndarray | None:
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def _number(value: ir.Value | None) -> float | None:
+    data = _array(value)
+    return float(data.reshape(-1)[0]) if data is not None and data.size == 1 else None
