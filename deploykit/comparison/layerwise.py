@@ -14,6 +14,7 @@ from deploykit.core.errors import ValidationError
 from deploykit.core.serialization import to_plain
 from deploykit.graph import activations
 from deploykit.graph.qdq.insertion import ratio_db
+from deploykit.graph.rounding import Stored, rounding_form
 from deploykit.images.side_inputs import all_inputs
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 CLIPPED_SHARE: Final = 0.5
 """A quantized value that ends below this share of the reference's peak lost more than outliers."""
+
+
+_UNDERFLOWS: Final = "underflows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,10 @@ def find_faults(values: Sequence[ValueComparison], precision: Precision) -> tupl
         compared = _judge(value, inputs, precision)
         if compared is not None:
             kind, reason = compared
-            found.append(Fault(value, kind, reason, _advise(value, kind, precision), inputs))
+            advice = _advise(value, kind, precision)
+            if _UNDERFLOWS in reason:
+                advice = (f"keep {value.node} and what makes its operands in FP32",)
+            found.append(Fault(value, kind, reason, advice, inputs))
     return tuple(found)
 
 
@@ -98,10 +105,13 @@ def _judge(
         reason = f"its shape is {here}, the reference's {there}"
         return ("shape", reason) if all(map(_same_shape, inputs)) else None
     if not _is_finite(value):
-        return ("non_finite", _non_finite(value)) if all(map(_is_finite, inputs)) else None
+        reason = _vanished(inputs, precision.facts) or _non_finite(value)
+        return ("non_finite", reason) if all(map(_is_finite, inputs)) else None
     lost = drop_db(value, inputs, precision)
     if lost > precision.facts.tolerance.drop_db:
         before = min((each.sqnr_db for each in inputs), default=inf)
+        if small := _too_small(value, precision.facts):
+            return "sqnr", small
         return "sqnr", f"SQNR falls from {decibels(before)} to {decibels(value.sqnr_db)}"
     limit = precision.facts.limits.min_cosine
     if value.cosine < limit and all(each.cosine >= limit for each in inputs):
@@ -131,6 +141,29 @@ def _is_finite(value: ValueComparison) -> bool:
 def _non_finite(value: ValueComparison) -> str:
     here, there = value.non_finite, value.reference_non_finite
     return f"{here} values are NaN or infinite, {there} of the reference's"
+
+
+def _too_small(value: ValueComparison, facts: PrecisionFacts) -> str | None:
+    end = facts.overflow
+    if end is None or facts.quantized or not 0 < value.reference_peak < end.least:
+        return None
+    return (
+        f"it {_UNDERFLOWS}: the reference is {value.reference_peak:.3g} at most, {end.type_name} "
+        f"loses digits below {_short(end.least)}"
+    )
+
+
+def _vanished(inputs: Sequence[ValueComparison], facts: PrecisionFacts) -> str | None:
+    """Why a division or a logarithm gives NaN: what keeps its operand from 0 became 0."""
+    end = facts.overflow
+    for each in inputs:
+        least = each.reference_range[0]
+        if end is not None and 0 < least < end.least and each.range[0] <= 0:
+            return (
+                f"its operand {each.name} {_UNDERFLOWS} to 0, the reference has {least:.3g}: "
+                f"{end.type_name} loses digits below {_short(end.least)}"
+            )
+    return None
 
 
 def _advise(value: ValueComparison, kind: str, precision: Precision) -> tuple[str, ...]:
@@ -385,6 +418,7 @@ def compare_layers(
 ) -> LayerReport:
     """Run ``batches`` (N, C, H, W), all of one shape, through both graphs and compare all values.
 
+    Each value of the candidate is rounded as an engine does that stores them all.
     ``open_runner`` must compute the graphs as they are written. The candidate's precision says
     how much it may lose. For each group of values both graphs run again, up to its last value.
 
@@ -396,6 +430,7 @@ def compare_layers(
     left = activations.with_input_shape(graph.read_model(candidate.path), shape)
     right = activations.with_input_shape(graph.read_model(reference.path), shape)
     pairing = activations.pair_activations(left, right)
+    left = rounding_form(left, Stored.EVERY)
     if not pairing.pairs:
         raise ValidationError(
             f"{candidate.path} and {reference.path} have no activation in common, "

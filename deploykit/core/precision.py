@@ -52,10 +52,14 @@ class Census:
 
 @dataclass(frozen=True, slots=True)
 class Overflow:
-    """The type that a graph has beside FP32 which ends soonest, and its largest finite number."""
+    """The type that a graph has beside FP32 which ends soonest, and where it ends.
+
+    ``largest`` is its largest finite number, ``least`` the smallest with all its digits.
+    """
 
     type_name: str
     largest: float
+    least: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +124,8 @@ class PrecisionFacts:
         return least is None or (int(major), int(minor)) >= least
 
 
-FP16_END: Final = Overflow("FP16", 65504.0)
-"""Largest finite FP16 number (IEEE 754 binary16)."""
+FP16_END: Final = Overflow("FP16", 65504.0, 2.0**-14)
+"""Ends of FP16 (IEEE 754 binary16)."""
 
 _FP32: Final = PrecisionFacts(
     name="fp32",

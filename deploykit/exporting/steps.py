@@ -20,6 +20,7 @@ from deploykit.bundle.manifest import (
     Manifest,
     manifest_text,
 )
+from deploykit.comparison.validation import outputs_of, validate
 from deploykit.core import environment
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.atomic import staged_folder
@@ -40,6 +41,7 @@ from deploykit.sources.targets import Kind, kind_of
 
 if TYPE_CHECKING:
     from deploykit.backends import Compiler
+    from deploykit.comparison.reference import Reference
     from deploykit.comparison.validation import ValidationReport
     from deploykit.core.artifacts import EngineRecord
     from deploykit.core.specs import ModelSpec
@@ -175,7 +177,7 @@ def _fill(
     journal.notes += notes_on_others(
         reference.artifact, converted.artifact, converted.compared[0], reference.runners
     )
-    _write_cpu_form(converted, folder / CPU_MODEL)
+    _write_cpu_form(reference, converted, folder / CPU_MODEL)
     reference.graph.release()  # compilers need the memory
     engines = _compile(converted, folder, plan, journal)
     write_golden(folder, *converted.compared, reference.runners.side)
@@ -202,13 +204,24 @@ def _fill(
     return manifest, converted.reports
 
 
-def _write_cpu_form(converted: Converted, path: Path) -> None:
-    """Write the form of the graph that a CPU must run to compute what an engine computes."""
+def _write_cpu_form(reference: Reference, converted: Converted, path: Path) -> None:
+    """Write the form of the graph that a CPU must run to compute what an engine computes.
+
+    Raises:
+        ValidationError: the file does not compute what the reference computes.
+    """
     artifact = converted.artifact
     graph = converted.graph or LoadedGraph(artifact)
     if not artifact.precision.facts.is_source and computes_narrow(graph.model):
         parents = (artifact.sha256, *artifact.parents)
-        write_model(rounding_form(graph.model), path, artifact.precision, parents)
+        written = write_model(rounding_form(graph.model), path, artifact.precision, parents)
+        batches, expected = converted.compared
+        with reference.runners.of_artifact(written) as runner:  # as proof of what was written
+            found = outputs_of(runner, batches[:1])
+        names, precision = (path.name, reference.made_by), artifact.precision
+        validate(
+            found, expected[:1], precision=precision, names=names, head=reference.head
+        ).require_pass()
     graph.release()
 
 

@@ -75,7 +75,7 @@ def plan_half(
             continue
         reason = _reason_to_keep(node, model)
         reason = reason or _reason_in_shapes(node, shapes)
-        reason = reason or nodes.get(str(node.name)) or _reason_in_values(node, values)
+        reason = reason or _reason_in_values(node, values) or nodes.get(str(node.name))
         if reason:
             kept[str(node.name)] = reason
         else:

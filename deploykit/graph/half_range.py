@@ -184,7 +184,8 @@ def vanishing_guards(model: ir.Model) -> dict[str, str]:
         if tiny is None:
             continue
         for way in _ways(node, (node,)):
-            reason = f"it guards {way[-1].op_type} {way[-1].name} by {tiny:.3g}, which FP16 loses"
+            operand = f"the operand of {way[-1].op_type} {way[-1].name}"
+            reason = f"{tiny:.3g} keeps {operand} from 0, and FP16 loses it"
             for each in way:
                 found.setdefault(str(each.name), reason)
     return found
@@ -231,7 +232,7 @@ def _guarded_operands(node: ir.Node) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class RangeProbe:
     """A number to measure at ``node``: the least magnitude of a value, or its largest sum.
 
     ``value`` is the name of the operand that must not vanish; ``None`` for a sum of magnitudes.
@@ -253,7 +254,7 @@ class Unfit:
         return Unfit({**other.values, **self.values}, {**other.nodes, **self.nodes})
 
 
-def find_probes(model: ir.Model, amax: Mapping[str, float]) -> list[Probe]:
+def find_probes(model: ir.Model, amax: Mapping[str, float]) -> list[RangeProbe]:
     """Operands that must not vanish, and sums that may pass 65504 by the bound that ``amax`` gives.
 
     ``amax`` has the largest magnitude of each value. The bound of a sum is that of its operand
@@ -264,9 +265,9 @@ def find_probes(model: ir.Model, amax: Mapping[str, float]) -> list[Probe]:
         for index in _guarded_operands(node):
             value = node.inputs[index]
             if value is not None and value.producer() is not None and _is_float(value):
-                found.append(Probe(str(node.name), str(value.name)))
+                found.append(RangeProbe(str(node.name), str(value.name)))
         if not node.domain and _may_overflow(node, amax):
-            found.append(Probe(str(node.name), None))
+            found.append(RangeProbe(str(node.name), None))
     return found
 
 
@@ -325,7 +326,7 @@ def _axes(node: ir.Node, rank: int | None) -> Sequence[int] | None:
     return range(rank) if given is None else list(given)
 
 
-def expose_probes(model: ir.Model, probes: Sequence[Probe]) -> SplitGraph:
+def expose_probes(model: ir.Model, probes: Sequence[RangeProbe]) -> SplitGraph:
     """The graph with a scalar for each probe as its outputs, in order.
 
     Raises:
@@ -351,7 +352,7 @@ class _Builder:
         self._names = Names(ir.convenience.create_value_mapping(graph))
         self._infinity = add_constant(graph, self._names.fresh("inf"), np.array(np.inf, np.float32))
 
-    def least_of(self, node: ir.Node, probe: Probe) -> ir.Value:
+    def least_of(self, node: ir.Node, probe: RangeProbe) -> ir.Value:
         """Least magnitude of an operand, its zeros left out: these stay 0."""
         value = next(v for v in node.inputs if v is not None and v.name == probe.value)
         size = self._add("Abs", [value], node)
@@ -404,7 +405,7 @@ class _Builder:
         return result
 
 
-def unfit_by_probes(probes: Sequence[Probe], numbers: Sequence[float]) -> Unfit:
+def unfit_by_probes(probes: Sequence[RangeProbe], numbers: Sequence[float]) -> Unfit:
     """What the measured ``numbers`` of the probes, in order, rule out."""
     values, nodes = {}, {}
     for probe, number in zip(probes, numbers, strict=True):

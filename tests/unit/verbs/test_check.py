@@ -33,6 +33,7 @@ def test_a_whole_bundle_has_no_problems(tmp_path: Path) -> None:
         "bundle": str(tmp_path / "colours"),
         "ok": True,
         "problems": [],
+        "golden": "model.onnx",
         "engines": [],
     }
 

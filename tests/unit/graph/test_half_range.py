@@ -1,0 +1,225 @@
+"""Both ends of FP16's range: how values grow, guards that vanish, sums that overflow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from deploykit.graph import plan_half, read_model, tidy
+from deploykit.graph.half_range import (
+    expose_probes,
+    find_probes,
+    growth,
+    unfit_by_probes,
+    vanishing_guards,
+)
+from tests.graphs import graph, run_ort, save
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+HEADROOM = 4.0
+
+
+def tidied(text: str, folder: Path, weights: Mapping[str, NDArray[Any]] | None = None) -> ir.Model:
+    model = read_model(save(graph(text, weights), folder / "source.onnx"))
+    tidy(model, rename=False)
+    return model
+
+
+def number(value: float) -> NDArray[np.float32]:
+    return np.array(value, np.float32)
+
+
+# --- headroom
+
+
+@pytest.mark.parametrize(
+    ("body", "power"),
+    [
+        ("y = Mul (x, x)", 2),
+        ("a = Mul (x, x) y = Mul (a, x)", 3),
+        ("y = Pow (x, three)", 3),
+        ("a = Mul (x, x) y = Sqrt (a)", 1),
+        ("a = Sigmoid (x) y = Mul (a, x)", 1),
+        ("a = Mul (x, x) y = Softmax (a)", 1),
+        ("a = Mul (x, x) y = Conv (a, w)", 1),
+    ],
+)
+def test_a_value_grows_with_a_power_of_its_inputs(body: str, power: float, tmp_path: Path) -> None:
+    text = f"g (float[2,3,4,4] x) => (float[A,B,C,D] y) {{ {body.replace(') ', ')' + chr(10))} }}"
+    weights = {"three": number(3), "w": np.ones((3, 3, 1, 1), np.float32)}
+    used = {name: value for name, value in weights.items() if name in body}
+    assert growth(tidied(text, tmp_path, used))["y"] == power
+
+
+def test_a_cube_needs_the_cube_of_the_headroom(tmp_path: Path) -> None:
+    """An input four times as large makes 64 times the cube: 65504 / 64 is all that it may reach."""
+    text = "g (float[2,3,4,4] x) => (float[2,3,4,4] y) { [cube] y = Pow (x, three) }"
+    model = tidied(text, tmp_path, {"three": number(3)})
+    assert plan_half(model, {"x": 10.0, "y": 1023.0}, HEADROOM).halved == {"cube"}
+    assert plan_half(model, {"x": 10.1, "y": 1030.0}, HEADROOM).kept == {"cube": "y reaches 1030"}
+
+
+def test_an_exponential_needs_a_power_of_itself(tmp_path: Path) -> None:
+    text = "g (float[2,3,4,4] x) => (float[2,3,4,4] y) { [exp] y = Exp (x) }"
+    model = tidied(text, tmp_path)
+    assert plan_half(model, {"x": 2.7, "y": 15.9}, HEADROOM).halved == {"exp"}
+    assert plan_half(model, {"x": 2.8, "y": 16.1}, HEADROOM).kept == {"exp": "y reaches 16.1"}
+
+
+# --- guards
+
+NORMALISE = """g (float[N,8] x) => (float[N,8] y) {
+    [norm] n = ReduceL2 <keepdims = 1> (x, axes)
+    [clamp] c = Clip (n, eps)
+    [divide] y = Div (x, c)
+}"""
+WRITTEN_OUT = """g (float[N,8] x) => (float[N,8] y) {
+    [mean] m = ReduceMean <keepdims = 1> (x, axes)
+    [centre] d = Sub (x, m)
+    [square] s = Mul (d, d)
+    [variance] v = ReduceMean <keepdims = 1> (s, axes)
+    [guard] e = Add (v, eps)
+    [root] r = Sqrt (e)
+    [divide] y = Div (d, r)
+}"""
+ENTROPY = """g (float[N,8] x) => (float[N,8] y) {
+    [soft] p = Softmax (x)
+    [guard] e = Max (p, eps)
+    [log] l = Log (e)
+    [weigh] y = Mul (p, l)
+}"""
+INVERSE = """g (float[N,8] x) => (float[N,8] y) {
+    [size] a = Abs (x)
+    [guard] e = Add (eps, a)
+    [inverse] y = Reciprocal (e)
+}"""
+AXES = np.array([1], np.int64)
+
+
+@pytest.mark.parametrize(
+    ("text", "guarded"),
+    [
+        (NORMALISE, {"clamp", "divide"}),
+        (WRITTEN_OUT, {"guard", "root", "divide"}),
+        (ENTROPY, {"guard", "log"}),
+        (INVERSE, {"guard", "inverse"}),
+    ],
+)
+def test_a_guard_that_fp16_loses_keeps_all_up_to_what_it_guards(
+    text: str, guarded: set[str], tmp_path: Path
+) -> None:
+    weights: dict[str, NDArray[Any]] = {"eps": number(1e-12), "axes": AXES}
+    used = {name: value for name, value in weights.items() if name in text}
+    model = tidied(text, tmp_path, used)
+    assert set(vanishing_guards(model)) == guarded
+    plan = plan_half(model, {}, HEADROOM)
+    assert guarded <= plan.kept.keys()
+    assert plan.halved.isdisjoint(guarded)
+    assert any("1e-12 keeps the operand of" in reason for reason in plan.kept.values())
+
+
+def test_a_guard_that_fp16_has_is_none_of_these(tmp_path: Path) -> None:
+    weights: dict[str, NDArray[Any]] = {"eps": number(1e-3), "axes": AXES}
+    assert vanishing_guards(tidied(WRITTEN_OUT, tmp_path, weights)) == {}
+
+
+def test_a_small_bias_guards_nothing(tmp_path: Path) -> None:
+    text = """g (float[N,8] x) => (float[N,8] y) {
+        [bias] b = Add (x, eps)
+        [scale] y = Div (b, two)
+    }"""
+    model = tidied(text, tmp_path, {"eps": number(1e-12), "two": number(2)})
+    assert vanishing_guards(model) == {}
+
+
+# --- what is measured
+
+
+def probed(model: ir.Model, amax: dict[str, float], x: NDArray[np.float32]) -> dict[str, float]:
+    probes = find_probes(model, amax)
+    shown = expose_probes(model, probes)
+    numbers = list(run_ort(shown, {"x": x}).values())
+    return {
+        f"{probe.node} {probe.value or 'sum'}": float(n)
+        for probe, n in zip(probes, numbers, strict=True)
+    }
+
+
+def test_operands_that_must_not_vanish_are_measured(tmp_path: Path) -> None:
+    text = """g (float[N,8] x) => (float[N,8] y) {
+        [square] s = Mul (x, x)
+        [divide] y = Div (x, s)
+    }"""
+    model = tidied(text, tmp_path)
+    x = np.full((1, 8), 1e-4, np.float32)
+    x[0, 0] = 0  # a zero stays one in FP16
+    found = probed(model, {}, x)
+    assert found == {"divide s": pytest.approx(1e-8)}
+    unfit = unfit_by_probes(find_probes(model, {}), list(found.values()))
+    assert unfit.values == {"s": "s falls to 1e-08, which FP16 loses"}
+    kept = plan_half(model, {}, HEADROOM, unfit).kept
+    assert set(kept) == {"square", "divide"}
+
+
+SUMS: dict[str, tuple[str, tuple[int, int] | None, Callable[[Any, Any], Any]]] = {
+    "MatMul": ("[op] y = MatMul (x, w)", (8, 5), lambda x, w: np.abs(x) @ np.abs(w)),
+    "Gemm": ("[op] y = Gemm <transB = 1> (x, w)", (5, 8), lambda x, w: np.abs(x) @ np.abs(w).T),
+    "ReduceMean": ("[op] y = ReduceMean (x, axes)", None, lambda x, _: np.abs(x).sum(axis=1)),
+    "ReduceSum": ("[op] y = ReduceSum (x, axes)", None, lambda x, _: np.abs(x).sum(axis=1)),
+}
+
+
+@pytest.mark.parametrize("op_type", sorted(SUMS))
+def test_sums_of_magnitudes_are_measured_where_the_bound_is_too_high(
+    op_type: str, tmp_path: Path
+) -> None:
+    body, shape, exact = SUMS[op_type]
+    rng = np.random.default_rng(0)
+    weights: dict[str, NDArray[np.generic]] = (
+        {"axes": AXES} if shape is None else {"w": rng.standard_normal(shape).astype(np.float32)}
+    )
+    model = tidied(f"g (float[N,8] x) => (float[A,B] y) {{ {body} }}", tmp_path, weights)
+    x = (rng.standard_normal((3, 8)) * 1e5).astype(np.float32)
+    amax = {"x": float(np.abs(x).max())}
+    (total,) = probed(model, amax, x).values()
+    assert total == pytest.approx(float(exact(x, weights.get("w")).max()), rel=1e-5)
+    (reason,) = unfit_by_probes(find_probes(model, amax), [total]).nodes.values()
+    assert "more than an FP16 accumulator holds" in reason
+    assert find_probes(model, {"x": 1.0}) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "exact"),
+    [
+        ("[op] y = Conv <pads = [1,1,1,1]> (x, w)", None),
+        ("[op] y = GlobalAveragePool (x)", lambda x: np.abs(x).sum(axis=(2, 3)).max()),
+        (
+            "[op] y = AveragePool <kernel_shape = [2,2], strides = [2,2]> (x)",
+            lambda x: np.abs(x).reshape(2, 4, 3, 2, 3, 2).sum(axis=(3, 5)).max(),
+        ),
+    ],
+)
+def test_sums_over_places_are_measured(
+    body: str, exact: Callable[[Any], Any] | None, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((4, 4, 3, 3)).astype(np.float32)
+    text = f"g (float[2,4,6,6] x) => (float[A,B,C,D] y) {{ {body} }}"
+    model = tidied(text, tmp_path, {"w": w} if "w)" in body else {})
+    x = (rng.standard_normal((2, 4, 6, 6)) * 1e5).astype(np.float32)
+    (total,) = probed(model, {"x": float(np.abs(x).max())}, x).values()
+    if exact is not None:
+        assert total == pytest.approx(float(exact(x)), rel=1e-5)
+    else:
+        padded = np.pad(np.abs(x), ((0, 0), (0, 0), (1, 1), (1, 1)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+        best = np.einsum("nchwij,ocij->nohw", windows, np.abs(w)).max()
+        assert total == pytest.approx(float(best), rel=1e-5)
