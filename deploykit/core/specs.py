@@ -54,11 +54,6 @@ class TensorSpec:
     dtype: str
     shape: tuple[int | str, ...]
 
-    @property
-    def is_dynamic(self) -> bool:
-        """Whether any dimension is open."""
-        return any(isinstance(dim, str) for dim in self.shape)
-
     def with_batch(self, batch: int) -> tuple[int, ...]:
         """The shape with the batch dimension filled in.
 
