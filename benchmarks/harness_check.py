@@ -27,7 +27,8 @@ import numpy as np
 
 from benchmarks.load_cost import export
 from deploykit.backends.ort import OrtRunner
-from deploykit.benchmarking.harness import SystemClock, benchmark
+from deploykit.benchmarking.harness.scenarios import benchmark
+from deploykit.benchmarking.harness.system import SystemClock
 from deploykit.benchmarking.machine.conditions import watch
 from deploykit.benchmarking.results import Switches
 from deploykit.benchmarking.statistics.ab import ratio_of_pairs

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Final, Self
 
 from benchmarks.harness_check import THREADS, bare_loop, feeds_of
 from deploykit.backends.ort import OrtRunner
-from deploykit.benchmarking.harness import Side, SystemClock, benchmark, interleave
+from deploykit.benchmarking.harness.interleaved import Side, interleave
+from deploykit.benchmarking.harness.scenarios import benchmark
+from deploykit.benchmarking.harness.system import SystemClock
 from deploykit.benchmarking.machine.conditions import watch
 from deploykit.benchmarking.results import BenchmarkResult, Subject
 from deploykit.core.environment import describe

@@ -130,7 +130,7 @@ def read_switches(asked: Asked) -> Switches:
     Raises:
         UsageError: options that do not go together.
     """
-    from deploykit.benchmarking.harness import check_switches
+    from deploykit.benchmarking.harness.scenarios import check_switches
     from deploykit.benchmarking.results import Switches
 
     warmup_s, duration_s, min_samples = _extent(asked)

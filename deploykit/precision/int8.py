@@ -90,7 +90,7 @@ def load_images(
     """
     height, width = data.preprocessing.crop
     affordable = max(1, pixels // (height * width))
-    fixed = _fixed_batch(artifact)
+    fixed = artifact.inputs[0].fixed_batch
     # A graph of fixed batch takes whole batches only, and one of them at least.
     chosen = list(indices)[: max(affordable, fixed or 1)]
     size = fixed or LARGEST_BATCH
@@ -114,7 +114,7 @@ def first_images(
     some: tuple[Batches, Batches] = ([], [])
     room = count
     for inputs, logits in zip(batches, expected, strict=True):
-        whole = _fixed_batch(artifact) is not None
+        whole = artifact.inputs[0].fixed_batch is not None
         size = len(inputs) if whole else min(len(inputs), room)
         if size > room and some[0]:
             break
@@ -148,14 +148,9 @@ def multiply_adds_of(graph: LoadedGraph, image: tuple[int, int]) -> dict[str, in
         summary = describe_layers(model, graph.artifact.path.name, 1)
     except (ModelFileError, UsageError):
         return {}
-    images_at_once = _fixed_batch(graph.artifact) or 1
+    images_at_once = graph.artifact.inputs[0].fixed_batch or 1
     rows = {layer.name: layer.multiply_adds // images_at_once for layer in summary.layers}
     return {name: count for name, count in rows.items() if count}
-
-
-def _fixed_batch(artifact: OnnxArtifact) -> int | None:
-    first = artifact.inputs[0].shape[0]
-    return first if isinstance(first, int) else None
 
 
 @dataclass(frozen=True)
@@ -303,7 +298,7 @@ def _magnitudes(reference: Reference, rest: Precision, task: ProgressTask) -> Ma
     return measure_magnitudes(model, reference.batches, open_runner=open_runner, task=task)
 
 
-class _Int8:
+class _Int8(Conversion):
     """Calibrates, makes choices on held-out images, and quantizes."""
 
     def convert(

@@ -19,7 +19,6 @@ from deploykit.serving.waiting_line import Request, WaitingLine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from types import TracebackType
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -294,12 +293,7 @@ class MicroBatcher:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(drain=kind is None)
 
     def _check_process(self) -> None:

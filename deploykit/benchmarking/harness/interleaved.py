@@ -117,8 +117,8 @@ class _Series:
         return tuple(found)
 
     def _block(self, side: SystemUnderTest) -> Samples:
-        recording = closed_loop(side, 1, _Block(self._block_ns, self._queries))
-        return recording.samples(self._origin_ns, _NO_WARM_UP)
+        block = _Block(self._block_ns, self._queries)
+        return closed_loop(side, 1, block, origin_ns=self._origin_ns).samples(_NO_WARM_UP)
 
 
 class _Block:
@@ -127,10 +127,7 @@ class _Block:
     def __init__(self, block_ns: int, queries: int) -> None:
         self._block_ns = block_ns
         self._queries = queries
-        self._start_ns: int | None = None
 
-    def reached(self, begin_ns: int, end_ns: int) -> bool:
-        if self._start_ns is None:
-            self._start_ns = begin_ns
+    def reached(self, wall_ns: int, elapsed_ns: int) -> bool:  # noqa: ARG002
         self._queries -= 1
-        return self._queries <= 0 and end_ns - self._start_ns >= self._block_ns
+        return self._queries <= 0 and elapsed_ns >= self._block_ns

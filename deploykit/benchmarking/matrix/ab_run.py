@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.backends import GPU
 from deploykit.backends._registry import unavailable_backends
-from deploykit.benchmarking.harness import Side, check_rounds, interleave
+from deploykit.benchmarking.harness.interleaved import Side, check_rounds, interleave
 from deploykit.benchmarking.machine.conditions import watch
 from deploykit.benchmarking.matrix.cells import Matrix, plan_cells
 from deploykit.benchmarking.matrix.child import ANSWER
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from deploykit.benchmarking.harness import Clock
+    from deploykit.benchmarking.harness.system import Clock
     from deploykit.benchmarking.matrix.cells import Cell, PreparedCell
     from deploykit.benchmarking.matrix.steps import Steps
     from deploykit.benchmarking.results import Switches

@@ -19,7 +19,9 @@ from deploykit.backends import (
     ModuleBackend,
 )
 from deploykit.backends._registry import find_backend
-from deploykit.benchmarking.harness import Clock, SystemClock, benchmark, highest_rate
+from deploykit.benchmarking.harness.rates import highest_rate
+from deploykit.benchmarking.harness.scenarios import benchmark
+from deploykit.benchmarking.harness.system import Clock, SystemClock
 from deploykit.benchmarking.machine.conditions import watch
 from deploykit.benchmarking.results import BenchmarkResult, Samples, Subject, Switches
 from deploykit.core import environment

@@ -20,7 +20,6 @@ from deploykit.benchmarking.results import (
     BenchmarkResult,
     BenchmarkRun,
     CellFailure,
-    cell_key,
     to_line,
 )
 from deploykit.core.errors import BundleError, DataError
@@ -122,7 +121,7 @@ class Checkpoint:
             entry = _entry(line)
             if entry is None:
                 return
-            self._entries[_key(entry)] = entry
+            self._entries[entry.key] = entry
             self._size += len(line)
 
 
@@ -138,13 +137,6 @@ def _entry(line: bytes) -> BenchmarkResult | CellFailure | None:
         return from_plain(BenchmarkResult, data, source)
     except (ValueError, AttributeError, TypeError, DataError):
         return None
-
-
-def _key(entry: BenchmarkResult | CellFailure) -> str:
-    if isinstance(entry, CellFailure):
-        return entry.key
-    subject = entry.subject
-    return cell_key(subject.model, subject.backend, subject.precision_asked, subject.batch)
 
 
 _FIRST: Final = 2

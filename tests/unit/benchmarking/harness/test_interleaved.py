@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit.benchmarking.harness import Side, interleave
+from deploykit.benchmarking.harness.interleaved import Side, interleave
 from deploykit.benchmarking.results import Switches
 from deploykit.benchmarking.statistics.ab import report_of
 from deploykit.benchmarking.statistics.comparing import Verdict
