@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -274,34 +275,15 @@ def _spec(node: Any) -> TensorSpec:
     return TensorSpec(node.name, _DTYPES.get(node.type, node.type), shape)
 
 
-def _open_on_cpu(graph: Path | bytes | SplitGraph, options: GraphOptions) -> OrtRunner:
+def _open(device: str, graph: Path | bytes | SplitGraph, options: GraphOptions) -> OrtRunner:
     return OrtRunner(
         graph,
+        device=device,
         threads=options.threads,
         optimise=options.optimise,
         spin=options.spin,
         in_order=options.in_order,
     )
-
-
-def _open_on_cuda(graph: Path | bytes | SplitGraph, options: GraphOptions) -> OrtRunner:
-    return OrtRunner(
-        graph,
-        device="cuda",
-        threads=options.threads,
-        optimise=options.optimise,
-        spin=options.spin,
-        in_order=options.in_order,
-    )
-
-
-def _problem_of_cpu(_gpus: Sequence[Gpu]) -> str:
-    return not_installed(_MODULE)
-
-
-def _problem_of_cuda(gpus: Sequence[Gpu]) -> str:
-    """Whether the CUDA libraries are found shows only when onnxruntime starts."""
-    return not_installed(_MODULE) if gpus else NO_GPU
 
 
 def _notes_of_cpu(precision: Precision, _streams: int) -> Sequence[str]:
@@ -315,11 +297,6 @@ def _abilities_of_cpu(_gpus: Sequence[Gpu]) -> Sequence[Ability]:
     return (needs(task, _MODULE, "deploykit check"),)
 
 
-def _abilities_of_cuda(_gpus: Sequence[Gpu]) -> Sequence[Ability]:
-    """None: it would say yes where the CUDA libraries are not found."""
-    return ()
-
-
 BACKENDS: Final = (
     GraphBackend(
         name="ort-cuda",
@@ -329,9 +306,11 @@ BACKENDS: Final = (
         precisions=None,
         # A Q/DQ graph is computed node by node.
         usual=tuple(each for each in OWN if not each.facts.quantized),
-        problem=_problem_of_cuda,
-        abilities=_abilities_of_cuda,
-        open=_open_on_cuda,
+        # Whether the CUDA libraries are found shows only when onnxruntime starts.
+        problem=lambda gpus: not_installed(_MODULE) if gpus else NO_GPU,
+        # None: it would say yes where the CUDA libraries are not found.
+        abilities=lambda _gpus: (),
+        open=partial(_open, "cuda"),
         load_device="ort-cuda",
     ),
     GraphBackend(
@@ -342,10 +321,10 @@ BACKENDS: Final = (
         precisions=None,
         # The others are made for GPUs, a CPU only emulates them.
         usual=tuple(each for each in OWN if each.facts.is_source),
-        problem=_problem_of_cpu,
+        problem=lambda _gpus: not_installed(_MODULE),
         notes=_notes_of_cpu,
         abilities=_abilities_of_cpu,
-        open=_open_on_cpu,
+        open=partial(_open, "cpu"),
         load_device="cpu",
     ),
 )

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import logging
 import os
 import platform
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -19,7 +21,7 @@ from deploykit._version import __version__
 from deploykit.core.errors import MissingDependencyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import ModuleType
 
 _EXPORT: Final = "pip install 'deploykit[export]'"
@@ -100,6 +102,18 @@ def require(module: str) -> ModuleType:
         raise _does_not_load(module, error) from error
     except (ImportError, OSError) as error:
         raise _does_not_load(module, error) from error
+
+
+@contextmanager
+def silenced(module: str) -> Iterator[None]:
+    """Keep what the package ``module`` logs from being shown."""
+    logger = logging.getLogger(module)
+    handlers, propagate = logger.handlers[:], logger.propagate
+    logger.handlers[:], logger.propagate = [logging.NullHandler()], False
+    try:
+        yield
+    finally:
+        logger.handlers[:], logger.propagate = handlers, propagate
 
 
 def missing_dependency(error: ModuleNotFoundError) -> MissingDependencyError | None:

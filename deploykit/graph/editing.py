@@ -28,6 +28,13 @@ def add_constant(graph: ir.Graph, name: str, data: NDArray[np.generic]) -> ir.Va
     return value
 
 
+def drop_unused_initializers(graph: ir.Graph) -> None:
+    """Remove the weights that no node reads any more."""
+    for value in list(graph.initializers.values()):
+        if not value.uses() and not value.is_graph_output():
+            graph.initializers.pop(str(value.name))
+
+
 class Names:
     """A set of names that are taken; a repeated one gets a number.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import onnx_ir as ir
 
 from deploykit.core.precision import OWN, Precision
+from deploykit.core.serialization import to_plain
 from deploykit.graph.files import precision_of_type, quantized_precision
 from deploykit.graph.half import HEAVY_OPS, convert_to_half, plan_half
 from deploykit.graph.kernel_costs import network_cost
@@ -99,25 +100,11 @@ class GraphPrecision:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
         return {
-            "multiply_adds": {str(p): count for p, count in self.multiply_adds_in.items()},
+            "multiply_adds": to_plain(self.multiply_adds_in),
             "share": {str(p): self.share(count) for p, count in self.multiply_adds_in.items()},
-            "heavy_nodes": {str(p): count for p, count in self.heavy_in.items()},
-            "casts": self.casts,
-            "qdq_pairs": self.qdq_pairs,
-            "int8_weights": self.int8_weights,
-            "nodes": [self._row(node) for node in self.nodes],
-        }
-
-    def _row(self, node: NodePrecision) -> dict[str, Any]:
-        return {
-            "name": node.name,
-            "op_type": node.op_type,
-            "precision": str(node.precision),
-            "multiply_adds": node.multiply_adds,
-            "share": self.share(node.multiply_adds),
-            "kernel": node.kernel,
-            "reason": node.reason,
-            "trial": node.trial,
+            "heavy_nodes": to_plain(self.heavy_in),
+            **to_plain(self),
+            "nodes": [{**to_plain(n), "share": self.share(n.multiply_adds)} for n in self.nodes],
         }
 
 

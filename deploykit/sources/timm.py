@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
-from contextlib import contextmanager
 from functools import partial
 from math import floor
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from deploykit.core.environment import require
+from deploykit.core.environment import require, silenced
 from deploykit.core.errors import UnknownNameError, UsageError, WeightsError
 from deploykit.core.specs import BATCH, ModelSpec, Preprocessing, TensorSpec
 from deploykit.sources.library_weights import hugging_face_file, torch_hub_file
 from deploykit.sources.state_dict import WeightsRecord, read_state_dict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -74,22 +72,10 @@ def _made(
         arguments["img_size"] = size
     if state is not None:
         arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(state)}}
-    with _quiet():
+    # Without timm's warnings of its own old names, and its log of what it loads.
+    with silenced("timm"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         return cast("nn.Module", timm.create_model(name, **arguments).eval())
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without timm's warnings of its own old names, and its log of what it loads."""
-    logger = logging.getLogger("timm")
-    handlers, propagate = logger.handlers[:], logger.propagate
-    logger.handlers[:], logger.propagate = [logging.NullHandler()], False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.handlers[:], logger.propagate = handlers, propagate
 
 
 FILES: Final = ("model.safetensors", "pytorch_model.bin")
