@@ -15,7 +15,7 @@ from deploykit.core.errors import UsageError
 from deploykit.core.precision import find_precision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from deploykit.core.choices import DefinitionChoices
     from deploykit.core.precision import Precision
@@ -68,10 +68,25 @@ batch = click.option(
     metavar="MIN,OPT,MAX",
     help="Batches that the engine accepts, and the one that it is tuned for.",
 )
+
+
+def all_of(options: Sequence[Decorator]) -> Decorator:
+    """A decorator that adds ``options`` in their order on the help page."""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
 _AXIS_TEXT = "of the images, where the .onnx leaves it open: smallest, preferred, largest."
-_AXIS_OPTIONS = tuple(
-    click.option(f"--{name}", metavar="MIN,OPT,MAX", help=f"{name.title()} {_AXIS_TEXT}")
-    for name in ("height", "width")
+image_sizes = all_of(
+    [
+        click.option(f"--{name}", metavar="MIN,OPT,MAX", help=f"{name.title()} {_AXIS_TEXT}")
+        for name in ("height", "width")
+    ]
 )
 workspace = click.option(
     "--workspace",
@@ -121,13 +136,6 @@ calib_count = click.option(
     metavar="N",
     help="Images to calibrate with, at most.",
 )
-
-
-def image_sizes(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--height`` and ``--width``."""
-    for option in reversed(_AXIS_OPTIONS):
-        function = option(function)
-    return function
 
 
 precision_name = click.option(
@@ -222,9 +230,7 @@ def choices(function: Callable[..., Any]) -> Callable[..., Any]:
         told = {name: given.pop(name) for name in signature(read_choices).parameters}
         return function(choices=read_choices(**told), **given)
 
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+    return all_of(_OPTIONS)(command)
 
 
 def read_choices(  # noqa: PLR0913 - one parameter per option

@@ -15,7 +15,7 @@ from deploykit.benchmarking.statistics.comparing import Verdict
 from deploykit.cli import _bench_options
 from deploykit.cli._bench_options import Asked, read_matrix, read_one_cell, read_switches
 from deploykit.cli._command import Answer, Command, examples
-from deploykit.cli._show import table
+from deploykit.cli._show import progress, table
 from deploykit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -250,8 +250,6 @@ def command(
 
 
 def _measure(asked: Asked) -> Answer:
-    from deploykit.cli._show import progress
-    from deploykit.cli.bench import show_run
 
     with progress().step("start"):
         from deploykit.benchmarking.matrix.preparing import own_precisions
@@ -274,7 +272,6 @@ def _measure(asked: Asked) -> Answer:
 
 
 def _bench(options: BenchOptions, own: dict[str, Any]) -> BenchReport:
-    from deploykit.cli._show import progress
     from deploykit.verbs.bench import bench
 
     try:
@@ -295,7 +292,6 @@ def _compare(files: Sequence[Path], fail_above: str | None, *, force: bool) -> A
         comparison_to_plain,
         parse_share,
     )
-    from deploykit.cli.bench import show_comparison
 
     limit = None if fail_above is None else parse_share(fail_above)
     found = compare_files(files[0], files[1], fail_above=limit, force=force)
@@ -305,8 +301,6 @@ def _compare(files: Sequence[Path], fail_above: str | None, *, force: bool) -> A
 
 
 def _in_turn(targets: tuple[str, str], asked: Asked, rounds: int) -> Answer:
-    from deploykit.cli._show import progress
-    from deploykit.cli.bench import show_in_turn
 
     with progress().step("start"):
         from deploykit.benchmarking.matrix.ab_run import AbOptions, bench_ab, run_to_plain

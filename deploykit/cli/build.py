@@ -9,6 +9,7 @@ import click
 
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
+from deploykit.cli._show import progress, show_engines, show_stages
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,7 +46,6 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     profile = _options.read_profile(batch, height, width)
 
     from deploykit.backends import CompileOptions
-    from deploykit.cli._show import progress
     from deploykit.verbs.build import build
 
     memory = _options.workspace_bytes(workspace)
@@ -55,8 +55,6 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
 
 
 def _show(out: Console, report: BuildReport) -> None:
-    from deploykit.cli._show import show_engines, show_stages
-
     show_stages(out, report.stages)
     show_engines(out, report.bundle.manifest.engines)
     out.print(f"added {report.engine.file} to {report.bundle.folder}")

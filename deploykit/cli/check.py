@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deploykit.cli._command import Answer, Command, examples
+from deploykit.cli._show import progress, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,8 +25,6 @@ def command(bundle: Path) -> Answer:
     whether it fits this machine, which is no condition. The exit code is 1 if a file was changed or
     the model computes something else than when it was exported.
     """
-    from deploykit.cli._show import progress
-
     with progress().step("check"):
         from deploykit.verbs.check import check, check_to_plain
 
@@ -34,8 +33,6 @@ def command(bundle: Path) -> Answer:
 
 
 def _show(out: Console, report: CheckReport) -> None:
-    from deploykit.cli._show import table
-
     if report.engines:
         rows = table(("engine", "fits this machine", "reason"))
         for engine in report.engines:

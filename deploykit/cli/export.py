@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
+from deploykit.cli._show import (
+    console,
+    progress,
+    show_comparison,
+    show_engines,
+    show_files,
+    show_int8,
+    show_kept,
+    show_stages,
+)
 from deploykit.core.errors import ValidationError
 from deploykit.core.precision import OWN, Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.console import Console
 
     from deploykit.core.choices import DefinitionChoices
@@ -87,13 +95,6 @@ _OPTIONS = (
 )
 
 
-def options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of INT8."""
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return function
-
-
 def read_request(
     calibration: CalibrationOptions | None,
     int8_choices: Int8Choices,
@@ -137,7 +138,7 @@ def _fixed(wish: str) -> Literal["int8", "keep"]:
 @click.argument("target")
 @_options.precision_flags({each: each.facts.help for each in OWN})
 @_options.precision_name
-@options
+@_options.all_of(_OPTIONS)
 @_options.weights
 @_options.choices
 @_options.seed
@@ -200,8 +201,6 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     asked = _options.one_precision("export", flagged=flagged, name=precision)
     profile = _options.read_profile(batch, height, width)
 
-    from deploykit.cli._show import progress
-
     with progress().step("start"):  # importing torch takes seconds
         from deploykit.exporting.steps import ExportOptions
         from deploykit.precision.calibration.data import CalibrationOptions
@@ -232,7 +231,6 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
 
 
 def _export(target: str, options: ExportOptions) -> ExportReport:
-    from deploykit.cli._show import console, progress, show_comparison
     from deploykit.exporting.steps import export_bundle
 
     try:
@@ -244,15 +242,6 @@ def _export(target: str, options: ExportOptions) -> ExportReport:
 
 
 def _show(out: Console, report: ExportReport) -> None:
-    from deploykit.cli._show import (
-        show_comparison,
-        show_engines,
-        show_files,
-        show_int8,
-        show_kept,
-        show_stages,
-    )
-
     manifest = report.bundle.manifest
     show_stages(out, report.stages)
     show_comparison(out, [found.to_dict() for found in report.validation])

@@ -9,6 +9,7 @@ import click
 
 from deploykit.cli._command import Answer, Command, examples
 from deploykit.cli._options import NamesBackends
+from deploykit.cli._show import progress, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,7 +51,6 @@ def command(bundle: Path, images: tuple[Path, ...], top_k: int, device: str) -> 
     An IMAGE is a file or a folder of them. An image that cannot be read is named at the end, the
     others are answered all the same, and the exit code is 1.
     """
-    from deploykit.cli._show import progress
     from deploykit.verbs.predict import predict
 
     found = predict(bundle, images, top_k=top_k, device=device, progress=progress())
@@ -59,8 +59,6 @@ def command(bundle: Path, images: tuple[Path, ...], top_k: int, device: str) -> 
 
 def _show(out: Console, found: PredictionReport) -> None:
     from rich.markup import escape
-
-    from deploykit.cli._show import table
 
     columns = found.head.answer_columns
     rows = table(("image", *columns), right=columns[-1:])
