@@ -36,10 +36,7 @@ if TYPE_CHECKING:
 _MODULE: Final = "onnxruntime"
 _PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
-_LEFT_OUT: Final = {
-    "cpu": ("MatmulTransposeFusion", "Pad_Fusion"),
-    "cuda": ("Pad_Fusion",),
-}
+_LEFT_OUT: Final = {"cpu": ("MatmulTransposeFusion", "Pad_Fusion"), "cuda": ("Pad_Fusion",)}
 """Optimisers that are not used.
 
 Behind the first, FP16 attention (``Transpose -> MatMul``) makes another read a null pointer, and

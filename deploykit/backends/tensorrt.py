@@ -7,17 +7,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from deploykit.backends._backend import (
-    GPU,
-    NO_GPU,
-    Ability,
-    EngineBackend,
-    needs,
-)
-from deploykit.backends._engines import (
-    HEADER_BYTES,
-    EngineHeader,
-)
+from deploykit.backends._backend import GPU, NO_GPU, Ability, EngineBackend, needs
+from deploykit.backends._engines import HEADER_BYTES, EngineHeader
 from deploykit.backends.trt.compiler import (
     MODULES,
     RTX_CAPABILITIES,

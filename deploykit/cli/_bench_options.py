@@ -214,10 +214,7 @@ _MATRIX = (
     ),
     _options.precision_flags({each: _help(each) for each in OWN}),
     click.option(
-        "--backend",
-        cls=NamesBackends,
-        metavar="A,B",
-        help="BACKENDS.  [default: what works here]",
+        "--backend", cls=NamesBackends, metavar="A,B", help="BACKENDS.  [default: what works here]"
     ),
     click.option(
         "--filter",

@@ -19,10 +19,7 @@ def add_constant(graph: ir.Graph, name: str, data: NDArray[np.generic]) -> ir.Va
     """Register ``data`` as an initializer; ``name`` must be free in ``graph``."""
     tensor = ir.Tensor(data, name=name)
     value = ir.Value(
-        name=name,
-        type=ir.TensorType(tensor.dtype),
-        shape=ir.Shape(data.shape),
-        const_value=tensor,
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(data.shape), const_value=tensor
     )
     graph.register_initializer(value)
     return value

@@ -10,13 +10,7 @@ import numpy as np
 from deploykit.comparison.validation import outputs_of, validate
 from deploykit.core.errors import ValidationError
 from deploykit.core.precision import Precision
-from deploykit.graph import (
-    Extremes,
-    convert_to_half,
-    expose_magnitudes,
-    plan_half,
-    write_model,
-)
+from deploykit.graph import Extremes, convert_to_half, expose_magnitudes, plan_half, write_model
 from deploykit.graph.node_precisions import planned_fp16
 from deploykit.images.side_inputs import all_inputs
 from deploykit.precision import Conversion, Converted

@@ -265,11 +265,7 @@ def _other_sizes(path: Path, reference: Reference) -> list[str]:
 
 
 def _measure(
-    reference: Reference,
-    calibrated: Calibrated,
-    task: ProgressTask,
-    method: str,
-    policy: QdqPolicy,
+    reference: Reference, calibrated: Calibrated, task: ProgressTask, method: str, policy: QdqPolicy
 ) -> QuantizationErrors:
     graph, open_runner = reference.graph, reference.runners.measuring
     seen = load_images(calibrated.data, calibrated.data.indices, graph.artifact, BIAS_PIXELS)

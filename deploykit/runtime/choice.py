@@ -7,12 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from deploykit.backends import HEADER_BYTES, EngineOptions, engine_fits
-from deploykit.backends._registry import (
-    engine_backend,
-    engine_backends,
-    load_compiler,
-    read_header,
-)
+from deploykit.backends._registry import engine_backend, engine_backends, load_compiler, read_header
 from deploykit.core import environment
 from deploykit.core.errors import (
     DeploykitError,
@@ -48,12 +43,7 @@ class OpenEngine(Protocol):
 
 
 def open_engine(
-    plan: Path,
-    compiler: Compiler,
-    profile: ShapeProfile,
-    *,
-    cuda_graphs: bool,
-    cache: Path | None,
+    plan: Path, compiler: Compiler, profile: ShapeProfile, *, cuda_graphs: bool, cache: Path | None
 ) -> EngineRunner:
     """The runner that the compiler's backend makes."""
     options = EngineOptions(cuda_graphs=cuda_graphs, cache=cache)

@@ -261,11 +261,7 @@ def _ask_original(
 
 
 def _open_batch(
-    own: OwnGraph,
-    image: TensorSpec,
-    batches: list[Images],
-    profile: ShapeProfile,
-    journal: Journal,
+    own: OwnGraph, image: TensorSpec, batches: list[Images], profile: ShapeProfile, journal: Journal
 ) -> None:
     """Let a fixed batch take any number of images, held against the original image by image."""
     fixed = image.fixed_batch

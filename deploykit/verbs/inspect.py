@@ -354,11 +354,7 @@ def _inspect_definition(name: str, choices: DefinitionChoices, batch: int) -> Mo
 
 
 def _inspect_file(
-    target: str,
-    path: Path,
-    choices: DefinitionChoices,
-    batch: int,
-    crop: tuple[int, int] | None,
+    target: str, path: Path, choices: DefinitionChoices, batch: int, crop: tuple[int, int] | None
 ) -> ModelSummary:
     """An open height or width is what the user asks for, or the bundle's ``crop``."""
     from deploykit import graph

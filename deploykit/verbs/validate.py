@@ -73,10 +73,7 @@ class ComparisonOptions:
 
 
 def compare_artifacts(
-    first: Path,
-    second: Path | None,
-    options: ComparisonOptions,
-    progress: Progress | None = None,
+    first: Path, second: Path | None, options: ComparisonOptions, progress: Progress | None = None
 ) -> ComparisonReport:
     """Run two bundles or ``.onnx`` files of one network on the same images, on onnxruntime.
 

@@ -15,13 +15,7 @@ from deploykit.backends.trt.compiler import Messages, clean, logger_into, requir
 from deploykit.core import environment
 from deploykit.core.errors import BuildError, UsageError
 from deploykit.core.precision import HEAVY_KINDS
-from deploykit.core.sizes import (
-    AXIS_NAMES,
-    BATCH_AXIS,
-    IMAGE_DIMS,
-    filled,
-    require_sizes,
-)
+from deploykit.core.sizes import AXIS_NAMES, BATCH_AXIS, IMAGE_DIMS, filled, require_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

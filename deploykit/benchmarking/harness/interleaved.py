@@ -41,13 +41,7 @@ class Side:
 
 
 def interleave(
-    a: Side,
-    b: Side,
-    switches: Switches,
-    *,
-    rounds: int = ROUNDS,
-    clock: Clock,
-    task: ProgressTask,
+    a: Side, b: Side, switches: Switches, *, rounds: int = ROUNDS, clock: Clock, task: ProgressTask
 ) -> Rounds:
     """Warm both up, then measure A against itself and A against B, each in ``rounds`` rounds.
 

@@ -135,10 +135,7 @@ def measure_ab(
         "subjects": to_plain({"a": subject_of(a), "b": subject_of(b)}),
         "switches": to_plain(switches),
         "rounds": to_plain(rounds),
-        "environment": {
-            **to_plain(environment.describe()),
-            "conditions": to_plain(conditions),
-        },
+        "environment": {**to_plain(environment.describe()), "conditions": to_plain(conditions)},
         "condition": list(conditions.sentences()),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

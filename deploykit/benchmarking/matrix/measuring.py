@@ -159,11 +159,7 @@ def noise(
 
 
 def _measure(
-    runner: Runner,
-    feeds: Mapping[str, Array],
-    switches: Switches,
-    clock: Clock,
-    task: ProgressTask,
+    runner: Runner, feeds: Mapping[str, Array], switches: Switches, clock: Clock, task: ProgressTask
 ) -> _Measured:
     if switches.scenario == "server" and switches.bound_ms is not None:
         return _search(runner, feeds, switches, switches.bound_ms, clock, task)

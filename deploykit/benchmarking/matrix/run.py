@@ -16,12 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.benchmarking.matrix.processes import ChildFailure
-from deploykit.benchmarking.results import (
-    BenchmarkResult,
-    BenchmarkRun,
-    CellFailure,
-    to_line,
-)
+from deploykit.benchmarking.results import BenchmarkResult, BenchmarkRun, CellFailure, to_line
 from deploykit.core.errors import BundleError, DataError
 from deploykit.core.serialization import Source, from_plain, parse_json
 

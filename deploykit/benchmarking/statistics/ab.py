@@ -8,11 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from deploykit.benchmarking.results import (
-    Samples,
-    Series,
-    times,
-)
+from deploykit.benchmarking.results import Samples, Series, times
 from deploykit.benchmarking.statistics.comparing import (
     MIN_EFFECT,
     Comparison,
