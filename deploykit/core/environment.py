@@ -27,12 +27,9 @@ if TYPE_CHECKING:
 _EXPORT: Final = "pip install 'deploykit[export]'"
 _TENSORRT: Final = "pip install 'deploykit[tensorrt]'"
 _INSTALL_LINES: Final[Mapping[str, str]] = {
-    "torch": _EXPORT,
-    "torchvision": _EXPORT,
-    "onnx": _EXPORT,
-    "onnx_ir": _EXPORT,
-    "onnxscript": _EXPORT,
-    "safetensors": _EXPORT,
+    **dict.fromkeys(
+        ("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "safetensors"), _EXPORT
+    ),
     "timm": "pip install 'deploykit[timm]'",
     "transformers": "pip install 'deploykit[huggingface]'",
     "tensorrt_rtx": "pip install tensorrt-rtx-cu13",

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import traceback
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
@@ -214,9 +214,7 @@ class MicroBatcher:
         self._room = threading.Condition(lock)
         self._line = WaitingLine(max_batch, max_wait_ms / 1e3)
         self._tickets: deque[object] = deque()
-        self._counts = dict.fromkeys(
-            ("accepted", "answered", "failed", "cancelled", "refused", "batches", "images"), 0
-        )
+        self._counts: Counter[str] = Counter()  # by the names of `BatcherStats`
         self._closing = False
         self._threads = [self._start_worker(number) for number in range(workers)]
         # Daemons, so that one that was never closed cannot keep the interpreter from ending.
