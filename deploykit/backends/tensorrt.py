@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT for RTX: two compilers of one kind, and the runner of their engines."""
+"""TensorRT and TensorRT for RTX: two compilers of one kind; headers and the runner of engines."""
 
 from __future__ import annotations
 

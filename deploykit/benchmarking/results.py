@@ -1,4 +1,4 @@
-"""Nouns of a measurement: subject, switches, every sample; and a run over a matrix."""
+"""Nouns of a measurement: subject, switches, every sample; a run over a matrix, and its file."""
 
 from __future__ import annotations
 

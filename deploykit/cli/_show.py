@@ -16,7 +16,6 @@ from rich.table import Table
 from deploykit.core.precision import Precision
 from deploykit.core.progress import Progress, ProgressTask, SilentProgress
 from deploykit.core.specs import DEFAULT_HEAD
-from deploykit.heads import head_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -138,6 +137,8 @@ def show_stages(out: Console, stages: Sequence[StageTime]) -> None:
 
 def show_comparison(out: Console, reports: Iterable[Mapping[str, Any]]) -> None:
     """The figures of each validation, a row per batch; problems in words below."""
+    from deploykit.heads import head_named
+
     for report in reports:
         head = head_named(report.get("head", DEFAULT_HEAD))
         numbers = head.comparison_columns

@@ -1,4 +1,4 @@
-"""Layer-by-layer comparison of two graphs, a few activations shown at a time."""
+"""Layer-by-layer comparison of two graphs, and the first activation that goes wrong."""
 
 from __future__ import annotations
 

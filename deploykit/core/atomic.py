@@ -1,4 +1,4 @@
-"""Writing a folder so that it is there whole, or not at all."""
+"""Files and folders that are there whole or not at all, and the locks of who writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The precisions that a graph can have: our own, and those of installed packages.
+"""Precisions that a graph can have, ours and those of installed packages, with the facts of each.
 
 A package adds one by a module in the room ``precision`` (see `deploykit.core.plugs`) with its
 `PrecisionFacts` as ``FACTS`` and its conversion as ``CONVERSION``.

@@ -1,4 +1,4 @@
-"""Cost of one pass through a network, as plain data; `deploykit.graph` counts it.
+"""Cost of one pass through a network, as plain data, and its summary by layers.
 
 A multiply-add is two FLOP. Only convolutions and matrix products are counted: what is left out
 takes time too, so that a limit drawn from these figures can only be too low, never too high.

@@ -1,4 +1,4 @@
-"""The activations of two graphs of one network side by side, through what conversions insert.
+"""Activations of a graph as outputs, and those of two graphs of one network side by side.
 
 A conversion keeps the names of nodes and values. What it adds are casts, Q/DQ pairs, and for an
 output of the graph a cast that takes over its name; all of these lead back to the value that they

@@ -1,4 +1,7 @@
-"""Reading foreign ``.onnx`` files with suspicion, writing our own the same way every time."""
+"""Reading foreign ``.onnx`` files with suspicion, writing our own the same way every time.
+
+What a file declares is settled here: inputs and outputs, their order, the precision by its types.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cost of a compiled graph: arithmetic and bytes per kernel, after the usual fusions.
+"""Cost of a graph: its layers as rows, and arithmetic and bytes per kernel after the usual fusions.
 
 - A convolution or matrix product takes in the elementwise layers behind it: BatchNorm, the
   residual addition, activations. Elementwise layers in a row become one kernel.

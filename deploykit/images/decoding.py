@@ -1,4 +1,7 @@
-"""One encoded image to upright 8-bit RGB."""
+"""Images as a program has them, in any mixture: files, encoded bytes, Pillow images, arrays.
+
+Encoded ones become upright 8-bit RGB.
+"""
 
 from __future__ import annotations
 

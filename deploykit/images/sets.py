@@ -1,4 +1,4 @@
-"""Sets of images: a folder, a list, an array file, or the samples of this package."""
+"""Sets of images: a folder, a ``.csv`` list, an array file, or the samples of this package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of the arguments of `Classifier.run`, before anything is computed."""
+"""Inputs of `Classifier.run`: checked before anything is computed, split into batches."""
 
 from __future__ import annotations
 

@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from deploykit.core.environment import require, silenced
 from deploykit.core.errors import UnknownNameError, UsageError, WeightsError
 from deploykit.core.specs import BATCH, ModelSpec, Preprocessing, TensorSpec
-from deploykit.sources.library_weights import hugging_face_file, torch_hub_file
-from deploykit.sources.state_dict import WeightsRecord, read_state_dict
+from deploykit.sources.state_dict import (
+    WeightsRecord,
+    hugging_face_file,
+    read_state_dict,
+    torch_hub_file,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +30,7 @@ def build(name: str, num_classes: int, size: tuple[int, int]) -> nn.Module:
     ``name`` is timm's, with the tag of the weights that it is built for; ``size`` is height and
     width.
     """
-    from deploykit.sources.library_weights import draw_values
+    from deploykit.sources.untrained import draw_values
 
     network = _made(name, num_classes, size)
     draw_values(network, size)

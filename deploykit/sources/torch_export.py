@@ -1,4 +1,4 @@
-"""PyTorch module to FP32 ONNX, by either of torch's two exporters."""
+"""PyTorch module to FP32 ONNX, in its inference form, by either of torch's two exporters."""
 
 from __future__ import annotations
 

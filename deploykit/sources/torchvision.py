@@ -10,8 +10,7 @@ from deploykit.core.environment import require
 from deploykit.core.errors import UnknownNameError, UsageError
 from deploykit.core.specs import BATCH, ModelSpec, Preprocessing, TensorSpec
 from deploykit.models import get, names
-from deploykit.sources.library_weights import torch_hub_file
-from deploykit.sources.state_dict import WeightsRecord, read_state_dict
+from deploykit.sources.state_dict import WeightsRecord, read_state_dict, torch_hub_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +30,7 @@ def build(name: str, num_classes: int, image_size: int) -> nn.Module:
 
     A network with heads that only training uses has them, and lists them as ``training_only``.
     """
-    from deploykit.sources.library_weights import draw_values
+    from deploykit.sources.untrained import draw_values
 
     network = _made(name, num_classes, image_size)
     draw_values(network, (image_size, image_size))

@@ -1,4 +1,4 @@
-"""`deploykit inspect`: the layers of a definition, an ``.onnx`` file or a bundle."""
+"""`deploykit inspect`: the layers of a definition, an ``.onnx`` file or a bundle; precisions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compilation of an ONNX file to a serialized engine, with either compiler."""
+"""Compilation of an ONNX file to a serialized engine, and the census of its arithmetic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NVIDIA's two compilers on this machine."""
+"""NVIDIA's two compilers on this machine, and the messages that they print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples while they are taken, and the noun made of them afterwards."""
+"""Samples while threads take them, and the noun made of them afterwards."""
 
 from __future__ import annotations
 

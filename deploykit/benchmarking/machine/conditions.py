@@ -1,4 +1,4 @@
-"""Conditions of the machine during a measurement, and whether they spoil its figures."""
+"""Conditions of the machine during a measurement, its processors among them."""
 
 from __future__ import annotations
 

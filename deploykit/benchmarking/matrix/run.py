@@ -1,4 +1,7 @@
-"""A run over the cells: each step in a process; a failure is recorded and the rest goes on."""
+"""A run over the cells: each step in a process; a failure is recorded and the rest goes on.
+
+Results are kept line by line in a checkpoint, so that an interrupted run resumes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The HTML page of a run: one file with its data, style and script, which loads nothing."""
+"""The HTML page of a run: one file with its data, style and script, which loads nothing.
+
+Also where all reports of a run are written, beside its file of results.
+"""
 
 from __future__ import annotations
 

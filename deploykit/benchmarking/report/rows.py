@@ -1,4 +1,7 @@
-"""One row for each result, with its remarks: what tables, the page and ``--json`` show."""
+"""One row for each result, with its remarks: what tables, the page and ``--json`` show.
+
+A remark is a warning that the figure is not to be trusted, or a note on how it came to be.
+"""
 
 from __future__ import annotations
 

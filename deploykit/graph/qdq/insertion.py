@@ -1,4 +1,4 @@
-"""Carries out a plan: INT8 weights, and a Q/DQ pair behind each value that becomes INT8."""
+"""Carries out a plan: scales, INT8 weights, a Q/DQ pair behind each value that becomes INT8."""
 
 from __future__ import annotations
 

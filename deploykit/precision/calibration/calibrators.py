@@ -1,4 +1,4 @@
-"""From what was seen of a tensor to the range that INT8 shall cover.
+"""From the histogram of a tensor to the range that INT8 shall cover.
 
 Each calibrator of `METHODS` is a pure function from a `Histogram` to ``amax``, the magnitude that
 becomes 127: the scale of the tensor is ``amax / 127``. A new one is one more function here, under

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from deploykit.benchmarking.results import BenchmarkRun, CellFailure
-from deploykit.cli.bench import show_run
+from deploykit.cli._bench_show import show_run
 from deploykit.core.precision import Precision
 from deploykit.verbs.bench import BenchReport
 from tests.unit.benchmarking.statistics.noise import SUBJECT, independent, result_of

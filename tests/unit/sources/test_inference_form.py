@@ -14,9 +14,9 @@ from timm.models import byobnet, fastvit, repvit, resnet
 from torch import Tensor, nn
 
 from deploykit.core.errors import ExportError
-from deploykit.sources.library_weights import draw_values, pink_noise
 from deploykit.sources.logits import LogitsOf
 from deploykit.sources.torch_export import inference_form
+from deploykit.sources.untrained import draw_values, pink_noise
 
 if TYPE_CHECKING:
     from collections.abc import Callable

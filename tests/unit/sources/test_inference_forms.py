@@ -15,7 +15,7 @@ from deploykit.core.progress import Journal, SilentProgress
 from deploykit.core.specs import BATCH, ModelSpec, Preprocessing, TensorSpec
 from deploykit.sources import torch_export
 from deploykit.sources.definition import SourceOptions, from_definition
-from deploykit.sources.library_weights import draw_values
+from deploykit.sources.untrained import draw_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from deploykit.sources import library_weights
-from deploykit.sources.library_weights import OFFSET, draw_values, pink_noise, wake
+from deploykit.sources import untrained
 from deploykit.sources.timm import timm_spec
+from deploykit.sources.untrained import OFFSET, draw_values, pink_noise, wake
 
 
 class Branch(nn.Module):
@@ -51,7 +51,7 @@ def test_no_branch_of_timms_networks_is_silent(name: str) -> None:
 
 def test_statistics_are_those_of_what_reaches_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     noise = pink_noise((32, 16))
-    monkeypatch.setattr(library_weights, "pink_noise", lambda size: noise)
+    monkeypatch.setattr(untrained, "pink_noise", lambda size: noise)
     norm = nn.BatchNorm1d(6, momentum=0.2)
     network = nn.Sequential(nn.Conv2d(3, 6, 4, stride=4), nn.Flatten(2), norm).eval()
     draw_values(network, (32, 16))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import deploykit
-from deploykit.core.csv_text import csv_text, plain_text
+from deploykit.benchmarking.report.table import csv_text, plain_text
 
 
 def read_back(text: str) -> list[dict[str, str]]:
@@ -100,4 +100,4 @@ def test_no_other_place_of_the_package_writes_csv() -> None:
         for path in package.rglob("*.py")
         if any(writer in path.read_text(encoding="utf-8") for writer in writers)
     }
-    assert found == {"core/csv_text.py"}
+    assert found == {"benchmarking/report/table.py"}
