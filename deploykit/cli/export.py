@@ -25,6 +25,7 @@ from deploykit.core.precision import OWN, Precision
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from deploykit.backends import CompileOptions
     from deploykit.core.choices import DefinitionChoices
     from deploykit.exporting.steps import ExportOptions, ExportReport
     from deploykit.precision.calibration.data import CalibrationOptions
@@ -150,10 +151,7 @@ def _fixed(wish: str) -> Literal["int8", "keep"]:
     help="Names of the classes, one per line.  [default: the definition's or the weights' own]",
 )
 @_options.backend
-@_options.batch
-@_options.image_sizes
-@_options.workspace
-@_options.compute_capability
+@_options.compiling
 @click.option(
     "-o",
     "--output",
@@ -183,11 +181,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     data: Path | None,
     labels: Path | None,
     backend: str,
-    batch: str,
-    height: str | None,
-    width: str | None,
-    workspace: int | None,
-    compute_capabilities: tuple[str, ...],
+    compiling: CompileOptions,
     output: Path | None,
 ) -> Answer:
     """Turn a network or an .onnx file into a verified bundle.
@@ -199,7 +193,6 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     bundle appears only if all of it succeeds.
     """
     asked = _options.one_precision("export", flagged=flagged, name=precision)
-    profile = _options.read_profile(batch, height, width)
 
     with progress().step("start"):  # importing torch takes seconds
         from deploykit.exporting.steps import ExportOptions
@@ -218,9 +211,9 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     options = ExportOptions(
         precision=asked or Precision.FP32,
         backend=backend,
-        profile=profile,
-        workspace_bytes=_options.workspace_bytes(workspace),
-        compute_capabilities=compute_capabilities,
+        profile=compiling.profile,
+        workspace_bytes=compiling.workspace_bytes,
+        compute_capabilities=compiling.compute_capabilities,
         source=SourceOptions(weights, seed, choices, data),
         labels=labels,
         output=output,

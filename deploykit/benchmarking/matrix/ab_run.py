@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.backends import GPU
 from deploykit.backends._registry import unavailable_backends
-from deploykit.benchmarking.harness.interleaved import Side, check_rounds, interleave
+from deploykit.benchmarking.harness.interleaved import check_rounds, interleave
+from deploykit.benchmarking.harness.system import SystemUnderTest
 from deploykit.benchmarking.machine.conditions import watch
 from deploykit.benchmarking.matrix.cells import Matrix, plan_cells
 from deploykit.benchmarking.matrix.child import ANSWER
@@ -125,10 +126,11 @@ def measure_ab(
         open_cell(a, switches, machine) as (runner_a, feeds_a),
         open_cell(b, switches, machine) as (runner_b, feeds_b),
     ):
-        sides = Side(runner_a, feeds_a), Side(runner_b, feeds_b)
+        side_a = SystemUnderTest(runner_a, feeds_a, clock)
+        side_b = SystemUnderTest(runner_b, feeds_b, clock)
         on_gpu = any(each.cell.device == GPU for each in pair)
         rounds, conditions = watch(
-            lambda: interleave(*sides, switches, rounds=count, clock=clock, task=task),
+            lambda: interleave(side_a, side_b, switches, rounds=count, task=task),
             on_gpu=on_gpu,
         )
     return {
