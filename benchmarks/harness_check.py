@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from benchmarks.load_cost import export
+from deploykit.backends import GraphOptions
 from deploykit.backends.ort import OrtRunner
 from deploykit.benchmarking.harness.scenarios import benchmark
 from deploykit.benchmarking.harness.system import SystemClock
@@ -191,7 +192,7 @@ def within_goal(blocks: Sequence[Block]) -> bool:
 def collect(models: Mapping[str, Path], rounds: int, block_s: float) -> list[Block]:
     blocks: list[Block] = []
     for model, path in models.items():
-        with OrtRunner(path, threads=THREADS) as runner:
+        with OrtRunner(path, GraphOptions(threads=THREADS)) as runner:
             blocks += measure(model, tools_of(runner, block_s), rounds)
     return blocks
 

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
 from benchmarks.harness_check import THREADS, bare_loop, feeds_of
+from deploykit.backends import GraphOptions
 from deploykit.backends.ort import OrtRunner
 from deploykit.benchmarking.harness.interleaved import interleave
 from deploykit.benchmarking.harness.scenarios import benchmark
@@ -83,7 +84,7 @@ class Slowed(Closing):
 
 def opened(stack: ExitStack, model: Path, slower: float = 0.0) -> SystemUnderTest:
     """A side with a session of its own, which ends with the stack."""
-    runner: Runner = stack.enter_context(OrtRunner(model, threads=THREADS))
+    runner: Runner = stack.enter_context(OrtRunner(model, GraphOptions(threads=THREADS)))
     feeds = feeds_of(runner)
     slowed = Slowed.by_share(runner, slower) if slower else runner
     return SystemUnderTest(slowed, feeds, SystemClock())

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from deploykit.core.specs import Array
 
 _MODULE: Final = "onnxruntime"
+_DEFAULTS: Final = GraphOptions()
 _PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 _LEFT_OUT: Final = {"cpu": ("MatmulTransposeFusion", "Pad_Fusion"), "cuda": ("Pad_Fusion",)}
@@ -92,10 +93,9 @@ class OrtRunner(Closing):
 
     The session is made on first use, once; any number of threads may call ``run`` at the same
     time, and ``close`` lets the calls that are under way end well. A session does not survive a
-    fork: its threads stay behind. ``optimise=False`` computes each node as the standard has
+    fork: its threads stay behind. Without ``optimise`` it computes each node as the standard has
     it: the default optimisations compute something else for Q/DQ graphs than TensorRT does.
     ``device="cuda"`` raises where onnxruntime would quietly fall back to the CPU. With
-    ``spin=False`` waiting threads sleep: right where others work on the same cores meanwhile. With
     ``in_order`` nodes run in the order of the file: onnxruntime's own begins with what the first
     output needs, and keeps all that only later outputs read.
     """
@@ -103,22 +103,16 @@ class OrtRunner(Closing):
     def __init__(
         self,
         model: Path | bytes | SplitGraph,
+        options: GraphOptions = _DEFAULTS,
         *,
         device: str = "cpu",
-        threads: int | None = None,
-        optimise: bool = True,
-        spin: bool = True,
-        in_order: bool = False,
     ) -> None:
         if device not in _PROVIDERS:
             raise UsageError(f"unknown device {device!r}\npossible: {', '.join(_PROVIDERS)}")
         self._model: Path | bytes | SplitGraph | None = model
         self._name = model.name if isinstance(model, Path) else "the graph"
         self._device = device
-        self._threads = threads
-        self._optimise = optimise
-        self._spin = spin
-        self._in_order = in_order
+        self._options = options
         self._opened: _Opened | None = None
         self._opening = threading.Lock()
         self._closed = False
@@ -205,13 +199,13 @@ class OrtRunner(Closing):
 
         options = ort.SessionOptions()
         options.log_severity_level = _FATAL
-        if self._threads is not None:
-            options.intra_op_num_threads = self._threads
-        if not self._optimise:
+        if self._options.threads is not None:
+            options.intra_op_num_threads = self._options.threads
+        if not self._options.optimise:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        if self._in_order:
+        if self._options.in_order:
             options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-        if not self._spin:
+        if not self._options.spin:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         provider = _PROVIDERS[self._device]
         if provider not in ort.get_available_providers():
@@ -272,17 +266,6 @@ def _spec(node: Any) -> TensorSpec:
     return TensorSpec(node.name, _DTYPES.get(node.type, node.type), shape)
 
 
-def _open(device: str, graph: Path | bytes | SplitGraph, options: GraphOptions) -> OrtRunner:
-    return OrtRunner(
-        graph,
-        device=device,
-        threads=options.threads,
-        optimise=options.optimise,
-        spin=options.spin,
-        in_order=options.in_order,
-    )
-
-
 def _notes_of_cpu(precision: Precision, _streams: int) -> Sequence[str]:
     if precision.facts.is_source:
         return ()
@@ -307,7 +290,7 @@ BACKENDS: Final = (
         problem=lambda gpus: not_installed(_MODULE) if gpus else NO_GPU,
         # None: it would say yes where the CUDA libraries are not found.
         abilities=lambda _gpus: (),
-        open=partial(_open, "cuda"),
+        open=partial(OrtRunner, device="cuda"),
         load_device="ort-cuda",
     ),
     GraphBackend(
@@ -321,7 +304,7 @@ BACKENDS: Final = (
         problem=lambda _gpus: not_installed(_MODULE),
         notes=_notes_of_cpu,
         abilities=_abilities_of_cpu,
-        open=partial(_open, "cpu"),
+        open=OrtRunner,
         load_device="cpu",
     ),
 )

@@ -130,14 +130,7 @@ def _open(
 ) -> EngineRunner:
     from deploykit.backends.trt.runner import TrtRunner
 
-    return TrtRunner(
-        plan,
-        compiler,
-        profile,
-        cuda_graphs=options.cuda_graphs,
-        cache=options.cache,
-        spin=options.spin,
-    )
+    return TrtRunner(plan, compiler, profile, options)
 
 
 def _resident(runner: Any, feeds: Mapping[str, Any]) -> tuple[Runner, Mapping[str, Any]]:

@@ -49,12 +49,7 @@ class CheckReport:
 
 def check_to_plain(report: CheckReport) -> dict[str, Any]:
     """Plain data for ``--json``."""
-    return {
-        "bundle": report.bundle,
-        "ok": report.ok,
-        "problems": list(report.problems),
-        "engines": list(map(to_plain, report.engines)),
-    }
+    return {**to_plain(report), "ok": report.ok}
 
 
 def check(folder: Path) -> CheckReport:

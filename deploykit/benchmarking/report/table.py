@@ -148,18 +148,15 @@ def markdown_of(run: BenchmarkRun) -> str:
 def _fields(result: BenchmarkResult) -> dict[str, Any]:
     row = row_of(result)
     given = {
-        "precision": row.precision,
-        "precision_proven": row.precision_proven,
         "images_per_s": row.throughput_per_s,
         "variation_share": row.variation,
-        "limit_ms": row.limit_ms,
-        "binds": row.binds,
         "duration_s": result.duration_s,
         "created": result.created,
         "machine": facts.machine_name(result.environment),
     }
-    plain = ("model", "backend", "batch", "scenario", "streams", "samples", "median_ms")
-    given |= {name: getattr(row, name) for name in plain}
+    cell = ("model", "backend", "precision", "precision_proven", "batch", "scenario", "streams")
+    figures = ("samples", "median_ms", "limit_ms", "binds")
+    given |= {name: getattr(row, name) for name in (*cell, *figures)}
     given |= {f"{name.removesuffix('_ms')}_p50_ms": ms for name, ms in row.steps_ms.items()}
     for level, found in row.latency_ms.items():
         name = f"p{level:g}"
