@@ -71,12 +71,15 @@ class ModelSummary:
 def summary_to_plain(summary: ModelSummary) -> dict[str, Any]:
     """Plain data for ``--json``."""
     return {
-        **to_plain(summary),
+        "name": summary.name,
+        "input_shape": list(summary.input_shape),
+        "parameters": summary.parameters,
         "multiply_adds": summary.multiply_adds,
         "input_mb": summary.input_mb,
         "forward_backward_mb": summary.forward_backward_mb,
         "parameters_mb": summary.parameters_mb,
         "total_mb": summary.total_mb,
+        "layers": to_plain(summary.layers),
     }
 
 

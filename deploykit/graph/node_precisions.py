@@ -103,8 +103,22 @@ class GraphPrecision:
             "multiply_adds": to_plain(self.multiply_adds_in),
             "share": {str(p): self.share(count) for p, count in self.multiply_adds_in.items()},
             "heavy_nodes": to_plain(self.heavy_in),
-            **to_plain(self),
-            "nodes": [{**to_plain(n), "share": self.share(n.multiply_adds)} for n in self.nodes],
+            "casts": self.casts,
+            "qdq_pairs": self.qdq_pairs,
+            "int8_weights": self.int8_weights,
+            "nodes": [self._row(node) for node in self.nodes],
+        }
+
+    def _row(self, node: NodePrecision) -> dict[str, Any]:
+        return {
+            "name": node.name,
+            "op_type": node.op_type,
+            "precision": str(node.precision),
+            "multiply_adds": node.multiply_adds,
+            "share": self.share(node.multiply_adds),
+            "kernel": node.kernel,
+            "reason": node.reason,
+            "trial": node.trial,
         }
 
 

@@ -49,7 +49,12 @@ class CheckReport:
 
 def check_to_plain(report: CheckReport) -> dict[str, Any]:
     """Plain data for ``--json``."""
-    return {**to_plain(report), "ok": report.ok}
+    return {
+        "bundle": report.bundle,
+        "ok": report.ok,
+        "problems": list(report.problems),
+        "engines": list(map(to_plain, report.engines)),
+    }
 
 
 def check(folder: Path) -> CheckReport:
