@@ -31,6 +31,7 @@ import numpy as np
 import onnx_ir as ir
 
 from benchmarks.int8_accuracy import BATCH, HERE, NETWORKS, POLICIES, judge, load, ranges
+from deploykit.backends import GraphOptions
 from deploykit.backends.ort import OrtRunner
 from deploykit.comparison.validation import outputs_of
 from deploykit.core.environment import describe
@@ -121,7 +122,7 @@ def by_activations(pair: Pair, largest: dict[str, Floats]) -> Floats:
 def channel_maxima(artifact: OnnxArtifact, images: Sequence[Floats]) -> dict[str, Floats]:
     model = read_model(artifact.path)
     names = [str(pair.relu.outputs[0].name) for pair in pairs_of(model)]
-    with OrtRunner(expose_named(model, names), threads=2) as runner:
+    with OrtRunner(expose_named(model, names), GraphOptions(threads=2)) as runner:
         feed = runner.inputs[0].name
         seen = [runner.run({feed: batch}) for batch in images]
     return {
@@ -154,7 +155,7 @@ def measure(name: str, data: Path, folder: Path) -> list[Row]:
     artifact = export_module(spec, module, folder / f"{name}.onnx", "torch.export").artifact
     calibration, _ = load(data / "cifar10_calib512.npz", name)
     test, labels = load(data / "cifar10_test1000.npz", name)
-    with OrtRunner(artifact.path, threads=2) as runner:
+    with OrtRunner(artifact.path, GraphOptions(threads=2)) as runner:
         exact = np.concatenate(outputs_of(runner, test))
     largest = channel_maxima(artifact, calibration)
     factors: dict[str, Factors] = {
@@ -165,14 +166,14 @@ def measure(name: str, data: Path, folder: Path) -> list[Row]:
     rows = []
     for kind in KINDS:
         graph, pairs = equalise(artifact, folder / f"{name}-{kind}.onnx", factors[kind])
-        with OrtRunner(graph.path, threads=2) as runner:
+        with OrtRunner(graph.path, GraphOptions(threads=2)) as runner:
             same = np.concatenate(outputs_of(runner, test))
         np.testing.assert_allclose(same, exact, atol=1e-3)
         amax = ranges(graph, plan_int8(LoadedGraph(graph), QdqPolicy()).tensors, calibration)["mse"]
         for policy in TRIED:
             target = folder / f"{name}-int8.onnx"
             quantize_to_int8(LoadedGraph(graph), amax, target, options=POLICIES[policy])
-            with OrtRunner(target, threads=2, optimise=False) as runner:
+            with OrtRunner(target, GraphOptions(threads=2, optimise=False)) as runner:
                 got = np.concatenate(outputs_of(runner, test))
             rows.append(Row(name, policy, kind, pairs, **judge(got, exact, labels)))
     return rows

@@ -26,8 +26,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from benchmarks.load_cost import export
+from deploykit.backends import GraphOptions
 from deploykit.backends.ort import OrtRunner
-from deploykit.benchmarking.harness import SystemClock, benchmark
+from deploykit.benchmarking.harness.scenarios import benchmark
+from deploykit.benchmarking.harness.system import SystemClock
 from deploykit.benchmarking.machine.conditions import watch
 from deploykit.benchmarking.results import Switches
 from deploykit.benchmarking.statistics.ab import ratio_of_pairs
@@ -190,7 +192,7 @@ def within_goal(blocks: Sequence[Block]) -> bool:
 def collect(models: Mapping[str, Path], rounds: int, block_s: float) -> list[Block]:
     blocks: list[Block] = []
     for model, path in models.items():
-        with OrtRunner(path, threads=THREADS) as runner:
+        with OrtRunner(path, GraphOptions(threads=THREADS)) as runner:
             blocks += measure(model, tools_of(runner, block_s), rounds)
     return blocks
 

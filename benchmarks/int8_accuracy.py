@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from deploykit.backends import GraphOptions
 from deploykit.backends.ort import OrtRunner
 from deploykit.comparison.validation import outputs_of
 from deploykit.core.environment import describe
@@ -104,7 +105,9 @@ def ranges(
 ) -> dict[str, dict[str, float]]:
     """Amax of each tensor, by method."""
     histograms = {tensor: RunningHistogram() for tensor in tensors}
-    with OrtRunner(expose_named(read_model(artifact.path), tensors), threads=2) as runner:
+    with OrtRunner(
+        expose_named(read_model(artifact.path), tensors), GraphOptions(threads=2)
+    ) as runner:
         feed = runner.inputs[0].name
         for batch in images:
             values = {feed: batch, **runner.run({feed: batch})}
@@ -149,8 +152,8 @@ def measure(name: str, data: Path, methods: Sequence[str], folder: Path) -> list
     graph = export_module(spec, module, folder / f"{name}.onnx", "torch.export")
     calibration, _ = load(data / "cifar10_calib512.npz", name)
     test, labels = load(data / "cifar10_test1000.npz", name)
-    open_runner = partial(OrtRunner, threads=2, optimise=False)
-    with OrtRunner(graph.artifact.path, threads=2) as runner:
+    open_runner = partial(OrtRunner, options=GraphOptions(threads=2, optimise=False))
+    with OrtRunner(graph.artifact.path, GraphOptions(threads=2)) as runner:
         exact = np.concatenate(outputs_of(runner, test))
     fp32 = float((exact.argmax(axis=1) == labels).mean())
     tensors = plan_int8(graph, QdqPolicy()).tensors

@@ -180,13 +180,14 @@ def judge_all(made: list[Made], data: Path) -> list[Row]:
     import numpy as np
 
     from benchmarks.int8_accuracy import judge, load
+    from deploykit.backends import GraphOptions
     from deploykit.backends.ort import OrtRunner
     from deploykit.comparison.validation import outputs_of
 
     test, labels = load(data / TEST, made[0].network)
     logits = []
     for one in made:
-        with OrtRunner(one.graph, threads=2, optimise=False) as runner:
+        with OrtRunner(one.graph, GraphOptions(threads=2, optimise=False)) as runner:
             logits.append(np.concatenate(outputs_of(runner, test)))
     exact = logits[0]
     top1 = float((exact.argmax(axis=1) == labels).mean())

@@ -12,8 +12,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
 from benchmarks.harness_check import THREADS, bare_loop, feeds_of
+from deploykit.backends import GraphOptions
 from deploykit.backends.ort import OrtRunner
-from deploykit.benchmarking.harness import Side, SystemClock, benchmark, interleave
+from deploykit.benchmarking.harness.interleaved import interleave
+from deploykit.benchmarking.harness.scenarios import benchmark
+from deploykit.benchmarking.harness.system import SystemClock, SystemUnderTest
 from deploykit.benchmarking.machine.conditions import watch
 from deploykit.benchmarking.results import BenchmarkResult, Subject
 from deploykit.core.environment import describe
@@ -79,24 +82,27 @@ class Slowed(Closing):
         self._runner.close()
 
 
-def opened(stack: ExitStack, model: Path, slower: float = 0.0) -> Side:
+def opened(stack: ExitStack, model: Path, slower: float = 0.0) -> SystemUnderTest:
     """A side with a session of its own, which ends with the stack."""
-    runner: Runner = stack.enter_context(OrtRunner(model, threads=THREADS))
+    runner: Runner = stack.enter_context(OrtRunner(model, GraphOptions(threads=THREADS)))
     feeds = feeds_of(runner)
-    return Side(Slowed.by_share(runner, slower) if slower else runner, feeds)
+    slowed = Slowed.by_share(runner, slower) if slower else runner
+    return SystemUnderTest(slowed, feeds, SystemClock())
 
 
-def rounds_of(a: Side, b: Side, switches: Switches) -> tuple[Rounds, tuple[str, ...]]:
+def rounds_of(
+    a: SystemUnderTest, b: SystemUnderTest, switches: Switches
+) -> tuple[Rounds, tuple[str, ...]]:
     """The rounds, and whether the machine was busy meanwhile."""
     with SilentProgress().step("measure") as task:
-        work = partial(interleave, a, b, switches, clock=SystemClock(), task=task)
+        work = partial(interleave, a, b, switches, task=task)
         rounds, conditions = watch(work, on_gpu=False)
     return rounds, conditions.sentences()
 
 
-def result_of(side: Side, switches: Switches) -> BenchmarkResult:
+def result_of(side: SystemUnderTest, switches: Switches) -> BenchmarkResult:
     with SilentProgress().step("measure") as task:
-        work = partial(benchmark, side.runner, side.feeds, switches, clock=SystemClock(), task=task)
+        work = partial(benchmark, side.runner, side.feeds, switches, clock=side.clock, task=task)
         (samples, duration_s), conditions = watch(work, on_gpu=False)
     return BenchmarkResult(
         subject=Subject(MODEL, Precision.FP32, None, "ort", batch=1),

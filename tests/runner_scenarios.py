@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from deploykit.backends import EngineOptions
 from deploykit.backends._cuda.device import Device
 from deploykit.backends.trt.lane import SIZES_KEPT
 from deploykit.backends.trt.runner import TrtRunner
@@ -52,7 +53,7 @@ class Bench:
     leak_bytes: int
 
     def runner(self, **options: Any) -> TrtRunner:
-        return TrtRunner(self.plan, self.compiler, PROFILE, **options)
+        return TrtRunner(self.plan, self.compiler, PROFILE, EngineOptions(**options))
 
     def oracle(self) -> Callable[[NDArray[Any], dict[str, Any]], None]:
         """Compares outputs, on the host or on the GPU, with onnxruntime's on the CPU."""

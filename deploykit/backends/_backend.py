@@ -20,10 +20,19 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from deploykit.backends._engines import Compile, Compiler, EngineHeader, OpenCompiled
+    from deploykit.backends._engines import (
+        CompiledEngine,
+        CompileOptions,
+        Compiler,
+        EngineHeader,
+        EngineOptions,
+        EngineRunner,
+    )
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.environment import Gpu
     from deploykit.core.precision import Precision
+    from deploykit.core.progress import ProgressTask
+    from deploykit.core.sizes import ShapeProfile
     from deploykit.core.specs import Runner, SplitGraph, TensorSpec
 
     Gpus = Sequence[Gpu]
@@ -41,10 +50,6 @@ class Ability:
     task: str
     works: bool
     how: str
-
-
-def _no_notes(_precision: Precision, _streams: int) -> Sequence[str]:
-    return ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +81,7 @@ class Backend:
     precisions: tuple[Precision, ...] | None
     usual: tuple[Precision, ...]
     problem: Callable[[Gpus], str]
-    notes: Callable[[Precision, int], Sequence[str]] = _no_notes
+    notes: Callable[[Precision, int], Sequence[str]] = lambda _precision, _streams: ()
     abilities: Callable[[Gpus], Sequence[Ability]] | None = None
     cuda_graphs: bool = False
     resident: Callable[[Any, Mapping[str, Any]], tuple[Runner, Mapping[str, Any]]] | None = None
@@ -152,18 +157,6 @@ class GraphBackend(Backend):
         )
 
 
-def _unknown_cuda() -> int | None:
-    return None
-
-
-def _no_target(_gpus: Gpus) -> None:
-    return None
-
-
-def _no_doubts(_precision: Precision, _census: Mapping[str, int]) -> Sequence[str]:
-    return ()
-
-
 @dataclass(frozen=True, kw_only=True)
 class EngineBackend(Backend):
     """Compiles an ONNX file to an engine and runs that.
@@ -172,8 +165,11 @@ class EngineBackend(Backend):
         module: the Python module that it needs, by which the install line is found.
         is_portable: it builds for a list of architectures without having a GPU.
         load: imports the compiler; raises `MissingDependencyError`.
-        compile: makes an engine.
-        open: the runner of an engine.
+        compile: makes an engine of an ONNX file; the task is told a share between 0 and 1, perhaps
+            from another thread. Raises `UsageError` where the options do not fit the compiler or
+            the model, `BuildError` where the compiler refuses the file or a node of it.
+        open: the runner of an engine file whose hash was checked, as an engine is code, with the
+            profile of its manifest.
         read_header: judges an engine by its first bytes, `HEADER_BYTES` of them or more.
         cuda_major: the CUDA version that the installed libraries are made for, if known: a driver
             of that major version or a newer one runs them.
@@ -184,12 +180,12 @@ class EngineBackend(Backend):
     module: str
     is_portable: bool
     load: Callable[[], Compiler]
-    compile: Compile
-    open: OpenCompiled
+    compile: Callable[[Compiler, Path, CompileOptions, ProgressTask], CompiledEngine]
+    open: Callable[[Path, Compiler, ShapeProfile, EngineOptions], EngineRunner]
     read_header: Callable[[bytes], EngineHeader]
-    cuda_major: Callable[[], int | None] = _unknown_cuda
-    check_target: Callable[[Gpus], object] = _no_target
-    doubts: Callable[[Precision, Mapping[str, int]], Sequence[str]] = _no_doubts
+    cuda_major: Callable[[], int | None] = lambda: None
+    check_target: Callable[[Gpus], object] = lambda _gpus: None
+    doubts: Callable[[Precision, Mapping[str, int]], Sequence[str]] = lambda _precision, _census: ()
 
 
 AnyBackend: TypeAlias = ModuleBackend | GraphBackend | EngineBackend

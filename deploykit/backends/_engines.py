@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from deploykit.core.artifacts import EngineRecord
     from deploykit.core.environment import Gpu
-    from deploykit.core.progress import ProgressTask
 
 
 @dataclass(frozen=True)
@@ -84,20 +83,6 @@ class EngineHeader:
     reason: str
 
 
-class Compile(Protocol):
-    """Compiles an ONNX file."""
-
-    def __call__(
-        self, compiler: Compiler, onnx: Path, options: CompileOptions, task: ProgressTask, /
-    ) -> CompiledEngine:
-        """The engine; ``task`` is told a share between 0 and 1, perhaps from another thread.
-
-        Raises:
-            UsageError: the options do not fit the compiler or the model.
-            BuildError: the compiler refuses the file, a node of it, or the whole network.
-        """
-
-
 @runtime_checkable
 class EngineRunner(Runner, Protocol):
     """A runner whose outputs may stay on the GPU."""
@@ -117,15 +102,6 @@ class EngineOptions:
     cuda_graphs: bool = True
     cache: Path | None = None
     spin: bool | None = None
-
-
-class OpenCompiled(Protocol):
-    """Makes the runner of an engine file whose hash was checked: an engine is code."""
-
-    def __call__(
-        self, plan: Path, compiler: Compiler, profile: ShapeProfile, options: EngineOptions, /
-    ) -> EngineRunner:
-        """The runner of ``plan``; ``profile`` is that of its manifest."""
 
 
 def engine_fits(

@@ -8,12 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from deploykit.backends._backend import (
-    CPU,
-    EngineBackend,
-    GraphBackend,
-    ModuleBackend,
-)
+from deploykit.backends._backend import CPU, EngineBackend, GraphBackend, ModuleBackend
 from deploykit.backends._engines import EngineHeader
 from deploykit.core.environment import install_line
 from deploykit.core.errors import MissingDependencyError, UnknownNameError, UsageError

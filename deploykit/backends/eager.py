@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from deploykit.backends._backend import CPU, Ability, ModuleBackend, not_installed
+from deploykit.backends._backend import CPU, ModuleBackend, not_installed
 from deploykit.backends._feeds import check_feeds
 from deploykit.core.errors import UsageError
 from deploykit.core.precision import Precision
 from deploykit.core.specs import Closing, StepTimes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from torch import nn
 
-    from deploykit.core.environment import Gpu
     from deploykit.core.specs import Array, TensorSpec
 
 
@@ -80,15 +79,6 @@ class EagerRunner(Closing):
         self._module = None
 
 
-def _problem(_gpus: Sequence[Gpu]) -> str:
-    return not_installed("torch")
-
-
-def _abilities(_gpus: Sequence[Gpu]) -> Sequence[Ability]:
-    """None: what needs torch is to export, which has a row of its own."""
-    return ()
-
-
 BACKEND: Final = ModuleBackend(
     name="eager",
     label="torch eager",
@@ -96,7 +86,8 @@ BACKEND: Final = ModuleBackend(
     device=CPU,
     precisions=(Precision.FP32,),
     usual=(Precision.FP32,),
-    problem=_problem,
-    abilities=_abilities,
+    problem=lambda _gpus: not_installed("torch"),
+    # None: what needs torch is to export, which has a row of its own.
+    abilities=lambda _gpus: (),
     open=EagerRunner,
 )

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -33,12 +34,10 @@ if TYPE_CHECKING:
     from deploykit.core.specs import Array
 
 _MODULE: Final = "onnxruntime"
+_DEFAULTS: Final = GraphOptions()
 _PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
-_LEFT_OUT: Final = {
-    "cpu": ("MatmulTransposeFusion", "Pad_Fusion"),
-    "cuda": ("Pad_Fusion",),
-}
+_LEFT_OUT: Final = {"cpu": ("MatmulTransposeFusion", "Pad_Fusion"), "cuda": ("Pad_Fusion",)}
 """Optimisers that are not used.
 
 Behind the first, FP16 attention (``Transpose -> MatMul``) makes another read a null pointer, and
@@ -94,10 +93,9 @@ class OrtRunner(Closing):
 
     The session is made on first use, once; any number of threads may call ``run`` at the same
     time, and ``close`` lets the calls that are under way end well. A session does not survive a
-    fork: its threads stay behind. ``optimise=False`` computes each node as the standard has
+    fork: its threads stay behind. Without ``optimise`` it computes each node as the standard has
     it: the default optimisations compute something else for Q/DQ graphs than TensorRT does.
     ``device="cuda"`` raises where onnxruntime would quietly fall back to the CPU. With
-    ``spin=False`` waiting threads sleep: right where others work on the same cores meanwhile. With
     ``in_order`` nodes run in the order of the file: onnxruntime's own begins with what the first
     output needs, and keeps all that only later outputs read.
     """
@@ -105,22 +103,16 @@ class OrtRunner(Closing):
     def __init__(
         self,
         model: Path | bytes | SplitGraph,
+        options: GraphOptions = _DEFAULTS,
         *,
         device: str = "cpu",
-        threads: int | None = None,
-        optimise: bool = True,
-        spin: bool = True,
-        in_order: bool = False,
     ) -> None:
         if device not in _PROVIDERS:
             raise UsageError(f"unknown device {device!r}\npossible: {', '.join(_PROVIDERS)}")
         self._model: Path | bytes | SplitGraph | None = model
         self._name = model.name if isinstance(model, Path) else "the graph"
         self._device = device
-        self._threads = threads
-        self._optimise = optimise
-        self._spin = spin
-        self._in_order = in_order
+        self._options = options
         self._opened: _Opened | None = None
         self._opening = threading.Lock()
         self._closed = False
@@ -207,13 +199,13 @@ class OrtRunner(Closing):
 
         options = ort.SessionOptions()
         options.log_severity_level = _FATAL
-        if self._threads is not None:
-            options.intra_op_num_threads = self._threads
-        if not self._optimise:
+        if self._options.threads is not None:
+            options.intra_op_num_threads = self._options.threads
+        if not self._options.optimise:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        if self._in_order:
+        if self._options.in_order:
             options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-        if not self._spin:
+        if not self._options.spin:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         provider = _PROVIDERS[self._device]
         if provider not in ort.get_available_providers():
@@ -274,36 +266,6 @@ def _spec(node: Any) -> TensorSpec:
     return TensorSpec(node.name, _DTYPES.get(node.type, node.type), shape)
 
 
-def _open_on_cpu(graph: Path | bytes | SplitGraph, options: GraphOptions) -> OrtRunner:
-    return OrtRunner(
-        graph,
-        threads=options.threads,
-        optimise=options.optimise,
-        spin=options.spin,
-        in_order=options.in_order,
-    )
-
-
-def _open_on_cuda(graph: Path | bytes | SplitGraph, options: GraphOptions) -> OrtRunner:
-    return OrtRunner(
-        graph,
-        device="cuda",
-        threads=options.threads,
-        optimise=options.optimise,
-        spin=options.spin,
-        in_order=options.in_order,
-    )
-
-
-def _problem_of_cpu(_gpus: Sequence[Gpu]) -> str:
-    return not_installed(_MODULE)
-
-
-def _problem_of_cuda(gpus: Sequence[Gpu]) -> str:
-    """Whether the CUDA libraries are found shows only when onnxruntime starts."""
-    return not_installed(_MODULE) if gpus else NO_GPU
-
-
 def _notes_of_cpu(precision: Precision, _streams: int) -> Sequence[str]:
     if precision.facts.is_source:
         return ()
@@ -315,11 +277,6 @@ def _abilities_of_cpu(_gpus: Sequence[Gpu]) -> Sequence[Ability]:
     return (needs(task, _MODULE, "deploykit check"),)
 
 
-def _abilities_of_cuda(_gpus: Sequence[Gpu]) -> Sequence[Ability]:
-    """None: it would say yes where the CUDA libraries are not found."""
-    return ()
-
-
 BACKENDS: Final = (
     GraphBackend(
         name="ort-cuda",
@@ -329,9 +286,11 @@ BACKENDS: Final = (
         precisions=None,
         # A Q/DQ graph is computed node by node.
         usual=tuple(each for each in OWN if not each.facts.quantized),
-        problem=_problem_of_cuda,
-        abilities=_abilities_of_cuda,
-        open=_open_on_cuda,
+        # Whether the CUDA libraries are found shows only when onnxruntime starts.
+        problem=lambda gpus: not_installed(_MODULE) if gpus else NO_GPU,
+        # None: it would say yes where the CUDA libraries are not found.
+        abilities=lambda _gpus: (),
+        open=partial(OrtRunner, device="cuda"),
         load_device="ort-cuda",
     ),
     GraphBackend(
@@ -342,10 +301,10 @@ BACKENDS: Final = (
         precisions=None,
         # The others are made for GPUs, a CPU only emulates them.
         usual=tuple(each for each in OWN if each.facts.is_source),
-        problem=_problem_of_cpu,
+        problem=lambda _gpus: not_installed(_MODULE),
         notes=_notes_of_cpu,
         abilities=_abilities_of_cpu,
-        open=_open_on_cpu,
+        open=OrtRunner,
         load_device="cpu",
     ),
 )

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from deploykit.backends._backend import (
-    GPU,
-    NO_GPU,
-    Ability,
-    EngineBackend,
-    needs,
-)
-from deploykit.backends._engines import (
-    HEADER_BYTES,
-    EngineHeader,
-)
+from deploykit.backends._backend import GPU, NO_GPU, Ability, EngineBackend, needs
+from deploykit.backends._engines import HEADER_BYTES, EngineHeader
 from deploykit.backends.trt.compiler import (
     MODULES,
     RTX_CAPABILITIES,
@@ -70,11 +63,8 @@ def read_header(plan: bytes, compiler_name: str) -> EngineHeader:
     A valid header says nothing about the rest of the file; that is what its hash is for.
     """
     if compiler_name == TENSORRT_RTX:
-        try:
-            module = load_compiler(TENSORRT_RTX).module
-        except MissingDependencyError:
-            return _judge_by_tag(plan, compiler_name)
-        return _judge_by_runtime(plan, module)
+        with suppress(MissingDependencyError):
+            return _judge_by_runtime(plan, load_compiler(TENSORRT_RTX).module)
     return _judge_by_tag(plan, compiler_name)
 
 
@@ -140,14 +130,7 @@ def _open(
 ) -> EngineRunner:
     from deploykit.backends.trt.runner import TrtRunner
 
-    return TrtRunner(
-        plan,
-        compiler,
-        profile,
-        cuda_graphs=options.cuda_graphs,
-        cache=options.cache,
-        spin=options.spin,
-    )
+    return TrtRunner(plan, compiler, profile, options)
 
 
 def _resident(runner: Any, feeds: Mapping[str, Any]) -> tuple[Runner, Mapping[str, Any]]:
@@ -219,51 +202,38 @@ def _abilities_of_tensorrt(gpus: Sequence[Gpu]) -> Sequence[Ability]:
     )
 
 
-def _read_header(compiler: str, plan: bytes) -> EngineHeader:
-    return read_header(plan, compiler)
+def _backend(name: str, *, label: str, rank: int) -> EngineBackend:
+    """What both have in common."""
+    return EngineBackend(
+        name=name,
+        label=label,
+        rank=rank,
+        device=GPU,
+        precisions=None,
+        usual=OWN,
+        problem=partial(_problem, name),
+        notes=_notes,
+        cuda_graphs=True,
+        resident=_resident,
+        module=MODULES[name],
+        is_portable=name == TENSORRT_RTX,
+        load=partial(load_compiler, name),
+        compile=_compile,
+        open=_open,
+        read_header=partial(read_header, compiler_name=name),
+        cuda_major=partial(_cuda_major, name),
+    )
 
 
 BACKENDS: Final = (
-    EngineBackend(
-        name=TENSORRT,
-        label="TensorRT",
-        rank=10,
-        device=GPU,
-        precisions=None,
-        usual=OWN,
-        problem=partial(_problem, TENSORRT),
-        notes=_notes,
+    replace(
+        _backend(TENSORRT, label="TensorRT", rank=10),
         abilities=_abilities_of_tensorrt,
-        cuda_graphs=True,
-        resident=_resident,
-        module=MODULES[TENSORRT],
-        is_portable=False,
-        load=partial(load_compiler, TENSORRT),
-        compile=_compile,
-        open=_open,
-        read_header=partial(_read_header, TENSORRT),
-        cuda_major=partial(_cuda_major, TENSORRT),
         check_target=require_gpu,
     ),
-    EngineBackend(
-        name=TENSORRT_RTX,
-        label="TensorRT for RTX",
-        rank=20,
-        device=GPU,
-        precisions=None,
-        usual=OWN,
-        problem=partial(_problem, TENSORRT_RTX),
-        notes=_notes,
+    replace(
+        _backend(TENSORRT_RTX, label="TensorRT for RTX", rank=20),
         abilities=_abilities_of_rtx,
-        cuda_graphs=True,
-        resident=_resident,
-        module=MODULES[TENSORRT_RTX],
-        is_portable=True,
-        load=partial(load_compiler, TENSORRT_RTX),
-        compile=_compile,
-        open=_open,
-        read_header=partial(_read_header, TENSORRT_RTX),
-        cuda_major=partial(_cuda_major, TENSORRT_RTX),
         doubts=_doubts_of_rtx,
     ),
 )

@@ -202,6 +202,12 @@ class BenchmarkResult:
             raise UsageError(f"a measurement of {self.duration_s} s\nexpected more than 0 s")
 
     @property
+    def key(self) -> str:
+        """The name of the cell."""
+        subject = self.subject
+        return cell_key(subject.model, subject.backend, subject.precision_asked, subject.batch)
+
+    @property
     def throughput_per_s(self) -> float:
         """Queries x batch / duration, in samples (images) per second: trtexec's definition."""
         return len(self.samples) * self.subject.batch / self.duration_s

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -13,8 +13,6 @@ from deploykit.cli._options import NamesBackends
 from deploykit.core.precision import OWN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from deploykit.benchmarking.matrix.cells import Matrix
     from deploykit.benchmarking.results import Switches
     from deploykit.core.precision import Precision
@@ -130,7 +128,7 @@ def read_switches(asked: Asked) -> Switches:
     Raises:
         UsageError: options that do not go together.
     """
-    from deploykit.benchmarking.harness import check_switches
+    from deploykit.benchmarking.harness.scenarios import check_switches
     from deploykit.benchmarking.results import Switches
 
     warmup_s, duration_s, min_samples = _extent(asked)
@@ -216,10 +214,7 @@ _MATRIX = (
     ),
     _options.precision_flags({each: _help(each) for each in OWN}),
     click.option(
-        "--backend",
-        cls=NamesBackends,
-        metavar="A,B",
-        help="BACKENDS.  [default: what works here]",
+        "--backend", cls=NamesBackends, metavar="A,B", help="BACKENDS.  [default: what works here]"
     ),
     click.option(
         "--filter",
@@ -300,9 +295,5 @@ _LIMITS = (
     ),
 )
 
-
-def options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add all options of a measurement."""
-    for option in reversed((*_MATRIX, *_HOW, *_LIMITS)):
-        function = option(function)
-    return function
+options = _options.all_of((*_MATRIX, *_HOW, *_LIMITS))
+"""All options of a measurement."""

@@ -28,11 +28,7 @@ _NUMBERS = ("batch", "p50 ms", "99 % interval", "p90", "p99", "images/s", "GFLOP
 
 _NUMBER = re.compile(r"[0-9][0-9.,]*")
 _SHOWN = 3
-_COLOURS = {
-    Verdict.FASTER: "green",
-    Verdict.SLOWER: "red",
-    Verdict.NO_DIFFERENCE: "default",
-}
+_COLOURS = {Verdict.FASTER: "green", Verdict.SLOWER: "red", Verdict.NO_DIFFERENCE: "default"}
 _UNITS = {"latency_ms": "p50 ms", "throughput_per_s": "images/s"}
 _TWO_RUNS = (
     "! these runs were made at different times, and a shared machine changes its speed; "

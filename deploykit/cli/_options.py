@@ -15,11 +15,11 @@ from deploykit.core.errors import UsageError
 from deploykit.core.precision import find_precision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
+    from deploykit.backends import CompileOptions
     from deploykit.core.choices import DefinitionChoices
     from deploykit.core.precision import Precision
-    from deploykit.core.sizes import ShapeProfile
 
     Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -60,32 +60,19 @@ backend = click.option(
     metavar="NAME",
     help="COMPILERS, none (no engine), or auto: what this machine has.",
 )
-batch = click.option(
-    "--batch",
-    "batch",
-    default="1,8,32",
-    show_default=True,
-    metavar="MIN,OPT,MAX",
-    help="Batches that the engine accepts, and the one that it is tuned for.",
-)
-_AXIS_TEXT = "of the images, where the .onnx leaves it open: smallest, preferred, largest."
-_AXIS_OPTIONS = tuple(
-    click.option(f"--{name}", metavar="MIN,OPT,MAX", help=f"{name.title()} {_AXIS_TEXT}")
-    for name in ("height", "width")
-)
-workspace = click.option(
-    "--workspace",
-    type=click.IntRange(min=1),
-    metavar="MIB",
-    help="Limit of the compiler's scratch memory.",
-)
-compute_capability = click.option(
-    "--compute-capability",
-    "compute_capabilities",
-    multiple=True,
-    metavar="CC",
-    help="GPU generation for tensorrt-rtx, as 8.9; may be repeated. Default: all from 8.0 on.",
-)
+
+
+def all_of(options: Sequence[Decorator]) -> Decorator:
+    """A decorator that adds ``options`` in their order on the help page."""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
 weights = click.option(
     "--weights",
     metavar="imagenet|FILE",
@@ -128,13 +115,6 @@ calib_count = click.option(
 )
 
 
-def image_sizes(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--height`` and ``--width``."""
-    for option in reversed(_AXIS_OPTIONS):
-        function = option(function)
-    return function
-
-
 precision_name = click.option(
     "--precision", metavar="NAME", help="One of these by its name, or a plug-in's."
 )
@@ -174,22 +154,56 @@ def one_precision(
     return next(iter(asked.values()), None)
 
 
-def read_profile(batch: str, height: str | None = None, width: str | None = None) -> ShapeProfile:
-    """The profile of ``--batch``, ``--height`` and ``--width``."""
+_AXIS_TEXT = "of the images, where the .onnx leaves it open: smallest, preferred, largest."
+_COMPILING = (
+    click.option(
+        "--batch",
+        "batch",
+        default="1,8,32",
+        show_default=True,
+        metavar="MIN,OPT,MAX",
+        help="Batches that the engine accepts, and the one that it is tuned for.",
+    ),
+    *(
+        click.option(f"--{name}", metavar="MIN,OPT,MAX", help=f"{name.title()} {_AXIS_TEXT}")
+        for name in ("height", "width")
+    ),
+    click.option(
+        "--workspace",
+        type=click.IntRange(min=1),
+        metavar="MIB",
+        help="Limit of the compiler's scratch memory.",
+    ),
+    click.option(
+        "--compute-capability",
+        "compute_capabilities",
+        multiple=True,
+        metavar="CC",
+        help="GPU generation for tensorrt-rtx, as 8.9; may be repeated. Default: all from 8.0 on.",
+    ),
+)
+
+
+def _read_compiling(
+    *,
+    batch: str,
+    height: str | None,
+    width: str | None,
+    workspace: int | None,
+    compute_capabilities: tuple[str, ...],
+) -> CompileOptions:
     from dataclasses import replace
 
+    from deploykit.backends import CompileOptions
     from deploykit.core.sizes import ShapeProfile, SizeRange
 
-    return replace(
+    profile = replace(
         ShapeProfile.parse(batch),
         height=None if height is None else SizeRange.parse(height, "--height"),
         width=None if width is None else SizeRange.parse(width, "--width"),
     )
-
-
-def workspace_bytes(mib: int | None) -> int | None:
-    """The limit of ``--workspace`` in bytes."""
-    return None if mib is None else mib * _MIB
+    memory = None if workspace is None else workspace * _MIB
+    return CompileOptions(profile, memory, compute_capabilities)
 
 
 _OPTIONS = (
@@ -217,19 +231,6 @@ _OPTIONS = (
         help="What the outputs mean.  [default: the network's own, multiclass]",
     ),
 )
-
-
-def choices(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of a definition, of which the command gets one ``choices``."""
-
-    @wraps(function)
-    def command(**given: Any) -> Any:
-        told = {name: given.pop(name) for name in signature(read_choices).parameters}
-        return function(choices=read_choices(**told), **given)
-
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
 
 
 def read_choices(  # noqa: PLR0913 - one parameter per option
@@ -302,3 +303,24 @@ def _arguments(text: str) -> dict[str, Any]:
             "expected an object of keyword arguments, as '{\"depth\": 18}'"
         )
     return arguments
+
+
+def _gathered(name: str, read: Callable[..., Any], options: Sequence[Decorator]) -> Decorator:
+    """A decorator that adds ``options``, of which the command gets what ``read`` makes of them."""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def command(**given: Any) -> Any:
+            told = {option: given.pop(option) for option in signature(read).parameters}
+            return function(**{name: read(**told)}, **given)
+
+        return all_of(options)(command)
+
+    return add
+
+
+choices = _gathered("choices", read_choices, _OPTIONS)
+"""The options of a definition; the command gets ``choices``, `DefinitionChoices`."""
+
+compiling = _gathered("compiling", _read_compiling, _COMPILING)
+"""The options of a compiler; the command gets ``compiling``, `CompileOptions`."""

@@ -160,11 +160,11 @@ def show_files(out: Console, bundle: Bundle) -> None:
     out.print(rows, "")
 
 
-def show_kept(out: Console, kept: Mapping[str, str]) -> None:
-    """Nodes that a conversion left in FP32, each with its reason."""
+def show_kept(out: Console, kept: Mapping[str, str], fate: str = "stays FP32") -> None:
+    """Nodes that a conversion left as they were, each with its reason."""
     if not kept:
         return
-    rows = table(("stays FP32", "because"))
+    rows = table((fate, "because"))
     for node, reason in kept.items():
         rows.add_row(escape(node), escape(reason))
     out.print(rows, "")
@@ -218,18 +218,9 @@ def show_int8(out: Console, conversion: Mapping[str, Any], calibration: Mapping[
             for name, ratio in sorted(conversion[key].items(), key=_ratio):
                 rows.add_row(name, "exact" if ratio is None else f"{ratio:.1f}")
             out.print(rows, "")
-    show_left_alone(out, conversion["kept"])
+    show_kept(out, conversion["kept"], "not INT8")
 
 
 def _ratio(item: tuple[str, float | None]) -> float:
     """The worst first; an exact weight has no ratio."""
     return inf if item[1] is None else item[1]
-
-
-def show_left_alone(out: Console, kept: Mapping[str, str]) -> None:
-    """Nodes that could have been INT8 and are not, each with its reason."""
-    if kept:
-        rows = table(("not INT8", "because"))
-        for node, reason in kept.items():
-            rows.add_row(escape(node), escape(reason))
-        out.print(rows, "")

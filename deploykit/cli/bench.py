@@ -11,6 +11,7 @@ import click
 from deploykit.cli import _bench_options
 from deploykit.cli._bench_options import Asked, read_matrix, read_one_cell, read_switches
 from deploykit.cli._command import Answer, Command, examples
+from deploykit.cli._show import progress
 from deploykit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,7 +82,6 @@ def command(
 
 def _measure(asked: Asked) -> Answer:
     from deploykit.cli._bench_show import show_run
-    from deploykit.cli._show import progress
 
     with progress().step("start"):
         from deploykit.benchmarking.matrix.preparing import own_precisions
@@ -104,7 +104,6 @@ def _measure(asked: Asked) -> Answer:
 
 
 def _bench(options: BenchOptions, own: dict[str, Any]) -> BenchReport:
-    from deploykit.cli._show import progress
     from deploykit.verbs.bench import bench
 
     try:
@@ -136,7 +135,6 @@ def _compare(files: Sequence[Path], fail_above: str | None, *, force: bool) -> A
 
 def _in_turn(targets: tuple[str, str], asked: Asked, rounds: int) -> Answer:
     from deploykit.cli._bench_show import show_in_turn
-    from deploykit.cli._show import progress
 
     with progress().step("start"):
         from deploykit.benchmarking.matrix.ab_run import AbOptions, bench_ab, run_to_plain

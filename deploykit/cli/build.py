@@ -9,10 +9,12 @@ import click
 
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
+from deploykit.cli._show import progress, show_engines, show_stages
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from deploykit.backends import CompileOptions
     from deploykit.verbs.build import BuildReport
 
 
@@ -23,40 +25,20 @@ if TYPE_CHECKING:
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
 @_options.backend
-@_options.batch
-@_options.image_sizes
-@_options.workspace
-@_options.compute_capability
-def command(  # noqa: PLR0913 - one parameter per option, click's way
-    *,
-    bundle: Path,
-    backend: str,
-    batch: str,
-    height: str | None,
-    width: str | None,
-    workspace: int | None,
-    compute_capabilities: tuple[str, ...],
-) -> Answer:
+@_options.compiling
+def command(bundle: Path, backend: str, compiling: CompileOptions) -> Answer:
     """Compile one more engine for a bundle, on this machine.
 
     It is made from the bundle's own ONNX file, whose hash is verified first. The bundle stays as it
     was if anything fails.
     """
-    profile = _options.read_profile(batch, height, width)
-
-    from deploykit.backends import CompileOptions
-    from deploykit.cli._show import progress
     from deploykit.verbs.build import build
 
-    memory = _options.workspace_bytes(workspace)
-    options = CompileOptions(profile, memory, compute_capabilities)
-    report = build(bundle, backend, options, progress())
+    report = build(bundle, backend, compiling, progress())
     return Answer(report.to_dict(), lambda out: _show(out, report))
 
 
 def _show(out: Console, report: BuildReport) -> None:
-    from deploykit.cli._show import show_engines, show_stages
-
     show_stages(out, report.stages)
     show_engines(out, report.bundle.manifest.engines)
     out.print(f"added {report.engine.file} to {report.bundle.folder}")

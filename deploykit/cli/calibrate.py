@@ -9,6 +9,7 @@ import click
 
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
+from deploykit.cli._show import progress, show_stages, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,8 +64,6 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     `export --int8` of the same model with the same images uses the table again: from the current
     folder or beside the new bundle. A file that is no table is never replaced.
     """
-    from deploykit.cli._show import progress
-
     with progress().step("start"):
         from deploykit.precision.calibration.data import CalibrationOptions
         from deploykit.sources.definition import SourceOptions
@@ -78,8 +77,6 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
 
 
 def _show(out: Console, calibrated: Calibrated, journal: Journal) -> None:
-    from deploykit.cli._show import show_stages, table
-
     show_stages(out, journal.times)
     amax = calibrated.table.amax
     methods = sorted({method for ranges in amax.values() for method in ranges})

@@ -9,6 +9,7 @@ import click
 
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
+from deploykit.cli._show import progress, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,8 +27,6 @@ def command(*, bundle: Path, fast: bool) -> Answer:
     whether it fits this machine, which is no condition. The exit code is 1 if a file was changed or
     the model computes something else than when it was exported.
     """
-    from deploykit.cli._show import progress
-
     with progress().step("check"):
         from deploykit.verbs.check import check, check_to_plain
 
@@ -36,8 +35,6 @@ def command(*, bundle: Path, fast: bool) -> Answer:
 
 
 def _show(out: Console, report: CheckReport) -> None:
-    from deploykit.cli._show import table
-
     if report.engines:
         rows = table(("engine", "fits this machine", "reason"))
         for engine in report.engines:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deploykit.cli._command import Answer, Command, examples
+from deploykit.cli._show import progress, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 )
 def command() -> Answer:
     """Say what works on this machine, and what the rest needs."""
-    from deploykit.cli._show import progress
     from deploykit.verbs.doctor import diagnose, diagnosis_to_plain
 
     with progress().step("look around"):
@@ -28,8 +28,6 @@ def command() -> Answer:
 
 
 def _show(out: Console, diagnosis: Diagnosis) -> None:
-    from deploykit.cli._show import table
-
     machine = table(("", ""))
     machine.show_header = False
     here = diagnosis.environment

@@ -9,6 +9,7 @@ import click
 
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
+from deploykit.cli._show import progress, show_table, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,7 +98,6 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     Runs ONNX files on onnxruntime; no GPU is needed. With --compare, each model prepares the
     images in its own way, and the agreement is with OTHER.
     """
-    from deploykit.cli._show import progress, show_table
     from deploykit.images import LabelledData
     from deploykit.verbs.evaluate import evaluate_bundle
 
@@ -128,7 +128,6 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
 
 
 def _show_per_class(out: Console, found: Sequence[dict[str, Any]]) -> None:
-    from deploykit.cli._show import table
     from deploykit.heads._accuracy import share_text
 
     columns = ("class", "name", "images", "right", "top-1")
@@ -142,8 +141,6 @@ def _show_per_class(out: Console, found: Sequence[dict[str, Any]]) -> None:
 
 
 def _show_confusions(out: Console, found: Sequence[dict[str, Any]]) -> None:
-    from deploykit.cli._show import table
-
     columns = ("images", "of class", "taken for")
     rows = table(columns, title="most frequent wrong answers", right=("images",))
     for one in found:

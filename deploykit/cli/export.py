@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
+from deploykit.cli._show import (
+    console,
+    progress,
+    show_comparison,
+    show_engines,
+    show_files,
+    show_int8,
+    show_kept,
+    show_stages,
+)
 from deploykit.core.errors import ValidationError
 from deploykit.core.precision import OWN, Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.console import Console
 
+    from deploykit.backends import CompileOptions
     from deploykit.core.choices import DefinitionChoices
     from deploykit.exporting.steps import ExportOptions, ExportReport
     from deploykit.precision.calibration.data import CalibrationOptions
@@ -87,13 +96,6 @@ _OPTIONS = (
 )
 
 
-def options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of INT8."""
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return function
-
-
 def read_request(
     calibration: CalibrationOptions | None,
     int8_choices: Int8Choices,
@@ -137,7 +139,7 @@ def _fixed(wish: str) -> Literal["int8", "keep"]:
 @click.argument("target")
 @_options.precision_flags({each: each.facts.help for each in OWN})
 @_options.precision_name
-@options
+@_options.all_of(_OPTIONS)
 @_options.weights
 @_options.choices
 @_options.seed
@@ -149,10 +151,7 @@ def _fixed(wish: str) -> Literal["int8", "keep"]:
     help="Names of the classes, one per line.  [default: the definition's or the weights' own]",
 )
 @_options.backend
-@_options.batch
-@_options.image_sizes
-@_options.workspace
-@_options.compute_capability
+@_options.compiling
 @click.option(
     "-o",
     "--output",
@@ -182,11 +181,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     data: Path | None,
     labels: Path | None,
     backend: str,
-    batch: str,
-    height: str | None,
-    width: str | None,
-    workspace: int | None,
-    compute_capabilities: tuple[str, ...],
+    compiling: CompileOptions,
     output: Path | None,
 ) -> Answer:
     """Turn a network or an .onnx file into a verified bundle.
@@ -198,9 +193,6 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     bundle appears only if all of it succeeds.
     """
     asked = _options.one_precision("export", flagged=flagged, name=precision)
-    profile = _options.read_profile(batch, height, width)
-
-    from deploykit.cli._show import progress
 
     with progress().step("start"):  # importing torch takes seconds
         from deploykit.exporting.steps import ExportOptions
@@ -219,9 +211,9 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     options = ExportOptions(
         precision=asked or Precision.FP32,
         backend=backend,
-        profile=profile,
-        workspace_bytes=_options.workspace_bytes(workspace),
-        compute_capabilities=compute_capabilities,
+        profile=compiling.profile,
+        workspace_bytes=compiling.workspace_bytes,
+        compute_capabilities=compiling.compute_capabilities,
         source=SourceOptions(weights, seed, choices, data),
         labels=labels,
         output=output,
@@ -232,7 +224,6 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
 
 
 def _export(target: str, options: ExportOptions) -> ExportReport:
-    from deploykit.cli._show import console, progress, show_comparison
     from deploykit.exporting.steps import export_bundle
 
     try:
@@ -244,15 +235,6 @@ def _export(target: str, options: ExportOptions) -> ExportReport:
 
 
 def _show(out: Console, report: ExportReport) -> None:
-    from deploykit.cli._show import (
-        show_comparison,
-        show_engines,
-        show_files,
-        show_int8,
-        show_kept,
-        show_stages,
-    )
-
     manifest = report.bundle.manifest
     show_stages(out, report.stages)
     show_comparison(out, [found.to_dict() for found in report.validation])

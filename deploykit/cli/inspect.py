@@ -11,7 +11,7 @@ import click
 
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
-from deploykit.cli._show import short_count, table
+from deploykit.cli._show import progress, short_count, table
 from deploykit.core.errors import UsageError
 from deploykit.core.precision import OWN
 
@@ -355,8 +355,6 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         summary = _summary(target, choices, batch)
         return Answer(summary_to_plain(summary), lambda out: _show(out, summary))
     wanted = _options.one_precision("inspect", flagged=flagged, name=None)
-    from deploykit.cli._show import progress
-
     with progress().step("start"):  # importing torch takes seconds
         from deploykit.sources.definition import SourceOptions
         from deploykit.verbs.inspect import PrecisionOptions
@@ -367,8 +365,6 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
 
 
 def _look(target: str, options: PrecisionOptions, *, every_node: bool) -> Answer:
-    from deploykit.cli._show import progress
-    from deploykit.cli.inspect import show_precision
     from deploykit.costs.network import summary_to_plain
     from deploykit.verbs.inspect import inspect_precision
 
@@ -381,8 +377,6 @@ def _look(target: str, options: PrecisionOptions, *, every_node: bool) -> Answer
 
 
 def _summary(target: str, choices: DefinitionChoices, batch: int) -> ModelSummary:
-    from deploykit.cli._show import progress
-
     with progress().step("inspect"):
         from deploykit.verbs.inspect import inspect
 
@@ -399,8 +393,6 @@ def _refuse_without_precision(given: dict[str, Any]) -> None:
 
 
 def _show(out: Console, summary: ModelSummary) -> None:
-    from deploykit.cli._show import table
-
     numbers = ("output shape", "parameters", "multiply-adds")
     rows = table(("layer", "kind", *numbers), right=numbers)
     for layer in summary.layers:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deploykit.cli._command import Answer, Command, examples
+from deploykit.cli._show import short_count, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,8 +39,6 @@ def _plain(spec: ModelSpec) -> dict[str, object]:
 
 
 def _show(out: Console, specs: list[ModelSpec]) -> None:
-    from deploykit.cli._show import short_count, table
-
     numbers = ("year", "parameters", "multiply-adds", "input")
     rows = table(("architecture", *numbers, "paper"), right=numbers)
     for spec in specs:

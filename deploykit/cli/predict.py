@@ -10,6 +10,7 @@ import click
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
 from deploykit.cli._options import NamesBackends
+from deploykit.cli._show import progress, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,7 +55,6 @@ def command(
     An IMAGE is a file or a folder of them. An image that cannot be read is named at the end, the
     others are answered all the same, and the exit code is 1.
     """
-    from deploykit.cli._show import progress
     from deploykit.verbs.predict import predict
 
     found = predict(bundle, images, top_k=top_k, device=device, fast=fast, progress=progress())
@@ -63,8 +63,6 @@ def command(
 
 def _show(out: Console, found: PredictionReport) -> None:
     from rich.markup import escape
-
-    from deploykit.cli._show import table
 
     columns = found.head.answer_columns
     rows = table(("image", *columns), right=columns[-1:])

@@ -10,6 +10,7 @@ import click
 
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
+from deploykit.cli._show import progress, show_comparison, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,8 +60,6 @@ def command(  # noqa: PLR0913 - one parameter per option
     keeps. The one of the higher precision is the reference, of equals B. Runs on onnxruntime;
     no GPU is needed. The exit code is 1 if the outputs are beyond the limits of the precision.
     """
-    from deploykit.cli._show import progress
-
     with progress().step("start"):
         from deploykit.verbs.validate import ComparisonOptions, compare_artifacts
 
@@ -72,8 +71,6 @@ def command(  # noqa: PLR0913 - one parameter per option
 
 
 def _show(out: Console, found: ComparisonReport, *, show_all: bool) -> None:
-    from deploykit.cli._show import show_comparison
-
     show_comparison(out, [found.outputs.to_dict()])
     if found.layers is not None:
         _show_layers(out, found, found.layers, show_all=show_all)
@@ -90,8 +87,6 @@ def _show_layers(
     out: Console, found: ComparisonReport, layers: LayerReport, *, show_all: bool
 ) -> None:
     from rich.markup import escape
-
-    from deploykit.cli._show import table
 
     faulty = {fault.value.name for fault in layers.faults}
     shown = layers.values if show_all else _interesting(layers)

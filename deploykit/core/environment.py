@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import logging
 import os
 import platform
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -19,18 +21,15 @@ from deploykit._version import __version__
 from deploykit.core.errors import MissingDependencyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import ModuleType
 
 _EXPORT: Final = "pip install 'deploykit[export]'"
 _TENSORRT: Final = "pip install 'deploykit[tensorrt]'"
 _INSTALL_LINES: Final[Mapping[str, str]] = {
-    "torch": _EXPORT,
-    "torchvision": _EXPORT,
-    "onnx": _EXPORT,
-    "onnx_ir": _EXPORT,
-    "onnxscript": _EXPORT,
-    "safetensors": _EXPORT,
+    **dict.fromkeys(
+        ("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "safetensors"), _EXPORT
+    ),
     "timm": "pip install 'deploykit[timm]'",
     "transformers": "pip install 'deploykit[huggingface]'",
     "tensorrt_rtx": "pip install tensorrt-rtx-cu13",
@@ -100,6 +99,18 @@ def require(module: str) -> ModuleType:
         raise _does_not_load(module, error) from error
     except (ImportError, OSError) as error:
         raise _does_not_load(module, error) from error
+
+
+@contextmanager
+def silenced(module: str) -> Iterator[None]:
+    """Keep what the package ``module`` logs from being shown."""
+    logger = logging.getLogger(module)
+    handlers, propagate = logger.handlers[:], logger.propagate
+    logger.handlers[:], logger.propagate = [logging.NullHandler()], False
+    try:
+        yield
+    finally:
+        logger.handlers[:], logger.propagate = handlers, propagate
 
 
 def missing_dependency(error: ModuleNotFoundError) -> MissingDependencyError | None:

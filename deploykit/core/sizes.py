@@ -77,13 +77,7 @@ class SizeRange:
         Raises:
             UsageError: not one or three positive whole numbers in ascending order.
         """
-        numbers = whole_numbers(text)
-        if numbers is None:
-            raise UsageError(
-                f"cannot read {option} {text!r}\n"
-                f"expected MIN,OPT,MAX or one number, for example {option} 160,224,320"
-            )
-        return cls(*numbers)
+        return cls(*_whole_numbers(text, option, f"{option} 160,224,320"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +117,7 @@ class ShapeProfile:
         Raises:
             UsageError: not one or three positive whole numbers in ascending order.
         """
-        numbers = whole_numbers(text)
-        if numbers is None:
-            raise UsageError(
-                f"cannot read the batch profile {text!r}\n"
-                "expected MIN,OPT,MAX or one number, for example --batch 1,8,32"
-            )
-        return cls(*numbers)
+        return cls(*_whole_numbers(text, "the batch profile", "--batch 1,8,32"))
 
     @property
     def ranges(self) -> dict[int, SizeRange]:
@@ -187,17 +175,18 @@ def _is_open(size: int | str | None) -> bool:
     return isinstance(size, str) or size == -1
 
 
-def whole_numbers(text: str) -> tuple[int, int, int] | None:
-    """The numbers of ``MIN,OPT,MAX``, or three times a single one; ``None`` for other text."""
+def _whole_numbers(text: str, name: str, example: str) -> tuple[int, int, int]:
+    """The numbers of ``MIN,OPT,MAX``, or three times a single one."""
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
-        return None
-    if len(numbers) == 1:
-        numbers *= _COUNT
-    if len(numbers) != _COUNT:
-        return None
-    smallest, preferred, largest = numbers
+        numbers = []
+    if len(numbers) not in (1, _COUNT):
+        raise UsageError(
+            f"cannot read {name} {text!r}\n"
+            f"expected MIN,OPT,MAX or one number, for example {example}"
+        )
+    smallest, preferred, largest = numbers * _COUNT if len(numbers) == 1 else numbers
     return smallest, preferred, largest
 
 

@@ -11,7 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from deploykit.core.errors import UsageError
-from deploykit.core.sizes import BATCH_AXIS, ShapeProfile, filled
+from deploykit.core.sizes import BATCH_AXIS, filled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,19 +24,6 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.generic]
 
-
-__all__ = [
-    "BATCH",
-    "DEFAULT_HEAD",
-    "Closing",
-    "ModelSpec",
-    "Preprocessing",
-    "Runner",
-    "ShapeProfile",
-    "SplitGraph",
-    "StepTimes",
-    "TensorSpec",
-]
 
 BATCH = "batch"
 """Name of the dynamic first dimension of every exported model."""
@@ -55,9 +42,10 @@ class TensorSpec:
     shape: tuple[int | str, ...]
 
     @property
-    def is_dynamic(self) -> bool:
-        """Whether any dimension is open."""
-        return any(isinstance(dim, str) for dim in self.shape)
+    def fixed_batch(self) -> int | None:
+        """The batch that the graph insists on, ``None`` where it takes any."""
+        size = self.shape[0]
+        return size if isinstance(size, int) else None
 
     def with_batch(self, batch: int) -> tuple[int, ...]:
         """The shape with the batch dimension filled in.
@@ -103,7 +91,7 @@ class Preprocessing:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """A definition with its choices made; ``build`` gives a fresh module.
 
@@ -115,15 +103,15 @@ class ModelSpec:
 
     name: str
     title: str
-    paper: str | None
-    year: int | None
+    paper: str | None = None
+    year: int | None = None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     preprocessing: Preprocessing
-    parameters: int | None
-    multiply_adds: int | None
-    labels: tuple[str, ...] | None
-    torchvision: str | None
+    parameters: int | None = None
+    multiply_adds: int | None = None
+    labels: tuple[str, ...] | None = None
+    torchvision: str | None = None
     """Name of the same network in torchvision, whose state dict then fits."""
     builder: Callable[[], nn.Module] = field(repr=False, compare=False)
     timm: str | None = None
@@ -191,12 +179,7 @@ class Closing(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -82,11 +82,6 @@ def physical_limit(cost: NetworkCost, peak: DevicePeak) -> Limit:
     )
 
 
-def limit_ms(cost: NetworkCost, peak: DevicePeak) -> float:
-    """Least latency of one batch in milliseconds."""
-    return physical_limit(cost, peak).limit_ms
-
-
 def achieved(limit: Limit, latency_ms: float) -> Achieved:
     """Compare a measured latency with the limit of the same batch.
 

@@ -133,11 +133,6 @@ def gpu_peak(device_name: str) -> PeakLookup:
     return PeakLookup(None, tuple(peak.name for peak in near))
 
 
-def gpu_names() -> tuple[str, ...]:
-    """Every GPU of the table, by the table's own names."""
-    return tuple(peak.name for _, peak in _gpu_table())
-
-
 def measure_cpu_peaks(
     threads: int, *, seconds: float = 0.5, python: str = sys.executable
 ) -> DevicePeak:

@@ -89,19 +89,14 @@ def _require_labels(source: ImageSet) -> NDArray[np.int64]:
 
 def _batch_size(subjects: Sequence[EvaluatedModel], wanted: int) -> int:
     """At least the largest fixed batch, so that no model computes more filling than images."""
-    return max(wanted, *(_fixed_batch(one.runner) or 1 for one in subjects))
-
-
-def _fixed_batch(runner: Runner) -> int | None:
-    first = runner.inputs[0].shape[0]
-    return first if isinstance(first, int) else None
+    return max(wanted, *(one.runner.inputs[0].fixed_batch or 1 for one in subjects))
 
 
 def _outputs(
     runner: Runner, inputs: NDArray[np.float32], indices: Sequence[int], noun: str
 ) -> NDArray[np.float32]:
     """First outputs (N, K) of inputs (N, C, H, W), in pieces where the runner's batch is fixed."""
-    size = _fixed_batch(runner) or len(inputs)
+    size = runner.inputs[0].fixed_batch or len(inputs)
     pieces = [_run(runner, inputs[at : at + size], size) for at in range(0, len(inputs), size)]
     outputs = np.concatenate(pieces)
     wrong = np.flatnonzero(np.isnan(outputs).any(axis=1))

@@ -19,13 +19,17 @@ def add_constant(graph: ir.Graph, name: str, data: NDArray[np.generic]) -> ir.Va
     """Register ``data`` as an initializer; ``name`` must be free in ``graph``."""
     tensor = ir.Tensor(data, name=name)
     value = ir.Value(
-        name=name,
-        type=ir.TensorType(tensor.dtype),
-        shape=ir.Shape(data.shape),
-        const_value=tensor,
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(data.shape), const_value=tensor
     )
     graph.register_initializer(value)
     return value
+
+
+def drop_unused_initializers(graph: ir.Graph) -> None:
+    """Remove the weights that no node reads any more."""
+    for value in list(graph.initializers.values()):
+        if not value.uses() and not value.is_graph_output():
+            graph.initializers.pop(str(value.name))
 
 
 class Names:

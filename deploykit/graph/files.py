@@ -34,7 +34,7 @@ from deploykit.graph.external_weights import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence, Set
+    from collections.abc import Sequence, Set
 
 
 _LARGE_BYTES: Final = 2**10
@@ -241,16 +241,7 @@ def read_described(path: Path) -> tuple[OnnxArtifact, ir.Model]:
         raise ModelFileError(
             f"{path.name} has deploykit metadata that deploykit did not write\n{first_line(exc)}"
         ) from exc
-    artifact = OnnxArtifact(
-        path=path,
-        sha256=_digest_of(path, model, files),
-        precision=precision,
-        opset=model.graph.opset_imports.get("", 0),
-        inputs=tuple(_tensor_spec(value) for value in _true_inputs(model)),
-        outputs=tuple(_tensor_spec(value) for value in model.graph.outputs),
-        parents=parents,
-    )
-    return artifact, model
+    return _artifact(model, path, _digest_of(path, model, files), precision, parents), model
 
 
 def write_model(
@@ -281,13 +272,21 @@ def write_model(
     else:
         sha256 = _write_one_file(model, path, history, limit)
         beside.unlink(missing_ok=True)  # of a larger model that was here before
+    return _artifact(model, path, sha256, precision, parents)
+
+
+def _artifact(
+    model: ir.Model, path: Path, sha256: str, precision: Precision, parents: Sequence[str]
+) -> OnnxArtifact:
+    # Old exporters list the weights among the inputs.
+    inputs = (each for each in model.graph.inputs if each.name not in model.graph.initializers)
     return OnnxArtifact(
         path=path,
         sha256=sha256,
         precision=precision,
-        opset=model.graph.opset_imports[""],
-        inputs=tuple(_tensor_spec(value) for value in _true_inputs(model)),
-        outputs=tuple(_tensor_spec(value) for value in model.graph.outputs),
+        opset=model.graph.opset_imports.get("", 0),
+        inputs=tuple(map(_tensor_spec, inputs)),
+        outputs=tuple(map(_tensor_spec, model.graph.outputs)),
         parents=tuple(parents),
     )
 
@@ -390,11 +389,6 @@ def _digest_of(path: Path, model: ir.Model, files: tuple[Path, ...]) -> str:
         f"{path.name} was written with other weights than {files[0].name} holds\n"
         f"their sha256 was {recorded}\ncopy both files again"
     )
-
-
-def _true_inputs(model: ir.Model) -> Iterable[ir.Value]:
-    # Old exporters list the weights among the inputs.
-    return (value for value in model.graph.inputs if value.name not in model.graph.initializers)
 
 
 def _tensor_spec(value: ir.Value) -> TensorSpec:

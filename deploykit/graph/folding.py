@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
+from math import prod
 from typing import TYPE_CHECKING, Final
 
 from onnx_ir.passes.common import InlinePass, RemoveUnusedOpsetsPass, ShapeInferencePass
@@ -163,14 +164,7 @@ def _fits(node: ir.Node, limit: int) -> bool:
     if node.op_type in _KEPT_OPS:
         return False
     shapes = [value.shape for value in node.outputs]
-    return all(s is not None and s.is_static() and _count(s) <= limit for s in shapes)
-
-
-def _count(shape: ir.Shape) -> int:
-    total = 1
-    for dim in shape.numpy():
-        total *= dim
-    return total
+    return all(s is not None and s.is_static() and prod(s.numpy()) <= limit for s in shapes)
 
 
 def _forget_zeros(model: ir.Model) -> None:

@@ -13,6 +13,7 @@ from deploykit.core.errors import ModelFileError
 from deploykit.graph.editing import Names, add_constant
 from deploykit.graph.half_range import (
     FP16_MAX,
+    FP16_NORMAL,
     Unfit,
     growth,
     is_exponential,
@@ -131,7 +132,7 @@ def _reason_in_shapes(node: ir.Node, shapes: set[ir.Node]) -> str | None:
 
 
 def _beyond_range(model: ir.Model, amax: Mapping[str, float], headroom: float) -> dict[str, str]:
-    """Values that may pass 65504 on images that were not seen, each with the reason."""
+    """Values that may pass 65504 on images that were not seen, or vanish, with the reason."""
     powers = growth(model)
     values = (*model.graph.inputs, *(value for node in model.graph for value in node.outputs))
     found = {}
@@ -143,6 +144,8 @@ def _beyond_range(model: ir.Model, amax: Mapping[str, float], headroom: float) -
             grown = largest**headroom
         if grown > FP16_MAX:
             found[name] = f"{name} reaches {largest:.4g}"
+        elif 0 < largest < FP16_NORMAL:
+            found[name] = f"{name} reaches no more than {largest:.3g}, which FP16 loses"
     return found
 
 

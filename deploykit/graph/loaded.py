@@ -41,11 +41,6 @@ class LoadedGraph:
             self._model = read_model(self.artifact.path)
         return self._model
 
-    @property
-    def is_loaded(self) -> bool:
-        """True if the model is in memory."""
-        return self._model is not None
-
     def release(self) -> None:
         """Let go of the model, which takes its size in memory; the file stays."""
         self._model = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import onnx_ir as ir
 
 from deploykit.core.precision import OWN, Precision
+from deploykit.core.serialization import to_plain
 from deploykit.graph.files import precision_of_type, quantized_precision
 from deploykit.graph.half import HEAVY_OPS, convert_to_half, plan_half
 from deploykit.graph.kernel_costs import network_cost
@@ -99,9 +100,9 @@ class GraphPrecision:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
         return {
-            "multiply_adds": {str(p): count for p, count in self.multiply_adds_in.items()},
+            "multiply_adds": to_plain(self.multiply_adds_in),
             "share": {str(p): self.share(count) for p, count in self.multiply_adds_in.items()},
-            "heavy_nodes": {str(p): count for p, count in self.heavy_in.items()},
+            "heavy_nodes": to_plain(self.heavy_in),
             "casts": self.casts,
             "qdq_pairs": self.qdq_pairs,
             "int8_weights": self.int8_weights,

@@ -93,6 +93,8 @@ class Conversion(Protocol):
 
     def notes(self, planned: Planned, graph: GraphPrecision, batch: int) -> tuple[str, ...]:
         """What a user should know of the plan; ``graph`` is what it comes to for ``batch``."""
+        del planned, graph, batch
+        return ()
 
 
 def conversion_of(precision: Precision) -> Conversion:

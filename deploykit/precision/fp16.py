@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from deploykit.core.progress import Journal, ProgressTask
     from deploykit.core.specs import Runner, SplitGraph
     from deploykit.graph import HalfPlan, LoadedGraph
-    from deploykit.graph.node_precisions import GraphPrecision, Planned
+    from deploykit.graph.node_precisions import Planned
     from deploykit.precision import PlanSource
     from deploykit.precision.quantization.request import QuantizationRequest
 
@@ -224,7 +224,7 @@ def _one_by_one(
     images: Sequence[NDArray[np.float32]], runner: Runner
 ) -> Sequence[NDArray[np.float32]]:
     # The activations of a single image take the least memory.
-    if isinstance(runner.inputs[0].shape[0], int):
+    if runner.inputs[0].fixed_batch is not None:
         return images
     return [batch[at : at + 1] for batch in images for at in range(len(batch))]
 
@@ -243,7 +243,7 @@ def _magnitude(name: str, extremes: Sequence[float]) -> float:
     return max(map(abs, extremes))
 
 
-class _Fp16:
+class _Fp16(Conversion):
     """Measures magnitudes, then converts what stays within FP16."""
 
     def convert(
@@ -283,14 +283,6 @@ class _Fp16:
 
     def plan(self, source: PlanSource) -> Planned:
         return planned_fp16(source.model, source.magnitudes, HEADROOM)
-
-    def notes(
-        self,
-        planned: Planned,  # noqa: ARG002
-        graph: GraphPrecision,  # noqa: ARG002
-        batch: int,  # noqa: ARG002
-    ) -> tuple[str, ...]:
-        return ()
 
 
 CONVERSION: Final[Conversion] = _Fp16()

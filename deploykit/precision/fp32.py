@@ -12,12 +12,11 @@ if TYPE_CHECKING:
 
     from deploykit.comparison.reference import Reference
     from deploykit.core.progress import Journal
-    from deploykit.graph.node_precisions import GraphPrecision
     from deploykit.precision import PlanSource
     from deploykit.precision.quantization.request import QuantizationRequest
 
 
-class _Fp32:
+class _Fp32(Conversion):
     """The identity."""
 
     def convert(
@@ -34,14 +33,6 @@ class _Fp32:
 
     def plan(self, source: PlanSource) -> Planned:
         return Planned(source.model, Known())
-
-    def notes(
-        self,
-        planned: Planned,  # noqa: ARG002
-        graph: GraphPrecision,  # noqa: ARG002
-        batch: int,  # noqa: ARG002
-    ) -> tuple[str, ...]:
-        return ()
 
 
 CONVERSION: Final[Conversion] = _Fp32()

@@ -93,7 +93,7 @@ def load_images(
     """
     height, width = data.preprocessing.crop
     affordable = max(1, pixels // (height * width))
-    fixed = _fixed_batch(artifact)
+    fixed = artifact.inputs[0].fixed_batch
     # A graph of fixed batch takes whole batches only, and one of them at least.
     chosen = list(indices)[: max(affordable, fixed or 1)]
     size = fixed or LARGEST_BATCH
@@ -117,7 +117,7 @@ def first_images(
     some: tuple[Batches, Batches] = ([], [])
     room = count
     for inputs, logits in zip(batches, expected, strict=True):
-        whole = _fixed_batch(artifact) is not None
+        whole = artifact.inputs[0].fixed_batch is not None
         size = len(inputs) if whole else min(len(inputs), room)
         if size > room and some[0]:
             break
@@ -151,14 +151,9 @@ def multiply_adds_of(graph: LoadedGraph, image: tuple[int, int]) -> dict[str, in
         summary = describe_layers(model, graph.artifact.path.name, 1)
     except (ModelFileError, UsageError):
         return {}
-    images_at_once = _fixed_batch(graph.artifact) or 1
+    images_at_once = graph.artifact.inputs[0].fixed_batch or 1
     rows = {layer.name: layer.multiply_adds // images_at_once for layer in summary.layers}
     return {name: count for name, count in rows.items() if count}
-
-
-def _fixed_batch(artifact: OnnxArtifact) -> int | None:
-    first = artifact.inputs[0].shape[0]
-    return first if isinstance(first, int) else None
 
 
 @dataclass(frozen=True)
@@ -273,11 +268,7 @@ def _other_sizes(graph: LoadedGraph, reference: Reference) -> list[str]:
 
 
 def _measure(
-    reference: Reference,
-    calibrated: Calibrated,
-    task: ProgressTask,
-    method: str,
-    policy: QdqPolicy,
+    reference: Reference, calibrated: Calibrated, task: ProgressTask, method: str, policy: QdqPolicy
 ) -> QuantizationErrors:
     graph, open_runner = reference.graph, reference.runners.measuring
     seen = load_images(calibrated.data, calibrated.data.indices, graph.artifact, BIAS_PIXELS)
@@ -321,7 +312,7 @@ def _halving(
     )
 
 
-class _Int8:
+class _Int8(Conversion):
     """Calibrates, makes choices on held-out images, and quantizes."""
 
     def convert(

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from deploykit.backends import HEADER_BYTES, EngineOptions, engine_fits
-from deploykit.backends._registry import (
-    engine_backend,
-    engine_backends,
-    load_compiler,
-    read_header,
-)
+from deploykit.backends import HEADER_BYTES, engine_fits
+from deploykit.backends._registry import engine_backend, engine_backends, load_compiler, read_header
 from deploykit.core import environment
 from deploykit.core.errors import (
     DeploykitError,
@@ -25,38 +20,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from deploykit.backends import Compiler, EngineHeader, EngineRunner
+    from deploykit.backends import Compiler, EngineHeader, EngineOptions, EngineRunner
     from deploykit.bundle.manifest import Bundle
     from deploykit.core.artifacts import EngineRecord
     from deploykit.core.environment import Gpu
     from deploykit.core.sizes import ShapeProfile
 
 
-class OpenEngine(Protocol):
-    """Makes the runner of a verified engine file."""
-
-    def __call__(
-        self,
-        plan: Path,
-        compiler: Compiler,
-        profile: ShapeProfile,
-        *,
-        cuda_graphs: bool,
-        cache: Path | None,
-    ) -> EngineRunner:
-        """The runner of ``plan``; ``cache`` is a file for what TensorRT for RTX compiles here."""
-
-
 def open_engine(
-    plan: Path,
-    compiler: Compiler,
-    profile: ShapeProfile,
-    *,
-    cuda_graphs: bool,
-    cache: Path | None,
+    plan: Path, compiler: Compiler, profile: ShapeProfile, options: EngineOptions
 ) -> EngineRunner:
     """The runner that the compiler's backend makes."""
-    options = EngineOptions(cuda_graphs=cuda_graphs, cache=cache)
     return engine_backend(compiler.name).open(plan, compiler, profile, options)
 
 
@@ -78,7 +52,7 @@ class Machine:
     load_compiler: Callable[[str], Compiler] = load_compiler
     cuda_major: Callable[[str], int | None] = cuda_major
     read_header: Callable[[bytes, str], EngineHeader] = read_header
-    open_engine: OpenEngine = open_engine
+    open_engine: Callable[[Path, Compiler, ShapeProfile, EngineOptions], EngineRunner] = open_engine
 
     @property
     def label(self) -> str:

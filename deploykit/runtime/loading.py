@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from deploykit.backends import CPU
+from deploykit.backends import CPU, EngineOptions
 from deploykit.backends._registry import graph_backend_on, load_devices
 from deploykit.bundle.manifest import LABELS, MANIFEST, Bundle
 from deploykit.core.errors import (
@@ -194,13 +194,10 @@ def _try(request: _Request, fit: Fit, machine: Machine, count: int) -> Classifie
     """The classifier on this engine, or why it does not run in spite of what its manifest says."""
     record, bundle = fit.record, request.bundle
     bundle.require_unchanged(record.file)
-    runner = machine.open_engine(
-        bundle.folder / record.file,
-        fit.compiler,
-        record.profile,
-        cuda_graphs=request.cuda_graphs,
-        cache=cache_of(bundle, fit, machine.gpus[0]),
-    )
+    cache = cache_of(bundle, fit, machine.gpus[0])
+    options = EngineOptions(cuda_graphs=request.cuda_graphs, cache=cache)
+    path = bundle.folder / record.file
+    runner = machine.open_engine(path, fit.compiler, record.profile, options)
     choice = f"{record.file} on {machine.label}: {_why(request, record, count)}"
     try:
         runner.__enter__()

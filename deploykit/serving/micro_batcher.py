@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import traceback
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
@@ -19,7 +19,6 @@ from deploykit.serving.waiting_line import Request, WaitingLine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from types import TracebackType
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -215,9 +214,7 @@ class MicroBatcher:
         self._room = threading.Condition(lock)
         self._line = WaitingLine(max_batch, max_wait_ms / 1e3)
         self._tickets: deque[object] = deque()
-        self._counts = dict.fromkeys(
-            ("accepted", "answered", "failed", "cancelled", "refused", "batches", "images"), 0
-        )
+        self._counts: Counter[str] = Counter()  # by the names of `BatcherStats`
         self._closing = False
         self._threads = [self._start_worker(number) for number in range(workers)]
         # Daemons, so that one that was never closed cannot keep the interpreter from ending.
@@ -294,12 +291,7 @@ class MicroBatcher:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(drain=kind is None)
 
     def _check_process(self) -> None:

@@ -86,11 +86,7 @@ def from_definition(
         made_by="torch eager",
         report=report,
         model=_describe(spec),
-        weights={
-            "source": record.source,
-            "sha256": record.sha256,
-            "trained": record.trained,
-        },
+        weights={"source": record.source, "sha256": record.sha256, "trained": record.trained},
         preprocessing=preprocessing,
         labels=record.labels or spec.labels,
         conversion={"exporter": exporter, "inference_form": deployed is not module},
@@ -116,11 +112,7 @@ def _as_it_runs(
             outputs = outputs_of(runner, batches)
         names = ("its form for inference", "torch eager")
         report = validate(
-            outputs,
-            wanted,
-            precision=Precision.FP32,
-            names=names,
-            head=head_named(spec.head),
+            outputs, wanted, precision=Precision.FP32, names=names, head=head_named(spec.head)
         )
         report.require_pass()
     except (ExportError, ValidationError) as exc:

@@ -244,9 +244,9 @@ def _sample(
     image: TensorSpec, preprocessing: Preprocessing, data: Path | None, profile: ShapeProfile
 ) -> list[Images]:
     """Images in the batches that the file takes, and of other sizes where it takes these."""
-    fixed = image.shape[0]
-    batches = sample_batches(preprocessing, data, (fixed,) if isinstance(fixed, int) else BATCHES)
-    few = fixed if isinstance(fixed, int) else BATCHES[1]
+    fixed = image.fixed_batch
+    batches = sample_batches(preprocessing, data, BATCHES if fixed is None else (fixed,))
+    few = BATCHES[1] if fixed is None else fixed
     return batches + sample_other_sizes(other_sizes(image, profile), preprocessing, data, few)
 
 
@@ -261,15 +261,11 @@ def _ask_original(
 
 
 def _open_batch(
-    own: OwnGraph,
-    image: TensorSpec,
-    batches: list[Images],
-    profile: ShapeProfile,
-    journal: Journal,
+    own: OwnGraph, image: TensorSpec, batches: list[Images], profile: ShapeProfile, journal: Journal
 ) -> None:
     """Let a fixed batch take any number of images, held against the original image by image."""
-    fixed = image.shape[0]
-    if not isinstance(fixed, int):
+    fixed = image.fixed_batch
+    if fixed is None:
         return
     if fixed == profile.min_batch == profile.max_batch:
         journal.notes.append(f"the batch stays {fixed}, as --batch {fixed} asks")

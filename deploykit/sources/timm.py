@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
-from contextlib import contextmanager
 from functools import partial
 from math import floor
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from deploykit.core.environment import require
+from deploykit.core.environment import require, silenced
 from deploykit.core.errors import UnknownNameError, UsageError, WeightsError
 from deploykit.core.specs import BATCH, ModelSpec, Preprocessing, TensorSpec
 from deploykit.sources.state_dict import (
@@ -20,7 +18,7 @@ from deploykit.sources.state_dict import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -78,22 +76,10 @@ def _made(
         arguments["img_size"] = size
     if state is not None:
         arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(state)}}
-    with _quiet():
+    # Without timm's warnings of its own old names, and its log of what it loads.
+    with silenced("timm"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         return cast("nn.Module", timm.create_model(name, **arguments).eval())
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without timm's warnings of its own old names, and its log of what it loads."""
-    logger = logging.getLogger("timm")
-    handlers, propagate = logger.handlers[:], logger.propagate
-    logger.handlers[:], logger.propagate = [logging.NullHandler()], False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.handlers[:], logger.propagate = handlers, propagate
 
 
 FILES: Final = ("model.safetensors", "pytorch_model.bin")
@@ -190,14 +176,10 @@ def timm_spec(
         name=f"timm-{name}",
         title=f"{full_name} of timm",
         paper=f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else None,
-        year=None,
         inputs=(TensorSpec("input", "float32", (BATCH, _CHANNELS, *size)),),
         outputs=(TensorSpec("logits", "float32", (BATCH, classes)),),
         preprocessing=_preprocessing(config, size),
-        parameters=None,
-        multiply_adds=None,
         labels=_labels(classes) if classes == config.num_classes else None,
-        torchvision=None,
         builder=partial(build, full_name, classes, size),
         timm=full_name,
         published=partial(timm_weights, name=full_name),

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import io
-import logging
 import re
 import tempfile
 import traceback
 import warnings
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from deploykit import graph
-from deploykit.core.environment import require
+from deploykit.core.environment import require, silenced
 from deploykit.core.errors import ControlFlowError, ExportError, typed_first_line
 from deploykit.core.precision import Precision
 from deploykit.core.specs import BATCH
@@ -228,7 +227,9 @@ def export_module(
     try:
         with (
             warnings.catch_warnings(),
-            _quiet_torch(),
+            # Before it raises, torch.export logs and prints graphs; the error says what matters.
+            silenced("torch"),
+            redirect_stderr(io.StringIO()),
             torch.inference_mode(mode=False),
             torch.no_grad(),
         ):
@@ -284,19 +285,6 @@ def _require_open_batch(model: ir.Model, spec: ModelSpec, exporter: str) -> None
                 f"{exporter} fixed the batch of {value.name!r} of {spec.name} to {shape}\n"
                 "the definition must not depend on the size of its batch"
             )
-
-
-@contextmanager
-def _quiet_torch() -> Iterator[None]:
-    """Before it raises, torch.export logs and prints graphs; the error says what matters."""
-    logger = logging.getLogger("torch")
-    handlers, propagate = logger.handlers[:], logger.propagate
-    logger.handlers[:], logger.propagate = [logging.NullHandler()], False
-    try:
-        with redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logger.handlers[:], logger.propagate = handlers, propagate
 
 
 def _refusal(exc: Exception, name: str, exporter: Exporter) -> ExportError:

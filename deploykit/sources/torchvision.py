@@ -123,7 +123,6 @@ def torchvision_spec(
         name=f"torchvision-{name}",
         title=f"{name} of torchvision",
         paper=_PAGE.format(name),
-        year=None,
         inputs=(TensorSpec("input", "float32", (BATCH, 3, size, size)),),
         outputs=(TensorSpec("logits", "float32", (BATCH, classes)),),
         preprocessing=_preprocessing(transforms, size),

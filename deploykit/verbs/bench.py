@@ -97,9 +97,7 @@ def bench_to_plain(report: BenchReport) -> dict[str, Any]:
 
 
 def bench(
-    options: BenchOptions,
-    own_precision: Mapping[str, Any],
-    progress: Progress | None = None,
+    options: BenchOptions, own_precision: Mapping[str, Any], progress: Progress | None = None
 ) -> BenchReport:
     """Measure every cell of the matrix and write ``options.output`` with its reports beside it.
 

@@ -18,9 +18,7 @@ from deploykit.sources.targets import Kind, kind_of, refuse_definition_options
 if TYPE_CHECKING:
     from deploykit.comparison.reference import Runners
     from deploykit.core.specs import Preprocessing
-    from deploykit.precision.calibration.data import (
-        CalibrationOptions,
-    )
+    from deploykit.precision.calibration.data import CalibrationOptions
     from deploykit.sources.definition import SourceOptions
 
 

@@ -27,10 +27,7 @@ class Diagnosis:
 
 def diagnosis_to_plain(diagnosis: Diagnosis) -> dict[str, Any]:
     """Plain data for ``--json``."""
-    return {
-        **to_plain(diagnosis.environment),
-        "abilities": to_plain(diagnosis.abilities),
-    }
+    return {**to_plain(diagnosis.environment), "abilities": to_plain(diagnosis.abilities)}
 
 
 def diagnose() -> Diagnosis:

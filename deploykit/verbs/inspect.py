@@ -157,8 +157,8 @@ def _of_bundle(given: GivenGraph, bundle: Bundle, options: PrecisionOptions) -> 
     size = given.image_size(options.source.choices.image_size)
     if options.source.choices.image_size is not None and size is not None:
         prepared = replace(prepared, crop=size, resize=size)
-    batch = given.artifact.inputs[0].shape[0]
-    sizes = (batch,) if isinstance(batch, int) else BATCHES
+    batch = given.artifact.inputs[0].fixed_batch
+    sizes = BATCHES if batch is None else (batch,)
     batches = sample_batches(prepared, options.source.data, sizes)
     trained = bundle.manifest.weights.get("trained")
     return Fp32Graph(given.graph, batches, trained, runners_of_bundle(bundle))
@@ -296,8 +296,7 @@ def _plan(
             planned = conversion.plan(PlanSource(artifact, model, amax, options.exclude))
             fix_image_size(planned.model, source.batches[0].shape[2:])
             graph = read_precision(planned.model, precision, options.batch, planned.known)
-    first = artifact.inputs[0].shape[0]
-    batch = first if isinstance(first, int) else options.batch
+    batch = artifact.inputs[0].fixed_batch or options.batch
     largest = max(amax, key=lambda name: amax[name])
     images = sum(map(len, source.batches))
     seen = Magnitudes(images, largest, amax[largest], FP16_MAX / HEADROOM)
@@ -355,11 +354,7 @@ def _inspect_definition(name: str, choices: DefinitionChoices, batch: int) -> Mo
 
 
 def _inspect_file(
-    target: str,
-    path: Path,
-    choices: DefinitionChoices,
-    batch: int,
-    crop: tuple[int, int] | None,
+    target: str, path: Path, choices: DefinitionChoices, batch: int, crop: tuple[int, int] | None
 ) -> ModelSummary:
     """An open height or width is what the user asks for, or the bundle's ``crop``."""
     from deploykit import graph

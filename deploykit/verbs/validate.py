@@ -76,10 +76,7 @@ class ComparisonOptions:
 
 
 def compare_artifacts(
-    first: Path,
-    second: Path | None,
-    options: ComparisonOptions,
-    progress: Progress | None = None,
+    first: Path, second: Path | None, options: ComparisonOptions, progress: Progress | None = None
 ) -> ComparisonReport:
     """Run two bundles or ``.onnx`` files of one network on the same images, on onnxruntime.
 
@@ -151,11 +148,6 @@ class _Side:
     def others(self) -> list[str]:
         return sorted(spec.name for spec in self.artifact.inputs if spec != self.image)
 
-    @property
-    def fixed_batch(self) -> int | None:
-        size = self.image.shape[0]
-        return size if isinstance(size, int) else None
-
 
 def _open(path: Path) -> _Side:
     if not path.is_dir():
@@ -223,9 +215,9 @@ def _without_names(shape: tuple[int | str, ...]) -> tuple[int | None, ...]:
 
 
 def _sizes(candidate: _Side, reference: _Side, batch: int | None) -> tuple[int, ...]:
-    fixed = {side.fixed_batch for side in (candidate, reference)} - {None}
+    fixed = {side.image.fixed_batch for side in (candidate, reference)} - {None}
     if len(fixed) > 1 or (batch is not None and fixed and fixed != {batch}):
-        each = [f"{s.name}: {s.fixed_batch or 'any'}" for s in (candidate, reference)]
+        each = [f"{s.name}: {s.image.fixed_batch or 'any'}" for s in (candidate, reference)]
         asked = "" if batch is None else f"; asked: {batch}"
         raise UsageError(
             f"no batch fits both, {', '.join(each)}{asked}\n"
@@ -258,6 +250,6 @@ def _outputs(artifact: OnnxArtifact, batches: Batches, runners: Runners, *, fast
 
 def _smallest(batches: Batches, *sides: _Side) -> Batches:
     """One image at a time, as long as no graph insists on more: it takes the least memory."""
-    if any(side.fixed_batch for side in sides):
+    if any(side.image.fixed_batch for side in sides):
         return batches
     return [batch[at : at + 1] for batch in batches for at in range(len(batch))]

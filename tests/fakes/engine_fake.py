@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from deploykit.backends import Compiler, EngineHeader
+from deploykit.backends import Compiler, EngineHeader, EngineOptions
 from deploykit.core.environment import Gpu
 from deploykit.core.errors import UsageError
 from deploykit.core.specs import StepTimes, TensorSpec
@@ -123,20 +123,14 @@ class FakeMachine:
         return Machine(**(known | changes))
 
     def _open(
-        self,
-        plan: Path,
-        compiler: Compiler,
-        profile: ShapeProfile,
-        *,
-        cuda_graphs: bool,
-        cache: Path | None,
+        self, plan: Path, compiler: Compiler, profile: ShapeProfile, options: EngineOptions
     ) -> FakeEngine:
         engine = FakeEngine(
             plan,
             compiler,
             profile,
-            cuda_graphs,
-            cache,
+            options.cuda_graphs,
+            options.cache,
             offset=self.offset,
             error=self.error,
             inputs=self.inputs,

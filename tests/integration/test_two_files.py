@@ -11,6 +11,7 @@ import pytest
 
 import deploykit as package
 from deploykit import graph
+from deploykit.backends import GraphOptions
 from deploykit.backends.ort import OrtRunner
 from deploykit.bundle.manifest import MODEL, REFERENCE, Bundle
 from deploykit.core.errors import IntegrityError
@@ -63,7 +64,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def logits_of(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    with OrtRunner(path, threads=1) as runner:
+    with OrtRunner(path, GraphOptions(threads=1)) as runner:
         return runner.run({"input": normal(2, 3, 8, 8, seed=8)})["logits"].astype(np.float32)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from deploykit.backends import EngineOptions
 from deploykit.backends._cuda.device import Device
 from deploykit.backends.trt.lane import SIZES_KEPT
 from deploykit.backends.trt.runner import TrtRunner
@@ -53,7 +54,9 @@ def opened(sized: Bench) -> Iterator[TrtRunner]:
 @pytest.mark.parametrize("cuda_graphs", [True, False], ids=["graphs", "eager"])
 def test_every_size_by_turns_is_right(sized: Bench, script: Script, cuda_graphs: bool) -> None:
     check = sized.oracle()
-    with TrtRunner(sized.plan, sized.compiler, PROFILE, cuda_graphs=cuda_graphs) as runner:
+    with TrtRunner(
+        sized.plan, sized.compiler, PROFILE, EngineOptions(cuda_graphs=cuda_graphs)
+    ) as runner:
         for turn in range(3):  # runs plainly, is captured, is replayed
             for size in SIZES:
                 given = images(*size, seed=turn)

@@ -14,14 +14,8 @@ from deploykit.backends._engines import CompiledEngine
 from deploykit.backends.trt.compiler import Messages, clean, logger_into, require_gpu
 from deploykit.core import environment
 from deploykit.core.errors import BuildError, UsageError
-from deploykit.core.precision import HEAVY_KINDS, OWN, PRECISIONS, Precision
-from deploykit.core.sizes import (
-    AXIS_NAMES,
-    BATCH_AXIS,
-    IMAGE_DIMS,
-    filled,
-    require_sizes,
-)
+from deploykit.core.precision import HEAVY_KINDS
+from deploykit.core.sizes import AXIS_NAMES, BATCH_AXIS, IMAGE_DIMS, filled, require_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -437,20 +431,6 @@ def take_census(network: Any) -> dict[str, int]:
         if kind in HEAVY_KINDS or kind in LIGHT_KINDS:
             counts[f"{kind} {_type_of(layer, producers)}"] += 1
     return {key: counts[key] for key in sorted(counts) if key.split()[1] in _MODEL_TYPES}
-
-
-def heavy_counts(census: Mapping[str, int]) -> dict[Precision, int]:
-    """Layers of `HEAVY_KINDS` by precision, every precision present.
-
-    >>> heavy_counts({"CONVOLUTION HALF": 53, "MATRIX_MULTIPLY FLOAT": 1, "POOLING HALF": 2})
-    {<Precision.FP32: 'fp32'>: 1, <Precision.FP16: 'fp16'>: 53, <Precision.INT8: 'int8'>: 0}
-    """
-    counts = dict.fromkeys(OWN, 0)
-    for key, count in census.items():
-        kind, type_name = key.split()
-        if kind in HEAVY_KINDS and type_name in PRECISIONS:
-            counts[PRECISIONS[type_name]] += count
-    return counts
 
 
 def _type_of(layer: Any, producers: Mapping[str, Any]) -> str:

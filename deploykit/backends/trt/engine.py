@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -17,6 +14,7 @@ from deploykit.core.specs import BATCH, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from deploykit.backends._engines import Compiler
 
@@ -46,8 +44,11 @@ class CacheFile:
         blob = b"" if memory is None else bytes(memory)
         if not blob or blob == self._loaded:
             return
+        # Running an engine needs no lock files, nor the package for them.
+        from deploykit.core.atomic import replace_file
+
         try:
-            _replace(self._path, blob)
+            replace_file(self._path, blob)
         except OSError as error:
             _log.warning("cannot write the runtime cache %s: %s", self._path, error)
 
@@ -65,19 +66,6 @@ def _load(cache: api.RuntimeCache, path: Path) -> bytes:
         _log.info("%s is damaged or of another machine: kernels are compiled anew", path)
         return b""
     return blob
-
-
-def _replace(path: Path, blob: bytes) -> None:
-    # In the same folder, as a rename is atomic only within one file system.
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    part = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(blob)
-        part.chmod(0o644)  # mkstemp's 0o600 would keep a service's own user out
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 _DTYPES: Final[Mapping[str, str]] = {

@@ -341,10 +341,7 @@ class Lane:
         enqueued = time.perf_counter() - begun
         clock.mark(_COMPUTED, self._stream)
         self._stream.synchronise()
-        return {
-            "compute_ms": clock.between_ms(_COPIED_IN, _COMPUTED),
-            "enqueue_ms": enqueued * 1e3,
-        }
+        return {"compute_ms": clock.between_ms(_COPIED_IN, _COMPUTED), "enqueue_ms": enqueued * 1e3}
 
     def upload(self, feeds: Mapping[str, Any]) -> dict[str, DeviceArray]:
         """Copies of host arrays on the GPU, each in memory of its own, complete."""

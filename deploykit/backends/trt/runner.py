@@ -9,6 +9,7 @@ from threading import Condition, Lock
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from deploykit.backends._cuda.device import Device, cuda_failure
+from deploykit.backends._engines import EngineOptions
 from deploykit.backends.trt.engine import Engine
 from deploykit.backends.trt.lane import Lane
 from deploykit.core.errors import DeviceError, UsageError
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger("deploykit")
+
+_DEFAULTS: Final = EngineOptions()
 
 LANES: Final = 4
 """Most calls on the GPU at the same time; further ones wait. A few streams fill a GPU, and each
@@ -153,15 +156,14 @@ class TrtRunner(Closing):
         plan: Path,
         compiler: Compiler,
         profile: ShapeProfile,
-        *,
-        cuda_graphs: bool = True,
-        cache: Path | None = None,
-        spin: bool | None = None,
+        options: EngineOptions = _DEFAULTS,
     ) -> None:
         self._name = plan.name
         self._profile = profile
-        self._spin = spin
-        self._open_engine = lambda: Engine(plan, compiler, cuda_graphs=cuda_graphs, cache=cache)
+        self._spin = options.spin
+        self._open_engine = lambda: Engine(
+            plan, compiler, cuda_graphs=options.cuda_graphs, cache=options.cache
+        )
         self._opening = Lock()
         self._opened: _Opened | None = None
         self._closed = False

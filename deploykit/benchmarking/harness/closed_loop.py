@@ -27,8 +27,11 @@ _SHOW_EVERY_NS: Final = 250_000_000
 class Goal(Protocol):
     """A condition that ends a loop; called by one thread at a time."""
 
-    def reached(self, begin_ns: int, end_ns: int) -> bool:
-        """Count one more query; return True if it is the last that is needed."""
+    def reached(self, wall_ns: int, elapsed_ns: int) -> bool:
+        """Count one more query; return True if it is the last that is needed.
+
+        ``wall_ns`` is what the query took, ``elapsed_ns`` the time since the loop began.
+        """
 
 
 class Display:
@@ -54,26 +57,25 @@ class Enough:
         self._duration_s = duration_s
         self._min_samples = min_samples
         self._display = display
-        self._start_ns: int | None = None
         self._count = 0
 
-    def reached(self, begin_ns: int, end_ns: int) -> bool:
+    def reached(self, wall_ns: int, elapsed_ns: int) -> bool:  # noqa: ARG002
         """True if both are reached."""
-        if self._start_ns is None:
-            self._start_ns = begin_ns
         self._count += 1
-        elapsed_s = (end_ns - self._start_ns) / 1e9
+        elapsed_s = elapsed_ns / 1e9
         time_share = elapsed_s / self._duration_s if self._duration_s else 1.0
         share = min(time_share, self._count / self._min_samples)
-        self._display.show(end_ns, share, 1.0)
+        self._display.show(elapsed_ns, share, 1.0)
         return share >= 1.0
 
 
-def closed_loop(system: SystemUnderTest, streams: int, goal: Goal) -> Recording:
+def closed_loop(
+    system: SystemUnderTest, streams: int, goal: Goal, *, origin_ns: int | None = None
+) -> Recording:
     """Query the runner from ``streams`` threads, each its own, until the goal is reached.
 
     The queries that are under way at that moment are finished and counted. With one stream there
-    is no thread but the caller's.
+    is no thread but the caller's. ``origin_ns`` is that of `Recording`.
 
     Raises:
         BaseException: the first error of the runner; all threads have ended.
@@ -84,7 +86,7 @@ def closed_loop(system: SystemUnderTest, streams: int, goal: Goal) -> Recording:
         loop.stream(recorders[0])
     else:
         run_threads([partial(loop.stream, one) for one in recorders], system.clock, loop.stop)
-    return Recording(recorders)
+    return Recording(recorders, origin_ns)
 
 
 class _Loop:
@@ -94,6 +96,7 @@ class _Loop:
         self.stop = Event()
         self._system = system
         self._goal = goal
+        self._start_ns: int | None = None
         self._asking = Lock()
 
     def stream(self, recorder: Recorder) -> None:
@@ -109,7 +112,9 @@ class _Loop:
             recorder.add(begin_ns, end_ns, steps)
             # A goal counts, which is not thread safe.
             with self._asking:
-                if self._goal.reached(begin_ns, end_ns):
+                if self._start_ns is None:
+                    self._start_ns = begin_ns
+                if self._goal.reached(end_ns - begin_ns, end_ns - self._start_ns):
                     self.stop.set()
 
 
@@ -180,14 +185,11 @@ class _Warm:
         # A preset has a warm-up of fixed length, as trtexec has.
         self._patience_s = switches.warmup_s * (PATIENCE if switches.preset is None else 1)
         self._display = display
-        self._start_ns: int | None = None
 
-    def reached(self, begin_ns: int, end_ns: int) -> bool:
-        if self._start_ns is None:
-            self._start_ns = begin_ns
-        self._windows.add((end_ns - begin_ns) / 1e6)
-        elapsed_s = (end_ns - self._start_ns) / 1e9
-        self._display.show(end_ns, min(elapsed_s / self._wanted_s, 1.0), 1.0)
+    def reached(self, wall_ns: int, elapsed_ns: int) -> bool:
+        self._windows.add(wall_ns / 1e6)
+        elapsed_s = elapsed_ns / 1e9
+        self._display.show(elapsed_ns, min(elapsed_s / self._wanted_s, 1.0), 1.0)
         if elapsed_s < self._wanted_s:
             return False
         return self._windows.stable or elapsed_s >= self._patience_s

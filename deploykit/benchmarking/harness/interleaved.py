@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Final
@@ -11,17 +10,15 @@ import numpy as np
 
 from deploykit.benchmarking.harness.closed_loop import closed_loop, warm_up
 from deploykit.benchmarking.harness.scenarios import SINGLE_STREAM, check_streams
-from deploykit.benchmarking.harness.system import SystemUnderTest
 from deploykit.benchmarking.statistics.ab import Round, Rounds, require_pairs
 from deploykit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-    from deploykit.benchmarking.harness.system import Clock
+    from deploykit.benchmarking.harness.system import SystemUnderTest
     from deploykit.benchmarking.results import Samples, Switches
     from deploykit.core.progress import ProgressTask
-    from deploykit.core.specs import Array, Runner
 
 ROUNDS: Final = 50
 """Default number of rounds; many short ones give more pairs, with less drift within each."""
@@ -32,21 +29,12 @@ MIN_BLOCK: Final = 3
 _NO_WARM_UP: Final = np.empty(0, np.float64)
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
-    """An open runner, which stays the caller's, and the one batch of each of its queries."""
-
-    runner: Runner
-    feeds: Mapping[str, Array]
-
-
 def interleave(
-    a: Side,
-    b: Side,
+    a: SystemUnderTest,
+    b: SystemUnderTest,
     switches: Switches,
     *,
     rounds: int = ROUNDS,
-    clock: Clock,
     task: ProgressTask,
 ) -> Rounds:
     """Warm both up, then measure A against itself and A against B, each in ``rounds`` rounds.
@@ -62,15 +50,13 @@ def interleave(
         BaseException: what a runner raises.
     """
     check_rounds(switches, rounds)
-    sides = [SystemUnderTest(side.runner, side.feeds, clock) for side in (a, b)]
-    warm_a, warm_b = (warm_up(side, switches, task) for side in sides)
-    series = _Series(switches, rounds, clock.now_ns())
+    warm_a, warm_b = (warm_up(side, switches, task) for side in (a, b))
+    series = _Series(switches, rounds, a.clock.now_ns())
     random = np.random.default_rng(switches.seed)
-    one, other = sides
     tell = partial(task.update, total=2.0 * rounds)
     # A against itself: what differs here is noise of the machine, and no verdict may rest on it.
-    aa = series.measure(one, one, random, lambda done: tell(done, detail="A against A"))
-    ab = series.measure(one, other, random, lambda done: tell(rounds + done, detail="A against B"))
+    aa = series.measure(a, a, random, lambda done: tell(done, detail="A against A"))
+    ab = series.measure(a, b, random, lambda done: tell(rounds + done, detail="A against B"))
     return Rounds(aa, ab, warm_a, warm_b)
 
 
@@ -117,8 +103,8 @@ class _Series:
         return tuple(found)
 
     def _block(self, side: SystemUnderTest) -> Samples:
-        recording = closed_loop(side, 1, _Block(self._block_ns, self._queries))
-        return recording.samples(self._origin_ns, _NO_WARM_UP)
+        block = _Block(self._block_ns, self._queries)
+        return closed_loop(side, 1, block, origin_ns=self._origin_ns).samples(_NO_WARM_UP)
 
 
 class _Block:
@@ -127,10 +113,7 @@ class _Block:
     def __init__(self, block_ns: int, queries: int) -> None:
         self._block_ns = block_ns
         self._queries = queries
-        self._start_ns: int | None = None
 
-    def reached(self, begin_ns: int, end_ns: int) -> bool:
-        if self._start_ns is None:
-            self._start_ns = begin_ns
+    def reached(self, wall_ns: int, elapsed_ns: int) -> bool:  # noqa: ARG002
         self._queries -= 1
-        return self._queries <= 0 and end_ns - self._start_ns >= self._block_ns
+        return self._queries <= 0 and elapsed_ns >= self._block_ns

@@ -7,21 +7,21 @@ that would have waited ("coordinated omission").
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from threading import Event, Lock
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from deploykit.benchmarking.harness.recording import Recorder, Recording, run_threads
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from deploykit.benchmarking.harness.closed_loop import Display
     from deploykit.benchmarking.harness.system import SystemUnderTest
-    from deploykit.benchmarking.results import Samples
 
 _LEAD_NS: Final = 20_000_000
 """Delay of the schedule, until all threads run."""
@@ -44,58 +44,26 @@ def arrivals_ns(count: int, rate_per_s: float, seed: int) -> NDArray[np.int64]:
     return np.asarray(np.cumsum(gaps) * (1e9 / rate_per_s), np.int64)
 
 
-class Judge(Protocol):
-    """A condition that ends a schedule early; called by one thread at a time."""
-
-    def is_hopeless(self, latency_ms: float) -> bool:
-        """True if no further query can change the verdict."""
-
-
-class Neutral:
-    """A judge that never ends a schedule early."""
-
-    def is_hopeless(self, latency_ms: float) -> bool:  # noqa: ARG002
-        """False for every query."""
-        return False
-
-
-@dataclass(frozen=True)
-class Served:
-    """The queries that were answered, and the moment when the schedule began."""
-
-    recording: Recording
-    origin_ns: int
-
-    @property
-    def duration_s(self) -> float:
-        """Time from the start of the schedule to the end of the last query."""
-        return self.recording.duration_s(self.origin_ns)
-
-    def samples(self, warmup_ms: NDArray[np.float64]) -> Samples:
-        """The samples of the queries, with those of the warm-up."""
-        return self.recording.samples(self.origin_ns, warmup_ms)
-
-
 def open_loop(
     system: SystemUnderTest,
     workers: int,
     schedule_ns: NDArray[np.int64],
     display: Display,
-    judge: Judge,
-) -> Served:
+    is_hopeless: Callable[[float], bool],
+) -> Recording:
     """Serve a schedule of queries with ``workers`` threads, in the order of the schedule.
 
     A worker that is free takes the next query and waits for its moment; a query whose moment has
     passed starts at once, and its latency holds the time that it waited. Ends early when
-    ``judge`` has no hope left.
+    ``is_hopeless`` is true of the latency of a query, in ms; it is called by one thread at a time.
 
     Raises:
         BaseException: the first error of the runner; all threads have ended.
     """
-    service = _Service(system, schedule_ns, display, judge)
+    service = _Service(system, schedule_ns, display, is_hopeless)
     recorders = [Recorder() for _ in range(workers)]
     run_threads([partial(service.work, one) for one in recorders], system.clock, service.stop)
-    return Served(Recording(recorders), service.origin_ns)
+    return Recording(recorders, service.origin_ns)
 
 
 class _Service:
@@ -106,13 +74,13 @@ class _Service:
         system: SystemUnderTest,
         schedule_ns: NDArray[np.int64],
         display: Display,
-        judge: Judge,
+        is_hopeless: Callable[[float], bool],
     ) -> None:
         self.stop = Event()
         self.origin_ns = system.clock.now_ns() + _LEAD_NS
         self._system = system
         self._display = display
-        self._judge = judge
+        self._is_hopeless = is_hopeless
         self._due_ns: list[int] = (schedule_ns + self.origin_ns).tolist()
         self._next = 0
         self._done = 0
@@ -151,5 +119,5 @@ class _Service:
         with self._lock:
             self._done += 1
             self._display.show(end_ns, self._done, len(self._due_ns))
-            if self._judge.is_hopeless((end_ns - due_ns) / 1e6):
+            if self._is_hopeless((end_ns - due_ns) / 1e6):
                 self.stop.set()

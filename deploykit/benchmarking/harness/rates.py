@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from deploykit.benchmarking.harness.open_loop import Served
+    from deploykit.benchmarking.harness.recording import Recording
     from deploykit.benchmarking.harness.system import Clock
     from deploykit.benchmarking.results import Samples, Switches
     from deploykit.core.progress import ProgressTask
@@ -58,8 +58,6 @@ class RateSearch:
     ``trials`` are in the order in which they were run.
     """
 
-    bound_ms: float
-    percentile: float
     trials: tuple[RateTrial, ...]
     rate_per_s: float | None
     samples: Samples | None
@@ -96,8 +94,6 @@ def highest_rate(  # noqa: PLR0913  (the signature of `benchmark`, and the bound
     best = bisect_rate(search.passes, _capacity_per_s(system, switches, task) / 2)
     served = None if best is None else search.served[best]
     return RateSearch(
-        bound_ms=bound_ms,
-        percentile=percentile,
         trials=tuple(search.trials),
         rate_per_s=best,
         samples=None if served is None else served.samples(warmup_ms),
@@ -157,7 +153,7 @@ def allowed_late(queries: int, percentile: float) -> int:
 
 
 class _LateCounter:
-    """A judge that counts late queries and ends the trial when there are too many."""
+    """Counts late queries; a trial with too many is hopeless."""
 
     def __init__(self, bound_ms: float, allowed: int) -> None:
         self._bound_ms = bound_ms
@@ -184,7 +180,7 @@ class _Search:
         task: ProgressTask,
     ) -> None:
         self.trials: list[RateTrial] = []
-        self.served: dict[float, Served] = {}
+        self.served: dict[float, Recording] = {}
         self._system = system
         self._switches = switches
         self._bound_ms, self._percentile = demand
@@ -194,23 +190,25 @@ class _Search:
         """Run the trial of one rate; True if it passed."""
         count = query_count(self._switches, rate_per_s)
         allowed = allowed_late(count, self._percentile)
-        judge = _LateCounter(self._bound_ms, allowed)
+        counter = _LateCounter(self._bound_ms, allowed)
         schedule_ns = arrivals_ns(count, rate_per_s, self._switches.seed)
         display = Display(self._task, f"trial {len(self.trials) + 1}: {rate_per_s:.4g}/s")
-        served = open_loop(self._system, self._switches.streams, schedule_ns, display, judge)
-        wall_ms = served.recording.wall_ms
+        served = open_loop(
+            self._system, self._switches.streams, schedule_ns, display, counter.is_hopeless
+        )
+        wall_ms = served.wall_ms
         self.trials.append(
             RateTrial(
                 rate_per_s=rate_per_s,
                 queries=len(wall_ms),
-                late=judge.late,
+                late=counter.late,
                 latency_ms=_nearest_rank(wall_ms, allowed) if len(wall_ms) == count else None,
-                passed=judge.passed,
+                passed=counter.passed,
             )
         )
-        if judge.passed:
+        if counter.passed:
             self.served = {rate_per_s: served}  # the best so far: rates that pass only go up
-        return judge.passed
+        return counter.passed
 
 
 def _nearest_rank(wall_ms: NDArray[np.float64], above: int) -> float:
@@ -223,7 +221,7 @@ def _capacity_per_s(system: SystemUnderTest, switches: Switches, task: ProgressT
     duration_s = switches.duration_s * _CAPACITY_SHARE
     goal = Enough(duration_s, _CAPACITY_QUERIES * switches.streams, Display(task, "capacity"))
     recording = closed_loop(system, switches.streams, goal)
-    return len(recording.begin_ns) / recording.duration_s(int(recording.begin_ns[0]))
+    return len(recording.begin_ns) / recording.duration_s
 
 
 def _check(switches: Switches, bound_ms: float, percentile: float) -> None:

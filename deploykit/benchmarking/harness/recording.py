@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Milliseconds = NDArray[np.float64]
 
 
+_STEPS: Final = ("compute_ms", "h2d_ms", "d2h_ms", "enqueue_ms")
 _MISSING: Final = float("nan")
 _NS_PER_MS: Final = 1e6
 _NS_PER_S: Final = 1e9
@@ -38,56 +39,55 @@ class Recorder:
     def __init__(self) -> None:
         self.begin_ns = array("q")
         self.end_ns = array("q")
-        self.compute_ms = array("d")
-        self.h2d_ms = array("d")
-        self.d2h_ms = array("d")
-        self.enqueue_ms = array("d")
+        self.steps = {name: array("d") for name in _STEPS}
 
     def add(self, begin_ns: int, end_ns: int, steps: StepTimes) -> None:
         """Add one query; its latency counts from ``begin_ns``."""
         self.begin_ns.append(begin_ns)
         self.end_ns.append(end_ns)
-        self.compute_ms.append(_MISSING if steps.compute_ms is None else steps.compute_ms)
-        self.h2d_ms.append(_MISSING if steps.h2d_ms is None else steps.h2d_ms)
-        self.d2h_ms.append(_MISSING if steps.d2h_ms is None else steps.d2h_ms)
-        self.enqueue_ms.append(_MISSING if steps.enqueue_ms is None else steps.enqueue_ms)
+        for name, column in self.steps.items():
+            duration_ms = getattr(steps, name)
+            column.append(_MISSING if duration_ms is None else duration_ms)
 
 
 class Recording:
-    """The queries of all threads in the order in which they began."""
+    """The queries of all threads in the order in which they began.
 
-    def __init__(self, recorders: Sequence[Recorder]) -> None:
+    ``origin_ns`` is the start of the measurement, by default that of the first query.
+    """
+
+    def __init__(self, recorders: Sequence[Recorder], origin_ns: int | None = None) -> None:
         begin_ns = np.concatenate([np.array(one.begin_ns, np.int64) for one in recorders])
         end_ns = np.concatenate([np.array(one.end_ns, np.int64) for one in recorders])
         self._recorders = recorders
         self._order = np.argsort(begin_ns, kind="stable")
         self.begin_ns: NDArray[np.int64] = begin_ns[self._order]
         self.end_ns: NDArray[np.int64] = end_ns[self._order]
+        self._origin_ns = int(self.begin_ns[0]) if origin_ns is None else origin_ns
 
     @property
     def wall_ms(self) -> Milliseconds:
         """Latency of each query (queries,), from its begin to its end."""
         return (self.end_ns - self.begin_ns) / _NS_PER_MS
 
-    def duration_s(self, origin_ns: int) -> float:
-        """Time from ``origin_ns`` to the end of the last query."""
-        return float(self.end_ns.max() - origin_ns) / _NS_PER_S
+    @property
+    def duration_s(self) -> float:
+        """Time from the start of the measurement to the end of the last query."""
+        return float(self.end_ns.max() - self._origin_ns) / _NS_PER_S
 
-    def samples(self, origin_ns: int, warmup_ms: Milliseconds) -> Samples:
-        """The samples of all queries; ``origin_ns`` is the start of the measurement."""
+    def samples(self, warmup_ms: Milliseconds) -> Samples:
+        """The samples of all queries, with those of the warm-up."""
         return Samples(
             wall_ms=self.wall_ms,
-            compute_ms=self._step([one.compute_ms for one in self._recorders]),
-            h2d_ms=self._step([one.h2d_ms for one in self._recorders]),
-            d2h_ms=self._step([one.d2h_ms for one in self._recorders]),
-            enqueue_ms=self._step([one.enqueue_ms for one in self._recorders]),
-            start_s=(self.begin_ns - origin_ns) / _NS_PER_S,
+            start_s=(self.begin_ns - self._origin_ns) / _NS_PER_S,
             warmup_ms=warmup_ms,
+            **{name: self._step(name) for name in _STEPS},
         )
 
-    def _step(self, columns: list[array[float]]) -> Milliseconds | None:
+    def _step(self, name: str) -> Milliseconds | None:
         """One column of all threads; ``None`` unless every query had this step."""
-        values = np.concatenate([np.array(one, np.float64) for one in columns])[self._order]
+        columns = [np.array(one.steps[name], np.float64) for one in self._recorders]
+        values = np.concatenate(columns)[self._order]
         # A step that some queries lack cannot be compared with the others, sample by sample.
         return None if np.isnan(values).any() else values
 

@@ -6,7 +6,7 @@ from math import ceil, isfinite
 from typing import TYPE_CHECKING
 
 from deploykit.benchmarking.harness.closed_loop import Display, Enough, closed_loop, warm_up
-from deploykit.benchmarking.harness.open_loop import Neutral, arrivals_ns, open_loop
+from deploykit.benchmarking.harness.open_loop import arrivals_ns, open_loop
 from deploykit.benchmarking.harness.system import SystemUnderTest
 from deploykit.core.errors import UsageError
 
@@ -114,8 +114,7 @@ def _closed(
     warmup_ms = warm_up(system, switches, task)
     goal = Enough(switches.duration_s, switches.min_samples, Display(task, "measure"))
     recording = closed_loop(system, switches.streams, goal)
-    origin_ns = int(recording.begin_ns[0])
-    return recording.samples(origin_ns, warmup_ms), recording.duration_s(origin_ns)
+    return recording.samples(warmup_ms), recording.duration_s
 
 
 def _server(
@@ -125,5 +124,5 @@ def _server(
     schedule_ns = arrivals_ns(query_count(switches, rate_per_s), rate_per_s, switches.seed)
     warmup_ms = warm_up(system, switches, task)
     display = Display(task, "measure")
-    served = open_loop(system, switches.streams, schedule_ns, display, Neutral())
+    served = open_loop(system, switches.streams, schedule_ns, display, lambda _latency_ms: False)
     return served.samples(warmup_ms), served.duration_s

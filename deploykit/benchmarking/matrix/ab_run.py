@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.backends import GPU
 from deploykit.backends._registry import unavailable_backends
-from deploykit.benchmarking.harness import Side, check_rounds, interleave
+from deploykit.benchmarking.harness.interleaved import check_rounds, interleave
+from deploykit.benchmarking.harness.system import SystemUnderTest
 from deploykit.benchmarking.machine.conditions import watch
 from deploykit.benchmarking.matrix.cells import Matrix, plan_cells
 from deploykit.benchmarking.matrix.child import ANSWER
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from deploykit.benchmarking.harness import Clock
+    from deploykit.benchmarking.harness.system import Clock
     from deploykit.benchmarking.matrix.cells import Cell, PreparedCell
     from deploykit.benchmarking.matrix.steps import Steps
     from deploykit.benchmarking.results import Switches
@@ -125,20 +126,18 @@ def measure_ab(
         open_cell(a, switches, machine) as (runner_a, feeds_a),
         open_cell(b, switches, machine) as (runner_b, feeds_b),
     ):
-        sides = Side(runner_a, feeds_a), Side(runner_b, feeds_b)
+        side_a = SystemUnderTest(runner_a, feeds_a, clock)
+        side_b = SystemUnderTest(runner_b, feeds_b, clock)
         on_gpu = any(each.cell.device == GPU for each in pair)
         rounds, conditions = watch(
-            lambda: interleave(*sides, switches, rounds=count, clock=clock, task=task),
+            lambda: interleave(side_a, side_b, switches, rounds=count, task=task),
             on_gpu=on_gpu,
         )
     return {
         "subjects": to_plain({"a": subject_of(a), "b": subject_of(b)}),
         "switches": to_plain(switches),
         "rounds": to_plain(rounds),
-        "environment": {
-            **to_plain(environment.describe()),
-            "conditions": to_plain(conditions),
-        },
+        "environment": {**to_plain(environment.describe()), "conditions": to_plain(conditions)},
         "condition": list(conditions.sentences()),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -109,9 +109,7 @@ def first_look() -> tuple[str, ...]:
 
 
 def plan_cells(
-    matrix: Matrix,
-    unavailable: Mapping[str, str],
-    own_precision: Mapping[str, Precision],
+    matrix: Matrix, unavailable: Mapping[str, str], own_precision: Mapping[str, Precision]
 ) -> tuple[Cell, ...]:
     """All cells, in the order in which they are measured.
 

@@ -19,7 +19,9 @@ from deploykit.backends import (
     ModuleBackend,
 )
 from deploykit.backends._registry import find_backend
-from deploykit.benchmarking.harness import Clock, SystemClock, benchmark, highest_rate
+from deploykit.benchmarking.harness.rates import highest_rate
+from deploykit.benchmarking.harness.scenarios import benchmark
+from deploykit.benchmarking.harness.system import Clock, SystemClock
 from deploykit.benchmarking.machine.conditions import watch
 from deploykit.benchmarking.results import BenchmarkResult, Samples, Subject, Switches
 from deploykit.core import environment
@@ -157,11 +159,7 @@ def noise(
 
 
 def _measure(
-    runner: Runner,
-    feeds: Mapping[str, Array],
-    switches: Switches,
-    clock: Clock,
-    task: ProgressTask,
+    runner: Runner, feeds: Mapping[str, Array], switches: Switches, clock: Clock, task: ProgressTask
 ) -> _Measured:
     if switches.scenario == "server" and switches.bound_ms is not None:
         return _search(runner, feeds, switches, switches.bound_ms, clock, task)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from deploykit.costs.limits import Limit
     from deploykit.costs.network import NetworkCost
     from deploykit.costs.peaks import DevicePeak
-    from deploykit.runtime.choice import Fit, Machine
+    from deploykit.runtime.choice import Machine
 
 
 NOISE_IMAGES: Final = 8
@@ -249,17 +249,13 @@ def _own_engine(cell: Cell, bundle: Bundle, machine: Machine) -> BuiltEngine:
     for fit in fits:
         if fit.record.profile.min_batch <= cell.batch <= fit.record.profile.max_batch:
             bundle.require_unchanged(fit.record.file)
-            return _of_bundle(bundle, fit, machine)
+            cache = cache_of(bundle, fit, machine.gpus[0])
+            return _built(fit.record, bundle.folder / fit.record.file, cache)
     profile = fits[0].record.profile
     raise EngineIncompatibleError(
         f"{fits[0].record.file} takes batches of {profile.min_batch} to {profile.max_batch}, "
         f"not {cell.batch}\nmeasure one of those, or build the bundle's engine for more"
     )
-
-
-def _of_bundle(bundle: Bundle, fit: Fit, machine: Machine) -> BuiltEngine:
-    cache = cache_of(bundle, fit, machine.gpus[0])
-    return _built(fit.record, bundle.folder / fit.record.file, cache)
 
 
 def _build(cell: Cell, graph: CellGraph, folder: Path, machine: Machine) -> EngineRecord:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event
 from time import monotonic
-from typing import IO, TYPE_CHECKING, Any, Final, Self
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import psutil
 
@@ -20,10 +20,10 @@ from deploykit.benchmarking.matrix.child import OUT_OF_MEMORY, says_out_of_memor
 from deploykit.benchmarking.results import FAILURES
 from deploykit.core.errors import DataError
 from deploykit.core.serialization import Source, parse_json
+from deploykit.core.specs import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
 
     from deploykit.core.progress import ProgressTask
 
@@ -213,7 +213,7 @@ def call(  # noqa: PLR0913 - how a process is run, each with a default
     return child.answer()
 
 
-class _Child:
+class _Child(Closing):
     """A process and its group; ``final`` is the last line that it had to say, once it did."""
 
     def __init__(self, command: list[str], message: bytes) -> None:
@@ -223,15 +223,7 @@ class _Child:
         self._tree = ProcessTree(self._process.pid)
         self._pipes = Pipes(self._process, message)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """Kill what is left of the group, and forget it."""
         # Before the leader is reaped: only as long is its number nobody else's.
         self.signal(signal.SIGKILL)

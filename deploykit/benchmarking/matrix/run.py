@@ -19,13 +19,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.benchmarking.matrix.processes import ChildFailure
-from deploykit.benchmarking.results import (
-    BenchmarkResult,
-    BenchmarkRun,
-    CellFailure,
-    cell_key,
-    to_line,
-)
+from deploykit.benchmarking.results import BenchmarkResult, BenchmarkRun, CellFailure, to_line
 from deploykit.core.errors import BundleError, DataError
 from deploykit.core.serialization import Source, from_plain, parse_json
 
@@ -125,7 +119,7 @@ class Checkpoint:
             entry = _entry(line)
             if entry is None:
                 return
-            self._entries[_key(entry)] = entry
+            self._entries[entry.key] = entry
             self._size += len(line)
 
 
@@ -141,13 +135,6 @@ def _entry(line: bytes) -> BenchmarkResult | CellFailure | None:
         return from_plain(BenchmarkResult, data, source)
     except (ValueError, AttributeError, TypeError, DataError):
         return None
-
-
-def _key(entry: BenchmarkResult | CellFailure) -> str:
-    if isinstance(entry, CellFailure):
-        return entry.key
-    subject = entry.subject
-    return cell_key(subject.model, subject.backend, subject.precision_asked, subject.batch)
 
 
 _FIRST: Final = 2

@@ -11,12 +11,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit.benchmarking.matrix.cells import Cell, PreparedCell
 from deploykit.benchmarking.matrix.child import REQUEST, serve
 from deploykit.core.precision import Precision
-from deploykit.core.serialization import (
-    engine_to_plain,
-    from_plain,
-    known_fields,
-    to_plain,
-)
+from deploykit.core.serialization import engine_to_plain, from_plain, known_fields, to_plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,19 +12,8 @@ from importlib import resources
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
-from deploykit.benchmarking.report.facts import (
-    common_switches,
-    figure,
-    machine_facts,
-    machine_name,
-    machines_of,
-    peak_of,
-    peak_text,
-    peaks_of,
-    period_of,
-    switch_facts,
-    versions_of,
-)
+from deploykit.benchmarking.report import facts
+from deploykit.benchmarking.report.facts import figure
 from deploykit.benchmarking.report.rows import LEVELS, latency_of, remarks_of, row_of
 from deploykit.benchmarking.report.table import csv_of, markdown_of
 from deploykit.benchmarking.statistics.percentiles import CONFIDENCE, samples_needed
@@ -61,18 +50,18 @@ _STEP_NAMES: Final = {
 
 def page_data(run: BenchmarkRun) -> dict[str, Any]:
     """Everything on the page; ``rows`` has the results and then the failures."""
-    machines, common = machines_of(run), common_switches(run.results)
-    peaks = peaks_of(run)
+    machines, common = facts.machines_of(run), facts.common_switches(run.results)
+    peaks = facts.peaks_of(run)
     results = [_row(result, common, machines, peaks) for result in run.results]
     rows = results + [_failed(failure) for failure in run.failures]
-    names = dict.fromkeys(machine_name(result.environment) for result in run.results)
+    names = dict.fromkeys(facts.machine_name(result.environment) for result in run.results)
     return {
         "machine": ", ".join(names) or "no result",
-        "period": period_of(run),
-        "deploykit": ", ".join(versions_of(run)),
-        "machines": [_pairs(facts) for facts in machines],
+        "period": facts.period_of(run),
+        "deploykit": ", ".join(facts.versions_of(run)),
+        "machines": list(map(_pairs, machines)),
         "switches": _pairs(common),
-        "peak_facts": [peak_text(peak) for peak in peaks],
+        "peak_facts": [facts.peak_text(peak) for peak in peaks],
         "peaks": [_roofs(peak) for peak in peaks],
         "confidence": CONFIDENCE,
         "percentiles": [_name(level) for level in LEVELS],
@@ -127,7 +116,7 @@ def _failed(failure: CellFailure) -> dict[str, Any]:
 def _limit(result: BenchmarkResult, row: Row, peaks: list[DevicePeak]) -> dict[str, Any] | None:
     if result.limit is None or row.achieved is None:
         return None
-    peak = peak_of(result.environment)
+    peak = facts.peak_of(result.environment)
     return {
         "limit_ms": result.limit.limit_ms,
         "share": row.achieved.share,
@@ -165,9 +154,9 @@ def _details(
     steps = {
         f"{_STEP_NAMES[step]}, median": f"{figure(ms)} ms" for step, ms in row.steps_ms.items()
     }
-    switches = switch_facts(result.switches).items()
+    switches = facts.switch_facts(result.switches).items()
     others = {label: text for label, text in switches if common.get(label) != text}
-    facts = machine_facts(result.environment)
+    machine = facts.machine_facts(result.environment)
     given = {
         "Median": "" if _MEDIAN in row.latency_ms else f"({figure(row.median_ms)} ms), no interval",
         "Measured at": result.created,
@@ -177,7 +166,7 @@ def _details(
         "Compiler": " ".join(filter(None, (subject.compiler, subject.compiler_version))),
         "ONNX sha256": subject.onnx_sha256 or "",
         "Engine sha256": subject.engine_sha256 or "",
-        "Machine": f"number {machines.index(facts) + 1}" if len(machines) > 1 else "",
+        "Machine": f"number {machines.index(machine) + 1}" if len(machines) > 1 else "",
     }
     known = {label: text for label, text in given.items() if text}
     return {**percentiles, **steps, **others, **known}
@@ -210,8 +199,8 @@ def _name(level: float) -> str:
     return f"{level:g}"
 
 
-def _pairs(facts: Facts) -> list[list[str]]:
-    return [[label, text] for label, text in facts.items()]
+def _pairs(labelled: Facts) -> list[list[str]]:
+    return [[label, text] for label, text in labelled.items()]
 
 
 SCRIPTS: Final = (

@@ -210,13 +210,10 @@ def _independent_blocks(series: Series) -> int:
     if blocks < _MIN_BLOCKS:
         return 0
     # Around each block's own level: a trend or a step is not a dependence of the noise.
-    level = np.repeat(_block_medians(series, blocks), _block_sizes(len(series), blocks))
+    sizes = [len(part) for part in np.array_split(series, blocks)]
+    level = np.repeat(_block_medians(series, blocks), sizes)
     length = _INDEPENDENT * statistical_inefficiency(series <= level)
     return min(blocks, int(len(series) / length))
-
-
-def _block_sizes(count: int, blocks: int) -> list[int]:
-    return [len(part) for part in np.array_split(np.empty(count), blocks)]
 
 
 def _block_medians(series: Series, blocks: int) -> Series:
@@ -335,8 +332,6 @@ def latency_of(result: BenchmarkResult) -> Series:
 
 def percentile_value(series: Series, level: float = 50) -> float:
     """A percentile without an interval, for any number of samples."""
-    import numpy as np
-
     return float(np.percentile(series, level))
 
 

@@ -10,17 +10,8 @@ import io
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from deploykit.benchmarking.report.facts import (
-    common_switches,
-    figure,
-    machine_name,
-    machines_of,
-    peak_text,
-    peaks_of,
-    period_of,
-    switch_facts,
-    versions_of,
-)
+from deploykit.benchmarking.report import facts
+from deploykit.benchmarking.report.facts import figure
 from deploykit.benchmarking.report.rows import BRACKETS, KINDS, LEVELS, STEPS, remarks_of, row_of
 from deploykit.benchmarking.statistics.percentiles import CONFIDENCE
 
@@ -139,15 +130,15 @@ def markdown_of(run: BenchmarkRun) -> str:
     rows = [row_of(result) for result in run.results]
     lines = [f"# Benchmark{_of_machine(run)}", "", *_summary(run)]
     lines += ["", BRACKETS] if any(_MEDIAN not in row.latency_ms for row in rows) else []
-    common = common_switches(run.results)
+    common = facts.common_switches(run.results)
     for group in _groups(run.results):
         lines += ["", *_group_lines(group, common)]
     for kind in KINDS:
         lines += _remark_lines(rows, kind)
     lines += _failure_lines(run.failures)
-    for facts in machines_of(run):
-        lines += ["", "## Machine", "", *_bullets(facts)]
-    peaks = [f"- {escaped(peak_text(peak))}" for peak in peaks_of(run)]
+    for machine in facts.machines_of(run):
+        lines += ["", "## Machine", "", *_bullets(machine)]
+    peaks = [f"- {escaped(facts.peak_text(peak))}" for peak in facts.peaks_of(run)]
     lines += ["", "## Peaks of the devices", "", *peaks] if peaks else []
     if common:
         lines += ["", "## Switches", "", *_bullets(common)]
@@ -157,18 +148,15 @@ def markdown_of(run: BenchmarkRun) -> str:
 def _fields(result: BenchmarkResult) -> dict[str, Any]:
     row = row_of(result)
     given = {
-        "precision": row.precision,
-        "precision_proven": row.precision_proven,
         "images_per_s": row.throughput_per_s,
         "variation_share": row.variation,
-        "limit_ms": row.limit_ms,
-        "binds": row.binds,
         "duration_s": result.duration_s,
         "created": result.created,
-        "machine": machine_name(result.environment),
+        "machine": facts.machine_name(result.environment),
     }
-    plain = ("model", "backend", "batch", "scenario", "streams", "samples", "median_ms")
-    given |= {name: getattr(row, name) for name in plain}
+    cell = ("model", "backend", "precision", "precision_proven", "batch", "scenario", "streams")
+    figures = ("samples", "median_ms", "limit_ms", "binds")
+    given |= {name: getattr(row, name) for name in (*cell, *figures)}
     given |= {f"{name.removesuffix('_ms')}_p50_ms": ms for name, ms in row.steps_ms.items()}
     for level, found in row.latency_ms.items():
         name = f"p{level:g}"
@@ -197,7 +185,7 @@ def _failed_fields(failure: CellFailure) -> dict[str, Any]:
 
 
 def _of_machine(run: BenchmarkRun) -> str:
-    names = dict.fromkeys(machine_name(result.environment) for result in run.results)
+    names = dict.fromkeys(facts.machine_name(result.environment) for result in run.results)
     return "".join(f"{mark} {escaped(name)}" for mark, name in zip(_marks(), names, strict=False))
 
 
@@ -209,8 +197,8 @@ def _marks() -> Iterator[str]:
 
 def _summary(run: BenchmarkRun) -> list[str]:
     counts = f"{_count(len(run.results), 'result')}, {_count(len(run.failures), 'failure')}"
-    versions = ", ".join(versions_of(run))
-    about = (f"deploykit {versions}" if versions else "", period_of(run), counts)
+    versions = ", ".join(facts.versions_of(run))
+    about = (f"deploykit {versions}" if versions else "", facts.period_of(run), counts)
     return [". ".join(escaped(part) for part in about if part) + "."]
 
 
@@ -226,17 +214,19 @@ def _groups(results: Iterable[BenchmarkResult]) -> list[list[BenchmarkResult]]:
 def _group_lines(results: Sequence[BenchmarkResult], common: Mapping[str, str]) -> list[str]:
     first = results[0]
     heading = f"## {escaped(first.subject.backend)}, {first.switches.scenario}"
-    own = {k: v for k, v in common_switches(results).items() if k not in {*common, "Scenario"}}
+    own = {
+        k: v for k, v in facts.common_switches(results).items() if k not in {*common, "Scenario"}
+    }
     said = [f"{label}: {text}." for label, text in own.items()]
     # A switch that differs within the group stands beside its row.
-    varies = [k for k in switch_facts(first.switches) if k not in {*common, *own, "Scenario"}]
+    varies = [k for k in facts.switch_facts(first.switches) if k not in {*common, *own, "Scenario"}]
     columns = [*_TABLE, *varies]
     align = ["---", "---", *["---:"] * (len(_TABLE) - 3), "---", *["---"] * len(varies)]
     lines = [heading, "", *([" ".join(said), ""] if said else []), _table_line(columns)]
     lines.append(_table_line(align))
     for result in results:
-        facts = switch_facts(result.switches)
-        cells = [*_cells(row_of(result)), *(facts.get(label, "") for label in varies)]
+        switches = facts.switch_facts(result.switches)
+        cells = [*_cells(row_of(result)), *(switches.get(label, "") for label in varies)]
         lines.append(_table_line(map(escaped, cells)))
     return lines
 
@@ -297,8 +287,8 @@ def _failure_lines(failures: Sequence[CellFailure]) -> list[str]:
     return ["", "## Failures", "", *lines] if lines else []
 
 
-def _bullets(facts: Mapping[str, str]) -> list[str]:
-    return [f"- {label}: {escaped(text)}" for label, text in facts.items()]
+def _bullets(labelled: Mapping[str, str]) -> list[str]:
+    return [f"- {label}: {escaped(text)}" for label, text in labelled.items()]
 
 
 def _table_line(cells: Iterable[str]) -> str:

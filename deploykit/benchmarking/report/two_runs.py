@@ -133,13 +133,8 @@ class CompareReport:
 def comparison_to_plain(report: CompareReport) -> dict[str, Any]:
     """Plain data for ``--json``."""
     return {
+        **to_plain(report),
         "pairs": list(map(_pair_to_plain, report.pairs)),
-        "not_compared": to_plain(report.not_compared),
-        "only_old": list(report.only_old),
-        "only_new": list(report.only_new),
-        "failed": to_plain(report.failed),
-        "failed_only_old": list(report.failed_only_old),
-        "fail_above": report.fail_above,
         "regressions": list(report.regressions),
     }
 

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, exp
+from math import ceil
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from deploykit.benchmarking.results import (
-    Samples,
-    Series,
-    times,
-)
+from deploykit.benchmarking.results import Samples, Series, times
 from deploykit.benchmarking.statistics.comparing import (
-    CONFIDENCE,
     MIN_EFFECT,
     Comparison,
     Ratio,
     Verdict,
-    expansion,
+    ratio_of_logarithms,
 )
 from deploykit.benchmarking.statistics.percentiles import statistical_inefficiency
 from deploykit.core.errors import DataError, UsageError
@@ -172,15 +167,8 @@ def ratio_of_pairs(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Ratio:
     pairs = _Pairs.of(a, b)
     # In logarithms, so that A over B gives the inverse of B over A.
     value = float(np.median(pairs.logs))
-    tail = 50 * (1 - CONFIDENCE)
     drawn = pairs.resampled(np.random.default_rng(seed))
-    low, high = np.percentile(drawn, [tail, 100 - tail])
-    wider = expansion(pairs.blocks)
-    return Ratio(
-        value=exp(value),
-        low=exp(value + wider * (min(low, value) - value)),
-        high=exp(value + wider * (max(high, value) - value)),
-    )
+    return ratio_of_logarithms(value, drawn, pairs.blocks)
 
 
 def _medians(rounds: tuple[Round, ...], step: str) -> tuple[list[float], list[float]]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from deploykit.benchmarking.results import cell_key
 from deploykit.benchmarking.statistics.percentiles import statistical_inefficiency
 from deploykit.core.errors import DataError, UsageError
 
@@ -150,12 +149,6 @@ def ratio_of_means(old: Series, new: Series, *, seed: int = 0) -> Ratio:
     return _ratio(old, new, _MEAN, seed)
 
 
-def expansion(blocks: int) -> float:
-    """Quantile of Student's t over the normal one (first term of Cornish and Fisher)."""
-    quantile = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    return 1 + (quantile**2 + 1) / (4 * (blocks - 1))
-
-
 @dataclass(frozen=True, slots=True)
 class _Statistic:
     """A statistic of a series; ``of_rows`` may reorder the rows that it gets.
@@ -194,9 +187,16 @@ def _ratio(old: Series, new: Series, statistic: _Statistic, seed: int) -> Ratio:
     # In logarithms, so that old over new gives the inverse of new over old.
     value = log(statistic.of(new) / statistic.of(old))
     ratios = np.log(_resampled(new, statistic, rng) / _resampled(old, statistic, rng))
+    return ratio_of_logarithms(value, ratios, min(_blocks(old, statistic), _blocks(new, statistic)))
+
+
+def ratio_of_logarithms(value: float, drawn: Series, blocks: int) -> Ratio:
+    """The ratio of the logarithm ``value``, its interval from those ``drawn`` in so many blocks."""
     tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(ratios, [tail, 100 - tail])
-    wider = expansion(min(_blocks(old, statistic), _blocks(new, statistic)))
+    low, high = np.percentile(drawn, [tail, 100 - tail])
+    # Quantile of Student's t over the normal one (first term of Cornish and Fisher).
+    quantile = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    wider = 1 + (quantile**2 + 1) / (4 * (blocks - 1))
     return Ratio(
         value=exp(value),
         low=exp(value + wider * (min(low, value) - value)),
@@ -289,8 +289,8 @@ def pair(old: BenchmarkRun, new: BenchmarkRun) -> Pairs:
     gone = [result for key, result in before.items() if key not in after]
     return Pairs(
         common=tuple((before[key], after[key]) for key in before if key in after),
-        lost=tuple((each, failures[_cell(each)]) for each in gone if _cell(each) in failures),
-        only_old=tuple(each for each in gone if _cell(each) not in failures),
+        lost=tuple((each, failures[each.key]) for each in gone if each.key in failures),
+        only_old=tuple(each for each in gone if each.key not in failures),
         only_new=tuple(each for key, each in after.items() if key not in before),
         failed_old=_failed_alone(old, new),
         failed_new=_failed_alone(new, old),
@@ -299,12 +299,7 @@ def pair(old: BenchmarkRun, new: BenchmarkRun) -> Pairs:
 
 def key_of(result: BenchmarkResult) -> str:
     """Key of a result, its cell and scenario; results with equal keys are compared."""
-    return f"{_cell(result)}/{result.switches.scenario}"
-
-
-def _cell(result: BenchmarkResult) -> str:
-    subject = result.subject
-    return cell_key(subject.model, subject.backend, subject.precision_asked, subject.batch)
+    return f"{result.key}/{result.switches.scenario}"
 
 
 def _by_key(which: str, run: BenchmarkRun) -> Mapping[str, BenchmarkResult]:
@@ -321,12 +316,9 @@ def _by_key(which: str, run: BenchmarkRun) -> Mapping[str, BenchmarkResult]:
 
 
 def _failed_alone(run: BenchmarkRun, other: BenchmarkRun) -> tuple[CellFailure, ...]:
-    known = {*map(_cell, other.results), *_keys(other.failures)}
+    measured = {each.key for each in other.results}
+    known = measured | {each.key for each in other.failures}
     return tuple(failure for failure in run.failures if failure.key not in known)
-
-
-def _keys(failures: Iterable[CellFailure]) -> Iterable[str]:
-    return (failure.key for failure in failures)
 
 
 def ratio_of_query_times(old: BenchmarkResult, new: BenchmarkResult, *, seed: int = 0) -> Ratio:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil, floor, log
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -148,31 +147,6 @@ def samples_needed(level: float, *, confidence: float = CONFIDENCE) -> int:
     _require_between(level, confidence)
     nearer = max(level, 100 - level) / 100
     return ceil(log((1 - confidence) / 2) / log(nearer))
-
-
-def samples_for_margin(
-    level: float, *, margin: float | None = None, confidence: float = CONFIDENCE
-) -> int:
-    """Independent samples after which the share below the percentile is known to ``margin``.
-
-    ``margin`` is a share, by default a twentieth of what lies above: MLPerf Inference's rule
-    ("Inference Rules", appendix on the number of queries), which then rounds up to a multiple of
-    8,192: 24,576 and 270,336.
-
-    >>> samples_for_margin(90), samples_for_margin(99)
-    (23886, 262742)
-
-    Raises:
-        UsageError: a level outside of 0 to 100, a confidence outside of 0 to 1 or a margin that
-            is not positive.
-    """
-    _require_between(level, confidence)
-    share = level / 100
-    width = (1 - share) / 20 if margin is None else margin
-    if not width > 0:
-        raise UsageError(f"a margin of {margin}, expected a positive share, for example 0.005")
-    quantile = NormalDist().inv_cdf((1 + confidence) / 2)
-    return ceil(quantile**2 * share * (1 - share) / width**2)
 
 
 def coefficient_of_variation(samples: Series) -> float | None:

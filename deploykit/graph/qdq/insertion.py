@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deploykit.core.errors import DataError
-from deploykit.graph.editing import Names, add_constant
+from deploykit.graph.editing import Names, add_constant, drop_unused_initializers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -132,7 +132,7 @@ def insert_qdq(model: ir.Model, plan: QdqPlan, amax: Mapping[str, float]) -> ir.
         inserter.quantize_weight(weight)
     for tensor, readers in plan.activations.items():
         inserter.quantize_activation(tensor, readers, scales[tensor])
-    inserter.drop_unused_initializers()
+    drop_unused_initializers(result.graph)
     return result
 
 
@@ -198,12 +198,6 @@ class _Inserter:
         self._insert_behind(value, quantizer, restored)
         for reader in readers:
             self._nodes[reader.node].replace_input_with(reader.position, restored.outputs[0])
-
-    def drop_unused_initializers(self) -> None:
-        """Remove the FP32 weights that no node reads any more."""
-        for value in list(self._graph.initializers.values()):
-            if not value.uses() and not value.is_graph_output():
-                self._graph.initializers.pop(str(value.name))
 
     def _dequantized_weight(self, tensor: str, axis: int) -> ir.Value:
         weight = self._values[tensor]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from deploykit.graph.editing import Names, add_constant
+from deploykit.graph.editing import Names, add_constant, drop_unused_initializers
 from deploykit.graph.external_weights import split
 from deploykit.graph.qdq.insertion import insert_qdq
 from deploykit.graph.qdq.plan import Reader
@@ -42,9 +42,7 @@ def correct_biases(model: ir.Model, shifts: Mapping[str, Floats]) -> tuple[ir.Mo
         value = add_constant(result.graph, fresh, (bias + shift).astype(np.float32))
         _set_bias(node, value)
         corrected += 1
-    for value in list(result.graph.initializers.values()):
-        if not value.uses() and not value.is_graph_output():
-            result.graph.initializers.pop(str(value.name))
+    drop_unused_initializers(result.graph)
     return result, corrected
 
 

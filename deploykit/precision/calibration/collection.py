@@ -76,7 +76,7 @@ def collect(
 
 
 def _run(runner: Runner, feed: str, inputs: NDArray[np.float32]) -> dict[str, Array]:
-    size = fixed_batch(runner) or len(inputs)
+    size = runner.inputs[0].fixed_batch or len(inputs)
     if size == len(inputs):
         return runner.run({feed: inputs})
     outputs = runner.run({feed: np.resize(inputs, (size, *inputs.shape[1:]))})
@@ -120,12 +120,6 @@ def _first_broken(values: Array, of: Sequence[str]) -> str:
     return of[int(np.argmin(np.isfinite(rows).all(axis=1)))]
 
 
-def fixed_batch(runner: Runner) -> int | None:
-    """The batch that the graph insists on, ``None`` where it takes any."""
-    first = runner.inputs[0].shape[0]
-    return first if isinstance(first, int) else None
-
-
 MAX_CORRUPT: Final = 0.01
 """Share of unreadable images above which something is wrong with the data, not with an image."""
 
@@ -157,7 +151,7 @@ def calibrate(
     parts: list[dict[str, RunningHistogram]] = []
     with open_runner(_handed_over(graph, names)) as runner:
         for indices, before in ((data.indices, 0), (data.held_out, len(data.indices))):
-            readable = _readable(data, indices, fixed_batch(runner) or 1, skipped)
+            readable = _readable(data, indices, runner.inputs[0].fixed_batch or 1, skipped)
             steps = _Steps(task, before, len(data.every_index))
             parts.append(collect(runner, names, readable, steps=steps, name_of=data.name_of))
     seen, held_out = parts

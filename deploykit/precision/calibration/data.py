@@ -19,9 +19,7 @@ from deploykit.images import FileImages
 from deploykit.images.side_inputs import SideInputs
 from deploykit.precision.calibration.calibrators import BINS, METHODS, PERCENTILE
 from deploykit.precision.calibration.collection import COUNTED
-from deploykit.precision.calibration.table import (
-    CalibrationKey,
-)
+from deploykit.precision.calibration.table import CalibrationKey
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -56,6 +56,20 @@ class TargetKind(ABC):
         """
 
 
+class LibraryKind(TargetKind):
+    """A network of a library, by its name there behind a prefix."""
+
+    prefix: ClassVar[str]
+
+    def takes(self, target: str) -> bool:
+        """Whether the prefix is there."""
+        return target.startswith(self.prefix)
+
+    def short_name(self, target: str) -> str:
+        """The target with what a folder's name may have."""
+        return target.replace(":", "-").replace("/", "-")
+
+
 def kind_for(target: str) -> TargetKind:
     """The first kind that takes ``target``, ours before those of installed packages."""
     for name in plugs(ROOM):

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from deploykit.sources.kinds._kind import TargetKind
+from deploykit.sources.kinds._kind import LibraryKind
 
 if TYPE_CHECKING:
     from deploykit.core.choices import DefinitionChoices
     from deploykit.core.specs import ModelSpec
 
-PREFIX: Final = "timm:"
 
-
-class Timm(TargetKind):
+class Timm(LibraryKind):
     """A name of timm behind its prefix."""
 
-    def takes(self, target: str) -> bool:
-        """Whether the prefix is there."""
-        return target.startswith(PREFIX)
-
-    def short_name(self, target: str) -> str:
-        """The target with what a folder's name may have."""
-        return target.replace(":", "-").replace("/", "-")
+    prefix = "timm:"
 
     def spec(self, target: str, choices: DefinitionChoices) -> ModelSpec:
         """Built by timm."""
         from deploykit.sources.timm import timm_spec
 
-        name = target.removeprefix(PREFIX)
+        name = target.removeprefix(self.prefix)
         return timm_spec(name, num_classes=choices.num_classes, image_size=choices.image_size)
 
 

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from deploykit.backends import GraphOptions
 from deploykit.backends._registry import graph_judge
 from deploykit.backends.ort import OrtRunner
 from deploykit.core.artifacts import OnnxArtifact
@@ -61,7 +62,7 @@ def test_a_dimension_without_a_name_gets_one() -> None:
 @pytest.mark.parametrize("optimise", [True, False])
 def test_computes_what_numpy_computes(linear: Path, batch: int, *, optimise: bool) -> None:
     images = some_images(batch)
-    with OrtRunner(linear, optimise=optimise, threads=1) as runner:
+    with OrtRunner(linear, GraphOptions(optimise=optimise, threads=1)) as runner:
         outputs = runner.run({"images": images})
     assert list(outputs) == ["logits"]
     logits = outputs["logits"].astype(np.float32)
@@ -94,7 +95,7 @@ def test_a_timed_run_gives_the_same_outputs(linear: Path) -> None:
     ],
 )
 def test_hands_its_options_to_onnxruntime(linear: Path, level: Any, *, optimise: bool) -> None:
-    with OrtRunner(linear, optimise=optimise, threads=1) as runner:
+    with OrtRunner(linear, GraphOptions(optimise=optimise, threads=1)) as runner:
         options = runner._open().session.get_session_options()
     assert options.graph_optimization_level == level
     assert options.intra_op_num_threads == 1
@@ -270,7 +271,7 @@ def test_threads_that_come_at_once_open_one_session(
         return made[-1]
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", slowly)
-    runner = OrtRunner(linear, threads=1)
+    runner = OrtRunner(linear, GraphOptions(threads=1))
     together = threading.Barrier(16)
 
     def ask(number: int) -> None:
@@ -285,7 +286,7 @@ def test_threads_that_come_at_once_open_one_session(
 
 
 def test_closing_lets_running_calls_end_well(linear: Path) -> None:
-    runner = OrtRunner(linear, threads=1)
+    runner = OrtRunner(linear, GraphOptions(threads=1))
     answered = threading.Semaphore(0)
 
     def ask_until_closed(number: int) -> int:

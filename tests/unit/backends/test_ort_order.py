@@ -9,6 +9,7 @@ from pathlib import Path
 MEASURED = """
 import resource
 import numpy as np, onnx_ir as ir
+from deploykit.backends import GraphOptions
 from deploykit.backends.ort import OrtRunner
 from deploykit.graph import expose_magnitudes, tidy
 from tests.graphs import graph
@@ -19,7 +20,7 @@ model = ir.from_proto(graph(text, {}))
 tidy(model, rename=False)
 content, _ = expose_magnitudes(model)
 images = np.ones((4, 1024, 1024), np.float32)
-with OrtRunner(content, in_order=True) as runner:
+with OrtRunner(content, GraphOptions(in_order=True)) as runner:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     runner.run({"v0": images})
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

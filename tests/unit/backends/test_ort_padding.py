@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from deploykit.backends import GraphOptions
 from deploykit.backends.ort import OrtRunner
 from tests.graphs import graph, normal
 
@@ -19,7 +20,7 @@ def test_a_maximum_sees_the_zeros_around_negative_values(*, optimise: bool) -> N
         {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64)},
     )
     images = -np.abs(normal(3, 2, 8, 8)) - 1
-    with OrtRunner(model.SerializeToString(), optimise=optimise) as runner:
+    with OrtRunner(model.SerializeToString(), GraphOptions(optimise=optimise)) as runner:
         got = runner.run({"x": images})["y"]
     padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))

@@ -22,6 +22,7 @@ from benchmarks.harness_check import (
     tools_of,
     within_goal,
 )
+from deploykit.backends import GraphOptions
 from deploykit.backends.ort import OrtRunner
 from tests.graphs import graph
 
@@ -44,7 +45,7 @@ def blocks(ours: float, model: str = "resnet20") -> list[Block]:
 @pytest.fixture
 def runner() -> Iterator[OrtRunner]:
     text = "g (float[batch, 3, 2, 2] x) => (float[batch, 3, 2, 2] y) { y = Relu(x) }"
-    with OrtRunner(graph(text, {}).SerializeToString(), threads=1) as opened:
+    with OrtRunner(graph(text, {}).SerializeToString(), GraphOptions(threads=1)) as opened:
         yield opened
 
 

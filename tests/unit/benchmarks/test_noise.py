@@ -13,6 +13,7 @@ from benchmarks import noise
 from benchmarks.harness_check import feeds_of
 from benchmarks.noise import METHODS, SLOWER, WANTED, Try, counts, missed, table, tries_made
 from benchmarks.noise_one import Slowed, opened
+from deploykit.backends import GraphOptions
 from deploykit.backends.ort import OrtRunner
 from deploykit.benchmarking.results import read_run
 from tests.graphs import graph
@@ -99,7 +100,7 @@ def test_tries_with_other_settings_do_not_count(
 
 
 def test_a_slowed_runner_is_the_runner(model: Path) -> None:
-    with OrtRunner(model, threads=1) as runner:
+    with OrtRunner(model, GraphOptions(threads=1)) as runner:
         slowed = Slowed(runner, extra_ns=1_000)
         feeds = feeds_of(slowed)
         assert (slowed.inputs, slowed.outputs) == (runner.inputs, runner.outputs)
@@ -109,7 +110,7 @@ def test_a_slowed_runner_is_the_runner(model: Path) -> None:
 
 
 def test_a_slowed_runner_closes_the_runner(model: Path) -> None:
-    runner = OrtRunner(model, threads=1)
+    runner = OrtRunner(model, GraphOptions(threads=1))
     with Slowed(runner, 0) as slowed:
         assert slowed.inputs
     with pytest.raises(ValueError, match="closed"):
@@ -120,7 +121,7 @@ def test_a_share_is_one_of_the_time_that_the_runner_takes(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("benchmarks.noise_one.bare_loop", lambda call, block_s: (2.5, 7))
-    with OrtRunner(model, threads=1) as runner:
+    with OrtRunner(model, GraphOptions(threads=1)) as runner:
         slowed = Slowed.by_share(runner, 0.1)
     assert slowed.extra_ns == 250_000
 

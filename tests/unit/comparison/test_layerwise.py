@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from deploykit.backends import GraphOptions
 from deploykit.backends.ort import OrtRunner
 from deploykit.comparison.layerwise import LayerReport, compare_layers, groups_of
 from deploykit.core.errors import ValidationError
@@ -72,7 +73,7 @@ def exact(tmp_path: Path) -> OnnxArtifact:
 
 
 def open_runner(model: SplitGraph) -> OrtRunner:
-    return OrtRunner(model, threads=1, optimise=False)
+    return OrtRunner(model, GraphOptions(threads=1, optimise=False))
 
 
 def compared(candidate: OnnxArtifact, reference: OnnxArtifact, **options: Any) -> LayerReport:
@@ -291,7 +292,7 @@ def test_never_more_is_shown_than_a_group_holds(exact: OnnxArtifact) -> None:
             return outputs
 
     def count(model: SplitGraph) -> OrtRunner:
-        return Counting(model, threads=1, optimise=False)
+        return Counting(model, GraphOptions(threads=1, optimise=False))
 
     report = compared(exact, exact, open_runner=count, group_numbers=limit)
     assert len(report.values) == 11

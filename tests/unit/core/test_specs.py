@@ -22,20 +22,19 @@ IMAGE = TensorSpec("input", "float32", ("batch", 3, 8, 8))
 
 
 @pytest.mark.parametrize(
-    ("shape", "expected", "dynamic"),
+    ("shape", "expected"),
     [
-        (("batch", 3, 8, 8), (5, 3, 8, 8), True),
-        ((2, 3, 8, 8), (2, 3, 8, 8), False),
-        (("n",), (5,), True),
-        ((), (), False),
+        (("batch", 3, 8, 8), (5, 3, 8, 8)),
+        ((2, 3, 8, 8), (2, 3, 8, 8)),
+        (("n",), (5,)),
+        ((), ()),
     ],
 )
 def test_the_batch_fills_the_first_open_dimension(
-    shape: tuple[int | str, ...], expected: tuple[int, ...], dynamic: bool
+    shape: tuple[int | str, ...], expected: tuple[int, ...]
 ) -> None:
     spec = TensorSpec("t", "float32", shape)
     assert spec.with_batch(5) == expected
-    assert spec.is_dynamic is dynamic
 
 
 def test_another_open_dimension_needs_a_size() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from deploykit.core.errors import UsageError
 from deploykit.core.precision import Precision
-from deploykit.costs.limits import Limit, achieved, limit_ms, physical_limit
+from deploykit.costs.limits import Limit, achieved, physical_limit
 from deploykit.costs.network import LayerCost, NetworkCost
 from deploykit.costs.peaks import DevicePeak, gpu_peak
 
@@ -24,6 +24,10 @@ def layer(multiply_adds: int, precision: Precision = FP32, *, winograd: bool = F
         output_bytes=0,
         winograd=winograd,
     )
+
+
+def limit_ms(cost: NetworkCost, peak: DevicePeak) -> float:
+    return physical_limit(cost, peak).limit_ms
 
 
 def network(*layers: LayerCost, weight_bytes: int = 0) -> NetworkCost:

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
+from deploykit.backends import GraphOptions
 from deploykit.backends.ort import OrtRunner
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import ModelFileError
@@ -29,7 +30,7 @@ def expected() -> NDArray[np.float32]:
 
 
 def logits_of(path: Path) -> NDArray[np.float32]:
-    with OrtRunner(path, threads=1, optimise=False) as runner:
+    with OrtRunner(path, GraphOptions(threads=1, optimise=False)) as runner:
         found: NDArray[np.float32] = runner.run({"x": IMAGES})["y"].astype(np.float32)
     return found
 
@@ -199,7 +200,7 @@ def test_weights_are_mapped_from_odd_places_and_constants_are_copied(tmp_path: P
     (tmp_path / "both.bin").unlink()
     written = write_model(read, tmp_path / "alone.onnx", Precision.FP32)
     np.testing.assert_array_equal(logits_of(written.path), expected())
-    with OrtRunner(split(read, "the graph"), threads=1, optimise=False) as runner:
+    with OrtRunner(split(read, "the graph"), GraphOptions(threads=1, optimise=False)) as runner:
         np.testing.assert_array_equal(runner.run({"x": IMAGES})["y"], expected())
 
 
@@ -234,7 +235,7 @@ def test_a_graph_for_a_runner_shares_the_weights_of_the_model(tmp_path: Path) ->
         assert tensor is not None
         assert np.shares_memory(array, tensor.numpy())
     for optimise in (False, True):
-        with OrtRunner(shown, threads=1, optimise=optimise) as runner:
+        with OrtRunner(shown, GraphOptions(threads=1, optimise=optimise)) as runner:
             found = runner.run({"x": IMAGES})["y"].astype(np.float32)
         np.testing.assert_allclose(found, expected(), rtol=1e-5, atol=1e-5)
 
@@ -242,7 +243,7 @@ def test_a_graph_for_a_runner_shares_the_weights_of_the_model(tmp_path: Path) ->
 def test_a_mapped_graph_shows_its_activations(tmp_path: Path) -> None:
     shown, names = expose_outputs(read_model(two_files(tmp_path).path, mapped_bytes=0))
     assert names == ("c", "r", "f", "y")
-    with OrtRunner(shown, threads=1, optimise=False) as runner:
+    with OrtRunner(shown, GraphOptions(threads=1, optimise=False)) as runner:
         found = runner.run({"x": IMAGES})
     np.testing.assert_array_equal(found["y"], expected())
     np.testing.assert_array_equal(found["r"], np.maximum(found["c"], 0))

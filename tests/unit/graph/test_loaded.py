@@ -30,12 +30,12 @@ def path(tmp_path: Path) -> Path:
 
 def test_a_file_is_read_when_it_is_needed(path: Path) -> None:
     loaded = LoadedGraph(read_artifact(path))
-    states = [loaded.is_loaded]
+    states = [loaded._model is not None]
     model = loaded.model
-    states.append(loaded.is_loaded)
+    states.append(loaded._model is not None)
     assert loaded.model is model
     loaded.release()
-    states.append(loaded.is_loaded)
+    states.append(loaded._model is not None)
     assert states == [False, True, False]
     assert loaded.model is not model
 
@@ -66,7 +66,7 @@ def test_a_model_in_two_files_is_not_kept(
     model, target = read_model(path), tmp_path / "written.onnx"
     loaded = write_graph(model, target, Precision.FP32)
     assert target.with_name(target.name + WEIGHTS_SUFFIX).exists()
-    assert not loaded.is_loaded
+    assert loaded._model is None
     np.testing.assert_array_equal(
         loaded.model.graph.initializers["w"].const_value.numpy(),  # type: ignore[union-attr]
         WEIGHTS["w"],

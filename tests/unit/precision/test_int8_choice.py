@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from deploykit.backends import GraphOptions
 from deploykit.backends.ort import OrtRunner
 from deploykit.comparison.reference import Runners
 from deploykit.graph import qdq, read_model, tidy
@@ -305,7 +306,7 @@ def test_a_trial_measures_the_logits_of_the_quantized_graph(model: ir.Model) -> 
     trial = trials.run_trial("max", "max", qdq.QdqPolicy())
     plan = qdq.plan_qdq(model, qdq.QdqPolicy())
     content = qdq.trial_graph(model, plan, setup.table.select_trial("max"), {})
-    with OrtRunner(content, optimise=False) as runner:
+    with OrtRunner(content, GraphOptions(optimise=False)) as runner:
         found = runner.run({"x": images()})["logits"].astype(np.float64)
     wanted = exact[0].astype(np.float64)
     noise = 10 * np.log10(np.sum(wanted**2) / np.sum((wanted - found) ** 2))

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
+from deploykit.backends import GraphOptions
 from deploykit.backends.ort import OrtRunner
 from deploykit.core.errors import DataError, ModelFileError, UsageError
 from deploykit.core.precision import Precision
@@ -48,7 +49,7 @@ WEIGHTS = {
 
 
 def open_runner(model: SplitGraph) -> OrtRunner:
-    return OrtRunner(model, threads=1, optimise=False)
+    return OrtRunner(model, GraphOptions(threads=1, optimise=False))
 
 
 @pytest.fixture

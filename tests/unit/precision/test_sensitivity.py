@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from deploykit.backends import GraphOptions
 from deploykit.backends.ort import OrtRunner
 from deploykit.core.precision import Precision
 from deploykit.graph import LoadedGraph, qdq, read_model, tidy, write_model
@@ -42,7 +43,7 @@ WEIGHTS = {
 LAYERS = ("first", "second", "last")
 # A skip operand in INT8 would be plain again in a graph that was made without the layer beside it.
 POLICY = qdq.QdqPolicy(residual="keep")
-judge = partial(OrtRunner, optimise=False, threads=1)
+judge = partial(OrtRunner, options=GraphOptions(optimise=False, threads=1))
 
 
 class Steps:

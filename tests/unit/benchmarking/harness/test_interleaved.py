@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit.benchmarking.harness import Side, interleave
+from deploykit.benchmarking.harness.interleaved import interleave
+from deploykit.benchmarking.harness.system import SystemUnderTest
 from deploykit.benchmarking.results import Switches
 from deploykit.benchmarking.statistics.ab import report_of
 from deploykit.benchmarking.statistics.comparing import Verdict
@@ -45,15 +46,15 @@ class Scene:
         self.order: list[str] = []
         self.a, self.b = self._side("a", a), self._side("b", b)
 
-    def _side(self, name: str, script: Callable[[int, int], float] | float) -> Side:
+    def _side(self, name: str, script: Callable[[int, int], float] | float) -> SystemUnderTest:
         def latency_ms(number: int, now_ns: int) -> float:
             self.order.append(name)
             return script(number, now_ns) if callable(script) else script
 
-        return Side(ScriptedRunner(self.clock, latency_ms), FEEDS)
+        return SystemUnderTest(ScriptedRunner(self.clock, latency_ms), FEEDS, self.clock)
 
     def measure(self, switches: Switches = SWITCHES, rounds: int = 20) -> Rounds:
-        return interleave(self.a, self.b, switches, rounds=rounds, clock=self.clock, task=self.task)
+        return interleave(self.a, self.b, switches, rounds=rounds, task=self.task)
 
 
 def blocks(pairs: tuple[Round, ...]) -> list[Any]:
@@ -156,7 +157,7 @@ def test_progress_is_told_once_a_round() -> None:
 
 def test_a_side_may_be_measured_against_itself() -> None:
     scene = Scene(5.0, 1.0)
-    rounds = interleave(scene.a, scene.a, SWITCHES, clock=scene.clock, task=scene.task)
+    rounds = interleave(scene.a, scene.a, SWITCHES, task=scene.task)
     assert scene.order == ["a"] * 800
     assert report_of(rounds).verdict is Verdict.NO_DIFFERENCE
 

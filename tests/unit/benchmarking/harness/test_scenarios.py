@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploykit.benchmarking.harness import benchmark, is_stable
+from deploykit.benchmarking.harness.closed_loop import is_stable
+from deploykit.benchmarking.harness.scenarios import benchmark
 from deploykit.benchmarking.results import Samples, Switches
 from deploykit.core.errors import UsageError
 from tests.virtual_time import FEEDS, MS, RecordingTask, ScriptedRunner, VirtualClock

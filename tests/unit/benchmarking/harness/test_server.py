@@ -10,13 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploykit.benchmarking.harness import (
-    RateSearch,
-    arrivals_ns,
-    benchmark,
-    bisect_rate,
-    highest_rate,
-)
+from deploykit.benchmarking.harness.open_loop import arrivals_ns
+from deploykit.benchmarking.harness.rates import RateSearch, bisect_rate, highest_rate
+from deploykit.benchmarking.harness.scenarios import benchmark
 from deploykit.benchmarking.results import Samples, Switches
 from deploykit.core.errors import UsageError
 from tests.virtual_time import FEEDS, MS, RecordingTask, ScriptedRunner, VirtualClock

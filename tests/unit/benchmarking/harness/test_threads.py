@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploykit.benchmarking.harness import SystemClock, benchmark, highest_rate
+from deploykit.benchmarking.harness.rates import highest_rate
+from deploykit.benchmarking.harness.scenarios import benchmark
+from deploykit.benchmarking.harness.system import SystemClock
 from deploykit.benchmarking.results import Switches
 from deploykit.core.errors import DeviceError
 from deploykit.core.specs import StepTimes

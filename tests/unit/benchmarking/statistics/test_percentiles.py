@@ -11,7 +11,6 @@ from deploykit.benchmarking.statistics.percentiles import (
     coefficient_of_variation,
     interval_ranks,
     percentile,
-    samples_for_margin,
     samples_needed,
     statistical_inefficiency,
 )
@@ -53,13 +52,6 @@ def test_a_probability_may_lie_on_the_bound() -> None:
     """Four samples miss the median on one side with 0.0625, up to rounding just the tail."""
     assert interval_ranks(4, 50, confidence=0.875) in {None, (1, 4)}
     assert interval_ranks(5, 50, confidence=0.875) == (1, 5)
-
-
-def test_the_margin_of_mlperf_needs_what_mlperf_says() -> None:
-    """The table of the rules: 24,576 and 270,336 after rounding up to multiples of 8,192."""
-    rounded = [-(-samples_for_margin(level) // 8192) * 8192 for level in (90, 95, 99)]
-    assert rounded == [24_576, 57_344, 270_336]
-    assert samples_for_margin(90, margin=0.01) == 5972
 
 
 @pytest.mark.parametrize("count", [60, 61, 1000])
@@ -158,9 +150,8 @@ def test_the_interval_is_not_wider_than_it_must_be() -> None:
 @pytest.mark.parametrize("level", [0, 100, -1, 150, float("nan")])
 def test_an_impossible_level_is_refused(level: float) -> None:
     message = f"a percentile of {level}, expected more than 0 and less than 100"
-    for call in (samples_needed, samples_for_margin):
-        with pytest.raises(UsageError, match=message):
-            call(level)
+    with pytest.raises(UsageError, match=message):
+        samples_needed(level)
     with pytest.raises(UsageError, match=message):
         percentile(np.ones(100), level)
     with pytest.raises(UsageError, match=message):
@@ -172,12 +163,6 @@ def test_an_impossible_confidence_is_refused(confidence: float) -> None:
     message = f"a confidence of {confidence}, expected more than 0 and less than 1"
     with pytest.raises(UsageError, match=message):
         percentile(np.ones(100), 50, confidence=confidence)
-
-
-@pytest.mark.parametrize("margin", [0, -0.1, float("nan")])
-def test_an_impossible_margin_is_refused(margin: float) -> None:
-    with pytest.raises(UsageError, match=f"a margin of {margin}, expected a positive share"):
-        samples_for_margin(50, margin=margin)
 
 
 def test_the_coefficient_of_variation_is_scipys() -> None:
