@@ -184,7 +184,7 @@ def require_sizes(name: str, shape: Sequence[int | str], asked: ShapeProfile) ->
 
 
 def _is_open(size: int | str | None) -> bool:
-    return isinstance(size, str) or size == -1
+    return isinstance(size, str) or (size is not None and size < 1)
 
 
 def whole_numbers(text: str) -> tuple[int, int, int] | None:
