@@ -160,6 +160,11 @@ def _fixed(wish: str) -> Literal["int8", "keep"]:
     metavar="FOLDER",
     help="The bundle.  [default: engines/TARGET-PRECISION]",
 )
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Replace a bundle of another model, or one with engines that are not made again.",
+)
 def command(  # noqa: PLR0913 - one parameter per option, click's way
     *,
     target: str,
@@ -188,6 +193,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     workspace: int | None,
     compute_capabilities: tuple[str, ...],
     output: Path | None,
+    replace: bool,
 ) -> Answer:
     """Turn a network or an .onnx file into a verified bundle.
 
@@ -195,7 +201,8 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     for a function that returns a torch.nn.Module (the file is run), a folder of Hugging Face
     with config.json, or an FP32 .onnx file. The graph is exported, converted, compared with the
     original on real images, compiled, and the precision of the compiled network is proven. A
-    bundle appears only if all of it succeeds.
+    bundle appears only if all of it succeeds. It takes the place of one of the same model and
+    precision; of any other only with --replace.
     """
     asked = _options.one_precision("export", flagged=flagged, name=precision)
     profile = _options.read_profile(batch, height, width)
@@ -226,6 +233,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         labels=labels,
         output=output,
         quantization=request,
+        replace=replace,
     )
     report = _export(target, options)
     return Answer(report.to_dict(), lambda out: _show(out, report))

@@ -62,6 +62,7 @@ def exported(target: str, precision: Precision, work: Path, digest: str | None) 
         precision=precision,
         backend="none",
         output=place,
+        replace=True,  # bench's own folder, for this use alone
         quantization=_noise(table) if precision.facts.needs_calibration else None,
     )
     return export_bundle(target, options).bundle
