@@ -1,4 +1,4 @@
-"""What an export would take the place of: another model, or engines that it does not make again."""
+"""Bundles in the way of an export: another model there, or engines that it does not make again."""
 
 from __future__ import annotations
 
