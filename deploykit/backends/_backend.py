@@ -7,6 +7,7 @@ it opens: the module of a definition, an ONNX graph, or an engine that it compil
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from deploykit.core.precision import Precision
     from deploykit.core.progress import ProgressTask
     from deploykit.core.sizes import ShapeProfile
-    from deploykit.core.specs import Runner, SplitGraph, TensorSpec
+    from deploykit.core.specs import Array, Runner, SplitGraph, TensorSpec
 
     Gpus = Sequence[Gpu]
     Graph = Path | bytes | SplitGraph
@@ -155,6 +156,11 @@ class GraphBackend(Backend):
         return self.open(
             artifact.path, GraphOptions.for_precision(artifact.precision, threads=threads)
         )
+
+    def run_once(self, graph: Graph, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Outputs by name of a graph that is opened for one call."""
+        with closing(self.open(graph, GraphOptions(optimise=False))) as runner:
+            return runner.run(feeds)
 
 
 @dataclass(frozen=True, kw_only=True)

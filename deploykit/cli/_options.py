@@ -76,7 +76,8 @@ def all_of(options: Sequence[Decorator]) -> Decorator:
 weights = click.option(
     "--weights",
     metavar="imagenet|FILE",
-    help="torchvision's or timm's, or a .safetensors, .npz or .pth file.  "
+    help="torchvision's or timm's, or a .safetensors, .npz, .pth, .ckpt or .bin file; FILE#ENTRY "
+    "where it holds several, as FILE#model_ema.  "
     "[default: the definition's own, or untrained]",
 )
 num_classes = click.option(

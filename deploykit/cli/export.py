@@ -159,6 +159,11 @@ def _fixed(wish: str) -> Literal["int8", "keep"]:
     metavar="FOLDER",
     help="The bundle.  [default: engines/TARGET-PRECISION]",
 )
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Replace a bundle of another model, or one with engines that are not made again.",
+)
 def command(  # noqa: PLR0913 - one parameter per option, click's way
     *,
     target: str,
@@ -183,6 +188,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     backend: str,
     compiling: CompileOptions,
     output: Path | None,
+    replace: bool,
 ) -> Answer:
     """Turn a network or an .onnx file into a verified bundle.
 
@@ -190,7 +196,8 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     for a function that returns a torch.nn.Module (the file is run), a folder of Hugging Face
     with config.json, or an FP32 .onnx file. The graph is exported, converted, compared with the
     original on real images, compiled, and the precision of the compiled network is proven. A
-    bundle appears only if all of it succeeds.
+    bundle appears only if all of it succeeds. It takes the place of one of the same model and
+    precision; of any other only with --replace.
     """
     asked = _options.one_precision("export", flagged=flagged, name=precision)
 
@@ -218,6 +225,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         labels=labels,
         output=output,
         quantization=request,
+        replace=replace,
     )
     report = _export(target, options)
     return Answer(report.to_dict(), lambda out: _show(out, report))

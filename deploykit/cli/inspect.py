@@ -412,3 +412,5 @@ def _show(out: Console, summary: ModelSummary) -> None:
     totals.add_row("parameters (MB)", f"{summary.parameters_mb:.2f}")
     totals.add_row("total (MB)", f"{summary.total_mb:.2f}")
     out.print(totals)
+    for note in summary.notes:
+        out.print(f"note: {note}", style="yellow", markup=False)

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from deploykit.core.errors import BundleError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 _POLL_S: Final = 0.05
@@ -122,13 +122,17 @@ _RENAME_EXCHANGE: Final = 2
 
 
 @contextmanager
-def staged_folder(target: Path, marker: str) -> Iterator[Path]:
+def staged_folder(
+    target: Path, marker: str, look_again: Callable[[], object] | None = None
+) -> Iterator[Path]:
     """A temporary folder beside ``target`` that takes its place when the block ends well.
 
     An error, an interruption or a kill leaves ``target`` as it was; what a killed process left
     behind is removed by the next call for the same target. Two processes at once each publish a
     whole folder; the later one stays. An existing ``target`` is replaced only if it is empty or
     holds the file ``marker``; where it is a symbolic link, the folder behind the link is replaced.
+    ``look_again`` is called under the target's lock right before the swap, which it stops by an
+    error: others may have put something else there since the caller looked.
 
     Raises:
         BundleError: the place cannot be written to, or holds something else.
@@ -148,6 +152,8 @@ def staged_folder(target: Path, marker: str) -> Iterator[Path]:
             yield folder
             with exclusive(target):
                 _require_replaceable(target, marker)  # whoever put something there meanwhile
+                if look_again is not None:
+                    look_again()
                 _publish(folder, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -172,7 +172,7 @@ def require_sizes(name: str, shape: Sequence[int | str], asked: ShapeProfile) ->
 
 
 def _is_open(size: int | str | None) -> bool:
-    return isinstance(size, str) or size == -1
+    return isinstance(size, str) or (size is not None and size < 1)
 
 
 def _whole_numbers(text: str, name: str, example: str) -> tuple[int, int, int]:

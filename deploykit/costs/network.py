@@ -40,6 +40,8 @@ class ModelSummary:
     input_shape: tuple[int, ...]
     layers: tuple[LayerInfo, ...]
     parameters: int
+    notes: tuple[str, ...] = ()
+    """What of the file was read otherwise than it is written."""
 
     @property
     def multiply_adds(self) -> int:
@@ -80,6 +82,7 @@ def summary_to_plain(summary: ModelSummary) -> dict[str, Any]:
         "parameters_mb": summary.parameters_mb,
         "total_mb": summary.total_mb,
         "layers": to_plain(summary.layers),
+        "notes": list(summary.notes),
     }
 
 

@@ -30,6 +30,7 @@ from deploykit.core.progress import Journal, Progress, SilentProgress, StageTime
 from deploykit.core.serialization import engine_to_plain
 from deploykit.core.sizes import ShapeProfile, require_sizes
 from deploykit.exporting.engines import build_engine
+from deploykit.exporting.replacing import Replacement, origin_of, origin_of_call
 from deploykit.graph import LoadedGraph, write_model
 from deploykit.graph.rounding import computes_narrow, rounding_form
 from deploykit.precision import conversion_of
@@ -74,6 +75,8 @@ class ExportOptions:
     labels: Path | None = None
     output: Path | None = None
     quantization: QuantizationRequest | None = None
+    replace: bool = False
+    """Whether a bundle of another model, or with more engines, may be replaced."""
 
     def __post_init__(self) -> None:
         if self.precision.facts.needs_calibration:
@@ -113,7 +116,9 @@ def export_bundle(
     """Export, convert, validate and compile ``target`` into a bundle.
 
     ``target`` is whatever `targets.find_definition` takes, or the path of an FP32 ``.onnx`` file.
-    The bundle appears under its name only when every stage has passed.
+    The bundle appears under its name only when every stage has passed. One of the same model and
+    precision is replaced; another one, or one whose engines are not made again, only if the options
+    say so.
 
     Raises:
         DeploykitError: the error of the stage that failed.
@@ -124,11 +129,21 @@ def export_bundle(
     labels = None if options.labels is None else read_labels(options.labels)
     name = source.stem if isinstance(source, Path) else source.name
     place = options.output or Path("engines") / f"{name}-{options.precision}"
-    compiler = choose_compiler(options.backend, environment.gpus())
-    plan = _Plan(_with_bundle(options, place), compiler, labels)
-    with staged_folder(place, MANIFEST) as folder:
+    gpus = environment.gpus()
+    compiler = choose_compiler(options.backend, gpus)
+    replacement = Replacement(place, options.precision, compiler, gpus, options.replace)
+    if (place / MANIFEST).is_file():
+        replacement.require(origin_of_call(source, options.source))
+    plan = _Plan(_with_bundle(options, place), compiler, labels, replacement)
+    replaced: list[str | None] = []
+
+    def look_again() -> None:
+        replaced.append(replacement.require(origin_of(manifest.model, manifest.weights)))
+
+    with staged_folder(place, MANIFEST, look_again) as folder:
         manifest, reports = _fill(folder, source, plan, journal)
         (folder / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
+    journal.notes += filter(None, replaced)
     bundle = Bundle.open(place)
     return ExportReport(bundle, tuple(journal.times), reports, tuple(journal.notes))
 
@@ -161,6 +176,7 @@ class _Plan:
     options: ExportOptions
     compiler: Compiler | None
     labels: tuple[str, ...] | None
+    replacement: Replacement
 
 
 def _fill(
@@ -169,6 +185,7 @@ def _fill(
     options = plan.options
     path = folder / (MODEL if options.precision.facts.is_source else REFERENCE)
     reference = make_reference(source, path, journal, options.source, options.profile)
+    plan.replacement.require(origin_of(reference.model, reference.weights))
     shape = reference.outputs[0].shape
     labels = reference.head.fitting_labels(plan.labels, reference.labels, shape)
     converted = conversion_of(options.precision).convert(

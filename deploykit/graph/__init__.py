@@ -13,6 +13,7 @@ from deploykit.graph.files import (
     write_model,
 )
 from deploykit.graph.folding import fold, plain
+from deploykit.graph.foreign import declare_ranks, mended_of
 from deploykit.graph.half import HEAVY_OPS, HalfPlan, convert_to_half, plan_half
 from deploykit.graph.kernel_costs import describe_layers
 from deploykit.graph.loaded import LoadedGraph, read_graph, write_graph
@@ -29,10 +30,12 @@ __all__ = [
     "HalfPlan",
     "LoadedGraph",
     "convert_to_half",
+    "declare_ranks",
     "describe_layers",
     "expose_magnitudes",
     "first_look",
     "fold",
+    "mended_of",
     "open_batch",
     "plain",
     "plan_half",

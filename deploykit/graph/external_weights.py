@@ -69,6 +69,12 @@ def offsets_of(weights: Mapping[str, ir.TensorProtocol]) -> dict[str, int]:
     return offsets
 
 
+def length_of(weights: Mapping[str, ir.TensorProtocol]) -> int:
+    """Bytes of the file that `offsets_of` describes."""
+    offsets = offsets_of(weights)
+    return max((offsets[name] + weight.nbytes for name, weight in weights.items()), default=0)
+
+
 def without_weights(model: ir.Model, location: str = _MEMORY) -> onnx.ModelProto:
     """The message of a graph whose weights are external data in the file ``location``."""
     # A clone shares the tensors: what it refers to is changed, and no weight is copied.
@@ -222,10 +228,28 @@ def _locate(tensor: onnx.TensorProto, path: Path) -> Path:
 
 
 def _is_within(folder: Path, name: str) -> bool:
+    """Whether ``name`` lies in ``folder``, links followed, or is a link into its cache's blobs."""
     # resolve() raises ValueError for a null byte.
     if not name or "\0" in name or Path(name).is_absolute():
         return False
-    return (folder / name).resolve().is_relative_to(folder)  # follows symbolic links
+    real = (folder / name).resolve()
+    blobs = _blobs_of(folder)
+    return real.is_relative_to(folder) or (
+        blobs is not None and ".." not in Path(name).parts and real.is_relative_to(blobs)
+    )
+
+
+def _blobs_of(folder: Path) -> Path | None:
+    """Where the cache of Hugging Face keeps what is linked from ``folder``, one of its snapshots.
+
+    A repository there has ``snapshots/REVISION/...``, links to ``blobs/HASH``.
+    """
+    for snapshot in (folder, *folder.parents):
+        if snapshot.parent.name == "snapshots":
+            blobs = snapshot.parent.parent / "blobs"
+            # A link in its place would lead anywhere.
+            return blobs if blobs.is_dir() and not blobs.is_symlink() else None
+    return None
 
 
 def _extent(tensor: onnx.TensorProto, source: Path, path: Path) -> _Extent:

@@ -25,6 +25,7 @@ from deploykit.graph.external_weights import (
     MAPPED_BYTES,
     PROTOBUF_LIMIT_BYTES,
     attach,
+    length_of,
     messages_of,
     serialise,
     take_out,
@@ -32,13 +33,10 @@ from deploykit.graph.external_weights import (
     without_weights,
     write_weights,
 )
+from deploykit.graph.foreign import lacks_shape, mend, remember
 
 if TYPE_CHECKING:
     from collections.abc import Sequence, Set
-
-
-_LARGE_BYTES: Final = 2**10
-"""Size from which a constant is a weight; constants for shapes are smaller."""
 
 
 def first_look(path: Path) -> None:
@@ -69,38 +67,6 @@ def require_tensors(proto: onnx.ModelProto, name: str) -> None:
                 "expected numbers: images (batch, 3, H, W) in, outputs (batch, ...) out\n"
                 "export the network alone, without what comes before and after it"
             )
-
-
-def declare_outputs(proto: onnx.ModelProto) -> bool:
-    """Give outputs without a shape the one that onnx infers, in place; True if there were any.
-
-    Old converters leave it out, and the standard requires it.
-    """
-    bare = [value for value in proto.graph.output if _lacks_shape(value.type)]
-    if not bare:
-        return False
-    known = _inferred(proto)
-    for value in bare:
-        found = known.get(value.name)
-        if found is not None:
-            value.type.CopyFrom(found.type)
-    return True
-
-
-def _inferred(proto: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
-    apart = onnx.ModelProto()
-    apart.CopyFrom(proto)
-    for tensor in apart.graph.initializer:
-        if len(tensor.raw_data) > _LARGE_BYTES:
-            # Its numbers say nothing of shapes, and a message of more than 2 GiB is refused.
-            tensor.ClearField("raw_data")
-    # data_prop: follows the numbers in shapes too, so that the shape behind a Reshape is found.
-    graph = onnx.shape_inference.infer_shapes(apart, data_prop=True).graph
-    return {value.name: value for value in (*graph.output, *graph.value_info)}
-
-
-def _lacks_shape(kind: onnx.TypeProto) -> bool:
-    return kind.HasField("tensor_type") and not kind.tensor_type.HasField("shape")
 
 
 def _kind(kind: onnx.TypeProto) -> str:
@@ -196,23 +162,41 @@ def read_model(path: Path, *, mapped_bytes: int = MAPPED_BYTES) -> ir.Model:
 def _read(path: Path, mapped_bytes: int) -> tuple[ir.Model, tuple[Path, ...]]:
     """Read the model, and list the files beside it that hold its weights."""
     proto = _read_proto(path)
-    declared = declare_outputs(proto)
+    mended = mend(proto, path.name)
     arrays, files = take_out(proto, path, mapped_bytes)
+    # The checker follows no links, which the cache of Hugging Face consists of.
+    is_linked = any(file.resolve() != file for file in files)
     try:
         # A message gives memory back only as a whole.
         proto = onnx.ModelProto.FromString(proto.SerializeToString())
-        if not declared:
+        if not mended.changed and not is_linked:
             onnx.checker.check_model(str(path), full_check=True)
         model = ir.from_proto(proto)
         attach(model, arrays)
-        if declared:  # the file itself lacks what the checker wants
-            onnx.checker.check_model(ir.to_proto(model), full_check=True)
+        if mended.changed or is_linked:
+            _check_as_read(model)
     except Exception as exc:  # the checker raises errors of several unrelated classes
         raise ModelFileError(f"{path.name} is not a valid ONNX model\n{first_line(exc)}") from exc
+    remember(model, mended)
     imports = model.graph.opset_imports
     if "ai.onnx" in imports:  # the standard's two names for its own operators
         imports[""] = imports.pop("ai.onnx")
     return model, files
+
+
+def _check_as_read(model: ir.Model) -> None:
+    """Check the graph of a file that the checker would not take as it lies on the disk."""
+    proto = without_weights(model, "weights")
+    for value in proto.graph.output:
+        if lacks_shape(value.type):
+            # The checker insists on a shape; of one that nobody knows it compares nothing.
+            value.type.tensor_type.shape.SetInParent()
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "model.onnx").write_bytes(serialise(proto, "the graph"))
+        with (Path(folder) / "weights").open("wb") as file:
+            # A file of that length and without content: the checker looks at no number.
+            file.truncate(length_of(weights_of(model)))
+        onnx.checker.check_model(str(Path(folder) / "model.onnx"), full_check=True)
 
 
 def read_artifact(path: Path) -> OnnxArtifact:

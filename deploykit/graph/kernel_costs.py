@@ -15,23 +15,32 @@ from dataclasses import dataclass
 from math import ceil, prod
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 import onnx_ir as ir
 
 from deploykit.core.errors import ModelFileError, UsageError
 from deploykit.costs.network import LayerCost, LayerInfo, ModelSummary, NetworkCost
+from deploykit.graph.external_weights import split
 from deploykit.graph.files import infer_shapes, precision_of_type, quantized_precision
+from deploykit.graph.foreign import mended_of
 from deploykit.graph.half import HEAVY_OPS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from deploykit.core.precision import Precision
+    from deploykit.core.specs import Array, SplitGraph
+
+    RunGraph = Callable[[SplitGraph, Mapping[str, Array]], Mapping[str, Array]]
 
 
-def describe_layers(model: ir.Model, name: str, batch: int) -> ModelSummary:
+def describe_layers(
+    model: ir.Model, name: str, batch: int, run: RunGraph | None = None
+) -> ModelSummary:
     """One row per node, in graph order, with open dimensions filled in.
 
-    Integers of unknown length (indices, shapes) have no row.
+    Integers of unknown length (indices, shapes) have no row. ``run`` computes the outputs of a
+    graph: shapes that cannot be inferred are then those of a run.
 
     Raises:
         UsageError: a dimension beside the batch is open, so that no shape can be given.
@@ -41,7 +50,7 @@ def describe_layers(model: ir.Model, name: str, batch: int) -> ModelSummary:
     image = next((v for v in fixed.graph.inputs if not v.is_initializer()), None)
     if image is None:
         raise ModelFileError(f"{name} takes no input, so there is nothing to follow through it")
-    fix_batch(fixed, batch)
+    fix_batch(fixed, batch, run)
     rows = [_row(node) for node in fixed.graph if node.outputs and not _counts_places(node)]
     # A set: the parameters of a weight that several layers share count once.
     weights = {value for node in fixed.graph for value in _weights(node)}
@@ -50,13 +59,15 @@ def describe_layers(model: ir.Model, name: str, batch: int) -> ModelSummary:
         input_shape=shape_of(image),
         layers=tuple(rows),
         parameters=sum(prod(shape_of(value)) for value in weights),
+        notes=mended_of(model).notes,
     )
 
 
-def fix_batch(model: ir.Model, batch: int) -> None:
+def fix_batch(model: ir.Model, batch: int, run: RunGraph | None = None) -> None:
     """Give an open first dimension the size ``batch``, and infer all shapes again.
 
-    Where inference finds none, the shape that was known before is kept, with the batch in it.
+    Where inference finds none, the shape that was known before is kept, with the batch in it, and
+    else ``run`` tells it.
 
     Raises:
         UsageError: a dimension beside the batch is open.
@@ -80,6 +91,9 @@ def fix_batch(model: ir.Model, batch: int) -> None:
     # A second time, for the values behind those whose shape was put back.
     if _remember(known, sizes):
         infer_shapes(model)
+    missing = [value for value in known if value.name and not _is_known(value)]
+    if missing and run is not None:
+        _measure(model, missing, run)
 
 
 def _remember(known: Mapping[ir.Value, ir.Shape | None], sizes: Mapping[str, int]) -> bool:
@@ -93,6 +107,45 @@ def _remember(known: Mapping[ir.Value, ir.Shape | None], sizes: Mapping[str, int
             value.shape = ir.Shape(dims)
             found = True
     return found
+
+
+def _is_known(value: ir.Value) -> bool:
+    return value.shape is not None and value.shape.is_static()
+
+
+def _measure(model: ir.Model, missing: Sequence[ir.Value], run: RunGraph) -> None:
+    """Give ``missing`` the shapes that they have in a run on noise."""
+    names = [str(value.name) for value in missing]
+    noise = np.random.default_rng(0)
+    feeds: dict[str, Array] = {}
+    for value in model.graph.inputs:
+        if not value.is_initializer():
+            dtype = np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
+            feeds[str(value.name)] = noise.random(shape_of(value)).astype(dtype)
+    found = run(split(_shapes_as_outputs(model, names), "the graph with its shapes"), feeds)
+    for value in missing:
+        value.shape = ir.Shape([int(size) for size in found[_shape_name(str(value.name))]])
+    infer_shapes(model)  # types too, which follow from what is known now
+
+
+def _shapes_as_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A copy whose outputs are the shapes of the values ``names``: a few numbers each."""
+    shown = model.clone()
+    computed = {value.name: value for node in shown.graph for value in node.outputs}
+    shown.graph.outputs.clear()
+    for name in names:
+        shape = ir.Value(
+            name=_shape_name(name),
+            type=ir.TensorType(ir.DataType.INT64),
+            shape=ir.Shape([None]),
+        )
+        shown.graph.append(ir.Node("", "Shape", [computed[name]], outputs=[shape]))
+        shown.graph.outputs.append(shape)
+    return shown
+
+
+def _shape_name(name: str) -> str:
+    return f"{name}/shape-of-a-run"
 
 
 def _row(node: ir.Node) -> LayerInfo:
@@ -109,8 +162,7 @@ def _row(node: ir.Node) -> LayerInfo:
 def _counts_places(node: ir.Node) -> bool:
     """True if it computes integers whose number only a run tells: indices, shapes."""
     value = node.outputs[0]
-    is_known = value.shape is not None and value.shape.is_static()
-    return not is_known and value.dtype is not None and value.dtype.is_integer()
+    return not _is_known(value) and value.dtype is not None and value.dtype.is_integer()
 
 
 def multiply_adds(node: ir.Node) -> int:
@@ -185,8 +237,10 @@ _WINOGRAD_KERNEL: Final = (3, 3)
 _BN_SCALE, _BN_BIAS = 1, 2
 
 
-def network_cost(model: ir.Model, batch: int) -> NetworkCost:
+def network_cost(model: ir.Model, batch: int, run: RunGraph | None = None) -> NetworkCost:
     """Count a graph in any precision; ``model`` must be one that `tidy` has seen.
+
+    ``run`` is for shapes that cannot be inferred, as of `describe_layers`.
 
     Raises:
         UsageError: no positive batch, the graph's batch is fixed at another, or a dimension beside
@@ -195,7 +249,7 @@ def network_cost(model: ir.Model, batch: int) -> NetworkCost:
     """
     _check_batch(model, batch)
     fixed = model.clone()
-    fix_batch(fixed, batch)
+    fix_batch(fixed, batch, run)
     flow = _Flow(fixed.graph)
     kernels = _fuse(flow)
     # A set: a weight that several layers share is stored, and read, once.

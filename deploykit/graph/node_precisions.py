@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from deploykit.costs.network import LayerCost
+    from deploykit.graph.kernel_costs import RunGraph
     from deploykit.graph.qdq import QdqPolicy
 
 
@@ -139,7 +140,11 @@ _NOTHING_KNOWN: Final = Known()
 
 
 def read_precision(
-    model: ir.Model, asked: Precision, batch: int, known: Known = _NOTHING_KNOWN
+    model: ir.Model,
+    asked: Precision,
+    batch: int,
+    known: Known = _NOTHING_KNOWN,
+    run: RunGraph | None = None,
 ) -> GraphPrecision:
     """Read a graph that `tidy` has seen, and that was made to be ``asked`` where that is possible.
 
@@ -153,12 +158,13 @@ def read_precision(
         asked: what the graph as a whole counts as.
         batch: images that multiply-adds are counted for, unless the graph's batch is fixed.
         known: reasons and open trials by the name of the node.
+        run: computes the outputs of a graph, for shapes that cannot be inferred.
 
     Raises:
         UsageError: a dimension beside the batch is open.
         ModelFileError: nodes share names, or shape inference finds no shape for a value.
     """
-    cost = network_cost(model, _fixed_batch(model) or batch)
+    cost = network_cost(model, _fixed_batch(model) or batch, run)
     kernels = {name: layer for layer in cost.layers for name in layer.nodes}
     reader = _Reader(model, asked, known)
     nodes = tuple(reader.read(node, kernels) for node in model.graph if _is_shown(node))

@@ -160,11 +160,9 @@ def _require_inference(model: ir.Model, name: str) -> None:
 def _trains(node: ir.Node) -> bool:
     mode = node.attributes.get("training_mode")
     if node.op_type == "BatchNormalization":
-        # Before opset 14 the outputs said it: running mean and variance are for training.
-        wanted = [out for out in node.outputs if out.uses() or out.is_graph_output()]
-        return bool(mode is not None and mode.as_int()) or any(
-            out is not node.outputs[0] for out in wanted
-        )
+        # Before opset 14 the outputs said it, read or not: runtimes then normalise by the batch.
+        beside = any(out.name for out in node.outputs[1:])
+        return beside or bool(mode is not None and mode.as_int())
     if node.op_type == "Dropout" and len(node.inputs) > 2:  # noqa: PLR2004 - data, ratio, mode
         given = node.inputs[2]
         switch = None if given is None else ir.convenience.get_const_tensor(given)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from deploykit import images
+from deploykit.backends._registry import graph_judge
 from deploykit.bundle.manifest import CALIBRATION
 from deploykit.comparison.converted import open_rounding, validate_converted
 from deploykit.comparison.validation import outputs_of
@@ -148,7 +149,7 @@ def multiply_adds_of(graph: LoadedGraph, image: tuple[int, int]) -> dict[str, in
     try:
         model = graph.model.clone()
         fix_image_size(model, image)
-        summary = describe_layers(model, graph.artifact.path.name, 1)
+        summary = describe_layers(model, graph.artifact.path.name, 1, graph_judge().run_once)
     except (ModelFileError, UsageError):
         return {}
     images_at_once = graph.artifact.inputs[0].fixed_batch or 1

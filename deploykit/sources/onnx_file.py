@@ -13,8 +13,10 @@ from deploykit.core.sizes import RGB, ShapeProfile, are_images
 from deploykit.core.specs import DEFAULT_HEAD, Preprocessing
 from deploykit.graph import (
     LoadedGraph,
+    declare_ranks,
     first_look,
     fold,
+    mended_of,
     open_batch,
     plain,
     put_first,
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
     from deploykit.comparison.validation import ValidationReport
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.progress import Journal
-    from deploykit.core.specs import TensorSpec
+    from deploykit.core.specs import SplitGraph, TensorSpec
     from deploykit.heads import Head
     from deploykit.sources.definition import SourceOptions
     from deploykit.sources.onnx_outputs import Answers, Images, OutputChoice
@@ -84,7 +86,7 @@ class OwnGraph:
     """A user's graph on its way: the last form that was proven, which lies at ``path``."""
 
     model: ir.Model
-    original: Path
+    original: Path | SplitGraph
     path: Path
     parents: tuple[str, ...]
     compared: StepCheck
@@ -189,7 +191,7 @@ def from_onnx(
         ValidationError: the graph computes something else once it is tidied.
     """
     with journal.stage("read"):
-        source, model = _read(original)
+        source, model, runnable = _read(original, journal)
         image = require_image_classifier(source)
         assumed = assumed_preprocessing(original.name, image, profile)
         profile = profile or ShapeProfile()
@@ -198,12 +200,13 @@ def from_onnx(
         runners = Runners(side_inputs_of(source, image, source_options.choices.side_inputs))
         batches = _sample(image, preprocessing, source_options.data, profile)
         head = head_named(source_options.choices.head or DEFAULT_HEAD)
-        compared, choice = _ask_original(original, batches, runners, head)
+        compared, choice = _ask_original(original.name, runnable, batches, runners, head)
+        declare_ranks(model, {name: got.ndim for name, got in compared.answers[0].items()})
         put_image_first(model, image.name)
         put_first(model, choice.name, flatten=not choice.flat)
     with journal.stage("validate fp32"):
         parents = (source.sha256, *source.parents)
-        own = OwnGraph(model, original, path, parents, compared, runners)
+        own = OwnGraph(model, runnable, path, parents, compared, runners)
     journal.notes += int8_choices.assumptions(preprocessing) + note_of_sizes(image, profile)
     journal.notes += [*runners.side.notes(), *choice.notes()]
     own.attempt("raising the opset", raise_opset, journal)
@@ -232,12 +235,19 @@ def from_onnx(
     )
 
 
-def _read(original: Path) -> tuple[OnnxArtifact, Model]:
-    """The description of the file, and its graph without functions and constant branches."""
+def _read(original: Path, journal: Journal) -> tuple[OnnxArtifact, Model, Path | SplitGraph]:
+    """The description of the file, its graph without functions and constant branches, and itself.
+
+    The last is what a runner opens: the file, or its graph with the dimensions that it was read
+    with where a runtime would take those of the file literally.
+    """
     first_look(original)
     read = read_graph(original)
+    mended = mended_of(read.model)
+    journal.notes += mended.notes
     require_usable(read.model, original.name)
-    return read.artifact, plain(read.model, original.name)
+    runnable = original if mended.runs_as_written else read.split()
+    return read.artifact, plain(read.model, original.name), runnable
 
 
 def _sample(
@@ -251,12 +261,12 @@ def _sample(
 
 
 def _ask_original(
-    original: Path, batches: list[Images], runners: Runners, head: Head
+    name: str, original: Path | SplitGraph, batches: list[Images], runners: Runners, head: Head
 ) -> tuple[StepCheck, OutputChoice]:
     """What the original answers to ``batches``, and which of its outputs ``head`` is about."""
     with runners.open(original) as runner:
         answers = answers_of(runner, batches)
-        choice = choose_output(original.name, runner.outputs, answers[0], head)
+        choice = choose_output(name, runner.outputs, answers[0], head)
     return StepCheck(batches, answers, choice.name, head), choice
 
 

@@ -72,17 +72,32 @@ SHOWN: Final = 5
 """Names of each kind that a message lists before it stops."""
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
+def split_entry(text: str) -> tuple[Path, str | None]:
+    """File and entry of ``FILE#ENTRY``; the entry is ``None`` where only a file is named.
+
+    >>> split_entry("w.ckpt#model_ema")
+    (PosixPath('w.ckpt'), 'model_ema')
+    """
+    file, mark, entry = text.rpartition("#")
+    # A file may have the mark in its name.
+    if not mark or Path(text).is_file():
+        return Path(text), None
+    return Path(file), entry
+
+
+def read_state_dict(path: Path, entry: str | None = None) -> dict[str, Tensor]:
     """Tensors by name, on the CPU, floating point ones as FP32.
 
-    Nothing in the file is executed. Checkpoints that hold the state dict under ``state_dict`` or
-    ``model`` are unwrapped, and the ``module.`` of ``nn.DataParallel`` is taken off.
+    Nothing in the file is executed. A checkpoint with one state dict among other things is
+    unwrapped; of several, as raw weights and their moving average, ``entry`` names the one that is
+    wanted. The ``module.`` of ``nn.DataParallel`` is taken off.
 
     Raises:
         WeightsError: the file is missing, damaged or of another kind, it holds something else
-            than tensors, or a value that is not finite.
+            than tensors, a value that is not finite, or several state dicts and ``entry`` names
+            none of them.
     """
-    reader = _READERS.get(path.suffix.lower())
+    reader = _reader_of(path)
     if reader is None:
         raise WeightsError(
             f"cannot read weights from {path.name}: unknown kind {path.suffix!r}\n"
@@ -90,7 +105,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         )
     if not path.is_file():
         raise WeightsError(f"no weights file {path}\ngive a file of {', '.join(_READERS)}")
-    state = _tensors(path, _unwrapped(reader(path)))
+    state = _tensors(path, _unwrapped(reader(path), path, entry))
     _check_finite(path, state)
     return state
 
@@ -142,8 +157,15 @@ def _read_npz(path: Path) -> Mapping[str, Tensor]:
 def _read_pickle(path: Path) -> Any:
     import torch
 
+    if is_torchscript(path):
+        raise WeightsError(
+            f"{path.name} is a TorchScript program of torch.jit.save, not a state dict\n"
+            f"export it: {torchscript_to_onnx(path)}\n"
+            "or take its weights: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')"
+        )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_plain_records()):
+            return torch.load(path, map_location="cpu", weights_only=True)
     # A damaged pickle can raise anything at all.
     except Exception as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
@@ -167,6 +189,9 @@ _READERS: Final[Mapping[str, Callable[[Path], Any]]] = {
     ".pt": _read_pickle,
     ".th": _read_pickle,
     ".bin": _read_pickle,
+    ".ckpt": _read_pickle,
+    ".pth.tar": _read_pickle,
+    ".pt.tar": _read_pickle,
     INDEX_SUFFIX: _read_shards,
 }
 
@@ -179,12 +204,122 @@ def _unreadable(path: Path, error: Exception) -> WeightsError:
     )
 
 
-def _unwrapped(content: Any) -> Any:
+def _reader_of(path: Path) -> Callable[[Path], Any] | None:
+    name = path.name.lower()
+    return next((read for suffix, read in _READERS.items() if name.endswith(suffix)), None)
+
+
+def _plain_records() -> list[Any]:
+    """Types that training scripts save beside the weights, and that do nothing when read.
+
+    They are the options of the script and numpy's numbers, as the best accuracy.
+    """
+    import argparse
+
+    import numpy as np
+    from numpy._core.multiarray import scalar
+
+    kinds = {type(np.dtype(name)) for name in ("f4", "f8", "i4", "i8", "?")}
+    return [argparse.Namespace, scalar, np.dtype, *kinds]
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is an archive that ``torch.jit.save`` wrote; nothing of it is run."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+    return any(name.endswith("/constants.pkl") or "/code/" in name for name in names)
+
+
+def torchscript_to_onnx(path: Path) -> str:
+    """The call that makes an ``.onnx`` file of a TorchScript program, for a message."""
+    return (
+        f"torch.onnx.export(torch.jit.load({path.name!r}), (torch.zeros(1, 3, 224, 224),), "
+        f"{path.stem + '.onnx'!r}, dynamo=False)"
+    )
+
+
+_TRAINING: Final = re.compile(r"optim|sched|scaler|callback|loop|hyper|args|config|loss|criterion")
+"""Beginnings of entries that belong to the training, not to the network."""
+
+_DEPTH: Final = 3
+"""Deepest nesting of a state dict: ``ema.module`` has two levels."""
+
+_SMALL_SHARE: Final = 4
+"""A set with fewer than a quarter of the tensors of the largest one is no network."""
+
+
+def _unwrapped(content: Any, path: Path, entry: str | None) -> Any:
+    """The one state dict in ``content``, or what is there where none can be told from it."""
+    states = _states(content) if isinstance(content, Mapping) else {}
+    if entry is not None:
+        if entry in states:
+            return states[entry]
+        found = ", ".join(states)
+        raise WeightsError(
+            f"{path.name} has no weights under {entry!r}\n"
+            + (f"possible: {found}" if found else "it holds one state dict: leave out the #")
+        )
+    counts = {name: _tensor_count(state) for name, state in states.items()}
+    most = max(counts.values(), default=0)
+    if most <= (_tensor_count(content) if isinstance(content, Mapping) else 0):
+        # A state dict as it is, or nothing that looks like one, which is refused by its content.
+        return _by_name(content)
+    large = [name for name, count in counts.items() if count * _SMALL_SHARE >= most]
+    if len(large) == 1:
+        return states[large[0]]
+    sets = ", ".join(f"{name} ({counts[name]} tensors)" for name in large)
+    raise WeightsError(
+        f"{path.name} holds several sets of weights: {sets}\n"
+        f"say which: {' or '.join(f'--weights {path.name}#{name}' for name in large)}\n"
+        "the moving average (EMA) is usually the one whose accuracy was reported"
+    )
+
+
+def _by_name(content: Any) -> Any:
     if isinstance(content, Mapping):
         for key in ("state_dict", "model"):
             if isinstance(content.get(key), Mapping):
                 return content[key]
     return content
+
+
+def _states(content: Mapping[Any, Any], at: str = "", depth: int = 1) -> dict[str, Any]:
+    """Mappings with tensors by the path of their keys, as ``ema.module``."""
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(key, str) and isinstance(value, Mapping) and not _TRAINING.match(key):
+            if _tensor_count(value):
+                found[at + key] = value
+            elif depth < _DEPTH:
+                found |= _states(value, f"{at}{key}.", depth + 1)
+    return found
+
+
+def _tensor_count(content: Mapping[Any, Any]) -> int:
+    import torch
+
+    return sum(isinstance(value, torch.Tensor) for value in content.values())
+
+
+_PREFIXES: Final = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
+"""What DataParallel, torch.compile and training frameworks put before all names."""
+
+
+def without_prefixes(state: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
+    """``state``, and what is left of it without the prefixes that all of its names share.
+
+    Only the network tells which of them fits: it may have a submodule of such a name itself.
+    """
+    found = [state]
+    while True:
+        names = found[-1]
+        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in names)), None)
+        if prefix is None or not names:
+            return found
+        found.append({name.removeprefix(prefix): tensor for name, tensor in names.items()})
 
 
 def _tensors(path: Path, content: Any) -> dict[str, Tensor]:

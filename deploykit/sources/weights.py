@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
 from deploykit.core.environment import require
 from deploykit.core.errors import WeightsError
-from deploykit.sources.state_dict import WeightsRecord, misfits, read_state_dict, weights_sha256
+from deploykit.sources.state_dict import (
+    WeightsRecord,
+    misfits,
+    read_state_dict,
+    split_entry,
+    weights_sha256,
+    without_prefixes,
+)
 from deploykit.sources.torchvision import torchvision_weights
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping
+    from pathlib import Path
 
     from torch import Tensor, nn
 
@@ -61,7 +68,8 @@ def build_with_weights(
         spec: The network.
         weights: ``None`` for the definition's own, or untrained ones drawn from ``seed``;
             ``"imagenet"`` for those that its source publishes, otherwise the path of a
-            ``.safetensors``, ``.npz``, ``.pth``, ``.pt`` or ``.th`` file.
+            ``.safetensors``, ``.npz``, ``.pth``, ``.ckpt`` or similar file; ``FILE#ENTRY`` where
+            a checkpoint holds several state dicts.
         seed: Of the untrained weights, and of what a user's factory draws.
 
     Raises:
@@ -87,7 +95,7 @@ def _chosen(
         # A spec that no kind of target made has the network of the same name in torchvision.
         return (spec.published or torchvision_weights)(spec)
     if weights is not None:
-        return _file_weights(Path(weights))
+        return _file_weights(*split_entry(weights))
     if spec.weights_file is not None:
         return _file_weights(spec.weights_file)
     if spec.built_in is not None:
@@ -110,23 +118,29 @@ def _seeded(spec: ModelSpec, seed: int) -> nn.Module:
         return spec.build()
 
 
-def _file_weights(path: Path) -> tuple[Mapping[str, Tensor], WeightsRecord]:
+def _file_weights(
+    path: Path, entry: str | None = None
+) -> tuple[Mapping[str, Tensor], WeightsRecord]:
     require("torch")
-    state = read_state_dict(path)
-    return state, WeightsRecord(path.name, weights_sha256(path), trained=True, labels=None)
+    state = read_state_dict(path, entry)
+    source = path.name if entry is None else f"{path.name}#{entry}"
+    return state, WeightsRecord(source, weights_sha256(path), trained=True, labels=None)
 
 
 def _load(
     model: nn.Module, state: Mapping[str, Tensor], spec: ModelSpec, record: WeightsRecord
 ) -> None:
     heads = training_heads(model)
-    held = {head for head in heads if any(name.startswith(f"{head}.") for name in state)}
+    variants = without_prefixes(state)
+    names = {name for variant in variants for name in variant}
+    held = {head for head in heads if any(name.startswith(f"{head}.") for name in names)}
     _drop_heads(model, [head for head in heads if head not in held])
     # The network's own state dict also says its version, which MNASNet insists on.
     complete = model.state_dict()
-    if spec.adapt_state is not None:
-        state = spec.adapt_state(state)
-    state = with_todays_names(state, complete)
+    adapt = spec.adapt_state or dict
+    known = (with_todays_names(adapt(variant), complete) for variant in variants)
+    # The first where several fit equally: the names as the file has them.
+    state = max(known, key=lambda found: len(found.keys() & complete.keys()))
     problems = misfits(complete, state)
     if problems:
         raise WeightsError(

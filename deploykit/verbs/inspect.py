@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
+from deploykit.backends._registry import graph_judge
 from deploykit.bundle.golden import runners_of_bundle
 from deploykit.bundle.manifest import MODEL, REFERENCE, Bundle
 from deploykit.core.choices import DefinitionChoices
@@ -15,6 +16,7 @@ from deploykit.core.precision import Precision
 from deploykit.core.progress import Journal, Progress, SilentProgress
 from deploykit.core.sizes import IMAGE_AXES, ShapeProfile, SizeRange
 from deploykit.graph import LoadedGraph, read_graph, tidy
+from deploykit.graph.foreign import mended_of
 from deploykit.graph.half_range import FP16_MAX
 from deploykit.graph.node_precisions import Known, read_precision
 from deploykit.graph.shapes import fix_image_size
@@ -270,11 +272,12 @@ def _read(
         size = given.image_size(options.source.choices.image_size)
         if size is not None:
             fix_image_size(model, size)
-        graph = read_precision(model, precision, options.batch, Known(given.reasons))
-    notes: tuple[str, ...] = ()
+        run = graph_judge().run_once
+        graph = read_precision(model, precision, options.batch, Known(given.reasons), run)
+    notes = mended_of(given.graph.model).notes
     if graph.integer_ops:
         found = ", ".join(f"{count} {kind}" for kind, count in graph.integer_ops.items())
-        notes = (f"{found}: TensorRT takes no such operator, only Q/DQ pairs",)
+        notes = (*notes, f"{found}: TensorRT takes no such operator, only Q/DQ pairs")
     kept = given.bundle is not None and REFERENCE in given.bundle.manifest.files
     return PrecisionReport(target, target, precision, graph, None, notes, kept)
 
@@ -295,7 +298,8 @@ def _plan(
             artifact = source.graph.artifact
             planned = conversion.plan(PlanSource(artifact, model, amax, options.exclude))
             fix_image_size(planned.model, source.batches[0].shape[2:])
-            graph = read_precision(planned.model, precision, options.batch, planned.known)
+            run = graph_judge().run_once
+            graph = read_precision(planned.model, precision, options.batch, planned.known, run)
     batch = artifact.inputs[0].fixed_batch or options.batch
     largest = max(amax, key=lambda name: amax[name])
     images = sum(map(len, source.batches))
@@ -364,4 +368,4 @@ def _inspect_file(
     size = crop if asked is None else (asked, asked)
     was_open = size is not None and fix_image_size(model, size)
     refuse_definition_options(target, replace(choices, image_size=None) if was_open else choices)
-    return graph.describe_layers(model, path.name, batch)
+    return graph.describe_layers(model, path.name, batch, graph_judge().run_once)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
 
 from deploykit import graph
 from deploykit.bundle.golden import runners_of_bundle
@@ -15,6 +15,8 @@ from deploykit.comparison.validation import ValidationReport, outputs_of, valida
 from deploykit.core.errors import BundleError, UsageError
 from deploykit.core.progress import Progress, SilentProgress
 from deploykit.core.specs import DEFAULT_HEAD
+from deploykit.graph import mended_of
+from deploykit.graph.foreign import Mended
 from deploykit.heads import head_named
 from deploykit.images.batching import BATCHES, sample_batches
 from deploykit.sources.onnx_file import assumed_preprocessing, require_image, side_inputs_of
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.core.artifacts import OnnxArtifact
-    from deploykit.core.specs import Preprocessing, TensorSpec
+    from deploykit.core.specs import Preprocessing, Runner, TensorSpec
     from deploykit.heads import Head
 
     Batches = list[NDArray[np.float32]]
@@ -99,14 +101,13 @@ def compare_artifacts(
     sizes = _sizes(candidate, reference, options.batch)
     preprocessing, notes = _preprocessing(candidate, reference)
     runners = _runners(candidate, reference, options.side_inputs)
-    notes = (*notes, *runners.side.notes())
+    notes = (*notes, *candidate.mended.notes, *reference.mended.notes, *runners.side.notes())
     names = (candidate.name, reference.name)
     precision = candidate.artifact.precision
     with shown.step("outputs"):
         batches = sample_batches(preprocessing, options.data, sizes)
         outputs = [
-            _outputs(side.artifact, batches, runners, fast=options.fast)
-            for side in (candidate, reference)
+            _outputs(side, batches, runners, fast=options.fast) for side in (candidate, reference)
         ]
         compared = validate(
             outputs[0],
@@ -131,6 +132,9 @@ def compare_artifacts(
     return ComparisonReport(*names, compared, found, notes)
 
 
+_AS_WRITTEN: Final = Mended()
+
+
 @dataclass(frozen=True)
 class _Side:
     """One of the two; a lone file says nothing of its preprocessing."""
@@ -139,6 +143,7 @@ class _Side:
     artifact: OnnxArtifact
     image: TensorSpec
     bundle: Bundle | None = None
+    mended: Mended = _AS_WRITTEN
 
     @property
     def preprocessing(self) -> Preprocessing | None:
@@ -151,7 +156,8 @@ class _Side:
 
 def _open(path: Path) -> _Side:
     if not path.is_dir():
-        return _image_model(str(path), graph.read_artifact(path))
+        read = graph.read_graph(path)
+        return replace(_image_model(str(path), read.artifact), mended=mended_of(read.model))
     bundle = Bundle.open(path)
     bundle.require_unchanged(bundle.model_path.name)
     return _image_model(str(path), bundle.manifest.onnx, bundle)
@@ -243,9 +249,17 @@ def _head(candidate: _Side, reference: _Side) -> Head:
     return head_named(bundles[0].manifest.head if bundles else DEFAULT_HEAD)
 
 
-def _outputs(artifact: OnnxArtifact, batches: Batches, runners: Runners, *, fast: bool) -> Batches:
-    with open_as_engine(runners, artifact, fast=fast) as runner:
+def _outputs(side: _Side, batches: Batches, runners: Runners, *, fast: bool) -> Batches:
+    with _runner(side, runners, fast=fast) as runner:
         return outputs_of(runner, batches)
+
+
+def _runner(side: _Side, runners: Runners, *, fast: bool) -> Runner:
+    if side.mended.runs_as_written:
+        return open_as_engine(runners, side.artifact, fast=fast)
+    as_read = graph.read_graph(side.artifact.path).split()
+    is_quantized = side.artifact.precision.facts.quantized
+    return runners.open_unoptimised(as_read) if is_quantized else runners.open(as_read)
 
 
 def _smallest(batches: Batches, *sides: _Side) -> Batches:

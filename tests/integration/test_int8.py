@@ -212,7 +212,7 @@ def test_table_that_must_fit_is_refused_by_another_model_and_other_images(
     assert other.code == 1
     assert "the calibration table table.json does not fit: the images are others" in other.err
     model = fixed_batch(fp32, 16, working_folder / "other.onnx")
-    refused = quantize(model, *fixed, "--batch", 16, calib=digits.calibration)
+    refused = quantize(model, *fixed, "--batch", 16, "--replace", calib=digits.calibration)
     assert refused.code == 1
     assert "this calibration table belongs to another model" in refused.err
     missing = quantize(fp32, "--calib-table", "none.json", calib=digits.calibration)

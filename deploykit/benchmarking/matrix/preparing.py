@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from deploykit.backends import CompileOptions
+from deploykit.backends._registry import graph_judge
 from deploykit.benchmarking.matrix.cells import BuiltEngine, CellGraph
 from deploykit.bundle.manifest import Bundle
 from deploykit.core import environment
@@ -61,6 +62,7 @@ def exported(target: str, precision: Precision, work: Path, digest: str | None) 
         precision=precision,
         backend="none",
         output=place,
+        replace=True,  # bench's own folder, for this use alone
         quantization=_noise(table) if precision.facts.needs_calibration else None,
     )
     return export_bundle(target, options).bundle
@@ -193,7 +195,7 @@ class _Costs:
         costs: dict[int, NetworkCost] = {}
         for batch in batches:
             with suppress(UsageError):  # a fixed batch, or a shape that is open
-                costs[batch] = network_cost(model, batch)
+                costs[batch] = network_cost(model, batch, graph_judge().run_once)
         if not costs:
             return cls()
         counts = next(iter(costs.values())).multiply_adds_in

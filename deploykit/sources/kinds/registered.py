@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploykit.core.errors import UsageError
 from deploykit.models import get, names
 from deploykit.sources.kinds._kind import TargetKind
 
@@ -21,11 +23,36 @@ class Registered(TargetKind):
         return target in names()
 
     def spec(self, target: str, choices: DefinitionChoices) -> ModelSpec:
-        """The registry's."""
+        """The registry's.
+
+        Raises:
+            UsageError: it is a file of another kind, as a TorchScript program.
+        """
+        _refuse_file(target)
         from deploykit.sources.torchvision import torchvision_weights
 
         spec = get(target, num_classes=choices.num_classes, image_size=choices.image_size)
         return replace(spec, published=torchvision_weights)
+
+
+def _refuse_file(target: str) -> None:
+    """Stop where a file is given that is no network, with the way to one."""
+    path = Path(target)
+    if not path.is_file():
+        return
+    from deploykit.sources.state_dict import is_torchscript, torchscript_to_onnx
+
+    if is_torchscript(path):
+        raise UsageError(
+            f"{target} is a TorchScript program of torch.jit.save\n"
+            f"make an .onnx file of it: {torchscript_to_onnx(path)}\n"
+            f"then: deploykit export {path.stem}.onnx"
+        )
+    raise UsageError(
+        f"{target} is a file, and no kind of file that holds a network\n"
+        "possible: an .onnx file, path/to/file.py:factory, a folder of Hugging Face or a bundle\n"
+        f"a file of weights goes with a network: deploykit export resnet50 --weights {target}"
+    )
 
 
 KIND = Registered()

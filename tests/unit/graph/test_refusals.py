@@ -12,7 +12,8 @@ from onnx import TensorProto, helper
 
 from deploykit.core.errors import ModelFileError
 from deploykit.graph import plain, require_usable
-from deploykit.graph.files import declare_outputs, require_tensors
+from deploykit.graph.files import require_tensors
+from deploykit.graph.foreign import declare_outputs
 from tests.graphs import graph, normal
 from tests.own_files import convolution, linear, model, node, old, tensor, weights
 
@@ -117,6 +118,12 @@ def test_batch_norm_in_training_mode_before_it_had_a_name() -> None:
     source.graph.output.append(tensor("m1", TensorProto.FLOAT, (4,)))
     assert_refused(source, "training mode: BatchNormalization 'bn'")
     require_usable(ir.from_proto(norm([], 9)), "own.onnx")
+
+
+def test_batch_norm_whose_statistics_nobody_reads() -> None:
+    """By its outputs it is in training mode all the same, and runtimes compute it so."""
+    beside = ["m1", "v1", "m2", "v2"]
+    assert_refused(norm(beside, 9), "training mode: BatchNormalization 'bn'")
 
 
 def test_file_in_quantized_operators() -> None:
