@@ -25,9 +25,10 @@ from deploykit.core.atomic import staged_folder
 from deploykit.core.errors import DataError, UsageError
 from deploykit.core.precision import Precision
 from deploykit.core.progress import Journal, Progress, SilentProgress, StageTime
-from deploykit.core.serialization import engine_to_plain
+from deploykit.core.serialization import engine_to_plain, to_plain
 from deploykit.core.sizes import ShapeProfile, require_sizes
 from deploykit.exporting.engines import build_engine
+from deploykit.images import InputRange
 from deploykit.precision import conversion_of
 from deploykit.precision.quantization.request import refuse_request, require_request
 from deploykit.sources.definition import SourceOptions
@@ -85,6 +86,7 @@ class ExportReport:
     stages: tuple[StageTime, ...]
     validation: tuple[ValidationReport, ...]
     notes: tuple[str, ...]
+    input_range: InputRange
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
@@ -99,6 +101,7 @@ class ExportReport:
             "calibration": manifest.calibration,
             "weights": dict(manifest.weights),
             "notes": list(self.notes),
+            "input_range": to_plain(self.input_range),
         }
 
 
@@ -122,10 +125,11 @@ def export_bundle(
     compiler = choose_compiler(options.backend, environment.gpus())
     plan = _Plan(_with_bundle(options, place), compiler, labels)
     with staged_folder(place, MANIFEST) as folder:
-        manifest, reports = _fill(folder, source, plan, journal)
+        manifest, reports, input_range = _fill(folder, source, plan, journal)
         (folder / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
     bundle = Bundle.open(place)
-    return ExportReport(bundle, tuple(journal.times), reports, tuple(journal.notes))
+    times, notes = tuple(journal.times), tuple(journal.notes)
+    return ExportReport(bundle, times, reports, notes, input_range)
 
 
 def _resolve(target: str, options: ExportOptions, journal: Journal) -> ModelSpec | Path:
@@ -160,7 +164,7 @@ class _Plan:
 
 def _fill(
     folder: Path, source: ModelSpec | Path, plan: _Plan, journal: Journal
-) -> tuple[Manifest, tuple[ValidationReport, ...]]:
+) -> tuple[Manifest, tuple[ValidationReport, ...], InputRange]:
     options = plan.options
     path = folder / (MODEL if options.precision.facts.is_source else REFERENCE)
     reference = make_reference(source, path, journal, options.source, options.profile)
@@ -195,7 +199,7 @@ def _fill(
         calibration=converted.calibration,
         head=reference.head.name,
     )
-    return manifest, converted.reports
+    return manifest, converted.reports, InputRange.of(reference.batches)
 
 
 def _compile(

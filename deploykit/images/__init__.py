@@ -9,7 +9,13 @@ trained on.
 from deploykit.images.batching import batches, load_ahead
 from deploykit.images.decoding import EXPECTED, GivenImages, decode, is_one_image, to_rgb
 from deploykit.images.labelling import LabelledData, ModelClasses, open_labelled
-from deploykit.images.preprocessing import INTERPOLATIONS, preprocess, preprocess_array
+from deploykit.images.preprocessing import (
+    INTERPOLATIONS,
+    InputRange,
+    doubts,
+    preprocess,
+    preprocess_array,
+)
 from deploykit.images.sets import (
     IMAGE_SUFFIXES,
     ArrayImages,
@@ -28,10 +34,12 @@ __all__ = [
     "FileImages",
     "GivenImages",
     "ImageSet",
+    "InputRange",
     "LabelledData",
     "ModelClasses",
     "batches",
     "decode",
+    "doubts",
     "image_files",
     "is_one_image",
     "load_ahead",
