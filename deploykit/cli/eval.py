@@ -50,6 +50,12 @@ if TYPE_CHECKING:
     "LOC_synset_mapping.txt beside the images, the bundle's own names, or sorted if all are there]",
 )
 @click.option(
+    "--class-order",
+    type=click.Choice(["natural", "text"]),
+    help="How class folders are numbered (2 before 10, or after it) where nothing lists them; or "
+    "the images of a --labels-file without names.",
+)
+@click.option(
     "--reference",
     type=click.Path(path_type=Path),
     metavar="TARGET",
@@ -83,6 +89,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     data: Path,
     labels_file: Path | None,
     classes_file: Path | None,
+    class_order: str | None,
     reference: Path | None,
     compare: Path | None,
     per_class: bool,
@@ -98,7 +105,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     from deploykit.images import LabelledData
     from deploykit.verbs.evaluate import evaluate_bundle
 
-    labelled = LabelledData(data, labels_file, classes_file)
+    labelled = LabelledData(data, labels_file, classes_file, class_order)
     report = evaluate_bundle(
         bundle, labelled, reference=reference, compare=compare, batch=batch, progress=progress()
     )

@@ -22,13 +22,13 @@ from deploykit.bundle.manifest import (
 from deploykit.core import environment
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.atomic import staged_folder
-from deploykit.core.errors import DataError, UsageError
+from deploykit.core.errors import UsageError
 from deploykit.core.precision import Precision
 from deploykit.core.progress import Journal, Progress, SilentProgress, StageTime
 from deploykit.core.serialization import engine_to_plain, to_plain
 from deploykit.core.sizes import ShapeProfile, require_sizes
 from deploykit.exporting.engines import build_engine
-from deploykit.images import InputRange
+from deploykit.images import InputRange, read_class_names
 from deploykit.precision import conversion_of
 from deploykit.precision.quantization.request import refuse_request, require_request
 from deploykit.sources.definition import SourceOptions
@@ -43,18 +43,6 @@ if TYPE_CHECKING:
     from deploykit.core.specs import ModelSpec
     from deploykit.precision import Converted
     from deploykit.precision.quantization.request import QuantizationRequest
-
-
-def read_labels(path: Path) -> tuple[str, ...]:
-    """Names of the classes, one on each line.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    try:
-        return tuple(path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as exc:
-        raise DataError(f"cannot read the labels of {path}: {exc}") from exc
 
 
 @dataclass(frozen=True)
@@ -119,7 +107,7 @@ def export_bundle(
     journal = Journal(progress or SilentProgress())
     # Everything that can be wrong with the call is found before the first slow step.
     source = _resolve(target, options, journal)
-    labels = None if options.labels is None else read_labels(options.labels)
+    labels = None if options.labels is None else read_class_names(options.labels)
     name = source.stem if isinstance(source, Path) else source.name
     place = options.output or Path("engines") / f"{name}-{options.precision}"
     compiler = choose_compiler(options.backend, environment.gpus())

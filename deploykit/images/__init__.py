@@ -8,6 +8,7 @@ trained on.
 
 from deploykit.images.batching import batches, load_ahead
 from deploykit.images.decoding import EXPECTED, GivenImages, decode, is_one_image, to_rgb
+from deploykit.images.label_files import read_class_names
 from deploykit.images.labelling import LabelledData, ModelClasses, open_labelled
 from deploykit.images.preprocessing import (
     INTERPOLATIONS,
@@ -47,6 +48,7 @@ __all__ = [
     "open_labelled",
     "preprocess",
     "preprocess_array",
+    "read_class_names",
     "sample_images",
     "to_rgb",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import DataError
 from deploykit.images.decoding import decode
+from deploykit.images.label_files import read_class_names, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -65,7 +67,8 @@ def read_list(
     """
     rows = _without_header(path, read_rows(path), suffixes)
     paths = tuple(_require_file(path, line, cells[0]) for line, cells in rows)
-    classes = _read_class_names(path.parent / CLASS_NAMES)
+    named = path.parent / CLASS_NAMES
+    classes = read_class_names(named) if named.is_file() else None
     labels = _labels(path, rows, classes)
     return paths, labels, None if labels is None else classes
 
@@ -76,15 +79,13 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         DataError: unreadable, or a line of more cells.
     """
+    text = read_text(path, "lines of file,label")
+    # strict: a quote that is never closed is an error, not a cell with the rest of the file.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        # Spreadsheets put a byte-order mark in front.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            # strict: a quote that is never closed is an error, not a cell with the rest of the
-            # file.
-            reader = csv.reader(file, strict=True)
-            rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
-    except (OSError, UnicodeError, csv.Error) as error:
-        raise DataError(f"cannot read {path}: {error}\nexpected UTF-8 text, file,label") from error
+        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+    except csv.Error as error:
+        raise DataError(f"cannot read {path}: {error}\nexpected lines of file,label") from error
     filled = [(line, cells) for line, cells in rows if any(cells)]
     for line, cells in filled:
         if len(cells) > MAX_COLUMNS:
@@ -116,15 +117,6 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # a name too long for the file system
         return False
-
-
-def _read_class_names(path: Path) -> tuple[str, ...] | None:
-    if not path.is_file():
-        return None
-    try:
-        return tuple(path.read_text(encoding="utf-8-sig").splitlines())
-    except (OSError, UnicodeError) as error:
-        raise DataError(f"cannot read {path}: {error}\nexpected one class name per line") from error
 
 
 def _labels(
