@@ -120,8 +120,11 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
             show_table(out, shown)
         for name, rows in tables.items():
             _TABLES[name](out, rows)
+        for note in report.notes:
+            out.print(f"note: {note}", style="yellow", markup=False)
 
-    return Answer({"bundle": str(bundle), **found.to_dict(), **tables}, show)
+    beside = {"skipped": list(report.skipped), "notes": list(report.notes)}
+    return Answer({"bundle": str(bundle), **found.to_dict(), **tables, **beside}, show)
 
 
 def _show_per_class(out: Console, found: Sequence[dict[str, Any]]) -> None:

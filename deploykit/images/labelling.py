@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from deploykit.core.errors import DataError, UnknownNameError, UsageError
+from deploykit.images.decoding import image_suffixes
 from deploykit.images.label_files import read_class_names
 from deploykit.images.sets import (
-    IMAGE_SUFFIXES,
     FileImages,
     ImageSet,
     open_images,
@@ -308,7 +308,7 @@ def _by_folder(
 def _with_label_file(
     source: FileImages, data: LabelledData, file: Path, model: ModelClasses
 ) -> FileImages:
-    labels = read_label_file(file, source.paths, IMAGE_SUFFIXES, data.class_order)
+    labels = read_label_file(file, source.paths, image_suffixes(), data.class_order)
     words = {label.text for label in labels if label.number is None}
     classes = _known_classes(data, model, words)
     if classes is None and words:

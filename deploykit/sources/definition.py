@@ -19,7 +19,7 @@ from deploykit.core.errors import (
 )
 from deploykit.core.precision import Precision
 from deploykit.heads import head_named
-from deploykit.images import doubts
+from deploykit.images import doubts, notes_on_data
 from deploykit.images.batching import sample_batches
 
 if TYPE_CHECKING:
@@ -52,8 +52,12 @@ class SourceOptions:
 
 
 def notes_on_images(source_options: SourceOptions, preprocessing: Preprocessing) -> list[str]:
-    """What was made of the user's numbers, and what is odd about ``preprocessing``."""
-    return [*source_options.choices.preprocessing.conversions(), *doubts(preprocessing)]
+    """What was made of the user's numbers, what is odd about ``preprocessing``, skipped files."""
+    return [
+        *source_options.choices.preprocessing.conversions(),
+        *doubts(preprocessing),
+        *notes_on_data(source_options.data),
+    ]
 
 
 def from_definition(

@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AccuracyReport:
-    """What was measured, and the names of the classes where they are known."""
+    """What was measured, the names of the classes where they are known, and files left out."""
 
     evaluation: Evaluation
     names: tuple[str, ...] | None
+    skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def per_class(self) -> list[dict[str, Any]]:
         """Every class that has images, the worst first."""
@@ -85,7 +87,13 @@ def evaluate_bundle(
             progress=progress or SilentProgress(),
             head=head_named(bundle.manifest.head),
         )
-    return AccuracyReport(found, _fitting_names(classes, source.classes))
+    skipped = source.skipped if isinstance(source, images.FileImages) else ()
+    return AccuracyReport(
+        found,
+        _fitting_names(classes, source.classes),
+        skipped=tuple(map(str, skipped)),
+        notes=tuple(images.notes_on_skipped(skipped)),
+    )
 
 
 def _open_intact(folder: Path) -> Bundle:

@@ -15,6 +15,7 @@ from deploykit.core.errors import BundleError, UsageError
 from deploykit.core.progress import Progress, SilentProgress
 from deploykit.core.specs import DEFAULT_HEAD
 from deploykit.heads import head_named
+from deploykit.images import notes_on_data
 from deploykit.images.batching import BATCHES, sample_batches
 from deploykit.sources.onnx_file import assumed_preprocessing, require_image, side_inputs_of
 
@@ -99,7 +100,7 @@ def compare_artifacts(
     sizes = _sizes(candidate, reference, options.batch)
     preprocessing, notes = _preprocessing(candidate, reference)
     runners = _runners(candidate, reference, options.side_inputs)
-    notes = (*notes, *runners.side.notes())
+    notes = (*notes, *runners.side.notes(), *notes_on_data(options.data))
     names = (candidate.name, reference.name)
     precision = candidate.artifact.precision
     with shown.step("outputs"):
