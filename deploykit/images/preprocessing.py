@@ -11,7 +11,7 @@ from deploykit.core.choices import CHANNEL_ORDERS, channels_text, of_bytes, to_u
 from deploykit.core.errors import DataError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from numpy.typing import NDArray
     from PIL.Image import Image
@@ -128,14 +128,15 @@ class InputRange:
     images: int
 
     @classmethod
-    def of(cls, batches: Sequence[NDArray[Any]]) -> Self:
-        """The range of ``batches`` (N, C, H, W).
+    def of(cls, batches: Iterable[NDArray[Any]]) -> Self:
+        """The range of ``batches`` (N, C, H, W), of which one is held at a time.
 
         >>> InputRange.of([np.array([[[[-2.0, 0.5]]]]), np.array([[[[1.5]]], [[[0.0]]]])])
         InputRange(min=-2.0, max=1.5, images=3)
         """
-        lowest, highest = (float(end(map(end, map(np.ravel, batches)))) for end in (min, max))
-        return cls(lowest, highest, sum(map(len, batches)))
+        found = [(batch.min(), batch.max(), len(batch)) for batch in batches]
+        lowest, highest, counts = zip(*found, strict=True)
+        return cls(float(min(lowest)), float(max(highest)), sum(counts))
 
 
 _USUAL_WIDTHS: Final = ((0.8, 25.0), (200.0, 300.0))

@@ -7,10 +7,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from deploykit.bundle.golden import runners_of_bundle
 from deploykit.bundle.manifest import MODEL, REFERENCE, Bundle
 from deploykit.core.choices import DefinitionChoices
-from deploykit.core.errors import UsageError
+from deploykit.core.errors import DataError, UsageError
 from deploykit.core.precision import Precision
 from deploykit.core.progress import Journal, Progress, SilentProgress
 from deploykit.core.sizes import IMAGE_AXES, ShapeProfile, SizeRange, are_images
@@ -19,7 +21,7 @@ from deploykit.graph import LoadedGraph, read_graph, tidy
 from deploykit.graph.half import FP16_MAX
 from deploykit.graph.node_precisions import Known, read_precision
 from deploykit.graph.shapes import fix_image_size
-from deploykit.images import InputRange
+from deploykit.images import InputRange, batches, open_images, sample_images
 from deploykit.images.batching import BATCHES, sample_batches
 from deploykit.precision import PlanSource, conversion_of
 from deploykit.precision.fp16 import HEADROOM, measure_magnitudes
@@ -31,7 +33,6 @@ from deploykit.sources.targets import Kind, find_definition, kind_of, refuse_def
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from deploykit.comparison.reference import Runners
@@ -372,7 +373,8 @@ def inspect_with_input(
 ) -> tuple[ModelSummary, PreparedInput | None]:
     """As `inspect`, with the input that images of ``source_options`` become.
 
-    ``None`` stands for the input of a file that takes no images.
+    ``None`` stands for the input of a file that takes no images, or larger ones than the
+    photographs that come with deploykit can be scaled to.
 
     Raises:
         DeploykitError: as `inspect`; the images cannot be read or not be prepared so.
@@ -395,15 +397,27 @@ def inspect_with_input(
     return summary, _prepared_input(known, source_options, is_assumed=is_assumed)
 
 
+_SAMPLE: Final = 8
+"""Images whose range is looked at, spread over those there are."""
+
+
 def _prepared_input(
     known: Preprocessing, source_options: SourceOptions, *, is_assumed: bool
-) -> PreparedInput:
-    choices = source_options.choices.preprocessing
+) -> PreparedInput | None:
+    choices, data = source_options.choices.preprocessing, source_options.data
     prepared = choices.applied_to(known)
     notes = notes_on_images(source_options, prepared)
     if is_assumed:
         notes += choices.assumptions(prepared)
-    found = InputRange.of(sample_batches(prepared, source_options.data))
+    source = sample_images() if data is None else open_images(data)
+    chosen = np.linspace(0, len(source) - 1, min(_SAMPLE, len(source))).round().astype(int)
+    try:
+        # One at a time: inputs may be large, and this is a look at them.
+        found = InputRange.of(batch for batch, _ in batches(source, prepared, 1, chosen.tolist()))
+    except DataError:
+        if data is not None:
+            raise
+        return None
     return PreparedInput(prepared, found, tuple(notes))
 
 

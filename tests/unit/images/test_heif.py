@@ -28,6 +28,7 @@ class StandIn(ImageFile.ImageFile):
     format = "HEIF"
 
     def _open(self) -> None:
+        assert self.fp is not None
         with Image.open(BytesIO(self.fp.read()[len(HEADER) :])) as inner:
             inner.load()
             self._mode, self._size = inner.mode, inner.size
