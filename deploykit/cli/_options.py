@@ -223,8 +223,17 @@ _OPTIONS = (
     click.option(
         "--interpolation", metavar="NAME", help="bilinear, bicubic, nearest or lanczos, likewise."
     ),
-    click.option("--mean", metavar="R,G,B", help="Subtracted from pixels of 0 to 1, likewise."),
+    click.option(
+        "--mean",
+        metavar="R,G,B",
+        help="Subtracted from pixels of 0 to 1, likewise; with --std also of 0 to 255.",
+    ),
     click.option("--std", metavar="R,G,B", help="What they are divided by then, likewise."),
+    click.option(
+        "--channel-order",
+        metavar="rgb|bgr",
+        help="Of the network's input; --mean and --std are in this order.  [default: likewise]",
+    ),
     side_inputs,
     click.option(
         "--head",
@@ -243,6 +252,7 @@ def read_choices(  # noqa: PLR0913 - one parameter per option
     interpolation: str | None = None,
     mean: str | None = None,
     std: str | None = None,
+    channel_order: str | None = None,
     side_inputs: Path | None = None,
     head: str | None = None,
 ) -> DefinitionChoices:
@@ -258,6 +268,7 @@ def read_choices(  # noqa: PLR0913 - one parameter per option
         interpolation=interpolation,
         mean=None if mean is None else _channels("--mean", mean),
         std=None if std is None else _channels("--std", std),
+        channel_order=None if channel_order is None else channel_order.lower(),
     )
     arguments = None if factory_args is None else _arguments(factory_args)
     return DefinitionChoices(num_classes, input_size, arguments, wanted, side_inputs, head)

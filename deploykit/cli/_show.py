@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from deploykit.bundle.manifest import Bundle
     from deploykit.core.artifacts import EngineRecord
     from deploykit.core.progress import StageTime
+    from deploykit.core.specs import Preprocessing
     from deploykit.heads import Table as HeadTable
+    from deploykit.images import InputRange
 
 
 _WIDTH_OF_A_FILE = 160
@@ -158,6 +160,12 @@ def show_files(out: Console, bundle: Bundle) -> None:
     for name, digest in bundle.expected_files().items():
         rows.add_row(name, megabytes((bundle.folder / name).stat().st_size), digest[:16])
     out.print(rows, "")
+
+
+def show_input(out: Console, found: InputRange, preprocessing: Preprocessing) -> None:
+    """Smallest and largest value that the sample has once it is prepared."""
+    order = preprocessing.channel_order.upper()
+    out.print(f"input: {found.min:.4g} to {found.max:.4g} on {found.images} images, {order}")
 
 
 def show_kept(out: Console, kept: Mapping[str, str], fate: str = "stays FP32") -> None:

@@ -52,6 +52,12 @@ if TYPE_CHECKING:
     "LOC_synset_mapping.txt beside the images, the bundle's own names, or sorted if all are there]",
 )
 @click.option(
+    "--class-order",
+    type=click.Choice(["natural", "text"]),
+    help="How class folders are numbered (2 before 10, or after it) where nothing lists them; or "
+    "the images of a --labels-file without names.",
+)
+@click.option(
     "--reference",
     type=click.Path(path_type=Path),
     metavar="TARGET",
@@ -86,6 +92,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     data: Path,
     labels_file: Path | None,
     classes_file: Path | None,
+    class_order: str | None,
     reference: Path | None,
     compare: Path | None,
     per_class: bool,
@@ -101,7 +108,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     from deploykit.images import LabelledData
     from deploykit.verbs.evaluate import evaluate_bundle
 
-    labelled = LabelledData(data, labels_file, classes_file)
+    labelled = LabelledData(data, labels_file, classes_file, class_order)
     report = evaluate_bundle(
         bundle,
         labelled,
@@ -123,8 +130,12 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         out.print(f"{bundle}: {report.graph} on onnxruntime", markup=False)
         for name, rows in tables.items():
             _TABLES[name](out, rows)
+        for note in report.notes:
+            out.print(f"note: {note}", style="yellow", markup=False)
 
-    return Answer({"bundle": str(bundle), "graph": report.graph, **found.to_dict(), **tables}, show)
+    beside = {"skipped": list(report.skipped), "notes": list(report.notes)}
+    answer = {"bundle": str(bundle), "graph": report.graph, **found.to_dict()}
+    return Answer({**answer, **tables, **beside}, show)
 
 
 def _show_per_class(out: Console, found: Sequence[dict[str, Any]]) -> None:

@@ -15,6 +15,7 @@ from deploykit.cli._show import (
     show_comparison,
     show_engines,
     show_files,
+    show_input,
     show_int8,
     show_kept,
     show_stages,
@@ -247,6 +248,7 @@ def _show(out: Console, report: ExportReport) -> None:
     show_stages(out, report.stages)
     show_comparison(out, [found.to_dict() for found in report.validation])
     show_files(out, report.bundle)
+    show_input(out, report.input_range, manifest.preprocessing)
     show_kept(out, manifest.conversion.get("kept_fp32", {}))
     if manifest.calibration is not None:
         show_int8(out, manifest.conversion, manifest.calibration)

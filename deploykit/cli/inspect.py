@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
-from deploykit.cli._show import progress, short_count, table
+from deploykit.cli._show import progress, short_count, show_input, table
 from deploykit.core.errors import UsageError
 from deploykit.core.precision import OWN
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from deploykit.core.precision import Precision
     from deploykit.costs.network import ModelSummary
     from deploykit.graph.node_precisions import GraphPrecision, NodePrecision
-    from deploykit.verbs.inspect import PrecisionOptions, PrecisionReport
+    from deploykit.sources.definition import SourceOptions
+    from deploykit.verbs.inspect import PrecisionOptions, PrecisionReport, PreparedInput
 
 
 _PARTICULAR: Final = re.compile(r"\S*\d\S*|'[^']*'|\S+(?= reaches )")
@@ -344,43 +345,72 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
             "--exclude": exclude,
             "--all": every_node,
             "--weights": weights,
-            "--data": data,
             "--side-inputs": choices.side_inputs,
             "--head": choices.head,
-            **{f"--{name}": value for name, value in asdict(choices.preprocessing).items()},
         }
         _refuse_without_precision(measuring)
-        from deploykit.costs.network import summary_to_plain
-
-        summary = _summary(target, choices, batch)
-        return Answer(summary_to_plain(summary), lambda out: _show(out, summary))
     wanted = _options.one_precision("inspect", flagged=flagged, name=None)
     with progress().step("start"):  # importing torch takes seconds
         from deploykit.sources.definition import SourceOptions
         from deploykit.verbs.inspect import PrecisionOptions
 
     source_options = SourceOptions(weights, seed, choices, data)
+    if not (precision or flagged):
+        return _look_at_layers(target, source_options, batch)
     options = PrecisionOptions(wanted, exclude, batch, source_options)
     return _look(target, options, every_node=every_node)
 
 
+def _look_at_layers(target: str, source_options: SourceOptions, batch: int) -> Answer:
+    summary, prepared = _inspected(target, source_options, batch)
+
+    def show(out: Console) -> None:
+        _show(out, summary)
+        out.print("")
+        _show_prepared(out, prepared)
+
+    return Answer(_layers_to_plain(summary, prepared), show)
+
+
 def _look(target: str, options: PrecisionOptions, *, every_node: bool) -> Answer:
-    from deploykit.costs.network import summary_to_plain
     from deploykit.verbs.inspect import inspect_precision
 
     report = inspect_precision(target, options, progress())
-    summary = _summary(target, options.source.choices, options.batch)
-    return Answer(
-        {**summary_to_plain(summary), "precision": report.to_dict()},
-        lambda out: show_precision(out, report, every_node=every_node),
-    )
+    summary, prepared = _inspected(target, options.source, options.batch)
+
+    def show(out: Console) -> None:
+        _show_prepared(out, prepared, said=report.notes)
+        show_precision(out, report, every_node=every_node)
+
+    return Answer({**_layers_to_plain(summary, prepared), "precision": report.to_dict()}, show)
 
 
-def _summary(target: str, choices: DefinitionChoices, batch: int) -> ModelSummary:
+def _inspected(
+    target: str, source_options: SourceOptions, batch: int
+) -> tuple[ModelSummary, PreparedInput | None]:
     with progress().step("inspect"):
-        from deploykit.verbs.inspect import inspect
+        from deploykit.verbs.inspect import inspect_with_input
 
-        return inspect(target, choices, batch=batch)
+        return inspect_with_input(target, source_options, batch=batch)
+
+
+def _layers_to_plain(summary: ModelSummary, prepared: PreparedInput | None) -> dict[str, Any]:
+    from deploykit.costs.network import summary_to_plain
+
+    found = {"input_range": None, "notes": []} if prepared is None else prepared.to_dict()
+    return {**summary_to_plain(summary), **found}
+
+
+def _show_prepared(
+    out: Console, prepared: PreparedInput | None, said: tuple[str, ...] = ()
+) -> None:
+    """The range of the input, and what is to be known of it beside what is ``said`` later."""
+    if prepared is None:
+        return
+    show_input(out, prepared.range, prepared.preprocessing)
+    for note in prepared.notes:
+        if note not in said:
+            out.print(f"note: {note}", style="yellow", markup=False)
 
 
 def _refuse_without_precision(given: dict[str, Any]) -> None:

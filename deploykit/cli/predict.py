@@ -78,5 +78,7 @@ def _show(out: Console, found: PredictionReport) -> None:
         )
         out.print(f"weights: {found.weights}; {doubt}", markup=False)
     out.print(found.choice, markup=False)
+    for note in found.notes:
+        out.print(f"note: {note}", style="yellow", markup=False)
     for _, reason in found.unreadable:
         out.print(f"problem: {'; '.join(reason.splitlines())}", style="red", markup=False)

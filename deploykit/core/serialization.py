@@ -42,8 +42,11 @@ Noun = TypeVar("Noun")
 _ARRAYS: Final = frozenset({SizeRange})
 """Nouns that are an array of their fields, ``[160, 224, 320]``."""
 
-_DEFAULTED: Final = frozenset({ShapeProfile})
-"""Nouns whose fields may be missing where they have a default."""
+_OPTIONAL: Final[Mapping[type, frozenset[str]]] = {
+    ShapeProfile: frozenset(field.name for field in fields(ShapeProfile)),
+    Preprocessing: frozenset({"channel_order"}),
+}
+"""Fields that may be missing where they have a default: what files of before do not say."""
 
 _EXTENSIBLE: Final = frozenset({OnnxArtifact, Preprocessing, TensorSpec})
 """Nouns in which fields of a later release are passed over."""
@@ -198,7 +201,7 @@ def _form_of(kind: type) -> Any:
 
 
 def _field(kind: type, field: Any, form: Any) -> Any:
-    optional = kind in _DEFAULTED and field.default is not MISSING
+    optional = field.name in _OPTIONAL.get(kind, ()) and field.default is not MISSING
     return (field.name, form, field.default) if optional else (field.name, form)
 
 

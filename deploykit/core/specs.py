@@ -80,8 +80,9 @@ class Preprocessing:
     """How an image becomes the model's input.
 
     Decode to RGB, scale the shorter side to ``resize`` (``None``: leave it; a pair: to exactly
-    that height and width), cut ``crop`` pixels (height, width) from the centre, divide by 255,
-    subtract ``mean``, divide by ``std``.
+    that height and width), cut ``crop`` pixels (height, width) from the centre, put the channels
+    in ``channel_order`` ("rgb" or "bgr"), divide by 255, subtract ``mean``, divide by ``std``.
+    Both are of pixels of 0 to 1, and in the order of the network's channels.
     """
 
     crop: tuple[int, int]
@@ -89,6 +90,7 @@ class Preprocessing:
     interpolation: str = "bilinear"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    channel_order: str = "rgb"
 
 
 @dataclass(frozen=True, kw_only=True)

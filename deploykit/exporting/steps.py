@@ -24,15 +24,16 @@ from deploykit.comparison.validation import outputs_of, validate
 from deploykit.core import environment
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.atomic import staged_folder
-from deploykit.core.errors import DataError, UsageError
+from deploykit.core.errors import UsageError
 from deploykit.core.precision import Precision
 from deploykit.core.progress import Journal, Progress, SilentProgress, StageTime
-from deploykit.core.serialization import engine_to_plain
+from deploykit.core.serialization import engine_to_plain, to_plain
 from deploykit.core.sizes import ShapeProfile, require_sizes
 from deploykit.exporting.engines import build_engine
 from deploykit.exporting.replacing import Replacement, origin_of, origin_of_call
 from deploykit.graph import LoadedGraph, write_model
 from deploykit.graph.rounding import computes_narrow, rounding_form
+from deploykit.images import InputRange, read_class_names
 from deploykit.precision import conversion_of
 from deploykit.precision.quantization.request import refuse_request, require_request
 from deploykit.sources.definition import SourceOptions
@@ -48,18 +49,6 @@ if TYPE_CHECKING:
     from deploykit.core.specs import ModelSpec
     from deploykit.precision import Converted
     from deploykit.precision.quantization.request import QuantizationRequest
-
-
-def read_labels(path: Path) -> tuple[str, ...]:
-    """Names of the classes, one on each line.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    try:
-        return tuple(path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as exc:
-        raise DataError(f"cannot read the labels of {path}: {exc}") from exc
 
 
 @dataclass(frozen=True)
@@ -93,6 +82,7 @@ class ExportReport:
     stages: tuple[StageTime, ...]
     validation: tuple[ValidationReport, ...]
     notes: tuple[str, ...]
+    input_range: InputRange
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
@@ -107,6 +97,7 @@ class ExportReport:
             "calibration": manifest.calibration,
             "weights": dict(manifest.weights),
             "notes": list(self.notes),
+            "input_range": to_plain(self.input_range),
         }
 
 
@@ -126,7 +117,7 @@ def export_bundle(
     journal = Journal(progress or SilentProgress())
     # Everything that can be wrong with the call is found before the first slow step.
     source = _resolve(target, options, journal)
-    labels = None if options.labels is None else read_labels(options.labels)
+    labels = None if options.labels is None else read_class_names(options.labels)
     name = source.stem if isinstance(source, Path) else source.name
     place = options.output or Path("engines") / f"{name}-{options.precision}"
     gpus = environment.gpus()
@@ -141,11 +132,12 @@ def export_bundle(
         replaced.append(replacement.require(origin_of(manifest.model, manifest.weights)))
 
     with staged_folder(place, MANIFEST, look_again) as folder:
-        manifest, reports = _fill(folder, source, plan, journal)
+        manifest, reports, input_range = _fill(folder, source, plan, journal)
         (folder / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
     journal.notes += filter(None, replaced)
     bundle = Bundle.open(place)
-    return ExportReport(bundle, tuple(journal.times), reports, tuple(journal.notes))
+    times, notes = tuple(journal.times), tuple(journal.notes)
+    return ExportReport(bundle, times, reports, notes, input_range)
 
 
 def _resolve(target: str, options: ExportOptions, journal: Journal) -> ModelSpec | Path:
@@ -181,7 +173,7 @@ class _Plan:
 
 def _fill(
     folder: Path, source: ModelSpec | Path, plan: _Plan, journal: Journal
-) -> tuple[Manifest, tuple[ValidationReport, ...]]:
+) -> tuple[Manifest, tuple[ValidationReport, ...], InputRange]:
     options = plan.options
     path = folder / (MODEL if options.precision.facts.is_source else REFERENCE)
     reference = make_reference(source, path, journal, options.source, options.profile)
@@ -218,7 +210,7 @@ def _fill(
         calibration=converted.calibration,
         head=reference.head.name,
     )
-    return manifest, converted.reports
+    return manifest, converted.reports, InputRange.of(reference.batches)
 
 
 def _write_cpu_form(reference: Reference, converted: Converted, path: Path) -> None:

@@ -7,38 +7,58 @@ trained on.
 """
 
 from deploykit.images.batching import batches, load_ahead
-from deploykit.images.decoding import EXPECTED, GivenImages, decode, is_one_image, to_rgb
+from deploykit.images.decoding import (
+    EXPECTED,
+    GivenImages,
+    decode,
+    image_suffixes,
+    is_one_image,
+    to_rgb,
+)
+from deploykit.images.label_files import read_class_names
 from deploykit.images.labelling import LabelledData, ModelClasses, open_labelled
-from deploykit.images.preprocessing import INTERPOLATIONS, preprocess, preprocess_array
+from deploykit.images.preprocessing import (
+    INTERPOLATIONS,
+    InputRange,
+    doubts,
+    preprocess,
+    preprocess_array,
+)
 from deploykit.images.sets import (
-    IMAGE_SUFFIXES,
     ArrayImages,
     FileImages,
     ImageSet,
     image_files,
+    notes_on_data,
+    notes_on_skipped,
     open_images,
     sample_images,
 )
 
 __all__ = [
     "EXPECTED",
-    "IMAGE_SUFFIXES",
     "INTERPOLATIONS",
     "ArrayImages",
     "FileImages",
     "GivenImages",
     "ImageSet",
+    "InputRange",
     "LabelledData",
     "ModelClasses",
     "batches",
     "decode",
+    "doubts",
     "image_files",
+    "image_suffixes",
     "is_one_image",
     "load_ahead",
+    "notes_on_data",
+    "notes_on_skipped",
     "open_images",
     "open_labelled",
     "preprocess",
     "preprocess_array",
+    "read_class_names",
     "sample_images",
     "to_rgb",
 ]

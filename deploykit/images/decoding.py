@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
+from importlib import import_module
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -27,8 +29,39 @@ if TYPE_CHECKING:
     ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image | NDArray[np.uint8]
 
 
-FORMATS: Final = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
-"""Formats that Pillow may read, whatever the file's suffix: EPS would run Ghostscript."""
+_NOT_READ: Final = frozenset({"EPS", "FPX", "MIC", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
+"""Formats of Pillow's registry that are left out, whatever a file's suffix.
+
+EPS would run Ghostscript. Of the others Pillow knows the header and needs another program for the
+pixels.
+"""
+
+_HEIC_BRANDS: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"})
+"""Of ISO/IEC 23008-12; AVIF has its own."""
+
+NEEDS_HEIF: Final = "for HEIC: pip install pillow-heif"
+
+
+@cache
+def readable_formats() -> tuple[str, ...]:
+    """Names of the formats that the installed Pillow reads; HEIF where `pillow-heif` is there."""
+    from PIL import Image
+
+    if find_spec("pillow_heif") is not None:
+        import_module("pillow_heif").register_heif_opener()
+    Image.init()
+    return tuple(name for name in Image.ID if name not in _NOT_READ)
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Suffixes of image files, as ".jpg", by Pillow's own registry."""
+    from PIL import Image
+
+    # JPEG's reader opens MPO, which has no entry of its own.
+    known = {*readable_formats(), "MPO"}
+    suffixes = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, name in suffixes if name in known)
 
 
 def decode(source: Path | bytes) -> Image:
@@ -44,9 +77,9 @@ def decode(source: Path | bytes) -> Image:
     """
     from PIL import Image, ImageOps
 
-    with _readable(str(source) if isinstance(source, Path) else "the image"):
+    with _readable(str(source) if isinstance(source, Path) else "the image", source):
         content = source if isinstance(source, Path) else BytesIO(source)
-        with Image.open(content, formats=FORMATS) as image:
+        with Image.open(content, formats=readable_formats()) as image:
             ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
 
@@ -64,15 +97,27 @@ def to_rgb(image: Image) -> Image:
 
 
 @contextmanager
-def _readable(name: str) -> Iterator[None]:
+def _readable(name: str, source: Path | bytes = b"") -> Iterator[None]:
     try:
         yield
     # Pillow's readers let whatever they trip over escape: OSError, SyntaxError, struct.error ...
     except Exception as error:
+        is_new = "HEIF" not in readable_formats() and _is_heic(source)
         raise DataError(
             f"cannot read {name}\n{type(error).__name__}: {_first_line(error)}\n"
-            "expected a complete JPEG, PNG, BMP, WebP, TIFF, GIF or PPM image"
+            "expected a complete JPEG, PNG, WebP, TIFF or other image that Pillow reads"
+            f"{f'; {NEEDS_HEIF}' if is_new else ''}"
         ) from error
+
+
+def _is_heic(source: Path | bytes) -> bool:
+    """By the brand in its first box, whatever it is called."""
+    try:
+        with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+            start = file.read(12)
+    except OSError:
+        return False
+    return start[4:8] == b"ftyp" and start[8:12] in _HEIC_BRANDS
 
 
 def _to_rgb(image: Image) -> Image:

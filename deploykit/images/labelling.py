@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from deploykit.core.errors import DataError, UsageError
+from deploykit.core.errors import DataError, UnknownNameError, UsageError
+from deploykit.images.decoding import image_suffixes
+from deploykit.images.label_files import read_class_names
 from deploykit.images.sets import (
-    IMAGE_SUFFIXES,
     FileImages,
     ImageSet,
     open_images,
@@ -21,7 +22,7 @@ from deploykit.images.sets import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -55,17 +56,53 @@ class _Row:
     label: str
 
 
+ORDERS: Final = ("natural", "text")
+"""Orders of names: by the numbers in them (2 before 10), or letter by letter (10 before 2)."""
+
+
+def natural_order(names: Iterable[str]) -> list[str]:
+    """The names sorted with the numbers in them as numbers.
+
+    >>> natural_order(["10", "2", "img10b", "img9"])
+    ['2', '10', 'img9', 'img10b']
+    """
+    return sorted(names, key=lambda name: (_natural_key(name), name))
+
+
+def _natural_key(name: str) -> tuple[tuple[str, int], ...]:
+    texts, numbers = re.split("[0-9]+", name), re.findall("[0-9]+", name)
+    return tuple(zip(texts, [*map(int, numbers), -1], strict=True))
+
+
+def _ordered(names: Sequence[str], order: str | None, what: str, remedy: str) -> list[str]:
+    """``names`` in the order that numbers them: the one asked for, or the only one there is."""
+    orders = {"natural": natural_order(names), "text": sorted(names)}
+    if order is not None:
+        return orders[order]
+    natural, text = orders.values()
+    if natural == text:
+        return text
+    at = next(place for place, name in enumerate(natural) if name != text[place])
+    shown = [", ".join(each[max(at - 2, 0) : at + 1]) for each in (natural, text)]
+    raise DataError(
+        f"{what} have two orders: {shown[0]} ... as numbers, {shown[1]} ... as text\n"
+        "say which one the numbers of the classes follow: --class-order natural, or text (as "
+        f"torchvision's ImageFolder sorts)\n{remedy}"
+    )
+
+
 def read_label_file(
-    path: Path, files: Sequence[Path], suffixes: Collection[str]
+    path: Path, files: Sequence[Path], suffixes: Collection[str], order: str | None = None
 ) -> tuple[Label, ...]:
     """The label of each of ``files``, which lie in one folder, in their order.
 
-    Either one label per line in the order of the files, or ``file,label`` in any order, with or
-    without the file's suffix and with or without a header. After a synset anything may follow, as
-    the boxes in ImageNet's ``LOC_val_solution.csv`` do.
+    Either one label per line in the order of the files' names, or ``file,label`` in any order, with
+    or without the file's suffix and with or without a header. After a synset anything may follow,
+    as the boxes in ImageNet's ``LOC_val_solution.csv`` do. ``order`` is one of `ORDERS`.
 
     Raises:
-        DataError: unreadable, or not one label for each file and nothing else.
+        DataError: unreadable, or not one label for each file and nothing else; or numbers in the
+            names give another order than their text, and ``order`` does not say which.
     """
     rows = [_read_row(line, cells) for line, cells in read_rows(path)]
     places = {file.name: at for at, file in enumerate(files)}
@@ -84,7 +121,7 @@ def read_label_file(
             f"{path}, line {odd.line}: {'one cell' if named[0] else 'file and label'}, unlike the "
             "lines before\nexpected one label per line, or file,label in every line"
         )
-    return _in_order(path, rows, files)
+    return _in_order(path, rows, files, order)
 
 
 def _read_row(line: int, cells: list[str]) -> _Row:
@@ -108,7 +145,9 @@ def _is_header(row: _Row, places: Collection[str], suffixes: Collection[str]) ->
     return name.name not in places and name.suffix.lower() not in suffixes
 
 
-def _in_order(path: Path, rows: Sequence[_Row], files: Sequence[Path]) -> tuple[Label, ...]:
+def _in_order(
+    path: Path, rows: Sequence[_Row], files: Sequence[Path], order: str | None
+) -> tuple[Label, ...]:
     if len(rows) != len(files):
         if len(rows) < len(files):
             first = f"the first image without one is {files[len(rows)].name}"
@@ -118,7 +157,14 @@ def _in_order(path: Path, rows: Sequence[_Row], files: Sequence[Path]) -> tuple[
             f"{path} has {len(rows)} labels for {len(files)} images: {first}\n"
             "expected one per line in the order of the file names, or lines of file,label"
         )
-    return tuple(Label(row.line, row.label) for row in rows)
+    names = _ordered(
+        [file.name for file in files],
+        order,
+        f"the images that {path} labels line by line",
+        "or give lines of file,label",
+    )
+    by_name = {name: Label(row.line, row.label) for name, row in zip(names, rows, strict=True)}
+    return tuple(by_name[file.name] for file in files)
 
 
 def _by_name(
@@ -150,6 +196,8 @@ def _by_name(
 MAPPING: Final = "LOC_synset_mapping.txt"
 """ImageNet's list of classes as Kaggle distributes it: per line a synset and its words, sorted."""
 
+_OR_A_LIST: Final = "or give --classes FILE, or export with --labels: a list in that order"
+
 _GIVE: Final = (
     "give --classes FILE: one folder name or synset per line, in the order of the model's outputs\n"
     f"({MAPPING} is such a file, and found by itself beside the images)"
@@ -162,12 +210,14 @@ class LabelledData:
 
     ``labels_file`` holds the label of every image of a flat folder; ``classes_file`` one class per
     line, a synset with or without words after it or a folder's name, in the order of the model's
-    outputs.
+    outputs. ``class_order``, "natural" or "text", says how sorted folders are numbered where these
+    differ, or images whose labels have no names.
     """
 
     path: Path
     labels_file: Path | None = None
     classes_file: Path | None = None
+    class_order: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,25 +234,40 @@ def open_labelled(data: LabelledData, model: ModelClasses) -> ImageSet:
     Takes what `open_images` takes, and a flat folder with ``labels_file``. Folders and synsets are
     numbered by the first of these that is there: ``classes_file``; ``LOC_synset_mapping.txt`` in or
     beside the folder or beside the label file, if it lists as many classes as the model has; the
-    model's own names; their sorted order, if there is one for every class of the model.
+    model's own names; their sorted order, if there is one for every class of the model. Where that
+    of their numbers is not that of their text, ``class_order`` must say which.
 
     Raises:
-        UsageError: a label file for images that have labels, or are not in a folder.
+        UsageError: a label file for images that have labels, or are not in a folder; an order for
+            what has its numbers already.
         DataError: as `open_images`; a label, a class or a name that does not fit; classes that
             cannot be numbered.
     """
+    _check_order(data)
     source = open_images(data.path)
     if data.labels_file is not None:
         files = _require_flat_folder(source, data.path)
         return _with_label_file(files, data, data.labels_file, model)
     if isinstance(source, FileImages) and data.path.is_dir() and source.classes is not None:
         return _by_folder(source, source.classes, data, model)
-    if data.classes_file is not None:
-        raise UsageError(
-            f"--classes does not apply to {data.path}\n"
-            "it numbers the folders of a folder per class, or the synsets of a --labels-file"
-        )
+    unused = {"--classes": data.classes_file, "--class-order": data.class_order}
+    for option, given in unused.items():
+        if given is not None:
+            raise UsageError(
+                f"{option} does not apply to {data.path}\n"
+                "it numbers the folders of a folder per class, or the synsets of a --labels-file"
+            )
     return source
+
+
+def _check_order(data: LabelledData) -> None:
+    if data.class_order not in (None, *ORDERS):
+        raise UnknownNameError("order", str(data.class_order), ORDERS, ", ".join(ORDERS))
+    if data.class_order is not None and data.classes_file is not None and not data.labels_file:
+        raise UsageError(
+            f"--classes {data.classes_file} numbers the folders already\n"
+            "leave out --class-order, or the list"
+        )
 
 
 def _require_flat_folder(source: ImageSet, path: Path) -> FileImages:
@@ -226,7 +291,9 @@ def _by_folder(
                 f"{data.path} has {len(folders)} class folders, the model has {model.count} "
                 f"classes: sorting does not tell which\n{_GIVE}"
             )
-        return source
+        classes = tuple(
+            _ordered(folders, data.class_order, f"the class folders of {data.path}", _OR_A_LIST)
+        )
     places = unique_names(classes)
     unknown = [folder for folder in folders if folder not in places]
     if unknown:
@@ -241,7 +308,7 @@ def _by_folder(
 def _with_label_file(
     source: FileImages, data: LabelledData, file: Path, model: ModelClasses
 ) -> FileImages:
-    labels = read_label_file(file, source.paths, IMAGE_SUFFIXES)
+    labels = read_label_file(file, source.paths, image_suffixes(), data.class_order)
     words = {label.text for label in labels if label.number is None}
     classes = _known_classes(data, model, words)
     if classes is None and words:
@@ -271,6 +338,8 @@ def _known_classes(
                 "expected one per line, in the order of the model's outputs"
             )
         return classes
+    if data.class_order is not None and data.labels_file is None:
+        return None  # the user says how the folders are sorted
     # Lists that were found, not given: one that does not fit is passed over, not an error.
     lists = [_read_classes(path) for path in _mappings(data)]
     lists += [] if model.names is None else [model.names]
@@ -288,11 +357,7 @@ def _mappings(data: LabelledData) -> list[Path]:
 
 
 def _read_classes(path: Path) -> tuple[str, ...]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeError) as error:
-        raise DataError(f"cannot read {path}: {error}\nexpected one class per line") from error
-    classes = tuple(_class_of(line.strip()) for line in lines if line.strip())
+    classes = tuple(_class_of(name) for name in read_class_names(path) if name)
     if not classes:
         raise DataError(f"{path} lists no classes\nexpected one per line")
     name, times = Counter(classes).most_common(1)[0]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
+from deploykit.core.choices import CHANNEL_ORDERS, channels_text, of_bytes, to_unit
 from deploykit.core.errors import DataError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
     from PIL.Image import Image
 
@@ -27,7 +31,8 @@ def preprocess(
 
     Bit for bit what torchvision's ``Resize``, ``CenterCrop``, ``ToTensor`` and ``Normalize`` give
     for a Pillow image: the longer side is rounded down, downscaling is antialiased, and a crop
-    larger than the image is filled up with black before normalising; not with ``pad=False``.
+    larger than the image is filled up with black before normalising; not with ``pad=False``. For
+    a network that takes BGR the channels change places before they are normalised.
 
     Raises:
         UsageError: the image is not RGB, or ``preprocessing`` makes no sense.
@@ -43,7 +48,10 @@ def preprocess(
     if not pad:
         _require_covered(resized, preprocessing.crop)
     cropped = _center_crop(resized, preprocessing.crop)
-    pixels = np.ascontiguousarray(np.asarray(cropped).transpose(2, 0, 1)).astype(np.float32)
+    channels = np.asarray(cropped).transpose(2, 0, 1)
+    if preprocessing.channel_order == "bgr":
+        channels = channels[::-1]
+    pixels = np.ascontiguousarray(channels).astype(np.float32)
     # In torchvision's order and in FP32: one combined multiply-add would round differently.
     pixels /= np.float32(255)
     pixels -= np.array(preprocessing.mean, np.float32)[:, None, None]
@@ -73,7 +81,9 @@ def check_preprocessing(preprocessing: Preprocessing) -> None:
     """Check that the steps can be applied to an image at all.
 
     Raises:
-        UsageError: unknown interpolation, a size below 1, or a standard deviation of 0.
+        UnknownNameError: unknown interpolation or channel order.
+        UsageError: a size below 1, a standard deviation of 0, or a mean or deviation of pixels of
+            0 to 255.
     """
     known = INTERPOLATIONS
     if preprocessing.interpolation not in known:
@@ -87,6 +97,91 @@ def check_preprocessing(preprocessing: Preprocessing) -> None:
         )
     if 0 in preprocessing.std:
         raise UsageError(f"std {preprocessing.std} divides by zero\nexpected values above 0")
+    orders = CHANNEL_ORDERS
+    if preprocessing.channel_order not in orders:
+        raise UnknownNameError(
+            "channel order", preprocessing.channel_order, orders, ", ".join(orders)
+        )
+    _require_unit_scale(preprocessing)
+
+
+def _require_unit_scale(preprocessing: Preprocessing) -> None:
+    """Every pixel would become nearly the same number, whatever the image."""
+    mean, std = preprocessing.mean, preprocessing.std
+    if of_bytes(mean, std):
+        converted = [
+            channels_text(to_unit(each) if of_bytes(each) else each) for each in (mean, std)
+        ]
+        raise UsageError(
+            f"mean {channels_text(mean)}, std {channels_text(std)} are not of pixels of 0 to 1\n"
+            f"if they are of 0 to 255: mean {converted[0]} and std {converted[1]}\n"
+            "give them for this network: --mean and --std"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class InputRange:
+    """Smallest and largest value of prepared images, and how many images they are of."""
+
+    min: float
+    max: float
+    images: int
+
+    @classmethod
+    def of(cls, batches: Iterable[NDArray[Any]]) -> Self:
+        """The range of ``batches`` (N, C, H, W), of which one is held at a time.
+
+        >>> InputRange.of([np.array([[[[-2.0, 0.5]]]]), np.array([[[[1.5]]], [[[0.0]]]])])
+        InputRange(min=-2.0, max=1.5, images=3)
+        """
+        found = [(batch.min(), batch.max(), len(batch)) for batch in batches]
+        lowest, highest, counts = zip(*found, strict=True)
+        return cls(float(min(lowest)), float(max(highest)), sum(counts))
+
+
+_USUAL_WIDTHS: Final = ((0.8, 25.0), (200.0, 300.0))
+"""Differences between the values of white and of black that trainings use.
+
+1 of pixels of 0 to 1, 2 of -1 to 1, 3 to 6 where a standard deviation divides, 20 where it does so
+twice (EfficientNet of transformers), 255 of pixels as they are.
+"""
+
+_OUTSIDE: Final = 0.01
+"""How far a mean may lie outside the pixels of 0 to 1 that it is of."""
+
+_RED_AND_BLUE: Final = (0.485, 0.406)
+_SAME_MEAN: Final = 0.005
+"""ImageNet's means of red and blue, and how far those of Caffe and CLIP are from them."""
+
+
+def doubts(preprocessing: Preprocessing) -> list[str]:
+    """What no training is known to do, in words; empty where there is nothing.
+
+    >>> from deploykit.core.specs import Preprocessing
+    >>> doubts(Preprocessing((224, 224)))
+    []
+    >>> doubts(Preprocessing((224, 224), mean=(0, 0, 0), std=(0.017, 0.017, 0.017)))
+    ['black to white becomes 0 to 58.8, a range that no training is known to use: usual are 0 to \
+1, -1 to 1, about -2.1 to 2.6, and 0 to 255; as in training? --mean --std']
+    """
+    mean, std, found = preprocessing.mean, preprocessing.std, []
+    ends = [(end - m) / s for end in (0.0, 1.0) for m, s in zip(mean, std, strict=True)]
+    widths = [abs(1 / s) for s in std]
+    usual = all(any(low <= width <= high for low, high in _USUAL_WIDTHS) for width in widths)
+    if not usual or min(mean) < -_OUTSIDE or max(mean) > 1 + _OUTSIDE:
+        found.append(
+            f"black to white becomes {min(ends):.3g} to {max(ends):.3g}, a range that no training "
+            "is known to use: usual are 0 to 1, -1 to 1, about -2.1 to 2.6, and 0 to 255; as in "
+            "training? --mean --std"
+        )
+    first, last = ("red", "blue") if preprocessing.channel_order == "rgb" else ("blue", "red")
+    other = _RED_AND_BLUE if first == "blue" else _RED_AND_BLUE[::-1]
+    if all(abs(a - b) < _SAME_MEAN for a, b in zip((mean[0], mean[2]), other, strict=True)):
+        found.append(
+            f"the mean of {first}, {mean[0]:.3g}, is ImageNet's of {last}: with --channel-order "
+            f"{preprocessing.channel_order} the first of --mean and --std is {first}"
+        )
+    return found
 
 
 def resized_size(width: int, height: int, shorter: int) -> tuple[int, int]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -15,10 +16,11 @@ import numpy as np
 
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import DataError
-from deploykit.images.decoding import decode
+from deploykit.images.decoding import NEEDS_HEIF, decode, image_suffixes
+from deploykit.images.label_files import read_class_names, read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from PIL.Image import Image
@@ -65,7 +67,8 @@ def read_list(
     """
     rows = _without_header(path, read_rows(path), suffixes)
     paths = tuple(_require_file(path, line, cells[0]) for line, cells in rows)
-    classes = _read_class_names(path.parent / CLASS_NAMES)
+    named = path.parent / CLASS_NAMES
+    classes = read_class_names(named) if named.is_file() else None
     labels = _labels(path, rows, classes)
     return paths, labels, None if labels is None else classes
 
@@ -76,15 +79,13 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         DataError: unreadable, or a line of more cells.
     """
+    text = read_text(path, "lines of file,label")
+    # strict: a quote that is never closed is an error, not a cell with the rest of the file.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        # Spreadsheets put a byte-order mark in front.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            # strict: a quote that is never closed is an error, not a cell with the rest of the
-            # file.
-            reader = csv.reader(file, strict=True)
-            rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
-    except (OSError, UnicodeError, csv.Error) as error:
-        raise DataError(f"cannot read {path}: {error}\nexpected UTF-8 text, file,label") from error
+        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+    except csv.Error as error:
+        raise DataError(f"cannot read {path}: {error}\nexpected lines of file,label") from error
     filled = [(line, cells) for line, cells in rows if any(cells)]
     for line, cells in filled:
         if len(cells) > MAX_COLUMNS:
@@ -116,15 +117,6 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # a name too long for the file system
         return False
-
-
-def _read_class_names(path: Path) -> tuple[str, ...] | None:
-    if not path.is_file():
-        return None
-    try:
-        return tuple(path.read_text(encoding="utf-8-sig").splitlines())
-    except (OSError, UnicodeError) as error:
-        raise DataError(f"cannot read {path}: {error}\nexpected one class name per line") from error
 
 
 def _labels(
@@ -232,11 +224,6 @@ def _require_labels(
     return numbers
 
 
-IMAGE_SUFFIXES: Final = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
-)
-
-
 class ImageSet(Protocol):
     """A fixed sequence of images, with labels where they are known."""
 
@@ -264,11 +251,15 @@ class ImageSet(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class FileImages:
-    """Images in files of their own, decoded on use."""
+    """Images in files of their own, decoded on use.
+
+    ``skipped`` are the files beside them whose suffix is not an image's.
+    """
 
     paths: tuple[Path, ...]
     labels: NDArray[np.int64] | None = None
     classes: tuple[str, ...] | None = None
+    skipped: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -325,7 +316,7 @@ def open_images(path: Path) -> ImageSet:
       label is a number, or a name out of a ``labels.txt`` beside the list.
     - An ``.npz`` with ``images`` uint8 (N, H, W, 3) and optional ``labels`` (N,) and ``classes``.
 
-    Hidden files and folders are left out.
+    Hidden files and folders are left out, files of another kind are skipped and kept as such.
 
     Raises:
         DataError: nothing there, no images in it, or not in one of these forms.
@@ -336,15 +327,15 @@ def open_images(path: Path) -> ImageSet:
     if not path.exists():
         raise DataError(f"no images at {path}: it does not exist")
     if suffix == ".csv":
-        return FileImages(*read_list(path, IMAGE_SUFFIXES))
+        return FileImages(*read_list(path, image_suffixes()))
     if suffix == ".npz":
         return ArrayImages(*read_npz(path))
-    if suffix in IMAGE_SUFFIXES:
+    if suffix in image_suffixes():
         return FileImages((path,))
     raise DataError(
         f"cannot take images from {path}\n"
-        "expected a folder, a .csv list, an .npz, or an image with a known suffix:\n"
-        f"{' '.join(sorted(IMAGE_SUFFIXES))}"
+        f"expected a folder, a .csv list, an .npz, or an image that Pillow reads:\n{_suffixes()}"
+        f"{_heif_hint([path])}"
     )
 
 
@@ -353,51 +344,108 @@ def sample_images() -> ImageSet:
     return _open_folder(Path(__file__).parent.parent / "samples")
 
 
-def image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> FileImages:
     """All image files of a folder at any depth; its sub-folders are not taken for classes.
 
     Raises:
         DataError: there is none, or a folder cannot be listed.
     """
     try:
-        found = _images_below(folder)
+        found, others = _files_below(folder)
     except OSError as error:
         raise DataError(f"cannot list {folder}: {error}") from error
     if not found:
-        raise _no_images(folder)
-    return found
+        raise _no_images(folder, others)
+    return FileImages(tuple(found), skipped=tuple(others))
 
 
-def _no_images(folder: Path) -> DataError:
-    return DataError(
-        f"no images in {folder}\nexpected files ending in {' '.join(sorted(IMAGE_SUFFIXES))}"
-    )
+_FEW: Final = 3
+"""Files of one suffix that a message names."""
+
+
+def notes_on_skipped(skipped: Sequence[Path]) -> list[str]:
+    """How many files were no images, by suffix, the first of each by name.
+
+    >>> notes_on_skipped([Path("a.xyz"), Path("b.xyz"), Path("notes.txt")])
+    ['3 files are no images that can be read, and were skipped: 2 .xyz (a.xyz, b.xyz), \
+1 .txt (notes.txt)']
+    """
+    if not skipped:
+        return []
+    files = "1 file is no image" if len(skipped) == 1 else f"{len(skipped)} files are no images"
+    was = "was" if len(skipped) == 1 else "were"
+    said = f"{files} that can be read, and {was} skipped: {_by_suffix(skipped)}"
+    return [said + _heif_hint(skipped)]
+
+
+def notes_on_data(path: Path | None) -> list[str]:
+    """What `notes_on_skipped` says of the folder ``path``; nothing of anything else."""
+    if path is None or not path.is_dir():
+        return []
+    source = _open_folder(path)
+    return notes_on_skipped(source.skipped)
+
+
+def _by_suffix(files: Sequence[Path]) -> str:
+    counts = Counter(file.suffix.lower() for file in files)
+    parts = []
+    for suffix, count in counts.most_common():
+        named = [file.name for file in files if file.suffix.lower() == suffix]
+        more = " ..." if count > _FEW else ""
+        parts.append(f"{count} {suffix or 'without a suffix'} ({', '.join(named[:_FEW])}{more})")
+    return ", ".join(parts)
+
+
+def _heif_hint(files: Iterable[Path]) -> str:
+    needs = any(file.suffix.lower() in _HEIF_SUFFIXES for file in files)
+    return f"; {NEEDS_HEIF}" if needs and not _HEIF_SUFFIXES & image_suffixes() else ""
+
+
+_HEIF_SUFFIXES: Final = frozenset({".heic", ".heif", ".hif"})
+
+
+def _suffixes() -> str:
+    return " ".join(sorted(image_suffixes()))
+
+
+def _no_images(folder: Path, others: Sequence[Path] = ()) -> DataError:
+    found = f": {_by_suffix(others)}" if others else ""
+    hint = _heif_hint(others)
+    return DataError(f"no images in {folder}{found}{hint}\nexpected files ending in {_suffixes()}")
 
 
 def _open_folder(folder: Path) -> FileImages:
     try:
         visible = sorted(item for item in folder.iterdir() if not _is_hidden(item.name))
-        loose = [item for item in visible if _is_image(item.name) and item.is_file()]
-        per_class = {item.name: _images_below(item) for item in visible if item.is_dir()}
+        files = [item for item in visible if item.is_file()]
+        below = {item.name: _files_below(item) for item in visible if item.is_dir()}
     except OSError as error:
         raise DataError(f"cannot list {folder}: {error}") from error
+    loose = [item for item in files if _is_image(item.name)]
+    others = [item for item in files if not _is_image(item.name)]
+    skipped = (*others, *(file for _, rest in below.values() for file in rest))
+    per_class = {name: found for name, (found, _) in below.items()}
     if loose and any(per_class.values()):
         raise DataError(
             f"{folder} has images both beside and inside sub-folders\n"
             "expected either one sub-folder per class or images only"
         )
     if loose:
-        return FileImages(tuple(loose))
+        return FileImages(tuple(loose), skipped=skipped)
     if any(per_class.values()):
-        return _from_classes(folder, per_class)
-    raise _no_images(folder)
+        return replace(_from_classes(folder, per_class, skipped), skipped=skipped)
+    raise _no_images(folder, skipped)
 
 
-def _from_classes(folder: Path, per_class: dict[str, list[Path]]) -> FileImages:
+def _from_classes(
+    folder: Path, per_class: dict[str, list[Path]], skipped: Sequence[Path]
+) -> FileImages:
     empty = [name for name, paths in per_class.items() if not paths]
     if empty:
+        inside = [file for file in skipped if (folder / empty[0]) in file.parents]
+        found = f": {_by_suffix(inside)}{_heif_hint(inside)}" if inside else ""
         raise DataError(
-            f"no images in {folder / empty[0]}\n"
+            f"no images in {folder / empty[0]}{found}\n"
             "expected some in every sub-folder: each one is a class and counts in the numbering"
         )
     counts = [len(paths) for paths in per_class.values()]
@@ -407,14 +455,16 @@ def _from_classes(folder: Path, per_class: dict[str, list[Path]]) -> FileImages:
     return FileImages(paths, labels, tuple(per_class))
 
 
-def _images_below(folder: Path) -> list[Path]:
-    """Image files at any depth, ordered folder by folder as ``ImageFolder`` does."""
+def _files_below(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Images at any depth and other files, ordered folder by folder as ``ImageFolder`` does."""
     found: list[tuple[str, list[str]]] = []
     for parent, folders, names in os.walk(folder, onerror=_reraise):
         # In place: os.walk descends into the folders that are left in its list.
         folders[:] = [name for name in folders if not _is_hidden(name)]
-        found.append((parent, sorted(filter(_is_image, names))))
-    return [Path(parent, name) for parent, names in sorted(found) for name in names]
+        found.append((parent, sorted(name for name in names if not _is_hidden(name))))
+    files = [Path(parent, name) for parent, names in sorted(found) for name in names]
+    images = [file for file in files if _is_image(file.name)]
+    return images, [file for file in files if not _is_image(file.name)]
 
 
 def _reraise(error: OSError) -> None:
@@ -427,7 +477,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _is_image(name: str) -> bool:
-    return not _is_hidden(name) and Path(name).suffix.lower() in IMAGE_SUFFIXES
+    return Path(name).suffix.lower() in image_suffixes()
 
 
 def _digest(parts: Iterable[bytes | memoryview], labels: NDArray[np.int64] | None) -> str:

@@ -19,6 +19,7 @@ from deploykit.core.errors import (
 )
 from deploykit.core.precision import Precision
 from deploykit.heads import head_named
+from deploykit.images import doubts, notes_on_data
 from deploykit.images.batching import sample_batches
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from deploykit.comparison.validation import ValidationReport
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.progress import Journal
-    from deploykit.core.specs import ModelSpec
+    from deploykit.core.specs import ModelSpec, Preprocessing
     from deploykit.graph import LoadedGraph
     from deploykit.heads import Head
 
@@ -48,6 +49,15 @@ class SourceOptions:
     seed: int = 0
     choices: DefinitionChoices = field(default_factory=DefinitionChoices)
     data: Path | None = None
+
+
+def notes_on_images(source_options: SourceOptions, preprocessing: Preprocessing) -> list[str]:
+    """What was made of the user's numbers, what is odd about ``preprocessing``, skipped files."""
+    return [
+        *source_options.choices.preprocessing.conversions(),
+        *doubts(preprocessing),
+        *notes_on_data(source_options.data),
+    ]
 
 
 def from_definition(
@@ -71,7 +81,7 @@ def from_definition(
         with module_judge().open(module, spec.inputs, spec.outputs) as runner:
             outputs = outputs_of(runner, batches)
         deployed = _as_it_runs(spec, module, journal, (batches, outputs))
-    journal.notes += spec.notes
+    journal.notes += [*spec.notes, *notes_on_images(source_options, preprocessing)]
     if spec.preprocessing_assumed:
         journal.notes += choices.assumptions(preprocessing)
     if record.trained is None:

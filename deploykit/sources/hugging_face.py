@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.core.artifacts import made_of, sha256_of, sha256_of_bytes
+from deploykit.core.choices import channels_text, of_bytes, to_unit
 from deploykit.core.environment import require
 from deploykit.core.errors import UsageError, typed_first_line
 from deploykit.core.specs import BATCH, ModelSpec, Preprocessing, TensorSpec
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from deploykit.core.choices import DefinitionChoices
+    from deploykit.core.choices import Channels, DefinitionChoices
 
 
 _Sizes = int | tuple[int, int]
@@ -44,15 +45,7 @@ _SQUASHED_FROM: Final = 384
 _RGB: Final = 3
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessorSettings:
-    """How an image processor prepares images; ``is_bgr``: and turns RGB round in the end."""
-
-    preprocessing: Preprocessing
-    is_bgr: bool
-
-
-def read_processor(given: Mapping[str, Any], model_type: str, where: str) -> ProcessorSettings:
+def read_processor(given: Mapping[str, Any], model_type: str, where: str) -> Preprocessing:
     """How the image processor prepares images that ``given``, the content of ``where``, says.
 
     Raises:
@@ -95,7 +88,7 @@ def _kind(name: str) -> str:
     return re.sub("(ImageProcessor|FeatureExtractor)(Pil|Fast)?$", "", name)
 
 
-def prepared_as(processor: Any, where: str) -> ProcessorSettings:
+def prepared_as(processor: Any, where: str) -> Preprocessing:
     """What ``processor``, an object of transformers, does to an RGB image; ``where`` it is from.
 
     Raises:
@@ -106,15 +99,15 @@ def prepared_as(processor: Any, where: str) -> ProcessorSettings:
         raise _refusal(where, "do_pad fills images up")
     resize, crop = _geometry(kind, processor, where)
     mean, std = _affine(kind, processor, where)
-    return ProcessorSettings(
-        Preprocessing(
-            crop=crop,
-            resize=resize,
-            interpolation=_interpolation(processor.resample, where),
-            mean=mean,
-            std=std,
-        ),
-        is_bgr=bool(getattr(processor, "do_flip_channel_order", None)),
+    is_bgr = bool(getattr(processor, "do_flip_channel_order", None))
+    return Preprocessing(
+        crop=crop,
+        resize=resize,
+        interpolation=_interpolation(processor.resample, where),
+        # The channels change places after they are normalised.
+        mean=mean[::-1] if is_bgr else mean,
+        std=std[::-1] if is_bgr else std,
+        channel_order="bgr" if is_bgr else "rgb",
     )
 
 
@@ -178,8 +171,22 @@ def _affine(
     if 0 in (factor, *std):
         raise _refusal(where, f"rescale_factor {factor} with image_std {std} leaves no image")
     unit = 255 * factor
-    means, stds = [(value - offset) / unit for value in mean], [value / unit for value in std]
-    return (means[0], means[1], means[2]), (stds[0], stds[1], stds[2])
+    first, second, third = ((value - offset) / unit for value in mean)
+    means, stds = (first, second, third), (std[0] / unit, std[1] / unit, std[2] / unit)
+    if of_bytes(means, stds):
+        raise _wrong_scale(mean, std, factor, where)
+    return means, stds
+
+
+def _wrong_scale(mean: Channels, std: Channels, factor: float, where: str) -> UsageError:
+    """A mean of 0 to 255 behind a rescaling to 0 to 1: every image would be nearly the same."""
+    return UsageError(
+        f"{where}: image_mean {channels_text(mean)} and image_std {channels_text(std)} do not fit "
+        f"pixels that are multiplied by {factor:.6g} first\n"
+        f"if they are of pixels of 0 to 255: {channels_text(to_unit(mean))} and "
+        f"{channels_text(to_unit(std))} in that file, or do_rescale false\n"
+        "or take the file away and say it yourself: --resize --interpolation --mean --std"
+    )
 
 
 def _channels(value: float | Sequence[float], name: str, where: str) -> tuple[float, float, float]:
@@ -259,7 +266,6 @@ def hugging_face_spec(folder: Path, choices: DefinitionChoices) -> ModelSpec:
     network = hugging_face_networks.outline(config, name)
     _require_same_class(network, given, name)
     classes = hugging_face_networks.count_classes(network, (height, width), name)
-    is_bgr = prepared is not None and prepared.is_bgr
     return ModelSpec(
         name=name,
         title=f"{type(network).__name__} of {name}",
@@ -268,7 +274,7 @@ def hugging_face_spec(folder: Path, choices: DefinitionChoices) -> ModelSpec:
         preprocessing=_resized(prepared, height, width),
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         labels=_labels(config.id2label, classes),
-        builder=partial(hugging_face_networks.build, config, is_bgr=is_bgr),
+        builder=partial(hugging_face_networks.build, config),
         weights_file=_weights_file(folder),
         source_sha256=digest(folder),
         adapt_state=partial(hugging_face_networks.under_todays_names, config),
@@ -351,7 +357,7 @@ def _require_same_class(network: object, given: Mapping[str, Any], name: str) ->
         )
 
 
-def _prepared(folder: Path, model_type: str) -> ProcessorSettings | None:
+def _prepared(folder: Path, model_type: str) -> Preprocessing | None:
     """How the folder's image processor prepares images, ``None`` where there is none."""
     for name, key in PROCESSORS.items():
         file = folder / name
@@ -366,13 +372,11 @@ def _prepared(folder: Path, model_type: str) -> ProcessorSettings | None:
     return None
 
 
-def _input_size(
-    config: Any, prepared: ProcessorSettings | None, wanted: int | None
-) -> tuple[int, int]:
+def _input_size(config: Any, prepared: Preprocessing | None, wanted: int | None) -> tuple[int, int]:
     if wanted is not None:
         return wanted, wanted
     if prepared is not None:
-        return prepared.preprocessing.crop
+        return prepared.crop
     return _trained_size(config) or (IMAGE_SIZE, IMAGE_SIZE)
 
 
@@ -387,10 +391,10 @@ def _trained_size(config: Any) -> tuple[int, int] | None:
     return None
 
 
-def _resized(prepared: ProcessorSettings | None, height: int, width: int) -> Preprocessing:
+def _resized(prepared: Preprocessing | None, height: int, width: int) -> Preprocessing:
     if prepared is None:
         return Preprocessing(crop=(height, width), resize=round(min(height, width) * 256 / 224))
-    known = prepared.preprocessing
+    known = prepared
     if known.crop == (height, width):
         return known
     rows, columns = height / known.crop[0], width / known.crop[1]
@@ -419,12 +423,12 @@ def _weights_file(folder: Path) -> Path:
 
 
 def _notes(
-    config: Any, choices: DefinitionChoices, prepared: ProcessorSettings | None, size: int
+    config: Any, choices: DefinitionChoices, prepared: Preprocessing | None, size: int
 ) -> Iterator[str]:
     if choices.image_size is None and prepared is None and _trained_size(config) is None:
         yield f"an input of {size}x{size} is assumed; another: --input-size PX"
     kind = getattr(config, "problem_type", None)
     if kind in {"multi_label_classification", "regression"}:
         yield f"it was trained for {kind}, but is judged and shown as if one class were right"
-    if prepared is not None and prepared.is_bgr:
-        yield "images stay RGB: the network itself turns them into the BGR that it was trained on"
+    if prepared is not None and prepared.channel_order == "bgr":
+        yield "images are turned into the BGR that it was trained on, as its image processor does"

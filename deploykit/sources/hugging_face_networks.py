@@ -26,14 +26,6 @@ _ATTENTION: Final = "eager"
 _PAGE: Final = "https://huggingface.co/docs/transformers/tasks/image_classification"
 
 
-class BgrLogitsOf(LogitsOf):
-    """As `LogitsOf`, for a network that was trained on blue, green, red."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, classes) of RGB ``images`` (N, 3, H, W)."""
-        return super().forward(images[:, [2, 1, 0]])
-
-
 @contextmanager
 def quietly() -> Iterator[None]:
     """Keep transformers silent meanwhile: what the user must know is in errors and notes."""
@@ -79,10 +71,9 @@ def read_config(given: Mapping[str, Any], name: str) -> Any:
             raise _not_taken(name, error) from error
 
 
-def build(config: Any, *, is_bgr: bool = False) -> nn.Module:
+def build(config: Any) -> nn.Module:
     """A network in FP32 with new weights, of which only the logits are deployed."""
-    network = build_network(config)
-    return BgrLogitsOf(network, LOGITS) if is_bgr else LogitsOf(network, LOGITS)
+    return LogitsOf(build_network(config), LOGITS)
 
 
 def build_network(config: Any) -> nn.Module:

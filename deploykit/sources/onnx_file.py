@@ -31,6 +31,7 @@ from deploykit.heads import head_named
 from deploykit.heads.multiclass import MULTICLASS
 from deploykit.images.batching import BATCHES, sample_batches
 from deploykit.images.side_inputs import SideInputs, require_per_image
+from deploykit.sources.definition import notes_on_images
 from deploykit.sources.image_sizes import (
     note_of_sizes,
     other_sizes,
@@ -207,6 +208,7 @@ def from_onnx(
     with journal.stage("validate fp32"):
         parents = (source.sha256, *source.parents)
         own = OwnGraph(model, runnable, path, parents, compared, runners)
+    journal.notes += notes_on_images(source_options, preprocessing)
     journal.notes += int8_choices.assumptions(preprocessing) + note_of_sizes(image, profile)
     journal.notes += [*runners.side.notes(), *choice.notes()]
     own.attempt("raising the opset", raise_opset, journal)

@@ -12,6 +12,7 @@ from deploykit.bundle.manifest import MODEL, REFERENCE, Bundle
 from deploykit.core.progress import Journal, Progress, SilentProgress
 from deploykit.graph import LoadedGraph, read_graph
 from deploykit.precision.calibration.graphs import Calibrated, calibrate_graph
+from deploykit.sources.definition import notes_on_images
 from deploykit.sources.references import find_source, make_reference
 from deploykit.sources.targets import Kind, kind_of, refuse_definition_options
 
@@ -57,6 +58,7 @@ def _fp32_graph(
         preprocessing = source_options.choices.preprocessing.applied_to(
             bundle.manifest.preprocessing
         )
+        journal.notes += notes_on_images(source_options, preprocessing)
         name, runners = str(bundle.manifest.model["name"]), runners_of_bundle(bundle)
         return graph, name, preprocessing, runners
     # Prepared as an export does it, so that the table fits the graph of a later export.

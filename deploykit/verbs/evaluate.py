@@ -28,11 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AccuracyReport:
-    """What was measured, the names of the classes where they are known, and which graph ran."""
+    """What was measured, names of the classes where they are known, which graph ran, on what."""
 
     evaluation: Evaluation
     names: tuple[str, ...] | None
     graph: str
+    skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def per_class(self) -> list[dict[str, Any]]:
         """Every class that has images, the worst first."""
@@ -87,8 +89,14 @@ def evaluate_bundle(  # noqa: PLR0913 - the options of `deploykit eval`
             progress=progress or SilentProgress(),
             head=head_named(bundle.manifest.head),
         )
-    graph = bundle.on_cpu(fast=fast).name
-    return AccuracyReport(found, _fitting_names(classes, source.classes), graph)
+    skipped = source.skipped if isinstance(source, images.FileImages) else ()
+    return AccuracyReport(
+        found,
+        _fitting_names(classes, source.classes),
+        bundle.on_cpu(fast=fast).name,
+        skipped=tuple(map(str, skipped)),
+        notes=tuple(images.notes_on_skipped(skipped)),
+    )
 
 
 def _open_intact(folder: Path) -> Bundle:

@@ -7,34 +7,39 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from deploykit.backends._registry import graph_judge
 from deploykit.bundle.golden import runners_of_bundle
 from deploykit.bundle.manifest import MODEL, REFERENCE, Bundle
 from deploykit.core.choices import DefinitionChoices
-from deploykit.core.errors import UsageError
+from deploykit.core.errors import DataError, UsageError
 from deploykit.core.precision import Precision
 from deploykit.core.progress import Journal, Progress, SilentProgress
-from deploykit.core.sizes import IMAGE_AXES, ShapeProfile, SizeRange
+from deploykit.core.sizes import IMAGE_AXES, ShapeProfile, SizeRange, are_images
+from deploykit.core.specs import TensorSpec
 from deploykit.graph import LoadedGraph, read_graph, tidy
 from deploykit.graph.foreign import mended_of
 from deploykit.graph.half_range import FP16_MAX
 from deploykit.graph.node_precisions import Known, read_precision
 from deploykit.graph.shapes import fix_image_size
+from deploykit.images import InputRange, batches, open_images, sample_images
 from deploykit.images.batching import BATCHES, sample_batches
 from deploykit.precision import PlanSource, conversion_of
 from deploykit.precision.fp16 import HEADROOM, measure_magnitudes
-from deploykit.sources.definition import SourceOptions
+from deploykit.sources.definition import SourceOptions, notes_on_images
+from deploykit.sources.onnx_file import assumed_preprocessing
 from deploykit.sources.references import make_reference
 from deploykit.sources.targets import Kind, find_definition, kind_of, refuse_definition_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from deploykit.comparison.reference import Runners
     from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.core.specs import ModelSpec, Preprocessing
     from deploykit.costs.network import ModelSummary
     from deploykit.graph.node_precisions import GraphPrecision
 
@@ -141,7 +146,7 @@ def prepare_fp32(
     """
     path = folder / MODEL
     if given is not None and given.bundle is not None:
-        return _of_bundle(given, given.bundle, options)
+        return _of_bundle(given, given.bundle, options, journal)
     if given is not None:
         given.graph.release()  # what is converted is made of it, and is a graph of its own
         asked = options.source.choices.image_size
@@ -154,8 +159,11 @@ def prepare_fp32(
     return Fp32Graph(found.graph, found.batches, found.weights.get("trained"), found.runners)
 
 
-def _of_bundle(given: GivenGraph, bundle: Bundle, options: PrecisionOptions) -> Fp32Graph:
+def _of_bundle(
+    given: GivenGraph, bundle: Bundle, options: PrecisionOptions, journal: Journal
+) -> Fp32Graph:
     prepared = options.source.choices.preprocessing.applied_to(bundle.manifest.preprocessing)
+    journal.notes += notes_on_images(options.source, prepared)
     size = given.image_size(options.source.choices.image_size)
     if options.source.choices.image_size is not None and size is not None:
         prepared = replace(prepared, crop=size, resize=size)
@@ -342,7 +350,7 @@ def inspect(
     """
     kind = kind_of(target)
     if kind is Kind.DEFINITION:
-        return _inspect_definition(target, choices, batch)
+        return _inspect_definition(find_definition(target, choices), batch)
     if kind is Kind.ONNX:
         return _inspect_file(target, Path(target), choices, batch, None)
     bundle = Bundle.open(Path(target))
@@ -350,8 +358,73 @@ def inspect(
     return _inspect_file(target, bundle.model_path, choices, batch, crop)
 
 
-def _inspect_definition(name: str, choices: DefinitionChoices, batch: int) -> ModelSummary:
-    spec = find_definition(name, choices)
+@dataclass(frozen=True)
+class PreparedInput:
+    """How images become the input of a target, and the range that a sample has then."""
+
+    preprocessing: Preprocessing
+    range: InputRange
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return {"input_range": asdict(self.range), "notes": list(self.notes)}
+
+
+def inspect_with_input(
+    target: str, source_options: SourceOptions, *, batch: int = 1
+) -> tuple[ModelSummary, PreparedInput | None]:
+    """As `inspect`, with the input that images of ``source_options`` become.
+
+    ``None`` stands for the input of a file that takes no images, or larger ones than the
+    photographs that come with deploykit can be scaled to.
+
+    Raises:
+        DeploykitError: as `inspect`; the images cannot be read or not be prepared so.
+    """
+    if kind_of(target) is Kind.DEFINITION:
+        spec = find_definition(target, source_options.choices)
+        summary = _inspect_definition(spec, batch)
+        known, is_assumed = spec.preprocessing, spec.preprocessing_assumed
+    else:
+        summary = inspect(target, source_options.choices, batch=batch)
+        image = TensorSpec("input", "float32", summary.input_shape)
+        is_assumed = kind_of(target) is Kind.ONNX
+        if is_assumed and not are_images(image.shape):
+            return summary, None
+        known = (
+            assumed_preprocessing(target, image)
+            if is_assumed
+            else Bundle.open(Path(target)).manifest.preprocessing
+        )
+    return summary, _prepared_input(known, source_options, is_assumed=is_assumed)
+
+
+_SAMPLE: Final = 8
+"""Images whose range is looked at, spread over those there are."""
+
+
+def _prepared_input(
+    known: Preprocessing, source_options: SourceOptions, *, is_assumed: bool
+) -> PreparedInput | None:
+    choices, data = source_options.choices.preprocessing, source_options.data
+    prepared = choices.applied_to(known)
+    notes = notes_on_images(source_options, prepared)
+    if is_assumed:
+        notes += choices.assumptions(prepared)
+    source = sample_images() if data is None else open_images(data)
+    chosen = np.linspace(0, len(source) - 1, min(_SAMPLE, len(source))).round().astype(int)
+    try:
+        # One at a time: inputs may be large, and this is a look at them.
+        found = InputRange.of(batch for batch, _ in batches(source, prepared, 1, chosen.tolist()))
+    except DataError:
+        if data is not None:
+            raise
+        return None
+    return PreparedInput(prepared, found, tuple(notes))
+
+
+def _inspect_definition(spec: ModelSpec, batch: int) -> ModelSummary:
     from deploykit.sources.module_layers import inspect_definition
 
     return inspect_definition(spec.build, spec.inputs[0].with_batch(batch), spec.name)

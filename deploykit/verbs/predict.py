@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from deploykit import images
@@ -11,7 +11,7 @@ from deploykit.core.progress import Progress, SilentProgress
 from deploykit.runtime.loading import load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from deploykit.core.progress import ProgressTask
@@ -25,7 +25,7 @@ class PredictionReport:
     """The answers for each image that could be read, and why there are none for the others.
 
     ``weights`` says where the weights come from, and ``trained`` whether the answers mean anything;
-    ``None`` where nobody can tell.
+    ``None`` where nobody can tell. ``skipped`` are files of folders that are no images.
     """
 
     bundle: str
@@ -36,6 +36,8 @@ class PredictionReport:
     predictions: tuple[tuple[str, tuple[Prediction, ...]], ...]
     unreadable: tuple[tuple[str, str], ...]
     head: Head
+    skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
@@ -49,6 +51,8 @@ class PredictionReport:
                 for image, top in self.predictions
             ],
             "unreadable": [{"image": image, "reason": reason} for image, reason in self.unreadable],
+            "skipped": list(self.skipped),
+            "notes": list(self.notes),
         }
 
 
@@ -67,17 +71,21 @@ def predict(
         DataError: a folder has no images.
         DeploykitError: what `deploykit.load` raises.
     """
-    paths = [path for each in given for path in _files_of(each)]
+    sources = [_files_of(each) for each in given]
+    paths = [path for source in sources for path in source.paths]
+    skipped = [path for source in sources for path in source.skipped]
     progress = progress or SilentProgress()
     with progress.step("load"):
         model = load(bundle, device=device, fast=fast)
     with model, progress.step("predict") as task:
-        return _report(bundle, model, paths, _outcomes(model, paths, top_k, task))
+        report = _report(bundle, model, paths, _outcomes(model, paths, top_k, task))
+    notes = tuple(images.notes_on_skipped(skipped))
+    return replace(report, skipped=tuple(map(str, skipped)), notes=notes)
 
 
-def _files_of(path: Path) -> Iterable[Path]:
+def _files_of(path: Path) -> images.FileImages:
     """A folder's images; anything else is taken for a file and looked at when its turn comes."""
-    return images.image_files(path) if path.is_dir() else (path,)
+    return images.image_files(path) if path.is_dir() else images.FileImages((path,))
 
 
 def _outcomes(

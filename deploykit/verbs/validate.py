@@ -18,6 +18,7 @@ from deploykit.core.specs import DEFAULT_HEAD
 from deploykit.graph import mended_of
 from deploykit.graph.foreign import Mended
 from deploykit.heads import head_named
+from deploykit.images import notes_on_data
 from deploykit.images.batching import BATCHES, sample_batches
 from deploykit.sources.onnx_file import assumed_preprocessing, require_image, side_inputs_of
 
@@ -102,6 +103,7 @@ def compare_artifacts(
     preprocessing, notes = _preprocessing(candidate, reference)
     runners = _runners(candidate, reference, options.side_inputs)
     notes = (*notes, *candidate.mended.notes, *reference.mended.notes, *runners.side.notes())
+    notes = (*notes, *notes_on_data(options.data))
     names = (candidate.name, reference.name)
     precision = candidate.artifact.precision
     with shown.step("outputs"):

@@ -228,7 +228,7 @@ def test_labels_that_do_not_fit(tmp_path: Path) -> None:
 
 def test_labels_that_are_not_there(tmp_path: Path) -> None:
     called = export(tmp_path, *SMALL, "--labels", tmp_path / "labels.txt")
-    assert_refused(called, 1, "cannot read the labels")
+    assert_refused(called, 1, "labels.txt: No such file or directory")
 
 
 def test_options_of_architectures_with_a_file(fp16_bundle: Path, tmp_path: Path) -> None:

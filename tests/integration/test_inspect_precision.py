@@ -39,6 +39,8 @@ def test_the_plan_of_a_file(classifier: Path) -> None:
     data = deploykit("inspect", classifier, "--int8", "--json").data
     plain = deploykit("inspect", classifier, "--json").data
     assert {key: data[key] for key in plain} == plain
+    assert plain["input_range"]["images"] == 8
+    assert plain["input_range"]["min"] < -1 < 1 < plain["input_range"]["max"]
     found = data["precision"]
     assert (found["precision"], found["planned"]) == ("int8", True)
     assert found["heavy_nodes"] == {"int8": 1, "fp16": 1, "fp32": 0}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from deploykit import images
 from deploykit.core.errors import DataError, UsageError
 from deploykit.graph.qdq import calibration_tensors
 from deploykit.precision.calibration.collection import calibrate
@@ -87,6 +88,8 @@ def calibrate_graph(
             "give some: --side-inputs FILE.npz, an array for each input by its name"
         )
     source = open_calibration_images(options, preprocessing)
+    if isinstance(source, images.FileImages):
+        journal.notes += images.notes_on_skipped(source.skipped)
     chosen = choose_images(len(source), options.count, options.seed)
     if (warning := few_images_warning(len(chosen))) is not None:
         journal.notes.append(warning)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION: Final = 2
 
+_RGB: Final = {"channel_order": "rgb"}
+"""What tables do not say that were made before there was a choice."""
+
 _REMEDY: Final = "calibrate again: deploykit calibrate MODEL --data FOLDER"
 
 
@@ -40,7 +43,7 @@ class CalibrationKey:
             return "the model is another one"
         if other.data_digest != self.data_digest:
             return "the images are others"
-        if _plain(other.preprocessing) != _plain(self.preprocessing):
+        if _plain({**_RGB, **other.preprocessing}) != _plain({**_RGB, **self.preprocessing}):
             return "the preprocessing is another one"
         changed = _differing(_plain(self.settings), _plain(other.settings))
         return f"the settings differ: {', '.join(changed)}" if changed else ""

@@ -511,3 +511,31 @@ def test_two_processes_at_once_lose_no_engine(folder: Path) -> None:
     assert names == {"a.engine", *(f"{name}{n}.engine" for name in "xy" for n in range(10))}
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     assert bundle.changed_files() == []
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_the_order_of_the_channels_is_kept(folder: Path, order: str) -> None:
+    wanted = Preprocessing(crop=(8, 8), channel_order=order)
+    text = manifest_text(manifest_of(folder, preprocessing=wanted))
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    assert Bundle.open(folder).manifest.preprocessing == wanted
+
+
+def test_a_manifest_of_before_there_was_a_channel_order_is_of_rgb(folder: Path) -> None:
+    body = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    del body["preprocessing"]["channel_order"], body["manifest_sha256"]
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    body["manifest_sha256"] = sha256_of_bytes(canonical.encode())
+    (folder / MANIFEST).write_text(json.dumps(body), encoding="utf-8")
+    assert Bundle.open(folder).manifest.preprocessing.channel_order == "rgb"
+    assert Bundle.open(folder).manifest == manifest_of(folder)
+
+
+def test_a_preprocessing_that_lacks_another_field_is_refused(folder: Path) -> None:
+    body = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    del body["preprocessing"]["mean"], body["manifest_sha256"]
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    body["manifest_sha256"] = sha256_of_bytes(canonical.encode())
+    (folder / MANIFEST).write_text(json.dumps(body), encoding="utf-8")
+    with pytest.raises(BundleError, match=r"missing required field `mean`"):
+        Bundle.open(folder)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from deploykit import images
-from deploykit.core.errors import DataError, UsageError
+from deploykit.core.errors import DataError, UnknownNameError, UsageError
 from deploykit.images import LabelledData, ModelClasses
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def test_a_folder_that_the_list_does_not_have(tmp_path: Path) -> None:
     [
         (b"\n \n", r"classes.txt lists no classes\nexpected one per line"),
         (b"n01440764 a\nn01440764 b", r"lists 'n01440764' 2 times\nexpected each class once"),
-        (b"\xff\xfe\xfa", r"cannot read .*classes.txt: .*\nexpected one class per line"),
+        (b"\xff\xfe\xfa", r"cannot read .*classes.txt: it is cut off, or not UTF-16 as its first"),
         (None, r"cannot read .*classes.txt: .*No such file"),
     ],
 )
@@ -288,3 +288,96 @@ def test_images_that_have_labels_take_no_file(tmp_path: Path, flat: Path) -> Non
         UsageError, match=r"a.npz is not a folder of images\nexpected a folder with"
     ):
         images.open_labelled(LabelledData(tmp_path / "a.npz", labels), ModelClasses(5))
+
+
+# --- names with numbers in them
+
+
+def by_number(folder: Path, names: Iterable[str]) -> Path:
+    for name in names:
+        save(folder / name / "1.JPEG")
+    return folder
+
+
+AMBIGUOUS = (
+    ([str(k) for k in range(12)], "0, 1, 2 ... as numbers, 0, 1, 10 ... as text"),
+    ([f"class{k}" for k in range(1, 11)], "class1, class2 ... as numbers, class1, class10 ... as"),
+    (["-1", "-2", "-10"], "-1, -2 ... as numbers, -1, -10 ... as text"),
+    (["v1.9", "v1.10"], "v1.9 ... as numbers, v1.10 ... as text"),
+)
+
+
+@pytest.mark.parametrize(("names", "said"), AMBIGUOUS)
+def test_folders_with_two_orders_are_refused(tmp_path: Path, names: list[str], said: str) -> None:
+    folder = by_number(tmp_path / "data", names)
+    for count in (len(names), None):
+        with pytest.raises(DataError, match=r"class folders of .* have two orders: ") as caught:
+            images.open_labelled(LabelledData(folder), ModelClasses(count))
+        assert said in str(caught.value)
+        assert "--class-order natural, or text" in str(caught.value)
+        assert "or give --classes FILE" in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [names for names, _ in AMBIGUOUS])
+def test_the_order_asked_for_numbers_the_folders(tmp_path: Path, names: list[str]) -> None:
+    folder, count = by_number(tmp_path / "data", names), len(names)
+    found = {}
+    for order in ("natural", "text"):
+        data = LabelledData(folder, class_order=order)
+        source = images.open_labelled(data, ModelClasses(count))
+        assert isinstance(source, images.FileImages)
+        assert source.labels is not None
+        folders = [path.parent.name for path in source.paths]
+        found[order] = dict(zip(folders, source.labels.tolist(), strict=True))
+        assert source.classes == tuple(sorted(names, key=found[order].__getitem__))
+    assert found["natural"] == {name: number for number, name in enumerate(names)}
+    assert found["text"] == {name: number for number, name in enumerate(sorted(names))}
+
+
+def test_a_list_or_the_models_names_number_folders_with_two_orders(tmp_path: Path) -> None:
+    names = [str(k) for k in range(11)]
+    folder = by_number(tmp_path / "data", names)
+    listed = write(tmp_path / "classes.txt", "\n".join(reversed(names)))
+    expected = [10 - int(name) for name in sorted(names)]
+    assert open_labels(LabelledData(folder, None, listed), 11) == expected
+    assert open_labels(LabelledData(folder), 11, *reversed(names)) == expected
+    # An order that is asked for is that of the folders, whatever names the model has.
+    wanted = LabelledData(folder, class_order="natural")
+    assert open_labels(wanted, 11, *reversed(names)) == [int(name) for name in sorted(names)]
+    with pytest.raises(UsageError, match=r"--classes .*classes\.txt numbers the folders already"):
+        open_labels(LabelledData(folder, None, listed, "text"), 11)
+
+
+@pytest.mark.parametrize("names", [["01", "02", "10"], ["0", "1", "9"], ["n01", "n02"], ["a", "b"]])
+def test_folders_with_one_order_need_no_choice(tmp_path: Path, names: list[str]) -> None:
+    folder = by_number(tmp_path / "data", names)
+    assert open_labels(LabelledData(folder), len(names)) == list(range(len(names)))
+
+
+def test_labels_line_by_line_for_images_with_two_orders(tmp_path: Path) -> None:
+    for number in (1, 2, 10):
+        save(tmp_path / f"val/img{number}.JPEG")
+    lines = write(tmp_path / "labels.txt", "0\n1\n2\n")
+    with pytest.raises(
+        DataError, match=r"the images that .*labels\.txt labels line by line have"
+    ) as e:
+        open_labels(LabelledData(tmp_path / "val", lines), 3)
+    assert "img1.JPEG, img2.JPEG ... as numbers, img1.JPEG, img10.JPEG ... as text" in str(e.value)
+    assert "or give lines of file,label" in str(e.value)
+    # The images are in the order of their text: 1, 10, 2.
+    for order, expected in (("natural", [0, 2, 1]), ("text", [0, 1, 2])):
+        data = LabelledData(tmp_path / "val", lines, class_order=order)
+        assert open_labels(data, 3) == expected
+    named = write(tmp_path / "named.csv", "img10.JPEG,2\nimg2.JPEG,1\nimg1.JPEG,0\n")
+    assert open_labels(LabelledData(tmp_path / "val", named), 3) == [0, 2, 1]
+
+
+def test_an_order_needs_something_to_number(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", images=np.zeros((1, 4, 4, 3), np.uint8), labels=[0])
+    with pytest.raises(UsageError, match=r"--class-order does not apply to .*set\.npz"):
+        images.open_labelled(LabelledData(tmp_path / "set.npz", class_order="text"), ModelClasses())
+
+
+def test_an_unknown_order(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="unknown order 'naturally'"):
+        images.open_labelled(LabelledData(tmp_path, class_order="naturally"), ModelClasses())

@@ -131,11 +131,15 @@ def test_a_list_without_images_is_refused(folder: Path, text: str) -> None:
 
 @pytest.mark.parametrize(("text", "encoding"), [("é.png,0\n", "latin-1"), ('"a.png,0\n', "utf-8")])
 def test_what_is_no_list_is_refused(folder: Path, text: str, encoding: str) -> None:
-    with pytest.raises(DataError, match=r"cannot read .*list\.csv: .*\nexpected UTF-8 text"):
+    with pytest.raises(
+        DataError, match=r"cannot read .*list\.csv: .*\nexpected (UTF-8 text|lines of)"
+    ):
         listed(folder, text, encoding)
 
 
 def test_an_unreadable_labels_file_is_named(folder: Path) -> None:
     (folder / "labels.txt").write_bytes(b"caf\xe9\n")
-    with pytest.raises(DataError, match=r"cannot read .*labels\.txt: .*\nexpected one class name"):
+    with pytest.raises(
+        DataError, match=r"cannot read .*labels\.txt: .*\nexpected UTF-8 text, .*: one class name"
+    ):
         listed(folder, "a.png,0\n")

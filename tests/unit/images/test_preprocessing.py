@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -157,3 +158,68 @@ def test_another_array_than_rgb_pixels_is_refused(pixels: NDArray[Any]) -> None:
 def test_a_thread_of_an_image_is_not_blown_up() -> None:
     with pytest.raises(DataError, match=r"1 x 9000 would be scaled to 256 x 2304000\nexpected"):
         images.preprocess(Image.new("RGB", (1, 9000)), PREPROCESSING)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_network_of_bgr_sees_blue_first(seed: int) -> None:
+    """As OpenCV reads a file: blue, green, red, each with its own mean and deviation."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (9, 7, 3), np.uint8)
+    mean, std = (103.53, 116.28, 123.675), (57.375, 57.12, 58.395)
+    steps = Preprocessing(
+        crop=(9, 7),
+        mean=(mean[0] / 255, mean[1] / 255, mean[2] / 255),
+        std=(std[0] / 255, std[1] / 255, std[2] / 255),
+        channel_order="bgr",
+    )
+    expected = (pixels[:, :, ::-1].astype(np.float64) - mean) / std
+    found = images.preprocess_array(pixels, steps)
+    np.testing.assert_allclose(found, expected.transpose(2, 0, 1), atol=1e-5)
+    assert found.flags.c_contiguous
+
+
+def test_an_unknown_channel_order_suggests_the_right_one() -> None:
+    with pytest.raises(UnknownNameError, match="unknown channel order 'bggr'"):
+        images.preprocess(noise(8, 8), replace(PREPROCESSING, channel_order="bggr"))
+
+
+def test_numbers_of_0_to_255_are_refused_with_the_converted_ones() -> None:
+    wrong = replace(PREPROCESSING, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
+    said = (
+        "mean 123.675,116.28,103.53, std 58.395,57.12,57.375 are not of pixels of 0 to 1\\n"
+        "if they are of 0 to 255: mean 0.485,0.456,0.406 and std 0.229,0.224,0.225\\n"
+    )
+    with pytest.raises(UsageError, match=said):
+        images.preprocess(noise(8, 8), wrong)
+    with pytest.raises(UsageError, match=r"mean 0\.485,0\.456,0\.406 and std 0\.229,0.224,0.225"):
+        images.batches(images.GivenImages([]), replace(PREPROCESSING, mean=wrong.mean), 1)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "said"),
+    [
+        ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), None),
+        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), None),
+        ((0.48, 0.45, 0.4), (0.05, 0.05, 0.05), None),
+        ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255), None),
+        ((0.4, 0.46, 0.5), (0.22, 0.22, 0.22), None),
+        ((0.485, 0.456, 0.406), (0.017, 0.017, 0.017), "-28.5 to 34.9, a range that no training"),
+        ((-1.2, 0.0, 0.0), (1.0, 1.0, 1.0), "becomes 0 to 2.2, a range that no training"),
+        ((0.0, 0.0, 0.0), (1.4, 1.4, 1.4), "becomes 0 to 0.714, a range that no training"),
+        ((0.0, 0.0, 0.0), (0.001, 0.001, 0.001), "0 to 1e\\+03, a range that no training"),
+        ((0.406, 0.456, 0.485), (0.225, 0.224, 0.229), "red, 0.406, is ImageNet's of blue"),
+    ],
+)
+def test_what_no_training_does_is_a_doubt(
+    mean: tuple[float, float, float], std: tuple[float, float, float], said: str | None
+) -> None:
+    found = images.doubts(replace(PREPROCESSING, mean=mean, std=std))
+    if said is None:
+        assert found == []
+    else:
+        (doubt,) = found
+        assert re.search(said, doubt)
+
+
+def test_a_mean_of_rgb_for_a_network_of_bgr_is_a_doubt() -> None:
+    (doubt,) = images.doubts(replace(PREPROCESSING, channel_order="bgr"))
+    assert "the mean of blue, 0.485, is ImageNet's of red: with --channel-order bgr" in doubt

@@ -46,13 +46,90 @@ def test_a_flat_folder_is_sorted_and_has_no_labels(tmp_path: Path) -> None:
     assert source.classes is None
 
 
-@pytest.mark.parametrize("suffix", sorted(images.IMAGE_SUFFIXES))
+PICTURES = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".mpo",
+    ".avif",
+    ".jp2",
+    ".png",
+    ".apng",
+    ".bmp",
+    ".dib",
+)
+OTHERS = (".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pnm", ".tga", ".pcx", ".sgi", ".ico")
+
+
+@pytest.mark.parametrize("suffix", PICTURES + OTHERS)
 def test_every_suffix_is_found_and_read(tmp_path: Path, suffix: str) -> None:
-    save(tmp_path / f"photo{suffix}")
-    shutil.copy(tmp_path / f"photo{suffix}", tmp_path / f"OTHER{suffix.upper()}")
-    source = images.open_images(tmp_path)
+    assert suffix in images.image_suffixes()
+    size = (16, 16) if suffix == ".ico" else (4, 3)
+    (tmp_path / "set").mkdir()
+    Image.new("RGB", size).save(tmp_path / f"set/photo{suffix}")
+    shutil.copy(tmp_path / f"set/photo{suffix}", tmp_path / f"set/OTHER{suffix.upper()}")
+    source = images.open_images(tmp_path / "set")
     assert len(source) == 2
-    assert source.load(0).size == source.load(1).size == (4, 3)
+    assert source.load(0).size == source.load(1).size == size
+    assert len(images.open_images(tmp_path / f"set/photo{suffix}")) == 1
+
+
+@pytest.mark.parametrize("suffix", [".eps", ".ps", ".pdf", ".wmf", ".h5", ".mpg", ".txt", ""])
+def test_what_pillow_does_not_decode_itself_is_no_image(suffix: str) -> None:
+    assert suffix not in images.image_suffixes()
+
+
+def skipped(source: images.ImageSet) -> list[str]:
+    assert isinstance(source, images.FileImages)
+    return [path.name for path in source.skipped]
+
+
+def test_files_that_are_skipped_are_counted_and_named(tmp_path: Path) -> None:
+    for number in range(5):
+        save(tmp_path / f"flat/{number}.png")
+        (tmp_path / f"flat/raw{number}.NEF").touch()
+    for name in ("flat/labels.txt", "flat/README", "flat/.DS_Store", "flat/sub/deep.cr2"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    source = images.open_images(tmp_path / "flat")
+    assert len(source) == 5
+    others = ["README", "labels.txt", *(f"raw{number}.NEF" for number in range(5)), "deep.cr2"]
+    assert skipped(source) == others
+    (note,) = images.notes_on_data(tmp_path / "flat")
+    assert note == (
+        "8 files are no images that can be read, and were skipped: 5 .nef (raw0.NEF, raw1.NEF, "
+        "raw2.NEF ...), 1 without a suffix (README), 1 .txt (labels.txt), 1 .cr2 (deep.cr2)"
+    )
+    assert skipped(images.image_files(tmp_path / "flat")) == others
+    assert images.notes_on_data(save(tmp_path / "one.png")) == images.notes_on_data(None) == []
+
+
+def test_files_in_class_folders_that_are_skipped(tmp_path: Path) -> None:
+    for name in ("a/1.png", "b/1.png"):
+        save(tmp_path / name)
+    for name in ("a/x.xcf", "b/deep/y.xcf", "z.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    source = images.open_images(tmp_path)
+    assert source.classes == ("a", "b")
+    assert skipped(source) == ["z.md", "x.xcf", "y.xcf"]
+    labelled = images.open_labelled(images.LabelledData(tmp_path), images.ModelClasses(2))
+    assert skipped(labelled) == ["z.md", "x.xcf", "y.xcf"]
+
+
+def test_a_folder_of_files_that_cannot_be_read_names_them(tmp_path: Path) -> None:
+    for name in ("a/1.svg", "a/2.svg", "b/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(
+        DataError, match=r"no images in .*a: 2 \.svg \(1\.svg, 2\.svg\)\nexpected some"
+    ):
+        images.open_images(tmp_path)
+    with pytest.raises(
+        DataError, match=r"no images in .*a: 2 \.svg \(1\.svg, 2\.svg\)\nexpected files"
+    ):
+        images.image_files(tmp_path / "a")
 
 
 def test_class_folders_are_numbered_as_torchvision_numbers_them(tmp_path: Path) -> None:
@@ -157,7 +234,7 @@ def test_a_folder_without_images_is_refused(tmp_path: Path, content: list[str]) 
     for name in content:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    with pytest.raises(DataError, match=r"no images in .*\nexpected files ending in \.bmp"):
+    with pytest.raises(DataError, match=r"no images in .*\nexpected files ending in .* \.bmp"):
         images.open_images(tmp_path)
 
 
@@ -217,13 +294,13 @@ def test_image_files_are_found_at_any_depth_beside_others(tmp_path: Path) -> Non
         save(tmp_path / name)
     (tmp_path / "dogs").mkdir()  # one without images is no class here
     (tmp_path / "notes.txt").write_text("not an image")
-    found = [path.relative_to(tmp_path).as_posix() for path in images.image_files(tmp_path)]
+    found = [path.relative_to(tmp_path).as_posix() for path in images.image_files(tmp_path).paths]
     assert found == ["b.png", "cats/z.jpg", "cats/young/a.bmp"]
 
 
 def test_a_folder_without_image_files(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not an image")
-    with pytest.raises(DataError, match=r"no images in .*\nexpected files ending in \.bmp"):
+    with pytest.raises(DataError, match=r"no images in .*\nexpected files ending in .* \.bmp"):
         images.image_files(tmp_path)
 
 

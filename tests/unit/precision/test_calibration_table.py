@@ -269,3 +269,15 @@ def test_tables_need_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_table_of_before_there_was_a_channel_order_is_of_rgb() -> None:
+    rgb = to_plain(Preprocessing(crop=(8, 8)))
+    before = {name: value for name, value in rgb.items() if name != "channel_order"}
+    key = CalibrationKey("model", "images", rgb, {})
+    assert replace(key, preprocessing=before).difference(key) == ""
+    assert key.difference(replace(key, preprocessing=before)) == ""
+    bgr = to_plain(Preprocessing(crop=(8, 8), channel_order="bgr"))
+    for other in (rgb, before):
+        said = replace(key, preprocessing=other).difference(replace(key, preprocessing=bgr))
+        assert said == "the preprocessing is another one"

@@ -6,10 +6,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploykit.core.choices import DefinitionChoices
-from deploykit.core.errors import BundleError, ModelFileError, UnknownNameError, UsageError
-from deploykit.verbs.inspect import inspect
+from deploykit.core.choices import DefinitionChoices, PreprocessingChoices
+from deploykit.core.errors import (
+    BundleError,
+    DataError,
+    ModelFileError,
+    UnknownNameError,
+    UsageError,
+)
+from deploykit.sources.definition import SourceOptions
+from deploykit.verbs.inspect import inspect, inspect_with_input
 from tests.bundles import write_bundle, write_classifier
+from tests.graphs import graph, save
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,3 +86,34 @@ def test_a_definition_is_shown_as_modules() -> None:
     kinds = [layer.kind for layer in summary.layers]
     assert kinds.count("Conv2d") == 19
     assert kinds.count("Linear") == 1
+
+
+def test_the_input_of_a_file_is_that_of_prepared_images(tmp_path: Path) -> None:
+    path = write_classifier(tmp_path / "mine.onnx")
+    chosen = PreprocessingChoices(mean=(0, 0, 0), std=(1, 1, 1), channel_order="bgr")
+    options = SourceOptions(choices=DefinitionChoices(preprocessing=chosen))
+    summary, prepared = inspect_with_input(str(path), options)
+    assert prepared is not None
+    assert summary == inspect(str(path))
+    assert 0 <= prepared.range.min < 0.1
+    assert 0.9 < prepared.range.max <= 1
+    assert prepared.range.images == 8
+    assert prepared.preprocessing.channel_order == "bgr"
+    (note,) = prepared.notes
+    assert note.startswith("preprocessing is assumed: resize 9, interpolation bilinear; as in")
+
+
+@pytest.mark.parametrize("shape", ["N, 5", "N, 1, 8, 8", "N, 3, 16000, 16000"])
+def test_what_takes_no_images_or_enormous_ones_has_no_range(tmp_path: Path, shape: str) -> None:
+    model = graph(f"g (float[{shape}] x) => (float[{shape}] y) {{ y = Relu (x) }}")
+    path = save(model, tmp_path / "g.onnx")
+    summary, prepared = inspect_with_input(str(path), SourceOptions())
+    assert prepared is None
+    assert summary.layers[0].kind == "Relu"
+
+
+def test_images_that_cannot_be_read_are_an_error(tmp_path: Path) -> None:
+    path = write_classifier(tmp_path / "mine.onnx")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"cannot read .*bad\.png"):
+        inspect_with_input(str(path), SourceOptions(data=tmp_path / "bad.png"))

@@ -1,0 +1,119 @@
+"""One list of names as editors, spreadsheets and programs write it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from deploykit.core.errors import DataError
+from deploykit.images import read_class_names
+from deploykit.images.label_files import read_text
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NAMES = ("red", "Grün", "bleu clair")
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("last", ["", "END", "END END"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-le+mark", "utf-16-be+mark"]
+)
+def test_one_name_per_line(tmp_path: Path, newline: str, last: str, encoding: str) -> None:
+    text = newline.join(NAMES) + newline * last.count("END")
+    codec, _, mark = encoding.partition("+")
+    (tmp_path / "names.txt").write_bytes((f"\ufeff{text}" if mark else text).encode(codec))
+    assert read_class_names(tmp_path / "names.txt") == NAMES
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("l.json", json.dumps({str(index): name for index, name in enumerate(NAMES)})),
+        ("l.json", json.dumps(dict(reversed([(n, i) for i, n in enumerate(NAMES)])))),
+        ("l.json", json.dumps(NAMES, ensure_ascii=False)),
+        ("l.json", json.dumps({str(i): [f"n0000000{i}", name] for i, name in enumerate(NAMES)})),
+        ("config.json", json.dumps({"x": 1, "id2label": {"2": NAMES[2], "0": "red", "1": "Grün"}})),
+        ("map.csv", "0,red\n1,Grün\n2,bleu clair\n"),
+        ("map.csv", "2,bleu clair\n0,red\n1,Grün\n"),
+        ("map.csv", 'index,name\n1,"Grün"\n0,red\n2,bleu clair'),
+        ("map.csv", "name;id\nred;0\nbleu clair;2\nGrün;1\n"),
+        ("map.csv", '"red"\nGrün\n"bleu clair"\n'),
+        ("map.tsv", "0\tred\n1\tGrün\n2\tbleu clair\n"),
+        ("map.txt", "0,red\n1,Grün\n2,bleu clair\n"),
+        ("map.txt", "1; Grün\n0; red\n2; bleu clair\n"),
+        ("map.txt", " red\t\nGrün \n\tbleu clair\n\n\n"),
+    ],
+)
+def test_names_with_their_numbers(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert read_class_names(tmp_path / name) == NAMES
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "names"),
+    [
+        ("l.txt", "tench, Tinca tinca\ngoldfish, carp\n", ("tench, Tinca tinca", "goldfish, carp")),
+        ("l.csv", "tench, Tinca tinca\ngoldfish, carp\n", ("tench, Tinca tinca", "goldfish, carp")),
+        ("l.csv", "a,b,c\nd\n", ("a,b,c", "d")),
+        ("l.txt", "bird\u2028of prey\n\nlast\x85\n", ("bird\u2028of prey", "", "last\x85")),
+        ("l.txt", "10\n2\n1\n", ("10", "2", "1")),
+        ("l.txt", "2,4-D\n1,2-dichloroethane\n7,8-x\n", ("2,4-D", "1,2-dichloroethane", "7,8-x")),
+        ("l.txt", "", ()),
+    ],
+)
+def test_names_that_only_look_numbered(
+    tmp_path: Path, name: str, text: str, names: tuple[str, ...]
+) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    assert read_class_names(tmp_path / name) == names
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "latin1.txt",
+            "red\nGrün".encode("latin-1"),
+            (
+                r"line 2 is not UTF-8 \(byte 0xfc\); is it latin1\?\nexpected UTF-8 .*: one class "
+                r"name per line\nconvert it: iconv -f latin1 -t utf-8 latin1\.txt"
+            ),
+        ),
+        ("cp.txt", b"caf\x82\n", r"line 1 is not UTF-8 \(byte 0x82\)"),
+        ("le.txt", "red\ngreen".encode("utf-16-le"), "NUL characters; is it utf-16le.*\nexpected"),
+        ("cut.txt", "red".encode("utf-16")[:-1], "it is cut off, or not UTF-16 as its first bytes"),
+        (
+            "one.csv",
+            b"1,red\n2,green\n",
+            "numbers 2 classes from 1 to 2\nexpected each number of 0",
+        ),
+        (
+            "one.txt",
+            b"1,red\n2,green\n",
+            "numbers 2 classes from 1 to 2\nexpected each number of 0",
+        ),
+        ("gap.csv", b"0,red\n2,green\n", "numbers 2 classes from 0 to 2"),
+        ("gap.json", b'{"0": "red", "3": "green"}', "numbers 2 classes from 0 to 3"),
+        ("twice.json", b'{"red": 0, "green": 0}', "numbers 2 classes from 0 to 0"),
+        ("odd.json", b"{", "it is no JSON, Expecting .*\nexpected a list of names"),
+        ("odd.json", b'{"a": "b"}', "has no class names\nexpected a list of names"),
+        ("odd.json", b"[1, 2]", "has no class names"),
+        ("odd.json", b"{}", "has no class names"),
+        ("quote.csv", b'"red\n', "unexpected end of data\nexpected one class name per line"),
+    ],
+)
+def test_what_cannot_be_read_says_what_is_wanted(
+    tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        read_class_names(tmp_path / name)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read .*x\.csv: No such file.*\nexpected numbers"):
+        read_text(tmp_path / "x.csv", "numbers")
