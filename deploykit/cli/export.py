@@ -245,6 +245,7 @@ def _export(target: str, options: ExportOptions) -> ExportReport:
 
 def _show(out: Console, report: ExportReport) -> None:
     from deploykit.cli._show import (
+        head_line,
         show_comparison,
         show_engines,
         show_files,
@@ -261,6 +262,7 @@ def _show(out: Console, report: ExportReport) -> None:
     if manifest.calibration is not None:
         show_int8(out, manifest.conversion, manifest.calibration)
     show_engines(out, manifest.engines)
+    out.print(f"head: {head_line(manifest.head)}", markup=False)
     for note in report.notes:
         out.print(f"note: {note}", style="yellow", markup=False)
     out.print(

@@ -37,6 +37,19 @@ if TYPE_CHECKING:
     help="Classes per image.",
 )
 @click.option(
+    "--threshold",
+    type=float,
+    metavar="P",
+    help="Probability from which a binary or multilabel head says yes.  [default: 0.5]",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Write the arrays of a raw head there, as .npy files.",
+)
+@click.option(
     "--device",
     cls=NamesBackends,
     default="auto",
@@ -44,7 +57,15 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="cuda (an engine), DEVICES (the ONNX file), or auto.",
 )
-def command(bundle: Path, images: tuple[Path, ...], top_k: int, device: str) -> Answer:
+def command(
+    *,
+    bundle: Path,
+    images: tuple[Path, ...],
+    top_k: int,
+    threshold: float | None,
+    output: Path | None,
+    device: str,
+) -> Answer:
     """Say what is on images, with a bundle or one of its engines.
 
     An IMAGE is a file or a folder of them. An image that cannot be read is named at the end, the
@@ -53,7 +74,15 @@ def command(bundle: Path, images: tuple[Path, ...], top_k: int, device: str) -> 
     from deploykit.cli._show import progress
     from deploykit.verbs.predict import predict
 
-    found = predict(bundle, images, top_k=top_k, device=device, progress=progress())
+    found = predict(
+        bundle,
+        images,
+        top_k=top_k,
+        threshold=threshold,
+        device=device,
+        output=output,
+        progress=progress(),
+    )
     return Answer(found.to_dict(), lambda out: _show(out, found), failed=bool(found.unreadable))
 
 

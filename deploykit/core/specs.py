@@ -29,6 +29,7 @@ __all__ = [
     "BATCH",
     "DEFAULT_HEAD",
     "Closing",
+    "HeadRecord",
     "ModelSpec",
     "Preprocessing",
     "Runner",
@@ -44,6 +45,19 @@ BATCH = "batch"
 
 DEFAULT_HEAD: Final = "multiclass"
 """What outputs mean where nobody says it, as in bundles of before there was a choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRecord:
+    """What a bundle's output means: a kind of head, the output, what the graph did to it already.
+
+    ``activation`` is ``none``, ``softmax``, ``log_softmax``, ``sigmoid``, ``argmax``, ``top_k`` or
+    ``l2``. ``output`` is ``None`` in bundles that name the kind alone: it is the first then.
+    """
+
+    kind: str = DEFAULT_HEAD
+    output: str | None = None
+    activation: str = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +160,8 @@ class ModelSpec:
     """Whether nobody said how images are prepared: ImageNet's way is taken, with a note."""
     notes: tuple[str, ...] = ()
     """What the user must know of it, as an assumed preprocessing."""
-    head: str = DEFAULT_HEAD
-    """What the outputs mean: a name of `deploykit.heads`."""
+    head: str | None = DEFAULT_HEAD
+    """What the outputs mean: a name of `deploykit.heads`; ``None`` is read from the graph."""
 
     @property
     def num_classes(self) -> int:

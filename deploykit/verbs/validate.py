@@ -10,13 +10,19 @@ from deploykit.bundle.golden import runners_of_bundle
 from deploykit.bundle.manifest import REFERENCE, Bundle
 from deploykit.comparison.layerwise import LayerReport, compare_layers
 from deploykit.comparison.reference import Runners
-from deploykit.comparison.validation import ValidationReport, outputs_of, validate
+from deploykit.comparison.validation import (
+    ValidationReport,
+    outputs_of,
+    same_images,
+    validate,
+)
 from deploykit.core.errors import BundleError, UsageError
 from deploykit.core.progress import Progress, SilentProgress
-from deploykit.core.specs import DEFAULT_HEAD
-from deploykit.heads import head_named
+from deploykit.heads import head_of
 from deploykit.images.batching import BATCHES, sample_batches
+from deploykit.sources.head_choice import Wish, choose_output
 from deploykit.sources.onnx_file import assumed_preprocessing, require_image, side_inputs_of
+from deploykit.sources.onnx_outputs import judge_others
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,11 +46,12 @@ class ComparisonReport:
     outputs: ValidationReport
     layers: LayerReport | None
     notes: tuple[str, ...]
+    others: tuple[ValidationReport, ...] = ()
 
     @property
     def passed(self) -> bool:
         """Whether the outputs are within the limits of the candidate's precision."""
-        return self.outputs.passed
+        return self.outputs.passed and all(one.passed for one in self.others)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
@@ -53,6 +60,7 @@ class ComparisonReport:
             "reference": self.reference,
             "passed": self.passed,
             "validation": self.outputs.to_dict(),
+            "other_outputs": [one.to_dict() for one in self.others],
             "layers": None if self.layers is None else self.layers.to_dict(),
             "notes": list(self.notes),
         }
@@ -105,12 +113,11 @@ def compare_artifacts(
     with shown.step("outputs"):
         batches = sample_batches(preprocessing, options.data, sizes)
         outputs = [_outputs(side.artifact, batches, runners) for side in (candidate, reference)]
-        compared = validate(
-            outputs[0],
-            outputs[1],
-            precision=precision,
-            names=names,
-            head=_head(candidate, reference),
+        head = _head(candidate, reference, outputs[1])
+        compared = validate(outputs[0], outputs[1], precision=precision, names=names, head=head)
+        compared = compared.doubted(same_images(batches))
+        others, more = judge_others(
+            reference.artifact, candidate.artifact, batches, runners, compared.head
         )
     found = None
     if options.layers:
@@ -122,7 +129,7 @@ def compare_artifacts(
                 open_runner=runners.open_unoptimised,
                 task=task,
             )
-    return ComparisonReport(*names, compared, found, notes)
+    return ComparisonReport(*names, compared, found, (*notes, *more), others)
 
 
 @dataclass(frozen=True)
@@ -236,10 +243,15 @@ def _preprocessing(candidate: _Side, reference: _Side) -> tuple[Preprocessing, t
     return assumed, (f"{note}, ImageNet mean and deviation",)
 
 
-def _head(candidate: _Side, reference: _Side) -> Head:
-    """As a bundle has it; two lone files are taken for classifiers."""
+def _head(candidate: _Side, reference: _Side, outputs: Batches) -> Head:
+    """As a bundle has it; of two lone files it is read from the reference's first output."""
     bundles = [side.bundle for side in (candidate, reference) if side.bundle is not None]
-    return head_named(bundles[0].manifest.head if bundles else DEFAULT_HEAD)
+    if bundles:
+        return head_of(bundles[0].manifest.head)
+    first = reference.artifact.outputs[0]
+    tails = graph.read_tails(graph.read_model(reference.artifact.path))
+    answers = [{first.name: one} for one in outputs]
+    return choose_output(reference.name, (first,), answers, tails, Wish()).head
 
 
 def _outputs(artifact: OnnxArtifact, batches: Batches, runners: Runners) -> Batches:
