@@ -1,4 +1,4 @@
-"""Which output of a network is meant, and what it means: read from its graph and its values."""
+"""The output of a network that is meant, and its meaning, read from graph and values."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class OutputChoice:
         found = list(self.why)
         if self.others and not self.head.judges_all:
             named = ", ".join(f"{spec.name!r} {spec.shape}" for spec in self.others)
-            found.append(f"{self.head.noun} are {self.name!r}; beside them: {named}")
+            found.append(f"{self.head.noun} are the output {self.name!r}; beside it: {named}")
         if self.moved:
             found.append(f"{self.name!r} was made the first output")
         if not self.flat:

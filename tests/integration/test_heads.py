@@ -135,7 +135,7 @@ def test_log_softmax_gives_probabilities(tmp_path: Path) -> None:
         assert by_index(top) == pytest.approx(np.exp(row).tolist(), abs=1e-6)
 
 
-BINARY = {
+BINARY: dict[str, Any] = {
     "flat": (("l = Gemm <transB = 1> (f, k1)  s = Sigmoid (l)  o = Constant <value_ints = [1]> ()"
              "  p = Squeeze (s, o)"), "float[N] p", lambda row: row),
     "map": ("t = Constant <value_ints = [1, 16, 1, 1]> ()  q = Reshape (k1, t)  p = Conv (g, q)",
@@ -291,7 +291,7 @@ def test_the_library_gives_all_outputs(tmp_path: Path) -> None:
     export(model)
     batch = np.stack([np.asarray(Image.open(p), np.float32) / 255 for p in images])
     with deploykit.load(model.with_suffix(""), device="cpu") as loaded:
-        found = loaded.run_all(batch.transpose(0, 3, 1, 2).copy())
+        found: dict[str, Any] = dict(loaded.run_all(batch.transpose(0, 3, 1, 2).copy()))
         assert loaded.self_test().max_abs < 1e-5
     for got, expected in zip(found.values(), original(model, images), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)

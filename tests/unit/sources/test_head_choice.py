@@ -134,7 +134,7 @@ def test_features_before_the_logits() -> None:
     )
     assert (found.name, found.moved) == ("y", True)
     assert found.notes() == [
-        "logits are 'y'; beside them: 'embedding' ('n', 64)",
+        "logits are the output 'y'; beside it: 'embedding' ('n', 64)",
         "'y' was made the first output",
     ]
 
