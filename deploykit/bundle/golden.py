@@ -11,7 +11,7 @@ from deploykit.bundle.manifest import GOLDEN, SIDE_INPUTS
 from deploykit.comparison.reference import Runners
 from deploykit.core.errors import BundleError, ValidationError
 from deploykit.core.precision import Precision
-from deploykit.heads import head_named
+from deploykit.heads import head_of
 from deploykit.heads.multiclass import MULTICLASS
 from deploykit.images.side_inputs import SideInputs
 
@@ -55,7 +55,7 @@ class Golden:
         if GOLDEN not in bundle.manifest.files:
             raise BundleError(f"{bundle.folder.name} has no {GOLDEN} to compare with")
         bundle.require_unchanged(GOLDEN)
-        head = head_named(bundle.manifest.head)
+        head = head_of(bundle.manifest.head)
         try:
             # Opened here, because numpy leaves a damaged file open.
             with (

@@ -32,7 +32,7 @@ from deploykit.core.serialization import (
     parse_json,
     to_plain,
 )
-from deploykit.core.specs import DEFAULT_HEAD, Preprocessing
+from deploykit.core.specs import DEFAULT_HEAD, HeadRecord, Preprocessing
 
 SCHEMA_VERSION: Final = 1
 MANIFEST: Final = "manifest.json"
@@ -59,8 +59,8 @@ _VERSION: Final = re.compile(r"[0-9][0-9A-Za-z.+!-]{0,40}")
 class Manifest:
     """Everything that is known of a bundle; ``files`` gives the sha256 of each one but engines.
 
-    ``precision`` is what was asked for; each engine's record says what was proven. ``head`` names
-    what the outputs mean; bundles that were written before there was a choice do not have it.
+    ``precision`` is what was asked for; each engine's record says what was proven. ``head`` says
+    what the outputs mean; older bundles have its kind alone, or nothing: logits of classes.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Manifest:
     packages: Mapping[str, str]
     created: str
     calibration: Mapping[str, Any] | None = field(default=None)
-    head: str = DEFAULT_HEAD
+    head: HeadRecord = field(default_factory=HeadRecord)
 
     def with_engine(self, engine: EngineRecord) -> Self:
         """The manifest with an engine added; one of the same file name is replaced."""
@@ -116,6 +116,8 @@ def read_manifest(text: str, folder: Path) -> Manifest:
             "export the bundle again; manifests are not edited by hand"
         )
     known = {"head": DEFAULT_HEAD, **known_fields(Manifest, body)}
+    if isinstance(known["head"], str):
+        known["head"] = to_plain(HeadRecord(known["head"]))
     manifest = from_plain(Manifest, known, source)
     return replace(manifest, onnx=replace(manifest.onnx, path=folder / manifest.onnx.path))
 

@@ -238,7 +238,13 @@ _OPTIONS = (
     click.option(
         "--head",
         metavar="NAME",
-        help="What the outputs mean.  [default: the network's own, multiclass]",
+        help="What the outputs mean: multiclass, multilabel, binary, raw (anything), or a "
+        "plug-in's.  [default: read from the network]",
+    ),
+    click.option(
+        "--head-output",
+        metavar="NAME",
+        help="The output that is meant, of a network that has several.",
     ),
 )
 
@@ -255,6 +261,7 @@ def read_choices(  # noqa: PLR0913 - one parameter per option
     channel_order: str | None = None,
     side_inputs: Path | None = None,
     head: str | None = None,
+    head_output: str | None = None,
 ) -> DefinitionChoices:
     """What the options ask for.
 
@@ -271,7 +278,9 @@ def read_choices(  # noqa: PLR0913 - one parameter per option
         channel_order=None if channel_order is None else channel_order.lower(),
     )
     arguments = None if factory_args is None else _arguments(factory_args)
-    return DefinitionChoices(num_classes, input_size, arguments, wanted, side_inputs, head)
+    return DefinitionChoices(
+        num_classes, input_size, arguments, wanted, side_inputs, head, head_output
+    )
 
 
 def _sides(text: str) -> int | tuple[int, int]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from deploykit.bundle.manifest import Bundle
     from deploykit.core.artifacts import EngineRecord
     from deploykit.core.progress import StageTime
-    from deploykit.core.specs import Preprocessing
+    from deploykit.core.specs import HeadRecord, Preprocessing
     from deploykit.heads import Table as HeadTable
     from deploykit.images import InputRange
 
@@ -143,6 +143,7 @@ def show_comparison(out: Console, reports: Iterable[Mapping[str, Any]]) -> None:
 
     for report in reports:
         head = head_named(report.get("head", DEFAULT_HEAD))
+        head = head.applied(report.get("activation", head.activation))
         numbers = head.comparison_columns
         title = f"{report['candidate']} against {report['reference']}"
         rows = table(numbers, title=title, right=numbers)
@@ -151,7 +152,31 @@ def show_comparison(out: Console, reports: Iterable[Mapping[str, Any]]) -> None:
         out.print(rows)
         for problem in report["problems"]:
             out.print(f"problem: {problem}", style="red", markup=False)
+        for reason in report.get("blind_spots", ()):
+            out.print(f"WEAK VERIFICATION: {reason}", style="bold red", markup=False)
         out.print("")
+
+
+_APPLIED = {
+    "none": "values as they are",
+    "softmax": "softmax in the graph",
+    "log_softmax": "log softmax in the graph",
+    "sigmoid": "sigmoid in the graph",
+    "argmax": "class numbers by ArgMax",
+    "top_k": "class numbers by TopK",
+    "l2": "normalised in the graph",
+}
+
+
+def head_line(head: HeadRecord) -> str:
+    """What an output means, in a line.
+
+    >>> from deploykit.core.specs import HeadRecord
+    >>> head_line(HeadRecord("multiclass", "y", "softmax"))
+    "multiclass, output 'y', softmax in the graph"
+    """
+    output = "the first output" if head.output is None else f"output {head.output!r}"
+    return f"{head.kind}, {output}, {_APPLIED.get(head.activation, head.activation)}"
 
 
 def show_files(out: Console, bundle: Bundle) -> None:
@@ -217,7 +242,12 @@ def show_int8(out: Console, conversion: Mapping[str, Any], calibration: Mapping[
         rows = table(("candidate", *numbers), title="on held-out images", right=numbers)
         for trial in calibration["trials"]:
             ratio = "exact" if trial["sqnr_db"] is None else f"{trial['sqnr_db']:.1f}"
-            figures = f"{trial['mean_kl']:.2e}", f"{trial['agreement']:.1%}", ratio
+            kl, agreement = trial["mean_kl"], trial["agreement"]
+            figures = (
+                "-" if kl is None else f"{kl:.2e}",
+                "-" if agreement is None else f"{agreement:.1%}",
+                ratio,
+            )
             rows.add_row(trial["candidate"], *figures)
         out.print(rows, "")
     for title, key in (("weights", "weight_sqnr_db"), ("activations", "activation_sqnr_db")):

@@ -11,6 +11,7 @@ from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
 from deploykit.cli._show import (
     console,
+    head_line,
     progress,
     show_comparison,
     show_engines,
@@ -253,6 +254,7 @@ def _show(out: Console, report: ExportReport) -> None:
     if manifest.calibration is not None:
         show_int8(out, manifest.conversion, manifest.calibration)
     show_engines(out, manifest.engines)
+    out.print(f"head: {head_line(manifest.head)}", markup=False)
     for note in report.notes:
         out.print(f"note: {note}", style="yellow", markup=False)
     out.print(

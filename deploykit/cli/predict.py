@@ -39,6 +39,19 @@ if TYPE_CHECKING:
     help="Classes per image.",
 )
 @click.option(
+    "--threshold",
+    type=float,
+    metavar="P",
+    help="Probability from which a binary or multilabel head says yes.  [default: 0.5]",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Write the arrays of a raw head there, as .npy files.",
+)
+@click.option(
     "--device",
     cls=NamesBackends,
     default="auto",
@@ -47,8 +60,15 @@ if TYPE_CHECKING:
     help="cuda (an engine), DEVICES (the ONNX file), or auto.",
 )
 @_options.fast
-def command(
-    *, bundle: Path, images: tuple[Path, ...], top_k: int, device: str, fast: bool
+def command(  # noqa: PLR0913 - one parameter per option
+    *,
+    bundle: Path,
+    images: tuple[Path, ...],
+    top_k: int,
+    threshold: float | None,
+    output: Path | None,
+    device: str,
+    fast: bool,
 ) -> Answer:
     """Say what is on images, with a bundle or one of its engines.
 
@@ -57,7 +77,16 @@ def command(
     """
     from deploykit.verbs.predict import predict
 
-    found = predict(bundle, images, top_k=top_k, device=device, fast=fast, progress=progress())
+    found = predict(
+        bundle,
+        images,
+        top_k=top_k,
+        threshold=threshold,
+        device=device,
+        fast=fast,
+        output=output,
+        progress=progress(),
+    )
     return Answer(found.to_dict(), lambda out: _show(out, found), failed=bool(found.unreadable))
 
 

@@ -71,7 +71,7 @@ def command(  # noqa: PLR0913 - one parameter per option
 
 
 def _show(out: Console, found: ComparisonReport, *, show_all: bool) -> None:
-    show_comparison(out, [found.outputs.to_dict()])
+    show_comparison(out, [one.to_dict() for one in (found.outputs, *found.others)])
     if found.layers is not None:
         _show_layers(out, found, found.layers, show_all=show_all)
     for note in found.notes:

@@ -76,7 +76,7 @@ class Reference:
     """A verified FP32 graph, the batches it was verified on, and what the original made of them.
 
     ``graph`` is handed from stage to stage, read or not; ``runners`` open it and what is made of
-    it. ``head`` says what its outputs mean.
+    it. ``head`` says what its first output means, which the original calls ``output``.
     """
 
     graph: LoadedGraph
@@ -91,6 +91,7 @@ class Reference:
     conversion: dict[str, Any] = field(default_factory=dict)
     runners: Runners = field(default_factory=Runners)
     head: Head = MULTICLASS
+    output: str | None = None
 
     @property
     def artifact(self) -> OnnxArtifact:

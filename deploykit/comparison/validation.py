@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,13 +25,17 @@ __all__ = [
     "ReportedValidationError",
     "ValidationReport",
     "outputs_of",
+    "same_images",
     "validate",
 ]
 
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """All batches of one candidate, what it was measured against, and what is wrong with it."""
+    """All batches of one candidate, what it was measured against, and what is wrong with it.
+
+    ``blind_spots`` say why the comparison could not have failed, where it could not.
+    """
 
     candidate: str
     reference: str
@@ -39,6 +43,7 @@ class ValidationReport:
     batches: tuple[Figures, ...]
     problems: tuple[str, ...]
     head: Head = MULTICLASS
+    blind_spots: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -54,10 +59,16 @@ class ValidationReport:
             "passed": self.passed,
             "problems": list(self.problems),
             "head": self.head.name,
+            "activation": self.head.activation,
+            "blind_spots": list(self.blind_spots),
             **self.head.summary_of(self.batches),
             "batches": [asdict(batch) for batch in self.batches],
             "limits": asdict(self.precision.facts.limits),
         }
+
+    def doubted(self, reasons: Sequence[str]) -> ValidationReport:
+        """The report with more ``blind_spots``."""
+        return replace(self, blind_spots=(*reasons, *self.blind_spots))
 
     def require_pass(self) -> None:
         """Raise what the report found.
@@ -78,6 +89,15 @@ class ReportedValidationError(ValidationError):
         super().__init__(
             f"{report.candidate} does not compute what {report.reference} computes\n{shown}"
         )
+
+
+def same_images(batches: Sequence[Outputs]) -> list[str]:
+    """A sentence where all images (N, C, H, W) of the batches are one and the same."""
+    alike = [batch for batch in batches if batch.shape[1:] == batches[0].shape[1:]]
+    first = batches[0][:1]
+    if sum(map(len, alike)) == 1 or not all((batch == first).all() for batch in alike):
+        return []
+    return [f"all {sum(map(len, alike))} images are the same one"]
 
 
 def outputs_of(runner: Runner, batches: Sequence[Outputs]) -> list[Outputs]:
@@ -111,5 +131,6 @@ def validate(
             )
     limits = precision.facts.limits
     batches = tuple(head.compare(got, expected) for got, expected in pairs)
-    problems = [p for batch in batches for p in head.problems_of(batch, limits)]
-    return ValidationReport(*names, precision, batches, tuple(problems), head)
+    problems = head.problems(batches, limits)
+    blind = head.blind_spots([expected for _, expected in pairs], limits)
+    return ValidationReport(*names, precision, batches, tuple(problems), head, tuple(blind))

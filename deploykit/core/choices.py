@@ -182,7 +182,8 @@ class DefinitionChoices:
 
     ``image_size`` is height and width of the input in pixels, ``arguments`` are the keyword
     arguments of a factory in a Python file. ``side_inputs`` is for a graph: an ``.npz`` with values
-    of what it takes beside images. ``head`` says what the outputs mean.
+    of what it takes beside images. ``head`` says what the outputs mean, ``head_output`` which of a
+    graph's outputs is meant.
     """
 
     num_classes: int | None = None
@@ -191,3 +192,4 @@ class DefinitionChoices:
     preprocessing: PreprocessingChoices = field(default_factory=PreprocessingChoices)
     side_inputs: Path | None = None
     head: str | None = None
+    head_output: str | None = None

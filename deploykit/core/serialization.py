@@ -35,7 +35,7 @@ from deploykit.core.artifacts import OnnxArtifact
 from deploykit.core.errors import DataError, DeploykitError, UsageError
 from deploykit.core.precision import Precision, precisions
 from deploykit.core.sizes import ShapeProfile, SizeRange
-from deploykit.core.specs import Preprocessing, TensorSpec
+from deploykit.core.specs import HeadRecord, Preprocessing, TensorSpec
 
 Noun = TypeVar("Noun")
 
@@ -48,7 +48,7 @@ _OPTIONAL: Final[Mapping[type, frozenset[str]]] = {
 }
 """Fields that may be missing where they have a default: what files of before do not say."""
 
-_EXTENSIBLE: Final = frozenset({OnnxArtifact, Preprocessing, TensorSpec})
+_EXTENSIBLE: Final = frozenset({HeadRecord, OnnxArtifact, Preprocessing, TensorSpec})
 """Nouns in which fields of a later release are passed over."""
 
 _LINES: Final = 3

@@ -34,6 +34,19 @@ DEFAULT_HEAD: Final = "multiclass"
 
 
 @dataclass(frozen=True, slots=True)
+class HeadRecord:
+    """What a bundle's output means: a kind of head, the output, what the graph did to it already.
+
+    ``activation`` is ``none``, ``softmax``, ``log_softmax``, ``sigmoid``, ``argmax``, ``top_k`` or
+    ``l2``. ``output`` is ``None`` in bundles that name the kind alone: it is the first then.
+    """
+
+    kind: str = DEFAULT_HEAD
+    output: str | None = None
+    activation: str = "none"
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """Name, numpy dtype name and shape; a string in the shape is a named dynamic dimension."""
 
@@ -136,8 +149,8 @@ class ModelSpec:
     """Whether nobody said how images are prepared: ImageNet's way is taken, with a note."""
     notes: tuple[str, ...] = ()
     """What the user must know of it, as an assumed preprocessing."""
-    head: str = DEFAULT_HEAD
-    """What the outputs mean: a name of `deploykit.heads`."""
+    head: str | None = DEFAULT_HEAD
+    """What the outputs mean: a name of `deploykit.heads`; ``None`` is read from the graph."""
 
     @property
     def num_classes(self) -> int:

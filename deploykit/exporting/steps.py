@@ -20,7 +20,7 @@ from deploykit.bundle.manifest import (
     Manifest,
     manifest_text,
 )
-from deploykit.comparison.validation import outputs_of, validate
+from deploykit.comparison.validation import outputs_of, same_images, validate
 from deploykit.core import environment
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.atomic import staged_folder
@@ -29,6 +29,7 @@ from deploykit.core.precision import Precision
 from deploykit.core.progress import Journal, Progress, SilentProgress, StageTime
 from deploykit.core.serialization import engine_to_plain, to_plain
 from deploykit.core.sizes import ShapeProfile, require_sizes
+from deploykit.core.specs import HeadRecord
 from deploykit.exporting.engines import build_engine
 from deploykit.exporting.replacing import Replacement, origin_of, origin_of_call
 from deploykit.graph import LoadedGraph, write_model
@@ -37,7 +38,7 @@ from deploykit.images import InputRange, read_class_names
 from deploykit.precision import conversion_of
 from deploykit.precision.quantization.request import refuse_request, require_request
 from deploykit.sources.definition import SourceOptions
-from deploykit.sources.onnx_outputs import notes_on_others
+from deploykit.sources.onnx_outputs import judge_others
 from deploykit.sources.references import find_source, make_reference
 from deploykit.sources.targets import Kind, kind_of
 
@@ -98,6 +99,7 @@ class ExportReport:
             "weights": dict(manifest.weights),
             "notes": list(self.notes),
             "input_range": to_plain(self.input_range),
+            "head": to_plain(manifest.head),
         }
 
 
@@ -118,6 +120,8 @@ def export_bundle(
     # Everything that can be wrong with the call is found before the first slow step.
     source = _resolve(target, options, journal)
     labels = None if options.labels is None else read_class_names(options.labels)
+    told = replace(options.source, labels=None if labels is None else len(labels))
+    options = replace(options, source=told)
     name = source.stem if isinstance(source, Path) else source.name
     place = options.output or Path("engines") / f"{name}-{options.precision}"
     gpus = environment.gpus()
@@ -183,9 +187,18 @@ def _fill(
     converted = conversion_of(options.precision).convert(
         reference, folder / MODEL, options.quantization, journal
     )
-    journal.notes += notes_on_others(
-        reference.artifact, converted.artifact, converted.compared[0], reference.runners
+    others, notes = judge_others(
+        reference.artifact,
+        converted.artifact,
+        converted.compared[0],
+        reference.runners,
+        reference.head,
     )
+    journal.notes += notes
+    for report in others:
+        report.require_pass()
+    images = same_images(converted.compared[0])
+    reports = tuple(one.doubted(images) for one in (*converted.reports, *others))
     _write_cpu_form(reference, converted, folder / CPU_MODEL)
     reference.graph.release()  # compilers need the memory
     engines = _compile(converted, folder, plan, journal)
@@ -193,7 +206,7 @@ def _fill(
     if labels is not None:
         (folder / LABELS).write_text("\n".join(labels) + "\n", encoding="utf-8")
     here = environment.describe()
-    others = [file for file in sorted(folder.iterdir()) if file.suffix != ".engine"]
+    files = [file for file in sorted(folder.iterdir()) if file.suffix != ".engine"]
     manifest = Manifest(
         name=f"{reference.model['name']}-{options.precision}",
         model=reference.model,
@@ -201,16 +214,16 @@ def _fill(
         preprocessing=reference.preprocessing,
         precision=options.precision,
         onnx=converted.artifact,
-        files={file.name: sha256_of(file) for file in others},
-        validation=tuple(report.to_dict() for report in converted.reports),
+        files={file.name: sha256_of(file) for file in files},
+        validation=tuple(report.to_dict() for report in reports),
         conversion=converted.conversion,
         engines=engines,
         packages={"deploykit": here.deploykit, **here.packages},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         calibration=converted.calibration,
-        head=reference.head.name,
+        head=HeadRecord(reference.head.name, reference.output, reference.head.activation),
     )
-    return manifest, converted.reports, InputRange.of(reference.batches)
+    return manifest, reports, InputRange.of(reference.batches)
 
 
 def _write_cpu_form(reference: Reference, converted: Converted, path: Path) -> None:

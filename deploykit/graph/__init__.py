@@ -20,6 +20,7 @@ from deploykit.graph.loaded import LoadedGraph, read_graph, write_graph
 from deploykit.graph.open_batch import open_batch
 from deploykit.graph.opset import OLDEST_FOR_INT8, OPSET, raise_opset
 from deploykit.graph.refusals import require_usable
+from deploykit.graph.tail import Tail, read_tails
 from deploykit.graph.tidy import tidy
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Extremes",
     "HalfPlan",
     "LoadedGraph",
+    "Tail",
     "convert_to_half",
     "declare_ranks",
     "describe_layers",
@@ -45,6 +47,7 @@ __all__ = [
     "read_artifact",
     "read_graph",
     "read_model",
+    "read_tails",
     "require_usable",
     "tidy",
     "write_graph",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import onnx
 import onnx_ir as ir
@@ -84,26 +84,44 @@ def put_image_first(model: ir.Model, name: str) -> None:
     inputs.insert(0, inputs.pop(at))
 
 
-def put_first(model: ir.Model, name: str, *, flatten: bool) -> None:
+def put_first(model: ir.Model, name: str, *, flatten: bool, batch_axis: int = 0) -> None:
     """Make ``name`` the first of the outputs; the others keep their order. In place.
 
     With ``flatten`` its last dimensions, which are all 1, are dropped: (N, K, 1, 1) becomes (N, K).
+    With a ``batch_axis`` that axis and the first change places: (T, N, K) becomes (N, T, K).
     """
     outputs = model.graph.outputs
     at = next(index for index, value in enumerate(outputs) if value.name == name)
     chosen = outputs.pop(at)
+    if batch_axis:
+        chosen = _transposed(model.graph, chosen, batch_axis)
     outputs.insert(0, _flattened(model.graph, chosen) if flatten else chosen)
 
 
 def _flattened(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    dims = None if value.shape is None else value.shape[:2]
+    return _followed(graph, value, "Flatten", dims)
+
+
+def _transposed(graph: ir.Graph, value: ir.Value, axis: int) -> ir.Value:
+    dims = list(value.shape or ())
+    order = list(range(len(dims)))
+    order[0], order[axis] = axis, 0
+    return _followed(graph, value, "Transpose", [dims[at] for at in order], perm=order)
+
+
+def _followed(
+    graph: ir.Graph, value: ir.Value, op_type: str, dims: Any, **attributes: list[int]
+) -> ir.Value:
+    """``op_type`` behind ``value``, whose name goes to the result, of shape ``dims``."""
     name = str(value.name)
     taken = Names(str(v.name) for node in graph for v in (*node.inputs, *node.outputs) if v)
-    value.name = taken.fresh(f"{name}_unflattened")
-    shape = None if value.shape is None else ir.Shape(value.shape[:2])
-    flat = ir.Value(name=name, type=value.type, shape=shape)
-    node = ir.Node("", "Flatten", [value], outputs=[flat], name=f"{name}/Flatten")
-    graph.append(node)
-    return flat
+    value.name = taken.fresh(f"{name}_un{'flattened' if op_type == 'Flatten' else 'transposed'}")
+    shape = None if dims is None else ir.Shape(dims)
+    result = ir.Value(name=name, type=value.type, shape=shape)
+    made = [ir.AttrInt64s(key, given) for key, given in attributes.items()]
+    graph.append(ir.Node("", op_type, [value], made, outputs=[result], name=f"{name}/{op_type}"))
+    return result
 
 
 _FLOATS: Final = tuple(each for each in OWN if not each.facts.quantized)

@@ -12,6 +12,7 @@ from deploykit.heads._head import (
     Tally,
     figures_of,
     head_named,
+    head_of,
     require_finite,
 )
 
@@ -23,5 +24,6 @@ __all__ = [
     "Tally",
     "figures_of",
     "head_named",
+    "head_of",
     "require_finite",
 ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
+from math import prod
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self
 
 import numpy as np
 
@@ -23,12 +25,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.core.precision import Limits
+    from deploykit.core.specs import HeadRecord
 
     Outputs = NDArray[np.float32]
     Rows = NDArray[np.float64]
 
 _ROOM: Final = "heads"
 _NAN: Final = float("nan")
+_TWO: Final = 2
+_COMPARED_AT_MOST: Final = 8
+"""Images that are given one another's outputs; maps of many more would take gigabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +129,33 @@ class Head(ABC):
 
     name: ClassVar[str]
     """As the file is called, for ``--head`` and the manifest."""
-    noun: ClassVar[str] = "outputs"
+    noun: str = "outputs"
     """How messages call the values, in the plural."""
     layout: ClassVar[str]
     """Shape of the values for messages, as "(batch, classes)"."""
     form: ClassVar[str]
     """The same in words, as "2-dimensional"."""
+    judges_all: ClassVar[bool] = False
+    """Whether all outputs of a network are judged and shown, not one that was chosen."""
+    activation: str = "none"
+    """What the graph did to the values already, see `deploykit.core.specs.HeadRecord`."""
+
+    def applied(self, activation: str) -> Self:
+        """This head for a graph that ends in ``activation``, which is not applied again."""
+        changed = copy(self)
+        changed.activation = activation
+        return changed
+
+    def with_threshold(self, threshold: float) -> Self:
+        """This head where a probability from ``threshold`` up is a yes; by default refused.
+
+        Raises:
+            UsageError: the head decides nothing by a threshold, or it is not between 0 and 1.
+        """
+        raise UsageError(
+            f"--threshold {threshold:g} is for binary and multilabel heads, this one is "
+            f"{self.name}\nleave it out"
+        )
 
     @abstractmethod
     def fits(self, shape: Sequence[int]) -> bool:
@@ -155,6 +182,54 @@ class Head(ABC):
         """What the report of a comparison says of all batches together."""
         return {}
 
+    def problems(self, batches: Sequence[Any], limits: Limits) -> list[str]:
+        """`problems_of` every batch; a head may judge all of them together instead."""
+        return [problem for batch in batches for problem in self.problems_of(batch, limits)]
+
+    def blind_spots(self, outputs: Sequence[Outputs], limits: Limits) -> list[str]:
+        """Why a comparison with these reference ``outputs`` could not fail, a sentence each.
+
+        ``outputs`` are of one batch of images each. The test does not ask what the numbers mean:
+        each image is given the answer of another, which no comparison worth its name lets pass.
+        """
+        rows = _of_one_shape(outputs)
+        if not np.isfinite(rows).all():
+            return []
+        found = self.undecided(rows)
+        if len(rows) < _TWO:
+            return [*found, "one image alone was compared"]
+        if (rows == rows[:1]).all():
+            return [*found, f"the {self.noun} are the same for all {len(rows)} images"]
+        if not self.problems([self.compare(np.roll(rows, 1, axis=0), rows)], limits):
+            found.append(
+                f"each image could have the {self.noun} of another and still pass: "
+                f"{len(rows)} images, limit {limits.max_relative:g}"
+            )
+        return found
+
+    def undecided(
+        self,
+        outputs: Outputs,  # noqa: ARG002 - for heads that override it
+    ) -> list[str]:
+        """Why no decision on these ``outputs`` (N, ...) tells two images apart, a sentence each."""
+        return []
+
+    def closeness(
+        self,
+        candidate: Outputs,  # noqa: ARG002 - for heads that override it
+        reference: Outputs,  # noqa: ARG002 - for heads that override it
+    ) -> tuple[float | None, float | None]:
+        """Mean KL divergence in nats, and the share of equal answers; ``None`` where there is none.
+
+        Trials of INT8 list both, and are decided by the noise of the outputs.
+        """
+        return None, None
+
+    def classes(self, shape: Sequence[int | str]) -> int | None:
+        """How many classes outputs of this shape tell apart, where the shape says it."""
+        sizes = [size for size in shape[1:] if isinstance(size, int)]
+        return prod(sizes) if sizes and len(sizes) == len(shape) - 1 else None
+
     comparison_columns: ClassVar[tuple[str, ...]] = (
         "batch",
         "max abs",
@@ -175,7 +250,7 @@ class Head(ABC):
 
     # Answers for people
 
-    answer_columns: ClassVar[tuple[str, ...]]
+    answer_columns: tuple[str, ...]
     """What `deploykit predict` prints of an answer; the last holds numbers."""
 
     @abstractmethod
@@ -187,6 +262,14 @@ class Head(ABC):
         Raises:
             ValidationError: a value is NaN or infinite.
         """
+
+    def answers_of_all(self, outputs: Mapping[str, NDArray[Any]], count: int) -> list[list[Any]]:
+        """As `answers`, of all outputs by name, for heads that judge all of them.
+
+        Raises:
+            ValidationError: a value is NaN or infinite.
+        """
+        raise NotImplementedError(f"{self.name} answers by one output")
 
     @abstractmethod
     def answer_row(self, answer: Any) -> tuple[str, ...]:
@@ -231,6 +314,16 @@ class Head(ABC):
         raise NotImplementedError(f"{self.name} has a tally and no evaluation of it")
 
 
+def head_of(record: HeadRecord) -> Head:
+    """The head that a manifest records, which knows the activation of its graph.
+
+    Raises:
+        UnknownNameError: as `head_named`.
+        MissingDependencyError: as `head_named`.
+    """
+    return head_named(record.kind).applied(record.activation)
+
+
 def head_named(name: str) -> Head:
     """The head of this name.
 
@@ -263,7 +356,7 @@ def figures_of(candidate: Outputs, reference: Outputs) -> Figures:
         max_abs=float(error.max()),
         mean_abs=float(error.mean()),
         max_relative=float(error.max()) / scale if scale else float(error.max()),
-        min_cosine=float(_cosine(left, right).min()),
+        min_cosine=float(cosines(left, right).min()),
         non_finite=0,
     )
 
@@ -273,7 +366,14 @@ def rows_of(outputs: Outputs) -> Rows:
     return outputs.reshape(len(outputs), -1).astype(np.float64)
 
 
-def _cosine(left: Rows, right: Rows) -> Rows:
+def _of_one_shape(outputs: Sequence[Outputs]) -> Outputs:
+    """Outputs (N, ...) of a few images in one array, without those of another size."""
+    alike = [one for one in outputs if one.shape[1:] == outputs[0].shape[1:]]
+    return np.concatenate(alike)[:_COMPARED_AT_MOST]
+
+
+def cosines(left: Rows, right: Rows) -> Rows:
+    """The cosine of each pair of rows (N, K), as (N,)."""
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     dots = np.einsum("nk,nk->n", left, right)
     # Two zero vectors agree; one alone does not.

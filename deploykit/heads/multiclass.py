@@ -1,15 +1,20 @@
-"""One class out of several: the largest of the logits (N, classes) is the answer."""
+"""One class out of several: the largest of the values (N, classes) is the answer.
+
+The values are logits, or what the graph made of them already: probabilities, their logarithms, or
+the numbers of the classes themselves.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
 from deploykit.core.errors import DataError
-from deploykit.heads._accuracy import ClassEvaluation, ClassTally
+from deploykit.heads._accuracy import TOP, ClassEvaluation, ClassTally
 from deploykit.heads._head import Figures, Head, figures_of, require_finite, rows_of
+from deploykit.heads.multilabel import LEAST, bernoulli_kl
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,12 +37,13 @@ _NAN: Final = float("nan")
 class BatchComparison(Figures):
     """Candidate against reference on one batch of logits (N, K).
 
-    ``max_kl`` is the worst image's Kullback-Leibler divergence of the softmax, in nats;
-    ``agreement`` the share of images with the same top-1; ``flipped_margins`` the reference's lead
-    of its first over its second class for each image whose top-1 changed.
+    ``max_kl`` is the worst image's Kullback-Leibler divergence of the probabilities, in nats, or
+    ``None`` where the graph gives none; ``agreement`` the share of images with the same top-1;
+    ``flipped_margins`` the reference's lead of its first over its second class for each image whose
+    top-1 changed.
     """
 
-    max_kl: float
+    max_kl: float | None
     agreement: float
     flipped_margins: tuple[float, ...]
 
@@ -46,18 +52,26 @@ class BatchComparison(Figures):
 class Prediction:
     """One class of one image; ``label`` is ``None`` where the bundle has no labels.
 
-    ``probability`` is the softmax of the logits. How far it can be trusted as a probability is a
-    property of the model.
+    ``probability`` is as the graph gives it, or the softmax of its logits; ``None`` where it gives
+    the class alone. How far it can be trusted as a probability is a property of the model.
+    ``logit`` is ``None`` where the graph gives none.
     """
 
     index: int
     label: str | None
-    probability: float
-    logit: float
+    probability: float | None
+    logit: float | None
+
+
+CLASSES_ALONE: Final = frozenset({"argmax", "top_k"})
+"""Activations that leave the numbers of the classes."""
+
+_LOGITS: Final = frozenset({"none", "log_softmax"})
+"""Activations whose softmax is the model's probability: that of a log softmax changes nothing."""
 
 
 class Multiclass(Head):
-    """Logits of classes that exclude each other, compared and shown by their softmax."""
+    """Classes that exclude each other, compared and shown by their probabilities."""
 
     name = "multiclass"
     noun = "logits"
@@ -66,21 +80,72 @@ class Multiclass(Head):
     comparison_columns = (*Head.comparison_columns, "KL (nats)", "top-1 same", "flipped at")
     answer_columns = ("class", "probability")
 
+    def applied(self, activation: str) -> Self:
+        """This head for a graph that ends in ``activation``, which is not applied again."""
+        changed = super().applied(activation)
+        changed.noun = _NOUNS.get(activation, "logits")
+        return changed
+
     def fits(self, shape: Sequence[int]) -> bool:
-        """Whether the values are (N, K)."""
-        return len(shape) == _RANK
+        """Whether the values are (N, K); class numbers may be (N,)."""
+        return len(shape) == _RANK or (self._has_classes_alone and len(shape) == 1)
+
+    @property
+    def _has_classes_alone(self) -> bool:
+        return self.activation in CLASSES_ALONE
 
     def advice(self, *, has_floats: bool) -> str:
-        """Features lack the last layer; class numbers have one operator too many."""
-        return "export it with its head" if has_floats else "let it end before its ArgMax"
+        """Features and maps have no classes; class numbers have one operator too many."""
+        if has_floats:
+            return "export it with its classifier, or as it is: --head raw"
+        return "let it end before its ArgMax"
 
     def compare(self, candidate: Logits, reference: Logits) -> BatchComparison:
-        """The figures of one batch of logits, each (N, K)."""
-        return compare(candidate, reference)
+        """The figures of one batch of outputs, each (N, K)."""
+        return compare(candidate, reference, self.activation)
 
     def problems_of(self, figures: BatchComparison, limits: Limits) -> list[str]:
         """What is beyond its limit, a sentence each; all limits are judged."""
         return problems_of(figures, limits)
+
+    def problems(self, batches: Sequence[BatchComparison], limits: Limits) -> list[str]:
+        """As `problems_of` each batch; class numbers alone are judged over all of them.
+
+        One image on a near tie is no fault, and these numbers do not show how near it is.
+        """
+        if not self._has_classes_alone:
+            return super().problems(batches, limits)
+        bad = sum(batch.non_finite for batch in batches)
+        if bad:
+            return [f"{bad} values are NaN or infinite"]
+        count = sum(batch.batch for batch in batches)
+        changed = round(sum((1 - batch.agreement) * batch.batch for batch in batches))
+        allowed = max(1, int((1 - limits.min_agreement) * count))
+        if changed <= allowed:
+            return []
+        return [f"{changed} of {count} images get another class, limit {allowed}"]
+
+    def undecided(self, outputs: Logits) -> list[str]:
+        """One class, or one answer for all images."""
+        rows = rows_of(outputs)
+        if rows.shape[1] == 1 and not self._has_classes_alone:
+            return ["there is one class: every image is of it, whatever the model computes"]
+        top = self._top(rows)
+        if len(top) > 1 and (top == top[0]).all():
+            return [f"all {len(top)} images are of class {int(top[0])}"]
+        return []
+
+    def closeness(self, candidate: Logits, reference: Logits) -> tuple[float | None, float]:
+        """Mean KL divergence of an image, and the share of images with the same top-1."""
+        got, wanted = rows_of(candidate), rows_of(reference)
+        kl = None
+        if not self._has_classes_alone:
+            kl = float(divergence(wanted, got, self.activation).mean())
+        return kl, float((self._top(got) == self._top(wanted)).mean())
+
+    def classes(self, shape: Sequence[int | str]) -> int | None:
+        """Length of the output; class numbers do not say how many there are."""
+        return None if self._has_classes_alone else super().classes(shape)
 
     def summary_of(self, batches: Sequence[BatchComparison]) -> dict[str, Any]:
         """The nearest to a tie that any changed decision was; ``None`` without a change."""
@@ -89,10 +154,10 @@ class Multiclass(Head):
 
     def comparison_row(self, figures: Mapping[str, Any]) -> tuple[str, ...]:
         """The figures of one batch, as plain data, under `comparison_columns`."""
-        flipped = figures["flipped_margins"]
+        flipped, kl = figures["flipped_margins"], figures["max_kl"]
         return (
             *super().comparison_row(figures),
-            f"{figures['max_kl']:.2e}",
+            "-" if kl is None else f"{kl:.2e}",
             f"{figures['agreement']:.1%}",
             f"margin {min(flipped):.2e}" if flipped else "-",
         )
@@ -100,17 +165,24 @@ class Multiclass(Head):
     def answers(
         self, outputs: Logits, labels: Sequence[str] | None, top_k: int
     ) -> list[list[Prediction]]:
-        """The ``top_k`` classes of each row of logits (N, classes), the likeliest first.
+        """The ``top_k`` classes of each row of outputs (N, classes), the likeliest first.
+
+        A graph that gives class numbers gives its own, in its own order.
 
         Raises:
-            ValidationError: a logit is NaN or infinite.
+            ValidationError: a value is NaN or infinite.
         """
-        return best_classes(outputs, labels, top_k)
+        if not self._has_classes_alone:
+            return best_classes(outputs, labels, top_k, self.activation)
+        rows = rows_of(outputs)
+        require_finite(rows, self.noun)
+        chosen = rows[:, :top_k].astype(np.int64).tolist()
+        return [[Prediction(at, _label(at, labels), None, None) for at in row] for row in chosen]
 
     def answer_row(self, answer: Prediction) -> tuple[str, ...]:
         """The class by its name, or by its number where it has none, and its probability."""
         name = str(answer.index) if answer.label is None else answer.label
-        return name, f"{answer.probability:.2%}"
+        return name, "-" if answer.probability is None else f"{answer.probability:.2%}"
 
     def fitting_labels(
         self, given: tuple[str, ...] | None, known: tuple[str, ...] | None, shape: Sequence[int]
@@ -120,8 +192,8 @@ class Multiclass(Head):
         Raises:
             DataError: not one for each class.
         """
-        classes = shape[-1]
-        if given is not None and len(given) != classes:
+        classes = self.classes(shape)
+        if given is not None and classes is not None and len(given) != classes:
             raise DataError(
                 f"the file of labels has {len(given)} lines, the model has {classes} classes\n"
                 "expected one name per line, in the order of the logits"
@@ -130,39 +202,70 @@ class Multiclass(Head):
 
     def tally(self, labels: NDArray[np.int64]) -> ClassTally:
         """Top-1 and the rank of the label of each image."""
-        return ClassTally(labels)
+        return DecisionTally(labels) if self._has_classes_alone else ClassTally(labels)
 
     def evaluation(self, tally: ClassTally, other: ClassTally | None) -> ClassEvaluation:
         """Top-1 and top-5, and McNemar's comparison with the other model."""
         return ClassEvaluation.of(tally, other)
 
+    def _top(self, rows: Rows) -> NDArray[np.int64]:
+        top: NDArray[np.int64] = (
+            rows[:, 0].astype(np.int64) if self._has_classes_alone else rows.argmax(axis=1)
+        )
+        return top
+
+
+class DecisionTally(ClassTally):
+    """Counts class numbers (N, k), the likeliest first; how many classes there are is not known."""
+
+    def add(self, indices: Sequence[int], logits: NDArray[np.float32]) -> None:
+        """Count the class numbers of the images at ``indices``."""
+        chosen = logits.astype(np.int64)
+        found = chosen == self._labels[indices][:, None]
+        self._top1[indices] = chosen[:, 0]
+        self._ranks[indices] = np.where(found.any(axis=1), found.argmax(axis=1), TOP)
+
+
+_NOUNS: Final = {
+    "softmax": "probabilities",
+    "log_softmax": "log probabilities",
+    "sigmoid": "probabilities",
+    "argmax": "classes",
+    "top_k": "classes",
+}
 
 HEAD = MULTICLASS = Multiclass()
 
 
-def compare(candidate: Logits, reference: Logits) -> BatchComparison:
-    """The figures of one batch of logits, each (N, K)."""
+def compare(candidate: Logits, reference: Logits, activation: str = "none") -> BatchComparison:
+    """The figures of one batch of outputs, each (N, K), behind the graph's ``activation``."""
     common = figures_of(candidate, reference)
     left, right = rows_of(candidate), rows_of(reference)
-    flipped = left.argmax(axis=1) != right.argmax(axis=1)
-    found = (
-        (_NAN, 0.0, ())
-        if common.non_finite
-        else (
-            float(kl_divergence(right, left).max()),
-            float(1 - flipped.mean()),
-            tuple(float(margin) for margin in _margins(right)[flipped]),
+    if common.non_finite:
+        return BatchComparison(**asdict(common), max_kl=_NAN, agreement=0.0, flipped_margins=())
+    if activation in CLASSES_ALONE:
+        agreement = float((left[:, 0] == right[:, 0]).mean())
+        return BatchComparison(
+            **asdict(common), max_kl=None, agreement=agreement, flipped_margins=()
         )
-    )
+    flipped = left.argmax(axis=1) != right.argmax(axis=1)
     return BatchComparison(
-        common.batch,
-        common.max_abs,
-        common.mean_abs,
-        common.max_relative,
-        common.min_cosine,
-        common.non_finite,
-        *found,
+        **asdict(common),
+        max_kl=float(divergence(right, left, activation).max()),
+        agreement=float(1 - flipped.mean()),
+        flipped_margins=tuple(float(margin) for margin in _margins(right)[flipped]),
     )
+
+
+def divergence(expected: Rows, got: Rows, activation: str) -> Rows:
+    """KL divergence of each row (N,) in nats, from logits or from probabilities as they are."""
+    if activation == "sigmoid":
+        return np.asarray(bernoulli_kl(expected, got).sum(axis=1))
+    if activation in _LOGITS:
+        return kl_divergence(expected, got)
+    p, q = (np.maximum(rows, LEAST) for rows in (expected, got))
+    found: Rows = (p * np.log(p / q)).sum(axis=1)
+    return np.maximum(found, 0.0)
 
 
 def kl_divergence(expected: NDArray[np.float64], got: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -200,7 +303,7 @@ def problems_of(batch: BatchComparison, limits: Limits) -> list[str]:
         )
     if batch.min_cosine < limits.min_cosine:
         found.append(f"cosine {batch.min_cosine:.6f} {where}, limit {limits.min_cosine}")
-    if batch.max_kl > limits.max_kl:
+    if batch.max_kl is not None and batch.max_kl > limits.max_kl:
         found.append(f"KL divergence {batch.max_kl:.2e} nats {where}, limit {limits.max_kl:.0e}")
     if batch.batch >= MIN_IMAGES_FOR_AGREEMENT and batch.agreement < limits.min_agreement:
         found.append(f"top-1 agreement {batch.agreement:.2%} {where}, limit {limits.min_agreement}")
@@ -208,31 +311,34 @@ def problems_of(batch: BatchComparison, limits: Limits) -> list[str]:
 
 
 def best_classes(
-    logits: NDArray[np.float32], labels: Sequence[str] | None, top_k: int
+    outputs: NDArray[np.float32],
+    labels: Sequence[str] | None,
+    top_k: int,
+    activation: str = "none",
 ) -> list[list[Prediction]]:
-    """The ``top_k`` classes of each row of logits (N, classes), the likeliest first.
+    """The ``top_k`` classes of each row of outputs (N, classes), the likeliest first.
 
     Raises:
-        ValidationError: a logit is NaN or infinite.
+        ValidationError: a value is NaN or infinite.
     """
-    rows = rows_of(logits)
-    require_finite(rows, "logits")
-    probabilities = softmax(rows)
+    rows = rows_of(outputs)
+    require_finite(rows, _NOUNS.get(activation, "logits"))
+    has_logits = activation in _LOGITS
+    probabilities = softmax(rows) if has_logits else rows
     order = np.argsort(-rows, axis=1, kind="stable")[:, :top_k]
     return [
-        [_prediction(int(index), labels, chances, row) for index in best]
-        for best, chances, row in zip(order, probabilities, rows, strict=True)
+        [
+            Prediction(
+                at, _label(at, labels), float(chances[at]), float(row[at]) if has_logits else None
+            )
+            for at in best
+        ]
+        for best, chances, row in zip(order.tolist(), probabilities, rows, strict=True)
     ]
 
 
-def _prediction(
-    index: int,
-    labels: Sequence[str] | None,
-    chances: NDArray[np.float64],
-    row: NDArray[np.float64],
-) -> Prediction:
-    label = labels[index] if labels is not None and index < len(labels) else None
-    return Prediction(index, label, float(chances[index]), float(row[index]))
+def _label(index: int, labels: Sequence[str] | None) -> str | None:
+    return labels[index] if labels is not None and 0 <= index < len(labels) else None
 
 
 def softmax(rows: Rows) -> Rows:

@@ -245,7 +245,9 @@ def _contest(
     costs = {} if wish == "int8" else multiply_adds_of(graph, (height, width))
     count = affordable_probes(costs, insist=wish == "keep")
     probed = first_images(*compared, count, artifact) if count else None
-    return TrialSetup(graph.model, calibrated.table, *fewer, reference.runners, probed, costs)
+    return TrialSetup(
+        graph.model, calibrated.table, *fewer, reference.runners, probed, costs, reference.head
+    )
 
 
 def _other_sizes(graph: LoadedGraph, reference: Reference) -> list[str]:

@@ -16,7 +16,7 @@ from deploykit.backends import EngineRunner
 from deploykit.bundle.golden import Golden, limits_for
 from deploykit.core.errors import DataError, UsageError
 from deploykit.core.specs import Closing, StepTimes
-from deploykit.heads import head_named
+from deploykit.heads import head_of
 from deploykit.runtime.inputs import BatchSplitWarning, Inputs
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from deploykit.bundle.manifest import Bundle, Manifest
     from deploykit.core.precision import Precision
     from deploykit.core.sizes import ShapeProfile
-    from deploykit.core.specs import Preprocessing, Runner, TensorSpec
+    from deploykit.core.specs import Array, Preprocessing, Runner, TensorSpec
     from deploykit.heads import Figures, Head
     from deploykit.heads.multiclass import Prediction
     from deploykit.images.decoding import ImageLike
@@ -140,7 +140,7 @@ class Classifier(Closing):
         self.runner = chosen.runner
         self.labels = bundle.labels
         self.preprocessing = bundle.manifest.preprocessing
-        self.head = head_named(bundle.manifest.head)
+        self.head = head_of(bundle.manifest.head)
         self._bundle = bundle
         self._limits = chosen.limits
         self.inputs = chosen.runner.inputs
@@ -163,7 +163,8 @@ class Classifier(Closing):
     def run(self, batch: Batch, *, keep_on_device: bool = False) -> Any:
         """The outputs, float32, of a batch (N, C, H, W) that is already preprocessed.
 
-        A classifier gives logits (N, classes).
+        A classifier gives logits (N, classes), or what its graph makes of them: `head.activation`
+        says it. Of a model of several outputs it is the first, see `run_all`.
 
         Args:
             batch: an array of numpy or of any package with DLPack. On ``device="cuda"`` one that
@@ -186,6 +187,18 @@ class Classifier(Closing):
         self._warn_of_split(count)
         return self._outputs_of(feeds, count, self.runner.run)
 
+    def run_all(self, batch: Batch) -> dict[str, Array]:
+        """As `run`, with every output by its name, each in its own type.
+
+        Raises:
+            UsageError: as `run`; or an output has no entry per image, and the batch is one that has
+                to be run in parts or filled up.
+            DeviceError: as `run`.
+        """
+        feeds, count = self._feeds(batch, must_stay=False)
+        self._warn_of_split(count)
+        return self._limits.run_all(self.runner.run, feeds, count)
+
     def run_timed(self, batch: Batch) -> tuple[Outputs, StepTimes]:
         """As `run`, with the duration of each step; those of several parts are added up.
 
@@ -204,48 +217,54 @@ class Classifier(Closing):
         outputs = self._outputs_of(feeds, count, run)
         return outputs, _sum(times)
 
-    def predict(self, images: Iterable[ImageLike], *, top_k: int = 5) -> list[list[Prediction]]:
+    def predict(
+        self, images: Iterable[ImageLike], *, top_k: int = 5, threshold: float | None = None
+    ) -> list[list[Prediction]]:
         """The likeliest classes of each image, after the bundle's own preprocessing.
 
-        Bundles whose head has no classes give the answers of that head.
+        Other heads give answers of their own: a binary one a `BinaryAnswer`, a multilabel one
+        `LabelAnswer`s, a raw one a `RawAnswer` for each output (`deploykit.heads`).
 
         Args:
             images: paths, encoded bytes, Pillow images, uint8 arrays (H, W, 3) or (H, W), mixed;
                 decoded in threads.
             top_k: classes per image; all of them where there are fewer.
+            threshold: probability from which a binary or multilabel head says yes; 0.5 if not
+                given.
 
         Raises:
             DataError: an image cannot be read; the message says which. `predict_each` goes on.
-            UsageError: something else than images, ``top_k`` below 1, or a model of several inputs.
+            UsageError: something else than images, ``top_k`` below 1, a ``threshold`` that the head
+                has no use for, or a model of several inputs.
             ValidationError: the model gave NaN.
         """
         found = []
-        for outcome in self.predict_each(images, top_k=top_k):
+        for outcome in self.predict_each(images, top_k=top_k, threshold=threshold):
             if isinstance(outcome, DataError):
                 raise outcome
             found.append(outcome)
         return found
 
     def predict_each(
-        self, images: Iterable[ImageLike], *, top_k: int = 5
+        self, images: Iterable[ImageLike], *, top_k: int = 5, threshold: float | None = None
     ) -> Iterator[list[Prediction] | DataError]:
         """As `predict`, one after the other; an image that cannot be read gives its error.
 
         Memory holds about two batches, however many images there are.
 
         Raises:
-            UsageError: something else than images, ``top_k`` below 1, or a model of several inputs;
-                by the call itself.
+            UsageError: as `predict`, by the call itself.
         """
         self._require_usable()
         require_top_k(top_k)
+        head = self.head if threshold is None else self.head.with_threshold(threshold)
         if len(self.inputs) > 1:
             others = ", ".join(repr(spec.name) for spec in self.inputs[1:])
             raise UsageError(
                 f"{self.name} takes {others} beside the images, which predict() alone prepares\n"
                 "give all of them: run({name: array, ...})"
             )
-        return self._outcomes(PreparedImages(images, self.preprocessing), top_k)
+        return self._outcomes(PreparedImages(images, self.preprocessing), head, top_k)
 
     def self_test(self) -> Figures:
         """Run the golden sample and compare it with what the reference gave at export.
@@ -305,21 +324,24 @@ class Classifier(Closing):
         )
 
     def _outcomes(
-        self, given: PreparedImages, top_k: int
+        self, given: PreparedImages, head: Head, top_k: int
     ) -> Iterator[list[Prediction] | DataError]:
         batch = self._limits.preferred
         prepared = given.prepared(ahead=batch)
         while group := list(islice(prepared, batch)):
             readable = [each for each in group if not isinstance(each, DataError)]
-            found = iter(self._best(np.stack(readable), top_k) if readable else ())
+            found = iter(self._best(np.stack(readable), head, top_k) if readable else ())
             for each in group:
                 yield each if isinstance(each, DataError) else next(found)
 
-    def _best(self, batch: Outputs, top_k: int) -> list[list[Prediction]]:
+    def _best(self, batch: Outputs, head: Head, top_k: int) -> list[list[Prediction]]:
         self._require_usable()  # again: somebody may have closed it between two batches
         feeds = {self.inputs[0].name: batch}
+        if head.judges_all:
+            found = self._limits.run_all(self.runner.run, feeds, len(batch))
+            return head.answers_of_all(found, len(batch))
         outputs = self._outputs_of(feeds, len(batch), self.runner.run)
-        return self.head.answers(outputs, self.labels, top_k)
+        return head.answers(outputs, self.labels, top_k)
 
 
 def _sum(times: Sequence[StepTimes]) -> StepTimes:

@@ -321,6 +321,28 @@ class BatchLimits:
             found = np.concatenate([run(part)[output][:n] for part, n in self.parts(feeds, count)])
         return np.asarray(found, np.float32)
 
+    def run_all(self, run: Run, feeds: Feeds, count: int) -> dict[str, NDArray[Any]]:
+        """As `run`, all outputs by name.
+
+        Raises:
+            UsageError: the batch needs several runs, and an output has no entry per image.
+        """
+        if self.smallest <= count and not self.too_many(count):
+            return dict(run(feeds))
+        parts = []
+        for part, real in self.parts(feeds, count):
+            fed = len(next(iter(part.values())))
+            found = run(part)
+            odd = [name for name, value in found.items() if value.shape[:1] != (fed,)]
+            if odd:
+                raise UsageError(
+                    f"the output {odd[0]!r} {found[odd[0]].shape} has no entry per image, and a "
+                    f"batch of {count} is run in parts or filled up\n"
+                    f"give it {self.smallest} to {self.largest or 'any number of'} images"
+                )
+            parts.append({name: value[:real] for name, value in found.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
 
 def _padded(array: NDArray[Any], missing: int) -> NDArray[Any]:
     if not missing:

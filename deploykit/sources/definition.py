@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from deploykit.backends import GraphOptions
@@ -18,9 +18,12 @@ from deploykit.core.errors import (
     ValidationError,
 )
 from deploykit.core.precision import Precision
+from deploykit.core.specs import DEFAULT_HEAD
+from deploykit.graph import read_tails
 from deploykit.heads import head_named
 from deploykit.images import doubts, notes_on_data
 from deploykit.images.batching import sample_batches
+from deploykit.sources.head_choice import Wish, choose_output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from deploykit.core.specs import ModelSpec, Preprocessing
     from deploykit.graph import LoadedGraph
     from deploykit.heads import Head
+    from deploykit.sources.head_choice import OutputChoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +46,20 @@ class SourceOptions:
     """What a target is told before it becomes a graph, and the images that it is verified on.
 
     Without ``weights`` a definition has its own, or untrained ones from ``seed``; without ``data``
-    the images are the photographs that come with deploykit.
+    the images are the photographs that come with deploykit. ``labels`` is how many
+    names were given for the classes.
     """
 
     weights: str | None = None
     seed: int = 0
     choices: DefinitionChoices = field(default_factory=DefinitionChoices)
     data: Path | None = None
+    labels: int | None = None
+
+    @property
+    def wish(self) -> Wish:
+        """What the user says of the outputs."""
+        return Wish(self.choices.head, self.choices.head_output, self.labels)
 
 
 def notes_on_images(source_options: SourceOptions, preprocessing: Preprocessing) -> list[str]:
@@ -88,19 +99,21 @@ def from_definition(
         journal.notes.append(f"weights: {record.source}; whether they are trained is not known")
     elif not record.trained:
         journal.notes.append(f"weights: {record.source}; its answers mean nothing")
-    graph, report, exporter = _export_verified(spec, deployed, path, journal, (batches, outputs))
+    wish = replace(source_options.wish, head=spec.head, output=None)
+    exported = _export_verified(spec, deployed, path, journal, (batches, outputs), wish)
     return Reference(
-        graph=graph,
+        graph=exported.graph,
         batches=batches,
         outputs=outputs,
         made_by="torch eager",
-        report=report,
-        model=_describe(spec),
+        report=exported.report,
+        model=_describe(spec, exported.choice.head),
         weights={"source": record.source, "sha256": record.sha256, "trained": record.trained},
         preprocessing=preprocessing,
         labels=record.labels or spec.labels,
-        conversion={"exporter": exporter, "inference_form": deployed is not module},
-        head=head_named(spec.head),
+        conversion={"exporter": exported.exporter, "inference_form": deployed is not module},
+        head=exported.choice.head,
+        output=exported.choice.name,
     )
 
 
@@ -122,7 +135,11 @@ def _as_it_runs(
             outputs = outputs_of(runner, batches)
         names = ("its form for inference", "torch eager")
         report = validate(
-            outputs, wanted, precision=Precision.FP32, names=names, head=head_named(spec.head)
+            outputs,
+            wanted,
+            precision=Precision.FP32,
+            names=names,
+            head=head_named(spec.head or DEFAULT_HEAD),
         )
         report.require_pass()
     except (ExportError, ValidationError) as exc:
@@ -132,31 +149,52 @@ def _as_it_runs(
     return form.module
 
 
+@dataclass(frozen=True)
+class _Exported:
+    """The graph that an exporter made, how it compares, and what its output means."""
+
+    graph: LoadedGraph
+    report: ValidationReport
+    exporter: str
+    choice: OutputChoice
+
+
 def _export_verified(
     spec: ModelSpec,
     module: nn.Module,
     path: Path,
     journal: Journal,
     expected: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]],
-) -> tuple[LoadedGraph, ValidationReport, str]:
+    wish: Wish,
+) -> _Exported:
     from deploykit.sources.torch_export import EXPORTERS, export_module
 
-    head = head_named(spec.head)
     failures: list[DeploykitError] = []
     for exporter in EXPORTERS:
         try:
             with journal.stage("export"):
                 graph = export_module(spec, module, path, exporter)
-            report = require_equal(graph.artifact, expected, "torch eager", journal, head)
+            choice = _meaning(spec, graph, expected[1], wish)
+            report = require_equal(graph.artifact, expected, "torch eager", journal, choice.head)
         except ControlFlowError:
             raise  # the other exporter would keep the one branch that it happened to see
         except (ExportError, ModelFileError, ValidationError) as exc:
             failures.append(exc)
             journal.notes.append(f"{exporter} was not used: {' '.join(str(exc).splitlines())}")
         else:
-            return graph, report, exporter
+            journal.notes += choice.notes()
+            return _Exported(graph, report, exporter, choice)
     # A wrong graph says more than a refusal: it comes with figures.
     raise next((exc for exc in failures if isinstance(exc, ValidationError)), failures[-1])
+
+
+def _meaning(
+    spec: ModelSpec, graph: LoadedGraph, outputs: list[NDArray[np.float32]], wish: Wish
+) -> OutputChoice:
+    """What the one output of a definition means, by its graph and by what eager torch gave."""
+    (output,) = spec.outputs
+    answers = [{output.name: one} for one in outputs]
+    return choose_output(spec.name, spec.outputs, answers, read_tails(graph.model), wish)
 
 
 def require_equal(
@@ -181,13 +219,13 @@ def require_equal(
     return report
 
 
-def _describe(spec: ModelSpec) -> dict[str, Any]:
+def _describe(spec: ModelSpec, head: Head) -> dict[str, Any]:
     described = {
         "name": spec.name,
         "title": spec.title,
         "paper": spec.paper,
         "year": spec.year,
-        "num_classes": spec.num_classes,
+        "num_classes": None if head.judges_all else spec.num_classes,
         "image_size": list(spec.inputs[0].shape[2:]),
     }
     digest = spec.source_sha256

@@ -16,7 +16,7 @@ from deploykit.core.artifacts import made_of, sha256_of, sha256_of_bytes
 from deploykit.core.choices import channels_text, of_bytes, to_unit
 from deploykit.core.environment import require
 from deploykit.core.errors import UsageError, typed_first_line
-from deploykit.core.specs import BATCH, ModelSpec, Preprocessing, TensorSpec
+from deploykit.core.specs import BATCH, DEFAULT_HEAD, ModelSpec, Preprocessing, TensorSpec
 from deploykit.sources.state_dict import weights_sha256
 
 if TYPE_CHECKING:
@@ -280,7 +280,12 @@ def hugging_face_spec(folder: Path, choices: DefinitionChoices) -> ModelSpec:
         adapt_state=partial(hugging_face_networks.under_todays_names, config),
         preprocessing_assumed=prepared is None,
         notes=tuple(_notes(config, choices, prepared, height)),
+        head=_HEADS.get(str(getattr(config, "problem_type", None)), DEFAULT_HEAD),
     )
+
+
+_HEADS: Final = {"multi_label_classification": "multilabel", "regression": "raw"}
+"""What the outputs mean, by what the configuration says of the training."""
 
 
 def digest(folder: Path) -> str:

@@ -1,33 +1,75 @@
-"""Modules that return more than logits, or return them under a name."""
+"""Modules that return several things, or return what is deployed in another form."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 from torch import Tensor, nn
 
 from deploykit.core.errors import UsageError, typed_first_line
+from deploykit.heads import head_named
+from deploykit.heads.multiclass import MULTICLASS
+from deploykit.heads.raw import RAW
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from deploykit.heads import Head
 
 LOGITS: Final = "logits"
 """What libraries call them where a module returns several things by name."""
 
+_NOISE: Final = 2
+"""Images that a module is tried on."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the deployed output is in what a module returns.
+
+    ``key`` is ``None`` where the module returns it alone. With ``is_turned`` its images come
+    second, (T, N, C), and are put first; with ``is_flat`` (N, K, 1, 1) becomes (N, K). ``shape`` is
+    an image's, after that.
+    """
+
+    key: str | int | None
+    shape: tuple[int, ...]
+    is_turned: bool = False
+    is_flat: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the module returns the output as it is deployed."""
+        return self.key is None and not self.is_turned and not self.is_flat
+
 
 class LogitsOf(nn.Module):
-    """A network of which only the logits (N, classes) are deployed."""
+    """A network of which only one output is deployed, by default its logits (N, classes)."""
 
-    def __init__(self, network: nn.Module, place: str | int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        place: str | int | None,
+        *,
+        is_turned: bool = False,
+        is_flat: bool = False,
+    ) -> None:
         super().__init__()
         self.network = network
         self.place = place
+        self.is_turned = is_turned
+        self.is_flat = is_flat
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, classes) of ``images`` (N, C, H, W)."""
-        return cast("Tensor", self.network(images)[self.place])
+        """The output (N, ...) for ``images`` (N, C, H, W)."""
+        result = self.network(images)
+        found = cast("Tensor", result if self.place is None else result[self.place])
+        if self.is_turned:
+            found = found.transpose(0, 1)
+        return found.flatten(1) if self.is_flat else found
 
 
 def network_of(module: nn.Module) -> nn.Module:
@@ -35,24 +77,27 @@ def network_of(module: nn.Module) -> nn.Module:
     return module.network if isinstance(module, LogitsOf) else module
 
 
-def logits_only(network: nn.Module, place: str | int | None) -> nn.Module:
-    """``network`` itself where it returns nothing but logits."""
-    return network if place is None else LogitsOf(network, place)
+def logits_only(network: nn.Module, place: Place) -> nn.Module:
+    """``network`` itself where it returns nothing but what is deployed."""
+    if place.is_plain:
+        return network
+    return LogitsOf(network, place.key, is_turned=place.is_turned, is_flat=place.is_flat)
 
 
 def find_output(
-    network: nn.Module, image_size: int, name: str, head: Head
-) -> tuple[str | int | None, tuple[int, ...]]:
-    """Where the output that ``head`` fits is in what ``network`` returns, and an image's shape.
+    network: nn.Module, image_size: int, name: str, head: str | None, wanted: str | None = None
+) -> Place:
+    """Where the output that is meant is in what ``network`` returns, and an image's shape.
 
-    It is the tensor that it returns, the one called "logits", or the first that fits of a
-    sequence. One batch of noise is run to find out.
+    It is the one called ``wanted``, by its name or its number; else the tensor that the network
+    returns, the one called "logits", or the first of a sequence that fits ``head``. Without a head
+    those with a value per class come before others. One batch of noise is run to find out.
 
     Raises:
-        UsageError: the network does not take a batch of such images, or returns nothing of the
-            kind.
+        UsageError: the network does not take a batch of such images, returns nothing of the kind,
+            or several things of which nothing says which is meant.
     """
-    batch = torch.randn(2, 3, image_size, image_size)
+    batch = torch.randn(_NOISE, 3, image_size, image_size)
     try:
         with torch.no_grad():
             result = network.eval()(batch)
@@ -62,30 +107,64 @@ def find_output(
             f"{typed_first_line(error)}\n"
             "give the size that it takes: --input-size PX"
         ) from error
-    for place, value in _candidates(result):
-        if _fits(value, len(batch), head):
-            return place, tuple(value.shape[1:])
-    raise UsageError(
-        f"{name} returns {_described(result)} for 2 images\n"
-        f"expected {head.noun} {head.layout.replace('batch', str(len(batch)))}: a tensor, the "
+    tensors = list(_tensors(result))
+    for wish in (MULTICLASS, RAW) if head is None else (head_named(head),):
+        places = [place for key, value in tensors if (place := _placed(key, value, wish))]
+        found = _chosen(places, wanted, isinstance(result, Mapping))
+        if found is not None:
+            return found
+    wish = MULTICLASS if head is None else head_named(head)
+    raise _refusal(name, result, wish, wanted)
+
+
+def _tensors(result: Any) -> Iterator[tuple[str | int | None, Tensor]]:
+    """The floating-point tensors that a module returns, each with its place."""
+    pairs: Sequence[tuple[str | int | None, Any]] = ()
+    if isinstance(result, Tensor):
+        pairs = [(None, result)]
+    elif isinstance(result, Mapping):
+        pairs = list(result.items())
+    elif isinstance(result, Sequence) and not isinstance(result, str):
+        pairs = list(enumerate(result))
+    for key, value in pairs:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+            yield key, value
+
+
+def _placed(key: str | int | None, value: Tensor, head: Head) -> Place | None:
+    """How ``value`` becomes an output of ``head``; ``None`` where it is none."""
+    shape = tuple(value.shape)
+    if shape and shape[0] == _NOISE:
+        if head.fits(shape):
+            return Place(key, shape[1:])
+        is_pooled = len(shape) > 2 and all(size == 1 for size in shape[2:])  # noqa: PLR2004
+        return Place(key, shape[1:2], is_flat=True) if is_pooled and head.fits(shape[:2]) else None
+    if head.judges_all and shape[1:2] == (_NOISE,):
+        return Place(key, (shape[0], *shape[2:]), is_turned=True)
+    return None
+
+
+def _chosen(places: Sequence[Place], wanted: str | None, is_named: bool) -> Place | None:  # noqa: FBT001
+    if wanted is not None:
+        return next((place for place in places if str(place.key) == wanted), None)
+    if is_named and len(places) > 1:
+        return next((place for place in places if place.key == LOGITS), None)
+    return next(iter(places), None)
+
+
+def _refusal(name: str, result: Any, head: Head, wanted: str | None) -> UsageError:
+    found = f"{name} returns {_described(result)} for {_NOISE} images"
+    if wanted is not None:
+        return UsageError(
+            f"{found}\nthere is no {wanted!r} of floating-point values with a row per image in it\n"
+            "--head-output takes a name of a dict, or a number of a tuple, from 0"
+        )
+    if isinstance(result, Mapping) and any(isinstance(one, Tensor) for one in result.values()):
+        return UsageError(f"{found}\nwhich of them is the answer? --head-output NAME")
+    return UsageError(
+        f"{found}\nexpected {head.noun} {head.layout.replace('batch', str(_NOISE))}: a tensor, the "
         f'first of a tuple, or "{LOGITS}" of a dict'
     )
-
-
-def _candidates(result: Any) -> list[tuple[str | int | None, Any]]:
-    if isinstance(result, Tensor):
-        return [(None, result)]
-    if isinstance(result, Mapping):
-        return [(LOGITS, result.get(LOGITS))]
-    if isinstance(result, Sequence):
-        return list(enumerate(result))
-    return []
-
-
-def _fits(value: Any, count: int, head: Head) -> bool:
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        return False
-    return head.fits(tuple(value.shape)) and value.shape[0] == count and value.numel() > 0
 
 
 def _described(result: Any) -> str:

@@ -10,7 +10,7 @@ from deploykit.comparison.validation import validate
 from deploykit.core.errors import ModelFileError, UsageError, ValidationError
 from deploykit.core.precision import Precision
 from deploykit.core.sizes import RGB, ShapeProfile, are_images
-from deploykit.core.specs import DEFAULT_HEAD, Preprocessing
+from deploykit.core.specs import Preprocessing
 from deploykit.graph import (
     LoadedGraph,
     declare_ranks,
@@ -23,15 +23,16 @@ from deploykit.graph import (
     put_image_first,
     raise_opset,
     read_graph,
+    read_tails,
     require_usable,
     tidy,
     write_graph,
 )
-from deploykit.heads import head_named
 from deploykit.heads.multiclass import MULTICLASS
 from deploykit.images.batching import BATCHES, sample_batches
 from deploykit.images.side_inputs import SideInputs, require_per_image
 from deploykit.sources.definition import notes_on_images
+from deploykit.sources.head_choice import choose_output
 from deploykit.sources.image_sizes import (
     note_of_sizes,
     other_sizes,
@@ -42,13 +43,13 @@ from deploykit.sources.image_sizes import (
 from deploykit.sources.onnx_outputs import (
     answers_of,
     answers_one_by_one,
-    choose_output,
     other_problems,
     outputs_in,
+    settled,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     import onnx_ir as ir
@@ -58,9 +59,11 @@ if TYPE_CHECKING:
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.progress import Journal
     from deploykit.core.specs import SplitGraph, TensorSpec
+    from deploykit.graph import Tail
     from deploykit.heads import Head
     from deploykit.sources.definition import SourceOptions
-    from deploykit.sources.onnx_outputs import Answers, Images, OutputChoice
+    from deploykit.sources.head_choice import OutputChoice, Wish
+    from deploykit.sources.onnx_outputs import Answers, Images
 
 
 ORIGINAL = "the original file"
@@ -79,7 +82,7 @@ class StepCheck:
     @property
     def expected(self) -> list[Images]:
         """The judged output of each batch."""
-        return outputs_in(self.answers, self.output, self.head)
+        return outputs_in(self.answers, self.output)
 
 
 @dataclass
@@ -142,7 +145,7 @@ class OwnGraph:
         graph = write_graph(model, self.path, Precision.FP32, self.parents)
         with self.runners.open(self.path) as runner:
             answers = answers_of(runner, compared.batches)
-        got = outputs_in(answers, compared.output, compared.head)
+        got = outputs_in(answers, compared.output)
         names = ("the fp32 graph", ORIGINAL)
         report = validate(
             got, compared.expected, precision=Precision.FP32, names=names, head=compared.head
@@ -176,7 +179,7 @@ def from_onnx(
     source_options: SourceOptions,
     profile: ShapeProfile | None = None,
 ) -> Reference:
-    """A user's own FP32 classifier in the form that conversions rely on, written to ``path``.
+    """A user's own FP32 network in the form that conversions rely on, written to ``path``.
 
     An old opset is raised, a fixed batch opened and constants are folded; onnxruntime on the
     untouched file is the reference of each step, and a step that cannot be proven is left out.
@@ -200,11 +203,13 @@ def from_onnx(
         preprocessing = int8_choices.applied_to(assumed)
         runners = Runners(side_inputs_of(source, image, source_options.choices.side_inputs))
         batches = _sample(image, preprocessing, source_options.data, profile)
-        head = head_named(source_options.choices.head or DEFAULT_HEAD)
-        compared, choice = _ask_original(original.name, runnable, batches, runners, head)
+        asked = _ask_original(
+            original.name, runnable, read_tails(model), batches, runners, source_options.wish
+        )
+        compared, choice = asked
         declare_ranks(model, {name: got.ndim for name, got in compared.answers[0].items()})
         put_image_first(model, image.name)
-        put_first(model, choice.name, flatten=not choice.flat)
+        put_first(model, choice.name, flatten=not choice.flat, batch_axis=choice.batch_axis)
     with journal.stage("validate fp32"):
         parents = (source.sha256, *source.parents)
         own = OwnGraph(model, runnable, path, parents, compared, runners)
@@ -212,9 +217,8 @@ def from_onnx(
     journal.notes += int8_choices.assumptions(preprocessing) + note_of_sizes(image, profile)
     journal.notes += [*runners.side.notes(), *choice.notes()]
     own.attempt("raising the opset", raise_opset, journal)
-    _open_batch(
-        own, image, sample_batches(preprocessing, source_options.data, BATCHES), profile, journal
-    )
+    single = sample_batches(preprocessing, source_options.data, BATCHES)
+    _open_batch(own, image, single, profile, journal, choice)
     own.attempt("folding constants", fold, journal)
     journal.notes += own.notes()
     return Reference(
@@ -234,6 +238,7 @@ def from_onnx(
         conversion={"steps": own.done},
         runners=runners,
         head=choice.head,
+        output=choice.name,
     )
 
 
@@ -263,17 +268,27 @@ def _sample(
 
 
 def _ask_original(
-    name: str, original: Path | SplitGraph, batches: list[Images], runners: Runners, head: Head
+    name: str,
+    original: Path | SplitGraph,
+    tails: Mapping[str, Tail],
+    batches: list[Images],
+    runners: Runners,
+    wish: Wish,
 ) -> tuple[StepCheck, OutputChoice]:
-    """What the original answers to ``batches``, and which of its outputs ``head`` is about."""
+    """What the original answers to ``batches``, and which of its outputs is meant."""
     with runners.open(original) as runner:
         answers = answers_of(runner, batches)
-        choice = choose_output(name, runner.outputs, answers[0], head)
-    return StepCheck(batches, answers, choice.name, head), choice
+        choice = choose_output(name, runner.outputs, answers, tails, wish)
+    return StepCheck(batches, settled(answers, choice), choice.name, choice.head), choice
 
 
 def _open_batch(
-    own: OwnGraph, image: TensorSpec, batches: list[Images], profile: ShapeProfile, journal: Journal
+    own: OwnGraph,
+    image: TensorSpec,
+    batches: list[Images],
+    profile: ShapeProfile,
+    journal: Journal,
+    choice: OutputChoice,
 ) -> None:
     """Let a fixed batch take any number of images, held against the original image by image."""
     fixed = image.fixed_batch
@@ -284,7 +299,7 @@ def _open_batch(
         return
     try:
         with own.runners.open(own.original) as runner:
-            answers = answers_one_by_one(runner, batches, fixed)
+            answers = answers_one_by_one(runner, batches, fixed, choice)
     except ModelFileError as exc:
         opened = False
         journal.notes.append(f"{_OPENING} was left out: {exc}")

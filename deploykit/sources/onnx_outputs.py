@@ -1,18 +1,18 @@
-"""The outputs of a user's own file: which is judged, and whether all of them still agree."""
+"""The outputs of a user's own file: as they are judged, and whether all of them still agree."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from deploykit.comparison.converted import open_as_engine
+from deploykit.comparison.validation import validate
 from deploykit.core.errors import ModelFileError
 from deploykit.core.precision import Precision
 from deploykit.heads import figures_of
 from deploykit.heads.multiclass import MULTICLASS
+from deploykit.heads.raw import RAW
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,66 +20,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.comparison.reference import Runners
+    from deploykit.comparison.validation import ValidationReport
     from deploykit.core.artifacts import OnnxArtifact
-    from deploykit.core.specs import Array, Runner, TensorSpec
+    from deploykit.core.specs import Array, Runner
     from deploykit.heads import Figures, Head
+    from deploykit.sources.head_choice import OutputChoice
 
     Images = NDArray[np.float32]
     Answers = Mapping[str, Array]
 
 _FLAT: Final = 2
-
-
-@dataclass(frozen=True)
-class OutputChoice:
-    """The output that ``head`` is about; ``flat`` where it has the head's shape already."""
-
-    head: Head
-    name: str
-    flat: bool
-    moved: bool
-    others: tuple[TensorSpec, ...]
-
-    def notes(self) -> list[str]:
-        """What a user must know of the choice; nothing where there was none."""
-        found = []
-        if self.others:
-            named = ", ".join(f"{spec.name!r} {spec.shape}" for spec in self.others)
-            rule = f"the first {self.head.form} float32 output"
-            found.append(f"{self.head.noun} are {self.name!r}, {rule}; beside them: {named}")
-        if self.moved:
-            found.append(f"{self.name!r} was made the first output")
-        if not self.flat:
-            found.append(f"{self.name!r} was flattened to {self.head.layout}")
-        return found
-
-
-def choose_output(
-    name: str, outputs: Sequence[TensorSpec], answers: Answers, head: Head
-) -> OutputChoice:
-    """The first float32 output that ``head`` fits, else the first that it fits without (1, 1).
-
-    So logits may be (N, K) or (N, K, 1, 1).
-
-    Raises:
-        ModelFileError: there is none.
-    """
-    floats = [spec for spec in outputs if answers[spec.name].dtype == np.float32]
-    flat = [spec for spec in floats if head.fits(answers[spec.name].shape)]
-    pooled = [spec for spec in floats if _is_pooled(answers[spec.name].shape, head)]
-    if not flat and not pooled:
-        found = ", ".join(f"{s.name} {answers[s.name].dtype} {s.shape}" for s in outputs)
-        raise ModelFileError(
-            f"{name} returns {found}\nexpected a float32 output {head.layout}, the {head.noun}\n"
-            f"{head.advice(has_floats=bool(floats))}"
-        )
-    chosen = (flat or pooled)[0]
-    others = tuple(spec for spec in outputs if spec is not chosen)
-    return OutputChoice(head, chosen.name, bool(flat), chosen is not outputs[0], others)
-
-
-def _is_pooled(shape: tuple[int, ...], head: Head) -> bool:
-    return len(shape) > _FLAT and prod(shape[_FLAT:]) == 1 and head.fits(shape[:_FLAT])
 
 
 def answers_of(runner: Runner, batches: Sequence[Images]) -> list[Answers]:
@@ -88,10 +38,13 @@ def answers_of(runner: Runner, batches: Sequence[Images]) -> list[Answers]:
     return [runner.run({feed: batch}) for batch in batches]
 
 
-def answers_one_by_one(runner: Runner, batches: Sequence[Images], fixed: int) -> list[Answers]:
+def answers_one_by_one(
+    runner: Runner, batches: Sequence[Images], fixed: int, choice: OutputChoice
+) -> list[Answers]:
     """As `answers_of` for a model that takes ``fixed`` images at a time, image by image.
 
-    The images are given to it in groups; the last group is filled up with the last one.
+    The images are given to it in groups; the last group is filled up with the last one. The output
+    of ``choice`` has its final form.
 
     Raises:
         ModelFileError: an output has not one entry per image.
@@ -99,7 +52,7 @@ def answers_one_by_one(runner: Runner, batches: Sequence[Images], fixed: int) ->
     images = np.concatenate(batches)
     missing = -len(images) % fixed
     full = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
-    groups = answers_of(runner, np.split(full, len(full) // fixed))
+    groups = settled(answers_of(runner, np.split(full, len(full) // fixed)), choice)
     for name, value in groups[0].items():
         if value.shape[:1] != (fixed,):
             raise ModelFileError(f"the output {name!r} {value.shape} has no batch of its own")
@@ -109,10 +62,20 @@ def answers_one_by_one(runner: Runner, batches: Sequence[Images], fixed: int) ->
     return [{name: parts[name][at] for name in parts} for at in range(len(batches))]
 
 
-def outputs_in(answers: Sequence[Answers], name: str, head: Head) -> list[Images]:
-    """The output ``name`` of each batch, in the shape of ``head``."""
-    values = [one[name].astype(np.float32) for one in answers]
-    return [one if head.fits(one.shape) else one.reshape(one.shape[:_FLAT]) for one in values]
+def settled(answers: Sequence[Answers], choice: OutputChoice) -> list[Answers]:
+    """The answers of a user's file with the chosen output as `put_first` makes it."""
+    return [{**one, choice.name: _settled(one[choice.name], choice)} for one in answers]
+
+
+def _settled(value: Array, choice: OutputChoice) -> Array:
+    if choice.batch_axis:
+        value = np.swapaxes(value, 0, choice.batch_axis)
+    return value if choice.flat else value.reshape(value.shape[:_FLAT])
+
+
+def outputs_in(answers: Sequence[Answers], name: str) -> list[Images]:
+    """The output ``name`` of each batch in FP32."""
+    return [one[name].astype(np.float32) for one in answers]
 
 
 def other_problems(got: Sequence[Answers], expected: Sequence[Answers], compared: str) -> list[str]:
@@ -125,26 +88,58 @@ def other_problems(got: Sequence[Answers], expected: Sequence[Answers], compared
     return problems
 
 
-def notes_on_others(
-    reference: OnnxArtifact, candidate: OnnxArtifact, batches: Sequence[Images], runners: Runners
-) -> list[str]:
-    """How far each float32 output beside the first is from that of the FP32 graph.
+def judge_others(
+    reference: OnnxArtifact,
+    candidate: OnnxArtifact,
+    batches: Sequence[Images],
+    runners: Runners,
+    head: Head,
+) -> tuple[tuple[ValidationReport, ...], list[str]]:
+    """Hold the outputs beside the first against those of the FP32 graph: reports and notes.
 
-    They pass no judgement: what is built on them is not known.
+    Where ``head`` judges all outputs each has a report. Otherwise notes say how far each float32
+    output is off, and pass no judgement: what is built on them is not known.
     """
-    if len(candidate.outputs) == 1 or candidate.precision.facts.is_source:
-        return []
+    if len(candidate.outputs) == 1 or candidate.sha256 == reference.sha256:
+        return (), []
     sides = []
     for artifact in (candidate, reference):
         with open_as_engine(runners, artifact) as runner:
             sides.append(answers_of(runner, batches))
+    if not head.judges_all:
+        return (), _notes_on_others(candidate, *sides)
+    names = [spec.name for spec in candidate.outputs[1:] if spec.name in sides[1][0]]
+    return tuple(_report_on(name, candidate, *sides) for name in names), []
+
+
+def _report_on(
+    name: str, candidate: OnnxArtifact, got: Sequence[Answers], expected: Sequence[Answers]
+) -> ValidationReport:
+    kind = "none" if np.issubdtype(expected[0][name].dtype, np.floating) else "argmax"
+    names = f"output {name!r} of the {candidate.precision} graph", "the fp32 graph"
+    return validate(
+        [_per_image(one) for one in outputs_in(got, name)],
+        [_per_image(one) for one in outputs_in(expected, name)],
+        precision=candidate.precision,
+        names=names,
+        head=RAW.applied(kind),
+    )
+
+
+def _per_image(value: Images) -> Images:
+    return value if value.ndim else value[None]
+
+
+def _notes_on_others(
+    candidate: OnnxArtifact, got: Sequence[Answers], expected: Sequence[Answers]
+) -> list[str]:
     notes = []
     for spec in candidate.outputs[1:]:
         pairs = [
-            (got[spec.name], expected[spec.name]) for got, expected in zip(*sides, strict=True)
+            (left[spec.name], right[spec.name]) for left, right in zip(got, expected, strict=True)
         ]
-        if spec.dtype == "float32" and all(expected.ndim for _, expected in pairs):
-            found = [_compared(got, expected) for got, expected in pairs]
+        if spec.dtype == "float32" and all(right.ndim for _, right in pairs):
+            found = [_compared(left, right) for left, right in pairs]
             notes.append(
                 f"output {spec.name!r} of the {candidate.precision} graph: largest error "
                 f"{max(f.max_relative for f in found):.1e} of its largest value, "

@@ -20,13 +20,13 @@ from torch import nn
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import UnknownNameError, UsageError
 from deploykit.core.specs import BATCH, DEFAULT_HEAD, ModelSpec, Preprocessing, TensorSpec
-from deploykit.heads import head_named
-from deploykit.sources.logits import find_output, logits_only
+from deploykit.sources.logits import LOGITS, find_output, logits_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from deploykit.core.choices import DefinitionChoices
+    from deploykit.sources.logits import Place
 
 IMAGE_SIZE: Final = 224
 """Assumed where the user gives none."""
@@ -54,13 +54,13 @@ def python_file_spec(path: Path, factory: str, choices: DefinitionChoices) -> Mo
     size = choices.image_size or IMAGE_SIZE
     with torch.random.fork_rng(devices=[]):
         network, found_types = make()
-        head = head_named(choices.head or DEFAULT_HEAD)
-        place, shape = find_output(network, size, f"{path.name}:{factory}", head)
+        called = f"{path.name}:{factory}"
+        place = find_output(network, size, called, choices.head, choices.head_output)
     return ModelSpec(
         name=name,
         title=f"{factory} of {path.name}",
         inputs=(TensorSpec("input", "float32", (BATCH, 3, size, size)),),
-        outputs=(TensorSpec("logits", "float32", (BATCH, *shape)),),
+        outputs=(TensorSpec(_output_name(place, choices), "float32", (BATCH, *place.shape)),),
         preprocessing=Preprocessing(crop=(size, size), resize=round(size * 256 / 224)),
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         builder=partial(_deployed, make, place),
@@ -68,7 +68,16 @@ def python_file_spec(path: Path, factory: str, choices: DefinitionChoices) -> Mo
         source_sha256=sha256_of(path),
         preprocessing_assumed=True,
         notes=tuple(_notes(choices, size, found_types)),
+        head=choices.head,
     )
+
+
+def _output_name(place: Place, choices: DefinitionChoices) -> str:
+    """The network's own where it has one."""
+    if isinstance(place.key, str):
+        return place.key
+    is_classes = len(place.shape) == 1 and choices.head in (None, DEFAULT_HEAD)
+    return LOGITS if is_classes else "output"
 
 
 def _notes(choices: DefinitionChoices, size: int, types: frozenset[str]) -> Iterator[str]:
@@ -78,9 +87,7 @@ def _notes(choices: DefinitionChoices, size: int, types: frozenset[str]) -> Iter
         yield f"weights of {', '.join(sorted(types))} became float32"
 
 
-def _deployed(
-    make: Callable[[], tuple[nn.Module, frozenset[str]]], place: str | int | None
-) -> nn.Module:
+def _deployed(make: Callable[[], tuple[nn.Module, frozenset[str]]], place: Place) -> nn.Module:
     return logits_only(make()[0], place)
 
 

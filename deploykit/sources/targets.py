@@ -75,10 +75,19 @@ def refuse_definition_options(
 
 
 def _refuse_head(target: str, choices: DefinitionChoices) -> None:
-    if choices.head is not None:
+    if choices.head is not None or choices.head_output is not None:
+        option = "--head" if choices.head is not None else "--head-output"
         raise UsageError(
-            f"--head is for an export, {target} is a bundle\n"
+            f"{option} is for an export, {target} is a bundle\n"
             "a bundle keeps what its outputs mean in its manifest"
+        )
+
+
+def _refuse_output(target: str, choices: DefinitionChoices) -> None:
+    if choices.head_output is not None:
+        raise UsageError(
+            f"--head-output {choices.head_output} is for an .onnx or a Python file, not for "
+            f"{target}\nit has one output: leave it out"
         )
 
 
@@ -112,5 +121,6 @@ def find_definition(target: str, choices: DefinitionChoices = _NOTHING_CHOSEN) -
     kind = kind_for(target)
     if not kind.takes_arguments:
         refuse_arguments(target, choices)
+        _refuse_output(target, choices)
     spec = kind.spec(target, choices)
     return spec if choices.head is None else replace(spec, head=head_named(choices.head).name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 from deploykit import images
@@ -14,10 +13,9 @@ from deploykit.bundle.manifest import REFERENCE, Bundle
 from deploykit.core.errors import UsageError
 from deploykit.core.progress import Progress, SilentProgress
 from deploykit.evaluation.labelled import EvaluatedModel, evaluate
-from deploykit.heads import head_named
+from deploykit.heads import head_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -73,7 +71,9 @@ def evaluate_bundle(  # noqa: PLR0913 - the options of `deploykit eval`
             "--reference and --compare are two models to hold this one against\ngive one of them"
         )
     bundle = _open_intact(folder)
-    classes = images.ModelClasses(_class_count(bundle.manifest.onnx.outputs), bundle.labels)
+    head = head_of(bundle.manifest.head)
+    count = head.classes(bundle.manifest.onnx.outputs[0].shape)
+    classes = images.ModelClasses(count, _names_of(bundle.labels, count))
     source = images.open_labelled(data, classes)
     own = bundle.manifest.preprocessing
     if compare is None:
@@ -87,7 +87,7 @@ def evaluate_bundle(  # noqa: PLR0913 - the options of `deploykit eval`
             batch=batch,
             other=None if other is None else EvaluatedModel(other, fed),
             progress=progress or SilentProgress(),
-            head=head_named(bundle.manifest.head),
+            head=head,
         )
     skipped = source.skipped if isinstance(source, images.FileImages) else ()
     return AccuracyReport(
@@ -121,10 +121,9 @@ def _require_images_alone(bundle: Bundle) -> None:
         )
 
 
-def _class_count(outputs: Sequence[TensorSpec]) -> int | None:
-    """Length of the output, where the graph says it."""
-    sizes = [size for size in outputs[0].shape[1:] if isinstance(size, int)]
-    return prod(sizes) if sizes and len(sizes) == len(outputs[0].shape) - 1 else None
+def _names_of(labels: tuple[str, ...] | None, count: int | None) -> tuple[str, ...] | None:
+    """The labels where they name every class; the name of a positive class alone does not."""
+    return labels if labels is None or count in (None, len(labels)) else None
 
 
 def _fitting_names(

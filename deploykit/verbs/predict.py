@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+import re
+from dataclasses import dataclass, field, fields, replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from deploykit import images
-from deploykit.core.errors import DataError
+from deploykit.core.errors import DataError, UsageError
 from deploykit.core.progress import Progress, SilentProgress
+from deploykit.core.serialization import to_plain
+from deploykit.core.specs import HeadRecord
 from deploykit.runtime.loading import load
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from deploykit.core.progress import ProgressTask
@@ -25,7 +31,8 @@ class PredictionReport:
     """The answers for each image that could be read, and why there are none for the others.
 
     ``weights`` says where the weights come from, and ``trained`` whether the answers mean anything;
-    ``None`` where nobody can tell. ``skipped`` are files of folders that are no images.
+    ``None`` where nobody can tell. ``skipped`` are files of folders that are no images, ``files``
+    those that arrays were written to, by the identity of their answer.
     """
 
     bundle: str
@@ -38,6 +45,8 @@ class PredictionReport:
     head: Head
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    record: HeadRecord = field(default_factory=HeadRecord)
+    files: Mapping[int, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
@@ -46,8 +55,9 @@ class PredictionReport:
             "device": self.device,
             "choice": self.choice,
             "weights": {"source": self.weights, "trained": self.trained},
+            "head": to_plain(self.record),
             "predictions": [
-                {"image": image, "top": [asdict(each) for each in top]}
+                {"image": image, "top": [_plain(each, self.files) for each in top]}
                 for image, top in self.predictions
             ],
             "unreadable": [{"image": image, "reason": reason} for image, reason in self.unreadable],
@@ -56,19 +66,25 @@ class PredictionReport:
         }
 
 
-def predict(
+def predict(  # noqa: PLR0913 - options, by keyword
     bundle: Path,
     given: Sequence[Path],
     *,
     top_k: int = 5,
+    threshold: float | None = None,
     device: str = "auto",
     fast: bool = False,
+    output: Path | None = None,
     progress: Progress | None = None,
 ) -> PredictionReport:
     """Answer for image files and all those in folders; an unreadable one does not stop the others.
 
+    ``threshold`` is where a binary or multilabel head says yes. With ``output`` the arrays of a
+    head that has some go to ``.npy`` files in that folder.
+
     Raises:
-        DataError: a folder has no images.
+        DataError: a folder has no images, or the files cannot be written.
+        UsageError: the head has no threshold, or no arrays to write.
         DeploykitError: what `deploykit.load` raises.
     """
     sources = [_files_of(each) for each in given]
@@ -78,9 +94,46 @@ def predict(
     with progress.step("load"):
         model = load(bundle, device=device, fast=fast)
     with model, progress.step("predict") as task:
-        report = _report(bundle, model, paths, _outcomes(model, paths, top_k, task))
+        if output is not None and not model.head.judges_all:
+            raise UsageError(
+                f"-o {output} is for arrays, which a {model.head.name} head has none of\n"
+                "leave it out"
+            )
+        outcomes = _outcomes(model, paths, task, top_k=top_k, threshold=threshold)
+        found = _report(bundle, model, paths, outcomes)
+    files = {} if output is None else _write_arrays(found, output)
     notes = tuple(images.notes_on_skipped(skipped))
-    return replace(report, skipped=tuple(map(str, skipped)), notes=notes)
+    return replace(found, skipped=tuple(map(str, skipped)), notes=notes, files=files)
+
+
+def _plain(answer: Any, files: Mapping[int, str]) -> dict[str, Any]:
+    """An answer for ``--json``; an array that is in a file is named, not repeated."""
+    if id(answer) not in files:
+        plain: dict[str, Any] = to_plain(answer)
+        return plain
+    kept = {name: value for name, value in _fields_of(answer).items() if name != "values"}
+    return {**to_plain(kept), "file": files[id(answer)]}
+
+
+def _fields_of(answer: Any) -> dict[str, Any]:
+    """The fields of a dataclass, by name."""
+    return {each.name: getattr(answer, each.name) for each in fields(answer)}
+
+
+def _write_arrays(found: PredictionReport, folder: Path) -> dict[int, str]:
+    """Write each array to a file that is called by the image's place, its name and the output's."""
+    files = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for at, (image, answers) in enumerate(found.predictions):
+            for each in answers:
+                name = re.sub(r"[^\w.-]", "_", str(getattr(each, "output", None) or "output"))
+                path = folder / f"{at:04d}-{PurePath(image).stem}-{name}.npy"
+                np.save(path, getattr(each, "values"))  # noqa: B009 - of a raw answer
+                files[id(each)] = str(path)
+    except OSError as exc:
+        raise DataError(f"cannot write to {folder}: {exc.strerror}") from exc
+    return files
 
 
 def _files_of(path: Path) -> images.FileImages:
@@ -89,10 +142,15 @@ def _files_of(path: Path) -> images.FileImages:
 
 
 def _outcomes(
-    model: Classifier, paths: Sequence[Path], top_k: int, task: ProgressTask
+    model: Classifier,
+    paths: Sequence[Path],
+    task: ProgressTask,
+    *,
+    top_k: int,
+    threshold: float | None,
 ) -> list[list[Prediction] | DataError]:
     outcomes = []
-    for outcome in model.predict_each(paths, top_k=top_k):
+    for outcome in model.predict_each(paths, top_k=top_k, threshold=threshold):
         outcomes.append(outcome)
         task.update(len(outcomes), len(paths))
     return outcomes
@@ -115,4 +173,5 @@ def _report(
         predictions=tuple((p, tuple(top)) for p, top in pairs if not isinstance(top, DataError)),
         unreadable=tuple((p, str(why)) for p, why in pairs if isinstance(why, DataError)),
         head=model.head,
+        record=model.manifest.head,
     )

@@ -11,16 +11,22 @@ from deploykit.bundle.manifest import REFERENCE, Bundle
 from deploykit.comparison.converted import open_as_engine
 from deploykit.comparison.layerwise import LayerReport, compare_layers
 from deploykit.comparison.reference import Runners
-from deploykit.comparison.validation import ValidationReport, outputs_of, validate
+from deploykit.comparison.validation import (
+    ValidationReport,
+    outputs_of,
+    same_images,
+    validate,
+)
 from deploykit.core.errors import BundleError, UsageError
 from deploykit.core.progress import Progress, SilentProgress
-from deploykit.core.specs import DEFAULT_HEAD
 from deploykit.graph import mended_of
 from deploykit.graph.foreign import Mended
-from deploykit.heads import head_named
+from deploykit.heads import head_of
 from deploykit.images import notes_on_data
 from deploykit.images.batching import BATCHES, sample_batches
+from deploykit.sources.head_choice import Wish, choose_output
 from deploykit.sources.onnx_file import assumed_preprocessing, require_image, side_inputs_of
+from deploykit.sources.onnx_outputs import judge_others
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,11 +50,12 @@ class ComparisonReport:
     outputs: ValidationReport
     layers: LayerReport | None
     notes: tuple[str, ...]
+    others: tuple[ValidationReport, ...] = ()
 
     @property
     def passed(self) -> bool:
         """Whether the outputs are within the limits of the candidate's precision."""
-        return self.outputs.passed
+        return self.outputs.passed and all(one.passed for one in self.others)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
@@ -57,6 +64,7 @@ class ComparisonReport:
             "reference": self.reference,
             "passed": self.passed,
             "validation": self.outputs.to_dict(),
+            "other_outputs": [one.to_dict() for one in self.others],
             "layers": None if self.layers is None else self.layers.to_dict(),
             "notes": list(self.notes),
         }
@@ -111,12 +119,11 @@ def compare_artifacts(
         outputs = [
             _outputs(side, batches, runners, fast=options.fast) for side in (candidate, reference)
         ]
-        compared = validate(
-            outputs[0],
-            outputs[1],
-            precision=precision,
-            names=names,
-            head=_head(candidate, reference),
+        head = _head(candidate, reference, outputs[1])
+        compared = validate(outputs[0], outputs[1], precision=precision, names=names, head=head)
+        compared = compared.doubted(same_images(batches))
+        others, more = judge_others(
+            reference.artifact, candidate.artifact, batches, runners, compared.head
         )
     found = None
     if options.layers:
@@ -130,8 +137,8 @@ def compare_artifacts(
             )
     if not precision.facts.is_source:
         how = "in FP32 arithmetic, as asked" if options.fast else "rounding where an engine rounds"
-        notes = (*notes, f"{candidate.name} ran {how}")
-    return ComparisonReport(*names, compared, found, notes)
+        more = [*more, f"{candidate.name} ran {how}"]
+    return ComparisonReport(*names, compared, found, (*notes, *more), others)
 
 
 _AS_WRITTEN: Final = Mended()
@@ -245,10 +252,15 @@ def _preprocessing(candidate: _Side, reference: _Side) -> tuple[Preprocessing, t
     return assumed, (f"{note}, ImageNet mean and deviation",)
 
 
-def _head(candidate: _Side, reference: _Side) -> Head:
-    """As a bundle has it; two lone files are taken for classifiers."""
+def _head(candidate: _Side, reference: _Side, outputs: Batches) -> Head:
+    """As a bundle has it; of two lone files it is read from the reference's first output."""
     bundles = [side.bundle for side in (candidate, reference) if side.bundle is not None]
-    return head_named(bundles[0].manifest.head if bundles else DEFAULT_HEAD)
+    if bundles:
+        return head_of(bundles[0].manifest.head)
+    first = reference.artifact.outputs[0]
+    tails = graph.read_tails(graph.read_model(reference.artifact.path))
+    answers = [{first.name: one} for one in outputs]
+    return choose_output(reference.name, (first,), answers, tails, Wish()).head
 
 
 def _outputs(side: _Side, batches: Batches, runners: Runners, *, fast: bool) -> Batches:

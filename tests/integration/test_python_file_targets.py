@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -105,3 +106,72 @@ def test_a_bundle_is_not_exported_again(nets: Path) -> None:
     called = deploykit("export", "out")
     assert called.code == 2
     assert "out is a bundle already\nexport takes a definition or an .onnx file" in called.err
+
+
+NETS_WITH_OTHER_ENDS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, form):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, padding=1)
+        self.fc = nn.Linear(16, 1 if form == "yes or no" else 4)
+        self.form = form
+
+    def forward(self, images):
+        maps = self.conv(images).relu()
+        values = self.fc(maps.mean((2, 3)))
+        if self.form in ("labels", "yes or no"):
+            return values.sigmoid()
+        if self.form == "chances":
+            return values.softmax(1)
+        if self.form == "maps":
+            return maps
+        if self.form == "sequence":
+            return maps.mean(2).permute(2, 0, 1)
+        if self.form == "pooled":
+            return values[:, :, None, None]
+        return {"features": maps, "scores": values}
+"""
+
+
+@pytest.mark.parametrize(
+    ("form", "kind", "shape"),
+    [
+        ("labels", "multilabel", (4,)),
+        ("yes or no", "binary", (1,)),
+        ("chances", "multiclass", (4,)),
+        ("maps", "raw", (16, 16, 16)),
+        ("sequence", "raw", (16, 16)),
+        ("pooled", "multiclass", (4,)),
+    ],
+)
+def test_what_a_module_returns_decides_the_head(
+    tmp_path: Path, form: str, kind: str, shape: tuple[int, ...]
+) -> None:
+    (tmp_path / "ends.py").write_text(NETS_WITH_OTHER_ENDS, encoding="utf-8")
+    called = deploykit(
+        "export", f"{tmp_path / 'ends.py'}:Net", "--factory-args", json.dumps({"form": form}),
+        "--input-size", 16, "--fp16", "--backend", "none", "-o", tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert called.code == 0, called.err
+    assert called.data["head"]["kind"] == kind
+    output = Bundle.open(tmp_path / "out").manifest.onnx.outputs[0]
+    assert output.shape[1:] == shape
+
+
+def test_one_of_several_things_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "ends.py").write_text(NETS_WITH_OTHER_ENDS, encoding="utf-8")
+    args = (
+        "export", f"{tmp_path / 'ends.py'}:Net", "--factory-args", '{"form": "dict"}',
+        "--input-size", 16, "--backend", "none", "-o", tmp_path / "out", "--json",
+    )  # fmt: skip
+    found = deploykit(*args, "--head-output", "features").data["head"]
+    assert (found["kind"], found["output"]) == ("raw", "features")
+    assert deploykit(*args, "--head-output", "scores").data["head"]["kind"] == "multiclass"
+    refused = deploykit(*args, "--head-output", "boxes")
+    assert refused.code == 2
+    assert "there is no 'boxes' of floating-point values with a row per image in it" in refused.err
+    both = deploykit(*args, "--head", "raw")
+    assert "which of them is the answer? --head-output NAME" in both.err

@@ -12,6 +12,7 @@ import deploykit
 from deploykit.bundle.manifest import Bundle
 from deploykit.core.errors import MissingDependencyError, UnknownNameError
 from deploykit.core.plugs import plugs
+from deploykit.core.specs import HeadRecord
 from deploykit.heads import head_named
 from tests import cli
 from tests.bundles import write_bundle
@@ -99,7 +100,7 @@ def image(tmp_path: Path) -> Path:
 
 
 def test_the_manifest_names_the_head(bundle: Path) -> None:
-    assert Bundle.open(bundle).manifest.head == "toy"
+    assert Bundle.open(bundle).manifest.head == HeadRecord("toy", "value", "none")
     assert cli.deploykit("check", bundle).code == 0
     validated = cli.deploykit("validate", bundle)
     assert validated.code == 0
@@ -144,7 +145,9 @@ def test_labels_are_refused(bundle: Path, tmp_path: Path) -> None:
 
 def test_without_the_head_the_file_is_no_classifier(tmp_path: Path) -> None:
     model = save(graph(BRIGHTNESS), tmp_path / "brightness.onnx")
-    called = cli.deploykit("export", model, "--backend", "none", "-o", tmp_path / "none")
+    args = ("export", model, "--backend", "none", "-o", tmp_path / "none")
+    assert cli.deploykit(*args, "--json").data["head"]["kind"] == "raw"
+    called = cli.deploykit(*args, "--head", "multiclass")
     assert called.code == 1
     assert "expected a float32 output (batch, classes), the logits" in called.err
 
@@ -164,8 +167,9 @@ def test_a_bundle_keeps_its_head(tmp_path: Path) -> None:
 
 
 def test_a_head_that_is_not_installed(tmp_path: Path) -> None:
-    folder = write_bundle(tmp_path / "colours", head="segments")
-    with pytest.raises(UnknownNameError, match=r"unknown head 'segments'\nall .*: multiclass, toy"):
+    folder = write_bundle(tmp_path / "colours", head=HeadRecord("segments"))
+    words = r"unknown head 'segments'\nall .*: binary, multiclass, multilabel, raw, toy"
+    with pytest.raises(UnknownNameError, match=words):
         deploykit.load(folder, device="cpu")
 
 

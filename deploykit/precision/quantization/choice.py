@@ -13,7 +13,7 @@ from deploykit.core.errors import ModelFileError, UsageError
 from deploykit.core.precision import Precision
 from deploykit.graph import HEAVY_OPS, convert_to_half, plan_half, qdq, write_graph
 from deploykit.graph.qdq.insertion import ratio_db
-from deploykit.heads.multiclass import kl_divergence
+from deploykit.heads.multiclass import MULTICLASS
 from deploykit.precision.calibration.calibrators import METHODS
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from deploykit.core.specs import Runner, SplitGraph
     from deploykit.graph import HalfPlan, LoadedGraph
     from deploykit.graph.qdq import QdqPlan, QdqPolicy
+    from deploykit.heads import Head
     from deploykit.precision.calibration.table import CalibrationTable
 
     Halve = Callable[[ir.Model], tuple[ir.Model, HalfPlan]]
@@ -296,13 +297,13 @@ LAYERS_SHARE: Final = 1 / 8
 class Trial:
     """One candidate on the held-out images.
 
-    ``mean_kl`` in nats and ``agreement`` of the top-1 against FP32; ``sqnr_db`` is the logits'
-    power over the power of their error.
+    ``mean_kl`` in nats and ``agreement`` of the top-1 against FP32, ``None`` for outputs that have
+    none; ``sqnr_db`` is the outputs' power over the power of their error.
     """
 
     candidate: str
-    mean_kl: float
-    agreement: float
+    mean_kl: float | None
+    agreement: float | None
     sqnr_db: float | None
 
 
@@ -331,6 +332,7 @@ class TrialSetup:
     runners: Runners
     probed: tuple[Batches, Batches] | None = None
     multiply_adds: Mapping[str, int] = field(default_factory=dict)
+    head: Head = MULTICLASS
 
     def run_trial(
         self,
@@ -348,7 +350,10 @@ class TrialSetup:
         content = qdq.trial_graph(self.model, plan, self.table.select_trial(method), shifts)
         with self.runners.open_unoptimised(content) as runner:
             outputs = outputs_of(runner, self.batches)
-        return _judge(candidate, np.concatenate(outputs), np.concatenate(self.expected))
+        got, wanted = np.concatenate(outputs), np.concatenate(self.expected)
+        ratio = qdq.sqnr_db(wanted, got)
+        kl, agreement = self.head.closeness(got, wanted)
+        return Trial(candidate, kl, agreement, ratio if isfinite(ratio) else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -471,14 +476,3 @@ def _gain_db(trial: Trial, best: Trial) -> float:
 
 def _decibels(trial: Trial) -> float:
     return inf if trial.sqnr_db is None else trial.sqnr_db  # None: no error at all
-
-
-def _judge(candidate: str, got: NDArray[np.float32], wanted: NDArray[np.float32]) -> Trial:
-    exact, found = wanted.astype(np.float64), got.astype(np.float64)
-    ratio = qdq.sqnr_db(wanted, got)
-    return Trial(
-        candidate=candidate,
-        mean_kl=float(kl_divergence(exact, found).mean()),
-        agreement=float((found.argmax(axis=1) == exact.argmax(axis=1)).mean()),
-        sqnr_db=ratio if isfinite(ratio) else None,
-    )

@@ -26,7 +26,7 @@ from deploykit.core.artifacts import EngineRecord, OnnxArtifact, sha256_of, sha2
 from deploykit.core.errors import BundleError, IntegrityError
 from deploykit.core.precision import Precision
 from deploykit.core.sizes import ShapeProfile
-from deploykit.core.specs import Preprocessing, TensorSpec
+from deploykit.core.specs import HeadRecord, Preprocessing, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -283,7 +283,8 @@ DAMAGE = [
     ("files", {"model.onnx": None}, "Expected `str`, got `null` - at `$.files[...]`"),
     ("engines", [3], "Expected `object`, got `int` - at `$.engines[0]`"),
     ("preprocessing", None, "Expected `object`, got `null` - at `$.preprocessing`"),
-    ("head", 3, "Expected `str`, got `int` - at `$.head`"),
+    ("head", 3, "Expected `object`, got `int` - at `$.head`"),
+    ("head", {"kind": 3}, "Expected `str`, got `int` - at `$.head.kind`"),
     ("calibration", [], "Expected `object | null`, got `array` - at `$.calibration`"),
     ("precision", ["fp16"], "Expected `str`, got `list` - at `$.precision`"),
 ]
@@ -371,7 +372,18 @@ def test_a_key_that_is_there_twice_is_an_edit(folder: Path) -> None:
 
 def test_a_manifest_of_before_there_were_heads(folder: Path) -> None:
     write_signed(folder, without(body_of(folder), "head"))
-    assert Bundle.open(folder).manifest == manifest_of(folder, head="multiclass")
+    assert Bundle.open(folder).manifest == manifest_of(folder, head=HeadRecord())
+
+
+def test_a_manifest_that_names_the_kind_of_head_alone(folder: Path) -> None:
+    write_signed(folder, body_of(folder) | {"head": "toy"})
+    assert Bundle.open(folder).manifest.head == HeadRecord("toy", None, "none")
+
+
+def test_a_head_with_its_output_and_activation(folder: Path) -> None:
+    head = {"kind": "binary", "output": "y", "activation": "sigmoid"}
+    write_signed(folder, body_of(folder) | {"head": {**head, "of_a_later_release": 1}})
+    assert Bundle.open(folder).manifest.head == HeadRecord("binary", "y", "sigmoid")
 
 
 # Files that changed

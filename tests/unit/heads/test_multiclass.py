@@ -111,6 +111,7 @@ def test_the_figures_stay_in_their_ranges(rows: list[tuple[float, ...]]) -> None
     found = compare(values[:, :3], values[:, 3:])
     assert found.max_abs >= found.mean_abs >= 0
     assert -1 - 1e-9 <= found.min_cosine <= 1 + 1e-9
+    assert found.max_kl is not None
     assert found.max_kl >= 0
     assert len(found.flipped_margins) == round((1 - found.agreement) * len(rows))
     assert all(margin >= 0 for margin in found.flipped_margins)

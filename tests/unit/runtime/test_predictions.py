@@ -182,7 +182,8 @@ def test_the_likeliest_classes_with_the_softmax_of_torch() -> None:
     found = best_classes(logits, None, 3)
     assert [[each.index for each in row] for row in found] == expected.indices.tolist()
     probabilities = [[each.probability for each in row] for row in found]
-    np.testing.assert_allclose(probabilities, expected.values.numpy(), rtol=1e-12)
+    found_all = np.array(probabilities, np.float64)
+    np.testing.assert_allclose(found_all, expected.values.numpy(), rtol=1e-12)
     assert all(each.logit == logits[i, each.index] for i, row in enumerate(found) for each in row)
 
 

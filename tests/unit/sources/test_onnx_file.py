@@ -209,9 +209,9 @@ def test_a_sum_over_the_batch_keeps_it(tmp_path: Path) -> None:
 
 def test_logits_are_flattened_and_put_first(tmp_path: Path) -> None:
     text = """net (float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] map, float[N, 3, 1, 1] y) {
-        map = Relu (x)  y = GlobalAveragePool (map)
+        map = Relu (x)  c = Conv (map, w)  y = GlobalAveragePool (c)
     }"""
-    source = graph(text)
+    source = graph(text, {"w": np.eye(3, dtype=np.float32)[:, :, None, None]})
     reference, journal = make(save(source, tmp_path / "mine.onnx"))
     assert reference.artifact.outputs[0].name == "y"
     assert reference.artifact.outputs[0].shape[1:] == (3,)

@@ -1,4 +1,4 @@
-"""Which output of a user's file are the logits, and whether all outputs agree."""
+"""The answers of a user's file as they are judged, and whether all outputs agree."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import pytest
 from deploykit.core.errors import ModelFileError
 from deploykit.core.specs import TensorSpec
 from deploykit.heads.multiclass import MULTICLASS
+from deploykit.heads.raw import RAW
+from deploykit.sources.head_choice import OutputChoice
 from deploykit.sources.onnx_outputs import (
     answers_one_by_one,
-    choose_output,
     other_problems,
     outputs_in,
+    settled,
 )
 
 if TYPE_CHECKING:
@@ -22,53 +24,7 @@ if TYPE_CHECKING:
 
     from deploykit.core.specs import Array, StepTimes
 
-F32 = np.dtype(np.float32)
-
-
-def specs(**shapes: tuple[int | str, ...]) -> list[TensorSpec]:
-    return [TensorSpec(name, "float32", shape) for name, shape in shapes.items()]
-
-
-def answers(**shapes: tuple[int, ...]) -> dict[str, Array]:
-    return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-
-
-def test_one_flat_output_needs_no_words() -> None:
-    choice = choose_output("own.onnx", specs(y=("n", 10)), answers(y=(1, 10)), MULTICLASS)
-    assert (choice.name, choice.flat, choice.moved) == ("y", True, False)
-    assert choice.notes() == []
-
-
-def test_first_flat_output_before_the_others() -> None:
-    shapes = {"map": (1, 4, 8, 8), "y": (1, 10), "aux": (1, 10)}
-    found = specs(**shapes)
-    choice = choose_output("own.onnx", found, answers(**shapes), MULTICLASS)
-    said, moved = choice.notes()
-    assert said.startswith("logits are 'y', the first 2-dimensional float32 output; beside them: ")
-    assert said.endswith("'map' (1, 4, 8, 8), 'aux' (1, 10)")
-    assert moved == "'y' was made the first output"
-
-
-def test_pooled_output_is_flattened() -> None:
-    pooled = specs(y=("n", 10, 1, 1)), answers(y=(1, 10, 1, 1))
-    choice = choose_output("own.onnx", *pooled, MULTICLASS)
-    assert choice.notes() == ["'y' was flattened to (batch, classes)"]
-
-
-def test_classes_that_were_chosen_already() -> None:
-    found = [TensorSpec("label", "int64", ("n",))]
-    words = (
-        r"own.onnx returns label int64 \('n',\)\nexpected a float32 .*\nlet it end before its Arg"
-    )
-    with pytest.raises(ModelFileError, match=words):
-        choose_output("own.onnx", found, {"label": np.zeros(1, np.int64)}, MULTICLASS)
-
-
-def test_features_only() -> None:
-    with pytest.raises(
-        ModelFileError, match=r"y float32 \('n', 4, 8, 8\)\n.*\nexport it with its head"
-    ):
-        choose_output("own.onnx", specs(y=("n", 4, 8, 8)), answers(y=(1, 4, 8, 8)), MULTICLASS)
+PLAIN = OutputChoice(MULTICLASS, "y")
 
 
 class FixedRunner:
@@ -104,7 +60,7 @@ def batches(*sizes: int) -> Sequence[np.ndarray[tuple[int, ...], np.dtype[np.flo
 
 def test_a_fixed_batch_is_asked_in_groups() -> None:
     images = batches(1, 2, 5)
-    found = answers_one_by_one(FixedRunner(), images, 4)
+    found = answers_one_by_one(FixedRunner(), images, 4, PLAIN)
     assert [one["y"].shape for one in found] == [(1, 1), (2, 1), (5, 1)]
     for one, given in zip(found, images, strict=True):
         expected = given.sum(axis=(1, 2, 3))
@@ -113,12 +69,16 @@ def test_a_fixed_batch_is_asked_in_groups() -> None:
 
 def test_a_fixed_batch_with_one_answer_for_all() -> None:
     with pytest.raises(ModelFileError, match=r"output 'y' \(1,\) has no batch of its own"):
-        answers_one_by_one(FixedRunner(whole=True), batches(1, 2, 5), 4)
+        answers_one_by_one(FixedRunner(whole=True), batches(1, 2, 5), 4, PLAIN)
 
 
-def test_logits_are_flat() -> None:
-    (found,) = outputs_in([answers(y=(2, 10, 1, 1))], "y", MULTICLASS)
-    assert found.shape == (2, 10)
+def test_an_output_gets_its_final_form() -> None:
+    given: list[dict[str, Array]] = [{"y": np.zeros((2, 10, 1, 1)), "other": np.zeros(3)}]
+    (found,) = settled(given, OutputChoice(MULTICLASS, "y", flat=False))
+    assert (found["y"].shape, found["other"].shape) == ((2, 10), (3,))
+    turned = settled([{"y": np.zeros((7, 2, 4))}], OutputChoice(RAW, "y", batch_axis=1))
+    assert turned[0]["y"].shape == (2, 7, 4)
+    assert outputs_in(turned, "y")[0].dtype == np.float32
 
 
 def test_outputs_beside_the_logits_are_compared() -> None:

@@ -149,8 +149,6 @@ def test_other_types_become_fp32(nets: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("form", "said"),
     [
-        ("no logits", "returns a dict of scores for 2 images"),
-        ("maps", r"returns float32 \(2, 6, 14, 14\) for 2 images"),
         ("classes", r"returns int64 \(2,\) for 2 images"),
         ("text", "returns a str for 2 images"),
     ],

@@ -1,0 +1,355 @@
+"""The tail of a graph: which activation an output has behind it, and which layer gives its values.
+
+A tail is read backwards from an output. Operators that only change the shape are passed over; the
+first that changes the meaning (Softmax, ArgMax, ...) names the activation, and the last layer with
+weights before it names the classes. A Softmax with a product behind it, as attention has, is never
+reached: the product comes first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import onnx_ir as ir
+
+_LAYOUT: Final = frozenset(
+    {
+        "Cast", "CastLike", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose",
+        "Unsqueeze",
+    }
+)  # fmt: skip
+"""Operators that keep the values as they are, or nearly so."""
+
+_LAYERS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+_AFFINE: Final = frozenset({"Add", "BatchNormalization", "Div", "Mul", "Sub", "Sum"})
+"""Passed on the way to the layer where everything but one operand is constant: bias, scale."""
+
+_PASSED: Final = frozenset(
+    {
+        "AveragePool", "Clip", "DequantizeLinear", "GlobalAveragePool", "GlobalMaxPool", "MaxPool",
+        "Pad", "QuantizeLinear", "ReduceMean", "Relu",
+    }
+)  # fmt: skip
+"""Passed on the way to the layer, and noted: classifiers of convolutions pool their classes."""
+
+_SIMPLE: Final = {
+    "ArgMax": "argmax",
+    "HardSigmoid": "sigmoid",
+    "LogSoftmax": "log_softmax",
+    "LpNormalization": "l2",
+    "ReduceMax": "maximum",
+    "Sigmoid": "sigmoid",
+    "Softmax": "softmax",
+}
+_JOINED: Final = frozenset({"Add", "Concat", "Max", "Mean", "Min", "Sum"})
+"""Several activations in one output: an ensemble, or labels of several layers."""
+
+_FARTHEST: Final = 64
+"""Operators that are followed back at most; a tail is a handful."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """What is known of one output from the operators before it.
+
+    Attributes:
+        output: its name.
+        activation: ``none``, ``softmax``, ``log_softmax``, ``sigmoid``, ``argmax``, ``top_k``
+            (class numbers), ``top_values``, ``maximum`` or ``l2``.
+        layer: the value that the last Gemm, MatMul or Conv with weights of its own gives; ``None``
+            where something else than bias, pooling and ReLU lies between.
+        classes: values per position that the layer gives.
+        between: operators between layer and activation that are neither bias nor a change of
+            shape, the last first.
+        feeds: the outputs that are computed from the values of this one.
+        layers: how many layers with weights it depends on.
+        is_inner: whether another output has a later layer, which these values go through.
+    """
+
+    output: str
+    activation: str = "none"
+    layer: str | None = None
+    classes: int | None = None
+    between: tuple[str, ...] = ()
+    feeds: frozenset[str] = frozenset()
+    layers: int = 0
+    is_inner: bool = False
+
+
+def read_tails(model: ir.Model) -> dict[str, Tail]:
+    """The tail of every output, by its name."""
+    outputs = list(model.graph.outputs)
+    before = {str(value.name): _before(value) for value in outputs}
+    tails = {}
+    for value in outputs:
+        name = str(value.name)
+        root = _behind_layout(value)
+        feeds = {other for other, known in before.items() if other != name and root in known}
+        layers = {found.producer() for found in before[name]}
+        count = sum(node is not None and _has_weights(node) for node in layers)
+        tails[name] = _tail(name, root, frozenset(feeds), count)
+    return {name: _placed(tail, tails) for name, tail in tails.items()}
+
+
+def _placed(tail: Tail, tails: Mapping[str, Tail]) -> Tail:
+    is_inner = any(tails[fed].layer != tail.layer for fed in tail.feeds)
+    return replace(tail, is_inner=is_inner)
+
+
+def _tail(name: str, root: ir.Value, feeds: frozenset[str], layers: int) -> Tail:
+    activation, value = _activation(root)
+    layer, between = _last_layer(value)
+    if layer is None:
+        return Tail(name, activation, None, None, between, feeds, layers)
+    return Tail(
+        name, activation, str(layer.outputs[0].name), _classes(layer), between, feeds, layers
+    )
+
+
+def _before(value: ir.Value) -> set[ir.Value]:
+    """Every value that ``value`` is computed from, itself included."""
+    found: set[ir.Value] = {value}
+    waiting = [value]
+    while waiting:
+        node = waiting.pop().producer()
+        for given in () if node is None else node.inputs:
+            if given is not None and given not in found:
+                found.add(given)
+                waiting.append(given)
+    return found
+
+
+def _behind_layout(value: ir.Value) -> ir.Value:
+    for _ in range(_FARTHEST):
+        node = value.producer()
+        if node is None or node.op_type not in _LAYOUT or node.domain or node.inputs[0] is None:
+            return value
+        value = node.inputs[0]
+    return value
+
+
+def _activation(value: ir.Value) -> tuple[str, ir.Value]:
+    """The activation that ends in ``value``, and what it was applied to."""
+    node = value.producer()
+    if node is None or node.domain or not node.inputs or node.inputs[0] is None:
+        return "none", value
+    given = node.inputs[0]
+    if node.op_type == "TopK":
+        return ("top_values" if value is node.outputs[0] else "top_k"), given
+    if node.op_type in _SIMPLE:
+        return _SIMPLE[node.op_type], given
+    return _written_out(node) or _guarded(node) or _joined(node, value)
+
+
+def _guarded(node: ir.Node) -> tuple[str, ir.Value] | None:
+    """A probability behind a Clip, or a sum of several over their number."""
+    if node.op_type not in {"Clip", "Div", "Mul"} or not _is_outer(node):
+        return None
+    found = _activation(_behind_layout(next(_dynamic(node))))
+    return found if found[0] in {"sigmoid", "softmax"} else None
+
+
+def _is_outer(node: ir.Node) -> bool:
+    """Whether it only guards a probability, or divides a sum of several by their number."""
+    operands = list(_dynamic(node))
+    if len(operands) != 1:
+        return False
+    inner = _behind_layout(operands[0]).producer()
+    return node.op_type == "Clip" or (inner is not None and inner.op_type in {"Add", "Sum"})
+
+
+def _joined(node: ir.Node, value: ir.Value) -> tuple[str, ir.Value]:
+    operands = list(_dynamic(node))
+    if node.op_type not in _JOINED or len(operands) < 2:  # noqa: PLR2004 - one is a bias
+        return "none", value
+    kinds = {_activation(_behind_layout(operand))[0] for operand in operands}
+    return ("sigmoid", value) if kinds == {"sigmoid"} else ("none", value)
+
+
+def _written_out(node: ir.Node) -> tuple[str, ir.Value] | None:
+    """An activation that several operators make together."""
+    for read in (_log, _softmax, _sigmoid, _l2):
+        found = read(node)
+        if found is not None:
+            return found
+    return None
+
+
+def _log(node: ir.Node) -> tuple[str, ir.Value] | None:
+    inner = _made_by(node, "Log")
+    if inner is None:
+        return None
+    kind, value = _activation(_behind_layout(inner))
+    return ("log_softmax", value) if kind == "softmax" else None
+
+
+def _softmax(node: ir.Node) -> tuple[str, ir.Value] | None:
+    """Read exp(x) / sum(exp(x)), x less its maximum or not."""
+    if node.op_type != "Div" or None in node.inputs:
+        return None
+    above, below = (_behind_layout(value) for value in node.inputs if value is not None)
+    exponentials, total = above.producer(), below.producer()
+    if exponentials is None or total is None or exponentials.op_type != "Exp":
+        return None
+    if total.op_type != "ReduceSum" or total.inputs[0] is not above:
+        return None
+    inner = exponentials.inputs[0]
+    shifted = None if inner is None else inner.producer()
+    if shifted is not None and shifted.op_type == "Sub" and _is_maximum(shifted.inputs[1]):
+        inner = shifted.inputs[0]
+    return None if inner is None else ("softmax", inner)
+
+
+def _is_maximum(value: ir.Value | None) -> bool:
+    node = None if value is None else value.producer()
+    return node is not None and node.op_type == "ReduceMax"
+
+
+def _sigmoid(node: ir.Node) -> tuple[str, ir.Value] | None:
+    """Read 1 / (1 + exp(-x))."""
+    below = node.inputs[-1] if node.op_type in {"Div", "Reciprocal"} else None
+    if below is None or (node.op_type == "Div" and not _is_number(node.inputs[0], 1.0)):
+        return None
+    total = below.producer()
+    if total is None or total.op_type != "Add":
+        return None
+    ones = [value for value in total.inputs if _is_number(value, 1.0)]
+    operands = list(_dynamic(total))
+    if len(ones) != 1 or len(operands) != 1:
+        return None
+    exponential = operands[0].producer()
+    inner = None if exponential is None else _made_by(exponential, "Exp")
+    negative = None if inner is None else inner.producer()
+    given = None if negative is None else _made_by(negative, "Neg")
+    return None if given is None else ("sigmoid", given)
+
+
+def _l2(node: ir.Node) -> tuple[str, ir.Value] | None:
+    """Read x over its norm, which may be guarded by Clip, Max or Add."""
+    if node.op_type not in {"Div", "Mul"} or len(node.inputs) < 2:  # noqa: PLR2004
+        return None
+    left, right = node.inputs[0], node.inputs[1]
+    pairs = [(left, right)] if node.op_type == "Div" else [(left, right), (right, left)]
+    for value, factor in pairs:
+        if value is None or factor is None:
+            continue
+        if node.op_type == "Mul":
+            inverse = factor.producer()
+            factor = None if inverse is None else _made_by(inverse, "Reciprocal")  # noqa: PLW2901
+        if factor is not None and _is_norm_of(factor, value):
+            return "l2", value
+    return None
+
+
+_NORM_STEPS: Final = frozenset({"Add", "Clip", "Expand", "Max", "Pow", "Sqrt", *_LAYOUT})
+
+
+def _is_norm_of(norm: ir.Value, value: ir.Value) -> bool:
+    root = _behind_layout(value)
+    for _ in range(_FARTHEST):
+        node = norm.producer()
+        if node is None:
+            return False
+        if node.op_type in {"ReduceL2", "ReduceSum", "ReduceSumSquare"}:
+            return _is_of(node, root)
+        operands = list(_dynamic(node))
+        if node.op_type not in _NORM_STEPS or not operands:
+            return False
+        norm = operands[0]
+    return False
+
+
+def _is_of(node: ir.Node, root: ir.Value) -> bool:
+    """Whether the reduction is over ``root``, or over its squares."""
+    given = node.inputs[0]
+    if given is None:
+        return False
+    squares = given.producer()
+    if node.op_type == "ReduceSum" and squares is not None and squares.op_type in {"Mul", "Pow"}:
+        given = squares.inputs[0] or given
+    return _behind_layout(given) is root
+
+
+def _last_layer(value: ir.Value) -> tuple[ir.Node | None, tuple[str, ...]]:
+    """The last layer with weights of its own before ``value``, and what lies between."""
+    between: list[str] = []
+    for _ in range(_FARTHEST):
+        value = _behind_layout(value)
+        node = value.producer()
+        if node is None or node.domain:
+            break
+        if _has_weights(node):
+            return node, tuple(between)
+        operands = list(_dynamic(node))
+        if node.op_type in _PASSED or node.op_type in _SIMPLE:
+            between.append(node.op_type)
+        elif node.op_type not in _AFFINE or len(operands) != 1:
+            between.append(node.op_type)
+            break
+        if not operands:
+            break
+        value = operands[0]
+    return None, tuple(between)
+
+
+def _classes(layer: ir.Node) -> int | None:
+    weight = layer.inputs[1] or layer.inputs[0]
+    shape = None if weight is None else weight.shape
+    if shape is None or not all(isinstance(size, int) for size in shape):
+        return None
+    sizes = [int(size) for size in shape if isinstance(size, int)]
+    if layer.op_type == "Conv":
+        return sizes[0]
+    if layer.op_type == "ConvTranspose":
+        return sizes[1] * layer.attributes.get_int("group", 1)
+    return sizes[0] if layer.attributes.get_int("transB", 0) else sizes[-1]
+
+
+def _has_weights(node: ir.Node) -> bool:
+    if node.op_type not in _LAYERS or node.domain:
+        return False
+    return any(value is not None and is_constant(value) for value in node.inputs[:2])
+
+
+def is_constant(value: ir.Value, steps: int = 8) -> bool:
+    """Whether the numbers of ``value`` are in the file, whatever was done to them since."""
+    if value.const_value is not None:
+        return True
+    node = value.producer()
+    if node is None or not steps:
+        return False
+    return all(given is None or is_constant(given, steps - 1) for given in node.inputs)
+
+
+def _dynamic(node: ir.Node) -> Iterator[ir.Value]:
+    """The operands that depend on the image; the first of an operator whose others are options."""
+    given: Sequence[ir.Value | None] = node.inputs
+    if node.op_type not in _AFFINE | _JOINED:
+        given = given[:1]
+    return (value for value in given if value is not None and not is_constant(value))
+
+
+def _made_by(node: ir.Node, op_type: str) -> ir.Value | None:
+    return node.inputs[0] if node.op_type == op_type else None
+
+
+def _is_number(value: ir.Value | None, number: float) -> bool:
+    if value is None:
+        return False
+    node = value.producer()
+    if value.const_value is None and node is not None and node.op_type == "Constant":
+        tensor = node.attributes.get("value")
+        array = None if tensor is None else tensor.as_tensor().numpy()
+        single = node.attributes.get("value_float")
+        if array is None and single is not None:
+            array = np.array(single.as_float())
+    else:
+        array = None if value.const_value is None else value.const_value.numpy()
+    return array is not None and array.size == 1 and float(array.reshape(-1)[0]) == number

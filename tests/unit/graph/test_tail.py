@@ -1,0 +1,118 @@
+"""What a graph did to its outputs, read from graphs that are written here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from deploykit.graph import Tail, read_tails
+from tests.graphs import graph, normal
+
+if TYPE_CHECKING:
+    from tests.graphs import Array
+
+WEIGHTS: dict[str, Array] = {
+    "w": normal(6, 3, 3, 3),
+    "k": normal(5, 6, seed=1),
+    "b": normal(5, seed=2),
+    "kt": normal(6, 5, seed=3),
+    "one": np.array(1, np.float32),
+    "two": np.array(2, np.float32),
+    "tiny": np.array(1e-12, np.float32),
+    "last": np.array([1]),
+    "sizes": np.array([0, 5]),
+    "count": np.array([2]),
+}
+BODY = "c = Conv (x, w)  r = Relu (c)  g = GlobalAveragePool (r)  f = Flatten (g)"
+LOGITS = f"{BODY}  l = Gemm <transB = 1> (f, k, b)"
+
+
+def tails(nodes: str, outputs: str = "float[N, 5] y") -> dict[str, Tail]:
+    model = graph(f"net (float[N, 3, 8, 8] x) => ({outputs}) {{ {nodes} }}", WEIGHTS)
+    return read_tails(ir.from_proto(model))
+
+
+def tail(nodes: str) -> Tail:
+    return tails(f"{LOGITS}  {nodes}")["y"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "activation"),
+    [
+        ("y = Identity (l)", "none"),
+        ("y = Softmax (l)", "softmax"),
+        ("s = Softmax (l)  y = Reshape (s, sizes)", "softmax"),
+        ("s = Softmax (l)  u = Unsqueeze (s, last)  y = Squeeze (u, last)", "softmax"),
+        ("y = LogSoftmax (l)", "log_softmax"),
+        ("s = Softmax (l)  y = Log (s)", "log_softmax"),
+        ("y = Sigmoid (l)", "sigmoid"),
+        ("y = HardSigmoid (l)", "sigmoid"),
+        ("s = Sigmoid (l)  y = Clip (s, tiny, one)", "sigmoid"),
+        ("n = Neg (l)  e = Exp (n)  t = Add (e, one)  y = Div (one, t)", "sigmoid"),
+        ("n = Neg (l)  e = Exp (n)  t = Add (one, e)  y = Reciprocal (t)", "sigmoid"),
+        ("e = Exp (l)  t = ReduceSum <keepdims = 1> (e, last)  y = Div (e, t)", "softmax"),
+        (
+            """m = ReduceMax <keepdims = 1> (l, last)  d = Sub (l, m)  e = Exp (d)
+            t = ReduceSum <keepdims = 1> (e, last)  y = Div (e, t)""",
+            "softmax",
+        ),
+        ("a = Sigmoid (l)  h = Neg (l)  b2 = Sigmoid (h)  t = Add (a, b2)  y = Div (t, two)",
+         "sigmoid"),
+        ("y = ArgMax <axis = 1> (l)", "argmax"),
+        ("v, y = TopK (l, count)", "top_k"),
+        ("y, i = TopK (l, count)", "top_values"),
+        ("y = ReduceMax (l, last)", "maximum"),
+        ("y = LpNormalization <axis = 1> (l)", "l2"),
+        ("n = ReduceL2 <keepdims = 1> (l, last)  c2 = Clip (n, tiny)  y = Div (l, c2)", "l2"),
+        ("n = ReduceL2 <keepdims = 1> (l, last)  c2 = Max (n, tiny)  y = Div (l, c2)", "l2"),
+        (
+            """q = Mul (l, l)  n = ReduceSum <keepdims = 1> (q, last)  t = Sqrt (n)
+            i = Reciprocal (t)  y = Mul (l, i)""",
+            "l2",
+        ),
+        # No tails: what comes behind changes the meaning again.
+        ("s = Sigmoid (l)  y = Mul (s, l)", "none"),
+        ("s = Sigmoid (l)  y = Mul (s, two)", "none"),
+        ("s = Softmax (l)  y = MatMul (s, b_square)", "none"),
+        ("y = Div (l, two)", "none"),
+    ],
+)  # fmt: skip
+def test_activation(nodes: str, activation: str) -> None:
+    WEIGHTS["b_square"] = normal(5, 5, seed=9)
+    assert tail(nodes).activation == activation
+
+
+@pytest.mark.parametrize(
+    ("nodes", "operator_is", "classes", "between"),
+    [
+        (f"{BODY}  y = Gemm <transB = 1> (f, k, b)", True, 5, ()),
+        (f"{BODY}  y = Gemm (f, kt)", True, 5, ()),
+        (f"{BODY}  m = MatMul (f, kt)  y = Add (m, b)", True, 5, ()),
+        (f"{BODY}  t = Transpose <perm = [1, 0]> (k)  y = MatMul (f, t)", True, None, ()),
+        (f"{BODY}  y = Identity (f)", True, 6, ("GlobalAveragePool", "Relu")),
+        (f"{LOGITS}  y = Relu (l)", True, 5, ("Relu",)),
+        (f"{BODY}  y = Tanh (f)", False, None, ("Tanh",)),
+        (f"{BODY}  t = Transpose (f)  y = MatMul (f, t)", False, None, ("MatMul",)),
+    ],
+)
+def test_last_layer(
+    nodes: str, operator_is: bool, classes: int | None, between: tuple[str, ...]
+) -> None:
+    found = tails(nodes)["y"]
+    assert ((found.layer is not None), found.classes, found.between) == (
+        operator_is, classes, between,
+    )  # fmt: skip
+
+
+def test_outputs_know_what_is_made_of_them() -> None:
+    found = tails(
+        f"{LOGITS}  y = Softmax (l)  a = Gemm <transB = 1> (f, k)",
+        "float[N, 6] f, float[N, 5] l, float[N, 5] y, float[N, 5] a",
+    )
+    assert found["f"].feeds == {"l", "y", "a"}
+    assert found["l"].feeds == {"y"}
+    assert [name for name in found if found[name].is_inner] == ["f"]
+    assert (found["f"].layers, found["y"].layers, found["a"].layers) == (1, 2, 2)

@@ -1,0 +1,196 @@
+"""Which output of a network is meant, and what it means."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from deploykit.core.errors import ModelFileError, UsageError
+from deploykit.core.specs import HeadRecord, TensorSpec
+from deploykit.graph import Tail
+from deploykit.sources.head_choice import OutputChoice, Wish, choose_output
+from tests.graphs import normal
+
+if TYPE_CHECKING:
+    from tests.graphs import Array
+
+LINEAR = {"layer": "l", "classes": 10}
+
+
+def chosen(wish: Wish | None = None, /, **outputs: tuple[Array, Tail | None]) -> OutputChoice:
+    """The choice among outputs of the values (3, ...), run as batches of 1 and 2."""
+    specs = [
+        TensorSpec(name, str(value.dtype), ("n", *value.shape[1:]))
+        for name, (value, _) in outputs.items()
+    ]
+    answers = [{n: v[part] for n, (v, _) in outputs.items()} for part in (slice(1), slice(1, 3))]
+    tails = {name: tail for name, (_, tail) in outputs.items() if tail is not None}
+    return choose_output("own.onnx", specs, answers, tails, wish or Wish())
+
+
+def tail(activation: str = "none", layer: str | None = "l", **more: object) -> Tail:
+    return Tail("y", activation, layer, **more)  # type: ignore[arg-type]  # by name
+
+
+def softmax(values: Array) -> Array:
+    exponentials = np.exp(values)
+    return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True), np.float32)
+
+
+LOGITS = normal(3, 10)
+CHANCES = softmax(LOGITS)
+UNIT = (LOGITS / np.linalg.norm(LOGITS, axis=1, keepdims=True)).astype(np.float32)
+SIGMOIDS = (1 / (1 + np.exp(-LOGITS))).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("values", "read", "kind", "activation"),
+    [
+        (LOGITS, tail(), "multiclass", "none"),
+        (CHANCES, tail("softmax"), "multiclass", "softmax"),
+        # An average of two softmaxes has no Softmax at its end, and its values say what they are.
+        ((CHANCES + CHANCES[:, ::-1]) / 2, tail(layer=None), "multiclass", "softmax"),
+        (np.log(CHANCES), tail("log_softmax"), "multiclass", "log_softmax"),
+        (np.log(CHANCES), tail(), "multiclass", "log_softmax"),
+        (SIGMOIDS, tail("sigmoid"), "multilabel", "sigmoid"),
+        (SIGMOIDS[:, :1], tail("sigmoid"), "binary", "sigmoid"),
+        (SIGMOIDS[:, 0], tail("sigmoid"), "binary", "sigmoid"),
+        (LOGITS[:, :1], tail(), "binary", "none"),
+        (LOGITS[:, 0], tail(), "binary", "none"),
+        (LOGITS[:, :1], tail(layer=None), "raw", "none"),
+        (UNIT, tail("l2"), "raw", "l2"),
+        (UNIT, tail(layer=None), "raw", "l2"),
+        (LOGITS, tail(layer=None, between=("LayerNormalization",)), "raw", "none"),
+        (np.abs(LOGITS), tail(between=("Relu",)), "raw", "none"),
+        (np.abs(LOGITS), tail(between=("GlobalAveragePool", "Relu")), "multiclass", "none"),
+        (LOGITS, tail(is_inner=True), "raw", "none"),
+        (LOGITS.max(axis=1), tail("maximum"), "raw", "maximum"),
+        (LOGITS.argmax(axis=1), tail("argmax"), "multiclass", "argmax"),
+        (LOGITS.argsort(axis=1)[:, -3:], tail("top_k"), "multiclass", "top_k"),
+        (normal(3, 4, 8, 8), tail(), "raw", "none"),
+        (normal(3, 7, 5), tail("softmax"), "raw", "softmax"),
+        (normal(3, 4, 8, 8).argmax(axis=1), tail("argmax"), "raw", "argmax"),
+    ],
+)
+def test_what_one_output_means(values: Array, read: Tail, kind: str, activation: str) -> None:
+    assert chosen(y=(values, read)).record == HeadRecord(kind, "y", activation)
+
+
+@pytest.mark.parametrize(("shape", "flat"), [((3, 10, 1, 1), (3, 10)), ((3, 1, 1, 1), (3, 1))])
+def test_pooled_output_is_flattened(shape: tuple[int, ...], flat: tuple[int, ...]) -> None:
+    found = chosen(y=(normal(*shape), tail()))
+    assert (found.flat, found.head.fits(flat)) == (False, True)
+    assert any(note.startswith("'y' was flattened to (batch") for note in found.notes())
+
+
+def test_values_that_contradict_their_operators_are_taken_as_they_are() -> None:
+    two = np.concatenate([CHANCES, CHANCES], axis=1)
+    found = chosen(y=(two, tail("softmax")))
+    assert found.record == HeadRecord("raw", "y", "none")
+    (note,) = found.notes()
+    assert note.startswith("'y' comes from a Softmax, but its values for an image are not prob")
+
+
+def test_what_is_assumed_is_said() -> None:
+    (note,) = chosen(y=(LOGITS[:, :1], tail())).notes()
+    assert "has no Sigmoid: taken for the logit of a yes or no" in note
+    (note,) = chosen(y=(LOGITS, tail(layer=None))).notes()
+    assert "does not end in a Gemm, MatMul or Conv: taken for features" in note
+    assert chosen(y=(LOGITS, tail())).notes() == []
+    assert chosen(y=(CHANCES, tail("softmax"))).notes() == []
+
+
+@pytest.mark.parametrize("kind", ["raw", "multiclass", "multilabel"])
+def test_a_wish_is_obeyed_and_nothing_is_applied_twice(kind: str) -> None:
+    found = chosen(Wish(kind), y=(CHANCES, tail("softmax")))
+    assert found.record == HeadRecord(kind, "y", "softmax")
+    if kind != "raw":
+        top = found.head.answers(CHANCES[:1], None, 1)[0][0]
+        assert top.probability == pytest.approx(float(CHANCES[0].max()))
+
+
+def test_a_wish_that_no_output_fits() -> None:
+    with pytest.raises(
+        ModelFileError,
+        match=r"y float32 \('n', 4, 8, 8\)\n.*the logits\nexport it with its classifier, or as it",
+    ):
+        chosen(Wish("multiclass"), y=(normal(3, 4, 8, 8), tail()))
+    with pytest.raises(ModelFileError, match=r"\(batch, 1\) or \(batch,\), .*\n.*--head multiclas"):
+        chosen(Wish("binary"), y=(normal(3, 2), tail()))
+    whole = np.zeros((3, 2, 2), np.int64)
+    with pytest.raises(ModelFileError, match=r"the logits\nlet it end before its ArgMax"):
+        chosen(Wish("multiclass"), y=(whole, tail()), z=(whole, tail()))
+
+
+# Several outputs
+
+
+def test_features_before_the_logits() -> None:
+    found = chosen(
+        embedding=(normal(3, 64), tail(layer="trunk", feeds=frozenset({"y"}), is_inner=True)),
+        y=(LOGITS, tail()),
+    )
+    assert (found.name, found.moved) == ("y", True)
+    assert found.notes() == [
+        "logits are the output 'y'; beside it: 'embedding' ('n', 64)",
+        "'y' was made the first output",
+    ]
+
+
+def test_probabilities_and_their_logits_are_one_answer() -> None:
+    found = chosen(y=(CHANCES, tail("softmax")), l=(LOGITS, tail(feeds=frozenset({"y"}))))
+    assert found.record == HeadRecord("multiclass", "y", "softmax")
+
+
+def test_class_numbers_beside_the_logits() -> None:
+    label = (LOGITS.argmax(axis=1), tail("argmax"))
+    assert chosen(label=label, y=(LOGITS, tail(layer="other"))).name == "y"
+
+
+def test_the_last_of_two_heads_for_the_same_classes() -> None:
+    aux = (LOGITS, tail(layer="aux", layers=3))
+    assert chosen(aux=aux, main=(LOGITS, tail(layer="main", layers=9))).name == "main"
+
+
+def test_the_first_class_like_output_before_maps() -> None:
+    found = chosen(map=(normal(3, 4, 8, 8), tail(layer="m")), y=(LOGITS, tail()))
+    assert found.name == "y"
+
+
+def test_labels_decide() -> None:
+    ages, kinds = (normal(3, 101), tail(layer="a")), (normal(3, 5), tail(layer="b"))
+    assert chosen(Wish(labels=5), ages=ages, kinds=kinds).name == "kinds"
+    assert chosen(Wish(labels=101), ages=ages, kinds=kinds).name == "ages"
+
+
+def test_where_nothing_decides_the_user_must() -> None:
+    ages, kinds = (normal(3, 101), tail(layer="a")), (normal(3, 5), tail(layer="b"))
+    with pytest.raises(
+        UsageError,
+        match=r"own.onnx returns ages float32 \('n', 101\), kinds .*\nnothing tells whether 'ages' "
+        r"or 'kinds' is the answer\nsay which: --head-output ages, or --head raw",
+    ):
+        chosen(ages=ages, kinds=kinds)
+    assert chosen(Wish(output="kinds"), ages=ages, kinds=kinds).name == "kinds"
+    assert chosen(Wish("raw"), ages=ages, kinds=kinds).record == HeadRecord("raw", "ages", "none")
+
+
+def test_an_output_that_is_not_there() -> None:
+    with pytest.raises(UsageError, match=r"no output 'z'\nits outputs: y float32 \('n', 10\)"):
+        chosen(Wish(output="z"), y=(LOGITS, tail()))
+
+
+def test_maps_alone_are_all_judged() -> None:
+    found = chosen(boxes=(normal(3, 9, 4), tail()), scores=(normal(3, 9, 2), tail()))
+    assert (found.record.kind, found.head.judges_all, found.moved) == ("raw", True, False)
+    assert found.notes() == []
+
+
+def test_sequences_whose_images_come_second_are_turned() -> None:
+    specs = [TensorSpec("y", "float32", (7, "n", 5))]
+    answers = [{"y": normal(7, count, 5)} for count in (1, 2, 5)]
+    found = choose_output("own.onnx", specs, answers, {}, Wish())
+    assert (found.record.kind, found.batch_axis) == ("raw", 1)
+    assert found.notes() == ["'y' was transposed: its images came second, now first"]
