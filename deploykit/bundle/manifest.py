@@ -142,7 +142,8 @@ class CpuGraph:
     @property
     def name(self) -> str:
         """The file, with its arithmetic."""
-        return " ".join(filter(None, (self.artifact.path.name, self.arithmetic)))
+        name = self.artifact.path.name
+        return f"{name} ({self.arithmetic})" if self.arithmetic else name
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ class Bundle:
         path = self.folder / CPU_MODEL
         if CPU_MODEL not in self.manifest.files or not path.is_file():
             return CpuGraph(model, f"in FP32 arithmetic, for the bundle has no {CPU_MODEL}")
-        return CpuGraph(replace(model, path=path), "rounding where an engine rounds")
+        return CpuGraph(replace(model, path=path), "rounds where an engine rounds")
 
     @property
     def labels(self) -> tuple[str, ...] | None:

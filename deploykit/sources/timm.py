@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from deploykit.core.environment import require, silenced
 from deploykit.core.errors import UnknownNameError, UsageError, WeightsError
-from deploykit.core.specs import BATCH, ModelSpec, Preprocessing, TensorSpec
+from deploykit.core.specs import BATCH, DEFAULT_HEAD, ModelSpec, Preprocessing, TensorSpec
+from deploykit.heads.raw import RAW
 from deploykit.sources.state_dict import (
     WeightsRecord,
     hugging_face_file,
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor, nn
+
+
+_FEATURES: Final = "features"
+"""The output of a network without a classifier."""
 
 
 def build(name: str, num_classes: int, size: tuple[int, int]) -> nn.Module:
@@ -51,6 +56,29 @@ def refusal(name: str, num_classes: int, size: tuple[int, int]) -> str | None:
         return next(iter(str(error).splitlines()), type(error).__name__)
     found = tuple(getattr(logits, "shape", ())) or type(logits).__name__
     return None if found == (1, num_classes) else f"it returns {found}, not (1, {num_classes})"
+
+
+def features(name: str, size: tuple[int, int]) -> int:
+    """How many features a network without a classifier gives for an image.
+
+    Raises:
+        UsageError: it takes no such images, or gives no (N, features).
+    """
+    import torch
+
+    try:
+        with torch.device("meta"), torch.no_grad():
+            found = _made(name, 0, size)(torch.zeros(1, 3, *size))
+    except Exception as error:  # each family of timm has its own checks, or none
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+    else:
+        if isinstance(found, torch.Tensor) and found.ndim == 2:  # noqa: PLR2004 - (N, features)
+            return int(found.shape[1])
+        reason = f"it returns {tuple(getattr(found, 'shape', ())) or type(found).__name__}"
+    raise UsageError(
+        f"timm:{name} does not turn {size[0]}x{size[1]} pixels into features\n"
+        f"timm says: {reason}\nleave --input-size out, or choose another"
+    )
 
 
 def adapted(
@@ -101,7 +129,7 @@ def timm_weights(spec: ModelSpec, name: str) -> tuple[Mapping[str, Tensor], Weig
 
     state, size = read_state_dict(path), spec.preprocessing.crop
     try:
-        state = dict(adapted(name, spec.num_classes, size, state))
+        state = dict(adapted(name, _classes_of(spec), size, state))
     except Exception as error:  # timm's converters expect the names that they convert
         raise WeightsError(
             f"{path.name}, the weights of {name}, are not those of timm's network\n"
@@ -109,6 +137,11 @@ def timm_weights(spec: ModelSpec, name: str) -> tuple[Mapping[str, Tensor], Weig
             "another version of timm may read them, or give a file: --weights FILE"
         ) from error
     return state, WeightsRecord(f"timm {name}", sha256, trained=True, labels=spec.labels)
+
+
+def _classes_of(spec: ModelSpec) -> int:
+    """As timm counts them: a network that ends in features has none."""
+    return spec.num_classes if spec.outputs[0].name != _FEATURES else 0
 
 
 def _published(spec: ModelSpec, name: str) -> Any:
@@ -122,9 +155,9 @@ def _published(spec: ModelSpec, name: str) -> Any:
             f"it does for {config.architecture} as {', '.join(tags) or 'nothing'}\n"
             "or give a file: --weights FILE"
         )
-    if spec.num_classes != config.num_classes:
+    if _classes_of(spec) != config.num_classes:
         raise UsageError(
-            f"the weights of {name} have {config.num_classes} classes, not {spec.num_classes}\n"
+            f"the weights of {name} have {config.num_classes} classes, not {_classes_of(spec)}\n"
             "leave --num-classes out, or give a file: --weights FILE"
         )
     return config
@@ -170,20 +203,29 @@ def timm_spec(
     classes: int = config.num_classes if num_classes is None else num_classes
     full_name = f"{config.architecture}.{config.tag}" if config.tag else config.architecture
     _check_choices(name, config, classes)
-    if (classes, size) != (config.num_classes, published):
+    if classes and (classes, size) != (config.num_classes, published):
         _try(full_name, config, classes, size)
+    width = classes or features(full_name, size)
     return ModelSpec(
         name=f"timm-{name}",
         title=f"{full_name} of timm",
         paper=f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else None,
         inputs=(TensorSpec("input", "float32", (BATCH, _CHANNELS, *size)),),
-        outputs=(TensorSpec("logits", "float32", (BATCH, classes)),),
+        outputs=(TensorSpec("logits" if classes else _FEATURES, "float32", (BATCH, width)),),
         preprocessing=_preprocessing(config, size),
+<<<<<<< HEAD
         labels=_labels(classes) if classes == config.num_classes else None,
+=======
+        parameters=None,
+        multiply_adds=None,
+        labels=_labels(classes) if classes and classes == config.num_classes else None,
+        torchvision=None,
+>>>>>>> heads2
         builder=partial(build, full_name, classes, size),
         timm=full_name,
         published=partial(timm_weights, name=full_name),
         notes=(*notes, *_deviations(config)),
+        head=DEFAULT_HEAD if classes else RAW.name,
     )
 
 
@@ -208,12 +250,7 @@ def _check_choices(name: str, config: Any, classes: int) -> None:
             f"timm:{name} takes images of {config.input_size[0]} channels\n"
             "deploykit prepares RGB images, of 3"
         )
-    if config.num_classes < 1 and classes == config.num_classes:
-        raise UsageError(
-            f"timm:{name} is not a classifier: its weights end in features\n"
-            "for weights of your own that end in classes: --num-classes N --weights FILE"
-        )
-    if classes < 1:
+    if classes < 1 and classes != config.num_classes:
         raise UsageError(
             f"timm:{name} cannot have {classes} classes\n"
             "give at least 1, or leave --num-classes out"

@@ -390,3 +390,11 @@ def test_a_definition_with_one_output(target: str) -> None:
     called = cli.deploykit("export", target, "--head-output", "x")
     assert called.code == 2
     assert f"--head-output x is for an .onnx or a Python file, not for {target}" in called.err
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    model, (image,) = other_network("encoder", tmp_path), pictures(tmp_path / "images", 1)
+    export(model)
+    called = cli.deploykit("predict", model.with_suffix(""), image, "-o", image / "arrays")
+    assert called.code == 1
+    assert f"cannot write to {image / 'arrays'}: " in called.err

@@ -47,12 +47,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_form_for_cpus_is_named_by_the_manifest(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     assert CPU_MODEL in opened.manifest.files
-    assert opened.on_cpu().name == "model.cpu.onnx rounding where an engine rounds"
-    assert opened.on_cpu(fast=True).name == "model.onnx in FP32 arithmetic, as asked"
+    assert opened.on_cpu().name == "model.cpu.onnx (rounds where an engine rounds)"
+    assert opened.on_cpu(fast=True).name == "model.onnx (in FP32 arithmetic, as asked)"
     (bundle / CPU_MODEL).rename(bundle / "away")
     assert (
         opened.on_cpu().name
-        == "model.onnx in FP32 arithmetic, for the bundle has no model.cpu.onnx"
+        == "model.onnx (in FP32 arithmetic, for the bundle has no model.cpu.onnx)"
     )
     assert opened.changed_files() == []
     (bundle / "away").rename(bundle / CPU_MODEL)
@@ -63,10 +63,10 @@ def test_a_cpu_gives_numbers_that_fp16_has(bundle: Path) -> None:
     images = normal(4, 3, SIZE, SIZE, seed=2)
     expected = run_reference(onnx.load(bundle / "model.onnx"), {"x": images})["y"]
     with deploykit.load(bundle, device="cpu") as model:
-        assert "model.cpu.onnx rounding where an engine rounds" in model.choice
+        assert "model.cpu.onnx (rounds where an engine rounds)" in model.choice
         rounded = np.asarray(model.run(images))
     with deploykit.load(bundle, device="cpu", fast=True) as model:
-        assert "model.onnx in FP32 arithmetic, as asked" in model.choice
+        assert "model.onnx (in FP32 arithmetic, as asked)" in model.choice
         plain = np.asarray(model.run(images))
     assert np.array_equal(rounded, rounded.astype(np.float16))
     assert not np.array_equal(plain, rounded)
@@ -76,9 +76,9 @@ def test_a_cpu_gives_numbers_that_fp16_has(bundle: Path) -> None:
 
 def test_commands_say_which_one_ran(bundle: Path, tmp_path: Path) -> None:
     checked = cli.deploykit("check", bundle, "--json")
-    assert checked.data["golden"] == "model.cpu.onnx rounding where an engine rounds"
+    assert checked.data["golden"] == "model.cpu.onnx (rounds where an engine rounds)"
     fast = cli.deploykit("check", bundle, "--fast", "--json")
-    assert fast.data["golden"] == "model.onnx in FP32 arithmetic, as asked"
+    assert fast.data["golden"] == "model.onnx (in FP32 arithmetic, as asked)"
     validated = cli.deploykit("validate", bundle, "--json")
     assert validated.data["notes"][-1].endswith("ran rounding where an engine rounds")
     validated = cli.deploykit("validate", bundle, "--fast", "--json")
@@ -87,7 +87,7 @@ def test_commands_say_which_one_ran(bundle: Path, tmp_path: Path) -> None:
         tmp_path / "set.npz", images=np.zeros((4, SIZE, SIZE, 3), np.uint8), labels=[0, 1, 2, 3]
     )
     found = cli.deploykit("eval", bundle, "--data", tmp_path / "set.npz", "--json")
-    assert found.data["graph"] == "model.cpu.onnx rounding where an engine rounds"
+    assert found.data["graph"] == "model.cpu.onnx (rounds where an engine rounds)"
 
 
 def test_a_changed_form_is_not_run(bundle: Path, tmp_path: Path) -> None:

@@ -90,3 +90,14 @@ def test_what_cannot_be_split_or_filled_up(count: int) -> None:
         match=rf"^a batch of {count} with arrays on a GPU: the engine takes 2 to 4 at once\ngive",
     ):
         limits.require_one_run(count, "arrays on a GPU")
+
+
+def test_all_outputs_of_a_batch_in_parts() -> None:
+    limits = BatchLimits(2, 2, 2)
+    feeds = {"x": np.arange(5.0)}
+    found = limits.run_all(lambda part: {"a": part["x"], "b": part["x"] * 2}, feeds, 5)
+    assert (found["a"].tolist(), found["b"].tolist()) == ([0, 1, 2, 3, 4], [0, 2, 4, 6, 8])
+    with pytest.raises(
+        UsageError, match=r"output 'boxes' \(7,\) has no entry per image, and a batch of 5 is run"
+    ):
+        limits.run_all(lambda part: {"boxes": np.zeros(7)}, feeds, 5)

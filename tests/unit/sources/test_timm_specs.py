@@ -130,12 +130,13 @@ def test_unknown_tag_suggests_the_tags_that_there_are() -> None:
 
 
 def test_weights_that_end_in_features_are_no_classifier() -> None:
-    message = (
-        "timm:vit_small_patch14_dinov2 is not a classifier: its weights end in features\n"
-        "for weights of your own that end in classes: --num-classes N --weights FILE"
-    )
-    with pytest.raises(UsageError, match=message):
-        timm_spec("vit_small_patch14_dinov2")
+    spec = timm_spec("vit_small_patch14_dinov2", image_size=28)
+    assert (spec.head, spec.labels, spec.outputs[0].name) == ("raw", None, "features")
+    assert spec.outputs[0].shape == ("batch", 384)
+    with torch.no_grad():
+        assert spec.build()(torch.zeros(2, 3, 28, 28)).shape == (2, 384)
+    with pytest.raises(UsageError, match="does not turn 7x7 pixels into features\ntimm says: "):
+        timm_spec("vit_small_patch14_dinov2", image_size=7)
     spec = timm_spec("vit_small_patch14_dinov2", num_classes=4, image_size=28)
     assert (spec.num_classes, spec.labels) == (4, None)
 
