@@ -213,14 +213,7 @@ def timm_spec(
         inputs=(TensorSpec("input", "float32", (BATCH, _CHANNELS, *size)),),
         outputs=(TensorSpec("logits" if classes else _FEATURES, "float32", (BATCH, width)),),
         preprocessing=_preprocessing(config, size),
-<<<<<<< HEAD
-        labels=_labels(classes) if classes == config.num_classes else None,
-=======
-        parameters=None,
-        multiply_adds=None,
         labels=_labels(classes) if classes and classes == config.num_classes else None,
-        torchvision=None,
->>>>>>> heads2
         builder=partial(build, full_name, classes, size),
         timm=full_name,
         published=partial(timm_weights, name=full_name),
