@@ -55,6 +55,31 @@ class Names:
         return name
 
 
+def insert_cast(
+    graph: ir.Graph, value: ir.Value, to: ir.DataType, name: str, nodes: Names
+) -> ir.Value:
+    """A copy of ``value`` in another type, called ``name``, right behind the node that makes it.
+
+    ``nodes`` are the names of the graph's nodes.
+    """
+    result = ir.Value(name=name, type=ir.TensorType(to), shape=value.shape)
+    cast = ir.Node(
+        "",
+        "Cast",
+        [value],
+        [ir.AttrInt64("to", int(to))],
+        outputs=[result],
+        name=nodes.fresh(f"{name}/Cast"),
+    )
+    producer = value.producer()
+    if producer is not None:
+        graph.insert_after(producer, cast)
+    else:
+        # An input or a constant: its cast may stand before all nodes, which keeps them sorted.
+        graph.insert_before(graph[0], cast)
+    return result
+
+
 def replace_each(
     model: ir.Model, op_type: str, replace: Callable[[ir.Node, ir.Graph], str | None]
 ) -> dict[str, str]:

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from deploykit.core.errors import ModelFileError
-from deploykit.graph.editing import Names, add_constant
+from deploykit.graph.editing import Names, add_constant, insert_cast
 from deploykit.graph.half_range import (
     FP16_MAX,
     FP16_NORMAL,
@@ -293,19 +293,4 @@ class _Caster:
         return add_constant(self._graph, name, data)
 
     def _cast(self, value: ir.Value, to: ir.DataType, name: str) -> ir.Value:
-        result = ir.Value(name=name, type=ir.TensorType(to), shape=value.shape)
-        cast = ir.Node(
-            "",
-            "Cast",
-            [value],
-            [ir.AttrInt64("to", int(to))],
-            outputs=[result],
-            name=self._nodes.fresh(f"{name}/Cast"),
-        )
-        producer = value.producer()
-        if producer is not None:
-            self._graph.insert_after(producer, cast)
-        else:
-            # An input or a constant: its cast may stand before all nodes, which keeps them sorted.
-            self._graph.insert_before(self._graph[0], cast)
-        return result
+        return insert_cast(self._graph, value, to, name, self._nodes)

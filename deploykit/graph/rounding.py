@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import onnx_ir as ir
 
-from deploykit.graph.editing import Names
+from deploykit.graph.editing import Names, insert_cast
 from deploykit.graph.half import HEAVY_OPS
 from deploykit.graph.half_range import Unfit
 
@@ -150,7 +150,7 @@ class _Form:
         if value.dtype not in NARROW_TYPES or not value.uses():
             return
         readers = list(value.uses())
-        raised = self._cast(value, ir.DataType.FLOAT, f"{value.name}_fp32", None)
+        raised = self._cast(value, ir.DataType.FLOAT, self._values.fresh(f"{value.name}_fp32"))
         for node, index in readers:
             node.replace_input_with(index, raised)
 
@@ -164,9 +164,9 @@ class _Form:
             type_ = value.dtype
             value.type = ir.TensorType(ir.DataType.FLOAT)
             if node.op_type in {"Constant", "ConstantOfShape"} or type_ is None:
-                self._raise_made(node, value, type_)
+                self._raise_made(value, type_)
             elif value not in self._inside and not self._is_exact(node):
-                self._round(node, value, type_)
+                self._round(value, type_)
 
     def _is_exact(self, node: ir.Node) -> bool:
         """Whether what the node makes is rounded already, because all that it reads is."""
@@ -180,54 +180,32 @@ class _Form:
         value.type = ir.TensorType(ir.DataType.FLOAT)
         node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
         if value not in self._inside:
-            self._round(node, value, narrow)
+            self._round(value, narrow)
 
-    def _raise_made(self, node: ir.Node, value: ir.Value, narrow: ir.DataType | None) -> None:
+    def _raise_made(self, value: ir.Value, narrow: ir.DataType | None) -> None:
         """A constant that a node holds stays narrow in the file."""
         value.type = ir.TensorType(narrow or ir.DataType.FLOAT)
         readers = list(value.uses())
-        raised = self._cast(value, ir.DataType.FLOAT, f"{value.name}_fp32", node)
+        raised = self._cast(value, ir.DataType.FLOAT, self._values.fresh(f"{value.name}_fp32"))
         for reader, index in readers:
             reader.replace_input_with(index, raised)
 
-    def _round(self, node: ir.Node, value: ir.Value, narrow: ir.DataType) -> None:
+    def _round(self, value: ir.Value, narrow: ir.DataType) -> None:
         """Give the name of ``value`` to the rounded one; what the node makes gets another."""
         name, shape = str(value.name), value.shape
         readers = list(value.uses())
         places = [i for i, output in enumerate(self._graph.outputs) if output is value]
         value.name = self._values.fresh(f"{name}_exact")
-        lowered = self._cast(value, narrow, f"{name}_rounded", node)
-        rounded = self._cast(lowered, ir.DataType.FLOAT, name, lowered.producer(), is_free=True)
+        lowered = self._cast(value, narrow, self._values.fresh(f"{name}_rounded"))
+        rounded = self._cast(lowered, ir.DataType.FLOAT, name)
         rounded.shape = shape
         for reader, index in readers:
             reader.replace_input_with(index, rounded)
         for place in places:
             self._graph.outputs[place] = rounded
 
-    def _cast(
-        self,
-        value: ir.Value,
-        to: ir.DataType,
-        name: str,
-        after: ir.Node | None,
-        *,
-        is_free: bool = False,
-    ) -> ir.Value:
-        name = name if is_free else self._values.fresh(name)
-        result = ir.Value(name=name, type=ir.TensorType(to), shape=value.shape)
-        cast = ir.Node(
-            "",
-            "Cast",
-            [value],
-            [ir.AttrInt64("to", int(to))],
-            outputs=[result],
-            name=self._nodes.fresh(f"{name}/Cast"),
-        )
-        if after is None:
-            self._graph.insert_before(self._graph[0], cast)
-        else:
-            self._graph.insert_after(after, cast)
-        return result
+    def _cast(self, value: ir.Value, to: ir.DataType, name: str) -> ir.Value:
+        return insert_cast(self._graph, value, to, name, self._nodes)
 
 
 def _inside(model: ir.Model) -> frozenset[ir.Value]:
