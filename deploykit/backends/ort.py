@@ -155,8 +155,10 @@ class OrtRunner(Closing):
     def close(self) -> None:
         """Give back the session once no call uses it; a second ``close`` does nothing."""
         with self._opening:
-            self._opened = None
             self._closed = True
+            # In a fork the session's threads do not exist: taking it down could wait for them.
+            if self._opened is None or self._opened.pid == os.getpid():
+                self._opened = None
 
     def __enter__(self) -> Self:
         self._open()
