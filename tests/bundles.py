@@ -92,7 +92,7 @@ def _manifest(folder: Path, sizes: tuple[int | str, ...]) -> Manifest:
     )
 
 
-def write_classifier(path: Path, image: str = "8, 8", batch: str = "N") -> Path:
+def write_classifier(path: Path, image: str = "8, 8", batch: str = "N", channels: int = 16) -> Path:
     """A small FP32 classifier of 8x8 images, as a user brings one: two layers, 4 classes."""
     model = graph(
         f"g (float[{batch},3,{image}] input) => (float[{batch},4] logits)"
@@ -103,6 +103,6 @@ def write_classifier(path: Path, image: str = "8, 8", batch: str = "N") -> Path:
             f = Flatten (m)
             logits = Gemm <transB = 1> (f, v)
         }""",
-        {"w": normal(16, 3, 3, 3), "v": normal(4, 16, seed=1)},
+        {"w": normal(channels, 3, 3, 3), "v": normal(4, channels, seed=1)},
     )
     return save(model, path)

@@ -17,6 +17,7 @@ from deploykit.graph.half_range import (
     Unfit,
     growth,
     is_exponential,
+    reaches_guarded,
     vanishing_guards,
 )
 
@@ -132,7 +133,7 @@ def _reason_in_shapes(node: ir.Node, shapes: set[ir.Node]) -> str | None:
 
 
 def _beyond_range(model: ir.Model, amax: Mapping[str, float], headroom: float) -> dict[str, str]:
-    """Values that may pass 65504 on images that were not seen, or vanish, with the reason."""
+    """Values that may pass 65504 on images that were not seen, or vanish where it matters."""
     powers = growth(model)
     values = (*model.graph.inputs, *(value for node in model.graph for value in node.outputs))
     found = {}
@@ -144,7 +145,7 @@ def _beyond_range(model: ir.Model, amax: Mapping[str, float], headroom: float) -
             grown = largest**headroom
         if grown > FP16_MAX:
             found[name] = f"{name} reaches {largest:.4g}"
-        elif 0 < largest < FP16_NORMAL:
+        elif 0 < largest < FP16_NORMAL and reaches_guarded(value):
             found[name] = f"{name} reaches no more than {largest:.3g}, which FP16 loses"
     return found
 

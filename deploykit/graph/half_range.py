@@ -191,6 +191,12 @@ def vanishing_guards(model: ir.Model) -> dict[str, str]:
     return found
 
 
+def reaches_guarded(value: ir.Value) -> bool:
+    """Whether a division, a root or a logarithm depends on ``value`` being no 0."""
+    node = value.producer()
+    return node is not None and any(True for _ in _ways(node, (node,)))
+
+
 def _tiny_constant(node: ir.Node) -> float | None:
     if node.op_type not in _GUARDING:
         return None

@@ -136,8 +136,8 @@ def compare_artifacts(
                 task=task,
             )
     if not precision.facts.is_source:
-        how = "in FP32 arithmetic, as asked" if options.fast else "rounding where an engine rounds"
-        more = [*more, f"{candidate.name} ran {how}"]
+        how = "computes in FP32, as asked," if options.fast else "rounds where an engine rounds"
+        more = [*more, f"the CPU {how} in {candidate.name}"]
     return ComparisonReport(*names, compared, found, (*notes, *more), others)
 
 

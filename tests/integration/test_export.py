@@ -35,8 +35,8 @@ def test_writes_a_whole_bundle(fp16_bundle: Path) -> None:
     (engine,) = Bundle.open(fp16_bundle).manifest.engines
     assert files == sorted(
         [
-            engine.file, "golden.npz", "labels.txt", "manifest.json", "model.onnx",
-            "reference.onnx",
+            engine.file, "golden.npz", "labels.txt", "manifest.json", "model.cpu.onnx",
+            "model.onnx", "reference.onnx",
         ]
     )  # fmt: skip
     assert Bundle.open(fp16_bundle).changed_files() == []

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from deploykit.core.artifacts import EngineRecord
 
-LIMIT = 2300
-"""Bytes: the FP32 form of the classifier has more, its FP16 form fewer."""
+LIMIT = 7000
+"""Bytes: the FP32 form of the classifier has more, its FP16 forms fewer."""
 
 
 def defaults_of(function: Callable[..., object]) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def defaults_of(function: Callable[..., object]) -> dict[str, Any]:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bundles ``fp32`` and ``fp16`` of a file that keeps its weights in ``given.bin``."""
     folder = tmp_path_factory.mktemp("two-files")
-    plain = onnx.load(write_classifier(folder / "plain.onnx"))
+    plain = onnx.load(write_classifier(folder / "plain.onnx", channels=64))
     onnx.save(
         plain,
         folder / "given.onnx",

@@ -40,6 +40,7 @@ def test_json_has_every_figure() -> None:
         "parameters_mb",
         "total_mb",
         "layers",
+        "notes",
     ]
     assert data["layers"][2] == {
         "name": "linear",

@@ -80,9 +80,9 @@ def test_commands_say_which_one_ran(bundle: Path, tmp_path: Path) -> None:
     fast = cli.deploykit("check", bundle, "--fast", "--json")
     assert fast.data["golden"] == "model.onnx (in FP32 arithmetic, as asked)"
     validated = cli.deploykit("validate", bundle, "--json")
-    assert validated.data["notes"][-1].endswith("ran rounding where an engine rounds")
+    assert validated.data["notes"][-1] == f"the CPU rounds where an engine rounds in {bundle}"
     validated = cli.deploykit("validate", bundle, "--fast", "--json")
-    assert validated.data["notes"][-1].endswith("ran in FP32 arithmetic, as asked")
+    assert validated.data["notes"][-1] == f"the CPU computes in FP32, as asked, in {bundle}"
     np.savez(
         tmp_path / "set.npz", images=np.zeros((4, SIZE, SIZE, 3), np.uint8), labels=[0, 1, 2, 3]
     )
