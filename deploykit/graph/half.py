@@ -141,9 +141,10 @@ def _beyond_range(model: ir.Model, amax: Mapping[str, float], headroom: float) -
         name = str(value.name)
         largest = amax.get(name, 0.0)
         grown = largest * headroom ** powers.get(name, 1.0)
-        if is_exponential(value) and largest > 1:
-            grown = largest**headroom
-        if grown > FP16_MAX:
+        is_beyond = grown > FP16_MAX
+        if is_exponential(value):
+            is_beyond = largest > FP16_MAX ** (1 / headroom)
+        if is_beyond:
             found[name] = f"{name} reaches {largest:.4g}"
         elif 0 < largest < FP16_NORMAL and reaches_guarded(value):
             found[name] = f"{name} reaches no more than {largest:.3g}, which FP16 loses"

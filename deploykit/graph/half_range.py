@@ -128,6 +128,9 @@ _PASSING: Final = frozenset(
 )
 """Operators through which a guard reaches what it guards."""
 
+_LARGEST_POWER: Final = 16.0
+"""Beyond it any headroom leaves nothing of FP16's range."""
+
 _GUARDING: Final = frozenset({"Add", "Clip", "Max", "Sub", "Where"})
 _LONGEST_WAY: Final = 8
 """Nodes between a guard and what it guards; in the norms that people write there are up to six."""
@@ -146,7 +149,7 @@ def growth(model: ir.Model) -> dict[str, float]:
     for node in model.graph:
         found = _power_of(node, power)
         power.update(dict.fromkeys(node.outputs, found))
-    return {str(value.name): max(1.0, found) for value, found in power.items()}
+    return {str(value.name): min(max(1.0, found), _LARGEST_POWER) for value, found in power.items()}
 
 
 def _power_of(node: ir.Node, power: Mapping[ir.Value, float]) -> float:
