@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from deploykit.comparison.validation import ValidationReport
     from deploykit.core.artifacts import EngineRecord
     from deploykit.core.specs import ModelSpec
-    from deploykit.precision import Converted
+    from deploykit.precision import Batches, Converted
     from deploykit.precision.quantization.request import QuantizationRequest
 
 
@@ -199,7 +199,11 @@ def _fill(
         report.require_pass()
     images = same_images(converted.compared[0])
     reports = tuple(one.doubted(images) for one in (*converted.reports, *others))
-    _write_cpu_form(reference, converted, folder / CPU_MODEL)
+    graph = converted.graph or LoadedGraph(converted.artifact)
+    if not options.precision.facts.is_source and computes_narrow(graph.model):
+        with journal.stage("write for CPUs"):
+            _write_cpu_form(reference, graph, converted.compared, folder / CPU_MODEL)
+    graph.release()
     reference.graph.release()  # compilers need the memory
     engines = _compile(converted, folder, plan, journal)
     write_golden(folder, *converted.compared, reference.runners.side)
@@ -226,25 +230,24 @@ def _fill(
     return manifest, reports, InputRange.of(reference.batches)
 
 
-def _write_cpu_form(reference: Reference, converted: Converted, path: Path) -> None:
+def _write_cpu_form(
+    reference: Reference, graph: LoadedGraph, compared: tuple[Batches, Batches], path: Path
+) -> None:
     """Write the form of the graph that a CPU must run to compute what an engine computes.
 
     Raises:
         ValidationError: the file does not compute what the reference computes.
     """
-    artifact = converted.artifact
-    graph = converted.graph or LoadedGraph(artifact)
-    if not artifact.precision.facts.is_source and computes_narrow(graph.model):
-        parents = (artifact.sha256, *artifact.parents)
-        written = write_model(rounding_form(graph.model), path, artifact.precision, parents)
-        batches, expected = converted.compared
-        with reference.runners.of_artifact(written) as runner:  # as proof of what was written
-            found = outputs_of(runner, batches[:1])
-        names, precision = (path.name, reference.made_by), artifact.precision
-        validate(
-            found, expected[:1], precision=precision, names=names, head=reference.head
-        ).require_pass()
-    graph.release()
+    artifact, precision = graph.artifact, graph.artifact.precision
+    parents = (artifact.sha256, *artifact.parents)
+    written = write_model(rounding_form(graph.model), path, precision, parents)
+    batches, expected = compared
+    with reference.runners.of_artifact(written) as runner:  # as proof of what was written
+        found = outputs_of(runner, batches[:1])
+    names = path.name, reference.made_by
+    validate(
+        found, expected[:1], precision=precision, names=names, head=reference.head
+    ).require_pass()
 
 
 def _compile(
