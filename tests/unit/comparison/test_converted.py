@@ -1,0 +1,77 @@
+"""A converted graph is judged as an engine computes it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from deploykit.comparison.converted import open_as_engine, validate_converted
+from deploykit.comparison.reference import Runners
+from deploykit.core.precision import Precision
+from deploykit.graph import HalfPlan, convert_to_half, read_model, tidy, write_graph
+from deploykit.heads.multiclass import MULTICLASS
+from tests.graphs import graph, normal, run_ort, save
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deploykit.graph import LoadedGraph
+
+NETWORK = """net (float[N,3,8,8] x) => (float[N,4] y) {
+    [conv] c = Conv <pads = [1,1,1,1]> (x, w)
+    [up] u = Add (c, far)
+    [down] d = Sub (u, far)
+    [pool] p = GlobalAveragePool (d)
+    [flat] f = Flatten (p)
+    [head] y = Gemm <transB = 1> (f, h)
+}"""
+"""Numbers near 1000 have steps of a half in FP16; within one kernel they are FP32."""
+
+IMAGES = [normal(1, 3, 8, 8, seed=5), normal(2, 3, 8, 8, seed=6), normal(5, 3, 8, 8, seed=7)]
+NAMES = ("the half", "the whole")
+
+
+def halved(folder: Path, far: float) -> tuple[LoadedGraph, list[np.ndarray]]:
+    weights = {
+        "w": normal(8, 3, 3, 3) / 4,
+        "h": normal(4, 8, seed=1),
+        "far": np.array(far, np.float32),
+    }
+    source = graph(NETWORK, weights)
+    model = read_model(save(source, folder / "net.onnx"))
+    tidy(model, rename=False)
+    plan = HalfPlan(frozenset(str(node.name) for node in model.graph))
+    written = write_graph(convert_to_half(model, plan), folder / "half.onnx", Precision.FP16)
+    return written, [run_ort(source, {"x": images})["y"] for images in IMAGES]
+
+
+def test_what_fusion_leaves_is_judged_and_the_other_form_is_noted(tmp_path: Path) -> None:
+    half, expected = halved(tmp_path, 1000.0)
+    report, notes = validate_converted(
+        Runners(), half, (IMAGES, expected), names=NAMES, head=MULTICLASS
+    )
+    assert report.passed
+    assert len(report.batches) == len(IMAGES)
+    (note,) = notes
+    assert note.startswith("the half: cosine 1.0000")
+    assert "in an engine that stores every value" in note
+
+
+def test_forms_that_agree_are_not_mentioned(tmp_path: Path) -> None:
+    half, expected = halved(tmp_path, 1.0)
+    report, notes = validate_converted(
+        Runners(), half, (IMAGES, expected), names=NAMES, head=MULTICLASS
+    )
+    assert report.passed
+    assert notes == []
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_fast_leaves_the_rounding_out(fast: bool, tmp_path: Path) -> None:
+    half, _ = halved(tmp_path, 1000.0)
+    with open_as_engine(Runners(), half.artifact, fast=fast) as runner:
+        got = runner.run({"x": IMAGES[0]})["y"]
+    is_half = np.array_equal(got, got.astype(np.float16))
+    assert is_half is not fast
