@@ -89,9 +89,9 @@ def _difference(fused: ValidationReport, every: ValidationReport) -> list[str]:
     near = abs(error - other_error) <= limits.max_relative / 2
     if near and abs(cosine - other_cosine) <= (1 - limits.min_cosine) / 2:
         return []
-    here = f"cosine {cosine:.6f}, largest error {error:.1e} of the largest value"
-    there = f"{other_cosine:.6f} and {other_error:.1e}"
-    return [f"{fused.candidate}: {here}; in an engine that stores every value {there}"]
+    form = "cosine {:.6f}, largest error {:.1e} of the largest value"
+    here, there = form.format(cosine, error), form.format(other_cosine, other_error)
+    return [f"{fused.candidate}: {here}; in an engine that stores every value: {there}"]
 
 
 def _worst(report: ValidationReport) -> tuple[float, float]:

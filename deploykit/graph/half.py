@@ -67,8 +67,9 @@ def plan_half(
     names = [str(node.name) for node in model.graph]
     if len(set(names)) < len(names):
         raise ModelFileError("the graph's nodes have no names of their own; tidy it first")
-    values = {**_beyond_range(model, amax, headroom), **(unfit.values if unfit else {})}
-    nodes = {**(unfit.nodes if unfit else {}), **vanishing_guards(model)}
+    guards = vanishing_guards(model)
+    unfit = guards if unfit is None else guards.joined(unfit)
+    values, nodes = {**unfit.values, **_beyond_range(model, amax, headroom)}, unfit.nodes
     shapes = _computed_from_shapes(model)
     halved: set[str] = set()
     kept: dict[str, str] = {}

@@ -136,6 +136,18 @@ _LONGEST_WAY: Final = 8
 """Nodes between a guard and what it guards; in the norms that people write there are up to six."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """Values and nodes that FP16 is not for, by name, each with the reason."""
+
+    values: Mapping[str, str] = field(default_factory=dict)
+    nodes: Mapping[str, str] = field(default_factory=dict)
+
+    def joined(self, other: Unfit) -> Unfit:
+        """What either rules out; the reasons of this one come first."""
+        return Unfit({**other.values, **self.values}, {**other.nodes, **self.nodes})
+
+
 # --- how values grow
 
 
@@ -175,13 +187,15 @@ def is_exponential(value: ir.Value) -> bool:
 # --- guards
 
 
-def vanishing_guards(model: ir.Model) -> dict[str, str]:
+def vanishing_guards(model: ir.Model) -> Unfit:
     """Nodes between a guard that FP16 cannot hold and what it guards, each with the reason.
 
     A guard is a constant that keeps the operand of a division, a root or a logarithm away from 0:
-    1e-12 is 0 in FP16, and the one image that needs it gives NaN.
+    1e-12 is 0 in FP16, and the one image that needs it gives NaN. Where the guarded operator is an
+    inverse, the image that needs the guard makes its result too large for FP16 as well.
     """
     found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for node in model.graph:
         tiny = _tiny_constant(node)
         if tiny is None:
@@ -191,7 +205,17 @@ def vanishing_guards(model: ir.Model) -> dict[str, str]:
             reason = f"{tiny:.3g} keeps {operand} from 0, and FP16 loses it"
             for each in way:
                 found.setdefault(str(each.name), reason)
-    return found
+            if _is_inverse(way[-1]):
+                name = str(way[-1].outputs[0].name)
+                values[name] = f"{name} may pass 65504 where {tiny:.3g} is all that is left"
+    return Unfit(values, found)
+
+
+def _is_inverse(node: ir.Node) -> bool:
+    if node.op_type == "Div":
+        return node.inputs[0] is not None and _is_constant(node.inputs[0])
+    exponent = _number(node.inputs[1]) if node.op_type == "Pow" else None
+    return node.op_type == "Reciprocal" or (exponent is not None and exponent < 0)
 
 
 def reaches_guarded(value: ir.Value) -> bool:
@@ -249,18 +273,6 @@ class RangeProbe:
 
     node: str
     value: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Unfit:
-    """Values and nodes that FP16 is not for, by name, each with the reason."""
-
-    values: Mapping[str, str] = field(default_factory=dict)
-    nodes: Mapping[str, str] = field(default_factory=dict)
-
-    def joined(self, other: Unfit) -> Unfit:
-        """What either rules out; the reasons of this one come first."""
-        return Unfit({**other.values, **self.values}, {**other.nodes, **self.nodes})
 
 
 def find_probes(model: ir.Model, amax: Mapping[str, float]) -> list[RangeProbe]:

@@ -48,6 +48,9 @@ _SIMPLE: Final = {
     "Sigmoid": "sigmoid",
     "Softmax": "softmax",
 }
+SQUASHING_OPS: Final = frozenset(_SIMPLE)
+"""Operators behind which values are no logits any more."""
+
 _JOINED: Final = frozenset({"Add", "Concat", "Max", "Mean", "Min", "Sum"})
 """Several activations in one output: an ensemble, or labels of several layers."""
 
@@ -142,10 +145,18 @@ def _activation(value: ir.Value) -> tuple[str, ir.Value]:
         return "none", value
     given = node.inputs[0]
     if node.op_type == "TopK":
+        if not _is_ranking(node):
+            return "none", value
         return ("top_values" if value is node.outputs[0] else "top_k"), given
     if node.op_type in _SIMPLE:
         return _SIMPLE[node.op_type], given
     return _written_out(node) or _guarded(node) or _joined(node, value)
+
+
+def _is_ranking(node: ir.Node) -> bool:
+    """Whether the first place of a TopK is the largest value."""
+    flags = (node.attributes.get_int(name, 1) for name in ("largest", "sorted"))
+    return all(flags)
 
 
 def _guarded(node: ir.Node) -> tuple[str, ir.Value] | None:

@@ -12,6 +12,7 @@ import numpy as np
 from deploykit.core.errors import ModelFileError, UsageError
 from deploykit.core.specs import HeadRecord
 from deploykit.graph import Tail
+from deploykit.graph.tail import SQUASHING_OPS
 from deploykit.heads import head_named
 from deploykit.heads.raw import RAW
 
@@ -345,9 +346,11 @@ def _kind(one: _Candidate, labels: int | None) -> tuple[str, str | None]:
         return RAW.name, None
     if not one.is_float:
         return ("multiclass" if activation in _NUMBERS else RAW.name), None
-    if activation == "none":
+    if activation == "none" and SQUASHING_OPS.isdisjoint(one.tail.between):
         fits = labels is not None and width == labels > 1
         return ("multiclass", None) if fits else _kind_of_plain(one, width)
+    if activation == "none":
+        return _kind_of_plain(one, width)
     kind = _KINDS.get(activation, RAW.name)
     return ("binary" if width == 1 and kind == "multilabel" else kind), None
 
@@ -355,6 +358,12 @@ def _kind(one: _Candidate, labels: int | None) -> tuple[str, str | None]:
 def _kind_of_plain(one: _Candidate, width: int) -> tuple[str, str | None]:
     """As `_kind` for values without an activation."""
     tail, where = one.tail, f"{one.name!r} {one.spec.shape}"
+    squashed = [each for each in tail.between if each in SQUASHING_OPS]
+    if squashed:
+        return RAW.name, (
+            f"{where} has a {squashed[0]}, and other operators behind it: taken as it is; "
+            "where it is a classifier, end the graph in one of the two"
+        )
     is_shaped = bool(tail.between) and (tail.between[-1] == "Relu" or "Clip" in tail.between)
     if tail.is_inner:
         return RAW.name, f"{where} goes through another layer: taken for features"

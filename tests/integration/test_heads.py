@@ -398,3 +398,35 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     called = cli.deploykit("predict", model.with_suffix(""), image, "-o", image / "arrays")
     assert called.code == 1
     assert f"cannot write to {image / 'arrays'}: " in called.err
+
+
+SQUASHED = {
+    "inverted": "l = Gemm <transB = 1> (f, k4)  s = Sigmoid (l)  y = Sub (one, s)",
+    "percent": "l = Gemm <transB = 1> (f, k4)  s = Softmax (l)  y = Mul (s, hundred)",
+    "scaled": "l = Gemm <transB = 1> (f, k4)  s = Sigmoid (l)  y = Mul (s, hundred)",
+}
+
+
+@pytest.mark.parametrize("name", SQUASHED)
+def test_probabilities_that_were_changed_are_no_logits(tmp_path: Path, name: str) -> None:
+    """A softmax on top of 1 - p would turn every answer round."""
+    ones = "one = Constant <value_float = 1.0> ()  hundred = Constant <value_float = 100.0> ()  "
+    model = network(ones + SQUASHED[name], "float[N, 4] y", tmp_path, name)
+    images = pictures(tmp_path / "images", 2)
+    data = export(model)
+    assert data["head"]["kind"] == "raw"
+    assert any("and other operators behind it: taken as it is" in note for note in data["notes"])
+    (wanted,) = original(model, images)
+    for (answer,), row in zip(predict(model, *images), wanted, strict=True):
+        assert answer["values"] == pytest.approx(row.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("flags", ["sorted = 0", "largest = 0"])
+def test_a_top_k_that_is_no_ranking_is_handed_over(tmp_path: Path, flags: str) -> None:
+    nodes = (
+        "l = Gemm <transB = 1> (f, k6)  three = Constant <value_ints = [3]> ()"
+        f"  v, y = TopK <{flags}> (l, three)"
+    )
+    model = network(nodes, "int64[N, 3] y", tmp_path, "topk")
+    data = export(model)
+    assert data["head"]["kind"] == "raw"

@@ -9,6 +9,7 @@ import pytest
 
 from deploykit.graph import plan_half, read_model, tidy
 from deploykit.graph.half_range import (
+    Unfit,
     expose_probes,
     find_probes,
     growth,
@@ -119,7 +120,7 @@ def test_a_guard_that_fp16_loses_keeps_all_up_to_what_it_guards(
     weights: dict[str, NDArray[Any]] = {"eps": number(1e-12), "axes": AXES}
     used = {name: value for name, value in weights.items() if name in text}
     model = tidied(text, tmp_path, used)
-    assert set(vanishing_guards(model)) == guarded
+    assert set(vanishing_guards(model).nodes) == guarded
     plan = plan_half(model, {}, HEADROOM)
     assert guarded <= plan.kept.keys()
     assert plan.halved.isdisjoint(guarded)
@@ -128,7 +129,7 @@ def test_a_guard_that_fp16_loses_keeps_all_up_to_what_it_guards(
 
 def test_a_guard_that_fp16_has_is_none_of_these(tmp_path: Path) -> None:
     weights: dict[str, NDArray[Any]] = {"eps": number(1e-3), "axes": AXES}
-    assert vanishing_guards(tidied(WRITTEN_OUT, tmp_path, weights)) == {}
+    assert vanishing_guards(tidied(WRITTEN_OUT, tmp_path, weights)) == Unfit()
 
 
 def test_a_small_bias_guards_nothing(tmp_path: Path) -> None:
@@ -137,7 +138,37 @@ def test_a_small_bias_guards_nothing(tmp_path: Path) -> None:
         [scale] y = Div (b, two)
     }"""
     model = tidied(text, tmp_path, {"eps": number(1e-12), "two": number(2)})
-    assert vanishing_guards(model) == {}
+    assert vanishing_guards(model) == Unfit()
+
+
+INVERSES = {
+    "reciprocal": "[root] r = Sqrt (e) [inverse] i = Reciprocal (r)",
+    "power": "[inverse] i = Pow (e, minus)",
+    "division": "[root] r = Sqrt (e) [inverse] i = Div (one, r)",
+}
+
+
+@pytest.mark.parametrize("form", sorted(INVERSES))
+def test_what_multiplies_by_an_inverse_stays_too(form: str, tmp_path: Path) -> None:
+    """1 / sqrt(1e-12) is 1e6, and 0 times the infinity that FP16 makes of it is NaN."""
+    body = INVERSES[form].replace(") [", ")\n    [")
+    text = f"""g (float[N,8] x) => (float[N,8] y) {{
+    [square] s = Mul (x, x)
+    [sum] t = ReduceSum <keepdims = 1> (s, axes)
+    [guard] e = Add (t, eps)
+    {body}
+    [scale] y = Mul (x, i)
+}}"""
+    constants: dict[str, NDArray[Any]] = {
+        "eps": number(1e-12),
+        "axes": AXES,
+        "minus": number(-0.5),
+        "one": number(1),
+    }
+    used: dict[str, NDArray[Any]] = {n: v for n, v in constants.items() if n in text}
+    kept = plan_half(tidied(text, tmp_path, used), {}, HEADROOM).kept
+    assert {"guard", "inverse", "scale"} <= kept.keys()
+    assert kept["scale"] == "i may pass 65504 where 1e-12 is all that is left"
 
 
 # --- what is measured
