@@ -137,17 +137,19 @@ def staged_folder(
     Raises:
         BundleError: the place cannot be written to, or holds something else.
     """
-    with translated_write_errors(target):
-        target = Path(os.path.realpath(target))
-        _require_replaceable(target, marker)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Under the target's lock, so that nobody takes the new folder for an abandoned one.
-        with exclusive(target):
-            _remove_abandoned(target)
-            folder = _new_folder(target)
-            alive = FileLock(f"{folder}.lock")
-            alive.acquire()
-    try:
+    with ExitStack() as cleanup:
+        with translated_write_errors(target):
+            target = Path(os.path.realpath(target))
+            _require_replaceable(target, marker)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # Under the target's lock, so that nobody takes the new folder for an abandoned one.
+            with exclusive(target):
+                _remove_abandoned(target)
+                folder = _new_folder(target)
+                alive = FileLock(f"{folder}.lock")
+                # At once: an interruption may come while the target's lock is given back.
+                cleanup.callback(_discard, folder, alive)
+                alive.acquire()
         with translated_write_errors(target):
             yield folder
             with exclusive(target):
@@ -155,10 +157,12 @@ def staged_folder(
                 if look_again is not None:
                     look_again()
                 _publish(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        alive.release()
-        Path(alive.lock_file).unlink(missing_ok=True)
+
+
+def _discard(folder: Path, alive: FileLock) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    alive.release()
+    Path(alive.lock_file).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -166,6 +166,7 @@ def test_one_of_several_things_by_its_name(tmp_path: Path) -> None:
     args = (
         "export", f"{tmp_path / 'ends.py'}:Net", "--factory-args", '{"form": "dict"}',
         "--input-size", 16, "--backend", "none", "-o", tmp_path / "out", "--json",
+        "--replace",
     )  # fmt: skip
     found = deploykit(*args, "--head-output", "features").data["head"]
     assert (found["kind"], found["output"]) == ("raw", "features")
