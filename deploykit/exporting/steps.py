@@ -236,18 +236,18 @@ def _write_cpu_form(
     """Write the form of the graph that a CPU must run to compute what an engine computes.
 
     Raises:
-        ValidationError: the file does not compute what the reference computes.
+        ValidationError: a file does not compute what the reference computes.
     """
     artifact, precision = graph.artifact, graph.artifact.precision
     parents = (artifact.sha256, *artifact.parents)
     written = write_model(rounding_form(graph.model), path, precision, parents)
-    batches, expected = compared
-    with reference.runners.of_artifact(written) as runner:  # as proof of what was written
-        found = outputs_of(runner, batches[:1])
-    names = path.name, reference.made_by
-    validate(
-        found, expected[:1], precision=precision, names=names, head=reference.head
-    ).require_pass()
+    batches, expected = (each[:1] for each in compared)
+    for file in (artifact, written):  # as proof of what was written
+        with reference.runners.of_artifact(file) as runner:
+            found = outputs_of(runner, batches)
+        names = file.path.name, reference.made_by
+        report = validate(found, expected, precision=precision, names=names, head=reference.head)
+        report.require_pass()
 
 
 def _compile(

@@ -74,9 +74,14 @@ def export(target: str, precision: Precision, folder: Path) -> None:
 
 MOST = {
     Precision.FP32: {(MODEL, RUN): 1},
-    Precision.FP16: {(REFERENCE, RUN): 1, (CPU_MODEL, RUN): 1},
+    Precision.FP16: {(REFERENCE, RUN): 1, (MODEL, RUN): 1, (CPU_MODEL, RUN): 1},
     # The graph is let go of for the calibration.
-    Precision.INT8: {(REFERENCE, RUN): 1, (REFERENCE, READ): 1, (CPU_MODEL, RUN): 1},
+    Precision.INT8: {
+        (REFERENCE, RUN): 1,
+        (REFERENCE, READ): 1,
+        (MODEL, RUN): 1,
+        (CPU_MODEL, RUN): 1,
+    },
 }
 """What an export reads of what it wrote: each file is run once, as proof of what was written."""
 
