@@ -14,6 +14,7 @@ from deploykit.graph.editing import Names, add_constant, insert_cast
 from deploykit.graph.half_range import (
     FP16_MAX,
     FP16_NORMAL,
+    NOTHING_UNFIT,
     Unfit,
     growth,
     is_exponential,
@@ -52,7 +53,7 @@ class HalfPlan:
 
 
 def plan_half(
-    model: ir.Model, amax: Mapping[str, float], headroom: float, unfit: Unfit | None = None
+    model: ir.Model, amax: Mapping[str, float], headroom: float, unfit: Unfit = NOTHING_UNFIT
 ) -> HalfPlan:
     """Decide for each node whether it becomes FP16, from the largest magnitude of each value.
 
@@ -67,8 +68,7 @@ def plan_half(
     names = [str(node.name) for node in model.graph]
     if len(set(names)) < len(names):
         raise ModelFileError("the graph's nodes have no names of their own; tidy it first")
-    guards = vanishing_guards(model)
-    unfit = guards if unfit is None else guards.joined(unfit)
+    unfit = vanishing_guards(model).joined(unfit)
     values, nodes = {**unfit.values, **_beyond_range(model, amax, headroom)}, unfit.nodes
     shapes = _computed_from_shapes(model)
     halved: set[str] = set()

@@ -18,7 +18,7 @@ from deploykit.graph.editing import Names, add_constant
 from deploykit.graph.external_weights import split
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence, Set
 
     from deploykit.core.specs import SplitGraph
 
@@ -32,100 +32,32 @@ _WEIGHTED: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _SUMMING: Final = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum"})
 
 _BOUNDED: Final = frozenset(
-    [
-        "Cos",
-        "Erf",
-        "GroupNormalization",
-        "HardSigmoid",
-        "InstanceNormalization",
-        "LayerNormalization",
-        "LogSoftmax",
-        "RMSNormalization",
-        "Sigmoid",
-        "Sin",
-        "Softmax",
-        "Softsign",
-        "Tanh",
-    ]
-)
+    {
+        "Cos", "Erf", "GroupNormalization", "HardSigmoid", "InstanceNormalization",
+        "LayerNormalization", "LogSoftmax", "RMSNormalization", "Sigmoid", "Sin", "Softmax",
+        "Softsign", "Tanh",
+    }
+)  # fmt: skip
 """Operators whose results do not grow with their inputs."""
 
 _CARRYING: Final = frozenset(
-    [
-        "Abs",
-        "Add",
-        "AveragePool",
-        "Cast",
-        "Clip",
-        "Concat",
-        "Div",
-        "Dropout",
-        "Elu",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "Gelu",
-        "GlobalAveragePool",
-        "GlobalMaxPool",
-        "HardSwish",
-        "Identity",
-        "LeakyRelu",
-        "Max",
-        "MaxPool",
-        "Mean",
-        "Min",
-        "Neg",
-        "PRelu",
-        "Pad",
-        "ReduceMax",
-        "ReduceMean",
-        "ReduceMin",
-        "ReduceSum",
-        "Relu",
-        "Reshape",
-        "Resize",
-        "Slice",
-        "Softplus",
-        "Split",
-        "Squeeze",
-        "Sub",
-        "Sum",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-        "Where",
-    ]
-)
+    {
+        "Abs", "Add", "AveragePool", "Cast", "Clip", "Concat", "Div", "Dropout", "Elu", "Expand",
+        "Flatten", "Gather", "Gelu", "GlobalAveragePool", "GlobalMaxPool", "HardSwish",
+        "Identity", "LeakyRelu", "Max", "MaxPool", "Mean", "Min", "Neg", "PRelu", "Pad",
+        "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize", "Slice",
+        "Softplus", "Split", "Squeeze", "Sub", "Sum", "Tile", "Transpose", "Unsqueeze", "Where",
+    }
+)  # fmt: skip
 """Operators whose results grow as their inputs do."""
 
 _PASSING: Final = frozenset(
-    [
-        "Abs",
-        "Add",
-        "AveragePool",
-        "Cast",
-        "Clip",
-        "Expand",
-        "Flatten",
-        "GlobalAveragePool",
-        "Identity",
-        "Max",
-        "Mul",
-        "Pow",
-        "ReduceL2",
-        "ReduceMax",
-        "ReduceMean",
-        "ReduceSum",
-        "Reshape",
-        "Slice",
-        "Sqrt",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-        "Where",
-    ]
-)
+    {
+        "Abs", "Add", "AveragePool", "Cast", "Clip", "Expand", "Flatten", "GlobalAveragePool",
+        "Identity", "Max", "Mul", "Pow", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceSum",
+        "Reshape", "Slice", "Sqrt", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where",
+    }
+)  # fmt: skip
 """Operators through which a guard reaches what it guards."""
 
 _LARGEST_POWER: Final = 16.0
@@ -146,6 +78,14 @@ class Unfit:
     def joined(self, other: Unfit) -> Unfit:
         """What either rules out; the reasons of this one come first."""
         return Unfit({**other.values, **self.values}, {**other.nodes, **self.nodes})
+
+    def without(self, nodes: Set[str]) -> Unfit:
+        """The same but for the reasons of ``nodes``, which do not become FP16."""
+        kept = {name: reason for name, reason in self.nodes.items() if name not in nodes}
+        return Unfit(self.values, kept)
+
+
+NOTHING_UNFIT: Final = Unfit()
 
 
 # --- how values grow

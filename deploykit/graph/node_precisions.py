@@ -12,6 +12,7 @@ from deploykit.core.precision import OWN, Precision
 from deploykit.core.serialization import to_plain
 from deploykit.graph.files import precision_of_type, quantized_precision
 from deploykit.graph.half import HEAVY_OPS, convert_to_half, plan_half
+from deploykit.graph.half_range import NOTHING_UNFIT, Unfit
 from deploykit.graph.kernel_costs import network_cost
 from deploykit.graph.qdq import QdqPlan, insert_qdq, plan_qdq
 from deploykit.graph.qdq.placement import MOVING_OPS
@@ -333,18 +334,24 @@ class Planned(NamedTuple):
     known: Known
 
 
-def planned_fp16(model: ir.Model, amax: Mapping[str, float], headroom: float) -> Planned:
+def planned_fp16(
+    model: ir.Model, amax: Mapping[str, float], headroom: float, unfit: Unfit = NOTHING_UNFIT
+) -> Planned:
     """The FP16 form of a graph that `tidy` has seen; see `plan_half`.
 
     Raises:
         ModelFileError: two nodes have the same name.
     """
-    plan = plan_half(model, amax, headroom)
+    plan = plan_half(model, amax, headroom, unfit)
     return Planned(convert_to_half(model, plan), Known(plan.kept))
 
 
 def planned_int8(
-    model: ir.Model, amax: Mapping[str, float], headroom: float, policy: QdqPolicy
+    model: ir.Model,
+    amax: Mapping[str, float],
+    headroom: float,
+    policy: QdqPolicy,
+    unfit: Unfit = NOTHING_UNFIT,
 ) -> Planned:
     """The INT8 form by the rules alone, the rest FP16; see `plan_qdq`.
 
@@ -355,7 +362,7 @@ def planned_int8(
     """
     plan = plan_qdq(model, policy)
     quantized = insert_qdq(model, plan, dict.fromkeys(plan.tensors, _ANY_RANGE))
-    half = plan_half(quantized, amax, headroom)
+    half = plan_half(quantized, amax, headroom, unfit.without(_layers(plan)))
     reasons = {**plan.kept, **half.kept}
     for name in plan.kept.keys() & half.kept.keys():
         reasons[name] = f"not FP16: {half.kept[name]}; not INT8: {plan.kept[name]}"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from deploykit.core.precision import Precision
     from deploykit.core.progress import Journal
     from deploykit.graph import LoadedGraph
+    from deploykit.graph.half_range import Unfit
     from deploykit.graph.node_precisions import GraphPrecision, Planned
     from deploykit.precision.quantization.request import QuantizationRequest
 
@@ -60,12 +61,14 @@ class Converted:
 class PlanSource:
     """What a plan is made from: an FP32 graph that `tidy` has seen, and its file.
 
-    ``magnitudes`` are the largest absolute values on images; ``exclude`` are patterns of nodes.
+    ``magnitudes`` are the largest absolute values on images, ``unfit`` what FP16 is not for by
+    other measurements on them; ``exclude`` are patterns of nodes.
     """
 
     artifact: OnnxArtifact
     model: ir.Model
     magnitudes: Mapping[str, float]
+    unfit: Unfit
     exclude: tuple[str, ...] = ()
 
 

@@ -29,7 +29,7 @@ from deploykit.images.side_inputs import all_inputs
 from deploykit.precision import Conversion, Converted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import onnx_ir as ir
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from deploykit.comparison.reference import Reference
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.progress import Journal, ProgressTask
-    from deploykit.core.specs import Runner, SplitGraph
+    from deploykit.core.specs import Array, Runner, SplitGraph
     from deploykit.graph import HalfPlan, LoadedGraph
     from deploykit.graph.node_precisions import Planned
     from deploykit.precision import PlanSource
@@ -141,14 +141,10 @@ def find_overflows(
     graph, extremes = expose_magnitudes(rounding_form(halved, Stored.EVERY))
     broken: set[str] = set()
     with open_runner(graph) as runner:
-        feed = runner.inputs[0].name
-        single = _one_by_one(images, runner)
-        for done, batch in enumerate(single, start=1):
-            outputs = runner.run({feed: batch})
+        for _, outputs in _runs(runner, images, task, "range of FP16"):
             for name, named in extremes.items():
                 if not np.isfinite([float(outputs[output]) for output in named]).all():
                     broken.add(name)
-            task.update(done, len(single), "range of FP16")
     return unfit_by_overflow(halved, broken)
 
 
@@ -164,18 +160,14 @@ def measure_unfit(
     probes = find_probes(model, amax)
     if not probes:
         return Unfit()
-    least = [np.inf if probe.value is not None else 0.0 for probe in probes]
+    numbers = [np.inf if probe.value is not None else 0.0 for probe in probes]
     with open_runner(expose_probes(model, probes)) as runner:
-        feed = runner.inputs[0].name
         names = [spec.name for spec in runner.outputs]
-        single = _one_by_one(images, runner)
-        for done, batch in enumerate(single, start=1):
-            outputs = runner.run({feed: batch})
+        for _, outputs in _runs(runner, images, task, "smallest values and sums"):
             for at, (probe, name) in enumerate(zip(probes, names, strict=True)):
                 keep = max if probe.value is None else min
-                least[at] = keep(least[at], float(outputs[name]))
-            task.update(done, len(single), "smallest values and sums")
-    return unfit_by_probes(probes, least)
+                numbers[at] = keep(numbers[at], float(outputs[name]))
+    return unfit_by_probes(probes, numbers)
 
 
 def measure_magnitudes(
@@ -206,18 +198,25 @@ def largest_magnitudes(
     Raises:
         ValidationError: a value is NaN or infinite; the first such name in graph order is given.
     """
-    feed = runner.inputs[0].name
     amax: dict[str, float] = {}
-    single = _one_by_one(images, runner)
-    for done, batch in enumerate(single, start=1):
+    for batch, outputs in _runs(runner, images, task, "activations"):
         found = {name: _extremes(values) for name, values in all_inputs(runner, batch).items()}
-        outputs = runner.run({feed: batch})
         for name, named in extremes.items():
             found[name] = [float(outputs[output]) for output in named]
         for name, numbers in found.items():
             amax[name] = max(amax.get(name, 0.0), _magnitude(name, numbers))
-        task.update(done, len(single), "activations")
     return amax
+
+
+def _runs(
+    runner: Runner, images: Sequence[NDArray[np.float32]], task: ProgressTask, words: str
+) -> Iterator[tuple[NDArray[np.float32], Mapping[str, Array]]]:
+    """Each batch with its outputs by name: a single image, as far as the graph takes one."""
+    feed = runner.inputs[0].name
+    single = _one_by_one(images, runner)
+    for done, batch in enumerate(single, start=1):
+        yield batch, runner.run({feed: batch})
+        task.update(done, len(single), words)
 
 
 def _one_by_one(
@@ -282,7 +281,7 @@ class _Fp16(Conversion):
         )
 
     def plan(self, source: PlanSource) -> Planned:
-        return planned_fp16(source.model, source.magnitudes, HEADROOM)
+        return planned_fp16(source.model, source.magnitudes, HEADROOM, source.unfit)
 
 
 CONVERSION: Final[Conversion] = _Fp16()

@@ -17,7 +17,6 @@ from deploykit.comparison.validation import outputs_of
 from deploykit.core.errors import DataError, ModelFileError, UsageError
 from deploykit.core.precision import Precision
 from deploykit.graph import OLDEST_FOR_INT8, LoadedGraph, describe_layers
-from deploykit.graph.half_range import Unfit
 from deploykit.graph.node_precisions import planned_int8
 from deploykit.graph.qdq import QdqPolicy
 from deploykit.graph.shapes import fix_image_size
@@ -304,11 +303,10 @@ def _halving(
     unfit = measure_unfit(model, amax, images, open_runner=runners.measuring, task=task)
     # INT8 products are added up in whole numbers.
     quantized = {weight.node for weight in plan_int8(reference.graph, policy).weights}
-    nodes = {name: why for name, why in unfit.nodes.items() if name not in quantized}
     return partial(
         halve,
         amax=amax,
-        unfit=Unfit(unfit.values, nodes),
+        unfit=unfit.without(quantized),
         images=images,
         open_runner=runners.measuring_unoptimised,
         task=task,
@@ -345,7 +343,7 @@ class _Int8(Conversion):
     def plan(self, source: PlanSource) -> Planned:
         require_opset(source.artifact)
         policy = QdqPolicy(exclude=source.exclude)
-        return planned_int8(source.model, source.magnitudes, HEADROOM, policy)
+        return planned_int8(source.model, source.magnitudes, HEADROOM, policy, source.unfit)
 
     def notes(self, planned: Planned, graph: GraphPrecision, batch: int) -> tuple[str, ...]:
         return (*_open_choices(planned, graph, batch), *_refusals(graph))

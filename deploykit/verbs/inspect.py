@@ -26,7 +26,7 @@ from deploykit.graph.shapes import fix_image_size
 from deploykit.images import InputRange, batches, open_images, sample_images
 from deploykit.images.batching import BATCHES, sample_batches
 from deploykit.precision import PlanSource, conversion_of
-from deploykit.precision.fp16 import HEADROOM, measure_magnitudes
+from deploykit.precision.fp16 import HEADROOM, measure_magnitudes, measure_unfit
 from deploykit.sources.definition import SourceOptions, notes_on_images
 from deploykit.sources.onnx_file import assumed_preprocessing
 from deploykit.sources.references import make_reference
@@ -300,18 +300,19 @@ def _plan(
         tidy(model, rename=False)
         with journal.stage("magnitudes") as task:
             open_runner = source.runners.measuring
-            amax = measure_magnitudes(model, source.batches, open_runner=open_runner, task=task)
+            images = source.batches
+            amax = measure_magnitudes(model, images, open_runner=open_runner, task=task)
+            unfit = measure_unfit(model, amax, images, open_runner=open_runner, task=task)
         with journal.stage(f"plan {precision}"):
             conversion = conversion_of(precision)
             artifact = source.graph.artifact
-            planned = conversion.plan(PlanSource(artifact, model, amax, options.exclude))
+            planned = conversion.plan(PlanSource(artifact, model, amax, unfit, options.exclude))
             fix_image_size(planned.model, source.batches[0].shape[2:])
             run = graph_judge().run_once
             graph = read_precision(planned.model, precision, options.batch, planned.known, run)
     batch = artifact.inputs[0].fixed_batch or options.batch
     largest = max(amax, key=lambda name: amax[name])
-    images = sum(map(len, source.batches))
-    seen = Magnitudes(images, largest, amax[largest], FP16_MAX / HEADROOM)
+    seen = Magnitudes(sum(map(len, images)), largest, amax[largest], FP16_MAX / HEADROOM)
     notes = (
         *journal.notes,
         *_notes(options, source, seen),

@@ -15,6 +15,7 @@ from deploykit.graph import HEAVY_OPS, convert_to_half, plan_half, qdq, write_gr
 from deploykit.graph.qdq.insertion import ratio_db
 from deploykit.heads.multiclass import MULTICLASS
 from deploykit.precision.calibration.calibrators import METHODS
+from deploykit.precision.fp16 import HEADROOM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
     Halve = Callable[[ir.Model], tuple[ir.Model, HalfPlan]]
     Batches = list[NDArray[np.float32]]
 
-
-HEADROOM: Final = 4.0
-"""As in the FP16 conversion: what is not INT8 stays FP32 beyond 65504 / 4."""
 
 WORST_SHOWN: Final = 10
 """Layers and values in the tables of the report."""

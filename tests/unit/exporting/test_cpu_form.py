@@ -171,3 +171,17 @@ def test_a_planted_overflow_or_underflow_is_kept_out_of_fp16(fault: str, tmp_pat
         got = run_reference(onnx.load(made.folder / "model.onnx"), {"x": images})["y"]
     assert np.isfinite(got).all()
     assert np.abs(got - expected).max() <= 0.02 * np.abs(expected).max()
+
+
+def test_inspect_keeps_what_an_export_keeps(tmp_path: Path) -> None:
+    """The sum alone is too large here: no value comes near the end of FP16's range."""
+    body = "[up] u = Mul (r, big) [window] q = AveragePool <kernel_shape = [8,8]> (u)"
+    text, constants = planted(body, {"big": 600.0})
+    original = save(graph(text.replace(") [", ")\n    ["), constants), tmp_path / "net.onnx")
+    options = ExportOptions(Precision.FP16, backend="none", output=tmp_path / "bundle")
+    kept = export_bundle(str(original), options).bundle.manifest.conversion["kept_fp32"]
+    assert "more than an FP16 accumulator holds" in kept["window"]
+    called = cli.deploykit("inspect", original, "--fp16", "--json")
+    nodes = {node["name"]: node for node in called.data["precision"]["nodes"]}
+    assert nodes["window"]["precision"] == "fp32"
+    assert nodes["window"]["reason"] == kept["window"]
