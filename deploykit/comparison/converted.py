@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from deploykit.comparison.validation import outputs_of, validate
@@ -50,36 +51,28 @@ def validate_converted(
     *,
     names: tuple[str, str],
     head: Head,
+    every: Batches | None = None,
 ) -> tuple[ValidationReport, list[str]]:
     """Compare a graph on batches (N, C, H, W) with the outputs that it should give for them.
 
     The report is of an engine that fuses what compilers usually fuse. A note says it where one
-    that stores every value differs on the first two batches by more than half a limit.
+    that stores every value differs by more than half a limit: by its outputs ``every``, where they
+    are known already, else on the first two batches.
 
     Raises:
         ValidationError: the outputs do not even have the same shape, or there is nothing in them.
     """
-    fused = _report(runners, graph, compared, Stored.FUSED, names, head)
+    batches, expected = compared
+    report = partial(validate, precision=graph.artifact.precision, names=names, head=head)
+    with open_rounding(runners, graph) as runner:
+        fused = report(outputs_of(runner, batches), expected)
     if not computes_narrow(graph.model):
         return fused, []
-    few = compared[0][:_COMPARED_BATCHES], compared[1][:_COMPARED_BATCHES]
-    every = _report(runners, graph, few, Stored.EVERY, names, head)
-    return fused, _difference(replace(fused, batches=fused.batches[: len(few[0])]), every)
-
-
-def _report(
-    runners: Runners,
-    graph: LoadedGraph,
-    compared: tuple[Batches, Batches],
-    stored: Stored,
-    names: tuple[str, str],
-    head: Head,
-) -> ValidationReport:
-    batches, expected = compared
-    with open_rounding(runners, graph, stored) as runner:
-        outputs = outputs_of(runner, batches)
-    precision = graph.artifact.precision
-    return validate(outputs, expected, precision=precision, names=names, head=head)
+    if every is None:
+        with open_rounding(runners, graph, Stored.EVERY) as runner:
+            every = outputs_of(runner, batches[:_COMPARED_BATCHES])
+    other = report(every, expected[: len(every)])
+    return fused, _difference(replace(fused, batches=fused.batches[: len(every)]), other)
 
 
 def _difference(fused: ValidationReport, every: ValidationReport) -> list[str]:

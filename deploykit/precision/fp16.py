@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from deploykit.precision import PlanSource
     from deploykit.precision.quantization.request import QuantizationRequest
 
+    Batches = list[NDArray[np.float32]]
+
 HEADROOM: Final = 4.0
 """Images that were not seen may go higher: values beyond 65504 / 4 on the samples stay FP32."""
 
@@ -54,10 +57,14 @@ _MOST_ROUNDS: Final = 8
 
 @dataclass(frozen=True)
 class Fp16Result:
-    """The FP16 graph, how many nodes changed, and why each of the others did not."""
+    """The FP16 graph, how many nodes changed, and why each of the others did not.
+
+    ``outputs`` are the first output for each batch where every FP16 value is rounded.
+    """
 
     graph: LoadedGraph
     halved: int
+    outputs: Batches
     kept_fp32: Mapping[str, str] = field(default_factory=dict)
     kept_heavy: int = 0
 
@@ -95,10 +102,20 @@ def convert_to_fp16(
     model = graph.model
     amax = measure_magnitudes(model, images, open_runner=open_runner, task=task)
     unfit = measure_unfit(model, amax, images, open_runner=open_runner, task=task)
-    halved, plan = halve(model, amax, unfit, images, open_runner=open_runner, task=task)
+    found = halve(model, amax, unfit, images, open_runner=open_runner, task=task)
+    plan = found.plan
     parents = (graph.artifact.sha256, *graph.artifact.parents)
-    written = write_graph(halved, path, Precision.FP16, parents)
-    return Fp16Result(written, len(plan.halved), plan.kept, plan.kept_heavy(model))
+    written = write_graph(found.model, path, Precision.FP16, parents)
+    kept_heavy = plan.kept_heavy(model)
+    return Fp16Result(written, len(plan.halved), found.outputs, plan.kept, kept_heavy)
+
+
+class Halved(NamedTuple):
+    """An FP16 graph, its plan, and its first output where every FP16 value is rounded."""
+
+    model: ir.Model
+    plan: HalfPlan
+    outputs: Batches
 
 
 def halve(
@@ -109,7 +126,7 @@ def halve(
     *,
     open_runner: Callable[[SplitGraph], Runner],
     task: ProgressTask,
-) -> tuple[ir.Model, HalfPlan]:
+) -> Halved:
     """The FP16 form of ``model`` in which no value of ``images`` passes FP16's range.
 
     It is run with every FP16 value rounded. A value that becomes NaN or infinite there, though
@@ -118,9 +135,9 @@ def halve(
     for _ in range(_MOST_ROUNDS):
         plan = plan_half(model, amax, HEADROOM, unfit)
         halved = convert_to_half(model, plan)
-        found = find_overflows(halved, images, open_runner=open_runner, task=task)
+        found, outputs = find_overflows(halved, images, open_runner=open_runner, task=task)
         if not found.values:
-            return halved, plan
+            return Halved(halved, plan, outputs)
         unfit = unfit.joined(found)
     raise ValidationError(
         f"after {_MOST_ROUNDS} rounds values still pass FP16's range: {', '.join(found.values)}\n"
@@ -134,18 +151,31 @@ def find_overflows(
     *,
     open_runner: Callable[[SplitGraph], Runner],
     task: ProgressTask,
-) -> Unfit:
-    """Values that turn NaN or infinite in FP16 by themselves, on any of ``images``."""
+) -> tuple[Unfit, Batches]:
+    """Values that turn NaN or infinite in FP16 by themselves, on any of ``images``.
+
+    Beside them the first output for each batch, none where nothing is FP16.
+    """
     if not computes_narrow(halved):
-        return Unfit()
+        return Unfit(), []
     graph, extremes = expose_magnitudes(rounding_form(halved, Stored.EVERY))
     broken: set[str] = set()
+    answers = []
     with open_runner(graph) as runner:
         for _, outputs in _runs(runner, images, task, "range of FP16"):
+            answers.append(outputs[runner.outputs[0].name].astype(np.float32))
             for name, named in extremes.items():
                 if not np.isfinite([float(outputs[output]) for output in named]).all():
                     broken.add(name)
-    return unfit_by_overflow(halved, broken)
+    return unfit_by_overflow(halved, broken), _per_batch(answers, images)
+
+
+def _per_batch(answers: Batches, images: Sequence[NDArray[np.float32]]) -> Batches:
+    """What was answered in one run for each batch, or for each image of it."""
+    if len(answers) == len(images):
+        return answers
+    rest = iter(answers)
+    return [np.concatenate(list(islice(rest, len(batch)))) for batch in images]
 
 
 def measure_unfit(
@@ -268,6 +298,7 @@ class _Fp16(Conversion):
                 compared,
                 names=("the fp16 graph", reference.made_by),
                 head=reference.head,
+                every=result.outputs,
             )
             report.require_pass()
         journal.notes += notes

@@ -303,14 +303,13 @@ def _halving(
     unfit = measure_unfit(model, amax, images, open_runner=runners.measuring, task=task)
     # INT8 products are added up in whole numbers.
     quantized = {weight.node for weight in plan_int8(reference.graph, policy).weights}
-    return partial(
-        halve,
-        amax=amax,
-        unfit=unfit.without(quantized),
-        images=images,
-        open_runner=runners.measuring_unoptimised,
-        task=task,
-    )
+    unfit, open_runner = unfit.without(quantized), runners.measuring_unoptimised
+
+    def made(graph: ir.Model) -> tuple[ir.Model, HalfPlan]:
+        found = halve(graph, amax, unfit, images, open_runner=open_runner, task=task)
+        return found.model, found.plan
+
+    return made
 
 
 class _Int8(Conversion):
