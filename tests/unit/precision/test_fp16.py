@@ -180,18 +180,13 @@ def test_magnitudes_are_absolute_and_over_all_images(batch: int | str, batches: 
 
 @pytest.mark.parametrize("batch", ["N", "2"])
 def test_outputs_with_every_value_rounded_are_kept_by_batch(batch: str, tmp_path: Path) -> None:
-    text = (
-        f"g (float[{batch},3,4,4] x) => (float[{batch},3,4,4] y) {{ [scale] y = Mul (x, third) }}"
+    shape = f"float[{batch},3,4,4]"
+    source = graph(
+        f"g ({shape} x) => ({shape} y) {{ [scale] y = Mul (x, third) }}",
+        {"third": np.array(1 / 3, np.float32)},
     )
-    source = graph(text, {"third": np.array(1 / 3, np.float32)})
     images = [normal(2, 3, 4, 4), normal(2, 3, 4, 4, seed=1)]
-    result = convert_to_fp16(
-        LoadedGraph(fp32(source, tmp_path)),
-        images,
-        tmp_path / "half.onnx",
-        open_runner=OrtRunner,
-        task=SilentProgress(),
-    )
+    result = convert(fp32(source, tmp_path), images, tmp_path / "half.onnx")
     for got, given in zip(result.outputs, images, strict=True):
         expected = given.astype(np.float16) * np.float16(1 / 3)
         assert np.array_equal(got, expected.astype(np.float32))
