@@ -96,13 +96,14 @@ def percentile(
     ranks = interval_ranks(effective, level, confidence=confidence)
     if ranks is None:
         return None
-    # Ranks among the independent samples, stretched to the series, rounded outwards.
-    scale = len(samples) / effective
+    # Ranks among the independent samples, stretched to the series, rounded outwards. In integers:
+    # in floats the last rank times the ratio can end above the number of samples.
+    first, last = (rank * len(samples) for rank in ranks)
     return Percentile(
         level=level,
         value=value,
-        low=float(ordered[floor(ranks[0] * scale) - 1]),
-        high=float(ordered[ceil(ranks[1] * scale) - 1]),
+        low=float(ordered[first // effective - 1]),
+        high=float(ordered[-(-last // effective) - 1]),
         confidence=confidence,
         effective_samples=effective,
     )

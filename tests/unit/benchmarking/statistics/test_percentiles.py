@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import importlib
+from fractions import Fraction
+from math import ceil, floor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from deploykit.benchmarking.statistics import percentiles
 from deploykit.benchmarking.statistics.percentiles import (
     autocorrelation,
     coefficient_of_variation,
@@ -135,6 +138,26 @@ def test_the_interval_holds_the_true_percentile(name: str, level: float) -> None
 def test_the_interval_holds_for_dependent_samples(level: float, lag: float) -> None:
     truth = stats.norm.ppf(level / 100, 5, 0.5)
     assert covered(lambda rng: dependent(rng, 1000, 0.1, lag), level, truth) >= 95
+
+
+@pytest.mark.parametrize(("count", "level"), [(768, 99), (1000, 50), (1535, 50)])
+def test_ranks_are_stretched_to_the_series_exactly(
+    monkeypatch: pytest.MonkeyPatch, count: int, level: float
+) -> None:
+    """For 546 of 768 samples, 546 * (768 / 546) is above 768 in floats."""
+    samples = np.arange(1.0, count + 1)  # the sample of rank r is r
+    for effective in range(samples_needed(level), count + 1):
+        inefficiency = np.nextafter(count / effective, 0)
+        monkeypatch.setattr(
+            percentiles, "statistical_inefficiency", lambda _series, found=inefficiency: found
+        )
+        found = percentile(samples, level)
+        ranks = interval_ranks(effective, level)
+        assert found is not None
+        assert ranks is not None
+        assert found.effective_samples == effective
+        stretched = [Fraction(rank * count, effective) for rank in ranks]
+        assert (found.low, found.high) == (floor(stretched[0]), ceil(stretched[1]))
 
 
 def test_the_interval_is_not_wider_than_it_must_be() -> None:
