@@ -64,7 +64,10 @@ def write_bundle(
     for engine in engines:
         (folder / engine.file).write_text(engine.file, encoding="utf-8")
     sizes = (int(size) if size.isdecimal() else size for size in image.split(", "))
-    manifest = replace(_manifest(folder, tuple(sizes)), engines=engines, **changes)
+    manifest = _manifest(folder, tuple(sizes))
+    if "files" in changes:
+        changes["files"] = {MODEL: manifest.files[MODEL], **changes["files"]}
+    manifest = replace(manifest, engines=engines, **changes)
     (folder / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
     return folder
 

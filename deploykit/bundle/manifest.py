@@ -6,19 +6,24 @@ against somebody who means harm: an engine is executable, load bundles from trus
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 from collections.abc import Mapping  # noqa: TC003  (read back by these types)
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path  # noqa: TC003
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from deploykit._version import __version__
+from deploykit.bundle.files import BundleFiles, require_plain_names, stamp_of
 from deploykit.core.artifacts import (
+    ENGINE_SUFFIX,
     WEIGHTS_SUFFIX,
     EngineRecord,
     OnnxArtifact,
-    sha256_of,
+    open_regular,
     sha256_of_bytes,
 )
 from deploykit.core.errors import BundleError, IntegrityError
@@ -34,6 +39,9 @@ from deploykit.core.serialization import (
 )
 from deploykit.core.specs import DEFAULT_HEAD, HeadRecord, Preprocessing
 
+if TYPE_CHECKING:
+    from io import BufferedReader
+
 SCHEMA_VERSION: Final = 1
 MANIFEST: Final = "manifest.json"
 MODEL: Final = "model.onnx"
@@ -48,6 +56,13 @@ SIDE_INPUTS: Final = "side_inputs.npz"
 
 OPTIONAL: Final = (REFERENCE, CPU_MODEL)
 """Files that may be deleted before a bundle is shipped."""
+
+_NEXT: Final = f".{MANIFEST}.next"
+_BEFORE: Final = f".{MANIFEST}.before"
+"""Manifests after and before a build, there as long as it may leave engines that no other names."""
+
+_MOST_BYTES: Final = 64 * 2**20
+"""Of a manifest; that of a network of some thousand layers has less than one."""
 
 _DIGEST = "manifest_sha256"
 _REMEDY: Final = "use the deploykit that wrote it, or export the bundle again"
@@ -79,8 +94,8 @@ class Manifest:
     head: HeadRecord = field(default_factory=HeadRecord)
 
     def with_engine(self, engine: EngineRecord) -> Self:
-        """The manifest with an engine added; one of the same file name is replaced."""
-        others = tuple(known for known in self.engines if known.file != engine.file)
+        """The manifest with an engine added; one of the same compiler and GPU is replaced."""
+        others = tuple(known for known in self.engines if known.label != engine.label)
         return replace(self, engines=(*others, engine))
 
 
@@ -97,6 +112,24 @@ def _body(manifest: Manifest) -> dict[str, Any]:
         "onnx": artifact_to_plain(manifest.onnx),
         "engines": [engine_to_plain(engine) for engine in manifest.engines],
     }
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there; one that an interrupted export set aside is put back.
+
+    Where a system cannot swap two folders, an export takes two renames, and there is a moment, or
+    the time until the next command, without a folder.
+
+    Raises:
+        BundleError: it cannot be put back.
+    """
+    if path.is_dir():
+        return True
+    # Reading a bundle, which a service does, needs no locks.
+    from deploykit.core.atomic import restore
+
+    restore(path)
+    return path.is_dir()
 
 
 def read_manifest(text: str, folder: Path) -> Manifest:
@@ -119,7 +152,31 @@ def read_manifest(text: str, folder: Path) -> Manifest:
     if isinstance(known["head"], str):
         known["head"] = to_plain(HeadRecord(known["head"]))
     manifest = from_plain(Manifest, known, source)
+    _require_plain_files(manifest, source)
     return replace(manifest, onnx=replace(manifest.onnx, path=folder / manifest.onnx.path))
+
+
+def _open_manifest(folder: Path) -> BufferedReader:
+    try:
+        return open_regular(folder / MANIFEST)
+    except FileNotFoundError:
+        if not is_folder(folder):
+            raise
+    return open_regular(folder / MANIFEST)
+
+
+def _require_plain_files(manifest: Manifest, source: Source) -> None:
+    """Refuse a manifest that would have a file opened that it does not answer for."""
+    engines = [engine.file for engine in manifest.engines]
+    names = [*manifest.files, *engines]
+    require_plain_names([*names, str(manifest.onnx.path)], source)
+    if MANIFEST in names or len(set(names)) < len(names):
+        twice = MANIFEST if MANIFEST in names else next(n for n in names if names.count(n) > 1)
+        raise source.refusal(f"it names {twice!r} as a file of the bundle twice")
+    if str(manifest.onnx.path) not in manifest.files:
+        raise source.refusal(
+            f"its graph is {str(manifest.onnx.path)!r:.80}, which is none of its files"
+        )
 
 
 def _checked_version(body: Any, name: str) -> dict[str, Any]:
@@ -162,15 +219,31 @@ class Bundle:
             IntegrityError: the manifest was edited.
         """
         try:
-            text = (folder / MANIFEST).read_text(encoding="utf-8")
+            with _open_manifest(folder) as file:
+                stamp = stamp_of(file.fileno())
+                text = file.read(_MOST_BYTES + 1).decode()
         except (FileNotFoundError, NotADirectoryError) as exc:
             raise BundleError(
                 f"{folder} is not a bundle: it has no {MANIFEST}\n"
                 "make one with: deploykit export ARCHITECTURE"
             ) from exc
-        except (OSError, UnicodeDecodeError) as exc:
+        except OSError as exc:
+            raise BundleError(f"cannot read {folder / MANIFEST}: {exc.strerror}") from exc
+        except UnicodeDecodeError as exc:
             raise BundleError(f"cannot read {folder / MANIFEST}: {exc}") from exc
-        return cls(folder, read_manifest(text, folder))
+        if len(text) > _MOST_BYTES:
+            raise BundleError(
+                f"{folder / MANIFEST} has more than {_MOST_BYTES} bytes, which no manifest has"
+            )
+        bundle = cls(folder, read_manifest(text, folder))
+        bundle.files.stamps[MANIFEST] = stamp
+        return bundle
+
+    @cached_property
+    def files(self) -> BundleFiles:
+        """The files that the manifest names, to be read and compared."""
+        engines = {engine.file: engine.sha256 for engine in self.manifest.engines}
+        return BundleFiles(self.folder, {**self.manifest.files, **engines})
 
     @property
     def model_path(self) -> Path:
@@ -198,25 +271,24 @@ class Bundle:
         """
         if LABELS not in self.manifest.files:
             return None
+        content = self.files.read(LABELS)
         try:
-            text = (self.folder / LABELS).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as exc:
+            text = content.decode()
+        except UnicodeDecodeError as exc:
             raise BundleError(f"cannot read {self.folder / LABELS}: {exc}") from exc
         return tuple(text.removesuffix("\n").split("\n"))
 
     def expected_files(self) -> dict[str, str]:
         """The sha256 of every file that the manifest names."""
-        engines = {engine.file: engine.sha256 for engine in self.manifest.engines}
-        return {**self.manifest.files, **engines}
+        return dict(self.files.expected)
 
     def changed_files(self) -> list[str]:
         """One sentence for each file that is missing or has another hash."""
         problems = []
-        for name, expected in self.expected_files().items():
-            path = self.folder / name
-            if name.removesuffix(WEIGHTS_SUFFIX) in OPTIONAL and not path.exists():
+        for name in self.files.expected:
+            if name.removesuffix(WEIGHTS_SUFFIX) in OPTIONAL and not (self.folder / name).exists():
                 continue  # documented as safe to delete before shipping
-            problem = _difference(path, expected)
+            problem = self.files.difference(name)
             if problem:
                 problems.append(f"{name} {problem}")
         return problems
@@ -237,44 +309,67 @@ class Bundle:
         The weights beside a large graph are looked at with it.
 
         Raises:
-            IntegrityError: names the first that changed, and both hashes.
+            IntegrityError: names the first that changed, and both hashes; or weights that the
+                manifest does not name.
         """
-        expected = self.expected_files()
-        beside = [name + WEIGHTS_SUFFIX for name in names if name + WEIGHTS_SUFFIX in expected]
-        for name in (*names, *beside):
-            problem = _difference(self.folder / name, expected[name])
-            if problem:
-                raise IntegrityError(
-                    f"{self.folder.name}: {name} {problem}\ncopy or export the bundle again"
-                )
+        for name in names:
+            self.files.require(name)
 
     def with_engine(self, engine: EngineRecord, staged: Path) -> Bundle:
         """Move the engine file ``staged`` in, then the manifest that names it.
+
+        The second rename is what adds it: until then the bundle is the old one. An engine of the
+        same compiler, version and GPUs is replaced; a new one has a name of its own, so that the
+        old one is whole as long as its manifest is.
 
         Raises:
             BundleError: the folder cannot be written to, or its manifest no longer be read.
         """
         # Reading a bundle, which a service does, needs no locks.
-        from deploykit.core.atomic import exclusive, translated_write_errors
+        from deploykit.core.atomic import exclusive, sync, translated_write_errors
 
         with translated_write_errors(self.folder), exclusive(self.folder):
             # Read again: another build may have added its engine meanwhile.
-            current = Bundle.open(self.folder).manifest.with_engine(engine)
-            staged.replace(self.folder / engine.file)
-            fresh = self.folder / f".{MANIFEST}.part"
-            fresh.write_text(manifest_text(current), encoding="utf-8")
-            fresh.replace(self.folder / MANIFEST)
+            bundle = Bundle.open(self.folder)
+            bundle.remove_leftovers()
+            current = bundle.manifest.with_engine(engine)
+            fresh = self.folder / _NEXT
+            try:
+                before = (self.folder / MANIFEST).read_bytes()
+                (self.folder / _BEFORE).write_bytes(before)
+                fresh.write_text(manifest_text(current), encoding="utf-8")
+                staged.replace(self.folder / engine.file)
+                sync(self.folder)
+                fresh.replace(self.folder / MANIFEST)
+                sync(self.folder, whole=False)
+            finally:
+                with suppress(BundleError):  # the next build removes them
+                    Bundle.open(self.folder).remove_leftovers()
         return Bundle(self.folder, current)
 
+    def _remove_engine(self, name: str) -> None:
+        """Remove an engine that no manifest names, and the kernels that were cached for it."""
+        stem = name.removesuffix(ENGINE_SUFFIX)
+        if stem != name:
+            for cache in self.folder.glob(f"{glob.escape(stem)}-sm*.cache"):
+                cache.unlink(missing_ok=True)
+            (self.folder / name).unlink(missing_ok=True)
 
-def _difference(path: Path, expected: str) -> str | None:
-    try:
-        found = sha256_of(path)
-    except (FileNotFoundError, IsADirectoryError):
-        return "is missing"
-    except OSError as exc:
-        return f"cannot be read: {exc.strerror}"
-    return None if found == expected else f"has sha256 {found}, the manifest gives {expected}"
+    def remove_leftovers(self) -> None:
+        """Remove what unfinished builds left: engines of their manifests that this one lacks.
+
+        Only under the folder's lock, see `atomic.exclusive`.
+        """
+        for left in (_NEXT, _BEFORE):
+            path = self.folder / left
+            engines: set[str] = set()
+            with suppress(FileNotFoundError, UnicodeDecodeError, BundleError):
+                manifest = read_manifest(path.read_text(encoding="utf-8"), self.folder)
+                engines = {each.file for each in manifest.engines}
+            with suppress(OSError):  # then the next build tries again
+                for engine in engines - self.files.expected.keys():
+                    self._remove_engine(engine)
+                path.unlink(missing_ok=True)
 
 
 def _remedy(body: Any, version: object) -> str:

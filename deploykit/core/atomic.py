@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from filelock import FileLock, Timeout
 
 from deploykit.core.errors import BundleError
+from deploykit.core.sharing import lock_of, without_readers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -116,6 +117,8 @@ def _lies_at(path: Path, descriptor: int) -> bool:
 LOCK_TIMEOUT_S: Final = 60
 """A lock is held for a rename or two; longer means a stuck process or a strange file system."""
 
+_PART: Final = ".part"
+_RETIRED: Final = ".old"
 _RANDOM_CHARACTERS: Final = 8  # of a name that tempfile makes
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
@@ -137,10 +140,33 @@ def staged_folder(
     Raises:
         BundleError: the place cannot be written to, or holds something else.
     """
+    with translated_write_errors(target):
+        target = Path(os.path.realpath(target))
+        restore(target)
+        _require_replaceable(target, marker)
+    with temporary_folder(target) as folder, translated_write_errors(target):
+        yield folder
+        sync(folder)
+        with exclusive(target):
+            _require_replaceable(target, marker)  # whoever put something there meanwhile
+            if look_again is not None:
+                look_again()
+            _publish(folder, target)
+            sync(target.parent, whole=False)
+
+
+@contextmanager
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """A folder beside ``target`` for what will be in it or take its place; gone afterwards.
+
+    What killed processes left of such folders for the same target is removed first.
+
+    Raises:
+        BundleError: the place cannot be written to.
+    """
     with ExitStack() as cleanup:
         with translated_write_errors(target):
             target = Path(os.path.realpath(target))
-            _require_replaceable(target, marker)
             target.parent.mkdir(parents=True, exist_ok=True)
             # Under the target's lock, so that nobody takes the new folder for an abandoned one.
             with exclusive(target):
@@ -150,13 +176,7 @@ def staged_folder(
                 # At once: an interruption may come while the target's lock is given back.
                 cleanup.callback(_discard, folder, alive)
                 alive.acquire()
-        with translated_write_errors(target):
-            yield folder
-            with exclusive(target):
-                _require_replaceable(target, marker)  # whoever put something there meanwhile
-                if look_again is not None:
-                    look_again()
-                _publish(folder, target)
+        yield folder
 
 
 def _discard(folder: Path, alive: FileLock) -> None:
@@ -200,10 +220,40 @@ def replace_file(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         part.chmod(0o644)  # mkstemp's 0o600 would keep a service's own user out
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+    sync(path.parent, whole=False)
+
+
+def sync(folder: Path, *, whole: bool = True) -> None:
+    """Have the disk keep a folder's names, and with ``whole`` all that is in it.
+
+    Without it a rename may survive a loss of power that the content of the file does not.
+
+    Raises:
+        OSError: the disk could not; then nothing may be made of what was written.
+    """
+    for path in sorted(folder.rglob("*")) if whole else ():
+        if not path.is_symlink() and path.is_file():
+            _sync(path)
+    if sys.platform != "win32":  # which keeps names by itself and opens no folders
+        _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    # Windows wants a descriptor that may write; a folder cannot be opened for writing anywhere.
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    except OSError as exc:
+        if exc.errno not in {errno.EINVAL, errno.ENOTSUP}:  # a disk that cannot do it for folders
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -213,8 +263,7 @@ def exclusive(target: Path) -> Iterator[None]:
     Raises:
         TimeoutError: another process has held it for `LOCK_TIMEOUT_S`; it is an ``OSError``.
     """
-    place = Path(os.path.realpath(target))
-    with locked(place.parent / f".{place.name}.lock", LOCK_TIMEOUT_S):
+    with locked(lock_of(target), LOCK_TIMEOUT_S):
         yield
 
 
@@ -228,16 +277,17 @@ def _require_replaceable(target: Path, marker: str) -> None:
 
 
 def _new_folder(target: Path) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_PART, dir=target.parent))
     folder.chmod(0o755)  # mkdtemp's 0o700 would keep a service's own user out
     return folder
 
 
 def _publish(folder: Path, target: Path) -> None:
-    if target.exists():
-        _exchange(folder, target)  # the old content goes with the temporary folder
-    else:
+    if not target.exists():
         folder.rename(target)
+        return
+    with without_readers(target):
+        _exchange(folder, target)  # the old content goes with the temporary folder
 
 
 def _exchange(folder: Path, target: Path) -> None:
@@ -247,7 +297,7 @@ def _exchange(folder: Path, target: Path) -> None:
         paths = os.fsencode(folder), os.fsencode(target)
         if rename and rename(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0:
             return
-    retired = folder.with_suffix(".old")
+    retired = folder.with_suffix(_RETIRED)
     target.rename(retired)
     try:
         folder.rename(target)
@@ -257,14 +307,39 @@ def _exchange(folder: Path, target: Path) -> None:
     retired.rename(folder)
 
 
+def restore(target: Path) -> None:
+    """Put back the folder that an interrupted swap in two steps set aside, if there is one.
+
+    Raises:
+        BundleError: it cannot be put back.
+    """
+    target = Path(os.path.realpath(target))
+    if target.exists() or not _leftovers(target, _RETIRED):
+        return
+    with translated_write_errors(target), exclusive(target):
+        retired = _leftovers(target, _RETIRED)
+        if retired and not target.exists():
+            max(retired, key=lambda folder: folder.stat().st_mtime_ns).rename(target)
+
+
+def _leftovers(target: Path, suffix: str) -> list[Path]:
+    """Folders and files beside a target with the names that temporary ones have.
+
+    Of this target only: the folder of a target "x.y" is not one of "x".
+    """
+    pattern = f".{glob.escape(target.name)}.{'?' * _RANDOM_CHARACTERS}{suffix}"
+    return list(target.parent.glob(pattern))
+
+
 def _remove_abandoned(target: Path) -> None:
-    # Of this target only: the folder of a target "x.y" is not one of "x".
-    pattern = f".{glob.escape(target.name)}.{'?' * _RANDOM_CHARACTERS}.part"
-    folders = {*target.parent.glob(pattern)}
+    folders = {*_leftovers(target, _PART)}
     # A process that was killed while it removed its folder leaves the lock alone.
-    folders |= {path.with_suffix("") for path in target.parent.glob(f"{pattern}.lock")}
+    folders |= {path.with_suffix("") for path in _leftovers(target, f"{_PART}.lock")}
     for folder in folders:
         lock = FileLock(f"{folder}.lock")
         with suppress(Timeout), lock.acquire(blocking=False):
             shutil.rmtree(folder, ignore_errors=True)
             Path(lock.lock_file).unlink(missing_ok=True)
+    if target.exists():  # and nobody swaps it now, whose lock is held here
+        for folder in _leftovers(target, _RETIRED):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from deploykit.backends._registry import engine_backend
-from deploykit.core.artifacts import EngineRecord, sha256_of_bytes
+from deploykit.core.artifacts import DIGITS, ENGINE_SUFFIX, EngineRecord, sha256_of_bytes
 from deploykit.core.errors import BundleError, PrecisionError, UsageError
 from deploykit.core.precision import HEAVY_KINDS, label_of
 from deploykit.core.progress import SilentProgress
@@ -40,10 +40,10 @@ def build_engine(
     *,
     allowed_fp32: int = 0,
 ) -> EngineRecord:
-    """Compile ``artifact`` into ``<compiler>-<version>[-smXY].engine`` in ``folder``.
+    """Compile ``artifact`` into ``<compiler>-<version>[-smXY]-<8 digits>.engine`` in ``folder``.
 
-    An engine of that name is replaced; after an error there is the old one or none. What its
-    backend doubts of an engine that compiled is among the warnings of its record.
+    The digits are those of its content's sha256. After an error there is no file of that name.
+    What its backend doubts of an engine that compiled is among the warnings of its record.
 
     Args:
         artifact: the graph; its precision is what the engine must have.
@@ -158,10 +158,12 @@ def _precision_error(
 
 def _file_name(compiler: Compiler, compiled: CompiledEngine) -> str:
     """Only an engine of TensorRT is bound to one architecture, which then is in the name."""
-    if compiler.is_portable:
-        return f"{compiler.name}-{compiler.version}.engine"
-    (capability,) = compiled.compute_capabilities
-    return f"{compiler.name}-{compiler.version}-sm{capability.replace('.', '')}.engine"
+    parts = [compiler.name, compiler.version]
+    if not compiler.is_portable:
+        (capability,) = compiled.compute_capabilities
+        parts.append(f"sm{capability.replace('.', '')}")
+    digits = sha256_of_bytes(compiled.plan)[:DIGITS]
+    return "-".join([*parts, digits]) + ENGINE_SUFFIX
 
 
 def _write(target: Path, plan: bytes) -> None:

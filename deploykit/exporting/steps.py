@@ -19,6 +19,7 @@ from deploykit.bundle.manifest import (
     Bundle,
     Manifest,
     manifest_text,
+    read_manifest,
 )
 from deploykit.comparison.validation import outputs_of, same_images, validate
 from deploykit.core import environment
@@ -137,9 +138,10 @@ def export_bundle(
 
     with staged_folder(place, MANIFEST, look_again) as folder:
         manifest, reports, input_range = _fill(folder, source, plan, journal)
-        (folder / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
+        text = manifest_text(manifest)
+        (folder / MANIFEST).write_text(text, encoding="utf-8")
     journal.notes += filter(None, replaced)
-    bundle = Bundle.open(place)
+    bundle = Bundle(place, read_manifest(text, place))  # another export may be there by now
     times, notes = tuple(journal.times), tuple(journal.notes)
     return ExportReport(bundle, times, reports, notes, input_range)
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from deploykit.backends import CPU, EngineOptions
 from deploykit.backends._registry import graph_backend_on, load_devices
-from deploykit.bundle.manifest import LABELS, MANIFEST, Bundle
+from deploykit.bundle.manifest import LABELS, MANIFEST, is_folder
+from deploykit.bundle.reading import read_bundle
 from deploykit.core.errors import (
     BundleError,
     EngineIncompatibleError,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from deploykit.backends import GraphBackend
+    from deploykit.bundle.manifest import Bundle
     from deploykit.core.artifacts import EngineRecord
     from deploykit.runtime.choice import Fit
 
@@ -44,20 +46,28 @@ logger = logging.getLogger("deploykit")
 
 
 @dataclass(frozen=True)
-class _Request:
-    """What `load` was asked for: a bundle, which of its engines, and how to run it.
+class _Wanted:
+    """What `load` was asked for: a bundle's folder, one of its engines or any, how to run it.
 
     ``graph_on`` is the backend that ``device`` means for the bundle's graph, if it means one.
     """
 
-    bundle: Bundle
-    records: tuple[EngineRecord, ...]
-    only_engine: bool
+    folder: Path
+    engine: str | None
     device: str
     graph_on: GraphBackend | None
     cuda_graphs: bool
     threads: int | None
     fast: bool
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The bundle as it is now, and which of its engines may be taken."""
+
+    bundle: Bundle
+    records: tuple[EngineRecord, ...]
+    wanted: _Wanted
 
 
 def load(
@@ -96,19 +106,15 @@ def load(
         UsageError: an unknown device, or one that does not go with ``path``.
         ModelFileError: onnxruntime cannot load the graph.
     """
-    request = _understand(Path(path), device, cuda_graphs=cuda_graphs, threads=threads, fast=fast)
-    if request.graph_on is not None:
-        why = f"asked for with device={device!r}"
-        loaded = _load_graph(request, request.graph_on, device, why)
-    else:
-        loaded = _load_engine(request, machine or Machine())
+    wanted = _understand(Path(path), device, cuda_graphs=cuda_graphs, threads=threads, fast=fast)
+    loaded = read_bundle(wanted.folder, lambda bundle: _load(wanted, bundle, machine or Machine()))
     logger.info("%s: %s", loaded.name, loaded.choice)
     return loaded
 
 
 def _understand(
     path: Path, device: str, *, cuda_graphs: bool, threads: int | None, fast: bool
-) -> _Request:
+) -> _Wanted:
     graph_on = None if device in (_AUTO, _ENGINE) else _graph_backend(device)
     if threads is not None and threads < 1:
         raise UsageError(f"threads={threads} would compute nothing\nexpected 1 or more, or None")
@@ -118,13 +124,26 @@ def _understand(
             f"an engine does not run on {device!r}: {path.name}\n"
             f"load its bundle instead: deploykit.load({str(path.parent)!r}, device={device!r})"
         )
-    bundle = _open_around(path) if only_engine else _open_bundle(path)
-    records = bundle.manifest.engines
     if only_engine:
-        records = (_record_of(bundle, path.name),)
+        _require_beside(path)
+    else:
+        _require_folder(path)
+    engine = path.name if only_engine else None
+    folder = path.parent if only_engine else path
+    return _Wanted(folder, engine, device, graph_on, cuda_graphs, threads, fast)
+
+
+def _load(wanted: _Wanted, bundle: Bundle, machine: Machine) -> Classifier:
     if LABELS in bundle.manifest.files:
         bundle.require_unchanged(LABELS)
-    return _Request(bundle, records, only_engine, device, graph_on, cuda_graphs, threads, fast)
+    records = bundle.manifest.engines
+    if wanted.engine is not None:
+        records = (_record_of(bundle, wanted.engine),)
+    request = _Request(bundle, records, wanted)
+    if wanted.graph_on is None:
+        return _load_engine(request, machine)
+    why = f"asked for with device={wanted.device!r}"
+    return _load_graph(request, wanted.graph_on, wanted.device, why)
 
 
 def _graph_backend(device: str) -> GraphBackend:
@@ -135,19 +154,19 @@ def _graph_backend(device: str) -> GraphBackend:
     return found
 
 
-def _open_bundle(folder: Path) -> Bundle:
+def _require_folder(folder: Path) -> None:
+    if is_folder(folder):
+        return
     if folder.is_file():
         remedy = f"deploykit export {folder}" if folder.suffix == ".onnx" else "give the folder"
         raise BundleError(f"{folder} is a file, neither a bundle's folder nor an engine\n{remedy}")
-    if not folder.exists():
-        raise BundleError(
-            f"there is nothing at {folder}\nmake a bundle with: deploykit export ARCHITECTURE"
-        )
-    return Bundle.open(folder)
+    raise BundleError(
+        f"there is nothing at {folder}\nmake a bundle with: deploykit export ARCHITECTURE"
+    )
 
 
-def _open_around(engine: Path) -> Bundle:
-    if not engine.exists():
+def _require_beside(engine: Path) -> None:
+    if not is_folder(engine.parent) or not engine.exists():
         raise BundleError(
             f"there is no engine at {engine}\nlist those of a bundle: deploykit check"
         )
@@ -157,7 +176,6 @@ def _open_around(engine: Path) -> Bundle:
             "what its model takes, is unknown\n"
             "load it where deploykit export or build put it, or export its model to a bundle"
         )
-    return Bundle.open(engine.parent)
 
 
 def _record_of(bundle: Bundle, name: str) -> EngineRecord:
@@ -177,7 +195,7 @@ def _load_engine(request: _Request, machine: Machine) -> Classifier:
         if isinstance(loaded, Classifier):
             return loaded
         misfits.append(loaded)
-    if request.device == _ENGINE or request.only_engine:
+    if request.wanted.device == _ENGINE or request.wanted.engine is not None:
         raise incompatible(request.bundle, machine, misfits)
     if machine.gpus:
         # Somebody put a GPU into this machine: that it is idle must not go unnoticed.
@@ -195,7 +213,7 @@ def _try(request: _Request, fit: Fit, machine: Machine, count: int) -> Classifie
     record, bundle = fit.record, request.bundle
     bundle.require_unchanged(record.file)
     cache = cache_of(bundle, fit, machine.gpus[0])
-    options = EngineOptions(cuda_graphs=request.cuda_graphs, cache=cache)
+    options = EngineOptions(cuda_graphs=request.wanted.cuda_graphs, cache=cache)
     path = bundle.folder / record.file
     runner = machine.open_engine(path, fit.compiler, record.profile, options)
     choice = f"{record.file} on {machine.label}: {_why(request, record, count)}"
@@ -215,7 +233,7 @@ def _try(request: _Request, fit: Fit, machine: Machine, count: int) -> Classifie
 
 
 def _why(request: _Request, record: EngineRecord, count: int) -> str:
-    if request.only_engine:
+    if request.wanted.engine is not None:
         why = "asked for by its path"
     elif count == 1:
         why = "the engine that fits"
@@ -226,10 +244,10 @@ def _why(request: _Request, record: EngineRecord, count: int) -> str:
 
 def _load_graph(request: _Request, backend: GraphBackend, device: str, why: str) -> Classifier:
     # Only a CPU lacks the arithmetic of the model itself.
-    is_own = request.fast or backend.device != CPU
+    is_own = request.wanted.fast or backend.device != CPU
     graph = request.bundle.on_cpu(fast=is_own)
     request.bundle.require_unchanged(graph.artifact.path.name)
-    runner = backend.open_artifact(graph.artifact, threads=request.threads)
+    runner = backend.open_artifact(graph.artifact, threads=request.wanted.threads)
     runner.__enter__()
     limits = BatchLimits.of_graph(runner.inputs)
     name = graph.name if backend.device == CPU else graph.artifact.path.name

@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from deploykit.bundle.manifest import MANIFEST
+from deploykit.bundle.manifest import MANIFEST, is_folder
 from deploykit.core.choices import DefinitionChoices
 from deploykit.core.errors import UsageError
 from deploykit.heads import head_named
@@ -35,13 +35,15 @@ class Kind(StrEnum):
 def kind_of(target: str) -> Kind:
     """What ``target`` names; nothing is opened, and a name that does not exist is a definition.
 
+    A bundle that an interrupted export set aside is put back.
+
     >>> str(kind_of("resnet50")), str(kind_of("mine.onnx")), str(kind_of("nets.py:small"))
     ('definition', 'onnx', 'definition')
     """
     kind = kind_for(target)
     if kind.is_graph:
         return Kind.ONNX
-    is_bundle = Path(target).is_dir() and not kind.takes(target)
+    is_bundle = is_folder(Path(target)) and not kind.takes(target)
     return Kind.BUNDLE if is_bundle else Kind.DEFINITION
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.backends._registry import choose_compiler, engine_backends
 from deploykit.bundle.manifest import Bundle
 from deploykit.core import environment
-from deploykit.core.atomic import translated_write_errors
+from deploykit.core.atomic import temporary_folder, translated_write_errors
 from deploykit.core.errors import UsageError
 from deploykit.core.progress import Journal, Progress, SilentProgress, StageTime
 from deploykit.core.serialization import engine_to_plain
 from deploykit.exporting.engines import build_engine, profile_of_bundle
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from deploykit.backends import CompileOptions
     from deploykit.core.artifacts import EngineRecord
 
@@ -63,18 +63,16 @@ def build(
     with journal.stage("verify"):
         bundle.require_intact()
     kept_heavy = int(bundle.manifest.conversion.get("kept_heavy", 0))
-    with (
-        translated_write_errors(folder),
-        tempfile.TemporaryDirectory(prefix=".build.", dir=folder) as staging,
-    ):
+    # Beside the bundle, and not in it: what a killed build leaves is no part of a bundle.
+    with temporary_folder(folder) as staging, translated_write_errors(folder):
         with journal.timed("build engine"):
             engine = build_engine(
                 bundle.manifest.onnx,
-                Path(staging),
+                staging,
                 compiler,
                 options,
                 journal.progress,
                 allowed_fp32=kept_heavy,
             )
-        bundle = bundle.with_engine(engine, Path(staging) / engine.file)
+        bundle = bundle.with_engine(engine, staging / engine.file)
     return BuildReport(bundle, engine, tuple(journal.times))

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit.bundle.golden import runners_of_bundle
-from deploykit.bundle.manifest import MODEL, REFERENCE, Bundle
+from deploykit.bundle.manifest import MODEL, REFERENCE
+from deploykit.bundle.reading import read_bundle
+from deploykit.core.errors import BundleError
 from deploykit.core.progress import Journal, Progress, SilentProgress
 from deploykit.graph import LoadedGraph, read_graph
 from deploykit.precision.calibration.graphs import Calibrated, calibrate_graph
@@ -17,6 +19,7 @@ from deploykit.sources.references import find_source, make_reference
 from deploykit.sources.targets import Kind, kind_of, refuse_definition_options
 
 if TYPE_CHECKING:
+    from deploykit.bundle.manifest import Bundle
     from deploykit.comparison.reference import Runners
     from deploykit.core.specs import Preprocessing
     from deploykit.precision.calibration.data import CalibrationOptions
@@ -52,14 +55,12 @@ def _fp32_graph(
 ) -> tuple[LoadedGraph, str, Preprocessing, Runners]:
     if kind_of(target) is Kind.BUNDLE:
         refuse_definition_options(target, source_options.choices, source_options.weights)
-        bundle = Bundle.open(Path(target))
-        fp32 = bundle.manifest.precision.facts.is_source
-        graph = read_graph(bundle.folder / (MODEL if fp32 else REFERENCE))
+        bundle, graph, runners = read_bundle(Path(target), _read)
         preprocessing = source_options.choices.preprocessing.applied_to(
             bundle.manifest.preprocessing
         )
         journal.notes += notes_on_images(source_options, preprocessing)
-        name, runners = str(bundle.manifest.model["name"]), runners_of_bundle(bundle)
+        name = str(bundle.manifest.model["name"])
         return graph, name, preprocessing, runners
     # Prepared as an export does it, so that the table fits the graph of a later export.
     reference = make_reference(
@@ -67,3 +68,16 @@ def _fp32_graph(
     )
     name = str(reference.model["name"])
     return reference.graph, name, reference.preprocessing, reference.runners
+
+
+def _read(bundle: Bundle) -> tuple[Bundle, LoadedGraph, Runners]:
+    """The bundle's FP32 graph, and what it takes beside images."""
+    own = bundle.manifest.precision.facts.is_source
+    name = bundle.model_path.name if own else REFERENCE
+    if name not in bundle.manifest.files or not (bundle.folder / name).exists():
+        raise BundleError(
+            f"{bundle.folder} keeps no {REFERENCE}, its FP32 graph\n"
+            "calibrate what it was exported from, or export it again"
+        )
+    bundle.require_unchanged(name)
+    return bundle, read_graph(bundle.folder / name), runners_of_bundle(bundle)

@@ -10,7 +10,7 @@ import numpy as np
 from deploykit.backends import HEADER_BYTES, engine_fits
 from deploykit.backends._registry import graph_judge, loadable_compilers, read_header
 from deploykit.bundle.golden import Golden
-from deploykit.bundle.manifest import Bundle
+from deploykit.bundle.reading import read_bundle
 from deploykit.comparison.validation import validate
 from deploykit.core import environment
 from deploykit.core.errors import DeploykitError, IntegrityError
@@ -19,7 +19,7 @@ from deploykit.core.serialization import to_plain
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deploykit.bundle.manifest import CpuGraph
+    from deploykit.bundle.manifest import Bundle, CpuGraph
     from deploykit.core.artifacts import EngineRecord
     from deploykit.core.environment import Gpu
 
@@ -72,15 +72,18 @@ def check(folder: Path, *, fast: bool = False) -> CheckReport:
         BundleError: ``folder`` is no bundle at all.
     """
     try:
-        bundle = Bundle.open(folder)
+        return read_bundle(folder, lambda bundle: _check(bundle, fast=fast))
     except IntegrityError as exc:
         return CheckReport(str(folder), (str(exc),), ())
+
+
+def _check(bundle: Bundle, *, fast: bool) -> CheckReport:
     problems = bundle.changed_files()
     engines = _check_engines(bundle)
     graph = bundle.on_cpu(fast=fast)
     if not problems:  # a file that was changed is not run
         problems += _check_golden(bundle, graph)
-    return CheckReport(str(folder), tuple(problems), tuple(engines), graph.name)
+    return CheckReport(str(bundle.folder), tuple(problems), tuple(engines), graph.name)
 
 
 def _check_engines(bundle: Bundle) -> list[EngineCheck]:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from deploykit import images
 from deploykit.backends import GraphOptions
 from deploykit.backends._registry import graph_judge
-from deploykit.bundle.manifest import REFERENCE, Bundle
+from deploykit.bundle.manifest import REFERENCE
+from deploykit.bundle.reading import read_bundle
 from deploykit.core.errors import UsageError
 from deploykit.core.progress import Progress, SilentProgress
+from deploykit.core.specs import Closing
 from deploykit.evaluation.labelled import EvaluatedModel, evaluate
 from deploykit.heads import head_of
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from deploykit.bundle.manifest import Bundle
     from deploykit.core.specs import Preprocessing, Runner, TensorSpec
     from deploykit.heads import Evaluation
     from deploykit.images import LabelledData
@@ -70,22 +72,26 @@ def evaluate_bundle(  # noqa: PLR0913 - the options of `deploykit eval`
         raise UsageError(
             "--reference and --compare are two models to hold this one against\ngive one of them"
         )
-    bundle = _open_intact(folder)
-    head = head_of(bundle.manifest.head)
-    count = head.classes(bundle.manifest.onnx.outputs[0].shape)
-    classes = images.ModelClasses(count, _names_of(bundle.labels, count))
-    source = images.open_labelled(data, classes)
-    own = bundle.manifest.preprocessing
-    if compare is None:
-        fed, opened = own, _open_reference(reference or _own_reference(bundle), fast=fast)
-    else:
-        fed, opened = _open_other(compare, own, fast=fast)
-    with _open_model(bundle, fast=fast) as runner, opened as other:
+    with ExitStack() as stack:
+        # What a bundle keeps is opened with it: a later export may put another bundle there.
+        alone = reference is None and compare is None
+        opened = stack.enter_context(_open_model(folder, fast=fast, beside_reference=alone))
+        bundle = opened.bundle
+        head = head_of(bundle.manifest.head)
+        count = head.classes(bundle.manifest.onnx.outputs[0].shape)
+        classes = images.ModelClasses(count, _names_of(bundle.labels, count))
+        source = images.open_labelled(data, classes)
+        own = EvaluatedModel(opened.runner, bundle.manifest.preprocessing)
+        other = None if opened.reference is None else replace(own, runner=opened.reference)
+        if reference is not None:
+            other = replace(own, runner=_open_reference(reference, stack, fast=fast))
+        elif compare is not None:
+            other = _open_other(compare, own.preprocessing, stack, fast=fast)
         found = evaluate(
-            EvaluatedModel(runner, own),
+            own,
             source,
             batch=batch,
-            other=None if other is None else EvaluatedModel(other, fed),
+            other=other,
             progress=progress or SilentProgress(),
             head=head,
         )
@@ -99,15 +105,35 @@ def evaluate_bundle(  # noqa: PLR0913 - the options of `deploykit eval`
     )
 
 
-def _open_intact(folder: Path) -> Bundle:
-    bundle = Bundle.open(folder)
-    bundle.require_intact()
-    _require_images_alone(bundle)
-    return bundle
+@dataclass(frozen=True)
+class _Opened(Closing):
+    """A bundle whose graph is loaded, and the FP32 graph that it keeps, where that was asked."""
+
+    bundle: Bundle
+    runner: Runner
+    reference: Runner | None = None
+
+    def close(self) -> None:
+        self.runner.close()
+        if self.reference is not None:
+            self.reference.close()
 
 
-def _open_model(bundle: Bundle, *, fast: bool) -> Runner:
-    return graph_judge().open_artifact(bundle.on_cpu(fast=fast).artifact)
+def _open_model(folder: Path, *, fast: bool, beside_reference: bool = False) -> _Opened:
+    def load(bundle: Bundle) -> _Opened:
+        bundle.require_intact()
+        _require_images_alone(bundle)
+        with ExitStack() as stack:
+            graph = bundle.on_cpu(fast=fast).artifact
+            runner = stack.enter_context(graph_judge().open_artifact(graph))
+            kept = _own_reference(bundle) if beside_reference else None
+            reference = None
+            if kept is not None:
+                reference = stack.enter_context(graph_judge().open(kept, GraphOptions()))
+            stack.pop_all()
+        return _Opened(bundle, runner, reference)
+
+    return read_bundle(folder, load)
 
 
 def _require_images_alone(bundle: Bundle) -> None:
@@ -137,24 +163,22 @@ def _fitting_names(
 
 def _own_reference(bundle: Bundle) -> Path | None:
     kept = bundle.folder / REFERENCE
-    if kept.is_file():
+    if REFERENCE in bundle.manifest.files and kept.is_file():
         return kept
     return bundle.model_path if bundle.manifest.precision.facts.is_source else None
 
 
-def _open_reference(path: Path | None, *, fast: bool) -> AbstractContextManager[Runner | None]:
-    if path is None:
-        return nullcontext(None)
+def _open_reference(path: Path, stack: ExitStack, *, fast: bool) -> Runner:
     if path.is_dir():
-        return _open_model(_open_intact(path), fast=fast)
-    return graph_judge().open(path, GraphOptions())
+        return stack.enter_context(_open_model(path, fast=fast)).runner
+    return stack.enter_context(graph_judge().open(path, GraphOptions()))
 
 
-def _open_other(path: Path, own: Preprocessing, *, fast: bool) -> tuple[Preprocessing, Runner]:
+def _open_other(path: Path, own: Preprocessing, stack: ExitStack, *, fast: bool) -> EvaluatedModel:
     """A model to compare with; an ``.onnx`` file does not say how it is fed: as the bundle is."""
     if path.is_dir():
-        bundle = _open_intact(path)
-        return bundle.manifest.preprocessing, _open_model(bundle, fast=fast)
+        opened = stack.enter_context(_open_model(path, fast=fast))
+        return EvaluatedModel(opened.runner, opened.bundle.manifest.preprocessing)
     from deploykit import graph
 
     artifact = graph.read_artifact(path)
@@ -165,7 +189,7 @@ def _open_other(path: Path, own: Preprocessing, *, fast: bool) -> tuple[Preproce
             f"{own.crop[0]}, {own.crop[1]})\n"
             "an .onnx is fed as the bundle is: export it, and compare with its own bundle"
         )
-    return own, graph_judge().open_artifact(artifact)
+    return EvaluatedModel(stack.enter_context(graph_judge().open_artifact(artifact)), own)
 
 
 def _takes(tensor: TensorSpec, image: tuple[int, ...]) -> bool:

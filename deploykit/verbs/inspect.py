@@ -11,14 +11,16 @@ import numpy as np
 
 from deploykit.backends._registry import graph_judge
 from deploykit.bundle.golden import runners_of_bundle
-from deploykit.bundle.manifest import MODEL, REFERENCE, Bundle
+from deploykit.bundle.manifest import MODEL, REFERENCE
+from deploykit.bundle.reading import read_bundle
+from deploykit.comparison.reference import Runners
 from deploykit.core.choices import DefinitionChoices
 from deploykit.core.errors import DataError, UsageError
 from deploykit.core.precision import Precision
 from deploykit.core.progress import Journal, Progress, SilentProgress
 from deploykit.core.sizes import IMAGE_AXES, ShapeProfile, SizeRange, are_images
 from deploykit.core.specs import TensorSpec
-from deploykit.graph import LoadedGraph, read_graph, tidy
+from deploykit.graph import LoadedGraph, read_graph, read_model, tidy
 from deploykit.graph.foreign import mended_of
 from deploykit.graph.half_range import FP16_MAX
 from deploykit.graph.node_precisions import Known, read_precision
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from deploykit.comparison.reference import Runners
+    from deploykit.bundle.manifest import Bundle
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.specs import ModelSpec, Preprocessing
     from deploykit.costs.network import ModelSummary
@@ -70,6 +72,7 @@ class GivenGraph:
 
     graph: LoadedGraph
     bundle: Bundle | None
+    runners: Runners = field(default_factory=Runners)
 
     @property
     def artifact(self) -> OnnxArtifact:
@@ -127,13 +130,18 @@ def open_given(target: str, options: PrecisionOptions) -> GivenGraph | None:
     if kind is Kind.ONNX:
         given = GivenGraph(read_graph(path), None)
     else:
-        bundle = Bundle.open(path)
-        bundle.require_unchanged(bundle.model_path.name)
-        given = GivenGraph(LoadedGraph(bundle.manifest.onnx), bundle)
+        given = read_bundle(path, _given_of)
     _refuse_choices(target, given, options)
     if not given.artifact.precision.facts.is_source:
         _refuse_plan(target, options, given)
     return given
+
+
+def _given_of(bundle: Bundle) -> GivenGraph:
+    """All of it is read now: later another bundle may be there."""
+    bundle.require_unchanged(bundle.model_path.name)
+    graph = LoadedGraph(bundle.manifest.onnx, read_model(bundle.model_path))
+    return GivenGraph(graph, bundle, runners_of_bundle(bundle))
 
 
 def prepare_fp32(
@@ -171,7 +179,7 @@ def _of_bundle(
     sizes = BATCHES if batch is None else (batch,)
     batches = sample_batches(prepared, options.source.data, sizes)
     trained = bundle.manifest.weights.get("trained")
-    return Fp32Graph(given.graph, batches, trained, runners_of_bundle(bundle))
+    return Fp32Graph(given.graph, batches, trained, given.runners)
 
 
 def _refuse_choices(target: str, given: GivenGraph, options: PrecisionOptions) -> None:
@@ -354,9 +362,19 @@ def inspect(
         return _inspect_definition(find_definition(target, choices), batch)
     if kind is Kind.ONNX:
         return _inspect_file(target, Path(target), choices, batch, None)
-    bundle = Bundle.open(Path(target))
-    crop = bundle.manifest.preprocessing.crop
-    return _inspect_file(target, bundle.model_path, choices, batch, crop)
+    return _inspect_bundle(target, choices, batch)[0]
+
+
+def _inspect_bundle(
+    target: str, choices: DefinitionChoices, batch: int
+) -> tuple[ModelSummary, Preprocessing]:
+    def read(bundle: Bundle) -> tuple[ModelSummary, Preprocessing]:
+        bundle.require_unchanged(bundle.model_path.name)
+        preprocessing = bundle.manifest.preprocessing
+        summary = _inspect_file(target, bundle.model_path, choices, batch, preprocessing.crop)
+        return summary, preprocessing
+
+    return read_bundle(Path(target), read)
 
 
 @dataclass(frozen=True)
@@ -387,17 +405,15 @@ def inspect_with_input(
         spec = find_definition(target, source_options.choices)
         summary = _inspect_definition(spec, batch)
         known, is_assumed = spec.preprocessing, spec.preprocessing_assumed
+    elif kind_of(target) is Kind.BUNDLE:
+        summary, known = _inspect_bundle(target, source_options.choices, batch)
+        is_assumed = False
     else:
         summary = inspect(target, source_options.choices, batch=batch)
         image = TensorSpec("input", "float32", summary.input_shape)
-        is_assumed = kind_of(target) is Kind.ONNX
-        if is_assumed and not are_images(image.shape):
+        if not are_images(image.shape):
             return summary, None
-        known = (
-            assumed_preprocessing(target, image)
-            if is_assumed
-            else Bundle.open(Path(target)).manifest.preprocessing
-        )
+        known, is_assumed = assumed_preprocessing(target, image), True
     return summary, _prepared_input(known, source_options, is_assumed=is_assumed)
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deploykit import graph
 from deploykit.bundle.golden import runners_of_bundle
-from deploykit.bundle.manifest import REFERENCE, Bundle
+from deploykit.bundle.manifest import REFERENCE
+from deploykit.bundle.reading import read_bundles
 from deploykit.comparison.converted import open_as_engine
 from deploykit.comparison.layerwise import LayerReport, compare_layers
 from deploykit.comparison.reference import Runners
@@ -29,11 +30,13 @@ from deploykit.sources.onnx_file import assumed_preprocessing, require_image, si
 from deploykit.sources.onnx_outputs import judge_others
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
+    from deploykit.bundle.manifest import Bundle
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.specs import Preprocessing, Runner, TensorSpec
     from deploykit.heads import Head
@@ -105,7 +108,20 @@ def compare_artifacts(
         ValidationError: the outputs have different shapes, or no activation is in both.
     """
     shown = progress or SilentProgress()
-    candidate, reference = _in_order(_open(first), _reference_of(first, second))
+    folders = [path for path in dict.fromkeys((first, second)) if path and path.is_dir()]
+    return read_bundles(folders, lambda found: _compare(first, second, options, found, shown))
+
+
+def _compare(
+    first: Path,
+    second: Path | None,
+    options: ComparisonOptions,
+    bundles: Mapping[Path, Bundle],
+    shown: Progress,
+) -> ComparisonReport:
+    candidate = _open(first, bundles)
+    reference = _own_reference(first, bundles) if second is None else _open(second, bundles)
+    candidate, reference = _in_order(candidate, reference)
     _require_one_network(candidate, reference)
     sizes = _sizes(candidate, reference, options.batch)
     preprocessing, notes = _preprocessing(candidate, reference)
@@ -163,24 +179,22 @@ class _Side:
         return sorted(spec.name for spec in self.artifact.inputs if spec != self.image)
 
 
-def _open(path: Path) -> _Side:
-    if not path.is_dir():
+def _open(path: Path, bundles: Mapping[Path, Bundle]) -> _Side:
+    bundle = bundles.get(path)
+    if bundle is None:
         read = graph.read_graph(path)
         return replace(_image_model(str(path), read.artifact), mended=mended_of(read.model))
-    bundle = Bundle.open(path)
     bundle.require_unchanged(bundle.model_path.name)
     return _image_model(str(path), bundle.manifest.onnx, bundle)
 
 
-def _reference_of(first: Path, second: Path | None) -> _Side:
-    if second is not None:
-        return _open(second)
-    if not first.is_dir():
+def _own_reference(first: Path, bundles: Mapping[Path, Bundle]) -> _Side:
+    bundle = bundles.get(first)
+    if bundle is None:
         raise UsageError(
             f"there is nothing to compare {first} with\n"
             "name a second bundle or .onnx file: deploykit validate A B"
         )
-    bundle = Bundle.open(first)
     kept = bundle.folder / REFERENCE
     if not kept.is_file() or REFERENCE not in bundle.manifest.files:
         raise BundleError(
@@ -188,7 +202,7 @@ def _reference_of(first: Path, second: Path | None) -> _Side:
             f"name what to compare it with: deploykit validate {first} OTHER"
         )
     bundle.require_unchanged(REFERENCE)
-    return _open(kept)
+    return _open(kept, {})
 
 
 def _image_model(name: str, artifact: OnnxArtifact, bundle: Bundle | None = None) -> _Side:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,6 +32,7 @@ from deploykit.core.specs import HeadRecord, Preprocessing, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 FILES = {
     MODEL: b"the graph",
@@ -143,10 +146,16 @@ def test_labels_are_optional(folder: Path) -> None:
     assert Bundle.open(folder).labels is None
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"\xff\xfe")])
-def test_labels_that_cannot_be_read(folder: Path, damage: Callable[[Path], object]) -> None:
-    damage(folder / LABELS)
-    with pytest.raises(BundleError, match=r"cannot read .*labels\.txt: "):
+def test_labels_that_are_missing(folder: Path) -> None:
+    (folder / LABELS).unlink()
+    with pytest.raises(IntegrityError, match=r"^net-fp16: labels\.txt is missing\ncopy or export"):
+        _ = Bundle.open(folder).labels
+
+
+def test_labels_that_are_no_text(folder: Path) -> None:
+    (folder / LABELS).write_bytes(b"\xff\xfe")
+    (folder / MANIFEST).write_text(manifest_text(manifest_of(folder)), encoding="utf-8")
+    with pytest.raises(BundleError, match=r"cannot read .*labels\.txt: .* can't decode"):
         _ = Bundle.open(folder).labels
 
 
@@ -159,7 +168,9 @@ def test_a_place_without_a_bundle(folder: Path, name: str) -> None:
 def test_a_manifest_that_is_a_folder(folder: Path) -> None:
     (folder / MANIFEST).unlink()
     (folder / MANIFEST).mkdir()
-    with pytest.raises(BundleError, match=r"cannot read .*manifest\.json: .*Is a directory"):
+    with pytest.raises(
+        BundleError, match=r"cannot read .*manifest\.json: it is a folder, not a file"
+    ):
         Bundle.open(folder)
 
 
@@ -413,7 +424,9 @@ def test_a_missing_file(folder: Path, name: str) -> None:
 def test_a_folder_in_place_of_a_file(folder: Path) -> None:
     (folder / MODEL).unlink()
     (folder / MODEL).mkdir()
-    assert Bundle.open(folder).changed_files() == [f"{MODEL} is missing"]
+    assert Bundle.open(folder).changed_files() == [
+        f"{MODEL} cannot be read: it is a folder, not a file"
+    ]
 
 
 def test_a_file_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,7 +434,7 @@ def test_a_file_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatc
         raise PermissionError(13, "Permission denied")
 
     bundle = Bundle.open(folder)
-    monkeypatch.setattr("deploykit.bundle.manifest.sha256_of", refuse)
+    monkeypatch.setattr("deploykit.bundle.files.open_regular", refuse)
     assert f"{MODEL} cannot be read: Permission denied" in bundle.changed_files()
 
 
@@ -466,24 +479,98 @@ def test_an_engine_of_the_same_name_is_replaced(folder: Path) -> None:
     assert bundle.changed_files() == []
 
 
-def test_an_engine_that_was_not_written_changes_nothing(folder: Path) -> None:
-    before = Bundle.open(folder)
-    with pytest.raises(BundleError, match=r"cannot write .*net-fp16: No such file or directory"):
-        before.with_engine(record("b.engine"), folder.parent / "nothing")
-    assert Bundle.open(folder) == before
-    assert before.changed_files() == []
+def named(label: str, content: bytes) -> EngineRecord:
+    """A record as a build writes it: the name ends in digits of the content's hash."""
+    return record(f"{label}-{sha256_of_bytes(content)[:8]}.engine", content)
 
 
-def test_an_engine_for_a_bundle_that_was_edited_is_refused(folder: Path) -> None:
+def test_an_engine_of_the_same_compiler_and_gpu_is_replaced(folder: Path) -> None:
+    """One of before has no digits in its name; kernels that were cached for it go with it."""
+    cache = folder / "a-sm86.cache"
+    cache.write_bytes(b"kernels of a")
+    (folder / "notes.engine").write_bytes(b"of a user")
+    for content in (b"first", b"second"):
+        bundle = Bundle.open(folder).with_engine(named("a", content), staged(folder, content))
+        assert [engine.label for engine in bundle.manifest.engines] == ["a"]
+        assert bundle.changed_files() == []
+    kept = {named("a", b"second").file, "notes.engine"}
+    assert {path.name for path in folder.glob("*.engine")} == kept
+    assert not cache.exists()
+    assert not list(folder.glob(".*"))
+
+
+def test_engines_for_other_gpus_stay(folder: Path) -> None:
+    for label in ("b-sm90", "b-sm120"):
+        Bundle.open(folder).with_engine(
+            named(label, label.encode()), staged(folder, label.encode())
+        )
     bundle = Bundle.open(folder)
-    rewrite(folder, lambda text: text.replace('"num_classes": 3', '"num_classes": 4'))
-    with pytest.raises(IntegrityError, match="was changed after it was written"):
-        bundle.with_engine(record("b.engine"), staged(folder, b"plan"))
-    assert not (folder / "b.engine").exists()
+    assert [engine.label for engine in bundle.manifest.engines] == ["a", "b-sm90", "b-sm120"]
+    assert bundle.changed_files() == []
+
+
+class Stopped:
+    """Stands for the calls of ``os`` that change the disk; number ``turn`` of them fails."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, turn: int, death: str) -> None:
+        self.turn, self.death, self.calls = turn, death, 0
+        for name in ("rename", "replace", "fsync", "unlink"):
+            patch.setattr(os, name, self._watched(getattr(os, name)))
+
+    def _watched(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            if self.calls == self.turn and self.death == "killed":
+                os._exit(9)
+            if self.calls == self.turn:
+                raise OSError(errno.EIO, "Input/output error")
+            return real(*args, **kwargs)
+
+        return call
+
+
+def build_stopped(folder: Path, turn: int, death: str) -> bool:
+    """Add an engine in a process that is stopped; whether it came so far as to be stopped."""
+    new = staged(folder, b"new")
+    child = os.fork()
+    if child == 0:
+        with pytest.MonkeyPatch.context() as patch:
+            stop = Stopped(patch, turn, death)
+            with suppress(BundleError):
+                Bundle.open(folder).with_engine(named("a", b"new"), new)
+            os._exit(0 if stop.calls < turn else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+
+
+@pytest.mark.parametrize("death", ["killed", "EIO"])
+def test_an_interrupted_build_leaves_the_old_bundle_or_the_new_one(
+    folder: Path, death: str
+) -> None:
+    """Stopped at each of its calls that change the disk; the next build works, and cleans up."""
+    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+    turn, stopped = 0, True
+    while stopped:
+        turn += 1
+        for path in folder.iterdir():
+            path.unlink()
+        for name, content in kept.items():
+            (folder / name).write_bytes(content)
+        stopped = build_stopped(folder, turn, death)
+        bundle = Bundle.open(folder)
+        assert bundle.changed_files() == []
+        names = [engine.file for engine in bundle.manifest.engines]
+        assert names in (["a.engine"], [named("a", b"new").file])
+        again = bundle.with_engine(named("a", b"third"), staged(folder, b"third"))
+        assert again.changed_files() == []
+        assert [path.name for path in folder.glob("*.engine")] == [named("a", b"third").file]
+        assert not list(folder.glob(".*"))
+    assert turn > 8  # of the calls that were made none was left out
+    assert names == [named("a", b"new").file]
 
 
 ADD_ENGINES = """
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from deploykit.bundle.manifest import Bundle
