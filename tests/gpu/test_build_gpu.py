@@ -50,7 +50,8 @@ def test_each_precision_compiles_and_fits_this_machine(
         small_models.convolution(path, np.float16 if precision is Precision.FP16 else np.float32)
     record = build_engine(artifact(path, precision), tmp_path, tensorrt, CompileOptions())
     gpu = environment.gpus()[0]
-    assert record.file == f"{tensorrt.name}-{tensorrt.version}-sm{architecture(gpu)}.engine"
+    assert record.label == f"{tensorrt.name}-{tensorrt.version}-sm{architecture(gpu)}"
+    assert record.file == f"{record.label}-{record.sha256[:8]}.engine"
     assert engine_fits(record, [gpu], {tensorrt.name: tensorrt.version}) == (True, "")
     plan = (tmp_path / record.file).read_bytes()
     assert read_header(plan, "tensorrt").state == "unknown"

@@ -25,7 +25,8 @@ from deploykit.benchmarking.harness.system import Clock, SystemClock
 from deploykit.benchmarking.machine.conditions import watch
 from deploykit.benchmarking.results import BenchmarkResult, Samples, Subject, Switches
 from deploykit.core import environment
-from deploykit.core.errors import DataError, UsageError
+from deploykit.core.artifacts import sha256_of
+from deploykit.core.errors import DataError, IntegrityError, UsageError
 from deploykit.core.serialization import to_plain
 from deploykit.core.sizes import BATCH_AXIS, IMAGE_AXES
 from deploykit.sources.targets import find_definition
@@ -34,7 +35,7 @@ from deploykit.sources.weights import build_with_weights
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from deploykit.benchmarking.matrix.cells import BuiltEngine, Cell, PreparedCell
+    from deploykit.benchmarking.matrix.cells import BuiltEngine, Cell, CellGraph, PreparedCell
     from deploykit.core.progress import ProgressTask
     from deploykit.core.specs import Array, Runner, TensorSpec
     from deploykit.runtime.choice import Machine
@@ -113,7 +114,7 @@ def _runner(prepared: PreparedCell, switches: Switches, machine: Machine) -> Run
             graph_options = GraphOptions.for_precision(
                 prepared.graph.precision, threads=switches.threads, spin=switches.spin
             )
-            return backend.open(Path(prepared.graph.path), graph_options)
+            return backend.open(_same(prepared.graph), graph_options)
         case EngineBackend():
             return _engine_runner(backend, _required(prepared.engine), switches, machine)
 
@@ -127,7 +128,22 @@ def _engine_runner(
         spin=switches.spin,
     )
     compiler = machine.load_compiler(engine.compiler)
-    return backend.open(Path(engine.path), compiler, engine.profile, options)
+    return backend.open(_same(engine), compiler, engine.profile, options)
+
+
+def _same(prepared: CellGraph | BuiltEngine) -> Path:
+    """The file that was prepared: somebody may have exported over it since.
+
+    Raises:
+        IntegrityError: another file is there, or none.
+    """
+    path = Path(prepared.path)
+    if not path.is_file() or sha256_of(path) != prepared.sha256:
+        raise IntegrityError(
+            f"{path} is not the file any more that was prepared: it was replaced meanwhile\n"
+            "measure again when nobody exports to it"
+        )
+    return path
 
 
 def noise(

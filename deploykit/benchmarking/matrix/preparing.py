@@ -13,8 +13,9 @@ from deploykit.backends import CompileOptions
 from deploykit.backends._registry import graph_judge
 from deploykit.benchmarking.matrix.cells import BuiltEngine, CellGraph
 from deploykit.bundle.manifest import Bundle
+from deploykit.bundle.reading import read_bundle
 from deploykit.core import environment
-from deploykit.core.artifacts import EngineRecord, made_of, sha256_of
+from deploykit.core.artifacts import ENGINE_SUFFIX, EngineRecord, made_of, sha256_of
 from deploykit.core.atomic import translated_write_errors, write_whole
 from deploykit.core.errors import BundleError, DataError, EngineIncompatibleError, UsageError
 from deploykit.core.serialization import Source, engine_to_plain, from_plain, parse_json
@@ -135,9 +136,7 @@ def prepare_graph(
     """
     kind, digest = kind_of(target), None
     if kind is Kind.BUNDLE:
-        bundle = Bundle.open(Path(target))
-        bundle.require_unchanged(bundle.model_path.name)
-        return _graph(bundle.manifest.onnx, bundle, own=True, costs=_costs(bundle, batches, peaks))
+        return read_bundle(Path(target), lambda bundle: _own_graph(bundle, batches, peaks))
     if kind is Kind.ONNX:
         from deploykit.graph import read_artifact
 
@@ -153,6 +152,13 @@ def prepare_graph(
 
     bundle = exported(target, precision, work, digest)
     return _graph(bundle.manifest.onnx, bundle, own=False, costs=_costs(bundle, batches, peaks))
+
+
+def _own_graph(
+    bundle: Bundle, batches: Iterable[int], peaks: Mapping[str, DevicePeak]
+) -> CellGraph:
+    bundle.require_unchanged(bundle.model_path.name)
+    return _graph(bundle.manifest.onnx, bundle, own=True, costs=_costs(bundle, batches, peaks))
 
 
 def _graph(artifact: OnnxArtifact, bundle: Bundle | None, *, own: bool, costs: _Costs) -> CellGraph:
@@ -234,7 +240,7 @@ def prepare_engine(cell: Cell, graph: CellGraph, work: Path, machine: Machine) -
         DeploykitError: the compiler refuses the graph.
     """
     if graph.own and graph.folder is not None:
-        return _own_engine(cell, Bundle.open(Path(graph.folder)), machine)
+        return read_bundle(Path(graph.folder), lambda bundle: _own_engine(cell, bundle, machine))
     compiler = machine.load_compiler(cell.backend)
     folder = work / "engines" / f"{cell.model}-{cell.precision}-b{cell.batch}-{compiler.name}"
     record = _usable(folder, graph.sha256, compiler.version, machine)
@@ -271,6 +277,9 @@ def _build(cell: Cell, graph: CellGraph, folder: Path, machine: Machine) -> Engi
     record = build_engine(artifact, folder, compiler, options, allowed_fp32=_kept_heavy(graph))
     body = {"onnx_sha256": graph.sha256, "record": engine_to_plain(record)}
     write_whole(folder / RECORD, json.dumps(body, indent=2) + "\n")
+    for other in folder.glob(f"*{ENGINE_SUFFIX}*"):  # of before, with kernels cached for them
+        if not other.name.startswith(record.file):
+            other.unlink(missing_ok=True)
     return record
 
 

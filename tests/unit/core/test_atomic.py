@@ -1,19 +1,27 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
 
 from deploykit.core import atomic as staging
-from deploykit.core.atomic import exclusive, staged_folder, translated_write_errors
+from deploykit.core.atomic import (
+    exclusive,
+    restore,
+    staged_folder,
+    translated_write_errors,
+    write_whole,
+)
 from deploykit.core.errors import BundleError
 
 if TYPE_CHECKING:
@@ -447,3 +455,129 @@ def test_the_lock_of_a_killed_process_is_removed_by_the_next(tmp_path: Path) -> 
     (tmp_path / ".net.abcdefgh.part.lock").touch()
     publish(tmp_path / "net", "1")
     assert names(tmp_path) == ["net"]
+
+
+# Power may fail at any time
+
+
+class Disk:
+    """Watches what is done to the disk, in its order."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.events: list[str] = []
+        fsync, replace, rename = os.fsync, os.replace, os.rename
+
+        def watched_fsync(descriptor: int) -> None:
+            self.events.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+            fsync(descriptor)
+
+        def watched(real: Any) -> Any:
+            def call(source: Any, target: Any, **kwargs: Any) -> None:
+                self.events.append(f"rename {Path(target).name}")
+                real(source, target, **kwargs)
+
+            return call
+
+        patch.setattr(os, "fsync", watched_fsync)
+        patch.setattr(os, "replace", watched(replace))
+        patch.setattr(os, "rename", watched(rename))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads names in /proc")
+def test_everything_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
+    target = tmp_path / "bundle"
+    with staged_folder(target, MARKER) as folder:
+        (folder / MARKER).write_text("x")
+        (folder / "sub").mkdir()
+        (folder / "sub/inner").write_text("y")
+        (folder / "link").symlink_to(MARKER)
+    at = disk.events.index("rename bundle")
+    assert {f"fsync {MARKER}", "fsync inner"} <= set(disk.events[:at])
+    assert [event.rsplit(".")[-1] for event in disk.events[at - 1 : at]] == ["part"]
+    assert disk.events[at + 1 :] == [f"fsync {tmp_path.name}"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reads names in /proc")
+def test_a_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
+    write_whole(tmp_path / "table.json", "{}")
+    written, renamed, kept = disk.events
+    assert written.startswith("fsync .table.json.")
+    assert (renamed, kept) == ("rename table.json", f"fsync {tmp_path.name}")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_a_disk_that_cannot_keep_it_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    target = tmp_path / "bundle"
+    target.mkdir()
+    (target / MARKER).write_text("old")
+
+    def refuse(_descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with (
+        pytest.raises(BundleError, match=f"cannot write .*bundle: {os.strerror(number)}\nnothing"),
+        staged_folder(target, MARKER) as folder,
+    ):
+        (folder / MARKER).write_text("new")
+    assert (target / MARKER).read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_disk_that_knows_no_fsync_of_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(_descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with staged_folder(tmp_path / "bundle", MARKER) as folder:
+        (folder / MARKER).write_text("new")
+    assert (tmp_path / "bundle" / MARKER).read_text() == "new"
+
+
+KILLED_BETWEEN = """
+import os, sys
+from pathlib import Path
+sys.platform = "a system without an exchange"
+from deploykit.core.atomic import staged_folder
+
+target, turn = Path(sys.argv[1]), int(sys.argv[2])
+rename, calls = os.rename, 0
+
+def call(*args, **kwargs):
+    global calls
+    calls += 1
+    if calls == turn:
+        os._exit(9)
+    rename(*args, **kwargs)
+
+with staged_folder(target, "manifest.json") as folder:
+    (folder / "manifest.json").write_text("new")
+    os.rename = call
+"""
+
+
+@pytest.mark.parametrize("turn", [1, 2, 3])
+def test_a_swap_in_two_steps_that_is_killed_is_undone_or_done(tmp_path: Path, turn: int) -> None:
+    target = tmp_path / "bundle"
+    target.mkdir()
+    (target / "manifest.json").write_text("old")
+    command = [sys.executable, "-c", KILLED_BETWEEN, str(target), str(turn)]
+    assert subprocess.run(command, check=False).returncode == 9
+    assert target.exists() == (turn != 2)
+    restore(target)
+    assert (target / "manifest.json").read_text() == ("new" if turn == 3 else "old")
+    with staged_folder(target, "manifest.json") as folder:  # which removes what was left
+        (folder / "manifest.json").write_text("newer")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert (target / "manifest.json").read_text() == "newer"

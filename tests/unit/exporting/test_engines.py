@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -89,7 +90,8 @@ def test_an_engine_of_each_precision(
     progress = StepNames()
     record = build_engine(artifact(path, precision), folder, rtx, ONE, progress)
     written = folder / record.file
-    assert record.file == f"tensorrt-rtx-{rtx.version}.engine"
+    assert record.file == f"tensorrt-rtx-{rtx.version}-{sha256_of(written)[:8]}.engine"
+    assert record.label == f"tensorrt-rtx-{rtx.version}"
     assert [entry.name for entry in folder.iterdir()] == [record.file]
     assert record.sha256 == sha256_of(written)
     assert record.bytes == written.stat().st_size
@@ -135,7 +137,7 @@ def test_an_engine_of_tensorrt_names_its_architecture(
     monkeypatch.setattr(environment, "gpus", lambda: (Gpu("Blackwell", "12.0", 1),))
     source = artifact(tmp_path / "model.onnx", Precision.FP32)
     record = build_engine(source, folder, fake_tensorrt(), CompileOptions())
-    assert record.file == "tensorrt-11.4.0.106-sm120.engine"
+    assert record.file == f"tensorrt-11.4.0.106-sm120-{PLAN_DIGITS}.engine"
     assert record.compute_capabilities == ("12.0",)
     assert (folder / record.file).read_bytes() == b"ftrt plan"
 
@@ -151,6 +153,9 @@ def test_a_refused_build_keeps_the_old_engine(
     assert [entry.read_bytes() for entry in folder.iterdir()] == [b"ftrt plan"]
 
 
+PLAN_DIGITS = hashlib.sha256(b"ftrt plan").hexdigest()[:8]
+
+
 @pytest.mark.parametrize("obstacle", ["missing folder", "a folder of that name", "a file"])
 def test_a_file_that_cannot_be_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path, obstacle: str
@@ -162,10 +167,10 @@ def test_a_file_that_cannot_be_written(
         folder = folder / "file"
         folder.write_text("x")
     else:
-        (folder / "tensorrt-11.4.0.106-sm90.engine").mkdir()
+        (folder / f"tensorrt-11.4.0.106-sm90-{PLAN_DIGITS}.engine").mkdir()
     source = artifact(tmp_path / "model.onnx", Precision.FP32)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(BundleError, match=r"cannot write .*sm90\.engine\nreason: ") as caught:
+    with pytest.raises(BundleError, match=r"cannot write .*sm90-.*\.engine\nreason: ") as caught:
         build_engine(source, folder, fake_tensorrt(), CompileOptions())
     assert isinstance(caught.value.__cause__, OSError)
     assert sorted(tmp_path.rglob("*")) == before

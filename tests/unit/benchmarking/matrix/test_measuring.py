@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ from deploykit.benchmarking.matrix.cells import (
 )
 from deploykit.benchmarking.matrix.measuring import SYSTEM, measure_cell, noise, open_cell
 from deploykit.benchmarking.results import BenchmarkResult, Switches
+from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import (
     DataError,
     EngineIncompatibleError,
+    IntegrityError,
     MissingDependencyError,
     UsageError,
 )
@@ -31,9 +34,6 @@ from deploykit.core.specs import TensorSpec
 from deploykit.costs.limits import Limit
 from deploykit.runtime.choice import Machine
 from tests.graphs import graph, normal, save
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 FP32 = Precision.FP32
 SWITCHES = Switches(
@@ -68,7 +68,7 @@ def prepared(tmp_path: Path) -> PreparedCell:
     )
     path = save(model, tmp_path / "mine.onnx")
     graph_ = CellGraph(
-        str(path), "a" * 64, FP32, FP32, None, False, {"cpu": {2: LIMIT}}, ("given",)
+        str(path), sha256_of(path), FP32, FP32, None, False, {"cpu": {2: LIMIT}}, ("given",)
     )
     return PreparedCell(Cell(str(path), "mine", "ort", FP32, 2), graph_, None, {"name": "this CPU"})
 
@@ -83,7 +83,7 @@ def test_a_result_holds_all_that_is_needed_to_judge_it(prepared: PreparedCell) -
     subject = result.subject
     assert (subject.model, subject.backend, subject.batch) == ("mine", "ort", 2)
     assert (subject.precision_asked, subject.precision_proven) == (FP32, FP32)
-    assert subject.onnx_sha256 == "a" * 64
+    assert subject.onnx_sha256 == prepared.graph.sha256
     assert subject.engine_sha256 is subject.compiler is None
     assert len(result.samples) >= 12
     assert result.samples.compute_ms is not None
@@ -125,6 +125,15 @@ def test_on_a_cpu_other_precisions_are_emulated(prepared: PreparedCell) -> None:
     )
     text = "fp16 is emulated on the CPU: this says nothing about a GPU"
     assert measured(half).notes == ("given", text)
+
+
+def test_a_graph_that_was_replaced_meanwhile_is_not_measured(prepared: PreparedCell) -> None:
+    Path(prepared.graph.path).write_bytes(b"another")
+    with pytest.raises(IntegrityError, match=r"it was replaced meanwhile\nmeasure again"):
+        measured(prepared)
+    Path(prepared.graph.path).unlink()
+    with pytest.raises(IntegrityError, match="is not the file any more that was prepared"):
+        measured(prepared)
 
 
 def test_queries_that_arrive_are_measured_at_their_rate(prepared: PreparedCell) -> None:
