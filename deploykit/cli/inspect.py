@@ -438,7 +438,8 @@ def _show(out: Console, summary: ModelSummary) -> None:
     totals.add_row("parameters", f"{summary.parameters:,}")
     totals.add_row("multiply-adds", f"{summary.multiply_adds:,}")
     totals.add_row("input (MB)", f"{summary.input_mb:.2f}")
-    totals.add_row("forward/backward (MB)", f"{summary.forward_backward_mb:.2f}")
+    held = "forward/backward (MB)" if summary.engine is None else "activations at a time (MB)"
+    totals.add_row(held, f"{summary.forward_backward_mb:.2f}")
     totals.add_row("parameters (MB)", f"{summary.parameters_mb:.2f}")
     totals.add_row("total (MB)", f"{summary.total_mb:.2f}")
     out.print(totals)

@@ -42,6 +42,8 @@ class ModelSummary:
     parameters: int
     notes: tuple[str, ...] = ()
     """What of the file was read otherwise than it is written."""
+    engine: NetworkCost | None = None
+    """What an engine of a converted graph holds; an FP32 graph is counted as in training."""
 
     @property
     def multiply_adds(self) -> int:
@@ -50,18 +52,27 @@ class ModelSummary:
 
     @property
     def input_mb(self) -> float:
-        """Input in MiB, as FP32."""
+        """Input in MiB; as FP32, or in the type that an engine takes."""
+        if self.engine is not None:
+            return self.engine.input_bytes / _MIB
         return prod(self.input_shape) * _FP32_BYTES / _MIB
 
     @property
     def forward_backward_mb(self) -> float:
-        """Outputs of all layers in MiB, forward and backward, as FP32."""
+        """Outputs of all layers in MiB, forward and backward, as FP32.
+
+        Of an engine the results that it holds at one time: it has no backward pass.
+        """
+        if self.engine is not None:
+            return self.engine.activation_bytes / _MIB
         elements = sum(prod(layer.output_shape) for layer in self.layers)
         return 2 * elements * _FP32_BYTES / _MIB
 
     @property
     def parameters_mb(self) -> float:
-        """Parameters in MiB, as FP32."""
+        """Parameters in MiB; as FP32, or in the types that an engine stores."""
+        if self.engine is not None:
+            return self.engine.weight_bytes / _MIB
         return self.parameters * _FP32_BYTES / _MIB
 
     @property
@@ -81,6 +92,7 @@ def summary_to_plain(summary: ModelSummary) -> dict[str, Any]:
         "forward_backward_mb": summary.forward_backward_mb,
         "parameters_mb": summary.parameters_mb,
         "total_mb": summary.total_mb,
+        "memory_of": "training in FP32" if summary.engine is None else "an engine",
         "layers": to_plain(summary.layers),
         "notes": list(summary.notes),
     }
@@ -122,6 +134,8 @@ class NetworkCost:
 
     ``weight_bytes`` counts a weight that several layers share once; ``input_bytes`` and
     ``output_bytes`` are those of the network, in the types that a caller binds.
+    ``activation_bytes`` are the most that results of kernels take at one time, each only as long
+    as it is read; a compiler may keep more.
     """
 
     batch: int
@@ -129,6 +143,7 @@ class NetworkCost:
     weight_bytes: int
     input_bytes: int
     output_bytes: int
+    activation_bytes: int = 0
 
     @property
     def multiply_adds(self) -> int:

@@ -12,6 +12,7 @@ What a compiler fuses beyond that (pooling, concatenation) only makes the real c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from math import ceil, prod
 from typing import TYPE_CHECKING, Final
 
@@ -260,7 +261,26 @@ def network_cost(model: ir.Model, batch: int, run: RunGraph | None = None) -> Ne
         weight_bytes=_total(weights),
         input_bytes=sum(_bytes(value, _bits(value)) for value in flow.inputs),
         output_bytes=sum(_bytes(value, _bits(value)) for value in fixed.graph.outputs),
+        activation_bytes=_most_alive(kernels, flow),
     )
+
+
+def _most_alive(kernels: Sequence[_Kernel], flow: _Flow) -> int:
+    """Bytes of all results that some kernel has still to read, at the kernel where they are most.
+
+    A result needs its place from the kernel that writes it to the last that reads it; those of the
+    network are needed to the end.
+    """
+    turn = {node: at for at, kernel in enumerate(kernels) for node in kernel.nodes}
+    change = [0] * (len(kernels) + 1)
+    for at, kernel in enumerate(kernels):
+        for value in kernel.made:
+            size = _bytes(value, _written_bits(value, kernel, flow))
+            readers = [reader for reader, _ in flow.readers.get(value, ())]
+            last = max((turn.get(each, at) for each in readers if each), default=at)
+            change[at] += size
+            change[len(kernels) if None in readers else last + 1] -= size
+    return max(accumulate(change), default=0)
 
 
 def _check_batch(model: ir.Model, batch: int) -> None:

@@ -23,6 +23,7 @@ from deploykit.core.specs import TensorSpec
 from deploykit.graph import LoadedGraph, read_graph, read_model, tidy
 from deploykit.graph.foreign import mended_of
 from deploykit.graph.half_range import FP16_MAX
+from deploykit.graph.kernel_costs import network_cost
 from deploykit.graph.node_precisions import Known, read_precision
 from deploykit.graph.shapes import fix_image_size
 from deploykit.images import InputRange, batches, open_images, sample_images
@@ -454,8 +455,14 @@ def _inspect_file(
     from deploykit import graph
     from deploykit.graph.shapes import fix_image_size
 
-    model, asked = graph.read_model(path), choices.image_size
+    read, asked = graph.read_graph(path), choices.image_size
+    model = read.model
     size = crop if asked is None else (asked, asked)
     was_open = size is not None and fix_image_size(model, size)
     refuse_definition_options(target, replace(choices, image_size=None) if was_open else choices)
-    return graph.describe_layers(model, path.name, batch, graph_judge().run_once)
+    run = graph_judge().run_once
+    summary = graph.describe_layers(model, path.name, batch, run)
+    if read.artifact.precision.facts.is_source:
+        return summary
+    tidy(model, rename=False)
+    return replace(summary, engine=network_cost(model, batch, run))

@@ -39,6 +39,7 @@ def test_json_has_every_figure() -> None:
         "forward_backward_mb",
         "parameters_mb",
         "total_mb",
+        "memory_of",
         "layers",
         "notes",
     ]

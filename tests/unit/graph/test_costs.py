@@ -57,6 +57,26 @@ def test_a_residual_block_is_two_kernels(tmp_path: Path) -> None:
     assert found.multiply_adds_in == {FP32: found.multiply_adds}
 
 
+def test_results_are_held_as_long_as_they_are_read(tmp_path: Path) -> None:
+    """At the second kernel its operand and its result; the input is the caller's."""
+    found = cost(tmp_path, RESIDUAL, RESIDUAL_WEIGHTS, batch=2)
+    assert found.activation_bytes == 4 * 2 * (6 * 64 + 4 * 64)
+
+
+def test_a_result_that_is_read_late_is_held_until_then(tmp_path: Path) -> None:
+    text = """g (float[1,4,8,8] x) => (float[1,4,4,4] y, float[1,4,8,8] early) {
+        early = Relu (x)
+        a = MaxPool <kernel_shape = [2,2], strides = [2,2]> (x)
+        b = MaxPool <kernel_shape = [3,3], pads = [1,1,1,1]> (a)
+        c = MaxPool <kernel_shape = [3,3], pads = [1,1,1,1]> (b)
+        y = Concat <axis = 1> (a, c)
+    }"""
+    text = text.replace("[1,4,4,4] y", "[1,8,4,4] y")
+    full, quarter = 4 * 4 * 64, 4 * 4 * 16
+    # An output of the network to the end; at the third pooling a, b, c; at the last a, c, y.
+    assert cost(tmp_path, text).activation_bytes == full + quarter + quarter + 2 * quarter
+
+
 def test_fp16_halves_all_but_what_the_caller_binds(tmp_path: Path) -> None:
     model = load(graph(RESIDUAL, RESIDUAL_WEIGHTS), tmp_path)
     full = network_cost(model, 1)
@@ -67,6 +87,8 @@ def test_fp16_halves_all_but_what_the_caller_binds(tmp_path: Path) -> None:
     assert [layer.kinds for layer in half.layers] == [layer.kinds for layer in full.layers]
     assert half.layers[0].output_bytes * 2 == full.layers[0].output_bytes
     assert half.layers[0].input_bytes == full.layers[0].input_bytes  # FP32 from the caller
+    # At the second kernel the operand in FP16, and the result, which the caller takes in FP32.
+    assert half.activation_bytes == 2 * 6 * 64 + 4 * 4 * 64
 
 
 INT8_TEXT = """g (float[1,4,8,8] x) => (float[1,6,8,8] y) {

@@ -6,14 +6,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from deploykit.bundle.manifest import MODEL
 from deploykit.core.choices import DefinitionChoices, PreprocessingChoices
 from deploykit.core.errors import (
     BundleError,
     DataError,
+    IntegrityError,
     ModelFileError,
     UnknownNameError,
     UsageError,
 )
+from deploykit.core.precision import Precision
+from deploykit.graph import convert_to_half, plan_half, read_model, tidy, write_model
 from deploykit.sources.definition import SourceOptions
 from deploykit.verbs.inspect import inspect, inspect_with_input
 from tests.bundles import write_bundle, write_classifier
@@ -53,6 +57,36 @@ def test_classes_are_for_definitions(tmp_path: Path) -> None:
     path = write_classifier(tmp_path / "open.onnx", image="h, w")
     with pytest.raises(UsageError, match=r"open\.onnx brings its own weights"):
         inspect(str(path), DefinitionChoices(image_size=16, num_classes=3))
+
+
+MIB = 2**20
+
+
+def test_memory_of_a_converted_file_is_what_an_engine_holds(tmp_path: Path) -> None:
+    """Weights of 2 bytes; at the convolution its result alone; the caller binds FP32."""
+    model = read_model(write_classifier(tmp_path / "mine.onnx"))
+    tidy(model, rename=False)
+    half = convert_to_half(model, plan_half(model, {}, 4.0))
+    write_model(half, tmp_path / "half.onnx", Precision.FP16)
+    full, found = (inspect(str(tmp_path / name)) for name in ("mine.onnx", "half.onnx"))
+    assert found.parameters == full.parameters
+    assert found.parameters_mb * MIB == 2 * (16 * 3 * 9 + 16 * 4)
+    assert found.input_mb * MIB == 4 * 3 * 8 * 8
+    assert found.forward_backward_mb * MIB == 2 * 16 * 8 * 8 + 2 * 16
+    parts = found.input_mb + found.forward_backward_mb + found.parameters_mb
+    assert found.total_mb == parts < full.total_mb / 2
+    assert full.parameters_mb * MIB == 4 * full.parameters
+
+
+def test_a_bundle_that_was_changed_is_not_shown(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "colours")
+    save(
+        graph("g (float[N,3,8,8] input) => (float[N,3,8,8] y) { y = Relu(input) }"), folder / MODEL
+    )
+    with pytest.raises(IntegrityError, match=r"colours: model\.onnx has sha256 .* manifest gives"):
+        inspect(str(folder))
+    with pytest.raises(IntegrityError, match="has sha256"):
+        inspect_with_input(str(folder), SourceOptions())
 
 
 @pytest.mark.parametrize("image", ["8, 8", "h, w"])
