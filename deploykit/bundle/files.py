@@ -105,11 +105,12 @@ def require_plain_names(names: Iterable[str], source: Source) -> None:
         DeploykitError: the error of ``source``.
     """
     for name in names:
-        if not name or name in {".", ".."} or any(char in name for char in _SEPARATORS):
+        plain = name.isprintable() and not any(char in name for char in _SEPARATORS)
+        if not plain or name in {"", ".", ".."}:
             raise source.refusal(f"it names {name!r:.80}, which is no plain name of a file")
 
 
-_SEPARATORS: Final = "/\\:\0"  # of Windows, too: a bundle may be read on another system
+_SEPARATORS: Final = "/\\:"  # of Windows, too: a bundle may be read on another system
 
 
 def _words(error: OSError) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deploykit.cli._printable import printable
 from deploykit.core.errors import DeploykitError, UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ def examples(*lines: str) -> str:
 
 class CommandFailure(click.ClickException):
     """One message in place of a traceback."""
+
+    def format_message(self) -> str:
+        """The message, harmless for a terminal."""
+        return printable(self.message)
 
 
 class CallFailure(CommandFailure):

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColum
 from rich.progress import Progress as RichBars
 from rich.table import Table
 
+from deploykit.cli._printable import printable
 from deploykit.core.precision import Precision
 from deploykit.core.progress import Progress, ProgressTask, SilentProgress
 from deploykit.core.specs import DEFAULT_HEAD
@@ -20,7 +21,10 @@ from deploykit.core.specs import DEFAULT_HEAD
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from rich.console import ConsoleOptions, RenderableType
     from rich.progress import TaskID
+    from rich.segment import Segment
+    from rich.text import Text
 
     from deploykit.bundle.manifest import Bundle
     from deploykit.core.artifacts import EngineRecord
@@ -28,6 +32,21 @@ if TYPE_CHECKING:
     from deploykit.core.specs import HeadRecord, Preprocessing
     from deploykit.heads import Table as HeadTable
     from deploykit.images import InputRange
+
+
+class PrintableConsole(Console):
+    """Shows control characters in what it prints as escapes, and obeys its own styles alone."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Text as it is measured and shown; rich would drop some controls and pass others on."""
+        return super().render_str(printable(text), **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """The pieces of what is shown; also of texts that others than a console made."""
+        for piece in super().render(renderable, options):
+            yield piece if piece.control else piece._replace(text=printable(piece.text))
 
 
 _WIDTH_OF_A_FILE = 160
@@ -39,7 +58,7 @@ def console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else _WIDTH_OF_A_FILE
     # The stream itself: what catches a library's own words meanwhile must not catch the bar.
-    return Console(file=stream, stderr=stderr, highlight=False, width=width)
+    return PrintableConsole(file=stream, stderr=stderr, highlight=False, width=width)
 
 
 def progress() -> Progress:
