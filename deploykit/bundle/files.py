@@ -106,10 +106,11 @@ def require_plain_names(names: Iterable[str], source: Source) -> None:
     """
     for name in names:
         plain = name.isprintable() and not any(char in name for char in _SEPARATORS)
-        if not plain or name in {"", ".", ".."}:
+        if not plain or name in {"", ".", ".."} or len(name.encode()) > _LONGEST_NAME:
             raise source.refusal(f"it names {name!r:.80}, which is no plain name of a file")
 
 
+_LONGEST_NAME: Final = 255  # bytes, on nearly every disk
 _SEPARATORS: Final = "/\\:"  # of Windows, too: a bundle may be read on another system
 
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path  # noqa: TC003
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Required, Self, TypedDict
 
 from deploykit._version import __version__
 from deploykit.bundle.files import BundleFiles, require_plain_names, stamp_of
@@ -68,6 +68,42 @@ _DIGEST = "manifest_sha256"
 _REMEDY: Final = "use the deploykit that wrote it, or export the bundle again"
 _VERSION: Final = re.compile(r"[0-9][0-9A-Za-z.+!-]{0,40}")
 """So that nothing else out of a stranger's file gets into a command to be copied."""
+
+
+class _Model(TypedDict, total=False):
+    """What is read again of the record of a model; others may be beside."""
+
+    name: Required[str]
+    num_classes: int | None
+    image_size: list[int]
+    height: tuple[int, int, int]
+    width: tuple[int, int, int]
+    source_sha256: str | None
+    side_inputs: str
+
+
+class _Weights(TypedDict, total=False):
+    source: str
+    sha256: str | None
+    trained: bool | None
+
+
+class _Conversion(TypedDict, total=False):
+    kept_heavy: int
+    kept_fp32: dict[str, str]
+    kept: dict[str, str]
+
+
+class _Calibration(TypedDict, total=False):
+    source: str
+
+
+_RECORDS: Final[Mapping[str, Any]] = {
+    "model": _Model,
+    "weights": _Weights,
+    "conversion": _Conversion,
+    "calibration": _Calibration | None,
+}
 
 
 @dataclass(frozen=True)
@@ -142,16 +178,22 @@ def read_manifest(text: str, folder: Path) -> Manifest:
     source = Source(f"{folder.name}/{MANIFEST}", BundleError, _REMEDY)
     body = _checked_version(parse_json(text, source), source.name)
     recorded = body.pop(_DIGEST, None)
-    if recorded != _digest(body):
+    try:
+        digest = _digest(body)
+    except RecursionError as exc:  # writing takes more of the stack than reading
+        raise source.refusal("it is nested too deep") from exc
+    if recorded != digest:
         raise IntegrityError(
             f"{source.name} was changed after it was written\n"
-            f"it gives sha256 {recorded}, its content has {_digest(body)}\n"
+            f"it gives sha256 {recorded}, its content has {digest}\n"
             "export the bundle again; manifests are not edited by hand"
         )
     known = {"head": DEFAULT_HEAD, **known_fields(Manifest, body)}
     if isinstance(known["head"], str):
         known["head"] = to_plain(HeadRecord(known["head"]))
     manifest = from_plain(Manifest, known, source)
+    for name, form in _RECORDS.items():
+        from_plain(form, known[name], replace(source, name=f"{source.name}: {name}"))
     _require_plain_files(manifest, source)
     return replace(manifest, onnx=replace(manifest.onnx, path=folder / manifest.onnx.path))
 

@@ -126,6 +126,8 @@ def from_plain(kind: type[Noun], data: Any, source: Source) -> Noun:
         noun: Noun = _noun(form)
     except (msgspec.ValidationError, UsageError, OverflowError, RecursionError) as exc:
         raise source.refusal(str(exc)) from exc
+    except UnicodeEncodeError as exc:  # JSON may have half of a character
+        raise source.refusal(f"text that is no Unicode, {ascii(exc.object):.40}") from exc
     return noun
 
 

@@ -180,11 +180,11 @@ def read_model(path: Path, *, mapped_bytes: int = MAPPED_BYTES) -> ir.Model:
 def _read(path: Path, mapped_bytes: int) -> tuple[ir.Model, tuple[Path, ...]]:
     """Read the model, and list the files beside it that hold its weights."""
     proto = _read_proto(path)
-    mended = mend(proto, path.name)
-    arrays, files = take_out(proto, path, mapped_bytes)
-    # The checker follows no links, which the cache of Hugging Face consists of.
-    is_linked = any(file.resolve() != file for file in files)
     try:
+        mended = mend(proto, path.name)
+        arrays, files = take_out(proto, path, mapped_bytes)
+        # The checker follows no links, which the cache of Hugging Face consists of.
+        is_linked = any(file.resolve() != file for file in files)
         # A message gives memory back only as a whole.
         proto = onnx.ModelProto.FromString(proto.SerializeToString())
         if not mended.changed and not is_linked:
@@ -193,7 +193,10 @@ def _read(path: Path, mapped_bytes: int) -> tuple[ir.Model, tuple[Path, ...]]:
         attach(model, arrays)
         if mended.changed or is_linked:
             _check_as_read(model)
-    except Exception as exc:  # the checker raises errors of several unrelated classes
+    except ModelFileError:
+        raise
+    # The checker raises errors of several unrelated classes; text that is no UTF-8 comes as bytes.
+    except Exception as exc:
         raise ModelFileError(f"{path.name} is not a valid ONNX model\n{first_line(exc)}") from exc
     remember(model, mended)
     imports = model.graph.opset_imports
