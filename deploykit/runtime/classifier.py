@@ -269,7 +269,9 @@ class Classifier(Closing):
     def self_test(self) -> Figures:
         """Run the golden sample and compare it with what the reference gave at export.
 
-        It is for a service's health check: it goes the same way as every other batch.
+        It is for a service's health check: it goes the same way as every other batch. Of a head
+        that judges all outputs each one is compared; the figures are those of the first. Where the
+        sample has to be split or filled up, outputs without an entry per image are left out.
 
         Raises:
             ValidationError: the outputs are beyond the limits of the bundle's precision.
@@ -277,9 +279,14 @@ class Classifier(Closing):
         """
         self._require_usable()
         golden = Golden.read(self._bundle)
-        feeds = golden.feeds(self.inputs[0].name)
-        outputs = self._outputs_of(feeds, len(golden.batch), self.runner.run)
-        return golden.judge(outputs, limits_for(self.precision, self.device))
+        feeds, count = golden.feeds(self.inputs[0].name), len(golden.batch)
+        limits = limits_for(self.precision, self.device)
+        if not golden.others:
+            return golden.judge(self._outputs_of(feeds, count, self.runner.run), limits)
+        if not self._limits.in_one_run(count):
+            golden = golden.of_images
+        found = self._limits.run_all(self.runner.run, feeds, count, (self._output, *golden.others))
+        return golden.judge(np.asarray(found[self._output], np.float32), limits, found)
 
     def close(self) -> None:
         """Give back what the model holds; a second call does nothing."""
