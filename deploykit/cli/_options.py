@@ -207,6 +207,20 @@ def _read_compiling(
     return CompileOptions(profile, memory, compute_capabilities)
 
 
+head = (
+    click.option(
+        "--head",
+        metavar="NAME",
+        help="What the outputs mean: multiclass, multilabel, binary, raw (anything), or a "
+        "plug-in's.  [default: read from the network]",
+    ),
+    click.option(
+        "--head-output",
+        metavar="NAME",
+        help="The output that is meant, of a network that has several.",
+    ),
+)
+
 _OPTIONS = (
     num_classes,
     input_size,
@@ -235,17 +249,7 @@ _OPTIONS = (
         help="Of the network's input; --mean and --std are in this order.  [default: likewise]",
     ),
     side_inputs,
-    click.option(
-        "--head",
-        metavar="NAME",
-        help="What the outputs mean: multiclass, multilabel, binary, raw (anything), or a "
-        "plug-in's.  [default: read from the network]",
-    ),
-    click.option(
-        "--head-output",
-        metavar="NAME",
-        help="The output that is meant, of a network that has several.",
-    ),
+    *head,
 )
 
 

@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from deploykit.comparison.validation import ValidationReport
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.progress import Journal, ProgressTask
-    from deploykit.core.specs import Array
     from deploykit.graph import HalfPlan
     from deploykit.graph.node_precisions import GraphPrecision, Planned
     from deploykit.precision import PlanSource
@@ -61,7 +60,7 @@ if TYPE_CHECKING:
 
     Halve = Callable[[ir.Model], tuple[ir.Model, HalfPlan]]
     Batches = list[NDArray[np.float32]]
-    Answers = Mapping[str, Array]
+    Answers = Mapping[str, NDArray[np.float32]]
 
 
 COMPARED_PIXELS: Final = 16 * 224 * 224

@@ -14,20 +14,30 @@ from deploykit.backends._registry import graph_judge
 from deploykit.benchmarking.matrix.cells import BuiltEngine, CellGraph
 from deploykit.bundle.manifest import Bundle
 from deploykit.core import environment
-from deploykit.core.artifacts import EngineRecord, made_of, sha256_of
+from deploykit.core.artifacts import EngineRecord, made_of, sha256_of, sha256_of_bytes
 from deploykit.core.atomic import translated_write_errors, write_whole
+from deploykit.core.choices import DefinitionChoices
 from deploykit.core.errors import BundleError, DataError, EngineIncompatibleError, UsageError
 from deploykit.core.serialization import Source, engine_to_plain, from_plain, parse_json
 from deploykit.core.sizes import IMAGE_AXES, ShapeProfile, SizeRange
 from deploykit.costs.limits import physical_limit
 from deploykit.exporting.engines import build_engine
 from deploykit.exporting.steps import ExportOptions, export_bundle
+from deploykit.heads import head_named
 from deploykit.precision.calibration.data import RANDOM, CalibrationOptions
 from deploykit.precision.quantization.choice import Int8Choices
 from deploykit.precision.quantization.request import QuantizationRequest
 from deploykit.runtime.choice import cache_of, incompatible, rank_engines
+from deploykit.sources.definition import SourceOptions
 from deploykit.sources.image_sizes import require_known_sizes
-from deploykit.sources.targets import Kind, digest_of, find_definition, kind_of, name_of
+from deploykit.sources.targets import (
+    Kind,
+    digest_of,
+    find_definition,
+    kind_of,
+    name_of,
+    refuse_definition_options,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -43,17 +53,25 @@ if TYPE_CHECKING:
 
 
 NOISE_IMAGES: Final = 8
+_NOTHING_CHOSEN: Final = DefinitionChoices()
 
 
-def exported(target: str, precision: Precision, work: Path, digest: str | None) -> Bundle:
+def exported(
+    target: str,
+    precision: Precision,
+    work: Path,
+    digest: str | None,
+    choices: DefinitionChoices = _NOTHING_CHOSEN,
+) -> Bundle:
     """The bundle of ``target`` in ``work``, without an engine; ``digest`` is that of its files.
 
-    An export of before is used again if the target and the installed packages are the same.
+    An export of before is used again if the target, what was said of its head and the installed
+    packages are the same.
 
     Raises:
         DeploykitError: the error of the stage that failed.
     """
-    place = work / f"{name_of(target)}-{precision}"
+    place = work / f"{name_of(target)}-{precision}{_named(choices)}"
     known = _usable_bundle(place, digest)
     if known is not None:
         return known
@@ -61,11 +79,20 @@ def exported(target: str, precision: Precision, work: Path, digest: str | None) 
     options = ExportOptions(
         precision=precision,
         backend="none",
+        source=SourceOptions(choices=choices),
         output=place,
         replace=True,  # bench's own folder, for this use alone
         quantization=_noise(table) if precision.facts.needs_calibration else None,
     )
     return export_bundle(target, options).bundle
+
+
+def _named(choices: DefinitionChoices) -> str:
+    """The end of a bundle's name that tells exports of one target by other heads apart."""
+    said = (choices.head, choices.head_output)
+    if said == (None, None):
+        return ""
+    return f"-head-{sha256_of_bytes(json.dumps(said).encode())[:8]}"
 
 
 def _noise(table: Path) -> QuantizationRequest:
@@ -95,10 +122,15 @@ UNCOUNTED: Final = "no physical limit: counting a graph needs pip install 'deplo
 NOISE: Final = "INT8 ranges from noise: the speed counts, the answers mean nothing"
 
 
-def own_precisions(targets: Iterable[str]) -> dict[str, Precision]:
+def own_precisions(
+    targets: Iterable[str], choices: DefinitionChoices = _NOTHING_CHOSEN
+) -> dict[str, Precision]:
     """The targets that have their precision already: bundles, and converted ``.onnx`` files.
 
+    ``choices`` are said of the others, which are exported to be measured.
+
     Raises:
+        UsageError: a target has no use for ``choices``.
         MissingDependencyError: the package that a definition comes from is not installed.
         UnknownNameError: a target is neither a file, nor a bundle, nor a definition.
         ModelFileError: a file cannot be read.
@@ -108,16 +140,29 @@ def own_precisions(targets: Iterable[str]) -> dict[str, Precision]:
     for target in targets:
         kind = kind_of(target)
         if kind is Kind.BUNDLE:
+            refuse_definition_options(target, choices)
             found[target] = Bundle.open(Path(target)).manifest.precision
         elif kind is Kind.ONNX:
             from deploykit.graph import read_artifact
 
             precision = read_artifact(Path(target)).precision
             if not precision.facts.is_source:
+                _refuse_head(target, precision, choices)
                 found[target] = precision
         else:
-            find_definition(target)  # says what names there are
+            find_definition(target, choices)  # says what names there are
+    if choices.head is not None:
+        head_named(choices.head)
     return found
+
+
+def _refuse_head(target: str, precision: Precision, choices: DefinitionChoices) -> None:
+    if choices.head is not None or choices.head_output is not None:
+        raise UsageError(
+            f"{target} is {precision} already: it is measured as it is, and nothing of it is "
+            "compared\n--head and --head-output are for what is converted and validated: leave "
+            "them out"
+        )
 
 
 def prepare_graph(
@@ -127,8 +172,11 @@ def prepare_graph(
     *,
     batches: Iterable[int],
     peaks: Mapping[str, DevicePeak],
+    choices: DefinitionChoices = _NOTHING_CHOSEN,
 ) -> CellGraph:
     """The verified graph of ``target`` in ``precision``, exported into ``work`` where needed.
+
+    ``choices`` has the head by which the export is validated, and its output.
 
     Raises:
         DeploykitError: the error of the stage that failed.
@@ -151,7 +199,7 @@ def prepare_graph(
     else:
         digest = digest_of(target)
 
-    bundle = exported(target, precision, work, digest)
+    bundle = exported(target, precision, work, digest, choices)
     return _graph(bundle.manifest.onnx, bundle, own=False, costs=_costs(bundle, batches, peaks))
 
 

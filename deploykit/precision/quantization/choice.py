@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from deploykit.comparison.reference import Runners
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.progress import ProgressTask
-    from deploykit.core.specs import Array, Runner, SplitGraph
+    from deploykit.core.specs import Runner, SplitGraph
     from deploykit.graph import HalfPlan, LoadedGraph
     from deploykit.graph.qdq import QdqPlan, QdqPolicy
     from deploykit.heads import Head
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     Halve = Callable[[ir.Model], tuple[ir.Model, HalfPlan]]
     Batches = list[NDArray[np.float32]]
-    Answers = Mapping[str, Array]
+    Answers = Mapping[str, NDArray[np.float32]]
 
 
 WORST_SHOWN: Final = 10

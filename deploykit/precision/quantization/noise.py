@@ -67,7 +67,7 @@ def _switched(runner: Runner, batches: Batches, switches: NDArray[np.bool_]) -> 
 
 def judged_answers(
     runner: Runner, batches: Sequence[NDArray[np.float32]], head: Head
-) -> list[Answers]:
+) -> list[Mapping[str, NDArray[np.float32]]]:
     """The outputs of a graph that INT8 is chosen by, in FP32, for each batch (N, C, H, W).
 
     The first output comes first. Of a head that judges all of them the other floats with an entry
