@@ -147,7 +147,9 @@ def _open_reference(path: Path | None, *, fast: bool) -> AbstractContextManager[
         return nullcontext(None)
     if path.is_dir():
         return _open_model(_open_intact(path), fast=fast)
-    return graph_judge().open(path, GraphOptions())
+    # Weights beside what a link leads to are found there; in a cache of links, beside the link.
+    real = path.resolve()
+    return graph_judge().open(path if real.parent.name == "blobs" else real, GraphOptions())
 
 
 def _open_other(path: Path, own: Preprocessing, *, fast: bool) -> tuple[Preprocessing, Runner]:

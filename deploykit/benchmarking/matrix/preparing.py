@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from deploykit.costs.limits import Limit
     from deploykit.costs.network import NetworkCost
     from deploykit.costs.peaks import DevicePeak
+    from deploykit.graph import LoadedGraph
     from deploykit.runtime.choice import Machine
 
 
@@ -187,20 +188,41 @@ def prepare_graph(
         bundle.require_unchanged(bundle.model_path.name)
         return _graph(bundle.manifest.onnx, bundle, own=True, costs=_costs(bundle, batches, peaks))
     if kind is Kind.ONNX:
-        from deploykit.graph import read_artifact
+        from deploykit.graph import read_graph
 
-        artifact = read_artifact(Path(target))
+        read = read_graph(Path(target))
+        artifact = read.artifact
         digest = artifact.sha256
         for spec in artifact.inputs:
             require_known_sizes(target, spec)
         if not artifact.precision.facts.is_source:
+            artifact, notes = _as_read(target, read, work)
             costs = _Costs.of(artifact.path, batches, peaks)
-            return _graph(artifact, None, own=False, costs=costs)
+            made = _graph(artifact, None, own=False, costs=costs)
+            return replace(made, notes=(*notes, *made.notes))
+        read.release()  # the export reads it again
     else:
         digest = digest_of(target)
 
     bundle = exported(target, precision, work, digest, choices)
     return _graph(bundle.manifest.onnx, bundle, own=False, costs=_costs(bundle, batches, peaks))
+
+
+def _as_read(target: str, read: LoadedGraph, work: Path) -> tuple[OnnxArtifact, tuple[str, ...]]:
+    """A converted file for runtimes, and notes: itself, or a copy where they would not run it.
+
+    Its batch may be 0 or -1, which a runtime or a compiler takes literally.
+    """
+    from deploykit.graph import mended_of, write_model
+
+    artifact, mended = read.artifact, mended_of(read.model)
+    if not mended.changed:
+        return artifact, ()
+    path = work / f"{name_of(target)}-{artifact.precision}.onnx"
+    with translated_write_errors(path):
+        work.mkdir(parents=True, exist_ok=True)
+        parents = (artifact.sha256, *artifact.parents)
+        return write_model(read.model, path, artifact.precision, parents), mended.notes
 
 
 def _graph(artifact: OnnxArtifact, bundle: Bundle | None, *, own: bool, costs: _Costs) -> CellGraph:
