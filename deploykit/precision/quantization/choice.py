@@ -117,14 +117,28 @@ def plan_int8(graph: LoadedGraph, policy: qdq.QdqPolicy) -> QdqPlan:
     """
     plan = qdq.plan_qdq(graph.model, policy)
     if not plan.weights:
-        reasons = list(plan.kept.items())[:SHOWN_REASONS]
-        said = "; ".join(f"{node}: {reason}" for node, reason in reasons)
+        said = "; ".join(_reasons(graph.model, plan.kept)[:SHOWN_REASONS])
         raise ModelFileError(
             f"nothing in {graph.artifact.path.name} can be INT8\n"
             f"{said or 'it has no convolution and no matrix product'}\n"
-            "exclude less, or use --fp16"
+            f"{'exclude less, or ' if policy.exclude else ''}use --fp16; "
+            "deploykit inspect TARGET --int8 lists every node"
         )
     return plan
+
+
+def _reasons(model: ir.Model, kept: Mapping[str, str]) -> list[str]:
+    """Why nodes are not INT8, each reason once: of convolutions and matrix products first."""
+    heavy = {str(node.name) for node in model.graph if node.op_type in HEAVY_OPS}
+    order = sorted(kept, key=lambda name: name not in heavy)
+    nodes: dict[str, list[str]] = {}
+    for name in order:
+        nodes.setdefault(kept[name], []).append(name)
+    return [f"{names[0]}{_more(names)}: {reason}" for reason, names in nodes.items()]
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 def measure_errors(

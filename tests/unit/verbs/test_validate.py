@@ -22,7 +22,7 @@ from deploykit.core.precision import Precision
 from deploykit.verbs.validate import ComparisonOptions, compare_artifacts
 from tests.bundles import write_bundle, write_classifier
 from tests.graphs import graph, normal, save
-from tests.unit.comparison.test_converted import halved
+from tests.unit.comparison.test_converted import halved as halved_far
 
 
 def shifted(source: Path, path: Path, by: float) -> Path:
@@ -179,7 +179,7 @@ def test_values_for_a_model_of_images_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("far", [1000.0, 1.0])
 def test_what_an_engine_that_stores_every_value_would_compute(tmp_path: Path, far: float) -> None:
     """Numbers near 1000 have steps of a half in FP16: a fused chain never stores them."""
-    half, _ = halved(tmp_path, far)
+    half, _ = halved_far(tmp_path, far)
     pair = half.artifact.path, tmp_path / "net.onnx"
     report = compare_artifacts(*pair, ComparisonOptions())
     said = [note for note in report.notes if "in an engine that stores every value" in note]
