@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import numpy as np
 
@@ -13,10 +14,11 @@ from deploykit.core.errors import BundleError, ValidationError
 from deploykit.core.precision import Precision
 from deploykit.heads import head_of
 from deploykit.heads.multiclass import MULTICLASS
+from deploykit.heads.raw import comparable, raw_for
 from deploykit.images.side_inputs import SideInputs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -28,6 +30,11 @@ if TYPE_CHECKING:
 
 BESIDE: Final = "beside images: "
 """Before the name of an input that takes something else, in the file."""
+OTHER: Final = "output: "
+"""Before the name of an output beside the first, in the file."""
+
+
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +42,15 @@ class Golden:
     """``batch`` (N, C, H, W) and the reference's ``outputs`` (N, ...).
 
     ``beside`` is what the model was fed beside the images, by name; ``head`` says what the outputs
-    mean.
+    mean. ``others`` are the outputs beside the first that are compared too, by name: all of them
+    for a head that judges all, none for another one and in older bundles.
     """
 
     batch: NDArray[np.float32]
     outputs: NDArray[np.float32]
     beside: Mapping[str, Array] = field(default_factory=dict)
     head: Head = MULTICLASS
+    others: Mapping[str, Array] = field(default_factory=dict)
 
     @classmethod
     def read(cls, bundle: Bundle) -> Self:
@@ -62,9 +71,8 @@ class Golden:
                 (bundle.folder / GOLDEN).open("rb") as file,
                 np.load(file, allow_pickle=False) as arrays,
             ):
-                names = [name for name in arrays if name.startswith(BESIDE)]
-                beside = {name.removeprefix(BESIDE): arrays[name] for name in names}
-                return cls(arrays["input"], arrays["logits"], beside, head)
+                beside, others = (_marked(arrays, mark) for mark in (BESIDE, OTHER))
+                return cls(arrays["input"], arrays["logits"], beside, head, others)
         # zipfile, zlib and numpy's header parser each raise their own kinds.
         except Exception as exc:
             raise BundleError(f"cannot read {bundle.folder / GOLDEN}: {exc}") from exc
@@ -73,26 +81,81 @@ class Golden:
         """What a runner is fed whose input ``images`` takes the batch."""
         return {images: self.batch, **self.beside}
 
-    def judge(self, outputs: NDArray[np.float32], limits: Precision) -> Figures:
-        """Compare what a model gives for the batch, by the limits of a precision.
+    @property
+    def of_images(self) -> Golden:
+        """Without outputs that have no entry per image, which a filled-up batch changes."""
+        count = len(self.batch)
+        others = {name: each for name, each in self.others.items() if each.shape[:1] == (count,)}
+        return replace(self, others=others)
+
+    def pairs(self, found: Mapping[str, Array]) -> Iterator[Compared]:
+        """Each of ``others`` beside what a model ``found``, and the head that judges the two.
 
         Raises:
-            ValidationError: it is beyond them, or of another shape.
+            ValidationError: the model does not give one of them.
         """
-        noun = self.head.noun
-        if outputs.shape != self.outputs.shape:
-            raise ValidationError(
-                f"the golden sample gives {noun} of shape {outputs.shape}, "
-                f"at export they were {self.outputs.shape}"
-            )
-        found = self.head.compare(outputs, self.outputs)
-        problems = self.head.problems_of(found, limits.facts.limits)
-        if problems:
-            raise ValidationError(
-                f"the golden sample gives other {noun} than at export\n{'; '.join(problems[:2])}\n"
-                "do not serve with it; deploykit check says more"
-            )
+        for name, wanted in self.others.items():
+            if name not in found:
+                raise ValidationError(
+                    f"the golden sample has an output {name!r}, the model gives "
+                    f"{', '.join(map(repr, found))}\nexport the bundle again"
+                )
+            yield Compared(name, comparable(found[name]), comparable(wanted), raw_for(wanted))
+
+    def judge(
+        self,
+        outputs: NDArray[np.float32],
+        limits: Precision,
+        others: Mapping[str, Array] = _NOTHING,
+    ) -> Figures:
+        """Compare what a model gives for the batch, by the limits of a precision.
+
+        ``outputs`` (N, ...) are the first output, ``others`` those beside it by name. Returns the
+        figures of the first.
+
+        Raises:
+            ValidationError: one of them is beyond the limits, of another shape, or not there.
+        """
+        found = _judged(self.head.noun, outputs, self.outputs, self.head, limits)
+        for name, got, wanted, head in self.pairs(others):
+            _judged(f"values of output {name!r}", got, wanted, head, limits)
         return found
+
+
+class Compared(NamedTuple):
+    """One output of a model and of the sample, each (N, ...) in FP32, and what judges them."""
+
+    name: str
+    got: NDArray[np.float32]
+    wanted: NDArray[np.float32]
+    head: Head
+
+
+def _judged(
+    noun: str,
+    got: NDArray[np.float32],
+    wanted: NDArray[np.float32],
+    head: Head,
+    limits: Precision,
+) -> Figures:
+    if got.shape != wanted.shape:
+        raise ValidationError(
+            f"the golden sample gives {noun} of shape {got.shape}, "
+            f"at export they were {wanted.shape}"
+        )
+    found = head.compare(got, wanted)
+    problems = head.problems_of(found, limits.facts.limits)
+    if problems:
+        raise ValidationError(
+            f"the golden sample gives other {noun} than at export\n{'; '.join(problems[:2])}\n"
+            "do not serve with it; deploykit check says more"
+        )
+    return found
+
+
+def _marked(arrays: Mapping[str, Array], mark: str) -> dict[str, Array]:
+    """The arrays whose names in the file begin with ``mark``, without it."""
+    return {name.removeprefix(mark): arrays[name] for name in arrays if name.startswith(mark)}
 
 
 def limits_for(precision: Precision, device: str) -> Precision:
@@ -112,16 +175,21 @@ def write_golden(
     batches: list[NDArray[np.float32]],
     outputs: list[NDArray[np.float32]],
     side: SideInputs,
+    others_of: Callable[[NDArray[np.float32]], Mapping[str, Array]],
 ) -> None:
     """Keep one batch and what the reference made of it, for `Classifier.self_test`.
 
-    All that is known of what the model takes beside images is kept too, for later commands.
+    ``others_of`` gives for that batch the outputs beside the first that are to be compared, by
+    name; an empty one has nothing to compare. All that is known of what the model takes beside
+    images is kept too, for later commands.
     """
     # Two images where possible: enough to show a frozen batch, small enough to check in no time.
     distance = [abs(len(batch) - GOLDEN_BATCH) for batch in batches]
     at = distance.index(min(distance))
     beside = {f"{BESIDE}{name}": value for name, value in side.beside(batches[at]).items()}
-    np.savez(folder / GOLDEN, input=batches[at], logits=outputs[at], **beside)  # type: ignore[arg-type]  # names
+    found = others_of(batches[at])
+    others = {f"{OTHER}{name}": value for name, value in found.items() if value.size}
+    np.savez(folder / GOLDEN, input=batches[at], logits=outputs[at], **beside, **others)  # type: ignore[arg-type]  # names
     if side.rows:
         side.save(folder / SIDE_INPUTS)
 

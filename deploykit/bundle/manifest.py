@@ -42,7 +42,10 @@ from deploykit.core.specs import DEFAULT_HEAD, HeadRecord, Preprocessing
 if TYPE_CHECKING:
     from io import BufferedReader
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+"""Of what is written. A release that knows schema 1 alone would pass over the order of the channels
+and the head, and answer wrongly: it refuses this one."""
+_READ: Final = (1, SCHEMA_VERSION)
 MANIFEST: Final = "manifest.json"
 MODEL: Final = "model.onnx"
 REFERENCE: Final = "reference.onnx"
@@ -171,6 +174,9 @@ def is_folder(path: Path) -> bool:
 def read_manifest(text: str, folder: Path) -> Manifest:
     """Read the text of a manifest in ``folder``; fields of a later release are passed over.
 
+    One of schema 1 may lack the head (logits of classes, or its kind alone) and the order of the
+    channels (red first).
+
     Raises:
         BundleError: not JSON, another schema version, or a field is missing or of another type.
         IntegrityError: the content does not have the digest that it gives.
@@ -223,10 +229,10 @@ def _require_plain_files(manifest: Manifest, source: Source) -> None:
 
 def _checked_version(body: Any, name: str) -> dict[str, Any]:
     version = body.get("schema_version") if isinstance(body, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in _READ:
         raise BundleError(
             f"{name} has schema version {version}, deploykit {__version__} reads "
-            f"{SCHEMA_VERSION}\n{_remedy(body, version)}"
+            f"{' and '.join(map(str, _READ))}\n{_remedy(body, version)}"
         )
     return dict(body)
 

@@ -15,6 +15,7 @@ from deploykit.core.precision import OWN
 if TYPE_CHECKING:
     from deploykit.benchmarking.matrix.cells import Matrix
     from deploykit.benchmarking.results import Switches
+    from deploykit.core.choices import DefinitionChoices
     from deploykit.core.precision import Precision
 
 
@@ -64,6 +65,8 @@ class Asked:
     transfers: bool | None
     spin: bool | None
     seed: int
+    head: str | None
+    head_output: str | None
     time_limit: float | None
     memory_limit: int | None
     work: Path
@@ -74,6 +77,13 @@ class Asked:
     def cell_s(self) -> float:
         """Time for one cell."""
         return self.time_limit or (_QUICK_CELL_S if self.quick else _CELL_S)
+
+    @property
+    def choices(self) -> DefinitionChoices:
+        """What is said of the targets that are exported to be measured."""
+        from deploykit.core.choices import DefinitionChoices
+
+        return DefinitionChoices(head=self.head, head_output=self.head_output)
 
     @property
     def memory_bytes(self) -> int | None:
@@ -228,6 +238,7 @@ _MATRIX = (
         is_flag=True,
         help="A first look: short, batch 1, FP32, the best backend; of --all one per family.",
     ),
+    *_options.head,
 )
 _HOW = (
     click.option(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from deploykit.backends import CompileOptions
     from deploykit.core.choices import DefinitionChoices
     from deploykit.core.precision import Precision
+    from deploykit.core.sizes import ShapeProfile
 
     Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -156,6 +157,10 @@ def one_precision(
 
 
 _AXIS_TEXT = "of the images, where the .onnx leaves it open: smallest, preferred, largest."
+_SIZES = tuple(
+    click.option(f"--{name}", metavar="MIN,OPT,MAX", help=f"{name.title()} {_AXIS_TEXT}")
+    for name in ("height", "width")
+)
 _COMPILING = (
     click.option(
         "--batch",
@@ -165,10 +170,7 @@ _COMPILING = (
         metavar="MIN,OPT,MAX",
         help="Batches that the engine accepts, and the one that it is tuned for.",
     ),
-    *(
-        click.option(f"--{name}", metavar="MIN,OPT,MAX", help=f"{name.title()} {_AXIS_TEXT}")
-        for name in ("height", "width")
-    ),
+    *_SIZES,
     click.option(
         "--workspace",
         type=click.IntRange(min=1),
@@ -185,6 +187,15 @@ _COMPILING = (
 )
 
 
+def _read_sizes(*, height: str | None, width: str | None) -> ShapeProfile:
+    from deploykit.core.sizes import ShapeProfile, SizeRange
+
+    return ShapeProfile(
+        height=None if height is None else SizeRange.parse(height, "--height"),
+        width=None if width is None else SizeRange.parse(width, "--width"),
+    )
+
+
 def _read_compiling(
     *,
     batch: str,
@@ -196,16 +207,27 @@ def _read_compiling(
     from dataclasses import replace
 
     from deploykit.backends import CompileOptions
-    from deploykit.core.sizes import ShapeProfile, SizeRange
+    from deploykit.core.sizes import ShapeProfile
 
-    profile = replace(
-        ShapeProfile.parse(batch),
-        height=None if height is None else SizeRange.parse(height, "--height"),
-        width=None if width is None else SizeRange.parse(width, "--width"),
-    )
+    sizes = _read_sizes(height=height, width=width)
+    profile = replace(ShapeProfile.parse(batch), height=sizes.height, width=sizes.width)
     memory = None if workspace is None else workspace * _MIB
     return CompileOptions(profile, memory, compute_capabilities)
 
+
+head = (
+    click.option(
+        "--head",
+        metavar="NAME",
+        help="What the outputs mean: multiclass, multilabel, binary, raw (anything), or a "
+        "plug-in's.  [default: read from the network]",
+    ),
+    click.option(
+        "--head-output",
+        metavar="NAME",
+        help="The output that is meant, of a network that has several.",
+    ),
+)
 
 _OPTIONS = (
     num_classes,
@@ -235,17 +257,7 @@ _OPTIONS = (
         help="Of the network's input; --mean and --std are in this order.  [default: likewise]",
     ),
     side_inputs,
-    click.option(
-        "--head",
-        metavar="NAME",
-        help="What the outputs mean: multiclass, multilabel, binary, raw (anything), or a "
-        "plug-in's.  [default: read from the network]",
-    ),
-    click.option(
-        "--head-output",
-        metavar="NAME",
-        help="The output that is meant, of a network that has several.",
-    ),
+    *head,
 )
 
 
@@ -342,6 +354,9 @@ def _gathered(name: str, read: Callable[..., Any], options: Sequence[Decorator])
 
 choices = _gathered("choices", read_choices, _OPTIONS)
 """The options of a definition; the command gets ``choices``, `DefinitionChoices`."""
+
+sizes = _gathered("sizes", _read_sizes, _SIZES)
+"""Sizes of open images; the command gets ``sizes``, a `ShapeProfile`."""
 
 compiling = _gathered("compiling", _read_compiling, _COMPILING)
 """The options of a compiler; the command gets ``compiling``, `CompileOptions`."""

@@ -88,7 +88,7 @@ def _measure(asked: Asked) -> Answer:
         from deploykit.verbs.bench import BenchOptions, bench_to_plain
 
         matrix, switches = read_matrix(asked), read_switches(asked)
-        own = own_precisions(matrix.targets)
+        own = own_precisions(matrix.targets, asked.choices)
     options = BenchOptions(
         matrix=matrix,
         switches=switches,
@@ -97,6 +97,7 @@ def _measure(asked: Asked) -> Answer:
         cell_s=asked.cell_s,
         memory_bytes=asked.memory_bytes,
         fresh=asked.fresh,
+        choices=asked.choices,
     )
     report = _bench(options, own)
     failed = bool(report.run.failures)
@@ -144,9 +145,10 @@ def _in_turn(targets: tuple[str, str], asked: Asked, rounds: int) -> Answer:
 
         chosen = read_one_cell(asked)
         switches = read_switches(asked)
-        own = own_precisions(targets)
+        own = own_precisions(targets, asked.choices)
     memory = environment.memory_bytes()
     limits = process_limits(asked.cell_s, asked.memory_bytes, memory)
     options = AbOptions(targets, *chosen, rounds, asked.output or _output("ab"))
-    found = bench_ab(options, Steps(switches, asked.work, *limits), own, progress())
+    steps = Steps(switches, asked.work, *limits, choices=asked.choices)
+    found = bench_ab(options, steps, own, progress())
     return Answer(run_to_plain(found), lambda out: show_in_turn(out, found))

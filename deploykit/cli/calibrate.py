@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from deploykit.core.choices import DefinitionChoices
     from deploykit.core.progress import Journal
+    from deploykit.core.sizes import ShapeProfile
     from deploykit.precision.calibration.graphs import Calibrated
 
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     cls=Command,
     epilog=examples(
         "deploykit calibrate resnet50.onnx --data images/",
+        "deploykit calibrate open.onnx --data images/ --height 224 --width 224",
         "deploykit calibrate engines/resnet50-fp32 --data images/ --calib-count 256",
         "deploykit calibrate torchvision:regnet_y_400mf --weights imagenet --data images/",
     ),
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 @_options.calib_count
 @_options.weights
 @_options.choices
+@_options.sizes
 @_options.seed
 @click.option(
     "-o",
@@ -54,6 +57,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     calib_count: int,
     weights: str | None,
     choices: DefinitionChoices,
+    sizes: ShapeProfile,
     seed: int,
     output: Path | None,
 ) -> Answer:
@@ -71,7 +75,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
 
     options = CalibrationOptions(data, calib_count, seed, output)
     source_options = SourceOptions(weights, seed, choices)
-    calibrated, journal = calibrate_target(target, options, source_options, progress())
+    calibrated, journal = calibrate_target(target, options, source_options, progress(), sizes)
     answer = {**calibrated.to_dict(), "path": str(calibrated.path), "notes": journal.notes}
     return Answer(answer, lambda out: _show(out, calibrated, journal))
 

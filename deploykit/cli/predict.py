@@ -72,8 +72,8 @@ def command(  # noqa: PLR0913 - one parameter per option
 ) -> Answer:
     """Say what is on images, with a bundle or one of its engines.
 
-    An IMAGE is a file or a folder of them. An image that cannot be read is named at the end, the
-    others are answered all the same, and the exit code is 1.
+    An IMAGE is a file or a folder of them. An image that cannot be read, or that the model gives
+    NaN for, is named at the end, the others are answered all the same, and the exit code is 1.
     """
     from deploykit.verbs.predict import predict
 
@@ -87,7 +87,7 @@ def command(  # noqa: PLR0913 - one parameter per option
         output=output,
         progress=progress(),
     )
-    return Answer(found.to_dict(), lambda out: _show(out, found), failed=bool(found.unreadable))
+    return Answer(found.to_dict(), lambda out: _show(out, found), failed=bool(found.failed))
 
 
 def _show(out: Console, found: PredictionReport) -> None:
@@ -109,5 +109,7 @@ def _show(out: Console, found: PredictionReport) -> None:
     out.print(found.choice, markup=False)
     for note in found.notes:
         out.print(f"note: {note}", style="yellow", markup=False)
-    for _, reason in found.unreadable:
-        out.print(f"problem: {'; '.join(reason.splitlines())}", style="red", markup=False)
+    for image, reason in found.failed:
+        why = "; ".join(reason.splitlines())
+        named = why if image in why else f"{image}, {why}"
+        out.print(f"problem: {named}", style="red", markup=False)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from deploykit.comparison.layerwise import Fault, LayerReport, ValueComparison
+    from deploykit.core.sizes import ShapeProfile
     from deploykit.verbs.validate import ComparisonReport
 
 _WORST: Final = 8
@@ -34,6 +35,7 @@ _WORST: Final = 8
 @click.argument("second", type=click.Path(path_type=Path), metavar="[B]", required=False)
 @_options.data
 @_options.side_inputs
+@_options.sizes
 @click.option(
     "--batch",
     type=click.IntRange(min=1),
@@ -49,6 +51,7 @@ def command(  # noqa: PLR0913 - one parameter per option
     second: Path | None,
     data: Path | None,
     side_inputs: Path | None,
+    sizes: ShapeProfile,
     batch: int | None,
     fast: bool,
     layers: bool,
@@ -63,7 +66,7 @@ def command(  # noqa: PLR0913 - one parameter per option
     with progress().step("start"):
         from deploykit.verbs.validate import ComparisonOptions, compare_artifacts
 
-    options = ComparisonOptions(data, side_inputs, batch, layers, fast)
+    options = ComparisonOptions(data, side_inputs, batch, layers, fast, sizes)
     found = compare_artifacts(first, second, options, progress())
     return Answer(
         found.to_dict(), lambda out: _show(out, found, show_all=show_all), failed=not found.passed

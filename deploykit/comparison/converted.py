@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from deploykit.comparison.validation import outputs_of, validate
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 
 _COMPARED_BATCHES: Final = 2
-"""On which the two forms that bound an engine are held against each other."""
+"""On which the two forms that bound an engine of a quantized graph are held against each other."""
 
 
 def open_rounding(runners: Runners, graph: LoadedGraph, stored: Stored = Stored.FUSED) -> Runner:
@@ -57,22 +56,47 @@ def validate_converted(
 
     The report is of an engine that fuses what compilers usually fuse. A note says it where one
     that stores every value differs by more than half a limit: by its outputs ``every``, where they
-    are known already, else on the first two batches.
+    are known already, see `notes_on_every_value`.
 
     Raises:
         ValidationError: the outputs do not even have the same shape, or there is nothing in them.
     """
     batches, expected = compared
-    report = partial(validate, precision=graph.artifact.precision, names=names, head=head)
+    precision = graph.artifact.precision
     with open_rounding(runners, graph) as runner:
-        fused = report(outputs_of(runner, batches), expected)
+        found = outputs_of(runner, batches)
+    fused = validate(found, expected, precision=precision, names=names, head=head)
+    return fused, notes_on_every_value(runners, graph, compared, fused, every)
+
+
+def notes_on_every_value(
+    runners: Runners,
+    graph: LoadedGraph,
+    compared: tuple[Batches, Batches],
+    fused: ValidationReport,
+    every: Batches | None = None,
+) -> list[str]:
+    """A sentence where an engine that stores every value differs by more than half a limit.
+
+    ``fused`` is the report of one that fuses; ``every`` are the other's outputs, where they are
+    known already. Otherwise it is run on the batches ``compared``; a quantized graph, which takes
+    its time, on the first two.
+    """
     if not computes_narrow(graph.model):
-        return fused, []
+        return []
+    batches, expected = compared
     if every is None:
+        few = _COMPARED_BATCHES if fused.precision.facts.quantized else None
         with open_rounding(runners, graph, Stored.EVERY) as runner:
-            every = outputs_of(runner, batches[:_COMPARED_BATCHES])
-    other = report(every, expected[: len(every)])
-    return fused, _difference(replace(fused, batches=fused.batches[: len(every)]), other)
+            every = outputs_of(runner, batches[:few])
+    other = validate(
+        every,
+        expected[: len(every)],
+        precision=fused.precision,
+        names=(fused.candidate, fused.reference),
+        head=fused.head,
+    )
+    return _difference(replace(fused, batches=fused.batches[: len(every)]), other)
 
 
 def _difference(fused: ValidationReport, every: ValidationReport) -> list[str]:

@@ -11,6 +11,7 @@ DeploykitError
 ├── ExportError                no exporter produced a correct graph
 │   └── ControlFlowError       the definition decides by its input's values: no graph can do that
 ├── ValidationError            a candidate differs from its reference by more than its limit
+│   └── NoAnswerError          the model gave NaN for an image (also a DataError)
 ├── BuildError                 the compiler refused the graph
 │   └── PrecisionError         the network compiled, but not in the precision that was asked
 ├── BundleError                a bundle that cannot be read or written
@@ -113,6 +114,10 @@ class ControlFlowError(ExportError):
 
 class ValidationError(DeploykitError):
     """A candidate differs from its reference by more than the limit of its precision."""
+
+
+class NoAnswerError(ValidationError, DataError):
+    """The model gave NaN or infinite values for an image, which the others do not suffer from."""
 
 
 class BuildError(DeploykitError):

@@ -127,7 +127,7 @@ def from_plain(kind: type[Noun], data: Any, source: Source) -> Noun:
     except (msgspec.ValidationError, UsageError, OverflowError, RecursionError) as exc:
         raise source.refusal(str(exc)) from exc
     except UnicodeEncodeError as exc:  # JSON may have half of a character
-        raise source.refusal(f"text that is no Unicode, {ascii(exc.object):.40}") from exc
+        raise source.refusal(f"text that is no Unicode, {exc.object!a:.40}") from exc
     return noun
 
 

@@ -98,6 +98,11 @@ class ShapeProfile:
     height: SizeRange | None = None
     width: SizeRange | None = None
 
+    @property
+    def has_image_sizes(self) -> bool:
+        """Whether a height or a width is given."""
+        return self.height is not None or self.width is not None
+
     def __post_init__(self) -> None:
         if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
             got = f"{self.min_batch},{self.opt_batch},{self.max_batch}"
@@ -166,7 +171,7 @@ def require_sizes(name: str, shape: Sequence[int | str], asked: ShapeProfile) ->
         example = " ".join(f"--{label} 160,224,320" for label in needed)
         raise UsageError(
             f"{name} takes images whose {' and '.join(needed)} may be anything\n"
-            f"export and build must know its sizes: {options} (or one number each)\n"
+            f"its sizes must be known here: {options} (or one number each)\n"
             f"for example {example}"
         )
 

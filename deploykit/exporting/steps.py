@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,11 +45,14 @@ from deploykit.sources.references import find_source, make_reference
 from deploykit.sources.targets import Kind, kind_of
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from deploykit.backends import Compiler
     from deploykit.comparison.reference import Reference
     from deploykit.comparison.validation import ValidationReport
     from deploykit.core.artifacts import EngineRecord
-    from deploykit.core.specs import ModelSpec
+    from deploykit.core.specs import Array, ModelSpec
     from deploykit.precision import Batches, Converted
     from deploykit.precision.quantization.request import QuantizationRequest
 
@@ -208,7 +212,8 @@ def _fill(
     graph.release()
     reference.graph.release()  # compilers need the memory
     engines = _compile(converted, folder, plan, journal)
-    write_golden(folder, *converted.compared, reference.runners.side)
+    others_of = partial(_other_answers, reference)
+    write_golden(folder, *converted.compared, reference.runners.side, others_of)
     if labels is not None:
         (folder / LABELS).write_text("\n".join(labels) + "\n", encoding="utf-8")
     here = environment.describe()
@@ -230,6 +235,16 @@ def _fill(
         head=HeadRecord(reference.head.name, reference.output, reference.head.activation),
     )
     return manifest, reports, InputRange.of(reference.batches)
+
+
+def _other_answers(reference: Reference, batch: NDArray[np.float32]) -> dict[str, Array]:
+    """What the FP32 graph gives for a batch beside its first output, where the head judges it."""
+    _, *others = (spec.name for spec in reference.artifact.outputs)
+    if not others or not reference.head.judges_all:
+        return {}
+    with reference.runners.of_artifact(reference.artifact) as runner:
+        found = runner.run({runner.inputs[0].name: batch})
+    return {name: found[name] for name in others}
 
 
 def _write_cpu_form(

@@ -159,7 +159,8 @@ def take_out(proto: onnx.ModelProto, path: Path, limit: int = MAPPED_BYTES) -> W
     tensors are read into ``proto``. What lies in other files is checked before any of it is read.
 
     Raises:
-        ModelFileError: the data lies outside the model's own folder, is missing or too short.
+        ModelFileError: the data lies neither in the model's folder nor in that of what it links to,
+            is missing or too short.
     """
     tensors = (item for item in messages_of(proto) if isinstance(item, onnx.TensorProto))
     external = [tensor for tensor in tensors if _is_external(tensor)]
@@ -211,20 +212,47 @@ def messages_of(message: Message) -> Iterator[Message]:
                 yield from messages_of(child)
 
 
+def path_with(files: tuple[Path, ...], path: Path) -> Path:
+    """The path of a model by which a runtime finds the ``files`` with its weights.
+
+    It is where a link leads to, if they lie there and not beside the link.
+    """
+    own, real = _folders(path)[0], path.resolve()
+    elsewhere = any(own not in file.parents for file in files)
+    return real if elsewhere else path
+
+
+def _folders(path: Path) -> tuple[Path, ...]:
+    """Where external data may lie: beside the file, then beside what it links to.
+
+    In a snapshot of Hugging Face's cache the data are links of their own.
+    """
+    own = path.parent.resolve()
+    if _snapshot_of(own) is not None:
+        return (own,)
+    return tuple(dict.fromkeys((own, path.resolve().parent)))
+
+
 def _locate(tensor: onnx.TensorProto, path: Path) -> Path:
-    folder = path.parent.resolve()
     # A key may stand there twice, and readers differ in which one they follow.
     locations = [entry.value for entry in tensor.external_data if entry.key == "location"]
-    outside = next((name for name in locations if not _is_within(folder, name)), None)
-    if outside is not None or not locations:
+    allowed = [
+        folder
+        for folder in _folders(path)
+        if locations and all(_is_within(folder, name) for name in locations)
+    ]
+    if not allowed:
+        folder = path.parent.resolve()
+        outside = next((name for name in locations if not _is_within(folder, name)), "")
         raise ModelFileError(
-            f"{path.name} keeps {tensor.name!r} in {outside or ''!r}, outside its own folder\n"
+            f"{path.name} keeps {tensor.name!r} in {outside!r}, outside its own folder\n"
             "this is refused; put the external data beside the .onnx file"
         )
-    missing = next((name for name in locations if not (folder / name).is_file()), None)
-    if missing is not None:
-        raise ModelFileError(f"{path.name} needs {missing!r} beside it, which is missing")
-    return folder / str(locations[-1])
+    for folder in allowed:
+        if all((folder / name).is_file() for name in locations):
+            return folder / str(locations[-1])
+    missing = next(name for name in locations if not (allowed[0] / name).is_file())
+    raise ModelFileError(f"{path.name} needs {missing!r} beside it, which is missing")
 
 
 def _is_within(folder: Path, name: str) -> bool:
@@ -244,12 +272,17 @@ def _blobs_of(folder: Path) -> Path | None:
 
     A repository there has ``snapshots/REVISION/...``, links to ``blobs/HASH``.
     """
-    for snapshot in (folder, *folder.parents):
-        if snapshot.parent.name == "snapshots":
-            blobs = snapshot.parent.parent / "blobs"
-            # A link in its place would lead anywhere.
-            return blobs if blobs.is_dir() and not blobs.is_symlink() else None
-    return None
+    snapshot = _snapshot_of(folder)
+    if snapshot is None:
+        return None
+    blobs = snapshot.parent.parent / "blobs"
+    # A link in its place would lead anywhere.
+    return blobs if blobs.is_dir() and not blobs.is_symlink() else None
+
+
+def _snapshot_of(folder: Path) -> Path | None:
+    each = (folder, *folder.parents)
+    return next((snapshot for snapshot in each if snapshot.parent.name == "snapshots"), None)
 
 
 def _extent(tensor: onnx.TensorProto, source: Path, path: Path) -> _Extent:

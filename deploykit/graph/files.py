@@ -27,6 +27,7 @@ from deploykit.graph.external_weights import (
     attach,
     length_of,
     messages_of,
+    path_with,
     serialise,
     take_out,
     weights_of,
@@ -184,7 +185,7 @@ def _read(path: Path, mapped_bytes: int) -> tuple[ir.Model, tuple[Path, ...]]:
         mended = mend(proto, path.name)
         arrays, files = take_out(proto, path, mapped_bytes)
         # The checker follows no links, which the cache of Hugging Face consists of.
-        is_linked = any(file.resolve() != file for file in files)
+        is_linked = any(file.resolve() != file for file in files) or (files and path.is_symlink())
         # A message gives memory back only as a whole.
         proto = onnx.ModelProto.FromString(proto.SerializeToString())
         if not mended.changed and not is_linked:
@@ -224,7 +225,8 @@ def read_artifact(path: Path) -> OnnxArtifact:
     """Describe a file on disk; precision and parents come from its own metadata.
 
     A file that deploykit did not write counts as FP32 unless it holds Q/DQ pairs or FP16 weights.
-    The hash covers the weights beside it too.
+    The hash covers the weights beside it too. Of a link whose weights lie beside what it leads to,
+    the description has the path of that.
 
     Raises:
         ModelFileError: as `read_model`, deploykit's own metadata were altered, or the weights
@@ -246,7 +248,8 @@ def read_described(path: Path) -> tuple[OnnxArtifact, ir.Model]:
         raise ModelFileError(
             f"{path.name} has deploykit metadata that deploykit did not write\n{first_line(exc)}"
         ) from exc
-    return _artifact(model, path, _digest_of(path, model, files), precision, parents), model
+    digest, place = _digest_of(path, model, files), path_with(files, path)
+    return _artifact(model, place, digest, precision, parents), model
 
 
 def write_model(

@@ -175,3 +175,14 @@ def _worst(errors: NDArray[np.float64], scales: NDArray[np.float64]) -> float:
 
 
 HEAD = RAW = Raw()
+
+
+def raw_for(values: NDArray[Any]) -> Raw:
+    """What judges one more output of a network by its ``values``: numbers, or class numbers."""
+    return RAW if np.issubdtype(values.dtype, np.floating) else RAW.applied("argmax")
+
+
+def comparable(values: NDArray[Any]) -> NDArray[np.float32]:
+    """The values of an output in FP32; a single number as (1,)."""
+    found: NDArray[np.float32] = np.atleast_1d(values.astype(np.float32))
+    return found

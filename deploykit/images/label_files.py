@@ -50,6 +50,8 @@ def read_text(path: Path, expected: str) -> str:
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
+        if encoding == "utf-8" and b"\0" in content:
+            raise _wide(path, content, expected) from error
         if encoding != "utf-8":
             raise DataError(
                 f"cannot read {path}: it is cut off, or not {encoding.upper()} as its first bytes "
@@ -59,8 +61,15 @@ def read_text(path: Path, expected: str) -> str:
         reason = f"line {line} is not UTF-8 (byte 0x{content[error.start]:02x})"
         raise _other_encoding(path, reason, "latin1", expected) from error
     if "\0" in text:
-        raise _other_encoding(path, "it has NUL characters", "utf-16le", expected)
+        raise _wide(path, content, expected)
     return text.replace("\ufeff", "")
+
+
+def _wide(path: Path, content: bytes, expected: str) -> DataError:
+    """Text of two bytes for each letter, of which one is 0 where it is ASCII."""
+    is_little = content[1::2].count(0) >= content[::2].count(0)
+    reason = f"it has {content.count(0)} NUL characters"
+    return _other_encoding(path, reason, f"utf-16{'le' if is_little else 'be'}", expected)
 
 
 def _other_encoding(path: Path, reason: str, perhaps: str, expected: str) -> DataError:

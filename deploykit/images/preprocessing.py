@@ -181,7 +181,23 @@ def doubts(preprocessing: Preprocessing) -> list[str]:
             f"the mean of {first}, {mean[0]:.3g}, is ImageNet's of {last}: with --channel-order "
             f"{preprocessing.channel_order} the first of --mean and --std is {first}"
         )
-    return found
+    return [*found, *_black_edges(preprocessing)]
+
+
+def _black_edges(preprocessing: Preprocessing) -> list[str]:
+    """A sentence where every image is scaled to less than what is cut out of it."""
+    height, width = preprocessing.crop
+    match preprocessing.resize:
+        case int(shorter):
+            is_small, size = shorter < min(height, width), f"{shorter} pixels (the shorter side)"
+        case (down, across):
+            is_small, size = down < height or across < width, f"{down} x {across}"
+        case _:
+            return []
+    if not is_small:
+        return []
+    known = f"images are scaled to {size} and cut to {height} x {width}"
+    return [f"{known}: the rest is black, as in training? --resize {min(height, width)} or more"]
 
 
 def resized_size(width: int, height: int, shorter: int) -> tuple[int, int]:

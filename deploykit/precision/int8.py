@@ -36,6 +36,7 @@ from deploykit.precision.quantization.choice import (
     plan_int8,
     quantize_to_int8,
 )
+from deploykit.precision.quantization.noise import judged_answers
 from deploykit.precision.quantization.request import require_request
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 
     Halve = Callable[[ir.Model], tuple[ir.Model, HalfPlan]]
     Batches = list[NDArray[np.float32]]
+    Answers = Mapping[str, NDArray[np.float32]]
 
 
 COMPARED_PIXELS: Final = 16 * 224 * 224
@@ -111,19 +113,19 @@ def load_images(
 
 
 def first_images(
-    batches: Batches, expected: Batches, count: int, artifact: OnnxArtifact
-) -> tuple[Batches, Batches]:
-    """The first ``count`` images and their logits; whole batches where the graph's is fixed."""
-    some: tuple[Batches, Batches] = ([], [])
+    batches: Batches, expected: Sequence[Answers], count: int, artifact: OnnxArtifact
+) -> tuple[Batches, list[Answers]]:
+    """The first ``count`` images and their answers; whole batches where the graph's is fixed."""
+    some: tuple[Batches, list[Answers]] = ([], [])
     room = count
-    for inputs, logits in zip(batches, expected, strict=True):
+    for inputs, answers in zip(batches, expected, strict=True):
         whole = artifact.inputs[0].fixed_batch is not None
         size = len(inputs) if whole else min(len(inputs), room)
         if size > room and some[0]:
             break
         if size > 0:
             some[0].append(inputs[:size])
-            some[1].append(logits[:size])
+            some[1].append({name: values[:size] for name, values in answers.items()})
         room -= size
     return some
 
@@ -202,8 +204,9 @@ def convert_to_int8(
     )
     held_out = load_images(calibrated.data, calibrated.data.held_out, artifact, COMPARED_PIXELS)
     with reference.runners.open(graph.split()) as runner:
-        expected = outputs_of(runner, held_out)
-    setup = _contest(reference, calibrated, (held_out, expected), request)
+        answers = judged_answers(runner, held_out, reference.head)
+    expected = [next(iter(one.values())) for one in answers]
+    setup = _contest(reference, calibrated, (held_out, answers), request)
     with journal.stage("choose") as task:
         measure = partial(_measure, reference, calibrated, task)
         choice = choose(setup, request.int8_choices, request.policy, measure, task)
@@ -234,7 +237,7 @@ def convert_to_int8(
 def _contest(
     reference: Reference,
     calibrated: Calibrated,
-    compared: tuple[Batches, Batches],
+    compared: tuple[Batches, Sequence[Answers]],
     request: QuantizationRequest,
 ) -> TrialSetup:
     graph, artifact = reference.graph, reference.artifact

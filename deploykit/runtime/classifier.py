@@ -14,13 +14,13 @@ import numpy as np
 from deploykit import images
 from deploykit.backends import EngineRunner
 from deploykit.bundle.golden import Golden, limits_for
-from deploykit.core.errors import DataError, UsageError
+from deploykit.core.errors import DataError, NoAnswerError, UsageError, ValidationError
 from deploykit.core.specs import Closing, StepTimes
 from deploykit.heads import head_of
 from deploykit.runtime.inputs import BatchSplitWarning, Inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -234,9 +234,9 @@ class Classifier(Closing):
 
         Raises:
             DataError: an image cannot be read; the message says which. `predict_each` goes on.
+            NoAnswerError: the model gave NaN for an image; likewise.
             UsageError: something else than images, ``top_k`` below 1, a ``threshold`` that the head
                 has no use for, or a model of several inputs.
-            ValidationError: the model gave NaN.
         """
         found = []
         for outcome in self.predict_each(images, top_k=top_k, threshold=threshold):
@@ -250,6 +250,7 @@ class Classifier(Closing):
     ) -> Iterator[list[Prediction] | DataError]:
         """As `predict`, one after the other; an image that cannot be read gives its error.
 
+        So does one that the model gives NaN for, a `NoAnswerError`, which is a `DataError` too.
         Memory holds about two batches, however many images there are.
 
         Raises:
@@ -269,7 +270,9 @@ class Classifier(Closing):
     def self_test(self) -> Figures:
         """Run the golden sample and compare it with what the reference gave at export.
 
-        It is for a service's health check: it goes the same way as every other batch.
+        It is for a service's health check: it goes the same way as every other batch. Of a head
+        that judges all outputs each one is compared; the figures are those of the first. Where the
+        sample has to be split or filled up, outputs without an entry per image are left out.
 
         Raises:
             ValidationError: the outputs are beyond the limits of the bundle's precision.
@@ -277,9 +280,14 @@ class Classifier(Closing):
         """
         self._require_usable()
         golden = Golden.read(self._bundle)
-        feeds = golden.feeds(self.inputs[0].name)
-        outputs = self._outputs_of(feeds, len(golden.batch), self.runner.run)
-        return golden.judge(outputs, limits_for(self.precision, self.device))
+        feeds, count = golden.feeds(self.inputs[0].name), len(golden.batch)
+        limits = limits_for(self.precision, self.device)
+        if not golden.others:
+            return golden.judge(self._outputs_of(feeds, count, self.runner.run), limits)
+        if not self._limits.in_one_run(count):
+            golden = golden.of_images
+        found = self._limits.run_all(self.runner.run, feeds, count, (self._output, *golden.others))
+        return golden.judge(np.asarray(found[self._output], np.float32), limits, found)
 
     def close(self) -> None:
         """Give back what the model holds; a second call does nothing."""
@@ -327,21 +335,57 @@ class Classifier(Closing):
         self, given: PreparedImages, head: Head, top_k: int
     ) -> Iterator[list[Prediction] | DataError]:
         batch = self._limits.preferred
-        prepared = given.prepared(ahead=batch)
+        prepared, done = given.prepared(ahead=batch), 0
         while group := list(islice(prepared, batch)):
-            readable = [each for each in group if not isinstance(each, DataError)]
-            found = iter(self._best(np.stack(readable), head, top_k) if readable else ())
+            readable = {
+                done + at: each for at, each in enumerate(group) if not isinstance(each, DataError)
+            }
+            found = iter(self._best(readable, head, top_k) if readable else ())
             for each in group:
                 yield each if isinstance(each, DataError) else next(found)
+            done += len(group)
 
-    def _best(self, batch: Outputs, head: Head, top_k: int) -> list[list[Prediction]]:
+    def _best(
+        self, prepared: Mapping[int, Outputs], head: Head, top_k: int
+    ) -> list[list[Prediction] | DataError]:
+        """The answers for prepared images by their place among all."""
         self._require_usable()  # again: somebody may have closed it between two batches
-        feeds = {self.inputs[0].name: batch}
+        count, feeds = len(prepared), {self.inputs[0].name: np.stack(list(prepared.values()))}
         if head.judges_all:
-            found = self._limits.run_all(self.runner.run, feeds, len(batch))
-            return head.answers_of_all(found, len(batch))
-        outputs = self._outputs_of(feeds, len(batch), self.runner.run)
+            found: Mapping[str, Array] = self._limits.run_all(self.runner.run, feeds, count)
+        else:
+            found = {self._output: self._outputs_of(feeds, count, self.runner.run)}
+        try:
+            return list(self._answers(found, count, head, top_k))
+        except ValidationError:  # one NaN is not the others' fault
+            return [
+                self._answer_alone(_of_image(found, at, count), index, head, top_k)
+                for at, index in enumerate(prepared)
+            ]
+
+    def _answers(
+        self, found: Mapping[str, Array], count: int, head: Head, top_k: int
+    ) -> list[list[Prediction]]:
+        if head.judges_all:
+            return head.answers_of_all(found, count)
+        outputs: Outputs = found[self._output].astype(np.float32, copy=False)
         return head.answers(outputs, self.labels, top_k)
+
+    def _answer_alone(
+        self, alone: Mapping[str, Array], index: int, head: Head, top_k: int
+    ) -> list[Prediction] | DataError:
+        """The answer for one image by its outputs; ``index`` is its place among all."""
+        try:
+            return self._answers(alone, 1, head, top_k)[0]
+        except ValidationError as error:
+            named = NoAnswerError(f"image {index}: {error}")
+            named.__cause__ = error
+            return named
+
+
+def _of_image(found: Mapping[str, Array], at: int, count: int) -> dict[str, Array]:
+    """Of outputs for ``count`` images those of one, without what belongs to none of them."""
+    return {name: each[at : at + 1] for name, each in found.items() if each.shape[:1] == (count,)}
 
 
 def _sum(times: Sequence[StepTimes]) -> StepTimes:

@@ -287,13 +287,17 @@ class BatchLimits:
         """Whether ``count`` images need more than one run."""
         return self.largest is not None and count > self.largest
 
+    def in_one_run(self, count: int) -> bool:
+        """Whether ``count`` images are run at once, neither split nor filled up."""
+        return self.smallest <= count and not self.too_many(count)
+
     def require_one_run(self, count: int, why: str) -> None:
         """Refuse what cannot be split or filled up, because of ``why``.
 
         Raises:
             UsageError: ``count`` images are too few or too many for one run.
         """
-        if count < self.smallest or self.too_many(count):
+        if not self.in_one_run(count):
             raise UsageError(
                 f"a batch of {count} with {why}: the engine takes {self.smallest} to "
                 f"{self.largest} at once\n"
@@ -315,24 +319,27 @@ class BatchLimits:
 
     def run(self, run: Run, feeds: Feeds, count: int, output: str) -> NDArray[np.float32]:
         """One output for all of ``feeds``, in as many runs as it takes."""
-        if self.smallest <= count and not self.too_many(count):
+        if self.in_one_run(count):
             found = run(feeds)[output]
         else:
             found = np.concatenate([run(part)[output][:n] for part, n in self.parts(feeds, count)])
         return np.asarray(found, np.float32)
 
-    def run_all(self, run: Run, feeds: Feeds, count: int) -> dict[str, NDArray[Any]]:
-        """As `run`, all outputs by name.
+    def run_all(
+        self, run: Run, feeds: Feeds, count: int, names: Sequence[str] = ()
+    ) -> dict[str, NDArray[Any]]:
+        """As `run`, all outputs by name; or the ``names`` alone.
 
         Raises:
             UsageError: the batch needs several runs, and an output has no entry per image.
         """
-        if self.smallest <= count and not self.too_many(count):
+        if self.in_one_run(count):
             return dict(run(feeds))
         parts = []
         for part, real in self.parts(feeds, count):
             fed = len(next(iter(part.values())))
             found = run(part)
+            found = {name: found[name] for name in names or found}
             odd = [name for name, value in found.items() if value.shape[:1] != (fed,)]
             if odd:
                 raise UsageError(

@@ -46,6 +46,11 @@ _MEANT: Final = {
     "sigmoid": "between 0 and 1",
     "l2": "of length 1",
 }
+_DECISIONS: Final = frozenset(
+    {"And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or"}
+)
+"""Operators that leave a yes or no of what they read."""
+
 _TO_SUM: Final = 1e-3
 """How far probabilities in FP32, or in a file of FP16, may be from a sum of 1."""
 
@@ -343,11 +348,12 @@ def _kind(one: _Candidate, labels: int | None) -> tuple[str, str | None]:
     """The kind of head that an output is for, and a sentence where that is an assumption."""
     activation, width = one.activation, one.width
     if not width or activation in _PARTS or one.doubt is not None:
-        return RAW.name, None
+        return RAW.name, _why_raw(one)
     if not one.is_float:
-        return ("multiclass" if activation in _NUMBERS else RAW.name), None
+        return ("multiclass", None) if activation in _NUMBERS else (RAW.name, _why_raw(one))
     if activation == "none" and SQUASHING_OPS.isdisjoint(one.tail.between):
-        fits = labels is not None and width == labels > 1
+        is_decided = not _DECISIONS.isdisjoint(one.tail.between)
+        fits = labels is not None and width == labels > 1 and not is_decided
         return ("multiclass", None) if fits else _kind_of_plain(one, width)
     if activation == "none":
         return _kind_of_plain(one, width)
@@ -355,15 +361,55 @@ def _kind(one: _Candidate, labels: int | None) -> tuple[str, str | None]:
     return ("binary" if width == 1 and kind == "multilabel" else kind), None
 
 
+def _why_raw(one: _Candidate) -> str | None:
+    """What of class numbers, parts of values and decisions nobody can know; ``None`` of others."""
+    where, dtype = f"{one.name!r} {one.spec.shape}", one.values[0].dtype
+    if one.activation in _PARTS:
+        return (
+            f"{where} has the largest values without their classes: taken as they are; where it is "
+            "a classifier, end the graph before the ReduceMax or TopK"
+        )
+    if one.activation in _NUMBERS:
+        return (
+            f"{where} has class numbers for several places of an image: taken as they are, and "
+            "compared by how many change"
+        )
+    if dtype == np.bool_:
+        return (
+            f"{where} has decisions without their probabilities: taken as they are; to have these "
+            "compared, end the graph before the threshold"
+        )
+    if one.is_float:
+        return None
+    return (
+        f"{where} has {dtype} numbers that are computed further: taken as they are; where they are "
+        "classes, end the graph in the ArgMax or in what it reads"
+    )
+
+
+def _odd_end(one: _Candidate) -> str | None:
+    """What was done to probabilities, so that they are none any more."""
+    where, between = f"{one.name!r} {one.spec.shape}", one.tail.between
+    for each in between:
+        if each in SQUASHING_OPS:
+            return (
+                f"{where} has a {each}, and other operators behind it: taken as it is; "
+                "where it is a classifier, end the graph in one of the two"
+            )
+    for each in between:
+        if each in _DECISIONS:
+            return (
+                f"{where} is decided by a {each}: taken as it is; to have the probabilities "
+                "compared, end the graph before it"
+            )
+    return None
+
+
 def _kind_of_plain(one: _Candidate, width: int) -> tuple[str, str | None]:
     """As `_kind` for values without an activation."""
     tail, where = one.tail, f"{one.name!r} {one.spec.shape}"
-    squashed = [each for each in tail.between if each in SQUASHING_OPS]
-    if squashed:
-        return RAW.name, (
-            f"{where} has a {squashed[0]}, and other operators behind it: taken as it is; "
-            "where it is a classifier, end the graph in one of the two"
-        )
+    if (odd := _odd_end(one)) is not None:
+        return RAW.name, odd
     is_shaped = bool(tail.between) and (tail.between[-1] == "Relu" or "Clip" in tail.between)
     if tail.is_inner:
         return RAW.name, f"{where} goes through another layer: taken for features"

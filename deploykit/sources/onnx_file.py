@@ -253,7 +253,7 @@ def _read(original: Path, journal: Journal) -> tuple[OnnxArtifact, Model, Path |
     mended = mended_of(read.model)
     journal.notes += mended.notes
     require_usable(read.model, original.name)
-    runnable = original if mended.runs_as_written else read.split()
+    runnable = read.artifact.path if mended.runs_as_written else read.split()
     return read.artifact, plain(read.model, original.name), runnable
 
 

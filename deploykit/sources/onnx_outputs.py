@@ -12,7 +12,7 @@ from deploykit.core.errors import ModelFileError
 from deploykit.core.precision import Precision
 from deploykit.heads import figures_of
 from deploykit.heads.multiclass import MULTICLASS
-from deploykit.heads.raw import RAW
+from deploykit.heads.raw import comparable, raw_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -115,19 +115,14 @@ def judge_others(
 def _report_on(
     name: str, candidate: OnnxArtifact, got: Sequence[Answers], expected: Sequence[Answers]
 ) -> ValidationReport:
-    kind = "none" if np.issubdtype(expected[0][name].dtype, np.floating) else "argmax"
     names = f"output {name!r} of the {candidate.precision} graph", "the fp32 graph"
     return validate(
-        [_per_image(one) for one in outputs_in(got, name)],
-        [_per_image(one) for one in outputs_in(expected, name)],
+        [comparable(one[name]) for one in got],
+        [comparable(one[name]) for one in expected],
         precision=candidate.precision,
         names=names,
-        head=RAW.applied(kind),
+        head=raw_for(expected[0][name]),
     )
-
-
-def _per_image(value: Images) -> Images:
-    return value if value.ndim else value[None]
 
 
 def _notes_on_others(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from deploykit.benchmarking.report.page import require_results_name, write_repor
 from deploykit.benchmarking.report.rows import ranking, row_of, row_to_plain
 from deploykit.benchmarking.results import write_run
 from deploykit.core import environment
+from deploykit.core.choices import DefinitionChoices
 from deploykit.core.errors import DeviceError
 from deploykit.core.progress import Progress, SilentProgress
 from deploykit.core.serialization import to_plain
@@ -38,6 +39,7 @@ class BenchOptions:
 
     ``work`` keeps graphs and engines for the next run. ``memory_bytes`` is ``None`` for
     nine tenths of the machine's. ``fresh`` forgets an unfinished run instead of going on with it.
+    ``choices`` are said of the targets that are exported to be measured: their head and its output.
     """
 
     matrix: Matrix
@@ -47,6 +49,7 @@ class BenchOptions:
     cell_s: float
     memory_bytes: int | None = None
     fresh: bool = False
+    choices: DefinitionChoices = field(default_factory=DefinitionChoices)
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,7 @@ def _steps(
         prepare_limits=limits[1],
         jobs=usual_jobs(here.logical_cores, here.memory_bytes),
         peaks={name: peak for name, peak in found.items() if peak is not None},
+        choices=options.choices,
     )
 
 
@@ -199,5 +203,6 @@ def _identity(cells: Sequence[Cell], options: BenchOptions, here: Environment) -
         "files": {target: digest_of(target) for target in targets},
         "switches": to_plain(options.switches),
         "limits": [options.cell_s, options.memory_bytes],
+        "head": [options.choices.head, options.choices.head_output],
         "environment": to_plain(here),
     }

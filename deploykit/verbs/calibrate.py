@@ -5,13 +5,14 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from deploykit.bundle.golden import runners_of_bundle
 from deploykit.bundle.manifest import MODEL, REFERENCE
 from deploykit.bundle.reading import read_bundle
-from deploykit.core.errors import BundleError
+from deploykit.core.errors import BundleError, UsageError
 from deploykit.core.progress import Journal, Progress, SilentProgress
+from deploykit.core.sizes import ShapeProfile, require_sizes
 from deploykit.graph import LoadedGraph, read_graph
 from deploykit.precision.calibration.graphs import Calibrated, calibrate_graph
 from deploykit.sources.definition import notes_on_images
@@ -26,15 +27,21 @@ if TYPE_CHECKING:
     from deploykit.sources.definition import SourceOptions
 
 
+_ANY: Final = ShapeProfile()
+
+
 def calibrate_target(
     target: str,
     options: CalibrationOptions,
     source_options: SourceOptions,
     progress: Progress | None = None,
+    sizes: ShapeProfile = _ANY,
 ) -> tuple[Calibrated, Journal]:
     """Calibrate a definition, an FP32 ``.onnx`` file, or the FP32 graph of a bundle.
 
     Torch is needed for a definition only, which is exported as `deploykit export` does it.
+    ``sizes`` has the height and width that an ``.onnx`` leaves open: the preferred ones are
+    calibrated.
 
     Raises:
         UsageError: ``target`` has no use for what it is told.
@@ -45,16 +52,27 @@ def calibrate_target(
         options = replace(options, bundle=Path(target))
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder) / MODEL
-        graph, name, preprocessing, runners = _fp32_graph(target, scratch, source_options, journal)
+        graph, name, preprocessing, runners = _fp32_graph(
+            target, scratch, source_options, journal, sizes
+        )
         calibrated = calibrate_graph(graph, name, preprocessing, options, journal, runners)
     return calibrated, journal
 
 
 def _fp32_graph(
-    target: str, scratch: Path, source_options: SourceOptions, journal: Journal
+    target: str,
+    scratch: Path,
+    source_options: SourceOptions,
+    journal: Journal,
+    sizes: ShapeProfile,
 ) -> tuple[LoadedGraph, str, Preprocessing, Runners]:
     if kind_of(target) is Kind.BUNDLE:
         refuse_definition_options(target, source_options.choices, source_options.weights)
+        if sizes.has_image_sizes:
+            raise UsageError(
+                f"{target} is a bundle: it is calibrated at the size that it prepares\n"
+                "leave out --height and --width, they are for an .onnx"
+            )
         bundle, graph, runners = read_bundle(Path(target), _read)
         preprocessing = source_options.choices.preprocessing.applied_to(
             bundle.manifest.preprocessing
@@ -63,9 +81,10 @@ def _fp32_graph(
         name = str(bundle.manifest.model["name"])
         return graph, name, preprocessing, runners
     # Prepared as an export does it, so that the table fits the graph of a later export.
-    reference = make_reference(
-        find_source(target, source_options, journal), scratch, journal, source_options
-    )
+    source = find_source(target, source_options, journal)
+    if not isinstance(source, Path):
+        require_sizes(source.name, source.inputs[0].shape, sizes)
+    reference = make_reference(source, scratch, journal, source_options, sizes)
     name = str(reference.model["name"])
     return reference.graph, name, reference.preprocessing, reference.runners
 

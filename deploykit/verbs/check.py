@@ -19,9 +19,14 @@ from deploykit.core.serialization import to_plain
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from deploykit.bundle.manifest import Bundle, CpuGraph
     from deploykit.core.artifacts import EngineRecord
     from deploykit.core.environment import Gpu
+    from deploykit.heads import Head
+
+    Outputs = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +117,19 @@ def _check_golden(bundle: Bundle, graph: CpuGraph) -> list[str]:
     try:
         golden = Golden.read(bundle)
         with graph_judge().open_artifact(graph.artifact) as runner:
-            feeds = golden.feeds(runner.inputs[0].name)
-            outputs = runner.run(feeds)[runner.outputs[0].name].astype(np.float32)
-        names = ("the bundle's model", "the golden sample")
-        precision = bundle.manifest.precision
-        report = validate(
-            [outputs], [golden.outputs], precision=precision, names=names, head=golden.head
-        )
+            found = runner.run(golden.feeds(runner.inputs[0].name))
+            first = found[runner.outputs[0].name].astype(np.float32)
+        problems = _problems(bundle, first, golden.outputs, golden.head)
+        for name, got, wanted, head in golden.pairs(found):
+            others = _problems(bundle, got, wanted, head)
+            problems += [f"output {name!r}: {problem}" for problem in others]
     except DeploykitError as exc:
         return [f"the golden sample does not run: {exc}"]
-    return [f"golden sample: {problem}" for problem in report.problems]
+    return [f"golden sample: {problem}" for problem in problems]
+
+
+def _problems(bundle: Bundle, got: Outputs, wanted: Outputs, head: Head) -> list[str]:
+    names = ("the bundle's model", "the golden sample")
+    precision = bundle.manifest.precision
+    report = validate([got], [wanted], precision=precision, names=names, head=head)
+    return list(report.problems)

@@ -171,7 +171,10 @@ def _own_reference(bundle: Bundle) -> Path | None:
 def _open_reference(path: Path, stack: ExitStack, *, fast: bool) -> Runner:
     if path.is_dir():
         return stack.enter_context(_open_model(path, fast=fast)).runner
-    return stack.enter_context(graph_judge().open(path, GraphOptions()))
+    # Weights beside what a link leads to are found there; in a cache of links, beside the link.
+    real = path.resolve()
+    graph = path if real.parent.name == "blobs" else real
+    return stack.enter_context(graph_judge().open(graph, GraphOptions()))
 
 
 def _open_other(path: Path, own: Preprocessing, stack: ExitStack, *, fast: bool) -> EvaluatedModel:

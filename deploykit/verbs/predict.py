@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploykit import images
-from deploykit.core.errors import DataError, UsageError
+from deploykit.core.errors import DataError, NoAnswerError, UsageError
 from deploykit.core.progress import Progress, SilentProgress
 from deploykit.core.serialization import to_plain
 from deploykit.core.specs import HeadRecord
@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PredictionReport:
-    """The answers for each image that could be read, and why there are none for the others.
+    """The answers for each image that has one, and why there are none for the others.
 
-    ``weights`` says where the weights come from, and ``trained`` whether the answers mean anything;
-    ``None`` where nobody can tell. ``skipped`` are files of folders that are no images, ``files``
-    those that arrays were written to, by the identity of their answer.
+    ``failed`` are all of the others; ``unreadable`` those of them that could not be read: for the
+    rest the model gave NaN. ``weights`` says where the weights come from, and ``trained`` whether
+    the answers mean anything; ``None`` where nobody can tell. ``skipped`` are files of folders that
+    are no images, ``files`` those that arrays were written to, by the identity of their answer.
     """
 
     bundle: str
@@ -47,6 +48,7 @@ class PredictionReport:
     notes: tuple[str, ...] = ()
     record: HeadRecord = field(default_factory=HeadRecord)
     files: Mapping[int, str] = field(default_factory=dict)
+    failed: tuple[tuple[str, str], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
@@ -60,7 +62,8 @@ class PredictionReport:
                 {"image": image, "top": [_plain(each, self.files) for each in top]}
                 for image, top in self.predictions
             ],
-            "unreadable": [{"image": image, "reason": reason} for image, reason in self.unreadable],
+            "failed": _reasons(self.failed),
+            "unreadable": _reasons(self.unreadable),
             "skipped": list(self.skipped),
             "notes": list(self.notes),
         }
@@ -77,7 +80,7 @@ def predict(  # noqa: PLR0913 - options, by keyword
     output: Path | None = None,
     progress: Progress | None = None,
 ) -> PredictionReport:
-    """Answer for image files and all those in folders; an unreadable one does not stop the others.
+    """Answer for image files and all those in folders; one without an answer does not stop others.
 
     ``threshold`` is where a binary or multilabel head says yes. With ``output`` the arrays of a
     head that has some go to ``.npy`` files in that folder.
@@ -104,6 +107,10 @@ def predict(  # noqa: PLR0913 - options, by keyword
     files = {} if output is None else _write_arrays(found, output)
     notes = tuple(images.notes_on_skipped(skipped))
     return replace(found, skipped=tuple(map(str, skipped)), notes=notes, files=files)
+
+
+def _reasons(images_and_why: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"image": image, "reason": reason} for image, reason in images_and_why]
 
 
 def _plain(answer: Any, files: Mapping[int, str]) -> dict[str, Any]:
@@ -163,6 +170,7 @@ def _report(
     outcomes: Sequence[list[Prediction] | DataError],
 ) -> PredictionReport:
     pairs = list(zip(map(str, paths), outcomes, strict=True))
+    failed = [(path, why) for path, why in pairs if isinstance(why, DataError)]
     weights = model.manifest.weights
     return PredictionReport(
         bundle=str(bundle),
@@ -171,7 +179,8 @@ def _report(
         weights=str(weights.get("source")),
         trained=weights.get("trained"),
         predictions=tuple((p, tuple(top)) for p, top in pairs if not isinstance(top, DataError)),
-        unreadable=tuple((p, str(why)) for p, why in pairs if isinstance(why, DataError)),
+        unreadable=tuple((p, str(why)) for p, why in failed if not isinstance(why, NoAnswerError)),
+        failed=tuple((path, str(why)) for path, why in failed),
         head=model.head,
         record=model.manifest.head,
     )

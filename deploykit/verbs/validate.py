@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit import graph
 from deploykit.bundle.golden import runners_of_bundle
 from deploykit.bundle.manifest import REFERENCE
 from deploykit.bundle.reading import read_bundles
-from deploykit.comparison.converted import open_as_engine
+from deploykit.comparison.converted import notes_on_every_value, open_as_engine
 from deploykit.comparison.layerwise import LayerReport, compare_layers
 from deploykit.comparison.reference import Runners
 from deploykit.comparison.validation import (
@@ -20,12 +20,14 @@ from deploykit.comparison.validation import (
 )
 from deploykit.core.errors import BundleError, UsageError
 from deploykit.core.progress import Progress, SilentProgress
+from deploykit.core.sizes import ShapeProfile
 from deploykit.graph import mended_of
 from deploykit.graph.foreign import Mended
 from deploykit.heads import head_of
 from deploykit.images import notes_on_data
 from deploykit.images.batching import BATCHES, sample_batches
 from deploykit.sources.head_choice import Wish, choose_output
+from deploykit.sources.image_sizes import other_sizes, sample_other_sizes
 from deploykit.sources.onnx_file import assumed_preprocessing, require_image, side_inputs_of
 from deploykit.sources.onnx_outputs import judge_others
 
@@ -79,7 +81,8 @@ class ComparisonOptions:
 
     ``batch`` images are run at once; by default 1, 2 and 5, and with ``layers`` one by one.
     ``side_inputs`` is an ``.npz`` with what the network takes beside images. ``fast`` leaves out an
-    engine's rounding: a CPU computes in FP32.
+    engine's rounding: a CPU computes in FP32. ``sizes`` has the height and width that both leave
+    open: they are compared at all of them, their activations at the preferred one.
     """
 
     data: Path | None = None
@@ -87,6 +90,7 @@ class ComparisonOptions:
     batch: int | None = None
     layers: bool = False
     fast: bool = False
+    sizes: ShapeProfile = field(default_factory=ShapeProfile)
 
 
 def compare_artifacts(
@@ -123,15 +127,17 @@ def _compare(
     reference = _own_reference(first, bundles) if second is None else _open(second, bundles)
     candidate, reference = _in_order(candidate, reference)
     _require_one_network(candidate, reference)
-    sizes = _sizes(candidate, reference, options.batch)
-    preprocessing, notes = _preprocessing(candidate, reference)
+    counts = _counts(candidate, reference, options.batch)
+    preprocessing, notes = _preprocessing(candidate, reference, options.sizes)
     runners = _runners(candidate, reference, options.side_inputs)
     notes = (*notes, *candidate.mended.notes, *reference.mended.notes, *runners.side.notes())
     notes = (*notes, *notes_on_data(options.data))
     names = (candidate.name, reference.name)
     precision = candidate.artifact.precision
     with shown.step("outputs"):
-        batches = sample_batches(preprocessing, options.data, sizes)
+        batches = sample_batches(preprocessing, options.data, counts)
+        usual = _smallest(batches, candidate, reference)
+        batches += _of_other_sizes(candidate, preprocessing, options, counts)
         outputs = [
             _outputs(side, batches, runners, fast=options.fast) for side in (candidate, reference)
         ]
@@ -141,19 +147,20 @@ def _compare(
         others, more = judge_others(
             reference.artifact, candidate.artifact, batches, runners, compared.head
         )
+        if not precision.facts.is_source:
+            sides = candidate, reference
+            pair = batches, outputs[1]
+            more += _notes_on_rounding(sides, runners, pair, compared, fast=options.fast)
     found = None
     if options.layers:
         with shown.step("layers") as task:
             found = compare_layers(
                 candidate.artifact,
                 reference.artifact,
-                _smallest(batches, candidate, reference),
+                usual,
                 open_runner=runners.open_unoptimised,
                 task=task,
             )
-    if not precision.facts.is_source:
-        how = "computes in FP32, as asked," if options.fast else "rounds where an engine rounds"
-        more = [*more, f"the CPU {how} in {candidate.name}"]
     return ComparisonReport(*names, compared, found, (*notes, *more), others)
 
 
@@ -243,7 +250,7 @@ def _without_names(shape: tuple[int | str, ...]) -> tuple[int | None, ...]:
     return tuple(dim if isinstance(dim, int) else None for dim in shape)
 
 
-def _sizes(candidate: _Side, reference: _Side, batch: int | None) -> tuple[int, ...]:
+def _counts(candidate: _Side, reference: _Side, batch: int | None) -> tuple[int, ...]:
     fixed = {side.image.fixed_batch for side in (candidate, reference)} - {None}
     if len(fixed) > 1 or (batch is not None and fixed and fixed != {batch}):
         each = [f"{s.name}: {s.image.fixed_batch or 'any'}" for s in (candidate, reference)]
@@ -257,11 +264,15 @@ def _sizes(candidate: _Side, reference: _Side, batch: int | None) -> tuple[int, 
     return BATCHES if batch is None else (batch,)
 
 
-def _preprocessing(candidate: _Side, reference: _Side) -> tuple[Preprocessing, tuple[str, ...]]:
+def _preprocessing(
+    candidate: _Side, reference: _Side, sizes: ShapeProfile
+) -> tuple[Preprocessing, tuple[str, ...]]:
     known = candidate.preprocessing or reference.preprocessing
-    if known is not None:
+    if known is not None and not sizes.has_image_sizes:
         return known, ()
-    assumed = assumed_preprocessing(candidate.name, candidate.image)
+    assumed = assumed_preprocessing(candidate.name, candidate.image, sizes)
+    if known is not None:
+        return replace(known, crop=assumed.crop, resize=assumed.resize), ()
     note = f"preprocessing is assumed: {assumed.resize} px, crop {assumed.crop}"
     return assumed, (f"{note}, ImageNet mean and deviation",)
 
@@ -288,6 +299,38 @@ def _runner(side: _Side, runners: Runners, *, fast: bool) -> Runner:
     as_read = graph.read_graph(side.artifact.path).split()
     is_quantized = side.artifact.precision.facts.quantized
     return runners.open_unoptimised(as_read) if is_quantized else runners.open(as_read)
+
+
+def _of_other_sizes(
+    candidate: _Side,
+    preprocessing: Preprocessing,
+    options: ComparisonOptions,
+    counts: tuple[int, ...],
+) -> Batches:
+    """A batch of each size beside the preferred one that the options ask for."""
+    if not options.sizes.has_image_sizes:
+        return []
+    others = other_sizes(candidate.image, options.sizes)
+    return sample_other_sizes(others, preprocessing, options.data, counts[len(counts) // 2])
+
+
+def _notes_on_rounding(
+    sides: tuple[_Side, _Side],
+    runners: Runners,
+    compared: tuple[Batches, Batches],
+    report: ValidationReport,
+    *,
+    fast: bool,
+) -> list[str]:
+    """In which arithmetic the candidate ran, and where an engine may compute something else."""
+    candidate, reference = sides
+    if fast:
+        return [f"the CPU computes in FP32, as asked, in {candidate.name}"]
+    notes = [f"the CPU rounds where an engine rounds in {candidate.name}"]
+    if reference.artifact.precision.facts.is_source and candidate.mended.runs_as_written:
+        loaded = graph.LoadedGraph(candidate.artifact)
+        notes += notes_on_every_value(runners, loaded, compared, report)
+    return notes
 
 
 def _smallest(batches: Batches, *sides: _Side) -> Batches:

@@ -14,11 +14,13 @@ import onnxruntime
 import pytest
 from onnx import helper
 
+from deploykit.benchmarking.matrix.preparing import prepare_graph
+from deploykit.core.precision import Precision
 from deploykit.costs.peaks import gpu_peak
 from deploykit.verbs import bench as bench_run
 from tests.bundles import write_classifier
 from tests.cli import deploykit
-from tests.graphs import normal, save
+from tests.graphs import graph, normal, save
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,13 +75,13 @@ def use_every_command(
         assert shown.data[key] == expected.data[key] > 0
     plan = deploykit("inspect", path, "--fp16", *size, "--json")
     assert plan.code == 0, plan.err
-    if sizes:
-        return  # the other commands ask for the bundle where height and width are open
-    compared = deploykit("validate", path, clean, "--json")
+    compared = deploykit("validate", path, path if sizes else clean, *sizes, "--json")
     assert compared.code == 0, compared.err
     table = place / "table.json"
-    called = deploykit("calibrate", path, "--data", "random", "-o", table)
+    called = deploykit("calibrate", path, "--data", "random", "-o", table, *sizes)
     assert called.code == 0, called.err
+    if sizes:
+        return  # bench asks for the bundle where height and width are open
     monkeypatch.chdir(place)
     peak = gpu_peak("NVIDIA L4").peak
     assert peak is not None
@@ -156,3 +158,65 @@ def test_a_cache_of_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (blobs / name).rename(blobs / blob)
         (snapshot / name).symlink_to(f"../../blobs/{blob}")
     use_every_command(snapshot / "model.onnx", clean, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("data", ["model.onnx_data", "sub/weights"])
+def test_a_link_to_a_file_with_its_weights_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str
+) -> None:
+    clean = write_classifier(tmp_path / "clean.onnx", "32, 32")
+    store = tmp_path / "store"
+    (store / data).parent.mkdir(parents=True)
+    onnx.save(
+        onnx.load(clean),
+        store / "model.onnx",
+        save_as_external_data=True,
+        location=data,
+        size_threshold=0,
+    )
+    (tmp_path / "mine").mkdir()
+    link = tmp_path / "mine" / "net.onnx"
+    link.symlink_to("../store/model.onnx")
+    use_every_command(link, clean, tmp_path, monkeypatch)
+
+
+# Converted by others
+
+
+HALF = "y = Conv <pads = [1, 1, 1, 1]> (x, w)"
+PAIRS = """
+    s = Constant <value_float = 0.02> ()  z = Constant <value = int8 {0}> ()
+    q = QuantizeLinear (x, s, z)  d = DequantizeLinear (q, s, z)
+    e = QuantizeLinear (w, s, z)  v = DequantizeLinear (e, s, z)
+    y = Conv <pads = [1, 1, 1, 1]> (d, v)"""
+
+
+@pytest.mark.parametrize("batch", [0, -1, "?"])
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_converted_file_is_measured_at_the_batch_that_is_asked(
+    tmp_path: Path, precision: str, batch: int | str
+) -> None:
+    kind, text = ("float16", HALF) if precision == "fp16" else ("float", PAIRS)
+    weights = normal(8, 3, 3, 3).astype(np.float16 if precision == "fp16" else np.float32)
+    proto = graph(f"g ({kind}[N,3,8,8] x) => ({kind}[N,8,8,8] y) {{ {text} }}", {"w": weights})
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        dim = value.type.tensor_type.shape.dim[0]
+        dim.Clear()
+        setattr(dim, "dim_param" if isinstance(batch, str) else "dim_value", batch)
+    path = save(proto, tmp_path / "given.onnx")
+    found = prepare_graph(
+        str(path), Precision(precision), tmp_path / "work", batches=(1, 5), peaks={}
+    )
+    said = any("read as (?, 3, 8, 8)" in note for note in found.notes)
+    assert said is isinstance(batch, int)
+    session = onnxruntime.InferenceSession(found.path)
+    for count in (1, 5):
+        images = normal(count, 3, 8, 8, seed=2).astype(weights.dtype)
+        (got,) = session.run(None, {"x": images})
+        assert got.shape == (count, 8, 8, 8)
+    short = ("--duration", 0.1, "--warmup", 0, "--min-samples", 10, "--backend", "ort")
+    out = ("-o", tmp_path / "r.json", "--work", tmp_path / "work", "--json")
+    called = deploykit("bench", path, *short, "--batch", "1,5", *out)
+    assert called.code == 0, called.out
+    rows = called.data["results"]
+    assert [(row["precision"], row["batch"]) for row in rows] == [(precision, 1), (precision, 5)]

@@ -430,3 +430,58 @@ def test_a_top_k_that_is_no_ranking_is_handed_over(tmp_path: Path, flags: str) -
     model = network(nodes, "int64[N, 3] y", tmp_path, "topk")
     data = export(model)
     assert data["head"]["kind"] == "raw"
+
+
+DECIDED = {
+    "map": (
+        "m = Conv <pads = [1, 1, 1, 1]> (r, wm)  y = ArgMax <axis = 1, keepdims = 0> (m)",
+        "int64[N, 16, 16] y",
+        "has class numbers for several places of an image",
+    ),
+    "shifted": (
+        """l = Gemm <transB = 1> (f, k8)  a = ArgMax <axis = 1, keepdims = 0> (l)
+        o = Constant <value_ints = [1]> ()  y = Add (a, o)""",
+        "int64[N] y",
+        "has int64 numbers that are computed further",
+    ),
+    "pair": (
+        """l = Gemm <transB = 1> (f, k8)  a = ArgMax <axis = 1> (l)
+        o = Constant <value_ints = [4]> ()  d = Div (a, o)  q = Mul (d, o)  s = Sub (a, q)
+        y = Concat <axis = 1> (d, s)""",
+        "int64[N, 2] y",
+        "has int64 numbers that are computed further",
+    ),
+    "threshold": (
+        """l = Gemm <transB = 1> (f, k4)  s = Sigmoid (l)  h = Constant <value_float = 0.5> ()
+        yes = Greater (s, h)  y = Cast <to = 1> (yes)""",
+        "float[N, 4] y",
+        "is decided by a Greater",
+    ),
+    "flags": (
+        """l = Gemm <transB = 1> (f, k4)  s = Sigmoid (l)  h = Constant <value_float = 0.5> ()
+        y = Less (s, h)""",
+        "bool[N, 4] y",
+        "has decisions without their probabilities",
+    ),
+    "best": (
+        "l = Gemm <transB = 1> (f, k4)  s = Softmax (l)  y = ReduceMax <keepdims = 0> (s, one)",
+        "float[N] y",
+        "has the largest values without their classes",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DECIDED)
+def test_why_the_head_is_raw_is_said(tmp_path: Path, name: str) -> None:
+    nodes, outputs, said = DECIDED[name]
+    weights = {"wm": np.random.default_rng(1).normal(size=(5, 16, 3, 3)).astype(np.float32)}
+    model = network(nodes, outputs, tmp_path, name, **weights, one=np.array([1]))
+    images = pictures(tmp_path / "images", 4)
+    data = export(model)
+    assert data["head"]["kind"] == "raw"
+    assert any(said in note for note in data["notes"])
+    (wanted,) = original(model, images)
+    for (answer,), row in zip(predict(model, *images), wanted, strict=True):
+        np.testing.assert_allclose(np.array(answer["values"], float), row.astype(float), atol=1e-5)
+    asked = export(model, "--head", "raw", "--replace")
+    assert not any(said in note for note in asked["notes"])

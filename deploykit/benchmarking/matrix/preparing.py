@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -15,20 +15,36 @@ from deploykit.benchmarking.matrix.cells import BuiltEngine, CellGraph
 from deploykit.bundle.manifest import Bundle
 from deploykit.bundle.reading import read_bundle
 from deploykit.core import environment
-from deploykit.core.artifacts import ENGINE_SUFFIX, EngineRecord, made_of, sha256_of
+from deploykit.core.artifacts import (
+    ENGINE_SUFFIX,
+    EngineRecord,
+    made_of,
+    sha256_of,
+    sha256_of_bytes,
+)
 from deploykit.core.atomic import translated_write_errors, write_whole
+from deploykit.core.choices import DefinitionChoices
 from deploykit.core.errors import BundleError, DataError, EngineIncompatibleError, UsageError
 from deploykit.core.serialization import Source, engine_to_plain, from_plain, parse_json
 from deploykit.core.sizes import IMAGE_AXES, ShapeProfile, SizeRange
 from deploykit.costs.limits import physical_limit
 from deploykit.exporting.engines import build_engine
 from deploykit.exporting.steps import ExportOptions, export_bundle
+from deploykit.heads import head_named
 from deploykit.precision.calibration.data import RANDOM, CalibrationOptions
 from deploykit.precision.quantization.choice import Int8Choices
 from deploykit.precision.quantization.request import QuantizationRequest
 from deploykit.runtime.choice import cache_of, incompatible, rank_engines
+from deploykit.sources.definition import SourceOptions
 from deploykit.sources.image_sizes import require_known_sizes
-from deploykit.sources.targets import Kind, digest_of, find_definition, kind_of, name_of
+from deploykit.sources.targets import (
+    Kind,
+    digest_of,
+    find_definition,
+    kind_of,
+    name_of,
+    refuse_definition_options,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -40,21 +56,30 @@ if TYPE_CHECKING:
     from deploykit.costs.limits import Limit
     from deploykit.costs.network import NetworkCost
     from deploykit.costs.peaks import DevicePeak
+    from deploykit.graph import LoadedGraph
     from deploykit.runtime.choice import Machine
 
 
 NOISE_IMAGES: Final = 8
+_NOTHING_CHOSEN: Final = DefinitionChoices()
 
 
-def exported(target: str, precision: Precision, work: Path, digest: str | None) -> Bundle:
+def exported(
+    target: str,
+    precision: Precision,
+    work: Path,
+    digest: str | None,
+    choices: DefinitionChoices = _NOTHING_CHOSEN,
+) -> Bundle:
     """The bundle of ``target`` in ``work``, without an engine; ``digest`` is that of its files.
 
-    An export of before is used again if the target and the installed packages are the same.
+    An export of before is used again if the target, what was said of its head and the installed
+    packages are the same.
 
     Raises:
         DeploykitError: the error of the stage that failed.
     """
-    place = work / f"{name_of(target)}-{precision}"
+    place = work / f"{name_of(target)}-{precision}{_named(choices)}"
     known = _usable_bundle(place, digest)
     if known is not None:
         return known
@@ -62,11 +87,20 @@ def exported(target: str, precision: Precision, work: Path, digest: str | None) 
     options = ExportOptions(
         precision=precision,
         backend="none",
+        source=SourceOptions(choices=choices),
         output=place,
         replace=True,  # bench's own folder, for this use alone
         quantization=_noise(table) if precision.facts.needs_calibration else None,
     )
     return export_bundle(target, options).bundle
+
+
+def _named(choices: DefinitionChoices) -> str:
+    """The end of a bundle's name that tells exports of one target by other heads apart."""
+    said = (choices.head, choices.head_output)
+    if said == (None, None):
+        return ""
+    return f"-head-{sha256_of_bytes(json.dumps(said).encode())[:8]}"
 
 
 def _noise(table: Path) -> QuantizationRequest:
@@ -96,10 +130,15 @@ UNCOUNTED: Final = "no physical limit: counting a graph needs pip install 'deplo
 NOISE: Final = "INT8 ranges from noise: the speed counts, the answers mean nothing"
 
 
-def own_precisions(targets: Iterable[str]) -> dict[str, Precision]:
+def own_precisions(
+    targets: Iterable[str], choices: DefinitionChoices = _NOTHING_CHOSEN
+) -> dict[str, Precision]:
     """The targets that have their precision already: bundles, and converted ``.onnx`` files.
 
+    ``choices`` are said of the others, which are exported to be measured.
+
     Raises:
+        UsageError: a target has no use for ``choices``.
         MissingDependencyError: the package that a definition comes from is not installed.
         UnknownNameError: a target is neither a file, nor a bundle, nor a definition.
         ModelFileError: a file cannot be read.
@@ -109,16 +148,29 @@ def own_precisions(targets: Iterable[str]) -> dict[str, Precision]:
     for target in targets:
         kind = kind_of(target)
         if kind is Kind.BUNDLE:
+            refuse_definition_options(target, choices)
             found[target] = Bundle.open(Path(target)).manifest.precision
         elif kind is Kind.ONNX:
             from deploykit.graph import read_artifact
 
             precision = read_artifact(Path(target)).precision
             if not precision.facts.is_source:
+                _refuse_head(target, precision, choices)
                 found[target] = precision
         else:
-            find_definition(target)  # says what names there are
+            find_definition(target, choices)  # says what names there are
+    if choices.head is not None:
+        head_named(choices.head)
     return found
+
+
+def _refuse_head(target: str, precision: Precision, choices: DefinitionChoices) -> None:
+    if choices.head is not None or choices.head_output is not None:
+        raise UsageError(
+            f"{target} is {precision} already: it is measured as it is, and nothing of it is "
+            "compared\n--head and --head-output are for what is converted and validated: leave "
+            "them out"
+        )
 
 
 def prepare_graph(
@@ -128,8 +180,11 @@ def prepare_graph(
     *,
     batches: Iterable[int],
     peaks: Mapping[str, DevicePeak],
+    choices: DefinitionChoices = _NOTHING_CHOSEN,
 ) -> CellGraph:
     """The verified graph of ``target`` in ``precision``, exported into ``work`` where needed.
+
+    ``choices`` has the head by which the export is validated, and its output.
 
     Raises:
         DeploykitError: the error of the stage that failed.
@@ -138,19 +193,23 @@ def prepare_graph(
     if kind is Kind.BUNDLE:
         return read_bundle(Path(target), lambda bundle: _own_graph(bundle, batches, peaks))
     if kind is Kind.ONNX:
-        from deploykit.graph import read_artifact
+        from deploykit.graph import read_graph
 
-        artifact = read_artifact(Path(target))
+        read = read_graph(Path(target))
+        artifact = read.artifact
         digest = artifact.sha256
         for spec in artifact.inputs:
             require_known_sizes(target, spec)
         if not artifact.precision.facts.is_source:
+            artifact, notes = _as_read(target, read, work)
             costs = _Costs.of(artifact.path, batches, peaks)
-            return _graph(artifact, None, own=False, costs=costs)
+            made = _graph(artifact, None, own=False, costs=costs)
+            return replace(made, notes=(*notes, *made.notes))
+        read.release()  # the export reads it again
     else:
         digest = digest_of(target)
 
-    bundle = exported(target, precision, work, digest)
+    bundle = exported(target, precision, work, digest, choices)
     return _graph(bundle.manifest.onnx, bundle, own=False, costs=_costs(bundle, batches, peaks))
 
 
@@ -159,6 +218,23 @@ def _own_graph(
 ) -> CellGraph:
     bundle.require_unchanged(bundle.model_path.name)
     return _graph(bundle.manifest.onnx, bundle, own=True, costs=_costs(bundle, batches, peaks))
+
+
+def _as_read(target: str, read: LoadedGraph, work: Path) -> tuple[OnnxArtifact, tuple[str, ...]]:
+    """A converted file for runtimes, and notes: itself, or a copy where they would not run it.
+
+    Its batch may be 0 or -1, which a runtime or a compiler takes literally.
+    """
+    from deploykit.graph import mended_of, write_model
+
+    artifact, mended = read.artifact, mended_of(read.model)
+    if not mended.changed:
+        return artifact, ()
+    path = work / f"{name_of(target)}-{artifact.precision}.onnx"
+    with translated_write_errors(path):
+        work.mkdir(parents=True, exist_ok=True)
+        parents = (artifact.sha256, *artifact.parents)
+        return write_model(read.model, path, artifact.precision, parents), mended.notes
 
 
 def _graph(artifact: OnnxArtifact, bundle: Bundle | None, *, own: bool, costs: _Costs) -> CellGraph:

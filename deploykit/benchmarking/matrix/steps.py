@@ -14,6 +14,7 @@ from deploykit.benchmarking.matrix.cells import (
 from deploykit.benchmarking.matrix.child import ANSWER
 from deploykit.benchmarking.matrix.processes import ProcessLimits, call
 from deploykit.benchmarking.results import BenchmarkResult
+from deploykit.core.choices import DefinitionChoices
 from deploykit.core.serialization import from_plain, to_plain
 from deploykit.costs.peaks import peak_to_plain
 
@@ -44,7 +45,8 @@ class Steps:
 
     ``work`` is where graphs and engines are kept for the next run. ``jobs`` graphs are prepared at
     a time; nothing else runs beside a measurement. ``peaks`` has the best rates of "cpu" and "gpu"
-    as far as they are known. ``call`` runs one step. Each method raises `ChildFailure` where its
+    as far as they are known. ``choices`` has the head, and its output, that is said of what is
+    exported. ``call`` runs one step. Each method raises `ChildFailure` where its
     process fails.
     """
 
@@ -55,6 +57,7 @@ class Steps:
     jobs: int = 1
     peaks: Mapping[str, DevicePeak] = field(default_factory=dict)
     call: Callable[..., dict[str, Any]] = field(default=call)
+    choices: DefinitionChoices = field(default_factory=DefinitionChoices)
 
     def graph(
         self, cell: Cell, batches: Iterable[int], task: ProgressTask, stop: Event | None = None
@@ -65,6 +68,8 @@ class Steps:
             "precision": cell.precision,
             "work": str(self.work),
             "batches": sorted(batches),
+            "head": self.choices.head,
+            "head_output": self.choices.head_output,
             "peaks": {device: peak_to_plain(peak) for device, peak in self.peaks.items()},
         }
         answer = self.call("graph", request, self.prepare_limits, progress=task, stop=stop)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.benchmarking.matrix.cells import Cell, PreparedCell
 from deploykit.benchmarking.matrix.child import REQUEST, serve
+from deploykit.core.choices import DefinitionChoices
 from deploykit.core.precision import Precision
 from deploykit.core.serialization import engine_to_plain, from_plain, known_fields, to_plain
 
@@ -31,6 +32,7 @@ def graph(request: Mapping[str, Any], task: ProgressTask) -> dict[str, Any]:
         Path(request["work"]),
         batches=request["batches"],
         peaks=from_plain(dict[str, DevicePeak], request["peaks"], REQUEST),
+        choices=DefinitionChoices(head=request["head"], head_output=request["head_output"]),
     )
     return dict(to_plain(prepared))
 

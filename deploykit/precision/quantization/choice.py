@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from math import inf, isfinite, isinf
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from deploykit.comparison.validation import outputs_of
 from deploykit.core.errors import ModelFileError, UsageError
 from deploykit.core.precision import Precision
 from deploykit.graph import HEAVY_OPS, convert_to_half, plan_half, qdq, write_graph
@@ -16,6 +15,7 @@ from deploykit.graph.qdq.insertion import ratio_db
 from deploykit.heads.multiclass import MULTICLASS
 from deploykit.precision.calibration.calibrators import METHODS
 from deploykit.precision.fp16 import HEADROOM
+from deploykit.precision.quantization.noise import measure_gains, worst_sqnr_db
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     Halve = Callable[[ir.Model], tuple[ir.Model, HalfPlan]]
     Batches = list[NDArray[np.float32]]
+    Answers = Mapping[str, NDArray[np.float32]]
 
 
 WORST_SHOWN: Final = 10
@@ -116,14 +117,28 @@ def plan_int8(graph: LoadedGraph, policy: qdq.QdqPolicy) -> QdqPlan:
     """
     plan = qdq.plan_qdq(graph.model, policy)
     if not plan.weights:
-        reasons = list(plan.kept.items())[:SHOWN_REASONS]
-        said = "; ".join(f"{node}: {reason}" for node, reason in reasons)
+        said = "; ".join(_reasons(graph.model, plan.kept)[:SHOWN_REASONS])
         raise ModelFileError(
             f"nothing in {graph.artifact.path.name} can be INT8\n"
             f"{said or 'it has no convolution and no matrix product'}\n"
-            "exclude less, or use --fp16"
+            f"{'exclude less, or ' if policy.exclude else ''}use --fp16; "
+            "deploykit inspect TARGET --int8 lists every node"
         )
     return plan
+
+
+def _reasons(model: ir.Model, kept: Mapping[str, str]) -> list[str]:
+    """Why nodes are not INT8, each reason once: of convolutions and matrix products first."""
+    heavy = {str(node.name) for node in model.graph if node.op_type in HEAVY_OPS}
+    order = sorted(kept, key=lambda name: name not in heavy)
+    nodes: dict[str, list[str]] = {}
+    for name in order:
+        nodes.setdefault(kept[name], []).append(name)
+    return [f"{names[0]}{_more(names)}: {reason}" for reason, names in nodes.items()]
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 def measure_errors(
@@ -231,51 +246,6 @@ def _finite(ratios: Mapping[str, float]) -> dict[str, float | None]:
     return {name: round(value, 2) if abs(value) < inf else None for name, value in ratios.items()}
 
 
-def measure_gains(
-    model: ir.Model,
-    plan: qdq.QdqPlan,
-    amax: Mapping[str, float],
-    compared: tuple[Batches, Batches],
-    *,
-    open_runner: Callable[[SplitGraph], Runner],
-    task: ProgressTask,
-) -> dict[str, float]:
-    """By how many dB the logits gain when one layer alone computes in FP32, by layer.
-
-    ``compared`` are batches (N, C, H, W) and their FP32 logits; there is one pass over them for
-    each layer, and one more. ``open_runner`` must run Q/DQ pairs as they are written.
-
-    Raises:
-        DataError: ``amax`` lacks a value of the plan, or is not a number from 0 up.
-        ModelFileError: the graph is too large without its weights.
-    """
-    batches, exact = compared[0], np.concatenate(compared[1])
-    layers = [weight.node for weight in plan.weights]
-    graph = qdq.switchable(model, plan, amax)
-    with open_runner(graph) as runner:
-        none = np.zeros(len(layers), np.bool_)
-        quantized = qdq.sqnr_db(exact, _logits(runner, batches, none))
-        gains = {}
-        for index, layer in enumerate(layers):
-            alone = np.arange(len(layers)) == index
-            gains[layer] = _gain(qdq.sqnr_db(exact, _logits(runner, batches, alone)), quantized)
-            task.update(index + 1, len(layers), "noise of each layer")
-    return gains
-
-
-def _logits(runner: Runner, batches: Batches, switches: NDArray[np.bool_]) -> NDArray[np.float32]:
-    image, switch = (spec.name for spec in runner.inputs)
-    name = runner.outputs[0].name
-    rows = [runner.run({image: batch, switch: switches})[name] for batch in batches]
-    return np.concatenate(rows).astype(np.float32, copy=False)
-
-
-def _gain(without: float, quantized: float) -> float:
-    if isinf(quantized):
-        return 0.0
-    return inf if isinf(without) else without - quantized
-
-
 AUTO: Final = "auto"
 
 RESIDUAL_GAIN_DB: Final = 1.5
@@ -296,7 +266,8 @@ class Trial:
     """One candidate on the held-out images.
 
     ``mean_kl`` in nats and ``agreement`` of the top-1 against FP32, ``None`` for outputs that have
-    none; ``sqnr_db`` is the outputs' power over the power of their error.
+    none; ``sqnr_db`` is an output's power over the power of its error, of the noisiest output that
+    is judged.
     """
 
     candidate: str
@@ -319,16 +290,17 @@ class Choice:
 class TrialSetup:
     """What candidates are made from and judged on; ``model`` is the FP32 graph.
 
-    ``probed`` are the batches and logits that layers are judged on one by one, ``None`` where that
-    would take too long; ``multiply_adds`` are those of each layer.
+    ``expected`` are its answers to ``batches``, see `judged_answers`. ``probed`` are the batches
+    and answers that layers are judged on one by one, ``None`` where that would take too long;
+    ``multiply_adds`` are those of each layer.
     """
 
     model: ir.Model
     table: CalibrationTable
     batches: Batches
-    expected: Batches
+    expected: Sequence[Answers]
     runners: Runners
-    probed: tuple[Batches, Batches] | None = None
+    probed: tuple[Batches, Sequence[Answers]] | None = None
     multiply_adds: Mapping[str, int] = field(default_factory=dict)
     head: Head = MULTICLASS
 
@@ -342,15 +314,22 @@ class TrialSetup:
         """Make one candidate and judge it.
 
         What is not INT8 stays FP32: FP16 changes all candidates alike, and takes longer.
+
+        Raises:
+            ValidationError: an output has another shape in INT8.
         """
         plan = qdq.plan_qdq(self.model, policy)
         shifts = {} if errors is None else errors.shifts
         content = qdq.trial_graph(self.model, plan, self.table.select_trial(method), shifts)
         with self.runners.open_unoptimised(content) as runner:
-            outputs = outputs_of(runner, self.batches)
-        got, wanted = np.concatenate(outputs), np.concatenate(self.expected)
-        ratio = qdq.sqnr_db(wanted, got)
-        kl, agreement = self.head.closeness(got, wanted)
+            feed = runner.inputs[0].name
+            found = [runner.run({feed: batch}) for batch in self.batches]
+        ratio = worst_sqnr_db(self.expected, found)
+        first = next(iter(self.expected[0]))
+        got, wanted = (
+            np.concatenate([one[first] for one in each]) for each in (found, self.expected)
+        )
+        kl, agreement = self.head.closeness(got.astype(np.float32, copy=False), wanted)
         return Trial(candidate, kl, agreement, ratio if isfinite(ratio) else None)
 
 
@@ -372,11 +351,11 @@ def choose(
     measure: Callable[[str, QdqPolicy], QuantizationErrors],
     task: ProgressTask,
 ) -> Choice:
-    """One choice after another, each by the noise of the logits on the held-out images.
+    """One choice after another, each by the noise of the outputs on the held-out images.
 
-    KL divergence and agreement are kept beside it, and decide nothing: where a network is sure of
-    itself, one image makes most of the first and none changes the second. Every logit counts in
-    the noise.
+    Of several outputs that are judged the noisiest one counts. KL divergence and agreement of the
+    first are kept beside it, and decide nothing: where a network is sure of itself, one image makes
+    most of the first and none changes the second. Every logit counts in the noise.
 
     ``measure`` gives the errors that a bias correction takes back, for a method and a policy.
     """

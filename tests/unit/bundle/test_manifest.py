@@ -197,22 +197,22 @@ def test_a_manifest_that_is_not_json(folder: Path, text: str) -> None:
         ("{}", "None", "use the deploykit that wrote it, or export the bundle again"),
         ('{"schema_version": 0}', "0", "use the deploykit that wrote it, or export"),
         ('{"schema_version": "2"}', "2", "use the deploykit that wrote it, or export"),
-        ('{"schema_version": 2}', "2", "a newer deploykit wrote it: pip install -U deploykit$"),
+        ('{"schema_version": 3}', "3", "a newer deploykit wrote it: pip install -U deploykit$"),
         (
-            '{"schema_version": 2, "packages": {"deploykit": "0.9.1"}}',
-            "2",
+            '{"schema_version": 3, "packages": {"deploykit": "0.9.1"}}',
+            "3",
             "deploykit 0.9.1 wrote it: pip install -U 'deploykit>=0.9.1'$",
         ),
         (
-            """{"schema_version": 2, "packages": {"deploykit": "1'; rm -r ~"}}""",
-            "2",
+            """{"schema_version": 3, "packages": {"deploykit": "1'; rm -r ~"}}""",
+            "3",
             "a newer deploykit wrote it: pip install -U deploykit$",
         ),
     ],
 )
 def test_another_schema(folder: Path, text: str, version: str, remedy: str) -> None:
     (folder / MANIFEST).write_text(text, encoding="utf-8")
-    expected = f"has schema version {version}, deploykit {__version__} reads 1\n{remedy}"
+    expected = f"has schema version {version}, deploykit {__version__} reads 1 and 2\n{remedy}"
     with pytest.raises(BundleError, match=expected):
         Bundle.open(folder)
 

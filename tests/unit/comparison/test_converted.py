@@ -55,7 +55,7 @@ def test_what_fusion_leaves_is_judged_and_the_other_form_is_noted(tmp_path: Path
     assert report.passed
     assert len(report.batches) == len(IMAGES)
     (note,) = notes
-    assert note.startswith("the half: cosine 1.0000")
+    assert note.startswith("the half: cosine 0.99999")
     assert "in an engine that stores every value" in note
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from deploykit.core.errors import ModelFileError
 from deploykit.core.precision import Precision
-from deploykit.graph import read_model, write_model
+from deploykit.graph import read_artifact, read_model, write_model
 from tests.graphs import normal, run_ort, save
 from tests.unit.graph.foreign import (
     WEIGHT,
@@ -143,3 +143,46 @@ def test_good_external_data_is_taken_in(
         feeds["c"] = np.array(1, bool)
     got = run_ort(onnx.load(written), feeds)["y"]
     np.testing.assert_array_equal(np.maximum(got, 0), expected)
+
+
+# A link to the model
+
+
+def linked(folder: Path, *, place: str = "real") -> Path:
+    """``link/m.onnx``, which leads to ``real/m.onnx``, whose weights are ``w.bin`` in ``place``."""
+    for name in {"real", "link", place}:
+        (folder / name).mkdir()
+    (folder / place / "w.bin").write_bytes(WEIGHT.tobytes())
+    location = "w.bin" if place in {"real", "link"} else f"../{place}/w.bin"
+    save(in_initializer(external(weight(), location)), folder / "real" / "m.onnx")
+    (folder / "link" / "m.onnx").symlink_to("../real/m.onnx")
+    return folder / "link" / "m.onnx"
+
+
+@pytest.mark.parametrize("place", ["real", "link"])
+def test_weights_beside_what_a_link_leads_to_or_beside_it(tmp_path: Path, place: str) -> None:
+    path = linked(tmp_path, place=place)
+    artifact = read_artifact(path)
+    assert artifact.path == (tmp_path / "real" / "m.onnx" if place == "real" else path)
+    write_model(read_model(path), tmp_path / "alone.onnx", Precision.FP32)
+    feeds = {"x": normal(2, 3, 8, 8, seed=1)}
+    got = run_ort(onnx.load(tmp_path / "alone.onnx"), feeds)["y"]
+    np.testing.assert_array_equal(got, run_ort(convolution(), feeds)["y"])
+
+
+def test_a_link_opens_no_other_folder(tmp_path: Path) -> None:
+    assert_refused(linked(tmp_path, place="other"), r"keeps 'w' in .*, outside its own folder")
+
+
+def test_a_link_whose_weights_lead_out(tmp_path: Path) -> None:
+    path = linked(tmp_path)
+    (tmp_path / "secret").write_bytes(WEIGHT.tobytes())
+    (tmp_path / "real" / "w.bin").unlink()
+    (tmp_path / "real" / "w.bin").symlink_to(tmp_path / "secret")
+    assert_refused(path, "needs 'w.bin' beside it, which is missing")
+
+
+def test_a_link_without_its_weights(tmp_path: Path) -> None:
+    path = linked(tmp_path)
+    (tmp_path / "real" / "w.bin").unlink()
+    assert_refused(path, "needs 'w.bin' beside it, which is missing")

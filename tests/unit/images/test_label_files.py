@@ -117,3 +117,16 @@ def test_what_cannot_be_read_says_what_is_wanted(
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*x\.csv: No such file.*\nexpected numbers"):
         read_text(tmp_path / "x.csv", "numbers")
+
+
+@pytest.mark.parametrize("names", [NAMES, ("猫", "狗", "鸟"), ("a",), ("Œuvre", "naïve", "ÿ")])
+@pytest.mark.parametrize("byte_order", ["le", "be"])
+def test_wide_text_without_its_mark(
+    tmp_path: Path, names: tuple[str, ...], byte_order: str
+) -> None:
+    """Read as Latin-1 it would be names with a NUL behind each letter."""
+    path = tmp_path / "names.txt"
+    path.write_bytes(("\n".join(names) + "\n").encode(f"utf-16-{byte_order}"))
+    said = rf"it has \d+ NUL characters; is it utf-16{byte_order}\?\nexpected UTF-8 .*\n.*-f utf-16"
+    with pytest.raises(DataError, match=said):
+        read_text(path, "names")

@@ -223,3 +223,28 @@ def test_what_no_training_does_is_a_doubt(
 def test_a_mean_of_rgb_for_a_network_of_bgr_is_a_doubt() -> None:
     (doubt,) = images.doubts(replace(PREPROCESSING, channel_order="bgr"))
     assert "the mean of blue, 0.485, is ImageNet's of red: with --channel-order bgr" in doubt
+
+
+@pytest.mark.parametrize(
+    ("resize", "crop", "said"),
+    [
+        (200, (224, 224), "scaled to 200 pixels (the shorter side) and cut to 224 x 224"),
+        ((224, 200), (224, 224), "scaled to 224 x 200 and cut to 224 x 224"),
+        (28, (32, 48), "scaled to 28 pixels (the shorter side) and cut to 32 x 48"),
+        (224, (224, 224), None),
+        (32, (32, 48), None),
+        ((224, 224), (224, 224), None),
+        (None, (224, 224), None),
+    ],
+)
+def test_images_that_are_scaled_below_the_crop(
+    resize: int | tuple[int, int] | None, crop: tuple[int, int], said: str | None
+) -> None:
+    steps = replace(PREPROCESSING, resize=resize, crop=crop)
+    found = [each for each in images.doubts(steps) if "black" in each]
+    assert len(found) == (said is not None)
+    if said is not None:
+        assert said in found[0]
+        white = Image.new("RGB", (600, 500), "white")
+        pixels = images.preprocess(white, replace(steps, mean=(0, 0, 0), std=(1, 1, 1)))
+        assert pixels.min() == 0  # the edge is black indeed

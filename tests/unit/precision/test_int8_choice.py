@@ -268,7 +268,7 @@ def probing(
     exposed, _ = expose_outputs(model)
     values = {"x": images(), **run_ort(exposed, {"x": images()})}
     amax = {name: float(np.abs(values[name]).max()) for name in plan.tensors}
-    probed = ([images()], [values["logits"]])
+    probed = ([images()], [{"logits": values["logits"]}])
     return Scripted(model, table(amax), [], [], Runners(), probed, costs, found=found)
 
 
@@ -301,14 +301,14 @@ def test_layers_are_not_measured_where_int8_was_asked(model: ir.Model) -> None:
 def test_a_trial_measures_the_logits_of_the_quantized_graph(model: ir.Model) -> None:
     """Against numpy, from what onnxruntime computes of the same Q/DQ graph."""
     setup = probing(model, {}, {})
-    exact = setup.probed[1] if setup.probed else []
+    exact = setup.probed[1] if setup.probed else ()
     trials = TrialSetup(model, setup.table, [images()[:2], images()[2:]], exact, Runners())
     trial = trials.run_trial("max", "max", qdq.QdqPolicy())
     plan = qdq.plan_qdq(model, qdq.QdqPolicy())
     content = qdq.trial_graph(model, plan, setup.table.select_trial("max"), {})
     with OrtRunner(content, GraphOptions(optimise=False)) as runner:
         found = runner.run({"x": images()})["logits"].astype(np.float64)
-    wanted = exact[0].astype(np.float64)
+    wanted = exact[0]["logits"].astype(np.float64)
     noise = 10 * np.log10(np.sum(wanted**2) / np.sum((wanted - found) ** 2))
     assert trial.candidate == "max"
     assert trial.sqnr_db == pytest.approx(float(noise), abs=0.01)
@@ -322,6 +322,8 @@ def test_a_trial_measures_the_logits_of_the_quantized_graph(model: ir.Model) -> 
 def test_a_trial_without_any_error_has_no_ratio(model: ir.Model) -> None:
     setup = probing(model, {}, {})
     black = np.zeros((2, 3, 8, 8), np.float32)
-    trials = TrialSetup(model, setup.table, [black], [np.zeros((2, 20), np.float32)], Runners())
+    trials = TrialSetup(
+        model, setup.table, [black], [{"logits": np.zeros((2, 20), np.float32)}], Runners()
+    )
     trial = trials.run_trial("max", "max", qdq.QdqPolicy())
     assert (trial.sqnr_db, trial.agreement, trial.mean_kl) == (None, 1.0, 0.0)

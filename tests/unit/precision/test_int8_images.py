@@ -95,9 +95,9 @@ def test_the_first_images_and_their_logits(
 ) -> None:
     artifact = artifact_in(tmp_path, batch)
     loaded = load_images(data_of(20), range(20), artifact, 10**6)
-    numbers = [np.arange(len(part), dtype=np.float32)[:, None] for part in loaded]
-    found, logits = first_images(loaded, numbers, count, artifact)
-    assert sizes(found) == sizes(logits) == expected
+    numbers = [{"y": np.arange(len(part), dtype=np.float32)[:, None]} for part in loaded]
+    found, answers = first_images(loaded, numbers, count, artifact)
+    assert sizes(found) == [len(one["y"]) for one in answers] == expected
     together = np.concatenate(loaded)[: sum(expected)]
     np.testing.assert_array_equal(np.concatenate(found), together)
 

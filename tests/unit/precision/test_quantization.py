@@ -183,9 +183,37 @@ def test_refuses_what_is_quantized_already(artifact: OnnxArtifact, tmp_path: Pat
 
 def test_refuses_when_nothing_is_left(artifact: OnnxArtifact) -> None:
     with pytest.raises(
-        ModelFileError, match=r"nothing in fp32.onnx can be INT8\nfirst: excluded by '\*'; second"
+        ModelFileError,
+        match=r"nothing in fp32.onnx can be INT8\nfirst and 2 more: excluded by '\*'.*\nexclude l",
     ):
         plan_int8(LoadedGraph(artifact), QdqPolicy(exclude=("*",)))
+
+
+def test_the_refusal_of_small_layers_gives_their_reasons_first(tmp_path: Path) -> None:
+    """As `inspect --int8` says them, whatever else is in the graph before."""
+    pools = " ".join(
+        f"[pool{at}] p{at} = AveragePool <kernel_shape = [1, 1]> ({f'p{at - 1}' if at else 'x'})"
+        for at in range(7)
+    )
+    text = f"""net (float[batch,3,8,8] x) => (float[batch,4] y) {{
+        {pools}
+        [small] c = Conv (p6, w)
+        [mean] m = GlobalAveragePool (c)
+        [flat] f = Flatten (m)
+        [head] y = Gemm <transB = 1> (f, v)
+    }}"""
+    weights = {"w": normal(4, 3, 3, 3), "v": normal(4, 4, seed=1)}
+    read = read_model(save(graph(text, weights), tmp_path / "raw.onnx"))
+    tidy(read, rename=False)
+    small = write_model(read, tmp_path / "small.onnx", Precision.FP32)
+    with pytest.raises(ModelFileError) as caught:
+        plan_int8(LoadedGraph(small), QdqPolicy())
+    lines = str(caught.value).splitlines()
+    assert lines[1].startswith(
+        "small: 3 to 4 channels are too few to gain from INT8; "
+        "head: its weight (4, 4) is too small to gain from INT8; "
+    )
+    assert lines[2] == "use --fp16; deploykit inspect TARGET --int8 lists every node"
 
 
 def test_refuses_a_network_without_layers(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from deploykit.backends import GraphOptions
 from deploykit.backends.ort import OrtRunner
 from deploykit.core.precision import Precision
 from deploykit.graph import LoadedGraph, qdq, read_model, tidy, write_model
-from deploykit.precision.quantization.choice import Int8Options, measure_gains, quantize_to_int8
+from deploykit.precision.quantization.choice import Int8Options, quantize_to_int8
+from deploykit.precision.quantization.noise import measure_gains
 from tests.graphs import expose_outputs, graph, normal, run_ort, save
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def test_gains_are_those_of_graphs_made_one_by_one(
     exact, steps = logits(artifact.path), Steps()
     model = read_model(artifact.path)
     plan = qdq.plan_qdq(model, POLICY)
-    compared = ([images()[:2], images()[2:]], [exact[:2], exact[2:]])
+    compared = ([images()[:2], images()[2:]], [{"logits": exact[:2]}, {"logits": exact[2:]}])
     gains = measure_gains(model, plan, amax, compared, open_runner=judge, task=steps)
     ratio = qdq.sqnr_db(exact, without(artifact, amax, tmp_path))
     assert tuple(gains) == LAYERS
@@ -130,7 +131,7 @@ def test_no_noise_leaves_nothing_to_gain(artifact: OnnxArtifact, amax: Mapping[s
     black = np.zeros((2, 3, 8, 8), np.float32)
     model = read_model(artifact.path)
     plan = qdq.plan_qdq(model, POLICY)
-    compared = ([black], [np.zeros((2, 20), np.float32)])
+    compared = ([black], [{"logits": np.zeros((2, 20), np.float32)}])
     gains = measure_gains(model, plan, amax, compared, open_runner=judge, task=Steps())
     assert gains == dict.fromkeys(LAYERS, 0.0)
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from deploykit.core.errors import DataError, UsageError
+import deploykit as api
+from deploykit.bundle.manifest import MANIFEST, Bundle, manifest_text
+from deploykit.core.artifacts import sha256_of
+from deploykit.core.errors import DataError, UsageError, ValidationError
+from deploykit.core.specs import HeadRecord
 from deploykit.verbs.predict import predict
 from tests.bundles import SIZE, write_bundle
+from tests.cli import deploykit
+from tests.graphs import graph, save
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,3 +105,58 @@ def test_a_folder_without_images(bundle: Path, tmp_path: Path) -> None:
 def test_an_unknown_device(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^unknown device 'tpu'"):
         predict(bundle, [picture(tmp_path / "r.png", RED)], device="tpu")
+
+
+NAN_FOR_BLUE = """net (float[N, 3, {size}, {size}] input) => ({outputs}) {{
+    mean = GlobalAveragePool (input)  means = Flatten (mean)
+    half = Constant <value_float = 0.5> ()  axis = Constant <value_ints = [1]> ()
+    two = Constant <value_ints = [2]> ()  three = Constant <value_ints = [3]> ()
+    blue = Slice (means, two, three, axis)
+    left = Sub (half, blue)  root = Sqrt (left)
+    logits = Add (means, root)  top = ReduceMax <keepdims = 0> (means)
+}}"""
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "raw"])
+def test_an_image_that_gives_nan_does_not_stop_the_others(tmp_path: Path, kind: str) -> None:
+    """The root of 0.5 - blue is NaN for blue images alone."""
+    more = ", float top" if kind == "raw" else ""
+    folder = write_bundle(tmp_path / "colours", head=HeadRecord(kind))
+    text = NAN_FOR_BLUE.format(size=SIZE, outputs=f"float[N, 3] logits{more}")
+    save(graph(text), folder / "model.onnx")
+    sign(folder)
+    colours = [RED, BLUE, GREEN, BLUE, *[RED] * 9, BLUE]
+    given = [picture(tmp_path / f"{at}.png", colour) for at, colour in enumerate(colours)]
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    called = deploykit(
+        "predict", folder, *given, tmp_path / "broken.png", "--device", "cpu", "--json"
+    )
+    assert called.code == 1
+    blue = [str(path) for path, colour in zip(given, colours, strict=True) if colour == BLUE]
+    answered = [each["image"] for each in called.data["predictions"]]
+    assert answered == [str(path) for path in given if str(path) not in blue]
+    failed = {each["image"]: each["reason"] for each in called.data["failed"]}
+    assert list(failed) == [*blue, str(tmp_path / "broken.png")]
+    assert "NaN or infinite" in failed[blue[0]]
+    assert failed[blue[1]].startswith("image 3: the model gave ")
+    unreadable = [each["image"] for each in called.data["unreadable"]]
+    assert unreadable == [str(tmp_path / "broken.png")]
+    shown = deploykit("predict", folder, *given, "--device", "cpu")
+    assert shown.code == 1
+    assert all(f"problem: {path}, image" in " ".join(shown.out.split()) for path in blue)
+    with api.load(folder, device="cpu") as model:
+        with pytest.raises(ValidationError, match=r"^image 1: the model gave .* NaN"):
+            model.predict(given)
+        assert all(isinstance(one, DataError) for one in model.predict_each([given[1]] * 3))
+
+
+def sign(folder: Path) -> None:
+    """Make the manifest fit the graph that lies there."""
+    manifest = Bundle.open(folder).manifest
+    digest = sha256_of(folder / "model.onnx")
+    changed = replace(
+        manifest,
+        files={**manifest.files, "model.onnx": digest},
+        onnx=replace(manifest.onnx, sha256=digest),
+    )
+    (folder / MANIFEST).write_text(manifest_text(changed), encoding="utf-8")

@@ -22,6 +22,7 @@ from deploykit.core.precision import Precision
 from deploykit.verbs.validate import ComparisonOptions, compare_artifacts
 from tests.bundles import write_bundle, write_classifier
 from tests.graphs import graph, normal, save
+from tests.unit.comparison.test_converted import halved as halved_far
 
 
 def shifted(source: Path, path: Path, by: float) -> Path:
@@ -173,3 +174,18 @@ def test_values_for_a_model_of_images_alone(tmp_path: Path) -> None:
     pair = [layer(tmp_path, name, "N,3,8,8") for name in "ab"]
     with pytest.raises(UsageError, match=r"takes images alone\nleave out --side-inputs"):
         compare_artifacts(pair[0], pair[1], ComparisonOptions(side_inputs=tmp_path / "ages.npz"))
+
+
+@pytest.mark.parametrize("far", [1000.0, 1.0])
+def test_what_an_engine_that_stores_every_value_would_compute(tmp_path: Path, far: float) -> None:
+    """Numbers near 1000 have steps of a half in FP16: a fused chain never stores them."""
+    half, _ = halved_far(tmp_path, far)
+    pair = half.artifact.path, tmp_path / "net.onnx"
+    report = compare_artifacts(*pair, ComparisonOptions())
+    said = [note for note in report.notes if "in an engine that stores every value" in note]
+    assert report.passed
+    assert len(said) == (far > 1)
+    if said:
+        assert said[0].startswith(str(half.artifact.path))
+        fast = compare_artifacts(*pair, ComparisonOptions(fast=True))
+        assert not any("stores every value" in note for note in fast.notes)
