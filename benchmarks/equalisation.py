@@ -12,8 +12,8 @@ in the first and multiplied by it in the second. Two choices of s are tried:
   fits all of them.
 
 DATA as for ``int8_accuracy.py``. Ranges by MSE, everything in INT8 or the first layer and the skips
-kept, no bias correction; judged by onnxruntime with graph optimisations off. All figures go to
-``results/equalisation.json``.
+kept, no bias correction; judged by onnxruntime with graph optimisations off, in the form that
+rounds where an engine rounds. All figures go to ``results/equalisation.json``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from benchmarks.int8_accuracy import BATCH, HERE, NETWORKS, POLICIES, judge, load, ranges
+from benchmarks.int8_accuracy import (
+    BATCH,
+    HERE,
+    NETWORKS,
+    POLICIES,
+    ROUNDED,
+    form,
+    judge,
+    load,
+    ranges,
+)
 from deploykit.backends import GraphOptions
 from deploykit.backends.ort import OrtRunner
 from deploykit.comparison.validation import outputs_of
@@ -119,10 +129,12 @@ def by_activations(pair: Pair, largest: dict[str, Floats]) -> Floats:
     return factors
 
 
-def channel_maxima(artifact: OnnxArtifact, images: Sequence[Floats]) -> dict[str, Floats]:
+def channel_maxima(
+    artifact: OnnxArtifact, images: Sequence[Floats], threads: int
+) -> dict[str, Floats]:
     model = read_model(artifact.path)
     names = [str(pair.relu.outputs[0].name) for pair in pairs_of(model)]
-    with OrtRunner(expose_named(model, names), GraphOptions(threads=2)) as runner:
+    with OrtRunner(expose_named(model, names), GraphOptions(threads=threads)) as runner:
         feed = runner.inputs[0].name
         seen = [runner.run({feed: batch}) for batch in images]
     return {
@@ -149,15 +161,15 @@ def scale(node: ir.Node, index: int, factor: Floats) -> None:
     value.const_value = ir.Tensor(constant(node, index) * factor, name=value.name)
 
 
-def measure(name: str, data: Path, folder: Path) -> list[Row]:
+def measure(name: str, data: Path, threads: int, folder: Path) -> list[Row]:
     spec = get(name)
     module, _ = build_with_weights(spec, str(data / f"{name}_cifar10.npz"), 0)
     artifact = export_module(spec, module, folder / f"{name}.onnx", "torch.export").artifact
     calibration, _ = load(data / "cifar10_calib512.npz", name)
     test, labels = load(data / "cifar10_test1000.npz", name)
-    with OrtRunner(artifact.path, GraphOptions(threads=2)) as runner:
+    with OrtRunner(artifact.path, GraphOptions(threads=threads)) as runner:
         exact = np.concatenate(outputs_of(runner, test))
-    largest = channel_maxima(artifact, calibration)
+    largest = channel_maxima(artifact, calibration, threads)
     factors: dict[str, Factors] = {
         "none": lambda pair: np.ones(len(constant(pair.first, 1)), np.float32),
         "weights": by_weights,
@@ -166,14 +178,16 @@ def measure(name: str, data: Path, folder: Path) -> list[Row]:
     rows = []
     for kind in KINDS:
         graph, pairs = equalise(artifact, folder / f"{name}-{kind}.onnx", factors[kind])
-        with OrtRunner(graph.path, GraphOptions(threads=2)) as runner:
+        with OrtRunner(graph.path, GraphOptions(threads=threads)) as runner:
             same = np.concatenate(outputs_of(runner, test))
         np.testing.assert_allclose(same, exact, atol=1e-3)
-        amax = ranges(graph, plan_int8(LoadedGraph(graph), QdqPolicy()).tensors, calibration)["mse"]
+        tensors = plan_int8(LoadedGraph(graph), QdqPolicy()).tensors
+        amax = ranges(graph, tensors, calibration, threads)["mse"]
         for policy in TRIED:
             target = folder / f"{name}-int8.onnx"
-            quantize_to_int8(LoadedGraph(graph), amax, target, options=POLICIES[policy])
-            with OrtRunner(target, GraphOptions(threads=2, optimise=False)) as runner:
+            made = quantize_to_int8(LoadedGraph(graph), amax, target, options=POLICIES[policy])
+            unoptimised = GraphOptions(threads=threads, optimise=False)
+            with OrtRunner(form(made.graph, ROUNDED), unoptimised) as runner:
                 got = np.concatenate(outputs_of(runner, test))
             rows.append(Row(name, policy, kind, pairs, **judge(got, exact, labels)))
     return rows
@@ -183,11 +197,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for name in given.networks.split(","):
-            rows += measure(name, given.data, Path(folder))
+            rows += measure(name, given.data, given.threads, Path(folder))
     result = {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": to_plain(describe()),

@@ -4,8 +4,9 @@
 
 DATA holds ``<network>_cifar10.npz`` (weights), ``cifar10_calib512.npz`` and
 ``cifar10_test1000.npz``. Calibrated on the one, judged on the other, executed by onnxruntime on
-the CPU with its graph optimisations off. The table goes to standard output, every figure to
-``benchmarks/results/int8_accuracy.json``.
+the CPU with its graph optimisations off. Every graph is judged twice: in the form that rounds
+where an engine rounds, and as it is, in FP32 arithmetic beside its Q/DQ pairs. The table of the
+first goes to standard output, every figure to ``benchmarks/results/int8_accuracy.json``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ from deploykit.core.progress import SilentProgress
 from deploykit.core.serialization import to_plain
 from deploykit.graph import read_model
 from deploykit.graph.activations import expose_named
+from deploykit.graph.external_weights import split
 from deploykit.graph.qdq import QdqPolicy
+from deploykit.graph.rounding import computes_narrow, rounding_form
 from deploykit.heads.multiclass import compare
 from deploykit.models import get
 from deploykit.precision.calibration.calibrators import METHODS, RunningHistogram
@@ -52,6 +55,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.core.specs import SplitGraph
+    from deploykit.graph import LoadedGraph
 
     Images = NDArray[np.float32]
 
@@ -66,6 +71,9 @@ POLICIES = {
     "first layer and skips kept": Int8Options(QdqPolicy(first_layer="keep", residual="keep")),
     "rest FP32": Int8Options(rest=Precision.FP32),
 }
+ROUNDED, PLAIN = ARITHMETICS = ("rounded", "plain")
+"""As `rounding_form` has it, and as onnxruntime computes the file."""
+
 VARIANTS = {name: (options, False) for name, options in POLICIES.items()} | {
     f"{name}, bias correction": (options, True) for name, options in POLICIES.items()
 }
@@ -75,13 +83,14 @@ VARIANTS = {name: (options, False) for name, options in POLICIES.items()} | {
 class Row:
     """One INT8 graph against FP32 on the test images; shares between 0 and 1.
 
-    ``expected_agreement`` is what the logits' noise makes likely, given every image's margin: it
-    varies far less than the count of a thousand images.
+    ``arithmetic`` is one of `ARITHMETICS`. ``expected_agreement`` is what the logits' noise makes
+    likely, given every image's margin: it varies far less than the count of a thousand images.
     """
 
     network: str
     method: str
     variant: str
+    arithmetic: str
     fp32_top1: float
     top1: float
     agreement: float
@@ -101,12 +110,12 @@ def load(path: Path, name: str) -> tuple[list[Images], NDArray[np.int64]]:
 
 
 def ranges(
-    artifact: OnnxArtifact, tensors: Sequence[str], images: Sequence[Images]
+    artifact: OnnxArtifact, tensors: Sequence[str], images: Sequence[Images], threads: int = 2
 ) -> dict[str, dict[str, float]]:
     """Amax of each tensor, by method."""
     histograms = {tensor: RunningHistogram() for tensor in tensors}
     with OrtRunner(
-        expose_named(read_model(artifact.path), tensors), GraphOptions(threads=2)
+        expose_named(read_model(artifact.path), tensors), GraphOptions(threads=threads)
     ) as runner:
         feed = runner.inputs[0].name
         for batch in images:
@@ -146,18 +155,25 @@ def expected_agreement(got: NDArray[np.float32], exact: NDArray[np.float32]) -> 
     return float(np.mean([0.5 * (1 + erf(m / (noise * sqrt(2)))) for m in margins]))
 
 
-def measure(name: str, data: Path, methods: Sequence[str], folder: Path) -> list[Row]:
+def form(graph: LoadedGraph, arithmetic: str) -> SplitGraph:
+    """The graph for a CPU; one without FP16 values is the same in both."""
+    if arithmetic == PLAIN or not computes_narrow(graph.model):
+        return graph.split()
+    return split(rounding_form(graph.model), graph.artifact.path.name)
+
+
+def measure(name: str, data: Path, methods: Sequence[str], threads: int, folder: Path) -> list[Row]:
     spec = get(name)
     module, _ = build_with_weights(spec, str(data / f"{name}_cifar10.npz"), 0)
     graph = export_module(spec, module, folder / f"{name}.onnx", "torch.export")
     calibration, _ = load(data / "cifar10_calib512.npz", name)
     test, labels = load(data / "cifar10_test1000.npz", name)
-    open_runner = partial(OrtRunner, options=GraphOptions(threads=2, optimise=False))
-    with OrtRunner(graph.artifact.path, GraphOptions(threads=2)) as runner:
+    open_runner = partial(OrtRunner, options=GraphOptions(threads=threads, optimise=False))
+    with OrtRunner(graph.artifact.path, GraphOptions(threads=threads)) as runner:
         exact = np.concatenate(outputs_of(runner, test))
     fp32 = float((exact.argmax(axis=1) == labels).mean())
     tensors = plan_int8(graph, QdqPolicy()).tensors
-    amax = ranges(graph.artifact, tensors, calibration)
+    amax = ranges(graph.artifact, tensors, calibration, threads)
     rows = []
     with SilentProgress().step("") as task:
         for method in methods:
@@ -170,19 +186,21 @@ def measure(name: str, data: Path, methods: Sequence[str], folder: Path) -> list
                         graph, plan, amax[method], few, open_runner=open_runner, task=task
                     )
                 target = folder / f"{name}-int8.onnx"
-                quantize_to_int8(graph, amax[method], target, options=options, errors=errors)
-                with open_runner(target) as runner:
-                    got = np.concatenate(outputs_of(runner, test))
-                rows.append(Row(name, method, variant, fp32, **judge(got, exact, labels)))
-                print(line(rows[-1]), file=sys.stderr, flush=True)
+                made = quantize_to_int8(graph, amax[method], target, options=options, errors=errors)
+                for arithmetic in ARITHMETICS:
+                    with open_runner(form(made.graph, arithmetic)) as runner:
+                        got = np.concatenate(outputs_of(runner, test))
+                    figures = judge(got, exact, labels)
+                    rows.append(Row(name, method, variant, arithmetic, fp32, **figures))
+                    print(line(rows[-1]), file=sys.stderr, flush=True)
     return rows
 
 
 def line(row: Row) -> str:
     return (
-        f"| {row.network} | {row.method} | {row.variant} | {row.fp32_top1:.1%} | {row.top1:.1%} "
-        f"| {row.agreement:.1%} | {row.expected_agreement:.2%} | {row.mean_kl:.2e} "
-        f"| {row.logits_sqnr_db:.1f} |"
+        f"| {row.network} | {row.method} | {row.variant} | {row.arithmetic} | {row.fp32_top1:.1%} "
+        f"| {row.top1:.1%} | {row.agreement:.1%} | {row.expected_agreement:.2%} "
+        f"| {row.mean_kl:.2e} | {row.logits_sqnr_db:.1f} |"
     )
 
 
@@ -191,11 +209,13 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
+    methods = given.methods.split(",")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for name in given.networks.split(","):
-            rows += measure(name, given.data, given.methods.split(","), Path(folder))
+            rows += measure(name, given.data, methods, given.threads, Path(folder))
     result = {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": to_plain(describe()),
@@ -204,9 +224,9 @@ def main() -> None:
     target = HERE / "results" / "int8_accuracy.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print("| network | method | variant | FP32 | INT8 | agreement | expected | KL | SQNR dB |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    print("\n".join(line(row) for row in rows))
+    head = "| network | method | variant | arithmetic | FP32 | INT8 | agreement | expected | KL "
+    print(f"{head}| SQNR dB |\n{'|---' * 10}|")
+    print("\n".join(line(row) for row in rows if row.arithmetic == ROUNDED))
 
 
 if __name__ == "__main__":

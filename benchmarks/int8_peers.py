@@ -6,7 +6,9 @@ Run it from the root of the repository, with ``--modelopt`` where some environme
 DATA holds ``<network>_cifar10.npz`` (weights), ``cifar10_calib512.npz`` and
 ``cifar10_test1000.npz``. Every tool gets the FP32 graph that ``deploykit export --fp32`` writes,
 and all 512 images of the one; the result is judged on the other by onnxruntime on the CPU with its
-graph optimisations off. Each tool runs in a process of its own, measured from start to end:
+graph optimisations off, a bundle by the form for CPUs that rounds where an engine rounds. What the
+peers leave beside their Q/DQ pairs is FP32, so that nothing of it is rounded. Each tool runs in a
+process of its own, measured from start to end:
 
 - deploykit: ``export NETWORK --int8 --calib ...``. It starts from the definition, because a bare
   ``.onnx`` does not say that these images are not to be scaled; that it made the same FP32 graph
@@ -174,7 +176,7 @@ def make(network: str, data: Path, pythons: dict[str, str], folder: Path) -> Ite
             yield quantize(python, tool, method, fp32, data)
 
 
-def judge_all(made: list[Made], data: Path) -> list[Row]:
+def judge_all(made: list[Made], data: Path, threads: int) -> list[Row]:
     """Compare each graph with the first, which is the FP32 one."""
     # Only now, for they take more memory than what was measured until here.
     import numpy as np
@@ -182,12 +184,15 @@ def judge_all(made: list[Made], data: Path) -> list[Row]:
     from benchmarks.int8_accuracy import judge, load
     from deploykit.backends import GraphOptions
     from deploykit.backends.ort import OrtRunner
+    from deploykit.bundle.manifest import CPU_MODEL
     from deploykit.comparison.validation import outputs_of
 
     test, labels = load(data / TEST, made[0].network)
     logits = []
     for one in made:
-        with OrtRunner(one.graph, GraphOptions(threads=2, optimise=False)) as runner:
+        rounding = one.graph.with_name(CPU_MODEL)
+        graph = rounding if rounding.exists() else one.graph
+        with OrtRunner(graph, GraphOptions(threads=threads, optimise=False)) as runner:
             logits.append(np.concatenate(outputs_of(runner, test)))
     exact = logits[0]
     top1 = float((exact.argmax(axis=1) == labels).mean())
@@ -236,6 +241,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--networks", help="with commas between; default: all in DATA")
     parser.add_argument("--modelopt", metavar="PYTHON", help="an interpreter that has ModelOpt")
+    parser.add_argument("--threads", type=int, default=2, help="of the judge")
     given = parser.parse_args()
     data = given.data.resolve()
     networks = given.networks.split(",") if given.networks else networks_in(data)
@@ -245,7 +251,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folders = {network: Path(name, network) for network in networks}
         made = [list(make(key, data, pythons, folder)) for key, folder in folders.items()]
-        rows = [row for of_one in made for row in judge_all(of_one, data)]
+        rows = [row for of_one in made for row in judge_all(of_one, data, given.threads)]
     result = {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": to_plain(describe()),

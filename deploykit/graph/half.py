@@ -16,6 +16,7 @@ from deploykit.graph.half_range import (
     FP16_NORMAL,
     NOTHING_UNFIT,
     Unfit,
+    attention_beyond_range,
     growth,
     is_exponential,
     reaches_guarded,
@@ -30,8 +31,11 @@ HEAVY_OPS: Final = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul
 """Operators that hold nearly all arithmetic; their precision is the network's precision."""
 
 SQUARING_OPS: Final = frozenset(
-    {"LRN", "LpNormalization", "LpPool", "ReduceL2", "ReduceLogSumExp", "ReduceSumSquare"}
-)
+    {
+        "GlobalLpPool", "LRN", "LpNormalization", "LpPool", "MeanVarianceNormalization",
+        "ReduceL2", "ReduceLogSumExp", "ReduceSumSquare",
+    }
+)  # fmt: skip
 """Operators whose intermediate squares overflow FP16 from inputs of 256 on."""
 
 
@@ -68,7 +72,7 @@ def plan_half(
     names = [str(node.name) for node in model.graph]
     if len(set(names)) < len(names):
         raise ModelFileError("the graph's nodes have no names of their own; tidy it first")
-    unfit = vanishing_guards(model).joined(unfit)
+    unfit = vanishing_guards(model).joined(attention_beyond_range(model, amax)).joined(unfit)
     values, nodes = {**unfit.values, **_beyond_range(model, amax, headroom)}, unfit.nodes
     shapes = _computed_from_shapes(model)
     halved: set[str] = set()

@@ -8,7 +8,7 @@ what they would be in FP16.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import prod
+from math import inf, prod, sqrt
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -28,8 +28,13 @@ FP16_MAX: Final = 65504.0
 FP16_NORMAL: Final = 2.0**-14
 """Smallest FP16 number with all its digits; below are the subnormal ones, and 0."""
 
-_WEIGHTED: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-_SUMMING: Final = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum"})
+_WEIGHTED: Final = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
+_SUMMING: Final = frozenset(
+    {
+        "AveragePool", "GlobalAveragePool", "Mean", "ReduceL1", "ReduceLogSum", "ReduceMean",
+        "ReduceSum",
+    }
+)  # fmt: skip
 
 _BOUNDED: Final = frozenset(
     {
@@ -53,9 +58,15 @@ _CARRYING: Final = frozenset(
 
 _PASSING: Final = frozenset(
     {
-        "Abs", "Add", "AveragePool", "Cast", "Clip", "Expand", "Flatten", "GlobalAveragePool",
-        "Identity", "Max", "Mul", "Pow", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceSum",
-        "Reshape", "Slice", "Sqrt", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where",
+        "Abs", "Add", "Asin", "Asinh", "Atan", "Atanh", "AveragePool", "Cast", "Celu",
+        "CenterCropPad", "Clip", "Compress", "Concat", "DepthToSpace", "Dropout", "Elu", "Erf",
+        "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Gelu",
+        "GlobalAveragePool", "GlobalMaxPool", "GridSample", "HardSwish", "Identity", "LeakyRelu",
+        "Max", "MaxPool", "Mean", "Min", "Mish", "Mul", "Neg", "PRelu", "Pad", "Pow", "ReduceL2",
+        "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize",
+        "ReverseSequence", "RoiAlign", "Selu", "Sin", "Sinh", "Slice", "Softsign",
+        "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sum", "Tan", "Tanh", "ThresholdedRelu",
+        "Tile", "TopK", "Transpose", "Trilu", "Unsqueeze", "Where",
     }
 )  # fmt: skip
 """Operators through which a guard reaches what it guards."""
@@ -182,23 +193,54 @@ def _ways(node: ir.Node, way: tuple[ir.Node, ...]) -> Iterator[tuple[ir.Node, ..
         return
     for value in node.outputs:
         for reader, index in value.uses():
-            if index in _guarded_operands(reader):
+            if index in guarded_operands(reader):
                 yield (*way, reader)
             # The root of a guarded sum is guarded too, and a division by the root needs it.
             if reader.op_type in _PASSING:
                 yield from _ways(reader, (*way, reader))
 
 
-def _guarded_operands(node: ir.Node) -> tuple[int, ...]:
+def guarded_operands(node: ir.Node) -> tuple[int, ...]:
     """Places of operands that must not vanish."""
     if node.op_type in {"Log", "Sqrt", "Reciprocal"}:
         return (0,)
-    if node.op_type == "Div":
+    if node.op_type in {"Div", "Mod"}:
         return (1,)
     exponent = _number(node.inputs[1]) if node.op_type == "Pow" else None
     # A square of 0 is right; a root or an inverse of it is not what was meant.
     is_root = exponent is not None and (exponent < 0 or exponent != int(exponent))
     return (0,) if is_root else ()
+
+
+# --- products within a node
+
+
+def attention_beyond_range(model: ir.Model, amax: Mapping[str, float]) -> Unfit:
+    """Attention nodes whose products of queries and keys may pass 65504, each with the reason.
+
+    These products have no name in the graph. Their bound is the largest query times the largest
+    key times the size of a head, scaled.
+    """
+    nodes = {}
+    for node in model.graph:
+        if node.op_type == "Attention" and not node.domain:
+            bound = _product_bound(node, amax)
+            if bound > FP16_MAX:
+                nodes[str(node.name)] = f"products of queries and keys may reach {bound:.4g}"
+    return Unfit({}, nodes)
+
+
+def _product_bound(node: ir.Node, amax: Mapping[str, float]) -> float:
+    queries, keys = node.inputs[:2]
+    if queries is None or keys is None or queries.shape is None:
+        return inf
+    size = queries.shape[-1]
+    if not isinstance(size, int):
+        return inf
+    size //= node.attributes.get_int("q_num_heads", 1)
+    scale = node.attributes.get_float("scale", 1 / sqrt(size))
+    largest = [amax.get(str(value.name), inf) for value in (queries, keys)]
+    return largest[0] * largest[1] * size * scale
 
 
 # --- what must be measured
@@ -223,7 +265,7 @@ def find_probes(model: ir.Model, amax: Mapping[str, float]) -> list[RangeProbe]:
     """
     found = []
     for node in model.graph:
-        for index in _guarded_operands(node):
+        for index in guarded_operands(node):
             value = node.inputs[index]
             if value is not None and value.producer() is not None and _is_float(value):
                 found.append(RangeProbe(str(node.name), str(value.name)))
@@ -242,6 +284,8 @@ def _may_overflow(node: ir.Node, amax: Mapping[str, float]) -> bool:
 
 def _weight_factor(node: ir.Node, amax: Mapping[str, float]) -> float | None:
     """Largest sum of magnitudes that one output has of the second operand; ``None`` if unknown."""
+    if node.op_type == "Einsum":
+        return None
     value = node.inputs[1]
     data = _array(value)
     if data is None:
@@ -264,6 +308,8 @@ def _sum_of_outputs(node: ir.Node, sizes: np.ndarray) -> np.ndarray:
 
 def _terms(node: ir.Node) -> float | None:
     """Numbers that are summed up for one result."""
+    if node.op_type == "Mean":
+        return None  # each operand has a largest magnitude of its own
     kernel = node.attributes.get_ints("kernel_shape", None)
     if kernel is not None:
         return float(prod(kernel))
@@ -325,6 +371,11 @@ class _Builder:
     def sum_of(self, node: ir.Node) -> ir.Value:
         """Largest sum of the magnitudes of what is added up for one output."""
         first = node.inputs[0]
+        if node.op_type in {"Einsum", "Mean"}:
+            op_type = "Sum" if node.op_type == "Mean" else node.op_type
+            sizes = [self._add("Abs", [value], node) for value in node.inputs]
+            total = self._add(op_type, sizes, node, attributes=node.attributes)
+            return self._scalar("ReduceMax", total, node)
         size = self._add("Abs", [first], node)
         if node.op_type in _WEIGHTED:
             weights = self._add("Abs", [node.inputs[1]], node)

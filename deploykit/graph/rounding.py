@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from deploykit.graph.editing import Names, insert_cast
 from deploykit.graph.half import HEAVY_OPS
-from deploykit.graph.half_range import Unfit
+from deploykit.graph.half_range import Unfit, guarded_operands
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Set
@@ -220,21 +220,62 @@ def unfit_by_overflow(narrow: ir.Model, broken: Set[str]) -> Unfit:
     """Narrow values of ``broken``, which are NaN or infinite, that turn so by themselves.
 
     ``narrow`` is the graph before its rounding form was made. What only follows from another
-    broken value is left out.
+    broken value is left out. A node that stays FP32 and makes a broken value does so because what
+    it reads was rounded: then that is unfit.
     """
     reason = "may overflow: it is NaN or infinite where each {} value is rounded"
-    values, nodes = {}, {}
+    found = Unfit()
     for node in narrow.graph:
         if any(value is not None and value.name in broken for value in node.inputs):
             continue
         for value in node.outputs:
-            if value.name not in broken or value.dtype not in NARROW_TYPES:
+            if value.name not in broken:
+                continue
+            if value.dtype not in NARROW_TYPES:
+                found = found.joined(_rounded_before(node))
                 continue
             source = node.inputs[0] if node.op_type == "Cast" else value
-            type_ = "BF16" if value.dtype is ir.DataType.BFLOAT16 else "FP16"
-            values[str(getattr(source, "name", value.name))] = reason.format(type_)
-            nodes[str(node.name)] = reason.format(type_)
-    return Unfit(values, nodes)
+            said = reason.format(_type_name(value))
+            name = str(getattr(source, "name", value.name))
+            found = found.joined(Unfit({name: said}, {str(node.name): said}))
+    return found
+
+
+def _rounded_before(node: ir.Node) -> Unfit:
+    """Narrow values that a node in FP32 depends on, through others in FP32, and their nodes.
+
+    They are those behind the operands that must not vanish, where there are some, or else all.
+    """
+    found = {index: _narrow_sources(value) for index, value in enumerate(node.inputs)}
+    guarded = [value for index in guarded_operands(node) for value in found[index]]
+    blamed = guarded or [value for values in found.values() for value in values]
+    reason = "{} gives NaN or infinity where {} is rounded to {}"
+    said = {value: reason.format(node.name, value.name, _type_name(value)) for value in blamed}
+    return Unfit(
+        {str(value.name): why for value, why in said.items()},
+        {str(getattr(value.producer(), "name", "")): why for value, why in said.items()},
+    )
+
+
+def _narrow_sources(value: ir.Value | None) -> list[ir.Value]:
+    """The nearest narrow values before ``value``."""
+    found, seen = [], set()
+    waiting = [value]
+    while waiting:
+        current = waiting.pop()
+        maker = None if current is None else current.producer()
+        if current is None or maker is None or current in seen:
+            continue
+        seen.add(current)
+        if current.dtype in NARROW_TYPES:
+            found.append(current)
+        else:
+            waiting.extend(maker.inputs)
+    return found
+
+
+def _type_name(value: ir.Value) -> str:
+    return "BF16" if value.dtype is ir.DataType.BFLOAT16 else "FP16"
 
 
 def computes_narrow(model: ir.Model) -> bool:

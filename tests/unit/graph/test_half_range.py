@@ -10,13 +10,14 @@ import pytest
 from deploykit.graph import plan_half, read_model, tidy
 from deploykit.graph.half_range import (
     Unfit,
+    attention_beyond_range,
     expose_probes,
     find_probes,
     growth,
     unfit_by_probes,
     vanishing_guards,
 )
-from tests.graphs import graph, run_ort, save
+from tests.graphs import graph, normal, run_ort, save
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -204,6 +205,8 @@ SUMS: dict[str, tuple[str, tuple[int, int] | None, Callable[[Any, Any], Any]]] =
     "MatMul": ("[op] y = MatMul (x, w)", (8, 5), lambda x, w: np.abs(x) @ np.abs(w)),
     "Gemm": ("[op] y = Gemm <transB = 1> (x, w)", (5, 8), lambda x, w: np.abs(x) @ np.abs(w).T),
     "ReduceMean": ("[op] y = ReduceMean (x, axes)", None, lambda x, _: np.abs(x).sum(axis=1)),
+    "ReduceL1": ("[op] y = ReduceL1 (x, axes)", None, lambda x, _: np.abs(x).sum(axis=1)),
+    "ReduceLogSum": ("[op] y = ReduceLogSum (x, axes)", None, lambda x, _: np.abs(x).sum(axis=1)),
     "ReduceSum": ("[op] y = ReduceSum (x, axes)", None, lambda x, _: np.abs(x).sum(axis=1)),
 }
 
@@ -254,3 +257,54 @@ def test_sums_over_places_are_measured(
         windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
         best = np.einsum("nchwij,ocij->nohw", windows, np.abs(w)).max()
         assert total == pytest.approx(float(best), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("body", "exact"),
+    [
+        ("[op] y = Mean (x, w, x)", lambda x, w: 2 * np.abs(x) + np.abs(w)),
+        (
+            '[op] y = Einsum <equation = "nk,kj,ji->ni"> (x, w, w)',
+            lambda x, w: np.abs(x) @ np.abs(w) @ np.abs(w),
+        ),
+    ],
+)
+def test_sums_of_several_operands_are_measured(
+    body: str, exact: Callable[[Any, Any], Any], tmp_path: Path
+) -> None:
+    """Their bound is not known, so that they are always measured."""
+    w = normal(8, 8)
+    model = tidied(f"g (float[8,8] x) => (float[A,B] y) {{ {body} }}", tmp_path, {"w": w})
+    x = normal(8, 8, seed=1, scale=1e4)
+    (total,) = probed(model, {}, x).values()
+    assert total == pytest.approx(float(exact(x, w).max()), rel=1e-5)
+
+
+ATTENTION = """g (float[1,2,8,16] q, float[1,2,8,16] k) => (float[1,2,8,16] y) {
+    [attend] y = Attention %s (q, k, k)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("attributes", "limit"),
+    [("", 65504 / 4), ("<scale = 0.5>", 65504 / 8), ("<scale = 1.0>", 4094)],
+)
+def test_products_of_queries_and_keys_are_bounded(
+    attributes: str, limit: float, tmp_path: Path
+) -> None:
+    """16 products of numbers up to q k, scaled: by a quarter where the node does not say it."""
+    model = graph(ATTENTION % attributes)
+    model.opset_import[0].version = 23
+    read = read_model(save(model, tmp_path / "attention.onnx"))
+    q = limit / 10
+    assert attention_beyond_range(read, {"q": 0.99 * q, "k": 10.0}) == Unfit()
+    found = attention_beyond_range(read, {"q": 1.01 * q, "k": 10.0}).nodes["attend"]
+    assert found == "products of queries and keys may reach 6.616e+04"
+    assert "reach inf" in attention_beyond_range(read, {"q": q}).nodes["attend"]
+
+
+def test_attention_of_an_unknown_size_is_taken_to_overflow(tmp_path: Path) -> None:
+    model = graph((ATTENTION % "").replace("16]", "D]"))
+    model.opset_import[0].version = 23
+    read = read_model(save(model, tmp_path / "attention.onnx"))
+    assert "reach inf" in attention_beyond_range(read, {"q": 1.0, "k": 1.0}).nodes["attend"]

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from deploykit.graph.rounding import Stored, computes_narrow, rounding_form, unfit_by_overflow
-from tests.graphs import run_ort
+from tests.graphs import graph, run_ort
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -278,3 +278,31 @@ def test_only_the_first_of_broken_values_is_to_blame() -> None:
 def test_an_input_that_overflows_is_blamed_by_its_own_name() -> None:
     found = unfit_by_overflow(ir.from_proto(chain()), {"xh"})
     assert list(found.values) == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("body", "blamed"),
+    [
+        ("[log] y = Log (f)", {"h"}),
+        ("[relu] r = Relu (f) [log] y = Log (r)", {"h"}),
+        ("[divide] y = Div (g, f)", {"h"}),  # what is divided does not matter
+        ("[arc] y = Atanh (f)", {"h"}),
+        ("[sum] r = Add (f, g) [arc] y = Acosh (r)", {"h", "i"}),
+    ],
+)
+def test_what_was_rounded_before_a_node_in_fp32_is_blamed(body: str, blamed: set[str]) -> None:
+    """h and i are FP16, f and g the same in FP32; y is NaN or infinite."""
+    text = f"""g (float[2] x) => (float[2] y) {{
+        [down] xh = Cast <to = 10> (x)
+        [some] h = Sigmoid (xh)
+        [more] i = Tanh (xh)
+        [up] f = Cast <to = 1> (h)
+        [over] g = Cast <to = 1> (i)
+        {body.replace(") [", ")" + chr(10) + "[")}
+    }}"""
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(graph(text)))
+    found = unfit_by_overflow(model, {"y"})
+    assert set(found.values) == blamed
+    last = body.rsplit("[", 1)[1].partition("]")[0]
+    assert found.values["h"] == f"{last} gives NaN or infinity where h is rounded to FP16"
+    assert found.nodes["some"] == found.values["h"]
