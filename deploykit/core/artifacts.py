@@ -12,6 +12,7 @@ from pathlib import Path  # noqa: TC003
 from typing import Final
 
 from deploykit.core.precision import Precision  # noqa: TC001
+from deploykit.core.regular_files import open_regular
 from deploykit.core.sizes import ShapeProfile  # noqa: TC001
 from deploykit.core.specs import TensorSpec  # noqa: TC001
 
@@ -23,8 +24,8 @@ WEIGHTS_SUFFIX: Final = ".data"
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file's content, read in blocks."""
-    with path.open("rb") as file:
+    """Hex digest of a regular file's content, read in blocks."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -214,12 +214,14 @@ def _resize(image: Image, preprocessing: Preprocessing) -> Image:
         width, height = resized_size(*image.size, preprocessing.resize)
     else:
         height, width = preprocessing.resize
-    # Pillow checks the size that a file has, not the size that an image is scaled to.
-    if width * height > MAX_RESIZED_PIXELS:
-        raise DataError(
-            f"an image of {image.width} x {image.height} would be scaled to {width} x {height}\n"
-            f"expected at most {MAX_RESIZED_PIXELS} pixels: crop it to a less narrow shape"
-        )
+    # The pixel limit is for what a file has, not for what an image is scaled to; and Pillow scales
+    # all rows to the new width first.
+    for rows in (height, image.height):
+        if width * rows > MAX_RESIZED_PIXELS:
+            raise DataError(
+                f"an image of {image.width} x {image.height} would be scaled to {width} x {rows}\n"
+                f"expected at most {MAX_RESIZED_PIXELS} pixels: crop it to a less narrow shape"
+            )
     return image.resize((width, height), Resampling[preprocessing.interpolation.upper()])
 
 

@@ -106,7 +106,7 @@ def truncated(path: Path) -> bytes:
     ("bad", "reason"),
     [
         (lambda folder: folder / "missing.jpg", "cannot read .*missing.jpg\nFileNotFoundError"),
-        (lambda folder: folder, "cannot read .*\nIsADirectoryError"),
+        (lambda folder: folder, "cannot read .*: it is a folder, not a regular file"),
         (lambda _: b"no image at all", "cannot read the image\nUnidentifiedImageError"),
         (lambda _: truncated(photograph()), "cannot read the image\nOSError: .*truncated"),
         (
