@@ -20,12 +20,11 @@ _KINDS: Final = {
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
-    stat.S_IFDIR: "a folder",
 }
 
 
 class NotRegularError(OSError):
-    """Something else than a file, or a link to it, where a file is expected."""
+    """A pipe, a device or a socket, or a link to one, where a file is expected."""
 
 
 def require_regular(path: Path) -> None:
@@ -34,8 +33,8 @@ def require_regular(path: Path) -> None:
     It is for readers of other packages that take a path; our own use `open_regular`.
 
     Raises:
-        NotRegularError: a pipe, a device, a socket or a folder, or a link to one.
-        OSError: nothing is there, or it may not be looked at.
+        NotRegularError: a pipe, a device or a socket, or a link to one.
+        OSError: a folder, nothing is there, or it may not be looked at.
     """
     _require(path, path.stat())
 
@@ -61,7 +60,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def is_special(path: Path) -> bool:
-    """True for a pipe, a device, a socket or a folder, also behind a link; not for what is gone."""
+    """True for a pipe, a device or a socket, also behind a link; not for what is gone."""
     try:
         require_regular(path)
     except NotRegularError:
@@ -92,7 +91,8 @@ def read_regular_text(path: Path) -> str:
 
 
 def _require(path: Path, found: os.stat_result) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(found.st_mode):
         kind = _KINDS.get(stat.S_IFMT(found.st_mode), "no file")
-        number = errno.EISDIR if stat.S_ISDIR(found.st_mode) else errno.EINVAL
-        raise NotRegularError(number, f"it is {kind}, not a regular file", str(path))
+        raise NotRegularError(errno.EINVAL, f"it is {kind}, not a regular file", str(path))

@@ -19,6 +19,7 @@ from deploykit._version import __version__
 from deploykit.core.artifacts import WEIGHTS_SUFFIX, OnnxArtifact, sha256_of, sha256_of_bytes
 from deploykit.core.errors import ModelFileError, first_line
 from deploykit.core.precision import OWN, Precision
+from deploykit.core.regular_files import require_regular
 from deploykit.core.specs import TensorSpec
 from deploykit.graph.editing import Names
 from deploykit.graph.external_weights import (
@@ -47,6 +48,7 @@ def first_look(path: Path) -> None:
     """
     try:
         # Without the weights: they say nothing of the inputs, and may be gigabytes.
+        require_regular(path)
         proto = onnx.load(path, load_external_data=False)
     except (OSError, DecodeError):
         return  # whoever reads it next says what is wrong with it
@@ -345,6 +347,7 @@ def _forget_origins(proto: onnx.ModelProto) -> None:
 
 def _read_proto(path: Path) -> onnx.ModelProto:
     try:
+        require_regular(path)
         # The format is given because onnx otherwise goes by the name's ending.
         proto = onnx.load(str(path), format="protobuf", load_external_data=False)
     except FileNotFoundError as exc:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from math import ceil, prod
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+from deploykit.core.errors import ModelFileError
 from deploykit.core.sizes import IMAGE_AXES, IMAGE_DIMS
 from deploykit.core.specs import BATCH
 
@@ -22,6 +24,18 @@ if TYPE_CHECKING:
 _SMALL: Final = 64
 """Most elements of a value that is evaluated: a shape, or a step on the way to one."""
 
+_GROWING: Final = frozenset(
+    {"BlackmanWindow", "Col2Im", "ConstantOfShape", "Expand", "EyeLike", "HammingWindow"}
+    | {"HannWindow", "MelWeightMatrix", "OneHot", "Pad", "Range", "Resize", "Tile", "Upsample"}
+)
+"""Operators that make much of a few numbers: evaluated where their result is known to be small."""
+
+_LEAST_LIMIT: Final = 2**30
+"""Bytes of one value that any network may have for one image."""
+
+_TIMES_INPUT: Final = 64
+"""The same for large images: VGG's first layers, with 64 channels at full size, have 21 times."""
+
 _TRIED: Final = (2, 14)
 """Two batches to propagate; a dimension of 2 at the first and 14 at the second is the batch."""
 
@@ -30,9 +44,10 @@ class ShapesAt:
     """Shapes, types and small contents of all values at one size of the batch.
 
     The images are the first input; another input with an open first dimension has the same batch.
+    Other open dimensions stay open, or have the size ``others``.
     """
 
-    def __init__(self, model: ir.Model, batch: int) -> None:
+    def __init__(self, model: ir.Model, batch: int, others: int | None = None) -> None:
         self._opset = model.graph.opset_imports.get("", 0)
         self._types: dict[ir.Value, onnx.TypeProto] = {}
         self._data: dict[ir.Value, Data] = {}
@@ -40,7 +55,10 @@ class ShapesAt:
         for value in model.graph.inputs:
             dims = list(value.shape or ())
             grows = value is image or (dims and not isinstance(dims[0], int))
-            self._types[value] = _type_proto(value, [batch, *dims[1:]] if grows else dims)
+            known = [batch, *dims[1:]] if grows else dims
+            if others is not None:
+                known = [dim if isinstance(dim, int) else others for dim in known]
+            self._types[value] = _type_proto(value, known)
 
     def shape(self, value: ir.Value | None) -> tuple[int, ...] | None:
         """The dimensions of ``value``; ``None`` where one of them is not known."""
@@ -76,7 +94,28 @@ class ShapesAt:
         Raises:
             onnx.shape_inference.InferenceError: its inputs do not go together.
         """
-        if self._computed(node) or node.domain:
+        if node.op_type in _GROWING:
+            # Its size first: the numbers of a shape may ask for any amount of memory.
+            self._infer(node)
+            if len(node.outputs) == 1 and 0 <= self._elements(node.outputs[0]) <= _SMALL:
+                self._computed(node)
+        elif not self._computed(node):
+            self._infer(node)
+
+    def bytes_of(self, value: ir.Value) -> int:
+        """Memory that ``value`` takes; 0 where it is not known."""
+        dtype = self.dtype(value)
+        if dtype in {None, ir.DataType.UNDEFINED, ir.DataType.STRING}:
+            return 0
+        return max(self._elements(value), 0) * ceil(dtype.itemsize)
+
+    def _elements(self, value: ir.Value) -> int:
+        """How many numbers ``value`` has; -1 where it is not known."""
+        shape = self.shape(value)
+        return -1 if shape is None else prod(shape)
+
+    def _infer(self, node: ir.Node) -> None:
+        if node.domain:
             return
         given = [value for value in node.inputs if value is not None]
         types = {str(v.name): kind for v in given if (kind := self._type(v)) is not None}
@@ -135,6 +174,32 @@ class ShapesAt:
         start = node.attributes.get_int("start", 0)
         end = node.attributes.get_int("end", len(shape))
         return np.array(shape[start:end], np.int64)
+
+
+def require_bounded(model: ir.Model, name: str) -> None:
+    """Refuse a graph that needs an absurd amount of memory for one image, before anything runs it.
+
+    A graph of forty nodes that each join a value with itself makes terabytes of a few numbers.
+
+    Raises:
+        ModelFileError: one of its values would be larger than 1 GiB and 64 times the input;
+            ``name`` is the file's.
+    """
+    sides = ShapesAt(model, 1, others=1)
+    given = sum(map(sides.bytes_of, model.graph.inputs))
+    limit = max(_LEAST_LIMIT, _TIMES_INPUT * given)
+    for node in model.graph:
+        try:
+            sides.follow(node)
+        except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError, RuntimeError):
+            return  # whoever runs it says what is wrong with it
+        for value in node.outputs:
+            if (size := sides.bytes_of(value)) > limit:
+                raise ModelFileError(
+                    f"{name}: {node.op_type} {node.name!r} would make a value of {size:,} bytes "
+                    f"for one image, {sides.shape(value)}\n"
+                    f"expected at most {limit:,}: no classifier needs as much; is the file damaged?"
+                )
 
 
 def complete_shapes(model: ir.Model) -> None:

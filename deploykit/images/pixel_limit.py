@@ -26,13 +26,6 @@ _LEAST: Final = 50_000_000
 _TIMES: Final = 256
 """Pixels of an image for each one that the model sees: 16 times as wide and as high."""
 
-BYTES_PER_PIXEL: Final = 24
-"""Memory that decoding one pixel takes at most, in the worst of the formats.
-
-Measured: 6 to 8 for PNG and baseline JPEG, 12 for progressive JPEG, 22 for JPEG 2000, which holds
-four channels in 32 bits beside the result.
-"""
-
 
 def default_max_pixels(preprocessing: Preprocessing) -> int:
     """Pixels that an image may have for a model, if the user does not say.

@@ -95,6 +95,12 @@ def check_preprocessing(preprocessing: Preprocessing) -> None:
             f"crop {preprocessing.crop} with resize {preprocessing.resize} leaves no image\n"
             "expected sizes of at least 1 pixel"
         )
+    height, width = preprocessing.crop
+    if height * width > MAX_RESIZED_PIXELS:
+        raise UsageError(
+            f"crop {preprocessing.crop} has {height * width:,} pixels\n"
+            f"expected at most {MAX_RESIZED_PIXELS:,}"
+        )
     if 0 in preprocessing.std:
         raise UsageError(f"std {preprocessing.std} divides by zero\nexpected values above 0")
     orders = CHANNEL_ORDERS
