@@ -25,12 +25,13 @@ from deploykit.core.regular_files import NotRegularError, open_regular
 from deploykit.images.pixel_limit import MAX_PIXELS, require_max_pixels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from PIL.Image import Image
     from PIL.ImageFile import ImageFile
 
+    Size: TypeAlias = tuple[int, int]
     ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image | NDArray[np.uint8]
 
 
@@ -94,8 +95,10 @@ def decode(source: Path | bytes, max_pixels: int | None = None) -> Image:
     require_max_pixels(max_pixels)
     name = _name_of(source)
     with _readable(name, source), _opened(source) as file:
+        # Icons first: Pillow decodes them as soon as it opens the file.
+        _require_few_pixels(name, _sizes_of_icons(file), max_pixels)
         image = _identify(file)
-        _require_few_pixels(image, file, name, max_pixels)
+        _require_few_pixels(name, _sizes(image), max_pixels)
         ImageOps.exif_transpose(image, in_place=True)
         return _to_rgb(image)
 
@@ -107,7 +110,7 @@ def pixels_of(source: Path | bytes) -> int:
         DataError: as `decode`, as far as the header shows it.
     """
     with _readable(_name_of(source), source), _opened(source) as file:
-        return _most_pixels(_identify(file), file)
+        return max(map(prod, _sizes_of_icons(file) or _sizes(_identify(file))))
 
 
 def to_rgb(image: Image) -> Image:
@@ -140,6 +143,7 @@ def _identify(file: BinaryIO) -> ImageFile:
     """
     from PIL import Image, UnidentifiedImageError
 
+    file.seek(0)
     start = file.read(16)
     for name in readable_formats():
         factory, accept = Image.OPEN[name]
@@ -156,48 +160,46 @@ def _identify(file: BinaryIO) -> ImageFile:
     raise UnidentifiedImageError("cannot identify image file")
 
 
-def _require_few_pixels(
-    image: ImageFile, file: BinaryIO, name: str, max_pixels: int | None
-) -> None:
+def _require_few_pixels(name: str, sizes: Sequence[Size], max_pixels: int | None) -> None:
     from PIL import Image as Pillow
 
     limit = MAX_PIXELS if max_pixels is None else max_pixels
     # Who has lowered Pillow's limit for the whole process means all images.
     if Pillow.MAX_IMAGE_PIXELS is not None and Pillow.MAX_IMAGE_PIXELS < MAX_PIXELS:
         limit = min(limit, Pillow.MAX_IMAGE_PIXELS)
-    pixels = _most_pixels(image, file)
+    width, height = max(sizes, key=prod, default=(0, 0))
     # A larger JPEG could be decoded at a half or a quarter of its size (`Image.draft`). It is not:
     # the DCT scales otherwise than the resize does, so that a prediction would depend on how large
     # a file is; and of a progressive one all coefficients are held at any scale.
-    if pixels > limit:
+    if width * height > limit:
         raise DataError(
-            f"{name} has {image.width} x {image.height} pixels, {pixels:,} to decode\n"
+            f"{name} has {width} x {height} pixels, {width * height:,} to decode\n"
             f"expected at most {limit:,}: scale it down\n"
-            f"or, if you trust it, raise the limit: max_pixels={pixels}, or --max-pixels of "
-            "predict, eval, calibrate and export"
+            f"or, if you trust it, raise the limit: max_pixels={width * height}, or --max-pixels "
+            "of predict, eval, calibrate and export"
         )
 
 
 _TILE_SIDES: Final = (322, 323)
-"""TIFF's tags TileWidth and TileLength: a tile may be larger than its image."""
+"""TIFF's tags TileWidth and TileLength."""
 
 
-def _most_pixels(image: ImageFile, file: BinaryIO) -> int:
-    """Pixels of the image, or of what is decoded on the way to it where that is larger."""
-    found = [image.width * image.height]
-    if image.format == "TIFF":
-        tags = getattr(image, "tag_v2", {})
-        found.append(prod(int(tags.get(side, 0)) for side in _TILE_SIDES))
-    if image.format == "ICO":
-        found += _pixels_of_icons(file)
-    return max(found)
+def _sizes(image: ImageFile) -> list[Size]:
+    """Width and height of what is decoded: the image and a tile of a TIFF, which may be larger."""
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    width, height = (int(tags.get(side, 0)) for side in _TILE_SIDES)
+    return [image.size, (width, height)]
 
 
-def _pixels_of_icons(file: BinaryIO) -> list[int]:
-    """Pixels of each image in an ``.ico`` by its own header; the directory's may be a lie."""
-    position = file.tell()
-    file.seek(4)
-    (count,) = struct.unpack("<H", file.read(2))
+def _sizes_of_icons(file: BinaryIO) -> list[Size]:
+    """Width and height of each image in an ``.ico`` by its own header; the directory may lie.
+
+    Empty for anything else.
+    """
+    start = file.read(6)
+    if start[:4] != b"\0\0\1\0":
+        return []
+    (count,) = struct.unpack_from("<H", start, 4)
     directory = file.read(16 * count)
     sizes = []
     for entry in range(count):
@@ -207,8 +209,7 @@ def _pixels_of_icons(file: BinaryIO) -> list[int]:
             continue
         is_png = header.startswith(b"\x89PNG")
         width, height = struct.unpack_from(">II" if is_png else "<ii", header, 16 if is_png else 4)
-        sizes.append(abs(width * height))
-    file.seek(position)
+        sizes.append((abs(width), abs(height)))
     return sizes
 
 
