@@ -1,18 +1,14 @@
-"""Things in a file system that are no regular files, and a clock for whoever should refuse them."""
+"""Things in a file system that are no regular files."""
 
 from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
-
-PATIENCE_S = 60
 
 
 def pipe(path: Path) -> None:
@@ -47,9 +43,3 @@ SPECIAL: dict[str, Callable[[Path], None]] = {
     "link": link_to_pipe,
     "socket": unix_socket,
 }
-
-
-def run_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """``deploykit`` in a process of its own, which is killed if it hangs."""
-    command: Sequence[str | Path] = (sys.executable, "-m", "deploykit", *arguments)
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)

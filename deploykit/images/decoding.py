@@ -173,10 +173,9 @@ def _require_few_pixels(name: str, sizes: Sequence[Size], max_pixels: int | None
     # a file is; and of a progressive one all coefficients are held at any scale.
     if width * height > limit:
         raise DataError(
-            f"{name} has {width} x {height} pixels, {width * height:,} to decode\n"
-            f"expected at most {limit:,}: scale it down\n"
-            f"or, if you trust it, raise the limit: max_pixels={width * height}, or --max-pixels "
-            "of predict, eval, calibrate and export"
+            f"{name} has {width} x {height} = {width * height:,} pixels, the limit is {limit:,}\n"
+            f"scale it down; or, if you trust it, raise the limit: max_pixels={width * height}, or "
+            "--max-pixels of predict, eval, calibrate and export"
         )
 
 

@@ -51,16 +51,15 @@ def test_a_large_image_is_refused_with_the_numbers(colour: int) -> None:
     with pytest.raises(DataError) as caught:
         images.decode(png_header(13300, 13300, colour=colour), 50_000_000)
     assert str(caught.value) == (
-        "the image has 13300 x 13300 pixels, 176,890,000 to decode\n"
-        "expected at most 50,000,000: scale it down\n"
-        "or, if you trust it, raise the limit: max_pixels=176890000, or --max-pixels of predict, "
-        "eval, calibrate and export"
+        "the image has 13300 x 13300 = 176,890,000 pixels, the limit is 50,000,000\n"
+        "scale it down; or, if you trust it, raise the limit: max_pixels=176890000, or "
+        "--max-pixels of predict, eval, calibrate and export"
     )
 
 
 @pytest.mark.parametrize(("width", "height"), [(20_000, 5_000), (1, 2**31 - 1), (100_000, 100_000)])
 def test_without_a_model_the_limit_is_pillows(width: int, height: int) -> None:
-    with pytest.raises(DataError, match="expected at most 89,478,485: scale it down"):
+    with pytest.raises(DataError, match="the limit is 89,478,485\n"):
         images.decode(png_header(width, height))
 
 
@@ -69,7 +68,7 @@ def test_the_limit_is_exact_in_every_format(kind: str) -> None:
     data = encoded(Image.new("RGB", (40, 30), "red"), kind)
     assert images.pixels_of(data) == 1200
     assert images.decode(data, 1200).size == (40, 30)
-    with pytest.raises(DataError, match=r"40 x 30 pixels, 1,200 to decode\nexpected at most 1,199"):
+    with pytest.raises(DataError, match=r"40 x 30 = 1,200 pixels, the limit is 1,199"):
         images.decode(data, 1199)
 
 
@@ -80,7 +79,7 @@ def test_a_limit_above_pillows_holds_without_a_warning() -> None:
 
 def test_a_lower_limit_of_pillows_still_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(DataError, match="expected at most 10:"):
+    with pytest.raises(DataError, match="the limit is 10\n"):
         images.decode(encoded(Image.new("RGB", (4, 4)), "PNG"))
 
 
@@ -97,7 +96,7 @@ def icon(*sizes: tuple[int, int]) -> bytes:
 @pytest.mark.parametrize("sizes", [[(13000, 13000)], [(16, 16), (30000, 400)]])
 def test_an_icon_counts_by_what_is_in_it(sizes: list[tuple[int, int]]) -> None:
     width, height = max(sizes)
-    with pytest.raises(DataError, match=f"{width} x {height} pixels, {width * height:,} to decode"):
+    with pytest.raises(DataError, match=f"{width} x {height} = {width * height:,} pixels"):
         images.decode(icon(*sizes), 10**6)
     assert images.pixels_of(icon(*sizes)) == width * height
 
@@ -113,7 +112,7 @@ def test_a_tile_larger_than_its_tiff_counts() -> None:
     tags += [(324, 200), (325, 10)]
     body = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + body + bytes(200)
-    with pytest.raises(DataError, match="12000 x 12000 pixels, 144,000,000 to decode"):
+    with pytest.raises(DataError, match="12000 x 12000 = 144,000,000 pixels"):
         images.decode(data, 10**6)
 
 
@@ -149,11 +148,11 @@ def test_the_default_follows_from_what_the_model_sees(
 def test_sets_take_the_models_limit_unless_they_have_one(tmp_path: Path) -> None:
     path = tmp_path / "large.png"
     path.write_bytes(png_header(8000, 8000))
-    with pytest.raises(DataError, match="expected at most 50,000,000"):
+    with pytest.raises(DataError, match="the limit is 50,000,000"):
         list(images.batches(images.open_images(path), SMALL, 1))
-    with pytest.raises(DataError, match="expected at most 60,000,000"):
+    with pytest.raises(DataError, match="the limit is 60,000,000"):
         list(images.batches(images.open_images(path, 60_000_000), SMALL, 1))
-    with pytest.raises(DataError, match="expected at most 63,999,999"):
+    with pytest.raises(DataError, match="the limit is 63,999,999"):
         images.prepare(FileImages((path,), max_pixels=63_999_999), 0, SMALL)
     assert within_limit(images.sample_images(), SMALL).labels is None
 
