@@ -35,6 +35,7 @@ from deploykit.graph.external_weights import (
     write_weights,
 )
 from deploykit.graph.foreign import lacks_shape, mend, remember
+from deploykit.graph.shapes import require_bounded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence, Set
@@ -182,6 +183,7 @@ def read_model(path: Path, *, mapped_bytes: int = MAPPED_BYTES) -> ir.Model:
 def _read(path: Path, mapped_bytes: int) -> tuple[ir.Model, tuple[Path, ...]]:
     """Read the model, and list the files beside it that hold its weights."""
     proto = _read_proto(path)
+    _require_bounded(proto, path.name)
     mended = mend(proto, path.name)
     arrays, files = take_out(proto, path, mapped_bytes)
     # The checker follows no links, which the cache of Hugging Face consists of.
@@ -202,6 +204,15 @@ def _read(path: Path, mapped_bytes: int) -> tuple[ir.Model, tuple[Path, ...]]:
     if "ai.onnx" in imports:  # the standard's two names for its own operators
         imports[""] = imports.pop("ai.onnx")
     return model, files
+
+
+def _require_bounded(proto: onnx.ModelProto, name: str) -> None:
+    try:
+        model = ir.from_proto(proto)
+        model.graph.sort()
+    except Exception:  # what is not valid gets its message when it is checked
+        return
+    require_bounded(model, name)
 
 
 def _check_as_read(model: ir.Model) -> None:

@@ -70,6 +70,8 @@ def fold(model: ir.Model) -> ir.Model:
         folded = model.clone()
         try:
             _fold(folded, _Budget(fits, limit))
+        except ModelFileError:
+            raise
         except Exception as exc:  # its passes raise errors of many unrelated classes
             reason = str(exc.__cause__ or exc).strip().splitlines()
             raise ModelFileError(
@@ -87,12 +89,12 @@ def plain(model: ir.Model, name: str) -> ir.Model:
         ModelFileError: some of these depend on the images, or a value would be enormous; ``name``
             is the file's.
     """
+    require_bounded(model, name)
     straight = is_straight(model)
     copy = model.clone() if straight else fold(model)
     copy.ir_version = max(copy.ir_version or 0, _UNLISTED_WEIGHTS)
     tidy(copy, rename=False)
     require_plain(copy, name)
-    require_bounded(copy, name)
     return copy
 
 
@@ -101,6 +103,7 @@ def _fold(model: ir.Model, should_fold: ShouldFold) -> None:
     from onnxscript.rewriter import rewrite
 
     InlinePass()(model)
+    require_bounded(model, "the graph")  # what a function makes is known now
     rules = _fusions()
     tidy(model, rename=False)  # only initializers count as constants for the rules
     with _quiet():

@@ -14,7 +14,7 @@ from deploykit.core.sizes import IMAGE_AXES, IMAGE_DIMS
 from deploykit.core.specs import BATCH
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -35,6 +35,9 @@ _LEAST_LIMIT: Final = 2**30
 
 _TIMES_INPUT: Final = 64
 """The same for large images: VGG's first layers, with 64 channels at full size, have 21 times."""
+
+_NUMBERS: Final = 2**20
+"""Constants in a list that a graph may compute. onnx follows them one by one, at 40 bytes each."""
 
 _TRIED: Final = (2, 14)
 """Two batches to propagate; a dimension of 2 at the first and 14 at the second is the batch."""
@@ -85,7 +88,9 @@ class ShapesAt:
             return None
         constant = value.const_value
         if constant is not None:
-            return constant.numpy() if constant.size <= _SMALL else None
+            # Numbers in a file beside are not needed, and that file has not been looked at yet.
+            is_here = constant.size <= _SMALL and not isinstance(constant, ir.ExternalTensor)
+            return constant.numpy() if is_here else None
         return self._data.get(value)
 
     def follow(self, node: ir.Node) -> None:
@@ -139,7 +144,8 @@ class ShapesAt:
 
     def _computed(self, node: ir.Node) -> bool:
         """Evaluate the node's only output where its inputs are known; True if that was done."""
-        result = self._evaluate(node) if len(node.outputs) == 1 and not node.domain else None
+        single = len(node.outputs) == 1 and not node.domain
+        result = self._evaluate(node) if single else None
         if result is None or result.size > _SMALL:
             return False
         (value,) = node.outputs
@@ -151,6 +157,8 @@ class ShapesAt:
     def _evaluate(self, node: ir.Node) -> Data | None:
         if node.op_type in {"Shape", "Size"}:
             return self._measure(node)
+        if node.op_type == "Constant":
+            return self._stored(node)
         inputs = [self.data(value) for value in node.inputs]
         left_out = [value is None for value in node.inputs]
         unknown = (d is None and not out for d, out in zip(inputs, left_out, strict=True))
@@ -164,6 +172,13 @@ class ShapesAt:
         except Exception:  # what onnx's evaluator cannot compute stays unknown
             return None
         return np.asarray(result) if isinstance(result, np.ndarray | np.generic) else None
+
+    def _stored(self, node: ir.Node) -> Data | None:
+        given = node.attributes.get("value")
+        tensor = None if given is None else given.as_tensor()
+        if tensor is None or tensor.size > _SMALL or isinstance(tensor, ir.ExternalTensor):
+            return None
+        return tensor.numpy()
 
     def _measure(self, node: ir.Node) -> Data | None:
         shape = self.shape(node.inputs[0])
@@ -179,7 +194,8 @@ class ShapesAt:
 def require_bounded(model: ir.Model, name: str) -> None:
     """Refuse a graph that needs an absurd amount of memory for one image, before anything runs it.
 
-    A graph of forty nodes that each join a value with itself makes terabytes of a few numbers.
+    A graph of forty nodes that each join a value with itself makes terabytes of a few numbers. onnx
+    follows the numbers in shapes and would compute these, so this comes before its inference.
 
     Raises:
         ModelFileError: one of its values would be larger than 1 GiB and 64 times the input;
@@ -188,18 +204,41 @@ def require_bounded(model: ir.Model, name: str) -> None:
     sides = ShapesAt(model, 1, others=1)
     given = sum(map(sides.bytes_of, model.graph.inputs))
     limit = max(_LEAST_LIMIT, _TIMES_INPUT * given)
-    for node in model.graph:
+    stored = [v.const_value.size for v in model.graph.initializers.values() if v.const_value]
+    most = max(_NUMBERS, *stored, 0)
+    known: set[ir.Value] = set()
+    for node in _all_nodes(model):
         try:
             sides.follow(node)
+        # Whoever reads the graph next says what is wrong with a node, or that nobody knows it.
         except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError, RuntimeError):
-            return  # whoever runs it says what is wrong with it
+            continue
+        if node.op_type in {"Shape", "Size"} or all(_is_known(v, known) for v in node.inputs):
+            known.update(node.outputs)
         for value in node.outputs:
+            made = f"{name}: {node.op_type} {node.name!r} would make"
+            shape = sides.shape(value) or ()
             if (size := sides.bytes_of(value)) > limit:
                 raise ModelFileError(
-                    f"{name}: {node.op_type} {node.name!r} would make a value of {size:,} bytes "
-                    f"for one image, {sides.shape(value)}\n"
+                    f"{made} a value of {size:,} bytes for one image, {shape}\n"
                     f"expected at most {limit:,}: no classifier needs as much; is the file damaged?"
                 )
+            if value in known and len(shape) == 1 and shape[0] > most:
+                raise ModelFileError(
+                    f"{made} a list of {shape[0]:,} constants\n"
+                    f"expected at most {most:,}: no classifier needs as many; is the file damaged?"
+                )
+
+
+def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Nodes of the graph, of the graphs inside it and of the file's own functions."""
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
+def _is_known(value: ir.Value | None, known: set[ir.Value]) -> bool:
+    return value is None or value.const_value is not None or value in known
 
 
 def complete_shapes(model: ir.Model) -> None:

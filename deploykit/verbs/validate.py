@@ -166,7 +166,6 @@ class _Side:
 def _open(path: Path) -> _Side:
     if not path.is_dir():
         read = graph.read_graph(path)
-        graph.require_bounded(read.model, path.name)
         return replace(_image_model(str(path), read.artifact), mended=mended_of(read.model))
     bundle = Bundle.open(path)
     bundle.require_unchanged(bundle.model_path.name)
