@@ -192,7 +192,12 @@ class OrtRunner(Closing):
             if self._closed:
                 raise UsageError(f"the runner of {self._name} is closed; open a new one")
             if self._opened is None:  # or another thread was first
-                self._opened = _look_up(self._new_session(), self._name)
+                try:
+                    self._opened = _look_up(self._new_session())
+                except UnicodeDecodeError as exc:
+                    raise ModelFileError(
+                        f"{self._name} has names that are no UTF-8\nexport it again"
+                    ) from exc
                 self._model = None  # it would be held twice, here and by onnxruntime
             return self._opened
 
@@ -249,14 +254,9 @@ def _content(model: Path | bytes | SplitGraph | None, options: ort.SessionOption
     return str(model) if isinstance(model, Path) else model
 
 
-def _look_up(session: ort.InferenceSession, name: str) -> _Opened:
-    try:
-        inputs = tuple(_spec(node) for node in session.get_inputs())
-        outputs = tuple(_spec(node) for node in session.get_outputs())
-    except UnicodeDecodeError as exc:
-        raise ModelFileError(
-            f"{name} has inputs or outputs whose names are no UTF-8\nexport it again"
-        ) from exc
+def _look_up(session: ort.InferenceSession) -> _Opened:
+    inputs = tuple(_spec(node) for node in session.get_inputs())
+    outputs = tuple(_spec(node) for node in session.get_outputs())
     return _Opened(
         session=session,
         inputs=inputs,

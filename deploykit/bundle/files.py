@@ -8,8 +8,9 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from deploykit.core.artifacts import WEIGHTS_SUFFIX, open_regular, sha256_of_bytes
+from deploykit.core.artifacts import WEIGHTS_SUFFIX, sha256_of_bytes
 from deploykit.core.errors import BundleError, IntegrityError
+from deploykit.core.regular_files import open_regular, read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -42,8 +43,7 @@ class BundleFiles:
             IntegrityError: it is missing, no regular file, or has another hash.
         """
         try:
-            with open_regular(self.folder / name) as file:
-                content = file.read()
+            content = read_regular(self.folder / name)
         except OSError as exc:
             raise self._refusal(name, _words(exc)) from exc
         found = sha256_of_bytes(content)

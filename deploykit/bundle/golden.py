@@ -11,6 +11,7 @@ import numpy as np
 from deploykit.bundle.manifest import GOLDEN, SIDE_INPUTS
 from deploykit.comparison.reference import Runners
 from deploykit.core.errors import BundleError, ValidationError
+from deploykit.core.npz import open_npz
 from deploykit.core.precision import Precision
 from deploykit.heads import head_of
 from deploykit.heads.multiclass import MULTICLASS
@@ -63,16 +64,13 @@ class Golden:
         """
         if GOLDEN not in bundle.manifest.files:
             raise BundleError(f"{bundle.folder.name} has no {GOLDEN} to compare with")
-        bundle.require_unchanged(GOLDEN)
-        head = head_of(bundle.manifest.head)
+        head, content = head_of(bundle.manifest.head), bundle.files.read(GOLDEN)
         try:
-            # Opened here, because numpy leaves a damaged file open.
-            with (
-                (bundle.folder / GOLDEN).open("rb") as file,
-                np.load(file, allow_pickle=False) as arrays,
-            ):
+            with open_npz(bundle.folder / GOLDEN, content) as arrays:
                 beside, others = (_marked(arrays, mark) for mark in (BESIDE, OTHER))
-                return cls(arrays["input"], arrays["logits"], beside, head, others)
+                batch, outputs = arrays["input"], arrays["logits"]
+            _require_numbers({"input": batch, "logits": outputs, **beside, **others})
+            return cls(batch, outputs, beside, head, others)
         # zipfile, zlib and numpy's header parser each raise their own kinds.
         except Exception as exc:
             raise BundleError(f"cannot read {bundle.folder / GOLDEN}: {exc}") from exc
@@ -120,6 +118,15 @@ class Golden:
         for name, got, wanted, head in self.pairs(others):
             _judged(f"values of output {name!r}", got, wanted, head, limits)
         return found
+
+
+def _require_numbers(arrays: Mapping[str, Array]) -> None:
+    for name, each in arrays.items():
+        if each.dtype.kind not in "biuf" or not each.ndim or not each.size:
+            raise ValueError(f"{name} is {each.dtype} {each.shape}, expected numbers")
+    if arrays["input"].dtype != np.float32 or arrays["logits"].dtype.kind != "f":
+        kinds = f"{arrays['input'].dtype} and {arrays['logits'].dtype}"
+        raise ValueError(f"input and logits are {kinds}, expected float32")
 
 
 class Compared(NamedTuple):

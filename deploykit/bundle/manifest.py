@@ -23,11 +23,11 @@ from deploykit.core.artifacts import (
     WEIGHTS_SUFFIX,
     EngineRecord,
     OnnxArtifact,
-    open_regular,
     sha256_of_bytes,
 )
 from deploykit.core.errors import BundleError, IntegrityError
 from deploykit.core.precision import Precision  # noqa: TC001
+from deploykit.core.regular_files import open_regular
 from deploykit.core.serialization import (
     Source,
     artifact_to_plain,

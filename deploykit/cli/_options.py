@@ -96,6 +96,13 @@ data = click.option(
     metavar="PATH",
     help="Images: a folder, a CSV list or an .npz.",
 )
+max_pixels = click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Pixels that an image file may have.  [default: 256 for each that the model sees, within "
+    "50 and 89 million]",
+)
 fast = click.option(
     "--fast",
     is_flag=True,

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     help="Images: a folder, a CSV list or an .npz; `random` for noise.",
 )
 @_options.calib_count
+@_options.max_pixels
 @_options.weights
 @_options.choices
 @_options.sizes
@@ -55,6 +56,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     target: str,
     data: str,
     calib_count: int,
+    max_pixels: int | None,
     weights: str | None,
     choices: DefinitionChoices,
     sizes: ShapeProfile,
@@ -73,7 +75,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         from deploykit.sources.definition import SourceOptions
         from deploykit.verbs.calibrate import calibrate_target
 
-    options = CalibrationOptions(data, calib_count, seed, output)
+    options = CalibrationOptions(data, calib_count, seed, output, max_pixels=max_pixels)
     source_options = SourceOptions(weights, seed, choices)
     calibrated, journal = calibrate_target(target, options, source_options, progress(), sizes)
     answer = {**calibrated.to_dict(), "path": str(calibrated.path), "notes": journal.notes}

@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Images per run.",
 )
+@_options.max_pixels
 @_options.fast
 def command(  # noqa: PLR0913 - one parameter per option, click's way
     *,
@@ -98,6 +99,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     per_class: bool,
     confusion: int,
     batch: int,
+    max_pixels: int | None,
     fast: bool,
 ) -> Answer:
     """Measure a bundle's accuracy, alone and beside another model.
@@ -108,7 +110,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     from deploykit.images import LabelledData
     from deploykit.verbs.evaluate import evaluate_bundle
 
-    labelled = LabelledData(data, labels_file, classes_file, class_order)
+    labelled = LabelledData(data, labels_file, classes_file, class_order, max_pixels)
     report = evaluate_bundle(
         bundle,
         labelled,

@@ -146,6 +146,7 @@ def _fixed(wish: str) -> Literal["int8", "keep"]:
 @_options.choices
 @_options.seed
 @_options.data
+@_options.max_pixels
 @click.option(
     "--labels",
     type=click.Path(path_type=Path),
@@ -186,6 +187,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     choices: DefinitionChoices,
     seed: int,
     data: Path | None,
+    max_pixels: int | None,
     labels: Path | None,
     backend: str,
     compiling: CompileOptions,
@@ -213,7 +215,9 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     calibration = None
     if calib is not None:
         must_fit = calib_table is not None
-        calibration = CalibrationOptions(calib, calib_count, seed, calib_table, must_fit)
+        calibration = CalibrationOptions(
+            calib, calib_count, seed, calib_table, must_fit, max_pixels=max_pixels
+        )
     request = read_request(
         calibration, int8_choices, rest=rest, exclude=exclude, last_layer=last_layer
     )
@@ -223,7 +227,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         profile=compiling.profile,
         workspace_bytes=compiling.workspace_bytes,
         compute_capabilities=compiling.compute_capabilities,
-        source=SourceOptions(weights, seed, choices, data),
+        source=SourceOptions(weights, seed, choices, data, max_pixels=max_pixels),
         labels=labels,
         output=output,
         quantization=request,

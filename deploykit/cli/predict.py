@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="cuda (an engine), DEVICES (the ONNX file), or auto.",
 )
+@_options.max_pixels
 @_options.fast
 def command(  # noqa: PLR0913 - one parameter per option
     *,
@@ -68,6 +69,7 @@ def command(  # noqa: PLR0913 - one parameter per option
     threshold: float | None,
     output: Path | None,
     device: str,
+    max_pixels: int | None,
     fast: bool,
 ) -> Answer:
     """Say what is on images, with a bundle or one of its engines.
@@ -85,6 +87,7 @@ def command(  # noqa: PLR0913 - one parameter per option
         device=device,
         fast=fast,
         output=output,
+        max_pixels=max_pixels,
         progress=progress(),
     )
     return Answer(found.to_dict(), lambda out: _show(out, found), failed=bool(found.failed))

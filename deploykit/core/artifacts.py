@@ -5,21 +5,16 @@ The records here are plain data; a folder that holds them together is a `deployk
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
-import stat
 from collections.abc import Mapping  # noqa: TC003  (read back by these types)
 from dataclasses import dataclass, field
 from pathlib import Path  # noqa: TC003
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from deploykit.core.precision import Precision  # noqa: TC001
+from deploykit.core.regular_files import open_regular
 from deploykit.core.sizes import ShapeProfile  # noqa: TC001
 from deploykit.core.specs import TensorSpec  # noqa: TC001
-
-if TYPE_CHECKING:
-    from io import BufferedReader
 
 UNPROVEN: Final = "compiled, execution not proven"
 """How the warning of an engine begins that its vendor does not vouch for."""
@@ -27,51 +22,10 @@ UNPROVEN: Final = "compiled, execution not proven"
 WEIGHTS_SUFFIX: Final = ".data"
 """After the name of an ONNX file: the file beside it with the weights of a large model."""
 
-
 ENGINE_SUFFIX: Final = ".engine"
 
 DIGITS: Final = 8
 """Of the sha256 of its content, at the end of an engine's name: no two engines share a name."""
-
-_KINDS: Final = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFSOCK: "a socket",
-}
-
-
-def open_regular(path: Path) -> BufferedReader:
-    """Open a file for reading, only if it is a regular one or a link to one.
-
-    A named pipe would make the reader wait for somebody who writes, a device may never end.
-
-    Raises:
-        OSError: it cannot be opened, or is something else; ``strerror`` says what.
-    """
-    # A pipe without a writer is not waited for. Windows has neither the flag nor the pipe there.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    try:
-        descriptor = os.open(path, flags)
-    except OSError as exc:
-        kind = _kind_of(path)
-        if kind is None:
-            raise
-        raise OSError(errno.EINVAL, f"it is {kind}, not a file", str(path)) from exc
-    file = os.fdopen(descriptor, "rb") if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
-    if file is None:
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, f"it is {_kind_of(path)}, not a file", str(path))
-    return file
-
-
-def _kind_of(path: Path) -> str | None:
-    """What ``path`` is where it is no regular file, and is there."""
-    try:
-        return _KINDS.get(stat.S_IFMT(path.stat().st_mode))
-    except OSError:
-        return None
 
 
 def sha256_of(path: Path) -> str:

@@ -20,6 +20,7 @@ from deploykit.graph.loaded import LoadedGraph, read_graph, write_graph
 from deploykit.graph.open_batch import open_batch
 from deploykit.graph.opset import OLDEST_FOR_INT8, OPSET, raise_opset
 from deploykit.graph.refusals import require_usable
+from deploykit.graph.shapes import require_bounded
 from deploykit.graph.tail import Tail, read_tails
 from deploykit.graph.tidy import tidy
 
@@ -48,6 +49,7 @@ __all__ = [
     "read_graph",
     "read_model",
     "read_tails",
+    "require_bounded",
     "require_usable",
     "tidy",
     "write_graph",

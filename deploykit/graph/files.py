@@ -19,6 +19,7 @@ from deploykit._version import __version__
 from deploykit.core.artifacts import WEIGHTS_SUFFIX, OnnxArtifact, sha256_of, sha256_of_bytes
 from deploykit.core.errors import ModelFileError, first_line
 from deploykit.core.precision import OWN, Precision
+from deploykit.core.regular_files import require_regular
 from deploykit.core.specs import TensorSpec
 from deploykit.graph.editing import Names
 from deploykit.graph.external_weights import (
@@ -35,6 +36,7 @@ from deploykit.graph.external_weights import (
     write_weights,
 )
 from deploykit.graph.foreign import lacks_shape, mend, remember
+from deploykit.graph.shapes import require_bounded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence, Set
@@ -48,6 +50,7 @@ def first_look(path: Path) -> None:
     """
     try:
         # Without the weights: they say nothing of the inputs, and may be gigabytes.
+        require_regular(path)
         proto = onnx.load(path, load_external_data=False)
     except (OSError, DecodeError):
         return  # whoever reads it next says what is wrong with it
@@ -182,6 +185,7 @@ def _read(path: Path, mapped_bytes: int) -> tuple[ir.Model, tuple[Path, ...]]:
     """Read the model, and list the files beside it that hold its weights."""
     proto = _read_proto(path)
     try:
+        _require_bounded(proto, path.name)
         mended = mend(proto, path.name)
         arrays, files = take_out(proto, path, mapped_bytes)
         # The checker follows no links, which the cache of Hugging Face consists of.
@@ -204,6 +208,15 @@ def _read(path: Path, mapped_bytes: int) -> tuple[ir.Model, tuple[Path, ...]]:
     if "ai.onnx" in imports:  # the standard's two names for its own operators
         imports[""] = imports.pop("ai.onnx")
     return model, files
+
+
+def _require_bounded(proto: onnx.ModelProto, name: str) -> None:
+    try:
+        model = ir.from_proto(proto)
+        model.graph.sort()
+    except Exception:  # what is not valid gets its message when it is checked
+        return
+    require_bounded(model, name)
 
 
 def _check_as_read(model: ir.Model) -> None:
@@ -351,6 +364,7 @@ def _forget_origins(proto: onnx.ModelProto) -> None:
 
 def _read_proto(path: Path) -> onnx.ModelProto:
     try:
+        require_regular(path)
         # The format is given because onnx otherwise goes by the name's ending.
         proto = onnx.load(str(path), format="protobuf", load_external_data=False)
     except FileNotFoundError as exc:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from math import prod
+from math import ceil, prod
 from typing import TYPE_CHECKING, Final
 
 from onnx_ir.passes.common import InlinePass, RemoveUnusedOpsetsPass, ShapeInferencePass
 
 from deploykit.core.errors import ModelFileError
 from deploykit.graph.refusals import is_straight, require_plain
-from deploykit.graph.shapes import complete_shapes
+from deploykit.graph.shapes import complete_shapes, require_bounded
 from deploykit.graph.tidy import tidy
 
 if TYPE_CHECKING:
@@ -35,6 +35,12 @@ _GROWTH_BYTES: Final = 2**20
 
 _UNLIMITED: Final = 2**62
 """Replaces onnxscript's limits on single tensors, which leave normalised weights unfolded."""
+
+_TIMES: Final = 32
+"""All results of folding together, by the limit of one: weights pass through a dozen operators."""
+
+_WIDEST: Final = 16
+"""Bytes of an element whose type is not known."""
 
 _KEPT_OPS: Final = frozenset(
     {"ConstantOfShape", "DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"}
@@ -60,10 +66,12 @@ def fold(model: ir.Model) -> ir.Model:
     limit = _weight_bytes(model) + _GROWTH_BYTES
     # Results that are each no larger than their inputs may still add up, where inputs are shared;
     # then only small results are folded.
-    for should_fold in (_no_larger, _small):
+    for fits in (_no_larger, _small):
         folded = model.clone()
         try:
-            _fold(folded, should_fold)
+            _fold(folded, _Budget(fits, limit))
+        except ModelFileError:
+            raise
         except Exception as exc:  # its passes raise errors of many unrelated classes
             reason = str(exc.__cause__ or exc).strip().splitlines()
             raise ModelFileError(
@@ -78,8 +86,10 @@ def plain(model: ir.Model, name: str) -> ir.Model:
     """A tidied copy without functions, branches that are never taken, or lists of tensors.
 
     Raises:
-        ModelFileError: some of these depend on the images; ``name`` is the file's.
+        ModelFileError: some of these depend on the images, or a value would be enormous; ``name``
+            is the file's.
     """
+    require_bounded(model, name)
     straight = is_straight(model)
     copy = model.clone() if straight else fold(model)
     copy.ir_version = max(copy.ir_version or 0, _UNLISTED_WEIGHTS)
@@ -93,6 +103,7 @@ def _fold(model: ir.Model, should_fold: ShouldFold) -> None:
     from onnxscript.rewriter import rewrite
 
     InlinePass()(model)
+    require_bounded(model, "the graph")  # what a function makes is known now
     rules = _fusions()
     tidy(model, rename=False)  # only initializers count as constants for the rules
     with _quiet():
@@ -150,10 +161,40 @@ def _fusions() -> list[RewriteRule]:
     ]
 
 
+class _Budget:
+    """Decision which nodes are folded: those that fit, until the results are too much together.
+
+    All that is folded is held until the round ends. So a result may have as many bytes as the graph
+    may have in the end, and all of them together `_TIMES` as many; beyond, only small ones follow.
+    """
+
+    def __init__(self, fits: ShouldFold, limit_bytes: int) -> None:
+        self._fits = fits
+        self._limit_bytes = limit_bytes
+        self._left_bytes = _TIMES * limit_bytes
+
+    def __call__(self, node: ir.Node) -> bool:
+        if not self._fits(node):
+            return False
+        needed = sum(map(_bytes_of, node.outputs))
+        if needed > min(self._limit_bytes, self._left_bytes):
+            return _small(node)
+        self._left_bytes -= needed
+        return True
+
+
+def _bytes_of(value: ir.Value) -> int:
+    elements = 0 if value.shape is None else prod(value.shape.numpy())
+    return ceil(elements * (_WIDEST if value.dtype is None else value.dtype.itemsize))
+
+
 def _no_larger(node: ir.Node) -> bool:
-    """True if the result is small, or has no more elements than its constant inputs together."""
-    sizes = [value.const_value.size for value in node.inputs if value and value.const_value]
-    return _fits(node, max(_SMALL, sum(sizes)))
+    """True if the result is small, or has no more elements than its constant inputs together.
+
+    An input counts once: a value joined with itself is larger than it was.
+    """
+    inputs = {value for value in node.inputs if value and value.const_value}
+    return _fits(node, max(_SMALL, sum(value.const_value.size for value in inputs)))  # type: ignore[union-attr, misc]
 
 
 def _small(node: ir.Node) -> bool:

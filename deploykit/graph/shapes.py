@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from math import ceil, prod
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+from deploykit.core.errors import ModelFileError
 from deploykit.core.sizes import IMAGE_AXES, IMAGE_DIMS
 from deploykit.core.specs import BATCH
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -22,6 +24,21 @@ if TYPE_CHECKING:
 _SMALL: Final = 64
 """Most elements of a value that is evaluated: a shape, or a step on the way to one."""
 
+_GROWING: Final = frozenset(
+    {"BlackmanWindow", "Col2Im", "ConstantOfShape", "Expand", "EyeLike", "HammingWindow"}
+    | {"HannWindow", "MelWeightMatrix", "OneHot", "Pad", "Range", "Resize", "Tile", "Upsample"}
+)
+"""Operators that make much of a few numbers: evaluated where their result is known to be small."""
+
+_LEAST_LIMIT: Final = 2**30
+"""Bytes of one value that any network may have for one image."""
+
+_TIMES_INPUT: Final = 64
+"""The same for large images: VGG's first layers, with 64 channels at full size, have 21 times."""
+
+_NUMBERS: Final = 2**20
+"""Constants in a list that a graph may compute. onnx follows them one by one, at 40 bytes each."""
+
 _TRIED: Final = (2, 14)
 """Two batches to propagate; a dimension of 2 at the first and 14 at the second is the batch."""
 
@@ -30,9 +47,10 @@ class ShapesAt:
     """Shapes, types and small contents of all values at one size of the batch.
 
     The images are the first input; another input with an open first dimension has the same batch.
+    Other open dimensions stay open, or have the size ``others``.
     """
 
-    def __init__(self, model: ir.Model, batch: int) -> None:
+    def __init__(self, model: ir.Model, batch: int, others: int | None = None) -> None:
         self._opset = model.graph.opset_imports.get("", 0)
         self._types: dict[ir.Value, onnx.TypeProto] = {}
         self._data: dict[ir.Value, Data] = {}
@@ -40,7 +58,10 @@ class ShapesAt:
         for value in model.graph.inputs:
             dims = list(value.shape or ())
             grows = value is image or (dims and not isinstance(dims[0], int))
-            self._types[value] = _type_proto(value, [batch, *dims[1:]] if grows else dims)
+            known = [batch, *dims[1:]] if grows else dims
+            if others is not None:
+                known = [dim if isinstance(dim, int) else others for dim in known]
+            self._types[value] = _type_proto(value, known)
 
     def shape(self, value: ir.Value | None) -> tuple[int, ...] | None:
         """The dimensions of ``value``; ``None`` where one of them is not known."""
@@ -67,7 +88,9 @@ class ShapesAt:
             return None
         constant = value.const_value
         if constant is not None:
-            return constant.numpy() if constant.size <= _SMALL else None
+            # Numbers in a file beside are not needed, and that file has not been looked at yet.
+            is_here = constant.size <= _SMALL and not isinstance(constant, ir.ExternalTensor)
+            return constant.numpy() if is_here else None
         return self._data.get(value)
 
     def follow(self, node: ir.Node) -> None:
@@ -76,7 +99,28 @@ class ShapesAt:
         Raises:
             onnx.shape_inference.InferenceError: its inputs do not go together.
         """
-        if self._computed(node) or node.domain:
+        if node.op_type in _GROWING:
+            # Its size first: the numbers of a shape may ask for any amount of memory.
+            self._infer(node)
+            if len(node.outputs) == 1 and 0 <= self._elements(node.outputs[0]) <= _SMALL:
+                self._computed(node)
+        elif not self._computed(node):
+            self._infer(node)
+
+    def bytes_of(self, value: ir.Value) -> int:
+        """Memory that ``value`` takes; 0 where it is not known."""
+        dtype = self.dtype(value)
+        if dtype in {None, ir.DataType.UNDEFINED, ir.DataType.STRING}:
+            return 0
+        return max(self._elements(value), 0) * ceil(dtype.itemsize)
+
+    def _elements(self, value: ir.Value) -> int:
+        """How many numbers ``value`` has; -1 where it is not known."""
+        shape = self.shape(value)
+        return -1 if shape is None else prod(shape)
+
+    def _infer(self, node: ir.Node) -> None:
+        if node.domain:
             return
         given = [value for value in node.inputs if value is not None]
         types = {str(v.name): kind for v in given if (kind := self._type(v)) is not None}
@@ -100,7 +144,8 @@ class ShapesAt:
 
     def _computed(self, node: ir.Node) -> bool:
         """Evaluate the node's only output where its inputs are known; True if that was done."""
-        result = self._evaluate(node) if len(node.outputs) == 1 and not node.domain else None
+        single = len(node.outputs) == 1 and not node.domain
+        result = self._evaluate(node) if single else None
         if result is None or result.size > _SMALL:
             return False
         (value,) = node.outputs
@@ -112,6 +157,8 @@ class ShapesAt:
     def _evaluate(self, node: ir.Node) -> Data | None:
         if node.op_type in {"Shape", "Size"}:
             return self._measure(node)
+        if node.op_type == "Constant":
+            return self._stored(node)
         inputs = [self.data(value) for value in node.inputs]
         left_out = [value is None for value in node.inputs]
         unknown = (d is None and not out for d, out in zip(inputs, left_out, strict=True))
@@ -126,6 +173,13 @@ class ShapesAt:
             return None
         return np.asarray(result) if isinstance(result, np.ndarray | np.generic) else None
 
+    def _stored(self, node: ir.Node) -> Data | None:
+        given = node.attributes.get("value")
+        tensor = None if given is None else given.as_tensor()
+        if tensor is None or tensor.size > _SMALL or isinstance(tensor, ir.ExternalTensor):
+            return None
+        return tensor.numpy()
+
     def _measure(self, node: ir.Node) -> Data | None:
         shape = self.shape(node.inputs[0])
         if shape is None:
@@ -135,6 +189,56 @@ class ShapesAt:
         start = node.attributes.get_int("start", 0)
         end = node.attributes.get_int("end", len(shape))
         return np.array(shape[start:end], np.int64)
+
+
+def require_bounded(model: ir.Model, name: str) -> None:
+    """Refuse a graph that needs an absurd amount of memory for one image, before anything runs it.
+
+    A graph of forty nodes that each join a value with itself makes terabytes of a few numbers. onnx
+    follows the numbers in shapes and would compute these, so this comes before its inference.
+
+    Raises:
+        ModelFileError: one of its values would be larger than 1 GiB and 64 times the input;
+            ``name`` is the file's.
+    """
+    sides = ShapesAt(model, 1, others=1)
+    given = sum(map(sides.bytes_of, model.graph.inputs))
+    limit = max(_LEAST_LIMIT, _TIMES_INPUT * given)
+    stored = [v.const_value.size for v in model.graph.initializers.values() if v.const_value]
+    most = max(_NUMBERS, *stored, 0)
+    known: set[ir.Value] = set()
+    for node in _all_nodes(model):
+        try:
+            sides.follow(node)
+        # Whoever reads the graph next says what is wrong with a node, or that nobody knows it.
+        except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError, RuntimeError):
+            continue
+        if node.op_type in {"Shape", "Size"} or all(_is_known(v, known) for v in node.inputs):
+            known.update(node.outputs)
+        for value in node.outputs:
+            made = f"{name}: {node.op_type} {node.name!r} would make"
+            shape = sides.shape(value) or ()
+            if (size := sides.bytes_of(value)) > limit:
+                raise ModelFileError(
+                    f"{made} a value of {size:,} bytes for one image, {shape}\n"
+                    f"expected at most {limit:,}: no classifier needs as much; is the file damaged?"
+                )
+            if value in known and len(shape) == 1 and shape[0] > most:
+                raise ModelFileError(
+                    f"{made} a list of {shape[0]:,} constants\n"
+                    f"expected at most {most:,}: no classifier needs as many; is the file damaged?"
+                )
+
+
+def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Nodes of the graph, of the graphs inside it and of the file's own functions."""
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
+def _is_known(value: ir.Value | None, known: set[ir.Value]) -> bool:
+    return value is None or value.const_value is not None or value in known
 
 
 def complete_shapes(model: ir.Model) -> None:

@@ -6,17 +6,19 @@ layouts. All follow what torchvision's evaluation does, so that a pretrained mod
 trained on.
 """
 
-from deploykit.images.batching import batches, load_ahead
+from deploykit.images.batching import batches, load_ahead, prepare
 from deploykit.images.decoding import (
     EXPECTED,
     GivenImages,
     decode,
     image_suffixes,
     is_one_image,
+    pixels_of,
     to_rgb,
 )
 from deploykit.images.label_files import read_class_names
 from deploykit.images.labelling import LabelledData, ModelClasses, open_labelled
+from deploykit.images.pixel_limit import PixelBudget, default_max_pixels, require_max_pixels
 from deploykit.images.preprocessing import (
     INTERPOLATIONS,
     InputRange,
@@ -45,8 +47,10 @@ __all__ = [
     "InputRange",
     "LabelledData",
     "ModelClasses",
+    "PixelBudget",
     "batches",
     "decode",
+    "default_max_pixels",
     "doubts",
     "image_files",
     "image_suffixes",
@@ -56,9 +60,12 @@ __all__ = [
     "notes_on_skipped",
     "open_images",
     "open_labelled",
+    "pixels_of",
+    "prepare",
     "preprocess",
     "preprocess_array",
     "read_class_names",
+    "require_max_pixels",
     "sample_images",
     "to_rgb",
 ]

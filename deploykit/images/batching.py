@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import numpy as np
 
 from deploykit.core.errors import DataError, UsageError
+from deploykit.images.pixel_limit import default_max_pixels
 from deploykit.images.preprocessing import check_preprocessing, preprocess
-from deploykit.images.sets import open_images, sample_images
+from deploykit.images.sets import FileImages, open_images, sample_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -69,10 +71,11 @@ def batches(
     if on_corrupt not in ON_CORRUPT:
         raise UsageError(f"on_corrupt={on_corrupt!r} is unknown\nexpected 'raise' or 'skip'")
     chosen = _known_indices(image_set, indices)
+    source = within_limit(image_set, preprocessing)
 
     def load(index: int) -> Indexed:
         try:
-            return index, preprocess(image_set.load(index), preprocessing, pad=pad)
+            return index, prepare(source, index, preprocessing, pad=pad)
         except DataError:
             if on_corrupt == "raise":
                 raise
@@ -82,6 +85,25 @@ def batches(
     # image.
     loaded = load_ahead(load, chosen, ahead=batch)
     return _grouped(((index, image) for index, image in loaded if image is not None), batch)
+
+
+def within_limit(image_set: ImageSet, preprocessing: Preprocessing) -> ImageSet:
+    """``image_set`` with a pixel limit that fits the model, where it has files and no limit yet."""
+    if isinstance(image_set, FileImages) and image_set.max_pixels is None:
+        return replace(image_set, max_pixels=default_max_pixels(preprocessing))
+    return image_set
+
+
+def prepare(
+    image_set: ImageSet, index: int, preprocessing: Preprocessing, *, pad: bool = True
+) -> NDArray[np.float32]:
+    """One image of a set as the model takes it, (3, H, W).
+
+    Raises:
+        DataError: it cannot be read, has too many pixels, or `preprocess` refuses it.
+    """
+    image = within_limit(image_set, preprocessing).load(index)
+    return preprocess(image, preprocessing, pad=pad)
 
 
 def _known_indices(image_set: ImageSet, indices: Iterable[int] | None) -> list[int]:
@@ -126,7 +148,10 @@ BATCHES: Final = (1, 2, 5)
 
 
 def sample_batches(
-    preprocessing: Preprocessing, data: Path | None, sizes: tuple[int, ...] = BATCHES
+    preprocessing: Preprocessing,
+    data: Path | None,
+    sizes: tuple[int, ...] = BATCHES,
+    max_pixels: int | None = None,
 ) -> list[NDArray[np.float32]]:
     """Batches (N, C, H, W) of the given sizes, of images spread evenly over ``data``.
 
@@ -136,7 +161,7 @@ def sample_batches(
     Raises:
         DataError: the images cannot be read.
     """
-    source = open_images(data) if data is not None else sample_images()
+    source = open_images(data, max_pixels) if data is not None else sample_images()
     needed = sum(sizes)
     count = min(needed, len(source))
     chosen = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()

@@ -6,34 +6,43 @@ Encoded ones become upright 8-bit RGB.
 from __future__ import annotations
 
 import os
+import struct
 import threading
 from contextlib import contextmanager
 from functools import cache, cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from io import BytesIO
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias
 
 import numpy as np
 
 from deploykit.core.artifacts import sha256_of_bytes
 from deploykit.core.errors import DataError, UsageError
+from deploykit.core.regular_files import NotRegularError, open_regular
+from deploykit.images.pixel_limit import MAX_PIXELS, require_max_pixels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
+    Size: TypeAlias = tuple[int, int]
     ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image | NDArray[np.uint8]
 
 
-_NOT_READ: Final = frozenset({"EPS", "FPX", "MIC", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
+_NOT_READ: Final = frozenset(
+    {"EPS", "FPX", "MIC", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"} | {"BLP", "ICNS", "IPTC"}
+)
 """Formats of Pillow's registry that are left out, whatever a file's suffix.
 
-EPS would run Ghostscript. Of the others Pillow knows the header and needs another program for the
-pixels.
+EPS would run Ghostscript. Of the next ones Pillow knows the header and needs another program for
+the pixels. The last three wrap an image of another format, whose size their own header does not
+say: they would be a way around the pixel limit.
 """
 
 _HEIC_BRANDS: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"})
@@ -64,28 +73,50 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, name in suffixes if name in known)
 
 
-def decode(source: Path | bytes) -> Image:
+def decode(source: Path | bytes, max_pixels: int | None = None) -> Image:
     """Upright RGB image from a file or from encoded bytes.
 
     The EXIF orientation is applied. Transparent pixels show white, as on a page: the colour
     stored under them is arbitrary. 16-bit greyscale is scaled, so that 65535 becomes 255. Of an
     animation the first frame is taken. Colour profiles are ignored, as torchvision does.
 
-    Raises:
-        DataError: the file is missing, damaged, truncated, larger than Pillow's limit against
-            decompression bombs, or of a kind of pixel that has no fixed range.
-    """
-    from PIL import Image, ImageOps
+    Args:
+        source: the file, which may not be a pipe or a device, or its content.
+        max_pixels: pixels that the image may have; Pillow's default, 89 million, if not given.
+            They are counted before anything is decoded.
 
-    with _readable(str(source) if isinstance(source, Path) else "the image", source):
-        content = source if isinstance(source, Path) else BytesIO(source)
-        with Image.open(content, formats=readable_formats()) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
+    Raises:
+        DataError: the file is missing, damaged, truncated, of more pixels than the limit, or of a
+            kind of pixel that has no fixed range.
+        UsageError: ``max_pixels`` is below 1.
+    """
+    from PIL import ImageOps
+
+    require_max_pixels(max_pixels)
+    name = _name_of(source)
+    with _readable(name, source), _opened(source) as file:
+        # Icons first: Pillow decodes them as soon as it opens the file.
+        _require_few_pixels(name, _sizes_of_icons(file), max_pixels)
+        image = _identify(file)
+        _require_few_pixels(name, _sizes(image), max_pixels)
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
+
+
+def pixels_of(source: Path | bytes) -> int:
+    """Pixels of an image by its header; nothing is decoded.
+
+    Raises:
+        DataError: as `decode`, as far as the header shows it.
+    """
+    with _readable(_name_of(source), source), _opened(source) as file:
+        return max(map(prod, _sizes_of_icons(file) or _sizes(_identify(file))))
 
 
 def to_rgb(image: Image) -> Image:
     """Upright RGB copy, as `decode` makes it, of an image that Pillow has opened.
+
+    It has no limit but Pillow's own, which it was opened under.
 
     Raises:
         DataError: as `decode`; Pillow reads the pixels of a file only on first use.
@@ -96,10 +127,99 @@ def to_rgb(image: Image) -> Image:
         return _to_rgb(ImageOps.exif_transpose(image))
 
 
+def _name_of(source: Path | bytes) -> str:
+    return str(source) if isinstance(source, Path) else "the image"
+
+
+def _opened(source: Path | bytes) -> BinaryIO:
+    return open_regular(source) if isinstance(source, Path) else BytesIO(source)
+
+
+def _identify(file: BinaryIO) -> ImageFile:
+    """The image in ``file``, of which only the header is read.
+
+    `PIL.Image.open` warns of large images and has one limit for the whole process. Here the limit
+    is the caller's, so its loop over the formats is walked without that check.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    file.seek(0)
+    start = file.read(16)
+    for name in readable_formats():
+        factory, accept = Image.OPEN[name]
+        try:
+            found = True if accept is None else accept(start)
+            # A text says that this build of Pillow cannot read the format.
+            if not found or isinstance(found, str):
+                continue
+            file.seek(0)
+            return factory(file, "")
+        # By these a reader says that the file is of another format.
+        except (SyntaxError, IndexError, TypeError, struct.error):
+            continue
+    raise UnidentifiedImageError("cannot identify image file")
+
+
+def _require_few_pixels(name: str, sizes: Sequence[Size], max_pixels: int | None) -> None:
+    from PIL import Image as Pillow
+
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    # Who has lowered Pillow's limit for the whole process means all images.
+    if Pillow.MAX_IMAGE_PIXELS is not None and Pillow.MAX_IMAGE_PIXELS < MAX_PIXELS:
+        limit = min(limit, Pillow.MAX_IMAGE_PIXELS)
+    width, height = max(sizes, key=prod, default=(0, 0))
+    # A larger JPEG could be decoded at a half or a quarter of its size (`Image.draft`). It is not:
+    # the DCT scales otherwise than the resize does, so that a prediction would depend on how large
+    # a file is; and of a progressive one all coefficients are held at any scale.
+    if width * height > limit:
+        raise DataError(
+            f"{name} has {width} x {height} = {width * height:,} pixels, the limit is {limit:,}\n"
+            f"scale it down; or, if you trust it, raise the limit: max_pixels={width * height}, or "
+            "--max-pixels of predict, eval, calibrate and export"
+        )
+
+
+_TILE_SIDES: Final = (322, 323)
+"""TIFF's tags TileWidth and TileLength."""
+
+
+def _sizes(image: ImageFile) -> list[Size]:
+    """Width and height of what is decoded: the image and a tile of a TIFF, which may be larger."""
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    width, height = (int(tags.get(side, 0)) for side in _TILE_SIDES)
+    return [image.size, (width, height)]
+
+
+def _sizes_of_icons(file: BinaryIO) -> list[Size]:
+    """Width and height of each image in an ``.ico`` by its own header; the directory may lie.
+
+    Empty for anything else.
+    """
+    start = file.read(6)
+    if start[:4] != b"\0\0\1\0":
+        return []
+    (count,) = struct.unpack_from("<H", start, 4)
+    directory = file.read(16 * count)
+    sizes = []
+    for entry in range(count):
+        file.seek(struct.unpack_from("<I", directory, 16 * entry + 12)[0])
+        header = file.read(24)
+        if len(header) < 24:  # noqa: PLR2004 - nothing that could be decoded
+            continue
+        is_png = header.startswith(b"\x89PNG")
+        width, height = struct.unpack_from(">II" if is_png else "<ii", header, 16 if is_png else 4)
+        sizes.append((abs(width), abs(height)))
+    return sizes
+
+
 @contextmanager
 def _readable(name: str, source: Path | bytes = b"") -> Iterator[None]:
     try:
         yield
+    except DataError:
+        raise
+    except NotRegularError as error:
+        raise DataError(f"cannot read {name}: {error.strerror}\nexpected an image file") from error
     # Pillow's readers let whatever they trip over escape: OSError, SyntaxError, struct.error ...
     except Exception as error:
         is_new = "HEIF" not in readable_formats() and _is_heic(source)
@@ -113,26 +233,49 @@ def _readable(name: str, source: Path | bytes = b"") -> Iterator[None]:
 def _is_heic(source: Path | bytes) -> bool:
     """By the brand in its first box, whatever it is called."""
     try:
-        with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        with _opened(source) as file:
             start = file.read(12)
     except OSError:
         return False
     return start[4:8] == b"ftyp" and start[8:12] in _HEIC_BRANDS
 
 
-def _to_rgb(image: Image) -> Image:
-    from PIL import Image as Pillow
+_STRIP_PIXELS: Final = 2**20
+"""Pixels that are converted at once: what a conversion needs beside its result stays small."""
 
-    if image.mode.startswith("I"):
-        return _from_wide_grey(image).convert("RGB")
+
+def _to_rgb(image: Image) -> Image:
+    """RGB pixels of ``image``; beside the two there is only ever a strip of another kind."""
     if image.mode == "F":
         raise ValueError("floating-point pixels have no fixed range")
+    if image.mode.startswith("I"):
+        return _by_strips(image, _from_wide_grey)
     if image.has_transparency_data:
-        # convert("RGB") alone drops alpha and shows the colour stored under it.
-        rgba = image.convert("RGBA")
-        white = Pillow.new("RGBA", rgba.size, "white")
-        return Pillow.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+        return _by_strips(image, _on_white)
+    # convert() would copy pixels that are RGB already.
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _by_strips(image: Image, convert: Callable[[Image], Image]) -> Image:
+    from PIL import Image as Pillow
+
+    image.load()
+    width, height = image.size
+    rows = max(1, _STRIP_PIXELS // width)
+    result = Pillow.new("RGB", image.size)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        result.paste(convert(strip), (0, top))
+    return result
+
+
+def _on_white(image: Image) -> Image:
+    """Transparent pixels before white; convert("RGB") alone shows the colour under them."""
+    from PIL import Image as Pillow
+
+    rgba = image.convert("RGBA")
+    white = Pillow.new("RGBA", rgba.size, "white")
+    return Pillow.alpha_composite(white, rgba).convert("RGB")
 
 
 def _from_wide_grey(image: Image) -> Image:
@@ -143,7 +286,7 @@ def _from_wide_grey(image: Image) -> Image:
     if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
         raise ValueError("greyscale pixels of more than 16 bits have no fixed range")
     # 65535 = 255 x 257: division with rounding to the nearest.
-    return Pillow.fromarray(((values + 128) // 257).astype(np.uint8))
+    return Pillow.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
 
 
 def _first_line(error: Exception) -> str:
@@ -157,7 +300,7 @@ class GivenImages:
     """An `ImageSet` of the images in any iterable, decoded on use, without labels.
 
     The images are kept as they were given: paths and encoded bytes take little memory, decoded
-    images much.
+    images much. ``max_pixels`` limits those that have to be decoded.
 
     Raises:
         UsageError: not an iterable, or something in it is no image.
@@ -166,7 +309,9 @@ class GivenImages:
     labels = None
     classes = None
 
-    def __init__(self, given: Iterable[ImageLike]) -> None:
+    def __init__(self, given: Iterable[ImageLike], max_pixels: int | None = None) -> None:
+        require_max_pixels(max_pixels)
+        self.max_pixels = max_pixels
         self._images: tuple[Any, ...] = tuple(given)
         for index, image in enumerate(self._images):
             _require_image(index, image)
@@ -198,9 +343,9 @@ class GivenImages:
 
         image = self._images[index]
         if isinstance(image, str | os.PathLike):
-            return decode(Path(image))
+            return decode(Path(image), self.max_pixels)
         if isinstance(image, bytes):
-            return decode(image)
+            return decode(image, self.max_pixels)
         if isinstance(image, np.ndarray):
             return Pillow.fromarray(image).convert("RGB")
         with self._loading:

@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.core.errors import DataError
+from deploykit.core.regular_files import read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,7 +42,7 @@ def read_text(path: Path, expected: str) -> str:
         DataError: it cannot be read, or is in another encoding.
     """
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         raise DataError(
             f"cannot read {path}: {error.strerror or error}\nexpected {expected}"

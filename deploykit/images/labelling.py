@@ -211,13 +211,14 @@ class LabelledData:
     ``labels_file`` holds the label of every image of a flat folder; ``classes_file`` one class per
     line, a synset with or without words after it or a folder's name, in the order of the model's
     outputs. ``class_order``, "natural" or "text", says how sorted folders are numbered where these
-    differ, or images whose labels have no names.
+    differ, or images whose labels have no names. ``max_pixels`` is what an image file may have.
     """
 
     path: Path
     labels_file: Path | None = None
     classes_file: Path | None = None
     class_order: str | None = None
+    max_pixels: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +245,7 @@ def open_labelled(data: LabelledData, model: ModelClasses) -> ImageSet:
             cannot be numbered.
     """
     _check_order(data)
-    source = open_images(data.path)
+    source = open_images(data.path, data.max_pixels)
     if data.labels_file is not None:
         files = _require_flat_folder(source, data.path)
         return _with_label_file(files, data, data.labels_file, model)

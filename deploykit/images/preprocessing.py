@@ -95,6 +95,12 @@ def check_preprocessing(preprocessing: Preprocessing) -> None:
             f"crop {preprocessing.crop} with resize {preprocessing.resize} leaves no image\n"
             "expected sizes of at least 1 pixel"
         )
+    height, width = preprocessing.crop
+    if height * width > MAX_RESIZED_PIXELS:
+        raise UsageError(
+            f"crop {preprocessing.crop} has {height * width:,} pixels\n"
+            f"expected at most {MAX_RESIZED_PIXELS:,}"
+        )
     if 0 in preprocessing.std:
         raise UsageError(f"std {preprocessing.std} divides by zero\nexpected values above 0")
     orders = CHANNEL_ORDERS
@@ -230,12 +236,14 @@ def _resize(image: Image, preprocessing: Preprocessing) -> Image:
         width, height = resized_size(*image.size, preprocessing.resize)
     else:
         height, width = preprocessing.resize
-    # Pillow checks the size that a file has, not the size that an image is scaled to.
-    if width * height > MAX_RESIZED_PIXELS:
-        raise DataError(
-            f"an image of {image.width} x {image.height} would be scaled to {width} x {height}\n"
-            f"expected at most {MAX_RESIZED_PIXELS} pixels: crop it to a less narrow shape"
-        )
+    # The pixel limit is for what a file has, not for what an image is scaled to; and Pillow scales
+    # all rows to the new width first.
+    for rows in (height, image.height):
+        if width * rows > MAX_RESIZED_PIXELS:
+            raise DataError(
+                f"an image of {image.width} x {image.height} would be scaled to {width} x {rows}\n"
+                f"expected at most {MAX_RESIZED_PIXELS} pixels: crop it to a less narrow shape"
+            )
     return image.resize((width, height), Resampling[preprocessing.interpolation.upper()])
 
 

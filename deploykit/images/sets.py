@@ -10,14 +10,17 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import DataError
+from deploykit.core.regular_files import is_special
+from deploykit.images.array_files import read_npz, require_in_range
 from deploykit.images.decoding import NEEDS_HEIF, decode, image_suffixes
 from deploykit.images.label_files import read_class_names, read_text
+from deploykit.images.pixel_limit import require_max_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -26,23 +29,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     Row = tuple[int, list[str]]
-
-
-def require_in_range(
-    path: Path, labels: NDArray[np.int64], classes: tuple[str, ...] | None
-) -> None:
-    """Refuse labels below 0, and those beyond ``classes`` where the names are given.
-
-    Raises:
-        DataError: with the first such label and where it stands.
-    """
-    limit = np.iinfo(np.int64).max if classes is None else len(classes)
-    wrong = np.flatnonzero((labels < 0) | (labels >= limit))
-    if wrong.size:
-        highest = "up" if classes is None else f"to {limit - 1}, one of {limit} classes"
-        raise DataError(
-            f"image {wrong[0]} of {path} has label {labels[wrong[0]]}\nexpected 0 {highest}"
-        )
 
 
 CLASS_NAMES: Final = "labels.txt"
@@ -154,76 +140,6 @@ def _label(path: Path, line: int, cell: str, named: Mapping[str, int]) -> int:
     )
 
 
-EXPECTED: Final = (
-    "expected `images` uint8 (N, H, W, 3), and if wanted `labels` of whole numbers (N,)\n"
-    "and `classes`, their names"
-)
-
-
-def read_npz(
-    path: Path,
-) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None, tuple[str, ...] | None]:
-    """Images (N, H, W, 3), labels and class names of an ``.npz``; pickles are never read.
-
-    Raises:
-        DataError: damaged, or not of the expected names, types and shapes.
-    """
-    arrays = _read_arrays(path)
-    images = _require_images(path, arrays)
-    classes = _require_classes(path, arrays.get("classes"))
-    labels = _require_labels(path, arrays.get("labels"), len(images), classes)
-    images.setflags(write=False)
-    return images, labels, classes
-
-
-def _read_arrays(path: Path) -> Mapping[str, NDArray[Any]]:
-    try:
-        # Opened here, because numpy leaves a damaged file open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            known = ("images", "labels", "classes")
-            found = {name: archive[name] for name in known if name in archive}
-            names = ", ".join(archive) or "nothing"
-    # zipfile, zlib and numpy's header parser each raise their own kinds on damaged bytes.
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise DataError(f"cannot read {path}: {reason}\n{EXPECTED}") from error
-    if "images" not in found:
-        raise DataError(f"{path} has no `images`, it has: {names}\n{EXPECTED}")
-    return found
-
-
-def _require_images(path: Path, arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
-    images = arrays["images"]
-    right_shape = images.ndim == 4 and images.shape[3] == 3  # noqa: PLR2004
-    if images.dtype != np.uint8 or not right_shape or images.size == 0:
-        raise DataError(f"`images` of {path} is {images.dtype} {images.shape}\n{EXPECTED}")
-    return images
-
-
-def _require_classes(path: Path, classes: NDArray[Any] | None) -> tuple[str, ...] | None:
-    if classes is None:
-        return None
-    if classes.dtype.kind != "U" or classes.ndim != 1:
-        raise DataError(f"`classes` of {path} is {classes.dtype} {classes.shape}\n{EXPECTED}")
-    return tuple(str(name) for name in classes)
-
-
-def _require_labels(
-    path: Path, labels: NDArray[Any] | None, count: int, classes: tuple[str, ...] | None
-) -> NDArray[np.int64] | None:
-    if labels is None:
-        return None
-    if labels.dtype.kind not in "iu" or labels.shape != (count,):
-        raise DataError(
-            f"`labels` of {path} is {labels.dtype} {labels.shape} for {count} images\n{EXPECTED}"
-        )
-    # A label of an unsigned type beyond int64 turns negative here and is refused below.
-    numbers = labels.astype(np.int64)
-    require_in_range(path, numbers, classes)
-    numbers.setflags(write=False)
-    return numbers
-
-
 class ImageSet(Protocol):
     """A fixed sequence of images, with labels where they are known."""
 
@@ -253,13 +169,15 @@ class ImageSet(Protocol):
 class FileImages:
     """Images in files of their own, decoded on use.
 
-    ``skipped`` are the files beside them whose suffix is not an image's.
+    ``skipped`` are the files beside them whose suffix is not an image's, and pipes, devices and
+    sockets. ``max_pixels`` is the limit of `decode`.
     """
 
     paths: tuple[Path, ...]
     labels: NDArray[np.int64] | None = None
     classes: tuple[str, ...] | None = None
     skipped: tuple[Path, ...] = ()
+    max_pixels: int | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -277,9 +195,9 @@ class FileImages:
         """The image as upright RGB.
 
         Raises:
-            DataError: the file is missing or damaged.
+            DataError: the file is missing or damaged, or has too many pixels.
         """
-        return decode(self.paths[index])
+        return decode(self.paths[index], self.max_pixels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,7 +224,7 @@ class ArrayImages:
         return Image.fromarray(self.pixels[index])
 
 
-def open_images(path: Path) -> ImageSet:
+def open_images(path: Path, max_pixels: int | None = None) -> ImageSet:
     """Images from a folder, a ``.csv`` list, an ``.npz`` or a single image file.
 
     - A folder with one sub-folder per class: the classes are the sorted names of the
@@ -316,22 +234,25 @@ def open_images(path: Path) -> ImageSet:
       label is a number, or a name out of a ``labels.txt`` beside the list.
     - An ``.npz`` with ``images`` uint8 (N, H, W, 3) and optional ``labels`` (N,) and ``classes``.
 
-    Hidden files and folders are left out, files of another kind are skipped and kept as such.
+    Hidden files and folders are left out, files of another kind are skipped and kept as such, and
+    so are pipes, devices and sockets in a folder. An image file may have ``max_pixels``; what
+    prepares images for a model has a default for it (`default_max_pixels`).
 
     Raises:
         DataError: nothing there, no images in it, or not in one of these forms.
     """
     suffix = path.suffix.lower()
+    require_max_pixels(max_pixels)
     if path.is_dir():
-        return _open_folder(path)
+        return replace(_open_folder(path), max_pixels=max_pixels)
     if not path.exists():
         raise DataError(f"no images at {path}: it does not exist")
     if suffix == ".csv":
-        return FileImages(*read_list(path, image_suffixes()))
+        return FileImages(*read_list(path, image_suffixes()), max_pixels=max_pixels)
     if suffix == ".npz":
         return ArrayImages(*read_npz(path))
     if suffix in image_suffixes():
-        return FileImages((path,))
+        return FileImages((path,), max_pixels=max_pixels)
     raise DataError(
         f"cannot take images from {path}\n"
         f"expected a folder, a .csv list, an .npz, or an image that Pillow reads:\n{_suffixes()}"
@@ -346,6 +267,8 @@ def sample_images() -> ImageSet:
 
 def image_files(folder: Path) -> FileImages:
     """All image files of a folder at any depth; its sub-folders are not taken for classes.
+
+    Pipes, devices and sockets are skipped, whatever they are called.
 
     Raises:
         DataError: there is none, or a folder cannot be listed.
@@ -417,12 +340,11 @@ def _no_images(folder: Path, others: Sequence[Path] = ()) -> DataError:
 def _open_folder(folder: Path) -> FileImages:
     try:
         visible = sorted(item for item in folder.iterdir() if not _is_hidden(item.name))
-        files = [item for item in visible if item.is_file()]
+        files = [item for item in visible if item.exists() and not item.is_dir()]
         below = {item.name: _files_below(item) for item in visible if item.is_dir()}
     except OSError as error:
         raise DataError(f"cannot list {folder}: {error}") from error
-    loose = [item for item in files if _is_image(item.name)]
-    others = [item for item in files if not _is_image(item.name)]
+    loose, others = _sorted_out(files)
     skipped = (*others, *(file for _, rest in below.values() for file in rest))
     per_class = {name: found for name, (found, _) in below.items()}
     if loose and any(per_class.values()):
@@ -463,8 +385,14 @@ def _files_below(folder: Path) -> tuple[list[Path], list[Path]]:
         folders[:] = [name for name in folders if not _is_hidden(name)]
         found.append((parent, sorted(name for name in names if not _is_hidden(name))))
     files = [Path(parent, name) for parent, names in sorted(found) for name in names]
-    images = [file for file in files if _is_image(file.name)]
-    return images, [file for file in files if not _is_image(file.name)]
+    return _sorted_out(files)
+
+
+def _sorted_out(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Images, and the rest: other files, and pipes and devices, which nobody may wait for."""
+    images = [file for file in files if _is_image(file.name) and not is_special(file)]
+    taken = set(images)
+    return images, [file for file in files if file not in taken]
 
 
 def _reraise(error: OSError) -> None:

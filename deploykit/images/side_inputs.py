@@ -14,6 +14,7 @@ import numpy as np
 
 from deploykit.core.artifacts import sha256_of_bytes
 from deploykit.core.errors import DataError, ModelFileError, UsageError
+from deploykit.core.npz import open_npz
 from deploykit.core.specs import Closing, StepTimes
 
 if TYPE_CHECKING:
@@ -216,9 +217,10 @@ def _sizes_per_image(spec: TensorSpec) -> tuple[int, ...]:
 
 def _read_arrays(path: Path) -> dict[str, Array]:
     try:
-        # Opened here, because numpy leaves a damaged file open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with open_npz(path) as archive:
             return dict(archive)
+    except DataError:
+        raise
     # zipfile, zlib and numpy's header parser each raise their own kinds on damaged bytes.
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]

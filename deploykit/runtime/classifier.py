@@ -14,7 +14,13 @@ import numpy as np
 from deploykit import images
 from deploykit.backends import EngineRunner
 from deploykit.bundle.golden import Golden, limits_for
-from deploykit.core.errors import DataError, NoAnswerError, UsageError, ValidationError
+from deploykit.core.errors import (
+    BundleError,
+    DataError,
+    NoAnswerError,
+    UsageError,
+    ValidationError,
+)
 from deploykit.core.specs import Closing, StepTimes
 from deploykit.heads import head_of
 from deploykit.runtime.inputs import BatchSplitWarning, Inputs
@@ -39,9 +45,16 @@ if TYPE_CHECKING:
 class PreparedImages:
     """Images as a caller gave them, decoded and preprocessed when they are asked for."""
 
-    def __init__(self, given: Iterable[ImageLike], preprocessing: Preprocessing) -> None:
+    def __init__(
+        self,
+        given: Iterable[ImageLike],
+        preprocessing: Preprocessing,
+        max_pixels: int | None = None,
+    ) -> None:
         _require_several(given)
-        self._images = images.GivenImages(given)
+        if max_pixels is None:
+            max_pixels = images.default_max_pixels(preprocessing)
+        self._images = images.GivenImages(given, max_pixels)
         self._preprocessing = preprocessing
 
     def __len__(self) -> int:
@@ -141,7 +154,7 @@ class Classifier(Closing):
         self.labels = bundle.labels
         self.preprocessing = bundle.manifest.preprocessing
         self.head = head_of(bundle.manifest.head)
-        self._bundle = bundle
+        self._golden = _golden_of(bundle)
         self._limits = chosen.limits
         self.inputs = chosen.runner.inputs
         self.outputs = chosen.runner.outputs
@@ -218,7 +231,12 @@ class Classifier(Closing):
         return outputs, _sum(times)
 
     def predict(
-        self, images: Iterable[ImageLike], *, top_k: int = 5, threshold: float | None = None
+        self,
+        images: Iterable[ImageLike],
+        *,
+        top_k: int = 5,
+        threshold: float | None = None,
+        max_pixels: int | None = None,
     ) -> list[list[Prediction]]:
         """The likeliest classes of each image, after the bundle's own preprocessing.
 
@@ -231,22 +249,33 @@ class Classifier(Closing):
             top_k: classes per image; all of them where there are fewer.
             threshold: probability from which a binary or multilabel head says yes; 0.5 if not
                 given.
+            max_pixels: pixels that a file or encoded bytes may decode to; if not given, 256 for
+                each that the model sees, within 50 and 89 million. Each thread may hold one such
+                image, of about 8 bytes a pixel.
 
         Raises:
-            DataError: an image cannot be read; the message says which. `predict_each` goes on.
+            DataError: an image cannot be read, or has too many pixels; the message says which.
+                `predict_each` goes on.
             NoAnswerError: the model gave NaN for an image; likewise.
-            UsageError: something else than images, ``top_k`` below 1, a ``threshold`` that the head
-                has no use for, or a model of several inputs.
+            UsageError: something else than images, ``top_k`` or ``max_pixels`` below 1, a
+                ``threshold`` that the head has no use for, or a model of several inputs.
         """
         found = []
-        for outcome in self.predict_each(images, top_k=top_k, threshold=threshold):
+        for outcome in self.predict_each(
+            images, top_k=top_k, threshold=threshold, max_pixels=max_pixels
+        ):
             if isinstance(outcome, DataError):
                 raise outcome
             found.append(outcome)
         return found
 
     def predict_each(
-        self, images: Iterable[ImageLike], *, top_k: int = 5, threshold: float | None = None
+        self,
+        images: Iterable[ImageLike],
+        *,
+        top_k: int = 5,
+        threshold: float | None = None,
+        max_pixels: int | None = None,
     ) -> Iterator[list[Prediction] | DataError]:
         """As `predict`, one after the other; an image that cannot be read gives its error.
 
@@ -265,21 +294,24 @@ class Classifier(Closing):
                 f"{self.name} takes {others} beside the images, which predict() alone prepares\n"
                 "give all of them: run({name: array, ...})"
             )
-        return self._outcomes(PreparedImages(images, self.preprocessing), head, top_k)
+        return self._outcomes(PreparedImages(images, self.preprocessing, max_pixels), head, top_k)
 
     def self_test(self) -> Figures:
         """Run the golden sample and compare it with what the reference gave at export.
 
         It is for a service's health check: it goes the same way as every other batch. Of a head
         that judges all outputs each one is compared; the figures are those of the first. Where the
-        sample has to be split or filled up, outputs without an entry per image are left out.
+        sample has to be split or filled up, outputs without an entry per image are left out. The
+        sample is the one that was there when the bundle was loaded, also after an export over it.
 
         Raises:
             ValidationError: the outputs are beyond the limits of the bundle's precision.
-            IntegrityError: the sample is not as it was written.
+            BundleError: the bundle had no sample, or a damaged one.
         """
         self._require_usable()
-        golden = Golden.read(self._bundle)
+        if isinstance(self._golden, BundleError):
+            raise self._golden
+        golden = self._golden
         feeds, count = golden.feeds(self.inputs[0].name), len(golden.batch)
         limits = limits_for(self.precision, self.device)
         if not golden.others:
@@ -386,6 +418,14 @@ class Classifier(Closing):
 def _of_image(found: Mapping[str, Array], at: int, count: int) -> dict[str, Array]:
     """Of outputs for ``count`` images those of one, without what belongs to none of them."""
     return {name: each[at : at + 1] for name, each in found.items() if each.shape[:1] == (count,)}
+
+
+def _golden_of(bundle: Bundle) -> Golden | BundleError:
+    """The sample of ``bundle``, or why there is none: a model serves without one, too."""
+    try:
+        return Golden.read(bundle)
+    except BundleError as error:
+        return error
 
 
 def _sum(times: Sequence[StepTimes]) -> StepTimes:

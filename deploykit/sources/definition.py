@@ -47,7 +47,7 @@ class SourceOptions:
 
     Without ``weights`` a definition has its own, or untrained ones from ``seed``; without ``data``
     the images are the photographs that come with deploykit. ``labels`` is how many
-    names were given for the classes.
+    names were given for the classes, ``max_pixels`` what an image file may have.
     """
 
     weights: str | None = None
@@ -55,6 +55,7 @@ class SourceOptions:
     choices: DefinitionChoices = field(default_factory=DefinitionChoices)
     data: Path | None = None
     labels: int | None = None
+    max_pixels: int | None = None
 
     @property
     def wish(self) -> Wish:
@@ -88,7 +89,9 @@ def from_definition(
         module, record = build_with_weights(spec, source_options.weights, source_options.seed)
         choices = source_options.choices.preprocessing
         preprocessing = choices.applied_to(record.preprocessing or spec.preprocessing)
-        batches = sample_batches(preprocessing, source_options.data)
+        batches = sample_batches(
+            preprocessing, source_options.data, max_pixels=source_options.max_pixels
+        )
         with module_judge().open(module, spec.inputs, spec.outputs) as runner:
             outputs = outputs_of(runner, batches)
         deployed = _as_it_runs(spec, module, journal, (batches, outputs))

@@ -16,8 +16,9 @@ from deploykit.core.artifacts import made_of, sha256_of, sha256_of_bytes
 from deploykit.core.choices import channels_text, of_bytes, to_unit
 from deploykit.core.environment import require
 from deploykit.core.errors import UsageError, typed_first_line
+from deploykit.core.regular_files import read_regular_text
 from deploykit.core.specs import BATCH, DEFAULT_HEAD, ModelSpec, Preprocessing, TensorSpec
-from deploykit.sources.state_dict import weights_sha256
+from deploykit.sources.state_dict import INDEX_SUFFIX, shards_of, weights_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -257,6 +258,7 @@ def hugging_face_spec(folder: Path, choices: DefinitionChoices) -> ModelSpec:
         )
     given = _read_json(folder / CONFIG)
     _require_plain_classifier(given, name, folder)
+    _require_buildable(given, name)
     require("transformers")
     from deploykit.sources import hugging_face_networks
 
@@ -265,6 +267,7 @@ def hugging_face_spec(folder: Path, choices: DefinitionChoices) -> ModelSpec:
     height, width = _input_size(config, prepared, choices.image_size)
     network = hugging_face_networks.outline(config, name)
     _require_same_class(network, given, name)
+    _require_weights_of_that_size(network, name, _weights_file(folder))
     classes = hugging_face_networks.count_classes(network, (height, width), name)
     return ModelSpec(
         name=name,
@@ -302,7 +305,7 @@ def digest_with_weights(folder: Path) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular_text(path))
     except (OSError, ValueError) as error:
         raise UsageError(
             f"cannot read {path} ({type(error).__name__}: {error})\n"
@@ -336,6 +339,53 @@ def _require_plain_classifier(given: Mapping[str, Any], name: str, folder: Path)
             f"the weights of {name} are quantized already (quantization_config)\n"
             "take the folder that they were made from; --int8 quantizes it"
         )
+
+
+_MOST_CLASSES: Final = 1_000_000
+"""The largest public classifier, of ImageNet-22k, has 21,841; a name takes about 130 bytes."""
+
+_MOST_LAYERS: Final = 10_000
+"""The deepest public one has 1,001; a layer without its weights takes some 50 KB."""
+
+_DEPTH: Final = re.compile(r"(?:.*_)?(?:depths?|layers|blocks|repeats)")
+"""Keys with a number of layers, or of those of each stage."""
+
+
+def _require_buildable(given: Mapping[str, Any], name: str) -> None:
+    """Refuse numbers that transformers would turn into as many names or layers, one by one."""
+    for key, value in given.items():
+        if isinstance(value, dict):
+            if key not in {"id2label", "label2id"}:
+                _require_buildable(value, name)
+            continue
+        values = value if isinstance(value, list) else [value]
+        total = sum(each for each in values if isinstance(each, int | float))
+        is_depth = _DEPTH.fullmatch(key) is not None
+        most = _MOST_LAYERS if is_depth else _MOST_CLASSES if key == "num_labels" else None
+        if most is not None and total > most:
+            raise UsageError(
+                f"{name}/{CONFIG} has {key} {total:,}\n"
+                f"expected at most {most:,}: no image classifier has more; is the file damaged?"
+            )
+
+
+def _require_weights_of_that_size(network: Any, name: str, weights: Path) -> None:
+    """Refuse a network that is far larger than the file that should fill it."""
+    if not weights.is_file():
+        return
+    parts = (weights, *shards_of(weights)) if weights.suffix == INDEX_SUFFIX else (weights,)
+    present = sum(part.stat().st_size for part in parts if part.is_file())
+    needed = 4 * sum(parameter.numel() for parameter in network.parameters())
+    if needed > max(_ANY_NETWORK_BYTES, _TIMES_FILE * present):
+        raise UsageError(
+            f"{name}/{CONFIG} is of a network of {needed:,} bytes in FP32, {weights.name} has "
+            f"{present:,}\nthey do not belong together: save the model again"
+        )
+
+
+_ANY_NETWORK_BYTES: Final = 2**30
+_TIMES_FILE: Final = 8
+"""Bytes in FP32 of each byte in the file: 4-bit numbers, the smallest that are, make 8."""
 
 
 def _require_no_code(given: Mapping[str, Any], where: str) -> None:

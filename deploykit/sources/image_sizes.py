@@ -72,7 +72,11 @@ def other_sizes(image: TensorSpec, profile: ShapeProfile) -> tuple[Size, ...]:
 
 
 def sample_other_sizes(
-    sizes: tuple[Size, ...], preprocessing: Preprocessing, data: Path | None, batch: int
+    sizes: tuple[Size, ...],
+    preprocessing: Preprocessing,
+    data: Path | None,
+    batch: int,
+    max_pixels: int | None = None,
 ) -> list[NDArray[np.float32]]:
     """A batch (N, C, H, W) of each size, of images that are scaled to exactly that.
 
@@ -80,7 +84,9 @@ def sample_other_sizes(
         DataError: the images cannot be read.
     """
     return [
-        sample_batches(replace(preprocessing, crop=size, resize=size), data, (batch,))[0]
+        sample_batches(replace(preprocessing, crop=size, resize=size), data, (batch,), max_pixels)[
+            0
+        ]
         for size in sizes
     ]
 

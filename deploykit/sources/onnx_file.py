@@ -202,7 +202,7 @@ def from_onnx(
         int8_choices = source_options.choices.preprocessing
         preprocessing = int8_choices.applied_to(assumed)
         runners = Runners(side_inputs_of(source, image, source_options.choices.side_inputs))
-        batches = _sample(image, preprocessing, source_options.data, profile)
+        batches = _sample(image, preprocessing, source_options, profile)
         asked = _ask_original(
             original.name, runnable, read_tails(model), batches, runners, source_options.wish
         )
@@ -217,7 +217,7 @@ def from_onnx(
     journal.notes += int8_choices.assumptions(preprocessing) + note_of_sizes(image, profile)
     journal.notes += [*runners.side.notes(), *choice.notes()]
     own.attempt("raising the opset", raise_opset, journal)
-    single = sample_batches(preprocessing, source_options.data, BATCHES)
+    single = sample_batches(preprocessing, source_options.data, BATCHES, source_options.max_pixels)
     _open_batch(own, image, single, profile, journal, choice)
     own.attempt("folding constants", fold, journal)
     journal.notes += own.notes()
@@ -258,13 +258,21 @@ def _read(original: Path, journal: Journal) -> tuple[OnnxArtifact, Model, Path |
 
 
 def _sample(
-    image: TensorSpec, preprocessing: Preprocessing, data: Path | None, profile: ShapeProfile
+    image: TensorSpec,
+    preprocessing: Preprocessing,
+    source_options: SourceOptions,
+    profile: ShapeProfile,
 ) -> list[Images]:
     """Images in the batches that the file takes, and of other sizes where it takes these."""
     fixed = image.fixed_batch
-    batches = sample_batches(preprocessing, data, BATCHES if fixed is None else (fixed,))
+    data, max_pixels = source_options.data, source_options.max_pixels
+    counts = BATCHES if fixed is None else (fixed,)
     few = BATCHES[1] if fixed is None else fixed
-    return batches + sample_other_sizes(other_sizes(image, profile), preprocessing, data, few)
+    sizes = other_sizes(image, profile)
+    return [
+        *sample_batches(preprocessing, data, counts, max_pixels),
+        *sample_other_sizes(sizes, preprocessing, data, few, max_pixels),
+    ]
 
 
 def _ask_original(

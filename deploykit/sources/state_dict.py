@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -17,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.core.artifacts import sha256_of, sha256_of_bytes
 from deploykit.core.environment import require
-from deploykit.core.errors import WeightsError
+from deploykit.core.errors import DataError, WeightsError
+from deploykit.core.regular_files import read_regular_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -38,7 +38,7 @@ def shards_of(index: Path) -> tuple[Path, ...]:
         WeightsError: it is no such index, or names a file of another folder.
     """
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
+        content = json.loads(read_regular_text(index))
     except (OSError, ValueError) as error:
         raise _no_index(index, f"{type(error).__name__}: {error}") from error
     places = content.get("weight_map") if isinstance(content, dict) else None
@@ -140,17 +140,17 @@ def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
 
 
 def _read_npz(path: Path) -> Mapping[str, Tensor]:
-    import numpy as np
     import torch
 
+    from deploykit.core.npz import open_npz
+
     try:
-        # numpy would leave the file open when it cannot read it.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with open_npz(path) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    # A damaged archive, an array of Python objects or text, or a plain array in the file.
-    except (OSError, ValueError, TypeError, EOFError, AttributeError) as error:
-        raise _unreadable(path, error) from error
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except DataError as error:
+        raise WeightsError(str(error)) from error
+    # zipfile, zlib, numpy's header parser and torch each raise their own kinds on damaged bytes.
+    except Exception as error:
         raise _unreadable(path, error) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
@@ -28,6 +29,7 @@ from deploykit.graph.node_precisions import Known, read_precision
 from deploykit.graph.shapes import fix_image_size
 from deploykit.images import InputRange, batches, open_images, sample_images
 from deploykit.images.batching import BATCHES, sample_batches
+from deploykit.images.preprocessing import MAX_RESIZED_PIXELS
 from deploykit.precision import PlanSource, conversion_of
 from deploykit.precision.fp16 import HEADROOM, measure_magnitudes, measure_unfit
 from deploykit.sources.definition import SourceOptions, notes_on_images
@@ -427,6 +429,8 @@ def _prepared_input(
 ) -> PreparedInput | None:
     choices, data = source_options.choices.preprocessing, source_options.data
     prepared = choices.applied_to(known)
+    if prod(prepared.crop) > MAX_RESIZED_PIXELS:
+        return None
     notes = notes_on_images(source_options, prepared)
     if is_assumed:
         notes += choices.assumptions(prepared)

@@ -17,7 +17,7 @@ from deploykit.core.specs import HeadRecord
 from deploykit.runtime.loading import load
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from deploykit.core.progress import ProgressTask
@@ -78,12 +78,14 @@ def predict(  # noqa: PLR0913 - options, by keyword
     device: str = "auto",
     fast: bool = False,
     output: Path | None = None,
+    max_pixels: int | None = None,
     progress: Progress | None = None,
 ) -> PredictionReport:
     """Answer for image files and all those in folders; one without an answer does not stop others.
 
     ``threshold`` is where a binary or multilabel head says yes. With ``output`` the arrays of a
-    head that has some go to ``.npy`` files in that folder.
+    head that has some go to ``.npy`` files in that folder. ``max_pixels`` is what an image may
+    have; the default follows from the model's input.
 
     Raises:
         DataError: a folder has no images, or the files cannot be written.
@@ -102,7 +104,8 @@ def predict(  # noqa: PLR0913 - options, by keyword
                 f"-o {output} is for arrays, which a {model.head.name} head has none of\n"
                 "leave it out"
             )
-        outcomes = _outcomes(model, paths, task, top_k=top_k, threshold=threshold)
+        answers = model.predict_each(paths, top_k=top_k, threshold=threshold, max_pixels=max_pixels)
+        outcomes = _followed(answers, len(paths), task)
         found = _report(bundle, model, paths, outcomes)
     files = {} if output is None else _write_arrays(found, output)
     notes = tuple(images.notes_on_skipped(skipped))
@@ -148,18 +151,13 @@ def _files_of(path: Path) -> images.FileImages:
     return images.image_files(path) if path.is_dir() else images.FileImages((path,))
 
 
-def _outcomes(
-    model: Classifier,
-    paths: Sequence[Path],
-    task: ProgressTask,
-    *,
-    top_k: int,
-    threshold: float | None,
+def _followed(
+    answers: Iterable[list[Prediction] | DataError], count: int, task: ProgressTask
 ) -> list[list[Prediction] | DataError]:
     outcomes = []
-    for outcome in model.predict_each(paths, top_k=top_k, threshold=threshold):
+    for outcome in answers:
         outcomes.append(outcome)
-        task.update(len(outcomes), len(paths))
+        task.update(len(outcomes), count)
     return outcomes
 
 

@@ -12,7 +12,7 @@ import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,7 @@ import uvicorn
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request
 from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 import deploykit
 from deploykit import images
@@ -45,6 +46,17 @@ class Limits:
     max_in_flight: int = 256
     """Requests that are read, decoded, waiting or computed; one more is answered 503."""
     max_upload_bytes: int = 10 * 2**20
+    max_pixels: int | None = None
+    """Pixels of an image, and of all that are decoded at once; ``None``: by the model's input."""
+    read_timeout_s: float = 10.0
+    """Time for a whole request to come, from its connection or the last answer on it to the end of
+    its body."""
+    graceful_timeout_s: int = 8
+    """Time for accepted requests after SIGTERM. Docker kills after 10 s, Kubernetes after 30."""
+
+
+LARGE = 4
+"""An image is large from this part of the pixel limit on: those of most telephones are not."""
 
 
 class Service:
@@ -54,6 +66,11 @@ class Service:
         self.model = model
         self.limits = limits
         self.in_flight = 0
+        self.is_closing = False
+        self.max_pixels = limits.max_pixels or images.default_max_pixels(model.preprocessing)
+        self._budget = images.PixelBudget(self.max_pixels)
+        # Large images wait for one another, so that whoever sends many holds up nobody else.
+        self._large = ThreadPoolExecutor(1, thread_name_prefix="decode-large")
         self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
         self.batcher = deploykit.MicroBatcher(
             model,
@@ -76,18 +93,34 @@ class Service:
     async def classify(self, encoded: bytes, top_k: int) -> list[Prediction]:
         """The likeliest classes of one encoded image."""
         loop = asyncio.get_running_loop()
-        image = await loop.run_in_executor(self._decoders, self._prepare, encoded)
+        pixels = await loop.run_in_executor(self._decoders, images.pixels_of, encoded)
+        if pixels > self.max_pixels // LARGE:
+            image = await loop.run_in_executor(self._large, self._prepare, encoded)
+        else:
+            image = await loop.run_in_executor(
+                self._decoders, self._prepare_beside, encoded, pixels
+            )
         outputs = await self.batcher.run_async(image)
         return self.model.head.answers(outputs[None], self.model.labels, top_k)[0]
 
     def close(self) -> None:
-        """Answer what waits, then give everything back."""
-        self._decoders.shutdown()
+        """Answer what waits for the model, then give everything back."""
+        self.is_closing = True
+        for pool in (self._decoders, self._large):
+            pool.shutdown(cancel_futures=True)
         self.batcher.close()
         self.model.close()
 
     def _prepare(self, encoded: bytes) -> NDArray[np.float32]:
-        return images.preprocess(images.decode(encoded), self.model.preprocessing)
+        if self.is_closing:
+            raise QueueFullError("the service is stopping")
+        image = images.decode(encoded, self.max_pixels)
+        return images.preprocess(image, self.model.preprocessing)
+
+    def _prepare_beside(self, encoded: bytes, pixels: int) -> NDArray[np.float32]:
+        # Held until the pixels are gone: only what the model takes, which is small, goes on.
+        with self._budget.hold(pixels):
+            return self._prepare(encoded)
 
 
 router = APIRouter()
@@ -106,9 +139,12 @@ async def predict(
 ) -> dict[str, Any]:
     """The likeliest classes of the image in the request's body."""
     service: Service = request.app.state.service
-    with service.place():
-        encoded = await _read_body(request, service.limits.max_upload_bytes)
-        predictions = await service.classify(encoded, top_k)
+    try:
+        with service.place():
+            encoded = await _read_body(request, service.limits)
+            predictions = await service.classify(encoded, top_k)
+    except asyncio.CancelledError:  # by uvicorn, when the graceful time is over
+        raise HTTPException(503, "the service is stopping", {"Connection": "close"}) from None
     return {"predictions": [asdict(prediction) for prediction in predictions]}
 
 
@@ -139,12 +175,18 @@ async def stats(request: Request) -> dict[str, Any]:
     }
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
+async def _read_body(request: Request, limits: Limits) -> bytes:
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise HTTPException(413, f"an image may have {limit} bytes")
+    try:
+        async with asyncio.timeout(limits.read_timeout_s):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limits.max_upload_bytes:
+                    raise HTTPException(413, f"an image may have {limits.max_upload_bytes} bytes")
+    except TimeoutError:
+        detail = f"the image did not come within {limits.read_timeout_s:g} s"
+        # Closed, because the rest of the body may still come and is no next request.
+        raise HTTPException(408, detail, {"Connection": "close"}) from None
     return bytes(body)
 
 
@@ -185,6 +227,52 @@ def create_app(load: Callable[[], Classifier], limits: Limits) -> FastAPI:
     return app
 
 
+class TimedConnection(H11Protocol):
+    """A connection that is closed when the head of a request does not come in time.
+
+    uvicorn itself waits for it for ever. The body has its own time, in `_read_body`.
+    """
+
+    read_timeout_s = Limits.read_timeout_s
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for the first request."""
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(self.read_timeout_s, self._close_if_idle)
+
+    def data_received(self, data: bytes) -> None:
+        """Begin to wait for the rest of a head, or stop because it is complete."""
+        super().data_received(data)
+        if self._timer is not None and self._is_answering():
+            self._stop_waiting()
+        elif self._timer is None and not self._is_answering():
+            self._timer = self.loop.call_later(self.read_timeout_s, self._close_if_idle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop waiting."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _is_answering(self) -> bool:
+        return bool(self.cycle) and not self.cycle.response_complete
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _close_if_idle(self) -> None:
+        self._timer = None
+        if not self._is_answering():
+            self.transport.close()
+
+
+def connection_within(read_timeout_s: float) -> type[TimedConnection]:
+    """The kind of connection that uvicorn makes for each client."""
+    return type("Connection", (TimedConnection,), {"read_timeout_s": read_timeout_s})
+
+
 def main() -> None:
     """Read the command line and serve until interrupted."""
     defaults = Limits()
@@ -197,10 +285,20 @@ def main() -> None:
     parser.add_argument("--max-wait-ms", type=float, default=defaults.max_wait_ms)
     parser.add_argument("--max-in-flight", type=int, default=defaults.max_in_flight)
     parser.add_argument("--max-upload-bytes", type=int, default=defaults.max_upload_bytes)
-    given = parser.parse_args()
-    limits = Limits(given.max_batch, given.max_wait_ms, given.max_in_flight, given.max_upload_bytes)
-    load = partial(deploykit.load, given.bundle, device=given.device)
-    uvicorn.run(create_app(load, limits), host=given.host, port=given.port)
+    parser.add_argument("--max-pixels", type=int, help="default: 256 for each of the model's input")
+    parser.add_argument("--read-timeout-s", type=float, default=defaults.read_timeout_s)
+    parser.add_argument("--graceful-timeout-s", type=int, default=defaults.graceful_timeout_s)
+    given = vars(parser.parse_args())
+    limits = Limits(**{field.name: given[field.name] for field in fields(Limits)})
+    images.require_max_pixels(limits.max_pixels)
+    load = partial(deploykit.load, given["bundle"], device=given["device"])
+    uvicorn.run(
+        create_app(load, limits),
+        host=given["host"],
+        port=given["port"],
+        http=connection_within(limits.read_timeout_s),
+        timeout_graceful_shutdown=limits.graceful_timeout_s,
+    )
 
 
 if __name__ == "__main__":

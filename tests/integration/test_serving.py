@@ -276,9 +276,10 @@ def test_a_model_that_fails_its_golden_sample_is_not_served() -> None:
 
 
 @contextmanager
-def served(bundle: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def served(bundle: Path, *options: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process, and its address once it answers."""
     command: list[Any] = [sys.executable, APP, bundle, "--device", "cpu", "--port", "0"]
+    command += map(str, options)
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process, _address(process)
@@ -317,5 +318,5 @@ def test_the_page_names_the_options_that_there_are() -> None:
     done = subprocess.run(
         [sys.executable, APP, "--help"], capture_output=True, text=True, check=True
     )
-    named = set(re.findall(r"--(?:max|device|port|host)[a-z-]*", page))
+    named = set(re.findall(r"--(?:max|device|port|host|read|graceful)[a-z-]*", page))
     assert named == set(re.findall(r"--[a-z-]+", done.stdout)) - {"--help", "--host"}

@@ -232,7 +232,7 @@ def _require_few(skipped: Sequence[int], data: CalibrationData) -> None:
 
 def _why_not(data: CalibrationData, index: int) -> str:
     try:
-        images.preprocess(data.source.load(index), data.preprocessing, pad=False)
+        images.prepare(data.source, index, data.preprocessing, pad=False)
     except DataError as exc:
         return str(exc).splitlines()[0]
     return "it could not be read before, now it can"

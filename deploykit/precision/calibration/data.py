@@ -148,7 +148,8 @@ class CalibrationOptions:
 
     ``data`` is a path, `RANDOM`, or any `ImageSet`: `images.GivenImages` makes one of an iterable.
     Without ``table`` the place is that of `pipeline.tables`, for the ``bundle`` that is made or
-    calibrated. With ``must_fit`` the table there is used or refused, never made anew.
+    calibrated. With ``must_fit`` the table there is used or refused, never made anew. An image
+    file may have ``max_pixels``.
     """
 
     data: str | ImageSet
@@ -157,6 +158,7 @@ class CalibrationOptions:
     table: Path | None = None
     must_fit: bool = False
     bundle: Path | None = None
+    max_pixels: int | None = None
 
 
 def open_calibration_images(options: CalibrationOptions, preprocessing: Preprocessing) -> ImageSet:
@@ -164,7 +166,7 @@ def open_calibration_images(options: CalibrationOptions, preprocessing: Preproce
     if not isinstance(options.data, str):
         return options.data
     if options.data != RANDOM:
-        return images.open_images(Path(options.data))
+        return images.open_images(Path(options.data), options.max_pixels)
     noise = np.random.default_rng(options.seed)
     shape = (options.count, *preprocessing.crop, 3)
     return images.ArrayImages(noise.integers(0, 256, shape, np.uint8))

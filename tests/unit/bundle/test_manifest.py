@@ -168,9 +168,7 @@ def test_a_place_without_a_bundle(folder: Path, name: str) -> None:
 def test_a_manifest_that_is_a_folder(folder: Path) -> None:
     (folder / MANIFEST).unlink()
     (folder / MANIFEST).mkdir()
-    with pytest.raises(
-        BundleError, match=r"cannot read .*manifest\.json: it is a folder, not a file"
-    ):
+    with pytest.raises(BundleError, match=r"cannot read .*manifest\.json: Is a directory"):
         Bundle.open(folder)
 
 
@@ -424,9 +422,7 @@ def test_a_missing_file(folder: Path, name: str) -> None:
 def test_a_folder_in_place_of_a_file(folder: Path) -> None:
     (folder / MODEL).unlink()
     (folder / MODEL).mkdir()
-    assert Bundle.open(folder).changed_files() == [
-        f"{MODEL} cannot be read: it is a folder, not a file"
-    ]
+    assert Bundle.open(folder).changed_files() == [f"{MODEL} cannot be read: Is a directory"]
 
 
 def test_a_file_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

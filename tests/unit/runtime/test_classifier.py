@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 import traceback
@@ -275,10 +276,21 @@ def _sign(folder: Path) -> None:
     (folder / MANIFEST).write_text(manifest_text(replace(manifest, files=files)))
 
 
-def test_a_sample_that_was_changed(folder: Path, on_cpu: Classifier) -> None:
+def test_the_sample_is_that_of_the_bundle_that_was_loaded(folder: Path, on_cpu: Classifier) -> None:
+    before = on_cpu.self_test()
     (folder / GOLDEN).write_bytes(b"")
-    with pytest.raises(IntegrityError, match=r"golden.npz has sha256"):
-        on_cpu.self_test()
+    assert on_cpu.self_test() == before
+    shutil.rmtree(folder)
+    assert on_cpu.self_test() == before
+
+
+def test_a_sample_that_was_changed_before(folder: Path) -> None:
+    (folder / GOLDEN).write_bytes(b"")
+    with load(folder, device="cpu") as model:
+        assert model.run(batch_of(2)).shape[0] == 2
+        for _ in range(2):
+            with pytest.raises(IntegrityError, match=r"golden.npz has sha256"):
+                model.self_test()
 
 
 # Its life

@@ -188,3 +188,34 @@ def test_transformers_is_optional(folder: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(MissingDependencyError) as caught:
         hugging_face_spec(folder, NOTHING)
     assert caught.match(r"pip install 'deploykit\[huggingface\]'")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("values", "found", "most"),
+    [
+        ({"num_labels": 10**9}, "num_labels 1,000,000,000", "1,000,000"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers 1,000,000,000", "10,000"),
+        ({"depths": [3, 10**8, 3]}, "depths 100,000,006", "10,000"),
+        ({"vision_config": {"num_labels": 10**9}}, "num_labels 1,000,000,000", "1,000,000"),
+    ],
+    ids=["classes", "layers", "stages", "nested"],
+)
+def test_numbers_that_no_memory_holds(
+    folder: Path, values: dict[str, Any], found: str, most: str
+) -> None:
+    """transformers would make a name for each class and a module for each layer."""
+    change_json(folder / "config.json", **values)
+    assert refused(folder) == (
+        f"my-vit/config.json has {found}\n"
+        f"expected at most {most}: no image classifier has more; is the file damaged?"
+    )
+
+
+def test_a_network_that_is_far_larger_than_its_weights(folder: Path) -> None:
+    change_json(folder / "config.json", intermediate_size=10**9)
+    present = (folder / "model.safetensors").stat().st_size
+    first, second = refused(folder).splitlines()
+    assert first.startswith("my-vit/config.json is of a network of ")
+    assert first.endswith(f" bytes in FP32, model.safetensors has {present:,}")
+    assert second == "they do not belong together: save the model again"

@@ -1,0 +1,257 @@
+"""The service of docs/serving under clients that stall, and under images that are bombs."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import shutil
+import signal
+import socket
+import threading
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+import deploykit
+from tests.bundles import SIZE, write_bundle
+from tests.fakes.batch_model import PATIENCE_S
+from tests.integration.test_serving import client_of, on_cpu, served
+from tests.unit.images.test_pixel_limit import png_header
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+MIB = 2**20
+HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return write_bundle(tmp_path / "colours")
+
+
+def encoded(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+RED = encoded(Image.new("RGB", (SIZE, SIZE), "red"))
+
+
+def connect(address: str) -> socket.socket:
+    parts = urlsplit(address)
+    return socket.create_connection((str(parts.hostname), int(parts.port or 0)), PATIENCE_S)
+
+
+def answer_of(client: socket.socket) -> bytes:
+    """All that comes until the service closes the connection."""
+    received = b""
+    while part := client.recv(65536):
+        received += part
+    return received
+
+
+# --- a re-export below a running service
+
+
+def test_health_stays_right_after_an_export_over_the_bundle(
+    bundle: Path, fp16_bundle: Path
+) -> None:
+    async def scenario() -> None:
+        async with client_of(on_cpu(bundle)) as client:
+            shutil.rmtree(bundle)
+            shutil.copytree(fp16_bundle, bundle)
+            answer = await client.get("/health")
+            assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+            shutil.rmtree(bundle)
+            assert (await client.get("/health")).status_code == 200
+
+    asyncio.run(scenario())
+
+
+# --- clients that stall
+
+
+def test_a_body_that_does_not_come_gives_its_place_back(bundle: Path) -> None:
+    options = ("--read-timeout-s", 1, "--max-in-flight", 2)
+    with served(bundle, *options) as (_, address), httpx.Client(base_url=address) as good:
+        stalled = [connect(address) for _ in range(2)]
+        for client in stalled:
+            client.sendall(HEAD + b"half")
+        while good.get("/stats").json()["in_flight"] < 2:
+            pass
+        assert good.post("/predict", content=RED).status_code == 503
+        for client in stalled:
+            said = answer_of(client)
+            assert said.startswith(b"HTTP/1.1 408 Request Timeout")
+            assert b"the image did not come within 1 s" in said
+            client.close()
+        assert good.post("/predict", content=RED).status_code == 200
+        assert good.get("/stats").json()["in_flight"] == 0
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [b"", b"POST /predict HT", b"GET /stats HTTP/1.1\r\nHost: x\r\n"],
+    ids=["nothing", "half a line", "half a head"],
+)
+def test_a_head_that_does_not_come_closes_the_connection(bundle: Path, begun: bytes) -> None:
+    with served(bundle, "--read-timeout-s", 1) as (_, address), connect(address) as client:
+        client.sendall(begun)
+        assert answer_of(client) == b""
+
+
+def test_a_second_head_that_trickles_closes_the_connection(bundle: Path) -> None:
+    with served(bundle, "--read-timeout-s", 1) as (_, address), connect(address) as client:
+        client.sendall(b"GET /stats HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 200 OK")
+        stopped = threading.Event()
+
+        def trickle() -> None:
+            while not stopped.wait(0.05):
+                try:
+                    client.sendall(b"G")
+                except OSError:
+                    return
+
+        sender = threading.Thread(target=trickle)
+        sender.start()
+        try:
+            answer_of(client)
+        except ConnectionResetError:  # closed, while a byte was on its way
+            pass
+        finally:
+            stopped.set()
+            sender.join()
+
+
+def test_a_slow_answer_is_no_stalled_client(bundle: Path) -> None:
+    """Time that the model or the decoder takes does not count."""
+    large = encoded(Image.new("RGBA", (5000, 5000)))
+    with (
+        served(bundle, "--read-timeout-s", 0.2) as (_, address),
+        httpx.Client(base_url=address, timeout=PATIENCE_S) as good,
+    ):
+        assert good.post("/predict", content=large).status_code == 200
+        assert good.post("/predict", content=RED).status_code == 200
+
+
+def test_sigterm_does_not_wait_for_stalled_clients(bundle: Path) -> None:
+    options = ("--read-timeout-s", 3600, "--graceful-timeout-s", 1)
+    with served(bundle, *options) as (process, address), httpx.Client(base_url=address) as good:
+        stalled = [connect(address) for _ in range(6)]
+        for client in stalled[:3]:
+            client.sendall(HEAD + b"half")
+        for client in stalled[3:]:
+            client.sendall(b"POST /pre")
+        while good.get("/stats").json()["in_flight"] < 3:
+            pass
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=PATIENCE_S)
+        assert b"503 Service Unavailable" in answer_of(stalled[0])
+        for client in stalled:
+            client.close()
+    assert "timeout graceful shutdown exceeded" in said
+    assert "Application shutdown complete" in said
+    assert "Traceback" not in said
+
+
+# --- images that are bombs
+
+
+class Peak:
+    """The most memory that a process holds, looked at all the time."""
+
+    def __init__(self, pid: int) -> None:
+        self._process = psutil.Process(pid)
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self.before = self.bytes = self._process.memory_info().rss
+
+    def __enter__(self) -> Peak:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._done.wait(0.002):
+            self.bytes = max(self.bytes, self._process.memory_info().rss)
+
+
+def hostile(most: int) -> Iterator[tuple[bytes, int]]:
+    """Uploads, and the status that each is answered with."""
+    side = int(most**0.5)
+    yield encoded(Image.new("I;16", (13300, 13300))), 400
+    yield encoded(Image.new("RGBA", (side + 1, side + 1))), 400
+    yield png_header(2**31 - 1, 2**31 - 1), 400
+    yield encoded(Image.new("I;16", (side, side))), 200
+    yield encoded(Image.new("RGBA", (side, side))), 200
+    yield encoded(Image.new("LA", (side // 2, side // 2))), 200
+    yield encoded(Image.new("RGB", (2, most // 2))), 200
+    yield zlib.compress(bytes(10**6)), 400
+
+
+def test_memory_is_bounded_under_hostile_images(bundle: Path) -> None:
+    """16 bombs at a time beside good clients: two images of the limit, at 12 bytes a pixel."""
+    most = 4_000_000
+    uploads = list(hostile(most)) * 2
+    with deploykit.load(bundle, device="cpu") as model:
+        expected = model.predict([RED], top_k=1)[0][0].index
+    with (
+        served(bundle, "--max-pixels", most) as (process, address),
+        httpx.Client(base_url=address, timeout=PATIENCE_S) as client,
+    ):
+        warm = encoded(Image.new("LA", (1200, 1200)))
+        assert client.post("/predict", content=warm).status_code == 200
+
+        def send(upload: bytes) -> httpx.Response:
+            return client.post("/predict?top_k=1", content=upload)
+
+        with Peak(process.pid) as peak, ThreadPoolExecutor(32) as pool:
+            bad = [pool.submit(send, upload) for upload, _ in uploads]
+            good = [pool.submit(send, RED) for _ in range(40)]
+            for answer in good:
+                found = answer.result().json()["predictions"][0]["index"]
+                assert found == expected
+            for answer, (_, status) in zip(bad, uploads, strict=True):
+                assert answer.result().status_code == status, answer.result().text
+        assert client.get("/health").status_code == 200
+    assert peak.bytes - peak.before < 2 * 12 * most + 48 * MIB
+
+
+def test_a_refused_image_is_told_the_limit(bundle: Path) -> None:
+    async def scenario() -> None:
+        async with client_of(on_cpu(bundle)) as client:
+            answer = await client.post("/predict", content=png_header(13300, 13300))
+            assert answer.status_code == 400
+            assert answer.json()["detail"].startswith(
+                "the image has 13300 x 13300 = 176,890,000 pixels, the limit is 50,000,000\n"
+            )
+
+    asyncio.run(scenario())
+
+
+def test_pixels_of_good_images_are_what_they_were(bundle: Path) -> None:
+    random = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+
+    async def scenario() -> None:
+        async with client_of(on_cpu(bundle)) as client:
+            answer = await client.post("/predict", content=encoded(Image.fromarray(random)))
+            with deploykit.load(bundle, device="cpu") as model:
+                (expected,) = model.predict([random])
+            found = [each["logit"] for each in answer.json()["predictions"]]
+            assert found == pytest.approx([each.logit for each in expected], abs=1e-6)
+
+    asyncio.run(scenario())
