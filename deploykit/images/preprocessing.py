@@ -36,8 +36,8 @@ def preprocess(
 
     Raises:
         UsageError: the image is not RGB, or ``preprocessing`` makes no sense.
-        DataError: the image is so narrow that scaling its shorter side makes it enormous, or
-            smaller than the crop where it may not be filled up.
+        DataError: the image is so narrow that scaling its shorter side makes it enormous, the crop
+            is, or the image is smaller than the crop where it may not be filled up.
     """
     check_preprocessing(preprocessing)
     if image.mode != "RGB":
@@ -94,12 +94,6 @@ def check_preprocessing(preprocessing: Preprocessing) -> None:
         raise UsageError(
             f"crop {preprocessing.crop} with resize {preprocessing.resize} leaves no image\n"
             "expected sizes of at least 1 pixel"
-        )
-    height, width = preprocessing.crop
-    if height * width > MAX_RESIZED_PIXELS:
-        raise UsageError(
-            f"crop {preprocessing.crop} has {height * width:,} pixels\n"
-            f"expected at most {MAX_RESIZED_PIXELS:,}"
         )
     if 0 in preprocessing.std:
         raise UsageError(f"std {preprocessing.std} divides by zero\nexpected values above 0")
@@ -263,6 +257,10 @@ def _center_crop(image: Image, crop: tuple[int, int]) -> Image:
     at round(surplus / 2), halves to even: the two differ, and so do the branches here.
     """
     height, width = crop
+    if height * width > MAX_RESIZED_PIXELS:
+        raise DataError(
+            f"crop {crop} has {height * width:,} pixels\nexpected at most {MAX_RESIZED_PIXELS:,}"
+        )
     left, top = _start(image.width, width), _start(image.height, height)
     return image.crop((left, top, left + width, top + height))
 

@@ -102,7 +102,15 @@ def test_a_shape_larger_than_any_memory(tmp_path: Path) -> None:
     tensor = external(weight(), "w.bin")
     tensor.dims[0] = 2**60
     path = save(in_initializer(tensor), tmp_path / "m.onnx")
-    assert_refused(path, "needs 13,835,058,055,282,163,712 bytes of 'w.bin'")
+    assert_refused(path, "would make a value of 295,147,905,179,352,825,856 bytes")
+
+
+def test_a_shape_larger_than_its_file(tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(WEIGHT.tobytes())
+    tensor = external(weight(), "w.bin")
+    tensor.dims[0] = 2**20
+    path = save(in_initializer(tensor), tmp_path / "m.onnx")
+    assert_refused(path, "needs 12,582,912 bytes of 'w.bin'")
 
 
 def test_data_without_a_usable_place(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_a_narrow_image_is_not_blown_up_on_the_way() -> None:
 
 
 def test_a_crop_that_no_memory_holds() -> None:
-    with pytest.raises(UsageError, match=r"crop \(100000, 100000\) has 10,000,000,000 pixels"):
+    with pytest.raises(DataError, match=r"crop \(100000, 100000\) has 10,000,000,000 pixels"):
         images.preprocess(Image.new("RGB", (8, 8)), Preprocessing((100_000, 100_000)))
 
 
