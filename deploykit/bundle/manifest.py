@@ -221,6 +221,9 @@ def _require_plain_files(manifest: Manifest, source: Source) -> None:
     if MANIFEST in names or len(set(names)) < len(names):
         twice = MANIFEST if MANIFEST in names else next(n for n in names if names.count(n) > 1)
         raise source.refusal(f"it names {twice!r} as a file of the bundle twice")
+    onnx = manifest.onnx
+    if not onnx.inputs or not onnx.outputs or not onnx.inputs[0].shape:
+        raise source.refusal("its graph has no image as its first input, or no output")
     if str(manifest.onnx.path) not in manifest.files:
         raise source.refusal(
             f"its graph is {str(manifest.onnx.path)!r:.80}, which is none of its files"

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
 from onnx_ir.passes.common import ShapeInferencePass
 
 from deploykit._version import __version__
@@ -184,6 +185,7 @@ def read_model(path: Path, *, mapped_bytes: int = MAPPED_BYTES) -> ir.Model:
 def _read(path: Path, mapped_bytes: int) -> tuple[ir.Model, tuple[Path, ...]]:
     """Read the model, and list the files beside it that hold its weights."""
     proto = _read_proto(path)
+    _require_text(proto, path.name)
     try:
         _require_bounded(proto, path.name)
         mended = mend(proto, path.name)
@@ -217,6 +219,23 @@ def _require_bounded(proto: onnx.ModelProto, name: str) -> None:
     except Exception:  # what is not valid gets its message when it is checked
         return
     require_bounded(model, name)
+
+
+def _require_text(proto: onnx.ModelProto, name: str) -> None:
+    """Refuse names that are no UTF-8: protobuf hands them out as bytes, which nothing expects."""
+    waiting: list[Message] = [proto]
+    while waiting:
+        for field, value in waiting.pop().ListFields():
+            values = [value] if isinstance(value, str | bytes | Message) else value
+            if field.type == FieldDescriptor.TYPE_MESSAGE:
+                waiting.extend(values)
+            elif field.type == FieldDescriptor.TYPE_STRING:
+                broken = next((each for each in values if isinstance(each, bytes)), None)
+                if broken is not None:
+                    raise ModelFileError(
+                        f"{name} has {broken!r:.60} as its {field.name}, which is no UTF-8\n"
+                        "export it again"
+                    )
 
 
 def _check_as_read(model: ir.Model) -> None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from deploykit.backends import GraphBackend
     from deploykit.bundle.manifest import Bundle
     from deploykit.core.artifacts import EngineRecord
+    from deploykit.core.specs import Runner, TensorSpec
     from deploykit.runtime.choice import Fit
 
 _AUTO: Final = "auto"
@@ -248,8 +249,33 @@ def _load_graph(request: _Request, backend: GraphBackend, device: str, why: str)
     graph = request.bundle.on_cpu(fast=is_own)
     request.bundle.require_unchanged(graph.artifact.path.name)
     runner = backend.open_artifact(graph.artifact, threads=request.wanted.threads)
-    runner.__enter__()
+    try:
+        runner.__enter__()
+        _require_as_recorded(request.bundle, runner)
+    except BaseException:
+        runner.close()
+        raise
     limits = BatchLimits.of_graph(runner.inputs)
     name = graph.name if backend.device == CPU else graph.artifact.path.name
     choice = f"{name} on {backend.label}: {why}"
     return Classifier(request.bundle, Chosen(runner, device, limits, choice))
+
+
+def _require_as_recorded(bundle: Bundle, runner: Runner) -> None:
+    """Refuse a graph that is not of the model that the manifest describes."""
+    onnx = bundle.manifest.onnx
+    for verb, here, recorded in (
+        ("takes", runner.inputs, onnx.inputs),
+        ("gives", runner.outputs, onnx.outputs),
+    ):
+        if [(spec.name, len(spec.shape)) for spec in here] != [
+            (spec.name, len(spec.shape)) for spec in recorded
+        ]:
+            raise BundleError(
+                f"the graph of {bundle.folder.name} {verb} {_listed(here)}, "
+                f"its manifest says {_listed(recorded)}\nexport the bundle again"
+            )
+
+
+def _listed(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(f"{spec.name!r:.40} {spec.shape}" for spec in specs) or "nothing"
