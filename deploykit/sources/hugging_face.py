@@ -68,7 +68,12 @@ def read_processor(given: Mapping[str, Any], model_type: str, where: str) -> Pre
             raise UsageError(
                 f"transformers makes no {kind}ImageProcessor of {where}\n{typed_first_line(error)}"
             ) from error
-    return prepared_as(processor, where)
+    try:
+        return prepared_as(processor, where)
+    except UsageError:
+        raise
+    except Exception as error:  # transformers takes values that it could not prepare with
+        raise _refusal(where, f"its values make no sense, {typed_first_line(error)}") from error
 
 
 def _class_name(given: Mapping[str, Any], model_type: str) -> str:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import copy
 import json
 import random
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from deploykit import load
+from deploykit.benchmarking.report.page import write_reports
+from deploykit.benchmarking.results import read_run, write_run
 from deploykit.bundle.manifest import GOLDEN, MANIFEST, MODEL, Bundle
 from deploykit.core.artifacts import sha256_of, sha256_of_bytes
 from deploykit.core.errors import DeploykitError
+from deploykit.sources.hugging_face import read_processor
 from deploykit.verbs.check import check
 from deploykit.verbs.inspect import inspect
 from tests.bundles import SIZE, engine_record, write_bundle
+from tests.unit.benchmarking.report.reported import gpu_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,8 +64,8 @@ def mutated(body: dict[str, Any], rng: random.Random) -> dict[str, Any]:
             del holder[last]
         else:
             holder[last] = rng.choice(VALUES)
-    if rng.random() < 0.03:
-        changed["validation"] = nested(rng.choice((50, 950)))
+    if changed and rng.random() < 0.03:
+        changed[rng.choice(list(changed))] = nested(rng.choice((50, 950)))
     return changed
 
 
@@ -183,3 +188,47 @@ def test_graphs_with_other_bytes(folder: Path) -> None:
         body["files"][MODEL] = body["onnx"]["sha256"] = sha256_of(folder / MODEL)
         write_signed(folder, body)
         use_everywhere(folder)
+
+
+def test_results_with_other_values(tmp_path: Path) -> None:
+    """A file of results is read, or refused; what is read has a report."""
+    rng = random.Random(4)  # noqa: S311
+    path = tmp_path / "run.json"
+    write_run(path, gpu_run())
+    body = json.loads(path.read_text(encoding="utf-8"))
+    body["results"] = body["results"][:2]
+    for result in body["results"]:
+        result["samples"] = {
+            name: values[:40] if isinstance(values, list) else values
+            for name, values in result["samples"].items()
+        }
+    seen = set()
+    for _ in range(300):
+        changed = mutated(body, rng)
+        path.write_text(json.dumps(changed), encoding="utf-8")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a latency of 1e308 ms has no variance
+            seen.add(outcome(lambda: write_reports(read_run(path), path)))
+    assert seen == {"right", "DataError"}
+
+
+def test_image_processors_with_other_values() -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    rng = random.Random(5)  # noqa: S311
+    body = {
+        "image_processor_type": "ConvNextImageProcessor",
+        "crop_pct": 0.875,
+        "do_resize": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "resample": 3,
+        "size": {"shortest_edge": 224},
+    }
+    seen = set()
+    for _ in range(400):
+        changed = mutated(body, rng)
+        seen.add(outcome(lambda given=changed: read_processor(given, "convnext", "file")))
+    assert {"right", "UsageError"} <= seen
