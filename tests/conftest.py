@@ -71,3 +71,9 @@ def made_once(
 def digits(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Digits:
     """Trained once for all workers."""
     return make_digits(made_once("digits", make_digits))
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that calibrate: in a project like this one, tables go to its folder for them."""
+    monkeypatch.chdir(tmp_path)

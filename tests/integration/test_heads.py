@@ -251,7 +251,10 @@ def other_network(name: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 @pytest.mark.parametrize("name", ["dense", "encoder", "ctc"])
-def test_any_network_is_exported(tmp_path: Path, name: str, precision: str) -> None:
+def test_any_network_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, precision: str
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a table of calibration goes to the project's folder for them
     model, images = other_network(name, tmp_path), pictures(tmp_path / "images", 12)
     calibration = ("--calib", tmp_path / "images") if precision == "int8" else ()
     data = export(model, f"--{precision}", *calibration)

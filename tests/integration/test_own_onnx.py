@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from tests.own_files import Array
 
 
+pytestmark = pytest.mark.usefixtures("own_folder")
+
+
 def export(model: onnx.ModelProto, folder: Path, *arguments: object) -> Called:
     (folder / "mine.onnx").write_bytes(model.SerializeToString())
     return deploykit(

@@ -21,6 +21,8 @@ from tests.graphs import normal, run_ort
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("own_folder")
+
 FLOAT = onnx.TensorProto.FLOAT
 BLOOD = own_files.BLOOD
 HAS_RTX = find_spec("tensorrt_rtx") is not None

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("own_folder")
+
 HALF = """
 from deploykit.precision.calibration.calibrators import calibrator
 
