@@ -25,13 +25,13 @@ from deploykit.core.artifacts import (
     EngineRecord,
     OnnxArtifact,
     open_regular,
-    sha256_of_bytes,
 )
 from deploykit.core.errors import BundleError, IntegrityError
 from deploykit.core.precision import Precision  # noqa: TC001
 from deploykit.core.serialization import (
     Source,
     artifact_to_plain,
+    digest_of,
     engine_to_plain,
     from_plain,
     known_fields,
@@ -108,7 +108,7 @@ class Manifest:
 def manifest_text(manifest: Manifest) -> str:
     """The file's text, its own digest included."""
     body = _body(manifest)
-    return json.dumps(body | {_DIGEST: _digest(body)}, indent=2, sort_keys=True) + "\n"
+    return json.dumps(body | {_DIGEST: digest_of(body)}, indent=2, sort_keys=True) + "\n"
 
 
 def _body(manifest: Manifest) -> dict[str, Any]:
@@ -148,10 +148,10 @@ def read_manifest(text: str, folder: Path) -> Manifest:
     source = Source(f"{folder.name}/{MANIFEST}", BundleError, _REMEDY)
     body = _checked_version(parse_json(text, source), source.name)
     recorded = body.pop(_DIGEST, None)
-    if recorded != _digest(body):
+    if recorded != digest_of(body):
         raise IntegrityError(
             f"{source.name} was changed after it was written\n"
-            f"it gives sha256 {recorded}, its content has {_digest(body)}\n"
+            f"it gives sha256 {recorded}, its content has {digest_of(body)}\n"
             "export the bundle again; manifests are not edited by hand"
         )
     known = {"head": DEFAULT_HEAD, **known_fields(Manifest, body)}
@@ -408,8 +408,3 @@ def _remedy(body: Any, version: object) -> str:
     if isinstance(writer, str) and writer != __version__ and _VERSION.fullmatch(writer):
         return f"deploykit {writer} wrote it: pip install -U 'deploykit>={writer}'"
     return "a newer deploykit wrote it: pip install -U deploykit"
-
-
-def _digest(body: Mapping[str, Any]) -> str:
-    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    return sha256_of_bytes(canonical.encode())
