@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import sys
-from contextlib import suppress
+import threading
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +18,13 @@ import pytest
 
 from deploykit import load
 from deploykit.bundle import manifest as manifest_module
+from deploykit.bundle import reading
 from deploykit.bundle.manifest import GOLDEN, LABELS, MANIFEST, MODEL, SIGNATURE, Bundle
 from deploykit.bundle.manifest import manifest_text as text_of
 from deploykit.bundle.reading import read_bundle
 from deploykit.bundle.signature import SigningKey, Trust, read_password, sign_bundle
 from deploykit.core.artifacts import sha256_of_bytes
+from deploykit.core.atomic import staged_folder
 from deploykit.core.errors import (
     BundleError,
     IntegrityError,
@@ -345,6 +349,40 @@ def test_a_signature_read_beside_another_manifest_is_read_again(
     monkeypatch.setattr(Trust, "require", swapping)
     name = read_bundle(folder, lambda bundle: bundle.manifest.name, Trust.read(public))
     assert (name, len(asked)) == ("other-fp32", 2)
+
+
+@pytest.mark.parametrize("locks", ["with locks", "without locks"])
+def test_swaps_of_signed_bundles_are_no_false_alarm(
+    tmp_path: Path, key: Path, public: Path, monkeypatch: pytest.MonkeyPatch, locks: str
+) -> None:
+    if locks == "without locks":
+        monkeypatch.setattr(reading, "reading", lambda _folder: nullcontext())
+        monkeypatch.setattr(reading, "ATTEMPTS", 10_000)
+    kinds = [write_bundle(tmp_path / name, name=name) for name in ("one", "other")]
+    for kind in kinds:
+        sign(kind, SigningKey(key))
+    place, over = tmp_path / "place", threading.Event()
+
+    def swap(count: int) -> None:
+        for kind in itertools.islice(itertools.cycle(kinds), count):
+            with staged_folder(place, MANIFEST) as staged:
+                shutil.copytree(kind, staged, dirs_exist_ok=True)
+
+    def swap_often() -> None:
+        swap(40)
+        over.set()
+
+    swap(1)
+    thread = threading.Thread(target=swap_often)
+    thread.start()
+    seen = set()
+    while not over.is_set():
+        report = verify(place, public)
+        assert report.ok, report.problems
+        with load(place, device="cpu", trust=public) as model:
+            seen.add(model.name)
+    thread.join()
+    assert seen <= {"one", "other"}
 
 
 def test_a_build_removes_the_signature(folder: Path, tmp_path: Path, public: Path) -> None:
