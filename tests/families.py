@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 import torchvision
 
+from deploykit.graph import read_graph
 from deploykit.graph.qdq import QdqPolicy
 from deploykit.models import get
 from deploykit.precision.quantization.choice import plan_int8
@@ -15,6 +16,7 @@ from deploykit.sources.torch_export import export_module
 from deploykit.sources.torchvision import torchvision_spec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import onnx_ir as ir
@@ -62,32 +64,45 @@ class Family:
         return {reader.position for reader in found if reader.node == node.name}
 
 
-def export_families(folder: Path) -> dict[str, Family]:
+class Families(dict[str, Family]):
+    """Each network by its name, exported when a test first asks for it, once for all workers."""
+
+    def __init__(self, made_once: Callable[[str, Callable[[Path], object]], Path]) -> None:
+        super().__init__()
+        self._made_once = made_once
+
+    def __missing__(self, name: str) -> Family:
+        folder = self._made_once(f"family-{name}", lambda folder: export(name, folder))
+        graph = read_graph(folder / f"{name}.onnx")
+        self[name] = Family(graph, graph.model, plan_int8(graph, QdqPolicy()))
+        return self[name]
+
+
+def export(name: str, folder: Path) -> None:
+    folder.mkdir()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        own = {name: own_network(name, folder) for name in IMAGE_SIZES}
-        return own | {name: of_torchvision(name, folder) for name in TORCHVISION}
+        if name in TORCHVISION:
+            of_torchvision(name, folder)
+        else:
+            own_network(name, folder)
 
 
-def own_network(name: str, folder: Path) -> Family:
+def own_network(name: str, folder: Path) -> None:
     spec = get(name, image_size=IMAGE_SIZES[name], num_classes=16)
     with torch.device("meta" if name in FEATURES_ONLY else "cpu"):
         module = spec.build()
     if name in FEATURES_ONLY:
         module = features_of(module)
         spec = replace(spec, outputs=(replace(spec.outputs[0], name="features"),))
-    return family(export_module(spec, module, folder / f"{name}.onnx", "torchscript"))
+    export_module(spec, module, folder / f"{name}.onnx", "torchscript")
 
 
-def of_torchvision(name: str, folder: Path) -> Family:
+def of_torchvision(name: str, folder: Path) -> None:
     """With torchvision's own first weights: ``spec.build`` takes seconds to settle better ones."""
     spec = torchvision_spec(name, image_size=TORCHVISION_SIZE, num_classes=16)
     module = torchvision.models.get_model(name, weights=None, num_classes=16)
-    return family(export_module(spec, module, folder / f"{name}.onnx", "torchscript"))
-
-
-def family(graph: LoadedGraph) -> Family:
-    return Family(graph, graph.model, plan_int8(graph, QdqPolicy()))
+    export_module(spec, module, folder / f"{name}.onnx", "torchscript")
 
 
 def features_of(module: nn.Module) -> nn.Module:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def test_goes_through_every_stage_in_fp16(tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     called = deploykit(
-        "export", "torchvision:mobilenet_v3_small", "--fp16", "--input-size", 64,
+        "export", "torchvision:squeezenet1_1", "--fp16", "--input-size", 64,
         "--backend", "none", "-o", folder, "--json",
     )  # fmt: skip
     assert called.code == 0, called.err
@@ -28,7 +28,7 @@ def test_goes_through_every_stage_in_fp16(tmp_path: Path) -> None:
     assert called.data["weights"]["source"] == "untrained, seed 0"
     assert called.data["conversion"]["exporter"] == "torch.export"
     manifest = Bundle.open(folder).manifest
-    assert manifest.name == "torchvision-mobilenet_v3_small-fp16"
+    assert manifest.name == "torchvision-squeezenet1_1-fp16"
     assert manifest.model["image_size"] == [64, 64]
     assert manifest.model["year"] is None
     assert manifest.preprocessing.resize == 73

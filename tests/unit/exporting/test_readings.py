@@ -34,6 +34,13 @@ net (float[N,3,32,32] x) => (float[N,10] y) {
     [head] y = Gemm <transB = 1> (f, v)
 }
 """
+DEFINITION = """from torch import nn
+
+def net():
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)
+    )
+"""
 WEIGHTS = {"w": normal(16, 3, 3, 3), "v": normal(10, 16, seed=1)}
 
 READ, RUN = "read", "run"
@@ -90,7 +97,8 @@ MOST = {
 def test_a_definition(
     precision: Precision, readings: Counter[tuple[str, str]], tmp_path: Path
 ) -> None:
-    export("resnet20", precision, tmp_path)
+    (tmp_path / "small.py").write_text(DEFINITION, encoding="utf-8")
+    export(f"{tmp_path / 'small.py'}:net", precision, tmp_path)
     assert readings == MOST[precision]
 
 

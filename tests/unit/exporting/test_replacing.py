@@ -183,9 +183,17 @@ def described(place: Path, model: dict[str, Any], weights: dict[str, Any]) -> No
     (place / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
 
 
+SMALL = """from torch import nn
+
+def net():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+"""
+
+
 def test_a_definition_again(tmp_path: Path) -> None:
+    (tmp_path / "small.py").write_text(SMALL, encoding="utf-8")
     for _ in range(2):
-        called = export("resnet20", tmp_path / "there")
+        called = export(f"{tmp_path / 'small.py'}:net", tmp_path / "there", "--input-size", 16)
         assert called.code == 0, called.err
 
 

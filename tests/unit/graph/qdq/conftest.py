@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.families import export_families
+from tests.families import Families
 
 if TYPE_CHECKING:
-    from tests.families import Family
+    from collections.abc import Callable
+    from pathlib import Path
 
 
 @pytest.fixture(scope="session")
-def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
-    """Exported once for all tests. Read only."""
-    return export_families(tmp_path_factory.mktemp("families"))
+def families(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Families:
+    """Read only."""
+    return Families(made_once)
