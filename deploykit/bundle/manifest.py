@@ -168,13 +168,16 @@ def is_folder(path: Path) -> bool:
     Raises:
         BundleError: it cannot be put back.
     """
-    if path.is_dir():
-        return True
-    # Reading a bundle, which a service does, needs no locks.
-    from deploykit.core.atomic import restore
+    try:
+        if path.is_dir():
+            return True
+        # Reading a bundle, which a service does, needs no locks.
+        from deploykit.core.atomic import restore
 
-    restore(path)
-    return path.is_dir()
+        restore(path)
+        return path.is_dir()
+    except (OSError, ValueError):  # no name that a file could have, or not allowed to look at
+        return False
 
 
 def read_manifest(text: str, folder: Path) -> Manifest:

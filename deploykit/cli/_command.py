@@ -92,6 +92,13 @@ class Command(click.Command):
             if missing is None:
                 raise
             raise missing from error
+        except OSError as error:  # a full disk for temporary files, a name that no file can have
+            where = "" if error.filename is None else f": {str(error.filename)!r:.200}"
+            raise DeploykitError(
+                f"the system refuses it, {error.strerror or error}{where}\n"
+                "look at the name, the permissions and the space left, also where temporary files "
+                "go (TMPDIR); --debug shows which step it was"
+            ) from error
         return answer
 
 

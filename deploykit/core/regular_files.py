@@ -70,6 +70,15 @@ def is_special(path: Path) -> bool:
     return False
 
 
+def is_regular(path: Path) -> bool:
+    """True for a regular file or a link to one; not for what no file can be called."""
+    try:
+        require_regular(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def read_regular(path: Path) -> bytes:
     """The content of a regular file.
 

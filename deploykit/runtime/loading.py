@@ -18,6 +18,7 @@ from deploykit.core.errors import (
     MissingDependencyError,
     UsageError,
     ValidationError,
+    typed_first_line,
 )
 from deploykit.runtime.choice import (
     Machine,
@@ -172,7 +173,11 @@ def _graph_backend(device: str) -> GraphBackend:
 def _require_folder(folder: Path) -> None:
     if is_folder(folder):
         return
-    if folder.is_file():
+    try:
+        is_file = folder.is_file()
+    except (OSError, ValueError) as exc:
+        raise BundleError(f"cannot look at {str(folder)!r:.200}: {typed_first_line(exc)}") from exc
+    if is_file:
         remedy = f"deploykit export {folder}" if folder.suffix == ".onnx" else "give the folder"
         raise BundleError(f"{folder} is a file, neither a bundle's folder nor an engine\n{remedy}")
     raise BundleError(

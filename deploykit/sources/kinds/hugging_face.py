@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from deploykit.bundle.manifest import MANIFEST
+from deploykit.core.regular_files import is_regular
 from deploykit.sources.kinds._kind import TargetKind, name_of_folder
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class HuggingFace(TargetKind):
     def takes(self, target: str) -> bool:
         """Whether the folder has a config and is no bundle."""
         path = Path(target)
-        return (path / CONFIG).is_file() and not (path / MANIFEST).is_file()
+        return is_regular(path / CONFIG) and not is_regular(path / MANIFEST)
 
     def short_name(self, target: str) -> str:
         """The folder's."""

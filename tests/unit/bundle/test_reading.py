@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 import sys
 import threading
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +16,15 @@ import pytest
 
 from deploykit import load
 from deploykit.bundle import reading
-from deploykit.bundle.manifest import GOLDEN, LABELS, MANIFEST, MODEL, Bundle, manifest_text
+from deploykit.bundle.manifest import (
+    GOLDEN,
+    LABELS,
+    MANIFEST,
+    MODEL,
+    Bundle,
+    is_folder,
+    manifest_text,
+)
 from deploykit.bundle.reading import read_bundle, read_bundles
 from deploykit.core import sharing
 from deploykit.core.artifacts import sha256_of
@@ -23,11 +33,11 @@ from deploykit.core.errors import BundleError, IntegrityError
 from deploykit.verbs.check import check
 from deploykit.verbs.inspect import inspect
 from tests.bundles import COLOURS, SIZE, colours_of, write_bundle
+from tests.cli import deploykit
 from tests.graphs import graph, normal, save
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -242,6 +252,17 @@ def test_an_export_over_a_bundle_that_was_set_aside(kinds: tuple[Path, Path]) ->
     shutil.copytree(place, place.with_name(f".{place.name}.abcdefgh.old"))
     swap_in(kinds[1], place)
     assert [path.name for path in place.parent.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "x/" * 3000])
+def test_what_no_folder_can_be_called(name: str) -> None:
+    with pytest.raises(BundleError, match=r"cannot look at '[x/]{100}|there is nothing at a"):
+        load(name)
+    assert not is_folder(Path(name))
+    for command in ("inspect", "export"):
+        called = deploykit(command, name)
+        assert called.code in {1, 2}
+        assert re.search("unknown architecture|the system refuses it, File name too", called.err)
 
 
 def test_a_name_that_is_nowhere(tmp_path: Path) -> None:
