@@ -106,7 +106,7 @@ def use_everywhere(folder: Path) -> list[str]:
             model.predict([np.zeros((SIZE, SIZE, 3), np.uint8)])
             model.self_test()
 
-    uses = (serve, lambda: check(folder), lambda: inspect(str(folder)), lambda: load(folder))
+    uses = (serve, lambda: check(folder), lambda: inspect(str(folder)))
     return [outcome(use) for use in uses]
 
 
@@ -166,7 +166,7 @@ def test_golden_samples_with_other_bytes(folder: Path) -> None:
     content = (folder / GOLDEN).read_bytes()
     body = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     del body["manifest_sha256"]
-    for _ in range(100):
+    for _ in range(50):
         damaged = bytearray(content)
         for _ in range(rng.choice((1, 5, 100))):
             damaged[rng.randrange(len(damaged))] = rng.randrange(256)
