@@ -54,6 +54,14 @@ SQUASHING_OPS: Final = frozenset(_SIMPLE)
 _JOINED: Final = frozenset({"Add", "Concat", "Max", "Mean", "Min", "Sum"})
 """Several activations in one output: an ensemble, or labels of several layers."""
 
+_PARTING: Final = frozenset(
+    {
+        "Clip", "Concat", "Gather", "GatherElements", "Neg", "ReduceMean", "ReduceSum", "Slice",
+        "Split",
+    }
+)  # fmt: skip
+"""Operators that make something else of probabilities: some of them, their sum, one less them."""
+
 _FARTHEST: Final = 64
 """Operators that are followed back at most; a tail is a handful."""
 
@@ -74,6 +82,8 @@ class Tail:
         feeds: the outputs that are computed from the values of this one.
         layers: how many layers with weights it depends on.
         is_inner: whether another output has a later layer, which these values go through.
+        is_of_probabilities: whether they are made of nothing but a Softmax's or Sigmoid's values,
+            as the column of one class is.
     """
 
     output: str
@@ -84,6 +94,7 @@ class Tail:
     feeds: frozenset[str] = frozenset()
     layers: int = 0
     is_inner: bool = False
+    is_of_probabilities: bool = False
 
 
 def read_tails(model: ir.Model) -> dict[str, Tail]:
@@ -109,11 +120,28 @@ def _placed(tail: Tail, tails: Mapping[str, Tail]) -> Tail:
 def _tail(name: str, root: ir.Value, feeds: frozenset[str], layers: int) -> Tail:
     activation, value = _activation(root)
     layer, between = _last_layer(value)
-    if layer is None:
-        return Tail(name, activation, None, None, between, feeds, layers)
     return Tail(
-        name, activation, str(layer.outputs[0].name), _classes(layer), between, feeds, layers
+        output=name,
+        activation=activation,
+        layer=None if layer is None else str(layer.outputs[0].name),
+        classes=None if layer is None else _classes(layer),
+        between=between,
+        feeds=feeds,
+        layers=layers,
+        is_of_probabilities=_is_of_probabilities(root),
     )
+
+
+def _is_of_probabilities(value: ir.Value, steps: int = _FARTHEST) -> bool:
+    value = _behind_layout(value)
+    if _activation(value)[0] in {"log_softmax", "sigmoid", "softmax"}:
+        return True
+    node = value.producer()
+    if node is None or node.domain or not steps or node.op_type not in _AFFINE | _PARTING:
+        return False
+    operands = list(_dynamic(node))
+    # A gate, as x * Sigmoid(x) has, is made of more than probabilities.
+    return bool(operands) and all(_is_of_probabilities(each, steps - 1) for each in operands)
 
 
 def _before(value: ir.Value) -> set[ir.Value]:

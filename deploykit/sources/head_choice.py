@@ -107,6 +107,8 @@ class _Candidate:
     spec: TensorSpec
     values: tuple[Array, ...]
     tail: Tail
+    has_sigmoid: bool = False
+    """Whether another output is the Sigmoid of the same layer."""
 
     @property
     def name(self) -> str:
@@ -142,6 +144,15 @@ class _Candidate:
             return read if rows.min() >= 0 and rows.max() <= 1 else "none"
         seen = _seen(rows)
         return seen if read in ("none", seen) else "none"
+
+    @property
+    def is_chance(self) -> bool:
+        """Whether values are made of probabilities, and may still be some: all are 0 to 1."""
+        if not self.is_float or not self.tail.is_of_probabilities or self.activation != "none":
+            return False
+        # NaN compares as false.
+        floats = (one.astype(np.float64) for one in self.values)
+        return all(bool(((one >= 0) & (one <= 1 + _TO_SUM)).all()) for one in floats)
 
     @property
     def doubt(self) -> str | None:
@@ -194,13 +205,18 @@ def choose_output(
             several is meant.
     """
     candidates = [
-        _Candidate(spec, tuple(one[spec.name] for one in answers), _tail_of(spec.name, tails))
+        _Candidate(
+            spec,
+            tuple(one[spec.name] for one in answers),
+            _tail_of(spec.name, tails),
+            _has_sigmoid(spec.name, tails),
+        )
         for spec in outputs
     ]
     found = _candidate(name, candidates, wish)
     kind, assumed = (wish.head, None) if wish.head else _kind(found, wish.labels)
     head = head_named(kind)
-    head = head.applied(_kept(head, found.activation))
+    head = head.applied(_kept(head, found))
     shape = found.shape
     if not head.fits(shape) and not head.fits(found.flat_shape):
         raise _refusal(name, candidates, head)
@@ -211,7 +227,7 @@ def choose_output(
         moved=found is not candidates[0],
         others=tuple(one.spec for one in candidates if one is not found),
         batch_axis=_batch_axis(found.values) if head.judges_all else 0,
-        why=tuple(each for each in (found.doubt, assumed) if each is not None),
+        why=tuple(each for each in (found.doubt, assumed, _taken(head, found)) if each),
     )
 
 
@@ -219,10 +235,38 @@ def _tail_of(name: str, tails: Mapping[str, Tail]) -> Tail:
     return tails.get(name) or Tail(name)
 
 
-def _kept(head: Head, activation: str) -> str:
-    """The activation as the head has a use for it; a unit length says nothing of classes."""
-    is_raw = head.judges_all
-    return activation if is_raw or activation not in _PARTS | {"l2"} else "none"
+def _has_sigmoid(name: str, tails: Mapping[str, Tail]) -> bool:
+    """Whether another output is the Sigmoid of the layer that ``name`` ends in."""
+    layer = _tail_of(name, tails).layer
+    others = (tail for other, tail in tails.items() if other != name)
+    return layer is not None and any(
+        tail.layer == layer and tail.activation == "sigmoid" and not tail.between for tail in others
+    )
+
+
+def _kept(head: Head, one: _Candidate) -> str:
+    """The activation as the head has a use for it; a unit length says nothing of classes.
+
+    The column of one class of a Softmax needs no second activation, as behind a Sigmoid.
+    """
+    if head.judges_all:
+        return one.activation
+    if one.is_chance:
+        return "sigmoid"
+    return one.activation if one.activation not in _PARTS | {"l2"} else "none"
+
+
+def _taken(head: Head, one: _Candidate) -> str | None:
+    """What a head makes of values that were probabilities before, where that is not plain."""
+    if head.judges_all or not one.tail.is_of_probabilities or one.activation != "none":
+        return None
+    where = f"{one.name!r} {one.spec.shape} is made of probabilities"
+    if one.is_chance:
+        return f"{where}, and from 0 to 1: taken for probabilities"
+    return (
+        f"{where}, but not from 0 to 1: taken for logits; where these are wanted as they are, "
+        "end the graph in its Softmax or Sigmoid"
+    )
 
 
 def _batch_axis(values: Sequence[Array]) -> int:
@@ -283,7 +327,7 @@ def _candidate(name: str, candidates: Sequence[_Candidate], wish: Wish) -> _Cand
 def _may_be(one: _Candidate, wished: Head | None, labels: int | None) -> bool:
     if wished is None:
         return _kind(one, labels)[0] != RAW.name
-    head = wished.applied(_kept(wished, one.activation))
+    head = wished.applied(_kept(wished, one))
     fits = head.fits(one.shape) or head.fits(one.flat_shape)
     return fits and (one.is_float or one.activation in _NUMBERS)
 
@@ -307,7 +351,7 @@ def _last_in_line(fitting: Sequence[_Candidate]) -> list[_Candidate]:
 
 def _with_values(fitting: Sequence[_Candidate]) -> list[_Candidate]:
     """Values for each class say more than class numbers."""
-    return [one for one in fitting if one.is_float]
+    return [one for one in fitting if one.is_float and one.activation not in _NUMBERS]
 
 
 def _one_per_layer(fitting: Sequence[_Candidate]) -> list[_Candidate]:
@@ -349,8 +393,11 @@ def _kind(one: _Candidate, labels: int | None) -> tuple[str, str | None]:
     activation, width = one.activation, one.width
     if not width or activation in _PARTS or one.doubt is not None:
         return RAW.name, _why_raw(one)
-    if not one.is_float:
-        return ("multiclass", None) if activation in _NUMBERS else (RAW.name, _why_raw(one))
+    if activation in _NUMBERS or not one.is_float:
+        is_class = activation in _NUMBERS and (width == 1 or activation == "top_k")
+        return ("multiclass", None) if is_class else (RAW.name, _why_raw(one))
+    if (kind := _kind_of_chances(one, width)) is not None:
+        return kind, None
     if activation == "none" and SQUASHING_OPS.isdisjoint(one.tail.between):
         is_decided = not _DECISIONS.isdisjoint(one.tail.between)
         fits = labels is not None and width == labels > 1 and not is_decided
@@ -359,6 +406,14 @@ def _kind(one: _Candidate, labels: int | None) -> tuple[str, str | None]:
         return _kind_of_plain(one, width)
     kind = _KINDS.get(activation, RAW.name)
     return ("binary" if width == 1 and kind == "multilabel" else kind), None
+
+
+def _kind_of_chances(one: _Candidate, width: int) -> str | None:
+    """Of the probability of one class, and of logits whose Sigmoid is another output."""
+    if one.is_chance and width == 1:
+        return "binary"
+    is_labels = one.has_sigmoid and one.activation == "none" and not one.tail.between
+    return "multilabel" if is_labels and width > 1 else None
 
 
 def _why_raw(one: _Candidate) -> str | None:
@@ -402,6 +457,16 @@ def _odd_end(one: _Candidate) -> str | None:
                 f"{where} is decided by a {each}: taken as it is; to have the probabilities "
                 "compared, end the graph before it"
             )
+    if one.is_chance:
+        return (
+            f"{where} has some of the probabilities of a Softmax or Sigmoid, or sums of them: "
+            "taken as they are; where they are classes: --head multiclass or multilabel"
+        )
+    if one.tail.is_of_probabilities:
+        return (
+            f"{where} is made of probabilities, but is not from 0 to 1: taken as it is; where it "
+            "is a classifier, end the graph in its Softmax or Sigmoid"
+        )
     return None
 
 

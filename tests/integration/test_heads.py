@@ -163,6 +163,56 @@ def test_binary_is_the_positive_classs_probability(tmp_path: Path, name: str) ->
     assert [one["index"] for (one,) in decided] == [int(chance >= middle) for chance in chances]
 
 
+PARTS = {
+    "column": (("l = Gemm <transB = 1> (f, k2)  s = Softmax (l)  o = Constant <value_int = 1> ()"
+                "  p = Gather <axis = 1> (s, o)"), "float[N] p"),
+    "slice": (("l = Gemm <transB = 1> (f, k5)  s = Softmax (l)  a = Constant <value_ints = [3]> ()"
+               "  b = Constant <value_ints = [4]> ()  o = Constant <value_ints = [1]> ()"
+               "  p = Slice (s, a, b, o)"), "float[N, 1] p"),
+    "rest": (("l = Gemm <transB = 1> (f, k1)  s = Sigmoid (l)  o = Constant <value_float = 1.0> ()"
+              "  p = Sub (o, s)"), "float[N, 1] p"),
+    "group": (("l = Gemm <transB = 1> (f, k5)  s = Softmax (l)  a = Constant <value_ints = [1, 3]> "
+               "()  q = Gather <axis = 1> (s, a)  o = Constant <value_ints = [1]> ()"
+               "  p = ReduceSum <keepdims = 1> (q, o)"), "float[N, 1] p"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [(), ("--head", "binary")])
+@pytest.mark.parametrize("name", PARTS)
+def test_part_of_the_probabilities_is_one(
+    tmp_path: Path, name: str, options: tuple[str, ...]
+) -> None:
+    nodes, outputs = PARTS[name]
+    model, images = network(nodes, outputs, tmp_path, name), pictures(tmp_path / "images", 4)
+    assert export(model, "--fp16", *options)["head"]["kind"] == "binary"
+    (wanted,) = original(model, images)
+    for (found,), chance in zip(predict(model, *images), wanted.reshape(-1), strict=True):
+        assert found["probability"] == pytest.approx(float(chance), abs=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+def test_classes_without_their_background(tmp_path: Path, kind: str) -> None:
+    nodes = """l = Gemm <transB = 1> (f, k6)  s = Softmax (l)  o = Constant <value_ints = [1]> ()
+        e = Constant <value_ints = [9]> ()  p = Slice (s, o, e, o)"""
+    model, images = network(nodes, "float[N, 5] p", tmp_path), pictures(tmp_path / "images", 3)
+    assert export(model, "--fp16", "--head", kind)["head"]["kind"] == kind
+    (wanted,) = original(model, images)
+    for top, row in zip(predict(model, *images), wanted, strict=True):
+        assert by_index(top) == pytest.approx(row.tolist(), abs=2e-3)
+
+
+def test_logits_and_their_sigmoid(tmp_path: Path) -> None:
+    nodes, outputs = (
+        "l = Gemm <transB = 1> (f, k7)  p = Sigmoid (l)",
+        "float[N, 7] l, float[N, 7] p",
+    )
+    model, images = network(nodes, outputs, tmp_path), pictures(tmp_path / "images", 3)
+    assert export(model, "--fp16")["head"]["kind"] == "multilabel"
+    _, wanted = original(model, images)
+    for top, row in zip(predict(model, *images), wanted, strict=True):
+        assert by_index(top) == pytest.approx(row.tolist(), abs=2e-3)
+
+
 MULTILABEL = {
     "joined": (("a = Gemm <transB = 1> (f, k2)  b = Gemm <transB = 1> (f, k3)  s = Sigmoid (a)"
                "  t = Sigmoid (b)  p = Concat <axis = 1> (s, t)"), "float[N, 5] p", ()),
@@ -191,6 +241,8 @@ NUMBERS = {
              "int64[N] y", "argmax"),
     "column": ("l = Gemm <transB = 1> (f, k8)  s = Softmax (l)  y = ArgMax <axis = 1> (s)",
                "int64[N, 1] y", "argmax"),
+    "float": (("l = Gemm <transB = 1> (f, k8)  i = ArgMax <axis = 1, keepdims = 0> (l)"
+               "  y = Cast <to = 1> (i)"), "float[N] y", "argmax"),
     "three": (("l = Gemm <transB = 1> (f, k8)  n = Constant <value_ints = [3]> ()"
               "  v, y = TopK (l, n)"), "int64[N, 3] y", "top_k"),
 }  # fmt: skip

@@ -107,6 +107,27 @@ def test_last_layer(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("nodes", "made_of_them"),
+    [
+        ("s = Softmax (l)  y = Gather <axis = 1> (s, last)", True),
+        ("s = Softmax (l)  a, y = Split <axis = 1> (s, sizes)", True),
+        ("s = Sigmoid (l)  y = Sub (one, s)", True),
+        ("s = Softmax (l)  h = Sigmoid (l)  y = Concat <axis = 1> (h, s)", True),
+        ("s = Sigmoid (l)  t = ReduceSum (s, last)  y = Div (s, t)", True),
+        ("s = LogSoftmax (l)  y = Neg (s)", True),
+        ("y = Slice (l, last, count, last)", False),
+        ("s = Sigmoid (l)  y = Mul (l, s)", False),
+        ("s = Softmax (l)  y = Concat <axis = 1> (l, s)", False),
+        ("s = Softmax (l)  t = Transpose (l)  y = MatMul (s, t)", False),
+        ("s = Sigmoid (l)  y = Sqrt (s)", False),
+        ("i = ArgMax <axis = 1> (l)  y = Gather (b, i)", False),
+    ],
+)
+def test_what_is_made_of_probabilities_alone(nodes: str, made_of_them: bool) -> None:
+    assert tail(nodes).is_of_probabilities is made_of_them
+
+
 def test_outputs_know_what_is_made_of_them() -> None:
     found = tails(
         f"{LOGITS}  y = Softmax (l)  a = Gemm <transB = 1> (f, k)",

@@ -111,6 +111,62 @@ def test_a_wish_is_obeyed_and_nothing_is_applied_twice(kind: str) -> None:
         assert top.probability == pytest.approx(float(CHANCES[0].max()))
 
 
+PART = tail(layer=None, is_of_probabilities=True)
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+def test_some_of_the_probabilities_get_no_second_activation(kind: str) -> None:
+    some = CHANCES[:, 2:]
+    found = chosen(y=(some, PART))
+    assert (found.head.name, found.head.activation) == ("raw", "none")
+    (note,) = found.notes()
+    assert note.endswith("or sums of them: taken as they are; where they are classes: --head "
+                         "multiclass or multilabel")  # fmt: skip
+    found = chosen(Wish(kind), y=(some, PART))
+    assert found.notes() == [
+        "'y' ('n', 8) is made of probabilities, and from 0 to 1: taken for probabilities"
+    ]
+    top = found.head.answers(some[:1], None, 1)[0][0]
+    assert top.probability == pytest.approx(float(some[0].max()))
+
+
+@pytest.mark.parametrize("column", [CHANCES[:, 1], CHANCES[:, 1:2], CHANCES[:, 1:2, None, None]])
+def test_the_column_of_one_class_is_a_yes_or_no(column: Array) -> None:
+    found = chosen(y=(column, PART))
+    assert (found.record, found.why) == (
+        HeadRecord("binary", "y", "sigmoid"),
+        ("'y' " + str(("n", *column.shape[1:])) + " is made of probabilities, and from 0 to 1: "
+         "taken for probabilities",),
+    )  # fmt: skip
+
+
+def test_what_is_no_probability_any_more() -> None:
+    percent = 100 * CHANCES
+    found = chosen(y=(percent, PART))
+    assert found.head.name == "raw"
+    assert found.notes()[0].endswith(
+        "is made of probabilities, but is not from 0 to 1: taken as it is; where it is a "
+        "classifier, end the graph in its Softmax or Sigmoid"
+    )
+    found = chosen(Wish("multiclass"), y=(percent, PART))
+    assert found.head.activation == "none"
+    assert found.notes()[0].endswith(
+        "but not from 0 to 1: taken for logits; where these are wanted as they are, end the graph "
+        "in its Softmax or Sigmoid"
+    )
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.float32])
+def test_class_numbers_of_several_places_are_no_ranking(kind: type) -> None:
+    places: Array = np.array([[3, 1, 4], [1, 5, 9], [2, 6, 5]]).astype(kind)
+    found = chosen(y=(places, tail("argmax")))
+    assert found.head.name == "raw"
+    assert "class numbers for several places of an image" in found.notes()[0]
+    assert chosen(y=(places, tail("top_k"))).record == HeadRecord("multiclass", "y", "top_k")
+    alone = chosen(y=(places[:, 0], tail("argmax")))
+    assert alone.record == HeadRecord("multiclass", "y", "argmax")
+
+
 def test_a_wish_that_no_output_fits() -> None:
     with pytest.raises(
         ModelFileError,
@@ -142,6 +198,14 @@ def test_features_before_the_logits() -> None:
 def test_probabilities_and_their_logits_are_one_answer() -> None:
     found = chosen(y=(CHANCES, tail("softmax")), l=(LOGITS, tail(feeds=frozenset({"y"}))))
     assert found.record == HeadRecord("multiclass", "y", "softmax")
+
+
+def test_logits_beside_their_sigmoid_are_labels() -> None:
+    sigmoid = (SIGMOIDS, tail("sigmoid"))
+    found = chosen(l=(LOGITS, tail(feeds=frozenset({"y"}))), y=sigmoid)
+    assert found.record == HeadRecord("multilabel", "l", "none")
+    found = chosen(l=(LOGITS, tail(layer="other")), y=(SIGMOIDS, tail("sigmoid", layer=None)))
+    assert found.record == HeadRecord("multiclass", "l", "none")
 
 
 def test_class_numbers_beside_the_logits() -> None:
