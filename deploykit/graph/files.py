@@ -92,7 +92,7 @@ def put_image_first(model: ir.Model, name: str) -> None:
 def put_first(model: ir.Model, name: str, *, flatten: bool, batch_axis: int = 0) -> None:
     """Make ``name`` the first of the outputs; the others keep their order. In place.
 
-    With ``flatten`` its last dimensions, which are all 1, are dropped: (N, K, 1, 1) becomes (N, K).
+    With ``flatten`` its dimensions of 1 are dropped: (N, K, 1, 1) and (N, 1, K) become (N, K).
     With a ``batch_axis`` that axis and the first change places: (T, N, K) becomes (N, T, K).
     """
     outputs = model.graph.outputs
@@ -104,7 +104,10 @@ def put_first(model: ir.Model, name: str, *, flatten: bool, batch_axis: int = 0)
 
 
 def _flattened(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    dims = None if value.shape is None else value.shape[:2]
+    dims = None
+    if value.shape is not None:
+        numbers = [size for size in value.shape[1:] if size != 1]
+        dims = [value.shape[0], numbers[0] if numbers else 1]
     return _followed(graph, value, "Flatten", dims)
 
 
@@ -213,6 +216,8 @@ def _read(path: Path, mapped_bytes: int) -> tuple[ir.Model, tuple[Path, ...]]:
 
 
 def _require_bounded(proto: onnx.ModelProto, name: str) -> None:
+    if not proto.graph.input:
+        return
     try:
         model = ir.from_proto(proto)
         model.graph.sort()

@@ -211,19 +211,10 @@ def shape_of(value: ir.Value) -> tuple[int, ...]:
     return tuple(int(dim) for dim in dims if isinstance(dim, int))
 
 
-VANISHING_OPS: Final = frozenset(
-    {
-        "Cast",
-        "DequantizeLinear",
-        "Dropout",
-        "Flatten",
-        "Identity",
-        "QuantizeLinear",
-        "Reshape",
-        "Squeeze",
-        "Unsqueeze",
-    }
-)
+VANISHING_OPS: Final = frozenset({
+    "Cast", "DequantizeLinear", "Dropout", "Flatten", "Identity", "QuantizeLinear", "Reshape",
+    "Squeeze", "Unsqueeze",
+})  # fmt: skip
 """Operators without a kernel of their own in a compiled network."""
 
 _ELEMENTWISE = """

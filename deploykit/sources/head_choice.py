@@ -35,24 +35,19 @@ _PARTS: Final = frozenset({"maximum", "top_values"})
 """Tails that leave some of the values, of which nobody knows whose they are."""
 
 _OPERATORS: Final = {
-    "softmax": "a Softmax",
-    "log_softmax": "a LogSoftmax",
-    "sigmoid": "a Sigmoid",
+    "softmax": "a Softmax", "log_softmax": "a LogSoftmax", "sigmoid": "a Sigmoid",
     "l2": "a normalisation",
-}
+}  # fmt: skip
 _MEANT: Final = {
-    "softmax": "probabilities that sum to 1",
+    "softmax": "probabilities that sum to 1", "sigmoid": "between 0 and 1", "l2": "of length 1",
     "log_softmax": "logarithms of probabilities that sum to 1",
-    "sigmoid": "between 0 and 1",
-    "l2": "of length 1",
-}
-_DECISIONS: Final = frozenset(
-    {"And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or"}
-)
+}  # fmt: skip
+_DECISIONS: Final = frozenset({
+    "And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or"
+})  # fmt: skip
 """Operators that leave a yes or no of what they read."""
 
-_TO_SUM: Final = 1e-3
-"""How far probabilities in FP32, or in a file of FP16, may be from a sum of 1."""
+_TO_SUM: Final = 1e-3  # how far probabilities, also of a file of FP16, may be from a sum of 1
 
 
 @dataclass(frozen=True)
@@ -124,9 +119,16 @@ class _Candidate:
 
     @property
     def flat_shape(self) -> tuple[int, ...]:
-        """Without the (1, 1) of a pooled map; any other shape as it is."""
-        shape = self.shape
-        return shape[:_FLAT] if len(shape) > _FLAT and prod(shape[_FLAT:]) == 1 else shape
+        """Without the (1, 1) of a pooled map; any other shape as it is.
+
+        Behind a Softmax also without what comes before the classes: TensorFlow's (N, 1, 1, K).
+        """
+        shape, count = self.shape, prod(self.shape[1:])
+        if len(shape) <= _FLAT or count != max(shape[1:]):
+            return shape
+        by_image = shape[0] == 1 or len({len(one) for one in self.values}) > 1
+        is_soft = by_image and self.tail.activation in {"softmax", "log_softmax"}
+        return (shape[0], count) if is_soft or count == shape[1] else shape
 
     @property
     def width(self) -> int | None:

@@ -70,7 +70,7 @@ def settled(answers: Sequence[Answers], choice: OutputChoice) -> list[Answers]:
 def _settled(value: Array, choice: OutputChoice) -> Array:
     if choice.batch_axis:
         value = np.swapaxes(value, 0, choice.batch_axis)
-    return value if choice.flat else value.reshape(value.shape[:_FLAT])
+    return value if choice.flat else value.reshape(len(value), -1)
 
 
 def outputs_in(answers: Sequence[Answers], name: str) -> list[Images]:

@@ -109,6 +109,10 @@ MULTICLASS = {
                 "  t = ReduceSum (e, one)  p = Div (e, t)"), "float[N, 4] p", "softmax"),
     "pooled": (("t = Constant <value_ints = [5, 16, 1, 1]> ()  q = Reshape (k5, t)"
                "  m = Conv (g, q)  p = Softmax <axis = 1> (m)"), "float[N, 5, 1, 1] p", "softmax"),
+    "before": (("l = Gemm <transB = 1> (f, k4)  t = Constant <value_ints = [-1, 1, 4]> ()"
+                "  q = Reshape (l, t)  p = Softmax (q)"), "float[N, 1, 4] p", "softmax"),
+    "tensorflow": (("l = Gemm <transB = 1> (f, k4)  t = Constant <value_ints = [-1, 1, 1, 4]> ()"
+                    "  q = Reshape (l, t)  p = Softmax (q)"), "float[N, 1, 1, 4] p", "softmax"),
     "mean": (("a = Gemm <transB = 1> (f, k3)  b = Softmax (a)  h = Neg (a)  d = Softmax (h)"
              "  s = Add (b, d)  two = Constant <value_float = 2.0> ()  p = Div (s, two)"),
              "float[N, 3] p", "softmax"),
