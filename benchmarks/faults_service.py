@@ -22,6 +22,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from PIL import Image
 
+from benchmarks.faults_judge import Row, swap_in, two_kinds
 from tests.bundles import SIZE, write_bundle
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ READ_TIMEOUT_S: Final = 10.0
 PATIENCE_S: Final = 60.0
 """A client that has waited so long for an answer, or for its connection's end, calls it a hang."""
 
+LEFT: Final = f"left after {PATIENCE_S:g} s"
+HEALTH: Final = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 SIGTERM_S: Final = 20
 """Bound for the service's end: 8 s for requests that were accepted, and what is being decoded."""
 
@@ -71,6 +75,7 @@ class Service:
         return int(found[1]) / 1024 if found else float("nan")
 
     def connect(self) -> socket.socket:
+        """A new connection."""
         return socket.create_connection(("127.0.0.1", self.port), PATIENCE_S)
 
     def stop(self) -> float:
@@ -135,6 +140,10 @@ class Upload:
     name: str
     body: bytes
     status: int
+
+    def outcomes(self) -> set[str]:
+        """What may come of it; large images wait for one another, so their clients may give up."""
+        return {"200", LEFT} if self.status == http.HTTPStatus.OK else {str(self.status)}
 
 
 def hostile_uploads() -> list[Upload]:
@@ -249,7 +258,7 @@ Hostile = tuple["str", "Callable[[Service, threading.Event], str]", "set[str]"]
 def hostile_acts() -> list[Hostile]:
     """Each: its name, what is done, and what may come of it."""
     acts: list[Hostile] = [
-        (each.name, lambda s, _, body=each.body: sent(s, request(body)), {str(each.status)})  # type: ignore[misc]
+        (each.name, lambda s, _, body=each.body: sent(s, request(body)), each.outcomes())  # type: ignore[misc]
         for each in hostile_uploads()
     ]
     head = request(b"", length=1000)
@@ -286,7 +295,7 @@ def attack(service: Service, acts: list[Hostile], seed: int, stop: threading.Eve
         try:
             outcome = act(service, stop)
         except TimeoutError:
-            outcome = "hung"
+            outcome = LEFT if LEFT in right else "hung"
         except OSError as error:
             outcome = type(error).__name__
         seen.counts[f"{name}: {outcome}"] += 1
@@ -339,7 +348,7 @@ def hostile_minutes(
             memory = watched(service, 60 * minutes)
         finally:
             stop.set()
-        health = sent(service, b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        health = sent(service, HEALTH)
         seen, asked = [each.result() for each in bad], [each.result() for each in kind]
         peak, alive = service.memory_mib("VmHWM"), service.process.poll() is None
         ended_s = service.stop()
@@ -391,3 +400,80 @@ def is_clean(result: dict[str, Any]) -> bool:
         and result["sigterm_s"] < SIGTERM_S
         and not result["tracebacks"]
     )
+
+
+def show(result: dict[str, Any]) -> str:
+    """As Markdown."""
+    memory, latency = result["memory"], result["latency_ms"]
+    lines = ["| what hostile clients did: what came | times |", "|---|---|"]
+    lines += [f"| {name} | {count} |" for name, count in result["hostile"].items()]
+    good = ", ".join(f"{count} {name}" for name, count in result["good"].items())
+    latencies = ", ".join(f"{name} {value:g} ms" for name, value in latency.items())
+    sizes = f"MiB: {memory['before_mib']:.0f}, at most {memory['peak_mib']:.0f}"
+    after = f"/health afterwards: {result['health']}; SIGTERM: {result['sigterm_s']:.1f} s"
+    faults = f"tracebacks in the log: {result['tracebacks']}, problems: {len(result['problems'])}"
+    lines += [
+        "",
+        f"good answers: {good}; {latencies}",
+        f"{sizes}, bound {memory['bound_mib']:.0f}",
+        f"{after}; {faults}",
+    ]
+    return "\n".join(lines)
+
+
+# --- single faults, for the table
+
+
+def exports_below(folder: Path, count: int, row: Row) -> None:
+    """Another bundle is swapped in below a running service, which must stay what it was."""
+    one, other = two_kinds(folder).values()
+    place, images = folder / "place", good_images(4)
+    swap_in(one, place)
+    with served(place) as service:
+        for turn in range(count):
+            swap_in(other if turn % 2 == 0 else one, place)
+            row.plant(f"turn {turn}, health", lambda: sent(service, HEALTH), _is("200"))
+            for image in images:
+                row.plant(f"turn {turn}, predict", lambda im=image: _ask_once(service, im), _is(""))  # type: ignore[misc]
+
+
+def _is_of(right: set[str], found: Any) -> str:
+    return "survived" if found in right else "lied"
+
+
+def _is(right: str) -> Callable[[Any], str]:
+    return partial(_is_of, {right})
+
+
+def _ask_once(service: Service, image: Good) -> str:
+    """What is wrong with the answer to one good request; empty where nothing is."""
+    with service.connect() as client:
+        client.sendall(request(image.body))
+        head, _, body = said(client).partition(b"\r\n\r\n")
+    if not head.startswith(b"HTTP/1.1 200"):
+        return head.decode(errors="replace")
+    return image.problem(json.loads(body)) or ""
+
+
+def stalled_clients(folder: Path, count: int, row: Row) -> None:
+    """Clients that stop in the middle: each is closed, a good one is answered, SIGTERM ends it."""
+    bundle, head = write_bundle(folder / "colours"), request(b"", length=1000)
+    (image,) = good_images(1)
+    begun = (b"", b"POST /pre", head[:40], head, head + b"half")
+    with served(bundle, "--read-timeout-s", "1", "--max-in-flight", "4") as service:
+        for turn in range(count):
+            data = begun[turn % len(begun)]
+            right = {"closed"} if data in begun[:3] else {"408", "503"}
+            with ThreadPoolExecutor(8) as pool:
+                for each in [pool.submit(sent, service, data) for _ in range(8)]:
+                    row.plant(f"turn {turn}", each.result, partial(_is_of, right))
+            row.plant("a good client after it", lambda: _ask_once(service, image), _is(""))
+    options = ("--read-timeout-s", "3600", "--graceful-timeout-s", "1")
+    for _ in range(max(1, count // 8)):
+        with served(bundle, *options) as service:
+            stalled = [service.connect() for _ in begun]
+            for client, data in zip(stalled, begun, strict=True):
+                client.sendall(data)
+            row.plant("SIGTERM", service.stop, lambda s: "survived" if s < SIGTERM_S else "hung")
+            for client in stalled:
+                client.close()

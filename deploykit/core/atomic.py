@@ -181,8 +181,11 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 
 def _discard(folder: Path, alive: FileLock) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    alive.release()
-    Path(alive.lock_file).unlink(missing_ok=True)
+    # What cannot be removed is removed by the next call, and what was published stays published.
+    with suppress(OSError):
+        alive.release()
+    with suppress(OSError):
+        Path(alive.lock_file).unlink(missing_ok=True)
 
 
 @contextmanager
