@@ -79,7 +79,7 @@ class BundleFiles:
 
     def changed_since(self) -> bool:
         """Whether a file whose hash was compared is another one now, or was written to."""
-        return any(_stamp_at(self.folder / name) != stamp for name, stamp in self.stamps.items())
+        return any(stamp_at(self.folder / name) != stamp for name, stamp in self.stamps.items())
 
     def _require_named_weights(self, name: str) -> None:
         others = sorted(external_locations(self.folder / name) - self.expected.keys())
@@ -126,7 +126,8 @@ def stamp_of(file: int | Path) -> Stamp:
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
-def _stamp_at(path: Path) -> Stamp | None:
+def stamp_at(path: Path) -> Stamp | None:
+    """The stamp of the file at ``path``; ``None`` where none is."""
     try:
         return stamp_of(path)
     except OSError:

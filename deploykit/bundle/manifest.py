@@ -1,7 +1,8 @@
 """A bundle on disk: its manifest, and the files that the manifest answers for.
 
 A manifest carries a digest of itself. It guards against slips (an edit by hand, a torn copy), not
-against somebody who means harm: an engine is executable, load bundles from trusted places only.
+against somebody who means harm: an engine is executable. Against these there are signatures, see
+`deploykit.bundle.signature`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from deploykit.core.artifacts import (
     WEIGHTS_SUFFIX,
     EngineRecord,
     OnnxArtifact,
-    sha256_of_bytes,
 )
 from deploykit.core.errors import BundleError, IntegrityError
 from deploykit.core.precision import Precision  # noqa: TC001
@@ -31,6 +31,7 @@ from deploykit.core.regular_files import open_regular
 from deploykit.core.serialization import (
     Source,
     artifact_to_plain,
+    digest_of,
     engine_to_plain,
     from_plain,
     known_fields,
@@ -41,6 +42,9 @@ from deploykit.core.specs import DEFAULT_HEAD, HeadRecord, Preprocessing
 
 if TYPE_CHECKING:
     from io import BufferedReader
+
+    from deploykit.bundle.files import Stamp
+    from deploykit.bundle.signature import Trust
 
 SCHEMA_VERSION: Final = 2
 """Of what is written. A release that knows schema 1 alone would pass over the order of the channels
@@ -56,6 +60,8 @@ GOLDEN: Final = "golden.npz"
 LABELS: Final = "labels.txt"
 CALIBRATION: Final = "calibration.json"
 SIDE_INPUTS: Final = "side_inputs.npz"
+SIGNATURE: Final = "model.sig"
+"""The signature of the manifest, where there is one; the manifest cannot have its hash."""
 
 OPTIONAL: Final = (REFERENCE, CPU_MODEL)
 """Files that may be deleted before a bundle is shipped."""
@@ -141,7 +147,7 @@ class Manifest:
 def manifest_text(manifest: Manifest) -> str:
     """The file's text, its own digest included."""
     body = _body(manifest)
-    return json.dumps(body | {_DIGEST: _digest(body)}, indent=2, sort_keys=True) + "\n"
+    return json.dumps(body | {_DIGEST: digest_of(body)}, indent=2, sort_keys=True) + "\n"
 
 
 def _body(manifest: Manifest) -> dict[str, Any]:
@@ -185,7 +191,7 @@ def read_manifest(text: str, folder: Path) -> Manifest:
     body = _checked_version(parse_json(text, source), source.name)
     recorded = body.pop(_DIGEST, None)
     try:
-        digest = _digest(body)
+        digest = digest_of(body)
     except RecursionError as exc:  # writing takes more of the stack than reading
         raise source.refusal("it is nested too deep") from exc
     if recorded != digest:
@@ -202,6 +208,29 @@ def read_manifest(text: str, folder: Path) -> Manifest:
         from_plain(form, known[name], replace(source, name=f"{source.name}: {name}"))
     _require_plain_files(manifest, source)
     return replace(manifest, onnx=replace(manifest.onnx, path=folder / manifest.onnx.path))
+
+
+def manifest_content(folder: Path) -> tuple[bytes, Stamp]:
+    """The bytes of the manifest in ``folder``, and the stamp of the file that they were read from.
+
+    Raises:
+        BundleError: no bundle there, or a manifest that cannot be read or is too large.
+    """
+    try:
+        with _open_manifest(folder) as file:
+            content, stamp = file.read(_MOST_BYTES + 1), stamp_of(file.fileno())
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise BundleError(
+            f"{folder} is not a bundle: it has no {MANIFEST}\n"
+            "make one with: deploykit export ARCHITECTURE"
+        ) from exc
+    except OSError as exc:
+        raise BundleError(f"cannot read {folder / MANIFEST}: {exc.strerror}") from exc
+    if len(content) > _MOST_BYTES:
+        raise BundleError(
+            f"{folder / MANIFEST} has more than {_MOST_BYTES} bytes, which no manifest has"
+        )
+    return content, stamp
 
 
 def _open_manifest(folder: Path) -> BufferedReader:
@@ -256,37 +285,33 @@ class CpuGraph:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A folder with its manifest, read and trusted to be the one that was written."""
+    """A folder with its manifest, read and trusted to be the one that was written.
+
+    ``signed_by`` is the key or certificate of its signature, where that was verified.
+    """
 
     folder: Path
     manifest: Manifest
+    signed_by: str | None = None
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
+    def open(cls, folder: Path, trust: Trust | None = None) -> Self:
         """Read the manifest of ``folder``; the other files are not touched, see `changed_files`.
+
+        With ``trust`` its bytes are compared with the signature before they are looked into.
 
         Raises:
             BundleError: no bundle there, or a manifest that cannot be read.
             IntegrityError: the manifest was edited.
+            SignatureError: nobody whom ``trust`` believes signed it as it is.
         """
+        content, stamp = manifest_content(folder)
+        signed_by = None if trust is None else trust.require(content, folder)
         try:
-            with _open_manifest(folder) as file:
-                stamp = stamp_of(file.fileno())
-                text = file.read(_MOST_BYTES + 1).decode()
-        except (FileNotFoundError, NotADirectoryError) as exc:
-            raise BundleError(
-                f"{folder} is not a bundle: it has no {MANIFEST}\n"
-                "make one with: deploykit export ARCHITECTURE"
-            ) from exc
-        except OSError as exc:
-            raise BundleError(f"cannot read {folder / MANIFEST}: {exc.strerror}") from exc
+            text = content.decode()
         except UnicodeDecodeError as exc:
             raise BundleError(f"cannot read {folder / MANIFEST}: {exc}") from exc
-        if len(text) > _MOST_BYTES:
-            raise BundleError(
-                f"{folder / MANIFEST} has more than {_MOST_BYTES} bytes, which no manifest has"
-            )
-        bundle = cls(folder, read_manifest(text, folder))
+        bundle = cls(folder, read_manifest(text, folder), signed_by)
         bundle.files.stamps[MANIFEST] = stamp
         return bundle
 
@@ -371,7 +396,8 @@ class Bundle:
 
         The second rename is what adds it: until then the bundle is the old one. An engine of the
         same compiler, version and GPUs is replaced; a new one has a name of its own, so that the
-        old one is whole as long as its manifest is.
+        old one is whole as long as its manifest is. A signature is not of the new manifest, and is
+        removed after it: whoever verifies in between, or what a crash leaves, is refused.
 
         Raises:
             BundleError: the folder cannot be written to, or its manifest no longer be read.
@@ -392,6 +418,7 @@ class Bundle:
                 staged.replace(self.folder / engine.file)
                 sync(self.folder)
                 fresh.replace(self.folder / MANIFEST)
+                (self.folder / SIGNATURE).unlink(missing_ok=True)
                 sync(self.folder, whole=False)
             finally:
                 with suppress(BundleError):  # the next build removes them
@@ -432,8 +459,3 @@ def _remedy(body: Any, version: object) -> str:
     if isinstance(writer, str) and writer != __version__ and _VERSION.fullmatch(writer):
         return f"deploykit {writer} wrote it: pip install -U 'deploykit>={writer}'"
     return "a newer deploykit wrote it: pip install -U deploykit"
-
-
-def _digest(body: Mapping[str, Any]) -> str:
-    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    return sha256_of_bytes(canonical.encode())

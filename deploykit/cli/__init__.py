@@ -19,6 +19,8 @@ COMMANDS: Final = (
     "export",
     "build",
     "check",
+    "sign",
+    "verify",
     "validate",
     "calibrate",
     "eval",

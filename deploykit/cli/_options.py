@@ -108,6 +108,12 @@ fast = click.option(
     is_flag=True,
     help="Compute in plain FP32 on the CPU, without an engine's rounding: faster, proves less.",
 )
+trust = click.option(
+    "--trust",
+    type=click.Path(path_type=Path),
+    metavar="FILE.pem",
+    help="Public key, or certificates, that must have signed the bundle as it is.",
+)
 side_inputs = click.option(
     "--side-inputs",
     type=click.Path(path_type=Path),

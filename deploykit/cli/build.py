@@ -41,4 +41,6 @@ def command(bundle: Path, backend: str, compiling: CompileOptions) -> Answer:
 def _show(out: Console, report: BuildReport) -> None:
     show_stages(out, report.stages)
     show_engines(out, report.bundle.manifest.engines)
+    for note in report.notes:
+        out.print(f"note: {note}", markup=False, soft_wrap=True)
     out.print(f"added {report.engine.file} to {report.bundle.folder}")

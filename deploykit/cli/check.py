@@ -17,10 +17,18 @@ if TYPE_CHECKING:
     from deploykit.verbs.check import CheckReport
 
 
-@click.command("check", cls=Command, epilog=examples("deploykit check engines/resnet50-fp16"))
+@click.command(
+    "check",
+    cls=Command,
+    epilog=examples(
+        "deploykit check engines/resnet50-fp16",
+        "deploykit check engines/resnet50-fp16 --trust key.pub",
+    ),
+)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @_options.fast
-def command(*, bundle: Path, fast: bool) -> Answer:
+@_options.trust
+def command(*, bundle: Path, fast: bool, trust: Path | None) -> Answer:
     """Verify the files, the engines and the numbers of a bundle.
 
     Every hash, each engine's header, and the golden sample on onnxruntime. Says of each engine
@@ -30,7 +38,7 @@ def command(*, bundle: Path, fast: bool) -> Answer:
     with progress().step("check"):
         from deploykit.verbs.check import check, check_to_plain
 
-        report = check(bundle, fast=fast)
+        report = check(bundle, fast=fast, trust=trust)
     return Answer(check_to_plain(report), lambda out: _show(out, report), failed=not report.ok)
 
 
@@ -45,3 +53,5 @@ def _show(out: Console, report: CheckReport) -> None:
     if report.ok:
         out.print(f"{report.bundle}: every file is as it was written, the golden sample agrees")
         out.print(f"the golden sample ran on {report.golden}")
+        if report.signed_by is not None:
+            out.print(f"signed by {report.signed_by}", markup=False, soft_wrap=True)

@@ -16,6 +16,7 @@ DeploykitError
 │   └── PrecisionError         the network compiled, but not in the precision that was asked
 ├── BundleError                a bundle that cannot be read or written
 │   └── IntegrityError         a file does not have the hash that the manifest gives
+│       └── SignatureError     nobody who is trusted signed the bundle as it is
 ├── EngineIncompatibleError    no engine of the bundle fits this machine
 ├── DeviceError                the GPU failed while it computed, or has too little memory
 └── QueueFullError             more requests wait than the queue holds
@@ -134,6 +135,10 @@ class BundleError(DeploykitError):
 
 class IntegrityError(BundleError):
     """A file of a bundle does not have the hash that the manifest gives."""
+
+
+class SignatureError(IntegrityError):
+    """A bundle is not signed, or not as it is, or by nobody who is trusted."""
 
 
 class EngineIncompatibleError(DeploykitError):

@@ -31,7 +31,7 @@ from typing import (
 
 import msgspec
 
-from deploykit.core.artifacts import OnnxArtifact
+from deploykit.core.artifacts import OnnxArtifact, sha256_of_bytes
 from deploykit.core.errors import DataError, DeploykitError, UsageError
 from deploykit.core.precision import Precision, precisions
 from deploykit.core.sizes import ShapeProfile, SizeRange
@@ -154,6 +154,18 @@ def parse_json(text: str | bytes, source: Source) -> Any:
     except (ValueError, RecursionError) as exc:
         lines = [f"{source.name} is not JSON, perhaps cut off: {exc}"]
         raise source.error("\n".join([*lines, source.remedy] if source.remedy else lines)) from exc
+
+
+def digest_of(data: Any) -> str:
+    """Hex digest of plain data, whatever its order of keys and its whitespace.
+
+    >>> digest_of({"a": 1.0, "b": []}) == digest_of(json.loads('{ "b": [], "a": 1.00 }'))
+    True
+
+    Raises:
+        RecursionError: it is nested too deep.
+    """
+    return sha256_of_bytes(json.dumps(data, sort_keys=True, separators=(",", ":")).encode())
 
 
 class _PrecisionName(str):

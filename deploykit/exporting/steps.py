@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -17,6 +18,7 @@ from deploykit.bundle.manifest import (
     MANIFEST,
     MODEL,
     REFERENCE,
+    SIGNATURE,
     Bundle,
     Manifest,
     manifest_text,
@@ -139,6 +141,11 @@ def export_bundle(
 
     def look_again() -> None:
         replaced.append(replacement.require(origin_of(manifest.model, manifest.weights)))
+        if (place / SIGNATURE).exists():
+            replaced.append(
+                "the bundle that was here was signed, this one is not; sign it: "
+                f"deploykit sign {shlex.quote(str(place))} --key KEY"
+            )
 
     with staged_folder(place, MANIFEST, look_again) as folder:
         manifest, reports, input_range = _fill(folder, source, plan, journal)

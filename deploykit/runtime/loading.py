@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -11,6 +11,7 @@ from deploykit.backends import CPU, EngineOptions
 from deploykit.backends._registry import graph_backend_on, load_devices
 from deploykit.bundle.manifest import LABELS, MANIFEST, is_folder
 from deploykit.bundle.reading import read_bundle
+from deploykit.bundle.signature import Trust
 from deploykit.core.errors import (
     BundleError,
     EngineIncompatibleError,
@@ -60,6 +61,7 @@ class _Wanted:
     cuda_graphs: bool
     threads: int | None
     fast: bool
+    trust: Trust | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class _Request:
     wanted: _Wanted
 
 
-def load(
+def load(  # noqa: PLR0913 - one parameter per choice of the caller
     path: str | os.PathLike[str],
     *,
     device: str = "auto",
@@ -79,6 +81,7 @@ def load(
     threads: int | None = None,
     fast: bool = False,
     machine: Machine | None = None,
+    trust: str | os.PathLike[str] | None = None,
 ) -> Classifier:
     """Load a bundle for serving; everything that can be wrong with it is found here.
 
@@ -99,16 +102,27 @@ def load(
         fast: on the CPU, compute a model of lower precision in plain FP32. By default its values
             are rounded where an engine rounds them, which takes longer.
         machine: what engines have to fit, for tests; this machine when not given.
+        trust: a public key, or certificates, in a PEM file. A bundle that is not signed by it, or
+            was changed since, is refused before its manifest is parsed. Kernels that TensorRT for
+            RTX cached beside an engine are not used then, because nobody signed them.
 
     Raises:
         BundleError: there is no bundle, or one that this deploykit cannot read.
         IntegrityError: a file that is needed is not as it was written.
+        SignatureError: nobody trusted signed the bundle as it is.
+        MissingDependencyError: ``trust`` needs model-signing: ``pip install 'deploykit[sign]'``.
         EngineIncompatibleError: no engine runs here; the message has the reason of each.
-        UsageError: an unknown device, or one that does not go with ``path``.
+        UsageError: an unknown device, or one that does not go with ``path``; no key in ``trust``.
         ModelFileError: onnxruntime cannot load the graph.
     """
     wanted = _understand(Path(path), device, cuda_graphs=cuda_graphs, threads=threads, fast=fast)
-    loaded = read_bundle(wanted.folder, lambda bundle: _load(wanted, bundle, machine or Machine()))
+    if trust is not None:
+        wanted = replace(wanted, trust=Trust.read(Path(trust)))
+
+    def use(bundle: Bundle) -> Classifier:
+        return _load(wanted, bundle, machine or Machine())
+
+    loaded = read_bundle(wanted.folder, use, wanted.trust)
     logger.info("%s: %s", loaded.name, loaded.choice)
     return loaded
 
@@ -213,7 +227,8 @@ def _try(request: _Request, fit: Fit, machine: Machine, count: int) -> Classifie
     """The classifier on this engine, or why it does not run in spite of what its manifest says."""
     record, bundle = fit.record, request.bundle
     bundle.require_unchanged(record.file)
-    cache = cache_of(bundle, fit, machine.gpus[0])
+    # It holds kernels, which are code, and the runtime writes it: nobody can have signed it.
+    cache = cache_of(bundle, fit, machine.gpus[0]) if request.wanted.trust is None else None
     options = EngineOptions(cuda_graphs=request.wanted.cuda_graphs, cache=cache)
     path = bundle.folder / record.file
     runner = machine.open_engine(path, fit.compiler, record.profile, options)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from deploykit.backends._registry import choose_compiler, engine_backends
-from deploykit.bundle.manifest import Bundle
+from deploykit.bundle.manifest import SIGNATURE, Bundle
 from deploykit.core import environment
 from deploykit.core.atomic import temporary_folder, translated_write_errors
 from deploykit.core.errors import UsageError
@@ -28,6 +29,7 @@ class BuildReport:
     bundle: Bundle
     engine: EngineRecord
     stages: tuple[StageTime, ...]
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``; ``validation`` is the one of the bundle's own graph."""
@@ -38,6 +40,7 @@ class BuildReport:
             "stages": [stage.to_dict() for stage in self.stages],
             "validation": [dict(report) for report in manifest.validation],
             "engines": list(map(engine_to_plain, manifest.engines)),
+            "notes": list(self.notes),
         }
 
 
@@ -45,6 +48,8 @@ def build(
     folder: Path, backend: str, options: CompileOptions, progress: Progress | None = None
 ) -> BuildReport:
     """Compile the bundle's own ONNX for this machine and add the engine to the bundle.
+
+    A signature of the bundle without this engine is removed, and a note says so.
 
     Raises:
         IntegrityError: the bundle is not as it was written.
@@ -74,5 +79,10 @@ def build(
                 journal.progress,
                 allowed_fp32=kept_heavy,
             )
+        if (folder / SIGNATURE).exists():
+            journal.notes.append(
+                "the signature was of the bundle without this engine and is removed; sign again: "
+                f"deploykit sign {shlex.quote(str(folder))} --key KEY"
+            )
         bundle = bundle.with_engine(engine, staging / engine.file)
-    return BuildReport(bundle, engine, tuple(journal.times))
+    return BuildReport(bundle, engine, tuple(journal.times), tuple(journal.notes))

@@ -11,6 +11,7 @@ from deploykit.backends import HEADER_BYTES, engine_fits
 from deploykit.backends._registry import graph_judge, loadable_compilers, read_header
 from deploykit.bundle.golden import Golden
 from deploykit.bundle.reading import read_bundle
+from deploykit.bundle.signature import Trust
 from deploykit.comparison.validation import validate
 from deploykit.core import environment
 from deploykit.core.errors import DeploykitError, IntegrityError
@@ -43,13 +44,15 @@ class EngineCheck:
 class CheckReport:
     """What is wrong with a bundle; an engine that does not fit this machine is no problem.
 
-    ``golden`` says on what the golden sample ran, and in which arithmetic.
+    ``golden`` says on what the golden sample ran, and in which arithmetic. ``signed_by`` is a key
+    or a certificate, where the signature was to be verified.
     """
 
     bundle: str
     problems: tuple[str, ...]
     engines: tuple[EngineCheck, ...]
     golden: str | None = None
+    signed_by: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -64,20 +67,25 @@ def check_to_plain(report: CheckReport) -> dict[str, Any]:
         "ok": report.ok,
         "problems": list(report.problems),
         "golden": report.golden,
+        "signed_by": report.signed_by,
         "engines": list(map(to_plain, report.engines)),
     }
 
 
-def check(folder: Path, *, fast: bool = False) -> CheckReport:
+def check(folder: Path, *, fast: bool = False, trust: Path | None = None) -> CheckReport:
     """Verify every hash, read each engine's header, run the golden sample on onnxruntime.
 
-    With ``fast`` that is the plain graph, which a CPU computes in FP32.
+    With ``fast`` that is the plain graph, which a CPU computes in FP32. With ``trust``, a public
+    key or certificates, the signature is verified first; without a good one nothing else is done.
 
     Raises:
         BundleError: ``folder`` is no bundle at all.
+        UsageError: ``trust`` is no key.
+        MissingDependencyError: ``trust`` needs model-signing.
     """
+    trusted = None if trust is None else Trust.read(trust)
     try:
-        return read_bundle(folder, lambda bundle: _check(bundle, fast=fast))
+        return read_bundle(folder, lambda bundle: _check(bundle, fast=fast), trusted)
     except IntegrityError as exc:
         return CheckReport(str(folder), (str(exc),), ())
 
@@ -88,7 +96,8 @@ def _check(bundle: Bundle, *, fast: bool) -> CheckReport:
     graph = bundle.on_cpu(fast=fast)
     if not problems:  # a file that was changed is not run
         problems += _check_golden(bundle, graph)
-    return CheckReport(str(bundle.folder), tuple(problems), tuple(engines), graph.name)
+    name, signed_by = str(bundle.folder), bundle.signed_by
+    return CheckReport(name, tuple(problems), tuple(engines), graph.name, signed_by)
 
 
 def _check_engines(bundle: Bundle) -> list[EngineCheck]:

@@ -150,7 +150,7 @@ PERCENTILE: Final = 99.99
 ALL_ZERO_AMAX: Final = 1.0
 """For a tensor that was never anything but zero: its range is unknown, its scale must not be 0."""
 
-_SMALLEST_AMAX: Final = 2.0 ** (MIN_EXPONENT - 1)
+ALL_ZERO_BELOW: Final = 2.0 ** (MIN_EXPONENT - 1)
 """Below it a tensor counts as zeros: its values lie in a few bins, its scale is lost in FP16."""
 
 _GROUPS: Final = LEVELS + 1
@@ -222,7 +222,7 @@ def calibrator(name: str) -> Callable[[Callable[[Histogram], float]], Callable[[
 
         @wraps(function)
         def guarded(histogram: Histogram) -> float:
-            all_zero = histogram.amax < _SMALLEST_AMAX
+            all_zero = histogram.amax < ALL_ZERO_BELOW
             return ALL_ZERO_AMAX if all_zero else function(histogram)
 
         _methods[name] = guarded

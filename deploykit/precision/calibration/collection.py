@@ -6,7 +6,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from math import gcd, prod
+from math import gcd, inf, prod
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -15,7 +15,7 @@ from deploykit import images
 from deploykit.core.errors import DataError
 from deploykit.graph.activations import expose_named
 from deploykit.images.side_inputs import all_inputs
-from deploykit.precision.calibration.calibrators import METHODS, RunningHistogram
+from deploykit.precision.calibration.calibrators import ALL_ZERO_BELOW, METHODS, RunningHistogram
 from deploykit.precision.calibration.table import CalibrationTable
 
 if TYPE_CHECKING:
@@ -166,6 +166,60 @@ def calibrate(
         trial_amax=trial,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+PROBED_PIXELS: Final = 4 * 224 * 224
+"""Of the images by which a table that was kept is judged; one of them at least."""
+
+FURTHEST: Final = 2.0**16
+"""Between a range and the largest value of a few images; a calibrator's bins end at 2**11."""
+
+NARROWEST: Final = 2
+"""How far a value may pass the maximum of all images; other machines round differently."""
+
+
+def contradiction(
+    table: CalibrationTable,
+    graph: LoadedGraph,
+    names: Sequence[str],
+    data: CalibrationData,
+    *,
+    open_runner: Callable[[SplitGraph], Runner],
+) -> str:
+    """Why a table cannot be of these images, by the values of a few; empty where nothing says so.
+
+    A range that is off by less passes: only calibrating again would tell.
+
+    Raises:
+        DataError: an image cannot be used.
+    """
+    height, width = data.preprocessing.crop
+    count = max(1, PROBED_PIXELS // (height * width))
+    largest = dict.fromkeys(names, 0.0)
+    with open_runner(_handed_over(graph, names)) as runner:
+        feed, size = runner.inputs[0].name, runner.inputs[0].fixed_batch or 1
+        some = data.indices[:count]
+        for inputs, _ in images.batches(
+            data.source, data.preprocessing, size, some, on_corrupt="skip", pad=False
+        ):
+            values = {**all_inputs(runner, inputs), **_run(runner, feed, inputs)}
+            for name in names:
+                # NaN, once found, stays, and fits no range.
+                largest[name] = float(np.maximum(largest[name], np.abs(values[name]).max()))
+    return next(filter(None, (_range_beside(table, name, largest[name]) for name in names)), "")
+
+
+def _range_beside(table: CalibrationTable, name: str, largest: float) -> str:
+    """What is wrong with the ranges of a tensor that was seen to reach ``largest``."""
+    whole = table.amax[name].get("max", inf)
+    if largest > whole * NARROWEST:
+        return f"its images reach {largest:.3g} at {name}, it gives {whole:.3g} as the maximum"
+    if largest < ALL_ZERO_BELOW:  # other images may have values there
+        return ""
+    for method, amax in (*table.amax[name].items(), *table.trial_amax.get(name, {}).items()):
+        if not largest / FURTHEST <= amax <= largest * FURTHEST:
+            return f"its images reach {largest:.3g} at {name}, {method} gives {amax:.3g}"
+    return ""
 
 
 def _handed_over(graph: LoadedGraph, names: Sequence[str]) -> SplitGraph:

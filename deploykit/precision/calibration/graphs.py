@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit import images
 from deploykit.core.errors import DataError, UsageError
 from deploykit.graph.qdq import calibration_tensors
-from deploykit.precision.calibration.collection import calibrate
+from deploykit.precision.calibration.collection import calibrate, contradiction
 from deploykit.precision.calibration.data import (
     RANDOM,
     CalibrationData,
@@ -21,18 +21,17 @@ from deploykit.precision.calibration.data import (
     split_holdout,
 )
 from deploykit.precision.calibration.table import (
-    SAME,
     CalibrationTable,
     FoundTable,
     find_table,
     places_of_table,
+    same_story,
 )
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from deploykit.comparison.reference import Runners
-    from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.progress import Journal
     from deploykit.core.specs import Preprocessing
     from deploykit.graph import LoadedGraph
@@ -77,8 +76,8 @@ def calibrate_graph(
 
     Raises:
         UsageError: the model takes something beside images of which there is only noise.
-        DataError: the images cannot be used, or give NaN; a table that must fit does not; the
-            table's place has a file that is no table.
+        DataError: the images cannot be used, or give NaN; a table that must fit does not, or says
+            what a few of its images refute; the table's place has a file that is no table.
         ModelFileError: the graph is quantized already.
     """
     if runners.side.is_noise and options.data != RANDOM:
@@ -98,7 +97,7 @@ def calibrate_graph(
     # Of all policies: which layers are kept is decided later, on these ranges.
     tensors = calibration_tensors(graph.model)
     with journal.stage("calibrate") as task:
-        found = _find(name, options, data, graph.artifact, tensors)
+        found = _find(name, options, data, graph, tensors, runners)
         table = found.table
         if table is None:
             table = calibrate(graph, tensors, data, open_runner=runners.sharing, task=task)
@@ -118,23 +117,27 @@ def _find(
     name: str,
     options: CalibrationOptions,
     data: CalibrationData,
-    artifact: OnnxArtifact,
+    graph: LoadedGraph,
     tensors: tuple[str, ...],
+    runners: Runners,
 ) -> FoundTable:
-    key = cache(lambda: data.key(artifact.sha256))  # reads all images, if there is a table at all
+    sha256 = graph.artifact.sha256
+    key = cache(lambda: data.key(sha256))  # reads all images, if there is a table at all
 
     def difference(table: CalibrationTable) -> str:
-        return table.matches(key(), tensors)
+        return table.matches(key(), tensors) or contradiction(
+            table, graph, tensors, data, open_runner=runners.sharing
+        )
 
     if options.table is None:
         return find_table(places_of_table(name, options.bundle), difference)
     if not options.must_fit:
         return find_table([options.table], difference)
     table = CalibrationTable.load(options.table)
-    table.require_model(artifact.sha256)
+    table.require_model(sha256)
     if differs := difference(table):
         raise DataError(
             f"the calibration table {options.table} does not fit: {differs}\n"
             "give what it was made from, or calibrate anew: leave --calib-table out"
         )
-    return FoundTable(table, options.table, SAME)
+    return FoundTable(table, options.table, same_story(table))

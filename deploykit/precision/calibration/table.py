@@ -1,4 +1,8 @@
-"""Calibration table on disk: the ranges, what they were made for, where a table is kept."""
+"""Calibration table on disk: the ranges, what they were made for, where a table is kept.
+
+A table carries a digest of all that it says, as a manifest does. It finds accidents: ranges decide
+how a model computes, and another digit of one is as good a number as the right one.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,20 @@ import re
 import tomllib
 from collections.abc import Mapping  # noqa: TC003  (read back by these types)
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.core.artifacts import sha256_of_bytes
 from deploykit.core.atomic import write_whole
 from deploykit.core.errors import DataError, UnknownNameError
-from deploykit.core.serialization import Source, from_plain, known_fields, parse_json, to_plain
+from deploykit.core.serialization import (
+    Source,
+    digest_of,
+    from_plain,
+    known_fields,
+    parse_json,
+    to_plain,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +34,16 @@ SCHEMA_VERSION: Final = 2
 
 _RGB: Final = {"channel_order": "rgb"}
 """What tables do not say that were made before there was a choice."""
+
+_DIGEST: Final = "table_sha256"
+
+NO_DIGEST: Final = "an older deploykit made it, without a digest: changes of it would not be found"
+
+_SMALLEST: Final = 127 * 2.0**-126
+"""Its 127th part, the scale, is the smallest normal number of FP32."""
+
+_LARGEST: Final = (2 - 2**-23) * 2.0**127
+"""The largest number of FP32, in which the ranges were measured."""
 
 _REMEDY: Final = "calibrate again: deploykit calibrate MODEL --data FOLDER"
 
@@ -56,6 +76,7 @@ class CalibrationTable:
     ``amax`` maps a tensor's name to method and range, ``amax["input"]["entropy"]``; the scale of a
     tensor is its range divided by 127. ``images`` were seen, ``skipped`` could not be used.
     ``trial_amax`` is the same without the images that were held out to compare candidates on.
+    ``has_digest`` is false of one that was read from a file of before there was a digest.
     """
 
     key: CalibrationKey
@@ -64,6 +85,7 @@ class CalibrationTable:
     amax: Mapping[str, Mapping[str, float]]
     created: str
     trial_amax: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    has_digest: bool = field(default=True, compare=False)
 
     @property
     def digest(self) -> str:
@@ -123,7 +145,7 @@ class CalibrationTable:
         """Read a table that `save` wrote.
 
         Raises:
-            DataError: missing, unreadable, or not a table.
+            DataError: missing, unreadable, not a table, or changed since.
         """
         try:
             text = path.read_text(encoding="utf-8")
@@ -139,15 +161,17 @@ class CalibrationTable:
 
 def table_text(table: CalibrationTable) -> str:
     """The file's text."""
-    return json.dumps(_body(table), indent=1, sort_keys=True, allow_nan=False) + "\n"
+    body = _plain(_body(table))
+    digested = body | {_DIGEST: digest_of(body)}
+    return json.dumps(digested, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def read_table(text: str, name: str) -> CalibrationTable:
     """Read the text of the file ``name``.
 
     Raises:
-        DataError: not JSON, another schema version, a key is missing, unknown or of another type,
-            or a range is not a positive number.
+        DataError: not JSON, another schema version, the content does not have the digest that it
+            gives, a key is missing, unknown or of another type, or a number that cannot be.
     """
     source = Source(name, remedy=_REMEDY)
     body = parse_json(text, source)
@@ -156,9 +180,24 @@ def read_table(text: str, name: str) -> CalibrationTable:
         raise DataError(
             f"{name} has schema version {version}, this deploykit reads {SCHEMA_VERSION}\n{_REMEDY}"
         )
-    table = from_plain(CalibrationTable, known_fields(CalibrationTable, body), source)
-    _require_positive(table, name)
+    recorded = body.pop(_DIGEST, None)
+    _require_digest(recorded, body, name)
+    known = {**known_fields(CalibrationTable, body), "has_digest": recorded is not None}
+    table = from_plain(CalibrationTable, known, source)
+    _require_possible(table, name)
     return table
+
+
+def _require_digest(recorded: Any, body: dict[str, Any], name: str) -> None:
+    try:
+        found = digest_of(body)
+    except RecursionError as exc:
+        raise DataError(f"{name} is nested too deep to be a table\n{_REMEDY}") from exc
+    if recorded not in (None, found):
+        raise DataError(
+            f"{name} was changed after it was written\n"
+            f"it gives sha256 {recorded!s:.64}, its content has {found}\n{_REMEDY}"
+        )
 
 
 def is_table(path: Path) -> bool:
@@ -171,16 +210,26 @@ def is_table(path: Path) -> bool:
 
 
 def _body(table: CalibrationTable) -> dict[str, Any]:
-    return {"schema_version": SCHEMA_VERSION, **to_plain(table)}
+    body = {"schema_version": SCHEMA_VERSION, **to_plain(table)}
+    del body["has_digest"]
+    return body
 
 
-def _require_positive(table: CalibrationTable, name: str) -> None:
+def _require_possible(table: CalibrationTable, name: str) -> None:
+    asked = table.key.settings.get("images")
+    most = asked if isinstance(asked, int) else None
+    if table.images < 1 or (most is not None and table.images > most):
+        expected = "1 or more" if most is None else f"1 to {most}"
+        raise DataError(
+            f"{name} says that it is of {table.images} images\nexpected {expected}: calibrate again"
+        )
     for tensor, ranges in (*table.amax.items(), *table.trial_amax.items()):
         for method, amax in ranges.items():
-            if not (isfinite(amax) and amax > 0):
+            if not _SMALLEST <= amax <= _LARGEST:
                 raise DataError(
                     f"{name} gives {tensor} the range {amax!r} by {method}\n"
-                    "expected a positive number: calibrate again"
+                    f"expected a positive number from {_SMALLEST:.2g} to {_LARGEST:.2g}, as FP32 "
+                    "has them: calibrate again"
                 )
 
 
@@ -226,6 +275,11 @@ def is_project(folder: Path) -> bool:
     return isinstance(tools, dict) and isinstance(tools.get("deploykit"), dict)
 
 
+def same_story(table: CalibrationTable) -> str:
+    """What to say of a table that fits."""
+    return SAME if table.has_digest else f"{SAME}; {NO_DIGEST}"
+
+
 def find_table(places: Sequence[Path], difference: Callable[[CalibrationTable], str]) -> FoundTable:
     """The first table at ``places`` without a ``difference``; a new one goes to the first place.
 
@@ -241,7 +295,7 @@ def find_table(places: Sequence[Path], difference: Callable[[CalibrationTable], 
             reasons[path] = str(exc).splitlines()[0]
             continue
         if not reasons[path]:
-            return FoundTable(table, path, SAME)
+            return FoundTable(table, path, same_story(table))
     _require_replaceable(places[0])
     return FoundTable(None, places[0], _why_new(places[0], reasons))
 

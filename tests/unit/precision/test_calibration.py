@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from tests.bundles import write_classifier
 from tests.graphs import normal, run_ort
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from deploykit.core.artifacts import OnnxArtifact
@@ -218,3 +220,91 @@ def test_ranges_are_those_of_onnxruntime(artifact: OnnxArtifact, tmp_path: Path)
     values = run_ort(model, {"input": images})
     for name in names:
         assert found.table.amax[name]["max"] == pytest.approx(np.abs(values[name]).max(), rel=1e-4)
+
+
+# --- a table that a few of its images refute
+
+
+def wrong(
+    table: CalibrationTable, name: str, *, method: str = "", times: float
+) -> CalibrationTable:
+    """One tensor's ranges by all methods, or by one, in both kinds, with the right digest."""
+
+    def changed(ranges: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+        found = {tensor: dict(each) for tensor, each in ranges.items()}
+        for key, amax in found[name].items():
+            if method in ("", key):
+                found[name][key] = amax * times
+        return found
+
+    return replace(table, amax=changed(table.amax), trial_amax=changed(table.trial_amax))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"times": 1e30}, r"its images reach .* at input, entropy gives .*e\+(29|30)"),
+        ({"times": 1e-30}, r"its images reach .* at input, it gives .*e-(30|31) as the maximum"),
+        ({"times": 0.25}, r"its images reach 1 at input, it gives 0.25 as the maximum"),
+        ({"times": 1e9, "method": "mse"}, r"its images reach .* at input, mse gives .*e\+0[89]"),
+        ({"times": 1e-9, "method": "mse"}, r"its images reach .* at input, mse gives .*e-(09|10)"),
+    ],
+)
+def test_ranges_that_its_own_images_refute(
+    artifact: OnnxArtifact, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    found, _ = calibrated(artifact, options(tmp_path))
+    wrong(found.table, "input", **change).save(tmp_path / "t.json")
+    with pytest.raises(DataError, match=rf"table .*t\.json does not fit: {said}\ngive what it was"):
+        calibrated(artifact, options(tmp_path, must_fit=True))
+    again, notes = calibrated(artifact, options(tmp_path))
+    assert re.search(rf"t\.json: made anew: {said}$", notes[-1])
+    assert CalibrationTable.load(tmp_path / "t.json").amax == found.table.amax
+    assert again.table.amax == found.table.amax
+
+
+@pytest.mark.parametrize("times", [0.9, 1.1, 100.0])
+def test_what_a_few_images_cannot_refute(
+    artifact: OnnxArtifact, tmp_path: Path, times: float
+) -> None:
+    found, _ = calibrated(artifact, options(tmp_path))
+    wrong(found.table, "input", times=times).save(tmp_path / "t.json")
+    again, _ = calibrated(artifact, options(tmp_path, must_fit=True))
+    assert again.story == "used again: same model, images, preprocessing and settings"
+
+
+def test_black_images_refute_nothing(artifact: OnnxArtifact, tmp_path: Path) -> None:
+    """All of them zeros: their range is 1, as that of a tensor of which nothing is known."""
+    black = ArrayImages(np.zeros((5, 8, 8, 3), np.uint8))
+    found, _ = calibrated(artifact, options(tmp_path, data=black))
+    assert found.table.amax["input"]["max"] == 1.0
+    again, _ = calibrated(artifact, options(tmp_path, data=black, must_fit=True))
+    assert again.table.amax == found.table.amax
+
+
+def test_a_table_without_a_digest_is_used_with_a_note(
+    artifact: OnnxArtifact, tmp_path: Path
+) -> None:
+    calibrated(artifact, options(tmp_path))
+    body = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))
+    del body["table_sha256"]
+    (tmp_path / "t.json").write_text(json.dumps(body), encoding="utf-8")
+    for must_fit in (True, False):
+        found, notes = calibrated(artifact, options(tmp_path, must_fit=must_fit))
+        assert found.story.endswith("; an older deploykit made it, without a digest: changes of it "
+                                    "would not be found")  # fmt: skip
+        assert notes[-1] == f"calibration table {tmp_path / 't.json'}: {found.story}"
+
+
+def test_a_changed_table_is_made_anew_or_refused(artifact: OnnxArtifact, tmp_path: Path) -> None:
+    found, _ = calibrated(artifact, options(tmp_path))
+    text = (tmp_path / "t.json").read_text(encoding="utf-8")
+    maximum = json.dumps(found.table.amax["input"]["max"])
+    (tmp_path / "t.json").write_text(text.replace(maximum, "0.7"), encoding="utf-8")
+    with pytest.raises(
+        DataError, match=r"^t\.json was changed after it was written\nit gives sha2"
+    ):
+        calibrated(artifact, options(tmp_path, must_fit=True))
+    again, _ = calibrated(artifact, options(tmp_path))
+    assert again.story == "made anew: t.json was changed after it was written"
+    assert again.table.amax == found.table.amax

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -7,9 +8,10 @@ from dataclasses import replace
 from math import nan
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
-from deploykit.core.errors import BundleError, DataError, UnknownNameError
+from deploykit.core.errors import BundleError, DataError, DeploykitError, UnknownNameError
 from deploykit.core.serialization import to_plain
 from deploykit.core.specs import Preprocessing
 from deploykit.precision.calibration.table import (
@@ -17,6 +19,7 @@ from deploykit.precision.calibration.table import (
     CalibrationTable,
     is_table,
     read_table,
+    same_story,
     table_text,
 )
 
@@ -35,7 +38,7 @@ TABLE = CalibrationTable(
     skipped=("images/broken.jpg",),
     amax={
         "input": {"max": 2.640000104904175, "entropy": 1.0 / 3.0},
-        "relu": {"max": 7.25, "entropy": 5e-324},
+        "relu": {"max": 7.25, "entropy": 1e-30},
     },
     created="2026-11-22T00:00:00+00:00",
     trial_amax={
@@ -45,8 +48,17 @@ TABLE = CalibrationTable(
 )
 
 
+def digest(body: dict[str, Any]) -> str:
+    """Of the canonical form: sorted keys, no whitespace."""
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def altered(**changes: Any) -> str:
-    return json.dumps({**json.loads(table_text(TABLE)), **changes})
+    """Changed on purpose: with the digest of what it says then."""
+    body = {**json.loads(table_text(TABLE)), **changes}
+    body.pop("table_sha256", None)
+    return json.dumps(body | {"table_sha256": digest(body)})
 
 
 KEY_BODY = json.loads(table_text(TABLE))["key"]
@@ -240,13 +252,102 @@ def test_fields_of_a_later_release_are_passed_over() -> None:
     assert read_table(altered(colour="blue"), "t").digest == TABLE.digest
 
 
-@pytest.mark.parametrize("amax", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_range_must_be_a_positive_number(amax: float) -> None:
-    text = altered(amax={"input": {"max": 1.0}, "relu": {"max": amax}})
+@pytest.mark.parametrize("amax", [0.0, -1.0, nan, float("inf"), 1e-40, 3.5e38, -0.0])
+@pytest.mark.parametrize("field", ["amax", "trial_amax"])
+def test_a_range_must_be_a_positive_number(amax: float, field: str) -> None:
+    text = altered(**{field: {"input": {"max": 1.0}, "relu": {"max": amax}}})
     with pytest.raises(
-        DataError, match=r"^t gives relu the range (0.0|-1.0|nan|inf) by max\nexpected a positive"
+        DataError,
+        match=r"^t gives relu the range (-?0.0|-1.0|nan|inf|1e-40|3.5e\+38) by max\nexpected a posi"
+        r"tive number from 1.5e-36 to 3.4e\+38, as FP32 has them: calibrate again$",
     ):
         read_table(text, "t")
+
+
+@pytest.mark.parametrize("images", [0, -1, -511, 513, 10**9])
+def test_a_count_of_images_must_be_one(images: int) -> None:
+    with pytest.raises(
+        DataError, match=rf"^t says that it is of {images} images\nexpected 1 to 512: calibrate aga"
+    ):
+        read_table(altered(images=images), "t")
+    key = {**KEY_BODY, "settings": {}}
+    if images > 0:
+        assert read_table(altered(images=images, key=key), "t").images == images
+    else:
+        with pytest.raises(DataError, match="expected 1 or more: calibrate again"):
+            read_table(altered(images=images, key=key), "t")
+
+
+# --- the digest
+
+
+def test_a_table_has_the_digest_of_all_that_it_says() -> None:
+    body = json.loads(table_text(TABLE))
+    assert body.pop("table_sha256") == digest(body)
+    assert read_table(table_text(TABLE), "t").has_digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"amax": {**TABLE.amax, "relu": {"max": 7.26, "entropy": 1e-30}}},
+        {"created": "2026-11-22T00:00:01+00:00"},
+        {"skipped": []},
+        {"images": 510},
+        {"colour": "blue"},
+        {"table_sha256": "0" * 64},
+        {"table_sha256": 3},
+    ],
+)
+def test_a_table_that_was_changed(change: dict[str, Any]) -> None:
+    text = json.dumps({**json.loads(table_text(TABLE)), **change})
+    with pytest.raises(
+        DataError,
+        match=r"^t was changed after it was written\nit gives sha256 .*, its content has \w+\n"
+        r"calibrate again: deploykit calibrate MODEL --data FOLDER$",
+    ):
+        read_table(text, "t")
+
+
+def test_a_table_of_before_there_was_a_digest() -> None:
+    body = json.loads(table_text(TABLE))
+    del body["table_sha256"]
+    before = read_table(json.dumps(body), "t")
+    assert before == read_table(table_text(TABLE), "t")
+    assert not before.has_digest
+    assert same_story(TABLE) == "used again: same model, images, preprocessing and settings"
+    assert same_story(before) == (
+        "used again: same model, images, preprocessing and settings; an older deploykit made it, "
+        "without a digest: changes of it would not be found"
+    )
+    assert "table_sha256" in table_text(before)  # as an export keeps it in its bundle
+
+
+def test_a_thousand_changed_bytes_are_refused_or_change_nothing(tmp_path: Path) -> None:
+    """As a bad disk has it: any byte, anything in its place."""
+    chance = np.random.default_rng(15)
+    content, refused = table_text(TABLE).encode(), 0
+    written = read_table(content.decode(), "t")
+    for _ in range(1000):
+        changed = bytearray(content)
+        changed[chance.integers(len(content))] = chance.integers(256)
+        (tmp_path / "t").write_bytes(changed)
+        try:
+            found = CalibrationTable.load(tmp_path / "t")
+        except DeploykitError:
+            refused += 1
+        else:
+            assert found == written
+    assert refused > 700  # a third of the bytes are whitespace
+
+
+def test_a_table_that_is_nested_just_so_deep() -> None:
+    """What the reader of JSON still takes, and the writer, which makes the digest, does not."""
+    for depth in range(800, 1100, 3):
+        inner = "[" * depth + "]" * depth
+        text = f'{{"schema_version": 2, "colour": {inner}, "table_sha256": "0"}}'
+        with pytest.raises(DataError, match=r"^t (is not JSON|is nested too deep|was changed)"):
+            read_table(text, "t")
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def test_a_whole_bundle_has_no_problems(tmp_path: Path) -> None:
         "ok": True,
         "problems": [],
         "golden": "model.onnx",
+        "signed_by": None,
         "engines": [],
     }
 

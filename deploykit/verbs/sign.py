@@ -1,0 +1,53 @@
+"""`deploykit sign`: a signature that says who stands for a bundle as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from deploykit.bundle.manifest import SIGNATURE
+from deploykit.bundle.signature import sign_bundle
+from deploykit.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deploykit.bundle.signature import SigningKey
+
+
+@dataclass(frozen=True)
+class SignReport:
+    """The signature's file, whose it is, and of how many files beside the manifest."""
+
+    bundle: str
+    signature: str
+    signed_by: str
+    files: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return {
+            "bundle": self.bundle,
+            "signature": self.signature,
+            "signed_by": self.signed_by,
+            "files": self.files,
+        }
+
+
+def sign(folder: Path, key: SigningKey) -> SignReport:
+    """Compare every file with its hash, and sign the manifest that has these hashes.
+
+    Raises:
+        UsageError: the key cannot be used.
+        MissingDependencyError: model-signing is not installed.
+        IntegrityError: a file is not as it was written.
+        BundleError: no bundle there, or it cannot be written to.
+    """
+    if key.chain and key.certificate is None:
+        raise UsageError(
+            "--chain has certificates of those who issued another\n"
+            "give the one of the key too: --certificate CERT.pem"
+        )
+    bundle, signed_by = sign_bundle(folder, key)
+    files = len(bundle.files.expected)
+    return SignReport(str(folder), str(folder / SIGNATURE), signed_by, files)
