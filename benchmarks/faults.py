@@ -54,12 +54,13 @@ KINDS: Final = (
     Kind("builds stopped at each call on the disk", faults_disk.builds_stopped, 3, 30),
     Kind("swaps stopped at each call on the disk", faults_disk.swaps_stopped, 3, 30),
     Kind("swaps in two renames, the same", faults_disk.two_renames_stopped, 3, 30),
-    Kind("exports killed at random times", faults_disk.exports_killed, 30, 60),
+    Kind("exports killed at random times", faults_disk.exports_killed, 24, 60),
     Kind("full disks and TMPDIR during export", faults_disk.disks_full, 12, 60),
     Kind("random bytes in files of a bundle", faults_files.bytes_of_files, 500),
     Kind("other values in a signed manifest", faults_files.values_of_manifests, 500),
     Kind("random bytes in a graph, hashes made to fit", faults_files.bytes_of_graphs, 200),
     Kind("odd golden samples, hashes made to fit", faults_files.bytes_of_golden_samples, 200),
+    Kind("changes of a signed bundle, hashes made to fit", faults_files.signed_bundles, 60),
     Kind("calibration tables", faults_files.calibration_tables, 1000),
     Kind("names that leave the folder", faults_files.names_that_leave),
     Kind("external weights that are not named", faults_files.external_weights),
@@ -115,7 +116,8 @@ def table(rows: list[Row]) -> str:
     total = [str(sum(row.counts[name] for row in rows)) for name in OUTCOMES]
     cells = [str(sum(row.tried for row in rows)), total[0], str(sum(row.refused for row in rows))]
     lines.append(f"| all | {' | '.join([*cells, *total[1:]])} | | |")
-    return "\n".join(lines)
+    notes = [f"Left out of {row.kind!r}: {row.left_out}." for row in rows if row.left_out]
+    return "\n".join([*lines, *([""] if notes else []), *notes])
 
 
 def measured() -> dict[str, Any]:

@@ -240,7 +240,7 @@ def disks_full(folder: Path, count: int, row: Row) -> None:
         limit = int(8000 * (turn / count) ** 2)
         row.plant(
             f"no file above {limit} bytes",
-            lambda limit=limit: _refused_export(graphs[1], place, limit=limit),  # type: ignore[misc]
+            lambda limit=limit: _refused_export(row, graphs[1], place, limit=limit),  # type: ignore[misc]
             lambda said: said if said != "survived" else whole(place),
         )
     for size in ("4k", "16k", "64k"):
@@ -251,18 +251,18 @@ def disks_full(folder: Path, count: int, row: Row) -> None:
             (disk / "taken").write_bytes(bytes(int(size[:-1]) * 1024 - 4096))
             row.plant(
                 f"TMPDIR of {size}",
-                lambda disk=disk: _refused_export(graphs[1], place, tmpdir=disk),  # type: ignore[misc]
+                lambda disk=disk: _refused_export(row, graphs[1], place, tmpdir=disk),  # type: ignore[misc]
                 lambda said: said if said != "survived" else whole(place),
             )
             row.plant(
                 f"a disk of {size}",
-                lambda disk=disk: _refused_export(graphs[1], disk / "net"),  # type: ignore[misc]
+                lambda disk=disk: _refused_export(row, graphs[1], disk / "net"),  # type: ignore[misc]
                 lambda said: said if said != "survived" else whole(place),
             )
 
 
 def _refused_export(
-    source: Path, place: Path, *, limit: int | None = None, tmpdir: Path | None = None
+    row: Row, source: Path, place: Path, *, limit: int | None = None, tmpdir: Path | None = None
 ) -> str:
     """Outcome of the command alone: it works, or says in words why not."""
 
@@ -278,6 +278,7 @@ def _refused_export(
     )
     if "Traceback" in done.stderr or done.returncode not in {0, 1, 2}:
         return "traceback"
+    row.refused += done.returncode != 0
     return "survived" if done.returncode == 0 or done.stderr.strip() else "lied"
 
 

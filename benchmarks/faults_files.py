@@ -21,7 +21,8 @@ from PIL import Image
 
 import deploykit
 from benchmarks.faults_judge import PROBE, Row, digest_of, is_refusal, is_right, loaded, two_kinds
-from deploykit.bundle.manifest import GOLDEN, LABELS, MANIFEST, MODEL
+from deploykit.bundle.manifest import GOLDEN, LABELS, MANIFEST, MODEL, SIGNATURE
+from deploykit.bundle.signature import SigningKey, sign_bundle
 from deploykit.core.artifacts import sha256_of_bytes
 from deploykit.precision.calibration.table import (
     CalibrationKey,
@@ -31,6 +32,7 @@ from deploykit.precision.calibration.table import (
 )
 from deploykit.verbs.check import check
 from deploykit.verbs.inspect import inspect
+from deploykit.verbs.verify import verify
 from tests.bundles import SIZE, engine_record, write_bundle, write_classifier
 from tests.cli import deploykit as command
 from tests.special_files import SPECIAL
@@ -209,6 +211,41 @@ def _fitted_bytes(folder: Path, name: str, count: int, row: Row) -> None:
         fitted(place, name)
         for use_name, use in uses_of(place).items():
             row.plant(f"turn {turn}, {use_name}", use, honest)
+
+
+def signed_bundles(folder: Path, count: int, row: Row) -> None:
+    """Changes of a signed bundle by somebody who makes every hash fit but has no key."""
+    from tests.signing import new_key  # needs model-signing
+
+    chance, place = random.Random(4), two_kinds(folder)["colours-fp32"]  # noqa: S311
+    keys = [new_key(folder / f"{name}.pem") for name in ("mine", "another")]
+    trust = keys[0].with_suffix(".pub")
+    sign_bundle(place, SigningKey(keys[0]))
+    kept = {path.name: path.read_bytes() for path in place.iterdir()}
+    uses: Uses = {
+        "load": lambda: loaded(place, trust),
+        "check": lambda: check(place, trust=trust),
+        "verify": lambda: verify(place, trust),
+    }
+    row.plant("unchanged", uses["load"], lambda found: "survived" if is_right(found) else "lied")
+    for turn in range(count):
+        name = chance.choice((MODEL, GOLDEN, LABELS, MANIFEST, SIGNATURE, "unsigned", "another"))
+        if name == "another":
+            sign_bundle(place, SigningKey(keys[1]))
+        elif name == "unsigned":
+            (place / SIGNATURE).unlink()
+        elif name == MANIFEST:
+            write_signed(place, mutated(body_of(place), chance))
+        else:
+            (place / name).write_bytes(damaged(kept[name], chance))
+            if name != SIGNATURE and (place / name).read_bytes() != kept[name]:
+                fitted(place, name)
+        # Other bytes of a signature may say the same.
+        is_same = name == SIGNATURE or all((place / at).read_bytes() == kept[at] for at in kept)
+        for use_name, use in uses.items():
+            row.plant(f"{name}, turn {turn}, {use_name}", use, honest if is_same else refused)
+        for at, content in kept.items():
+            (place / at).write_bytes(content)
 
 
 def calibration_tables(_folder: Path, count: int, row: Row) -> None:

@@ -178,8 +178,8 @@ class Answer:
     logits: NDArray[np.float32]
 
 
-def loaded(folder: Path) -> Answer:
-    with deploykit.load(folder, device="cpu", threads=1) as model:
+def loaded(folder: Path, trust: Path | None = None) -> Answer:
+    with deploykit.load(folder, device="cpu", threads=1, trust=trust) as model:
         return Answer(model.name, model.labels, model.run(PROBE))
 
 
