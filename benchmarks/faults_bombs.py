@@ -124,7 +124,9 @@ def bounded(row: Row, what: str, arguments: tuple[object, ...], code: int | None
     )
     timer = threading.Timer(row.bound_s, process.kill)
     timer.start()
-    said = process.stderr.read() if process.stderr else ""
+    assert process.stderr is not None  # noqa: S101 - PIPE was asked for
+    with process.stderr as errors:
+        said = errors.read()
     _, status, usage = os.wait4(process.pid, 0)
     timer.cancel()
     seconds = time.monotonic() - start
