@@ -23,6 +23,7 @@ from deploykit.backends._backend import (
 from deploykit.backends._feeds import check_feeds
 from deploykit.core.errors import EngineIncompatibleError, ModelFileError, UsageError, first_line
 from deploykit.core.precision import OWN, Precision
+from deploykit.core.regular_files import require_utf8
 from deploykit.core.specs import Closing, SplitGraph, StepTimes, TensorSpec
 
 if TYPE_CHECKING:
@@ -251,7 +252,10 @@ def _content(model: Path | bytes | SplitGraph | None, options: ort.SessionOption
         values = [ort.OrtValue.ortvalue_from_numpy(array) for array in model.weights.values()]
         options.add_external_initializers(list(model.weights), values)
         return model.content
-    return str(model) if isinstance(model, Path) else model
+    if isinstance(model, Path):
+        require_utf8(model)
+        return str(model)
+    return model
 
 
 def _look_up(session: ort.InferenceSession) -> _Opened:

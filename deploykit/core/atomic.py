@@ -181,8 +181,11 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 
 def _discard(folder: Path, alive: FileLock) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    alive.release()
-    Path(alive.lock_file).unlink(missing_ok=True)
+    # What cannot be removed is removed by the next call, and what was published stays published.
+    with suppress(OSError):
+        alive.release()
+    with suppress(OSError):
+        Path(alive.lock_file).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -337,7 +340,8 @@ def _remove_abandoned(target: Path) -> None:
     folders |= {path.with_suffix("") for path in _leftovers(target, f"{_PART}.lock")}
     for folder in folders:
         lock = FileLock(f"{folder}.lock")
-        with suppress(Timeout), lock.acquire(blocking=False):
+        # What cannot be removed does no harm here either.
+        with suppress(Timeout, OSError), lock.acquire(blocking=False):
             shutil.rmtree(folder, ignore_errors=True)
             Path(lock.lock_file).unlink(missing_ok=True)
     if target.exists():  # and nobody swaps it now, whose lock is held here

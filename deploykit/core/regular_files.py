@@ -11,6 +11,8 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
+from deploykit.core.errors import ModelFileError
+
 if TYPE_CHECKING:
     from io import BufferedReader
     from pathlib import Path
@@ -37,6 +39,21 @@ def require_regular(path: Path) -> None:
         OSError: a folder, nothing is there, or it may not be looked at.
     """
     _require(path, path.stat())
+
+
+def require_utf8(path: Path) -> None:
+    """Refuse a path that onnx and onnxruntime cannot be given: they take text alone.
+
+    Raises:
+        ModelFileError: it has bytes that are no UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ModelFileError(
+            f"{path} has bytes in its name that are no UTF-8, onnx and onnxruntime cannot open it\n"
+            "rename the file, or the folder that has them"
+        ) from None
 
 
 def open_regular(path: Path) -> BufferedReader:

@@ -20,7 +20,7 @@ from deploykit._version import __version__
 from deploykit.core.artifacts import WEIGHTS_SUFFIX, OnnxArtifact, sha256_of, sha256_of_bytes
 from deploykit.core.errors import ModelFileError, first_line
 from deploykit.core.precision import OWN, Precision
-from deploykit.core.regular_files import require_regular
+from deploykit.core.regular_files import require_regular, require_utf8
 from deploykit.core.specs import TensorSpec
 from deploykit.graph.editing import Names
 from deploykit.graph.external_weights import (
@@ -187,6 +187,7 @@ def read_model(path: Path, *, mapped_bytes: int = MAPPED_BYTES) -> ir.Model:
 
 def _read(path: Path, mapped_bytes: int) -> tuple[ir.Model, tuple[Path, ...]]:
     """Read the model, and list the files beside it that hold its weights."""
+    require_utf8(path)
     proto = _read_proto(path)
     _require_text(proto, path.name)
     try:

@@ -27,7 +27,7 @@ from deploykit import images
 from deploykit.core.errors import DataError, DeploykitError, DeviceError, QueueFullError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     import numpy as np
     from numpy.typing import NDArray
@@ -71,6 +71,7 @@ class Service:
         self._budget = images.PixelBudget(self.max_pixels)
         # Large images wait for one another, so that whoever sends many holds up nobody else.
         self._large = ThreadPoolExecutor(1, thread_name_prefix="decode-large")
+        self._large_turn = asyncio.Lock()
         self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
         self.batcher = deploykit.MicroBatcher(
             model,
@@ -90,12 +91,19 @@ class Service:
         finally:
             self.in_flight -= 1
 
-    async def classify(self, encoded: bytes, top_k: int) -> list[Prediction]:
-        """The likeliest classes of one encoded image."""
+    async def classify(
+        self, encoded: bytes, top_k: int, is_gone: Callable[[], Awaitable[bool]]
+    ) -> list[Prediction]:
+        """The likeliest classes of one encoded image; ``is_gone`` is asked after a wait."""
         loop = asyncio.get_running_loop()
         pixels = await loop.run_in_executor(self._decoders, images.pixels_of, encoded)
-        if pixels > self.max_pixels // LARGE:
-            image = await loop.run_in_executor(self._large, self._prepare, encoded)
+        if pixels > self.max_pixels:  # its header refuses it: it waits for nobody
+            image = await loop.run_in_executor(self._decoders, self._prepare, encoded)
+        elif pixels > self.max_pixels // LARGE:
+            async with self._large_turn:
+                if await is_gone():  # nobody waits for what a client left behind
+                    raise ClientDisconnect
+                image = await loop.run_in_executor(self._large, self._prepare, encoded)
         else:
             image = await loop.run_in_executor(
                 self._decoders, self._prepare_beside, encoded, pixels
@@ -142,7 +150,7 @@ async def predict(
     try:
         with service.place():
             encoded = await _read_body(request, service.limits)
-            predictions = await service.classify(encoded, top_k)
+            predictions = await service.classify(encoded, top_k, request.is_disconnected)
     except asyncio.CancelledError:  # by uvicorn, when the graceful time is over
         raise HTTPException(503, "the service is stopping", {"Connection": "close"}) from None
     return {"predictions": [asdict(prediction) for prediction in predictions]}

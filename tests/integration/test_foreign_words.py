@@ -142,6 +142,26 @@ def test_names_that_are_no_utf_8(folder: Path, tmp_path: Path) -> None:
     assert as_json.data["predictions"][0]["image"].endswith("caf\udce9.png")
 
 
+@pytest.mark.parametrize("command", ["check", "inspect", "predict", "validate", "export"])
+def test_folders_that_are_no_utf_8_are_refused_in_words(tmp_path: Path, command: str) -> None:
+    """onnx and onnxruntime take no such path, and raise errors of Python's arguments."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    place = write_bundle(folder / "colours")
+    image = folder / "a.png"
+    Image.new("RGB", (SIZE, SIZE)).save(image)
+    arguments: dict[str, tuple[object, ...]] = {
+        "predict": (place, image, "--device", "cpu"),
+        "validate": (place / MODEL, place / MODEL),
+        "export": (place / MODEL, "--backend", "none"),
+    }
+    called = deploykit(command, *arguments.get(command, (place,)))
+    assert called.code == 1
+    said = " ".join((called.out + called.err).split())
+    assert "no UTF-8, onnx and onnxruntime cannot open it" in said
+    assert "rename the file, or the folder that has them" in said
+
+
 def test_texts_that_others_than_a_console_made(capsys: pytest.CaptureFixture[str]) -> None:
     """Styles stay: only what is in the text is not obeyed."""
     out = PrintableConsole(file=sys.stdout, force_terminal=True, width=200)

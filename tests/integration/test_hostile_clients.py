@@ -10,6 +10,7 @@ import socket
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -18,8 +19,11 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from starlette.requests import Request
 
 import deploykit
+from deploykit import images
+from docs.serving.app import Limits
 from tests.bundles import SIZE, write_bundle
 from tests.fakes.batch_model import PATIENCE_S
 from tests.integration.test_serving import client_of, on_cpu, served
@@ -229,6 +233,51 @@ def test_memory_is_bounded_under_hostile_images(bundle: Path) -> None:
                 assert answer.result().status_code == status, answer.result().text
         assert client.get("/health").status_code == 200
     assert peak.bytes - peak.before < 2 * 12 * most + 48 * MIB
+
+
+def test_large_images_hold_up_neither_refusals_nor_those_who_stay(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a large image is decoded: one above the limit is refused, one whose client has left
+    is not decoded afterwards.
+    """
+    decoded: list[tuple[int, int]] = []
+    held = threading.Event()
+
+    def decode(source: bytes, max_pixels: int) -> Image.Image:
+        image = images.decode(source, max_pixels)
+        decoded.append(image.size)
+        if image.width == 600:
+            held.wait(PATIENCE_S)
+        return image
+
+    async def is_gone(self: Request) -> bool:
+        return "x-gone" in self.headers
+
+    monkeypatch.setattr(Request, "is_disconnected", is_gone)
+    monkeypatch.setattr(
+        "docs.serving.app.images", SimpleNamespace(**vars(images) | {"decode": decode})
+    )
+    first, left, stays = (encoded(Image.new("RGB", (side, 600))) for side in (600, 601, 602))
+
+    async def scenario() -> None:
+        async with client_of(on_cpu(bundle), Limits(max_pixels=400_000)) as client:
+            one = asyncio.create_task(client.post("/predict", content=first))
+            while (600, 600) not in decoded:
+                await asyncio.sleep(0)
+            away = {"x-gone": "1"}
+            gone = asyncio.create_task(client.post("/predict", content=left, headers=away))
+            last = asyncio.create_task(client.post("/predict", content=stays))
+            refused = await client.post("/predict", content=encoded(Image.new("L", (1000, 401))))
+            assert refused.status_code == 400
+            assert not one.done()
+            held.set()
+            answers = await asyncio.gather(one, gone, last)
+            assert [answer.status_code for answer in answers] == [200, 400, 200]
+            assert answers[1].json() == {"detail": "the client went away"}
+
+    asyncio.run(scenario())
+    assert decoded == [(600, 600), (602, 600)]
 
 
 def test_a_refused_image_is_told_the_limit(bundle: Path) -> None:

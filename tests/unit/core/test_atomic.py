@@ -532,6 +532,26 @@ def test_a_disk_that_cannot_keep_it_changes_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
+def test_a_lock_that_cannot_be_removed_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "bundle"
+    unlink = os.unlink
+
+    def refuse(path: Any, **kwargs: Any) -> None:
+        if str(path).endswith(".lock"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        unlink(path, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuse)
+        publish(target, "old")
+        publish(target, "new")
+    assert (target / "model").read_text(encoding="utf-8") == "new"
+    publish(target, "newer")
+    assert names(tmp_path) == ["bundle"]
+
+
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
 def test_a_disk_that_knows_no_fsync_of_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from deploykit.core.artifacts import sha256_of
+from deploykit.core.errors import ModelFileError
 from deploykit.core.regular_files import (
     NotRegularError,
     is_special,
@@ -15,6 +16,7 @@ from deploykit.core.regular_files import (
     read_regular,
     read_regular_text,
     require_regular,
+    require_utf8,
 )
 from tests.special_files import SPECIAL
 
@@ -96,3 +98,15 @@ def test_a_file_that_becomes_a_pipe_meanwhile(
     with pytest.raises(NotRegularError, match="not a regular file"):
         open_regular(path)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.onnx", b"\xff/m.onnx", b"a\x80b"])
+def test_a_path_that_is_no_utf_8_is_refused_in_words(name: bytes) -> None:
+    path = Path(os.fsdecode(name))
+    with pytest.raises(ModelFileError, match=r"bytes in its name that are no UTF-8.*\nrename"):
+        require_utf8(path)
+
+
+@pytest.mark.parametrize("name", ["café.onnx", "模型/m.onnx", "a b\n"])
+def test_a_path_in_any_language_is_not(name: str) -> None:
+    require_utf8(Path(name))
