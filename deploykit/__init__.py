@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from deploykit._version import __version__
 
 if TYPE_CHECKING:
+    from deploykit.bundle.sigstore import SigstoreIdentity
     from deploykit.core.errors import DeploykitError
     from deploykit.heads.multiclass import Prediction
     from deploykit.runtime.classifier import Classifier
@@ -30,6 +31,7 @@ __all__ = [
     "DeploykitError",
     "MicroBatcher",
     "Prediction",
+    "SigstoreIdentity",
     "__version__",
     "load",
 ]
@@ -40,6 +42,7 @@ _HOMES: Final = {
     "DeploykitError": "deploykit.core.errors",
     "MicroBatcher": "deploykit.serving.micro_batcher",
     "Prediction": "deploykit.heads.multiclass",
+    "SigstoreIdentity": "deploykit.bundle.sigstore",
     "load": "deploykit.runtime.loading",
 }
 

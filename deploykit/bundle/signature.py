@@ -6,6 +6,7 @@ signing, and what a runtime keeps beside an engine is no part of what was signed
 
 The signature is a file as OpenSSF's ``model-signing`` writes it, of a folder with the manifest
 alone. That package does the cryptography; it is imported only where somebody signs or verifies.
+Who is trusted and who signs is in ``keys.py`` and ``sigstore.py``.
 """
 
 from __future__ import annotations
@@ -14,130 +15,84 @@ import base64
 import json
 import re
 import shlex
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from deploykit.bundle.manifest import MANIFEST, SIGNATURE, manifest_content
 from deploykit.bundle.reading import read_bundle
 from deploykit.core.artifacts import sha256_of_bytes
 from deploykit.core.atomic import exclusive, replace_file, translated_write_errors
 from deploykit.core.environment import require
-from deploykit.core.errors import BundleError, SignatureError, UsageError, typed_first_line
+from deploykit.core.errors import BundleError, DeploykitError, SignatureError, typed_first_line
 from deploykit.core.regular_files import open_regular
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from deploykit.bundle.manifest import Bundle
 
-NEW_PAIR: Final = (
-    "make a pair: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem && "
-    "openssl pkey -in key.pem -pubout -out key.pub"
-)
-CURVES: Final = ("secp256r1", "secp384r1", "secp521r1")
-"""NIST's P-256, P-384 and P-521: those that ``model-signing`` takes."""
+ISSUER_OID: Final = "1.3.6.1.4.1.57264.1.1"
+"""Who knew the identity: https://github.com/sigstore/fulcio/blob/main/docs/oid-info.md."""
 
-_MOST_BYTES: Final = 2**20
+MOST_BYTES: Final = 2**20
 """Of a signature or a file of keys; they have some thousand."""
 
-_LABEL: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
-_PUBLIC: Final = "PUBLIC KEY"
-_CERTIFICATE: Final = "CERTIFICATE"
-_DIGITS: Final = 16
+DIGITS: Final = 16
 """Of a key's sha256 in messages."""
 
 
-@dataclass(frozen=True)
-class Trust:
-    """Whose signatures are believed: a public key, or certificates of those who issue others.
+class Trust(ABC):
+    """Whose signatures are believed."""
 
-    ``key`` is the sha256 by which signatures name a key; ``None`` for certificates.
-    """
-
-    path: Path
-    key: str | None
-
-    @classmethod
-    def read(cls, path: Path) -> Trust:
-        """The public key, or the certificates, in a PEM file.
-
-        Raises:
-            UsageError: the file is missing or holds something else.
-            MissingDependencyError: ``model-signing`` is not installed.
-        """
-        content, labels = _read_pem(path, "public key", "--trust")
-        if any(label.endswith("PRIVATE KEY") for label in labels):
-            raise UsageError(
-                f"{path} is a private key, which signs and is kept secret\n"
-                f"give the public one of the pair: openssl pkey -in {path} -pubout -out key.pub"
-            )
-        if not {_PUBLIC, _CERTIFICATE} & {*labels}:
-            raise _no_key(path, "public key or certificate", labels)
-        require("model_signing")
-        try:
-            if _CERTIFICATE in labels:
-                require("cryptography.x509").load_pem_x509_certificates(content)
-                return cls(path, None)
-            key = _serialization().load_pem_public_key(content)
-        except Exception as exc:  # of several kinds, by what is wrong with it
-            raise _unreadable(path, exc) from exc
-        _require_curve(path, key)
-        return cls(path, _id_of(key))
+    signs_with: ClassVar[str] = "--key KEY"
+    """Options of ``deploykit sign`` that make such a signature, for messages."""
 
     @property
+    @abstractmethod
     def label(self) -> str:
-        """The key or the certificates, for messages."""
-        if self.key is None:
-            return f"the certificates in {self.path}"
-        return f"the key {self.key[:_DIGITS]} in {self.path}"
+        """For messages."""
+
+    @abstractmethod
+    def _require_method(self, signature: Signature) -> None:
+        """Refuse a signature that, by what it says of itself, is another's.
+
+        Raises:
+            SignatureError: it is.
+        """
+
+    @abstractmethod
+    def _configure(self, config: Any) -> None:
+        """Tell ``model-signing`` what is trusted."""
 
     def require(self, manifest: bytes, folder: Path) -> str:
-        """Who signed the ``manifest`` of the bundle in ``folder``, a key or a certificate.
+        """Who signed the ``manifest`` of the bundle in ``folder``: a key, certificate or identity.
 
         Raises:
             SignatureError: it is not signed, not as it is, or by somebody else.
+            BundleError: that cannot be found out, for want of a network or of a temporary file.
         """
-        signature = _Signature.read(folder, self)
+        signature = Signature.read(folder, self)
         self._require_method(signature)
         verifying = require("model_signing.verifying")
-        config = verifying.Config().set_hashing_config(_exact_hashing())
-        try:
-            if self.key is None:
-                config.use_certificate_verifier(certificate_chain=[self.path])
-            else:
-                config.use_elliptic_key_verifier(public_key=self.path)
-        except Exception as exc:
-            raise _unreadable(self.path, exc) from exc
-        with _scratch("verify") as scratch:
-            (copy := scratch / "bundle").mkdir()
+        config = verifying.Config().set_hashing_config(exact_hashing())
+        self._configure(config)
+        with scratch("verify") as place:
+            (copy := place / "bundle").mkdir()
             (copy / MANIFEST).write_bytes(manifest)
-            (scratch / SIGNATURE).write_bytes(signature.content)
+            (place / SIGNATURE).write_bytes(signature.content)
             try:
-                config.verify(copy, scratch / SIGNATURE)
+                config.verify(copy, place / SIGNATURE)
             except Exception as exc:  # each part of the package has its own kinds
                 raise self._refusal(signature, manifest, exc) from exc
         if signature.digests != {MANIFEST: sha256_of_bytes(manifest)}:
             raise signature.of_another(manifest)
         return signature.signer
 
-    def _require_method(self, signature: _Signature) -> None:
-        expected = "x509CertificateChain" if self.key is None else "publicKey"
-        if expected not in signature.material:
-            raise SignatureError(
-                f"{signature.place} is by {signature.signer}, and cannot be compared with "
-                f"{self.label}\ntrust what it was made with, or sign again: {signature.again}"
-            )
-        if self.key not in (None, signature.key):
-            raise SignatureError(
-                f"{signature.place} is by {signature.signer}, trusted is {self.label}\n"
-                "trust the key that signed it, if you know whose it is; or sign what you trust: "
-                f"{signature.again}"
-            )
-
-    def _refusal(self, signature: _Signature, manifest: bytes, error: Exception) -> SignatureError:
+    def _refusal(self, signature: Signature, manifest: bytes, error: Exception) -> SignatureError:
         if str(error).startswith("Signature mismatch"):  # what it signs, by its key, is other bytes
             return signature.of_another(manifest)
         return SignatureError(
@@ -148,67 +103,87 @@ class Trust:
 
 
 @dataclass(frozen=True)
-class _Signature:
+class Signature:
     """A signature's file, and what it says of itself, which nobody may believe unverified."""
 
     folder: Path
     content: bytes
     material: dict[str, Any]
     statement: dict[str, Any]
+    again: str
+    """The command that signs the bundle anew."""
 
     @classmethod
-    def read(cls, folder: Path, trust: Trust) -> _Signature:
+    def read(cls, folder: Path, trust: Trust) -> Signature:
+        """The signature in a bundle's folder.
+
+        Raises:
+            SignatureError: there is none.
+        """
+        again = f"deploykit sign {shlex.quote(str(folder))} {trust.signs_with}"
         try:
             with open_regular(folder / SIGNATURE) as file:
-                content = file.read(_MOST_BYTES)  # cut off, a larger one is no JSON
+                content = file.read(MOST_BYTES)  # cut off, a larger one is no JSON
         except FileNotFoundError as exc:
             raise SignatureError(
                 f"{folder} is not signed: it has no {SIGNATURE}, and trusted is {trust.label}\n"
-                f"get a signed one, or sign what you trust: {_again(folder)}"
+                f"get a signed one, or sign what you trust: {again}"
             ) from exc
         except OSError as exc:
             raise SignatureError(
                 f"cannot read {folder / SIGNATURE}: {exc.strerror}\n"
-                f"get the bundle again, or sign what you trust: {_again(folder)}"
+                f"get the bundle again, or sign what you trust: {again}"
             ) from exc
-        return cls.of(folder, content)
+        return cls.of(folder, content, again)
 
     @classmethod
-    def of(cls, folder: Path, content: bytes) -> _Signature:
+    def of(cls, folder: Path, content: bytes, again: str) -> Signature:
+        """What a signature's file says.
+
+        Raises:
+            SignatureError: nothing that a signature says.
+        """
         try:
             body = json.loads(content)
             statement = json.loads(base64.b64decode(body["dsseEnvelope"]["payload"], validate=True))
-            signature = cls(folder, content, dict(body["verificationMaterial"]), dict(statement))
+            signature = cls(
+                folder, content, dict(body["verificationMaterial"]), dict(statement), again
+            )
             _ = signature.signer, signature.digests, signature.name
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as exc:
+        except DeploykitError:
+            raise
+        except Exception as exc:  # of many kinds: anybody may have written it
             raise SignatureError(
                 f"{folder / SIGNATURE} is no signature: {typed_first_line(exc):.200}\n"
-                f"get the bundle again, or sign what you trust: {_again(folder)}"
+                f"get the bundle again, or sign what you trust: {again}"
             ) from exc
         return signature
 
     @property
     def place(self) -> str:
+        """The file, for messages."""
         return f"the signature {self.folder / SIGNATURE}"
 
     @property
-    def again(self) -> str:
-        return _again(self.folder)
-
-    @property
     def key(self) -> str | None:
+        """The sha256 of the key that made it; ``None`` where it names no key."""
         named = self.material.get("publicKey")
         return None if named is None else str(named["hint"])
 
     @property
+    def identity(self) -> Identity | None:
+        """Whom Sigstore certified; ``None`` for a key and for a certificate by anybody else."""
+        certificate = self.material.get("certificate")
+        return None if certificate is None else Identity.of(_der(certificate))
+
+    @property
     def signer(self) -> str:
+        """Who made it, for messages."""
         if self.key is not None:
-            return f"the key {self.key[:_DIGITS]!r}"
-        chain = self.material.get("x509CertificateChain")
-        if chain is None:
-            return "an identity of Sigstore"
-        content = base64.b64decode(chain["certificates"][0]["rawBytes"], validate=True)
-        subject = require("cryptography.x509").load_der_x509_certificate(content).subject
+            return f"the key {self.key[:DIGITS]!r}"
+        if self.identity is not None:
+            return self.identity.label
+        subject = _x509_of(_der(self.material["x509CertificateChain"]["certificates"][0])).subject
         return f"the certificate {subject.rfc4514_string()!r:.120}"
 
     @property
@@ -223,6 +198,7 @@ class _Signature:
         return str(self.statement["subject"][0]["name"])
 
     def of_another(self, manifest: bytes) -> SignatureError:
+        """The refusal of a good signature that is of something else."""
         found, signed = sha256_of_bytes(manifest), self.digests.get(MANIFEST)
         if signed in (None, found):
             return SignatureError(
@@ -238,103 +214,75 @@ class _Signature:
 
 
 @dataclass(frozen=True)
-class SigningKey:
-    """A private key in a PEM file; with ``certificate`` those who trust its issuer believe it."""
+class Identity:
+    """What a certificate of Sigstore says: names of one person or program, and who knew them."""
 
-    path: Path
-    password: bytes | None = None
-    certificate: Path | None = None
-    chain: tuple[Path, ...] = ()
+    names: tuple[str, ...]
+    issuer: str
 
-    def signer(self) -> Any:
-        """The configuration of ``model-signing`` that signs with it.
+    @classmethod
+    def of(cls, certificate: bytes) -> Identity:
+        """Of a certificate in DER form.
 
         Raises:
-            UsageError: a file is missing or holds something else, or the password is wrong.
-            MissingDependencyError: ``model-signing`` is not installed.
+            ValueError: it has no issuer, or is no certificate.
         """
-        content, labels = _read_pem(self.path, "private key", "--key")
-        if not any(label.endswith("PRIVATE KEY") for label in labels):
-            raise _no_key(self.path, "private key", labels)
-        if self.password is None and (b"ENCRYPTED" in content):
-            raise UsageError(
-                f"{self.path} is encrypted\n"
-                "give a file with its password in the first line: --password-file FILE"
-            )
-        for path in filter(None, (self.certificate, *self.chain)):
-            if _CERTIFICATE not in (found := _read_pem(path, "certificate", "--certificate")[1]):
-                raise _no_key(path, "certificate", found)
-        return self._configured(content)
+        x509, extensions = require("cryptography.x509"), _x509_of(certificate).extensions
+        names: list[Any] = []
+        issuers: list[str] = []
+        for extension in extensions:
+            if extension.oid.dotted_string == ISSUER_OID:
+                issuers.append(extension.value.value.decode())
+            elif isinstance(extension.value, x509.SubjectAlternativeName):
+                names += extension.value
+        if not issuers:
+            raise ValueError("a certificate without an issuer of identities")
+        return cls(tuple(map(_text_of, names)), issuers[0])
 
-    def _configured(self, content: bytes) -> Any:
-        signing = require("model_signing.signing")
-        try:
-            key = _serialization().load_pem_private_key(content, self.password)
-        except Exception as exc:  # of several kinds, by what is wrong with it
-            raise _unreadable(self.path, exc) from exc
-        _require_curve(self.path, key)
-        config = signing.Config().set_hashing_config(_exact_hashing())
-        if self.certificate is None:
-            config.use_elliptic_key_signer(private_key=self.path, password=self.password)
-            return config
-        if self.password is not None:  # model-signing has no place for it
-            raise UsageError(
-                f"{self.path} is encrypted, which does not go with --certificate\n"
-                "give the key as it is: openssl pkey -in KEY -out plain.pem"
-            )
-        try:
-            config.use_certificate_signer(
-                private_key=self.path,
-                signing_certificate=self.certificate,
-                certificate_chain=self.chain or [self.certificate],  # which may not be empty
-            )
-        except Exception as exc:
-            raise _unreadable(self.certificate, exc) from exc
-        return config
+    @property
+    def label(self) -> str:
+        """For messages."""
+        return f"the identity {' or '.join(self.names)!r:.120} of {self.issuer!r:.120}"
 
 
-def read_password(path: Path) -> bytes:
-    """The first line of a file.
+class Signer(Protocol):
+    """Who signs."""
 
-    Raises:
-        UsageError: it cannot be read.
-    """
-    try:
-        with open_regular(path) as file:
-            return file.readline(_MOST_BYTES).rstrip(b"\r\n")
-    except OSError as exc:
-        raise UsageError(
-            f"cannot read the password in {path}: {exc.strerror}\n"
-            "give a file with the password of the key in its first line: --password-file FILE"
-        ) from exc
+    def ready(self) -> Callable[[Path, Path], None]:
+        """What signs a folder, the first path, into a file, the second.
+
+        Raises:
+            UsageError: it would not be able to.
+        """
 
 
-def sign_bundle(folder: Path, key: SigningKey) -> tuple[Bundle, str]:
+def sign_bundle(folder: Path, signer: Signer) -> tuple[Bundle, str]:
     """Sign the bundle in ``folder``, whose files are compared with their hashes before.
 
     A signature that was there is replaced.
 
     Returns:
-        The bundle, and who signed it: a key or a certificate.
+        The bundle, and who signed it: a key, a certificate or an identity.
 
     Raises:
-        UsageError: the key cannot be used.
+        UsageError: the key or the token cannot be used.
         MissingDependencyError: ``model-signing`` is not installed.
         IntegrityError: a file is not as it was written.
-        BundleError: no bundle there, or it was changed meanwhile.
+        BundleError: no bundle there, or it was changed meanwhile; Sigstore does not sign.
     """
-    signer = key.signer()
+    sign = signer.ready()
     manifest, _ = manifest_content(folder)
     bundle = read_bundle(folder, _intact)
-    signature = _sign(signer, manifest, bundle.manifest.name)
+    content = _sign(sign, manifest, bundle.manifest.name)
+    signature = Signature.of(folder, content, f"deploykit sign {shlex.quote(str(folder))}")
     with translated_write_errors(folder), exclusive(folder):
         if manifest_content(folder)[0] != manifest:
             raise BundleError(
                 f"{folder} was changed while it was signed, and is not signed\n"
                 "look at what it is now, and sign it again"
             )
-        replace_file(folder / SIGNATURE, signature)
-    return bundle, _Signature.of(folder, signature).signer
+        replace_file(folder / SIGNATURE, content)
+    return bundle, signature.signer
 
 
 def _intact(bundle: Bundle) -> Bundle:
@@ -342,18 +290,18 @@ def _intact(bundle: Bundle) -> Bundle:
     return bundle
 
 
-def _sign(signer: Any, manifest: bytes, name: str) -> bytes:
-    with _scratch("sign") as scratch:
+def _sign(sign: Callable[[Path, Path], None], manifest: bytes, name: str) -> bytes:
+    with scratch("sign") as place:
         # The package takes the name of what is signed from the folder.
-        copy = scratch / "signed" / re.sub(r"[^\w.+-]", "-", name)[:100].strip(".")
+        copy = place / "signed" / re.sub(r"[^\w.+-]", "-", name)[:100].strip(".")
         copy.mkdir(parents=True)
         (copy / MANIFEST).write_bytes(manifest)
-        signer.sign(copy, scratch / SIGNATURE)
-        return (scratch / SIGNATURE).read_bytes()
+        sign(copy, place / SIGNATURE)
+        return (place / SIGNATURE).read_bytes()
 
 
 @contextmanager
-def _scratch(verb: str) -> Iterator[Path]:
+def scratch(verb: str) -> Iterator[Path]:
     """A folder for copies of what was read, as the package takes paths: it works on these bytes."""
     try:
         with TemporaryDirectory() as folder:
@@ -365,7 +313,7 @@ def _scratch(verb: str) -> Iterator[Path]:
         ) from exc
 
 
-def _exact_hashing() -> Any:
+def exact_hashing() -> Any:
     """Every file of the folder, also those of git, by its sha256."""
     return (
         require("model_signing.hashing")
@@ -374,48 +322,14 @@ def _exact_hashing() -> Any:
     )
 
 
-def _again(folder: Path) -> str:
-    return f"deploykit sign {shlex.quote(str(folder))} --key KEY"
+def _der(certificate: dict[str, str]) -> bytes:
+    return base64.b64decode(certificate["rawBytes"], validate=True)
 
 
-def _read_pem(path: Path, what: str, option: str) -> tuple[bytes, list[str]]:
-    """A file's content, and the kinds of its entries."""
-    try:
-        with open_regular(path) as file:
-            content = file.read(_MOST_BYTES)
-    except FileNotFoundError as exc:
-        raise UsageError(f"there is no {what} {path}, which {option} names\n{NEW_PAIR}") from exc
-    except OSError as exc:
-        raise UsageError(f"cannot read the {what} {path}: {exc.strerror}\n{NEW_PAIR}") from exc
-    return content, [label.decode() for label in _LABEL.findall(content)]
+def _x509_of(certificate: bytes) -> Any:
+    return require("cryptography.x509").load_der_x509_certificate(certificate)
 
 
-def _no_key(path: Path, what: str, labels: list[str]) -> UsageError:
-    found = f"holds {', '.join(dict.fromkeys(labels)):.80}" if labels else "is no PEM file"
-    return UsageError(f"{path} {found}; expected a {what}, in PEM\n{NEW_PAIR}")
-
-
-def _unreadable(path: Path, error: Exception) -> UsageError:
-    return UsageError(
-        f"cannot use {path}: {typed_first_line(error):.200}\ngive another; or {NEW_PAIR}"
-    )
-
-
-def _require_curve(path: Path, key: Any) -> None:
-    curve = getattr(getattr(key, "curve", None), "name", None)
-    if curve not in CURVES:
-        found = "no elliptic curve" if curve is None else f"the curve {curve}"
-        raise UsageError(
-            f"the key {path} has {found}; expected one of {', '.join(CURVES)}\n{NEW_PAIR}"
-        )
-
-
-def _id_of(key: Any) -> str:
-    """The sha256 by which ``model-signing`` names a public key: of its PEM form."""
-    serialization = _serialization()
-    form = serialization.PublicFormat.SubjectPublicKeyInfo
-    return sha256_of_bytes(key.public_bytes(serialization.Encoding.PEM, form))
-
-
-def _serialization() -> Any:
-    return require("cryptography.hazmat.primitives.serialization")
+def _text_of(name: Any) -> str:
+    """A name in a certificate; of the kind "other", Sigstore's own, it is UTF-8 with a header."""
+    return name.value.decode() if isinstance(name.value, bytes) else str(name.value)

@@ -108,11 +108,21 @@ fast = click.option(
     is_flag=True,
     help="Compute in plain FP32 on the CPU, without an engine's rounding: faster, proves less.",
 )
-trust = click.option(
+_trust = click.option(
     "--trust",
     type=click.Path(path_type=Path),
     metavar="FILE.pem",
     help="Public key, or certificates, that must have signed the bundle as it is.",
+)
+_identity = click.option(
+    "--identity",
+    metavar="NAME",
+    help="Mail address, or a CI's workflow, that must have signed it by Sigstore. Needs a network.",
+)
+_issuer = click.option(
+    "--issuer",
+    metavar="URL",
+    help="Who must have known --identity: https://accounts.google.com, for example.",
 )
 side_inputs = click.option(
     "--side-inputs",
@@ -133,6 +143,28 @@ calib_count = click.option(
 precision_name = click.option(
     "--precision", metavar="NAME", help="One of these by its name, or a plug-in's."
 )
+
+
+def trust(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say whom a command trusts, of which it gets one noun: ``trust``."""
+
+    @_trust
+    @_identity
+    @_issuer
+    @wraps(function)
+    def command(trust: Path | None, identity: str | None, issuer: str | None, **given: Any) -> Any:
+        if identity is None and issuer is None:
+            return function(trust=trust, **given)
+        if trust is not None or identity is None or issuer is None:
+            raise UsageError(
+                "--identity NAME and --issuer URL go together, and without --trust\n"
+                "say whose signature you expect: an identity of Sigstore, or what is in a file"
+            )
+        from deploykit.bundle.sigstore import SigstoreIdentity
+
+        return function(trust=SigstoreIdentity(identity, issuer), **given)
+
+    return command
 
 
 def precision_flags(texts: Mapping[Precision, str]) -> Decorator:

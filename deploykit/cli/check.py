@@ -14,6 +14,7 @@ from deploykit.cli._show import progress, table
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from deploykit.bundle.sigstore import SigstoreIdentity
     from deploykit.verbs.check import CheckReport
 
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @_options.fast
 @_options.trust
-def command(*, bundle: Path, fast: bool, trust: Path | None) -> Answer:
+def command(*, bundle: Path, fast: bool, trust: Path | SigstoreIdentity | None) -> Answer:
     """Verify the files, the engines and the numbers of a bundle.
 
     Every hash, each engine's header, and the golden sample on onnxruntime. Says of each engine

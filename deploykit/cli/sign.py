@@ -9,10 +9,12 @@ import click
 
 from deploykit.cli._command import Answer, Command, examples
 from deploykit.cli._show import progress
+from deploykit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from deploykit.bundle.signature import Signer
     from deploykit.verbs.sign import SignReport
 
 _FILE = click.Path(path_type=Path)
@@ -24,13 +26,13 @@ _FILE = click.Path(path_type=Path)
     epilog=examples(
         "deploykit sign engines/resnet50-fp16 --key key.pem",
         "deploykit sign engines/resnet50-fp16 --key key.pem --certificate cert.pem --chain ca.pem",
+        "deploykit sign engines/resnet50-fp16 --sigstore",
     ),
 )
 @click.argument("bundle", type=_FILE)
 @click.option(
     "--key",
     type=_FILE,
-    required=True,
     metavar="FILE.pem",
     help="Private key on the curve P-256, P-384 or P-521, in PEM.",
 )
@@ -53,24 +55,50 @@ _FILE = click.Path(path_type=Path)
     metavar="FILE.pem",
     help="Certificates between this one and a trusted one; may be repeated.",
 )
-def command(
+@click.option(
+    "--sigstore",
+    is_flag=True,
+    help="By your identity: log in with a browser. Needs a network; your name and the signature "
+    "are written into Sigstore's public log, for good.",
+)
+@click.option(
+    "--identity-token",
+    type=_FILE,
+    metavar="FILE",
+    help="File with an identity token for --sigstore, where there is no browser: a CI has one.",
+)
+def command(  # noqa: PLR0913 - one parameter per option
+    *,
     bundle: Path,
-    key: Path,
+    key: Path | None,
     password_file: Path | None,
     certificate: Path | None,
     chain: tuple[Path, ...],
+    sigstore: bool,
+    identity_token: Path | None,
 ) -> Answer:
-    """Sign a bundle as it is, with a private key of your own.
+    """Sign a bundle as it is, with a private key or an identity of your own.
 
     Every file is compared with its hash first. The signature is the file model.sig in the bundle.
-    "deploykit verify" and --trust compare it with the public key. Needs deploykit[sign].
+    "deploykit verify" and "deploykit check" compare it with the public key, or with the identity.
+    Needs deploykit[sign].
     """
+    of_keys = [password_file, certificate, *chain]
+    if (key is not None) == sigstore or (sigstore and any(of_keys)) or (key and identity_token):
+        raise UsageError(
+            "give either --key, with --password-file, --certificate and --chain as it needs them; "
+            "or --sigstore, with --identity-token where there is no browser"
+        )
     with progress().step("sign"):
-        from deploykit.bundle.signature import SigningKey, read_password
+        from deploykit.bundle.keys import SigningKey, read_password
+        from deploykit.bundle.sigstore import SigstoreSigner
         from deploykit.verbs.sign import sign
 
-        password = None if password_file is None else read_password(password_file)
-        report = sign(bundle, SigningKey(key, password, certificate, chain))
+        signer: Signer = SigstoreSigner(identity_token)
+        if key is not None:
+            password = None if password_file is None else read_password(password_file)
+            signer = SigningKey(key, password, certificate, chain)
+        report = sign(bundle, signer)
     return Answer(report.to_dict(), lambda out: _show(out, report))
 
 

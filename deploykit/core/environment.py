@@ -38,7 +38,9 @@ _INSTALL_LINES: Final[Mapping[str, str]] = {
     "onnxruntime": "pip install onnxruntime-gpu",
     "PIL": "pip install pillow",
     "pynvml": "pip install nvidia-ml-py",
-    **dict.fromkeys(("model_signing", "cryptography"), "pip install 'deploykit[sign]'"),
+    **dict.fromkeys(
+        ("model_signing", "cryptography", "requests", "sigstore"), "pip install 'deploykit[sign]'"
+    ),
 }
 
 RECORDED_PACKAGES: Final = (

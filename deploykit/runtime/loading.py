@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 from deploykit.backends import CPU, EngineOptions
 from deploykit.backends._registry import graph_backend_on, load_devices
+from deploykit.bundle.keys import trust_of
 from deploykit.bundle.manifest import LABELS, MANIFEST, is_folder
 from deploykit.bundle.reading import read_bundle
-from deploykit.bundle.signature import Trust
 from deploykit.core.errors import (
     BundleError,
     EngineIncompatibleError,
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     from deploykit.backends import GraphBackend
     from deploykit.bundle.manifest import Bundle
+    from deploykit.bundle.signature import Trust
+    from deploykit.bundle.sigstore import SigstoreIdentity
     from deploykit.core.artifacts import EngineRecord
     from deploykit.core.specs import Runner, TensorSpec
     from deploykit.runtime.choice import Fit
@@ -82,7 +84,7 @@ def load(  # noqa: PLR0913 - one parameter per choice of the caller
     threads: int | None = None,
     fast: bool = False,
     machine: Machine | None = None,
-    trust: str | os.PathLike[str] | None = None,
+    trust: str | os.PathLike[str] | SigstoreIdentity | None = None,
 ) -> Classifier:
     """Load a bundle for serving; everything that can be wrong with it is found here.
 
@@ -103,12 +105,14 @@ def load(  # noqa: PLR0913 - one parameter per choice of the caller
         fast: on the CPU, compute a model of lower precision in plain FP32. By default its values
             are rounded where an engine rounds them, which takes longer.
         machine: what engines have to fit, for tests; this machine when not given.
-        trust: a public key, or certificates, in a PEM file. A bundle that is not signed by it, or
-            was changed since, is refused before its manifest is parsed. Kernels that TensorRT for
-            RTX cached beside an engine are not used then, because nobody signed them.
+        trust: a public key, or certificates, in a PEM file; or a `SigstoreIdentity`, which needs a
+            network. A bundle that is not signed by it, or was changed since, is refused before its
+            manifest is parsed. Kernels that TensorRT for RTX cached beside an engine are not used
+            then, because nobody signed them.
 
     Raises:
-        BundleError: there is no bundle, or one that this deploykit cannot read.
+        BundleError: there is no bundle, or one that this deploykit cannot read; Sigstore does not
+            answer.
         IntegrityError: a file that is needed is not as it was written.
         SignatureError: nobody trusted signed the bundle as it is.
         MissingDependencyError: ``trust`` needs model-signing: ``pip install 'deploykit[sign]'``.
@@ -118,7 +122,7 @@ def load(  # noqa: PLR0913 - one parameter per choice of the caller
     """
     wanted = _understand(Path(path), device, cuda_graphs=cuda_graphs, threads=threads, fast=fast)
     if trust is not None:
-        wanted = replace(wanted, trust=Trust.read(Path(trust)))
+        wanted = replace(wanted, trust=trust_of(trust))
 
     def use(bundle: Bundle) -> Classifier:
         return _load(wanted, bundle, machine or Machine())

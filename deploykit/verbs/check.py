@@ -10,8 +10,8 @@ import numpy as np
 from deploykit.backends import HEADER_BYTES, engine_fits
 from deploykit.backends._registry import graph_judge, loadable_compilers, read_header
 from deploykit.bundle.golden import Golden
+from deploykit.bundle.keys import trust_of
 from deploykit.bundle.reading import read_bundle
-from deploykit.bundle.signature import Trust
 from deploykit.comparison.validation import validate
 from deploykit.core import environment
 from deploykit.core.errors import DeploykitError, IntegrityError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.bundle.manifest import Bundle, CpuGraph
+    from deploykit.bundle.signature import Trust
     from deploykit.core.artifacts import EngineRecord
     from deploykit.core.environment import Gpu
     from deploykit.heads import Head
@@ -44,8 +45,8 @@ class EngineCheck:
 class CheckReport:
     """What is wrong with a bundle; an engine that does not fit this machine is no problem.
 
-    ``golden`` says on what the golden sample ran, and in which arithmetic. ``signed_by`` is a key
-    or a certificate, where the signature was to be verified.
+    ``golden`` says on what the golden sample ran, and in which arithmetic. ``signed_by`` is a key,
+    a certificate or an identity, where the signature was to be verified.
     """
 
     bundle: str
@@ -72,18 +73,19 @@ def check_to_plain(report: CheckReport) -> dict[str, Any]:
     }
 
 
-def check(folder: Path, *, fast: bool = False, trust: Path | None = None) -> CheckReport:
+def check(folder: Path, *, fast: bool = False, trust: Path | Trust | None = None) -> CheckReport:
     """Verify every hash, read each engine's header, run the golden sample on onnxruntime.
 
     With ``fast`` that is the plain graph, which a CPU computes in FP32. With ``trust``, a public
-    key or certificates, the signature is verified first; without a good one nothing else is done.
+    key, certificates or an identity, the signature is verified first; without a good one nothing
+    else is done.
 
     Raises:
-        BundleError: ``folder`` is no bundle at all.
+        BundleError: ``folder`` is no bundle at all; Sigstore does not answer.
         UsageError: ``trust`` is no key.
         MissingDependencyError: ``trust`` needs model-signing.
     """
-    trusted = None if trust is None else Trust.read(trust)
+    trusted = None if trust is None else trust_of(trust)
     try:
         return read_bundle(folder, lambda bundle: _check(bundle, fast=fast), trusted)
     except IntegrityError as exc:

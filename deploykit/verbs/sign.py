@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.bundle.manifest import SIGNATURE
 from deploykit.bundle.signature import sign_bundle
-from deploykit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deploykit.bundle.signature import SigningKey
+    from deploykit.bundle.signature import Signer
 
 
 @dataclass(frozen=True)
@@ -34,20 +33,15 @@ class SignReport:
         }
 
 
-def sign(folder: Path, key: SigningKey) -> SignReport:
+def sign(folder: Path, signer: Signer) -> SignReport:
     """Compare every file with its hash, and sign the manifest that has these hashes.
 
     Raises:
-        UsageError: the key cannot be used.
+        UsageError: the key or the identity token cannot be used.
         MissingDependencyError: model-signing is not installed.
         IntegrityError: a file is not as it was written.
-        BundleError: no bundle there, or it cannot be written to.
+        BundleError: no bundle there, or it cannot be written to; Sigstore does not sign.
     """
-    if key.chain and key.certificate is None:
-        raise UsageError(
-            "--chain has certificates of those who issued another\n"
-            "give the one of the key too: --certificate CERT.pem"
-        )
-    bundle, signed_by = sign_bundle(folder, key)
+    bundle, signed_by = sign_bundle(folder, signer)
     files = len(bundle.files.expected)
     return SignReport(str(folder), str(folder / SIGNATURE), signed_by, files)

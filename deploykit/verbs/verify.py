@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from deploykit.bundle.keys import trust_of
 from deploykit.bundle.manifest import MANIFEST, SIGNATURE
 from deploykit.bundle.reading import read_bundle
-from deploykit.bundle.signature import Trust
 from deploykit.core.errors import IntegrityError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from deploykit.bundle.manifest import Bundle
+    from deploykit.bundle.signature import Trust
 
 
 @dataclass(frozen=True)
@@ -43,17 +44,17 @@ class VerifyReport:
         }
 
 
-def verify(folder: Path, trust: Path) -> VerifyReport:
+def verify(folder: Path, trust: Path | Trust) -> VerifyReport:
     """Verify the signature, then the hash of every file; nothing is run or deserialised.
 
-    ``trust`` is a public key, or certificates, in a PEM file.
+    ``trust`` is a public key, or certificates, in a PEM file; or an identity of Sigstore.
 
     Raises:
-        BundleError: ``folder`` is no bundle at all.
+        BundleError: ``folder`` is no bundle at all; Sigstore does not answer.
         UsageError: ``trust`` is no key.
         MissingDependencyError: model-signing is not installed.
     """
-    trusted = Trust.read(trust)
+    trusted = trust_of(trust)
 
     def compare(bundle: Bundle) -> VerifyReport:
         problems = tuple(bundle.changed_files())

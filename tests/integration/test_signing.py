@@ -10,6 +10,7 @@ from deploykit.bundle.manifest import LABELS, SIGNATURE
 from deploykit.verbs import build
 from tests.bundles import engine_record, write_bundle
 from tests.cli import deploykit
+from tests.fakes.sigstore_fake import SigstoreFake, write_token
 from tests.signing import new_key
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def test_a_bundle_is_signed_verified_and_checked(folder: Path, key: Path) -> Non
     assert found["ok"]
     assert found["unsigned"] == ["own.txt"]
     assert (
-        "nobody signed, and nothing loads with --trust: own.txt"
+        "nobody signed, and nothing loads with --trust or --identity: own.txt"
         in deploykit("verify", folder, "--trust", public).out
     )
 
@@ -124,3 +125,42 @@ def test_an_export_over_a_signed_bundle_says_so(
         f"deploykit sign {tmp_path / 'out'} --key KEY"
     )
     assert not (tmp_path / "out" / SIGNATURE).exists()
+
+
+def test_a_bundle_is_signed_and_verified_by_an_identity(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SigstoreFake(monkeypatch, tmp_path / "home")
+    anna = ("--identity", "anna@example.org", "--issuer", "https://accounts.google.com")
+    token = write_token(tmp_path / "token", anna[1], anna[3])
+    called = deploykit("sign", folder, "--sigstore", "--identity-token", token)
+    assert called.code == 0, called.err
+    by = "by the identity 'anna@example.org' of 'https://accounts.google.com'"
+    assert f"signed {folder} {by}: the manifest" in called.out
+    called = deploykit("verify", folder, *anna)
+    assert (called.code, f"is the one that was signed, {by}" in called.out) == (0, True)
+    found = deploykit("check", folder, *anna, "--json")
+    assert (found.code, found.data["signed_by"]) == (0, by.removeprefix("by "))
+    called = deploykit("check", folder, "--identity", "bob@example.org", *anna[2:])
+    assert called.code == 1
+    assert "trusted is the identity 'bob@example.org'" in " ".join(called.out.split())
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (("sign",), "give either --key"),
+        (("sign", "--key", "k", "--sigstore"), "give either --key"),
+        (("sign", "--sigstore", "--certificate", "c"), "give either --key"),
+        (("sign", "--key", "k", "--identity-token", "t"), "give either --key"),
+        (("verify",), "nobody is trusted"),
+        (("verify", "--identity", "a"), "--identity NAME and --issuer URL go together"),
+        (("check", "--issuer", "https://a"), "--identity NAME and --issuer URL go together"),
+        (("verify", "--trust", "k", "--identity", "a", "--issuer", "https://a"), "without --trust"),
+        (("check", "--identity", "a", "--issuer", "a"), "is nobody's; expected a name, and an iss"),
+    ],
+)
+def test_options_that_do_not_go_together(folder: Path, call: tuple[str, ...], said: str) -> None:
+    called = deploykit(call[0], folder, *call[1:])
+    assert called.code == 2
+    assert said in " ".join(called.err.split())

@@ -19,10 +19,11 @@ import pytest
 from deploykit import load
 from deploykit.bundle import manifest as manifest_module
 from deploykit.bundle import reading
+from deploykit.bundle.keys import KeyTrust, SigningKey, read_password
 from deploykit.bundle.manifest import GOLDEN, LABELS, MANIFEST, MODEL, SIGNATURE, Bundle
 from deploykit.bundle.manifest import manifest_text as text_of
 from deploykit.bundle.reading import read_bundle
-from deploykit.bundle.signature import SigningKey, Trust, read_password, sign_bundle
+from deploykit.bundle.signature import Trust, sign_bundle
 from deploykit.core.artifacts import sha256_of_bytes
 from deploykit.core.atomic import staged_folder
 from deploykit.core.errors import (
@@ -269,7 +270,7 @@ def test_every_changed_byte_of_a_signature_is_refused_or_changes_nothing(
 ) -> None:
     chance = np.random.default_rng(0)
     content = (folder / SIGNATURE).read_bytes()
-    trust, manifest = Trust.read(public), (folder / MANIFEST).read_bytes()
+    trust, manifest = KeyTrust.read(public), (folder / MANIFEST).read_bytes()
     accepted = 0
     for _ in range(200):
         changed = bytearray(content)
@@ -347,7 +348,7 @@ def test_a_signature_read_beside_another_manifest_is_read_again(
         return original(self, manifest, place)
 
     monkeypatch.setattr(Trust, "require", swapping)
-    name = read_bundle(folder, lambda bundle: bundle.manifest.name, Trust.read(public))
+    name = read_bundle(folder, lambda bundle: bundle.manifest.name, KeyTrust.read(public))
     assert (name, len(asked)) == ("other-fp32", 2)
 
 
@@ -541,6 +542,6 @@ def test_without_a_place_for_a_copy(
 
 
 def test_curves_are_those_that_model_signing_takes() -> None:
-    from deploykit.bundle.signature import CURVES
+    from deploykit.bundle.keys import CURVES
 
     assert {getattr(ec, name.upper())().name for name in CURVES} == set(CURVES)
