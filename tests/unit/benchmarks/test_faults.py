@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from benchmarks import faults, faults_disk
+from benchmarks import faults
 from benchmarks.faults import KINDS, run_here, table
 from benchmarks.faults_bombs import bounded
 from benchmarks.faults_files import honest, mutated, refused
@@ -139,7 +140,7 @@ FEW = [
 
 @pytest.mark.parametrize("word", FEW)
 def test_a_few_faults_of_a_kind_are_survived(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faults_disk, "DEATHS", ("EIO",))
+    monkeypatch.setattr("benchmarks.faults_disk.DEATHS", ("EIO",))
     kind = next(kind for kind in KINDS if word in kind.name)
     row = run_here(kind, 1)
     assert row.tried > 0
@@ -150,6 +151,15 @@ def test_a_kind_that_crashes_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(faults.sys, "executable", "/bin/false")  # type: ignore[attr-defined]
     row = faults.run_apart(KINDS[0], 1)
     assert dict(row.counts) == {"traceback": 1}
+
+
+def test_a_row_comes_back_from_its_process() -> None:
+    row = Row("a kind", 20, shown=["lied: x"])
+    row.add("survived", "x", 0.5)
+    row.add("lied", "y")
+    assert faults.row_of(json.loads(json.dumps(faults.plain_of(row)))) == row
+    kind = next(kind for kind in KINDS if kind.name == "calibration tables")
+    assert dict(faults.run_apart(kind, 3).counts) == {"survived": 3}
 
 
 def test_a_command_is_bounded(tmp_path: Path) -> None:
