@@ -21,8 +21,9 @@ from PIL import Image
 
 import deploykit
 from benchmarks.faults_judge import PROBE, Row, digest_of, is_refusal, is_right, loaded, two_kinds
+from deploykit.bundle.keys import SigningKey
 from deploykit.bundle.manifest import GOLDEN, LABELS, MANIFEST, MODEL, SIGNATURE
-from deploykit.bundle.signature import SigningKey, sign_bundle
+from deploykit.bundle.signature import sign_bundle
 from deploykit.core.artifacts import sha256_of_bytes
 from deploykit.precision.calibration.table import (
     CalibrationKey,
