@@ -122,8 +122,10 @@ class Golden:
 
 def _require_numbers(arrays: Mapping[str, Array]) -> None:
     for name, each in arrays.items():
-        if each.dtype.kind not in "biuf" or not each.ndim or not each.size:
+        if each.dtype.kind not in "biuf" or not each.size:
             raise ValueError(f"{name} is {each.dtype} {each.shape}, expected numbers")
+    if not arrays["input"].ndim or not arrays["logits"].ndim:
+        raise ValueError("input or logits is a single number, expected one for each image")
     if arrays["input"].dtype != np.float32 or arrays["logits"].dtype.kind != "f":
         kinds = f"{arrays['input'].dtype} and {arrays['logits'].dtype}"
         raise ValueError(f"input and logits are {kinds}, expected float32")
