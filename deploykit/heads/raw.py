@@ -155,7 +155,8 @@ class Raw(Head):
 def _differing(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:
     """The share of other class numbers in the worst image; one in all is a near tie, no fault."""
     changed = (left != right).sum(axis=1)
-    return 0.0 if changed.sum() <= 1 else float(changed.max() / left.shape[1])
+    is_near_tie = changed.sum() <= 1 < left.shape[1]
+    return 0.0 if is_near_tie else float(changed.max() / left.shape[1])
 
 
 _NUMBERS: Final = frozenset({"argmax", "top_k"})

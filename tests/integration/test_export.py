@@ -144,6 +144,15 @@ def test_failed_validation_shows_the_figures_and_leaves_nothing(
     assert not list((tmp_path / "out").iterdir())
 
 
+SMALL = """from collections import OrderedDict
+from torch import nn
+
+def net():
+    layers = {"pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "linear": nn.Linear(3, 5)}
+    return nn.Sequential(OrderedDict(layers))
+"""
+
+
 def test_wrong_graph_of_the_first_exporter_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,9 +167,10 @@ def test_wrong_graph_of_the_first_exporter_is_not_used(
         bias.const_value = ir.tensor(bias.const_value.numpy() + 1, name=bias.name)
         return model
 
+    (tmp_path / "small.py").write_text(SMALL, encoding="utf-8")
     monkeypatch.setattr(torch_export, "_trace_program", wrong)
     called = deploykit(
-        "export", "resnet20", "--input-size", 8, "--json", "--backend", "none",
+        "export", f"{tmp_path / 'small.py'}:net", "--input-size", 8, "--json", "--backend", "none",
         "-o", tmp_path / "bundle",
     )  # fmt: skip
     assert called.data["conversion"]["exporter"] == "torchscript"
