@@ -6,6 +6,7 @@ import copy
 import json
 import random
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -230,5 +231,5 @@ def test_image_processors_with_other_values() -> None:
     seen = set()
     for _ in range(400):
         changed = mutated(body, rng)
-        seen.add(outcome(lambda given=changed: read_processor(given, "convnext", "file")))
+        seen.add(outcome(partial(read_processor, changed, "convnext", "file")))
     assert {"right", "UsageError"} <= seen

@@ -261,7 +261,7 @@ def test_a_file_that_is_no_signature(folder: Path, public: Path, content: bytes,
 def test_a_signature_that_is_no_file(folder: Path, public: Path) -> None:
     (folder / SIGNATURE).unlink()
     os.mkfifo(folder / SIGNATURE)
-    assert "model.sig: it is a named pipe, not a file\n" in problem_of(folder, public)
+    assert "model.sig: it is a pipe (FIFO), not a regular file\n" in problem_of(folder, public)
 
 
 def test_every_changed_byte_of_a_signature_is_refused_or_changes_nothing(
@@ -438,7 +438,7 @@ def test_files_that_are_no_keys(tmp_path: Path, folder: Path, key: Path, public:
     made = "\nmake a pair: openssl genpkey -algorithm EC"
     verifying = {
         tmp_path / "none": f"there is no public key {tmp_path / 'none'}, which --trust names{made}",
-        tmp_path: f"cannot read the public key {tmp_path}: it is a folder, not a file{made}",
+        tmp_path: f"cannot read the public key {tmp_path}: Is a directory{made}",
         plain: f"{plain} is no PEM file; expected a public key or certificate, in PEM{made}",
         broken: f"cannot use {broken}: ValueError: ",
         key: f"{key} is a private key, which signs and is kept secret\ngive the public one",
