@@ -256,7 +256,7 @@ def test_fields_of_a_later_release_are_passed_over() -> None:
 def test_a_digest_of_another_name_is_no_table_of_before(name: str) -> None:
     text = table_text(TABLE).replace("table_sha256", name).replace('"relu"', '"rel"')
     said = (
-        f"^t was changed after .*\\nit has '{name}', but no digest: no older table has that\\ncalib"
+        f"^t was changed after .*\\nit has '{name}', but no digest: no older table has that\\nc"
     )
     with pytest.raises(DataError, match=said):
         read_table(text, "t")
