@@ -2,8 +2,9 @@
 
 Run it from the root of the repository: ``python -m benchmarks.faults``. Every kind of fault is a
 process of its own, so that a crash is an outcome and not the end; ``--only WORD`` runs the kinds
-whose name has the word. Commands, `deploykit.load` and the service of docs/serving are the real
-ones. `faults_judge.py` says what the outcomes mean; what is right is computed by numpy.
+whose name has the word, and puts their rows in place of those of before. Commands, `deploykit.load`
+and the service of docs/serving are the real ones. `faults_judge.py` says what the outcomes mean;
+what is right is computed by numpy.
 
 ``--hostile-minutes 10`` runs the service with 64 hostile clients beside good ones instead.
 Results are in ``results/faults.json`` and ``.md``, and in ``results/hostile_clients.json``.
@@ -145,6 +146,18 @@ def plant_all(kinds: list[Kind], share: float) -> list[Row]:
     return rows
 
 
+def keep(rows: list[Row], about: dict[str, Any]) -> str:
+    """Write the table with these rows in place of what they were before."""
+    path = RESULTS / "faults.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    known = {row.kind: row for row in (*map(row_of, before), *rows)}
+    kept = [known[kind.name] for kind in KINDS if kind.name in known]
+    write(path.name, {**about, "rows": [plain_of(row) for row in kept]})
+    text = table(kept)
+    path.with_suffix(".md").write_text(f"{text}\n", encoding="utf-8")
+    return text
+
+
 def hostile(minutes: float) -> bool:
     about = measured()
     with tempfile.TemporaryDirectory() as folder:
@@ -175,9 +188,8 @@ def main() -> None:
     about = measured()
     rows = plant_all(kinds, options.share)
     text = table(rows)
-    if not options.only and options.share == 1:
-        write("faults.json", {**about, "rows": [plain_of(row) for row in rows]})
-        (RESULTS / "faults.md").write_text(f"{text}\n", encoding="utf-8")
+    if options.share == 1:
+        text = keep(rows, about)
     print(text)
     sys.exit(0 if all(set(row.counts) <= {"survived"} for row in rows) else 1)
 

@@ -242,7 +242,8 @@ def signed_bundles(folder: Path, count: int, row: Row) -> None:
             if name != SIGNATURE and (place / name).read_bytes() != kept[name]:
                 fitted(place, name)
         # Other bytes of a signature may say the same.
-        is_same = name == SIGNATURE or all((place / at).read_bytes() == kept[at] for at in kept)
+        found = {path.name: path.read_bytes() for path in place.iterdir()}
+        is_same = name == SIGNATURE or found == kept
         for use_name, use in uses.items():
             row.plant(f"{name}, turn {turn}, {use_name}", use, honest if is_same else refused)
         for at, content in kept.items():

@@ -193,6 +193,12 @@ def _require_digest(recorded: Any, body: dict[str, Any], name: str) -> None:
         found = digest_of(body)
     except RecursionError as exc:
         raise DataError(f"{name} is nested too deep to be a table\n{_REMEDY}") from exc
+    unknown = sorted(body.keys() - known_fields(CalibrationTable, body).keys() - {"schema_version"})
+    if recorded is None and unknown:  # perhaps the name of the digest is what was changed
+        raise DataError(
+            f"{name} was changed after it was written\n"
+            f"it has {unknown[0]!r:.60}, but no digest: no older table has that\n{_REMEDY}"
+        )
     if recorded not in (None, found):
         raise DataError(
             f"{name} was changed after it was written\n"

@@ -252,6 +252,14 @@ def test_fields_of_a_later_release_are_passed_over() -> None:
     assert read_table(altered(colour="blue"), "t").digest == TABLE.digest
 
 
+@pytest.mark.parametrize("name", ["table_sha25>", "Table_sha256", "digest"])
+def test_a_digest_of_another_name_is_no_table_of_before(name: str) -> None:
+    text = table_text(TABLE).replace("table_sha256", name).replace('"relu"', '"rel"')
+    said = f"^t was changed after .*\\nit has '{name}', but no digest: no older table has that\\nc"
+    with pytest.raises(DataError, match=said):
+        read_table(text, "t")
+
+
 @pytest.mark.parametrize("amax", [0.0, -1.0, nan, float("inf"), 1e-40, 3.5e38, -0.0])
 @pytest.mark.parametrize("field", ["amax", "trial_amax"])
 def test_a_range_must_be_a_positive_number(amax: float, field: str) -> None:
