@@ -48,8 +48,9 @@ def test_a_bundle_is_measured_and_reported(fp16_bundle: Path, here: Path) -> Non
     assert (first["model"], first["precision"], first["backend"]) == ("digits-fp16", "fp16", "ort")
     assert (first["batch"], second["batch"]) == (1, 4)
     assert first["precision_proven"] == "fp16"
-    low, high = first["latency_ms"]["p50_interval"]
-    assert low <= first["latency_ms"]["p50"] <= high
+    # A machine that is busy with something else gives samples that are worth too few for one.
+    if (interval := first["latency_ms"]["p50_interval"]) is not None:
+        assert interval[0] <= first["latency_ms"]["p50"] <= interval[1]
     assert second["throughput_per_s"] > 0
     assert first["notes"] == ["fp16 is emulated on the CPU: this says nothing about a GPU"]
     results, *reports = map(Path, called.data["files"])
