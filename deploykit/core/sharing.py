@@ -59,7 +59,8 @@ def _shared(folder: Path) -> int | None:
     deadline_s = time.monotonic() + _WRITER_S
     while time.monotonic() < deadline_s:
         try:
-            descriptor = os.open(folder, os.O_RDONLY)
+            # A pipe in its place would make this wait until somebody writes.
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except OSError:  # whoever reads it says what is wrong
             return None
         _wait_for_lock(descriptor, _WRITER_S, exclusive=False)
@@ -72,7 +73,7 @@ def _shared(folder: Path) -> int | None:
 def _let_writer_pass(lock: Path) -> None:
     """Wait for a writer: readers that follow one another would never leave it a gap."""
     try:
-        descriptor = os.open(lock, os.O_RDONLY)
+        descriptor = os.open(lock, os.O_RDONLY | os.O_NONBLOCK)  # it may be a pipe of a stranger
     except OSError:
         return
     try:

@@ -90,3 +90,13 @@ def test_a_disk_without_locks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_is_not_there_is_for_the_reader_to_say(tmp_path: Path) -> None:
     with reading(tmp_path / "nothing"):
         pass
+
+
+@pytest.mark.timeout(30)
+def test_pipes_in_the_place_of_a_folder_and_of_its_lock_hold_nobody_up(
+    folder: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(lock_of(folder))
+    with reading(tmp_path / "pipe"), reading(folder):
+        assert is_held(folder)
