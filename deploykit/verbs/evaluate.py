@@ -79,7 +79,7 @@ def evaluate_bundle(  # noqa: PLR0913 - the options of `deploykit eval`
         bundle = opened.bundle
         head = head_of(bundle.manifest.head)
         count = head.classes(bundle.manifest.onnx.outputs[0].shape)
-        classes = images.ModelClasses(count, _names_of(bundle.labels, count))
+        classes = images.ModelClasses(count, _names_of(opened.labels, count))
         source = images.open_labelled(data, classes)
         own = EvaluatedModel(opened.runner, bundle.manifest.preprocessing)
         other = None if opened.reference is None else replace(own, runner=opened.reference)
@@ -99,7 +99,7 @@ def evaluate_bundle(  # noqa: PLR0913 - the options of `deploykit eval`
     return AccuracyReport(
         found,
         _fitting_names(classes, source.classes),
-        bundle.on_cpu(fast=fast).name,
+        opened.graph,
         skipped=tuple(map(str, skipped)),
         notes=tuple(images.notes_on_skipped(skipped)),
     )
@@ -107,9 +107,14 @@ def evaluate_bundle(  # noqa: PLR0913 - the options of `deploykit eval`
 
 @dataclass(frozen=True)
 class _Opened(Closing):
-    """A bundle whose graph is loaded, and the FP32 graph that it keeps, where that was asked."""
+    """A bundle whose graph is loaded, and the FP32 graph that it keeps, where that was asked.
+
+    Its labels and the name of the graph are of the same moment: later another may be there.
+    """
 
     bundle: Bundle
+    labels: tuple[str, ...] | None
+    graph: str
     runner: Runner
     reference: Runner | None = None
 
@@ -124,14 +129,15 @@ def _open_model(folder: Path, *, fast: bool, beside_reference: bool = False) -> 
         bundle.require_intact()
         _require_images_alone(bundle)
         with ExitStack() as stack:
-            graph = bundle.on_cpu(fast=fast).artifact
-            runner = stack.enter_context(graph_judge().open_artifact(graph))
+            graph = bundle.on_cpu(fast=fast)
+            runner = stack.enter_context(graph_judge().open_artifact(graph.artifact))
             kept = _own_reference(bundle) if beside_reference else None
             reference = None
             if kept is not None:
                 reference = stack.enter_context(graph_judge().open(kept, GraphOptions()))
+            opened = _Opened(bundle, bundle.labels, graph.name, runner, reference)
             stack.pop_all()
-        return _Opened(bundle, runner, reference)
+        return opened
 
     return read_bundle(folder, load)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from deploykit.bundle import manifest
 from deploykit.core.errors import DataError, IntegrityError, UsageError
 from deploykit.core.specs import TensorSpec
 from deploykit.heads._accuracy import ClassEvaluation
 from deploykit.images import LabelledData
+from deploykit.verbs import evaluate as evaluating
 from deploykit.verbs.evaluate import AccuracyReport, evaluate_bundle
 from tests.bundles import SIZE, write_bundle, write_classifier
 from tests.graphs import graph, save
@@ -49,6 +51,24 @@ def turned(folder: Path) -> Path:
 def counted(report: AccuracyReport) -> ClassEvaluation:
     assert isinstance(report.evaluation, ClassEvaluation)
     return report.evaluation
+
+
+def test_a_bundle_that_is_replaced_once_it_is_open_changes_nothing(
+    bundle: Path, data: LabelledData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its images are counted for the bundle that was there, and under its labels."""
+    real = evaluating.head_of
+
+    def replaced(*arguments: Any) -> Any:
+        (bundle / manifest.LABELS).write_text("cyan\nmagenta\nyellow\n", encoding="utf-8")
+        (bundle / manifest.MANIFEST).unlink()
+        return real(*arguments)
+
+    monkeypatch.setattr(evaluating, "head_of", replaced)  # the first step with the open bundle
+    report = evaluate_bundle(bundle, data)
+    assert report.names == ("red", "green", "blue")
+    assert report.graph == "model.onnx"
+    assert counted(report).answers.top1.tolist() == SHOWN
 
 
 @pytest.mark.parametrize("batch", [1, 3, 32])
