@@ -10,6 +10,7 @@ import pytest
 from deploykit.bundle import manifest
 from deploykit.core.errors import DataError, IntegrityError, UsageError
 from deploykit.core.specs import TensorSpec
+from deploykit.heads import head_of
 from deploykit.heads._accuracy import ClassEvaluation
 from deploykit.images import LabelledData
 from deploykit.verbs import evaluate as evaluating
@@ -57,12 +58,11 @@ def test_a_bundle_that_is_replaced_once_it_is_open_changes_nothing(
     bundle: Path, data: LabelledData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its images are counted for the bundle that was there, and under its labels."""
-    real = evaluating.head_of
 
     def replaced(*arguments: Any) -> Any:
         (bundle / manifest.LABELS).write_text("cyan\nmagenta\nyellow\n", encoding="utf-8")
         (bundle / manifest.MANIFEST).unlink()
-        return real(*arguments)
+        return head_of(*arguments)
 
     monkeypatch.setattr(evaluating, "head_of", replaced)  # the first step with the open bundle
     report = evaluate_bundle(bundle, data)
