@@ -13,7 +13,7 @@ from functools import cache, cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from io import BytesIO
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias
 
@@ -80,10 +80,13 @@ def decode(source: Path | bytes, max_pixels: int | None = None) -> Image:
     stored under them is arbitrary. 16-bit greyscale is scaled, so that 65535 becomes 255. Of an
     animation the first frame is taken. Colour profiles are ignored, as torchvision does.
 
+    A sequential JPEG above the limit is decoded at a half or a quarter of its width and height, if
+    it is within the limit then (ITU-T T.81; libjpeg scales in the DCT).
+
     Args:
         source: the file, which may not be a pipe or a device, or its content.
-        max_pixels: pixels that the image may have; Pillow's default, 89 million, if not given.
-            They are counted before anything is decoded.
+        max_pixels: pixels that the decoded image may have; Pillow's default, 89 million, if not
+            given. They are counted before anything is decoded.
 
     Raises:
         DataError: the file is missing, damaged, truncated, of more pixels than the limit, or of a
@@ -98,19 +101,27 @@ def decode(source: Path | bytes, max_pixels: int | None = None) -> Image:
         # Icons first: Pillow decodes them as soon as it opens the file.
         _require_few_pixels(name, _sizes_of_icons(file), max_pixels)
         image = _identify(file)
+        _reduce(file, image, max_pixels)
         _require_few_pixels(name, _sizes(image), max_pixels)
         ImageOps.exif_transpose(image, in_place=True)
         return _to_rgb(image)
 
 
-def pixels_of(source: Path | bytes) -> int:
-    """Pixels of an image by its header; nothing is decoded.
+def pixels_of(source: Path | bytes, max_pixels: int | None = None) -> int:
+    """Pixels that `decode` would decode with this limit, by the image's header; it decodes nothing.
 
     Raises:
         DataError: as `decode`, as far as the header shows it.
+        UsageError: ``max_pixels`` is below 1.
     """
+    require_max_pixels(max_pixels)
     with _readable(_name_of(source), source), _opened(source) as file:
-        return max(map(prod, _sizes_of_icons(file) or _sizes(_identify(file))))
+        icons = _sizes_of_icons(file)
+        if icons:
+            return max(map(prod, icons))
+        image = _identify(file)
+        _reduce(file, image, max_pixels)
+        return max(map(prod, _sizes(image)))
 
 
 def to_rgb(image: Image) -> Image:
@@ -160,23 +171,80 @@ def _identify(file: BinaryIO) -> ImageFile:
     raise UnidentifiedImageError("cannot identify image file")
 
 
-def _require_few_pixels(name: str, sizes: Sequence[Size], max_pixels: int | None) -> None:
+def _limit_of(max_pixels: int | None) -> int:
     from PIL import Image as Pillow
 
     limit = MAX_PIXELS if max_pixels is None else max_pixels
     # Who has lowered Pillow's limit for the whole process means all images.
     if Pillow.MAX_IMAGE_PIXELS is not None and Pillow.MAX_IMAGE_PIXELS < MAX_PIXELS:
         limit = min(limit, Pillow.MAX_IMAGE_PIXELS)
+    return limit
+
+
+def _require_few_pixels(name: str, sizes: Sequence[Size], max_pixels: int | None) -> None:
+    limit = _limit_of(max_pixels)
     width, height = max(sizes, key=prod, default=(0, 0))
-    # A larger JPEG could be decoded at a half or a quarter of its size (`Image.draft`). It is not:
-    # the DCT scales otherwise than the resize does, so that a prediction would depend on how large
-    # a file is; and of a progressive one all coefficients are held at any scale.
     if width * height > limit:
         raise DataError(
             f"{name} has {width} x {height} = {width * height:,} pixels, the limit is {limit:,}\n"
             f"scale it down; or, if you trust it, raise the limit: max_pixels={width * height}, or "
             "--max-pixels of predict, eval, calibrate and export"
         )
+
+
+_REDUCTIONS: Final = (2, 4)
+"""Factors by which a JPEG is made narrower and lower while it is decoded.
+
+libjpeg knows 8 too. All coefficients are read at any factor, so that 64 times the pixels of the
+limit would take a processor for seconds, from a file of a few megabytes.
+"""
+
+
+def _reduce(file: BinaryIO, image: ImageFile, max_pixels: int | None) -> None:
+    """Set ``image`` to be decoded at a part of its size, where only that is within the limit.
+
+    The scaling in the DCT is a box filter before the resize of the preprocessing, which leaves a
+    quarter of the limit and more for it. Below the limit no image is reduced, so that its pixels
+    are those that torchvision gets.
+    """
+    limit, (width, height) = _limit_of(max_pixels), image.size
+    if width * height <= limit or image.format not in {"JPEG", "MPO"} or not _is_one_scan(file):
+        return
+    for factor in _REDUCTIONS:
+        if ceil(width / factor) * ceil(height / factor) <= limit:
+            image.draft(None, (max(1, width // factor), max(1, height // factor)))
+            return
+
+
+_SEQUENTIAL: Final = frozenset({0xC0, 0xC1})
+"""JPEG's markers of a frame whose rows come one after the other (ITU-T T.81, table B.1)."""
+
+_START_OF_SCAN: Final = 0xDA
+
+_MOST_SEGMENTS: Final = 10_000
+"""Segments before the first scan that are looked through; a photograph has some ten."""
+
+
+def _is_one_scan(file: BinaryIO) -> bool:
+    """True for a JPEG whose first scan holds all rows of all colours.
+
+    Of any other, as a progressive one, libjpeg keeps the coefficients of the whole image, whatever
+    size it is decoded at.
+    """
+    at, components = 2, 0
+    for _ in range(_MOST_SEGMENTS):
+        file.seek(at)
+        segment = file.read(10)
+        if len(segment) < 10 or segment[0] != 0xFF:  # noqa: PLR2004
+            return False
+        if segment[1] in _SEQUENTIAL:
+            components = segment[9]
+        if segment[1] == _START_OF_SCAN:
+            return segment[4] == components
+        # Any number of 0xFF may come before a marker.
+        is_fill = segment[1] == 0xFF  # noqa: PLR2004
+        at += 1 if is_fill else 2 + int.from_bytes(segment[2:4], "big")
+    return False
 
 
 _TILE_SIDES: Final = (322, 323)

@@ -96,7 +96,9 @@ class Service:
     ) -> list[Prediction]:
         """The likeliest classes of one encoded image; ``is_gone`` is asked after a wait."""
         loop = asyncio.get_running_loop()
-        pixels = await loop.run_in_executor(self._decoders, images.pixels_of, encoded)
+        pixels = await loop.run_in_executor(
+            self._decoders, images.pixels_of, encoded, self.max_pixels
+        )
         if pixels > self.max_pixels:  # its header refuses it: it waits for nobody
             image = await loop.run_in_executor(self._decoders, self._prepare, encoded)
         elif pixels > self.max_pixels // LARGE:

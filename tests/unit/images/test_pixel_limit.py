@@ -65,8 +65,10 @@ def test_without_a_model_the_limit_is_pillows(width: int, height: int) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "JPEG2000"])
 def test_the_limit_is_exact_in_every_format(kind: str) -> None:
-    data = encoded(Image.new("RGB", (40, 30), "red"), kind)
-    assert images.pixels_of(data) == 1200
+    # A sequential JPEG would be reduced.
+    options = {"progressive": True} if kind == "JPEG" else {}
+    data = encoded(Image.new("RGB", (40, 30), "red"), kind, **options)
+    assert images.pixels_of(data) == images.pixels_of(data, 1200) == 1200
     assert images.decode(data, 1200).size == (40, 30)
     with pytest.raises(DataError, match=r"40 x 30 = 1,200 pixels, the limit is 1,199"):
         images.decode(data, 1199)
@@ -266,6 +268,77 @@ def memory_of(folder: Path, data: bytes) -> int:
         [sys.executable, "-c", MEASURE, small, large], capture_output=True, text=True, check=True
     )
     return int(done.stdout)
+
+
+# --- JPEGs, which are decoded at a part of their size
+
+
+def photograph(width: int, height: int) -> Image.Image:
+    """Waves of many lengths: every frequency that a reduction could turn into another one."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    channels = [127 + 60 * np.sin(x * y / scale) + 60 * np.cos(x / 7) for scale in (9e3, 3e3, 1e3)]
+    return Image.fromarray(np.stack(channels, -1).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("limit", "size"),
+    [(960_000, (1200, 800)), (959_999, (600, 400)), (240_000, (600, 400)), (60_000, (300, 200))],
+)
+def test_a_jpeg_above_the_limit_is_decoded_at_a_part_of_its_size(
+    limit: int, size: tuple[int, int]
+) -> None:
+    data = encoded(photograph(1200, 800), "JPEG", quality=90)
+    assert images.pixels_of(data, limit) == size[0] * size[1]
+    assert images.decode(data, limit).size == size
+
+
+@pytest.mark.parametrize("limit", [240_000, 60_000])
+def test_a_reduced_jpeg_shows_the_model_what_the_whole_shows(limit: int) -> None:
+    """Compared with Pillow's own decoding and antialiased scaling of every pixel."""
+    data = encoded(photograph(1200, 800), "JPEG", quality=90)
+    whole = np.asarray(Image.open(BytesIO(data)).resize((48, 32), Image.Resampling.BILINEAR))
+    reduced = np.asarray(images.decode(data, limit).resize((48, 32), Image.Resampling.BILINEAR))
+    assert np.abs(whole.astype(int) - reduced).max() <= 3
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_reduced_jpeg_of_any_kind_of_pixel_is_upright_rgb(mode: str) -> None:
+    exif = Image.Exif()
+    exif[274] = 6  # the camera was held upright
+    data = encoded(Image.new(mode, (401, 300)), "JPEG", exif=exif)
+    found = images.decode(data, 401 * 300 // 4 + 400)
+    assert found.size == (150, 201)
+    assert found.mode == "RGB"
+
+
+def split_scans(data: bytes) -> bytes:
+    """A JPEG of several colours that says of its first scan that it has one of them."""
+    at = data.index(b"\xff\xda")
+    return data[:at] + b"\xff\xda\0\x08\1" + data[at + 5 :]
+
+
+BUFFERED = {
+    "progressive": encoded(photograph(400, 300), "JPEG", progressive=True),
+    "several scans": split_scans(encoded(photograph(400, 300), "JPEG")),
+    "more than 16 times the limit": encoded(photograph(400, 300), "JPEG"),
+    "segments without end": b"\xff\xd8"
+    + b"\xff\xe5\0\2" * 20_000
+    + encoded(photograph(400, 300), "JPEG")[2:],
+}
+
+
+@pytest.mark.parametrize("kind", BUFFERED)
+def test_a_jpeg_that_needs_memory_at_any_size_is_refused(kind: str) -> None:
+    limit = 7_400 if kind.startswith("more") else 100_000
+    assert images.pixels_of(BUFFERED[kind], limit) == 120_000
+    with pytest.raises(DataError, match="has 400 x 300 = 120,000 pixels, the limit is"):
+        images.decode(BUFFERED[kind], limit)
+
+
+def test_memory_of_a_reduced_jpeg(tmp_path: Path) -> None:
+    """13,300 x 13,300 pixels: the whole would take 530 MB before it is scaled."""
+    grown = memory_of(tmp_path, encoded(Image.new("RGB", (13300, 13300)), "JPEG"))
+    assert grown < 6 * 13300 * 13300 // 16
 
 
 # --- many at once
