@@ -41,12 +41,14 @@ class CompileOptions:
 
     ``workspace_bytes`` limits the scratch memory of a layer, ``None`` leaves the compiler's own
     limit. ``compute_capabilities``, as ("8.6", "8.9"), is for portable compilers only; empty means
-    every one that the compiler knows from 8.0 up. Another builds for the GPU that it runs on.
+    every one that the compiler knows from 8.0 up. Another builds for the GPU that it runs on, which
+    is the driver's ``gpu_index``.
     """
 
     profile: ShapeProfile = field(default_factory=ShapeProfile)
     workspace_bytes: int | None = None
     compute_capabilities: tuple[str, ...] = ()
+    gpu_index: int = 0
 
     def __post_init__(self) -> None:
         if self.workspace_bytes is not None and self.workspace_bytes < 1:
@@ -97,11 +99,13 @@ class EngineOptions:
 
     ``cuda_graphs`` replays launches. ``cache`` is a file for what a portable engine compiles on
     its machine. ``spin`` waits for the GPU by asking, not asleep; ``None`` is the driver's own.
+    ``gpu_index`` is the driver's number of the GPU.
     """
 
     cuda_graphs: bool = True
     cache: Path | None = None
     spin: bool | None = None
+    gpu_index: int = 0
 
 
 def engine_fits(

@@ -108,6 +108,22 @@ fast = click.option(
     is_flag=True,
     help="Compute in plain FP32 on the CPU, without an engine's rounding: faster, proves less.",
 )
+device = click.option(
+    "--device",
+    cls=NamesBackends,
+    default="cpu",
+    show_default=True,
+    metavar="NAME",
+    help="cuda (the engine that will serve; of several GPUs one: cuda:1, a PCI bus id, a UUID), "
+    "DEVICES (the ONNX file), or auto.",
+)
+gpu = click.option(
+    "--device",
+    default="cuda",
+    show_default=True,
+    metavar="GPU",
+    help="Of several GPUs one: cuda:1, a PCI bus id, a UUID.",
+)
 _trust = click.option(
     "--trust",
     type=click.Path(path_type=Path),

@@ -25,16 +25,19 @@ if TYPE_CHECKING:
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
 @_options.backend
+@_options.gpu
 @_options.compiling
-def command(bundle: Path, backend: str, compiling: CompileOptions) -> Answer:
+def command(bundle: Path, backend: str, device: str, compiling: CompileOptions) -> Answer:
     """Compile one more engine for a bundle, on this machine.
 
-    It is made from the bundle's own ONNX file, whose hash is verified first. The bundle stays as it
-    was if anything fails.
+    It is made from the bundle's own ONNX file, whose hash is verified first. Where it fits the GPU
+    it runs there, and what it computes is compared, before the bundle has it. The bundle stays as
+    it was if anything fails.
     """
+    from deploykit.runtime.choice import machine_with
     from deploykit.verbs.build import build
 
-    report = build(bundle, backend, compiling, progress())
+    report = build(bundle, backend, compiling, progress(), machine_with(device))
     return Answer(report.to_dict(), lambda out: _show(out, report))
 
 

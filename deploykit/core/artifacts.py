@@ -67,7 +67,8 @@ class EngineRecord:
 
     ``precision_census`` counts the layers of the parsed network that do arithmetic, by kind and
     precision: ``{"CONVOLUTION HALF": 53, "MATRIX_MULTIPLY HALF": 1}``. ``compute_capabilities``
-    are as ``("8.6", "8.9")``; an engine of TensorRT has one, its own GPU's.
+    are as ``("8.6", "8.9")``; an engine of TensorRT has one, its own GPU's. ``ran_on`` is the GPU
+    on which its outputs were compared before a manifest named it; ``None`` where it did not run.
     """
 
     file: str
@@ -81,6 +82,7 @@ class EngineRecord:
     precision_census: Mapping[str, int]
     build_s: float
     warnings: tuple[str, ...] = field(default=())
+    ran_on: str | None = None
 
     @property
     def label(self) -> str:

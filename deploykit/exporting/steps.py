@@ -34,6 +34,7 @@ from deploykit.core.progress import Journal, Progress, SilentProgress, StageTime
 from deploykit.core.serialization import engine_to_plain, to_plain
 from deploykit.core.sizes import ShapeProfile, require_sizes
 from deploykit.core.specs import HeadRecord
+from deploykit.exporting.engine_run import EngineRun, Expected
 from deploykit.exporting.engines import build_engine
 from deploykit.exporting.replacing import Replacement, origin_of, origin_of_call
 from deploykit.graph import LoadedGraph, write_model
@@ -41,6 +42,7 @@ from deploykit.graph.rounding import computes_narrow, rounding_form
 from deploykit.images import InputRange, read_class_names
 from deploykit.precision import conversion_of
 from deploykit.precision.quantization.request import refuse_request, require_request
+from deploykit.runtime.choice import Machine
 from deploykit.sources.definition import SourceOptions
 from deploykit.sources.onnx_outputs import judge_others
 from deploykit.sources.references import find_source, make_reference
@@ -111,11 +113,15 @@ class ExportReport:
 
 
 def export_bundle(
-    target: str, options: ExportOptions, progress: Progress | None = None
+    target: str,
+    options: ExportOptions,
+    progress: Progress | None = None,
+    machine: Machine | None = None,
 ) -> ExportReport:
     """Export, convert, validate and compile ``target`` into a bundle.
 
     ``target`` is whatever `targets.find_definition` takes, or the path of an FP32 ``.onnx`` file.
+    An engine that fits a GPU of ``machine``, this one if not given, runs there and is compared.
     The bundle appears under its name only when every stage has passed. One of the same model and
     precision is replaced; another one, or one whose engines are not made again, only if the options
     say so.
@@ -131,12 +137,12 @@ def export_bundle(
     options = replace(options, source=told)
     name = source.stem if isinstance(source, Path) else source.name
     place = options.output or Path("engines") / f"{name}-{options.precision}"
-    gpus = environment.gpus()
-    compiler = choose_compiler(options.backend, gpus)
-    replacement = Replacement(place, options.precision, compiler, gpus, options.replace)
+    here = machine or Machine()
+    compiler = choose_compiler(options.backend, here.gpus)
+    replacement = Replacement(place, options.precision, compiler, here.gpus, options.replace)
     if (place / MANIFEST).is_file():
         replacement.require(origin_of_call(source, options.source))
-    plan = _Plan(_with_bundle(options, place), compiler, labels, replacement)
+    plan = _Plan(_with_bundle(options, place), compiler, labels, replacement, here)
     replaced: list[str | None] = []
 
     def look_again() -> None:
@@ -186,6 +192,7 @@ class _Plan:
     compiler: Compiler | None
     labels: tuple[str, ...] | None
     replacement: Replacement
+    machine: Machine
 
 
 def _fill(
@@ -218,7 +225,7 @@ def _fill(
             _write_cpu_form(reference, graph, converted.compared, folder / CPU_MODEL)
     graph.release()
     reference.graph.release()  # compilers need the memory
-    engines = _compile(converted, folder, plan, journal)
+    engines = _compile(reference, converted, folder, plan, journal)
     others_of = partial(_other_answers, reference)
     write_golden(folder, *converted.compared, reference.runners.side, others_of)
     if labels is not None:
@@ -275,13 +282,18 @@ def _write_cpu_form(
 
 
 def _compile(
-    converted: Converted, folder: Path, plan: _Plan, journal: Journal
+    reference: Reference, converted: Converted, folder: Path, plan: _Plan, journal: Journal
 ) -> tuple[EngineRecord, ...]:
     if plan.compiler is None:
         journal.notes.append("no engine was built; later: deploykit build BUNDLE")
         return ()
     options = plan.options
-    wanted = CompileOptions(options.profile, options.workspace_bytes, options.compute_capabilities)
+    wanted = CompileOptions(
+        options.profile,
+        options.workspace_bytes,
+        options.compute_capabilities,
+        plan.machine.gpu_index,
+    )
     with journal.timed("build engine"):
         record = build_engine(
             converted.artifact,
@@ -291,4 +303,13 @@ def _compile(
             journal.progress,
             allowed_fp32=converted.kept_heavy,
         )
-    return (record,)
+    expect = partial(_expected, reference, converted)
+    run = EngineRun(plan.compiler, plan.machine, journal)
+    return (run.first(record, folder / record.file, expect),)
+
+
+def _expected(reference: Reference, converted: Converted) -> Expected:
+    """What the engine must give: the answers that its graph was validated against."""
+    batches, outputs = converted.compared
+    precision, side = converted.artifact.precision, reference.runners.side
+    return Expected(batches, outputs, reference.made_by, precision, reference.head, side)

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, Final
 
+from deploykit.backends._cuda.device import Device
 from deploykit.backends._engines import CompiledEngine
 from deploykit.backends.trt.compiler import Messages, clean, logger_into, require_gpu
 from deploykit.core import environment
 from deploykit.core.errors import BuildError, UsageError
+from deploykit.core.gpu_choice import with_first
 from deploykit.core.precision import HEAVY_KINDS
 from deploykit.core.sizes import AXIS_NAMES, BATCH_AXIS, IMAGE_DIMS, filled, require_sizes
 
@@ -199,7 +201,7 @@ def compile_onnx(
         UsageError: unknown compute capabilities, or a profile without the model's fixed batch.
         BuildError: the compiler refuses the file, a node of it, or the whole network.
     """
-    targets = _target_capabilities(compiler, options.compute_capabilities)
+    targets = _target_capabilities(compiler, options)
     monitor = BuildMonitor(task)
     # Python raises KeyboardInterrupt in the main thread only. Were the compiler there, it would be
     # raised inside one of its callbacks and be lost in C++.
@@ -211,15 +213,18 @@ def compile_onnx(
             raise
 
 
-def _target_capabilities(compiler: Compiler, asked: tuple[str, ...]) -> tuple[str, ...]:
+def _target_capabilities(compiler: Compiler, options: CompileOptions) -> tuple[str, ...]:
     """Compute capabilities that the engine is compiled for, as ("8.6", "8.9")."""
+    asked = options.compute_capabilities
     if not compiler.is_portable:
         if asked:
             raise UsageError(
                 f"compute capabilities {', '.join(asked)} cannot be chosen for {compiler.name}\n"
                 "it builds for the GPU of the machine: leave them out"
             )
-        return (require_gpu(environment.gpus()).compute_capability,)
+        which = str(options.gpu_index) if options.gpu_index else ""
+        own = with_first(environment.gpus(), which)
+        return (require_gpu(own).compute_capability,)
     known = known_compute_capabilities(compiler)
     unknown = [name for name in asked if name not in known]
     if unknown:
@@ -246,6 +251,9 @@ class _Compilation:
 
     def run(self, options: CompileOptions, targets: tuple[str, ...]) -> CompiledEngine:
         """Parse, configure and build."""
+        if options.gpu_index and not self._compiler.is_portable:
+            # The compiler takes the GPU that is current for its thread, which is this one.
+            Device(options.gpu_index).make_current()
         try:
             return self._run(options, targets)
         except BaseException as error:
