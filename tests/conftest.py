@@ -40,10 +40,10 @@ def pytest_configure() -> None:
 def pytest_runtest_setup() -> None:
     """Let torch's exporter read the source of its 500 operators once, not anew for each export."""
     exporter = sys.modules.get("torch.onnx._internal.exporter._registration")
-    if exporter is not None and not hasattr(exporter.onnxscript_apis.get_torchlib_ops, "cache_info"):
-        exporter.onnxscript_apis.get_torchlib_ops = functools.cache(
-            exporter.onnxscript_apis.get_torchlib_ops
-        )
+    if exporter is not None:
+        apis = exporter.onnxscript_apis
+        if not hasattr(apis.get_torchlib_ops, "cache_info"):
+            apis.get_torchlib_ops = functools.cache(apis.get_torchlib_ops)
 
 
 @pytest.fixture(scope="session")
