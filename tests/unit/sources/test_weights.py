@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import UsageError, WeightsError
-from deploykit.models import _initialise, get
+from deploykit.models import get
 from deploykit.sources import untrained
 from deploykit.sources.state_dict import WeightsRecord
 from deploykit.sources.torchvision import _actual_preprocessing, torchvision_spec
@@ -44,7 +44,7 @@ def test_values_that_a_file_replaces_are_not_drawn(
 ) -> None:
     own, theirs = get("resnet20"), torchvision_spec("shufflenet_v2_x0_5", image_size=32)
     states = [build_with_weights(spec, None, 0)[0].state_dict() for spec in (own, theirs)]
-    monkeypatch.setattr(_initialise.nn.init, "kaiming_normal_", _drawn)
+    monkeypatch.setattr(nn.init, "kaiming_normal_", _drawn)
     monkeypatch.setattr(untrained, "pink_noise", _drawn)
     for spec, state in zip((own, theirs), states, strict=True):
         torch.save(state, tmp_path / "w.pth")
