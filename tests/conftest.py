@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
 
+from deploykit.cli import COLLECT_AFTER
 from tests.digits import Digits, make_digits
 
 if TYPE_CHECKING:
@@ -26,10 +30,20 @@ def pytest_configure() -> None:
     """One thread of OpenMP for each worker, and for the processes that it starts.
 
     Threads of torch wait for one another in a loop: as many for each worker as there are cores take
-    twice the time of one.
+    twice the time of one. Cycles are looked for as seldom as in the command line's own process.
     """
+    gc.set_threshold(*COLLECT_AFTER)
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_runtest_setup() -> None:
+    """Let torch's exporter read the source of its 500 operators once, not anew for each export."""
+    exporter = sys.modules.get("torch.onnx._internal.exporter._registration")
+    if exporter is not None:
+        apis = exporter.onnxscript_apis
+        if not hasattr(apis.get_torchlib_ops, "cache_info"):
+            apis.get_torchlib_ops = functools.cache(apis.get_torchlib_ops)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor, nn
 
-from deploykit.models._initialise import he_normal
+from deploykit.models._initialise import draws_values, he_normal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,8 +43,10 @@ ADDED: Final = ("bias", "beta", "embed", "latent", "token")
 def draw_values(network: nn.Module, size: tuple[int, int]) -> None:
     """Give ``network``, in evaluation mode, values from torch's random state, in place.
 
-    ``size`` is the height and width of its images.
+    ``size`` is the height and width of its images. Nothing is done where `nothing_drawn` holds.
     """
+    if not draws_values():
+        return
     he_normal(network)
     wake(network)
     _calm(network)

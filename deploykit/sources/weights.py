@@ -78,10 +78,14 @@ def build_with_weights(
         MissingDependencyError: a package that this needs is not installed.
     """
     state, record = _chosen(spec, weights, seed)
-    model = _seeded(spec, seed)
-    from deploykit.sources.logits import network_of
+    if state is None:
+        model = _seeded(spec, seed)
+    else:
+        from deploykit.models._initialise import nothing_drawn
+        from deploykit.sources.logits import network_of
 
-    if state is not None:
+        with nothing_drawn():
+            model = _seeded(spec, seed)
         _load(network_of(model), state, spec, record)
     _drop_heads(model, training_heads(model))
     return model, record

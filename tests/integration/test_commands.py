@@ -169,16 +169,12 @@ def test_doctor_names_what_is_missing() -> None:
     assert all(task in shown for task in tasks)
 
 
-@pytest.mark.parametrize(
-    ("precision", "depth", "accuracy"),
-    [("fp16", 20, 0.915), ("fp32", 32, 0.928)],
-)
-def test_cifar_networks_keep_their_published_accuracy(
-    shared_data: Path, tmp_path: Path, precision: str, depth: int, accuracy: float
+def test_a_cifar_network_keeps_its_published_accuracy_in_fp16(
+    shared_data: Path, tmp_path: Path
 ) -> None:
     exported = deploykit(
-        "export", f"resnet{depth}", f"--{precision}", "-o", tmp_path / "bundle",
-        "--weights", shared_data / f"resnet{depth}_cifar10.npz",
+        "export", "resnet20", "--fp16", "-o", tmp_path / "bundle", "--backend", "none",
+        "--weights", shared_data / "resnet20_cifar10.npz",
         "--data", shared_data / "cifar10_calib512.npz",
     )  # fmt: skip
     assert exported.code == 0, exported.err
@@ -187,5 +183,4 @@ def test_cifar_networks_keep_their_published_accuracy(
     assert found["count"] == 1000
     assert found["agreement"] >= 0.998
     # FP16 may turn near ties: one image in a thousand either way.
-    tolerance = 1e-9 if precision == "fp32" else 0.0011
-    assert found["top1"] == pytest.approx(accuracy, abs=tolerance)
+    assert found["top1"] == pytest.approx(0.915, abs=0.0011)

@@ -17,6 +17,7 @@ import onnxruntime
 import pytest
 
 from deploykit.bundle.manifest import Bundle
+from deploykit.models import get
 from deploykit.verbs.check import check
 from tests.bundles import write_classifier
 from tests.cli import deploykit
@@ -79,7 +80,15 @@ def test_names_no_local_path(fp16_bundle: Path) -> None:
 def test_accuracy_holds_through_both_precisions(
     fp16_bundle: Path, digits: Digits, tmp_path: Path
 ) -> None:
-    export_digits(digits, tmp_path / "fp32", "fp32", "--backend", "none")
+    mean, std = (
+        ",".join(map(str, figures))
+        for figures in (get("resnet20").preprocessing.mean, get("resnet20").preprocessing.std)
+    )
+    called = deploykit(
+        "export", fp16_bundle / "reference.onnx", "--mean", mean, "--std", std, "--resize", "8x8",
+        "--backend", "none", "-o", tmp_path / "fp32",
+    )  # fmt: skip
+    assert called.code == 0, called.err
     in_fp32 = deploykit("eval", tmp_path / "fp32", "--data", digits.test, "--json").data
     in_fp16 = deploykit("eval", fp16_bundle, "--data", digits.test, "--json").data
     assert digits.accuracy > 0.9
@@ -107,7 +116,7 @@ def test_json_is_one_object_with_the_promised_keys(tmp_path: Path) -> None:
 
 def test_untrained_weights_are_said_plainly(tmp_path: Path) -> None:
     called = deploykit(
-        "export", "resnet20", "--input-size", 8, "--backend", "none", "-o", tmp_path / "bundle"
+        "export", "nin", "--input-size", 64, "--backend", "none", "-o", tmp_path / "bundle"
     )  # fmt: skip
     assert called.code == 0
     assert "untrained, seed 0" in called.out
@@ -128,15 +137,17 @@ def test_own_onnx_file_keeps_its_numbers(fp16_bundle: Path, tmp_path: Path) -> N
 
 
 def test_failed_validation_shows_the_figures_and_leaves_nothing(
-    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from deploykit.core.precision import FACTS, Limits
 
-    strict = Limits(0.0, 1.0, 0.0, 1.0, "nothing passes")
+    strict = Limits(-1.0, 1.0, -1.0, 1.0, "nothing passes")
     for name, facts in FACTS.items():
         monkeypatch.setitem(FACTS, name, replace(facts, limits=strict))
+    (tmp_path / "small.py").write_text(SMALL, encoding="utf-8")
     called = deploykit(
-        "export", "resnet20", "--input-size", 8, "-o", tmp_path / "out" / "bundle"
+        "export", f"{tmp_path / 'small.py'}:net", "--input-size", 8,
+        "-o", tmp_path / "out" / "bundle",
     )  # fmt: skip
     assert called.code == 1
     assert "the fp32 graph does not compute what torch eager computes" in called.err
@@ -177,11 +188,11 @@ def test_wrong_graph_of_the_first_exporter_is_not_used(
     assert any(note.startswith("torch.export was not used") for note in called.data["notes"])
 
 
-def _start(original: Path, folder: Path) -> subprocess.Popen[bytes]:
+def _start(original: Path, folder: Path, *more: str) -> subprocess.Popen[bytes]:
     """An export of an ``.onnx``: it writes and moves files as every other, and imports no torch."""
     command = [sys.executable, "-m", "deploykit", "export", str(original), "--fp16"]
     return subprocess.Popen(
-        [*command, "-o", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [*command, *more, "-o", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
 
 
@@ -205,7 +216,8 @@ def test_killed_export_leaves_nothing_and_the_next_one_is_clean(
 
 def test_two_exports_at_once_leave_one_whole_bundle(fp16_bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "engines" / "digits"
-    processes = [_start(fp16_bundle / "reference.onnx", folder) for _ in range(2)]
+    fp32, no_engine = fp16_bundle / "reference.onnx", ("--backend", "none")
+    processes = [_start(fp32, folder, *no_engine) for _ in range(2)]
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     assert check(folder).ok

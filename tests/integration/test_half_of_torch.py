@@ -29,14 +29,14 @@ BOUND = 5e-3
 
 
 def test_resnet20_computes_what_torch_computes_in_half(tmp_path: Path) -> None:
-    source = SourceOptions(choices=DefinitionChoices(image_size=32), seed=3)
+    source = SourceOptions(choices=DefinitionChoices(image_size=16), seed=3)
     options = ExportOptions(
         Precision.FP16, backend="none", source=source, output=tmp_path / "bundle"
     )
     bundle = export_bundle("resnet20", options).bundle
     images = np.load(bundle.folder / "golden.npz")["input"]
     torch.manual_seed(3)
-    network = get("resnet20").build().eval()
+    network = get("resnet20", image_size=16).build().eval()
     with torch.no_grad():
         exact = network(torch.from_numpy(images)).numpy()
         half = network.half()(torch.from_numpy(images).half()).float().numpy()

@@ -42,6 +42,14 @@ def bundle(tmp_path: Path) -> Path:
     return write_bundle(tmp_path / "colours")
 
 
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a service that waits for a second, and takes two images at a time."""
+    bundle = write_bundle(tmp_path_factory.mktemp("impatient") / "colours")
+    with served(bundle, "--read-timeout-s", 1, "--max-in-flight", 2) as (_, address):
+        yield address
+
+
 def encoded(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
@@ -85,10 +93,9 @@ def test_health_stays_right_after_an_export_over_the_bundle(
 # --- clients that stall
 
 
-def test_a_body_that_does_not_come_gives_its_place_back(bundle: Path) -> None:
-    options = ("--read-timeout-s", 1, "--max-in-flight", 2)
-    with served(bundle, *options) as (_, address), httpx.Client(base_url=address) as good:
-        stalled = [connect(address) for _ in range(2)]
+def test_a_body_that_does_not_come_gives_its_place_back(impatient: str) -> None:
+    with httpx.Client(base_url=impatient) as good:
+        stalled = [connect(impatient) for _ in range(2)]
         for client in stalled:
             client.sendall(HEAD + b"half")
         while good.get("/stats").json()["in_flight"] < 2:
@@ -108,14 +115,14 @@ def test_a_body_that_does_not_come_gives_its_place_back(bundle: Path) -> None:
     [b"", b"POST /predict HT", b"GET /stats HTTP/1.1\r\nHost: x\r\n"],
     ids=["nothing", "half a line", "half a head"],
 )
-def test_a_head_that_does_not_come_closes_the_connection(bundle: Path, begun: bytes) -> None:
-    with served(bundle, "--read-timeout-s", 1) as (_, address), connect(address) as client:
+def test_a_head_that_does_not_come_closes_the_connection(impatient: str, begun: bytes) -> None:
+    with connect(impatient) as client:
         client.sendall(begun)
         assert answer_of(client) == b""
 
 
-def test_a_second_head_that_trickles_closes_the_connection(bundle: Path) -> None:
-    with served(bundle, "--read-timeout-s", 1) as (_, address), connect(address) as client:
+def test_a_second_head_that_trickles_closes_the_connection(impatient: str) -> None:
+    with connect(impatient) as client:
         client.sendall(b"GET /stats HTTP/1.1\r\nHost: x\r\n\r\n")
         assert client.recv(65536).startswith(b"HTTP/1.1 200 OK")
         stopped = threading.Event()

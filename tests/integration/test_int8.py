@@ -21,6 +21,7 @@ from tests.cli import Called, deploykit
 from tests.graphs import graph, normal, save
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.digits import Digits
@@ -48,8 +49,28 @@ def fp32(fp16_bundle: Path) -> Path:
     return fp16_bundle / "reference.onnx"
 
 
-UNTRIED = ("--residual", "int8", "--first-layer", "int8", "--sensitive-layers", "int8")
-"""For tests of something else: nothing is tried out, which takes most of the time."""
+UNTRIED = (
+    "--residual", "int8", "--first-layer", "int8", "--sensitive-layers", "int8",
+    "--method", "max", "--bias-correction", "off",
+)  # fmt: skip
+"""For tests of something else: nothing is compared, which takes most of the time."""
+
+
+@pytest.fixture(scope="session")
+def chosen(
+    fp16_bundle: Path, digits: Digits, made_once: Callable[[str, Callable[[Path], object]], Path]
+) -> Path:
+    """A folder with a ``bundle`` for which all was tried out, and its ``answer``. Read only."""
+
+    def make(folder: Path) -> None:
+        called = deploykit(
+            "export", fp16_bundle / "reference.onnx", "--int8", "--calib", digits.calibration,
+            "--backend", "none", "-o", folder / "bundle", "--json",
+        )  # fmt: skip
+        assert called.code == 0, called.err
+        (folder / "answer.json").write_text(called.out, encoding="utf-8")
+
+    return made_once("digits-int8", make)
 
 
 def test_accuracy_and_agreement_hold(digits: Digits, working_folder: Path) -> None:
@@ -70,12 +91,8 @@ def test_accuracy_and_agreement_hold(digits: Digits, working_folder: Path) -> No
     assert deploykit("check", "bundle", "--json").data["ok"] is True
 
 
-def test_auto_takes_what_leaves_the_least_noise(
-    fp32: Path, digits: Digits, working_folder: Path
-) -> None:
-    called = quantize(fp32, calib=digits.calibration)
-    assert called.code == 0, called.err
-    calibration = called.data["calibration"]
+def test_auto_takes_what_leaves_the_least_noise(chosen: Path) -> None:
+    calibration = json.loads((chosen / "answer.json").read_text(encoding="utf-8"))["calibration"]
     trials = calibration["trials"]
     methods = {trial["candidate"]: trial["sqnr_db"] for trial in trials[:4]}
     assert methods.keys() == {"max", "percentile", "entropy", "mse"}
@@ -104,8 +121,7 @@ def test_what_the_user_fixed_is_not_tried(fp32: Path, digits: Digits, working_fo
 
 
 def test_biases_are_corrected_when_asked(fp32: Path, digits: Digits, working_folder: Path) -> None:
-    called = quantize(fp32, "--bias-correction", "on", "--sensitive-layers", "int8",
-                      calib=digits.calibration)  # fmt: skip
+    called = quantize(fp32, *UNTRIED, "--bias-correction", "on", calib=digits.calibration)
     assert called.data["conversion"]["corrected_biases"] >= 18
 
 
@@ -192,7 +208,7 @@ def test_table_is_used_again_and_made_anew_with_the_reason(
     fp32: Path, digits: Digits, working_folder: Path
 ) -> None:
     def story(*more: object, calib: Path = digits.calibration) -> str:
-        called = quantize(fp32, "--method", "max", *UNTRIED, *more, calib=calib)
+        called = quantize(fp32, *UNTRIED, *more, calib=calib)
         assert called.code == 0, called.err
         return str(called.data["calibration"]["story"])
 
@@ -208,7 +224,7 @@ def test_table_that_must_fit_is_refused_by_another_model_and_other_images(
     made = deploykit("calibrate", fp32, "--data", digits.calibration, "-o", "table.json")
     assert made.code == 0, made.err
     before = (working_folder / "table.json").read_bytes()
-    fixed = ("--calib-table", "table.json", "--method", "max", *UNTRIED)
+    fixed = ("--calib-table", "table.json", *UNTRIED)
     used = quantize(fp32, *fixed, calib=digits.calibration)
     assert used.data["calibration"]["story"].startswith("used again")
     other = quantize(fp32, *fixed, calib=digits.test)
@@ -231,7 +247,7 @@ def test_table_of_calibrate_serves_the_export(
     made = deploykit("calibrate", "own.onnx", "--data", digits.calibration, "--json")
     assert made.code == 0, made.err
     assert made.data["path"] == "own.calibration.json"
-    called = quantize(working_folder / "own.onnx", calib=digits.calibration)
+    called = quantize(working_folder / "own.onnx", *UNTRIED, calib=digits.calibration)
     assert called.data["calibration"]["story"].startswith("used again")
     assert called.data["calibration"]["digest"] == made.data["digest"]
 
@@ -243,7 +259,7 @@ def test_table_of_calibrate_serves_an_export_to_another_folder(
     made = deploykit("calibrate", "own.onnx", "--data", digits.calibration)
     assert made.code == 0, made.err
     place = working_folder / "engines" / "own-int8"
-    called = quantize(working_folder / "own.onnx", "-o", place, calib=digits.calibration)
+    called = quantize(working_folder / "own.onnx", "-o", place, *UNTRIED, calib=digits.calibration)
     assert called.data["calibration"]["story"].startswith("used again")
     assert [path.name for path in place.parent.iterdir()] == ["own-int8"]
 
@@ -283,7 +299,8 @@ def test_a_project_keeps_its_tables_in_calib(
     (working_folder / "own.onnx").write_bytes(fp32.read_bytes())
     made = deploykit("calibrate", "own.onnx", "--data", digits.calibration, "--json")
     assert made.data["path"] == "calib/own.json"
-    called = quantize(working_folder / "own.onnx", "-o", "engines/own", calib=digits.calibration)
+    called = quantize(working_folder / "own.onnx", "-o", "engines/own", *UNTRIED,
+                      calib=digits.calibration)  # fmt: skip
     assert called.data["calibration"]["story"].startswith("used again")
     assert [path.name for path in (working_folder / "engines").iterdir()] == ["own"]
 
@@ -297,7 +314,7 @@ def test_a_file_that_is_no_table_is_not_replaced(
     called = deploykit("calibrate", "own.onnx", "--data", digits.calibration)
     assert called.code == 1
     assert f"own.calibration.json {said}" in called.err
-    refused = quantize(working_folder / "own.onnx", calib=digits.calibration)
+    refused = quantize(working_folder / "own.onnx", *UNTRIED, calib=digits.calibration)
     assert refused.code == 1
     assert f"own.calibration.json {said}" in refused.err
     named = deploykit("calibrate", "own.onnx", "--data", digits.calibration, "-o", "own.onnx")
@@ -339,24 +356,22 @@ def test_calibrate_shows_every_range(fp32: Path, digits: Digits, working_folder:
     assert all(0 < ranges["percentile"] <= ranges["max"] for ranges in table.amax.values())
 
 
-def test_bundle_keeps_its_table(fp32: Path, digits: Digits, working_folder: Path) -> None:
-    quantize(fp32, calib=digits.calibration)
-    kept = CalibrationTable.load(working_folder / "bundle" / "calibration.json")
-    manifest = Bundle.open(working_folder / "bundle").manifest
+def test_bundle_keeps_its_table(chosen: Path) -> None:
+    kept = CalibrationTable.load(chosen / "bundle" / "calibration.json")
+    manifest = Bundle.open(chosen / "bundle").manifest
     assert manifest.calibration is not None
     assert manifest.calibration["digest"] == kept.digest
     assert kept.key.model_sha256 == manifest.onnx.parents[0]
 
 
 def test_rest_may_be_fp32(fp32: Path, digits: Digits, working_folder: Path) -> None:
-    called = quantize(fp32, "--rest", "fp32", "--first-layer", "int8", "--sensitive-layers", "int8",
-                      calib=digits.calibration)  # fmt: skip
+    called = quantize(fp32, "--rest", "fp32", *UNTRIED, calib=digits.calibration)
     assert called.data["conversion"]["layers"] == {"int8": 19, "fp16": 0, "fp32": 1}
 
 
 def test_nodes_can_be_kept_out(fp32: Path, digits: Digits, working_folder: Path) -> None:
-    called = quantize(fp32, "--exclude", "layer3.*", "--first-layer", "keep",
-                      "--sensitive-layers", "int8", calib=digits.calibration)  # fmt: skip
+    called = quantize(fp32, "--exclude", "layer3.*", *UNTRIED, "--first-layer", "keep",
+                      calib=digits.calibration)  # fmt: skip
     assert called.data["conversion"]["layers"]["int8"] == 12
     assert "layer3.*" in called.data["conversion"]["kept"]["layer3.0.conv1/Conv"]
 
@@ -377,7 +392,7 @@ def test_images_without_int8_are_refused(fp32: Path, digits: Digits, working_fol
 def test_noise_is_used_only_by_name_and_the_manifest_says_so(
     fp32: Path, working_folder: Path
 ) -> None:
-    called = quantize(fp32, "--calib-count", 64, calib="random")
+    called = quantize(fp32, "--calib-count", 64, *UNTRIED, calib="random")
     assert called.code == 0, called.err
     manifest = json.loads((working_folder / "bundle" / "manifest.json").read_text())
     assert manifest["calibration"]["source"] == "random noise"
@@ -385,7 +400,7 @@ def test_noise_is_used_only_by_name_and_the_manifest_says_so(
 
 
 def test_few_images_warn(fp32: Path, digits: Digits, working_folder: Path) -> None:
-    called = quantize(fp32, "--calib-count", 20, calib=digits.calibration)
+    called = quantize(fp32, "--calib-count", 20, *UNTRIED, calib=digits.calibration)
     assert any("only 20 calibration images" in note for note in called.data["notes"])
 
 
@@ -397,10 +412,9 @@ def test_unknown_method(fp32: Path, digits: Digits, working_folder: Path) -> Non
 
 @pytest.mark.parametrize("command", ["export", "calibrate"])
 def test_quantized_model_is_refused(
-    fp32: Path, digits: Digits, working_folder: Path, command: str
+    chosen: Path, digits: Digits, working_folder: Path, command: str
 ) -> None:
-    quantize(fp32, calib=digits.calibration)
-    model = working_folder / "bundle" / "model.onnx"
+    model = chosen / "bundle" / "model.onnx"
     if command == "export":
         called = deploykit("export", model, "--int8", "--calib", digits.calibration)
     else:
@@ -454,7 +468,7 @@ def test_a_cifar_network_keeps_its_accuracy_in_int8(
     exported = deploykit(
         "export", "resnet20", "--int8", "-o", "bundle", "--backend", "none",
         "--weights", shared_data / "resnet20_cifar10.npz",
-        "--calib", shared_data / "cifar10_calib512.npz",
+        "--calib", shared_data / "cifar10_calib512.npz", "--calib-count", 128,
     )  # fmt: skip
     assert exported.code == 0, exported.err
     images = shared_data / "cifar10_test1000.npz"
@@ -488,6 +502,7 @@ def test_too_few_held_out_images_for_a_fixed_batch(
 
 def test_fixed_batch_is_quantized(fp32: Path, digits: Digits, working_folder: Path) -> None:
     model = fixed_batch(fp32, 16, working_folder / "fixed.onnx")
-    called = quantize(model, "--batch", 16, calib=digits.calibration)
+    called = quantize(model, "--batch", 16, *UNTRIED, "--bias-correction", "auto",
+                      calib=digits.calibration)  # fmt: skip
     assert called.code == 0, called.err
     assert {batch["batch"] for batch in called.data["validation"][1]["batches"]} == {16}

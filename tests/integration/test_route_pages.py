@@ -48,7 +48,8 @@ def _write_targets(page: Path, folder: Path) -> None:
         (folder / "patients.onnx").write_bytes(own_files.patients().SerializeToString())
         own_files.write_values(folder / "values.npz")
     if page.stem == "hugging-face":
-        hugging_face.make_folder(folder / "my-vit", processor=hugging_face.VIT_PROCESSOR)
+        processor = hugging_face.VIT_PROCESSOR
+        hugging_face.make_folder(folder / "my-vit", processor=processor, num_hidden_layers=1)
     for source in blocks(page, "python"):
         named = re.match(r"# (\w+\.py)\n", source)
         if named is not None:

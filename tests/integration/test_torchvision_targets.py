@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_goes_through_every_stage_in_fp16(tmp_path: Path) -> None:
+def test_goes_through_every_stage_in_fp16_and_compiles_for_rtx(tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     called = deploykit(
         "export", "torchvision:squeezenet1_1", "--fp16", "--input-size", 64,
@@ -33,6 +34,13 @@ def test_goes_through_every_stage_in_fp16(tmp_path: Path) -> None:
     assert manifest.model["year"] is None
     assert manifest.preprocessing.resize == 73
     assert (Bundle.open(folder).labels or ())[:2] == ("tench", "goldfish")
+    if find_spec("tensorrt_rtx") is None:
+        return
+    rtx = ("--backend", "tensorrt-rtx", "--compute-capability", "8.9", "--json")
+    called = deploykit("build", folder, *rtx)
+    assert called.code == 0, called.err
+    (engine,) = called.data["engines"]
+    assert engine["precision_census"]["CONVOLUTION HALF"] == 26
 
 
 def test_computes_what_torchvision_computes_with_the_users_weights(tmp_path: Path) -> None:
@@ -50,17 +58,6 @@ def test_computes_what_torchvision_computes_with_the_users_weights(tmp_path: Pat
         expected = theirs(torch.from_numpy(golden["input"])).numpy()
     np.testing.assert_allclose(golden["logits"], expected, atol=1e-5)
     assert Bundle.open(tmp_path / "bundle").manifest.weights["source"] == "mine.pth"
-
-
-def test_compiles_for_rtx(tmp_path: Path) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: tensorrt-rtx-cu13")
-    called = deploykit(
-        "export", "torchvision:squeezenet1_1", "--fp16", "--input-size", 64, "-o",
-        tmp_path / "bundle", "--backend", "tensorrt-rtx", "--compute-capability", "8.9", "--json",
-    )  # fmt: skip
-    assert called.code == 0, called.err
-    (engine,) = called.data["engines"]
-    assert engine["precision_census"]["CONVOLUTION HALF"] == 26
 
 
 WINDOWS = """

@@ -18,6 +18,8 @@ from deploykit.sources.weights import training_heads
 
 FP16_MAX = 65_504
 TORCHVISION_NAMES = [name for name in names() if get(name).torchvision]
+BETWEEN = ("vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "resnet34", "resnet101", "resnet44")
+"""A signal that lives through the deepest network of a family, and the flattest, lives in these."""
 
 
 def on_meta(name: str, num_classes: int | None = None, image_size: int | None = None) -> nn.Module:
@@ -136,7 +138,7 @@ def largest_activation(network: nn.Module, images: Tensor) -> tuple[Tensor, floa
         return network(images), largest
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", [name for name in names() if name not in BETWEEN])
 def test_an_untrained_network_keeps_its_signal_within_fp16(name: str) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import UsageError, WeightsError
 from deploykit.models import get
+from deploykit.sources import untrained
 from deploykit.sources.state_dict import WeightsRecord
-from deploykit.sources.torchvision import _actual_preprocessing
+from deploykit.sources.torchvision import _actual_preprocessing, torchvision_spec
 from deploykit.sources.weights import build_with_weights
 
 if TYPE_CHECKING:
@@ -36,6 +37,24 @@ def test_untrained_weights_follow_the_seed() -> None:
     assert_state(build_with_weights(spec, None, 0)[0], first.state_dict())
     other = build_with_weights(spec, None, 1)[0].state_dict()
     assert not torch.equal(other["conv1.weight"], first.state_dict()["conv1.weight"])
+
+
+def test_values_that_a_file_replaces_are_not_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, theirs = get("resnet20"), torchvision_spec("shufflenet_v2_x0_5", image_size=32)
+    states = [build_with_weights(spec, None, 0)[0].state_dict() for spec in (own, theirs)]
+    monkeypatch.setattr(nn.init, "kaiming_normal_", _drawn)
+    monkeypatch.setattr(untrained, "pink_noise", _drawn)
+    for spec, state in zip((own, theirs), states, strict=True):
+        torch.save(state, tmp_path / "w.pth")
+        assert_state(build_with_weights(spec, str(tmp_path / "w.pth"), 1)[0], state)
+        with pytest.raises(AssertionError, match="drawn"):
+            build_with_weights(spec, None, 1)
+
+
+def _drawn(*_: object, **__: object) -> None:
+    raise AssertionError("drawn")
 
 
 def test_the_random_state_of_the_caller_is_left_alone() -> None:
