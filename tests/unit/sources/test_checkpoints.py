@@ -137,7 +137,7 @@ def averaged(seed: int, *, ema: bool = False) -> nn.Module:
     """What torch's own average of one network is: its weights, behind a counter."""
     network = get(NETWORK).build()
     network.load_state_dict(trained(seed))
-    function = get_ema_multi_avg_fn(0.999) if ema else None
+    function = get_ema_multi_avg_fn(0.999) if ema else None  # type: ignore[no-untyped-call]
     average = AveragedModel(network, multi_avg_fn=function, use_buffers=True)
     average.update_parameters(network)
     return average
