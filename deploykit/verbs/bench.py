@@ -19,6 +19,7 @@ from deploykit.core.choices import DefinitionChoices
 from deploykit.core.errors import DeviceError
 from deploykit.core.progress import Progress, SilentProgress
 from deploykit.core.serialization import to_plain
+from deploykit.core.sizes import ShapeProfile
 from deploykit.costs.peaks import gpu_peak, measure_cpu_peaks
 from deploykit.sources.targets import digest_of
 
@@ -40,6 +41,8 @@ class BenchOptions:
     ``work`` keeps graphs and engines for the next run. ``memory_bytes`` is ``None`` for
     nine tenths of the machine's. ``fresh`` forgets an unfinished run instead of going on with it.
     ``choices`` are said of the targets that are exported to be measured: their head and its output.
+    ``sizes`` has the height and width that an ``.onnx`` leaves open: the preferred ones are
+    measured.
     """
 
     matrix: Matrix
@@ -50,6 +53,7 @@ class BenchOptions:
     memory_bytes: int | None = None
     fresh: bool = False
     choices: DefinitionChoices = field(default_factory=DefinitionChoices)
+    sizes: ShapeProfile = field(default_factory=ShapeProfile)
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,7 @@ def _steps(
         jobs=usual_jobs(here.logical_cores, here.memory_bytes),
         peaks={name: peak for name, peak in found.items() if peak is not None},
         choices=options.choices,
+        sizes=options.sizes,
     )
 
 
@@ -204,5 +209,6 @@ def _identity(cells: Sequence[Cell], options: BenchOptions, here: Environment) -
         "switches": to_plain(options.switches),
         "limits": [options.cell_s, options.memory_bytes],
         "head": [options.choices.head, options.choices.head_output],
+        "sizes": [str(options.sizes.height), str(options.sizes.width)],
         "environment": to_plain(here),
     }
