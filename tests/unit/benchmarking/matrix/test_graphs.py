@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 L4 = gpu_peak("NVIDIA L4").peak
 assert L4 is not None
 PEAKS = {"gpu": L4}
+NO_SIZES = ShapeProfile()
 MACS = 16 * 3 * 9 * 8 * 8 + 16 * 4
 
 
@@ -36,10 +37,9 @@ def prepared(
     target: Path,
     work: Path,
     precision: Precision = Precision.FP32,
-    sizes: ShapeProfile | None = None,
+    sizes: ShapeProfile = NO_SIZES,
 ) -> CellGraph:
-    given = {} if sizes is None else {"sizes": sizes}
-    return prepare_graph(str(target), precision, work, batches=(1, 8), peaks=PEAKS, **given)
+    return prepare_graph(str(target), precision, work, batches=(1, 8), peaks=PEAKS, sizes=sizes)
 
 
 def square(size: int) -> ShapeProfile:
