@@ -43,7 +43,7 @@ def check_feeds(model: str, feeds: Mapping[str, Feed], inputs: Sequence[TensorSp
         if array.dtype != _dtype(spec.dtype) or not _fits(array.shape, spec.shape):
             raise UsageError(
                 f"input {spec.name!r} of {model} was fed {array.dtype} {array.shape}, "
-                f"it takes {spec.dtype} {spec.shape}"
+                f"it takes {spec.dtype} {spec.shape_text}"
             )
 
 

@@ -44,7 +44,8 @@ class Golden:
 
     ``beside`` is what the model was fed beside the images, by name; ``head`` says what the outputs
     mean. ``others`` are the outputs beside the first that are compared too, by name: all of them
-    for a head that judges all, none for another one and in older bundles.
+    for a head that judges all, for another one those that a conversion left as in FP32. Older
+    bundles have none.
     """
 
     batch: NDArray[np.float32]
@@ -122,7 +123,7 @@ class Golden:
 
 def _require_numbers(arrays: Mapping[str, Array]) -> None:
     for name, each in arrays.items():
-        if each.dtype.kind not in "biuf" or not each.size:
+        if each.dtype.kind not in "biuf" or not (each.size or name == "logits"):
             raise ValueError(f"{name} is {each.dtype} {each.shape}, expected numbers")
     if not arrays["input"].ndim or not arrays["logits"].ndim:
         raise ValueError("input or logits is a single number, expected one for each image")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from deploykit.benchmarking.results import Switches
     from deploykit.core.choices import DefinitionChoices
     from deploykit.core.precision import Precision
+    from deploykit.core.sizes import ShapeProfile
 
 
 _MIB: Final = 2**20
@@ -68,6 +69,7 @@ class Asked:
     seed: int
     head: str | None
     head_output: str | None
+    sizes: ShapeProfile
     time_limit: float | None
     memory_limit: int | None
     work: Path
@@ -241,6 +243,7 @@ _MATRIX = (
         help="A first look: short, batch 1, FP32, the best backend; of --all one per family.",
     ),
     *_options.head,
+    _options.sizes,
 )
 _HOW = (
     click.option(

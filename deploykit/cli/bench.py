@@ -88,7 +88,7 @@ def _measure(asked: Asked) -> Answer:
         from deploykit.verbs.bench import BenchOptions, bench_to_plain
 
         matrix, switches = read_matrix(asked), read_switches(asked)
-        own = own_precisions(matrix.targets, asked.choices)
+        own = own_precisions(matrix.targets, asked.choices, asked.sizes)
     options = BenchOptions(
         matrix=matrix,
         switches=switches,
@@ -99,6 +99,7 @@ def _measure(asked: Asked) -> Answer:
         fresh=asked.fresh,
         choices=asked.choices,
         device=asked.device,
+        sizes=asked.sizes,
     )
     report = _bench(options, own)
     failed = bool(report.run.failures)
@@ -147,11 +148,11 @@ def _in_turn(targets: tuple[str, str], asked: Asked, rounds: int) -> Answer:
 
         chosen = read_one_cell(asked)
         switches = read_switches(asked)
-        own = own_precisions(targets, asked.choices)
+        own = own_precisions(targets, asked.choices, asked.sizes)
     memory = environment.memory_bytes()
     visible = visible_gpus(asked.device)
     limits = process_limits(asked.cell_s, asked.memory_bytes, memory, visible)
     options = AbOptions(targets, *chosen, rounds, asked.output or _output("ab"))
-    steps = Steps(switches, asked.work, *limits, choices=asked.choices)
+    steps = Steps(switches, asked.work, *limits, choices=asked.choices, sizes=asked.sizes)
     found = bench_ab(options, steps, own, progress())
     return Answer(run_to_plain(found), lambda out: show_in_turn(out, found))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from deploykit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 BATCH_AXIS: Final = 0
 IMAGE_AXES: Final[Mapping[int, str]] = {2: "height", 3: "width"}
@@ -145,6 +145,16 @@ class ShapeProfile:
     def largest(self) -> dict[int, int]:
         """The greatest size by axis."""
         return {axis: sizes.max for axis, sizes in self.ranges.items()}
+
+
+def shape_text(shape: Iterable[int | str | None]) -> str:
+    """A shape as a message shows it: names without quotes, ``?`` for what nobody knows.
+
+    >>> shape_text(("N", 3, None, "?")), shape_text([8])
+    ('(N, 3, ?, ?)', '(8,)')
+    """
+    dims = ["?" if dim is None else str(dim) for dim in shape]
+    return f"({dims[0]},)" if len(dims) == 1 else f"({', '.join(dims)})"
 
 
 def require_sizes(name: str, shape: Sequence[int | str], asked: ShapeProfile) -> None:

@@ -11,7 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from deploykit.core.errors import UsageError
-from deploykit.core.sizes import BATCH_AXIS, filled
+from deploykit.core.sizes import BATCH_AXIS, filled, shape_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -55,6 +55,19 @@ class TensorSpec:
     shape: tuple[int | str, ...]
 
     @property
+    def shape_text(self) -> str:
+        """The shape for a message; a question mark is an open dimension without a name.
+
+        >>> TensorSpec("x", "float32", ("N", 3, "x_2", "x_3")).shape_text
+        '(N, 3, ?, ?)'
+        """
+        return shape_text(
+            # A file that gives no name gets one of its tensor and axis when it is read.
+            "?" if dim == f"{self.name}_{axis}" else dim
+            for axis, dim in enumerate(self.shape)
+        )
+
+    @property
     def fixed_batch(self) -> int | None:
         """The batch that the graph insists on, ``None`` where it takes any."""
         size = self.shape[0]
@@ -84,7 +97,9 @@ class TensorSpec:
         if shape is None:
             missing = [dim for axis, dim in enumerate(self.shape) if axis not in sizes]
             named = ", ".join(dim for dim in missing if isinstance(dim, str))
-            raise UsageError(f"{self.name} {self.shape}: {named} is open, and has no size here")
+            raise UsageError(
+                f"{self.name} {self.shape_text}: {named} is open, and has no size here"
+            )
         return shape
 
 

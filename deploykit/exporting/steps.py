@@ -207,7 +207,7 @@ def _fill(
     converted = conversion_of(options.precision).convert(
         reference, folder / MODEL, options.quantization, journal
     )
-    others, notes = judge_others(
+    others, notes, steady = judge_others(
         reference.artifact,
         converted.artifact,
         converted.compared[0],
@@ -226,7 +226,7 @@ def _fill(
     graph.release()
     reference.graph.release()  # compilers need the memory
     engines = _compile(reference, converted, folder, plan, journal)
-    others_of = partial(_other_answers, reference)
+    others_of = partial(_other_answers, reference, steady)
     write_golden(folder, *converted.compared, reference.runners.side, others_of)
     if labels is not None:
         (folder / LABELS).write_text("\n".join(labels) + "\n", encoding="utf-8")
@@ -251,10 +251,12 @@ def _fill(
     return manifest, reports, InputRange.of(reference.batches)
 
 
-def _other_answers(reference: Reference, batch: NDArray[np.float32]) -> dict[str, Array]:
-    """What the FP32 graph gives for a batch beside its first output, where the head judges it."""
-    _, *others = (spec.name for spec in reference.artifact.outputs)
-    if not others or not reference.head.judges_all:
+def _other_answers(
+    reference: Reference, steady: frozenset[str], batch: NDArray[np.float32]
+) -> dict[str, Array]:
+    """What the FP32 graph gives for a batch beside its first output, of the ``steady`` ones."""
+    others = [spec.name for spec in reference.artifact.outputs[1:] if spec.name in steady]
+    if not others:
         return {}
     with reference.runners.of_artifact(reference.artifact) as runner:
         found = runner.run({runner.inputs[0].name: batch})

@@ -61,7 +61,8 @@ _REDUCTIONS: Final = ("ReduceMax", "ReduceMin", "ReduceSum")
 class Extremes(NamedTuple):
     """Names of three scalar outputs for one value.
 
-    ``broken`` is 0, or NaN where the value has NaN or infinity, as a maximum may ignore NaN.
+    ``broken`` is 0, or NaN where the value has NaN or infinity, as a maximum may ignore NaN. Where
+    the image decides how many numbers there are, 0 counts as one of them.
     """
 
     largest: str
@@ -104,9 +105,26 @@ def _watch(
         keep = ir.AttrInt64("keepdims", 0)
         added.append(ir.Node("", kind, [source], [keep], outputs=[output], name=name))
         outputs.append(output)
+    if not _has_known_size(value, graph):
+        # The largest of no numbers is -infinity, and the least infinity.
+        for at, kind in enumerate(("Max", "Min")):
+            name = names.fresh(f"{outputs[at].name}_or_0")
+            output = ir.Value(name=name, type=value.type, shape=ir.Shape([]))
+            added.append(ir.Node("", kind, [outputs[at], zero], outputs=[output], name=name))
+            outputs[at] = output
     graph.insert_after(node, added)
     graph.outputs.extend(outputs)
     return Extremes(*(str(output.name) for output in outputs))
+
+
+def _has_known_size(value: ir.Value, graph: ir.Graph) -> bool:
+    """Whether only the batch is open, as for most values; where boxes are found it is not so."""
+    if value.shape is None:
+        return False
+    batches = {str(given.shape[0]) for given in graph.inputs if given.shape}
+    first = [dim for dim in value.shape[:1] if not isinstance(dim, int)]
+    is_batch = all(dim.value is not None and str(dim) in batches for dim in first)
+    return is_batch and all(isinstance(dim, int) for dim in value.shape[1:])
 
 
 def _is_empty(value: ir.Value) -> bool:

@@ -36,7 +36,7 @@ from deploykit.graph.external_weights import (
     without_weights,
     write_weights,
 )
-from deploykit.graph.foreign import lacks_shape, mend, remember
+from deploykit.graph.foreign import lacks_shape, mend, redeclare, remember
 from deploykit.graph.shapes import require_bounded
 
 if TYPE_CHECKING:
@@ -198,6 +198,7 @@ def _read(path: Path, mapped_bytes: int) -> tuple[ir.Model, tuple[Path, ...]]:
         is_linked = any(file.resolve() != file for file in files) or (files and path.is_symlink())
         # A message gives memory back only as a whole.
         proto = onnx.ModelProto.FromString(proto.SerializeToString())
+        mended = mended.noted(redeclare(proto, path.name))
         if not mended.changed and not is_linked:
             onnx.checker.check_model(str(path), full_check=True)
         model = ir.from_proto(proto)

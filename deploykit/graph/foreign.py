@@ -47,6 +47,12 @@ class Mended:
     changed: bool = False
     runs_as_written: bool = True
 
+    def noted(self, notes: tuple[str, ...]) -> Mended:
+        """The same with more notes, of shapes that a runtime would take from the file."""
+        if not notes:
+            return self
+        return Mended((*self.notes, *notes), changed=True, runs_as_written=False)
+
 
 def mended_of(model: ir.Model) -> Mended:
     """What was mended while ``model`` was read from its file; nothing for one that was made."""
@@ -94,6 +100,58 @@ def declare_outputs(proto: onnx.ModelProto) -> bool:
         if found is not None:
             value.type.CopyFrom(found.type)
     return True
+
+
+def redeclare(proto: onnx.ModelProto, name: str) -> tuple[str, ...]:
+    """Give values the shapes that follow from their operators where the file says others, in place.
+
+    Returns notes of it. ``proto`` was read from ``name``; its weights may be elsewhere.
+    """
+    bare = onnx.ModelProto()
+    bare.CopyFrom(proto)
+    del bare.graph.value_info[:]
+    for value in bare.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        known = _inferred(bare)
+    except Exception:  # of no common class; what else is wrong is for the checker to say
+        return ()
+    notes = []
+    for value in proto.graph.output:
+        found = known.get(value.name)
+        if found is not None and _contradict(value.type, found.type):
+            before = _shape_text(value)
+            value.type.tensor_type.shape.CopyFrom(found.type.tensor_type.shape)
+            notes.append(
+                f"{name} declares its output {value.name!r} as {before}, its operators give "
+                f"{_shape_text(value)}: read as this; if the other was meant, export it again"
+            )
+    wrong = [
+        value
+        for value in proto.graph.value_info
+        if value.name in known and _contradict(value.type, known[value.name].type)
+    ]
+    for value in wrong:
+        proto.graph.value_info.remove(value)
+    if wrong:
+        notes.append(
+            f"{name} gives {len(wrong)} values between its nodes other shapes than their operators "
+            f"do, as {wrong[0].name!r} {_shape_text(wrong[0])}: inferred again"
+        )
+    return tuple(notes)
+
+
+def _contradict(left: onnx.TypeProto, right: onnx.TypeProto) -> bool:
+    """Whether two shapes cannot both be right; what is open goes with any size."""
+    if lacks_shape(left) or lacks_shape(right):
+        return False
+    pairs = [left.tensor_type.shape.dim, right.tensor_type.shape.dim]
+    if len(pairs[0]) != len(pairs[1]):
+        return True
+    return any(
+        a.HasField("dim_value") and b.HasField("dim_value") and a.dim_value != b.dim_value
+        for a, b in zip(*pairs, strict=True)
+    )
 
 
 def declare_ranks(model: ir.Model, ranks: Mapping[str, int]) -> None:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from deploykit.core.errors import ModelFileError
 from deploykit.graph.editing import Names, add_constant, insert_cast
 from deploykit.graph.half_range import (
+    FP16_EXACT,
     FP16_MAX,
     FP16_NORMAL,
     NOTHING_UNFIT,
@@ -19,6 +20,7 @@ from deploykit.graph.half_range import (
     attention_beyond_range,
     growth,
     is_exponential,
+    jumping,
     reaches_guarded,
     vanishing_guards,
 )
@@ -62,9 +64,10 @@ def plan_half(
     """Decide for each node whether it becomes FP16, from the largest magnitude of each value.
 
     ``headroom`` is by how much larger the activations may become: a value that grows with their
-    square needs its square. A value that may pass 65504, or is ``unfit``, keeps the node that
-    makes it and the nodes that read it in FP32. So does a guard that FP16 cannot hold for all
-    nodes up to the one that it guards. The graph must be one that `tidy` has seen.
+    square needs its square. A value that may pass 65504, is ``unfit``, vanishes, or counts beyond
+    2048 keeps the node that makes it and the nodes that read it in FP32. So does a guard that FP16
+    cannot hold for all nodes up to the one that it guards, and a Mod for those before it. The graph
+    must be one that `tidy` has seen.
 
     Raises:
         ModelFileError: two nodes have the same name, so that a plan by name would mix them up.
@@ -73,7 +76,10 @@ def plan_half(
     if len(set(names)) < len(names):
         raise ModelFileError("the graph's nodes have no names of their own; tidy it first")
     unfit = vanishing_guards(model).joined(attention_beyond_range(model, amax)).joined(unfit)
-    values, nodes = {**unfit.values, **_beyond_range(model, amax, headroom)}, unfit.nodes
+    unfit = unfit.joined(jumping(model))
+    counted = {str(value.name): reason for value, reason in _counted(model).items()}
+    values = {**counted, **unfit.values, **_beyond_range(model, amax, headroom)}
+    nodes = {**_vanishing_weights(model, amax), **unfit.nodes}
     shapes = _computed_from_shapes(model)
     halved: set[str] = set()
     kept: dict[str, str] = {}
@@ -151,9 +157,157 @@ def _beyond_range(model: ir.Model, amax: Mapping[str, float], headroom: float) -
             is_beyond = largest > FP16_MAX ** (1 / headroom)
         if is_beyond:
             found[name] = f"{name} reaches {largest:.4g}"
-        elif 0 < largest < FP16_NORMAL and reaches_guarded(value):
+        elif 0 < largest < FP16_NORMAL and (
+            reaches_guarded(value) or not _is_absorbed(value, amax)
+        ):
             found[name] = f"{name} reaches no more than {largest:.3g}, which FP16 loses"
     return found
+
+
+_ABSORBING: Final = 2.0**-13
+"""A sum from here on rounds by as much as FP16 loses of a small term: half of 2 ** -24."""
+
+
+def _is_absorbed(value: ir.Value, amax: Mapping[str, float]) -> bool:
+    """Whether ``value`` is only added to larger ones, which lose of it what FP16 loses."""
+    uses = list(value.uses())
+    sums = [use.node.outputs[0] for use in uses if use.node.op_type in {"Add", "Sub", "Sum"}]
+    is_added = bool(uses) and len(sums) == len(uses) and not value.is_graph_output()
+    return is_added and all(amax.get(str(each.name), 0.0) >= _ABSORBING for each in sums)
+
+
+def _vanishing_weights(model: ir.Model, amax: Mapping[str, float]) -> dict[str, str]:
+    """Nodes that multiply by constants of which FP16 leaves no digits, or nothing."""
+    found = {}
+    for node in model.graph:
+        if node.op_type not in HEAVY_OPS | {"Div", "Mul"}:
+            continue
+        if all(_is_absorbed(value, amax) for value in node.outputs):
+            continue
+        for value in node.inputs[:_FACTORS]:
+            data = None if value is None or not value.is_initializer() else value.const_value
+            if data is None or not is_float(value) or not data.size:
+                continue
+            largest = float(np.abs(data.numpy()).max())
+            if 0 < largest < FP16_NORMAL:
+                found[str(node.name)] = (
+                    f"{data.name} reaches no more than {largest:.3g}, which FP16 loses"
+                )
+    return found
+
+
+_FACTORS: Final = 2
+"""Operands of a layer or product that are multiplied; a third is the bias."""
+
+
+# --- whole numbers
+
+_WHOLE: Final = frozenset(
+    {
+        ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64, ir.DataType.UINT16,
+        ir.DataType.UINT32, ir.DataType.UINT64,
+    }
+)  # fmt: skip
+"""Types of class numbers, places and counts; pixels are of eight bits, which FP16 holds."""
+
+_RANKING: Final = frozenset({"ArgMax", "ArgMin", "TopK"})
+"""Operators whose last result are places along an axis."""
+
+_KEEPING: Final = frozenset(
+    {
+        "Abs", "Cast", "Ceil", "Clip", "Compress", "Concat", "Expand", "Flatten", "Floor", "Gather",
+        "GatherElements", "GatherND", "Identity", "Max", "Min", "Neg", "Pad", "ReduceMax",
+        "ReduceMin", "Relu", "Reshape", "Round", "ScatterElements", "ScatterND", "Slice", "Split",
+        "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where",
+    }
+)  # fmt: skip
+"""Operators whose results are no larger than the largest number that they are given."""
+
+_ADDING: Final = frozenset({"Add", "Sub", "Sum"})
+_COUNTING: Final = frozenset(
+    {"CumSum", "Div", "Mod", "Pow", "ReduceMean", "ReduceProd", "ReduceSum"}
+)
+"""Operators whose results of whole numbers may be any, or fractions that are rounded again."""
+
+
+def _counted(model: ir.Model) -> dict[ir.Value, str]:
+    """FP32 values that hold whole numbers beyond 2048, each with the reason.
+
+    They are numbers of classes or places, from an ArgMax or a TopK, and what is made of them and of
+    constants: in FP16 class 2049 is class 2048.
+    """
+    bounds: dict[ir.Value, float] = {}
+    for node in model.graph:
+        if node.op_type in _RANKING and not node.domain:
+            bounds[node.outputs[-1]] = _places(node)
+        elif not node.domain and (bound := _count_bound(node, bounds)) is not None:
+            bounds.update(dict.fromkeys(node.outputs, bound))
+    return {
+        value: f"{value.name} holds whole numbers, {_most(bound)}: FP16 has them to 2048"
+        for value, bound in bounds.items()
+        if is_float(value) and bound > FP16_EXACT
+    }
+
+
+def _most(bound: float) -> str:
+    return "any" if bound == np.inf else f"up to {bound:.0f}"
+
+
+def _places(node: ir.Node) -> float:
+    """The last place that an ArgMax or TopK can name."""
+    shape = None if node.inputs[0] is None else node.inputs[0].shape
+    axis = node.attributes.get_int("axis", -1 if node.op_type == "TopK" else 0)
+    size = None if shape is None else shape[axis]
+    return float(size - 1) if isinstance(size, int) else float(np.inf)
+
+
+def _count_bound(node: ir.Node, bounds: Mapping[ir.Value, float]) -> float | None:
+    """Largest whole number that a node may give; ``None`` where it gives others."""
+    numbers = _numbers_in(node)
+    if not any(value in bounds for value in numbers):
+        return _bound_of_cast(node)
+    given = [_bound_of(value, bounds) for value in numbers]
+    known = [bound for bound in given if bound is not None]
+    if len(known) < len(given):
+        # What is added to a place is a place too, even if it has fractions.
+        is_place = node.op_type in _ADDING and max(known) > FP16_EXACT
+        return float(np.inf) if is_place else None
+    if node.op_type in _ADDING:
+        return sum(known)
+    if node.op_type == "Mul":
+        return float(np.prod(known))
+    if node.op_type in _KEEPING:
+        return max(known)
+    return float(np.inf) if node.op_type in _COUNTING else None
+
+
+def _bound_of_cast(node: ir.Node) -> float | None:
+    """Of whole numbers that nothing is known of; those of a yes or no are 0 and 1."""
+    source = node.inputs[0] if node.op_type == "Cast" else None
+    if source is None or source.dtype not in _WHOLE:
+        return None
+    maker = source.producer()
+    before = maker.inputs[0] if maker is not None and maker.op_type == "Cast" else None
+    return 1.0 if before is not None and before.dtype == ir.DataType.BOOL else float(np.inf)
+
+
+def _numbers_in(node: ir.Node) -> list[ir.Value]:
+    """Operands that the results are made of; not axes, shapes, and conditions."""
+    variadic = {"Clip", "Concat", "Div", "Max", "Min", "Mod", "Mul", "Pow", *_ADDING}
+    if node.op_type == "Where":
+        given = node.inputs[1:]
+    elif node.op_type in {"ScatterElements", "ScatterND"}:
+        given = (node.inputs[0], node.inputs[2])
+    else:
+        given = node.inputs if node.op_type in variadic else node.inputs[:1]
+    return [value for value in given if value is not None]
+
+
+def _bound_of(value: ir.Value, bounds: Mapping[ir.Value, float]) -> float | None:
+    data = value.const_value if value.is_initializer() else None
+    if data is None:
+        return bounds.get(value)
+    return float(np.abs(data.numpy()).max()) if data.size else 0.0
 
 
 def _reason_in_values(node: ir.Node, unfit: Mapping[str, str]) -> str | None:

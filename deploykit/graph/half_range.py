@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 FP16_MAX: Final = 65504.0
 """Largest finite FP16 number (IEEE 754 binary16)."""
 
+FP16_EXACT: Final = 2048.0
+"""FP16 has each whole number up to here; above it some are rounded to others."""
+
 FP16_NORMAL: Final = 2.0**-14
 """Smallest FP16 number with all its digits; below are the subnormal ones, and 0."""
 
@@ -210,6 +213,33 @@ def guarded_operands(node: ir.Node) -> tuple[int, ...]:
     # A square of 0 is right; a root or an inverse of it is not what was meant.
     is_root = exponent is not None and (exponent < 0 or exponent != int(exponent))
     return (0,) if is_root else ()
+
+
+# --- jumps
+
+
+def jumping(model: ir.Model) -> Unfit:
+    """Each Mod of fractions, and the nodes between the layers before it and itself.
+
+    Its result jumps from the divisor to 0: rounding on the way to it can be the whole divisor.
+    """
+    found: dict[str, str] = {}
+    for node in model.graph:
+        if node.op_type != "Mod" or node.domain or not _is_float(node.inputs[0]):
+            continue
+        reason = f"the result of Mod {node.name} jumps where its operand is rounded"
+        waiting = [node]
+        while waiting:
+            each = waiting.pop()
+            if str(each.name) in found:
+                continue
+            found[str(each.name)] = reason
+            # A layer itself is among them: its result must not be rounded.
+            if each.op_type in _WEIGHTED:
+                continue
+            makers = (value.producer() for value in each.inputs if _is_float(value) and value)
+            waiting += [maker for maker in makers if maker is not None]
+    return Unfit({}, found)
 
 
 # --- products within a node

@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deploykit.core.errors import ModelFileError, UsageError
+from deploykit.core.sizes import shape_text
 from deploykit.costs.network import LayerCost, LayerInfo, ModelSummary, NetworkCost
 from deploykit.graph.external_weights import split
 from deploykit.graph.files import infer_shapes, precision_of_type, quantized_precision
@@ -80,8 +81,9 @@ def fix_batch(model: ir.Model, batch: int, run: RunGraph | None = None) -> None:
     for value in model.graph.inputs:
         dims = list(value.shape or ())
         if any(not isinstance(dim, int) for dim in dims[1:]):
+            shown = shape_text(dim if isinstance(dim, int) else dim.value for dim in dims)
             raise UsageError(
-                f"input {value.name!r} has open dimensions {tuple(map(str, dims))}\n"
+                f"input {value.name!r} has open dimensions: {shown}\n"
                 "give its height and width, for example --input-size 224"
             )
         if dims and not isinstance(dims[0], int):

@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import onnx_ir as ir
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-
-    import onnx_ir as ir
 
 _LAYOUT: Final = frozenset(
     {
@@ -84,6 +83,8 @@ class Tail:
         is_inner: whether another output has a later layer, which these values go through.
         is_of_probabilities: whether they are made of nothing but a Softmax's or Sigmoid's values,
             as the column of one class is.
+        is_mean: whether they are such values weighted by other numbers than 0 and 1, as an age is
+            the mean of all ages.
     """
 
     output: str
@@ -95,6 +96,7 @@ class Tail:
     layers: int = 0
     is_inner: bool = False
     is_of_probabilities: bool = False
+    is_mean: bool = False
 
 
 def read_tails(model: ir.Model) -> dict[str, Tail]:
@@ -129,6 +131,7 @@ def _tail(name: str, root: ir.Value, feeds: frozenset[str], layers: int) -> Tail
         feeds=feeds,
         layers=layers,
         is_of_probabilities=_is_of_probabilities(root),
+        is_mean=_is_mean(root),
     )
 
 
@@ -137,11 +140,52 @@ def _is_of_probabilities(value: ir.Value, steps: int = _FARTHEST) -> bool:
     if _activation(value)[0] in {"log_softmax", "sigmoid", "softmax"}:
         return True
     node = value.producer()
-    if node is None or node.domain or not steps or node.op_type not in _AFFINE | _PARTING:
+    if node is None or node.domain or not steps:
+        return False
+    if (weighted := _weighted(node)) is not None:
+        return _activation(_behind_layout(weighted))[0] == "softmax"
+    if node.op_type not in _AFFINE | _PARTING:
         return False
     operands = list(_dynamic(node))
     # A gate, as x * Sigmoid(x) has, is made of more than probabilities.
     return bool(operands) and all(_is_of_probabilities(each, steps - 1) for each in operands)
+
+
+def _weighted(node: ir.Node) -> ir.Value | None:
+    """What a product sums up into one number, each by a weight of the file."""
+    given = [value for value in node.inputs if value is not None]
+    operands = [value for value in given if not is_constant(value)]
+    if node.op_type not in _LAYERS | {"Einsum"} or len(operands) != 1 or len(given) == 1:
+        return None
+    weight = next(value for value in given if value is not operands[0])
+    shape = [] if weight.shape is None else list(weight.shape)
+    is_single = len(shape) == 1 or (node.op_type != "Einsum" and _classes(node) == 1)
+    return operands[0] if is_single else None
+
+
+def _is_mean(value: ir.Value, steps: int = _FARTHEST) -> bool:
+    """Whether probabilities are weighted on the way to ``value``, which is made of them alone."""
+    value = _behind_layout(value)
+    node = value.producer()
+    if node is None or not steps or not _is_of_probabilities(value):
+        return False
+    if _activation(value)[0] != "none":
+        return False
+    operand = _weighted(node)
+    if operand is not None or node.op_type in {"Div", "Mul"}:
+        weights = (each for each in node.inputs if each is not None and is_constant(each))
+        if any(not _picks(each) for each in weights):
+            return True
+    return operand is None and any(_is_mean(each, steps - 1) for each in _dynamic(node))
+
+
+def _picks(weight: ir.Value) -> bool:
+    """Whether numbers are one for all classes, or take some and leave others."""
+    tensor = ir.convenience.get_const_tensor(weight)
+    if tensor is None:
+        return False
+    data = tensor.numpy()
+    return data.size == 1 or bool(np.isin(data, (0, 1)).all())
 
 
 def _before(value: ir.Value) -> set[ir.Value]:

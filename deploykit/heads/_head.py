@@ -192,7 +192,9 @@ class Head(ABC):
         ``outputs`` are of one batch of images each. The test does not ask what the numbers mean:
         each image is given the answer of another, which no comparison worth its name lets pass.
         """
-        rows = _of_one_shape(outputs)
+        if not any(one.size for one in outputs):
+            return [f"there are no {self.noun} for any image: nothing could be compared"]
+        rows = _of_one_shape([one for one in outputs if one.size])
         if not np.isfinite(rows).all():
             return []
         found = self.undecided(rows)
@@ -344,7 +346,9 @@ def head_named(name: str) -> Head:
 
 
 def figures_of(candidate: Outputs, reference: Outputs) -> Figures:
-    """The figures that make sense for values of any meaning, each (N, ...)."""
+    """The figures that make sense for values of any meaning, each (N, ...); no values agree."""
+    if not reference.size:
+        return Figures(len(reference), 0.0, 0.0, 0.0, 1.0, 0)
     left, right = rows_of(candidate), rows_of(reference)
     bad = int(np.count_nonzero(~np.isfinite(left)) + np.count_nonzero(~np.isfinite(right)))
     if bad:

@@ -70,6 +70,8 @@ class Raw(Head):
         common = figures_of(candidate, reference)
         if common.non_finite:
             return RawComparison(**asdict(common), **_NOTHING)
+        if not reference.size:  # a detector that finds nothing
+            return RawComparison(**asdict(common), **_EQUAL)
         left, right = rows_of(candidate), rows_of(reference)
         error = np.abs(left - right)
         scale = np.abs(right).max(axis=1)
@@ -167,6 +169,8 @@ _NOTHING: Final[dict[str, Any]] = {
     "rms_relative": _NAN,
     "differing": _NAN,
 }
+
+_EQUAL: Final[dict[str, Any]] = dict.fromkeys(_NOTHING, 0.0)
 
 
 def _changed(share: float, limit: float, where: str) -> list[str]:

@@ -30,7 +30,7 @@ _MARKS: Final = (
 
 _REMEDY: Final = "convert it: iconv -f {} -t utf-8 {} > NEW"
 
-_NUMBERED: Final = re.compile(r"\s*(\d{1,9})\s*[,;\t]\s*(\S.*)")
+_NUMBERED: Final = re.compile(r"\s*(\d{1,9})\s*[,;\t]\s*(\S.*|)")
 
 
 def read_text(path: Path, expected: str) -> str:
@@ -102,14 +102,30 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     list of names, ``{"0": "red"}``, ``{"red": 0}`` or a Hugging Face ``config.json``.
 
     Raises:
-        DataError: the file cannot be read, or its numbers are not 0 and up without a gap.
+        DataError: the file cannot be read, names a class with nothing but blanks, or its numbers
+            are not 0 and up without a gap.
     """
     text = read_text(path, NAMES)
     if path.suffix.lower() == ".json":
-        return _of_json(path, text)
+        return _named(path, _of_json(path, text))
     lines = lines_of(text)
+    if "" in lines:
+        raise DataError(
+            f"{path}, line {lines.index('') + 1}: the line is empty, and names no class\n"
+            f"expected {NAMES}: remove the line, or write the name of its class"
+        )
     is_table = path.suffix.lower() in {".csv", ".tsv"}
-    return _of_table(path, lines) if is_table else _of_lines(path, lines)
+    return _named(path, _of_table(path, lines) if is_table else _of_lines(path, lines))
+
+
+def _named(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
+    """``names``, if each of them is one."""
+    empty = [index for index, name in enumerate(names) if not name.strip()]
+    if empty:
+        raise DataError(
+            f"{path}: the name of class {empty[0]} is empty\nexpected a name for each class"
+        )
+    return names
 
 
 def _of_lines(path: Path, lines: Sequence[str]) -> tuple[str, ...]:

@@ -358,7 +358,7 @@ def _mappings(data: LabelledData) -> list[Path]:
 
 
 def _read_classes(path: Path) -> tuple[str, ...]:
-    classes = tuple(_class_of(name) for name in read_class_names(path) if name)
+    classes = tuple(_class_of(name) for name in read_class_names(path))
     if not classes:
         raise DataError(f"{path} lists no classes\nexpected one per line")
     name, times = Counter(classes).most_common(1)[0]

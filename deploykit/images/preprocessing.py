@@ -11,7 +11,7 @@ from deploykit.core.choices import CHANNEL_ORDERS, channels_text, of_bytes, to_u
 from deploykit.core.errors import DataError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
     from PIL.Image import Image
@@ -146,8 +146,11 @@ _USUAL_WIDTHS: Final = ((0.8, 25.0), (200.0, 300.0))
 twice (EfficientNet of transformers), 255 of pixels as they are.
 """
 
-_OUTSIDE: Final = 0.01
-"""How far a mean may lie outside the pixels of 0 to 1 that it is of."""
+_FROM_ZERO_WIDTHS: Final = ((0.8, 1.3), (200.0, 300.0))
+"""The same where black becomes 0: no training divides without a mean that is subtracted."""
+
+_EDGE: Final = 0.01
+"""Of the difference: how near a mean must be to black or white to be that end itself."""
 
 _RED_AND_BLUE: Final = (0.485, 0.406)
 _SAME_MEAN: Final = 0.005
@@ -165,10 +168,9 @@ def doubts(preprocessing: Preprocessing) -> list[str]:
 1, -1 to 1, about -2.1 to 2.6, and 0 to 255; as in training? --mean --std']
     """
     mean, std, found = preprocessing.mean, preprocessing.std, []
-    ends = [(end - m) / s for end in (0.0, 1.0) for m, s in zip(mean, std, strict=True)]
-    widths = [abs(1 / s) for s in std]
-    usual = all(any(low <= width <= high for low, high in _USUAL_WIDTHS) for width in widths)
-    if not usual or min(mean) < -_OUTSIDE or max(mean) > 1 + _OUTSIDE:
+    # 0.0 is added so that no end is -0.
+    ends = [(end - m) / s + 0.0 for end in (0.0, 1.0) for m, s in zip(mean, std, strict=True)]
+    if not _is_usual(mean, std):
         found.append(
             f"black to white becomes {min(ends):.3g} to {max(ends):.3g}, a range that no training "
             "is known to use: usual are 0 to 1, -1 to 1, about -2.1 to 2.6, and 0 to 255; as in "
@@ -182,6 +184,15 @@ def doubts(preprocessing: Preprocessing) -> list[str]:
             f"{preprocessing.channel_order} the first of --mean and --std is {first}"
         )
     return [*found, *_black_edges(preprocessing)]
+
+
+def _is_usual(mean: Sequence[float], std: Sequence[float]) -> bool:
+    """Whether 0 lies between the ends, or at the lower one, and these are as far as usual."""
+    # The share of the range that is below 0; a negative std turns black and white round.
+    shares = [m if s > 0 else 1 - m for m, s in zip(mean, std, strict=True)]
+    widths = _FROM_ZERO_WIDTHS if max(shares) <= _EDGE else _USUAL_WIDTHS
+    far = all(any(low <= abs(1 / s) <= high for low, high in widths) for s in std)
+    return far and min(shares) >= -_EDGE and max(shares) < 1 - _EDGE
 
 
 def _black_edges(preprocessing: Preprocessing) -> list[str]:

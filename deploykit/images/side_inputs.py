@@ -90,8 +90,8 @@ class SideInputs:
         for name, spec in _beside(inputs, image).items():
             if spec.dtype != "float32":
                 raise UsageError(
-                    f"input {name!r} beside the images is {spec.dtype} {spec.shape}: which values "
-                    "it takes, nobody can guess\n"
+                    f"input {name!r} beside the images is {spec.dtype} {spec.shape_text}: which "
+                    "values it takes, nobody can guess\n"
                     "give some to the export: --side-inputs FILE.npz, an array by the input's name"
                 )
             shape = (_ROWS, *_sizes_per_image(spec))
@@ -201,12 +201,12 @@ def require_per_image(inputs: Sequence[TensorSpec], image: TensorSpec) -> None:
         first, batch = spec.shape[:1], image.shape[0]
         if not first or not (isinstance(first[0], str) or first[0] == batch):
             raise ModelFileError(
-                f"input {spec.name!r} {spec.shape} beside the images {image.shape} has no batch: "
-                "it is the same for all images\nexport the model with it as a constant"
+                f"input {spec.name!r} {spec.shape_text} beside the images {image.shape_text} has "
+                "no batch: it is the same for all images\nexport the model with it as a constant"
             )
         if any(isinstance(size, str) for size in spec.shape[1:]):
             raise ModelFileError(
-                f"input {spec.name!r} {spec.shape} has open dimensions beside the batch\n"
+                f"input {spec.name!r} {spec.shape_text} has open dimensions beside the batch\n"
                 "export the model with these fixed"
             )
 

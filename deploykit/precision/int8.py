@@ -193,7 +193,8 @@ def convert_to_int8(
     """
     graph, artifact = reference.graph, reference.artifact
     require_opset(artifact)
-    plan_int8(graph, request.policy)  # refuses what has nothing to quantize, before calibrating
+    # Refuses what has nothing to quantize, before calibrating.
+    plan_int8(graph, request.policy, str(reference.model["name"]))
     calibrated = calibrate_graph(
         graph,
         str(reference.model["name"]),

@@ -338,4 +338,4 @@ def _require_as_recorded(bundle: Bundle, runner: Runner) -> None:
 
 
 def _listed(specs: Sequence[TensorSpec]) -> str:
-    return ", ".join(f"{spec.name!r:.40} {spec.shape}" for spec in specs) or "nothing"
+    return ", ".join(f"{spec.name!r:.40} {spec.shape_text}" for spec in specs) or "nothing"

@@ -84,7 +84,7 @@ class OutputChoice:
         """What a user must know of the choice."""
         found = list(self.why)
         if self.others and not self.head.judges_all:
-            named = ", ".join(f"{spec.name!r} {spec.shape}" for spec in self.others)
+            named = ", ".join(f"{spec.name!r} {spec.shape_text}" for spec in self.others)
             found.append(f"{self.head.noun} are the output {self.name!r}; beside it: {named}")
         if self.moved:
             found.append(f"{self.name!r} was made the first output")
@@ -262,7 +262,7 @@ def _taken(head: Head, one: _Candidate) -> str | None:
     """What a head makes of values that were probabilities before, where that is not plain."""
     if head.judges_all or not one.tail.is_of_probabilities or one.activation != "none":
         return None
-    where = f"{one.name!r} {one.spec.shape} is made of probabilities"
+    where = f"{one.name!r} {one.spec.shape_text} is made of probabilities"
     if one.is_chance:
         return f"{where}, and from 0 to 1: taken for probabilities"
     return (
@@ -290,7 +290,7 @@ def _refusal(name: str, candidates: Sequence[_Candidate], head: Head) -> ModelFi
 
 
 def _described(one: _Candidate) -> str:
-    return f"{one.name} {one.values[0].dtype} {one.spec.shape}"
+    return f"{one.name} {one.values[0].dtype} {one.spec.shape_text}"
 
 
 def _candidate(name: str, candidates: Sequence[_Candidate], wish: Wish) -> _Candidate:
@@ -378,12 +378,8 @@ def _deepest(fitting: Sequence[_Candidate]) -> list[_Candidate]:
 
 
 _RULES: Final[tuple[_Rule, ...]] = (
-    _last_in_line,
-    _with_values,
-    _one_per_layer,
-    _from_a_layer,
-    _deepest,
-)
+    _last_in_line, _with_values, _one_per_layer, _from_a_layer, _deepest,
+)  # fmt: skip
 """What decides between outputs, in this order; a rule that leaves none is passed over."""
 
 
@@ -412,7 +408,7 @@ def _kind(one: _Candidate, labels: int | None) -> tuple[str, str | None]:
 
 def _kind_of_chances(one: _Candidate, width: int) -> str | None:
     """Of the probability of one class, and of logits whose Sigmoid is another output."""
-    if one.is_chance and width == 1:
+    if one.is_chance and width == 1 and not one.tail.is_mean:
         return "binary"
     is_labels = one.has_sigmoid and one.activation == "none" and not one.tail.between
     return "multilabel" if is_labels and width > 1 else None
@@ -420,7 +416,7 @@ def _kind_of_chances(one: _Candidate, width: int) -> str | None:
 
 def _why_raw(one: _Candidate) -> str | None:
     """What of class numbers, parts of values and decisions nobody can know; ``None`` of others."""
-    where, dtype = f"{one.name!r} {one.spec.shape}", one.values[0].dtype
+    where, dtype = f"{one.name!r} {one.spec.shape_text}", one.values[0].dtype
     if one.activation in _PARTS:
         return (
             f"{where} has the largest values without their classes: taken as they are; where it is "
@@ -446,7 +442,7 @@ def _why_raw(one: _Candidate) -> str | None:
 
 def _odd_end(one: _Candidate) -> str | None:
     """What was done to probabilities, so that they are none any more."""
-    where, between = f"{one.name!r} {one.spec.shape}", one.tail.between
+    where, between = f"{one.name!r} {one.spec.shape_text}", one.tail.between
     for each in between:
         if each in SQUASHING_OPS:
             return (
@@ -459,6 +455,11 @@ def _odd_end(one: _Candidate) -> str | None:
                 f"{where} is decided by a {each}: taken as it is; to have the probabilities "
                 "compared, end the graph before it"
             )
+    if one.tail.is_mean:
+        return (
+            f"{where} is a mean weighted by probabilities: taken as it is; where it is the "
+            "probability of a yes: --head binary"
+        )
     if one.is_chance:
         return (
             f"{where} has some of the probabilities of a Softmax or Sigmoid, or sums of them: "
@@ -473,8 +474,7 @@ def _odd_end(one: _Candidate) -> str | None:
 
 
 def _kind_of_plain(one: _Candidate, width: int) -> tuple[str, str | None]:
-    """As `_kind` for values without an activation."""
-    tail, where = one.tail, f"{one.name!r} {one.spec.shape}"
+    tail, where = one.tail, f"{one.name!r} {one.spec.shape_text}"
     if (odd := _odd_end(one)) is not None:
         return RAW.name, odd
     is_shaped = bool(tail.between) and (tail.between[-1] == "Relu" or "Clip" in tail.between)

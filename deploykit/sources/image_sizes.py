@@ -49,7 +49,8 @@ def require_known_sizes(name: str, image: TensorSpec) -> None:
         isinstance(image.shape[axis], str) for axis in IMAGE_AXES
     ):
         raise UsageError(
-            f"{name} takes images {image.shape}, and nothing here says their height and width\n"
+            f"{name} takes images {image.shape_text}, and nothing here says their height and "
+            "width\n"
             "export it with --height and --width, and give the bundle that this makes"
         )
 

@@ -341,7 +341,7 @@ def require_image(name: str, inputs: tuple[TensorSpec, ...]) -> TensorSpec:
     for tensor in inputs:
         if tensor.dtype == "float32" and are_images(tensor.shape):
             return tensor
-    found = ", ".join(f"{t.name} {t.dtype} {t.shape}" for t in inputs) or "nothing"
+    found = ", ".join(f"{t.name} {t.dtype} {t.shape_text}" for t in inputs) or "nothing"
     raise ModelFileError(
         f"{name} takes {found}\nexpected images, float32 (batch, 3, H, W)" + _advice(inputs)
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
 from deploykit.comparison.converted import open_as_engine
 from deploykit.comparison.validation import validate
-from deploykit.core.errors import ModelFileError
+from deploykit.core.errors import ModelFileError, ValidationError
 from deploykit.core.precision import Precision
 from deploykit.heads import figures_of
 from deploykit.heads.multiclass import MULTICLASS
@@ -88,6 +88,14 @@ def other_problems(got: Sequence[Answers], expected: Sequence[Answers], compared
     return problems
 
 
+class OthersJudged(NamedTuple):
+    """What became of the outputs beside the first: reports, notes, and which stay as in FP32."""
+
+    reports: tuple[ValidationReport, ...]
+    notes: list[str]
+    steady: frozenset[str]
+
+
 def judge_others(
     reference: OnnxArtifact,
     candidate: OnnxArtifact,
@@ -95,24 +103,37 @@ def judge_others(
     runners: Runners,
     head: Head,
     open_candidate: Callable[[], Runner] | None = None,
-) -> tuple[tuple[ValidationReport, ...], list[str]]:
-    """Hold the outputs beside the first against those of the FP32 graph: reports and notes.
+) -> OthersJudged:
+    """Hold the outputs beside the first against those of the FP32 graph.
 
     Where ``head`` judges all outputs each has a report. Otherwise notes say how far each float32
-    output is off, and pass no judgement: what is built on them is not known. ``open_candidate``
-    opens what runs in place of the candidate's graph, as its engine.
+    output is off, and pass no judgement: what is built on them is not known. Those within the
+    limits of plain values can be held against the golden sample later. ``open_candidate`` opens
+    what runs in place of the candidate's graph, as its engine.
     """
-    if len(candidate.outputs) == 1 or candidate.sha256 == reference.sha256:
-        return (), []
+    names = [spec.name for spec in candidate.outputs[1:]]
+    if not names or candidate.sha256 == reference.sha256:
+        return OthersJudged((), [], frozenset(names))
     opened = open_candidate() if open_candidate else open_as_engine(runners, candidate)
     sides = []
     for each in (opened, open_as_engine(runners, reference)):
         with each as runner:
             sides.append(answers_of(runner, batches))
-    if not head.judges_all:
-        return (), _notes_on_others(candidate, *sides)
-    names = [spec.name for spec in candidate.outputs[1:] if spec.name in sides[1][0]]
-    return tuple(_report_on(name, candidate, *sides) for name in names), []
+    names = [name for name in names if name in sides[1][0]]
+    if head.judges_all:
+        reports = tuple(_report_on(name, candidate, *sides) for name in names)
+        return OthersJudged(reports, [], frozenset(names))
+    steady = frozenset(name for name in names if _is_steady(name, candidate, *sides))
+    return OthersJudged((), _notes_on_others(candidate, steady, *sides), steady)
+
+
+def _is_steady(
+    name: str, candidate: OnnxArtifact, got: Sequence[Answers], expected: Sequence[Answers]
+) -> bool:
+    try:
+        return _report_on(name, candidate, got, expected).passed
+    except ValidationError:  # another shape
+        return False
 
 
 def _report_on(
@@ -129,7 +150,10 @@ def _report_on(
 
 
 def _notes_on_others(
-    candidate: OnnxArtifact, got: Sequence[Answers], expected: Sequence[Answers]
+    candidate: OnnxArtifact,
+    steady: frozenset[str],
+    got: Sequence[Answers],
+    expected: Sequence[Answers],
 ) -> list[str]:
     notes = []
     for spec in candidate.outputs[1:]:
@@ -138,10 +162,11 @@ def _notes_on_others(
         ]
         if spec.dtype == "float32" and all(right.ndim for _, right in pairs):
             found = [_compared(left, right) for left, right in pairs]
+            where = "" if spec.name in steady else "; too far for the golden sample"
             notes.append(
                 f"output {spec.name!r} of the {candidate.precision} graph: largest error "
                 f"{max(f.max_relative for f in found):.1e} of its largest value, "
-                f"cosine {min(f.min_cosine for f in found):.6f}"
+                f"cosine {min(f.min_cosine for f in found):.6f}{where}"
             )
     return notes
 

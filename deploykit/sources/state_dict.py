@@ -1,7 +1,4 @@
-"""State dicts from files that need not be trusted, and whether they fit a network.
-
-Published files are taken from the cache of the library that publishes them, or downloaded once.
-"""
+"""State dicts from files that need not be trusted, and whether they fit a network."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +16,7 @@ from deploykit.core.errors import DataError, WeightsError
 from deploykit.core.regular_files import read_regular_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor
 
@@ -105,7 +101,8 @@ def read_state_dict(path: Path, entry: str | None = None) -> dict[str, Tensor]:
         )
     if not path.is_file():
         raise WeightsError(f"no weights file {path}\ngive a file of {', '.join(_READERS)}")
-    state = _tensors(path, _unwrapped(reader(path), path, entry))
+    content = _unwrapped(reader(path), path, entry)
+    state = _tensors(path, _without_counter(content) if isinstance(content, Mapping) else content)
     _check_finite(path, state)
     return state
 
@@ -254,6 +251,10 @@ _SMALL_SHARE: Final = 4
 def _unwrapped(content: Any, path: Path, entry: str | None) -> Any:
     """The one state dict in ``content``, or what is there where none can be told from it."""
     states = _states(content) if isinstance(content, Mapping) else {}
+    flat = {}
+    if entry not in states and len(states) <= 1 and isinstance(content, Mapping):
+        flat = _sets_by_prefix(_by_name(content), entry)
+        states = flat or states
     if entry is not None:
         if entry in states:
             return states[entry]
@@ -264,7 +265,8 @@ def _unwrapped(content: Any, path: Path, entry: str | None) -> Any:
         )
     counts = {name: _tensor_count(state) for name, state in states.items()}
     most = max(counts.values(), default=0)
-    if most <= (_tensor_count(content) if isinstance(content, Mapping) else 0):
+    own = _tensor_count(content) if isinstance(content, Mapping) and not flat else 0
+    if most <= own:
         # A state dict as it is, or nothing that looks like one, which is refused by its content.
         return _by_name(content)
     large = [name for name, count in counts.items() if count * _SMALL_SHARE >= most]
@@ -276,6 +278,35 @@ def _unwrapped(content: Any, path: Path, entry: str | None) -> Any:
         f"say which: {' or '.join(f'--weights {path.name}#{name}' for name in large)}\n"
         "the moving average (EMA) is usually the one whose accuracy was reported"
     )
+
+
+def _sets_by_prefix(state: Mapping[Any, Any], entry: str | None) -> dict[str, Any]:
+    """Sets of one flat state dict: a network and its average, each behind a name of its own.
+
+    Without ``entry`` they are sets only where an average has the names of another of them, as
+    two branches of one network may have the same names too.
+    """
+    sets: dict[str, dict[str, Any]] = {}
+    for name, value in state.items():
+        first, mark, rest = str(name).partition(".")
+        if mark:
+            sets.setdefault(first, {})[rest] = value
+    if entry is not None:
+        return {entry: sets[entry]} if entry in sets else {}
+    bare = {name: _bare_names(found) for name, found in sets.items()}
+    averages = [name for name in sets if f"{name}." in _AVERAGES]
+    twins = {
+        each
+        for name in averages
+        for other in sets
+        if other != name and bare[other] == bare[name]
+        for each in (other, name)
+    }
+    return {name: found for name, found in sets.items() if name in twins}
+
+
+def _bare_names(state: Mapping[str, Any]) -> set[str]:
+    return set(without_prefixes(_without_counter(state))[-1])
 
 
 def _by_name(content: Any) -> Any:
@@ -304,8 +335,28 @@ def _tensor_count(content: Mapping[Any, Any]) -> int:
     return sum(isinstance(value, torch.Tensor) for value in content.values())
 
 
-_PREFIXES: Final = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
+_AVERAGES: Final = ("model_ema.", "ema_model.", "ema.", "averaged_model.", "swa_model.")
+"""What training scripts put before the names of a moving average."""
+
+_PREFIXES: Final = ("module.", "_orig_mod.", "model.", "net.", "backbone.", *_AVERAGES)
 """What DataParallel, torch.compile and training frameworks put before all names."""
+
+_COUNTER: Final = "n_averaged"
+
+
+def _without_counter(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Without how many sets went into an average, which torch's AveragedModel puts beside it.
+
+    All other names are then behind ``module.``: a network's own buffer of that name stays.
+    """
+    for name in content:
+        if not isinstance(name, str) or not name.endswith(_COUNTER):
+            continue
+        before = name.removesuffix(_COUNTER)
+        others = {other: value for other, value in content.items() if other != name}
+        if others and all(str(other).startswith(f"{before}module.") for other in others):
+            return others
+    return content
 
 
 def without_prefixes(state: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
@@ -400,100 +451,3 @@ class WeightsRecord:
     trained: bool | None
     labels: tuple[str, ...] | None
     preprocessing: Preprocessing | None = None
-
-
-TIMEOUT_S: Final = 10
-"""Until the hub must have answered; its client alone would try six times."""
-
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
-_HASH_IN_NAME: Final = re.compile(r"-([0-9a-f]{8,})$")
-"""torch.hub's rule: a file's name may end with the first digits of its hash."""
-
-
-def torch_hub_file(url: str) -> tuple[Path, str]:
-    """The file in torch's cache, and its SHA-256.
-
-    Raises:
-        WeightsError: it cannot be had, or is damaged.
-    """
-    import torch
-
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    try:
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), progress=False)
-    except (OSError, HTTPException) as error:
-        raise _unreachable(url, error) from error
-    named = _HASH_IN_NAME.search(path.stem)
-    return path, _checked(path, "torch's cache", named[1] if named else "")
-
-
-def hugging_face_file(repository: str, names: Sequence[str]) -> tuple[Path, str]:
-    """The first of ``names`` that the hub's cache or else the hub has, and its SHA-256.
-
-    ``repository`` may end with ``@`` and a revision.
-
-    Raises:
-        WeightsError: it cannot be had, or is damaged.
-        MissingDependencyError: huggingface_hub is not installed.
-    """
-    hub = require("huggingface_hub")
-    place, _, revision = repository.partition("@")
-    candidates = [(place, name, revision or None) for name in names]
-    cached = (hub.try_to_load_from_cache(*one[:2], revision=one[2]) for one in candidates)
-    found = next((Path(path) for path in cached if isinstance(path, str)), None)
-    found = found or _downloaded(candidates)
-    if found is None:
-        raise WeightsError(
-            f"{repository} of the Hugging Face hub has no {' or '.join(names)}\n"
-            "give a file instead: --weights FILE"
-        )
-    # The cache's links point to files that are named after their hash.
-    blob = found.readlink().name if found.is_symlink() else ""
-    return found, _checked(found, "Hugging Face's cache", blob if _SHA256.fullmatch(blob) else "")
-
-
-def _downloaded(candidates: Sequence[tuple[str, str, str | None]]) -> Path | None:
-    """The first of the candidates that the hub has."""
-    hub, errors = require("huggingface_hub"), require("huggingface_hub.errors")
-    for place, name, revision in candidates:
-        url = hub.hf_hub_url(place, name, revision=revision)
-        try:
-            # Without a network the download alone would try, and log, for half a minute.
-            hub.get_hf_file_metadata(url, timeout=TIMEOUT_S)
-            return Path(_download(hub, place, name, revision))
-        except Exception as error:  # the hub's client lets its transport's errors through
-            is_local = isinstance(error, errors.LocalEntryNotFoundError)
-            if is_local or not isinstance(error, errors.EntryNotFoundError):
-                raise _unreachable(url, error) from error
-    return None
-
-
-def _download(hub: Any, place: str, name: str, revision: str | None) -> str:
-    shown = not hub.utils.are_progress_bars_disabled()
-    hub.utils.disable_progress_bars()
-    try:
-        path: str = hub.hf_hub_download(place, name, revision=revision, etag_timeout=TIMEOUT_S)
-    finally:
-        if shown:
-            hub.utils.enable_progress_bars()
-    return path
-
-
-def _unreachable(url: str, error: Exception) -> WeightsError:
-    reason = next((line for line in str(error).splitlines() if line), type(error).__name__)
-    return WeightsError(
-        f"cannot download {url}: {reason}\nwithout a network give a file instead: --weights FILE"
-    )
-
-
-def _checked(path: Path, cache: str, expected: str) -> str:
-    sha256 = sha256_of(path)
-    if not sha256.startswith(expected):
-        raise WeightsError(
-            f"{path.name} in {cache} is damaged: its sha256 starts with {sha256[:8]}, not with "
-            f"{expected[:8]}\n"
-            f"delete {path.resolve()} and run again, it will be downloaded again"
-        )
-    return sha256

@@ -11,12 +11,8 @@ from deploykit.core.environment import require, silenced
 from deploykit.core.errors import UnknownNameError, UsageError, WeightsError
 from deploykit.core.specs import BATCH, DEFAULT_HEAD, ModelSpec, Preprocessing, TensorSpec
 from deploykit.heads.raw import RAW
-from deploykit.sources.state_dict import (
-    WeightsRecord,
-    hugging_face_file,
-    read_state_dict,
-    torch_hub_file,
-)
+from deploykit.sources.published_files import hugging_face_file, torch_hub_file
+from deploykit.sources.state_dict import WeightsRecord, read_state_dict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,7 +10,8 @@ from deploykit.core.environment import require
 from deploykit.core.errors import UnknownNameError, UsageError
 from deploykit.core.specs import BATCH, ModelSpec, Preprocessing, TensorSpec
 from deploykit.models import get, names
-from deploykit.sources.state_dict import WeightsRecord, read_state_dict, torch_hub_file
+from deploykit.sources.published_files import torch_hub_file
+from deploykit.sources.state_dict import WeightsRecord, read_state_dict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -20,6 +20,7 @@ from deploykit.core.errors import DeviceError
 from deploykit.core.gpu_choice import ENGINE_DEVICE, split_device, visible_alone
 from deploykit.core.progress import Progress, SilentProgress
 from deploykit.core.serialization import to_plain
+from deploykit.core.sizes import ShapeProfile
 from deploykit.costs.peaks import gpu_peak, measure_cpu_peaks
 from deploykit.runtime.choice import machine_with
 from deploykit.sources.targets import digest_of
@@ -43,6 +44,8 @@ class BenchOptions:
     nine tenths of the machine's. ``fresh`` forgets an unfinished run instead of going on with it.
     ``choices`` are said of the targets that are exported to be measured: their head and its output.
     ``device`` names the GPU, of several: "cuda:1", a PCI bus id, a UUID.
+    ``sizes`` has the height and width that an ``.onnx`` leaves open: the preferred ones are
+    measured.
     """
 
     matrix: Matrix
@@ -54,6 +57,7 @@ class BenchOptions:
     fresh: bool = False
     choices: DefinitionChoices = field(default_factory=DefinitionChoices)
     device: str = ENGINE_DEVICE
+    sizes: ShapeProfile = field(default_factory=ShapeProfile)
 
 
 @dataclass(frozen=True)
@@ -196,6 +200,7 @@ def _steps(
         jobs=usual_jobs(here.logical_cores, here.memory_bytes),
         peaks={name: peak for name, peak in found.items() if peak is not None},
         choices=options.choices,
+        sizes=options.sizes,
     )
 
 
@@ -235,5 +240,6 @@ def _identity(cells: Sequence[Cell], options: BenchOptions, here: Environment) -
         "switches": to_plain(options.switches),
         "limits": [options.cell_s, options.memory_bytes],
         "head": [options.choices.head, options.choices.head_output],
+        "sizes": [str(options.sizes.height), str(options.sizes.width)],
         "environment": to_plain(here),
     }

@@ -186,7 +186,7 @@ def _require_images_alone(bundle: Bundle) -> None:
     """Refuse a model whose answers depend on what no folder of images has."""
     others = bundle.manifest.onnx.inputs[1:]
     if others:
-        named = ", ".join(f"{spec.name} {spec.dtype} {spec.shape}" for spec in others)
+        named = ", ".join(f"{spec.name} {spec.dtype} {spec.shape_text}" for spec in others)
         raise UsageError(
             f"{bundle.manifest.name} takes {named} beside the images, which eval does not have\n"
             "count in a program: deploykit.load(...).run({name: array, ...})"
@@ -234,7 +234,7 @@ def _open_other(
 
     artifact = graph.read_artifact(path)
     if len(artifact.inputs) != 1 or not _takes(artifact.inputs[0], (3, *own.crop)):
-        found = ", ".join(f"{one.name} {one.dtype} {one.shape}" for one in artifact.inputs)
+        found = ", ".join(f"{one.name} {one.dtype} {one.shape_text}" for one in artifact.inputs)
         raise UsageError(
             f"{path.name} takes {found or 'nothing'}, the bundle float32 images (3, "
             f"{own.crop[0]}, {own.crop[1]})\n"

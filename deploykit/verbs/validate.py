@@ -168,7 +168,7 @@ def _compare(
         head = _head(candidate, reference, outputs[1])
         compared = validate(outputs[0], outputs[1], precision=precision, names=names, head=head)
         compared = compared.doubted(same_images(batches))
-        others, more = judge_others(
+        others, more, _ = judge_others(
             reference.artifact,
             candidate.artifact,
             batches,

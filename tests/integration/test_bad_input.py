@@ -327,7 +327,7 @@ def test_onnx_that_takes_no_image(tmp_path: Path) -> None:
     model.graph.initializer[0].raw_data = np.ones((10, 1, 1, 1), np.float32).tobytes()
     onnx.save(model, tmp_path / "grey.onnx")
     called = export(tmp_path, tmp_path / "grey.onnx")
-    assert_refused(called, 1, "grey.onnx takes input float32 ('n', 1, 8, 8)", "(batch, 3, H, W)")
+    assert_refused(called, 1, "grey.onnx takes input float32 (n, 1, 8, 8)", "(batch, 3, H, W)")
 
 
 def test_onnx_that_gives_nan_fails_with_strict_json(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 from deploykit.benchmarking.results import BenchmarkRun, read_run, write_run
 from deploykit.costs.peaks import gpu_peak
 from deploykit.verbs import bench as bench_run
+from tests.bundles import write_classifier
 from tests.cli import Called, deploykit
 from tests.unit.benchmarking.statistics.noise import independent, samples_of
 
@@ -69,6 +70,26 @@ def test_the_terminal_shows_rows_ranking_and_files(fp16_bundle: Path, here: Path
     assert "99 % interval" in called.out
     assert "digits-fp16" in called.out
     assert "written: mine.json, mine.md, mine.csv, mine.html" in called.out
+
+
+def test_a_file_that_leaves_its_image_size_open(here: Path) -> None:
+    path = write_classifier(here / "open.onnx", "H, W")
+    asked = (path, "--backend", "ort", "--batch", 2, "-o", "r.json", "--json")
+    called = bench(*asked)
+    assert called.code == 1
+    (failure,) = called.data["failures"]
+    assert "open.onnx takes images whose height and width may be anything" in failure["reason"]
+    assert "--height MIN,OPT,MAX --width MIN,OPT,MAX (or one number each)" in failure["reason"]
+    called = bench(*asked, "--height", 24, "--width", 10)
+    assert called.code == 0, called.err
+    (row,) = called.data["results"]
+    # Two images; a multiply-add is two operations.
+    operations = 2 * 2 * (16 * 3 * 9 * 24 * 10 + 16 * 4)
+    rate = operations / row["latency_ms"]["p50"] * 1e3
+    assert row["achieved"]["flop_per_s"] == pytest.approx(rate, rel=0.01)
+    refused = bench("resnet18", "--height", 24, "--width", 10)
+    assert refused.code == 2
+    assert "resnet18 has its image size: --height and --width are for .onnx" in refused.err
 
 
 def test_a_cell_that_hangs_is_killed_and_the_rest_is_kept(fp16_bundle: Path, here: Path) -> None:

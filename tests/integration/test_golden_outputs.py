@@ -17,7 +17,7 @@ from deploykit.core.errors import ValidationError
 from deploykit.core.precision import Precision
 from tests import cli
 from tests.graphs import normal
-from tests.small_tails import network, original, pictures
+from tests.small_tails import network, pictures
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,18 +128,62 @@ def test_a_sample_of_before_has_the_first_output_alone(tmp_path: Path) -> None:
         assert model.self_test().max_abs < 1e-4
 
 
-def test_a_classifier_is_judged_by_its_answer_alone(tmp_path: Path) -> None:
-    """What nobody judges at the export is not judged later."""
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("chosen", ["l", "e"])
+def test_the_outputs_beside_an_answer_are_kept_and_judged_later(
+    tmp_path: Path, precision: str, chosen: str
+) -> None:
     nodes = "e = Gemm <transB = 1> (f, k9)  q = Relu (e)  l = Gemm <transB = 1> (q, kl)"
     model = network(
         nodes, "float[N, 4] l, float[N, 9] e", tmp_path, kl=normal(4, 9, seed=3, scale=2.0)
     )
-    called = cli.deploykit("export", model, "--fp16", "--backend", "none", "-o", tmp_path / "b")
+    pictures(tmp_path / "images", 12)
+    options: list[Any] = ["--head", "multiclass", "--head-output", chosen, "--backend", "none"]
+    options += ["--calib", tmp_path / "images"] if precision == "int8" else []
+    called = cli.deploykit("export", model, f"--{precision}", *options, "-o", tmp_path / "b")
     assert called.code == 0, called.err
     golden = Golden.read(Bundle.open(tmp_path / "b"))
-    assert golden.others == {}
-    images = pictures(tmp_path / "images", 1)
-    assert len(original(model, images)) == 2
+    import onnxruntime
+
+    expected = dict(
+        zip("le", onnxruntime.InferenceSession(model).run(None, {"x": golden.batch}), strict=True)
+    )
+    (other,) = {"l", "e"} - {chosen}
+    np.testing.assert_allclose(golden.outputs, expected[chosen], rtol=1e-4, atol=1e-5)
+    kept: Any = golden.others[other]
+    np.testing.assert_allclose(kept, expected[other], rtol=1e-4, atol=1e-5)
+    assert cli.deploykit("check", tmp_path / "b").code == 0
+    path = tmp_path / "b" / (CPU_MODEL if precision != "fp32" else MODEL)
+    changed = onnx.load(path)
+    (place,) = (at for at, each in enumerate(changed.graph.output) if each.name == other)
+    rename = {"name": f"{other}_before"}
+    for node in changed.graph.node:
+        for names in (node.output, node.input):
+            for at, name in enumerate(names):
+                if name == other:
+                    names[at] = rename["name"]
+    changed.graph.node.append(onnx.helper.make_node("Neg", [rename["name"]], [other]))
+    assert changed.graph.output[place].name == other
+    onnx.save(changed, path)
+    sign(tmp_path / "b")
+    called = cli.deploykit("check", tmp_path / "b", "--json")
+    assert called.code == 1
+    assert all(f"golden sample: output {other!r}: " in each for each in called.data["problems"])
+
+
+def test_an_output_that_a_conversion_changes_is_not_kept(tmp_path: Path) -> None:
+    """Differences of large numbers: what is built on them nobody knows, so the export goes on."""
+    nodes = """l = Gemm <transB = 1> (f, k7)  s = Add (f, big)  t = Concat <axis = 1> (s, s)
+        d = Sub (t, big)  e = Gemm <transB = 1> (d, ke)"""
+    big, ke = np.array(4000, np.float32), normal(2, 32)
+    model = network(nodes, "float[N, 7] l, float[N, 2] e", tmp_path, big=big, ke=ke)
+    options = ["--head-output", "l", "--backend", "none", "--json"]
+    called = cli.deploykit("export", model, "--fp16", *options, "-o", tmp_path / "b")
+    assert called.code == 0, called.err
+    assert Golden.read(Bundle.open(tmp_path / "b")).others == {}
+    (note,) = (note for note in called.data["notes"] if note.startswith("output 'e'"))
+    assert note.endswith("; too far for the golden sample")
+    assert cli.deploykit("check", tmp_path / "b").code == 0
 
 
 def test_outputs_that_are_not_there_or_of_another_shape() -> None:

@@ -40,6 +40,52 @@ def by_index(top: list[dict[str, Any]]) -> list[float]:
     return [each["probability"] for each in sorted(top, key=lambda each: each["index"])]
 
 
+# Means that are weighted by probabilities
+
+AGES = np.arange(9, dtype=np.float32)
+MEANS = {
+    "product": ("y = MatMul (p, ages)", "float[N, 1] y", {"ages": AGES[:, None]}),
+    "vector": ("y = MatMul (p, ages)", "float[N] y", {"ages": AGES}),
+    "layer": ("y = Gemm <transB = 1> (p, ages, b)", "float[N, 1] y",
+              {"ages": AGES[None], "b": AGES[1:2]}),
+    "sum": ("z = Mul (p, ages)  y = ReduceSum <keepdims = 1> (z, axis)", "float[N, 1] y",
+            {"ages": AGES, "axis": np.array([1])}),
+    "unit": ("z = MatMul (p, ages)  y = Squeeze (z, axis)", "float[N] y",
+             {"ages": AGES[:, None] / 8, "axis": np.array([1])}),
+    "einsum": ('y = Einsum <equation = "nk,k->n"> (p, ages)', "float[N] y", {"ages": AGES / 8}),
+    "scaled": ("z = MatMul (p, ages)  y = Mul (z, ten)", "float[N, 1] y",
+               {"ages": AGES[:, None], "ten": np.array(10, np.float32)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_a_mean_of_ages_is_no_probability(name: str, tmp_path: Path) -> None:
+    end, outputs, constants = MEANS[name]
+    nodes = f"l = Gemm <transB = 1> (f, k9)  p = Softmax <axis = 1> (l)  {end}"
+    model = network(nodes, outputs, tmp_path, "age", **constants)
+    images = pictures(tmp_path / "images", 3)
+    found = export(model)
+    assert found["head"]["kind"] == "raw"
+    said = "is a mean weighted by probabilities: taken as it is; where it is the probability of a"
+    assert any(said in note and note.endswith("--head binary") for note in found["notes"])
+    with deploykit.load(model.with_suffix(""), device="cpu") as loaded:
+        batch = np.stack([np.asarray(Image.open(path), np.float32) for path in images])
+        values = loaded.run(batch.transpose(0, 3, 1, 2) / np.float32(255))
+    np.testing.assert_allclose(values.ravel(), original(model, images)[0].ravel(), rtol=1e-5)
+    assert export(model, "--head", "binary", "--replace")["head"]["kind"] == "binary"
+
+
+@pytest.mark.parametrize("wanted", [[1, 0, 0, 1, 0, 0, 0, 0, 1], [0, 1, 0, 0, 0, 0, 0, 0, 0]])
+def test_some_classes_together_are_a_probability(wanted: list[float], tmp_path: Path) -> None:
+    nodes = "l = Gemm <transB = 1> (f, k9)  p = Softmax <axis = 1> (l)  y = MatMul (p, some)"
+    some = np.array(wanted, np.float32)[:, None]
+    model = network(nodes, "float[N, 1] y", tmp_path, "some", some=some)
+    images = pictures(tmp_path / "images", 3)
+    assert export(model)["head"]["kind"] == "binary"
+    found = [top[0]["probability"] for top in predict(model, *images)]
+    assert found == pytest.approx(original(model, images)[0].ravel().tolist(), abs=1e-5)
+
+
 # Inputs of public reports
 
 

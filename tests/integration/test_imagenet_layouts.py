@@ -207,7 +207,7 @@ def test_an_onnx_that_cannot_be_fed(bundle: Path, folders: Path, tmp_path: Path)
     text = "g (float[N, 3, 16, 8] input) => (float[N, 3] logits) { m = GlobalAveragePool(input) "
     other = save(graph(text + " logits = Flatten(m) }"), tmp_path / "large.onnx")
     called = deploykit("eval", bundle, "--data", folders, "--compare", other)
-    assert_refused(called, 2, "large.onnx takes input float32 ('N', 3, 16, 8), the bundle float32 "
+    assert_refused(called, 2, "large.onnx takes input float32 (N, 3, 16, 8), the bundle float32 "
                    "images (3, 8, 8)", "export it, and compare with its own bundle")  # fmt: skip
 
 

@@ -143,7 +143,7 @@ def test_eval_says_what_it_lacks(folder: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "set.npz", images=np.zeros((2, 8, 8, 3), np.uint8), labels=np.array([0, 1]))
     called = deploykit("eval", folder / "bundle", "--data", tmp_path / "set.npz")
     assert called.code == 2
-    assert "takes blood float32 ('n', 16), ward int64 ('n',) beside the images" in called.err
+    assert "takes blood float32 (n, 16), ward int64 (n,) beside the images" in called.err
 
 
 @pytest.mark.skipif(not HAS_RTX, reason="needs TensorRT for RTX: tensorrt-rtx-cu13")
@@ -187,7 +187,7 @@ def test_a_fixed_batch_is_opened_for_all_inputs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        ((), 2, "input 'ward' beside the images is int64 ('n',): which values it takes, nobody"),
+        ((), 2, "input 'ward' beside the images is int64 (n,): which values it takes, nobody"),
         (("--side-inputs", "none.npz"), 1, "cannot read none.npz: FileNotFoundError"),
     ],
 )
@@ -205,7 +205,7 @@ def test_an_input_that_is_the_same_for_all_images(tmp_path: Path) -> None:
     source.graph.input[0].CopyFrom(own_files.tensor("blood", FLOAT, (1, BLOOD)))
     called = export(source, tmp_path)
     assert called.code == 1
-    assert "input 'blood' (1, 16) beside the images ('n', 3, 8, 8) has no batch" in called.err
+    assert "input 'blood' (1, 16) beside the images (n, 3, 8, 8) has no batch" in called.err
 
 
 def test_an_input_with_more_open_dimensions(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_an_input_with_more_open_dimensions(tmp_path: Path) -> None:
     source.graph.input[0].CopyFrom(own_files.tensor("blood", FLOAT, ("n", "values")))
     called = export(source, tmp_path)
     assert called.code == 1
-    assert "input 'blood' ('n', 'values') has open dimensions beside the batch" in called.err
+    assert "input 'blood' (n, values) has open dimensions beside the batch" in called.err
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def test_two_networks(tmp_path: Path) -> None:
 def test_something_else_than_images(tmp_path: Path) -> None:
     rows, image = one_layer(tmp_path, "rows", "N,3"), one_layer(tmp_path, "image", "N,3,8,8")
     said = refused(rows, image, code=1)
-    assert "rows.onnx takes x float32 ('N', 3)\nexpected images, float32 (batch, 3, H, W)" in said
+    assert "rows.onnx takes x float32 (N, 3)\nexpected images, float32 (batch, 3, H, W)" in said
     text = "net () => (float[4] y) { y = Abs (a) }"
     nothing = save(graph(text, {"a": normal(4)}), tmp_path / "nothing.onnx")
     assert "nothing.onnx takes nothing" in refused(nothing, image, code=1)

@@ -26,7 +26,7 @@ from deploykit.core.atomic import translated_write_errors, write_whole
 from deploykit.core.choices import DefinitionChoices
 from deploykit.core.errors import BundleError, DataError, EngineIncompatibleError, UsageError
 from deploykit.core.serialization import Source, engine_to_plain, from_plain, parse_json
-from deploykit.core.sizes import IMAGE_AXES, ShapeProfile, SizeRange
+from deploykit.core.sizes import IMAGE_AXES, IMAGE_DIMS, ShapeProfile, SizeRange, require_sizes
 from deploykit.costs.limits import physical_limit
 from deploykit.exporting.engines import build_engine
 from deploykit.exporting.steps import ExportOptions, export_bundle
@@ -36,7 +36,7 @@ from deploykit.precision.quantization.choice import Int8Choices
 from deploykit.precision.quantization.request import QuantizationRequest
 from deploykit.runtime.choice import cache_of, incompatible, rank_engines
 from deploykit.sources.definition import SourceOptions
-from deploykit.sources.image_sizes import require_known_sizes
+from deploykit.sources.image_sizes import preferred_size
 from deploykit.sources.targets import (
     Kind,
     digest_of,
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 
 NOISE_IMAGES: Final = 8
 _NOTHING_CHOSEN: Final = DefinitionChoices()
+_NO_SIZES: Final = ShapeProfile()
 
 
 def exported(
@@ -70,16 +71,17 @@ def exported(
     work: Path,
     digest: str | None,
     choices: DefinitionChoices = _NOTHING_CHOSEN,
+    sizes: ShapeProfile = _NO_SIZES,
 ) -> Bundle:
     """The bundle of ``target`` in ``work``, without an engine; ``digest`` is that of its files.
 
-    An export of before is used again if the target, what was said of its head and the installed
-    packages are the same.
+    An export of before is used again if the target, what was said of its head and its sizes, and
+    the installed packages are the same.
 
     Raises:
         DeploykitError: the error of the stage that failed.
     """
-    place = work / f"{name_of(target)}-{precision}{_named(choices)}"
+    place = work / f"{name_of(target)}-{precision}{_named(choices)}{_sized(sizes)}"
     known = _usable_bundle(place, digest)
     if known is not None:
         return known
@@ -87,6 +89,7 @@ def exported(
     options = ExportOptions(
         precision=precision,
         backend="none",
+        profile=sizes,
         source=SourceOptions(choices=choices),
         output=place,
         replace=True,  # bench's own folder, for this use alone
@@ -101,6 +104,12 @@ def _named(choices: DefinitionChoices) -> str:
     if said == (None, None):
         return ""
     return f"-head-{sha256_of_bytes(json.dumps(said).encode())[:8]}"
+
+
+def _sized(sizes: ShapeProfile) -> str:
+    """The same for other heights and widths, which the file leaves open."""
+    named = ("h", sizes.height), ("w", sizes.width)
+    return "".join(f"-{name}{str(size).replace(',', '-')}" for name, size in named if size)
 
 
 def _noise(table: Path) -> QuantizationRequest:
@@ -131,14 +140,17 @@ NOISE: Final = "INT8 ranges from noise: the speed counts, the answers mean nothi
 
 
 def own_precisions(
-    targets: Iterable[str], choices: DefinitionChoices = _NOTHING_CHOSEN
+    targets: Iterable[str],
+    choices: DefinitionChoices = _NOTHING_CHOSEN,
+    sizes: ShapeProfile = _NO_SIZES,
 ) -> dict[str, Precision]:
     """The targets that have their precision already: bundles, and converted ``.onnx`` files.
 
-    ``choices`` are said of the others, which are exported to be measured.
+    ``choices`` are said of the others, which are exported to be measured. ``sizes`` has the height
+    and width that files leave open.
 
     Raises:
-        UsageError: a target has no use for ``choices``.
+        UsageError: a target has no use for ``choices`` or ``sizes``.
         MissingDependencyError: the package that a definition comes from is not installed.
         UnknownNameError: a target is neither a file, nor a bundle, nor a definition.
         ModelFileError: a file cannot be read.
@@ -147,6 +159,8 @@ def own_precisions(
     found: dict[str, Precision] = {}
     for target in targets:
         kind = kind_of(target)
+        if kind is not Kind.ONNX:
+            _refuse_sizes(target, sizes)
         if kind is Kind.BUNDLE:
             refuse_definition_options(target, choices)
             found[target] = Bundle.open(Path(target)).manifest.precision
@@ -164,6 +178,14 @@ def own_precisions(
     return found
 
 
+def _refuse_sizes(target: str, sizes: ShapeProfile) -> None:
+    if sizes.has_image_sizes:
+        raise UsageError(
+            f"{target} has its image size: --height and --width are for .onnx files that leave it "
+            "open\nleave them out, or measure it apart"
+        )
+
+
 def _refuse_head(target: str, precision: Precision, choices: DefinitionChoices) -> None:
     if choices.head is not None or choices.head_output is not None:
         raise UsageError(
@@ -173,7 +195,7 @@ def _refuse_head(target: str, precision: Precision, choices: DefinitionChoices) 
         )
 
 
-def prepare_graph(
+def prepare_graph(  # noqa: PLR0913 - what bench is asked for, by keyword
     target: str,
     precision: Precision,
     work: Path,
@@ -181,10 +203,12 @@ def prepare_graph(
     batches: Iterable[int],
     peaks: Mapping[str, DevicePeak],
     choices: DefinitionChoices = _NOTHING_CHOSEN,
+    sizes: ShapeProfile = _NO_SIZES,
 ) -> CellGraph:
     """The verified graph of ``target`` in ``precision``, exported into ``work`` where needed.
 
-    ``choices`` has the head by which the export is validated, and its output.
+    ``choices`` has the head by which the export is validated, and its output; ``sizes`` the height
+    and width that an ``.onnx`` leaves open, whose preferred ones are measured.
 
     Raises:
         DeploykitError: the error of the stage that failed.
@@ -198,19 +222,34 @@ def prepare_graph(
         read = read_graph(Path(target))
         artifact = read.artifact
         digest = artifact.sha256
-        for spec in artifact.inputs:
-            require_known_sizes(target, spec)
+        image = _image_size(target, artifact, sizes)
         if not artifact.precision.facts.is_source:
             artifact, notes = _as_read(target, read, work)
-            costs = _Costs.of(artifact.path, batches, peaks)
+            costs = _Costs.of(artifact.path, batches, peaks, image)
             made = _graph(artifact, None, own=False, costs=costs)
-            return replace(made, notes=(*notes, *made.notes))
+            return replace(made, image=image, notes=(*notes, *made.notes))
         read.release()  # the export reads it again
     else:
         digest = digest_of(target)
 
-    bundle = exported(target, precision, work, digest, choices)
+    bundle = exported(target, precision, work, digest, choices, sizes)
     return _graph(bundle.manifest.onnx, bundle, own=False, costs=_costs(bundle, batches, peaks))
+
+
+def _image_size(target: str, artifact: OnnxArtifact, sizes: ShapeProfile) -> tuple[int, int] | None:
+    """Height and width where a file leaves one of them open; ``None`` where it says both.
+
+    Raises:
+        UsageError: one is open and ``sizes`` does not have it, or is fixed and it does.
+    """
+    images = [spec for spec in artifact.inputs if len(spec.shape) == IMAGE_DIMS]
+    for spec in images:
+        require_sizes(target, spec.shape, sizes)
+        if any(isinstance(spec.shape[axis], str) for axis in IMAGE_AXES):
+            return preferred_size(target, spec, sizes)
+    if sizes.has_image_sizes and not images:
+        _refuse_sizes(target, sizes)
+    return None
 
 
 def _own_graph(

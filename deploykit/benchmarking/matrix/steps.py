@@ -15,7 +15,8 @@ from deploykit.benchmarking.matrix.child import ANSWER
 from deploykit.benchmarking.matrix.processes import ProcessLimits, call
 from deploykit.benchmarking.results import BenchmarkResult
 from deploykit.core.choices import DefinitionChoices
-from deploykit.core.serialization import from_plain, to_plain
+from deploykit.core.serialization import from_plain, profile_to_plain, to_plain
+from deploykit.core.sizes import ShapeProfile
 from deploykit.costs.peaks import peak_to_plain
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ class Steps:
     ``work`` is where graphs and engines are kept for the next run. ``jobs`` graphs are prepared at
     a time; nothing else runs beside a measurement. ``peaks`` has the best rates of "cpu" and "gpu"
     as far as they are known. ``choices`` has the head, and its output, that is said of what is
-    exported. ``call`` runs one step. Each method raises `ChildFailure` where its
-    process fails.
+    exported, ``sizes`` the height and width that an ``.onnx`` leaves open. ``call`` runs
+    one step. Each method raises `ChildFailure` where its process fails.
     """
 
     switches: Switches
@@ -58,6 +59,7 @@ class Steps:
     peaks: Mapping[str, DevicePeak] = field(default_factory=dict)
     call: Callable[..., dict[str, Any]] = field(default=call)
     choices: DefinitionChoices = field(default_factory=DefinitionChoices)
+    sizes: ShapeProfile = field(default_factory=ShapeProfile)
 
     def graph(
         self, cell: Cell, batches: Iterable[int], task: ProgressTask, stop: Event | None = None
@@ -70,6 +72,7 @@ class Steps:
             "batches": sorted(batches),
             "head": self.choices.head,
             "head_output": self.choices.head_output,
+            "sizes": profile_to_plain(self.sizes),
             "peaks": {device: peak_to_plain(peak) for device, peak in self.peaks.items()},
         }
         answer = self.call("graph", request, self.prepare_limits, progress=task, stop=stop)

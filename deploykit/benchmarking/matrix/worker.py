@@ -13,6 +13,7 @@ from deploykit.benchmarking.matrix.child import REQUEST, serve
 from deploykit.core.choices import DefinitionChoices
 from deploykit.core.precision import Precision
 from deploykit.core.serialization import engine_to_plain, from_plain, known_fields, to_plain
+from deploykit.core.sizes import ShapeProfile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +34,7 @@ def graph(request: Mapping[str, Any], task: ProgressTask) -> dict[str, Any]:
         batches=request["batches"],
         peaks=from_plain(dict[str, DevicePeak], request["peaks"], REQUEST),
         choices=DefinitionChoices(head=request["head"], head_output=request["head_output"]),
+        sizes=from_plain(ShapeProfile, request["sizes"], REQUEST),
     )
     return dict(to_plain(prepared))
 

@@ -109,8 +109,10 @@ _DEFAULTS: Final = Int8Options()
 _NOT_MEASURED: Final = QuantizationErrors()
 
 
-def plan_int8(graph: LoadedGraph, policy: qdq.QdqPolicy) -> QdqPlan:
+def plan_int8(graph: LoadedGraph, policy: qdq.QdqPolicy, name: str | None = None) -> QdqPlan:
     """What would become INT8; its ``tensors`` are what must be calibrated.
+
+    ``name`` is how the user calls the network, for the message; ``None``: as its file is called.
 
     Raises:
         ModelFileError: the graph cannot be read, is quantized already, or has nothing to quantize.
@@ -119,7 +121,7 @@ def plan_int8(graph: LoadedGraph, policy: qdq.QdqPolicy) -> QdqPlan:
     if not plan.weights:
         said = "; ".join(_reasons(graph.model, plan.kept)[:SHOWN_REASONS])
         raise ModelFileError(
-            f"nothing in {graph.artifact.path.name} can be INT8\n"
+            f"nothing in {name or graph.artifact.path.name} can be INT8\n"
             f"{said or 'it has no convolution and no matrix product'}\n"
             f"{'exclude less, or ' if policy.exclude else ''}use --fp16; "
             "deploykit inspect TARGET --int8 lists every node"

@@ -90,7 +90,7 @@ def test_closing_twice_is_harmless_and_use_after_it_is_not() -> None:
             {"input": some_images(1).astype(np.float16)},
             r"'input' of the module was fed float16 \(1, 3, 2, 2\), it takes float32",
         ),
-        ({"input": some_images(1)[0]}, r"float32 \(3, 2, 2\), it takes float32 \('batch', 3, 2, 2"),
+        ({"input": some_images(1)[0]}, r"float32 \(3, 2, 2\), it takes float32 \(batch, 3, 2, 2"),
     ],
     ids=["name", "dtype", "rank"],
 )

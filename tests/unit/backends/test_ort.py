@@ -166,7 +166,7 @@ def test_a_graph_that_fails_as_it_runs(capfd: pytest.CaptureFixture[str]) -> Non
         ({"image": some_images(1)}, r"was fed \['image'\], it takes \['images'\]"),
         (
             {"images": some_images(1).astype(np.float64)},
-            r"'images' of linear.onnx was fed float64 \(1, 3\), it takes float32 \('batch', 3\)",
+            r"'images' of linear.onnx was fed float64 \(1, 3\), it takes float32 \(batch, 3\)",
         ),
         ({"images": some_images(1)[:, :2]}, r"fed float32 \(1, 2\), it takes float32"),
         ({"images": some_images(1)[0]}, r"fed float32 \(3,\), it takes float32"),

@@ -6,7 +6,8 @@ import pytest
 
 from deploykit.core.errors import UsageError
 from deploykit.core.serialization import Source, from_plain, profile_to_plain
-from deploykit.core.sizes import ShapeProfile, SizeRange, filled
+from deploykit.core.sizes import ShapeProfile, SizeRange, filled, shape_text
+from deploykit.core.specs import TensorSpec
 
 HEIGHT = SizeRange(160, 224, 320)
 
@@ -91,3 +92,18 @@ def test_open_dimensions_are_filled(
     shape: tuple[int | str, ...], expected: tuple[int, ...] | None
 ) -> None:
     assert filled(shape, {0: 4, 2: 6, 3: 7}) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        (("N", 3, 224, 224), "(N, 3, 224, 224)"),
+        ((None, 3, "x_2", 8), "(?, 3, ?, 8)"),
+        (("x_0",), "(?,)"),
+        ((), "()"),
+    ],
+)
+def test_a_shape_in_a_message(shape: tuple[int | str | None, ...], said: str) -> None:
+    if None not in shape:
+        assert TensorSpec("x", "float32", shape).shape_text == said  # type: ignore[arg-type]
+    assert shape_text("?" if dim in ("x_0", "x_2") else dim for dim in shape) == said

@@ -41,7 +41,7 @@ def test_another_open_dimension_needs_a_size() -> None:
     spec = TensorSpec("input", "float32", ("batch", 3, "height", 8))
     with pytest.raises(
         UsageError,
-        match=r"^input \('batch', 3, 'height', 8\): height is open, and has no size here",
+        match=r"^input \(batch, 3, height, 8\): height is open, and has no size here",
     ):
         spec.with_batch(1)
     assert spec.with_sizes({0: 2, 2: 6, 3: 7}) == (2, 3, 6, 8)

@@ -160,7 +160,7 @@ def test_a_fixed_batch_is_counted_as_it_is(tmp_path: Path) -> None:
 
 
 def test_an_open_height_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"input 'x' has open dimensions \('N', '3', 'H', '8'\)"):
+    with pytest.raises(UsageError, match=r"input 'x' has open dimensions: \(N, 3, H, 8\)"):
         read(tmp_path, "y = Conv (x, weight)", header="float[N,3,H,8] x")
 
 

@@ -220,6 +220,39 @@ def test_what_no_training_does_is_a_doubt(
         assert re.search(said, doubt)
 
 
+@pytest.mark.parametrize(
+    ("mean", "std", "ends"),
+    [
+        (1, 1, "-1 to 0"),
+        (1, 0.25, "-4 to 0"),
+        (0, 0.25, "0 to 4"),
+        (0, 0.5, "0 to 2"),
+        (0, -1, "-1 to 0"),
+        (1, -0.25, "0 to 4"),
+        (1.2, 0.5, "-2.4 to -0.4"),
+        (0.5, 0.5, None),
+        (0.5, 1, None),
+        (0.13, 0.31, None),
+        (0.9, 0.25, None),
+        (0, 1, None),
+        (1, -1, None),
+        (0, 1 / 255, None),
+        (0.45, 1 / 255, None),
+        (0.5, 0.05, None),
+    ],
+)
+def test_ends_that_no_training_has(mean: float, std: float, ends: str | None) -> None:
+    """The ends are those of a white and a black image, as numpy makes them."""
+    steps = replace(PREPROCESSING, mean=(mean,) * 3, std=(std,) * 3)
+    pixels = (np.array([0.0, 1.0]) - mean) / std + 0.0
+    found = images.doubts(steps)
+    if ends is None:
+        assert found == []
+    else:
+        assert ends == f"{pixels.min():.3g} to {pixels.max():.3g}"
+        assert f"black to white becomes {ends}, a range that no training" in found[0]
+
+
 def test_a_mean_of_rgb_for_a_network_of_bgr_is_a_doubt() -> None:
     (doubt,) = images.doubts(replace(PREPROCESSING, channel_order="bgr"))
     assert "the mean of blue, 0.485, is ImageNet's of red: with --channel-order bgr" in doubt

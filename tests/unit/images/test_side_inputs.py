@@ -130,7 +130,7 @@ def test_the_runner_is_fed_images_alone(tmp_path: Path) -> None:
 
 
 def test_whole_numbers_are_not_guessed() -> None:
-    words = r"input 'ward' beside the images is int32 \('n',\): which values it takes, nobody"
+    words = r"input 'ward' beside the images is int32 \(n,\): which values it takes, nobody"
     with pytest.raises(UsageError, match=words):
         SideInputs.noise(INPUTS, IMAGE)
 
@@ -140,7 +140,7 @@ def test_whole_numbers_are_not_guessed() -> None:
     [
         ((), r"input 'odd' \(\) beside the images .* has no batch: it is the same for all images"),
         ((4, 2), r"input 'odd' \(4, 2\) beside the images .* has no batch"),
-        (("n", "k"), r"input 'odd' \('n', 'k'\) has open dimensions beside the batch"),
+        (("n", "k"), r"input 'odd' \(n, k\) has open dimensions beside the batch"),
     ],
 )
 def test_inputs_that_do_not_go_with_the_images(shape: tuple[int | str, ...], words: str) -> None:

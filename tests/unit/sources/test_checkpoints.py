@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from deploykit.core.errors import UsageError, WeightsError
 from deploykit.models import get
@@ -130,6 +131,70 @@ def test_an_average_one_level_deeper(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"--weights w.pth#model or --weights w.pth#ema\.module"):
         loaded(path)
     assert_loaded(f"{path}#ema.module", trained(2))
+
+
+def averaged(seed: int, *, ema: bool = False) -> nn.Module:
+    """What torch's own average of one network is: its weights, behind a counter."""
+    network = get(NETWORK).build()
+    network.load_state_dict(trained(seed))
+    function = get_ema_multi_avg_fn(0.999) if ema else None  # type: ignore[no-untyped-call]
+    average = AveragedModel(network, multi_avg_fn=function, use_buffers=True)
+    average.update_parameters(network)
+    return average
+
+
+@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.parametrize("wrap", ["", "module.", "_orig_mod."])
+def test_an_averaged_model(tmp_path: Path, *, ema: bool, wrap: str) -> None:
+    path = tmp_path / "w.pth"
+    state = averaged(8, ema=ema).state_dict()
+    assert "n_averaged" in state
+    torch.save({wrap + name: tensor for name, tensor in state.items()}, path)
+    assert_loaded(path, trained(8))
+
+
+@pytest.mark.parametrize("before", ["", "model_ema.", "model_ema.module.", "ema.", "ema_model."])
+def test_an_average_behind_its_own_name(tmp_path: Path, before: str) -> None:
+    path = tmp_path / "w.pth"
+    average = {before + name: tensor for name, tensor in averaged(9).state_dict().items()}
+    torch.save({"model": trained(1), "model_ema": average}, path)
+    assert_loaded(f"{path}#model_ema", trained(9))
+    torch.save({"model_ema": average, "epoch": 3}, path)
+    assert_loaded(path, trained(9))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    ("raw", "average"),
+    [("model", "model_ema"), ("net", "ema_model"), ("backbone", "ema"), ("module", "swa_model")],
+)
+def test_both_sets_in_one_state_dict(
+    tmp_path: Path, raw: str, average: str, *, nested: bool
+) -> None:
+    """As a Lightning module saves itself that has an average as a submodule."""
+    path = tmp_path / "w.ckpt"
+    state = {f"{raw}.{name}": tensor for name, tensor in trained(1).items()}
+    state |= {f"{average}.{name}": tensor for name, tensor in averaged(2).state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3} if nested else state, path)
+    with pytest.raises(
+        WeightsError, match=rf"--weights w.ckpt#{raw} or --weights w.ckpt#{average}"
+    ):
+        loaded(path)
+    assert_loaded(f"{path}#{raw}", trained(1))
+    assert_loaded(f"{path}#{average}", trained(2))
+
+
+def test_two_branches_of_one_network_are_no_two_sets(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    pair = nn.ModuleDict({"left": nn.Linear(2, 2), "right": nn.Linear(2, 2)})
+    torch.save(pair.state_dict(), path)
+    assert read_state_dict(path).keys() == pair.state_dict().keys()
+
+
+def test_a_networks_own_counter_of_that_name_stays(tmp_path: Path) -> None:
+    state = {"n_averaged": torch.tensor(3), "module.weight": torch.ones(2), "bias": torch.ones(2)}
+    torch.save(state, tmp_path / "w.pth")
+    assert read_state_dict(tmp_path / "w.pth").keys() == state.keys()
 
 
 def test_what_belongs_to_the_training_is_no_second_set(tmp_path: Path) -> None:

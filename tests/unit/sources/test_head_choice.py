@@ -124,7 +124,7 @@ def test_some_of_the_probabilities_get_no_second_activation(kind: str) -> None:
                          "multiclass or multilabel")  # fmt: skip
     found = chosen(Wish(kind), y=(some, PART))
     assert found.notes() == [
-        "'y' ('n', 8) is made of probabilities, and from 0 to 1: taken for probabilities"
+        "'y' (n, 8) is made of probabilities, and from 0 to 1: taken for probabilities"
     ]
     top = found.head.answers(some[:1], None, 1)[0][0]
     assert top.probability == pytest.approx(float(some[0].max()))
@@ -133,11 +133,11 @@ def test_some_of_the_probabilities_get_no_second_activation(kind: str) -> None:
 @pytest.mark.parametrize("column", [CHANCES[:, 1], CHANCES[:, 1:2], CHANCES[:, 1:2, None, None]])
 def test_the_column_of_one_class_is_a_yes_or_no(column: Array) -> None:
     found = chosen(y=(column, PART))
+    shown = str(("n", *column.shape[1:])).replace("'", "")
     assert (found.record, found.why) == (
         HeadRecord("binary", "y", "sigmoid"),
-        ("'y' " + str(("n", *column.shape[1:])) + " is made of probabilities, and from 0 to 1: "
-         "taken for probabilities",),
-    )  # fmt: skip
+        (f"'y' {shown} is made of probabilities, and from 0 to 1: taken for probabilities",),
+    )
 
 
 def test_what_is_no_probability_any_more() -> None:
@@ -170,7 +170,7 @@ def test_class_numbers_of_several_places_are_no_ranking(kind: type) -> None:
 def test_a_wish_that_no_output_fits() -> None:
     with pytest.raises(
         ModelFileError,
-        match=r"y float32 \('n', 4, 8, 8\)\n.*the logits\nexport it with its classifier, or as it",
+        match=r"y float32 \(n, 4, 8, 8\)\n.*the logits\nexport it with its classifier, or as it",
     ):
         chosen(Wish("multiclass"), y=(normal(3, 4, 8, 8), tail()))
     with pytest.raises(ModelFileError, match=r"\(batch, 1\) or \(batch,\), .*\n.*--head multiclas"):
@@ -190,7 +190,7 @@ def test_features_before_the_logits() -> None:
     )
     assert (found.name, found.moved) == ("y", True)
     assert found.notes() == [
-        "logits are the output 'y'; beside it: 'embedding' ('n', 64)",
+        "logits are the output 'y'; beside it: 'embedding' (n, 64)",
         "'y' was made the first output",
     ]
 
@@ -233,7 +233,7 @@ def test_where_nothing_decides_the_user_must() -> None:
     ages, kinds = (normal(3, 101), tail(layer="a")), (normal(3, 5), tail(layer="b"))
     with pytest.raises(
         UsageError,
-        match=r"own.onnx returns ages float32 \('n', 101\), kinds .*\nnothing tells whether 'ages' "
+        match=r"own.onnx returns ages float32 \(n, 101\), kinds .*\nnothing tells whether 'ages' "
         r"or 'kinds' is the answer\nsay which: --head-output ages, or --head raw",
     ):
         chosen(ages=ages, kinds=kinds)
@@ -242,7 +242,7 @@ def test_where_nothing_decides_the_user_must() -> None:
 
 
 def test_an_output_that_is_not_there() -> None:
-    with pytest.raises(UsageError, match=r"no output 'z'\nits outputs: y float32 \('n', 10\)"):
+    with pytest.raises(UsageError, match=r"no output 'z'\nits outputs: y float32 \(n, 10\)"):
         chosen(Wish(output="z"), y=(LOGITS, tail()))
 
 

@@ -156,7 +156,7 @@ def test_a_bundle_that_takes_more_than_images(data: LabelledData, tmp_path: Path
     age = TensorSpec("age", "float32", ("N", 4))
     onnx = replace(manifest.onnx, inputs=(*manifest.onnx.inputs, age))
     (folder / MANIFEST).write_text(manifest_text(replace(manifest, onnx=onnx)), encoding="utf-8")
-    message = r"^colours-fp32 takes age float32 \('N', 4\) beside the images, which eval does not"
+    message = r"^colours-fp32 takes age float32 \(N, 4\) beside the images, which eval does not"
     with pytest.raises(UsageError, match=message):
         evaluate_bundle(folder, data)
 

@@ -139,7 +139,7 @@ def test_something_beside_the_images(tmp_path: Path) -> None:
 
 def test_no_images_at_all(tmp_path: Path) -> None:
     rows, image = layer(tmp_path, "rows", "N,3"), layer(tmp_path, "image", "N,3,8,8")
-    with pytest.raises(ModelFileError, match=r"rows\.onnx takes x float32 \('N', 3\)\nexpected"):
+    with pytest.raises(ModelFileError, match=r"rows\.onnx takes x float32 \(N, 3\)\nexpected"):
         compare_artifacts(rows, image, ComparisonOptions())
 
 

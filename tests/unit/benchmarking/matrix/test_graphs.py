@@ -13,6 +13,7 @@ from deploykit.bundle.manifest import Bundle
 from deploykit.core.errors import BundleError, ModelFileError, UnknownNameError, UsageError
 from deploykit.core.precision import Precision
 from deploykit.core.serialization import Source, from_plain, to_plain
+from deploykit.core.sizes import ShapeProfile, SizeRange
 from deploykit.costs.peaks import gpu_peak
 from tests.bundles import write_bundle, write_classifier
 from tests.graphs import graph, normal, save
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 L4 = gpu_peak("NVIDIA L4").peak
 assert L4 is not None
 PEAKS = {"gpu": L4}
+NO_SIZES = ShapeProfile()
 MACS = 16 * 3 * 9 * 8 * 8 + 16 * 4
 
 
@@ -31,8 +33,17 @@ def classifier(tmp_path: Path) -> Path:
     return write_classifier(tmp_path / "mine.onnx")
 
 
-def prepared(target: Path, work: Path, precision: Precision = Precision.FP32) -> CellGraph:
-    return prepare_graph(str(target), precision, work, batches=(1, 8), peaks=PEAKS)
+def prepared(
+    target: Path,
+    work: Path,
+    precision: Precision = Precision.FP32,
+    sizes: ShapeProfile = NO_SIZES,
+) -> CellGraph:
+    return prepare_graph(str(target), precision, work, batches=(1, 8), peaks=PEAKS, sizes=sizes)
+
+
+def square(size: int) -> ShapeProfile:
+    return ShapeProfile(height=SizeRange(size, size, size), width=SizeRange(size, size, size))
 
 
 def test_a_file_is_exported_verified_and_limited(classifier: Path, tmp_path: Path) -> None:
@@ -59,12 +70,54 @@ def test_a_bundle_of_open_images_is_counted_at_the_size_that_it_prepares(tmp_pat
     assert from_plain(CellGraph, again, Source("graph")) == found
 
 
-def test_a_file_of_open_images_is_measured_as_a_bundle(tmp_path: Path) -> None:
+def test_a_file_of_open_images_needs_a_size(tmp_path: Path) -> None:
     path = write_classifier(tmp_path / "open.onnx", "H, W")
-    with pytest.raises(
-        UsageError, match=r"nothing here says their height and width\nexport it with --height and"
-    ):
+    with pytest.raises(UsageError, match=r"height and width may be anything\n.*: --height MIN,OPT"):
         prepared(path, tmp_path / "work")
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (40, 48), (16, 6)])
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
+def test_a_file_of_open_images_is_measured_at_the_size_that_is_asked(
+    tmp_path: Path, height: int, width: int, precision: Precision
+) -> None:
+    path = write_classifier(tmp_path / "open.onnx", "H, W")
+    sizes = ShapeProfile(
+        height=SizeRange(height, height, 2 * height), width=SizeRange(width, width, width)
+    )
+    found = prepared(path, tmp_path / "work", precision, sizes)
+    assert found.image == (height, width)
+    multiply_adds = 16 * 3 * 9 * height * width + 16 * 4
+    assert found.limits["gpu"][1].flop == 2 * multiply_adds
+    other = prepared(path, tmp_path / "work", precision, square(24))
+    assert (other.image, other.folder == found.folder) == ((24, 24), False)
+
+
+def test_a_converted_file_of_open_images_is_measured_at_that_size(tmp_path: Path) -> None:
+    model = graph(
+        """g (float16[N,3,H,W] input) => (float16[N,4,H,W] logits) {
+            logits = Conv <pads = [1, 1, 1, 1]> (input, w)
+        }""",
+        {"w": normal(4, 3, 3, 3).astype("float16")},
+    )
+    path = save(model, tmp_path / "half.onnx")
+    found = prepared(path, tmp_path / "work", Precision.FP16, square(12))
+    assert found.image == (12, 12)
+    assert found.limits["gpu"][8].flop == 8 * 2 * 4 * 3 * 9 * 12 * 12
+    with pytest.raises(UsageError, match="takes images whose height and width may be anything"):
+        prepared(path, tmp_path / "work", Precision.FP16)
+
+
+def test_what_has_its_size_takes_no_other(classifier: Path, tmp_path: Path) -> None:
+    said = "has its image size: --height and --width are for .onnx files that leave it"
+    for target in (write_bundle(tmp_path / "given"), "resnet50"):
+        with pytest.raises(UsageError, match=said):
+            own_precisions([str(target)], sizes=square(8))
+    with pytest.raises(UsageError, match="its height is fixed to 8\nleave --height out"):
+        prepared(classifier, tmp_path / "work", sizes=square(8))
+    rows = graph("g (float[N,3] x) => (float[N,3] y) { y = Relu (x) }")
+    with pytest.raises(UsageError, match=said):
+        prepared(save(rows, tmp_path / "rows.onnx"), tmp_path / "work", sizes=square(8))
 
 
 def test_an_export_of_before_is_used_again(classifier: Path, tmp_path: Path) -> None:

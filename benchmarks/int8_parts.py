@@ -1,0 +1,134 @@
+"""Which part of INT8 costs the most: the logits' noise of weights alone and of activations alone.
+
+    python -m benchmarks.int8_parts DATA [--networks resnet20,resnet56]
+
+Of one INT8 graph the Q/DQ pairs of the activations, or those of the weights, are taken away. DATA
+as for ``int8_accuracy.py``. Ranges by MSE, no bias correction, the rest FP32 so that nothing but
+INT8 rounds; judged by onnxruntime with graph optimisations off. All figures go to
+``results/int8_parts.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.int8_accuracy import HERE, POLICIES, judge, load, ranges
+from deploykit.backends import GraphOptions
+from deploykit.backends.ort import OrtRunner
+from deploykit.comparison.validation import outputs_of
+from deploykit.core.environment import describe
+from deploykit.core.serialization import to_plain
+from deploykit.graph import LoadedGraph
+from deploykit.graph.external_weights import split
+from deploykit.graph.qdq import QdqPolicy
+from deploykit.models import get
+from deploykit.precision.quantization.choice import plan_int8, quantize_to_int8
+from deploykit.sources.torch_export import export_module
+from deploykit.sources.weights import build_with_weights
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+PARTS = ("both", "weights", "activations")
+POLICY = "rest FP32"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One INT8 graph against FP32 on the test images; ``rounded`` is the part that is INT8."""
+
+    network: str
+    rounded: str
+    pairs: int
+    top1: float
+    agreement: float
+    expected_agreement: float
+    mean_kl: float
+    logits_sqnr_db: float
+
+
+def with_one_part(model: ir.Model, exact: ir.Model, part: str) -> tuple[ir.Model, int]:
+    """A copy with the Q/DQ pairs of one part alone, and how many these are.
+
+    ``exact`` is the FP32 graph, whose nodes have the same names.
+    """
+    changed = model.clone()
+    originals = {node.name: node for node in exact.graph}
+    kept = 0
+    for node in list(changed.graph):
+        if node.op_type != "DequantizeLinear" or node.inputs[0] is None:
+            continue
+        quantizer = node.inputs[0].producer()
+        is_weight = quantizer is None
+        if part == "both" or is_weight == (part == "weights"):
+            kept += 1
+            continue
+        for reader, index in list(node.outputs[0].uses()):
+            given = None if quantizer is None else quantizer.inputs[0]
+            if given is None:
+                given = originals[reader.name].inputs[index]
+                assert given is not None  # noqa: S101
+                name = str(given.name)
+                if name not in changed.graph.initializers:
+                    given = type(given)(
+                        name=name, type=given.type, shape=given.shape, const_value=given.const_value
+                    )
+                    changed.graph.register_initializer(given)
+                given = changed.graph.initializers[name]
+            reader.replace_input_with(index, given)
+    return changed, kept
+
+
+def measure(name: str, data: Path, threads: int, folder: Path) -> list[Row]:
+    spec = get(name)
+    module, _ = build_with_weights(spec, str(data / f"{name}_cifar10.npz"), 0)
+    artifact = export_module(spec, module, folder / f"{name}.onnx", "torch.export").artifact
+    calibration, _ = load(data / "cifar10_calib512.npz", name)
+    test, labels = load(data / "cifar10_test1000.npz", name)
+    with OrtRunner(artifact.path, GraphOptions(threads=threads)) as runner:
+        exact = np.concatenate(outputs_of(runner, test))
+    graph = LoadedGraph(artifact)
+    tensors = plan_int8(graph, QdqPolicy()).tensors
+    amax = ranges(artifact, tensors, calibration, threads)["mse"]
+    made = quantize_to_int8(graph, amax, folder / f"{name}-int8.onnx", options=POLICIES[POLICY])
+    rows = []
+    for part in PARTS:
+        changed, pairs = with_one_part(made.graph.model, graph.model, part)
+        unoptimised = GraphOptions(threads=threads, optimise=False)
+        with OrtRunner(split(changed, f"{name} {part}"), unoptimised) as runner:
+            got = np.concatenate(outputs_of(runner, test))
+        rows.append(Row(name, part, pairs, **judge(got, exact, labels)))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--networks", default="resnet20,resnet56")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    rows: list[Row] = []
+    for name in options.networks.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            rows += measure(name, options.data, options.threads, Path(folder))
+        for row in rows[-len(PARTS) :]:
+            print(f"{row.network} {row.rounded}: {row.pairs} pairs, {row.logits_sqnr_db:.1f} dB")
+    body = {
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": to_plain(describe()),
+        "rows": [asdict(row) for row in rows],
+    }
+    target = HERE / "results" / "int8_parts.json"
+    target.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
