@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deploykit.core.artifacts import HARDWARE_COMPATIBILITY, THIS_GPU
 from deploykit.core.errors import UsageError
 from deploykit.core.precision import find_precision
 
@@ -229,6 +230,29 @@ _COMPILING = (
         metavar="CC",
         help="GPU generation for tensorrt-rtx, as 8.9; may be repeated. Default: all from 8.0 on.",
     ),
+    click.option(
+        "--optimization-level",
+        type=click.IntRange(0, 5),
+        metavar="0..5",
+        help="How long the compiler searches: 0 builds fastest, 5 perhaps finds faster kernels."
+        "  [default: the compiler's own, 3]",
+    ),
+    click.option(
+        "--hardware-compatibility",
+        type=click.Choice(HARDWARE_COMPATIBILITY),
+        default=THIS_GPU,
+        show_default=True,
+        help="GPUs beside this one, for tensorrt: all of its compute capability, or all from 8.0 "
+        "on. Such an engine may be slower.",
+    ),
+)
+
+
+no_timing_cache = click.option(
+    "--no-timing-cache",
+    is_flag=True,
+    help="Time every kernel anew. TensorRT's times are kept beside the bundle, in a file for each "
+    "version and GPU.",
 )
 
 
@@ -241,13 +265,15 @@ def _read_sizes(*, height: str | None, width: str | None) -> ShapeProfile:
     )
 
 
-def _read_compiling(
+def _read_compiling(  # noqa: PLR0913 - one parameter per option
     *,
     batch: str,
     height: str | None,
     width: str | None,
     workspace: int | None,
     compute_capabilities: tuple[str, ...],
+    optimization_level: int | None,
+    hardware_compatibility: str,
 ) -> CompileOptions:
     from dataclasses import replace
 
@@ -257,7 +283,9 @@ def _read_compiling(
     sizes = _read_sizes(height=height, width=width)
     profile = replace(ShapeProfile.parse(batch), height=sizes.height, width=sizes.width)
     memory = None if workspace is None else workspace * _MIB
-    return CompileOptions(profile, memory, compute_capabilities)
+    return CompileOptions(
+        profile, memory, compute_capabilities, optimization_level, hardware_compatibility
+    )
 
 
 head = (

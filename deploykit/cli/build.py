@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @_options.backend
 @_options.compiling
-def command(bundle: Path, backend: str, compiling: CompileOptions) -> Answer:
+@_options.no_timing_cache
+def command(
+    bundle: Path, backend: str, compiling: CompileOptions, *, no_timing_cache: bool
+) -> Answer:
     """Compile one more engine for a bundle, on this machine.
 
     It is made from the bundle's own ONNX file, whose hash is verified first. The bundle stays as it
@@ -34,7 +37,7 @@ def command(bundle: Path, backend: str, compiling: CompileOptions) -> Answer:
     """
     from deploykit.verbs.build import build
 
-    report = build(bundle, backend, compiling, progress())
+    report = build(bundle, backend, compiling, progress(), timing_cache=not no_timing_cache)
     return Answer(report.to_dict(), lambda out: _show(out, report))
 
 

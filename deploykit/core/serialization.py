@@ -31,7 +31,7 @@ from typing import (
 
 import msgspec
 
-from deploykit.core.artifacts import OnnxArtifact, sha256_of_bytes
+from deploykit.core.artifacts import EngineRecord, OnnxArtifact, sha256_of_bytes
 from deploykit.core.errors import DataError, DeploykitError, UsageError
 from deploykit.core.precision import Precision, precisions
 from deploykit.core.sizes import ShapeProfile, SizeRange
@@ -45,6 +45,7 @@ _ARRAYS: Final = frozenset({SizeRange})
 _OPTIONAL: Final[Mapping[type, frozenset[str]]] = {
     ShapeProfile: frozenset(field.name for field in fields(ShapeProfile)),
     Preprocessing: frozenset({"channel_order"}),
+    EngineRecord: frozenset({"optimization_level", "hardware_compatibility"}),
 }
 """Fields that may be missing where they have a default: what files of before do not say."""
 
@@ -105,8 +106,15 @@ class Compiled(Protocol):
 
 
 def engine_to_plain(engine: Compiled) -> dict[str, Any]:
-    """Plain data of an engine's record."""
-    return {**to_plain(engine), "profile": profile_to_plain(engine.profile)}
+    """Plain data of an engine's record, without the choices that were left as they are.
+
+    Releases that do not know such a choice yet read the engines that were built without it.
+    """
+    plain = {**to_plain(engine), "profile": profile_to_plain(engine.profile)}
+    optional = _OPTIONAL.get(type(engine), ())
+    known = fields(engine)  # type: ignore[arg-type]  # a dataclass, which no protocol can say
+    left = {each.name for each in known if getattr(engine, each.name) == each.default}
+    return {name: value for name, value in plain.items() if name not in left.intersection(optional)}
 
 
 def artifact_to_plain(artifact: OnnxArtifact) -> dict[str, Any]:

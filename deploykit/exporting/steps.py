@@ -26,15 +26,15 @@ from deploykit.bundle.manifest import (
 )
 from deploykit.comparison.validation import outputs_of, same_images, validate
 from deploykit.core import environment
-from deploykit.core.artifacts import sha256_of
-from deploykit.core.atomic import staged_folder
+from deploykit.core.artifacts import AMPERE_PLUS, THIS_GPU, sha256_of
+from deploykit.core.atomic import beside, staged_folder
 from deploykit.core.errors import UsageError
 from deploykit.core.precision import Precision
 from deploykit.core.progress import Journal, Progress, SilentProgress, StageTime
 from deploykit.core.serialization import engine_to_plain, to_plain
 from deploykit.core.sizes import ShapeProfile, require_sizes
 from deploykit.core.specs import HeadRecord
-from deploykit.exporting.engines import build_engine
+from deploykit.exporting.engines import build_engine, require_options
 from deploykit.exporting.replacing import Replacement, origin_of, origin_of_call
 from deploykit.graph import LoadedGraph, write_model
 from deploykit.graph.rounding import computes_narrow, rounding_form
@@ -68,6 +68,10 @@ class ExportOptions:
     profile: ShapeProfile = field(default_factory=ShapeProfile)
     workspace_bytes: int | None = None
     compute_capabilities: tuple[str, ...] = ()
+    optimization_level: int | None = None
+    hardware_compatibility: str = THIS_GPU
+    timing_cache: bool = True
+    """Whether TensorRT keeps what it measured in a file beside the bundle."""
     source: SourceOptions = field(default_factory=SourceOptions)
     labels: Path | None = None
     output: Path | None = None
@@ -80,6 +84,17 @@ class ExportOptions:
             require_request(self.precision, self.quantization)
         else:
             refuse_request(self.precision, self.quantization)
+
+    def compiling(self, place: Path | None = None) -> CompileOptions:
+        """What the compiler is told, for a bundle at ``place``."""
+        return CompileOptions(
+            self.profile,
+            self.workspace_bytes,
+            self.compute_capabilities,
+            self.optimization_level,
+            self.hardware_compatibility,
+            None if place is None or not self.timing_cache else beside(place),
+        )
 
 
 @dataclass(frozen=True)
@@ -133,7 +148,16 @@ def export_bundle(
     place = options.output or Path("engines") / f"{name}-{options.precision}"
     gpus = environment.gpus()
     compiler = choose_compiler(options.backend, gpus)
-    replacement = Replacement(place, options.precision, compiler, gpus, options.replace)
+    if compiler is not None:
+        require_options(options.precision, compiler, options.compiling())
+    replacement = Replacement(
+        place,
+        options.precision,
+        compiler,
+        gpus,
+        options.replace,
+        for_others=options.hardware_compatibility == AMPERE_PLUS,
+    )
     if (place / MANIFEST).is_file():
         replacement.require(origin_of_call(source, options.source))
     plan = _Plan(_with_bundle(options, place), compiler, labels, replacement)
@@ -281,13 +305,12 @@ def _compile(
         journal.notes.append("no engine was built; later: deploykit build BUNDLE")
         return ()
     options = plan.options
-    wanted = CompileOptions(options.profile, options.workspace_bytes, options.compute_capabilities)
     with journal.timed("build engine"):
         record = build_engine(
             converted.artifact,
             folder,
             plan.compiler,
-            wanted,
+            options.compiling(plan.replacement.place),
             journal.progress,
             allowed_fp32=converted.kept_heavy,
         )

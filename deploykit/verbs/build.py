@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from deploykit.backends._registry import choose_compiler, engine_backends
 from deploykit.bundle.manifest import SIGNATURE, Bundle
 from deploykit.core import environment
-from deploykit.core.atomic import temporary_folder, translated_write_errors
+from deploykit.core.atomic import beside, temporary_folder, translated_write_errors
 from deploykit.core.errors import UsageError
 from deploykit.core.progress import Journal, Progress, SilentProgress, StageTime
 from deploykit.core.serialization import engine_to_plain
-from deploykit.exporting.engines import build_engine, profile_of_bundle
+from deploykit.exporting.engines import build_engine, profile_of_bundle, require_options
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,26 +45,36 @@ class BuildReport:
 
 
 def build(
-    folder: Path, backend: str, options: CompileOptions, progress: Progress | None = None
+    folder: Path,
+    backend: str,
+    options: CompileOptions,
+    progress: Progress | None = None,
+    *,
+    timing_cache: bool = True,
 ) -> BuildReport:
     """Compile the bundle's own ONNX for this machine and add the engine to the bundle.
 
-    A signature of the bundle without this engine is removed, and a note says so.
+    With ``timing_cache`` TensorRT keeps what it measured in a file beside the bundle. A signature
+    of the bundle without this engine is removed, and a note says so.
 
     Raises:
         IntegrityError: the bundle is not as it was written.
-        UsageError: the profile's height or width does not go with the bundle.
+        UsageError: the profile's height or width does not go with the bundle, or the compiler has
+            no such choice.
         BuildError: the compiler refuses the graph; the bundle stays as it was.
     """
     journal = Journal(progress or SilentProgress())
     bundle = Bundle.open(folder)
-    options = replace(options, profile=profile_of_bundle(bundle, options.profile))
+    timings = beside(folder) if timing_cache else None
+    profile = profile_of_bundle(bundle, options.profile)
+    options = replace(options, profile=profile, timing_folder=timings)
     compiler = choose_compiler(backend, environment.gpus())
     if compiler is None:
         possible = ", ".join(each.name for each in engine_backends())
         raise UsageError(
             f"there is nothing to build with --backend {backend}\nchoose {possible} or auto"
         )
+    require_options(bundle.manifest.precision, compiler, options)
     with journal.stage("verify"):
         bundle.require_intact()
     kept_heavy = int(bundle.manifest.conversion.get("kept_heavy", 0))

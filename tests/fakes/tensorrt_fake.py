@@ -50,6 +50,12 @@ class ComputeCapability(Enum):
     SM120 = 120
 
 
+class HardwareCompatibilityLevel(Enum):
+    NONE = 0
+    AMPERE_PLUS = 1
+    SAME_COMPUTE_CAPABILITY = 2
+
+
 class EngineValidity(Enum):
     VALID = 0
     SUBOPTIMAL = 1
@@ -98,6 +104,32 @@ class Script:
     shapes: dict[str, tuple[Any, Any, Any]] = field(default_factory=dict)
     capabilities: dict[int, ComputeCapability] = field(default_factory=dict)
     pools: dict[MemoryPoolType, int] = field(default_factory=dict)
+    greatest_level: int = 5
+    level: int = 3
+    compatibility: HardwareCompatibilityLevel = HardwareCompatibilityLevel.NONE
+    device: bytes = b"9.0"
+    cache_refusal: str = ""
+    timed: list[bytes] = field(default_factory=list)
+
+
+class ITimingCache:
+    """Its bytes are the device that it is of and the layers that were timed, a line each."""
+
+    def __init__(self, script: Script, content: bytes) -> None:
+        self._script = script
+        self.device, *self.layers = content.split(b"\n") if content else [script.device]
+
+    def serialize(self) -> bytes | None:
+        if self._script.cache_refusal == "serialize":
+            return None
+        return b"\n".join([self.device, *sorted(self.layers)])
+
+    def combine(self, input_cache: ITimingCache, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        if input_cache.device != self.device:
+            return False
+        self.layers += [layer for layer in input_cache.layers if layer not in self.layers]
+        return True
 
 
 class IOptimizationProfile:
@@ -117,8 +149,42 @@ class IBuilderConfig:
     num_compute_capabilities = 0
     progress_monitor: IProgressMonitor | None = None
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, logger: ILogger) -> None:
         self._script = script
+        self._logger = logger
+        self.timings: ITimingCache | None = None
+
+    def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache | None:
+        if self._script.cache_refusal == "create":
+            return None
+        if self._script.cache_refusal == "raise":
+            raise RuntimeError("cannot deserialize")
+        return ITimingCache(self._script, serialized_timing_cache)
+
+    def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        fits = cache.device == self._script.device and self._script.cache_refusal != "set"
+        if not fits:
+            self._logger.log(Severity.ERROR, "the timing cache is of another device")
+            return False
+        self.timings = cache
+        return True
+
+    @property
+    def builder_optimization_level(self) -> int:
+        return self._script.level
+
+    @builder_optimization_level.setter
+    def builder_optimization_level(self, level: int) -> None:
+        self._script.level = min(level, self._script.greatest_level)
+
+    @property
+    def hardware_compatibility_level(self) -> HardwareCompatibilityLevel:
+        return self._script.compatibility
+
+    @hardware_compatibility_level.setter
+    def hardware_compatibility_level(self, level: HardwareCompatibilityLevel) -> None:
+        self._script.compatibility = level
 
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
         return self._script.profile_index
@@ -145,7 +211,7 @@ class Builder:
         return self._script.network
 
     def create_builder_config(self) -> IBuilderConfig:
-        return IBuilderConfig(self._script)
+        return IBuilderConfig(self._script, self._logger)
 
     def create_optimization_profile(self) -> IOptimizationProfile:
         return IOptimizationProfile(self._script)
@@ -155,6 +221,12 @@ class Builder:
     ) -> bytes | None:
         self._say()
         assert config.progress_monitor is not None
+        known = [] if config.timings is None else config.timings.layers
+        for index in range(network.num_layers):
+            name = network.get_layer(index).get_output(0).name.encode()
+            if name not in known:
+                self._script.timed.append(name)
+                known.append(name)
         finished = all(
             self._go_through(config.progress_monitor, name, steps)
             for name, steps in self._script.phases.items()
@@ -204,6 +276,7 @@ class FakeTensorrt:
     IProgressMonitor = IProgressMonitor
     NetworkDefinitionCreationFlag: Any = NetworkDefinitionCreationFlag
     MemoryPoolType = MemoryPoolType
+    HardwareCompatibilityLevel: Any = HardwareCompatibilityLevel
     ComputeCapability = ComputeCapability
     EngineInvalidityDiagnostics = EngineInvalidityDiagnostics
 
@@ -222,6 +295,7 @@ CLASSES = (
     IOptimizationProfile,
     IProgressMonitor,
     ITensor,
+    ITimingCache,
     OnnxParser,
     ParserError,
     Runtime,
@@ -232,12 +306,18 @@ ENUMS = (
     EngineInvalidityDiagnostics,
     EngineValidity,
     ErrorCode,
+    HardwareCompatibilityLevel,
     LayerType,
     MemoryPoolType,
     NetworkDefinitionCreationFlag,
 )
 USED_ATTRIBUTES: Mapping[str, Sequence[str]] = {
-    "IBuilderConfig": ("num_compute_capabilities", "progress_monitor"),
+    "IBuilderConfig": (
+        "builder_optimization_level",
+        "hardware_compatibility_level",
+        "num_compute_capabilities",
+        "progress_monitor",
+    ),
     "ILayer": ("type", "num_inputs", "num_outputs"),
     "INetworkDefinition": ("num_inputs", "num_layers", "num_outputs"),
     "ITensor": ("name", "dtype", "shape"),
