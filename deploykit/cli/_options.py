@@ -203,20 +203,30 @@ def one_precision(
 
 
 _AXIS_TEXT = "of the images, where the .onnx leaves it open: smallest, preferred, largest."
-_SIZES = tuple(
-    click.option(f"--{name}", metavar="MIN,OPT,MAX", help=f"{name.title()} {_AXIS_TEXT}")
-    for name in ("height", "width")
+_SIZES, _SIZES_OF_EACH = (
+    tuple(
+        click.option(
+            f"--{name}",
+            metavar="MIN,OPT,MAX",
+            multiple=several,
+            help=f"{name.title()} {_AXIS_TEXT}",
+        )
+        for name in ("height", "width")
+    )
+    for several in (False, True)
 )
+_BATCH = "1,8,32"
 _COMPILING = (
     click.option(
         "--batch",
         "batch",
-        default="1,8,32",
-        show_default=True,
+        multiple=True,
         metavar="MIN,OPT,MAX",
-        help="Batches that the engine accepts, and the one that it is tuned for.",
+        help="Batches that the engine accepts, and the one that it is tuned for; or one number. "
+        "Several times: a profile for each, with the --height and --width of the same place, or "
+        f"the only ones.  [default: {_BATCH}]",
     ),
-    *_SIZES,
+    *_SIZES_OF_EACH,
     click.option(
         "--workspace",
         type=click.IntRange(min=1),
@@ -265,23 +275,46 @@ def _read_sizes(*, height: str | None, width: str | None) -> ShapeProfile:
     )
 
 
+def _read_profiles(
+    batch: tuple[str, ...], height: tuple[str, ...], width: tuple[str, ...]
+) -> ShapeProfile:
+    """A profile for each place; what is given once holds for all."""
+    from dataclasses import replace
+
+    from deploykit.core.sizes import ShapeProfile
+
+    given = {"--batch": batch or (_BATCH,), "--height": height, "--width": width}
+    count = max(map(len, given.values()))
+    odd = next((name for name, texts in given.items() if len(texts) not in {0, 1, count}), None)
+    if odd is not None:
+        raise UsageError(
+            f"{odd} is given {len(given[odd])} times, and another of {', '.join(given)} {count}\n"
+            "each place is a profile: give it as often, or once for all of them"
+        )
+    profiles = []
+    for place in range(count):
+        text, high, wide = (
+            texts[place % len(texts)] if texts else None for texts in given.values()
+        )
+        sizes = _read_sizes(height=high, width=wide)
+        alone = ShapeProfile.parse(text or _BATCH)
+        profiles.append(replace(alone, height=sizes.height, width=sizes.width))
+    return ShapeProfile.of(profiles)
+
+
 def _read_compiling(  # noqa: PLR0913 - one parameter per option
     *,
-    batch: str,
-    height: str | None,
-    width: str | None,
+    batch: tuple[str, ...],
+    height: tuple[str, ...],
+    width: tuple[str, ...],
     workspace: int | None,
     compute_capabilities: tuple[str, ...],
     optimization_level: int | None,
     hardware_compatibility: str,
 ) -> CompileOptions:
-    from dataclasses import replace
-
     from deploykit.backends import CompileOptions
-    from deploykit.core.sizes import ShapeProfile
 
-    sizes = _read_sizes(height=height, width=width)
-    profile = replace(ShapeProfile.parse(batch), height=sizes.height, width=sizes.width)
+    profile = _read_profiles(batch, height, width)
     memory = None if workspace is None else workspace * _MIB
     return CompileOptions(
         profile, memory, compute_capabilities, optimization_level, hardware_compatibility

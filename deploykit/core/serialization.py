@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import cache, reduce
 from operator import or_
 from pathlib import PurePath
@@ -52,6 +52,9 @@ _OPTIONAL: Final[Mapping[type, frozenset[str]]] = {
 _EXTENSIBLE: Final = frozenset({HeadRecord, OnnxArtifact, Preprocessing, TensorSpec})
 """Nouns in which fields of a later release are passed over."""
 
+_PARTS: Final = "parts"
+"""Of a `ShapeProfile`: its own kind, see `_form_of`."""
+
 _LINES: Final = 3
 
 
@@ -84,17 +87,19 @@ def to_plain(noun: Any) -> Any:
 
 
 def profile_to_plain(profile: ShapeProfile) -> dict[str, Any]:
-    """Plain data; without the axes that the model fixes.
+    """Plain data; without the axes that the model fixes, with ``parts`` where there are several.
 
     >>> profile_to_plain(ShapeProfile(1, 8, 32, height=SizeRange(160, 224, 320)))
     {'min_batch': 1, 'opt_batch': 8, 'max_batch': 32, 'height': [160, 224, 320]}
     """
-    plain = to_plain(profile).items()
-    return {
+    plain = to_plain(replace(profile, parts=())).items()
+    found = {
         name: list(value.values()) if isinstance(value, dict) else value
         for name, value in plain
-        if value is not None
+        if name != _PARTS and value is not None
     }
+    parts = {_PARTS: list(map(profile_to_plain, profile.parts))} if profile.parts else {}
+    return {**found, **parts}
 
 
 class Compiled(Protocol):
@@ -212,14 +217,21 @@ def _precision_name(value: str) -> _PrecisionName:
 def _form_of(kind: type) -> Any:
     """What msgspec checks for the dataclass ``kind``: its fields, and no others."""
     hints = get_type_hints(kind)
-    return msgspec.defstruct(
+    forms = {
+        # msgspec looks a name up among the attributes of the form when it is there.
+        name: tuple["Itself", ...] if hint == tuple[kind, ...] else _form(hint)  # type: ignore[valid-type,name-defined]  # noqa: F821
+        for name, hint in hints.items()
+    }
+    form = msgspec.defstruct(
         kind.__name__,
-        [_field(kind, field, _form(hints[field.name])) for field in fields(kind)],
+        [_field(kind, field, forms[field.name]) for field in fields(kind)],
         namespace={"noun": kind},
         array_like=kind in _ARRAYS,
         forbid_unknown_fields=kind not in _EXTENSIBLE,
         kw_only=kind not in _ARRAYS,
     )
+    form.Itself = form  # type: ignore[attr-defined]
+    return form
 
 
 def _field(kind: type, field: Any, form: Any) -> Any:

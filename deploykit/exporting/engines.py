@@ -224,8 +224,11 @@ def profile_of_bundle(bundle: Bundle, asked: ShapeProfile) -> ShapeProfile:
         label: None if (sizes := bundle.manifest.model.get(label)) is None else SizeRange(*sizes)
         for label in ("height", "width")
     }
-    profile = replace(
-        asked, height=asked.height or known["height"], width=asked.width or known["width"]
+    profile = ShapeProfile.of(
+        [
+            replace(each, height=each.height or known["height"], width=each.width or known["width"])
+            for each in asked.profiles
+        ]
     )
     require_sizes(bundle.manifest.name, bundle.manifest.onnx.inputs[0].shape, profile)
     crop = dict(zip(IMAGE_AXES, bundle.manifest.preprocessing.crop, strict=True))
@@ -237,4 +240,9 @@ def profile_of_bundle(bundle: Bundle, asked: ShapeProfile) -> ShapeProfile:
                 f"prepares images\ngive sizes with it, or export the model again with another "
                 f"preferred {label}"
             )
+    if not profile.takes(crop):
+        raise UsageError(
+            f"no profile has the {crop[2]} x {crop[3]}, to which {bundle.manifest.name} prepares "
+            f"images: {profile}\ngive one with it"
+        )
     return profile

@@ -244,7 +244,7 @@ def _try(request: _Request, fit: Fit, machine: Machine, count: int) -> Classifie
     choice = f"{record.file} on {machine.label}: {_why(request, record, count)}"
     try:
         runner.__enter__()
-        limits = BatchLimits.of_engine(record.profile)
+        limits = BatchLimits.of_engine(record.profile, bundle.manifest.preprocessing.crop)
         loaded = Classifier(bundle, Chosen(runner, _ENGINE, limits, choice, record.profile))
         if record.is_unproven:
             loaded.self_test()

@@ -87,7 +87,10 @@ class IProgressMonitor:
 
 @dataclass
 class Script:
-    """What a fake compiler is given, what it answers, and what it was told."""
+    """What a fake compiler is given, what it answers, and what it was told.
+
+    ``profile_index`` is the answer to every profile, ``None`` the place of each.
+    """
 
     network: INetworkDefinition | None = field(default_factory=INetworkDefinition)
     parse_errors: Sequence[ParserError] = ()
@@ -95,13 +98,13 @@ class Script:
     plan: bytes | None = b"ftrt plan"
     said: Sequence[tuple[Severity, str]] = ()
     phases: Mapping[str, int] = field(default_factory=dict)
-    profile_index: int = 0
+    profile_index: int | None = None
     profile_is_valid: bool = True
     shape_error: str | None = None
     accepts_capability: bool = True
     validity: tuple[EngineValidity, int] = (EngineValidity.VALID, 0)
     flags: int | None = None
-    shapes: dict[str, tuple[Any, Any, Any]] = field(default_factory=dict)
+    profiles: list[dict[str, tuple[Any, Any, Any]]] = field(default_factory=list)
     capabilities: dict[int, ComputeCapability] = field(default_factory=dict)
     pools: dict[MemoryPoolType, int] = field(default_factory=dict)
     greatest_level: int = 5
@@ -110,6 +113,12 @@ class Script:
     device: bytes = b"9.0"
     cache_refusal: str = ""
     timed: list[bytes] = field(default_factory=list)
+
+    @property
+    def shapes(self) -> dict[str, tuple[Any, Any, Any]]:
+        """Of the one profile that there is; nothing where there is none."""
+        (shapes,) = self.profiles or [{}]
+        return shapes
 
 
 class ITimingCache:
@@ -135,11 +144,12 @@ class ITimingCache:
 class IOptimizationProfile:
     def __init__(self, script: Script) -> None:
         self._script = script
+        self.shapes: dict[str, tuple[Any, Any, Any]] = {}
 
     def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:  # noqa: A002
         if self._script.shape_error is not None:
             raise ValueError(self._script.shape_error)
-        self._script.shapes[input] = (min, opt, max)
+        self.shapes[input] = (min, opt, max)
 
     def __bool__(self) -> bool:
         return self._script.profile_is_valid
@@ -187,7 +197,9 @@ class IBuilderConfig:
         self._script.compatibility = level
 
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
-        return self._script.profile_index
+        self._script.profiles.append(profile.shapes)
+        last = len(self._script.profiles) - 1
+        return last if self._script.profile_index is None else self._script.profile_index
 
     def set_memory_pool_limit(self, pool: MemoryPoolType, pool_size: int) -> None:
         self._script.pools[pool] = pool_size

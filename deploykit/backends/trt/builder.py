@@ -17,7 +17,14 @@ from deploykit.backends.trt.timing import TimingCache, timing_file
 from deploykit.core import environment
 from deploykit.core.artifacts import THIS_GPU
 from deploykit.core.errors import BuildError, UsageError
-from deploykit.core.sizes import AXIS_NAMES, BATCH_AXIS, IMAGE_DIMS, filled, require_sizes
+from deploykit.core.sizes import (
+    AXIS_NAMES,
+    BATCH_AXIS,
+    IMAGE_DIMS,
+    ShapeProfile,
+    filled,
+    require_sizes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +32,6 @@ if TYPE_CHECKING:
 
     from deploykit.backends._engines import CompileOptions, Compiler
     from deploykit.core.progress import ProgressTask
-    from deploykit.core.sizes import ShapeProfile
 
     InputShapes = Mapping[str, tuple[int, ...]]
 
@@ -60,9 +66,11 @@ def open_inputs(inputs: InputShapes) -> InputShapes:
 def fitting_profile(name: str, inputs: InputShapes, asked: ShapeProfile) -> ShapeProfile:
     """``asked``, with the one batch of a network that fixes it; ``name`` is for messages.
 
+    Of several profiles those stay that contain the fixed batch.
+
     Raises:
-        UsageError: the profile that was asked does not contain the fixed batch, lacks the sizes of
-            an open height or width, or has some for a fixed one.
+        UsageError: no profile that was asked contains the fixed batch; it lacks the sizes of an
+            open height or width, or has some for a fixed one.
     """
     shapes = [shape for shape in inputs.values() if shape]
     images = [shape for shape in shapes if len(shape) == IMAGE_DIMS]
@@ -74,13 +82,18 @@ def fitting_profile(name: str, inputs: InputShapes, asked: ShapeProfile) -> Shap
 
 
 def _with_batch(asked: ShapeProfile, batch: int) -> ShapeProfile:
-    if not asked.min_batch <= batch <= asked.max_batch:
+    having = [each for each in asked.profiles if each.takes({BATCH_AXIS: batch})]
+    if not having:
+        outside = " and ".join(
+            f"{each.min_batch},{each.opt_batch},{each.max_batch}" for each in asked.profiles
+        )
         raise UsageError(
-            f"the model's batch is fixed at {batch}, outside the profile "
-            f"{asked.min_batch},{asked.opt_batch},{asked.max_batch}\n"
+            f"the model's batch is fixed at {batch}, outside the profile {outside}\n"
             f"ask for --batch {batch}, or export the model with an open batch"
         )
-    return replace(asked, min_batch=batch, opt_batch=batch, max_batch=batch)
+    return ShapeProfile.of(
+        [replace(each, min_batch=batch, opt_batch=batch, max_batch=batch) for each in having]
+    )
 
 
 @dataclass
@@ -235,7 +248,7 @@ class _Compilation:
         config = self._create(builder.create_builder_config)
         self._configure(config, options, targets)
         timings = self._timings(config, options.timing_folder)
-        profile = self._add_profile(builder, config, input_shapes(network), options.profile)
+        profile = self._add_profiles(builder, config, input_shapes(network), options.profile)
         # Before the build: the types of a strongly typed network are those of its engine.
         census = take_census(network)
         plan = self._build(builder, network, config)
@@ -335,24 +348,30 @@ class _Compilation:
                     "leave it out",
                 )
 
-    def _add_profile(
+    def _add_profiles(
         self, builder: Any, config: Any, inputs: Mapping[str, tuple[int, ...]], asked: ShapeProfile
     ) -> ShapeProfile:
         dynamic = open_inputs(inputs)
         fitting = fitting_profile(self._onnx.name, inputs, asked)
         if not dynamic:
             return fitting
+        for place, each in enumerate(fitting.profiles):
+            self._add_profile(builder, config, dynamic, each, place)
+        return fitting
+
+    def _add_profile(
+        self, builder: Any, config: Any, dynamic: InputShapes, asked: ShapeProfile, place: int
+    ) -> None:
         profile = self._create(builder.create_optimization_profile)
-        points = (fitting.smallest, fitting.preferred, fitting.largest)
+        points = (asked.smallest, asked.preferred, asked.largest)
         for name, shape in dynamic.items():
             self._set_shape(profile, name, [filled(shape, sizes) or shape for sizes in points])
         # set_shape accepts min > max silently, so the profile is checked as a whole. The result is
         # -1 for a profile that is refused.
-        if not profile or config.add_optimization_profile(profile) < 0:
+        if not profile or config.add_optimization_profile(profile) != place:
             raise self._error(
-                f"{self._compiler.label} refuses the profile {fitting}", "choose another"
+                f"{self._compiler.label} refuses the profile {asked}", "choose another"
             )
-        return fitting
 
     def _set_shape(self, profile: Any, name: str, shapes: Sequence[tuple[int, ...]]) -> None:
         try:
