@@ -123,7 +123,8 @@ def on_stand_in(bundle: Bundle) -> Iterator[deploykit.Classifier]:
     # Its plan is the ONNX file itself.
     with TrtRunner(bundle.model_path, compiler, profile) as runner:
         limits = BatchLimits.of_engine(profile)
-        chosen = Chosen(runner, "cuda", limits, "TensorRT's fake on the stand-in driver")
+        choice = "TensorRT's fake on the stand-in driver"
+        chosen = Chosen(runner, "cuda", limits, choice, bundle.model_path.name)
         yield deploykit.Classifier(bundle, chosen)
 
 

@@ -129,19 +129,27 @@ class GraphOptions:
     ``threads`` are those of a CPU, ``None`` for all cores. Without ``optimise`` each node is
     computed as the standard has it. Without ``spin`` waiting threads sleep: right where others
     work on the same cores meanwhile. With ``in_order`` nodes run in the order of the file.
+    ``gpu_index`` is the driver's number of the GPU, for backends that compute on one.
     """
 
     threads: int | None = None
     optimise: bool = True
     spin: bool = True
     in_order: bool = False
+    gpu_index: int = 0
 
     @classmethod
     def for_precision(
-        cls, precision: Precision, *, threads: int | None = None, spin: bool = True
+        cls,
+        precision: Precision,
+        *,
+        threads: int | None = None,
+        spin: bool = True,
+        gpu_index: int = 0,
     ) -> GraphOptions:
         """The way that fits a graph: one with Q/DQ is computed node by node, as TensorRT does."""
-        return cls(threads=threads, spin=spin, optimise=not precision.facts.quantized)
+        is_optimised = not precision.facts.quantized
+        return cls(threads=threads, spin=spin, optimise=is_optimised, gpu_index=gpu_index)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +159,14 @@ class GraphBackend(Backend):
     open: Callable[[Graph, GraphOptions], Runner]
     load_device: str | None = None
 
-    def open_artifact(self, artifact: OnnxArtifact, *, threads: int | None = None) -> Runner:
+    def open_artifact(
+        self, artifact: OnnxArtifact, *, threads: int | None = None, gpu_index: int = 0
+    ) -> Runner:
         """The runner of a graph in the way that fits its precision."""
-        return self.open(
-            artifact.path, GraphOptions.for_precision(artifact.precision, threads=threads)
+        options = GraphOptions.for_precision(
+            artifact.precision, threads=threads, gpu_index=gpu_index
         )
+        return self.open(artifact.path, options)
 
     def run_once(self, graph: Graph, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
         """Outputs by name of a graph that is opened for one call."""

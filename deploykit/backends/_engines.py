@@ -46,11 +46,11 @@ class CompileOptions:
 
     ``workspace_bytes`` limits the scratch memory of a layer, ``None`` leaves the compiler's own
     limit. ``compute_capabilities``, as ("8.6", "8.9"), is for portable compilers only; empty means
-    every one that the compiler knows from 8.0 up. Another builds for the GPU that it runs on, and
-    with ``hardware_compatibility``, one of `HARDWARE_COMPATIBILITY`, for others too.
-    ``optimization_level`` is from 0, the fastest build, to 5; ``None`` is the compiler's own.
-    ``timing_folder`` is where a compiler that times kernels keeps what it measured, for the next
-    build; ``None``: nowhere.
+    every one that the compiler knows from 8.0 up. Another builds for the GPU that it runs on, which
+    is the driver's ``gpu_index``, and with ``hardware_compatibility``, one of
+    `HARDWARE_COMPATIBILITY`, for others too. ``optimization_level`` is from 0, the fastest build,
+    to 5; ``None`` is the compiler's own. ``timing_folder`` is where a compiler that times kernels
+    keeps what it measured, for the next build; ``None``: nowhere.
     """
 
     profile: ShapeProfile = field(default_factory=ShapeProfile)
@@ -59,6 +59,7 @@ class CompileOptions:
     optimization_level: int | None = None
     hardware_compatibility: str = THIS_GPU
     timing_folder: Path | None = None
+    gpu_index: int = 0
 
     def __post_init__(self) -> None:
         if self.workspace_bytes is not None and self.workspace_bytes < 1:
@@ -119,11 +120,13 @@ class EngineOptions:
 
     ``cuda_graphs`` replays launches. ``cache`` is a file for what a portable engine compiles on
     its machine. ``spin`` waits for the GPU by asking, not asleep; ``None`` is the driver's own.
+    ``gpu_index`` is the driver's number of the GPU.
     """
 
     cuda_graphs: bool = True
     cache: Path | None = None
     spin: bool | None = None
+    gpu_index: int = 0
 
 
 def engine_fits(

@@ -224,7 +224,7 @@ class OrtRunner(Closing):
             session = ort.InferenceSession(
                 model,
                 options,
-                providers=[provider],
+                providers=[(provider, self._provider_options())],
                 enable_fallback=False,
                 disabled_optimizers=list(_LEFT_OUT[self._device]),
             )
@@ -235,6 +235,9 @@ class OrtRunner(Closing):
         if provider not in session.get_providers():
             raise self._no_device("onnxruntime could not start it")
         return session
+
+    def _provider_options(self) -> dict[str, str]:
+        return {"device_id": str(self._options.gpu_index)} if self._device == "cuda" else {}
 
     def _no_device(self, reason: str) -> EngineIncompatibleError:
         return EngineIncompatibleError(

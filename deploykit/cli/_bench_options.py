@@ -50,6 +50,7 @@ class Asked:
     precision: str | None
     flagged: tuple[Precision, ...]
     backend: str | None
+    device: str
     filters: tuple[str, ...]
     quick: bool
     preset: str | None
@@ -226,6 +227,7 @@ _MATRIX = (
     click.option(
         "--backend", cls=NamesBackends, metavar="A,B", help="BACKENDS.  [default: what works here]"
     ),
+    _options.gpu,
     click.option(
         "--filter",
         "filters",

@@ -109,6 +109,22 @@ fast = click.option(
     is_flag=True,
     help="Compute in plain FP32 on the CPU, without an engine's rounding: faster, proves less.",
 )
+device = click.option(
+    "--device",
+    cls=NamesBackends,
+    default="cpu",
+    show_default=True,
+    metavar="NAME",
+    help="cuda (the engine that will serve; of several GPUs one: cuda:1, a PCI bus id, a UUID), "
+    "DEVICES (the ONNX file), or auto.",
+)
+gpu = click.option(
+    "--device",
+    default="cuda",
+    show_default=True,
+    metavar="GPU",
+    help="Of several GPUs one: cuda:1, a PCI bus id, a UUID.",
+)
 _trust = click.option(
     "--trust",
     type=click.Path(path_type=Path),
@@ -317,7 +333,11 @@ def _read_compiling(  # noqa: PLR0913 - one parameter per option
     profile = _read_profiles(batch, height, width)
     memory = None if workspace is None else workspace * _MIB
     return CompileOptions(
-        profile, memory, compute_capabilities, optimization_level, hardware_compatibility
+        profile,
+        memory,
+        compute_capabilities,
+        optimization_level=optimization_level,
+        hardware_compatibility=hardware_compatibility,
     )
 
 

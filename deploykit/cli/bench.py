@@ -98,6 +98,7 @@ def _measure(asked: Asked) -> Answer:
         memory_bytes=asked.memory_bytes,
         fresh=asked.fresh,
         choices=asked.choices,
+        device=asked.device,
     )
     report = _bench(options, own)
     failed = bool(report.run.failures)
@@ -142,12 +143,14 @@ def _in_turn(targets: tuple[str, str], asked: Asked, rounds: int) -> Answer:
         from deploykit.benchmarking.matrix.preparing import own_precisions
         from deploykit.benchmarking.matrix.steps import Steps, process_limits
         from deploykit.core import environment
+        from deploykit.verbs.bench import visible_gpus
 
         chosen = read_one_cell(asked)
         switches = read_switches(asked)
         own = own_precisions(targets, asked.choices)
     memory = environment.memory_bytes()
-    limits = process_limits(asked.cell_s, asked.memory_bytes, memory)
+    visible = visible_gpus(asked.device)
+    limits = process_limits(asked.cell_s, asked.memory_bytes, memory, visible)
     options = AbOptions(targets, *chosen, rounds, asked.output or _output("ab"))
     steps = Steps(switches, asked.work, *limits, choices=asked.choices)
     found = bench_ab(options, steps, own, progress())

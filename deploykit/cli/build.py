@@ -25,19 +25,29 @@ if TYPE_CHECKING:
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
 @_options.backend
+@_options.gpu
 @_options.compiling
 @_options.no_timing_cache
 def command(
-    bundle: Path, backend: str, compiling: CompileOptions, *, no_timing_cache: bool
+    bundle: Path, backend: str, device: str, compiling: CompileOptions, *, no_timing_cache: bool
 ) -> Answer:
     """Compile one more engine for a bundle, on this machine.
 
-    It is made from the bundle's own ONNX file, whose hash is verified first. The bundle stays as it
-    was if anything fails.
+    It is made from the bundle's own ONNX file, whose hash is verified first. Where it fits the GPU
+    it runs there, and what it computes is compared, before the bundle has it. The bundle stays as
+    it was if anything fails.
     """
+    from deploykit.runtime.choice import machine_with
     from deploykit.verbs.build import build
 
-    report = build(bundle, backend, compiling, progress(), timing_cache=not no_timing_cache)
+    report = build(
+        bundle,
+        backend,
+        compiling,
+        progress(),
+        machine_with(device),
+        timing_cache=not no_timing_cache,
+    )
     return Answer(report.to_dict(), lambda out: _show(out, report))
 
 

@@ -23,23 +23,28 @@ if TYPE_CHECKING:
     cls=Command,
     epilog=examples(
         "deploykit check engines/resnet50-fp16",
+        "deploykit check engines/resnet50-fp16 --device cuda",
         "deploykit check engines/resnet50-fp16 --trust key.pub",
     ),
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
+@_options.device
 @_options.fast
 @_options.trust
-def command(*, bundle: Path, fast: bool, trust: Path | SigstoreIdentity | None) -> Answer:
+def command(
+    *, bundle: Path, device: str, fast: bool, trust: Path | SigstoreIdentity | None
+) -> Answer:
     """Verify the files, the engines and the numbers of a bundle.
 
-    Every hash, each engine's header, and the golden sample on onnxruntime. Says of each engine
+    Every hash, each engine's header, and the golden sample: on onnxruntime, or with --device cuda
+    on the engine that will serve. Says of each engine
     whether it fits this machine, which is no condition. The exit code is 1 if a file was changed or
     the model computes something else than when it was exported.
     """
     with progress().step("check"):
         from deploykit.verbs.check import check, check_to_plain
 
-        report = check(bundle, fast=fast, trust=trust)
+        report = check(bundle, fast=fast, device=device, trust=trust)
     return Answer(check_to_plain(report), lambda out: _show(out, report), failed=not report.ok)
 
 

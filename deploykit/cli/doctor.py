@@ -39,7 +39,12 @@ def _show(out: Console, diagnosis: Diagnosis) -> None:
         machine.add_row("memory", f"{here.memory_bytes / 2**30:.1f} GiB")
     for gpu in here.gpus:
         memory = f"{gpu.memory_bytes / 2**30:.1f} GiB"
-        machine.add_row("GPU", f"{gpu.name}, compute capability {gpu.compute_capability}, {memory}")
+        machine.add_row(
+            f"GPU cuda:{gpu.index}",
+            f"{gpu.name}, compute capability {gpu.compute_capability}, {memory}",
+        )
+        if gpu.bus_id or gpu.uuid:
+            machine.add_row("", ", ".join(filter(None, (gpu.bus_id, gpu.uuid))))
     machine.add_row("CUDA driver", here.driver or "none")
     for name, version in here.packages.items():
         machine.add_row(name, version)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
         "deploykit eval engines/resnet50-fp16 --data imagenet/val --per-class --confusion 20",
         "deploykit eval engines/resnet50-int8 --data val --labels-file LOC_val_solution.csv "
         "--compare engines/resnet50-fp16",
+        "deploykit eval engines/resnet50-int8 --data val --device cuda "
+        "--compare engines/resnet50-fp16",
     ),
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
@@ -85,6 +87,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Images per run.",
 )
+@_options.device
 @_options.max_pixels
 @_options.fast
 def command(  # noqa: PLR0913 - one parameter per option, click's way
@@ -99,13 +102,15 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     per_class: bool,
     confusion: int,
     batch: int,
+    device: str,
     max_pixels: int | None,
     fast: bool,
 ) -> Answer:
     """Measure a bundle's accuracy, alone and beside another model.
 
-    Runs ONNX files on onnxruntime; no GPU is needed. With --compare, each model prepares the
-    images in its own way, and the agreement is with OTHER.
+    Runs ONNX files on onnxruntime, where no GPU is needed; with --device cuda the engines of the
+    bundles. With --compare, each model prepares the images in its own way, and the agreement is
+    with OTHER.
     """
     from deploykit.images import LabelledData
     from deploykit.verbs.evaluate import evaluate_bundle
@@ -118,6 +123,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         compare=compare,
         batch=batch,
         fast=fast,
+        device=device,
         progress=progress(),
     )
     found, tables = report.evaluation, {}
@@ -129,14 +135,15 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     def show(out: Console) -> None:
         for shown in found.tables((str(bundle), None if compare is None else str(compare))):
             show_table(out, shown)
-        out.print(f"{bundle}: {report.graph} on onnxruntime", markup=False)
+        out.print(f"{bundle}: {report.choice}", markup=False)
         for name, rows in tables.items():
             _TABLES[name](out, rows)
         for note in report.notes:
             out.print(f"note: {note}", style="yellow", markup=False)
 
     beside = {"skipped": list(report.skipped), "notes": list(report.notes)}
-    answer = {"bundle": str(bundle), "graph": report.graph, **found.to_dict()}
+    ran = {"graph": report.graph, "device": report.device, "choice": report.choice}
+    answer = {"bundle": str(bundle), **ran, **found.to_dict()}
     return Answer({**answer, **tables, **beside}, show)
 
 

@@ -154,6 +154,7 @@ def _fixed(wish: str) -> Literal["int8", "keep"]:
     help="Names of the classes, one per line.  [default: the definition's or the weights' own]",
 )
 @_options.backend
+@_options.gpu
 @_options.compiling
 @_options.no_timing_cache
 @click.option(
@@ -191,6 +192,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     max_pixels: int | None,
     labels: Path | None,
     backend: str,
+    device: str,
     compiling: CompileOptions,
     no_timing_cache: bool,
     output: Path | None,
@@ -238,15 +240,16 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         quantization=request,
         replace=replace,
     )
-    report = _export(target, options)
+    report = _export(target, options, device)
     return Answer(report.to_dict(), lambda out: _show(out, report))
 
 
-def _export(target: str, options: ExportOptions) -> ExportReport:
+def _export(target: str, options: ExportOptions, device: str) -> ExportReport:
     from deploykit.exporting.steps import export_bundle
+    from deploykit.runtime.choice import machine_with
 
     try:
-        return export_bundle(target, options, progress())
+        return export_bundle(target, options, progress(), machine_with(device))
     except ValidationError as error:
         if error.details:
             show_comparison(console(stderr=True), [error.details])

@@ -57,7 +57,8 @@ if TYPE_CHECKING:
     default="auto",
     show_default=True,
     metavar="NAME",
-    help="cuda (an engine), DEVICES (the ONNX file), or auto.",
+    help="cuda (an engine; of several GPUs one: cuda:1, a PCI bus id, a UUID), DEVICES (the ONNX "
+    "file), or auto.",
 )
 @_options.max_pixels
 @_options.fast

@@ -29,6 +29,7 @@ _WORST: Final = 8
     epilog=examples(
         "deploykit validate engines/resnet50-int8 --layers",
         "deploykit validate engines/resnet50-fp16 classifier.onnx --data photographs/",
+        "deploykit validate engines/resnet50-fp16 --device cuda",
     ),
 )
 @click.argument("first", type=click.Path(path_type=Path), metavar="A")
@@ -42,6 +43,7 @@ _WORST: Final = 8
     metavar="N",
     help="Images to compare, in one batch.  [default: batches of 1, 2 and 5]",
 )
+@_options.device
 @_options.fast
 @click.option("--layers", is_flag=True, help="Compare every activation; say where to look.")
 @click.option("--all", "show_all", is_flag=True, help="With --layers: show every activation.")
@@ -53,6 +55,7 @@ def command(  # noqa: PLR0913 - one parameter per option
     side_inputs: Path | None,
     sizes: ShapeProfile,
     batch: int | None,
+    device: str,
     fast: bool,
     layers: bool,
     show_all: bool,
@@ -60,13 +63,14 @@ def command(  # noqa: PLR0913 - one parameter per option
     """Compare what two artifacts of one network compute.
 
     A and B are bundles or .onnx files; without B, a bundle is compared with the FP32 graph that it
-    keeps. The one of the higher precision is the reference, of equals B. Runs on onnxruntime;
-    no GPU is needed. The exit code is 1 if the outputs are beyond the limits of the precision.
+    keeps. The one of the higher precision is the reference, of equals B. Runs on onnxruntime, where
+    no GPU is needed; with --device cuda the other one's engine runs in place of its graph. The exit
+    code is 1 if the outputs are beyond the limits of the precision.
     """
     with progress().step("start"):
         from deploykit.verbs.validate import ComparisonOptions, compare_artifacts
 
-    options = ComparisonOptions(data, side_inputs, batch, layers, fast, sizes)
+    options = ComparisonOptions(data, side_inputs, batch, layers, fast, sizes, device)
     found = compare_artifacts(first, second, options, progress())
     return Answer(
         found.to_dict(), lambda out: _show(out, found, show_all=show_all), failed=not found.passed

@@ -79,8 +79,9 @@ class EngineRecord:
     ``precision_census`` counts the layers of the parsed network that do arithmetic, by kind and
     precision: ``{"CONVOLUTION HALF": 53, "MATRIX_MULTIPLY HALF": 1}``. ``compute_capabilities``
     are as ``("8.6", "8.9")``; an engine of TensorRT has one, that of the GPU that it was built on.
+    ``ran_on`` is the GPU on which its outputs were compared before a manifest named it; ``None``
+    where it did not run. ``optimization_level`` is ``None`` where it was left to the compiler.
     ``hardware_compatibility`` is one of `HARDWARE_COMPATIBILITY`, and may let it run on others.
-    ``optimization_level`` is ``None`` where it was left to the compiler.
     """
 
     file: str
@@ -94,6 +95,7 @@ class EngineRecord:
     precision_census: Mapping[str, int]
     build_s: float
     warnings: tuple[str, ...] = field(default=())
+    ran_on: str | None = None
     optimization_level: int | None = None
     hardware_compatibility: str = THIS_GPU
 

@@ -61,6 +61,8 @@ RECORDED_PACKAGES: Final = (
 
 _CUDA_SUCCESS: Final = 0
 _NAME_BYTES: Final = 256
+_BUS_ID_BYTES: Final = 32
+_UUID_BYTES: Final = 16
 # CUdevice_attribute values of cuda.h: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR.
 _CC_MAJOR: Final = 75
 _CC_MINOR: Final = 76
@@ -159,6 +161,10 @@ class CudaDriver(Protocol):
         self, value: Any, attribute: int, device: int, /
     ) -> int: ...
     def cuDeviceTotalMem_v2(self, size: Any, device: int, /) -> int: ...  # noqa: N802, D102
+    def cuDeviceGetPCIBusId(  # noqa: N802, D102
+        self, text: Any, size: int, device: int, /
+    ) -> int: ...
+    def cuDeviceGetUuid_v2(self, uuid: Any, device: int, /) -> int: ...  # noqa: N802, D102
 
 
 def open_driver() -> CudaDriver | None:
@@ -172,18 +178,27 @@ def open_driver() -> CudaDriver | None:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One device of the CUDA driver, in the driver's order; ``compute_capability`` as "8.9"."""
+    """One device of the CUDA driver; ``compute_capability`` as "8.9".
+
+    ``index`` is the driver's number of it, among those that ``CUDA_VISIBLE_DEVICES`` shows.
+    ``bus_id``, as "0000:3B:00.0", and ``uuid``, as "GPU-8f9a41c7-...", are empty where the driver
+    does not tell. A part of a GPU, an instance of MIG, has the bus id of the whole and a UUID of
+    its own, "MIG-...".
+    """
 
     name: str
     compute_capability: str
     memory_bytes: int
+    index: int = 0
+    bus_id: str = ""
+    uuid: str = ""
 
 
 def gpus(load: Callable[[], CudaDriver | None] = open_driver) -> tuple[Gpu, ...]:
     """Every GPU that the driver shows, none without a driver or when it does not start.
 
-    The first is the one that the compilers and the runtime use; ``CUDA_VISIBLE_DEVICES`` is the
-    driver's own way to choose another.
+    The first is the one that is used unless another is named (`gpu_choice.with_first`).
+    ``CUDA_VISIBLE_DEVICES`` is the driver's own way to choose and to order them.
     """
     driver = load()
     if driver is None or driver.cuInit(0) != _CUDA_SUCCESS:
@@ -219,7 +234,36 @@ def _gpu(driver: CudaDriver, index: int) -> Gpu | None:
     if any(result != _CUDA_SUCCESS for result in results):
         return None
     text = name.value.decode("utf-8", "replace")
-    return Gpu(text, f"{major.value}.{minor.value}", memory.value)
+    return Gpu(
+        name=text,
+        compute_capability=f"{major.value}.{minor.value}",
+        memory_bytes=memory.value,
+        index=index,
+        bus_id=_bus_id(driver, index),
+        uuid=_uuid(driver, index, is_part=_MIG in f" {text} "),
+    )
+
+
+_MIG: Final = " MIG "
+"""In the name of a part of a GPU, as "NVIDIA A100-SXM4-40GB MIG 1g.5gb"."""
+
+
+def _bus_id(driver: CudaDriver, index: int) -> str:
+    text = ctypes.create_string_buffer(_BUS_ID_BYTES)
+    status = driver.cuDeviceGetPCIBusId(text, _BUS_ID_BYTES, index)
+    return text.value.decode("ascii", "replace") if status == _CUDA_SUCCESS else ""
+
+
+def _uuid(driver: CudaDriver, index: int, *, is_part: bool) -> str:
+    """As ``nvidia-smi -L`` and ``CUDA_VISIBLE_DEVICES`` write it."""
+    from uuid import UUID  # it asks what system this is, which costs time
+
+    # Its second version gives a part of a GPU its own; drivers before 11.4 have none of it.
+    ask = getattr(driver, "cuDeviceGetUuid_v2", None)
+    raw = ctypes.create_string_buffer(_UUID_BYTES)
+    if ask is None or ask(raw, index) != _CUDA_SUCCESS:
+        return ""
+    return f"{'MIG' if is_part else 'GPU'}-{UUID(bytes=raw.raw)}"
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ _ARRAYS: Final = frozenset({SizeRange})
 _OPTIONAL: Final[Mapping[type, frozenset[str]]] = {
     ShapeProfile: frozenset(field.name for field in fields(ShapeProfile)),
     Preprocessing: frozenset({"channel_order"}),
-    EngineRecord: frozenset({"optimization_level", "hardware_compatibility"}),
+    EngineRecord: frozenset({"ran_on", "optimization_level", "hardware_compatibility"}),
 }
 """Fields that may be missing where they have a default: what files of before do not say."""
 

@@ -34,6 +34,7 @@ from deploykit.core.progress import Journal, Progress, SilentProgress, StageTime
 from deploykit.core.serialization import engine_to_plain, to_plain
 from deploykit.core.sizes import ShapeProfile, require_sizes
 from deploykit.core.specs import HeadRecord
+from deploykit.exporting.engine_run import EngineRun, Expected
 from deploykit.exporting.engines import build_engine, require_options
 from deploykit.exporting.replacing import Replacement, origin_of, origin_of_call
 from deploykit.graph import LoadedGraph, write_model
@@ -41,6 +42,7 @@ from deploykit.graph.rounding import computes_narrow, rounding_form
 from deploykit.images import InputRange, read_class_names
 from deploykit.precision import conversion_of
 from deploykit.precision.quantization.request import refuse_request, require_request
+from deploykit.runtime.choice import Machine
 from deploykit.sources.definition import SourceOptions
 from deploykit.sources.onnx_outputs import judge_others
 from deploykit.sources.references import find_source, make_reference
@@ -85,15 +87,16 @@ class ExportOptions:
         else:
             refuse_request(self.precision, self.quantization)
 
-    def compiling(self, place: Path | None = None) -> CompileOptions:
+    def compiling(self, place: Path, gpu_index: int) -> CompileOptions:
         """What the compiler is told, for a bundle at ``place``."""
         return CompileOptions(
             self.profile,
             self.workspace_bytes,
             self.compute_capabilities,
-            self.optimization_level,
-            self.hardware_compatibility,
-            None if place is None or not self.timing_cache else beside(place),
+            optimization_level=self.optimization_level,
+            hardware_compatibility=self.hardware_compatibility,
+            timing_folder=beside(place) if self.timing_cache else None,
+            gpu_index=gpu_index,
         )
 
 
@@ -126,11 +129,15 @@ class ExportReport:
 
 
 def export_bundle(
-    target: str, options: ExportOptions, progress: Progress | None = None
+    target: str,
+    options: ExportOptions,
+    progress: Progress | None = None,
+    machine: Machine | None = None,
 ) -> ExportReport:
     """Export, convert, validate and compile ``target`` into a bundle.
 
     ``target`` is whatever `targets.find_definition` takes, or the path of an FP32 ``.onnx`` file.
+    An engine that fits a GPU of ``machine``, this one if not given, runs there and is compared.
     The bundle appears under its name only when every stage has passed. One of the same model and
     precision is replaced; another one, or one whose engines are not made again, only if the options
     say so.
@@ -146,21 +153,21 @@ def export_bundle(
     options = replace(options, source=told)
     name = source.stem if isinstance(source, Path) else source.name
     place = options.output or Path("engines") / f"{name}-{options.precision}"
-    gpus = environment.gpus()
-    compiler = choose_compiler(options.backend, gpus)
+    here = machine or Machine()
+    compiler = choose_compiler(options.backend, here.gpus)
     if compiler is not None:
-        require_options(options.precision, compiler, options.compiling())
+        require_options(options.precision, compiler, options.compiling(place, here.gpu_index))
     replacement = Replacement(
         place,
         options.precision,
         compiler,
-        gpus,
+        here.gpus,
         options.replace,
         for_others=options.hardware_compatibility == AMPERE_PLUS,
     )
     if (place / MANIFEST).is_file():
         replacement.require(origin_of_call(source, options.source))
-    plan = _Plan(_with_bundle(options, place), compiler, labels, replacement)
+    plan = _Plan(_with_bundle(options, place), compiler, labels, replacement, here)
     replaced: list[str | None] = []
 
     def look_again() -> None:
@@ -210,6 +217,7 @@ class _Plan:
     compiler: Compiler | None
     labels: tuple[str, ...] | None
     replacement: Replacement
+    machine: Machine
 
 
 def _fill(
@@ -242,7 +250,7 @@ def _fill(
             _write_cpu_form(reference, graph, converted.compared, folder / CPU_MODEL)
     graph.release()
     reference.graph.release()  # compilers need the memory
-    engines = _compile(converted, folder, plan, journal)
+    engines = _compile(reference, converted, folder, plan, journal)
     others_of = partial(_other_answers, reference)
     write_golden(folder, *converted.compared, reference.runners.side, others_of)
     if labels is not None:
@@ -299,19 +307,29 @@ def _write_cpu_form(
 
 
 def _compile(
-    converted: Converted, folder: Path, plan: _Plan, journal: Journal
+    reference: Reference, converted: Converted, folder: Path, plan: _Plan, journal: Journal
 ) -> tuple[EngineRecord, ...]:
     if plan.compiler is None:
         journal.notes.append("no engine was built; later: deploykit build BUNDLE")
         return ()
     options = plan.options
+    wanted = options.compiling(plan.replacement.place, plan.machine.gpu_index)
     with journal.timed("build engine"):
         record = build_engine(
             converted.artifact,
             folder,
             plan.compiler,
-            options.compiling(plan.replacement.place),
+            wanted,
             journal.progress,
             allowed_fp32=converted.kept_heavy,
         )
-    return (record,)
+    expect = partial(_expected, reference, converted)
+    run = EngineRun(plan.compiler, plan.machine, journal)
+    return (run.first(record, folder / record.file, expect),)
+
+
+def _expected(reference: Reference, converted: Converted) -> Expected:
+    """What the engine must give: the answers that its graph was validated against."""
+    batches, outputs = converted.compared
+    precision, side = converted.artifact.precision, reference.runners.side
+    return Expected(batches, outputs, reference.made_by, precision, reference.head, side)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from deploykit.backends import HEADER_BYTES, engine_fits
@@ -15,7 +15,9 @@ from deploykit.core.errors import (
     EngineIncompatibleError,
     MissingDependencyError,
     UnknownNameError,
+    UsageError,
 )
+from deploykit.core.gpu_choice import ENGINE_DEVICE, split_device, with_first
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,16 +46,29 @@ def cuda_major(compiler: str) -> int | None:
 class Machine:
     """What an engine has to fit: the GPU, its driver, the compilers' runtimes.
 
-    ``driver`` is the newest CUDA version that the driver supports. The functions are how to get at
-    the rest; a test gives its own.
+    The first of ``gpus`` is the one that is used, see `on`. ``driver`` is the newest CUDA version
+    that the driver supports. The functions are how to get at the rest; a test gives its own.
     """
 
-    gpus: tuple[Gpu, ...] = field(default_factory=environment.gpus)
-    driver: str | None = field(default_factory=environment.driver_version)
+    gpus: tuple[Gpu, ...] = field(default_factory=lambda: environment.gpus())
+    driver: str | None = field(default_factory=lambda: environment.driver_version())
     load_compiler: Callable[[str], Compiler] = load_compiler
     cuda_major: Callable[[str], int | None] = cuda_major
     read_header: Callable[[bytes, str], EngineHeader] = read_header
     open_engine: Callable[[Path, Compiler, ShapeProfile, EngineOptions], EngineRunner] = open_engine
+
+    def on(self, which: str) -> Machine:
+        """This machine with the GPU that ``which`` names as the one that is used.
+
+        Raises:
+            UsageError: there is no such GPU.
+        """
+        return replace(self, gpus=with_first(self.gpus, which)) if which else self
+
+    @property
+    def gpu_index(self) -> int:
+        """The driver's number of the GPU that is used."""
+        return self.gpus[0].index if self.gpus else 0
 
     @property
     def label(self) -> str:
@@ -62,7 +77,23 @@ class Machine:
             return "no GPU"
         gpu = self.gpus[0]
         driver = f"driver for CUDA {self.driver}"
-        return f"{gpu.name}, compute capability {gpu.compute_capability}, {driver}"
+        name = f"{gpu.name} (cuda:{gpu.index})" if gpu.index else gpu.name
+        return f"{name}, compute capability {gpu.compute_capability}, {driver}"
+
+
+def machine_with(device: str) -> Machine:
+    """This machine with the GPU that ``device`` names: "cuda", "cuda:1", a PCI bus id or a UUID.
+
+    Raises:
+        UsageError: it names none, or one that is not here.
+    """
+    name, which = split_device(device)
+    if name != ENGINE_DEVICE:
+        raise UsageError(
+            f"--device {device}: engines are for GPUs\n"
+            f"expected {ENGINE_DEVICE}, or one of several: {ENGINE_DEVICE}:1, a PCI bus id, a UUID"
+        )
+    return Machine().on(which)
 
 
 @dataclass(frozen=True, slots=True)

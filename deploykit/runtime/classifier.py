@@ -23,7 +23,7 @@ from deploykit.core.errors import (
 )
 from deploykit.core.specs import Closing, StepTimes
 from deploykit.heads import head_of
-from deploykit.runtime.inputs import BatchSplitWarning, Inputs
+from deploykit.runtime.inputs import AnyBatchRunner, BatchSplitWarning, Inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -98,13 +98,15 @@ def require_top_k(top_k: int) -> None:
 class Chosen:
     """What runs a bundle: an open runner, where, within which batches, and why that one.
 
-    ``profile`` is the engine's; ``None`` for a graph.
+    ``file`` is the engine or the graph in the bundle. ``profile`` is the engine's, ``None`` for a
+    graph.
     """
 
     runner: Runner
     device: str
     limits: BatchLimits
     choice: str
+    file: str
     profile: ShapeProfile | None = None
 
 
@@ -117,8 +119,10 @@ class Classifier(Closing):
     Attributes:
         name: of the bundle, as "resnet50-fp16".
         precision: of its graph.
-        device: what was taken: "cuda" (an engine), "cpu" or "ort-cuda" (the ONNX graph).
+        device: what was taken: "cuda" (an engine), "cpu" or "ort-cuda" (the ONNX graph); with the
+            GPU's number where that is not the first, as "cuda:1".
         choice: which engine or graph was taken and why, a sentence.
+        file: name of that engine or graph in the bundle.
         runner: the `Runner` below, for measurements; it checks little.
         inputs: what `run` takes; a name in a shape is an open dimension.
         profile: the batches, heights and widths that the engine takes, or ``None``: a graph takes
@@ -135,6 +139,7 @@ class Classifier(Closing):
     precision: Precision
     device: str
     choice: str
+    file: str
     runner: Runner
     inputs: tuple[TensorSpec, ...]
     profile: ShapeProfile | None
@@ -150,6 +155,7 @@ class Classifier(Closing):
         self.precision = bundle.manifest.precision
         self.device = chosen.device
         self.choice = chosen.choice
+        self.file = chosen.file
         self.runner = chosen.runner
         self.labels = bundle.labels
         self.preprocessing = bundle.manifest.preprocessing
@@ -159,9 +165,8 @@ class Classifier(Closing):
         self.inputs = chosen.runner.inputs
         self.outputs = chosen.runner.outputs
         self.profile = chosen.profile
-        self._inputs = Inputs(
-            self.inputs, takes_gpu_arrays=chosen.device == "cuda", profile=chosen.profile
-        )
+        is_engine = isinstance(chosen.runner, EngineRunner)
+        self._inputs = Inputs(self.inputs, takes_gpu_arrays=is_engine, profile=chosen.profile)
         self._output = self.outputs[0].name
         self._pid = os.getpid()
         self._is_closed = False
@@ -320,6 +325,14 @@ class Classifier(Closing):
             golden = golden.of_images
         found = self._limits.run_all(self.runner.run, feeds, count, (self._output, *golden.others))
         return golden.judge(np.asarray(found[self._output], np.float32), limits, found)
+
+    def as_runner(self, outputs: Sequence[str] = ()) -> Runner:
+        """A runner of the same model that takes a batch of any size, as `run_all` does.
+
+        It is fed by name, looks for no NaN, and closing it closes this one's too. Where a batch is
+        run in parts it gives the ``outputs`` alone, all of them if not given.
+        """
+        return AnyBatchRunner(self.runner, self._limits, outputs)
 
     def close(self) -> None:
         """Give back what the model holds; a second call does nothing."""

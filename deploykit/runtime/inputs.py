@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import starmap
@@ -12,6 +13,7 @@ import numpy as np
 
 from deploykit.core.errors import UsageError
 from deploykit.core.sizes import IMAGE_AXES
+from deploykit.core.specs import Closing, StepTimes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.core.sizes import ShapeProfile
-    from deploykit.core.specs import TensorSpec
+    from deploykit.core.specs import Array, Runner, TensorSpec
 
     Feeds: TypeAlias = dict[str, Any]
     Run = Callable[[Feeds], Feeds]
@@ -379,6 +381,40 @@ class BatchLimits:
 
 def _to(least: int, most: int | None) -> str:
     return str(least) if least == most else f"{least} to {most or 'any number of'}"
+
+
+class AnyBatchRunner(Closing):
+    """Runs a batch of any size on a runner of some: in parts, or filled up, as its limits say.
+
+    Where it takes several runs, ``names`` are the outputs that are wanted; all if not given. It is
+    closed with its runner.
+    """
+
+    def __init__(self, runner: Runner, limits: BatchLimits, names: Sequence[str] = ()) -> None:
+        self.inputs = runner.inputs
+        self.outputs = runner.outputs
+        self._runner = runner
+        self._limits = limits
+        self._names = names
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name for one batch of inputs by name.
+
+        Raises:
+            UsageError: the batch needs several runs, and an output has no entry per image.
+        """
+        count = len(feeds[self.inputs[0].name])
+        return self._limits.run_all(self._runner.run, dict(feeds), count, self._names)
+
+    def run_timed(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], StepTimes]:
+        """As ``run``, with the time of the whole call."""
+        start = time.perf_counter()
+        outputs = self.run(feeds)
+        return outputs, StepTimes(wall_ms=(time.perf_counter() - start) * 1e3)
+
+    def close(self) -> None:
+        """Close the runner below."""
+        self._runner.close()
 
 
 def _padded(array: NDArray[Any], missing: int) -> NDArray[Any]:

@@ -20,6 +20,7 @@ from deploykit.core.errors import (
     ValidationError,
     typed_first_line,
 )
+from deploykit.core.gpu_choice import ENGINE_DEVICE, device_label, split_device
 from deploykit.runtime.choice import (
     Machine,
     Misfit,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from deploykit.runtime.choice import Fit
 
 _AUTO: Final = "auto"
-_ENGINE: Final = "cuda"
+_ENGINE: Final = ENGINE_DEVICE
 _SUFFIX: Final = ".engine"
 
 logger = logging.getLogger("deploykit")
@@ -54,7 +55,8 @@ logger = logging.getLogger("deploykit")
 class _Wanted:
     """What `load` was asked for: a bundle's folder, one of its engines or any, how to run it.
 
-    ``graph_on`` is the backend that ``device`` means for the bundle's graph, if it means one.
+    ``device`` is without its GPU, which ``gpu`` names, empty for the driver's first. ``graph_on``
+    is the backend that ``device`` means for the bundle's graph, if it means one.
     """
 
     folder: Path
@@ -64,6 +66,7 @@ class _Wanted:
     cuda_graphs: bool
     threads: int | None
     fast: bool
+    gpu: str = ""
     trust: Trust | None = None
 
 
@@ -99,7 +102,10 @@ def load(  # noqa: PLR0913 - one parameter per choice of the caller
         device: "cuda" is an engine on the GPU, never anything else. "cpu" is the bundle's ONNX
             graph on onnxruntime, "ort-cuda" the same on onnxruntime's CUDA provider; other names
             are those that installed backends bring. "auto" is the best engine that fits this
-            machine, and "cpu" where none does.
+            machine, and "cpu" where none does. "cuda:1" is the driver's GPU 1 of those that
+            ``CUDA_VISIBLE_DEVICES`` shows; after the colon a PCI bus id ("cuda:0000:3b:00.0") or a
+            UUID, or enough of one's beginning ("cuda:GPU-8f9a", "cuda:MIG-..."), may stand too, and
+            either of them alone.
         cuda_graphs: replay launches on the GPU; faster for small models and batches.
         threads: of onnxruntime on the CPU; all cores when not given.
         fast: on the CPU, compute a model of lower precision in plain FP32. By default its values
@@ -117,25 +123,34 @@ def load(  # noqa: PLR0913 - one parameter per choice of the caller
         SignatureError: nobody trusted signed the bundle as it is.
         MissingDependencyError: ``trust`` needs model-signing: ``pip install 'deploykit[sign]'``.
         EngineIncompatibleError: no engine runs here; the message has the reason of each.
-        UsageError: an unknown device, or one that does not go with ``path``; no key in ``trust``.
+        UsageError: an unknown device or GPU, or one that does not go with ``path``; no key in
+            ``trust``.
         ModelFileError: onnxruntime cannot load the graph.
     """
     wanted = _understand(Path(path), device, cuda_graphs=cuda_graphs, threads=threads, fast=fast)
     if trust is not None:
         wanted = replace(wanted, trust=trust_of(trust))
 
-    def use(bundle: Bundle) -> Classifier:
-        return _load(wanted, bundle, machine or Machine())
-
-    loaded = read_bundle(wanted.folder, use, wanted.trust)
+    here = (machine or Machine()).on(wanted.gpu)
+    loaded = read_bundle(wanted.folder, lambda bundle: _load(wanted, bundle, here), wanted.trust)
     logger.info("%s: %s", loaded.name, loaded.choice)
     return loaded
+
+
+def load_opened(
+    bundle: Bundle, device: str, *, fast: bool = False, machine: Machine | None = None
+) -> Classifier:
+    """As `load`, for a bundle that is open already: by a reader within `read_bundle`."""
+    wanted = _understand(bundle.folder, device, cuda_graphs=True, threads=None, fast=fast)
+    return _load(wanted, bundle, (machine or Machine()).on(wanted.gpu))
 
 
 def _understand(
     path: Path, device: str, *, cuda_graphs: bool, threads: int | None, fast: bool
 ) -> _Wanted:
+    device, gpu = split_device(device)
     graph_on = None if device in (_AUTO, _ENGINE) else _graph_backend(device)
+    _require_on_gpu(device, graph_on, gpu)
     if threads is not None and threads < 1:
         raise UsageError(f"threads={threads} would compute nothing\nexpected 1 or more, or None")
     only_engine = path.suffix == _SUFFIX and not path.is_dir()
@@ -150,7 +165,15 @@ def _understand(
         _require_folder(path)
     engine = path.name if only_engine else None
     folder = path.parent if only_engine else path
-    return _Wanted(folder, engine, device, graph_on, cuda_graphs, threads, fast)
+    return _Wanted(folder, engine, device, graph_on, cuda_graphs, threads, fast, gpu)
+
+
+def _require_on_gpu(device: str, graph_on: GraphBackend | None, gpu: str) -> None:
+    if not gpu or device == _ENGINE or (graph_on is not None and graph_on.device != CPU):
+        return
+    raise UsageError(
+        f"{device!r} is not on a GPU, but {gpu!r} names one\nname it with the engine: cuda:{gpu}"
+    )
 
 
 def _load(wanted: _Wanted, bundle: Bundle, machine: Machine) -> Classifier:
@@ -163,14 +186,16 @@ def _load(wanted: _Wanted, bundle: Bundle, machine: Machine) -> Classifier:
     if wanted.graph_on is None:
         return _load_engine(request, machine)
     why = f"asked for with device={wanted.device!r}"
-    return _load_graph(request, wanted.graph_on, wanted.device, why)
+    return _load_graph(request, wanted.graph_on, wanted.device, why, machine)
 
 
 def _graph_backend(device: str) -> GraphBackend:
     found = graph_backend_on(device)
     if found is None:
         possible = ", ".join((_AUTO, _ENGINE, *load_devices()))
-        raise UsageError(f"unknown device {device!r}\npossible: {possible}")
+        raise UsageError(
+            f"unknown device {device!r}\npossible: {possible}; of several GPUs one: {_ENGINE}:1"
+        )
     return found
 
 
@@ -224,7 +249,7 @@ def _load_engine(request: _Request, machine: Machine) -> Classifier:
     if machine.gpus:
         # Somebody put a GPU into this machine: that it is idle must not go unnoticed.
         logger.warning("%s", incompatible(request.bundle, machine, misfits))
-    return _load_graph(request, _graph_backend(CPU), CPU, _why_none(misfits))
+    return _load_graph(request, _graph_backend(CPU), CPU, _why_none(misfits), machine)
 
 
 def _why_none(misfits: Sequence[Misfit]) -> str:
@@ -238,14 +263,18 @@ def _try(request: _Request, fit: Fit, machine: Machine, count: int) -> Classifie
     bundle.require_unchanged(record.file)
     # It holds kernels, which are code, and the runtime writes it: nobody can have signed it.
     cache = cache_of(bundle, fit, machine.gpus[0]) if request.wanted.trust is None else None
-    options = EngineOptions(cuda_graphs=request.wanted.cuda_graphs, cache=cache)
+    options = EngineOptions(
+        cuda_graphs=request.wanted.cuda_graphs, cache=cache, gpu_index=machine.gpu_index
+    )
     path = bundle.folder / record.file
     runner = machine.open_engine(path, fit.compiler, record.profile, options)
     choice = f"{record.file} on {machine.label}: {_why(request, record, count)}"
     try:
         runner.__enter__()
         limits = BatchLimits.of_engine(record.profile, bundle.manifest.preprocessing.crop)
-        loaded = Classifier(bundle, Chosen(runner, _ENGINE, limits, choice, record.profile))
+        device = device_label(_ENGINE, machine.gpus[0])
+        chosen = Chosen(runner, device, limits, choice, record.file, record.profile)
+        loaded = Classifier(bundle, chosen)
         if record.is_unproven:
             loaded.self_test()
     except (EngineIncompatibleError, MissingDependencyError, ValidationError) as exc:
@@ -267,12 +296,17 @@ def _why(request: _Request, record: EngineRecord, count: int) -> str:
     return f"{why}; unproven, but it computes the golden sample" if record.is_unproven else why
 
 
-def _load_graph(request: _Request, backend: GraphBackend, device: str, why: str) -> Classifier:
+def _load_graph(
+    request: _Request, backend: GraphBackend, device: str, why: str, machine: Machine
+) -> Classifier:
     # Only a CPU lacks the arithmetic of the model itself.
     is_own = request.wanted.fast or backend.device != CPU
     graph = request.bundle.on_cpu(fast=is_own)
     request.bundle.require_unchanged(graph.artifact.path.name)
-    runner = backend.open_artifact(graph.artifact, threads=request.wanted.threads)
+    gpu = machine.gpus[0] if backend.device != CPU and machine.gpus else None
+    runner = backend.open_artifact(
+        graph.artifact, threads=request.wanted.threads, gpu_index=gpu.index if gpu else 0
+    )
     try:
         runner.__enter__()
         _require_as_recorded(request.bundle, runner)
@@ -282,7 +316,9 @@ def _load_graph(request: _Request, backend: GraphBackend, device: str, why: str)
     limits = BatchLimits.of_graph(runner.inputs)
     name = graph.name if backend.device == CPU else graph.artifact.path.name
     choice = f"{name} on {backend.label}: {why}"
-    return Classifier(request.bundle, Chosen(runner, device, limits, choice))
+    file = graph.artifact.path.name
+    taken = device_label(device, gpu)
+    return Classifier(request.bundle, Chosen(runner, taken, limits, choice, file))
 
 
 def _require_as_recorded(bundle: Bundle, runner: Runner) -> None:

@@ -15,7 +15,7 @@ from deploykit.heads.multiclass import MULTICLASS
 from deploykit.heads.raw import comparable, raw_for
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -94,17 +94,20 @@ def judge_others(
     batches: Sequence[Images],
     runners: Runners,
     head: Head,
+    open_candidate: Callable[[], Runner] | None = None,
 ) -> tuple[tuple[ValidationReport, ...], list[str]]:
     """Hold the outputs beside the first against those of the FP32 graph: reports and notes.
 
     Where ``head`` judges all outputs each has a report. Otherwise notes say how far each float32
-    output is off, and pass no judgement: what is built on them is not known.
+    output is off, and pass no judgement: what is built on them is not known. ``open_candidate``
+    opens what runs in place of the candidate's graph, as its engine.
     """
     if len(candidate.outputs) == 1 or candidate.sha256 == reference.sha256:
         return (), []
+    opened = open_candidate() if open_candidate else open_as_engine(runners, candidate)
     sides = []
-    for artifact in (candidate, reference):
-        with open_as_engine(runners, artifact) as runner:
+    for each in (opened, open_as_engine(runners, reference)):
+        with each as runner:
             sides.append(answers_of(runner, batches))
     if not head.judges_all:
         return (), _notes_on_others(candidate, *sides)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,11 @@ from deploykit.benchmarking.results import write_run
 from deploykit.core import environment
 from deploykit.core.choices import DefinitionChoices
 from deploykit.core.errors import DeviceError
+from deploykit.core.gpu_choice import ENGINE_DEVICE, split_device, visible_alone
 from deploykit.core.progress import Progress, SilentProgress
 from deploykit.core.serialization import to_plain
 from deploykit.costs.peaks import gpu_peak, measure_cpu_peaks
+from deploykit.runtime.choice import machine_with
 from deploykit.sources.targets import digest_of
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from deploykit.benchmarking.matrix.cells import Cell, Matrix
     from deploykit.benchmarking.report.rows import Row
     from deploykit.benchmarking.results import BenchmarkResult, BenchmarkRun, Switches
-    from deploykit.core.environment import Environment
+    from deploykit.core.environment import Environment, Gpu
     from deploykit.costs.peaks import DevicePeak
 
 
@@ -40,6 +42,7 @@ class BenchOptions:
     ``work`` keeps graphs and engines for the next run. ``memory_bytes`` is ``None`` for
     nine tenths of the machine's. ``fresh`` forgets an unfinished run instead of going on with it.
     ``choices`` are said of the targets that are exported to be measured: their head and its output.
+    ``device`` names the GPU, of several: "cuda:1", a PCI bus id, a UUID.
     """
 
     matrix: Matrix
@@ -50,6 +53,7 @@ class BenchOptions:
     memory_bytes: int | None = None
     fresh: bool = False
     choices: DefinitionChoices = field(default_factory=DefinitionChoices)
+    device: str = ENGINE_DEVICE
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,9 @@ def bench(
     progress = progress or SilentProgress()
     require_results_name(options.output)
     here = environment.describe()
+    named = named_gpu(options.device)
+    if named is not None:
+        here = replace(here, gpus=(named,))
     unavailable = unavailable_backends(here.gpus)
     cells = plan_cells(options.matrix, unavailable, own_precision)
     checkpoint = Checkpoint(options.output.parent, _identity(cells, options, here))
@@ -130,6 +137,28 @@ def bench(
     files = (options.output, *write_reports(run, options.output))
     checkpoint.discard()
     return BenchReport(run, files, resumed, tuple(notes))
+
+
+def named_gpu(device: str) -> Gpu | None:
+    """The GPU that ``device`` names; ``None`` for "cuda" alone, or where there is none.
+
+    Raises:
+        UsageError: it is no GPU, or one that is not here.
+    """
+    machine = machine_with(device)
+    return machine.gpus[0] if split_device(device)[1] and machine.gpus else None
+
+
+def visible_gpus(device: str) -> str | None:
+    """``CUDA_VISIBLE_DEVICES`` of the processes that measure on ``device``.
+
+    ``None`` where it names no GPU: then they see what this process sees.
+
+    Raises:
+        UsageError: it is no GPU, or one that is not here.
+    """
+    named = named_gpu(device)
+    return None if named is None else visible_alone(named)
 
 
 def rankings(results: Iterable[BenchmarkResult]) -> Iterable[Ranked]:
@@ -151,7 +180,9 @@ def _steps(
     progress: Progress,
     notes: list[str],
 ) -> Steps:
-    limits = process_limits(options.cell_s, options.memory_bytes, here.memory_bytes)
+    limits = process_limits(
+        options.cell_s, options.memory_bytes, here.memory_bytes, visible_gpus(options.device)
+    )
     devices = {cell.device for cell in cells}
     found = {
         CPU: _cpu_peak(options.switches, here, progress, notes) if CPU in devices else None,

@@ -7,15 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploykit.backends import HEADER_BYTES, engine_fits
+from deploykit.backends import CPU, HEADER_BYTES, engine_fits
 from deploykit.backends._registry import graph_judge, loadable_compilers, read_header
 from deploykit.bundle.golden import Golden
 from deploykit.bundle.keys import trust_of
 from deploykit.bundle.reading import read_bundle
 from deploykit.comparison.validation import validate
-from deploykit.core import environment
-from deploykit.core.errors import DeploykitError, IntegrityError
+from deploykit.core.errors import (
+    DeploykitError,
+    EngineIncompatibleError,
+    IntegrityError,
+    ModelFileError,
+)
+from deploykit.core.gpu_choice import split_device
 from deploykit.core.serialization import to_plain
+from deploykit.runtime.choice import Machine
+from deploykit.runtime.loading import load_opened
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,37 +80,76 @@ def check_to_plain(report: CheckReport) -> dict[str, Any]:
     }
 
 
-def check(folder: Path, *, fast: bool = False, trust: Path | Trust | None = None) -> CheckReport:
-    """Verify every hash, read each engine's header, run the golden sample on onnxruntime.
+def check(
+    folder: Path,
+    *,
+    fast: bool = False,
+    device: str = CPU,
+    trust: Path | Trust | None = None,
+    machine: Machine | None = None,
+) -> CheckReport:
+    """Verify every hash, read each engine's header, run the golden sample.
 
-    With ``fast`` that is the plain graph, which a CPU computes in FP32. With ``trust``, a public
-    key, certificates or an identity, the signature is verified first; without a good one nothing
-    else is done.
+    It runs on ``device``, which is that of `deploykit.load`: by default the graph on onnxruntime,
+    on "cuda" the engine that will serve. With ``fast`` the graph is the plain one, which a CPU
+    computes in FP32. With ``trust``, a public key, certificates or an identity, the signature is
+    verified first; without a good one nothing else is done. ``machine`` is what engines have to
+    fit, for tests.
 
     Raises:
         BundleError: ``folder`` is no bundle at all; Sigstore does not answer.
-        UsageError: ``trust`` is no key.
+        UsageError: ``trust`` is no key; an unknown device.
         MissingDependencyError: ``trust`` needs model-signing.
     """
     trusted = None if trust is None else trust_of(trust)
+    _, which = split_device(device)
+    here = (machine or Machine()).on(which)
+    asked = _Asked(device, fast, here)
     try:
-        return read_bundle(folder, lambda bundle: _check(bundle, fast=fast), trusted)
+        return read_bundle(folder, lambda bundle: _check(bundle, asked), trusted)
     except IntegrityError as exc:
         return CheckReport(str(folder), (str(exc),), ())
 
 
-def _check(bundle: Bundle, *, fast: bool) -> CheckReport:
+@dataclass(frozen=True)
+class _Asked:
+    """Where the golden sample is to run, and whether a CPU leaves out the rounding."""
+
+    device: str
+    fast: bool
+    machine: Machine
+
+
+def _check(bundle: Bundle, asked: _Asked) -> CheckReport:
     problems = bundle.changed_files()
-    engines = _check_engines(bundle)
-    graph = bundle.on_cpu(fast=fast)
-    if not problems:  # a file that was changed is not run
-        problems += _check_golden(bundle, graph)
+    engines = _check_engines(bundle, asked.machine.gpus)
+    ran = None
+    if asked.device == CPU:
+        graph = bundle.on_cpu(fast=asked.fast)
+        ran = graph.name
+        if not problems:  # a file that was changed is not run
+            problems += _check_golden(bundle, graph)
+    elif not problems:
+        ran, problems = _check_loaded(bundle, asked)
     name, signed_by = str(bundle.folder), bundle.signed_by
-    return CheckReport(name, tuple(problems), tuple(engines), graph.name, signed_by)
+    return CheckReport(name, tuple(problems), tuple(engines), ran, signed_by)
 
 
-def _check_engines(bundle: Bundle) -> list[EngineCheck]:
-    gpus = environment.gpus()
+def _check_loaded(bundle: Bundle, asked: _Asked) -> tuple[str | None, list[str]]:
+    """What `deploykit.load` takes on the device, and what is wrong with what it computes."""
+    try:
+        model = load_opened(bundle, asked.device, fast=asked.fast, machine=asked.machine)
+    except (EngineIncompatibleError, ModelFileError) as exc:
+        return None, [f"the golden sample does not run: {exc}"]
+    with model:
+        try:
+            model.self_test()
+        except DeploykitError as exc:
+            return model.choice, [str(exc)]
+        return model.choice, []
+
+
+def _check_engines(bundle: Bundle, gpus: tuple[Gpu, ...]) -> list[EngineCheck]:
     versions = {name: compiler.version for name, compiler in loadable_compilers().items()}
     records = bundle.manifest.engines
     return [

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from deploykit import images
-from deploykit.backends import GraphOptions
+from deploykit.backends import CPU, GraphOptions
 from deploykit.backends._registry import graph_judge
 from deploykit.bundle.manifest import REFERENCE
 from deploykit.bundle.reading import read_bundle
@@ -16,6 +16,7 @@ from deploykit.core.progress import Progress, SilentProgress
 from deploykit.core.specs import Closing
 from deploykit.evaluation.labelled import EvaluatedModel, evaluate
 from deploykit.heads import head_of
+from deploykit.runtime.loading import load_opened
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,15 +25,21 @@ if TYPE_CHECKING:
     from deploykit.core.specs import Preprocessing, Runner, TensorSpec
     from deploykit.heads import Evaluation
     from deploykit.images import LabelledData
+    from deploykit.runtime.choice import Machine
 
 
 @dataclass(frozen=True)
 class AccuracyReport:
-    """What was measured, names of the classes where they are known, which graph ran, on what."""
+    """What was measured, names of the classes where they are known, and what ran.
+
+    ``graph`` is the file that ran, ``device`` where, and ``choice`` both in words.
+    """
 
     evaluation: Evaluation
     names: tuple[str, ...] | None
     graph: str
+    device: str
+    choice: str
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -53,29 +60,37 @@ def evaluate_bundle(  # noqa: PLR0913 - the options of `deploykit eval`
     compare: Path | None = None,
     batch: int = 32,
     fast: bool = False,
+    device: str = CPU,
     progress: Progress | None = None,
+    machine: Machine | None = None,
 ) -> AccuracyReport:
-    """Top-1 and top-5 of the bundle's ONNX on onnxruntime, beside those of another model.
+    """Top-1 and top-5 of the bundle, beside those of another model.
 
     ``reference`` is another bundle or an ``.onnx`` file that is fed what the bundle is fed; by
     default it is the FP32 graph that the bundle keeps. An FP32 bundle without ``reference`` has
     nothing to agree with but itself. ``compare`` is one to judge the bundle against: a bundle is
     fed by its own preprocessing. With ``fast`` bundles of lower precision run in plain FP32.
 
+    ``device`` is that of `deploykit.load`: by default the graphs run on the CPU; on "cuda" the
+    engine of each bundle does, which is what will serve. FP32 graphs and ``.onnx`` files, which
+    have no engine, run on the CPU all the same. ``machine`` is what engines have to fit, for tests.
+
     Raises:
         IntegrityError: a bundle is not as it was written.
-        UsageError: both ``reference`` and ``compare``, an ``.onnx`` that cannot be fed, or a bundle
-            that takes more than images.
+        EngineIncompatibleError: a bundle has no engine that runs on ``device``.
+        UsageError: both ``reference`` and ``compare``, an ``.onnx`` that cannot be fed, a bundle
+            that takes more than images, or an unknown device.
         DataError: the images or their labels cannot be used.
     """
     if reference is not None and compare is not None:
         raise UsageError(
             "--reference and --compare are two models to hold this one against\ngive one of them"
         )
+    opening = _Opening(device, fast, machine)
     with ExitStack() as stack:
         # What a bundle keeps is opened with it: a later export may put another bundle there.
         alone = reference is None and compare is None
-        opened = stack.enter_context(_open_model(folder, fast=fast, beside_reference=alone))
+        opened = stack.enter_context(_open_model(folder, opening, beside_reference=alone))
         bundle = opened.bundle
         head = head_of(bundle.manifest.head)
         count = head.classes(bundle.manifest.onnx.outputs[0].shape)
@@ -84,9 +99,9 @@ def evaluate_bundle(  # noqa: PLR0913 - the options of `deploykit eval`
         own = EvaluatedModel(opened.runner, bundle.manifest.preprocessing)
         other = None if opened.reference is None else replace(own, runner=opened.reference)
         if reference is not None:
-            other = replace(own, runner=_open_reference(reference, stack, fast=fast))
+            other = replace(own, runner=_open_reference(reference, stack, opening))
         elif compare is not None:
-            other = _open_other(compare, own.preprocessing, stack, fast=fast)
+            other = _open_other(compare, own.preprocessing, stack, opening)
         found = evaluate(
             own,
             source,
@@ -100,21 +115,34 @@ def evaluate_bundle(  # noqa: PLR0913 - the options of `deploykit eval`
         found,
         _fitting_names(classes, source.classes),
         opened.graph,
+        opened.device,
+        opened.choice,
         skipped=tuple(map(str, skipped)),
         notes=tuple(images.notes_on_skipped(skipped)),
     )
 
 
 @dataclass(frozen=True)
-class _Opened(Closing):
-    """A bundle whose graph is loaded, and the FP32 graph that it keeps, where that was asked.
+class _Opening:
+    """How a bundle is opened: on which device, and whether a CPU leaves out the rounding."""
 
-    Its labels and the name of the graph are of the same moment: later another may be there.
+    device: str
+    fast: bool
+    machine: Machine | None
+
+
+@dataclass(frozen=True)
+class _Opened(Closing):
+    """A bundle that is loaded, and the FP32 graph that it keeps, where that was asked.
+
+    Its labels and the name of what runs are of the same moment: later another may be there.
     """
 
     bundle: Bundle
     labels: tuple[str, ...] | None
     graph: str
+    device: str
+    choice: str
     runner: Runner
     reference: Runner | None = None
 
@@ -124,22 +152,34 @@ class _Opened(Closing):
             self.reference.close()
 
 
-def _open_model(folder: Path, *, fast: bool, beside_reference: bool = False) -> _Opened:
+def _open_model(folder: Path, opening: _Opening, *, beside_reference: bool = False) -> _Opened:
     def load(bundle: Bundle) -> _Opened:
         bundle.require_intact()
         _require_images_alone(bundle)
         with ExitStack() as stack:
-            graph = bundle.on_cpu(fast=fast)
-            runner = stack.enter_context(graph_judge().open_artifact(graph.artifact))
+            opened = stack.enter_context(_open_on(bundle, opening))
             kept = _own_reference(bundle) if beside_reference else None
-            reference = None
             if kept is not None:
                 reference = stack.enter_context(graph_judge().open(kept, GraphOptions()))
-            opened = _Opened(bundle, bundle.labels, graph.name, runner, reference)
+                opened = replace(opened, reference=reference)
             stack.pop_all()
         return opened
 
     return read_bundle(folder, load)
+
+
+def _open_on(bundle: Bundle, opening: _Opening) -> _Opened:
+    """The bundle's graph on the CPU, or what `deploykit.load` takes on another device."""
+    if opening.device == CPU:
+        graph = bundle.on_cpu(fast=opening.fast)
+        choice = f"{graph.name} on onnxruntime"
+        with ExitStack() as stack:
+            runner = stack.enter_context(graph_judge().open_artifact(graph.artifact))
+            stack.pop_all()
+        return _Opened(bundle, bundle.labels, graph.name, CPU, choice, runner)
+    model = load_opened(bundle, opening.device, fast=opening.fast, machine=opening.machine)
+    runner = model.as_runner((model.outputs[0].name,))
+    return _Opened(bundle, model.labels, model.file, model.device, model.choice, runner)
 
 
 def _require_images_alone(bundle: Bundle) -> None:
@@ -174,19 +214,21 @@ def _own_reference(bundle: Bundle) -> Path | None:
     return bundle.model_path if bundle.manifest.precision.facts.is_source else None
 
 
-def _open_reference(path: Path, stack: ExitStack, *, fast: bool) -> Runner:
+def _open_reference(path: Path, stack: ExitStack, opening: _Opening) -> Runner:
     if path.is_dir():
-        return stack.enter_context(_open_model(path, fast=fast)).runner
+        return stack.enter_context(_open_model(path, opening)).runner
     # Weights beside what a link leads to are found there; in a cache of links, beside the link.
     real = path.resolve()
     graph = path if real.parent.name == "blobs" else real
     return stack.enter_context(graph_judge().open(graph, GraphOptions()))
 
 
-def _open_other(path: Path, own: Preprocessing, stack: ExitStack, *, fast: bool) -> EvaluatedModel:
+def _open_other(
+    path: Path, own: Preprocessing, stack: ExitStack, opening: _Opening
+) -> EvaluatedModel:
     """A model to compare with; an ``.onnx`` file does not say how it is fed: as the bundle is."""
     if path.is_dir():
-        opened = stack.enter_context(_open_model(path, fast=fast))
+        opened = stack.enter_context(_open_model(path, opening))
         return EvaluatedModel(opened.runner, opened.bundle.manifest.preprocessing)
     from deploykit import graph
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit import graph
-from deploykit.bundle.golden import runners_of_bundle
+from deploykit.backends import CPU
+from deploykit.bundle.golden import limits_for, runners_of_bundle
 from deploykit.bundle.manifest import REFERENCE
 from deploykit.bundle.reading import read_bundles
 from deploykit.comparison.converted import notes_on_every_value, open_as_engine
@@ -19,6 +20,7 @@ from deploykit.comparison.validation import (
     validate,
 )
 from deploykit.core.errors import BundleError, UsageError
+from deploykit.core.gpu_choice import split_device
 from deploykit.core.progress import Progress, SilentProgress
 from deploykit.core.sizes import ShapeProfile
 from deploykit.graph import mended_of
@@ -26,13 +28,16 @@ from deploykit.graph.foreign import Mended
 from deploykit.heads import head_of
 from deploykit.images import notes_on_data
 from deploykit.images.batching import BATCHES, sample_batches
+from deploykit.images.side_inputs import with_side_inputs
+from deploykit.runtime.choice import Machine
+from deploykit.runtime.loading import load_opened
 from deploykit.sources.head_choice import Wish, choose_output
 from deploykit.sources.image_sizes import other_sizes, sample_other_sizes
 from deploykit.sources.onnx_file import assumed_preprocessing, require_image, side_inputs_of
 from deploykit.sources.onnx_outputs import judge_others
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     import numpy as np
@@ -82,7 +87,9 @@ class ComparisonOptions:
     ``batch`` images are run at once; by default 1, 2 and 5, and with ``layers`` one by one.
     ``side_inputs`` is an ``.npz`` with what the network takes beside images. ``fast`` leaves out an
     engine's rounding: a CPU computes in FP32. ``sizes`` has the height and width that both leave
-    open: they are compared at all of them, their activations at the preferred one.
+    open: they are compared at all of them, their activations at the preferred one. ``device`` is
+    that of `deploykit.load`: on "cuda" the candidate's engine is compared, and not its graph on the
+    CPU; the reference runs on the CPU.
     """
 
     data: Path | None = None
@@ -91,12 +98,17 @@ class ComparisonOptions:
     layers: bool = False
     fast: bool = False
     sizes: ShapeProfile = field(default_factory=ShapeProfile)
+    device: str = CPU
 
 
 def compare_artifacts(
-    first: Path, second: Path | None, options: ComparisonOptions, progress: Progress | None = None
+    first: Path,
+    second: Path | None,
+    options: ComparisonOptions,
+    progress: Progress | None = None,
+    machine: Machine | None = None,
 ) -> ComparisonReport:
-    """Run two bundles or ``.onnx`` files of one network on the same images, on onnxruntime.
+    """Run two bundles or ``.onnx`` files of one network on the same images.
 
     The one of the higher precision is the reference; of equals, ``second``. ``second`` is by
     default the FP32 graph that the bundle ``first`` keeps. Images are prepared as a bundle says,
@@ -105,7 +117,9 @@ def compare_artifacts(
 
     Raises:
         UsageError: nothing to compare with, two different networks, an impossible batch, or nobody
-            can guess what they take beside images.
+            can guess what they take beside images; or a device on which a lone file, or its
+            activations, cannot be had.
+        EngineIncompatibleError: the candidate has no engine that runs on the device.
         DataError: the values for what they take beside images do not fit.
         IntegrityError: a file of a bundle is not as it was written.
         ModelFileError: a file cannot be read or run, or takes no images.
@@ -113,7 +127,14 @@ def compare_artifacts(
     """
     shown = progress or SilentProgress()
     folders = [path for path in dict.fromkeys((first, second)) if path and path.is_dir()]
-    return read_bundles(folders, lambda found: _compare(first, second, options, found, shown))
+    if options.layers and options.device != CPU:
+        raise UsageError(
+            f"--layers with --device {options.device}: an engine shows none of its activations\n"
+            "leave out one of the two"
+        )
+    _, which = split_device(options.device)
+    here = (machine or Machine()).on(which)
+    return read_bundles(folders, lambda found: _compare(first, second, options, found, shown, here))
 
 
 def _compare(
@@ -122,6 +143,7 @@ def _compare(
     options: ComparisonOptions,
     bundles: Mapping[Path, Bundle],
     shown: Progress,
+    machine: Machine,
 ) -> ComparisonReport:
     candidate = _open(first, bundles)
     reference = _own_reference(first, bundles) if second is None else _open(second, bundles)
@@ -133,21 +155,30 @@ def _compare(
     notes = (*notes, *candidate.mended.notes, *reference.mended.notes, *runners.side.notes())
     notes = (*notes, *notes_on_data(options.data))
     names = (candidate.name, reference.name)
-    precision = candidate.artifact.precision
+    precision = limits_for(candidate.artifact.precision, options.device)
+    open_candidate = _opener(candidate, runners, options, machine)
     with shown.step("outputs"):
         batches = sample_batches(preprocessing, options.data, counts)
         usual = _smallest(batches, candidate, reference)
         batches += _of_other_sizes(candidate, preprocessing, options, counts)
         outputs = [
-            _outputs(side, batches, runners, fast=options.fast) for side in (candidate, reference)
+            _outputs(opened, batches)
+            for opened in (open_candidate(), _runner(reference, runners, fast=options.fast))
         ]
         head = _head(candidate, reference, outputs[1])
         compared = validate(outputs[0], outputs[1], precision=precision, names=names, head=head)
         compared = compared.doubted(same_images(batches))
         others, more = judge_others(
-            reference.artifact, candidate.artifact, batches, runners, compared.head
+            reference.artifact,
+            candidate.artifact,
+            batches,
+            runners,
+            compared.head,
+            None if options.device == CPU else open_candidate,
         )
-        if not precision.facts.is_source:
+        if options.device != CPU:
+            more += [f"the engine of {candidate.name} ran, the reference on the CPU"]
+        elif not precision.facts.is_source:
             sides = candidate, reference
             pair = batches, outputs[1]
             more += _notes_on_rounding(sides, runners, pair, compared, fast=options.fast)
@@ -288,9 +319,29 @@ def _head(candidate: _Side, reference: _Side, outputs: Batches) -> Head:
     return choose_output(reference.name, (first,), answers, tails, Wish()).head
 
 
-def _outputs(side: _Side, batches: Batches, runners: Runners, *, fast: bool) -> Batches:
-    with _runner(side, runners, fast=fast) as runner:
+def _outputs(opened: Runner, batches: Batches) -> Batches:
+    with opened as runner:
         return outputs_of(runner, batches)
+
+
+def _opener(
+    side: _Side, runners: Runners, options: ComparisonOptions, machine: Machine
+) -> Callable[[], Runner]:
+    """How the candidate is opened where it is to run."""
+    if options.device == CPU:
+        return lambda: _runner(side, runners, fast=options.fast)
+    bundle = side.bundle
+    if bundle is None:
+        raise UsageError(
+            f"{side.name} is a file, which has no engine to run with --device {options.device}\n"
+            f"export it, and compare its bundle: deploykit export {side.name}"
+        )
+
+    def opened() -> Runner:
+        model = load_opened(bundle, options.device, fast=options.fast, machine=machine)
+        return with_side_inputs(model.as_runner(), runners.side)
+
+    return opened
 
 
 def _runner(side: _Side, runners: Runners, *, fast: bool) -> Runner:

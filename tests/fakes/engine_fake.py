@@ -97,7 +97,8 @@ def _load(name: str) -> Compiler:
 
 
 class FakeMachine:
-    """A machine with this GPU and both compilers; ``opened`` are the engines that were made."""
+    """A machine with this GPU and both compilers; ``opened`` are the engines that were made,
+    with these ``options``."""
 
     def __init__(
         self,
@@ -108,6 +109,7 @@ class FakeMachine:
         image: tuple[int | str, ...] = (SIZE, SIZE),
     ) -> None:
         self.opened: list[FakeEngine] = []
+        self.options: list[EngineOptions] = []
         self.inputs = (TensorSpec("input", "float32", ("batch", 3, *image)),)
         self.gpu, self.offset, self.error = gpu, offset, error
 
@@ -136,4 +138,5 @@ class FakeMachine:
             inputs=self.inputs,
         )
         self.opened.append(engine)
+        self.options.append(options)
         return engine

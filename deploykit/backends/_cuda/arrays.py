@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from deploykit.backends._cuda.device import INDEX, Memory, cuda_failure
+from deploykit.backends._cuda.device import Memory, cuda_failure
 from deploykit.core.environment import require
 from deploykit.core.errors import UsageError
 
@@ -114,7 +114,7 @@ def as_source(name: str, value: object, stream: Stream) -> NDArray[Any] | GpuVie
     if isinstance(value, np.ndarray):
         return value
     try:
-        if _is_on_gpu(value):
+        if _is_on_gpu(value, stream.gpu_index):
             return _gpu_view(name, value, stream)
         return np.from_dlpack(value)  # type: ignore[arg-type]  # it has __dlpack__: _is_on_gpu looked
     except UsageError:
@@ -131,7 +131,7 @@ def as_source(name: str, value: object, stream: Stream) -> NDArray[Any] | GpuVie
         ) from error
 
 
-def _is_on_gpu(value: object) -> bool:
+def _is_on_gpu(value: object, gpu_index: int) -> bool:
     ask = getattr(value, "__dlpack_device__", None)
     if ask is None:
         if hasattr(value, "__cuda_array_interface__"):
@@ -144,7 +144,7 @@ def _is_on_gpu(value: object) -> bool:
     if kind not in _DLPACK_HOST | _DLPACK_GPU:
         raise UsageError(
             f"an input lies on a device of DLPack's type {kind}\n"
-            f"possible are the host and GPU {INDEX} of CUDA"
+            f"possible are the host and GPU {gpu_index} of CUDA"
         )
     return kind in _DLPACK_GPU
 
@@ -153,10 +153,11 @@ def _gpu_view(name: str, value: object, stream: Stream) -> GpuView:
     view = require("cuda.core.utils").StridedMemoryView.from_any_interface(
         value, stream_ptr=stream.handle
     )
-    if view.device_id != INDEX:
+    if view.device_id != stream.gpu_index:
         raise UsageError(
-            f"input {name!r} lies on GPU {view.device_id}, the engine runs on GPU {INDEX}\n"
-            "copy it there, or choose the GPU with CUDA_VISIBLE_DEVICES"
+            f"input {name!r} lies on GPU {view.device_id}, the engine runs on GPU "
+            f"{stream.gpu_index}\n"
+            f'copy it there, or load the engine with device="cuda:{view.device_id}"'
         )
     shape = tuple(view.shape)
     if not _is_contiguous(shape, view.strides) or not view.dtype.isnative:

@@ -84,12 +84,13 @@ class PinnedMemory(Memory):
 class Stream:
     """A CUDA stream that is not synchronised with the default stream.
 
-    ``handle`` is what TensorRT takes. Each method raises ``cuda.core``'s own error;
-    `cuda_failure` explains it.
+    ``handle`` is what TensorRT takes, ``gpu_index`` the GPU that it belongs to. Each method raises
+    ``cuda.core``'s own error; `cuda_failure` explains it.
     """
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, gpu_index: int = 0) -> None:
         self._stream = stream
+        self.gpu_index = gpu_index
         self.handle = int(stream.handle)
 
     @property
@@ -171,15 +172,8 @@ class StepClock:
             event.close()
 
 
-INDEX: Final = 0
-"""Index of the GPU: the first, which the compilers and runtimes use too.
-
-``CUDA_VISIBLE_DEVICES`` is the driver's own way to choose another.
-"""
-
-
 class Device:
-    """The first GPU of the driver; one object serves all threads.
+    """A GPU by the driver's ``index``; one object serves all threads.
 
     ``spin`` sets whether this process waits by spinning or blocking; ``None`` leaves that to the
     driver.
@@ -189,7 +183,8 @@ class Device:
         EngineIncompatibleError: there is no CUDA driver, or it shows no GPU.
     """
 
-    def __init__(self, *, spin: bool | None = None) -> None:
+    def __init__(self, index: int = 0, *, spin: bool | None = None) -> None:
+        self.index = index
         self._core = require("cuda.core")
         self._driver = require("cuda.bindings.driver")
         try:
@@ -207,24 +202,24 @@ class Device:
 
     def make_current(self) -> None:
         """Make this GPU current for the calling thread; CUDA keeps one for each thread."""
-        self._core.Device(INDEX).set_current()
+        self._core.Device(self.index).set_current()
 
     def _choose_waiting(self, *, spin: bool) -> None:
         flags = self._driver.CUctx_flags
         flag = flags.CU_CTX_SCHED_SPIN if spin else flags.CU_CTX_SCHED_BLOCKING_SYNC
         self._driver.cuInit(0)  # a driver that does not start says so when it is used
         # Flags of a context that exists already may be changed, too (CUDA 11 and later).
-        self._driver.cuDevicePrimaryCtxSetFlags(INDEX, flag)
+        self._driver.cuDevicePrimaryCtxSetFlags(self.index, flag)
 
     def new_stream(self) -> Stream:
         """A stream of its own, never the default one."""
-        return Stream(self._core.Device(INDEX).create_stream())
+        return Stream(self._core.Device(self.index).create_stream(), self.index)
 
     def new_clock(self, count: int) -> StepClock:
         """``count`` events that record the time."""
         # An event records no time unless asked; the difference of two would raise.
         options = self._core.EventOptions(timing_enabled=True)
-        return StepClock(self._core.Device(INDEX), options, count)
+        return StepClock(self._core.Device(self.index), options, count)
 
     def reserve(self, size: int, stream: Stream) -> Memory:
         """Memory of the GPU, aligned to 256 bytes or more as all of the driver's is.
@@ -233,7 +228,7 @@ class Device:
             DeviceError: there is not enough.
         """
         try:
-            return Memory.of(self._core.Device(INDEX).allocate(size, stream=stream.core))
+            return Memory.of(self._core.Device(self.index).allocate(size, stream=stream.core))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
+from deploykit.backends._cuda.device import Device
 from deploykit.backends._engines import CompiledEngine
 from deploykit.backends.trt.census import take_census
-from deploykit.backends.trt.compiler import Messages, clean, logger_into, require_gpu
-from deploykit.backends.trt.targets import LEVELS, fitting, target_capabilities
+from deploykit.backends.trt.compiler import Messages, clean, logger_into
+from deploykit.backends.trt.targets import LEVELS, build_gpu, fitting, target_capabilities
 from deploykit.backends.trt.timing import TimingCache, timing_file
-from deploykit.core import environment
 from deploykit.core.artifacts import THIS_GPU
 from deploykit.core.errors import BuildError, UsageError
 from deploykit.core.sizes import (
@@ -230,6 +230,9 @@ class _Compilation:
 
     def run(self, options: CompileOptions, targets: tuple[str, ...]) -> CompiledEngine:
         """Parse, configure and build."""
+        if options.gpu_index and not self._compiler.is_portable:
+            # The compiler takes the GPU that is current for its thread, which is this one.
+            Device(options.gpu_index).make_current()
         try:
             return self._run(options, targets)
         except BaseException as error:
@@ -247,7 +250,7 @@ class _Compilation:
         targets = fitting(self._onnx.name, network, self._compiler, options, targets)
         config = self._create(builder.create_builder_config)
         self._configure(config, options, targets)
-        timings = self._timings(config, options.timing_folder)
+        timings = self._timings(config, options)
         profile = self._add_profiles(builder, config, input_shapes(network), options.profile)
         # Before the build: the types of a strongly typed network are those of its engine.
         census = take_census(network)
@@ -316,11 +319,11 @@ class _Compilation:
         if self._compiler.is_portable:
             self._set_targets(config, targets)
 
-    def _timings(self, config: Any, folder: Path | None) -> TimingCache | None:
+    def _timings(self, config: Any, options: CompileOptions) -> TimingCache | None:
         # A portable compiler times no kernels, and would look for a GPU if it was given a cache.
-        if folder is None or self._compiler.is_portable:
+        if options.timing_folder is None or self._compiler.is_portable:
             return None
-        path = timing_file(folder, self._compiler, require_gpu(environment.gpus()))
+        path = timing_file(options.timing_folder, self._compiler, build_gpu(options))
         return TimingCache(config, path, self._messages)
 
     def _set_level(self, config: Any, level: int) -> None:

@@ -127,10 +127,10 @@ class _Opened:
     """The GPU, the engine on it and its lanes, opened and closed together."""
 
     def __init__(
-        self, open_engine: Callable[[], Engine], profile: ShapeProfile, *, spin: bool | None
+        self, open_engine: Callable[[], Engine], profile: ShapeProfile, options: EngineOptions
     ) -> None:
         self.pid = os.getpid()
-        self.device = device = Device(spin=spin)
+        self.device = device = Device(options.gpu_index, spin=options.spin)
         self.engine = engine = open_engine()
         self.pool = LanePool(engine.name, lambda: Lane(device, engine, profile))
 
@@ -160,7 +160,7 @@ class TrtRunner(Closing):
     ) -> None:
         self._name = plan.name
         self._profile = profile
-        self._spin = options.spin
+        self._options = options
         self._open_engine = lambda: Engine(
             plan, compiler, cuda_graphs=options.cuda_graphs, cache=options.cache
         )
@@ -252,7 +252,7 @@ class TrtRunner(Closing):
                 raise UsageError(f"the runner of {self._name} is closed; open a new one")
             if self._opened is None:
                 # Checked again under the lock: another thread may have opened it meanwhile.
-                self._opened = _Opened(self._open_engine, self._profile, spin=self._spin)
+                self._opened = _Opened(self._open_engine, self._profile, self._options)
             return self._opened
 
     def _call(

@@ -9,9 +9,11 @@ from deploykit.backends.trt.compiler import require_gpu
 from deploykit.core import environment
 from deploykit.core.artifacts import AMPERE, AMPERE_PLUS, SAME_CC, THIS_GPU
 from deploykit.core.errors import UsageError
+from deploykit.core.gpu_choice import with_first
 
 if TYPE_CHECKING:
     from deploykit.backends._engines import CompileOptions, Compiler
+    from deploykit.core.environment import Gpu
 
 
 _OLDEST_PORTABLE = 80
@@ -25,6 +27,16 @@ def known_compute_capabilities(compiler: Compiler) -> tuple[str, ...]:
     return tuple(
         f"{number // 10}.{number % 10}" for number in numbers if number >= _OLDEST_PORTABLE
     )
+
+
+def build_gpu(options: CompileOptions) -> Gpu:
+    """The GPU that the engine is built on.
+
+    Raises:
+        BuildError: there is none.
+    """
+    which = str(options.gpu_index) if options.gpu_index else ""
+    return require_gpu(with_first(environment.gpus(), which))
 
 
 def target_capabilities(compiler: Compiler, options: CompileOptions) -> tuple[str, ...]:
@@ -42,7 +54,7 @@ def target_capabilities(compiler: Compiler, options: CompileOptions) -> tuple[st
                 f"compute capabilities {', '.join(asked)} cannot be chosen for {compiler.name}\n"
                 "it builds for the GPU of the machine: leave them out"
             )
-        own = require_gpu(environment.gpus()).compute_capability
+        own = build_gpu(options).compute_capability
         _require_compatibility(compiler, options.hardware_compatibility, own)
         return (own,)
     if options.hardware_compatibility != THIS_GPU:

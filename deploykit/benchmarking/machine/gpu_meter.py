@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections import Counter
 from dataclasses import dataclass
 from statistics import fmean
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
-from deploykit.core.environment import open_driver, require
+from deploykit.core.environment import gpus, require
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,9 +29,6 @@ REASONS: Final[Mapping[int, str]] = {
 }
 """Bits of nvml.h (``nvmlClocksThrottleReason...``) that mean slower than the GPU could be. Left
 out are idle, a clock that a user set, and the display's."""
-
-_BUS_ID_BYTES: Final = 32
-_CUDA_SUCCESS: Final = 0
 
 
 class Nvml(Protocol):
@@ -184,18 +180,9 @@ def open_gpu_meter() -> GpuMeter:
         MissingDependencyError: ``pynvml`` is not installed.
         Exception: see `GpuMeter`.
     """
-    return GpuMeter(cast("Nvml", require("pynvml")), pci_bus_id())
-
-
-def pci_bus_id(load: Callable[[], Any] = open_driver) -> str | None:
-    """PCI address of CUDA's first GPU; NVML counts GPUs in another order."""
-    driver = load()
-    text = ctypes.create_string_buffer(_BUS_ID_BYTES)
-    if driver is None or driver.cuInit(0) != _CUDA_SUCCESS:
-        return None
-    if driver.cuDeviceGetPCIBusId(text, _BUS_ID_BYTES, 0) != _CUDA_SUCCESS:
-        return None
-    return text.value.decode("ascii")
+    # NVML counts GPUs in another order than CUDA, and all of them, whatever CUDA may see.
+    bus_ids = [gpu.bus_id for gpu in gpus() if gpu.bus_id]
+    return GpuMeter(cast("Nvml", require("pynvml")), bus_ids[0] if bus_ids else None)
 
 
 def conditions_of(

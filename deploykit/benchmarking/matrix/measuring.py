@@ -112,7 +112,10 @@ def _runner(prepared: PreparedCell, switches: Switches, machine: Machine) -> Run
         case GraphBackend():
             # As `deploykit.load` runs it.
             graph_options = GraphOptions.for_precision(
-                prepared.graph.precision, threads=switches.threads, spin=switches.spin
+                prepared.graph.precision,
+                threads=switches.threads,
+                spin=switches.spin,
+                gpu_index=machine.gpu_index,
             )
             return backend.open(_same(prepared.graph), graph_options)
         case EngineBackend():
@@ -126,6 +129,7 @@ def _engine_runner(
         cuda_graphs=switches.cuda_graph,
         cache=None if engine.cache is None else Path(engine.cache),
         spin=switches.spin,
+        gpu_index=machine.gpu_index,
     )
     compiler = machine.load_compiler(engine.compiler)
     return backend.open(_same(engine), compiler, engine.profile, options)

@@ -172,12 +172,14 @@ class ProcessLimits:
 
     ``memory_bytes`` is of resident memory, of the child and the processes it started together;
     ``None`` is no limit. A child that is asked to end, or that
-    has answered, gets ``grace_s`` to do so before it is killed.
+    has answered, gets ``grace_s`` to do so before it is killed. ``visible_gpus`` is its
+    ``CUDA_VISIBLE_DEVICES``; ``None`` leaves it as it is here.
     """
 
     time_s: float
     memory_bytes: int | None = None
     grace_s: float = 2.0
+    visible_gpus: str | None = None
 
 
 def call(  # noqa: PLR0913 - how a process is run, each with a default
@@ -202,7 +204,8 @@ def call(  # noqa: PLR0913 - how a process is run, each with a default
     """
     message = json.dumps(request).encode() + b"\n"
     # -P: a file in the current folder must not stand in for a package of the same name.
-    with _Child([python, "-P", "-m", module, task], message) as child:
+    command = [python, "-P", "-m", module, task]
+    with _Child(command, message, limits.visible_gpus) as child:
         try:
             child.converse(limits, progress, stop or Event())
         finally:
@@ -216,10 +219,10 @@ def call(  # noqa: PLR0913 - how a process is run, each with a default
 class _Child(Closing):
     """A process and its group; ``final`` is the last line that it had to say, once it did."""
 
-    def __init__(self, command: list[str], message: bytes) -> None:
+    def __init__(self, command: list[str], message: bytes, visible_gpus: str | None) -> None:
         self.final: dict[str, Any] | None = None
         self._checked_s = self._begin_s = monotonic()
-        self._process = _start(command)
+        self._process = _start(command, visible_gpus)
         self._tree = ProcessTree(self._process.pid)
         self._pipes = Pipes(self._process, message)
 
@@ -326,8 +329,9 @@ class _Child(Closing):
         return self._failure(kind, f"{reason}: {last[:_SHOWN]}" if last else reason)
 
 
-def _start(command: list[str]) -> subprocess.Popen[bytes]:
+def _start(command: list[str], visible_gpus: str | None) -> subprocess.Popen[bytes]:
     """A group of its own: it can be killed as a whole, and the terminal's Ctrl-C is not for it."""
+    gpus = {} if visible_gpus is None else {"CUDA_VISIBLE_DEVICES": visible_gpus}
     try:
         return subprocess.Popen(
             command,
@@ -336,6 +340,7 @@ def _start(command: list[str]) -> subprocess.Popen[bytes]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            env={**os.environ, **gpus},
         )
     except OSError as exc:
         raise ChildFailure(_ERROR, f"the worker could not be started: {exc}") from exc

@@ -105,12 +105,22 @@ class Steps:
 
 
 def process_limits(
-    cell_s: float, memory_bytes: int | None, physical_bytes: int | None
+    cell_s: float,
+    memory_bytes: int | None,
+    physical_bytes: int | None,
+    visible_gpus: str | None = None,
 ) -> tuple[ProcessLimits, ProcessLimits]:
-    """For a measurement and for what is made before it; ``None`` for `MEMORY_SHARE`."""
+    """For a measurement and for what is made before it; ``None`` for `MEMORY_SHARE`.
+
+    ``visible_gpus`` is `ProcessLimits.visible_gpus` of both.
+    """
     if memory_bytes is None and physical_bytes is not None:
         memory_bytes = int(physical_bytes * MEMORY_SHARE)
-    return ProcessLimits(cell_s, memory_bytes), ProcessLimits(PREPARE_S, memory_bytes)
+    measuring, preparing = (
+        ProcessLimits(time_s, memory_bytes, visible_gpus=visible_gpus)
+        for time_s in (cell_s, PREPARE_S)
+    )
+    return measuring, preparing
 
 
 def usual_jobs(logical_cores: int, physical_bytes: int | None) -> int:

@@ -191,7 +191,7 @@ def test_a_gpu_that_was_not_built_in_is_no_silent_cpu(
     providers = ["CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
     with pytest.raises(EngineIncompatibleError, match=r"on cuda: this onnxruntime was built with"):
-        OrtRunner(linear, device="cuda").__enter__()
+        OrtRunner(linear, GraphOptions(gpu_index=1), device="cuda").__enter__()
 
 
 def test_a_gpu_that_does_not_start_is_no_silent_cpu(
@@ -200,8 +200,8 @@ def test_a_gpu_that_does_not_start_is_no_silent_cpu(
     """As the real package behaves without a GPU: it makes a session on the CPU instead."""
     cpu_session = onnxruntime.InferenceSession
 
-    def falls_back(model: str, options: Any, providers: list[str], **more: Any) -> Any:
-        assert providers == ["CUDAExecutionProvider"]
+    def falls_back(model: str, options: Any, providers: list[Any], **more: Any) -> Any:
+        assert providers == [("CUDAExecutionProvider", {"device_id": "1"})]
         return cpu_session(model, options, providers=["CPUExecutionProvider"], **more)
 
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -211,7 +211,7 @@ def test_a_gpu_that_does_not_start_is_no_silent_cpu(
         EngineIncompatibleError,
         match=r"linear.onnx cannot run on cuda: onnxruntime could not start it\ndeploykit doctor",
     ):
-        OrtRunner(linear, device="cuda").__enter__()
+        OrtRunner(linear, GraphOptions(gpu_index=1), device="cuda").__enter__()
 
 
 @pytest.mark.parametrize("precision", Precision)

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,11 @@ from deploykit.core.serialization import to_plain
 if TYPE_CHECKING:
     from pathlib import Path
 
-HOPPER = Gpu("NVIDIA H100", "9.0", 80 << 30)
-ADA = Gpu("NVIDIA L4", "8.9", 24 << 30)
+UUID_OF_HOPPER = "8f9a41c7-03e1-4d1c-9d6e-5a2b7c1d0e3f"
+HOPPER = Gpu("NVIDIA H100", "9.0", 80 << 30, 0, "0000:3B:00.0", f"GPU-{UUID_OF_HOPPER}")
+ADA = Gpu(
+    "NVIDIA L4", "8.9", 24 << 30, 1, "0000:AF:00.0", "GPU-11111111-2222-3333-4444-555555555555"
+)
 
 
 class FakeDriver:
@@ -59,6 +62,16 @@ class FakeDriver:
     def cuDeviceTotalMem_v2(self, size: Any, device: int, /) -> int:  # noqa: N802
         size._obj.value = self._devices[device].memory_bytes
         return self._result("cuDeviceTotalMem_v2")
+
+    def cuDeviceGetPCIBusId(self, text: Any, size: int, device: int, /) -> int:  # noqa: N802
+        known = self._devices[device].bus_id.encode()
+        ctypes.memmove(text, known + b"\0", min(size, len(known) + 1))
+        return self._result("cuDeviceGetPCIBusId")
+
+    def cuDeviceGetUuid_v2(self, uuid: Any, device: int, /) -> int:  # noqa: N802
+        known = self._devices[device].uuid.partition("-")[2].replace("-", "")
+        ctypes.memmove(uuid, bytes.fromhex(known).ljust(16, b"\0"), 16)
+        return self._result("cuDeviceGetUuid_v2")
 
 
 def test_package_version() -> None:
@@ -124,13 +137,32 @@ def test_gpus_in_the_drivers_order() -> None:
     assert environment.gpus(lambda: FakeDriver(HOPPER, ADA)) == (HOPPER, ADA)
 
 
+@pytest.mark.parametrize(
+    ("function", "field"), [("cuDeviceGetPCIBusId", "bus_id"), ("cuDeviceGetUuid_v2", "uuid")]
+)
+def test_a_gpu_is_one_without_a_name_to_choose_it_by(function: str, field: str) -> None:
+    (found,) = environment.gpus(lambda: FakeDriver(HOPPER, failing=function))
+    assert {**asdict(HOPPER), field: ""} == asdict(found)
+
+
+def test_a_driver_of_before_uuids(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeDriver(HOPPER)
+    monkeypatch.delattr(FakeDriver, "cuDeviceGetUuid_v2")
+    assert environment.gpus(lambda: driver) == (replace(HOPPER, uuid=""),)
+
+
+def test_a_part_of_a_gpu_has_a_uuid_of_its_own() -> None:
+    part = replace(HOPPER, name="NVIDIA H100 MIG 1g.10gb", uuid=f"MIG-{UUID_OF_HOPPER}")
+    assert environment.gpus(lambda: FakeDriver(part)) == (part,)
+
+
 def test_a_name_that_is_not_utf8_is_still_a_name() -> None:
     class Odd(FakeDriver):
         def cuDeviceGetName(self, name: Any, size: int, device: int, /) -> int:  # noqa: N802
             ctypes.memmove(name, b"G\xff\0", 3)
             return 0
 
-    assert environment.gpus(lambda: Odd(ADA))[0].name == "G\ufffd"
+    assert environment.gpus(lambda: Odd(HOPPER))[0].name == "G\ufffd"
 
 
 def test_no_driver() -> None:
@@ -186,6 +218,9 @@ def test_on_the_stand_in_driver(cuda_stand_in: Path, devices: int) -> None:
     assert version == "12.8"
     assert [gpu["compute_capability"] for gpu in gpus] == ["8.6"] * devices
     assert [gpu["memory_bytes"] for gpu in gpus] == [1 << 30] * devices
+    assert [gpu["index"] for gpu in gpus] == list(range(devices))
+    assert len({gpu["uuid"] for gpu in gpus}) == devices
+    assert len({gpu["bus_id"] for gpu in gpus}) == devices
 
 
 def test_describe_names_this_machine() -> None:
@@ -202,7 +237,14 @@ def test_to_dict_survives_json() -> None:
     described = replace(environment.describe(), gpus=(HOPPER,), driver="13.0")
     data = json.loads(json.dumps(to_plain(described)))
     assert data["gpus"] == [
-        {"name": "NVIDIA H100", "compute_capability": "9.0", "memory_bytes": 80 << 30}
+        {
+            "name": "NVIDIA H100",
+            "compute_capability": "9.0",
+            "memory_bytes": 80 << 30,
+            "index": 0,
+            "bus_id": "0000:3B:00.0",
+            "uuid": f"GPU-{UUID_OF_HOPPER}",
+        }
     ]
     assert data["driver"] == "13.0"
     assert data["packages"] == dict(described.packages)

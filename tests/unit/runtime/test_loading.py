@@ -9,6 +9,7 @@ import pytest
 
 from deploykit.bundle.manifest import LABELS, MANIFEST, MODEL, Bundle, manifest_text
 from deploykit.core.artifacts import UNPROVEN, sha256_of
+from deploykit.core.environment import Gpu
 from deploykit.core.errors import (
     BundleError,
     EngineIncompatibleError,
@@ -20,7 +21,7 @@ from deploykit.core.errors import (
 from deploykit.core.sizes import ShapeProfile
 from deploykit.runtime.loading import load
 from tests.bundles import SIZE, colours_of, engine_record, write_bundle
-from tests.fakes.engine_fake import ADA, FakeMachine
+from tests.fakes.engine_fake import ADA, FakeMachine, OnGpu
 from tests.graphs import normal
 
 if TYPE_CHECKING:
@@ -319,12 +320,43 @@ def test_a_bundle_of_a_newer_deploykit(folder: Path) -> None:
         load(folder)
 
 
-@pytest.mark.parametrize("device", ["gpu", "", "cuda:1"])
+@pytest.mark.parametrize("device", ["gpu", "", "gpu:1"])
 def test_an_unknown_device(folder: Path, device: str) -> None:
-    with pytest.raises(
-        UsageError, match=rf"device '{device}'\npossible: auto, cuda, cpu, ort-cuda"
-    ):
+    name = device.partition(":")[0]
+    known = "possible: auto, cuda, cpu, ort-cuda; of several GPUs one: cuda:1"
+    with pytest.raises(UsageError, match=rf"device '{name}'\n{known}$"):
         load(folder, device=device)
+
+
+@pytest.mark.parametrize("device", ["cpu:1", "auto:1", "cpu:GPU-8f"])
+def test_a_gpu_of_what_is_on_none(folder: Path, device: str) -> None:
+    name, _, gpu = device.partition(":")
+    with pytest.raises(UsageError, match=rf"'{name}' is not on a GPU, but '{gpu}' .*\n.*:{gpu}"):
+        load(folder, device=device)
+
+
+SECOND = Gpu("Hopper", "9.0", 1, 1, "0000:86:00.0", "GPU-22222222-3333-4444-5555-666666666666")
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "cuda:0000:86:00.0", SECOND.uuid, "GPU-2222"])
+def test_one_of_two_gpus(folder: Path, device: str) -> None:
+    fake = FakeMachine()
+    with load(folder, device=device, machine=fake(gpus=(ADA, SECOND))) as model:
+        assert model.device == "cuda:1"
+        assert model.file == TENSORRT.file
+        assert "on Hopper (cuda:1), compute capability 9.0" in model.choice
+        np.testing.assert_array_equal(model.run(BATCH), colours_of(BATCH))
+        assert model.run(OnGpu(BATCH), keep_on_device=True).shape == (2, 3)
+    assert [options.gpu_index for options in fake.options] == [1]
+
+
+def test_an_engine_is_for_the_gpu_that_was_named(folder: Path) -> None:
+    """The other one would have run it."""
+    here = FakeMachine()(gpus=(replace(SECOND, index=0), replace(ADA, index=1)))
+    with pytest.raises(EngineIncompatibleError, match=r"9\.0, this GPU has 8\.9"):
+        load(folder / TENSORRT.file, device="cuda:1", machine=here)
+    with pytest.raises(UsageError, match=r"no GPU is called '7'\npossible: cuda:0, Ada; cuda:1"):
+        load(folder, device="cuda:7", machine=FakeMachine()(gpus=(ADA, SECOND)))
 
 
 def test_no_threads(folder: Path) -> None:

@@ -185,3 +185,37 @@ def test_a_backend_that_was_asked_for_and_is_missing_is_mentioned(
     report = bench(options(tmp_path, matrix=matrix), {})
     assert report.notes == ("tensorrt was not measured: no GPU on this machine",)
     assert script.made == ["nin/ort/fp32/b1"]
+
+
+# --- on one of several GPUs
+
+SEEN = (
+    Gpu("NVIDIA L4", "8.9", 1, 0, "0000:3B:00.0", "GPU-11111111-2222-3333-4444-555555555555"),
+    Gpu("NVIDIA T4", "7.5", 1, 1, "0000:AF:00.0", "GPU-66666666-2222-3333-4444-555555555555"),
+)
+
+
+@pytest.mark.parametrize(
+    ("device", "visible"),
+    [
+        ("cuda", None),
+        ("cuda:1", SEEN[1].uuid),
+        ("0000:af:00.0", SEEN[1].uuid),
+        ("GPU-1", SEEN[0].uuid),
+    ],
+)
+def test_the_children_see_the_gpu_that_was_named(
+    monkeypatch: pytest.MonkeyPatch, device: str, visible: str | None
+) -> None:
+    monkeypatch.setattr(environment, "gpus", lambda: SEEN)
+    assert bench_run.visible_gpus(device) == visible
+
+
+def test_a_gpu_that_is_not_there_is_said_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(environment, "gpus", lambda: SEEN)
+    with pytest.raises(UsageError, match="no GPU is called '2'"):
+        bench_run.visible_gpus("cuda:2")
+    with pytest.raises(UsageError, match="--device cpu: engines are for GPUs"):
+        bench_run.visible_gpus("cpu")

@@ -11,9 +11,10 @@ import pytest
 from deploykit.bundle.manifest import GOLDEN, MANIFEST, Bundle, manifest_text
 from deploykit.core import environment
 from deploykit.core.environment import Gpu
-from deploykit.core.errors import BundleError
+from deploykit.core.errors import BundleError, UsageError
 from deploykit.verbs.check import check, check_to_plain
 from tests.bundles import engine_record, write_bundle
+from tests.fakes.engine_fake import FakeMachine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -137,3 +138,49 @@ def test_an_engine_fits_nothing_without_a_gpu(
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     (engine,) = check(write_bundle(tmp_path / "colours", engine_record())).engines
     assert (engine.fits, bool(engine.reason)) == (False, True)
+
+
+# --- on a device
+
+
+ENGINE = engine_record()
+
+
+def test_the_engine_that_will_serve_runs_the_sample(tmp_path: Path) -> None:
+    machine = FakeMachine()
+    folder = write_bundle(tmp_path / "colours", ENGINE)
+    report = check(folder, device="cuda", machine=machine())
+    assert report.ok
+    assert report.golden is not None
+    assert report.golden.startswith(f"{ENGINE.file} on Hopper, ")
+    (engine,) = machine.opened
+    assert engine.batches == [2]
+    assert engine.closed
+
+
+def test_an_engine_that_computes_something_else_is_a_problem(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "colours", ENGINE)
+    report = check(folder, device="cuda", machine=FakeMachine(offset=1.0)())
+    assert not report.ok
+    assert report.problems[0].startswith("the golden sample gives other logits than at export")
+    assert check(folder).ok  # its graph is as it was
+
+
+def test_without_an_engine_here_the_sample_does_not_run(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "colours", ENGINE)
+    report = check(folder, device="cuda", machine=FakeMachine(ADA)())
+    (problem,) = report.problems
+    assert problem.startswith("the golden sample does not run: no engine of colours-fp32 runs on")
+    assert report.golden is None
+
+
+def test_a_changed_engine_is_not_run(tmp_path: Path) -> None:
+    folder, machine = write_bundle(tmp_path / "colours", ENGINE), FakeMachine()
+    (folder / ENGINE.file).write_text("another", encoding="utf-8")
+    assert not check(folder, device="cuda", machine=machine()).ok
+    assert machine.opened == []
+
+
+def test_a_device_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown device 'gpu'"):
+        check(write_bundle(tmp_path / "colours"), device="gpu")

@@ -8,14 +8,20 @@ import numpy as np
 import pytest
 
 from deploykit.bundle import manifest
-from deploykit.core.errors import DataError, IntegrityError, UsageError
+from deploykit.core.errors import (
+    DataError,
+    EngineIncompatibleError,
+    IntegrityError,
+    UsageError,
+)
 from deploykit.core.specs import TensorSpec
 from deploykit.heads import head_of
 from deploykit.heads._accuracy import ClassEvaluation
 from deploykit.images import LabelledData
 from deploykit.verbs import evaluate as evaluating
 from deploykit.verbs.evaluate import AccuracyReport, evaluate_bundle
-from tests.bundles import SIZE, write_bundle, write_classifier
+from tests.bundles import SIZE, engine_record, write_bundle, write_classifier
+from tests.fakes.engine_fake import FakeMachine
 from tests.graphs import graph, save
 
 if TYPE_CHECKING:
@@ -175,3 +181,32 @@ def test_images_without_labels(bundle: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "bare.npz", images=np.zeros((4, SIZE, SIZE, 3), np.uint8))
     with pytest.raises(DataError, match="these images have no labels"):
         evaluate_bundle(bundle, LabelledData(tmp_path / "bare.npz"))
+
+
+# --- on a device
+
+
+def test_the_engine_is_counted_and_not_the_graph(bundle: Path, data: LabelledData) -> None:
+    """The fake engine takes four images at most, and the last batch is of two."""
+    folder = write_bundle(bundle.with_name("with-engine"), engine_record())
+    machine = FakeMachine()
+    report = evaluate_bundle(folder, data, batch=6, device="cuda", machine=machine())
+    assert counted(report).answers.top1.tolist() == SHOWN
+    assert counted(report).agreement == 1.0  # with its FP32 graph, on the CPU
+    assert machine.opened[0].batches == [4, 2, 2]
+    assert machine.opened[0].closed
+    assert (report.graph, report.device) == (engine_record().file, "cuda")
+    assert report.choice.startswith(f"{engine_record().file} on Hopper")
+
+
+def test_an_engine_is_held_against_another_bundles(tmp_path: Path, data: LabelledData) -> None:
+    first, second = (write_bundle(tmp_path / name, engine_record()) for name in ("first", "second"))
+    machine = FakeMachine()
+    report = evaluate_bundle(first, data, compare=second, device="cuda", machine=machine())
+    assert [engine.plan.parent for engine in machine.opened] == [first, second]
+    assert counted(report).agreement == 1.0
+
+
+def test_without_an_engine_nothing_is_counted(bundle: Path, data: LabelledData) -> None:
+    with pytest.raises(EngineIncompatibleError, match="has no engine\nbuild one on the target"):
+        evaluate_bundle(bundle, data, device="cuda", machine=FakeMachine()())

@@ -20,7 +20,8 @@ from deploykit.core.errors import (
 )
 from deploykit.core.precision import Precision
 from deploykit.verbs.validate import ComparisonOptions, compare_artifacts
-from tests.bundles import write_bundle, write_classifier
+from tests.bundles import engine_record, write_bundle, write_classifier
+from tests.fakes.engine_fake import FakeMachine
 from tests.graphs import graph, normal, save
 from tests.unit.comparison.test_converted import halved as halved_far
 
@@ -189,3 +190,33 @@ def test_what_an_engine_that_stores_every_value_would_compute(tmp_path: Path, fa
         assert said[0].startswith(str(half.artifact.path))
         fast = compare_artifacts(*pair, ComparisonOptions(fast=True))
         assert not any("stores every value" in note for note in fast.notes)
+
+
+# --- on a device
+
+
+def test_an_engine_is_compared_and_not_its_graph(tmp_path: Path) -> None:
+    """The engine's outputs are larger by what the machine adds; the graph's are right."""
+    folder = write_bundle(tmp_path / "colours", engine_record())
+    original = folder / "model.onnx"
+    on_gpu, machine = ComparisonOptions(device="cuda"), FakeMachine(offset=0.25)
+    report = compare_artifacts(folder, original, on_gpu, machine=machine())
+    assert [batch.max_abs for batch in report.outputs.batches] == pytest.approx([0.25] * 3)
+    assert not report.passed
+    assert f"the engine of {folder} ran, the reference on the CPU" in report.notes
+    assert machine.opened[0].batches == [1, 2, 4, 1]  # it takes four at most
+    assert machine.opened[0].closed
+    assert compare_artifacts(folder, original, ComparisonOptions()).passed
+
+
+def test_an_engine_shows_no_activations(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "colours", engine_record())
+    with pytest.raises(UsageError, match="--layers with --device cuda: an engine shows none"):
+        options = ComparisonOptions(layers=True, device="cuda")
+        compare_artifacts(folder, folder / "model.onnx", options)
+
+
+def test_a_file_has_no_engine(tmp_path: Path) -> None:
+    file = write_classifier(tmp_path / "mine.onnx")
+    with pytest.raises(UsageError, match=r"mine\.onnx is a file, which has no engine .*\nexport"):
+        compare_artifacts(file, file, ComparisonOptions(device="cuda"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import re
 import sys
@@ -21,9 +20,8 @@ from deploykit.benchmarking.machine.gpu_meter import (
     GpuSampler,
     conditions_of,
     open_gpu_meter,
-    pci_bus_id,
 )
-from deploykit.core.environment import install_line
+from deploykit.core.environment import Gpu, install_line
 from deploykit.core.errors import DeviceError, MissingDependencyError
 from deploykit.core.serialization import to_plain
 from tests.fakes.nvml_fake import FakeNvml, FakeNvmlError
@@ -267,29 +265,15 @@ def test_the_shortest_work_has_one_reading() -> None:
     assert len(sampler.stop()) == 1
 
 
-class BusDriver:
-    """Two functions of the CUDA driver."""
-
-    def __init__(self, failing: str = "") -> None:
-        self._failing = failing
-
-    def cuInit(self, flags: int) -> int:  # noqa: N802  (the driver's own names)
-        return 999 if self._failing == "cuInit" else 0
-
-    def cuDeviceGetPCIBusId(self, text: Any, size: int, device: int) -> int:  # noqa: N802
-        assert (size, device) == (32, 0)
-        ctypes.memmove(text, b"0000:3B:00.0\0", 13)
-        return 999 if self._failing == "cuDeviceGetPCIBusId" else 0
-
-
-def test_the_bus_of_cudas_first_gpu() -> None:
-    assert pci_bus_id(BusDriver) == "0000:3B:00.0"
-
-
-@pytest.mark.parametrize("failing", ["cuInit", "cuDeviceGetPCIBusId"])
-def test_a_driver_that_does_not_say_where_its_gpu_is(failing: str) -> None:
-    assert pci_bus_id(lambda: BusDriver(failing)) is None
-    assert pci_bus_id(lambda: None) is None
+@pytest.mark.parametrize("bus_id", ["0000:3B:00.0", ""])
+def test_the_meter_reads_cudas_first_gpu(monkeypatch: pytest.MonkeyPatch, bus_id: str) -> None:
+    """NVML counts in another order: the GPU is found by its bus id, where that is known."""
+    nvml = FakeNvml()
+    first, second = Gpu("A", "9.0", 1, bus_id=bus_id), Gpu("B", "9.0", 1, 1, "0000:86:00.0")
+    monkeypatch.setattr(gpu_meter, "gpus", lambda: (first, second) if bus_id else (first,))
+    monkeypatch.setattr(gpu_meter, "require", lambda _module: nvml)
+    open_gpu_meter().close()
+    assert nvml.asked_for == [bus_id or 0]
 
 
 def test_nvml_is_asked_for_by_its_packages_name(monkeypatch: pytest.MonkeyPatch) -> None:

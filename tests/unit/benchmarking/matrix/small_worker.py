@@ -29,6 +29,10 @@ def echo(request: Request, task: ProgressTask) -> Request:
     return request
 
 
+def variable(request: Request, task: ProgressTask) -> Request:
+    return {"value": os.environ.get(request["name"])}
+
+
 def report(request: Request, task: ProgressTask) -> Request:
     task.update(1, 4, "warm up")
     task.update(2.5)
@@ -155,6 +159,7 @@ if __name__ == "__main__":
             handler.__name__: handler
             for handler in (
                 echo,
+                variable,
                 report,
                 print_junk,
                 read_input,

@@ -411,3 +411,12 @@ def test_a_call_from_another_thread_can_be_stopped() -> None:
     Timer(0.3, stop.set).start()
     with pytest.raises(ChildFailure, match="stopped before its end"):
         call("hang", {}, AMPLE, progress=process, stop=stop, module=WORKER)
+
+
+@pytest.mark.parametrize("visible", [None, "GPU-8f9a41c7"])
+def test_a_child_sees_the_gpu_that_it_may_use(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    limits = ProcessLimits(60, visible_gpus=visible)
+    assert ask("variable", limits, name="CUDA_VISIBLE_DEVICES") == {"value": visible or "3"}

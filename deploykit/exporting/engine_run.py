@@ -1,0 +1,126 @@
+"""First run of a new engine, on the GPU that it is for, before a manifest names it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from deploykit.backends import EngineOptions, engine_fits
+from deploykit.backends._registry import graph_judge
+from deploykit.bundle.golden import limits_for, runners_of_bundle
+from deploykit.bundle.manifest import REFERENCE
+from deploykit.comparison.validation import outputs_of, validate
+from deploykit.core.gpu_choice import ENGINE_DEVICE
+from deploykit.heads import head_of
+from deploykit.images.batching import BATCHES, sample_batches
+from deploykit.images.side_inputs import SideInputs, with_side_inputs
+from deploykit.runtime.inputs import AnyBatchRunner, BatchLimits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from deploykit.backends import Compiler
+    from deploykit.bundle.manifest import Bundle
+    from deploykit.comparison.validation import ValidationReport
+    from deploykit.core.artifacts import EngineRecord
+    from deploykit.core.precision import Precision
+    from deploykit.core.progress import Journal
+    from deploykit.heads import Head
+    from deploykit.runtime.choice import Machine
+
+    Batches = list[NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What an engine must give: batches (N, C, H, W), and the outputs (N, ...) that belong to them.
+
+    ``made_by`` made the outputs; ``side`` is what the model takes beside images.
+    """
+
+    batches: Batches
+    outputs: Batches
+    made_by: str
+    precision: Precision
+    head: Head
+    side: SideInputs
+
+    @classmethod
+    def of_bundle(cls, bundle: Bundle) -> Expected:
+        """By the FP32 graph that the bundle keeps; without one, by its own graph on the CPU.
+
+        The images are the photographs that come with deploykit, as its preprocessing makes them.
+        """
+        manifest, runners = bundle.manifest, runners_of_bundle(bundle)
+        fixed = manifest.onnx.inputs[0].fixed_batch
+        batches = sample_batches(manifest.preprocessing, None, (fixed,) if fixed else BATCHES)
+        has_reference = REFERENCE in manifest.files and (bundle.folder / REFERENCE).is_file()
+        if has_reference:
+            name, opened = REFERENCE, runners.open(bundle.folder / REFERENCE)
+        else:
+            graph = bundle.on_cpu(fast=False)
+            name = graph.name
+            judge = graph_judge().open_artifact(graph.artifact)
+            opened = with_side_inputs(judge, runners.side)
+        with opened as runner:
+            outputs = outputs_of(runner, batches)
+        head = head_of(manifest.head)
+        return cls(batches, outputs, name, manifest.precision, head, runners.side)
+
+
+@dataclass(frozen=True)
+class EngineRun:
+    """Runs what a compiler made on a machine, and tells it in a journal."""
+
+    compiler: Compiler
+    machine: Machine
+    journal: Journal
+
+    def first(
+        self, record: EngineRecord, plan: Path, expect: Callable[[], Expected]
+    ) -> EngineRecord:
+        """Run an engine and compare its outputs; the record that says whether it ran.
+
+        ``expect`` makes what it is compared with; it is called only where the engine runs. Where it
+        does not fit the GPU that is here, or there is none, a note says so.
+
+        Raises:
+            ValidationError: its outputs are beyond the limits of its precision.
+            EngineIncompatibleError: the machine does not load what it compiled.
+            DeviceError: the GPU fails.
+        """
+        versions = {self.compiler.name: self.compiler.version}
+        fits, reason = engine_fits(record, self.machine.gpus, versions)
+        if not fits:
+            self.journal.notes.append(
+                f"{record.file} was compiled, it did not run: {reason}; where it will: "
+                f"deploykit check BUNDLE --device {ENGINE_DEVICE}"
+            )
+            return record
+        with self.journal.stage("run engine"):
+            report = self._compare(record, plan, expect())
+        report.require_pass()
+        gpu = self.machine.gpus[0].name
+        count = sum(batch.batch for batch in report.batches)
+        self.journal.notes.append(
+            f"{record.file} ran on {gpu}: {count} images within the limits of {report.precision}"
+        )
+        return replace(record, ran_on=gpu)
+
+    def _compare(self, record: EngineRecord, plan: Path, expected: Expected) -> ValidationReport:
+        options = EngineOptions(gpu_index=self.machine.gpu_index)
+        engine = self.machine.open_engine(plan, self.compiler, record.profile, options)
+        limits = BatchLimits.of_engine(record.profile)
+        with engine, with_side_inputs(AnyBatchRunner(engine, limits), expected.side) as runner:
+            found = outputs_of(runner, expected.batches)
+        return validate(
+            found,
+            expected.outputs,
+            precision=limits_for(expected.precision, ENGINE_DEVICE),
+            names=(record.file, expected.made_by),
+            head=expected.head,
+        )

@@ -1,0 +1,121 @@
+"""`build` on a machine with a GPU: a new engine runs before the bundle has it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from deploykit.backends import CompileOptions, Compiler
+from deploykit.bundle.manifest import Bundle
+from deploykit.core.artifacts import sha256_of, sha256_of_bytes
+from deploykit.core.environment import Gpu
+from deploykit.core.errors import EngineIncompatibleError, UsageError, ValidationError
+from deploykit.core.precision import Precision
+from deploykit.runtime.choice import machine_with
+from deploykit.verbs import build as building
+from tests.bundles import engine_record, write_bundle
+from tests.fakes.engine_fake import ADA, HOPPER, VERSIONS, FakeMachine
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deploykit.core.artifacts import EngineRecord
+    from deploykit.verbs.build import BuildReport
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The compiler is not the point: it writes its engine's name to the file."""
+    given: list[CompileOptions] = []
+
+    def compiled(
+        _onnx: Any, folder: Path, _compiler: Any, options: CompileOptions, *_: Any, **__: Any
+    ) -> EngineRecord:
+        given.append(options)
+        record = engine_record(sha256=sha256_of_bytes(b"plan"), bytes=4)
+        (folder / record.file).write_bytes(b"plan")
+        return record
+
+    compiler = Compiler("tensorrt", VERSIONS["tensorrt"], None)
+    monkeypatch.setattr(building, "choose_compiler", lambda *_: compiler)
+    monkeypatch.setattr(building, "build_engine", compiled)
+    return write_bundle(tmp_path / "colours")
+
+
+def build(bundle: Path, machine: FakeMachine, **changes: Any) -> BuildReport:
+    return building.build(bundle, "auto", CompileOptions(), machine=machine(**changes))
+
+
+def test_an_engine_runs_on_the_gpu_that_it_was_built_for(bundle: Path) -> None:
+    machine = FakeMachine()
+    report = build(bundle, machine)
+    (engine,) = machine.opened
+    # One, two and five images; the engine takes four at most.
+    assert engine.batches == [1, 2, 4, 1]
+    assert engine.closed
+    assert report.engine.ran_on == "Hopper"
+    assert Bundle.open(bundle).manifest.engines == (report.engine,)
+    assert report.notes == (
+        f"{report.engine.file} ran on Hopper: 8 images within the limits of fp16",
+    )
+    assert [stage.name for stage in report.stages] == ["verify", "build engine", "run engine"]
+
+
+def test_an_engine_that_computes_something_else_is_not_added(bundle: Path) -> None:
+    files = {path.name: sha256_of(path) for path in bundle.iterdir()}
+    with pytest.raises(ValidationError, match=r"\.engine does not compute what model\.onnx "):
+        build(bundle, FakeMachine(offset=1.0))
+    assert {path.name: sha256_of(path) for path in bundle.iterdir()} == files
+    assert Bundle.open(bundle).manifest.engines == ()
+
+
+def test_an_engine_that_its_own_gpu_does_not_load_is_not_added(bundle: Path) -> None:
+    with pytest.raises(EngineIncompatibleError, match="out of date"):
+        build(bundle, FakeMachine(error=EngineIncompatibleError("out of date")))
+    assert Bundle.open(bundle).manifest.engines == ()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "reason"),
+    [
+        (None, "no GPU on this machine"),
+        (ADA, "compiled for compute capability 9.0, this GPU has 8.9"),
+    ],
+)
+def test_an_engine_for_elsewhere_is_added_and_said_not_to_have_run(
+    bundle: Path, gpu: Gpu | None, reason: str
+) -> None:
+    machine = FakeMachine(gpu)
+    report = build(bundle, machine)
+    assert machine.opened == []
+    assert report.engine.ran_on is None
+    assert report.notes == (
+        f"{report.engine.file} was compiled, it did not run: {reason}; where it will: "
+        "deploykit check BUNDLE --device cuda",
+    )
+
+
+def test_the_gpu_that_was_named_is_built_for_and_run_on(bundle: Path) -> None:
+    machine = FakeMachine()
+    second = replace(HOPPER, index=1)
+    build(bundle, machine, gpus=(second, ADA))
+    assert machine.options[0].gpu_index == 1
+
+
+def test_what_is_kept_as_reference_is_what_an_engine_is_compared_with(bundle: Path) -> None:
+    from deploykit.exporting.engine_run import Expected
+
+    expected = Expected.of_bundle(Bundle.open(bundle))
+    assert [len(batch) for batch in expected.batches] == [1, 2, 5]
+    assert expected.precision is Precision.FP32
+    for batch, outputs in zip(expected.batches, expected.outputs, strict=True):
+        np.testing.assert_allclose(outputs, batch.mean(axis=(2, 3)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("device", ["cpu", "ort-cuda", "auto"])
+def test_engines_are_for_gpus(device: str) -> None:
+    with pytest.raises(UsageError, match=rf"--device {device}: engines are for GPUs\nexpected"):
+        machine_with(device)
