@@ -148,16 +148,16 @@ class ShapeProfile:
             raise UsageError("an engine needs at least one profile")
         return parts[0] if len(parts) == 1 else replace(_enclosing(parts), parts=parts)
 
-    def narrowest(self, sizes: Mapping[int, int]) -> int | None:
-        """The place among `profiles` of the one for a shape of ``sizes`` (by axis), if there is.
+    def narrowest(self, *shapes: Mapping[int, int]) -> int | None:
+        """The place among `profiles` of the one for these shapes (sizes by axis), if there is.
 
         Of several it is the one with the fewest shapes in it, then the one that is tuned for the
-        nearest, by the logarithm of the ratio; then the first.
+        nearest to the first, by the logarithm of the ratio; then the first.
         """
         found = [
-            (each.distance(sizes), place)
+            (each.distance(shapes[0]), place)
             for place, each in enumerate(self.profiles)
-            if each.takes(sizes)
+            if all(map(each.takes, shapes))
         ]
         return min(found)[1] if found else None
 

@@ -78,7 +78,7 @@ def test_a_choice_that_the_compiler_lacks_is_refused_before_anything_is_done(
     target = (fp16_bundle,) if command == "build" else ("resnet20", "-o", tmp_path / "b")
     options = ("--backend", "tensorrt-rtx", "--hardware-compatibility", "ampere+")
     called = deploykit(command, *target, *options)
-    assert called.code == 1
+    assert called.code == 2
     assert "tensorrt-rtx has no hardware compatibility ampere+" in called.err
     assert "verify" not in called.err
     assert list(tmp_path.iterdir()) == []
