@@ -125,10 +125,10 @@ def _compile(
     return compile_onnx(compiler, onnx, options, task)
 
 
-def _check_options(compiler: Compiler, options: CompileOptions, /) -> None:
-    from deploykit.backends.trt.targets import target_capabilities
+def _check_options(compiler: Compiler, options: CompileOptions, gpus: Sequence[Gpu], /) -> None:
+    from deploykit.backends.trt.targets import require_known
 
-    target_capabilities(compiler, options)
+    require_known(compiler, options, gpus)
 
 
 def _open(

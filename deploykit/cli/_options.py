@@ -313,7 +313,7 @@ def _read_profiles(
             texts[place % len(texts)] if texts else None for texts in given.values()
         )
         sizes = _read_sizes(height=high, width=wide)
-        alone = ShapeProfile.parse(text or _BATCH)
+        alone = ShapeProfile.parse(_BATCH if text is None else text)
         profiles.append(replace(alone, height=sizes.height, width=sizes.width))
     return ShapeProfile.of(profiles)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from deploykit.backends import EngineOptions, engine_fits
 from deploykit.backends._registry import graph_judge
 from deploykit.bundle.golden import limits_for, runners_of_bundle
 from deploykit.bundle.manifest import REFERENCE
 from deploykit.comparison.validation import outputs_of, validate
 from deploykit.core.gpu_choice import ENGINE_DEVICE
+from deploykit.core.sizes import BATCH_AXIS, IMAGE_AXES
 from deploykit.heads import head_of
 from deploykit.images.batching import BATCHES, sample_batches
 from deploykit.images.side_inputs import SideInputs, with_side_inputs
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from deploykit.backends import Compiler
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from deploykit.core.artifacts import EngineRecord
     from deploykit.core.precision import Precision
     from deploykit.core.progress import Journal
+    from deploykit.core.sizes import ShapeProfile
     from deploykit.heads import Head
     from deploykit.runtime.choice import Machine
 
@@ -70,6 +73,33 @@ class Expected:
             outputs = outputs_of(runner, batches)
         head = head_of(manifest.head)
         return cls(batches, outputs, name, manifest.precision, head, runners.side)
+
+    def covering(self, profile: ShapeProfile) -> Expected:
+        """With one more batch for each of several profiles, of the first batch's images repeated.
+
+        Each profile has kernels of its own. One for images of other sizes gets none, nor one that
+        a narrower one always stands in for; nor do outputs that have no entry per image.
+        """
+        images, outputs = self.batches[0], self.outputs[0]
+        if not profile.parts or len(outputs) != len(images):
+            return self
+        counts = (_count_for(profile, place, images.shape) for place in range(len(profile.parts)))
+        chosen = [np.arange(count) % len(images) for count in counts if count]
+        return replace(
+            self,
+            batches=[*self.batches, *(images[each] for each in chosen)],
+            outputs=[*self.outputs, *(outputs[each] for each in chosen)],
+        )
+
+
+def _count_for(profile: ShapeProfile, place: int, shape: tuple[int, ...]) -> int:
+    """How many images of (N, C, H, W) run on the profile at ``place``; 0 where none do."""
+    part = profile.parts[place]
+    sizes = {axis: shape[axis] for axis in IMAGE_AXES}
+    for count in (part.opt_batch, part.max_batch, part.min_batch):
+        if profile.narrowest({BATCH_AXIS: count, **sizes}) == place:
+            return count
+    return 0
 
 
 @dataclass(frozen=True)
@@ -114,7 +144,8 @@ class EngineRun:
     def _compare(self, record: EngineRecord, plan: Path, expected: Expected) -> ValidationReport:
         options = EngineOptions(gpu_index=self.machine.gpu_index)
         engine = self.machine.open_engine(plan, self.compiler, record.profile, options)
-        limits = BatchLimits.of_engine(record.profile)
+        expected = expected.covering(record.profile)
+        limits = BatchLimits.of_engine(record.profile, expected.batches[0].shape[2:])
         with engine, with_side_inputs(AnyBatchRunner(engine, limits), expected.side) as runner:
             found = outputs_of(runner, expected.batches)
         return validate(

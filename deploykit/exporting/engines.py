@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from deploykit.backends import CompiledEngine, CompileOptions, Compiler
     from deploykit.bundle.manifest import Bundle
     from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.core.environment import Gpu
     from deploykit.core.precision import Precision
     from deploykit.core.progress import Progress
 
@@ -92,12 +93,15 @@ def build_engine(
     )
 
 
-def require_options(precision: Precision, compiler: Compiler, options: CompileOptions) -> None:
+def require_options(
+    precision: Precision, compiler: Compiler, options: CompileOptions, gpus: Sequence[Gpu] = ()
+) -> None:
     """Refuse choices that the compiler does not have, or GPUs without the precision.
+
+    ``gpus`` are the machine's, the one that is built on first; without them that is not looked at.
 
     Raises:
         UsageError: one of ``options`` is such a choice.
-        BuildError: the compiler builds on a GPU, and there is none.
     """
     require_capabilities(precision, options.compute_capabilities)
     if options.hardware_compatibility == AMPERE_PLUS:
@@ -108,7 +112,7 @@ def require_options(precision: Precision, compiler: Compiler, options: CompileOp
                 f"them have {precision} arithmetic\ngive --hardware-compatibility {SAME_CC}, or "
                 "export another precision"
             )
-    engine_backend(compiler.name).check_options(compiler, options)
+    engine_backend(compiler.name).check_options(compiler, options, gpus)
 
 
 def require_capabilities(precision: Precision, asked: Sequence[str]) -> None:

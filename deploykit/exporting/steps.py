@@ -156,7 +156,8 @@ def export_bundle(
     here = machine or Machine()
     compiler = choose_compiler(options.backend, here.gpus)
     if compiler is not None:
-        require_options(options.precision, compiler, options.compiling(place, here.gpu_index))
+        wanted = options.compiling(place, here.gpu_index)
+        require_options(options.precision, compiler, wanted, here.gpus)
     replacement = Replacement(
         place,
         options.precision,

@@ -85,7 +85,7 @@ def build(
         raise UsageError(
             f"there is nothing to build with --backend {backend}\nchoose {possible} or auto"
         )
-    require_options(bundle.manifest.precision, compiler, options)
+    require_options(bundle.manifest.precision, compiler, options, here.gpus)
     with journal.stage("verify"):
         bundle.require_intact()
     kept_heavy = int(bundle.manifest.conversion.get("kept_heavy", 0))

@@ -93,6 +93,26 @@ def test_the_level_of_a_build_is_recorded_and_shown(fp16_copy: Path) -> None:
     assert deploykit("build", fp16_copy, *options, 6).code == 2
 
 
+def test_an_engine_of_several_profiles(fp16_copy: Path) -> None:
+    options = ("--backend", "tensorrt-rtx", "--compute-capability", "8.9")
+    called = deploykit("build", fp16_copy, *options, "--batch", 1, "--batch", "8,16,32", "--json")
+    assert called.code == 0, called.err
+    (engine,) = called.data["engines"]
+    assert engine["profile"] == {
+        "min_batch": 1,
+        "opt_batch": 1,
+        "max_batch": 32,
+        "parts": [
+            {"min_batch": 1, "opt_batch": 1, "max_batch": 1},
+            {"min_batch": 8, "opt_batch": 16, "max_batch": 32},
+        ],
+    }
+    shown = deploykit("inspect", fp16_copy).out
+    assert "profile 0" in shown
+    assert "batch 8,16,32" in shown
+    assert deploykit("check", fp16_copy, "--json").data["ok"] is True
+
+
 def test_check_says_why_an_engine_does_not_fit(fp16_bundle: Path) -> None:
     data = deploykit("check", fp16_bundle, "--json").data
     assert data["ok"] is True

@@ -12,6 +12,8 @@ from deploykit.core.errors import UsageError
 from deploykit.core.gpu_choice import with_first
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from deploykit.backends._engines import CompileOptions, Compiler
     from deploykit.core.environment import Gpu
 
@@ -43,20 +45,38 @@ def target_capabilities(compiler: Compiler, options: CompileOptions) -> tuple[st
     """Compute capabilities that the engine is compiled for, as ("8.6", "8.9").
 
     Raises:
-        UsageError: the compiler does not know one of ``options``, or it or the GPU lacks the
-            hardware compatibility.
+        UsageError: as `require_known`.
         BuildError: it builds on a GPU, and there is none.
     """
-    asked = options.compute_capabilities
-    if not compiler.is_portable:
-        if asked:
-            raise UsageError(
-                f"compute capabilities {', '.join(asked)} cannot be chosen for {compiler.name}\n"
-                "it builds for the GPU of the machine: leave them out"
-            )
-        own = build_gpu(options).compute_capability
+    require_known(compiler, options, ())
+    if compiler.is_portable:
+        known = known_compute_capabilities(compiler)
+        return tuple(name for name in known if name in options.compute_capabilities) or known
+    gpu = build_gpu(options)
+    require_known(compiler, options, (gpu,))
+    return (gpu.compute_capability,)
+
+
+def require_known(compiler: Compiler, options: CompileOptions, gpus: Sequence[Gpu]) -> None:
+    """Refuse targets and a hardware compatibility that a compiler or the first GPU lacks.
+
+    Raises:
+        UsageError: they do.
+    """
+    if compiler.is_portable:
+        _require_targets(compiler, options)
+        return
+    if options.compute_capabilities:
+        raise UsageError(
+            f"compute capabilities {', '.join(options.compute_capabilities)} cannot be chosen for "
+            f"{compiler.name}\nit builds for the GPU of the machine: leave them out"
+        )
+    if options.hardware_compatibility != THIS_GPU:
+        own = gpus[0].compute_capability if gpus else None
         _require_compatibility(compiler, options.hardware_compatibility, own)
-        return (own,)
+
+
+def _require_targets(compiler: Compiler, options: CompileOptions) -> None:
     if options.hardware_compatibility != THIS_GPU:
         raise UsageError(
             f"{compiler.name} has no hardware compatibility {options.hardware_compatibility}\n"
@@ -64,13 +84,12 @@ def target_capabilities(compiler: Compiler, options: CompileOptions) -> tuple[st
             "leave it out, or choose them with --compute-capability"
         )
     known = known_compute_capabilities(compiler)
-    unknown = [name for name in asked if name not in known]
+    unknown = [name for name in options.compute_capabilities if name not in known]
     if unknown:
         raise UsageError(
             f"{compiler.label} cannot compile for compute capability {', '.join(unknown)}\n"
             f"it knows {', '.join(known)}"
         )
-    return tuple(name for name in known if name in asked) or known
 
 
 LEVELS: Final = {
@@ -85,9 +104,7 @@ _OLDEST_WITH: Final = {SAME_CC: (7, 5), AMPERE_PLUS: AMPERE}
 Turing, and Ampere."""
 
 
-def _require_compatibility(compiler: Compiler, asked: str, own: str) -> None:
-    if asked == THIS_GPU:
-        return
+def _require_compatibility(compiler: Compiler, asked: str, own: str | None) -> None:
     members = getattr(compiler.module, "HardwareCompatibilityLevel", None)
     known = [name for name, member in LEVELS.items() if hasattr(members, member)] or [THIS_GPU]
     if asked not in known:
@@ -96,7 +113,7 @@ def _require_compatibility(compiler: Compiler, asked: str, own: str) -> None:
             f"it knows {', '.join(known)}; a newer version has more"
         )
     oldest = _OLDEST_WITH[asked]
-    if _numbers(own) < oldest:
+    if own is not None and _numbers(own) < oldest:
         raise UsageError(
             f"hardware compatibility {asked} is for GPUs of compute capability "
             f"{oldest[0]}.{oldest[1]} and later, this one has {own}\nleave it out"

@@ -14,6 +14,7 @@ from deploykit.core.artifacts import sha256_of, sha256_of_bytes
 from deploykit.core.environment import Gpu
 from deploykit.core.errors import EngineIncompatibleError, UsageError, ValidationError
 from deploykit.core.precision import Precision
+from deploykit.core.sizes import ShapeProfile
 from deploykit.runtime.choice import machine_with
 from deploykit.verbs import build as building
 from tests.bundles import engine_record, write_bundle
@@ -62,6 +63,25 @@ def test_an_engine_runs_on_the_gpu_that_it_was_built_for(bundle: Path) -> None:
         f"{report.engine.file} ran on Hopper: 8 images within the limits of fp16",
     )
     assert [stage.name for stage in report.stages] == ["verify", "build engine", "run engine"]
+
+
+def test_each_of_several_profiles_runs(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = ShapeProfile.of(
+        [ShapeProfile(1, 1, 1), ShapeProfile(4, 6, 8), ShapeProfile(16, 16, 16)]
+    )
+    compiled = building.build_engine
+
+    def several(*given: Any, **more: Any) -> EngineRecord:
+        return replace(compiled(*given, **more), profile=profile)
+
+    monkeypatch.setattr(building, "build_engine", several)
+    machine = FakeMachine()
+    report = build(bundle, machine)
+    (engine,) = machine.opened
+    # Two images are filled up to four; then each profile has what it is tuned for.
+    assert engine.batches == [1, 4, 5, 1, 6, 16]
+    assert report.engine.ran_on == "Hopper"
+    assert Bundle.open(bundle).manifest.engines[0].profile == profile
 
 
 def test_an_engine_that_computes_something_else_is_not_added(bundle: Path) -> None:
