@@ -75,29 +75,39 @@ class Expected:
         return cls(batches, outputs, name, manifest.precision, head, runners.side)
 
     def covering(self, profile: ShapeProfile) -> Expected:
-        """With one more batch for each of several profiles, of the first batch's images repeated.
+        """What an engine of several profiles is compared with: a batch for each of them too.
 
-        Each profile has kernels of its own. One for images of other sizes gets none, nor one that
-        a narrower one always stands in for; nor do outputs that have no entry per image.
+        Each profile has kernels of its own, so the first images are repeated to a batch that runs
+        on it. One for images of other sizes gets none, nor one that a narrower one always stands in
+        for; nor do outputs that have no entry per image. Batches of images whose sizes no profile
+        has are left out.
         """
-        images, outputs = self.batches[0], self.outputs[0]
-        if not profile.parts or len(outputs) != len(images):
+        if not profile.parts:
             return self
+        pairs = zip(self.batches, self.outputs, strict=True)
+        taken = [pair for pair in pairs if profile.takes(_image_sizes(pair[0].shape))]
+        found = replace(self, batches=[b for b, _ in taken], outputs=[o for _, o in taken])
+        images, outputs = taken[0]
+        if len(outputs) != len(images):
+            return found
         counts = (_count_for(profile, place, images.shape) for place in range(len(profile.parts)))
         chosen = [np.arange(count) % len(images) for count in counts if count]
         return replace(
-            self,
-            batches=[*self.batches, *(images[each] for each in chosen)],
-            outputs=[*self.outputs, *(outputs[each] for each in chosen)],
+            found,
+            batches=[*found.batches, *(images[each] for each in chosen)],
+            outputs=[*found.outputs, *(outputs[each] for each in chosen)],
         )
+
+
+def _image_sizes(shape: tuple[int, ...]) -> dict[int, int]:
+    return {axis: shape[axis] for axis in IMAGE_AXES}
 
 
 def _count_for(profile: ShapeProfile, place: int, shape: tuple[int, ...]) -> int:
     """How many images of (N, C, H, W) run on the profile at ``place``; 0 where none do."""
     part = profile.parts[place]
-    sizes = {axis: shape[axis] for axis in IMAGE_AXES}
     for count in (part.opt_batch, part.max_batch, part.min_batch):
-        if profile.narrowest({BATCH_AXIS: count, **sizes}) == place:
+        if profile.narrowest({BATCH_AXIS: count, **_image_sizes(shape)}) == place:
             return count
     return 0
 
@@ -145,9 +155,12 @@ class EngineRun:
         options = EngineOptions(gpu_index=self.machine.gpu_index)
         engine = self.machine.open_engine(plan, self.compiler, record.profile, options)
         expected = expected.covering(record.profile)
-        limits = BatchLimits.of_engine(record.profile, expected.batches[0].shape[2:])
-        with engine, with_side_inputs(AnyBatchRunner(engine, limits), expected.side) as runner:
-            found = outputs_of(runner, expected.batches)
+        found = []
+        with engine:
+            for batch in expected.batches:
+                limits = BatchLimits.of_engine(record.profile, batch.shape[2:])
+                runner = with_side_inputs(AnyBatchRunner(engine, limits), expected.side)
+                found += outputs_of(runner, [batch])
         return validate(
             found,
             expected.outputs,
