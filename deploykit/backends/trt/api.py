@@ -7,7 +7,10 @@ protocols against the real packages.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Dims(Protocol):
@@ -75,7 +78,7 @@ class CudaEngine(Protocol):
     def get_tensor_shape(self, name: str, /) -> Dims: ...  # noqa: D102
     def get_tensor_profile_shape(  # noqa: D102
         self, name: str, profile_index: int, /
-    ) -> list[Dims]: ...
+    ) -> Sequence[Dims]: ...
     def create_runtime_config(self) -> RuntimeConfig | None: ...  # noqa: D102
     def create_execution_context(  # noqa: D102
         self, runtime_config: Any, /
