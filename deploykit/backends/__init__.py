@@ -14,6 +14,7 @@ from deploykit.backends._backend import (
     GraphBackend,
     GraphOptions,
     ModuleBackend,
+    ModuleOptions,
     needs,
     not_installed,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "GraphBackend",
     "GraphOptions",
     "ModuleBackend",
+    "ModuleOptions",
     "engine_fits",
     "needs",
     "not_installed",

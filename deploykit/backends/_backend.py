@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 
 from deploykit.core.environment import install_line, require
 from deploykit.core.errors import MissingDependencyError
+from deploykit.core.precision import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     )
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.environment import Gpu
-    from deploykit.core.precision import Precision
     from deploykit.core.progress import ProgressTask
     from deploykit.core.sizes import ShapeProfile
     from deploykit.core.specs import Array, Runner, SplitGraph, TensorSpec
@@ -62,10 +62,12 @@ class Backend:
         label: what messages call it.
         rank: where it stands among the others; the lowest is the best, and is what ``--quick``
             takes. Ours are 10 (TensorRT), 20 (TensorRT for RTX), 30 (onnxruntime on CUDA), 40
-            (onnxruntime on the CPU) and 50 (torch).
+            (onnxruntime on the CPU), 42 and 44 (torch on a GPU, and compiled) and 50 (torch on the
+            CPU).
         device: where it computes.
         precisions: what it can be asked to measure; ``None`` for every one, of plug-ins too.
         usual: of those what is measured unasked.
+        by_default: whether it is measured where no backend was named.
         problem: why it does not work on a machine with these GPUs, on one line; empty where it
             does. It does not start the backend: what shows only then fails each cell.
         notes: what a reader must know of a figure, by the graph's precision and the streams.
@@ -84,6 +86,7 @@ class Backend:
     problem: Callable[[Gpus], str]
     notes: Callable[[Precision, int], Sequence[str]] = lambda _precision, _streams: ()
     abilities: Callable[[Gpus], Sequence[Ability]] | None = None
+    by_default: bool = True
     cuda_graphs: bool = False
     resident: Callable[[Any, Mapping[str, Any]], tuple[Runner, Mapping[str, Any]]] | None = None
 
@@ -100,6 +103,19 @@ class Backend:
         return (Ability(f"run models on {self.label}", works=not problem, how=how),)
 
 
+@dataclass(frozen=True, slots=True)
+class ModuleOptions:
+    """How a module is run; a backend leaves out what it does not have.
+
+    ``threads`` are those of a CPU, ``None`` for all cores. ``precision`` is one that the backend
+    can be asked for. ``gpu_index`` is the driver's number of the GPU.
+    """
+
+    threads: int | None = None
+    precision: Precision = Precision.FP32
+    gpu_index: int = 0
+
+
 class OpenModule(Protocol):
     """Makes the runner of a module."""
 
@@ -108,11 +124,10 @@ class OpenModule(Protocol):
         module: nn.Module,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
+        options: ModuleOptions = ...,
         /,
-        *,
-        threads: int | None = None,
     ) -> Runner:
-        """The runner of ``module``; without ``threads`` it takes all cores."""
+        """The runner of ``module``."""
 
 
 @dataclass(frozen=True, kw_only=True)

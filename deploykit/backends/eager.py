@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from deploykit.backends._backend import CPU, ModuleBackend, not_installed
+from deploykit.backends._backend import CPU, ModuleBackend, ModuleOptions, not_installed
 from deploykit.backends._feeds import check_feeds
 from deploykit.core.errors import UsageError
 from deploykit.core.precision import Precision
@@ -21,10 +21,14 @@ if TYPE_CHECKING:
     from deploykit.core.specs import Array, TensorSpec
 
 
+_DEFAULTS: Final = ModuleOptions()
+
+
 class EagerRunner(Closing):
     """Runs a module of one input and one output, set to evaluation mode, without gradients.
 
-    ``threads`` are those of torch in this process, which has one number for all modules.
+    The threads of the options are those of torch in this process, which has one number for all
+    modules.
     """
 
     def __init__(
@@ -32,17 +36,16 @@ class EagerRunner(Closing):
         module: nn.Module,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
+        options: ModuleOptions = _DEFAULTS,
         /,
-        *,
-        threads: int | None = None,
     ) -> None:
         self.inputs = inputs
         self.outputs = outputs
         self._module: nn.Module | None = module.eval()
-        if threads is not None:
+        if options.threads is not None:
             import torch
 
-            torch.set_num_threads(threads)
+            torch.set_num_threads(options.threads)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name for one batch of inputs by name.

@@ -42,6 +42,14 @@ def cuda_major(compiler: str) -> int | None:
     return engine_backend(compiler).cuda_major()
 
 
+def _gpus() -> tuple[Gpu, ...]:
+    return environment.gpus()
+
+
+def _driver_version() -> str | None:
+    return environment.driver_version()
+
+
 @dataclass(frozen=True)
 class Machine:
     """What an engine has to fit: the GPU, its driver, the compilers' runtimes.
@@ -50,8 +58,8 @@ class Machine:
     that the driver supports. The functions are how to get at the rest; a test gives its own.
     """
 
-    gpus: tuple[Gpu, ...] = field(default_factory=lambda: environment.gpus())
-    driver: str | None = field(default_factory=lambda: environment.driver_version())
+    gpus: tuple[Gpu, ...] = field(default_factory=_gpus)
+    driver: str | None = field(default_factory=_driver_version)
     load_compiler: Callable[[str], Compiler] = load_compiler
     cuda_major: Callable[[str], int | None] = cuda_major
     read_header: Callable[[bytes, str], EngineHeader] = read_header

@@ -147,7 +147,10 @@ def _limits_of_modules() -> str:
 
 
 def _working(matrix: Matrix, unavailable: Mapping[str, str]) -> Sequence[AnyBackend]:
-    asked = backends() if matrix.backends is None else tuple(map(find_backend, matrix.backends))
+    if matrix.backends is None:
+        asked = tuple(each for each in backends() if each.by_default)
+    else:
+        asked = tuple(map(find_backend, matrix.backends))
     working = [each for each in asked if each.name not in unavailable]
     if not working:
         reasons = "\n".join(f"{each.name}: {unavailable[each.name]}" for each in asked)

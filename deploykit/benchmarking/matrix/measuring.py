@@ -17,6 +17,7 @@ from deploykit.backends import (
     GraphBackend,
     GraphOptions,
     ModuleBackend,
+    ModuleOptions,
 )
 from deploykit.backends._registry import find_backend
 from deploykit.benchmarking.harness.rates import highest_rate
@@ -68,6 +69,7 @@ def measure_cell(
         measured, conditions = watch(
             lambda: _measure(runner, feeds, switches, clock, task), on_gpu=cell.device == GPU
         )
+        remarks = tuple(getattr(runner, "remarks", ()))  # of a runner that has something to say
     return BenchmarkResult(
         subject=subject_of(prepared),
         switches=measured.switches,
@@ -81,7 +83,7 @@ def measure_cell(
         condition=conditions.sentences(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         limit=prepared.graph.limits.get(cell.device, {}).get(cell.batch),
-        notes=_notes(prepared, switches.streams),
+        notes=(*_notes(prepared, switches.streams), *remarks),
     )
 
 
@@ -108,7 +110,10 @@ def _runner(prepared: PreparedCell, switches: Switches, machine: Machine) -> Run
         case ModuleBackend():
             spec = find_definition(prepared.cell.target)
             module, _ = build_with_weights(spec, None, 0)
-            return backend.open(module, spec.inputs, spec.outputs, threads=switches.threads)
+            module_options = ModuleOptions(
+                switches.threads, prepared.cell.precision, machine.gpu_index
+            )
+            return backend.open(module, spec.inputs, spec.outputs, module_options)
         case GraphBackend():
             # As `deploykit.load` runs it.
             graph_options = GraphOptions.for_precision(

@@ -76,17 +76,19 @@ def test_the_best_comes_first() -> None:
         "tensorrt-rtx",
         "ort-cuda",
         "ort",
+        "eager-cuda",
+        "compile-cuda",
         "eager",
     ]
     assert [backend.name for backend in engine_backends()] == ["tensorrt", "tensorrt-rtx"]
-    assert [backend.device for backend in backends()] == [GPU, GPU, GPU, CPU, CPU]
+    assert [backend.device for backend in backends()] == [GPU, GPU, GPU, CPU, GPU, GPU, CPU]
 
 
 def test_what_a_package_installs_has_its_place_by_its_rank(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(tmp_path, monkeypatch)
-    assert [backend.name for backend in backends()][2:] == ["ort-cuda", "toy", "ort", "eager"]
+    assert [backend.name for backend in backends()][2:5] == ["ort-cuda", "toy", "ort"]
     assert find_backend("toy").label == "Toy"
     assert load_devices() == ("toy", "cpu", "ort-cuda")
     assert graph_backend_on("toy") is find_backend("toy")
@@ -140,6 +142,8 @@ def test_each_backend_is_of_the_kind_of_what_it_opens() -> None:
         "tensorrt-rtx": EngineBackend,
         "ort-cuda": GraphBackend,
         "ort": GraphBackend,
+        "eager-cuda": ModuleBackend,
+        "compile-cuda": ModuleBackend,
         "eager": ModuleBackend,
     }
 
@@ -250,7 +254,7 @@ def test_backends_are_found_without_importing_what_they_run_on() -> None:
     import subprocess
 
     code = (
-        "from deploykit.backends._registry import backends\nassert len(backends()) == 5\n"
+        "from deploykit.backends._registry import backends\nassert len(backends()) == 7\n"
         "import sys\nprint(*{name.partition('.')[0] for name in sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

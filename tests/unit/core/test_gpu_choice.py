@@ -63,7 +63,7 @@ def test_a_device_is_a_name_and_a_gpu(device: str, parts: tuple[str, str]) -> No
 )
 def test_the_one_that_is_meant_comes_first(which: str, gpu: Gpu | None) -> None:
     if gpu is None:
-        with pytest.raises(UsageError, match="GPUs? (is|are) called .*\npossible: cuda:0, NVIDIA"):
+        with pytest.raises(UsageError, match=r"GPUs? (is|are) called .*\npossible: cuda:0, NVIDIA"):
             with_first(GPUS, which)
         return
     found = with_first(GPUS, which)

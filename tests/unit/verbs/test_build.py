@@ -11,7 +11,6 @@ import pytest
 from deploykit.backends import CompileOptions, Compiler
 from deploykit.bundle.manifest import Bundle
 from deploykit.core.artifacts import sha256_of, sha256_of_bytes
-from deploykit.core.environment import Gpu
 from deploykit.core.errors import EngineIncompatibleError, UsageError, ValidationError
 from deploykit.core.precision import Precision
 from deploykit.core.sizes import ShapeProfile, SizeRange
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deploykit.core.artifacts import EngineRecord
+    from deploykit.core.environment import Gpu
     from deploykit.verbs.build import BuildReport
 
 
@@ -115,9 +115,10 @@ def test_an_engine_for_elsewhere_is_added_and_said_not_to_have_run(
     report = build(bundle, machine)
     assert machine.opened == []
     assert report.engine.ran_on is None
-    assert report.notes == (
+    (note,) = report.notes
+    assert note == (
         f"{report.engine.file} was compiled, it did not run: {reason}; where it will: "
-        "deploykit check BUNDLE --device cuda",
+        "deploykit check BUNDLE --device cuda"
     )
 
 

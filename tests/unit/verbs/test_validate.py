@@ -211,8 +211,8 @@ def test_an_engine_is_compared_and_not_its_graph(tmp_path: Path) -> None:
 
 def test_an_engine_shows_no_activations(tmp_path: Path) -> None:
     folder = write_bundle(tmp_path / "colours", engine_record())
+    options = ComparisonOptions(layers=True, device="cuda")
     with pytest.raises(UsageError, match="--layers with --device cuda: an engine shows none"):
-        options = ComparisonOptions(layers=True, device="cuda")
         compare_artifacts(folder, folder / "model.onnx", options)
 
 

@@ -21,7 +21,9 @@ from deploykit.core.serialization import Source, from_plain, to_plain
 from deploykit.models import families, names
 
 FP32, FP16, INT8 = Precision
-NO_GPU = dict.fromkeys(("tensorrt", "tensorrt-rtx", "ort-cuda"), "no GPU on this machine")
+NO_GPU = dict.fromkeys(
+    ("tensorrt", "tensorrt-rtx", "ort-cuda", "eager-cuda", "compile-cuda"), "no GPU on this machine"
+)
 
 
 def keys(matrix: Matrix, unavailable: Any = NO_GPU, own: Any = None) -> list[str]:
@@ -47,6 +49,8 @@ def test_on_a_gpu_engines_come_first_in_all_precisions() -> None:
         "nin/ort-cuda/fp32/b1",
         "nin/ort-cuda/fp16/b1",
         "nin/ort/fp32/b1",
+        "nin/eager-cuda/fp32/b1",
+        "nin/eager-cuda/fp16/b1",
         "nin/eager/fp32/b1",
     ]
     assert keys(Matrix(("nin",), (1,), precisions=(FP16,), only_best=True), {}) == [
@@ -59,11 +63,17 @@ def test_what_was_asked_for_is_measured_where_it_is_possible() -> None:
     assert keys(matrix) == ["nin/ort/int8/b1"]
 
 
+def test_what_takes_minutes_to_start_is_measured_where_it_is_named() -> None:
+    matrix = Matrix(("nin",), (1,), backends=("compile-cuda",))
+    assert keys(matrix, {}) == ["nin/compile-cuda/fp32/b1", "nin/compile-cuda/fp16/b1"]
+
+
 def test_a_converted_file_keeps_its_precision_and_no_definition_runs_it() -> None:
     matrix = Matrix(("half.onnx",), (1,))
     assert keys(matrix, own={"half.onnx": FP16}) == ["half/ort/fp16/b1"]
     message = (
         r"ort, eager cannot measure half\.onnx as it was asked\n"
+        "eager-cuda runs architectures in FP32, FP16 only; compile-cuda runs .*; "
         "eager runs architectures in FP32 only; a converted file has the precision it has"
     )
     with pytest.raises(UsageError, match=message):
@@ -79,7 +89,7 @@ def test_a_first_look_is_fp32_but_for_what_has_its_precision() -> None:
 
 
 def test_eager_cannot_run_int8() -> None:
-    with pytest.raises(UsageError, match="eager cannot measure nin as it was asked\neager runs"):
+    with pytest.raises(UsageError, match=r"eager cannot measure nin as it was asked\n.*eager runs"):
         keys(Matrix(("nin",), (1,), precisions=(INT8,), backends=("eager",)))
 
 
