@@ -206,6 +206,8 @@ class EngineBackend(Backend):
         cuda_major: the CUDA version that the installed libraries are made for, if known: a driver
             of that major version or a newer one runs them.
         check_target: raises `BuildError` where it cannot build on a machine with these GPUs.
+        check_options: raises `UsageError` where the compiler, its version or the first GPU, if one
+            is given, has no such choice; before anything slow is done.
         doubts: what a user must know of an engine that compiled, by its precision and its census.
     """
 
@@ -217,6 +219,7 @@ class EngineBackend(Backend):
     read_header: Callable[[bytes], EngineHeader]
     cuda_major: Callable[[], int | None] = lambda: None
     check_target: Callable[[Gpus], object] = lambda _gpus: None
+    check_options: Callable[[Compiler, CompileOptions, Gpus], object] = lambda *_: None
     doubts: Callable[[Precision, Mapping[str, int]], Sequence[str]] = lambda _precision, _census: ()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, runtime_checkable
 
+from deploykit.core.artifacts import HARDWARE_COMPATIBILITY, THIS_GPU
 from deploykit.core.errors import UsageError
 from deploykit.core.sizes import ShapeProfile
 from deploykit.core.specs import Runner
@@ -35,6 +36,10 @@ class Compiler:
         return f"{self.name} {self.version}"
 
 
+OPTIMIZATION_LEVELS: Final = range(6)
+"""``IBuilderConfig.builder_optimization_level``; both compilers take 3 where nothing is said."""
+
+
 @dataclass(frozen=True)
 class CompileOptions:
     """Choices of one build.
@@ -42,17 +47,33 @@ class CompileOptions:
     ``workspace_bytes`` limits the scratch memory of a layer, ``None`` leaves the compiler's own
     limit. ``compute_capabilities``, as ("8.6", "8.9"), is for portable compilers only; empty means
     every one that the compiler knows from 8.0 up. Another builds for the GPU that it runs on, which
-    is the driver's ``gpu_index``.
+    is the driver's ``gpu_index``, and with ``hardware_compatibility``, one of
+    `HARDWARE_COMPATIBILITY`, for others too. ``optimization_level`` is from 0, the fastest build,
+    to 5; ``None`` is the compiler's own. ``timing_folder`` is where a compiler that times kernels
+    keeps what it measured, for the next build; ``None``: nowhere.
     """
 
     profile: ShapeProfile = field(default_factory=ShapeProfile)
     workspace_bytes: int | None = None
     compute_capabilities: tuple[str, ...] = ()
+    optimization_level: int | None = None
+    hardware_compatibility: str = THIS_GPU
+    timing_folder: Path | None = None
     gpu_index: int = 0
 
     def __post_init__(self) -> None:
         if self.workspace_bytes is not None and self.workspace_bytes < 1:
             raise UsageError(f"a workspace of {self.workspace_bytes} bytes: expected 1 or more")
+        if self.optimization_level not in (None, *OPTIMIZATION_LEVELS):
+            raise UsageError(
+                f"an optimization level of {self.optimization_level}: expected "
+                f"{OPTIMIZATION_LEVELS[0]} (the fastest build) to {OPTIMIZATION_LEVELS[-1]}"
+            )
+        if self.hardware_compatibility not in HARDWARE_COMPATIBILITY:
+            raise UsageError(
+                f"a hardware compatibility of {self.hardware_compatibility!r}: expected one of "
+                f"{', '.join(HARDWARE_COMPATIBILITY)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -115,7 +136,7 @@ def engine_fits(
 
     ``compilers`` gives the version of each compiler whose runtime is installed, by name. An engine
     loads only with the exact version that made it, and only on the compute capabilities that it
-    was made for.
+    was made for, see `EngineRecord.runs_on`.
     """
     reason = _misfit_of_version(record, compilers) or _misfit_of_gpu(record, gpus)
     return not reason, reason
@@ -134,7 +155,8 @@ def _misfit_of_gpu(record: EngineRecord, gpus: Sequence[Gpu]) -> str:
     if not gpus:
         return "no GPU on this machine"
     own = gpus[0].compute_capability
-    if own not in record.compute_capabilities:
-        built_for = ", ".join(record.compute_capabilities)
-        return f"compiled for compute capability {built_for}, this GPU has {own}"
+    if record.hardware_compatibility not in HARDWARE_COMPATIBILITY:
+        return f"compiled for GPUs that are unknown here: {record.hardware_compatibility!r}"
+    if not record.runs_on(own):
+        return f"compiled for compute capability {record.targets}, this GPU has {own}"
     return ""

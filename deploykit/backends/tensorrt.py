@@ -125,6 +125,12 @@ def _compile(
     return compile_onnx(compiler, onnx, options, task)
 
 
+def _check_options(compiler: Compiler, options: CompileOptions, gpus: Sequence[Gpu], /) -> None:
+    from deploykit.backends.trt.targets import require_known
+
+    require_known(compiler, options, gpus)
+
+
 def _open(
     plan: Path, compiler: Compiler, profile: ShapeProfile, options: EngineOptions, /
 ) -> EngineRunner:
@@ -219,6 +225,7 @@ def _backend(name: str, *, label: str, rank: int) -> EngineBackend:
         is_portable=name == TENSORRT_RTX,
         load=partial(load_compiler, name),
         compile=_compile,
+        check_options=_check_options,
         open=_open,
         read_header=partial(read_header, compiler_name=name),
         cuda_major=partial(_cuda_major, name),

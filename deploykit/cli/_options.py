@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deploykit.core.artifacts import HARDWARE_COMPATIBILITY, THIS_GPU
 from deploykit.core.errors import UsageError
 from deploykit.core.precision import find_precision
 
@@ -218,20 +219,30 @@ def one_precision(
 
 
 _AXIS_TEXT = "of the images, where the .onnx leaves it open: smallest, preferred, largest."
-_SIZES = tuple(
-    click.option(f"--{name}", metavar="MIN,OPT,MAX", help=f"{name.title()} {_AXIS_TEXT}")
-    for name in ("height", "width")
+_SIZES, _SIZES_OF_EACH = (
+    tuple(
+        click.option(
+            f"--{name}",
+            metavar="MIN,OPT,MAX",
+            multiple=several,
+            help=f"{name.title()} {_AXIS_TEXT}",
+        )
+        for name in ("height", "width")
+    )
+    for several in (False, True)
 )
+_BATCH = "1,8,32"
 _COMPILING = (
     click.option(
         "--batch",
         "batch",
-        default="1,8,32",
-        show_default=True,
+        multiple=True,
         metavar="MIN,OPT,MAX",
-        help="Batches that the engine accepts, and the one that it is tuned for.",
+        help="Batches that the engine accepts, and the one that it is tuned for; or one number. "
+        "Several times: a profile for each, with the --height and --width of the same place, or "
+        f"the only ones.  [default: {_BATCH}]",
     ),
-    *_SIZES,
+    *_SIZES_OF_EACH,
     click.option(
         "--workspace",
         type=click.IntRange(min=1),
@@ -245,6 +256,29 @@ _COMPILING = (
         metavar="CC",
         help="GPU generation for tensorrt-rtx, as 8.9; may be repeated. Default: all from 8.0 on.",
     ),
+    click.option(
+        "--optimization-level",
+        type=click.IntRange(0, 5),
+        metavar="0..5",
+        help="How long the compiler searches: 0 builds fastest, 5 perhaps finds faster kernels."
+        "  [default: the compiler's own, 3]",
+    ),
+    click.option(
+        "--hardware-compatibility",
+        type=click.Choice(HARDWARE_COMPATIBILITY),
+        default=THIS_GPU,
+        show_default=True,
+        help="GPUs beside this one, for tensorrt: all of its compute capability, or all from 8.0 "
+        "on. Such an engine may be slower.",
+    ),
+)
+
+
+no_timing_cache = click.option(
+    "--no-timing-cache",
+    is_flag=True,
+    help="Time every kernel anew. TensorRT's times are kept beside the bundle, in a file for each "
+    "version and GPU.",
 )
 
 
@@ -257,23 +291,59 @@ def _read_sizes(*, height: str | None, width: str | None) -> ShapeProfile:
     )
 
 
-def _read_compiling(
-    *,
-    batch: str,
-    height: str | None,
-    width: str | None,
-    workspace: int | None,
-    compute_capabilities: tuple[str, ...],
-) -> CompileOptions:
+def _read_profiles(
+    batch: tuple[str, ...], height: tuple[str, ...], width: tuple[str, ...]
+) -> ShapeProfile:
+    """A profile for each place; what is given once holds for all."""
     from dataclasses import replace
 
-    from deploykit.backends import CompileOptions
     from deploykit.core.sizes import ShapeProfile
 
-    sizes = _read_sizes(height=height, width=width)
-    profile = replace(ShapeProfile.parse(batch), height=sizes.height, width=sizes.width)
+    given: dict[str, tuple[str, ...]] = {
+        "--batch": batch or (_BATCH,),
+        "--height": height,
+        "--width": width,
+    }
+    count = max(map(len, given.values()))
+    odd = next((name for name, texts in given.items() if len(texts) not in {0, 1, count}), None)
+    if odd is not None:
+        raise UsageError(
+            f"{odd} is given {len(given[odd])} times, and another of {', '.join(given)} {count}\n"
+            "each place is a profile: give it as often, or once for all of them"
+        )
+    profiles = []
+    for place in range(count):
+        at: dict[str, str | None] = {
+            name: texts[place % len(texts)] if texts else None for name, texts in given.items()
+        }
+        text, high, wide = at.values()
+        sizes = _read_sizes(height=high, width=wide)
+        alone = ShapeProfile.parse(_BATCH if text is None else text)
+        profiles.append(replace(alone, height=sizes.height, width=sizes.width))
+    return ShapeProfile.of(profiles)
+
+
+def _read_compiling(  # noqa: PLR0913 - one parameter per option
+    *,
+    batch: tuple[str, ...],
+    height: tuple[str, ...],
+    width: tuple[str, ...],
+    workspace: int | None,
+    compute_capabilities: tuple[str, ...],
+    optimization_level: int | None,
+    hardware_compatibility: str,
+) -> CompileOptions:
+    from deploykit.backends import CompileOptions
+
+    profile = _read_profiles(batch, height, width)
     memory = None if workspace is None else workspace * _MIB
-    return CompileOptions(profile, memory, compute_capabilities)
+    return CompileOptions(
+        profile,
+        memory,
+        compute_capabilities,
+        optimization_level=optimization_level,
+        hardware_compatibility=hardware_compatibility,
+    )
 
 
 head = (

@@ -14,8 +14,10 @@ from rich.progress import Progress as RichBars
 from rich.table import Table
 
 from deploykit.cli._printable import printable
+from deploykit.core.artifacts import THIS_GPU
 from deploykit.core.precision import Precision
 from deploykit.core.progress import Progress, ProgressTask, SilentProgress
+from deploykit.core.sizes import AXIS_NAMES
 from deploykit.core.specs import DEFAULT_HEAD
 
 if TYPE_CHECKING:
@@ -229,13 +231,16 @@ def show_engines(out: Console, engines: Sequence[EngineRecord]) -> None:
         out.print(f"{engine.file}", style="bold")
         rows = table(("", ""))
         rows.add_row("  proven", f"{engine.precision}: {census_line(engine.precision_census)}")
-        rows.add_row(
-            "  batch", f"{profile.min_batch} to {profile.max_batch}, tuned for {profile.opt_batch}"
-        )
-        for label, sizes in (("height", profile.height), ("width", profile.width)):
-            if sizes is not None:
-                rows.add_row(f"  {label}", f"{sizes.min} to {sizes.max}, tuned for {sizes.opt}")
-        rows.add_row("  compute capability", ", ".join(engine.compute_capabilities))
+        for place, each in enumerate(profile.parts):
+            rows.add_row(f"  profile {place}", str(each))
+        for axis, sizes in () if profile.parts else profile.ranges.items():
+            words = f"{sizes.min} to {sizes.max}, tuned for {sizes.opt}"
+            rows.add_row(f"  {AXIS_NAMES[axis]}", words)
+        rows.add_row("  compute capability", engine.targets)
+        if engine.hardware_compatibility != THIS_GPU:
+            rows.add_row("  hardware compatibility", engine.hardware_compatibility)
+        if engine.optimization_level is not None:
+            rows.add_row("  optimization level", str(engine.optimization_level))
         rows.add_row("  compiled", f"in {engine.build_s:.2f} s, {megabytes(engine.bytes)}")
         for warning in engine.warnings:
             rows.add_row("  warning", warning)

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 @_options.backend
 @_options.gpu
 @_options.compiling
-def command(bundle: Path, backend: str, device: str, compiling: CompileOptions) -> Answer:
+@_options.no_timing_cache
+def command(
+    bundle: Path, backend: str, device: str, compiling: CompileOptions, *, no_timing_cache: bool
+) -> Answer:
     """Compile one more engine for a bundle, on this machine.
 
     It is made from the bundle's own ONNX file, whose hash is verified first. Where it fits the GPU
@@ -37,7 +40,14 @@ def command(bundle: Path, backend: str, device: str, compiling: CompileOptions) 
     from deploykit.runtime.choice import machine_with
     from deploykit.verbs.build import build
 
-    report = build(bundle, backend, compiling, progress(), machine_with(device))
+    report = build(
+        bundle,
+        backend,
+        compiling,
+        progress(),
+        machine_with(device),
+        timing_cache=not no_timing_cache,
+    )
     return Answer(report.to_dict(), lambda out: _show(out, report))
 
 

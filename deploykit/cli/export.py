@@ -156,6 +156,7 @@ def _fixed(wish: str) -> Literal["int8", "keep"]:
 @_options.backend
 @_options.gpu
 @_options.compiling
+@_options.no_timing_cache
 @click.option(
     "-o",
     "--output",
@@ -193,6 +194,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     backend: str,
     device: str,
     compiling: CompileOptions,
+    no_timing_cache: bool,
     output: Path | None,
     replace: bool,
 ) -> Answer:
@@ -229,6 +231,9 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         profile=compiling.profile,
         workspace_bytes=compiling.workspace_bytes,
         compute_capabilities=compiling.compute_capabilities,
+        optimization_level=compiling.optimization_level,
+        hardware_compatibility=compiling.hardware_compatibility,
+        timing_cache=not no_timing_cache,
         source=SourceOptions(weights, seed, choices, data, max_pixels=max_pixels),
         labels=labels,
         output=output,

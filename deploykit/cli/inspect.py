@@ -11,7 +11,7 @@ import click
 
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
-from deploykit.cli._show import progress, short_count, show_input, table
+from deploykit.cli._show import progress, short_count, show_engines, show_input, table
 from deploykit.core.errors import UsageError
 from deploykit.core.precision import OWN
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from deploykit.core.artifacts import EngineRecord
     from deploykit.core.choices import DefinitionChoices
     from deploykit.core.precision import Precision
     from deploykit.costs.network import ModelSummary
@@ -332,9 +333,9 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
 ) -> Answer:
     """Show the layers of TARGET, or what of it is INT8, FP16 and FP32 and why.
 
-    TARGET is all that `export` takes, or a bundle. Multiply-adds count convolutions and matrix
-    products without bias. Activation memory counts every layer's output forward and backward in
-    FP32, as torchsummary does.
+    TARGET is all that `export` takes, or a bundle, whose engines are shown too. Multiply-adds count
+    convolutions and matrix products without bias. Activation memory counts every layer's output
+    forward and backward in FP32, as torchsummary does.
 
     --fp16 and --int8 export a definition to a temporary folder and measure its activations, as
     `export` does: what comes near the end of FP16 stays FP32. Ranges of INT8 are not needed for
@@ -363,13 +364,28 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
 
 def _look_at_layers(target: str, source_options: SourceOptions, batch: int) -> Answer:
     summary, prepared = _inspected(target, source_options, batch)
+    engines = _engines(target)
 
     def show(out: Console) -> None:
         _show(out, summary)
         out.print("")
+        show_engines(out, engines or ())
         _show_prepared(out, prepared)
 
-    return Answer(_layers_to_plain(summary, prepared), show)
+    return Answer({**_layers_to_plain(summary, prepared), **_engines_to_plain(engines)}, show)
+
+
+def _engines(target: str) -> tuple[EngineRecord, ...] | None:
+    from deploykit.verbs.inspect import engines_of
+
+    return engines_of(target)
+
+
+def _engines_to_plain(engines: tuple[EngineRecord, ...] | None) -> dict[str, Any]:
+    """Of a bundle only: nothing else has engines."""
+    from deploykit.core.serialization import engine_to_plain
+
+    return {} if engines is None else {"engines": list(map(engine_to_plain, engines))}
 
 
 def _look(target: str, options: PrecisionOptions, *, every_node: bool) -> Answer:

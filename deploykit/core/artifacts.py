@@ -24,6 +24,17 @@ WEIGHTS_SUFFIX: Final = ".data"
 
 ENGINE_SUFFIX: Final = ".engine"
 
+THIS_GPU: Final = "none"
+SAME_CC: Final = "same-cc"
+AMPERE_PLUS: Final = "ampere+"
+
+HARDWARE_COMPATIBILITY: Final = (THIS_GPU, SAME_CC, AMPERE_PLUS)
+"""Which GPUs an engine of TensorRT is compiled for: the kind that it was built on, all of its
+compute capability, or all from `AMPERE` on."""
+
+AMPERE: Final = (8, 0)
+"""The compute capability that engines of `AMPERE_PLUS` begin at."""
+
 DIGITS: Final = 8
 """Of the sha256 of its content, at the end of an engine's name: no two engines share a name."""
 
@@ -67,8 +78,10 @@ class EngineRecord:
 
     ``precision_census`` counts the layers of the parsed network that do arithmetic, by kind and
     precision: ``{"CONVOLUTION HALF": 53, "MATRIX_MULTIPLY HALF": 1}``. ``compute_capabilities``
-    are as ``("8.6", "8.9")``; an engine of TensorRT has one, its own GPU's. ``ran_on`` is the GPU
-    on which its outputs were compared before a manifest named it; ``None`` where it did not run.
+    are as ``("8.6", "8.9")``; an engine of TensorRT has one, that of the GPU that it was built on.
+    ``ran_on`` is the GPU on which its outputs were compared before a manifest named it; ``None``
+    where it did not run. ``optimization_level`` is ``None`` where it was left to the compiler.
+    ``hardware_compatibility`` is one of `HARDWARE_COMPATIBILITY`, and may let it run on others.
     """
 
     file: str
@@ -83,6 +96,8 @@ class EngineRecord:
     build_s: float
     warnings: tuple[str, ...] = field(default=())
     ran_on: str | None = None
+    optimization_level: int | None = None
+    hardware_compatibility: str = THIS_GPU
 
     @property
     def label(self) -> str:
@@ -92,6 +107,20 @@ class EngineRecord:
         """
         stem = self.file.removesuffix(ENGINE_SUFFIX)
         return stem.removesuffix(f"-{self.sha256[:DIGITS]}")
+
+    @property
+    def targets(self) -> str:
+        """The compute capabilities that it runs on, in words: "8.6, 8.9", "8.0 and later"."""
+        if self.hardware_compatibility == AMPERE_PLUS:
+            return f"{AMPERE[0]}.{AMPERE[1]} and later"
+        return ", ".join(self.compute_capabilities)
+
+    def runs_on(self, compute_capability: str) -> bool:
+        """Whether it was compiled for GPUs of this compute capability, as "8.9"."""
+        if self.hardware_compatibility == AMPERE_PLUS:
+            major, minor = compute_capability.split(".")
+            return (int(major), int(minor)) >= AMPERE
+        return compute_capability in self.compute_capabilities
 
     @property
     def is_unproven(self) -> bool:

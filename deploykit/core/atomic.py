@@ -188,6 +188,11 @@ def _discard(folder: Path, alive: FileLock) -> None:
         Path(alive.lock_file).unlink(missing_ok=True)
 
 
+def beside(target: Path) -> Path:
+    """The folder that ``target`` lies in; of a symbolic link, that of what it points to."""
+    return Path(os.path.realpath(target)).parent
+
+
 @contextmanager
 def translated_write_errors(target: Path) -> Iterator[None]:
     """Turn the operating system's refusals into one error that names ``target``.

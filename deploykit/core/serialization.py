@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import cache, reduce
 from operator import or_
 from pathlib import PurePath
@@ -31,7 +31,7 @@ from typing import (
 
 import msgspec
 
-from deploykit.core.artifacts import OnnxArtifact, sha256_of_bytes
+from deploykit.core.artifacts import EngineRecord, OnnxArtifact, sha256_of_bytes
 from deploykit.core.errors import DataError, DeploykitError, UsageError
 from deploykit.core.precision import Precision, precisions
 from deploykit.core.sizes import ShapeProfile, SizeRange
@@ -45,11 +45,15 @@ _ARRAYS: Final = frozenset({SizeRange})
 _OPTIONAL: Final[Mapping[type, frozenset[str]]] = {
     ShapeProfile: frozenset(field.name for field in fields(ShapeProfile)),
     Preprocessing: frozenset({"channel_order"}),
+    EngineRecord: frozenset({"ran_on", "optimization_level", "hardware_compatibility"}),
 }
 """Fields that may be missing where they have a default: what files of before do not say."""
 
 _EXTENSIBLE: Final = frozenset({HeadRecord, OnnxArtifact, Preprocessing, TensorSpec})
 """Nouns in which fields of a later release are passed over."""
+
+_PARTS: Final = "parts"
+"""Of a `ShapeProfile`: its own kind, see `_form_of`."""
 
 _LINES: Final = 3
 
@@ -83,17 +87,19 @@ def to_plain(noun: Any) -> Any:
 
 
 def profile_to_plain(profile: ShapeProfile) -> dict[str, Any]:
-    """Plain data; without the axes that the model fixes.
+    """Plain data; without the axes that the model fixes, with ``parts`` where there are several.
 
     >>> profile_to_plain(ShapeProfile(1, 8, 32, height=SizeRange(160, 224, 320)))
     {'min_batch': 1, 'opt_batch': 8, 'max_batch': 32, 'height': [160, 224, 320]}
     """
-    plain = to_plain(profile).items()
-    return {
+    plain = to_plain(replace(profile, parts=())).items()
+    found = {
         name: list(value.values()) if isinstance(value, dict) else value
         for name, value in plain
-        if value is not None
+        if name != _PARTS and value is not None
     }
+    parts = {_PARTS: list(map(profile_to_plain, profile.parts))} if profile.parts else {}
+    return {**found, **parts}
 
 
 class Compiled(Protocol):
@@ -105,8 +111,15 @@ class Compiled(Protocol):
 
 
 def engine_to_plain(engine: Compiled) -> dict[str, Any]:
-    """Plain data of an engine's record."""
-    return {**to_plain(engine), "profile": profile_to_plain(engine.profile)}
+    """Plain data of an engine's record, without the choices that were left as they are.
+
+    Releases that do not know such a choice yet read the engines that were built without it.
+    """
+    plain = {**to_plain(engine), "profile": profile_to_plain(engine.profile)}
+    optional = _OPTIONAL.get(type(engine), ())
+    known = fields(engine)  # type: ignore[arg-type]  # a dataclass, which no protocol can say
+    left = {each.name for each in known if getattr(engine, each.name) == each.default}
+    return {name: value for name, value in plain.items() if name not in left.intersection(optional)}
 
 
 def artifact_to_plain(artifact: OnnxArtifact) -> dict[str, Any]:
@@ -204,14 +217,21 @@ def _precision_name(value: str) -> _PrecisionName:
 def _form_of(kind: type) -> Any:
     """What msgspec checks for the dataclass ``kind``: its fields, and no others."""
     hints = get_type_hints(kind)
-    return msgspec.defstruct(
+    forms = {
+        # msgspec looks a name up among the attributes of the form when it is there.
+        name: tuple["Itself", ...] if hint == tuple[kind, ...] else _form(hint)  # type: ignore[valid-type,name-defined]  # noqa: F821
+        for name, hint in hints.items()
+    }
+    form = msgspec.defstruct(
         kind.__name__,
-        [_field(kind, field, _form(hints[field.name])) for field in fields(kind)],
+        [_field(kind, field, forms[field.name]) for field in fields(kind)],
         namespace={"noun": kind},
         array_like=kind in _ARRAYS,
         forbid_unknown_fields=kind not in _EXTENSIBLE,
         kw_only=kind not in _ARRAYS,
     )
+    form.Itself = form  # type: ignore[attr-defined]
+    return form
 
 
 def _field(kind: type, field: Any, form: Any) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import log, prod
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from deploykit.core.errors import UsageError
@@ -84,12 +85,17 @@ class SizeRange:
 class ShapeProfile:
     """What an engine accepts: smallest, preferred and largest batch, height and width.
 
-    ``height`` and ``width`` are ``None`` where the model fixes them.
+    ``height`` and ``width`` are ``None`` where the model fixes them. An engine of several
+    optimisation profiles has them as ``parts``, in its own order; the rest encloses them all, with
+    the preferred sizes of the first, and not each shape between belongs to one. See `of`.
 
     >>> ShapeProfile.parse("1,8,32").opt_batch
     8
     >>> ShapeProfile(1, 8, 32, height=SizeRange(160, 224, 320)).largest
     {0: 32, 2: 320}
+
+    Raises:
+        UsageError: sizes that are not in order, or parts that they do not enclose.
     """
 
     min_batch: int = 1
@@ -97,6 +103,7 @@ class ShapeProfile:
     max_batch: int = 32
     height: SizeRange | None = None
     width: SizeRange | None = None
+    parts: tuple[ShapeProfile, ...] = ()
 
     @property
     def has_image_sizes(self) -> bool:
@@ -110,8 +117,66 @@ class ShapeProfile:
                 f"batch profile {got} is not in order\n"
                 "expected 1 <= MIN <= OPT <= MAX, for example --batch 1,8,32"
             )
+        if self.parts:
+            self._require_parts()
+
+    def _require_parts(self) -> None:
+        whole = replace(self, parts=())
+        if any(each.parts for each in self.parts) or whole != _enclosing(self.parts):
+            raise UsageError(
+                f"the profile {whole} does not enclose its parts {'; '.join(map(str, self.parts))}"
+            )
+
+    @property
+    def profiles(self) -> tuple[ShapeProfile, ...]:
+        """The optimisation profiles of the engine, each of one part."""
+        return self.parts or (self,)
+
+    @classmethod
+    def of(cls, profiles: Sequence[ShapeProfile]) -> ShapeProfile:
+        """What an engine of these optimisation profiles accepts; each counts once.
+
+        >>> found = ShapeProfile.of([ShapeProfile(1, 1, 1), ShapeProfile(8, 16, 32)])
+        >>> str(found), found.max_batch, found.narrowest({0: 16}), found.narrowest({0: 4})
+        ('batch 1; batch 8,16,32', 32, 1, None)
+
+        Raises:
+            UsageError: some say the height or width and some do not, or there is none at all.
+        """
+        parts = tuple(dict.fromkeys(part for each in profiles for part in each.profiles))
+        if not parts:
+            raise UsageError("an engine needs at least one profile")
+        return parts[0] if len(parts) == 1 else replace(_enclosing(parts), parts=parts)
+
+    def narrowest(self, *shapes: Mapping[int, int]) -> int | None:
+        """The place among `profiles` of the one for these shapes (sizes by axis), if there is.
+
+        Of several it is the one with the fewest shapes in it, then the one that is tuned for the
+        nearest to the first, by the logarithm of the ratio; then the first.
+        """
+        found = [
+            (each.distance(shapes[0]), place)
+            for place, each in enumerate(self.profiles)
+            if all(map(each.takes, shapes))
+        ]
+        return min(found)[1] if found else None
+
+    def takes(self, sizes: Mapping[int, int]) -> bool:
+        """Whether one profile has a shape of ``sizes`` (by axis), fixed axes apart."""
+        return any(
+            all(sizes[axis] in each for axis, each in profile.ranges.items() if axis in sizes)
+            for profile in self.profiles
+        )
+
+    def distance(self, sizes: Mapping[int, int]) -> tuple[int, float]:
+        """How many shapes the profile has, and how far it is tuned from one of them."""
+        ranges = self.ranges
+        far = sum(abs(log(sizes[axis] / ranges[axis].opt)) for axis in ranges.keys() & sizes.keys())
+        return prod(each.max - each.min + 1 for each in ranges.values()), far
 
     def __str__(self) -> str:
+        if self.parts:
+            return "; ".join(map(str, self.parts))
         ranges = self.ranges.items()
         return ", ".join(f"{AXIS_NAMES[axis]} {sizes}" for axis, sizes in ranges)
 
@@ -155,6 +220,25 @@ def shape_text(shape: Iterable[int | str | None]) -> str:
     """
     dims = ["?" if dim is None else str(dim) for dim in shape]
     return f"({dims[0]},)" if len(dims) == 1 else f"({', '.join(dims)})"
+
+
+def _enclosing(parts: Sequence[ShapeProfile]) -> ShapeProfile:
+    """The smallest and largest of all sizes, with the preferred ones of the first part."""
+    first = parts[0]
+    found: dict[int, SizeRange] = {}
+    for axis in AXIS_NAMES:
+        ranges = [each.ranges[axis] for each in parts if axis in each.ranges]
+        if ranges and len(ranges) < len(parts):
+            raise UsageError(
+                f"{len(ranges)} of {len(parts)} profiles say the {AXIS_NAMES[axis]}\n"
+                "say it for each, or for none"
+            )
+        if ranges:
+            smallest, largest = min(r.min for r in ranges), max(r.max for r in ranges)
+            found[axis] = SizeRange(smallest, first.ranges[axis].opt, largest)
+    batch = found[BATCH_AXIS]
+    height, width = (found.get(axis) for axis in IMAGE_AXES)
+    return ShapeProfile(batch.min, batch.opt, batch.max, height, width)
 
 
 def require_sizes(name: str, shape: Sequence[int | str], asked: ShapeProfile) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from deploykit.backends import EngineOptions, engine_fits
 from deploykit.backends._registry import graph_judge
 from deploykit.bundle.golden import limits_for, runners_of_bundle
 from deploykit.bundle.manifest import REFERENCE
 from deploykit.comparison.validation import outputs_of, validate
 from deploykit.core.gpu_choice import ENGINE_DEVICE
+from deploykit.core.sizes import BATCH_AXIS, IMAGE_AXES
 from deploykit.heads import head_of
 from deploykit.images.batching import BATCHES, sample_batches
 from deploykit.images.side_inputs import SideInputs, with_side_inputs
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from deploykit.backends import Compiler
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from deploykit.core.artifacts import EngineRecord
     from deploykit.core.precision import Precision
     from deploykit.core.progress import Journal
+    from deploykit.core.sizes import ShapeProfile
     from deploykit.heads import Head
     from deploykit.runtime.choice import Machine
 
@@ -70,6 +73,43 @@ class Expected:
             outputs = outputs_of(runner, batches)
         head = head_of(manifest.head)
         return cls(batches, outputs, name, manifest.precision, head, runners.side)
+
+    def covering(self, profile: ShapeProfile) -> Expected:
+        """What an engine of several profiles is compared with: a batch for each of them too.
+
+        Each profile has kernels of its own, so the first images are repeated to a batch that runs
+        on it. One for images of other sizes gets none, nor one that a narrower one always stands in
+        for; nor do outputs that have no entry per image. Batches of images whose sizes no profile
+        has are left out.
+        """
+        if not profile.parts:
+            return self
+        pairs = zip(self.batches, self.outputs, strict=True)
+        taken = [pair for pair in pairs if profile.takes(_image_sizes(pair[0].shape))]
+        found = replace(self, batches=[b for b, _ in taken], outputs=[o for _, o in taken])
+        images, outputs = taken[0]
+        if len(outputs) != len(images):
+            return found
+        counts = (_count_for(profile, place, images.shape) for place in range(len(profile.parts)))
+        chosen = [np.arange(count) % len(images) for count in counts if count]
+        return replace(
+            found,
+            batches=[*found.batches, *(images[each] for each in chosen)],
+            outputs=[*found.outputs, *(outputs[each] for each in chosen)],
+        )
+
+
+def _image_sizes(shape: tuple[int, ...]) -> dict[int, int]:
+    return {axis: shape[axis] for axis in IMAGE_AXES}
+
+
+def _count_for(profile: ShapeProfile, place: int, shape: tuple[int, ...]) -> int:
+    """How many images of (N, C, H, W) run on the profile at ``place``; 0 where none do."""
+    part = profile.parts[place]
+    for count in (part.opt_batch, part.max_batch, part.min_batch):
+        if profile.narrowest({BATCH_AXIS: count, **_image_sizes(shape)}) == place:
+            return count
+    return 0
 
 
 @dataclass(frozen=True)
@@ -114,9 +154,13 @@ class EngineRun:
     def _compare(self, record: EngineRecord, plan: Path, expected: Expected) -> ValidationReport:
         options = EngineOptions(gpu_index=self.machine.gpu_index)
         engine = self.machine.open_engine(plan, self.compiler, record.profile, options)
-        limits = BatchLimits.of_engine(record.profile)
-        with engine, with_side_inputs(AnyBatchRunner(engine, limits), expected.side) as runner:
-            found = outputs_of(runner, expected.batches)
+        expected = expected.covering(record.profile)
+        found = []
+        with engine:
+            for batch in expected.batches:
+                limits = BatchLimits.of_engine(record.profile, batch.shape[2:])
+                runner = with_side_inputs(AnyBatchRunner(engine, limits), expected.side)
+                found += outputs_of(runner, [batch])
         return validate(
             found,
             expected.outputs,

@@ -8,7 +8,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from deploykit.backends._registry import engine_backend
-from deploykit.core.artifacts import DIGITS, ENGINE_SUFFIX, EngineRecord, sha256_of_bytes
+from deploykit.core.artifacts import (
+    AMPERE,
+    AMPERE_PLUS,
+    DIGITS,
+    ENGINE_SUFFIX,
+    SAME_CC,
+    EngineRecord,
+    sha256_of_bytes,
+)
 from deploykit.core.errors import BundleError, PrecisionError, UsageError
 from deploykit.core.precision import HEAVY_KINDS, label_of
 from deploykit.core.progress import SilentProgress
@@ -21,6 +29,7 @@ if TYPE_CHECKING:
     from deploykit.backends import CompiledEngine, CompileOptions, Compiler
     from deploykit.bundle.manifest import Bundle
     from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.core.environment import Gpu
     from deploykit.core.precision import Precision
     from deploykit.core.progress import Progress
 
@@ -42,14 +51,15 @@ def build_engine(
 ) -> EngineRecord:
     """Compile ``artifact`` into ``<compiler>-<version>[-smXY]-<8 digits>.engine`` in ``folder``.
 
-    The digits are those of its content's sha256. After an error there is no file of that name.
+    ``smXY`` is ``sm80plus`` where it is for all GPUs from Ampere on. The digits are those of its
+    content's sha256. After an error there is no file of that name.
     What its backend doubts of an engine that compiled is among the warnings of its record.
 
     Args:
         artifact: the graph; its precision is what the engine must have.
         folder: where the engine is written, an existing folder.
         compiler: from `choose_compiler` or `load_compiler`.
-        options: batch profile, scratch memory and targets.
+        options: the profile, scratch memory, targets and the rest of the compiler's choices.
         progress: where the step is shown.
         allowed_fp32: convolution and matrix layers that were kept in FP32 on purpose.
 
@@ -59,12 +69,12 @@ def build_engine(
         PrecisionError: it compiled, but not in the artifact's precision.
         BundleError: the file cannot be written.
     """
-    require_capabilities(artifact.precision, options.compute_capabilities)
+    require_options(artifact.precision, compiler, options)
     backend = engine_backend(compiler.name)
     with progress.step(f"compile with {compiler.label}") as task:
         compiled = backend.compile(compiler, artifact.path, options, task)
     prove_precision(compiled.census, artifact.precision, allowed_fp32)
-    name = _file_name(compiler, compiled)
+    name = _file_name(compiler, compiled, options)
     _write(folder / name, compiled.plan)
     return EngineRecord(
         file=name,
@@ -77,8 +87,32 @@ def build_engine(
         precision=artifact.precision,
         precision_census=compiled.census,
         build_s=compiled.build_s,
+        optimization_level=options.optimization_level,
+        hardware_compatibility=options.hardware_compatibility,
         warnings=(*compiled.warnings, *backend.doubts(artifact.precision, compiled.census)),
     )
+
+
+def require_options(
+    precision: Precision, compiler: Compiler, options: CompileOptions, gpus: Sequence[Gpu] = ()
+) -> None:
+    """Refuse choices that the compiler does not have, or GPUs without the precision.
+
+    ``gpus`` are the machine's, the one that is built on first; without them that is not looked at.
+
+    Raises:
+        UsageError: one of ``options`` is such a choice.
+    """
+    require_capabilities(precision, options.compute_capabilities)
+    if options.hardware_compatibility == AMPERE_PLUS:
+        oldest = ".".join(map(str, AMPERE))
+        if not precision.facts.runs_on(oldest):
+            raise UsageError(
+                f"{AMPERE_PLUS} is for GPUs from compute capability {oldest} on, and not all of "
+                f"them have {precision} arithmetic\ngive --hardware-compatibility {SAME_CC}, or "
+                "export another precision"
+            )
+    engine_backend(compiler.name).check_options(compiler, options, gpus)
 
 
 def require_capabilities(precision: Precision, asked: Sequence[str]) -> None:
@@ -156,10 +190,12 @@ def _precision_error(
     )
 
 
-def _file_name(compiler: Compiler, compiled: CompiledEngine) -> str:
+def _file_name(compiler: Compiler, compiled: CompiledEngine, options: CompileOptions) -> str:
     """Only an engine of TensorRT is bound to one architecture, which then is in the name."""
     parts = [compiler.name, compiler.version]
-    if not compiler.is_portable:
+    if options.hardware_compatibility == AMPERE_PLUS:
+        parts.append(f"sm{AMPERE[0]}{AMPERE[1]}plus")
+    elif not compiler.is_portable:
         (capability,) = compiled.compute_capabilities
         parts.append(f"sm{capability.replace('.', '')}")
     digits = sha256_of_bytes(compiled.plan)[:DIGITS]
@@ -192,8 +228,11 @@ def profile_of_bundle(bundle: Bundle, asked: ShapeProfile) -> ShapeProfile:
         label: None if (sizes := bundle.manifest.model.get(label)) is None else SizeRange(*sizes)
         for label in ("height", "width")
     }
-    profile = replace(
-        asked, height=asked.height or known["height"], width=asked.width or known["width"]
+    profile = ShapeProfile.of(
+        [
+            replace(each, height=each.height or known["height"], width=each.width or known["width"])
+            for each in asked.profiles
+        ]
     )
     require_sizes(bundle.manifest.name, bundle.manifest.onnx.inputs[0].shape, profile)
     crop = dict(zip(IMAGE_AXES, bundle.manifest.preprocessing.crop, strict=True))
@@ -205,4 +244,9 @@ def profile_of_bundle(bundle: Bundle, asked: ShapeProfile) -> ShapeProfile:
                 f"prepares images\ngive sizes with it, or export the model again with another "
                 f"preferred {label}"
             )
+    if not profile.takes(crop):
+        raise UsageError(
+            f"no profile has the {crop[2]} x {crop[3]}, to which {bundle.manifest.name} prepares "
+            f"images: {profile}\ngive one with it"
+        )
     return profile

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.bundle.manifest import MANIFEST, Bundle
+from deploykit.core.artifacts import AMPERE_PLUS
 from deploykit.core.errors import BundleError, IntegrityError, first_line
 from deploykit.sources.state_dict import split_entry, weights_sha256
 from deploykit.sources.weights import IMAGENET
@@ -88,6 +89,9 @@ class Replacement:
     allowed: bool
     """Whether the user said ``--replace``."""
 
+    for_others: bool = False
+    """Whether the new engine is for all GPUs from Ampere on."""
+
     def require(self, origin: Origin) -> str | None:
         """Refuse to replace what this export does not make again.
 
@@ -147,6 +151,8 @@ class Replacement:
     def _is_made_again(self, record: EngineRecord) -> bool:
         if self.compiler is None or record.compiler != self.compiler.name:
             return False
+        if self.for_others or record.hardware_compatibility == AMPERE_PLUS:
+            return self.for_others and record.hardware_compatibility == AMPERE_PLUS
         here = {gpu.compute_capability for gpu in self.gpus}
         return self.compiler.is_portable or bool(here & set(record.compute_capabilities))
 

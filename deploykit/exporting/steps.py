@@ -26,8 +26,8 @@ from deploykit.bundle.manifest import (
 )
 from deploykit.comparison.validation import outputs_of, same_images, validate
 from deploykit.core import environment
-from deploykit.core.artifacts import sha256_of
-from deploykit.core.atomic import staged_folder
+from deploykit.core.artifacts import AMPERE_PLUS, THIS_GPU, sha256_of
+from deploykit.core.atomic import beside, staged_folder
 from deploykit.core.errors import UsageError
 from deploykit.core.precision import Precision
 from deploykit.core.progress import Journal, Progress, SilentProgress, StageTime
@@ -35,7 +35,7 @@ from deploykit.core.serialization import engine_to_plain, to_plain
 from deploykit.core.sizes import ShapeProfile, require_sizes
 from deploykit.core.specs import HeadRecord
 from deploykit.exporting.engine_run import EngineRun, Expected
-from deploykit.exporting.engines import build_engine
+from deploykit.exporting.engines import build_engine, require_options
 from deploykit.exporting.replacing import Replacement, origin_of, origin_of_call
 from deploykit.graph import LoadedGraph, write_model
 from deploykit.graph.rounding import computes_narrow, rounding_form
@@ -70,6 +70,10 @@ class ExportOptions:
     profile: ShapeProfile = field(default_factory=ShapeProfile)
     workspace_bytes: int | None = None
     compute_capabilities: tuple[str, ...] = ()
+    optimization_level: int | None = None
+    hardware_compatibility: str = THIS_GPU
+    timing_cache: bool = True
+    """Whether TensorRT keeps what it measured in a file beside the bundle."""
     source: SourceOptions = field(default_factory=SourceOptions)
     labels: Path | None = None
     output: Path | None = None
@@ -82,6 +86,18 @@ class ExportOptions:
             require_request(self.precision, self.quantization)
         else:
             refuse_request(self.precision, self.quantization)
+
+    def compiling(self, place: Path, gpu_index: int) -> CompileOptions:
+        """What the compiler is told, for a bundle at ``place``."""
+        return CompileOptions(
+            self.profile,
+            self.workspace_bytes,
+            self.compute_capabilities,
+            optimization_level=self.optimization_level,
+            hardware_compatibility=self.hardware_compatibility,
+            timing_folder=beside(place) if self.timing_cache else None,
+            gpu_index=gpu_index,
+        )
 
 
 @dataclass(frozen=True)
@@ -139,7 +155,17 @@ def export_bundle(
     place = options.output or Path("engines") / f"{name}-{options.precision}"
     here = machine or Machine()
     compiler = choose_compiler(options.backend, here.gpus)
-    replacement = Replacement(place, options.precision, compiler, here.gpus, options.replace)
+    if compiler is not None:
+        wanted = options.compiling(place, here.gpu_index)
+        require_options(options.precision, compiler, wanted, here.gpus)
+    replacement = Replacement(
+        place,
+        options.precision,
+        compiler,
+        here.gpus,
+        options.replace,
+        for_others=options.hardware_compatibility == AMPERE_PLUS,
+    )
     if (place / MANIFEST).is_file():
         replacement.require(origin_of_call(source, options.source))
     plan = _Plan(_with_bundle(options, place), compiler, labels, replacement, here)
@@ -290,12 +316,7 @@ def _compile(
         journal.notes.append("no engine was built; later: deploykit build BUNDLE")
         return ()
     options = plan.options
-    wanted = CompileOptions(
-        options.profile,
-        options.workspace_bytes,
-        options.compute_capabilities,
-        plan.machine.gpu_index,
-    )
+    wanted = options.compiling(plan.replacement.place, plan.machine.gpu_index)
     with journal.timed("build engine"):
         record = build_engine(
             converted.artifact,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from deploykit.backends import HEADER_BYTES, engine_fits
 from deploykit.backends._registry import engine_backend, engine_backends, load_compiler, read_header
 from deploykit.core import environment
+from deploykit.core.artifacts import AMPERE_PLUS
 from deploykit.core.errors import (
     DeploykitError,
     EngineIncompatibleError,
@@ -126,13 +127,19 @@ def rank_engines(
     """Those that fit the machine, the best first, and the rest.
 
     The best is one that is proven to compute what it should; of several, TensorRT's own, whose
-    kernels were timed on a GPU of this kind; then the one that was built last. An unproven one
-    (INT8 convolutions on TensorRT for RTX) comes after all others.
+    kernels were timed on a GPU of this kind, before one for all GPUs from Ampere on; then the one
+    that was built last. An unproven one (INT8 convolutions on TensorRT for RTX) comes after all
+    others.
     """
     compared = [_judge(bundle, record, machine) for record in records]
     fits = [each for each in reversed(compared) if isinstance(each, Fit)]
-    fits.sort(key=lambda fit: (fit.record.is_unproven, fit.compiler.is_portable))
+    fits.sort(key=_order)
     return fits, [each for each in compared if isinstance(each, Misfit)]
+
+
+def _order(fit: Fit) -> tuple[bool, bool, bool]:
+    is_for_others = fit.record.hardware_compatibility == AMPERE_PLUS
+    return fit.record.is_unproven, fit.compiler.is_portable, is_for_others
 
 
 def _judge(bundle: Bundle, record: EngineRecord, machine: Machine) -> Fit | Misfit:

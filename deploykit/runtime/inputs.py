@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import starmap
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
@@ -268,16 +269,26 @@ class BatchSplitWarning(UserWarning):
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """Smallest, preferred and largest batch of one run; ``largest`` ``None`` is any."""
+    """Smallest, preferred and largest batch of one run; ``largest`` ``None`` is any.
+
+    ``ranges`` are the smallest and largest of each profile of an engine that has several: between
+    them there may be batches that it does not take.
+    """
 
     smallest: int = 1
     preferred: int = _PREFERRED_ON_CPU
     largest: int | None = None
+    ranges: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def of_engine(cls, profile: ShapeProfile) -> BatchLimits:
-        """What an engine's profile says."""
-        return cls(profile.min_batch, profile.opt_batch, profile.max_batch)
+    def of_engine(cls, profile: ShapeProfile, image: tuple[int, int] | None = None) -> BatchLimits:
+        """What an engine's profile says; of several, those for an ``image`` of height and width."""
+        sizes = {} if image is None else dict(zip(IMAGE_AXES, image, strict=True))
+        taken = [each for each in profile.profiles if each.takes(sizes)] or list(profile.profiles)
+        ranges = tuple(sorted({(each.min_batch, each.max_batch) for each in taken}))
+        smallest, largest = ranges[0][0], max(each[1] for each in ranges)
+        preferred = max(each.opt_batch for each in taken)
+        return cls(smallest, preferred, largest, ranges if len(ranges) > 1 else ())
 
     @classmethod
     def of_graph(cls, inputs: Sequence[TensorSpec]) -> BatchLimits:
@@ -291,7 +302,23 @@ class BatchLimits:
 
     def in_one_run(self, count: int) -> bool:
         """Whether ``count`` images are run at once, neither split nor filled up."""
-        return self.smallest <= count and not self.too_many(count)
+        return not self.too_many(count) and self.filled_up(count) == count
+
+    def filled_up(self, count: int) -> int:
+        """The least batch for ``count`` images, which are not `too_many`.
+
+        >>> limits = BatchLimits(1, 8, 32, ranges=((1, 1), (8, 32)))
+        >>> [limits.filled_up(count) for count in (1, 2, 9)]
+        [1, 8, 9]
+        """
+        having = [max(count, least) for least, most in self.ranges if count <= most]
+        return min(having, default=max(count, self.smallest))
+
+    @property
+    def words(self) -> str:
+        """The batches of one run, "1 to 32" or "1, 8 to 32"."""
+        ranges = self.ranges or ((self.smallest, self.largest),)
+        return ", ".join(starmap(_to, ranges))
 
     def require_one_run(self, count: int, why: str) -> None:
         """Refuse what cannot be split or filled up, because of ``why``.
@@ -301,8 +328,7 @@ class BatchLimits:
         """
         if not self.in_one_run(count):
             raise UsageError(
-                f"a batch of {count} with {why}: the engine takes {self.smallest} to "
-                f"{self.largest} at once\n"
+                f"a batch of {count} with {why}: the engine takes {self.words} at once\n"
                 "give it such a batch, or one in main memory, which is split or filled up"
             )
 
@@ -316,7 +342,7 @@ class BatchLimits:
         for start in range(0, count, step):
             real = min(step, count - start)
             part = {name: array[start : start + real] for name, array in feeds.items()}
-            missing = max(self.smallest - real, 0)
+            missing = self.filled_up(real) - real
             yield {name: _padded(array, missing) for name, array in part.items()}, real
 
     def run(self, run: Run, feeds: Feeds, count: int, output: str) -> NDArray[np.float32]:
@@ -347,10 +373,14 @@ class BatchLimits:
                 raise UsageError(
                     f"the output {odd[0]!r} {found[odd[0]].shape} has no entry per image, and a "
                     f"batch of {count} is run in parts or filled up\n"
-                    f"give it {self.smallest} to {self.largest or 'any number of'} images"
+                    f"give it {self.words} images"
                 )
             parts.append({name: value[:real] for name, value in found.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _to(least: int, most: int | None) -> str:
+    return str(least) if least == most else f"{least} to {most or 'any number of'}"
 
 
 class AnyBatchRunner(Closing):

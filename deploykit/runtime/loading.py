@@ -271,7 +271,7 @@ def _try(request: _Request, fit: Fit, machine: Machine, count: int) -> Classifie
     choice = f"{record.file} on {machine.label}: {_why(request, record, count)}"
     try:
         runner.__enter__()
-        limits = BatchLimits.of_engine(record.profile)
+        limits = BatchLimits.of_engine(record.profile, bundle.manifest.preprocessing.crop)
         device = device_label(_ENGINE, machine.gpus[0])
         chosen = Chosen(runner, device, limits, choice, record.file, record.profile)
         loaded = Classifier(bundle, chosen)

@@ -58,8 +58,8 @@ def require_known_sizes(name: str, image: TensorSpec) -> None:
 def other_sizes(image: TensorSpec, profile: ShapeProfile) -> tuple[Size, ...]:
     """Heights and widths beside the preferred ones at which a graph has to be compared.
 
-    They are the smallest, the largest, and the two that are least like a square. A model whose
-    height and width have one name takes squares only.
+    They are the smallest, the largest, the two that are least like a square, and the preferred
+    ones of further profiles. A model whose height and width have one name takes squares only.
     """
     small, _, large = (
         image.with_sizes(sizes)[2:]
@@ -68,6 +68,7 @@ def other_sizes(image: TensorSpec, profile: ShapeProfile) -> tuple[Size, ...]:
     corners = [small, large]
     if not _takes_squares_only(image):
         corners += [(small[0], large[1]), (large[0], small[1])]
+    corners += [image.with_sizes(each.preferred)[2:] for each in profile.profiles]
     preferred = image.with_sizes(profile.preferred)[2:]
     return tuple((h, w) for h, w in dict.fromkeys(corners) if (h, w) != preferred)
 

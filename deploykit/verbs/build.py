@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.backends._registry import choose_compiler, engine_backends
 from deploykit.bundle.manifest import SIGNATURE, Bundle
-from deploykit.core.atomic import temporary_folder, translated_write_errors
+from deploykit.core.atomic import beside, temporary_folder, translated_write_errors
 from deploykit.core.errors import UsageError
 from deploykit.core.progress import Journal, Progress, SilentProgress, StageTime
 from deploykit.core.serialization import engine_to_plain
 from deploykit.exporting.engine_run import EngineRun, Expected
-from deploykit.exporting.engines import build_engine, profile_of_bundle
+from deploykit.exporting.engines import build_engine, profile_of_bundle, require_options
 from deploykit.runtime.choice import Machine
 
 if TYPE_CHECKING:
@@ -52,16 +52,20 @@ def build(
     options: CompileOptions,
     progress: Progress | None = None,
     machine: Machine | None = None,
+    *,
+    timing_cache: bool = True,
 ) -> BuildReport:
     """Compile the bundle's own ONNX for this machine and add the engine to the bundle.
 
     Where there is a GPU that it fits it runs there first, on images, and is compared with what the
-    bundle should compute. ``machine`` says which GPU; by default it is this machine's first. A
-    signature of the bundle without this engine is removed, and a note says so.
+    bundle should compute. ``machine`` says which GPU; by default it is this machine's first. With
+    ``timing_cache`` TensorRT keeps what it measured in a file beside the bundle. A signature of the
+    bundle without this engine is removed, and a note says so.
 
     Raises:
         IntegrityError: the bundle is not as it was written.
-        UsageError: the profile's height or width does not go with the bundle.
+        UsageError: the profile's height or width does not go with the bundle, or the compiler has
+            no such choice.
         BuildError: the compiler refuses the graph.
         ValidationError: the engine computes something else. The bundle stays as it was, as after
             every error.
@@ -69,14 +73,19 @@ def build(
     journal = Journal(progress or SilentProgress())
     bundle = Bundle.open(folder)
     here = machine or Machine()
-    profile = profile_of_bundle(bundle, options.profile)
-    options = replace(options, profile=profile, gpu_index=here.gpu_index)
+    options = replace(
+        options,
+        profile=profile_of_bundle(bundle, options.profile),
+        gpu_index=here.gpu_index,
+        timing_folder=beside(folder) if timing_cache else None,
+    )
     compiler = choose_compiler(backend, here.gpus)
     if compiler is None:
         possible = ", ".join(each.name for each in engine_backends())
         raise UsageError(
             f"there is nothing to build with --backend {backend}\nchoose {possible} or auto"
         )
+    require_options(bundle.manifest.precision, compiler, options, here.gpus)
     with journal.stage("verify"):
         bundle.require_intact()
     kept_heavy = int(bundle.manifest.conversion.get("kept_heavy", 0))

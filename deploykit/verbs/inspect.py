@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.bundle.manifest import Bundle
-    from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.core.artifacts import EngineRecord, OnnxArtifact
     from deploykit.core.specs import ModelSpec, Preprocessing
     from deploykit.costs.network import ModelSummary
     from deploykit.graph.node_precisions import GraphPrecision
@@ -378,6 +378,18 @@ def _inspect_bundle(
         return summary, preprocessing
 
     return read_bundle(Path(target), read)
+
+
+def engines_of(target: str) -> tuple[EngineRecord, ...] | None:
+    """The engines of a bundle, as its manifest names them; ``None`` for anything else.
+
+    Raises:
+        BundleError: the folder is no bundle.
+        IntegrityError: the manifest is not as it was written.
+    """
+    if kind_of(target) is not Kind.BUNDLE:
+        return None
+    return read_bundle(Path(target), lambda bundle: bundle.manifest.engines)
 
 
 @dataclass(frozen=True)

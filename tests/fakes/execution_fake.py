@@ -67,6 +67,13 @@ class CudaEngine:
         self._nodes = {str(node.name): node for node in (*inputs, *outputs)}
 
     @property
+    def num_optimization_profiles(self) -> int:
+        return len(self.script.profiles) or 1
+
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
+        return list(self.script.profiles[profile_index][name])
+
+    @property
     def num_io_tensors(self) -> int:
         return len(self._nodes)
 
@@ -109,6 +116,15 @@ class ExecutionContext:
         self._driver = ctypes.CDLL("libcuda.so.1")
         self._in_use = Lock()
         self._script.contexts += 1
+        self._profile = 0
+
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        assert stream_handle > 2, "the default stream"
+        assert profile_index in range(self._engine.num_optimization_profiles)
+        self._profile = profile_index
+        self._shapes.clear()  # those of another profile
+        self._script.chosen.append(profile_index)
+        return self._script.allows("set_optimization_profile_async", self._engine.logger)
 
     def __del__(self) -> None:
         self._script.contexts -= 1
@@ -116,6 +132,9 @@ class ExecutionContext:
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         assert isinstance(shape, tuple)
         self._shapes[name] = shape
+        if self._script.profiles:
+            least, _, most = self._script.profiles[self._profile][name]
+            assert all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True)), shape
         return self._script.allows("set_input_shape", self._engine.logger)
 
     def infer_shapes(self) -> list[str]:

@@ -14,7 +14,9 @@ class DataType(Enum):
     FLOAT = 0
     HALF = 1
     INT8 = 2
+    BF16 = 7
     INT64 = 8
+    FP8 = 6
 
 
 LayerType = Enum(

@@ -30,7 +30,8 @@ class Script:
     """What the runtime refuses, by method name, and what it saw.
 
     ``before`` is called with the stream at each ``execute_async_v3``; ``work`` is queued in place
-    of the computation; ``dtype`` replaces the tensors' own type.
+    of the computation; ``dtype`` replaces the tensors' own type. ``profiles`` are the engine's, by
+    input (smallest, preferred, largest), if it has several; ``chosen`` are those of its contexts.
     """
 
     refuses: set[str] = field(default_factory=set)
@@ -44,6 +45,8 @@ class Script:
     computed: int = 0
     contexts: int = 0
     strategies: list[CudaGraphStrategy] = field(default_factory=list)
+    profiles: list[dict[str, tuple[tuple[int, ...], ...]]] = field(default_factory=list)
+    chosen: list[int] = field(default_factory=list)
 
     def allows(self, method: str, logger: ILogger) -> bool:
         if method in self.refuses:

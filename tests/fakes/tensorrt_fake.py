@@ -50,6 +50,12 @@ class ComputeCapability(Enum):
     SM120 = 120
 
 
+class HardwareCompatibilityLevel(Enum):
+    NONE = 0
+    AMPERE_PLUS = 1
+    SAME_COMPUTE_CAPABILITY = 2
+
+
 class EngineValidity(Enum):
     VALID = 0
     SUBOPTIMAL = 1
@@ -81,7 +87,10 @@ class IProgressMonitor:
 
 @dataclass
 class Script:
-    """What a fake compiler is given, what it answers, and what it was told."""
+    """What a fake compiler is given, what it answers, and what it was told.
+
+    ``profile_index`` is the answer to every profile, ``None`` the place of each.
+    """
 
     network: INetworkDefinition | None = field(default_factory=INetworkDefinition)
     parse_errors: Sequence[ParserError] = ()
@@ -89,25 +98,58 @@ class Script:
     plan: bytes | None = b"ftrt plan"
     said: Sequence[tuple[Severity, str]] = ()
     phases: Mapping[str, int] = field(default_factory=dict)
-    profile_index: int = 0
+    profile_index: int | None = None
     profile_is_valid: bool = True
     shape_error: str | None = None
     accepts_capability: bool = True
     validity: tuple[EngineValidity, int] = (EngineValidity.VALID, 0)
     flags: int | None = None
-    shapes: dict[str, tuple[Any, Any, Any]] = field(default_factory=dict)
+    profiles: list[dict[str, tuple[Any, Any, Any]]] = field(default_factory=list)
     capabilities: dict[int, ComputeCapability] = field(default_factory=dict)
     pools: dict[MemoryPoolType, int] = field(default_factory=dict)
+    greatest_level: int = 5
+    level: int = 3
+    compatibility: HardwareCompatibilityLevel = HardwareCompatibilityLevel.NONE
+    device: bytes = b"9.0"
+    cache_refusal: str = ""
+    timed: list[bytes] = field(default_factory=list)
+
+    @property
+    def shapes(self) -> dict[str, tuple[Any, Any, Any]]:
+        """Of the one profile that there is; nothing where there is none."""
+        (shapes,) = self.profiles or [{}]
+        return shapes
+
+
+class ITimingCache:
+    """Its bytes are the device that it is of and the layers that were timed, a line each."""
+
+    def __init__(self, script: Script, content: bytes) -> None:
+        self._script = script
+        self.device, *self.layers = content.split(b"\n") if content else [script.device]
+
+    def serialize(self) -> bytes | None:
+        if self._script.cache_refusal == "serialize":
+            return None
+        return b"\n".join([self.device, *sorted(self.layers)])
+
+    def combine(self, input_cache: ITimingCache, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        if input_cache.device != self.device:
+            return False
+        self.layers += [layer for layer in input_cache.layers if layer not in self.layers]
+        return True
 
 
 class IOptimizationProfile:
     def __init__(self, script: Script) -> None:
         self._script = script
+        self.shapes: dict[str, tuple[Any, Any, Any]] = {}
 
     def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:  # noqa: A002
         if self._script.shape_error is not None:
             raise ValueError(self._script.shape_error)
-        self._script.shapes[input] = (min, opt, max)
+        self.shapes[input] = (min, opt, max)
 
     def __bool__(self) -> bool:
         return self._script.profile_is_valid
@@ -117,11 +159,47 @@ class IBuilderConfig:
     num_compute_capabilities = 0
     progress_monitor: IProgressMonitor | None = None
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, logger: ILogger) -> None:
         self._script = script
+        self._logger = logger
+        self.timings: ITimingCache | None = None
+
+    def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache | None:
+        if self._script.cache_refusal == "create":
+            return None
+        if self._script.cache_refusal == "raise":
+            raise RuntimeError("cannot deserialize")
+        return ITimingCache(self._script, serialized_timing_cache)
+
+    def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        fits = cache.device == self._script.device and self._script.cache_refusal != "set"
+        if not fits:
+            self._logger.log(Severity.ERROR, "the timing cache is of another device")
+            return False
+        self.timings = cache
+        return True
+
+    @property
+    def builder_optimization_level(self) -> int:
+        return self._script.level
+
+    @builder_optimization_level.setter
+    def builder_optimization_level(self, level: int) -> None:
+        self._script.level = min(level, self._script.greatest_level)
+
+    @property
+    def hardware_compatibility_level(self) -> HardwareCompatibilityLevel:
+        return self._script.compatibility
+
+    @hardware_compatibility_level.setter
+    def hardware_compatibility_level(self, level: HardwareCompatibilityLevel) -> None:
+        self._script.compatibility = level
 
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
-        return self._script.profile_index
+        self._script.profiles.append(profile.shapes)
+        last = len(self._script.profiles) - 1
+        return last if self._script.profile_index is None else self._script.profile_index
 
     def set_memory_pool_limit(self, pool: MemoryPoolType, pool_size: int) -> None:
         self._script.pools[pool] = pool_size
@@ -145,7 +223,7 @@ class Builder:
         return self._script.network
 
     def create_builder_config(self) -> IBuilderConfig:
-        return IBuilderConfig(self._script)
+        return IBuilderConfig(self._script, self._logger)
 
     def create_optimization_profile(self) -> IOptimizationProfile:
         return IOptimizationProfile(self._script)
@@ -155,6 +233,12 @@ class Builder:
     ) -> bytes | None:
         self._say()
         assert config.progress_monitor is not None
+        known = [] if config.timings is None else config.timings.layers
+        for index in range(network.num_layers):
+            name = network.get_layer(index).get_output(0).name.encode()
+            if name not in known:
+                self._script.timed.append(name)
+                known.append(name)
         finished = all(
             self._go_through(config.progress_monitor, name, steps)
             for name, steps in self._script.phases.items()
@@ -204,6 +288,7 @@ class FakeTensorrt:
     IProgressMonitor = IProgressMonitor
     NetworkDefinitionCreationFlag: Any = NetworkDefinitionCreationFlag
     MemoryPoolType = MemoryPoolType
+    HardwareCompatibilityLevel: Any = HardwareCompatibilityLevel
     ComputeCapability = ComputeCapability
     EngineInvalidityDiagnostics = EngineInvalidityDiagnostics
 
@@ -222,6 +307,7 @@ CLASSES = (
     IOptimizationProfile,
     IProgressMonitor,
     ITensor,
+    ITimingCache,
     OnnxParser,
     ParserError,
     Runtime,
@@ -232,12 +318,18 @@ ENUMS = (
     EngineInvalidityDiagnostics,
     EngineValidity,
     ErrorCode,
+    HardwareCompatibilityLevel,
     LayerType,
     MemoryPoolType,
     NetworkDefinitionCreationFlag,
 )
 USED_ATTRIBUTES: Mapping[str, Sequence[str]] = {
-    "IBuilderConfig": ("num_compute_capabilities", "progress_monitor"),
+    "IBuilderConfig": (
+        "builder_optimization_level",
+        "hardware_compatibility_level",
+        "num_compute_capabilities",
+        "progress_monitor",
+    ),
     "ILayer": ("type", "num_inputs", "num_outputs"),
     "INetworkDefinition": ("num_inputs", "num_layers", "num_outputs"),
     "ITensor": ("name", "dtype", "shape"),

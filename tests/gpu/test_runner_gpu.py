@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from deploykit.backends import CompileOptions
-from deploykit.backends.trt.builder import compile_onnx, known_compute_capabilities
+from deploykit.backends.trt.builder import compile_onnx
 from deploykit.backends.trt.compiler import TENSORRT, TENSORRT_RTX, load_compiler
 from deploykit.backends.trt.runner import TrtRunner
+from deploykit.backends.trt.targets import known_compute_capabilities
 from deploykit.core import environment
 from deploykit.core.errors import MissingDependencyError, UsageError
 from deploykit.core.sizes import ShapeProfile, SizeRange

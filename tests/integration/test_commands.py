@@ -61,6 +61,58 @@ def test_inspect_of_a_bundle_shows_its_graph(fp16_bundle: Path) -> None:
     assert data["layers"][1]["output_shape"] == [1, 16, 8, 8]
 
 
+def test_inspect_of_a_bundle_shows_its_engines(fp16_bundle: Path) -> None:
+    (engine,) = deploykit("inspect", fp16_bundle, "--json").data["engines"]
+    assert engine["file"] == next(fp16_bundle.glob("*.engine")).name
+    assert engine["profile"]["max_batch"] == 32
+    shown = deploykit("inspect", fp16_bundle).out
+    assert engine["file"] in shown
+    assert "tuned for 8" in shown
+    assert "engines" not in deploykit("inspect", "resnet20", "--json").data
+
+
+@pytest.mark.parametrize("command", ["build", "export"])
+def test_a_choice_that_the_compiler_lacks_is_refused_before_anything_is_done(
+    fp16_bundle: Path, tmp_path: Path, command: str
+) -> None:
+    target = (fp16_bundle,) if command == "build" else ("resnet20", "-o", tmp_path / "b")
+    options = ("--backend", "tensorrt-rtx", "--hardware-compatibility", "ampere+")
+    called = deploykit(command, *target, *options)
+    assert called.code == 2
+    assert "tensorrt-rtx has no hardware compatibility ampere+" in called.err
+    assert "verify" not in called.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_level_of_a_build_is_recorded_and_shown(fp16_copy: Path) -> None:
+    options = ("--backend", "tensorrt-rtx", "--compute-capability", "8.9", "--optimization-level")
+    data = deploykit("build", fp16_copy, *options, 1, "--json").data
+    assert [engine["optimization_level"] for engine in data["engines"]] == [1]
+    assert Bundle.open(fp16_copy).manifest.engines[0].optimization_level == 1
+    assert "optimization level" in deploykit("inspect", fp16_copy).out
+    assert deploykit("build", fp16_copy, *options, 6).code == 2
+
+
+def test_an_engine_of_several_profiles(fp16_copy: Path) -> None:
+    options = ("--backend", "tensorrt-rtx", "--compute-capability", "8.9")
+    called = deploykit("build", fp16_copy, *options, "--batch", 1, "--batch", "8,16,32", "--json")
+    assert called.code == 0, called.err
+    (engine,) = called.data["engines"]
+    assert engine["profile"] == {
+        "min_batch": 1,
+        "opt_batch": 1,
+        "max_batch": 32,
+        "parts": [
+            {"min_batch": 1, "opt_batch": 1, "max_batch": 1},
+            {"min_batch": 8, "opt_batch": 16, "max_batch": 32},
+        ],
+    }
+    shown = deploykit("inspect", fp16_copy).out
+    assert "profile 0" in shown
+    assert "batch 8,16,32" in shown
+    assert deploykit("check", fp16_copy, "--json").data["ok"] is True
+
+
 def test_check_says_why_an_engine_does_not_fit(fp16_bundle: Path) -> None:
     data = deploykit("check", fp16_bundle, "--json").data
     assert data["ok"] is True

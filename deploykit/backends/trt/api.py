@@ -7,7 +7,10 @@ protocols against the real packages.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Dims(Protocol):
@@ -27,6 +30,9 @@ class Named(Protocol):
 class ExecutionContext(Protocol):
     """``IExecutionContext``; for one thread at a time."""
 
+    def set_optimization_profile_async(  # noqa: D102
+        self, profile_index: int, stream_handle: int, /
+    ) -> bool: ...
     def set_input_shape(self, name: str, shape: tuple[int, ...], /) -> bool: ...  # noqa: D102
     def infer_shapes(self) -> list[str]: ...  # noqa: D102
     def get_tensor_shape(self, name: str, /) -> Dims: ...  # noqa: D102
@@ -63,11 +69,16 @@ class CudaEngine(Protocol):
     @property
     def num_io_tensors(self) -> int: ...  # noqa: D102
     @property
+    def num_optimization_profiles(self) -> int: ...  # noqa: D102
+    @property
     def device_memory_size_v2(self) -> int: ...  # noqa: D102
     def get_tensor_name(self, index: int, /) -> str: ...  # noqa: D102
     def get_tensor_mode(self, name: str, /) -> Named: ...  # noqa: D102
     def get_tensor_dtype(self, name: str, /) -> Named: ...  # noqa: D102
     def get_tensor_shape(self, name: str, /) -> Dims: ...  # noqa: D102
+    def get_tensor_profile_shape(  # noqa: D102
+        self, name: str, profile_index: int, /
+    ) -> Sequence[Dims]: ...
     def create_runtime_config(self) -> RuntimeConfig | None: ...  # noqa: D102
     def create_execution_context(  # noqa: D102
         self, runtime_config: Any, /

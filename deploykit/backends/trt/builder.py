@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from traceback import clear_frames
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from deploykit.backends._cuda.device import Device
 from deploykit.backends._engines import CompiledEngine
-from deploykit.backends.trt.compiler import Messages, clean, logger_into, require_gpu
-from deploykit.core import environment
+from deploykit.backends.trt.census import take_census
+from deploykit.backends.trt.compiler import Messages, clean, logger_into
+from deploykit.backends.trt.targets import LEVELS, build_gpu, fitting, target_capabilities
+from deploykit.backends.trt.timing import TimingCache, timing_file
+from deploykit.core.artifacts import THIS_GPU
 from deploykit.core.errors import BuildError, UsageError
-from deploykit.core.gpu_choice import with_first
-from deploykit.core.precision import HEAVY_KINDS
-from deploykit.core.sizes import AXIS_NAMES, BATCH_AXIS, IMAGE_DIMS, filled, require_sizes
+from deploykit.core.sizes import (
+    AXIS_NAMES,
+    BATCH_AXIS,
+    IMAGE_DIMS,
+    ShapeProfile,
+    filled,
+    require_sizes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +32,6 @@ if TYPE_CHECKING:
 
     from deploykit.backends._engines import CompileOptions, Compiler
     from deploykit.core.progress import ProgressTask
-    from deploykit.core.sizes import ShapeProfile
 
     InputShapes = Mapping[str, tuple[int, ...]]
 
@@ -60,9 +66,11 @@ def open_inputs(inputs: InputShapes) -> InputShapes:
 def fitting_profile(name: str, inputs: InputShapes, asked: ShapeProfile) -> ShapeProfile:
     """``asked``, with the one batch of a network that fixes it; ``name`` is for messages.
 
+    Of several profiles those stay that contain the fixed batch.
+
     Raises:
-        UsageError: the profile that was asked does not contain the fixed batch, lacks the sizes of
-            an open height or width, or has some for a fixed one.
+        UsageError: no profile that was asked contains the fixed batch; it lacks the sizes of an
+            open height or width, or has some for a fixed one.
     """
     shapes = [shape for shape in inputs.values() if shape]
     images = [shape for shape in shapes if len(shape) == IMAGE_DIMS]
@@ -74,13 +82,18 @@ def fitting_profile(name: str, inputs: InputShapes, asked: ShapeProfile) -> Shap
 
 
 def _with_batch(asked: ShapeProfile, batch: int) -> ShapeProfile:
-    if not asked.min_batch <= batch <= asked.max_batch:
+    having = [each for each in asked.profiles if each.takes({BATCH_AXIS: batch})]
+    if not having:
+        outside = " and ".join(
+            f"{each.min_batch},{each.opt_batch},{each.max_batch}" for each in asked.profiles
+        )
         raise UsageError(
-            f"the model's batch is fixed at {batch}, outside the profile "
-            f"{asked.min_batch},{asked.opt_batch},{asked.max_batch}\n"
+            f"the model's batch is fixed at {batch}, outside the profile {outside}\n"
             f"ask for --batch {batch}, or export the model with an open batch"
         )
-    return replace(asked, min_batch=batch, opt_batch=batch, max_batch=batch)
+    return ShapeProfile.of(
+        [replace(each, min_batch=batch, opt_batch=batch, max_batch=batch) for each in having]
+    )
 
 
 @dataclass
@@ -175,19 +188,7 @@ def progress_monitor(monitor: BuildMonitor, module: Any) -> Any:
     return type("BuildProgressMonitor", (module.IProgressMonitor,), methods)()
 
 
-_OLDEST_PORTABLE = 80
-"""Oldest default target, Ampere: Turing (7.5) shares no engine with newer ones by default."""
-
 _SHOWN_ERRORS = 5
-
-
-def known_compute_capabilities(compiler: Compiler) -> tuple[str, ...]:
-    """The targets that a portable compiler can name, from 8.0 up, in ascending order."""
-    members = compiler.module.ComputeCapability.__members__
-    numbers = sorted(int(name.removeprefix("SM")) for name in members if name.startswith("SM"))
-    return tuple(
-        f"{number // 10}.{number % 10}" for number in numbers if number >= _OLDEST_PORTABLE
-    )
 
 
 def compile_onnx(
@@ -201,7 +202,7 @@ def compile_onnx(
         UsageError: unknown compute capabilities, or a profile without the model's fixed batch.
         BuildError: the compiler refuses the file, a node of it, or the whole network.
     """
-    targets = _target_capabilities(compiler, options)
+    targets = target_capabilities(compiler, options)
     monitor = BuildMonitor(task)
     # Python raises KeyboardInterrupt in the main thread only. Were the compiler there, it would be
     # raised inside one of its callbacks and be lost in C++.
@@ -211,28 +212,6 @@ def compile_onnx(
         except KeyboardInterrupt:
             monitor.stop()
             raise
-
-
-def _target_capabilities(compiler: Compiler, options: CompileOptions) -> tuple[str, ...]:
-    """Compute capabilities that the engine is compiled for, as ("8.6", "8.9")."""
-    asked = options.compute_capabilities
-    if not compiler.is_portable:
-        if asked:
-            raise UsageError(
-                f"compute capabilities {', '.join(asked)} cannot be chosen for {compiler.name}\n"
-                "it builds for the GPU of the machine: leave them out"
-            )
-        which = str(options.gpu_index) if options.gpu_index else ""
-        own = with_first(environment.gpus(), which)
-        return (require_gpu(own).compute_capability,)
-    known = known_compute_capabilities(compiler)
-    unknown = [name for name in asked if name not in known]
-    if unknown:
-        raise UsageError(
-            f"{compiler.label} cannot compile for compute capability {', '.join(unknown)}\n"
-            f"it knows {', '.join(known)}"
-        )
-    return tuple(name for name in known if name in asked) or known
 
 
 class _Compilation:
@@ -268,12 +247,16 @@ class _Compilation:
         network = self._create(builder.create_network, _strongly_typed(self._module))
         parser = self._create(self._module.OnnxParser, network, self._logger)
         self._parse(parser, network)
+        targets = fitting(self._onnx.name, network, self._compiler, options, targets)
         config = self._create(builder.create_builder_config)
         self._configure(config, options, targets)
-        profile = self._add_profile(builder, config, input_shapes(network), options.profile)
+        timings = self._timings(config, options)
+        profile = self._add_profiles(builder, config, input_shapes(network), options.profile)
         # Before the build: the types of a strongly typed network are those of its engine.
         census = take_census(network)
         plan = self._build(builder, network, config)
+        if timings is not None:
+            timings.save()
         seconds = time.perf_counter() - start
         warnings = tuple(self._messages.warnings)
         return CompiledEngine(plan, profile, targets, census, seconds, warnings)
@@ -326,8 +309,36 @@ class _Compilation:
         if options.workspace_bytes is not None:
             pool = self._module.MemoryPoolType.WORKSPACE
             config.set_memory_pool_limit(pool, options.workspace_bytes)
+        if options.optimization_level is not None:
+            self._set_level(config, options.optimization_level)
+        if options.hardware_compatibility != THIS_GPU:
+            member = LEVELS[options.hardware_compatibility]
+            config.hardware_compatibility_level = getattr(
+                self._module.HardwareCompatibilityLevel, member
+            )
         if self._compiler.is_portable:
             self._set_targets(config, targets)
+
+    def _timings(self, config: Any, options: CompileOptions) -> TimingCache | None:
+        # A portable compiler times no kernels, and would look for a GPU if it was given a cache.
+        if options.timing_folder is None or self._compiler.is_portable:
+            return None
+        path = timing_file(options.timing_folder, self._compiler, build_gpu(options))
+        return TimingCache(config, path, self._messages)
+
+    def _set_level(self, config: Any, level: int) -> None:
+        if not hasattr(config, "builder_optimization_level"):
+            raise UsageError(
+                f"{self._compiler.label} has no optimization levels\nleave --optimization-level out"
+            )
+        config.builder_optimization_level = level
+        # One above the greatest is taken as the greatest, without a word.
+        taken = config.builder_optimization_level
+        if taken != level:
+            raise UsageError(
+                f"{self._compiler.label} has no optimization level {level}, its greatest is "
+                f"{taken}\nask for --optimization-level {taken}"
+            )
 
     def _set_targets(self, config: Any, targets: Sequence[str]) -> None:
         config.num_compute_capabilities = len(targets)
@@ -340,24 +351,30 @@ class _Compilation:
                     "leave it out",
                 )
 
-    def _add_profile(
+    def _add_profiles(
         self, builder: Any, config: Any, inputs: Mapping[str, tuple[int, ...]], asked: ShapeProfile
     ) -> ShapeProfile:
         dynamic = open_inputs(inputs)
         fitting = fitting_profile(self._onnx.name, inputs, asked)
         if not dynamic:
             return fitting
+        for place, each in enumerate(fitting.profiles):
+            self._add_profile(builder, config, dynamic, each, place)
+        return fitting
+
+    def _add_profile(
+        self, builder: Any, config: Any, dynamic: InputShapes, asked: ShapeProfile, place: int
+    ) -> None:
         profile = self._create(builder.create_optimization_profile)
-        points = (fitting.smallest, fitting.preferred, fitting.largest)
+        points = (asked.smallest, asked.preferred, asked.largest)
         for name, shape in dynamic.items():
             self._set_shape(profile, name, [filled(shape, sizes) or shape for sizes in points])
         # set_shape accepts min > max silently, so the profile is checked as a whole. The result is
         # -1 for a profile that is refused.
-        if not profile or config.add_optimization_profile(profile) < 0:
+        if not profile or config.add_optimization_profile(profile) != place:
             raise self._error(
-                f"{self._compiler.label} refuses the profile {fitting}", "choose another"
+                f"{self._compiler.label} refuses the profile {asked}", "choose another"
             )
-        return fitting
 
     def _set_shape(self, profile: Any, name: str, shapes: Sequence[tuple[int, ...]]) -> None:
         try:
@@ -398,74 +415,3 @@ def _strongly_typed(module: Any) -> int:
     flags = getattr(module, "NetworkDefinitionCreationFlag", None)
     flag = getattr(flags, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
-
-
-LIGHT_KINDS: Final = (
-    "ACTIVATION",
-    "CUMULATIVE",
-    "ELEMENTWISE",
-    "LRN",
-    "NORMALIZATION",
-    "PARAMETRIC_RELU",
-    "POOLING",
-    "REDUCE",
-    "RESIZE",
-    "SCALE",
-    "SOFTMAX",
-    "UNARY",
-)
-
-# Integer layers compute shapes, not the model.
-_MODEL_TYPES: Final = ("FLOAT", "HALF", "BF16", "INT8", "FP8")
-# Layers between DEQUANTIZE and its user that move or rename values without computing any.
-_MOVING_KINDS: Final = ("CAST", "IDENTITY", "SHUFFLE", "SQUEEZE", "UNSQUEEZE")
-
-
-def take_census(network: Any) -> dict[str, int]:
-    """Layers that do floating-point arithmetic, as ``{"CONVOLUTION HALF": 53}``, sorted.
-
-    ``network`` is an ``INetworkDefinition`` after parsing. A layer of `HEAVY_KINDS` counts as INT8,
-    or another quantized type, when both its data and its weights come out of DEQUANTIZE layers.
-    """
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
-    producers = {
-        layer.get_output(index).name: layer
-        for layer in layers
-        for index in range(layer.num_outputs)
-    }
-    counts: Counter[str] = Counter()
-    for layer in layers:
-        kind = layer.type.name
-        if kind in HEAVY_KINDS or kind in LIGHT_KINDS:
-            counts[f"{kind} {_type_of(layer, producers)}"] += 1
-    return {key: counts[key] for key in sorted(counts) if key.split()[1] in _MODEL_TYPES}
-
-
-def _type_of(layer: Any, producers: Mapping[str, Any]) -> str:
-    if layer.type.name in HEAVY_KINDS:
-        quantized = _quantized_type(layer, producers)
-        if quantized is not None:
-            return quantized
-    return str(layer.get_input(0).dtype.name)
-
-
-def _quantized_type(layer: Any, producers: Mapping[str, Any]) -> str | None:
-    """The type that both data (input 0) and weights (input 1) are dequantized from.
-
-    A convolution whose weights are a constant of its own has no input 1: it is not quantized.
-    """
-    if layer.num_inputs < 2:  # noqa: PLR2004
-        return None
-    data, weights = (_type_before(layer.get_input(index), producers) for index in (0, 1))
-    return data if data == weights else None
-
-
-def _type_before(tensor: Any, producers: Mapping[str, Any]) -> str | None:
-    """The type that a value is dequantized from, ``None`` where it is not."""
-    layer = producers.get(tensor.name)
-    while layer is not None and layer.type.name in _MOVING_KINDS:
-        tensor = layer.get_input(0)
-        layer = producers.get(tensor.name)
-    if layer is None or layer.type.name != "DEQUANTIZE":
-        return None
-    return str(layer.get_input(0).dtype.name)

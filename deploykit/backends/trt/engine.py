@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
+from math import prod
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from deploykit.backends.trt import api
 from deploykit.backends.trt.compiler import Messages, logger_into
-from deploykit.core.errors import BundleError, DeviceError, EngineIncompatibleError
+from deploykit.core.errors import BundleError, DeviceError, EngineIncompatibleError, UsageError
 from deploykit.core.sizes import AXIS_NAMES, BATCH_AXIS, IMAGE_DIMS
 from deploykit.core.specs import BATCH, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from deploykit.backends._engines import Compiler
+    from deploykit.core.sizes import ShapeProfile
+
+    Shapes = tuple[tuple[int, ...], ...]
 
 
 _log = logging.getLogger("deploykit")
@@ -83,17 +87,25 @@ _DTYPES: Final[Mapping[str, str]] = {
 class Engine:
     """A plan that is loaded on the GPU; ``scratch_bytes`` is what each stream of calls needs.
 
+    ``profile`` is that of its manifest; an engine of several is compared with it.
+
     The runtime keeps plain addresses of the logger, the configuration and the cache, so they are
     kept here until `close`.
 
     Raises:
         BundleError: the file cannot be read.
-        EngineIncompatibleError: this runtime, driver or GPU does not load it, or it has tensors
-            that are no batches of numbers or images.
+        EngineIncompatibleError: this runtime, driver or GPU does not load it, it has tensors that
+            are no batches of numbers or images, or other profiles than ``profile``.
     """
 
     def __init__(
-        self, plan: Path, compiler: Compiler, *, cuda_graphs: bool, cache: Path | None
+        self,
+        plan: Path,
+        compiler: Compiler,
+        profile: ShapeProfile,
+        *,
+        cuda_graphs: bool,
+        cache: Path | None,
     ) -> None:
         self.name = plan.name
         self._label = compiler.label
@@ -103,7 +115,11 @@ class Engine:
         self._making = Lock()
         self._runtime, self._engine = self._deserialise(compiler.module, _read(plan))
         self.inputs, self.outputs = self._specs()
+        self.profile_count = int(self._engine.num_optimization_profiles)
+        # The most that any of its profiles needs.
         self.scratch_bytes = int(self._engine.device_memory_size_v2)
+        self._profile = profile
+        self._require_profiles(profile)
         self._config = self._new_config(compiler.module)
         self._cache: CacheFile | None = None
         self.captures = cuda_graphs
@@ -114,8 +130,42 @@ class Engine:
             config.cuda_graph_strategy = _graph_strategy(compiler.module, wanted=cuda_graphs)
             self._cache = CacheFile(config, cache)
 
-    def new_context(self) -> api.ExecutionContext:
-        """A context without scratch memory of its own.
+    def _require_profiles(self, profile: ShapeProfile) -> None:
+        """Compare the engine's optimisation profiles with those of its manifest, and their order.
+
+        One alone is not compared: the runtime itself refuses what is outside it.
+        """
+        if self.profile_count == len(profile.profiles) == 1:
+            return
+        own = [self._own_profile(place) for place in range(self.profile_count)]
+        if own != [self._profile_of(each) for each in profile.profiles]:
+            raise EngineIncompatibleError(
+                f"{self.name}: its manifest names the profile {profile}, the engine has "
+                f"{len(own)} of {'; '.join(map(str, own))}\ncompile it again with deploykit build"
+            )
+
+    def _own_profile(self, place: int) -> Mapping[str, Shapes]:
+        """Smallest, preferred and largest shape of each open input."""
+        return {
+            spec.name: tuple(
+                map(api.as_tuple, self._engine.get_tensor_profile_shape(spec.name, place))
+            )
+            for spec in self.inputs
+            if _is_open(spec)
+        }
+
+    def _profile_of(self, profile: ShapeProfile) -> Mapping[str, Shapes]:
+        points = (profile.smallest, profile.preferred, profile.largest)
+        return {
+            spec.name: tuple(spec.with_sizes(sizes) for sizes in points)
+            for spec in self.inputs
+            if _is_open(spec)
+        }
+
+    def new_context(self, place: int = 0, stream: int = 0) -> api.ExecutionContext:
+        """A context without scratch memory of its own, for the profile at ``place``.
+
+        What the change to a profile takes is queued on ``stream``, a driver's handle.
 
         Raises:
             DeviceError: the runtime cannot make one, as for lack of memory.
@@ -124,6 +174,9 @@ class Engine:
             context = self._engine.create_execution_context(self._config)
         if context is None:
             raise self.failure("makes no execution context")
+        # A context begins with the first profile; with one only there is nothing to say.
+        if self.profile_count > 1 and not context.set_optimization_profile_async(place, stream):
+            raise self.failure(f"refuses its profile {place}")
         return context
 
     def set_shapes(
@@ -146,17 +199,46 @@ class Engine:
             raise self.failure(f"lacks the shapes of {', '.join(missing)}")
         return tuple(api.as_tuple(context.get_tensor_shape(spec.name)) for spec in self.outputs)
 
-    def output_shapes(self, largest: Mapping[int, int]) -> tuple[tuple[int, ...], ...]:
-        """Shapes of the outputs for inputs of the sizes ``largest`` (by axis).
+    def largest_shapes(self, stream: int) -> list[tuple[int, ...]]:
+        """The largest shape of each input and output, of all profiles; ``stream`` is a handle.
 
         Raises:
             DeviceError: the runtime cannot tell.
         """
+        of_each = [
+            self._shapes_of(each.largest, place, stream)
+            for place, each in enumerate(self._profile.profiles)
+        ]
+        return [max(shapes, key=prod) for shapes in zip(*of_each, strict=True)]
+
+    def _shapes_of(
+        self, largest: Mapping[int, int], place: int, stream: int
+    ) -> Iterator[tuple[int, ...]]:
+        """Shapes of inputs of the sizes ``largest`` (by axis), and of their outputs."""
+        inputs = [spec.with_sizes(largest) for spec in self.inputs]
+        yield from inputs
         if all(isinstance(dim, int) for spec in self.outputs for dim in spec.shape[1:]):
-            return tuple(spec.with_sizes(largest) for spec in self.outputs)
-        # Maps of features beside the logits: how large they are is the network's to say.
-        shapes = [spec.with_sizes(largest) for spec in self.inputs]
-        return self.set_shapes(self.new_context(), shapes)
+            yield from (spec.with_sizes(largest) for spec in self.outputs)
+        else:
+            # Maps of features beside the logits: how large they are is the network's to say.
+            yield from self.set_shapes(self.new_context(place, stream), inputs)
+
+    def place_of(self, shapes: Sequence[tuple[int, ...]]) -> int:
+        """Which of its profiles inputs of these shapes take: the narrowest that has them.
+
+        Raises:
+            UsageError: none has.
+        """
+        if not self._profile.parts:
+            return 0
+        place = self._profile.narrowest(*map(_sizes_of, self.inputs, shapes))
+        if place is None:
+            fed = " and ".join(map(str, shapes))
+            raise UsageError(
+                f"{self.name} was fed {fed}, and none of its profiles has that: {self._profile}\n"
+                "split, fill up, resize or pad, or compile the engine with one that does"
+            )
+        return place
 
     def failure(self, what: str) -> DeviceError:
         """An error with the runtime's reason; the messages are cleared for the next call."""
@@ -231,6 +313,15 @@ class Engine:
         strategies = module.ExecutionContextAllocationStrategy
         config.set_execution_context_allocation_strategy(strategies.USER_MANAGED)
         return config
+
+
+def _is_open(spec: TensorSpec) -> bool:
+    return any(isinstance(dim, str) for dim in spec.shape)
+
+
+def _sizes_of(spec: TensorSpec, shape: tuple[int, ...]) -> dict[int, int]:
+    """The sizes of what is open, by axis."""
+    return {axis: shape[axis] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
 
 
 def _graph_strategy(module: Any, *, wanted: bool) -> Any:

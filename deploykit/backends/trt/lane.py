@@ -127,8 +127,9 @@ class Binding:
 class BatchContext:
     """Runs batches of one shape on one stream; the vendor advises one context per captured graph.
 
-    A graph is captured when the same addresses come for the second time: the first run warms up,
-    and an address that never comes again is not worth a capture.
+    ``place`` is that of the profile, of the engine's, which has the shape. A graph is captured when
+    the same addresses come for the second time: the first run warms up, and an address that never
+    comes again is not worth a capture.
     """
 
     def __init__(
@@ -138,10 +139,11 @@ class BatchContext:
         scratch: Memory | None,
         slots: Sequence[Slot],
         shapes: Sequence[tuple[int, ...]],
+        place: int,
     ) -> None:
         self._engine = engine
         self._stream = stream
-        self._context = engine.new_context()
+        self._context = engine.new_context(place, stream.handle)
         if scratch is not None:
             self._context.set_device_memory(scratch.address, scratch.size)
         computed = engine.set_shapes(self._context, shapes)
@@ -278,10 +280,9 @@ class Lane:
         self._scratch: Memory | None = None
         self._clock: StepClock | None = None
         try:
-            largest = profile.largest
-            for spec in engine.inputs:
-                self._slots.append(self._slot(spec, spec.with_sizes(largest)))
-            for spec, shape in zip(engine.outputs, engine.output_shapes(largest), strict=True):
+            specs = (*engine.inputs, *engine.outputs)
+            largest = engine.largest_shapes(self._stream.handle)
+            for spec, shape in zip(specs, largest, strict=True):
                 self._slots.append(self._slot(spec, shape))
             if engine.scratch_bytes:
                 self._scratch = device.reserve(engine.scratch_bytes, self._stream)
@@ -409,8 +410,11 @@ class Lane:
     def _context(self, shapes: Shapes) -> BatchContext:
         context = self._contexts.pop(shapes, None)
         if context is None:
+            place = self._engine.place_of(shapes)
             if len(self._contexts) == SIZES_KEPT:
                 self._contexts.pop(next(iter(self._contexts))).close()
-            context = BatchContext(self._engine, self._stream, self._scratch, self._slots, shapes)
+            context = BatchContext(
+                self._engine, self._stream, self._scratch, self._slots, shapes, place
+            )
         self._contexts[shapes] = context  # now the newest
         return context

@@ -162,7 +162,7 @@ class TrtRunner(Closing):
         self._profile = profile
         self._options = options
         self._open_engine = lambda: Engine(
-            plan, compiler, cuda_graphs=options.cuda_graphs, cache=options.cache
+            plan, compiler, profile, cuda_graphs=options.cuda_graphs, cache=options.cache
         )
         self._opening = Lock()
         self._opened: _Opened | None = None

@@ -26,7 +26,14 @@ from deploykit.core.atomic import translated_write_errors, write_whole
 from deploykit.core.choices import DefinitionChoices
 from deploykit.core.errors import BundleError, DataError, EngineIncompatibleError, UsageError
 from deploykit.core.serialization import Source, engine_to_plain, from_plain, parse_json
-from deploykit.core.sizes import IMAGE_AXES, IMAGE_DIMS, ShapeProfile, SizeRange, require_sizes
+from deploykit.core.sizes import (
+    BATCH_AXIS,
+    IMAGE_AXES,
+    IMAGE_DIMS,
+    ShapeProfile,
+    SizeRange,
+    require_sizes,
+)
 from deploykit.costs.limits import physical_limit
 from deploykit.exporting.engines import build_engine
 from deploykit.exporting.steps import ExportOptions, export_bundle
@@ -35,6 +42,7 @@ from deploykit.precision.calibration.data import RANDOM, CalibrationOptions
 from deploykit.precision.quantization.choice import Int8Choices
 from deploykit.precision.quantization.request import QuantizationRequest
 from deploykit.runtime.choice import cache_of, incompatible, rank_engines
+from deploykit.runtime.inputs import BatchLimits
 from deploykit.sources.definition import SourceOptions
 from deploykit.sources.image_sizes import preferred_size
 from deploykit.sources.targets import (
@@ -369,14 +377,16 @@ def _own_engine(cell: Cell, bundle: Bundle, machine: Machine) -> BuiltEngine:
     fits, misfits = rank_engines(bundle, records, machine)
     if not fits:
         raise incompatible(bundle, machine, misfits)
+    image = bundle.manifest.preprocessing.crop
+    sizes = {BATCH_AXIS: cell.batch, **dict(zip(IMAGE_AXES, image, strict=True))}
     for fit in fits:
-        if fit.record.profile.min_batch <= cell.batch <= fit.record.profile.max_batch:
+        if fit.record.profile.takes(sizes):
             bundle.require_unchanged(fit.record.file)
             cache = cache_of(bundle, fit, machine.gpus[0])
             return _built(fit.record, bundle.folder / fit.record.file, cache)
-    profile = fits[0].record.profile
+    limits = BatchLimits.of_engine(fits[0].record.profile, image)
     raise EngineIncompatibleError(
-        f"{fits[0].record.file} takes batches of {profile.min_batch} to {profile.max_batch}, "
+        f"{fits[0].record.file} takes batches of {limits.words}, "
         f"not {cell.batch}\nmeasure one of those, or build the bundle's engine for more"
     )
 
@@ -400,12 +410,11 @@ def _build(cell: Cell, graph: CellGraph, folder: Path, machine: Machine) -> Engi
 
 def _profile(batch: int, spec: TensorSpec, image: tuple[int, int] | None) -> ShapeProfile:
     """This batch alone, and of open images the size that the bundle prepares alone."""
-    open_sizes = {
-        label: SizeRange(size, size, size)
-        for (axis, label), size in zip(IMAGE_AXES.items(), image or (), strict=False)
-        if isinstance(spec.shape[axis], str)
-    }
-    return ShapeProfile(batch, batch, batch, **open_sizes)
+    height, width = (
+        SizeRange(size, size, size) if size and isinstance(spec.shape[axis], str) else None
+        for axis, size in zip(IMAGE_AXES, image or (None, None), strict=True)
+    )
+    return ShapeProfile(batch, batch, batch, height, width)
 
 
 def _artifact(graph: CellGraph) -> OnnxArtifact:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,6 +69,31 @@ def test_an_engine_record_survives_json() -> None:
     assert back == engine()
     assert back.profile.max_batch == 32
     assert back.warnings == ()
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"optimization_level": 0},
+        {"hardware_compatibility": "same-cc"},
+        {"optimization_level": 5, "hardware_compatibility": "ampere+"},
+    ],
+)
+def test_choices_of_a_build_are_written_where_they_were_made(choices: dict[str, Any]) -> None:
+    made = replace(engine(), **choices)
+    plain, usual = engine_to_plain(made), engine_to_plain(engine())
+    assert {key: plain[key] for key in plain.keys() - usual.keys()} == choices
+    assert from_plain(EngineRecord, json.loads(json.dumps(plain)), Source("record")) == made
+
+
+def test_a_record_of_before_there_were_such_choices() -> None:
+    old = """{"file": "a.engine", "sha256": "aa", "bytes": 4, "compiler": "tensorrt",
+    "compiler_version": "11.4.0.106", "compute_capabilities": ["9.0"],
+    "profile": {"min_batch": 1, "opt_batch": 8, "max_batch": 32}, "precision": "fp16",
+    "precision_census": {"CONVOLUTION HALF": 53}, "build_s": 1.5, "warnings": []}"""
+    record = from_plain(EngineRecord, json.loads(old), Source("record"))
+    assert (record.optimization_level, record.hardware_compatibility) == (None, "none")
+    assert engine_to_plain(record).keys() == json.loads(old).keys()
 
 
 def test_an_engine_is_unproven_where_a_warning_says_so() -> None:

@@ -142,6 +142,37 @@ def test_an_engine_of_tensorrt_names_its_architecture(
     assert (folder / record.file).read_bytes() == b"ftrt plan"
 
 
+@pytest.mark.parametrize(
+    ("compatibility", "name"),
+    [("none", "sm90"), ("same-cc", "sm90"), ("ampere+", "sm80plus")],
+)
+def test_the_choices_of_a_build_are_recorded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path, compatibility: str, name: str
+) -> None:
+    monkeypatch.setattr(environment, "gpus", lambda: (Gpu("Hopper", "9.0", 1),))
+    source = artifact(tmp_path / "model.onnx", Precision.FP32)
+    options = CompileOptions(optimization_level=4, hardware_compatibility=compatibility)
+    record = build_engine(source, folder, fake_tensorrt(), options)
+    assert record.label == f"tensorrt-11.4.0.106-{name}"
+    assert record.optimization_level == 4
+    assert record.hardware_compatibility == compatibility
+    assert record.compute_capabilities == ("9.0",)
+
+
+def test_ampere_and_later_are_not_all_able(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path
+) -> None:
+    monkeypatch.setattr(environment, "gpus", lambda: (Gpu("Ada", "8.9", 1),))
+    needing = replace(FACTS["int8"], least_compute_capability=(8, 9))
+    monkeypatch.setitem(FACTS, "int8", needing)
+    source = artifact(tmp_path / "model.onnx", Precision.INT8)
+    words = r"from compute capability 8\.0 on, and not all .* int8 arithmetic\ngive .* same-cc, or"
+    with pytest.raises(UsageError, match=words):
+        build_engine(
+            source, folder, fake_tensorrt(), CompileOptions(hardware_compatibility="ampere+")
+        )
+
+
 def test_a_refused_build_keeps_the_old_engine(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path
 ) -> None:

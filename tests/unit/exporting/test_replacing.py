@@ -259,6 +259,29 @@ def test_which_engines_would_be_lost(
         found.require(same)
 
 
+WIDE = replace(ON_80, file="trt-sm80plus.engine", hardware_compatibility="ampere+")
+
+
+@pytest.mark.parametrize(
+    ("engine", "for_others", "lost"),
+    [(WIDE, True, False), (WIDE, False, True), (ON_80, True, True), (ON_80, False, False)],
+)
+def test_an_engine_for_all_gpus_from_ampere_on_is_made_by_its_like(
+    tmp_path: Path, engine: EngineRecord, *, for_others: bool, lost: bool
+) -> None:
+    place = write_bundle(tmp_path / "there", engine)
+    manifest = Bundle.open(place).manifest
+    compiler = cast("Compiler", FakeCompiler("tensorrt", is_portable=False))
+    gpus = [cast("Gpu", FakeGpu("8.0"))]
+    found = Replacement(place, Precision.FP32, compiler, gpus, allowed=False, for_others=for_others)
+    same = origin_of(manifest.model, manifest.weights)
+    if not lost:
+        assert found.require(same) is None
+        return
+    with pytest.raises(BundleError, match=f"does not make {engine.file} again"):
+        found.require(same)
+
+
 # What came meanwhile
 
 

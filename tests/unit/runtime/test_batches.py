@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.core.errors import UsageError
-from deploykit.core.sizes import ShapeProfile
+from deploykit.core.sizes import ShapeProfile, SizeRange
 from deploykit.core.specs import TensorSpec
 from deploykit.runtime.inputs import BatchLimits
 
@@ -78,6 +78,45 @@ def test_limits_of_an_engine_and_of_graphs() -> None:
     fixed = TensorSpec("x", "float32", (6, 3))
     assert BatchLimits.of_graph((fixed,)) == BatchLimits(6, 6, 6)
     assert BatchLimits.of_graph((TensorSpec("x", "float32", ("N", 3)),)).largest is None
+
+
+SEVERAL = ShapeProfile.of([ShapeProfile(1, 1, 1), ShapeProfile(8, 8, 8), ShapeProfile(16, 24, 32)])
+
+
+def test_limits_of_an_engine_with_several_profiles() -> None:
+    limits = BatchLimits.of_engine(SEVERAL)
+    assert limits == BatchLimits(1, 24, 32, ((1, 1), (8, 8), (16, 32)))
+    assert limits.words == "1, 8, 16 to 32"
+    assert [limits.in_one_run(count) for count in (1, 2, 8, 9, 16, 33)] == [
+        True,
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
+    with pytest.raises(UsageError, match="a batch of 9 with x: the engine takes 1, 8, 16 to 32 at"):
+        limits.require_one_run(9, "x")
+
+
+@pytest.mark.parametrize(
+    ("count", "runs"), [(1, [1]), (2, [8]), (9, [16]), (17, [17]), (33, [32, 1]), (36, [32, 8])]
+)
+def test_batches_between_profiles_are_filled_up(count: int, runs: list[int]) -> None:
+    run = Doubling()
+    result = BatchLimits.of_engine(SEVERAL).run(run, {"x": numbers(count)}, count, "y")
+    np.testing.assert_array_equal(result, numbers(count) * 2)
+    assert [len(batch) for batch in run.batches] == runs
+
+
+def test_of_several_profiles_those_of_the_image_count() -> None:
+    small, large = SizeRange(64, 64, 64), SizeRange(512, 512, 512)
+    profile = ShapeProfile.of(
+        [ShapeProfile(1, 4, 8, small, small), ShapeProfile(1, 1, 1, large, large)]
+    )
+    assert BatchLimits.of_engine(profile, (512, 512)) == BatchLimits(1, 1, 1)
+    assert BatchLimits.of_engine(profile, (64, 64)) == BatchLimits(1, 4, 8)
+    assert BatchLimits.of_engine(profile, (64, 512)).largest == 8
 
 
 @pytest.mark.parametrize("count", [1, 5])

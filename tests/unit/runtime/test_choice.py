@@ -55,6 +55,17 @@ def misfit(folder: Path, engine: EngineRecord, **changes: Any) -> Misfit:
 # The best
 
 
+def test_one_for_this_gpu_comes_before_one_for_all_from_ampere_on(tmp_path: Path) -> None:
+    wide = engine_record(
+        "tensorrt-11.4.0.106-sm80plus.engine",
+        compute_capabilities=("8.0",),
+        hardware_compatibility="ampere+",
+    )
+    fits, misfits = compared(tmp_path, RTX, TENSORRT, wide)
+    assert [fit.record for fit in fits] == [TENSORRT, wide, RTX]
+    assert misfits == []
+
+
 def test_tensorrt_comes_before_tensorrt_for_rtx(tmp_path: Path) -> None:
     fits, misfits = compared(tmp_path, RTX, TENSORRT)
     assert [fit.record for fit in fits] == [TENSORRT, RTX]

@@ -105,6 +105,26 @@ def test_a_build_takes_the_sizes_of_the_export(bundle: Bundle) -> None:
     assert profile_of_bundle(bundle, ShapeProfile(1, 2, 4, width=other.width)) == other
 
 
+def test_each_profile_of_a_build_takes_the_sizes_of_the_export(bundle: Bundle) -> None:
+    one, many = ShapeProfile(1, 1, 1), ShapeProfile(4, 8, 16)
+    height, width = SizeRange(6, 8, 12), SizeRange(8, 8, 16)
+    found = profile_of_bundle(bundle, ShapeProfile.of([one, many]))
+    assert found.parts == tuple(replace(e, height=height, width=width) for e in (one, many))
+    tall = replace(one, height=SizeRange(12, 12, 12), width=SizeRange(8, 8, 8))
+    wide = replace(one, height=SizeRange(8, 8, 8), width=SizeRange(12, 12, 16))
+    with pytest.raises(
+        UsageError,
+        match="no profile has the 8 x 8, to which colours-fp32 prepares images: batch 1,",
+    ):
+        profile_of_bundle(bundle, ShapeProfile.of([tall, wide]))
+
+
+def test_the_preferred_sizes_of_further_profiles_are_compared_too() -> None:
+    small = ShapeProfile(1, 1, 1, SizeRange(24, 28, 32), SizeRange(16, 20, 24))
+    found = other_sizes(OPEN, ShapeProfile.of([PROFILE, small]))
+    assert found == ((24, 16), (48, 40), (24, 40), (48, 16), (28, 20))
+
+
 def test_a_build_needs_the_size_that_the_bundle_prepares(bundle: Bundle) -> None:
     asked = ShapeProfile(height=SizeRange(10, 12, 16))
     with pytest.raises(

@@ -13,6 +13,10 @@ from deploykit.bundle.manifest import Bundle
 from deploykit.core.artifacts import sha256_of, sha256_of_bytes
 from deploykit.core.errors import EngineIncompatibleError, UsageError, ValidationError
 from deploykit.core.precision import Precision
+from deploykit.core.sizes import ShapeProfile, SizeRange
+from deploykit.exporting.engine_run import Expected
+from deploykit.heads.multiclass import MULTICLASS
+from deploykit.images.side_inputs import SideInputs
 from deploykit.runtime.choice import machine_with
 from deploykit.verbs import build as building
 from tests.bundles import engine_record, write_bundle
@@ -62,6 +66,26 @@ def test_an_engine_runs_on_the_gpu_that_it_was_built_for(bundle: Path) -> None:
         f"{report.engine.file} ran on Hopper: 8 images within the limits of fp16",
     )
     assert [stage.name for stage in report.stages] == ["verify", "build engine", "run engine"]
+
+
+def test_each_of_several_profiles_runs(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = ShapeProfile.of(
+        [ShapeProfile(1, 1, 1), ShapeProfile(4, 6, 8), ShapeProfile(16, 16, 16)]
+    )
+    compiled: Any = getattr(building, "build_engine")  # noqa: B009 - what the fixture put there
+
+    def several(*given: Any, **more: Any) -> EngineRecord:
+        record: EngineRecord = replace(compiled(*given, **more), profile=profile)
+        return record
+
+    monkeypatch.setattr(building, "build_engine", several)
+    machine = FakeMachine()
+    report = build(bundle, machine)
+    (engine,) = machine.opened
+    # Two images are filled up to four; then each profile has what it is tuned for.
+    assert engine.batches == [1, 4, 5, 1, 6, 16]
+    assert report.engine.ran_on == "Hopper"
+    assert Bundle.open(bundle).manifest.engines[0].profile == profile
 
 
 def test_an_engine_that_computes_something_else_is_not_added(bundle: Path) -> None:
@@ -120,3 +144,28 @@ def test_what_is_kept_as_reference_is_what_an_engine_is_compared_with(bundle: Pa
 def test_engines_are_for_gpus(device: str) -> None:
     with pytest.raises(UsageError, match=rf"--device {device}: engines are for GPUs\nexpected"):
         machine_with(device)
+
+
+SMALL, LARGE = SizeRange(8, 8, 8), SizeRange(16, 16, 16)
+PAIRS = ShapeProfile.of([ShapeProfile(1, 4, 8, SMALL, SMALL), ShapeProfile(1, 1, 1, LARGE, LARGE)])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batches"),
+    [
+        ([(8, 8), (16, 16), (8, 16)], [(2, 8, 8), (2, 16, 16), (4, 8, 8)]),
+        ([(16, 16)], [(2, 16, 16), (1, 16, 16)]),
+        ([(8, 16), (8, 8)], [(2, 8, 8), (4, 8, 8)]),
+    ],
+)
+def test_what_an_engine_of_several_profiles_is_compared_with(
+    sizes: list[tuple[int, int]], batches: list[tuple[int, int, int]]
+) -> None:
+    images = [np.arange(2 * 3 * h * w, dtype=np.float32).reshape(2, 3, h, w) for h, w in sizes]
+    outputs = [batch.mean(axis=(2, 3)) for batch in images]
+    given = Expected(images, outputs, "it", Precision.FP32, MULTICLASS, SideInputs())
+    found = given.covering(PAIRS)
+    assert [(len(b), *b.shape[2:]) for b in found.batches] == batches
+    for batch, wanted in zip(found.batches, found.outputs, strict=True):
+        np.testing.assert_array_equal(batch.mean(axis=(2, 3)), wanted)
+    assert given.covering(PAIRS.parts[0]) is given

@@ -33,6 +33,21 @@ def config(made: trt.IRuntimeConfig) -> None:
     _: api.RuntimeConfig = made
 
 
+def builder_config(config: trt.IBuilderConfig, profile: trt.IOptimizationProfile) -> None:
+    """What the builder sets, which it knows as `Any`."""
+    config.builder_optimization_level = 3
+    config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
+    config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    cache: trt.ITimingCache = config.create_timing_cache(b"")
+    attached: bool = config.set_timing_cache(cache, ignore_mismatch=False)
+    combined: bool = cache.combine(cache, ignore_mismatch=False)
+    index: int = config.add_optimization_profile(profile)
+    assert attached
+    assert combined
+    assert index == 0
+    assert bytes(cache.serialize())
+
+
 def names() -> tuple[object, ...]:
     """What is read from the module itself."""
     return (

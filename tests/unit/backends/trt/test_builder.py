@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from deploykit.backends import CompileOptions, Compiler
-from deploykit.backends.trt.builder import BuildMonitor, compile_onnx, known_compute_capabilities
+from deploykit.backends.trt.builder import BuildMonitor, compile_onnx
+from deploykit.backends.trt.targets import known_compute_capabilities
 from deploykit.core import environment
 from deploykit.core.environment import Gpu
 from deploykit.core.errors import BuildError, UsageError

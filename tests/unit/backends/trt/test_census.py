@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploykit.backends.trt.builder import take_census
+from deploykit.backends.trt.census import take_census
 from deploykit.backends.trt.compiler import Messages, logger_into
 from tests.fakes.network_fake import DataType, ILayer, INetworkDefinition, ITensor, LayerType
 from tests.unit.backends.trt import small_models

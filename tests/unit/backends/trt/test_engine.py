@@ -9,7 +9,8 @@ import pytest
 
 from deploykit.backends import Compiler
 from deploykit.backends.trt.engine import Engine
-from deploykit.core.errors import BundleError, EngineIncompatibleError
+from deploykit.core.errors import BundleError, EngineIncompatibleError, UsageError
+from deploykit.core.sizes import ShapeProfile, SizeRange
 from deploykit.core.specs import TensorSpec
 from tests.fakes.execution_fake import SCRATCH, DataType
 from tests.fakes.runtime_fake import FakeRuntime, Script
@@ -32,7 +33,8 @@ def plan(tmp_path: Path) -> Path:
 def engine(plan: Path, script: Script, *, rtx: bool = False, **options: Any) -> Engine:
     name = "tensorrt-rtx" if rtx else "tensorrt"
     compiler = Compiler(name, "11.4.0.106", FakeRuntime(script, rtx=rtx), is_portable=rtx)
-    return Engine(plan, compiler, **{"cuda_graphs": True, "cache": None, **options})
+    given = {"profile": ShapeProfile(), "cuda_graphs": True, "cache": None, **options}
+    return Engine(plan, compiler, **given)
 
 
 def test_what_is_read_from_the_engine(plan: Path, script: Script) -> None:
@@ -93,10 +95,12 @@ def test_an_output_that_is_a_single_number(tmp_path: Path, script: Script) -> No
 
 def test_an_open_height_and_width(tmp_path: Path, script: Script) -> None:
     shape = ("batch", 8, "h", "w")
-    loaded = engine(small_models.convolution(tmp_path / "e", shape=shape), script)
+    plan = small_models.convolution(tmp_path / "e", shape=shape)
+    profile = ShapeProfile(1, 2, 3, SizeRange(8, 8, 20), SizeRange(8, 8, 24))
+    loaded = engine(plan, script, profile=profile)
     assert loaded.inputs == (TensorSpec("x", "float32", ("batch", 8, "height", "width")),)
     assert loaded.outputs == (TensorSpec("y", "float32", ("batch", 10)),)
-    assert loaded.output_shapes({0: 3, 2: 20, 3: 24}) == ((3, 10),)
+    assert loaded.largest_shapes(77) == [(3, 8, 20, 24), (3, 10)]
 
 
 def test_a_plan_that_cannot_be_read(tmp_path: Path, script: Script) -> None:
@@ -112,3 +116,71 @@ def test_the_cache_is_used_where_there_is_one(plan: Path, script: Script, tmp_pa
     assert not cache.exists()
     engine(plan, script, rtx=True, cache=cache).close(save=True)
     assert cache.read_bytes() == script.cache
+
+
+# Several profiles
+
+ONE, SOME, MANY = ShapeProfile(1, 1, 1), ShapeProfile(2, 4, 8), ShapeProfile(1, 16, 32)
+
+
+def compiled(*profiles: ShapeProfile) -> list[dict[str, Any]]:
+    """What the engine itself says of them."""
+    return [
+        {
+            "x": tuple(
+                (batch, *small_models.IMAGE)
+                for batch in (each.min_batch, each.opt_batch, each.max_batch)
+            )
+        }
+        for each in profiles
+    ]
+
+
+@pytest.mark.parametrize(("batch", "place"), [(1, 0), (2, 1), (8, 1), (9, 2), (32, 2)])
+def test_the_narrowest_profile_is_taken(plan: Path, script: Script, batch: int, place: int) -> None:
+    script.profiles = compiled(ONE, SOME, MANY)
+    opened = engine(plan, script, profile=ShapeProfile.of([ONE, SOME, MANY]))
+    assert opened.place_of([(batch, *small_models.IMAGE)]) == place
+
+
+def test_a_shape_that_no_profile_has(plan: Path, script: Script) -> None:
+    script.profiles = compiled(ONE, SOME)
+    opened = engine(plan, script, profile=ShapeProfile.of([ONE, SOME]))
+    words = r"fed \(9, 8, 16, 16\), and none of its profiles has that: batch 1; batch 2,4,8\nsplit"
+    with pytest.raises(UsageError, match=words):
+        opened.place_of([(9, *small_models.IMAGE)])
+
+
+def test_one_profile_is_not_spoken_of(plan: Path, script: Script) -> None:
+    opened = engine(plan, script)
+    assert opened.place_of([(77, *small_models.IMAGE)]) == 0
+
+
+@pytest.mark.parametrize(
+    "own",
+    [(SOME, ONE), (ONE, SOME, MANY), (ONE, MANY), ()],
+    ids=["another order", "more", "other", "one"],
+)
+def test_a_manifest_that_names_other_profiles(
+    plan: Path, script: Script, own: tuple[ShapeProfile, ...]
+) -> None:
+    script.profiles = compiled(*own) or [compiled(ONE)[0]]
+    words = r"its manifest names the profile batch 1; batch 2,4,8, the engine has \d .*\ncompile"
+    with pytest.raises(EngineIncompatibleError, match=words):
+        engine(plan, script, profile=ShapeProfile.of([ONE, SOME]))
+
+
+def test_buffers_hold_the_largest_of_all_profiles(tmp_path: Path, script: Script) -> None:
+    plan = small_models.convolution(
+        tmp_path / "model.engine", shape=("batch", 8, "height", "width")
+    )
+    small, large = SizeRange(16, 16, 16), SizeRange(64, 64, 64)
+    profile = ShapeProfile.of(
+        [ShapeProfile(8, 8, 8, small, small), ShapeProfile(1, 1, 1, large, large)]
+    )
+    script.profiles = [
+        {"x": ((8, 8, 16, 16),) * 3},
+        {"x": ((1, 8, 64, 64),) * 3},
+    ]
+    # 8 x 8 x 16 x 16 values are fewer than 1 x 8 x 64 x 64; of the outputs it is the other way.
+    assert engine(plan, script, profile=profile).largest_shapes(77) == [(1, 8, 64, 64), (8, 10)]

@@ -34,9 +34,45 @@ def test_an_engine_fits_its_own_version_and_gpu(record: EngineRecord, gpu: Gpu) 
     assert engine_fits(record, [gpu], BOTH) == (True, "")
 
 
+AMPERE = replace(TENSORRT, compute_capabilities=("8.6",), hardware_compatibility="ampere+")
+SAME = replace(TENSORRT, compute_capabilities=("8.6",), hardware_compatibility="same-cc")
+
+
+@pytest.mark.parametrize(
+    ("record", "capability", "fits"),
+    [
+        (AMPERE, "8.0", True),
+        (AMPERE, "8.6", True),
+        (AMPERE, "9.0", True),
+        (AMPERE, "12.1", True),
+        (AMPERE, "7.5", False),
+        (SAME, "8.6", True),
+        (SAME, "8.0", False),
+        (SAME, "8.9", False),
+    ],
+)
+def test_hardware_compatibility_decides_on_other_gpus(
+    record: EngineRecord, capability: str, *, fits: bool
+) -> None:
+    assert engine_fits(record, [Gpu("a GPU", capability, 1)], BOTH)[0] is fits
+
+
 @pytest.mark.parametrize(
     ("record", "gpus", "compilers", "reason"),
     [
+        (
+            AMPERE,
+            [Gpu("Turing", "7.5", 1)],
+            BOTH,
+            "compiled for compute capability 8.0 and later, this GPU has 7.5",
+        ),
+        (SAME, [ADA], BOTH, "compiled for compute capability 8.6, this GPU has 8.9"),
+        (
+            replace(TENSORRT, hardware_compatibility="rubin+"),
+            [HOPPER],
+            BOTH,
+            "compiled for GPUs that are unknown here: 'rubin+'",
+        ),
         (RTX, [HOPPER], BOTH, "compiled for compute capability 8.6, 8.9, this GPU has 9.0"),
         (TENSORRT, [ADA], BOTH, "compiled for compute capability 9.0, this GPU has 8.9"),
         (RTX, [HOPPER, ADA], BOTH, "compiled for compute capability 8.6, 8.9, this GPU has 9.0"),

@@ -36,7 +36,7 @@ def plan(rtx: Compiler, tmp_path: Path) -> Path:
 
 def test_a_good_engine_does_not_load(rtx: Compiler, plan: Path) -> None:
     with pytest.raises(EngineIncompatibleError, match="does not load it on this machine") as caught:
-        Engine(plan, rtx, cuda_graphs=True, cache=None)
+        Engine(plan, rtx, ShapeProfile(1, 1, 1), cuda_graphs=True, cache=None)
     assert "CUDA driver version is insufficient" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 3
 
@@ -46,7 +46,7 @@ def test_a_file_that_is_no_engine(rtx: Compiler, tmp_path: Path) -> None:
         path = tmp_path / "model.engine"
         path.write_bytes(content)
         with pytest.raises(EngineIncompatibleError, match="it says: IRuntime::deserializeCuda"):
-            Engine(path, rtx, cuda_graphs=True, cache=None)
+            Engine(path, rtx, ShapeProfile(1, 1, 1), cuda_graphs=True, cache=None)
 
 
 def test_the_runner_says_that_there_is_no_driver(rtx: Compiler, plan: Path) -> None:

@@ -64,6 +64,61 @@ def test_a_fixed_batch_of_open_images() -> None:
     assert fitting == replace(PROFILE, min_batch=2, opt_batch=2, max_batch=2)
 
 
+# Several profiles
+
+BATCHES = ShapeProfile.of([ShapeProfile(1, 1, 1), ShapeProfile(1, 8, 32), ShapeProfile(4, 4, 4)])
+
+
+def test_the_compiler_is_told_of_every_profile(tmp_path: Path) -> None:
+    told = script((-1, 3, 8, 8), (-1, 7))
+    options = CompileOptions(BATCHES, compute_capabilities=("8.9",))
+    engine = compile_onnx(fake(told), tmp_path / "m.onnx", options)
+    assert told.profiles == [
+        {"x0": ((least, 3, 8, 8), (best, 3, 8, 8), (most, 3, 8, 8)),
+         "x1": ((least, 7), (best, 7), (most, 7))}
+        for least, best, most in ((1, 1, 1), (1, 8, 32), (4, 4, 4))
+    ]  # fmt: skip
+    assert engine.profile == BATCHES
+
+
+def test_heights_and_widths_of_every_profile(tmp_path: Path) -> None:
+    told = script((-1, 3, -1, -1))
+    large = SizeRange(64, 64, 64)
+    both = ShapeProfile.of([PROFILE, ShapeProfile(1, 1, 1, large, large)])
+    compile_onnx(fake(told), tmp_path / "m.onnx", replace(ONE, profile=both))
+    assert [shapes["x0"][2] for shapes in told.profiles] == [(4, 3, 32, 24), (1, 3, 64, 64)]
+
+
+def test_the_compiler_for_rtx_takes_several(rtx: Compiler, tmp_path: Path) -> None:
+    path = small_models.convolution(tmp_path / "m.onnx")
+    options = CompileOptions(BATCHES, compute_capabilities=("8.9",))
+    engine = compile_onnx(rtx, path, options)
+    assert engine.profile == BATCHES
+    one = compile_onnx(rtx, path, replace(options, profile=BATCHES.parts[1]))
+    assert len(engine.plan) > len(one.plan)
+
+
+def test_the_profile_that_is_refused_is_named(tmp_path: Path) -> None:
+    told = replace(script((-1, 3, 8, 8)), profile_index=0)
+    options = CompileOptions(BATCHES, compute_capabilities=("8.9",))
+    with pytest.raises(BuildError, match="refuses the profile batch 1,8,32\n"):
+        compile_onnx(fake(told), tmp_path / "m.onnx", options)
+
+
+def test_of_several_profiles_those_with_the_fixed_batch_stay() -> None:
+    four = ShapeProfile(4, 4, 4)
+    assert fitting_profile("m.onnx", {"x": (4, 3, 8, 8)}, BATCHES) == four
+    with pytest.raises(UsageError, match="at 2, outside the profile 1,1,1 and 4,4,4\nask for"):
+        fitting_profile("m.onnx", {"x": (2, 3)}, ShapeProfile.of([ShapeProfile(1, 1, 1), four]))
+
+
+def test_a_network_without_open_sizes_has_no_profile(tmp_path: Path) -> None:
+    told = script((4, 3, 8, 8))
+    options = CompileOptions(BATCHES, compute_capabilities=("8.9",))
+    assert compile_onnx(fake(told), tmp_path / "m.onnx", options).profile == ShapeProfile(4, 4, 4)
+    assert told.profiles == []
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [

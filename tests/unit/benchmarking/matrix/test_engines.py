@@ -157,6 +157,18 @@ def test_a_batch_outside_of_the_bundles_profile_is_refused(tmp_path: Path) -> No
         prepare_engine(CELL, own(folder), tmp_path, FakeMachine()())
 
 
+SEVERAL = ShapeProfile.of([ShapeProfile(1, 1, 1), ShapeProfile(8, 16, 32)])
+
+
+def test_a_bundles_engine_of_several_profiles(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "b", engine_record(profile=SEVERAL))
+    found = prepare_engine(replace(CELL, batch=8), own(folder), tmp_path, FakeMachine()())
+    assert found.profile == SEVERAL
+    message = r"takes batches of 1, 8 to 32, not 4\nmeasure one of those, or build"
+    with pytest.raises(EngineIncompatibleError, match=message):
+        prepare_engine(replace(CELL, batch=4), own(folder), tmp_path, FakeMachine()())
+
+
 def test_a_bundle_without_a_fitting_engine_says_why(tmp_path: Path) -> None:
     folder = write_bundle(tmp_path / "b", engine_record(compiler_version="10.0"))
     with pytest.raises(EngineIncompatibleError, match=r"compiled by tensorrt 10\.0, installed is"):
