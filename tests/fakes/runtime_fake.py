@@ -36,7 +36,7 @@ class Script:
     refuses: set[str] = field(default_factory=set)
     said: str = "the reason"
     before: Callable[[int], None] | None = None
-    work: Any = None
+    work: Callable[[], None] | None = None
     dtype: DataType | None = None
     cache: bytes = b"kernels of this GPU"
     eager: int = 0
