@@ -43,7 +43,8 @@ class Bench:
     """An engine of the small convolution, and its ONNX file for the right answers.
 
     ``tolerance`` is relative to the largest output. ``leak_bytes`` is what may stay reserved after
-    a runner was closed that was not reserved after the first one.
+    a runner was closed that was not reserved after the first one. ``cuda_graphs`` is what a runner
+    has unless a scenario says otherwise.
     """
 
     plan: Path
@@ -51,8 +52,10 @@ class Bench:
     compiler: Compiler
     tolerance: float
     leak_bytes: int
+    cuda_graphs: bool = True
 
     def runner(self, **options: Any) -> TrtRunner:
+        options.setdefault("cuda_graphs", self.cuda_graphs)
         return TrtRunner(self.plan, self.compiler, PROFILE, EngineOptions(**options))
 
     def oracle(self) -> Callable[[NDArray[Any], dict[str, Any]], None]:

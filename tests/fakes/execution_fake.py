@@ -137,6 +137,9 @@ class CudaEngine:
         assert runtime_config.strategy is ExecutionContextAllocationStrategy.USER_MANAGED
         if not self.script.allows("create_execution_context", self.logger):
             return None
+        return self.new_context()
+
+    def new_context(self) -> ExecutionContext:
         return ExecutionContext(self)
 
     def numpy_type(self, name: str) -> Any:
@@ -194,7 +197,7 @@ class ExecutionContext:
         return self._script.allows("set_tensor_address", self._engine.logger)
 
     def set_device_memory(self, memory: int, size: int) -> None:
-        assert size >= SCRATCH
+        assert size >= self._engine.device_memory_size_v2
         assert memory % 256 == 0
         self._scratch = memory
 
@@ -215,10 +218,13 @@ class ExecutionContext:
         is_captured = self._host_work.is_capturing(stream)
         self._script.captured += is_captured
         self._script.eager += not is_captured
-        number = self._host_work.queue(stream, self._script.work or self._computation())
-        if is_captured:
-            self._captured.append(number)
+        self._queue(stream)
         return True
+
+    def _queue(self, stream: int) -> None:
+        number = self._host_work.queue(stream, self._script.work or self._computation())
+        if number:
+            self._captured.append(number)
 
     def _computation(self) -> Callable[[], None]:
         """The work, with shapes and addresses as they are now."""

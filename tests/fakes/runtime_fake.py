@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tests.fakes.execution_fake import CudaEngine, ExecutionContextAllocationStrategy
 from tests.fakes.tensorrt_fake import ILogger, Severity
@@ -101,19 +101,29 @@ class RtxRuntimeConfig(RuntimeConfig):
 
 
 class Runtime:
-    def __init__(self, script: Script, config: type[RuntimeConfig], logger: ILogger) -> None:
+    def __init__(
+        self,
+        script: Script,
+        config: type[RuntimeConfig],
+        engine: type[CudaEngine],
+        logger: ILogger,
+    ) -> None:
         self._script, self._config, self._logger = script, config, logger
+        self._engine = engine
         if not script.allows("Runtime", logger):
             raise TypeError("pybind11::init(): factory function returned nullptr")
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> CudaEngine | None:
         if not self._script.allows("deserialize_cuda_engine", self._logger):
             return None
-        return CudaEngine(self._script, serialized_engine, self._logger, self._config)
+        return self._engine(self._script, serialized_engine, self._logger, self._config)
 
 
 class FakeRuntime:
-    """Stands for the imported module; ``script`` says what fails and sees what happens."""
+    """Stands for the imported module; ``script`` says what fails and sees what happens.
+
+    ``engine`` is what computes.
+    """
 
     __version__ = "11.4.0.106"
 
@@ -121,6 +131,8 @@ class FakeRuntime:
     ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
     CudaGraphStrategy = CudaGraphStrategy
 
-    def __init__(self, script: Script, *, rtx: bool = False) -> None:
+    def __init__(
+        self, script: Script, *, rtx: bool = False, engine: type[CudaEngine] = CudaEngine
+    ) -> None:
         config = RtxRuntimeConfig if rtx else RuntimeConfig
-        self.Runtime: Callable[..., Runtime] = partial(Runtime, script, config)
+        self.Runtime: Callable[..., Runtime] = partial(Runtime, script, config, engine)
