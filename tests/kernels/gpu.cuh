@@ -6,3 +6,5 @@ __device__ static long long timer_ns() {
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
     return now;
 }
+
+extern "C" __global__ void stop() { asm volatile("trap;"); }

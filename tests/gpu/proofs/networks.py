@@ -1,0 +1,59 @@
+"""ResNet-50 in PyTorch, plainly and compiled: what a user would run in place of an engine."""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.gpu.proofs.report import Report
+
+BATCHES = (1, 8, 32)
+WARM_UP, SAMPLES = 10, 50
+
+
+def prove(report: Report) -> None:
+    report.needs_gpu("torch.cuda")
+    import torch
+    from torchvision.models import resnet50
+
+    # TF32 would compute another precision than the one that is named.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.manual_seed(0)
+    for dtype in (torch.float32, torch.float16):
+        model = resnet50(weights=None).eval().cuda().to(dtype)
+        compiled = torch.compile(model)
+        for batch in BATCHES:
+            x = torch.randn(batch, 3, 224, 224, device="cuda", dtype=dtype)
+            name = f"{str(dtype).removeprefix('torch.')} of batch {batch}"
+            with report.piece(f"eager {name}"):
+                report.figure(f"eager {name}", **_measured(model, x))
+            with report.piece(f"compiled {name}"):
+                begun = time.perf_counter()
+                with torch.inference_mode():
+                    compiled(x)
+                torch.cuda.synchronize()
+                seconds = round(time.perf_counter() - begun, 1)
+                report.figure(f"compiled {name}", compile_s=seconds, **_measured(compiled, x))
+
+
+def _measured(model: Any, x: Any) -> dict[str, float]:
+    import torch
+
+    took = []
+    with torch.inference_mode():
+        for turn in range(WARM_UP + SAMPLES):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            model(x)
+            end.record()
+            end.synchronize()
+            if turn >= WARM_UP:
+                took.append(start.elapsed_time(end))
+    middle = median(took)
+    return {
+        "compute_ms": round(middle, 4),
+        "worst_ms": round(max(took), 4),
+        "images_per_s": round(len(x) / middle * 1e3, 1),
+    }
