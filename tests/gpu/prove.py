@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,17 +137,15 @@ def _supervised(
 
 
 def _end_session(process: subprocess.Popen[bytes]) -> None:
-    try:
+    with suppress(ProcessLookupError):  # it has ended by itself, and left nothing
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # it has ended by itself, and left nothing
     process.wait()
 
 
 def _status(statuses: list[str]) -> str:
     if "failed" in statuses:
         return "failed"
-    return "passed" if "passed" in statuses else "skipped"
+    return "passed" if {"passed", "measured"} & set(statuses) else "skipped"
 
 
 def _run_part(part: Part, into: Path, *, quick: bool) -> int:
@@ -192,7 +191,7 @@ def _machine() -> dict[str, Any]:
         *("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "pytest", "msgspec"),
     )
     return {
-        "gpus": [str(gpu) for gpu in environment.gpus()],
+        "gpus": [f"{gpu.name} ({gpu.compute_capability})" for gpu in environment.gpus()],
         "driver": environment.driver_version(),
         "cpu": environment.cpu_model(),
         "python": platform.python_version(),
@@ -205,19 +204,16 @@ def _machine() -> dict[str, Any]:
 def _write(out: Path, found: dict[str, Any]) -> None:
     (out / "proof.json").write_text(json.dumps(found, indent=1) + "\n")
     machine = found["machine"]
-    lines = [
-        "# Proof on a GPU",
-        "",
-        f"{', '.join(machine['gpus']) or 'no GPU'}, {machine['when']}",
-        "",
-    ]
+    gpus = ", ".join(machine["gpus"]) or "no GPU"
+    lines = ["# Proof on a GPU", "", f"{gpus}; driver {machine['driver']}; {machine['when']}", ""]
     lines += ["| part | | s | |", "|---|---|---|---|"]
     for letter, part in found["parts"].items():
         reason = " ".join((part.get("reason") or "").split())[:200]
-        lines.append(
-            f"| {letter}: {part['title']} | {part['status']} | {part['seconds']} | {reason} |"
-        )
+        cells = (f"{letter}: {part['title']}", part["status"], part["seconds"], reason)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     for letter, part in found["parts"].items():
+        if not part["entries"]:
+            continue
         lines += ["", f"## {letter}: {part['title']}", ""]
         lines += [_line(name, entry) for name, entry in part["entries"].items()]
     (out / "proof.md").write_text("\n".join(lines) + "\n")

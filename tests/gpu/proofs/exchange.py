@@ -53,20 +53,22 @@ def _torch(report: Report, runner: TrtRunner, check: Check, rounds: int) -> None
     import torch
 
     busy = 0
-    side, reader = torch.cuda.Stream(), torch.cuda.Stream()
+    cuda: Any = torch.cuda
+    from_dlpack: Any = torch.utils.dlpack.from_dlpack
+    side, reader = cuda.Stream(), cuda.Stream()
     for seed in range(rounds):
         given = images(2, seed)
         source = torch.from_numpy(given).cuda()
         torch.cuda.synchronize()
         with torch.cuda.stream(side):
-            torch.cuda._sleep(BUSY_CYCLES)
+            cuda._sleep(BUSY_CYCLES)
             x = source * 1.0
             done = side.record_event()
             busy += not done.query()
             outputs = runner.run_on_device({"x": x})
             check(given, runner.run({"x": x}))
         with torch.cuda.stream(reader):
-            y = torch.from_dlpack(outputs["y"]) + 0
+            y = from_dlpack(outputs["y"]) + 0
             reader.synchronize()
             by_interface = torch.as_tensor(outputs["y"], device="cuda").cpu()
         check(given, {"y": y.cpu().numpy()})

@@ -117,8 +117,8 @@ def _torch_chain(nodes: list[tuple[str, float | None]]) -> Callable[[Any], Any]:
                 x = x.mean(dim=1, keepdim=True)
             else:
                 other = torch.full((1,), constant or 0, device=x.device, dtype=x.dtype)
-                function = {"Mul": torch.mul, "Div": torch.div, "Add": torch.add, "Sub": torch.sub}
-                x = function[kind](x, other)
+                function: Any = getattr(torch, kind.lower())
+                x = function(x, other)
         return x
 
     return chain

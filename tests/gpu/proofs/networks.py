@@ -21,9 +21,10 @@ def prove(report: Report) -> None:
     # TF32 would compute another precision than the one that is named.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.manual_seed(0)
+    compile_module: Any = torch.compile
     for dtype in (torch.float32, torch.float16):
         model = resnet50(weights=None).eval().cuda().to(dtype)
-        compiled = torch.compile(model)
+        compiled = compile_module(model)
         for batch in BATCHES:
             x = torch.randn(batch, 3, 224, 224, device="cuda", dtype=dtype)
             name = f"{str(dtype).removeprefix('torch.')} of batch {batch}"
@@ -41,10 +42,11 @@ def prove(report: Report) -> None:
 def _measured(model: Any, x: Any) -> dict[str, float]:
     import torch
 
+    new_event: Any = torch.cuda.Event
     took = []
     with torch.inference_mode():
         for turn in range(WARM_UP + SAMPLES):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start, end = (new_event(enable_timing=True) for _ in range(2))
             start.record()
             model(x)
             end.record()
