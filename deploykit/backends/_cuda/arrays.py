@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from deploykit.backends._cuda.device import INDEX, Memory, cuda_failure
+from deploykit.backends._cuda.forks import require_own_gpu
 from deploykit.core.environment import require
 from deploykit.core.errors import UsageError
 
@@ -51,7 +52,12 @@ class DeviceArray:
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> object:
-        """A DLPack capsule; no stream has to wait, as the array is complete."""
+        """A DLPack capsule; no stream has to wait, as the array is complete.
+
+        Raises:
+            UsageError: this process was forked from the one that the array belongs to.
+        """
+        require_own_gpu()
         return self._view.__dlpack__(
             stream=stream, max_version=max_version, dl_device=dl_device, copy=copy
         )
@@ -73,7 +79,12 @@ class DeviceArray:
         }
 
     def numpy(self) -> NDArray[Any]:
-        """Copy the array to the host."""
+        """Copy the array to the host.
+
+        Raises:
+            UsageError: this process was forked from the one that the array belongs to.
+        """
+        require_own_gpu()
         self._device.make_current()
         target = np.empty(self.shape, self.dtype)
         stream = self._device.new_stream()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from deploykit.backends._cuda.forks import keep_in_children, note_use, require_own_gpu
 from deploykit.core.environment import require
 from deploykit.core.errors import DeviceError, EngineIncompatibleError
 
@@ -125,7 +126,7 @@ class Stream:
             builder.begin_building(mode="thread_local")
             enqueue()
             builder.end_building()
-            return CapturedGraph(builder.complete())
+            return CapturedGraph(keep_in_children(builder.complete()))
         finally:
             # Ends a capture that is still open, and says again why it is not valid.
             with suppress(Exception):
@@ -155,7 +156,7 @@ class StepClock:
     """CUDA events that time the steps of one call: ``count`` of them on one stream."""
 
     def __init__(self, device: Any, options: Any, count: int) -> None:
-        self._events = [device.create_event(options) for _ in range(count)]
+        self._events = [keep_in_children(device.create_event(options)) for _ in range(count)]
 
     def mark(self, index: int, stream: Stream) -> None:
         """Record event ``index`` behind the work that is queued already."""
@@ -187,9 +188,11 @@ class Device:
     Raises:
         MissingDependencyError: ``cuda.core`` is not installed or does not load.
         EngineIncompatibleError: there is no CUDA driver, or it shows no GPU.
+        UsageError: the GPU was used before this process was forked.
     """
 
     def __init__(self, *, spin: bool | None = None) -> None:
+        require_own_gpu()
         self._core = require("cuda.core")
         self._driver = require("cuda.bindings.driver")
         try:
@@ -203,11 +206,12 @@ class Device:
                 f"it says: {said}\n"
                 "deploykit doctor says what works on this machine"
             ) from error
+        note_use()
         self._pinned = self._core.LegacyPinnedMemoryResource()
 
     def make_current(self) -> None:
         """Make this GPU current for the calling thread; CUDA keeps one for each thread."""
-        self._core.Device(INDEX).set_current()
+        keep_in_children(self._core.Device(INDEX)).set_current()
 
     def _choose_waiting(self, *, spin: bool) -> None:
         flags = self._driver.CUctx_flags
@@ -218,7 +222,7 @@ class Device:
 
     def new_stream(self) -> Stream:
         """A stream of its own, never the default one."""
-        return Stream(self._core.Device(INDEX).create_stream())
+        return Stream(keep_in_children(self._core.Device(INDEX).create_stream()))
 
     def new_clock(self, count: int) -> StepClock:
         """``count`` events that record the time."""
@@ -233,7 +237,8 @@ class Device:
             DeviceError: there is not enough.
         """
         try:
-            return Memory.of(self._core.Device(INDEX).allocate(size, stream=stream.core))
+            buffer = self._core.Device(INDEX).allocate(size, stream=stream.core)
+            return Memory.of(keep_in_children(buffer))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -251,7 +256,7 @@ class Device:
             DeviceError: the system does not give it.
         """
         try:
-            return PinnedMemory.of(self._pinned.allocate(size))
+            return PinnedMemory.of(keep_in_children(self._pinned.allocate(size)))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -12,6 +12,7 @@ import numpy as np
 
 from deploykit.backends._cuda.arrays import DeviceArray, as_source
 from deploykit.backends._cuda.device import cuda_failure
+from deploykit.backends._cuda.forks import keep_in_children
 from deploykit.backends._feeds import check_feeds
 from deploykit.core.errors import DeviceError, UsageError
 from deploykit.core.sizes import AXIS_NAMES
@@ -269,6 +270,7 @@ class Lane:
     """
 
     def __init__(self, device: Device, engine: Engine, profile: ShapeProfile) -> None:
+        keep_in_children(self)
         self._device = device
         self._engine = engine
         self._profile = profile

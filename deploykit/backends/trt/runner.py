@@ -129,7 +129,6 @@ class _Opened:
     def __init__(
         self, open_engine: Callable[[], Engine], profile: ShapeProfile, *, spin: bool | None
     ) -> None:
-        self.pid = os.getpid()
         self.device = device = Device(spin=spin)
         self.engine = engine = open_engine()
         self.pool = LanePool(engine.name, lambda: Lane(device, engine, profile))
@@ -165,6 +164,7 @@ class TrtRunner(Closing):
             plan, compiler, cuda_graphs=options.cuda_graphs, cache=options.cache
         )
         self._opening = Lock()
+        self._opener: int | None = None  # the process that opens it, or has opened it
         self._opened: _Opened | None = None
         self._closed = False
         self._broken: str | None = None
@@ -221,11 +221,15 @@ class TrtRunner(Closing):
 
     def close(self) -> None:
         """Wait for running calls, then give everything back; a second call does nothing."""
+        # A child of fork has addresses of things that only its parent can use or free, and the
+        # lock, where another thread of the parent was opening the engine, will never be released.
+        if self._is_of_another_process():
+            self._closed = True
+            return
         with self._opening:
             opened, self._opened = self._opened, None
             self._closed = True
-        # A child of fork has addresses of things that only its parent can use or free.
-        if opened is None or opened.pid != os.getpid():
+        if opened is None:
             return
         # CUDA's current device is per thread, and this thread may not have called before.
         opened.device.make_current()
@@ -240,13 +244,14 @@ class TrtRunner(Closing):
 
     def _open(self) -> _Opened:
         opened = self._opened
+        if self._is_of_another_process():
+            raise UsageError(
+                f"{self._name} was loaded before this process was forked; CUDA cannot be used "
+                "in both\nload it after the fork, in each process"
+            )
         if opened is not None:
-            if opened.pid != os.getpid():
-                raise UsageError(
-                    f"{self._name} was loaded before this process was forked; CUDA cannot be used "
-                    "in both\nload it after the fork, in each process"
-                )
             return opened
+        self._opener = os.getpid()  # before the lock, which a fork may find taken
         with self._opening:
             if self._closed:
                 raise UsageError(f"the runner of {self._name} is closed; open a new one")
@@ -254,6 +259,9 @@ class TrtRunner(Closing):
                 # Checked again under the lock: another thread may have opened it meanwhile.
                 self._opened = _Opened(self._open_engine, self._profile, spin=self._spin)
             return self._opened
+
+    def _is_of_another_process(self) -> bool:
+        return self._opener is not None and self._opener != os.getpid()
 
     def _call(
         self, work: Callable[[Lane, Mapping[str, Any]], Result], feeds: Mapping[str, Any]
