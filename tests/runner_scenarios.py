@@ -20,6 +20,7 @@ from deploykit.backends import EngineOptions
 from deploykit.backends._cuda.device import Device
 from deploykit.backends.trt.lane import SIZES_KEPT
 from deploykit.backends.trt.runner import TrtRunner
+from deploykit.core import environment
 from deploykit.core.errors import DeviceError, UsageError
 from deploykit.core.sizes import ShapeProfile
 from deploykit.core.specs import TensorSpec
@@ -263,6 +264,9 @@ class RunnerScenarios:
                     runner.run_timed({"x": images(batch)})
             free.append(Device().memory_bytes()[0])
         assert free[0] - free[-1] <= bench.leak_bytes
+        # What a pool keeps for later is free to nobody but this process.
+        pool = environment.require("cuda.core").Device(0).memory_resource
+        assert pool.attributes.reserved_mem_current <= bench.leak_bytes
 
     def test_a_fork_after_loading_is_told(self, bench: Bench) -> None:
         with bench.runner() as runner:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,7 +13,7 @@ from deploykit.core.environment import require
 from deploykit.core.errors import DeviceError, EngineIncompatibleError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -106,13 +106,16 @@ class Stream:
         """Wait until all queued work is done; raises what went wrong in any of it."""
         self._stream.sync()
 
-    def is_usable(self) -> bool:
-        """True if the stream still works; after a fault on the GPU none does."""
+    def failure(self) -> str | None:
+        """Wait for the queued work; say why the stream does not work any more, ``None`` if it does.
+
+        After a fault on the GPU no stream works.
+        """
         try:
             self._stream.sync()
-        except Exception:  # whatever it is, nothing can be done with the stream
-            return False
-        return True
+        except Exception as error:  # whatever it is, nothing can be done with the stream
+            return cuda_failure(error) or " ".join(str(error).split())
+        return None
 
     def capture(self, enqueue: Callable[[], None]) -> CapturedGraph:
         """Capture the work that ``enqueue`` queues on this stream, without running it.
@@ -198,7 +201,8 @@ class Device:
         try:
             if spin is not None:
                 self._choose_waiting(spin=spin)
-            self.make_current()
+            with self.current():
+                pass
         except Exception as error:
             said = " ".join(str(error).split())
             raise EngineIncompatibleError(
@@ -212,6 +216,21 @@ class Device:
     def make_current(self) -> None:
         """Make this GPU current for the calling thread; CUDA keeps one for each thread."""
         keep_in_children(self._core.Device(INDEX)).set_current()
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Make this GPU current for the calling thread, and the caller's own again at the end.
+
+        A thread that had none keeps this one: to it, CUDA's first GPU is the usual one anyway, and
+        what is freed later in that thread needs one. Raises ``cuda.core``'s own error.
+        """
+        status, before = self._driver.cuCtxGetCurrent()
+        self.make_current()
+        try:
+            yield
+        finally:
+            if int(status) == 0 and int(before):
+                self._driver.cuCtxSetCurrent(before)
 
     def _choose_waiting(self, *, spin: bool) -> None:
         flags = self._driver.CUctx_flags
@@ -264,6 +283,12 @@ class Device:
                 f"the system gives no {_mib(size)} of page-locked memory\n"
                 "raise the limit of the process or container, or compile for smaller batches"
             ) from error
+
+    def trim(self) -> None:
+        """Give back to the system what the pool of this GPU keeps for later and nobody uses."""
+        pool = self._core.Device(INDEX).memory_resource
+        # What it answers is of no use: a driver that refuses keeps the memory, as before.
+        self._driver.cuMemPoolTrimTo(pool.handle, 0)
 
     def memory_bytes(self) -> tuple[int, int]:
         """Free and total memory of the GPU."""

@@ -8,7 +8,7 @@ import time
 from threading import Condition, Lock
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
-from deploykit.backends._cuda.device import Device, cuda_failure
+from deploykit.backends._cuda.device import Device, cuda_failure, is_out_of_memory
 from deploykit.backends._engines import EngineOptions
 from deploykit.backends.trt.engine import Engine
 from deploykit.backends.trt.lane import Lane
@@ -130,7 +130,8 @@ class _Opened:
         self, open_engine: Callable[[], Engine], profile: ShapeProfile, *, spin: bool | None
     ) -> None:
         self.device = device = Device(spin=spin)
-        self.engine = engine = open_engine()
+        with device.current():
+            self.engine = engine = open_engine()
         self.pool = LanePool(engine.name, lambda: Lane(device, engine, profile))
 
 
@@ -231,12 +232,14 @@ class TrtRunner(Closing):
             self._closed = True
         if opened is None:
             return
-        # CUDA's current device is per thread, and this thread may not have called before.
-        opened.device.make_current()
         try:
-            opened.pool.close()
-        finally:
-            opened.engine.close(save=self._broken is None)
+            # CUDA's current device is per thread, and this thread may not have called before.
+            with opened.device.current():
+                self._release(opened)
+                return
+        except Exception as error:
+            self._note_fault(error)  # no device can be made current: there is nothing to keep
+        self._release(opened)
 
     def __enter__(self) -> Self:
         self._open()
@@ -263,12 +266,55 @@ class TrtRunner(Closing):
     def _is_of_another_process(self) -> bool:
         return self._opener is not None and self._opener != os.getpid()
 
+    def _release(self, opened: _Opened) -> None:
+        try:
+            opened.pool.close()
+            opened.device.trim()
+        except Exception as error:
+            self._note_fault(error)
+        finally:
+            opened.engine.close(save=self._broken is None)
+
+    def _note_fault(self, error: Exception) -> None:
+        """Log what the driver says when all is given back; another error is raised again.
+
+        Raised it would take the place of the error that the caller is on its way with.
+        """
+        said = cuda_failure(error)
+        if said is None:
+            raise error
+        self._broken = self._broken or said
+        _log.warning("%s: the GPU failed before it was closed: %s", self._name, said)
+
     def _call(
         self, work: Callable[[Lane, Mapping[str, Any]], Result], feeds: Mapping[str, Any]
     ) -> Result:
         opened = self._open()
         self._refuse_if_broken()
-        lane = self._take(opened)
+        try:
+            with opened.device.current():
+                return self._in_lane(opened, work, feeds)
+        except Exception as error:
+            said = cuda_failure(error)
+            if said is None:
+                raise
+            # A fault of the GPU, whoever caused it, stays: the driver gives it as the answer to
+            # whatever is asked afterwards. Too little memory passes.
+            if not is_out_of_memory(error):
+                self._broken = self._broken or said
+            self._refuse_if_broken(error)
+            raise DeviceError(
+                f"{self._name}: the CUDA driver refuses a call\nit says: {said}\n"
+                "deploykit doctor says what works on this machine"
+            ) from error
+
+    def _in_lane(
+        self,
+        opened: _Opened,
+        work: Callable[[Lane, Mapping[str, Any]], Result],
+        feeds: Mapping[str, Any],
+    ) -> Result:
+        lane = opened.pool.take()
         try:
             self._refuse_if_broken()  # by the call that this one waited for
             result = work(lane, feeds)
@@ -277,38 +323,15 @@ class TrtRunner(Closing):
             opened.pool.give_back(lane)
             raise
         except BaseException as error:
-            self._give_up(opened, lane, error)
+            failure = lane.failure()
+            if failure is not None:
+                self._broken = self._broken or cuda_failure(error) or failure
+            opened.pool.discard(lane)
+            if isinstance(error, Exception):
+                self._refuse_if_broken(error)
             raise
         opened.pool.give_back(lane)
         return result
-
-    def _take(self, opened: _Opened) -> Lane:
-        try:
-            opened.device.make_current()
-            return opened.pool.take()
-        except Exception as error:
-            said = cuda_failure(error)
-            if said is None:
-                raise
-            raise self._refused(said) from error
-
-    def _give_up(self, opened: _Opened, lane: Lane, error: BaseException) -> None:
-        """Discard the lane of a failed call, and find out whether the GPU failed for good."""
-        said = cuda_failure(error)
-        # A fault on the GPU stays: it is given as the answer to whatever is asked afterwards.
-        if self._broken is None and not lane.is_usable():
-            self._broken = said or " ".join(str(error).split())
-        opened.pool.discard(lane)
-        if isinstance(error, Exception):
-            self._refuse_if_broken(error)
-        if said is not None:
-            raise self._refused(said) from error
-
-    def _refused(self, said: str) -> DeviceError:
-        return DeviceError(
-            f"{self._name}: the CUDA driver refuses a call\nit says: {said}\n"
-            "deploykit doctor says what works on this machine"
-        )
 
     def _refuse_if_broken(self, cause: Exception | None = None) -> None:
         if self._broken is not None:
