@@ -6,6 +6,7 @@ import logging
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from deploykit.backends._cuda.forks import keep_in_children
 from deploykit.backends.trt import api
 from deploykit.backends.trt.compiler import Messages, logger_into
 from deploykit.core.errors import BundleError, DeviceError, EngineIncompatibleError
@@ -95,6 +96,7 @@ class Engine:
     def __init__(
         self, plan: Path, compiler: Compiler, *, cuda_graphs: bool, cache: Path | None
     ) -> None:
+        keep_in_children(self)
         self.name = plan.name
         self._label = compiler.label
         self._messages = Messages()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -12,12 +11,13 @@ import numpy as np
 
 from deploykit.backends._cuda.arrays import DeviceArray, as_source
 from deploykit.backends._cuda.device import cuda_failure
+from deploykit.backends._cuda.forks import keep_in_children
 from deploykit.backends._feeds import check_feeds
 from deploykit.core.errors import DeviceError, UsageError
 from deploykit.core.sizes import AXIS_NAMES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -252,6 +252,15 @@ class BatchContext:
             raise self._engine.failure(f"refuses the address of {name!r}")
 
 
+def _give_back(close: Callable[[], None]) -> None:
+    """Close something; after a fault on the GPU the driver refuses to take anything back."""
+    try:
+        close()
+    except Exception as error:
+        if cuda_failure(error) is None:
+            raise
+
+
 SIZES_KEPT: Final = 16
 """Most shapes of a lane with a context at the same time; the least recently used one goes."""
 
@@ -269,6 +278,7 @@ class Lane:
     """
 
     def __init__(self, device: Device, engine: Engine, profile: ShapeProfile) -> None:
+        keep_in_children(self)
         self._device = device
         self._engine = engine
         self._profile = profile
@@ -349,34 +359,25 @@ class Lane:
         context.copy_in(sources)
         return self._copies(context.inputs)
 
-    def is_usable(self) -> bool:
-        """True if the stream still works; waits for the work that is queued on it."""
-        return self._stream.is_usable()
+    def failure(self) -> str | None:
+        """Wait for the queued work; say why the stream does not work any more, or ``None``."""
+        return self._stream.failure()
 
     def close(self) -> None:
         """Wait for the stream, then free everything; a second call does nothing."""
-        if self._stream.is_usable():
-            self._close()
-            return
-        # After a fault on the GPU the driver refuses to take anything back.
-        with suppress(Exception):
-            self._close()
-
-    def _close(self) -> None:
+        self._stream.failure()
         # Contexts first: they hold the addresses of the buffers and of the scratch memory.
-        for context in self._contexts.values():
-            context.close()
+        owned: list[Any] = [*self._contexts.values(), self._clock, self._scratch]
+        owned += [memory for slot in self._slots for memory in (slot.device, slot.host)]
+        for each in owned:
+            if each is not None:
+                _give_back(each.close)
         self._contexts.clear()
-        if self._clock is not None:
-            self._clock.close()
-        if self._scratch is not None:
-            self._scratch.close()
-        for slot in self._slots:
-            slot.device.close()
-            slot.host.close()
         self._slots.clear()
-        self._stream.close()
         self._clock = self._scratch = None
+        # Memory is freed in the order of the stream, and the pool can be trimmed only then.
+        self._stream.failure()
+        _give_back(self._stream.close)
 
     def _slot(self, spec: TensorSpec, shape: tuple[int, ...]) -> Slot:
         size = int(np.prod(shape)) * np.dtype(spec.dtype).itemsize
