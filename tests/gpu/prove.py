@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for letter in (each for each in PARTS if each in chosen):
             left = end - time.monotonic()
             command = _command(letter, Path(work) / "part.json", quick=options.quick)
-            found["parts"][letter] = _supervised(PARTS[letter], command, environment, left, log)
+            found["parts"][letter] = supervised(PARTS[letter], command, environment, left, log)
             _write(options.out, found)
     print((options.out / "proof.md").read_text())  # noqa: T201 - the summary is for who started it
     statuses = {part["status"] for part in found["parts"].values()}
@@ -103,9 +103,10 @@ def _environment(work: Path) -> dict[str, str]:
     return environment
 
 
-def _supervised(
+def supervised(
     part: Part, command: list[str], environment: dict[str, str], left_s: float, log: Any
 ) -> dict[str, Any]:
+    """What became of a part: its entries, its status, and a reason where it did not end well."""
     limit = min(part.limit_s, left_s)
     entry: dict[str, Any] = {"title": part.title, "status": "stopped", "seconds": 0.0}
     if limit < LEAST_S:

@@ -64,13 +64,10 @@ FAULTS = {
     ),
     "a lane is given back early": Fault(
         TrtRunner,
-        "_call",
+        "_in_lane",
         (
-            (
-                "result = work(lane, feeds)",
-                "opened.pool.give_back(lane); result = work(lane, feeds)",
-            ),
-            ("self._give_up(opened, lane, error)", "pass"),
+            ("result = work(", "opened.pool.give_back(lane); result = work("),
+            ("opened.pool.discard(lane)", "pass"),
             ("opened.pool.give_back(lane)\n    return result", "return result"),
         ),
         (WRONG, REPORTED, "one context in two threads", "CUDA_ERROR", "NoneType"),
