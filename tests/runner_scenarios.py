@@ -39,6 +39,11 @@ if TYPE_CHECKING:
 
 PROFILE = ShapeProfile(1, 4, SIZES_KEPT + 4)
 THREADS = 32
+BARE = (
+    *("-c", os.devnull, "--rootdir", ".", "--noconftest", "--import-mode", "importlib"),
+    *("-q", "-p", "no:cacheprovider"),
+)
+"""Options of pytest without the project's settings and fixtures, which want more packages."""
 STAND_IN = "nullcuda"
 """Begins the name of the GPU that a stand-in driver shows."""
 OWN_PROCESS = "DEPLOYKIT_TEST_OF_ITS_OWN"
@@ -303,10 +308,11 @@ def in_own_process(request: pytest.FixtureRequest) -> bool:
     on_stand_in = environment.gpus()[0].name.startswith(STAND_IN)
     if on_stand_in or os.environ.get(OWN_PROCESS) == request.node.nodeid:
         return False
+    root = request.config.rootpath
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-n", "0", "-q", request.node.nodeid],
-        env={**os.environ, OWN_PROCESS: request.node.nodeid},
-        cwd=request.config.rootpath,
+        [sys.executable, "-m", "pytest", *BARE, request.node.nodeid],
+        env={**os.environ, OWN_PROCESS: request.node.nodeid, "PYTHONPATH": str(root)},
+        cwd=root,
         capture_output=True,
         text=True,
         check=False,

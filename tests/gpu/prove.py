@@ -96,9 +96,11 @@ def _command(letter: str, into: Path, *, quick: bool) -> list[str]:
 def _environment(work: Path) -> dict[str, str]:
     """That of the parts; with the kernels for the processor where there may be a stand-in."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}
+    from deploykit.core.environment import gpus
     from tests.kernels import host_library
 
-    if host_library.VARIABLE not in environment and host_library.has_compiler():
+    on_stand_in = any(gpu.name.startswith("nullcuda") for gpu in gpus())
+    if on_stand_in and host_library.VARIABLE not in environment and host_library.has_compiler():
         environment[host_library.VARIABLE] = str(host_library.compile_for_host(work))
     return environment
 

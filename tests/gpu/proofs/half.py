@@ -14,32 +14,35 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper, save
 
 from deploykit.backends import CompileOptions
-from deploykit.backends.trt.builder import compile_onnx
+from deploykit.backends.trt.builder import compile_onnx, known_compute_capabilities
 from deploykit.backends.trt.compiler import TENSORRT, TENSORRT_RTX, load_compiler
 from deploykit.backends.trt.runner import TrtRunner
+from deploykit.core import environment
 from deploykit.core.sizes import ShapeProfile
+from tests.gpu.proofs.report import CannotRunError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
+    from deploykit.backends import Compiler
     from tests.gpu.proofs.report import Report
 
 LARGE = 60_000.0
-WIDTH = 64
-PROFILE = ShapeProfile(1, 1, 1)
+ROWS, WIDTH = 16, 64
+PROFILE = ShapeProfile(ROWS, ROWS, ROWS)
 
 
 def _cancelling() -> NDArray[np.float16]:
     """Large values, then as many of their opposites: partial sums pass 65,504, the sum is 0."""
-    values = np.full((1, WIDTH), LARGE, np.float16)
+    values = np.full((ROWS, WIDTH), LARGE, np.float16)
     values[:, WIDTH // 2 :] *= -1
     return values
 
 
 def _constant(value: float, count: int = WIDTH) -> NDArray[np.float16]:
-    return np.full((1, count), value, np.float16)
+    return np.full((ROWS, count), value, np.float16)
 
 
 # Input; node types with a constant or none; what each arithmetic gives for the first output.
@@ -89,10 +92,17 @@ def prove(report: Report) -> None:
     for name in (TENSORRT, TENSORRT_RTX):
         with report.piece(name), tempfile.TemporaryDirectory() as folder:
             compiler = load_compiler(name)
+            _needs_this_gpu(compiler)
             for case, (x, nodes, forms) in CASES.items():
                 with report.piece(f"{name}: {case}"):
                     y = _by_engine(compiler, Path(folder), x, nodes)
                     _tell(report, f"{name}: {case}", y, forms)
+
+
+def _needs_this_gpu(compiler: Compiler) -> None:
+    own = environment.gpus()[0].compute_capability
+    if compiler.is_portable and own not in known_compute_capabilities(compiler):
+        raise CannotRunError(f"{compiler.label} does not compile for compute capability {own}")
 
 
 def _tell(report: Report, name: str, got: float, forms: dict[str, float]) -> None:
@@ -134,7 +144,7 @@ def _by_torch(report: Report, name: str, make: Callable[[Any], Callable[[Any], A
 
 
 def _by_engine(
-    compiler: Any, folder: Path, x: NDArray[np.float16], nodes: list[tuple[str, float | None]]
+    compiler: Compiler, folder: Path, x: NDArray[np.float16], nodes: list[tuple[str, float | None]]
 ) -> float:
     onnx = _onnx(folder / "case.onnx", x.shape[1], nodes)
     plan = folder / "case.engine"

@@ -10,16 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.gpu.proofs.report import CannotRunError
+from tests.runner_scenarios import BARE
 
 if TYPE_CHECKING:
     from tests.gpu.proofs.report import Report
 
 TESTS = "tests/gpu/test_kernels_gpu.py"
-# Neither the project's settings nor its fixtures: they want packages that a bare machine lacks.
-OPTIONS = (
-    *("-c", os.devnull, "--rootdir", ".", "--noconftest", "--import-mode", "importlib"),
-    *("-q", "-p", "no:cacheprovider"),
-)
 FEW = "TestCaptured and (layouts or steps or close_twice or new_values)"
 SANITIZER_S = 75
 FOUND = 17
@@ -47,7 +43,7 @@ def prove(report: Report) -> None:
 
     results = Results()
     chosen = ["-k", FEW] if report.quick else []
-    code = pytest.main([*OPTIONS, *chosen, TESTS], plugins=[results])
+    code = pytest.main([*BARE, *chosen, TESTS], plugins=[results])
     for name, said in results.other.items():
         report.check(name, passed=False, said=said)
     report.check("scenarios", code == 0 and results.passed > 0, count=results.passed)
@@ -65,7 +61,7 @@ def prove_memory(report: Report) -> None:
 
 
 def _sanitize(report: Report, program: str, tool: str) -> None:
-    tests = [sys.executable, "-m", "pytest", *OPTIONS, "-k", FEW, TESTS]
+    tests = [sys.executable, "-m", "pytest", *BARE, "-k", FEW, TESTS]
     try:
         done = subprocess.run(
             [program, "--tool", tool, "--error-exitcode", str(FOUND), *tests],
