@@ -38,13 +38,14 @@ class CacheFile:
             self._path = None
 
     def save(self) -> None:
-        """Write the cache where it differs from the file that was read; whole, or not at all."""
+        """Write the cache where it differs from what was read or written; whole, or not at all."""
         if self._path is None or self._cache is None:
             return
         memory = self._cache.serialize()
         blob = b"" if memory is None else bytes(memory)
         if not blob or blob == self._loaded:
             return
+        self._loaded = blob
         # Running an engine needs no lock files, nor the package for them.
         from deploykit.core.atomic import replace_file
 
@@ -108,12 +109,17 @@ class Engine:
         self.scratch_bytes = int(self._engine.device_memory_size_v2)
         self._config = self._new_config(compiler.module)
         self._cache: CacheFile | None = None
+        self._computed: set[tuple[tuple[int, ...], ...]] = set()
         self.captures = cuda_graphs
         if hasattr(self._config, "cuda_graph_strategy"):
             config = cast("api.RtxRuntimeConfig", self._config)
             # TensorRT for RTX knows best when its kernels of a new shape are worth capturing.
             self.captures = False
             config.cuda_graph_strategy = _graph_strategy(compiler.module, wanted=cuda_graphs)
+            # A context has one shape here. By its own choice the runtime compiles for that shape
+            # beside the first calls, and computes them, perhaps a whole warm-up, with fallbacks.
+            strategies = compiler.module.DynamicShapesKernelSpecializationStrategy
+            config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
             self._cache = CacheFile(config, cache)
 
     def new_context(self) -> api.ExecutionContext:
@@ -159,6 +165,18 @@ class Engine:
         # Maps of features beside the logits: how large they are is the network's to say.
         shapes = [spec.with_sizes(largest) for spec in self.inputs]
         return self.set_shapes(self.new_context(), shapes)
+
+    def keep_kernels(self, shapes: tuple[tuple[int, ...], ...]) -> None:
+        """Write the runtime cache after the first call of ``shapes``, whose kernels are in it now.
+
+        Not on closing alone: a service is killed more often than it is closed.
+        """
+        if self._cache is None:
+            return
+        with self._making:
+            if shapes not in self._computed:
+                self._computed.add(shapes)
+                self._cache.save()
 
     def failure(self, what: str) -> DeviceError:
         """An error with the runtime's reason; the messages are cleared for the next call."""
