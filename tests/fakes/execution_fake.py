@@ -215,11 +215,14 @@ class ExecutionContext:
             self._script.before(stream)
         if not self._script.allows("execute_async_v3", self._engine.logger):
             return False
-        is_captured = self._host_work.is_capturing(stream)
+        is_captured = self._is_capturing(stream)
         self._script.captured += is_captured
         self._script.eager += not is_captured
         self._queue(stream)
         return True
+
+    def _is_capturing(self, stream: int) -> bool:
+        return self._host_work.is_capturing(stream)
 
     def _queue(self, stream: int) -> None:
         number = self._host_work.queue(stream, self._script.work or self._computation())

@@ -53,11 +53,11 @@ def dropped(code: str) -> tuple[tuple[str, str], ...]:
     return ((code, "pass"),)
 
 
-WAIT = "self._stream.synchronise()"
+WAIT = "self._finish(batch)"
 FAULTS = {
     "no wait before the results": Fault(Lane, "run", dropped(WAIT)),
     "waits before the copy out": Fault(
-        Lane, "run", ((WAIT, "pass"), ("context.copy_out()", f"{WAIT}; context.copy_out()"))
+        Lane, "run", ((WAIT, "pass"), ("batch.copy_out()", f"{WAIT}; batch.copy_out()"))
     ),
     "results are views of page-locked memory": Fault(
         BatchContext, "results", (("binding.array.copy()", "binding.array"),)
@@ -83,7 +83,10 @@ FAULTS = {
     "a producer is not waited for": Fault(
         arrays, "_gpu_view", (("stream_ptr=stream.handle", "stream_ptr=-1"),)
     ),
-    "copies on the GPU are handed out unfinished": Fault(Lane, "_copies", dropped(WAIT)),
+    "outputs on the GPU are handed out unfinished": Fault(Lane, "run_on_device", dropped(WAIT)),
+    "uploads are handed out unfinished": Fault(
+        Lane, "upload", dropped("self._stream.synchronise()")
+    ),
     "a time is read before its events": Fault(
         Lane, "time_on_device", dropped(WAIT), ("events have not completed",)
     ),
@@ -134,6 +137,7 @@ def use(bench: Bench) -> None:
             producer.write(images(2, seed))
             check(images(2, seed), runner.run({"x": producer}))
             uploaded = runner.upload({"x": given})
+            assert (uploaded["x"].numpy() == given).all(), WRONG
             runner.time_on_device(uploaded)
             check(given, runner.run(uploaded))
             check(given, runner.run_timed({"x": given})[0])
@@ -169,7 +173,7 @@ def symptom(bench: Bench) -> str:
         raise  # of a fault that was planted badly
     except Exception as error:
         said = str(error)
-        return WRONG if "Not equal to tolerance" in said else said
+        return f"{WRONG}: {said}" if "Not equal to tolerance" in said else said
     return REPORTED if reports() > before else ""
 
 
