@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 core = pytest.importorskip("cuda.core", reason="the package cuda-core is not installed")
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 StridedMemoryView = pytest.importorskip("cuda.core.utils").StridedMemoryView
 
 
@@ -43,6 +46,33 @@ class ByDlpack:
         self.streams.append(stream)
         view = StridedMemoryView.from_buffer(self._part, self.shape, dtype=self.dtype)
         return view.__dlpack__(stream=stream, **options)
+
+
+class Busy(ByDlpack):
+    """Its values are still on their way when it is handed out, as PyTorch's may be.
+
+    The stream that it is asked for on waits for them. ``delay`` queues work in front of them.
+    """
+
+    def __init__(
+        self, array: np.ndarray[Any, Any], delay: Callable[[Any], None] | None = None
+    ) -> None:
+        self._pinned = core.LegacyPinnedMemoryResource().allocate(array.nbytes)
+        self._delay = delay
+        super().__init__(array)
+
+    def write(self, array: np.ndarray[Any, Any]) -> None:
+        self._stream.sync()  # of the values before, which may still be on their way
+        values = np.from_dlpack(self._pinned).view(np.uint8)
+        values[:] = np.ascontiguousarray(array).view(np.uint8).ravel()
+        if self._delay is not None:
+            self._delay(self._stream)
+        self._part.copy_from(self._pinned, stream=self._stream)
+
+    def __dlpack__(self, *, stream: int | None = None, **options: Any) -> object:
+        if stream is not None and stream > 0:
+            core.Stream.from_handle(stream).wait(self._stream)
+        return super().__dlpack__(stream=-1, **options)
 
 
 class ByInterface:

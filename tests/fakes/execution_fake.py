@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 from enum import Enum
+from functools import cache
+from itertools import count
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +18,63 @@ import numpy as np
 import onnxruntime as ort
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tests.fakes.runtime_fake import RuntimeConfig, Script
     from tests.fakes.tensorrt_fake import ILogger
 
 SCRATCH = 4096
-_HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _NUMPY = {
     "tensor(float)": ("FLOAT", np.float32),
     "tensor(float16)": ("HALF", np.float16),
     "tensor(int64)": ("INT64", np.int64),
 }
+
+
+class HostWork:
+    """Python functions queued on CUDA streams, each kept alive until the driver has called it.
+
+    The driver may call a function long after it was queued, and a captured one any number of times:
+    so it gets the address of one callback that is never freed, and a number for the function.
+    """
+
+    def __init__(self) -> None:
+        self._driver = ctypes.CDLL("libcuda.so.1")
+        self._numbers = count(1)
+        self._waiting: dict[int, Callable[[], None]] = {}
+        self._captured: dict[int, Callable[[], None]] = {}
+        self._callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._run)
+
+    def queue(self, stream: int, function: Callable[[], None]) -> int:
+        """Queue ``function``; the number of one that was captured, for `forget`, otherwise 0."""
+        number = next(self._numbers)
+        is_captured = self.is_capturing(stream)
+        (self._captured if is_captured else self._waiting)[number] = function
+        status = self._driver.cuLaunchHostFunc(
+            ctypes.c_void_p(stream), self._callback, ctypes.c_void_p(number)
+        )
+        assert status == 0, f"cuLaunchHostFunc answers {status}"
+        return number if is_captured else 0
+
+    def is_capturing(self, stream: int) -> bool:
+        answer = ctypes.c_int()
+        self._driver.cuStreamIsCapturing(ctypes.c_void_p(stream), ctypes.byref(answer))
+        return bool(answer.value)
+
+    def forget(self, numbers: Sequence[int]) -> None:
+        """Let captured functions go; a graph that still replays one of them fails."""
+        for number in numbers:
+            del self._captured[number]
+
+    def _run(self, number: int) -> None:
+        waiting = self._waiting.pop(number, None)
+        (waiting or self._captured[number])()
+
+
+@cache
+def host_work() -> HostWork:
+    """The one of this process: numbers of two would be mixed up."""
+    return HostWork()
 
 
 class DataType(Enum):
@@ -97,6 +144,9 @@ class CudaEngine:
         assert runtime_config.strategy is ExecutionContextAllocationStrategy.USER_MANAGED
         if not self.script.allows("create_execution_context", self.logger):
             return None
+        return self.new_context()
+
+    def new_context(self) -> ExecutionContext:
         return ExecutionContext(self)
 
     def numpy_type(self, name: str) -> Any:
@@ -112,8 +162,8 @@ class ExecutionContext:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._scratch = 0
-        self._callbacks: list[Any] = []  # of captured work, which is done for as long as this lives
-        self._driver = ctypes.CDLL("libcuda.so.1")
+        self._host_work = host_work()
+        self._captured: list[int] = []  # numbers of work that is done for as long as this lives
         self._in_use = Lock()
         self._script.contexts += 1
         self._profile = 0
@@ -128,6 +178,7 @@ class ExecutionContext:
 
     def __del__(self) -> None:
         self._script.contexts -= 1
+        self._host_work.forget(self._captured)
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         assert isinstance(shape, tuple)
@@ -165,7 +216,7 @@ class ExecutionContext:
         return self._script.allows("set_tensor_address", self._engine.logger)
 
     def set_device_memory(self, memory: int, size: int) -> None:
-        assert size >= SCRATCH
+        assert size >= self._engine.device_memory_size_v2
         assert memory % 256 == 0
         self._scratch = memory
 
@@ -186,24 +237,24 @@ class ExecutionContext:
         is_captured = self._is_capturing(stream)
         self._script.captured += is_captured
         self._script.eager += not is_captured
-        work = self._script.work or _HOST_FUNCTION(self._computation())
-        if is_captured:
-            self._callbacks.append(work)
-        status = self._driver.cuLaunchHostFunc(ctypes.c_void_p(stream), work, None)
-        return bool(status == 0)
+        self._queue(stream)
+        return True
 
     def _is_capturing(self, stream: int) -> bool:
-        answer = ctypes.c_int()
-        self._driver.cuStreamIsCapturing(ctypes.c_void_p(stream), ctypes.byref(answer))
-        return bool(answer.value)
+        return self._host_work.is_capturing(stream)
 
-    def _computation(self) -> Callable[[Any], None]:
+    def _queue(self, stream: int) -> None:
+        number = self._host_work.queue(stream, self._script.work or self._computation())
+        if number:
+            self._captured.append(number)
+
+    def _computation(self) -> Callable[[], None]:
         """The work, with shapes and addresses as they are now."""
         engine, script, scratch = self._engine, self._script, self._scratch
         inputs = {name: self._memory(name) for name in engine.input_names}
         outputs = {n: self._memory(n) for n in self._addresses if n not in inputs}
 
-        def compute(_: Any) -> None:
+        def compute() -> None:
             ctypes.memset(scratch, 0xAB, SCRATCH)
             feeds = {name: np.array(memory) for name, memory in inputs.items()}
             results = engine.session.run(list(outputs), feeds)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tests.fakes.execution_fake import CudaEngine, ExecutionContextAllocationStrategy
 from tests.fakes.tensorrt_fake import ILogger, Severity
@@ -25,6 +25,12 @@ class CudaGraphStrategy(Enum):
     WHOLE_GRAPH_CAPTURE = 1
 
 
+class DynamicShapesKernelSpecializationStrategy(Enum):
+    LAZY = 0
+    EAGER = 1
+    NONE = 2
+
+
 @dataclass
 class Script:
     """What the runtime refuses, by method name, and what it saw.
@@ -37,7 +43,7 @@ class Script:
     refuses: set[str] = field(default_factory=set)
     said: str = "the reason"
     before: Callable[[int], None] | None = None
-    work: Any = None
+    work: Callable[[], None] | None = None
     dtype: DataType | None = None
     cache: bytes = b"kernels of this GPU"
     eager: int = 0
@@ -86,6 +92,8 @@ class RuntimeConfig:
 class RtxRuntimeConfig(RuntimeConfig):
     """``IRuntimeConfig`` of TensorRT for RTX."""
 
+    dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
+
     @property
     def cuda_graph_strategy(self) -> CudaGraphStrategy:
         return (self._script.strategies or [CudaGraphStrategy.DISABLED])[-1]
@@ -104,26 +112,39 @@ class RtxRuntimeConfig(RuntimeConfig):
 
 
 class Runtime:
-    def __init__(self, script: Script, config: type[RuntimeConfig], logger: ILogger) -> None:
+    def __init__(
+        self,
+        script: Script,
+        config: type[RuntimeConfig],
+        engine: type[CudaEngine],
+        logger: ILogger,
+    ) -> None:
         self._script, self._config, self._logger = script, config, logger
+        self._engine = engine
         if not script.allows("Runtime", logger):
             raise TypeError("pybind11::init(): factory function returned nullptr")
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> CudaEngine | None:
         if not self._script.allows("deserialize_cuda_engine", self._logger):
             return None
-        return CudaEngine(self._script, serialized_engine, self._logger, self._config)
+        return self._engine(self._script, serialized_engine, self._logger, self._config)
 
 
 class FakeRuntime:
-    """Stands for the imported module; ``script`` says what fails and sees what happens."""
+    """Stands for the imported module; ``script`` says what fails and sees what happens.
+
+    ``engine`` is what computes.
+    """
 
     __version__ = "11.4.0.106"
 
     ILogger = ILogger
     ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
     CudaGraphStrategy = CudaGraphStrategy
+    DynamicShapesKernelSpecializationStrategy = DynamicShapesKernelSpecializationStrategy
 
-    def __init__(self, script: Script, *, rtx: bool = False) -> None:
+    def __init__(
+        self, script: Script, *, rtx: bool = False, engine: type[CudaEngine] = CudaEngine
+    ) -> None:
         config = RtxRuntimeConfig if rtx else RuntimeConfig
-        self.Runtime: Callable[..., Runtime] = partial(Runtime, script, config)
+        self.Runtime: Callable[..., Runtime] = partial(Runtime, script, config, engine)
