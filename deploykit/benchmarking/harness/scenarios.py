@@ -44,7 +44,8 @@ def benchmark(  # noqa: PLR0913  (what is measured, how, and who wants to know o
 
     ``wall_ms`` is what the caller of the runner waits, by ``clock``; the other steps are the
     runner's own. ``on_warm`` is called when the warm-up has ended. The duration is from the first
-    begin to the last end; in the server scenario from the start of the schedule, one mean gap before its first query.
+    begin to the last end; in the server scenario from the start of the schedule, one mean gap
+    before its first query.
 
     Raises:
         UsageError: switches that do not go together, or a rate that makes no sense.
