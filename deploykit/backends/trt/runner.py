@@ -150,9 +150,9 @@ class TrtRunner(Closing):
     interface, which is used where it lies: it must not be written before the call has returned.
     With ``cuda_graphs`` a shape is captured as a graph when it comes for the second time from
     the same addresses, and TensorRT for RTX decides that by itself. ``cache`` is the file for what
-    TensorRT for RTX compiles at run time; it is read on opening and written on closing. ``spin``
-    is how all of this process waits for the GPU from now on: by asking again and again, or asleep;
-    ``None`` is the driver's own choice.
+    TensorRT for RTX compiles at run time; it is read on opening, and written after the first call
+    of each shape and on closing. ``spin`` is how all of this process waits for the GPU from now on:
+    by asking again and again, or asleep; ``None`` is the driver's own choice.
     """
 
     def __init__(
