@@ -7,8 +7,6 @@ on which runtime.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Barrier
@@ -23,7 +21,7 @@ from deploykit.backends._cuda.device import Device
 from deploykit.backends.trt.lane import SIZES_KEPT
 from deploykit.backends.trt.runner import TrtRunner
 from deploykit.core import environment
-from deploykit.core.errors import DeviceError, UsageError
+from deploykit.core.errors import UsageError
 from deploykit.core.sizes import ShapeProfile
 from deploykit.core.specs import TensorSpec
 from tests.device_arrays import ByDlpack, ByInterface
@@ -39,14 +37,6 @@ if TYPE_CHECKING:
 
 PROFILE = ShapeProfile(1, 4, SIZES_KEPT + 4)
 THREADS = 32
-BARE = (
-    *("-c", os.devnull, "--rootdir", ".", "--noconftest", "--import-mode", "importlib"),
-    *("-q", "-p", "no:cacheprovider"),
-)
-"""Options of pytest without the project's settings and fixtures, which want more packages."""
-STAND_IN = "nullcuda"
-"""Begins the name of the GPU that a stand-in driver shows."""
-OWN_PROCESS = "DEPLOYKIT_TEST_OF_ITS_OWN"
 
 
 @dataclass(frozen=True)
@@ -289,36 +279,6 @@ class RunnerScenarios:
                 os._exit(_in_child(runner))
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
             bench.oracle()(images(1), runner.run({"x": images(1)}))
-
-    def test_an_address_that_is_none_is_told(
-        self, request: pytest.FixtureRequest, bench: Bench
-    ) -> None:
-        if in_own_process(request):
-            return
-        wrong = ByInterface(images(1), data=(0x1000, False))
-        with bench.runner() as runner, pytest.raises((UsageError, DeviceError)):
-            runner.run({"x": wrong})
-
-
-def in_own_process(request: pytest.FixtureRequest) -> bool:
-    """True after a test has passed in a process of its own; false where it is to run here.
-
-    On a real GPU a fault is the answer to every later call of the process, in other tests too.
-    """
-    on_stand_in = environment.gpus()[0].name.startswith(STAND_IN)
-    if on_stand_in or os.environ.get(OWN_PROCESS) == request.node.nodeid:
-        return False
-    root = request.config.rootpath
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *BARE, request.node.nodeid],
-        env={**os.environ, OWN_PROCESS: request.node.nodeid, "PYTHONPATH": str(root)},
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return True
 
 
 def _in_child(runner: TrtRunner) -> int:

@@ -79,8 +79,8 @@ def highest_rate(  # noqa: PLR0913  (the signature of `benchmark`, and the bound
 
     After a warm-up, at whose end ``on_warm`` is called, the throughput of ``switches.streams``
     closed loops says where to begin: no queue is stable above it. Each trial is a measurement in
-    the server scenario, all with the same seed. A trial passes when at most ``100 - percentile`` percent of all its queries are late, and
-    ends as soon as more are.
+    the server scenario, all with the same seed. A trial passes when at most ``100 - percentile``
+    percent of all its queries are late, and ends as soon as more are.
 
     Raises:
         UsageError: another scenario, a bound or percentile that makes no sense, or too few
