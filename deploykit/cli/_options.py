@@ -313,12 +313,9 @@ def _read_profiles(
         )
     profiles = []
     for place in range(count):
-        at: dict[str, str | None] = {
-            name: texts[place % len(texts)] if texts else None for name, texts in given.items()
-        }
-        text, high, wide = at.values()
-        sizes = _read_sizes(height=high, width=wide)
-        alone = ShapeProfile.parse(_BATCH if text is None else text)
+        told = {name: texts[place % len(texts)] for name, texts in given.items() if texts}
+        sizes = _read_sizes(height=told.get("--height"), width=told.get("--width"))
+        alone = ShapeProfile.parse(told["--batch"])
         profiles.append(replace(alone, height=sizes.height, width=sizes.width))
     return ShapeProfile.of(profiles)
 
