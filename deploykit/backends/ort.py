@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
+import warnings
+from contextlib import redirect_stdout
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -76,6 +79,29 @@ def _load_errors() -> tuple[type[Exception], ...]:
         errors.NotImplemented,
         errors.RuntimeException,
     )
+
+
+@cache
+def _load_cuda_libraries() -> str:
+    """Load CUDA's libraries from their pip packages; return what is missing, empty if nothing.
+
+    The CUDA provider does not look there. Where torch was imported before they are loaded already.
+    """
+    import onnxruntime as ort
+
+    preload = getattr(ort, "preload_dlls", None)
+    if preload is None:  # before 1.21
+        return ""
+    said = StringIO()
+    # It prints what it does not find, and standard output is for results.
+    with redirect_stdout(said), warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            preload()
+        except (OSError, RuntimeError) as error:  # whether it matters shows when a session starts
+            said.write(f"{error}\n")
+    found = [*said.getvalue().splitlines(), *(str(each.message) for each in warned)]
+    return "; ".join(line.strip() for line in found if line.strip())
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +244,7 @@ class OrtRunner(Closing):
         provider = _PROVIDERS[self._device]
         if provider not in ort.get_available_providers():
             raise self._no_device("this onnxruntime was built without it")
+        missing = _load_cuda_libraries() if self._device == "cuda" else ""
         model = _content(self._model, options)
         try:
             # Without its fallback, which prints to standard output and goes on, on the CPU.
@@ -233,7 +260,7 @@ class OrtRunner(Closing):
                 f"onnxruntime cannot load {self._name}\n{first_line(exc)}"
             ) from exc
         if provider not in session.get_providers():
-            raise self._no_device("onnxruntime could not start it")
+            raise self._no_device("onnxruntime could not start it" + (missing and f"; {missing}"))
         return session
 
     def _provider_options(self) -> dict[str, str]:

@@ -25,6 +25,12 @@ class CudaGraphStrategy(Enum):
     WHOLE_GRAPH_CAPTURE = 1
 
 
+class DynamicShapesKernelSpecializationStrategy(Enum):
+    LAZY = 0
+    EAGER = 1
+    NONE = 2
+
+
 @dataclass
 class Script:
     """What the runtime refuses, by method name, and what it saw.
@@ -86,6 +92,8 @@ class RuntimeConfig:
 class RtxRuntimeConfig(RuntimeConfig):
     """``IRuntimeConfig`` of TensorRT for RTX."""
 
+    dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
+
     @property
     def cuda_graph_strategy(self) -> CudaGraphStrategy:
         return (self._script.strategies or [CudaGraphStrategy.DISABLED])[-1]
@@ -123,6 +131,7 @@ class FakeRuntime:
     ILogger = ILogger
     ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
     CudaGraphStrategy = CudaGraphStrategy
+    DynamicShapesKernelSpecializationStrategy = DynamicShapesKernelSpecializationStrategy
 
     def __init__(self, script: Script, *, rtx: bool = False) -> None:
         config = RtxRuntimeConfig if rtx else RuntimeConfig

@@ -148,14 +148,53 @@ os._exit(0)
 """
 
 
-@pytest.mark.parametrize("name", [TENSORRT, TENSORRT_RTX])
-def test_a_fault_on_the_gpu_breaks_the_runner(name: str, tmp_path: Path) -> None:
-    bench = compiled(name, tmp_path)
+def told(script: str, name: str, bench: Bench) -> None:
+    """Run a script in a process of its own; it says "told" at its end."""
     done = subprocess.run(
-        [sys.executable, "-c", FAULT, name, str(bench.plan)],
+        [sys.executable, "-c", script, name, str(bench.plan)],
         cwd=ROOT,  # from where it imports the tests
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.stdout.strip().endswith("told"), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", [TENSORRT, TENSORRT_RTX])
+def test_a_fault_on_the_gpu_breaks_the_runner(name: str, tmp_path: Path) -> None:
+    told(FAULT, name, compiled(name, tmp_path))
+
+
+# An address that is none may be told before anything runs, or be a fault of the GPU that no process
+# survives: so it has one to itself.
+ADDRESS = """
+import sys
+from pathlib import Path
+from deploykit.backends.trt.compiler import load_compiler
+from deploykit.backends.trt.runner import TrtRunner
+from deploykit.core.errors import DeviceError, UsageError
+from tests.device_arrays import ByInterface
+from tests.runner_scenarios import PROFILE, images
+
+name, plan = sys.argv[1:]
+runner = TrtRunner(Path(plan), load_compiler(name), PROFILE)
+runner.run({"x": images(1)})
+wrong = ByInterface(images(1), data=(0x1000, False))
+try:
+    runner.run({"x": wrong})
+except UsageError:
+    runner.run({"x": images(1)})
+except DeviceError as error:
+    assert "start the process again" in str(error), error
+else:
+    raise SystemExit("an address that is none gave an answer")
+runner.close()
+print("told", flush=True)
+import os
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("name", [TENSORRT, TENSORRT_RTX])
+def test_an_address_that_is_none_is_told(name: str, tmp_path: Path) -> None:
+    told(ADDRESS, name, compiled(name, tmp_path))

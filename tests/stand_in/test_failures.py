@@ -16,7 +16,7 @@ from deploykit.backends._cuda.device import Device
 from deploykit.backends.trt.runner import LANES, TrtRunner
 from deploykit.core.errors import DeviceError, UsageError
 from deploykit.core.sizes import ShapeProfile
-from tests.device_arrays import ByDlpack, core
+from tests.device_arrays import ByDlpack, ByInterface, core
 from tests.fakes.execution_fake import SCRATCH
 from tests.runner_scenarios import images
 from tests.stand_in.benches import fake_bench
@@ -111,6 +111,7 @@ def test_a_fault_breaks_the_runner_for_good(script: Script, tmp_path: Path, mome
     cache = tmp_path / "cache"
     runner = bench.runner(cache=cache)
     runner.run({"x": images(1)})
+    cache.unlink()  # it was written after the first call of this shape
     handles: list[int] = []
     work = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: destroy(handles[0]))
     if moment == "while enqueuing":
@@ -240,6 +241,14 @@ def two_inputs(script: Script, folder: Path) -> TrtRunner:
     plan = folder / "sum.engine"
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), plan)
     return TrtRunner(plan, fake_bench(script, folder).compiler, ShapeProfile(1, 2, 2))
+
+
+def test_an_address_that_is_none_is_told(bench: Bench, runner: TrtRunner) -> None:
+    """On a real GPU it may be a fault, which ends the process: tests/gpu has one for it."""
+    wrong = ByInterface(images(1), data=(0x1000, False))
+    with pytest.raises(UsageError, match="cannot be read\nit says: CUDA_ERROR_INVALID_VALUE"):
+        runner.run({"x": wrong})
+    bench.oracle()(images(1), runner.run({"x": images(1)}))
 
 
 class Elsewhere:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from deploykit.backends._cuda.device import Memory, cuda_failure
+from deploykit.backends._cuda.forks import require_own_gpu
 from deploykit.core.environment import require
-from deploykit.core.errors import UsageError
+from deploykit.core.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 # DLDeviceType of dlpack.h.
 _DLPACK_HOST: Final = frozenset({1, 3})  # kDLCPU, kDLCUDAHost
 _DLPACK_GPU: Final = frozenset({2, 13})  # kDLCUDA, kDLCUDAManaged
+
+_OF_THE_ARRAY: Final = (
+    "CUDA_ERROR_INVALID_VALUE",
+    "CUDA_ERROR_INVALID_HANDLE",
+    "CUDA_ERROR_INVALID_CONTEXT",
+    "CUDA_ERROR_CONTEXT_IS_DESTROYED",
+)
+"""What the driver says of an address, or of a producer's stream, that is none."""
 
 
 class DeviceArray:
@@ -51,7 +60,12 @@ class DeviceArray:
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> object:
-        """A DLPack capsule; no stream has to wait, as the array is complete."""
+        """A DLPack capsule; no stream has to wait, as the array is complete.
+
+        Raises:
+            UsageError: this process was forked from the one that the array belongs to.
+        """
+        require_own_gpu()
         return self._view.__dlpack__(
             stream=stream, max_version=max_version, dl_device=dl_device, copy=copy
         )
@@ -73,9 +87,28 @@ class DeviceArray:
         }
 
     def numpy(self) -> NDArray[Any]:
-        """Copy the array to the host."""
-        self._device.make_current()
+        """Copy the array to the host.
+
+        Raises:
+            UsageError: this process was forked from the one that the array belongs to.
+            DeviceError: the GPU failed.
+        """
+        require_own_gpu()
         target = np.empty(self.shape, self.dtype)
+        try:
+            with self._device.current():
+                self._fetch(target)
+        except Exception as error:
+            said = cuda_failure(error)
+            if said is None:
+                raise
+            raise DeviceError(
+                f"an array on the GPU cannot be copied from there\nit says: {said}\n"
+                "after a fault of the GPU start the process again"
+            ) from error
+        return target
+
+    def _fetch(self, target: NDArray[Any]) -> None:
         stream = self._device.new_stream()
         try:
             # The buffer is a view of numpy's memory, so that the copy needs no staging of ours.
@@ -86,7 +119,6 @@ class DeviceArray:
             stream.synchronise()
         finally:
             stream.close()
-        return target
 
     def __repr__(self) -> str:
         return f"DeviceArray(shape={self.shape}, dtype={self.dtype})"
@@ -120,10 +152,14 @@ def as_source(name: str, value: object, stream: Stream) -> NDArray[Any] | GpuVie
     except UsageError:
         raise
     except Exception as error:
-        # Errors that producers raise when they cannot hand out their array; all others are bugs.
-        if cuda_failure(error) is None and not isinstance(
+        # Errors that producers raise when they cannot hand out their array; all others are bugs,
+        # or faults of the GPU, which the driver gives as its answer to this question too.
+        said = cuda_failure(error)
+        if said is None and not isinstance(
             error, (BufferError, RuntimeError, TypeError, NotImplementedError, AttributeError)
         ):
+            raise
+        if said is not None and not said.startswith(_OF_THE_ARRAY):
             raise
         said = " ".join(str(error).split())
         raise UsageError(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from deploykit.backends._cuda.forks import keep_in_children, note_use, require_own_gpu
 from deploykit.core.environment import require
 from deploykit.core.errors import DeviceError, EngineIncompatibleError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -106,13 +107,16 @@ class Stream:
         """Wait until all queued work is done; raises what went wrong in any of it."""
         self._stream.sync()
 
-    def is_usable(self) -> bool:
-        """True if the stream still works; after a fault on the GPU none does."""
+    def failure(self) -> str | None:
+        """Wait for the queued work; say why the stream does not work any more, ``None`` if it does.
+
+        After a fault on the GPU no stream works.
+        """
         try:
             self._stream.sync()
-        except Exception:  # whatever it is, nothing can be done with the stream
-            return False
-        return True
+        except Exception as error:  # whatever it is, nothing can be done with the stream
+            return cuda_failure(error) or " ".join(str(error).split())
+        return None
 
     def capture(self, enqueue: Callable[[], None]) -> CapturedGraph:
         """Capture the work that ``enqueue`` queues on this stream, without running it.
@@ -126,7 +130,7 @@ class Stream:
             builder.begin_building(mode="thread_local")
             enqueue()
             builder.end_building()
-            return CapturedGraph(builder.complete())
+            return CapturedGraph(keep_in_children(builder.complete()))
         finally:
             # Ends a capture that is still open, and says again why it is not valid.
             with suppress(Exception):
@@ -156,7 +160,7 @@ class StepClock:
     """CUDA events that time the steps of one call: ``count`` of them on one stream."""
 
     def __init__(self, device: Any, options: Any, count: int) -> None:
-        self._events = [device.create_event(options) for _ in range(count)]
+        self._events = [keep_in_children(device.create_event(options)) for _ in range(count)]
 
     def mark(self, index: int, stream: Stream) -> None:
         """Record event ``index`` behind the work that is queued already."""
@@ -181,16 +185,19 @@ class Device:
     Raises:
         MissingDependencyError: ``cuda.core`` is not installed or does not load.
         EngineIncompatibleError: there is no CUDA driver, or it shows no GPU.
+        UsageError: the GPU was used before this process was forked.
     """
 
     def __init__(self, index: int = 0, *, spin: bool | None = None) -> None:
+        require_own_gpu()
         self.index = index
         self._core = require("cuda.core")
         self._driver = require("cuda.bindings.driver")
         try:
             if spin is not None:
                 self._choose_waiting(spin=spin)
-            self.make_current()
+            with self.current():
+                pass
         except Exception as error:
             said = " ".join(str(error).split())
             raise EngineIncompatibleError(
@@ -198,11 +205,27 @@ class Device:
                 f"it says: {said}\n"
                 "deploykit doctor says what works on this machine"
             ) from error
+        note_use()
         self._pinned = self._core.LegacyPinnedMemoryResource()
 
     def make_current(self) -> None:
         """Make this GPU current for the calling thread; CUDA keeps one for each thread."""
-        self._core.Device(self.index).set_current()
+        keep_in_children(self._core.Device(self.index)).set_current()
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Make this GPU current for the calling thread, and the caller's own again at the end.
+
+        A thread that had none keeps this one: to it, CUDA's first GPU is the usual one anyway, and
+        what is freed later in that thread needs one. Raises ``cuda.core``'s own error.
+        """
+        status, before = self._driver.cuCtxGetCurrent()
+        self.make_current()
+        try:
+            yield
+        finally:
+            if int(status) == 0 and int(before):
+                self._driver.cuCtxSetCurrent(before)
 
     def _choose_waiting(self, *, spin: bool) -> None:
         flags = self._driver.CUctx_flags
@@ -213,7 +236,8 @@ class Device:
 
     def new_stream(self) -> Stream:
         """A stream of its own, never the default one."""
-        return Stream(self._core.Device(self.index).create_stream(), self.index)
+        stream = keep_in_children(self._core.Device(self.index).create_stream())
+        return Stream(stream, self.index)
 
     def new_clock(self, count: int) -> StepClock:
         """``count`` events that record the time."""
@@ -228,7 +252,8 @@ class Device:
             DeviceError: there is not enough.
         """
         try:
-            return Memory.of(self._core.Device(self.index).allocate(size, stream=stream.core))
+            buffer = self._core.Device(self.index).allocate(size, stream=stream.core)
+            return Memory.of(keep_in_children(buffer))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -246,7 +271,7 @@ class Device:
             DeviceError: the system does not give it.
         """
         try:
-            return PinnedMemory.of(self._pinned.allocate(size))
+            return PinnedMemory.of(keep_in_children(self._pinned.allocate(size)))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -254,6 +279,12 @@ class Device:
                 f"the system gives no {_mib(size)} of page-locked memory\n"
                 "raise the limit of the process or container, or compile for smaller batches"
             ) from error
+
+    def trim(self) -> None:
+        """Give back to the system what the pool of this GPU keeps for later and nobody uses."""
+        pool = self._core.Device(self.index).memory_resource
+        # What it answers is of no use: a driver that refuses keeps the memory, as before.
+        self._driver.cuMemPoolTrimTo(pool.handle, 0)
 
     def memory_bytes(self) -> tuple[int, int]:
         """Free and total memory of the GPU."""

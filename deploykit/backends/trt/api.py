@@ -58,6 +58,7 @@ class RtxRuntimeConfig(RuntimeConfig, Protocol):
     """``IRuntimeConfig`` of TensorRT for RTX."""
 
     cuda_graph_strategy: Any
+    dynamic_shapes_kernel_specialization_strategy: Any
 
     def create_runtime_cache(self) -> RuntimeCache | None: ...  # noqa: D102
     def set_runtime_cache(self, cache: Any, /) -> bool: ...  # noqa: D102

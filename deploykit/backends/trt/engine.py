@@ -7,6 +7,7 @@ from math import prod
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from deploykit.backends._cuda.forks import keep_in_children
 from deploykit.backends.trt import api
 from deploykit.backends.trt.compiler import Messages, logger_into
 from deploykit.core.errors import BundleError, DeviceError, EngineIncompatibleError, UsageError
@@ -41,13 +42,14 @@ class CacheFile:
             self._path = None
 
     def save(self) -> None:
-        """Write the cache where it differs from the file that was read; whole, or not at all."""
+        """Write the cache where it differs from what was read or written; whole, or not at all."""
         if self._path is None or self._cache is None:
             return
         memory = self._cache.serialize()
         blob = b"" if memory is None else bytes(memory)
         if not blob or blob == self._loaded:
             return
+        self._loaded = blob
         # Running an engine needs no lock files, nor the package for them.
         from deploykit.core.atomic import replace_file
 
@@ -107,6 +109,7 @@ class Engine:
         cuda_graphs: bool,
         cache: Path | None,
     ) -> None:
+        keep_in_children(self)
         self.name = plan.name
         self._label = compiler.label
         self._messages = Messages()
@@ -122,12 +125,17 @@ class Engine:
         self._require_profiles(profile)
         self._config = self._new_config(compiler.module)
         self._cache: CacheFile | None = None
+        self._computed: set[tuple[tuple[int, ...], ...]] = set()
         self.captures = cuda_graphs
         if hasattr(self._config, "cuda_graph_strategy"):
             config = cast("api.RtxRuntimeConfig", self._config)
             # TensorRT for RTX knows best when its kernels of a new shape are worth capturing.
             self.captures = False
             config.cuda_graph_strategy = _graph_strategy(compiler.module, wanted=cuda_graphs)
+            # A context has one shape here. By its own choice the runtime compiles for that shape
+            # beside the first calls, and computes them, perhaps a whole warm-up, with fallbacks.
+            strategies = compiler.module.DynamicShapesKernelSpecializationStrategy
+            config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
             self._cache = CacheFile(config, cache)
 
     def _require_profiles(self, profile: ShapeProfile) -> None:
@@ -239,6 +247,18 @@ class Engine:
                 "split, fill up, resize or pad, or compile the engine with one that does"
             )
         return place
+
+    def keep_kernels(self, shapes: tuple[tuple[int, ...], ...]) -> None:
+        """Write the runtime cache after the first call of ``shapes``, whose kernels are in it now.
+
+        Not on closing alone: a service is killed more often than it is closed.
+        """
+        if self._cache is None:
+            return
+        with self._making:
+            if shapes not in self._computed:
+                self._computed.add(shapes)
+                self._cache.save()
 
     def failure(self, what: str) -> DeviceError:
         """An error with the runtime's reason; the messages are cleared for the next call."""

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from deploykit.backends._cuda.arrays import DeviceArray, as_source
+from deploykit.backends._cuda.arrays import DeviceArray
 from deploykit.backends._cuda.device import cuda_failure
-from deploykit.backends._feeds import check_feeds
-from deploykit.core.errors import DeviceError, UsageError
-from deploykit.core.sizes import AXIS_NAMES
+from deploykit.backends._cuda.forks import keep_in_children
+from deploykit.backends.trt.feeds import read_feeds
+from deploykit.core.errors import DeviceError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -32,61 +31,10 @@ if TYPE_CHECKING:
     )
     from deploykit.backends.trt.engine import Engine
     from deploykit.core.sizes import ShapeProfile
-    from deploykit.core.specs import Array, TensorSpec
+    from deploykit.core.specs import TensorSpec
 
     Shapes = tuple[tuple[int, ...], ...]
-
-
-def read_feeds(
-    name: str,
-    inputs: tuple[TensorSpec, ...],
-    profile: ShapeProfile,
-    feeds: Mapping[str, Any],
-    stream: Stream,
-) -> list[NDArray[Any] | GpuView]:
-    """The sources of the inputs in their order; all have the same batch, one of the profile.
-
-    Raises:
-        UsageError: names, types, shapes or places are not the engine's, or the batch, the height
-            or the width is outside the profile.
-    """
-    sources = {
-        # The exact type first: it is the usual case, and the cheapest test in every call.
-        key: value if type(value) is np.ndarray else as_source(key, value, stream)
-        for key, value in feeds.items()
-    }
-    # It reads their dtype and shape only, which both kinds have.
-    check_feeds(name, cast("Mapping[str, Array]", sources), inputs)
-    ordered = [sources[spec.name] for spec in inputs]
-    batch = ordered[0].shape[0]
-    if len(ordered) > 1 and any(source.shape[0] != batch for source in ordered):
-        batches = sorted(source.shape[0] for source in ordered)
-        raise UsageError(f"the inputs of {name} have different batches: {batches}")
-    if not profile.min_batch <= batch <= profile.max_batch:
-        raise UsageError(
-            f"{name} was fed a batch of {batch}, its profile is {profile.min_batch} to "
-            f"{profile.max_batch}\nsplit or fill up the batch, or compile the engine with another "
-            "--batch MIN,OPT,MAX"
-        )
-    if profile.height is not None or profile.width is not None:
-        for spec, source in zip(inputs, ordered, strict=True):
-            _check_image(name, spec, source.shape, profile)
-    return ordered
-
-
-def _check_image(
-    name: str, spec: TensorSpec, shape: tuple[int, ...], profile: ShapeProfile
-) -> None:
-    ranges = profile.ranges
-    for axis, dim in enumerate(spec.shape):
-        sizes = ranges.get(axis)
-        if isinstance(dim, str) and sizes is not None and shape[axis] not in sizes:
-            label = AXIS_NAMES[axis]
-            raise UsageError(
-                f"{name} was fed images of {label} {shape[axis]}, its profile is {sizes.min} to "
-                f"{sizes.max}\nresize or pad them, or compile the engine with another "
-                f"--{label} MIN,OPT,MAX"
-            )
+    Addresses = tuple[int, ...]
 
 
 _log = logging.getLogger("deploykit")
@@ -95,8 +43,15 @@ _ALIGNMENT: Final = 256
 """Alignment of addresses in bytes, as the runtime's ``setTensorAddress`` requires."""
 
 GRAPHS_KEPT: Final = 4
-"""Most graphs of one shape on one stream: inputs on the GPU come at the caller's own addresses,
+"""Most graphs of one shape in a lane: inputs on the GPU come at the caller's own addresses,
 and PyTorch's allocator gives out the same few again and again."""
+
+SIZES_KEPT: Final = 16
+"""Most shapes that a lane knows at the same time; the least recently used one goes."""
+
+CONTEXTS_KEPT: Final = SIZES_KEPT
+"""Most execution contexts of a lane, over all its shapes and graphs: each keeps memory of the
+host, and some of the GPU beside the scratch memory that they share."""
 
 _ATTEMPTS: Final = 3
 """Captures that may fail, for a passing reason; after three the model runs without graphs."""
@@ -124,69 +79,165 @@ class Binding:
         self.device = slot.device.part(size)
 
 
-class BatchContext:
-    """Runs batches of one shape on one stream; the vendor advises one context per captured graph.
+class BoundContext:
+    """An execution context of one shape, and the graph that was captured from it, if any.
 
-    ``place`` is that of the profile, of the engine's, which has the shape. A graph is captured when
-    the same addresses come for the second time: the first run warms up, and an address that never
-    comes again is not worth a capture.
+    Its scratch memory is the lane's: contexts of a lane follow one another on its stream.
+    """
+
+    def __init__(
+        self, engine: Engine, stream: Stream, scratch: Memory | None, shapes: Shapes
+    ) -> None:
+        self.graph: CapturedGraph | None = None
+        self.has_run = False
+        self._engine = engine
+        self._addresses: dict[str, int] = {}
+        self._context = engine.new_context(engine.place_of(shapes), stream.handle)
+        if scratch is not None:
+            self._context.set_device_memory(scratch.address, scratch.size)
+        self.output_shapes = engine.set_shapes(self._context, shapes)
+
+    def bind(self, name: str, address: int) -> None:
+        """Let the tensor ``name`` lie at ``address``."""
+        if self._addresses.get(name) == address:
+            return
+        if not self._context.set_tensor_address(name, address):
+            raise self._engine.failure(f"refuses the address of {name!r}")
+        self._addresses[name] = address
+
+    def enqueue(self, stream: Stream) -> None:
+        """Queue the computation."""
+        if not self._context.execute_async_v3(stream.handle):
+            raise self._engine.failure("does not run it")
+        self.has_run = True
+
+    def close(self) -> None:
+        """Release the graph, then the context that it was captured from."""
+        if self.graph is not None:
+            self.graph.close()
+        del self._context
+
+
+class ContextPool:
+    """The execution contexts of a lane, `CONTEXTS_KEPT` at most; the least recently used one goes.
+
+    Each graph has one to itself, as the vendor advises, and each shape one that runs plainly.
+    """
+
+    def __init__(self, engine: Engine, stream: Stream) -> None:
+        self._engine = engine
+        self._stream = stream
+        self.scratch: Memory | None = None  # of all its contexts
+        # By shapes, and by the addresses of a graph; None for the one that runs plainly.
+        self._kept: dict[tuple[Shapes, Addresses | None], BoundContext] = {}
+
+    def captured(self, shapes: Shapes, addresses: Addresses) -> CapturedGraph | None:
+        """The graph of these addresses."""
+        found = self._used((shapes, addresses))
+        return None if found is None else found.graph
+
+    def plain(self, shapes: Shapes) -> BoundContext:
+        """The context that runs plainly; a new one where there is none."""
+        found = self._used((shapes, None))
+        if found is None:
+            if len(self._kept) == CONTEXTS_KEPT:
+                self._close(next(iter(self._kept)))
+            found = BoundContext(self._engine, self._stream, self.scratch, shapes)
+            self._kept[shapes, None] = found
+        return found
+
+    def keep_graph(self, shapes: Shapes, addresses: Addresses, graph: CapturedGraph) -> None:
+        """Let the context that ran plainly, of which ``graph`` was captured, serve it alone."""
+        others = [key for key in self._kept if key[0] == shapes and key[1] is not None]
+        if len(others) == GRAPHS_KEPT:
+            self._close(others[0])
+        context = self._kept.pop((shapes, None))
+        context.graph = graph
+        self._kept[shapes, addresses] = context
+
+    def drop(self, shapes: Shapes) -> None:
+        """Close all contexts of a shape."""
+        for key in [key for key in self._kept if key[0] == shapes]:
+            self._close(key)
+
+    def close(self) -> None:
+        """Close all; a second call does nothing."""
+        for key in list(self._kept):
+            self._close(key)
+
+    def _used(self, key: tuple[Shapes, Addresses | None]) -> BoundContext | None:
+        found = self._kept.pop(key, None)
+        if found is not None:
+            self._kept[key] = found  # now the newest
+        return found
+
+    def _close(self, key: tuple[Shapes, Addresses | None]) -> None:
+        _give_back(self._kept.pop(key).close)
+
+
+class BatchContext:
+    """Runs batches of one shape on one stream.
+
+    A graph is captured when the same addresses come for the second time: the first run warms up,
+    and an address that never comes again is not worth a capture.
     """
 
     def __init__(
         self,
         engine: Engine,
         stream: Stream,
-        scratch: Memory | None,
+        contexts: ContextPool,
         slots: Sequence[Slot],
-        shapes: Sequence[tuple[int, ...]],
-        place: int,
+        shapes: Shapes,
     ) -> None:
         self._engine = engine
         self._stream = stream
-        self._context = engine.new_context(place, stream.handle)
-        if scratch is not None:
-            self._context.set_device_memory(scratch.address, scratch.size)
-        computed = engine.set_shapes(self._context, shapes)
+        self._contexts = contexts
+        self.shapes = shapes
+        computed = contexts.plain(shapes).output_shapes
         self.inputs = list(map(Binding, slots, shapes))
         self.outputs = list(map(Binding, slots[len(shapes) :], computed))
-        for binding in (*self.inputs, *self.outputs):
-            self._set_address(binding.name, binding.device.address)
         self._own = tuple(binding.device.address for binding in self.inputs)
-        self._bound = self._own
-        self._graphs: dict[tuple[int, ...], CapturedGraph | None] = {}
+        self._seen: dict[Addresses, None] = {}
         self._attempts = _ATTEMPTS if engine.captures else 0
+        self.was_computed = False
 
-    def copy_in(self, sources: Sequence[NDArray[Any] | GpuView]) -> tuple[int, ...]:
-        """Queue the copies of inputs on the host; return the address of each input.
+    def stage(self, sources: Sequence[NDArray[Any] | GpuView]) -> None:
+        """Copy inputs of the host into page-locked memory, from where the GPU fetches them."""
+        for binding, source in zip(self.inputs, sources, strict=True):
+            if isinstance(source, np.ndarray):
+                np.copyto(binding.array, source)
+
+    def copy_in(self, sources: Sequence[NDArray[Any] | GpuView]) -> Addresses:
+        """Queue the copies of staged inputs; return the address of each input.
 
         An input on the GPU is used where it is, unless its address is not aligned: then it is
         copied, on the GPU.
         """
         # The usual case without the generator below, in every call.
         if len(sources) == 1 and isinstance(sources[0], np.ndarray):
-            self._copy_from_host(self.inputs[0], sources[0])
+            self._stream.copy(self.inputs[0].device, self.inputs[0].host)
             return self._own
         pairs = zip(self.inputs, sources, strict=True)
         return tuple(self._place(binding, source) for binding, source in pairs)
 
-    def launch(self, addresses: tuple[int, ...]) -> None:
+    def launch(self, addresses: Addresses) -> None:
         """Queue the computation, as a graph where there is one for these addresses.
 
         Raises:
             DeviceError: the runtime refuses.
         """
-        known = addresses in self._graphs
-        graph = self._graphs.pop(addresses, None)
-        self._graphs[addresses] = graph  # now the newest
+        graph = self._contexts.captured(self.shapes, addresses)
         if graph is not None:
             graph.launch(self._stream)
             return
-        self._bind(addresses)
-        if known and self._attempts:
-            self._capture(addresses)
+        context = self._contexts.plain(self.shapes)
+        self._bind(context, addresses)
+        # A context that was made meanwhile, in the place of one that serves a graph, warms up too.
+        if self._comes_again(addresses) and context.has_run and self._attempts:
+            self._capture(context, addresses)
         else:
-            self._forget_the_oldest()
-            self._enqueue()
+            context.enqueue(self._stream)
 
     def copy_out(self) -> None:
         """Queue the copies of the outputs to the host."""
@@ -198,64 +249,53 @@ class BatchContext:
         # Copies: the next call of this lane overwrites the page-locked buffers.
         return {binding.name: binding.array.copy() for binding in self.outputs}
 
-    def close(self) -> None:
-        """Release graphs and context; the buffers belong to the lane."""
-        for graph in self._graphs.values():
-            if graph is not None:
-                graph.close()
-        self._graphs.clear()
-        del self._context
-
-    def _copy_from_host(self, binding: Binding, source: NDArray[Any]) -> None:
-        np.copyto(binding.array, source)
-        self._stream.copy(binding.device, binding.host)
-
     def _place(self, binding: Binding, source: NDArray[Any] | GpuView) -> int:
         if isinstance(source, np.ndarray):
-            self._copy_from_host(binding, source)
+            self._stream.copy(binding.device, binding.host)
         elif source.memory.address % _ALIGNMENT:
             self._stream.copy(binding.device, source.memory)
         else:
             return source.memory.address
         return binding.device.address
 
-    def _bind(self, addresses: tuple[int, ...]) -> None:
-        if addresses != self._bound:
-            for binding, address in zip(self.inputs, addresses, strict=True):
-                self._set_address(binding.name, address)
-            self._bound = addresses
+    def _bind(self, context: BoundContext, addresses: Addresses) -> None:
+        for binding, address in zip(self.inputs, addresses, strict=True):
+            context.bind(binding.name, address)
+        for binding in self.outputs:
+            context.bind(binding.name, binding.device.address)
 
-    def _forget_the_oldest(self) -> None:
-        if len(self._graphs) > GRAPHS_KEPT:
-            oldest = self._graphs.pop(next(iter(self._graphs)))
-            if oldest is not None:
-                oldest.close()
+    def _comes_again(self, addresses: Addresses) -> bool:
+        """True if these addresses are among the last ones; they are now the newest."""
+        known = addresses in self._seen
+        self._seen.pop(addresses, None)
+        self._seen[addresses] = None
+        if len(self._seen) > GRAPHS_KEPT:
+            del self._seen[next(iter(self._seen))]
+        return known
 
-    def _capture(self, addresses: tuple[int, ...]) -> None:
+    def _capture(self, context: BoundContext, addresses: Addresses) -> None:
         try:
-            graph = self._stream.capture(self._enqueue)
+            graph = self._stream.capture(lambda: context.enqueue(self._stream))
         except Exception as error:
             said = cuda_failure(error)
             if said is None and not isinstance(error, (DeviceError, RuntimeError)):
                 raise
             self._attempts -= 1
             _log.warning("%s: no CUDA graph could be captured: %s", self._engine.name, error)
-            self._enqueue()
+            context.enqueue(self._stream)
             return
-        self._graphs[addresses] = graph
+        self._contexts.keep_graph(self.shapes, addresses, graph)
         graph.launch(self._stream)
 
-    def _enqueue(self) -> None:
-        if not self._context.execute_async_v3(self._stream.handle):
-            raise self._engine.failure("does not run it")
 
-    def _set_address(self, name: str, address: int) -> None:
-        if not self._context.set_tensor_address(name, address):
-            raise self._engine.failure(f"refuses the address of {name!r}")
+def _give_back(close: Callable[[], None]) -> None:
+    """Close something; after a fault on the GPU the driver refuses to take anything back."""
+    try:
+        close()
+    except Exception as error:
+        if cuda_failure(error) is None:
+            raise
 
-
-SIZES_KEPT: Final = 16
-"""Most shapes of a lane with a context at the same time; the least recently used one goes."""
 
 _START, _COPIED_IN, _COMPUTED, _COPIED_OUT = range(4)
 
@@ -263,19 +303,21 @@ _START, _COPIED_IN, _COMPUTED, _COPIED_OUT = range(4)
 class Lane:
     """A stream with the resources of its calls, reserved at once for the largest batch and image.
 
-    After that it grows by contexts only, at most `SIZES_KEPT` of them. They share the buffers and
-    the scratch memory, which is safe because the calls of a lane follow one another.
+    After that it grows by contexts only, at most `CONTEXTS_KEPT` of them. They share the buffers
+    and the scratch memory, which is safe because the calls of a lane follow one another.
 
     Raises:
         DeviceError: there is not enough memory.
     """
 
     def __init__(self, device: Device, engine: Engine, profile: ShapeProfile) -> None:
+        keep_in_children(self)
         self._device = device
         self._engine = engine
         self._profile = profile
         self._stream = device.new_stream()
-        self._contexts: dict[Shapes, BatchContext] = {}
+        self._batches: dict[Shapes, BatchContext] = {}
+        self._contexts = ContextPool(engine, self._stream)
         self._slots: list[Slot] = []
         self._scratch: Memory | None = None
         self._clock: StepClock | None = None
@@ -286,6 +328,7 @@ class Lane:
                 self._slots.append(self._slot(spec, shape))
             if engine.scratch_bytes:
                 self._scratch = device.reserve(engine.scratch_bytes, self._stream)
+            self._contexts.scratch = self._scratch
             self._stream.synchronise()
         except BaseException:
             self.close()
@@ -293,38 +336,44 @@ class Lane:
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         """Outputs on the host."""
-        context, sources = self._prepare(feeds)
-        context.launch(context.copy_in(sources))
-        context.copy_out()
-        self._stream.synchronise()
-        return context.results()
+        batch, sources = self._prepare(feeds)
+        batch.stage(sources)
+        batch.launch(batch.copy_in(sources))
+        batch.copy_out()
+        self._finish(batch)
+        return batch.results()
 
     def run_on_device(self, feeds: Mapping[str, Any]) -> dict[str, DeviceArray]:
         """Outputs on the GPU, complete, each in memory of its own."""
-        context, sources = self._prepare(feeds)
-        context.launch(context.copy_in(sources))
+        batch, sources = self._prepare(feeds)
+        batch.stage(sources)
+        batch.launch(batch.copy_in(sources))
         # The graphs write where they were captured to write; a small copy keeps them valid.
-        return self._copies(context.outputs)
+        copies = self._copies(batch.outputs)
+        self._finish(batch)
+        return copies
 
     def run_timed(
         self, feeds: Mapping[str, Any]
     ) -> tuple[dict[str, NDArray[Any]], dict[str, float | None]]:
         """Outputs on the host, and the fields of a `StepTimes` but for its wall time."""
-        context, sources = self._prepare(feeds)
+        batch, sources = self._prepare(feeds)
         clock = self._step_clock()
+        # Before the first event: what the host does is no part of the transfer.
+        batch.stage(sources)
         clock.mark(_START, self._stream)
-        addresses = context.copy_in(sources)
+        addresses = batch.copy_in(sources)
         clock.mark(_COPIED_IN, self._stream)
         begun = time.perf_counter()
-        context.launch(addresses)
+        batch.launch(addresses)
         enqueued = time.perf_counter() - begun
         clock.mark(_COMPUTED, self._stream)
-        context.copy_out()
+        batch.copy_out()
         clock.mark(_COPIED_OUT, self._stream)
-        self._stream.synchronise()
+        self._finish(batch)
         # Without a copy from the host the events enclose no transfer: no time, rather than zero.
         copied = any(isinstance(source, np.ndarray) for source in sources)
-        return context.results(), {
+        return batch.results(), {
             "h2d_ms": clock.between_ms(_START, _COPIED_IN) if copied else None,
             "compute_ms": clock.between_ms(_COPIED_IN, _COMPUTED),
             "d2h_ms": clock.between_ms(_COMPUTED, _COPIED_OUT),
@@ -333,51 +382,46 @@ class Lane:
 
     def time_on_device(self, feeds: Mapping[str, Any]) -> dict[str, float | None]:
         """The fields of a `StepTimes` but for its wall time; the outputs are not fetched."""
-        context, sources = self._prepare(feeds)
+        batch, sources = self._prepare(feeds)
         clock = self._step_clock()
-        addresses = context.copy_in(sources)
+        batch.stage(sources)
+        addresses = batch.copy_in(sources)
         clock.mark(_COPIED_IN, self._stream)
         begun = time.perf_counter()
-        context.launch(addresses)
+        batch.launch(addresses)
         enqueued = time.perf_counter() - begun
         clock.mark(_COMPUTED, self._stream)
-        self._stream.synchronise()
+        self._finish(batch)
         return {"compute_ms": clock.between_ms(_COPIED_IN, _COMPUTED), "enqueue_ms": enqueued * 1e3}
 
     def upload(self, feeds: Mapping[str, Any]) -> dict[str, DeviceArray]:
         """Copies of host arrays on the GPU, each in memory of its own, complete."""
-        context, sources = self._prepare(feeds)
-        context.copy_in(sources)
-        return self._copies(context.inputs)
+        batch, sources = self._prepare(feeds)
+        batch.stage(sources)
+        batch.copy_in(sources)
+        copies = self._copies(batch.inputs)
+        self._stream.synchronise()
+        return copies
 
-    def is_usable(self) -> bool:
-        """True if the stream still works; waits for the work that is queued on it."""
-        return self._stream.is_usable()
+    def failure(self) -> str | None:
+        """Wait for the queued work; say why the stream does not work any more, or ``None``."""
+        return self._stream.failure()
 
     def close(self) -> None:
         """Wait for the stream, then free everything; a second call does nothing."""
-        if self._stream.is_usable():
-            self._close()
-            return
-        # After a fault on the GPU the driver refuses to take anything back.
-        with suppress(Exception):
-            self._close()
-
-    def _close(self) -> None:
+        self._stream.failure()
         # Contexts first: they hold the addresses of the buffers and of the scratch memory.
-        for context in self._contexts.values():
-            context.close()
-        self._contexts.clear()
-        if self._clock is not None:
-            self._clock.close()
-        if self._scratch is not None:
-            self._scratch.close()
-        for slot in self._slots:
-            slot.device.close()
-            slot.host.close()
+        owned: list[Any] = [self._contexts, self._clock, self._scratch]
+        owned += [memory for slot in self._slots for memory in (slot.device, slot.host)]
+        for each in owned:
+            if each is not None:
+                _give_back(each.close)
+        self._batches.clear()
         self._slots.clear()
-        self._stream.close()
         self._clock = self._scratch = None
+        # Memory is freed in the order of the stream, and the pool can be trimmed only then.
+        self._stream.failure()
+        _give_back(self._stream.close)
 
     def _slot(self, spec: TensorSpec, shape: tuple[int, ...]) -> Slot:
         size = int(np.prod(shape)) * np.dtype(spec.dtype).itemsize
@@ -399,8 +443,14 @@ class Lane:
             memory = self._device.reserve(binding.device.size, self._stream)
             self._stream.copy(memory, binding.device)
             copies[binding.name] = DeviceArray(self._device, memory, binding.shape, binding.dtype)
-        self._stream.synchronise()
         return copies
+
+    def _finish(self, batch: BatchContext) -> None:
+        """Wait for the queued work; what was compiled for a new shape is kept for the next time."""
+        self._stream.synchronise()
+        if not batch.was_computed:
+            batch.was_computed = True
+            self._engine.keep_kernels(batch.shapes)
 
     def _step_clock(self) -> StepClock:
         if self._clock is None:
@@ -408,13 +458,13 @@ class Lane:
         return self._clock
 
     def _context(self, shapes: Shapes) -> BatchContext:
-        context = self._contexts.pop(shapes, None)
-        if context is None:
-            place = self._engine.place_of(shapes)
-            if len(self._contexts) == SIZES_KEPT:
-                self._contexts.pop(next(iter(self._contexts))).close()
-            context = BatchContext(
-                self._engine, self._stream, self._scratch, self._slots, shapes, place
-            )
-        self._contexts[shapes] = context  # now the newest
-        return context
+        batch = self._batches.pop(shapes, None)
+        if batch is None:
+            self._engine.place_of(shapes)  # before anything gives way to what no profile has
+            if len(self._batches) == SIZES_KEPT:
+                oldest = next(iter(self._batches))
+                del self._batches[oldest]
+                self._contexts.drop(oldest)
+            batch = BatchContext(self._engine, self._stream, self._contexts, self._slots, shapes)
+        self._batches[shapes] = batch  # now the newest
+        return batch

@@ -8,7 +8,7 @@ import time
 from threading import Condition, Lock
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
-from deploykit.backends._cuda.device import Device, cuda_failure
+from deploykit.backends._cuda.device import Device, cuda_failure, is_out_of_memory
 from deploykit.backends._engines import EngineOptions
 from deploykit.backends.trt.engine import Engine
 from deploykit.backends.trt.lane import Lane
@@ -129,9 +129,9 @@ class _Opened:
     def __init__(
         self, open_engine: Callable[[], Engine], profile: ShapeProfile, options: EngineOptions
     ) -> None:
-        self.pid = os.getpid()
         self.device = device = Device(options.gpu_index, spin=options.spin)
-        self.engine = engine = open_engine()
+        with device.current():
+            self.engine = engine = open_engine()
         self.pool = LanePool(engine.name, lambda: Lane(device, engine, profile))
 
 
@@ -165,6 +165,7 @@ class TrtRunner(Closing):
             plan, compiler, profile, cuda_graphs=options.cuda_graphs, cache=options.cache
         )
         self._opening = Lock()
+        self._opener: int | None = None  # the process that opens it, or has opened it
         self._opened: _Opened | None = None
         self._closed = False
         self._broken: str | None = None
@@ -221,18 +222,24 @@ class TrtRunner(Closing):
 
     def close(self) -> None:
         """Wait for running calls, then give everything back; a second call does nothing."""
+        # A child of fork has addresses of things that only its parent can use or free, and the
+        # lock, where another thread of the parent was opening the engine, will never be released.
+        if self._is_of_another_process():
+            self._closed = True
+            return
         with self._opening:
             opened, self._opened = self._opened, None
             self._closed = True
-        # A child of fork has addresses of things that only its parent can use or free.
-        if opened is None or opened.pid != os.getpid():
+        if opened is None:
             return
-        # CUDA's current device is per thread, and this thread may not have called before.
-        opened.device.make_current()
         try:
-            opened.pool.close()
-        finally:
-            opened.engine.close(save=self._broken is None)
+            # CUDA's current device is per thread, and this thread may not have called before.
+            with opened.device.current():
+                self._release(opened)
+                return
+        except Exception as error:
+            self._note_fault(error)  # no device can be made current: there is nothing to keep
+        self._release(opened)
 
     def __enter__(self) -> Self:
         self._open()
@@ -240,13 +247,14 @@ class TrtRunner(Closing):
 
     def _open(self) -> _Opened:
         opened = self._opened
+        if self._is_of_another_process():
+            raise UsageError(
+                f"{self._name} was loaded before this process was forked; CUDA cannot be used "
+                "in both\nload it after the fork, in each process"
+            )
         if opened is not None:
-            if opened.pid != os.getpid():
-                raise UsageError(
-                    f"{self._name} was loaded before this process was forked; CUDA cannot be used "
-                    "in both\nload it after the fork, in each process"
-                )
             return opened
+        self._opener = os.getpid()  # before the lock, which a fork may find taken
         with self._opening:
             if self._closed:
                 raise UsageError(f"the runner of {self._name} is closed; open a new one")
@@ -255,12 +263,58 @@ class TrtRunner(Closing):
                 self._opened = _Opened(self._open_engine, self._profile, self._options)
             return self._opened
 
+    def _is_of_another_process(self) -> bool:
+        return self._opener is not None and self._opener != os.getpid()
+
+    def _release(self, opened: _Opened) -> None:
+        try:
+            opened.pool.close()
+            opened.device.trim()
+        except Exception as error:
+            self._note_fault(error)
+        finally:
+            opened.engine.close(save=self._broken is None)
+
+    def _note_fault(self, error: Exception) -> None:
+        """Log what the driver says when all is given back; another error is raised again.
+
+        Raised it would take the place of the error that the caller is on its way with.
+        """
+        said = cuda_failure(error)
+        if said is None:
+            raise error
+        self._broken = self._broken or said
+        _log.warning("%s: the GPU failed before it was closed: %s", self._name, said)
+
     def _call(
         self, work: Callable[[Lane, Mapping[str, Any]], Result], feeds: Mapping[str, Any]
     ) -> Result:
         opened = self._open()
         self._refuse_if_broken()
-        lane = self._take(opened)
+        try:
+            with opened.device.current():
+                return self._in_lane(opened, work, feeds)
+        except Exception as error:
+            said = cuda_failure(error)
+            if said is None:
+                raise
+            # A fault of the GPU, whoever caused it, stays: the driver gives it as the answer to
+            # whatever is asked afterwards. Too little memory passes.
+            if not is_out_of_memory(error):
+                self._broken = self._broken or said
+            self._refuse_if_broken(error)
+            raise DeviceError(
+                f"{self._name}: the CUDA driver refuses a call\nit says: {said}\n"
+                "deploykit doctor says what works on this machine"
+            ) from error
+
+    def _in_lane(
+        self,
+        opened: _Opened,
+        work: Callable[[Lane, Mapping[str, Any]], Result],
+        feeds: Mapping[str, Any],
+    ) -> Result:
+        lane = opened.pool.take()
         try:
             self._refuse_if_broken()  # by the call that this one waited for
             result = work(lane, feeds)
@@ -269,38 +323,15 @@ class TrtRunner(Closing):
             opened.pool.give_back(lane)
             raise
         except BaseException as error:
-            self._give_up(opened, lane, error)
+            failure = lane.failure()
+            if failure is not None:
+                self._broken = self._broken or cuda_failure(error) or failure
+            opened.pool.discard(lane)
+            if isinstance(error, Exception):
+                self._refuse_if_broken(error)
             raise
         opened.pool.give_back(lane)
         return result
-
-    def _take(self, opened: _Opened) -> Lane:
-        try:
-            opened.device.make_current()
-            return opened.pool.take()
-        except Exception as error:
-            said = cuda_failure(error)
-            if said is None:
-                raise
-            raise self._refused(said) from error
-
-    def _give_up(self, opened: _Opened, lane: Lane, error: BaseException) -> None:
-        """Discard the lane of a failed call, and find out whether the GPU failed for good."""
-        said = cuda_failure(error)
-        # A fault on the GPU stays: it is given as the answer to whatever is asked afterwards.
-        if self._broken is None and not lane.is_usable():
-            self._broken = said or " ".join(str(error).split())
-        opened.pool.discard(lane)
-        if isinstance(error, Exception):
-            self._refuse_if_broken(error)
-        if said is not None:
-            raise self._refused(said) from error
-
-    def _refused(self, said: str) -> DeviceError:
-        return DeviceError(
-            f"{self._name}: the CUDA driver refuses a call\nit says: {said}\n"
-            "deploykit doctor says what works on this machine"
-        )
 
     def _refuse_if_broken(self, cause: Exception | None = None) -> None:
         if self._broken is not None:

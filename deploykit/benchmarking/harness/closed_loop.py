@@ -171,9 +171,11 @@ def is_stable(warmup_ms: Iterable[float], switches: Switches) -> bool:
 def warm_up(system: SystemUnderTest, switches: Switches, task: ProgressTask) -> NDArray[np.float64]:
     """Warm up in as many streams as are measured; return the duration of each query in ms."""
     if not switches.warmup_s:
+        system.on_warm()
         return np.empty(0, np.float64)
     goal = _Warm(switches, Display(task, "warm-up"))
     recording = closed_loop(system, switches.streams, goal)
+    system.on_warm()
     # In the order of their ends, in which the rule saw them.
     return recording.wall_ms[np.argsort(recording.end_ns, kind="stable")]
 

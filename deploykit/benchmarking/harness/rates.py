@@ -11,7 +11,7 @@ import numpy as np
 from deploykit.benchmarking.harness.closed_loop import Display, Enough, closed_loop, warm_up
 from deploykit.benchmarking.harness.open_loop import arrivals_ns, open_loop
 from deploykit.benchmarking.harness.scenarios import query_count
-from deploykit.benchmarking.harness.system import SystemUnderTest
+from deploykit.benchmarking.harness.system import SystemUnderTest, ignored
 from deploykit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -73,13 +73,14 @@ def highest_rate(  # noqa: PLR0913  (the signature of `benchmark`, and the bound
     percentile: float = 99.0,
     clock: Clock,
     task: ProgressTask,
+    on_warm: Callable[[], None] = ignored,
 ) -> RateSearch:
     """Search the highest Poisson rate whose latency percentile stays within ``bound_ms``.
 
-    After a warm-up, the throughput of ``switches.streams`` closed loops says where to begin: no
-    queue is stable above it. Each trial is a measurement in the server scenario, all with the same
-    seed. A trial passes when at most ``100 - percentile`` percent of all its queries are late, and
-    ends as soon as more are.
+    After a warm-up, at whose end ``on_warm`` is called, the throughput of ``switches.streams``
+    closed loops says where to begin: no queue is stable above it. Each trial is a measurement in
+    the server scenario, all with the same seed. A trial passes when at most ``100 - percentile``
+    percent of all its queries are late, and ends as soon as more are.
 
     Raises:
         UsageError: another scenario, a bound or percentile that makes no sense, or too few
@@ -87,7 +88,7 @@ def highest_rate(  # noqa: PLR0913  (the signature of `benchmark`, and the bound
         BaseException: what the runner raises, once, after all threads have ended.
     """
     _check(switches, bound_ms, percentile)
-    system = SystemUnderTest(runner, feeds, clock)
+    system = SystemUnderTest(runner, feeds, clock, on_warm)
     warmup_ms = warm_up(system, switches, task)
     search = _Search(system, switches, (bound_ms, percentile), task)
     # Half of the capacity: random arrivals form queues well below it.

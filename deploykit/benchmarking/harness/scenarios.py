@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from deploykit.benchmarking.harness.closed_loop import Display, Enough, closed_loop, warm_up
 from deploykit.benchmarking.harness.open_loop import arrivals_ns, open_loop
-from deploykit.benchmarking.harness.system import SystemUnderTest
+from deploykit.benchmarking.harness.system import SystemUnderTest, ignored
 from deploykit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from deploykit.benchmarking.harness.system import Clock
     from deploykit.benchmarking.results import Samples, Switches
@@ -22,7 +22,7 @@ SINGLE_STREAM = "single-stream"
 SERVER = "server"
 
 
-def benchmark(
+def benchmark(  # noqa: PLR0913  (what is measured, how, and who wants to know of it)
     runner: Runner,
     feeds: Mapping[str, Array],
     switches: Switches,
@@ -30,6 +30,7 @@ def benchmark(
     clock: Clock,
     task: ProgressTask,
     rate_per_s: float | None = None,
+    on_warm: Callable[[], None] = ignored,
 ) -> tuple[Samples, float]:
     """Warm up, then measure; return the samples and the duration of the measurement in s.
 
@@ -42,15 +43,16 @@ def benchmark(
       ``switches.streams`` threads; ``wall_ms`` and ``start_s`` count from the scheduled moment.
 
     ``wall_ms`` is what the caller of the runner waits, by ``clock``; the other steps are the
-    runner's own. The duration is from the first begin to the last end; in the server scenario
-    from the start of the schedule, one mean gap before its first query.
+    runner's own. ``on_warm`` is called when the warm-up has ended. The duration is from the first
+    begin to the last end; in the server scenario from the start of the schedule, one mean gap
+    before its first query.
 
     Raises:
         UsageError: switches that do not go together, or a rate that makes no sense.
         BaseException: what the runner raises, once, after all threads have ended.
     """
     check_streams(switches)
-    system = SystemUnderTest(runner, feeds, clock)
+    system = SystemUnderTest(runner, feeds, clock, on_warm)
     if switches.scenario == SERVER:
         return _server(system, switches, check_rate(rate_per_s), task)
     if rate_per_s is not None:

@@ -45,10 +45,18 @@ class SystemClock:
         return Thread(target=work, name="deploykit-benchmark", daemon=True)
 
 
+def ignored() -> None:
+    """Do nothing at the end of a warm-up."""
+
+
 @dataclass(frozen=True, slots=True)
 class SystemUnderTest:
-    """An open runner, the one batch of all its queries, and the clock that times them."""
+    """An open runner, the one batch of all its queries, and the clock that times them.
+
+    ``on_warm`` is called when its warm-up has ended, before what counts begins.
+    """
 
     runner: Runner
     feeds: Mapping[str, Array]
     clock: Clock
+    on_warm: Callable[[], None] = ignored

@@ -223,8 +223,22 @@ class Conditions:
         return (*_busy_sentences(self.host), *_stopped_sentences(self.host), *gpu, *unknown)
 
 
+class _Watch:
+    """What is read while the work is done, from its last beginning on."""
+
+    def __init__(self, host: Host, sampler: GpuSampler | None) -> None:
+        self._host = host
+        self._sampler = sampler
+        self.start = host.counters()
+
+    def begin(self) -> None:
+        self.start = self._host.counters()
+        if self._sampler is not None:
+            self._sampler.restart()
+
+
 def watch(
-    work: Callable[[], Result],
+    work: Callable[[Callable[[], None]], Result],
     *,
     on_gpu: bool,
     host: Host | None = None,
@@ -233,8 +247,9 @@ def watch(
 ) -> tuple[Result, Conditions]:
     """Run ``work`` and record the conditions of the machine meanwhile.
 
-    With ``on_gpu`` the first GPU is read every ``interval_s``. A GPU that cannot be read spoils
-    nothing: the conditions say so.
+    ``work`` is given a function to call when its warm-up has ended: what was read until then, of
+    clocks that are still low, does not count. With ``on_gpu`` the first GPU is read every
+    ``interval_s``. A GPU that cannot be read spoils nothing: the conditions say so.
 
     Raises:
         BaseException: what ``work`` raises; no thread is left.
@@ -242,12 +257,14 @@ def watch(
     host = host or Host()
     meter, unknown = _open(open_gpu_meter) if on_gpu else (None, None)
     # Before the work: afterwards the load average would contain our own.
-    load_before, start = host.load(), host.counters()
+    load_before = host.load()
+    gpu = None
     if meter is None:
-        result, gpu = work(), None
+        watched = _Watch(host, None)
+        result = work(watched.begin)
     else:
-        result, gpu = _metered(work, meter, interval_s)
-    conditions = host.conditions(load_before, start, host.counters())
+        result, watched, gpu = _metered(work, host, meter, interval_s)
+    conditions = host.conditions(load_before, watched.start, host.counters())
     return result, Conditions(conditions, gpu, unknown)
 
 
@@ -262,18 +279,19 @@ def _open(open_gpu_meter: Callable[[], GpuMeter]) -> tuple[GpuMeter | None, str 
 
 
 def _metered(
-    work: Callable[[], Result], meter: GpuMeter, interval_s: float
-) -> tuple[Result, GpuConditions]:
+    work: Callable[[Callable[[], None]], Result], host: Host, meter: GpuMeter, interval_s: float
+) -> tuple[Result, _Watch, GpuConditions]:
     try:
         # Before the work: afterwards the GPU's use would be our own.
         busy_before = meter.busy()
         sampler = GpuSampler(meter, interval_s)
+        watched = _Watch(host, sampler)
         sampler.start()
         try:
-            result = work()
+            result = work(watched.begin)
         finally:
             readings = sampler.stop()
-        return result, conditions_of(meter, busy_before, readings)
+        return result, watched, conditions_of(meter, busy_before, readings)
     finally:
         meter.close()
 

@@ -159,6 +159,11 @@ class GpuSampler:
         """Begin to read, at once."""
         self._thread.start()
 
+    def restart(self) -> None:
+        """Forget all readings but one that is taken now."""
+        # One that the thread is taking at this moment goes into the old list.
+        self._readings = [self._meter.read()]
+
     def stop(self) -> list[GpuReading]:
         """End the thread and return its readings, at least one."""
         self._ended.set()
@@ -167,7 +172,8 @@ class GpuSampler:
 
     def _sample(self) -> None:
         while True:
-            self._readings.append(self._meter.read())
+            readings = self._readings
+            readings.append(self._meter.read())
             # A wait on the event and not a sleep, so that `stop` returns at once.
             if self._ended.wait(self._interval_s):
                 return

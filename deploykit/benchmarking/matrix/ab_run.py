@@ -25,7 +25,7 @@ from deploykit.core.serialization import from_plain, to_plain
 from deploykit.sources.targets import name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from deploykit.benchmarking.harness.system import Clock
@@ -126,13 +126,14 @@ def measure_ab(
         open_cell(a, switches, machine) as (runner_a, feeds_a),
         open_cell(b, switches, machine) as (runner_b, feeds_b),
     ):
-        side_a = SystemUnderTest(runner_a, feeds_a, clock)
-        side_b = SystemUnderTest(runner_b, feeds_b, clock)
         on_gpu = any(each.cell.device == GPU for each in pair)
-        rounds, conditions = watch(
-            lambda: interleave(side_a, side_b, switches, rounds=count, task=task),
-            on_gpu=on_gpu,
-        )
+
+        def in_turn(on_warm: Callable[[], None]) -> Rounds:
+            side_a = SystemUnderTest(runner_a, feeds_a, clock, on_warm)
+            side_b = SystemUnderTest(runner_b, feeds_b, clock, on_warm)
+            return interleave(side_a, side_b, switches, rounds=count, task=task)
+
+        rounds, conditions = watch(in_turn, on_gpu=on_gpu)
     return {
         "subjects": to_plain({"a": subject_of(a), "b": subject_of(b)}),
         "switches": to_plain(switches),

@@ -22,7 +22,7 @@ from deploykit.backends import (
 from deploykit.backends._registry import find_backend
 from deploykit.benchmarking.harness.rates import highest_rate
 from deploykit.benchmarking.harness.scenarios import benchmark
-from deploykit.benchmarking.harness.system import Clock, SystemClock
+from deploykit.benchmarking.harness.system import Clock, SystemClock, SystemUnderTest
 from deploykit.benchmarking.machine.conditions import watch
 from deploykit.benchmarking.results import BenchmarkResult, Samples, Subject, Switches
 from deploykit.core import environment
@@ -67,7 +67,10 @@ def measure_cell(
     switches = fitting(switches, cell.backend)
     with open_cell(prepared, switches, machine) as (runner, feeds):
         measured, conditions = watch(
-            lambda: _measure(runner, feeds, switches, clock, task), on_gpu=cell.device == GPU
+            lambda on_warm: _measure(
+                SystemUnderTest(runner, feeds, clock, on_warm), switches, task
+            ),
+            on_gpu=cell.device == GPU,
         )
         remarks = tuple(getattr(runner, "remarks", ()))  # of a runner that has something to say
     return BenchmarkResult(
@@ -183,26 +186,33 @@ def noise(
     }
 
 
-def _measure(
-    runner: Runner, feeds: Mapping[str, Array], switches: Switches, clock: Clock, task: ProgressTask
-) -> _Measured:
+def _measure(system: SystemUnderTest, switches: Switches, task: ProgressTask) -> _Measured:
     if switches.scenario == "server" and switches.bound_ms is not None:
-        return _search(runner, feeds, switches, switches.bound_ms, clock, task)
+        return _search(system, switches, switches.bound_ms, task)
     samples, duration_s = benchmark(
-        runner, feeds, switches, clock=clock, task=task, rate_per_s=switches.rate_per_s
+        system.runner,
+        system.feeds,
+        switches,
+        clock=system.clock,
+        task=task,
+        rate_per_s=switches.rate_per_s,
+        on_warm=system.on_warm,
     )
     return _Measured(samples, duration_s, switches)
 
 
 def _search(
-    runner: Runner,
-    feeds: Mapping[str, Array],
-    switches: Switches,
-    bound_ms: float,
-    clock: Clock,
-    task: ProgressTask,
+    system: SystemUnderTest, switches: Switches, bound_ms: float, task: ProgressTask
 ) -> _Measured:
-    found = highest_rate(runner, feeds, switches, bound_ms=bound_ms, clock=clock, task=task)
+    found = highest_rate(
+        system.runner,
+        system.feeds,
+        switches,
+        bound_ms=bound_ms,
+        clock=system.clock,
+        task=task,
+        on_warm=system.on_warm,
+    )
     if found.samples is None or found.duration_s is None:
         lowest = min(trial.rate_per_s for trial in found.trials)
         raise DataError(

@@ -38,6 +38,7 @@ PROTOCOLS: dict[type, str] = {
 }
 ENUMS = (
     runtime_fake.CudaGraphStrategy,
+    runtime_fake.DynamicShapesKernelSpecializationStrategy,
     execution_fake.DataType,
     execution_fake.ExecutionContextAllocationStrategy,
     execution_fake.TensorIOMode,

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import threading
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from deploykit.core.serialization import to_plain
 from tests.fakes.nvml_fake import FakeNvml, FakeNvmlError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 QUIET_HOST = HostConditions(
@@ -141,7 +142,7 @@ def test_the_gpu_is_read_while_the_work_is_done(
         clocks_mhz=[1980, 1500, 1740], reasons=[0, 0x4, 0x4 | 0x20, 0x1], busy_percent=7
     )
 
-    def work() -> str:
+    def work(_: Callable[[], None]) -> str:
         assert nvml.read_enough.wait(30)
         return "measured"
 
@@ -171,12 +172,46 @@ def test_the_gpu_is_read_while_the_work_is_done(
     assert nvml.open_count == 0
 
 
+@pytest.mark.parametrize("warm_ups", [1, 2])
+def test_what_was_read_before_the_end_of_the_warm_up_does_not_count(
+    tmp_path: Path, warm_ups: int
+) -> None:
+    nvml = FakeNvml(clocks_mhz=[210, 345, 990, 1980], reasons=[0x4, 0x20, 0])
+    frequency = tmp_path / "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq"
+    frequency.parent.mkdir(parents=True)
+    frequency.write_text("800000\n", encoding="utf-8")
+
+    def work(begin: Callable[[], None]) -> str:
+        for _ in range(warm_ups):  # of A and of B, where two are compared
+            assert nvml.read_enough.wait(30)
+            while len(nvml.clocks_mhz) > 1:
+                time.sleep(0.001)
+            frequency.write_text("3600000\n", encoding="utf-8")
+            begin()
+        return "measured"
+
+    result, conditions = watch(
+        work,
+        on_gpu=True,
+        host=Host(tmp_path),
+        open_gpu_meter=lambda: GpuMeter(nvml, nvml.bus),
+        interval_s=0.0001,
+    )
+    assert result == "measured"
+    assert conditions.gpu is not None
+    assert (conditions.gpu.sm_min_mhz, conditions.gpu.sm_mean_mhz) == (1980, 1980)
+    assert conditions.gpu.throttled == {}
+    assert conditions.gpu.readings >= 1
+    assert conditions.host.clock_min_mhz == 3600
+    assert nvml.open_count == 0
+
+
 def test_an_error_of_the_work_ends_the_reading(
     tmp_path: Path,
 ) -> None:
     nvml = FakeNvml()
 
-    def work() -> None:
+    def work(_: Callable[[], None]) -> None:
         raise DeviceError("the GPU is gone")
 
     with pytest.raises(DeviceError, match="the GPU is gone"):
@@ -193,7 +228,9 @@ def test_work_on_the_processor_opens_no_gpu(tmp_path: Path) -> None:
     def refuse() -> GpuMeter:
         raise AssertionError("nobody asked for a GPU")
 
-    result, conditions = watch(lambda: 5, on_gpu=False, host=Host(tmp_path), open_gpu_meter=refuse)
+    result, conditions = watch(
+        lambda _: 5, on_gpu=False, host=Host(tmp_path), open_gpu_meter=refuse
+    )
     assert result == 5
     assert conditions.gpu is None
     assert conditions.gpu_unknown is None
@@ -204,7 +241,7 @@ def test_the_load_is_that_before_the_work(tmp_path: Path) -> None:
     load = tmp_path / "proc" / "loadavg"
     load.write_text("1.00 0.50 0.25 1/99 7\n", encoding="utf-8")
     _, conditions = watch(
-        lambda: load.write_text("9.00 9.00 9.00 1/99 7\n", encoding="utf-8"),
+        lambda _: load.write_text("9.00 9.00 9.00 1/99 7\n", encoding="utf-8"),
         on_gpu=False,
         host=Host(tmp_path),
     )
@@ -225,7 +262,7 @@ def test_a_gpu_that_cannot_be_read_is_named(tmp_path: Path, error: Exception, re
     def fail() -> GpuMeter:
         raise error
 
-    result, conditions = watch(lambda: 5, on_gpu=True, host=Host(tmp_path), open_gpu_meter=fail)
+    result, conditions = watch(lambda _: 5, on_gpu=True, host=Host(tmp_path), open_gpu_meter=fail)
     assert result == 5
     assert conditions.sentences() == (f"the GPU's clocks and throttling are not known ({reason})",)
 
