@@ -299,7 +299,11 @@ def _read_profiles(
 
     from deploykit.core.sizes import ShapeProfile
 
-    given = {"--batch": batch or (_BATCH,), "--height": height, "--width": width}
+    given: dict[str, tuple[str, ...]] = {
+        "--batch": batch or (_BATCH,),
+        "--height": height,
+        "--width": width,
+    }
     count = max(map(len, given.values()))
     odd = next((name for name, texts in given.items() if len(texts) not in {0, 1, count}), None)
     if odd is not None:
@@ -309,11 +313,9 @@ def _read_profiles(
         )
     profiles = []
     for place in range(count):
-        text, high, wide = (
-            texts[place % len(texts)] if texts else None for texts in given.values()
-        )
-        sizes = _read_sizes(height=high, width=wide)
-        alone = ShapeProfile.parse(_BATCH if text is None else text)
+        told = {name: texts[place % len(texts)] for name, texts in given.items() if texts}
+        sizes = _read_sizes(height=told.get("--height"), width=told.get("--width"))
+        alone = ShapeProfile.parse(told["--batch"])
         profiles.append(replace(alone, height=sizes.height, width=sizes.width))
     return ShapeProfile.of(profiles)
 

@@ -48,7 +48,7 @@ class TimingCache:
         self._messages = messages
         self._loaded = _read(path)
         # The configuration keeps the plain address of its cache.
-        self._cache = self._attached(self._loaded) if self._loaded else None
+        self._cache: Any = self._attached(self._loaded) if self._loaded else None
         if self._cache is None:
             if self._loaded:
                 _log.warning("%s is of another GPU or version: kernels are timed anew", path)
