@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from deploykit.core.environment import Gpu
     from deploykit.core.progress import ProgressTask
     from deploykit.core.sizes import ShapeProfile
-    from deploykit.core.specs import Array, Runner, SplitGraph, TensorSpec
+    from deploykit.core.specs import Array, QueryQueue, Runner, SplitGraph, TensorSpec
 
     Gpus = Sequence[Gpu]
     Graph = Path | bytes | SplitGraph
@@ -75,6 +75,8 @@ class Backend:
         cuda_graphs: whether it can replay launches, so that the switch applies.
         resident: from an open runner and its feeds to a runner and feeds that stay on the device:
             how the time of transfers is left out. ``None`` where they cannot be.
+        queue: from an open runner, its feeds and whether they are transferred each time to a queue
+            of queries that overlap. ``None`` where a query is waited for before the next begins.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Backend:
     by_default: bool = True
     cuda_graphs: bool = False
     resident: Callable[[Any, Mapping[str, Any]], tuple[Runner, Mapping[str, Any]]] | None = None
+    queue: Callable[[Any, Mapping[str, Any], bool], QueryQueue] | None = None
 
     def runs(self, precision: Precision) -> bool:
         """Whether it can be asked to measure this precision."""

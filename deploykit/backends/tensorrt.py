@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from deploykit.core.environment import Gpu
     from deploykit.core.progress import ProgressTask
     from deploykit.core.sizes import ShapeProfile
-    from deploykit.core.specs import Runner
+    from deploykit.core.specs import QueryQueue, Runner
 
 
 # The tag of the general TensorRT and the place of the version are read so by NVIDIA's trtexec
@@ -147,6 +147,12 @@ def _resident(runner: Any, feeds: Mapping[str, Any]) -> tuple[Runner, Mapping[st
     return resident, resident.upload(feeds)
 
 
+def _queue(runner: Any, feeds: Mapping[str, Any], transfers: bool) -> QueryQueue:  # noqa: FBT001
+    """``runner`` is what `_open` made; it stays the caller's."""
+    queue: QueryQueue = runner.overlapped(feeds, transfers=transfers)
+    return queue
+
+
 def _notes(_precision: Precision, streams: int) -> Sequence[str]:
     from deploykit.backends.trt.runner import LANES
 
@@ -221,6 +227,7 @@ def _backend(name: str, *, label: str, rank: int) -> EngineBackend:
         notes=_notes,
         cuda_graphs=True,
         resident=_resident,
+        queue=_queue,
         module=MODULES[name],
         is_portable=name == TENSORRT_RTX,
         load=partial(load_compiler, name),

@@ -49,7 +49,7 @@ def times(name: str, given: Any) -> Series:
 
 
 SCENARIOS: Final = ("single-stream", "offline", "server")
-PRESETS: Final = ("trtexec10", "trtexec11")
+PRESETS: Final = ("trtexec10", "trtexec10-exposedma", "trtexec11", "trtexec11-exposedma")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,8 @@ class Switches:
     is called. ``transfers`` copies inputs and outputs inside each query. ``threads`` are those of
     a CPU backend. A measurement lasts at least ``duration_s`` and has at least ``min_samples``.
     In the server scenario queries come at ``rate_per_s``; with ``bound_ms`` it is the highest rate
-    whose 99th percentile stays within that bound, and was searched for.
+    whose 99th percentile stays within that bound, and was searched for. ``queue`` is how many
+    queries of the single stream are under way: with 2 the next is queued while one computes.
     """
 
     scenario: str
@@ -76,12 +77,13 @@ class Switches:
     threads: int | None = None
     rate_per_s: float | None = None
     bound_ms: float | None = None
+    queue: int = 1
 
     def __post_init__(self) -> None:
         require_known("scenario", self.scenario, SCENARIOS)
         if self.preset is not None:
             require_known("preset", self.preset, PRESETS)
-        require_at_least(1, streams=self.streams, min_samples=self.min_samples)
+        require_at_least(1, streams=self.streams, min_samples=self.min_samples, queue=self.queue)
         require_at_least(0, warmup_s=self.warmup_s, duration_s=self.duration_s, seed=self.seed)
         if self.threads is not None:
             require_at_least(1, threads=self.threads)

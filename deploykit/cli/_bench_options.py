@@ -20,16 +20,32 @@ if TYPE_CHECKING:
 
 
 _MIB: Final = 2**20
+_QUEUE: Final = 2
+"""Queries under way where they overlap: as many as trtexec has, and the queue of an engine."""
+
 _STREAMS: Final = 4
 """Queries at the same time where there is more than one: as many as an engine serves at once."""
 
 PRESETS: Final = {
     # trtexec's defaults: warm-up, duration and iterations are the same in both; what changed in
     # 11 are CUDA graph (on), transfers between host and GPU (off) and waiting by spinning (on).
-    "trtexec10": {"cuda_graph": False, "transfers": True, "spin": False},
-    "trtexec11": {"cuda_graph": True, "transfers": False, "spin": True},
+    # Both keep two queries under way; --exposeDMA waits for each before the next.
+    "trtexec10": {"cuda_graph": False, "transfers": True, "spin": False, "overlap": True},
+    "trtexec10-exposedma": {
+        "cuda_graph": False,
+        "transfers": True,
+        "spin": False,
+        "overlap": False,
+    },
+    "trtexec11": {"cuda_graph": True, "transfers": False, "spin": True, "overlap": True},
+    "trtexec11-exposedma": {
+        "cuda_graph": True,
+        "transfers": False,
+        "spin": True,
+        "overlap": False,
+    },
 }
-_OUR_WAY: Final = {"cuda_graph": True, "transfers": True, "spin": True}
+_OUR_WAY: Final = {"cuda_graph": True, "transfers": True, "spin": True, "overlap": False}
 _TRTEXEC_EXTENT: Final = (0.2, 3.0, 10)
 _QUICK_EXTENT: Final = (0.2, 1.0, 10)
 _EXTENT: Final = (0.5, 5.0, 20)
@@ -65,6 +81,7 @@ class Asked:
     cuda_graph: bool | None
     transfers: bool | None
     spin: bool | None
+    overlap: bool | None
     seed: int
     head: str | None
     head_output: str | None
@@ -143,7 +160,9 @@ def read_switches(asked: Asked) -> Switches:
     from deploykit.benchmarking.results import Switches
 
     warmup_s, duration_s, min_samples = _extent(asked)
-    usual = 1 if asked.scenario == "single-stream" else _STREAMS
+    way = _gpu_switches(asked)
+    single = asked.scenario == "single-stream"
+    usual = 1 if single else _STREAMS
     switches = Switches(
         scenario=asked.scenario,
         streams=asked.streams or usual,
@@ -155,7 +174,11 @@ def read_switches(asked: Asked) -> Switches:
         threads=asked.threads,
         rate_per_s=asked.rate_per_s,
         bound_ms=asked.bound_ms,
-        **_gpu_switches(asked),
+        cuda_graph=way["cuda_graph"],
+        transfers=way["transfers"],
+        spin=way["spin"],
+        # A preset's queue is of the single stream; the other scenarios overlap by themselves.
+        queue=_QUEUE if way["overlap"] and (single or asked.preset is None) else 1,
     )
     check_switches(switches)
     return switches
@@ -171,6 +194,7 @@ def _gpu_switches(asked: Asked) -> dict[str, bool]:
     from deploykit.core.errors import UsageError
 
     given = {"cuda_graph": asked.cuda_graph, "transfers": asked.transfers, "spin": asked.spin}
+    given["overlap"] = asked.overlap
     if asked.preset is None:
         return {name: _OUR_WAY[name] if on is None else on for name, on in given.items()}
     preset = PRESETS[asked.preset]
@@ -246,7 +270,7 @@ _HOW = (
     click.option(
         "--preset",
         type=click.Choice(list(PRESETS)),
-        help="Measure as NVIDIA's trtexec of that version does.",
+        help="Measure as NVIDIA's trtexec of that version does; -exposedma: with --exposeDMA.",
     ),
     click.option(
         "--scenario",
@@ -275,6 +299,11 @@ _HOW = (
         "--transfers/--no-transfers", default=None, help="Copies to and from the GPU count."
     ),
     click.option("--spin/--no-spin", default=None, help="Wait by asking, or asleep."),
+    click.option(
+        "--overlap/--no-overlap",
+        default=None,
+        help="On engines: queue the next query while one computes.",
+    ),
     click.option("--seed", default=0, show_default=True, metavar="N", help="Of inputs, arrivals."),
 )
 _LIMITS = (

@@ -198,6 +198,23 @@ class Closing(ABC):
         self.close()
 
 
+class QueryQueue(Protocol):
+    """Queries of one batch that overlap: ``depth`` of them may be under way."""
+
+    @property
+    def depth(self) -> int:
+        """How many may be submitted before the oldest is finished."""
+
+    def submit(self) -> None:
+        """Begin one more query."""
+
+    def finish(self) -> StepTimes:
+        """Wait for the oldest query; return the duration of its steps."""
+
+    def close(self) -> None:
+        """Wait for what is under way, and give everything back."""
+
+
 class Runner(Protocol):
     """Something that computes a model's outputs; the device is untouched until it is opened."""
 

@@ -42,7 +42,7 @@ def engines_here() -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("preset", [None, "trtexec10", "trtexec11"])
+@pytest.mark.parametrize("preset", [None, "trtexec10", "trtexec11", "trtexec10-exposedma"])
 def test_engines_are_built_and_measured(model: Path, preset: str | None) -> None:
     chosen = () if preset is None else ("--preset", preset)
     data = measured(model, "--backend", ",".join(engines_here()), *chosen)

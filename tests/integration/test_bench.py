@@ -191,6 +191,17 @@ def test_interrupted_it_goes_on_where_it_was(fp16_bundle: Path, tmp_path: Path) 
             2,
             "--preset trtexec11 has transfers off\nleave out the preset, or the option",
         ),
+        (
+            ("nin", "--preset", "trtexec10", "--no-overlap"),
+            2,
+            "--preset trtexec10 has overlap on\nleave out the preset, or the option",
+        ),
+        (("nin", "--preset", "trtexec11-exposedma", "--overlap"), 2, "exposedma has overlap off"),
+        (
+            ("nin", "--overlap", "--scenario", "offline"),
+            2,
+            "overlapped queries in the offline scenario\nonly single-stream has a queue",
+        ),
         (("nin", "--duration", "-1"), 2, "duration_s is -1.0, expected 0 or more"),
         (("nin", "-o", "results.txt"), 2, "results.txt"),
         (("nin", "--compare", "a.json", "b.json"), 2, "--compare reads two files and measures"),

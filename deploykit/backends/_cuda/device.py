@@ -166,6 +166,14 @@ class StepClock:
         """Record event ``index`` behind the work that is queued already."""
         stream.core.record(self._events[index])
 
+    def hold(self, index: int, stream: Stream) -> None:
+        """Let what is queued on ``stream`` from now on wait for event ``index``."""
+        stream.core.wait(self._events[index])
+
+    def synchronise(self, index: int) -> None:
+        """Wait until event ``index`` has come; raises what went wrong before it."""
+        self._events[index].sync()
+
     def between_ms(self, first: int, second: int) -> float:
         """Milliseconds from one event to a later one; the stream must be synchronised before."""
         return float(self._events[second] - self._events[first])

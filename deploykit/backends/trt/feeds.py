@@ -1,4 +1,4 @@
-"""What an engine is fed: checked against its inputs and its profile, and waited for."""
+"""Feeds of an engine, checked against its inputs and its profile."""
 
 from __future__ import annotations
 

@@ -321,6 +321,7 @@ class Lane:
         self._slots: list[Slot] = []
         self._scratch: Memory | None = None
         self._clock: StepClock | None = None
+        self._clocks: list[StepClock] = []
         try:
             specs = (*engine.inputs, *engine.outputs)
             largest = engine.largest_shapes(self._stream.handle)
@@ -407,17 +408,32 @@ class Lane:
         """Wait for the queued work; say why the stream does not work any more, or ``None``."""
         return self._stream.failure()
 
+    @property
+    def stream(self) -> Stream:
+        """The stream of its calls."""
+        return self._stream
+
+    def prepare(self, feeds: Mapping[str, Any]) -> tuple[BatchContext, list[Any]]:
+        """The context of the feeds' shapes, and what it is to be fed; raises what ``run`` does."""
+        return self._prepare(feeds)
+
+    def new_clock(self, count: int) -> StepClock:
+        """Events that are destroyed with the lane."""
+        self._clocks.append(self._device.new_clock(count))
+        return self._clocks[-1]
+
     def close(self) -> None:
         """Wait for the stream, then free everything; a second call does nothing."""
         self._stream.failure()
         # Contexts first: they hold the addresses of the buffers and of the scratch memory.
-        owned: list[Any] = [self._contexts, self._clock, self._scratch]
+        owned: list[Any] = [self._contexts, *self._clocks, self._scratch]
         owned += [memory for slot in self._slots for memory in (slot.device, slot.host)]
         for each in owned:
             if each is not None:
                 _give_back(each.close)
         self._batches.clear()
         self._slots.clear()
+        self._clocks.clear()
         self._clock = self._scratch = None
         # Memory is freed in the order of the stream, and the pool can be trimmed only then.
         self._stream.failure()
@@ -454,7 +470,7 @@ class Lane:
 
     def _step_clock(self) -> StepClock:
         if self._clock is None:
-            self._clock = self._device.new_clock(4)
+            self._clock = self.new_clock(4)
         return self._clock
 
     def _context(self, shapes: Shapes) -> BatchContext:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
+from contextlib import contextmanager
+from functools import partial
 from threading import Condition, Lock
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
@@ -12,11 +14,12 @@ from deploykit.backends._cuda.device import Device, cuda_failure, is_out_of_memo
 from deploykit.backends._engines import EngineOptions
 from deploykit.backends.trt.engine import Engine
 from deploykit.backends.trt.lane import Lane
+from deploykit.backends.trt.overlap import OverlappedQueries
 from deploykit.core.errors import DeviceError, UsageError
 from deploykit.core.specs import Closing, StepTimes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -132,7 +135,8 @@ class _Opened:
         self.device = device = Device(options.gpu_index, spin=options.spin)
         with device.current():
             self.engine = engine = open_engine()
-        self.pool = LanePool(engine.name, lambda: Lane(device, engine, profile))
+        self.new_lane = lambda: Lane(device, engine, profile)
+        self.pool = LanePool(engine.name, self.new_lane)
 
 
 class TrtRunner(Closing):
@@ -146,9 +150,9 @@ class TrtRunner(Closing):
     interface, which is used where it lies: it must not be written before the call has returned.
     With ``cuda_graphs`` a shape is captured as a graph when it comes for the second time from
     the same addresses, and TensorRT for RTX decides that by itself. ``cache`` is the file for what
-    TensorRT for RTX compiles at run time; it is read on opening and written on closing. ``spin``
-    is how all of this process waits for the GPU from now on: by asking again and again, or asleep;
-    ``None`` is the driver's own choice.
+    TensorRT for RTX compiles at run time; it is read on opening, and written after the first call
+    of each shape and on closing. ``spin`` is how all of this process waits for the GPU from now on:
+    by asking again and again, or asleep; ``None`` is the driver's own choice.
     """
 
     def __init__(
@@ -219,6 +223,18 @@ class TrtRunner(Closing):
     def upload(self, feeds: Mapping[str, Any]) -> dict[str, DeviceArray]:
         """Copies of inputs on the GPU, each in memory of its own; raises what ``run`` does."""
         return self._call(Lane.upload, feeds)
+
+    def overlapped(self, feeds: Mapping[str, Any], *, transfers: bool) -> OverlappedQueries:
+        """A queue of queries that overlap, to be closed before the runner.
+
+        Raises what ``run`` does. With ``transfers`` inputs of the host are copied in, and outputs
+        out, in each query.
+        """
+        opened = self._open()
+        self._refuse_if_broken()
+        return OverlappedQueries(
+            opened.new_lane, partial(self._on_gpu, opened), feeds, transfers=transfers
+        )
 
     def close(self) -> None:
         """Wait for running calls, then give everything back; a second call does nothing."""
@@ -291,9 +307,15 @@ class TrtRunner(Closing):
     ) -> Result:
         opened = self._open()
         self._refuse_if_broken()
+        with self._on_gpu(opened):
+            return self._in_lane(opened, work, feeds)
+
+    @contextmanager
+    def _on_gpu(self, opened: _Opened) -> Iterator[None]:
+        """Make the GPU current; what the driver says is translated."""
         try:
             with opened.device.current():
-                return self._in_lane(opened, work, feeds)
+                yield
         except Exception as error:
             said = cuda_failure(error)
             if said is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from functools import partial
 from statistics import median
 from threading import Event, Lock
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from deploykit.benchmarking.harness.system import SystemUnderTest
     from deploykit.benchmarking.results import Switches
     from deploykit.core.progress import ProgressTask
+    from deploykit.core.specs import QueryQueue, StepTimes
 
 
 _SHOW_EVERY_NS: Final = 250_000_000
@@ -75,14 +77,17 @@ def closed_loop(
     """Query the runner from ``streams`` threads, each its own, until the goal is reached.
 
     The queries that are under way at that moment are finished and counted. With one stream there
-    is no thread but the caller's. ``origin_ns`` is that of `Recording`.
+    is no thread but the caller's, and where the system has a queue its queries overlap.
+    ``origin_ns`` is that of `Recording`.
 
     Raises:
         BaseException: the first error of the runner; all threads have ended.
     """
     loop = _Loop(system, goal)
     recorders = [Recorder() for _ in range(streams)]
-    if streams == 1:
+    if system.queue is not None:
+        loop.overlapped(recorders[0], system.queue)
+    elif streams == 1:
         loop.stream(recorders[0])
     else:
         run_threads([partial(loop.stream, one) for one in recorders], system.clock, loop.stop)
@@ -108,14 +113,30 @@ class _Loop:
             begin_ns = clock.now_ns()
             _, steps = run_timed(feeds)
             end_ns = clock.now_ns()
-            # Behind the end of the query, so that recording it is in no latency.
-            recorder.add(begin_ns, end_ns, steps)
-            # A goal counts, which is not thread safe.
-            with self._asking:
-                if self._start_ns is None:
-                    self._start_ns = begin_ns
-                if self._goal.reached(end_ns - begin_ns, end_ns - self._start_ns):
-                    self.stop.set()
+            self._note(recorder, begin_ns, end_ns, steps)
+
+    def overlapped(self, recorder: Recorder, queue: QueryQueue) -> None:
+        """Keep the queue full until the goal is reached, then finish what is under way."""
+        now_ns = self._system.clock.now_ns
+        begun_ns: deque[int] = deque()
+        while begun_ns or not self.stop.is_set():
+            if not self.stop.is_set():
+                begun_ns.append(now_ns())
+                queue.submit()
+                if len(begun_ns) < queue.depth:
+                    continue
+            steps = queue.finish()
+            self._note(recorder, begun_ns.popleft(), now_ns(), steps)
+
+    def _note(self, recorder: Recorder, begin_ns: int, end_ns: int, steps: StepTimes) -> None:
+        # Behind the end of the query, so that recording it is in no latency.
+        recorder.add(begin_ns, end_ns, steps)
+        # A goal counts, which is not thread safe.
+        with self._asking:
+            if self._start_ns is None:
+                self._start_ns = begin_ns
+            if self._goal.reached(end_ns - begin_ns, end_ns - self._start_ns):
+                self.stop.set()
 
 
 # The warm-up ends when the medians of the last WINDOWS windows agree within SPREAD, at the latest
@@ -155,9 +176,11 @@ class Windows:
 def windows_of(switches: Switches) -> Windows:
     """Empty windows of the length that follows from the switches.
 
-    Queries of several streams overlap, so that their durations add up faster than the clock runs.
+    Queries of several streams, or of a queue, overlap, so that their durations add up faster than
+    the clock runs.
     """
-    return Windows(switches.warmup_s * 1e3 / WINDOWS_PER_WARM_UP * switches.streams)
+    together = switches.streams * switches.queue
+    return Windows(switches.warmup_s * 1e3 / WINDOWS_PER_WARM_UP * together)
 
 
 def is_stable(warmup_ms: Iterable[float], switches: Switches) -> bool:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from deploykit.benchmarking.harness.system import Clock
     from deploykit.benchmarking.results import Samples, Switches
     from deploykit.core.progress import ProgressTask
-    from deploykit.core.specs import Array, Runner
+    from deploykit.core.specs import Array, QueryQueue, Runner
 
 SINGLE_STREAM = "single-stream"
 SERVER = "server"
@@ -31,13 +31,15 @@ def benchmark(  # noqa: PLR0913  (what is measured, how, and who wants to know o
     task: ProgressTask,
     rate_per_s: float | None = None,
     on_warm: Callable[[], None] = ignored,
+    queue: QueryQueue | None = None,
 ) -> tuple[Samples, float]:
     """Warm up, then measure; return the samples and the duration of the measurement in s.
 
     ``runner`` is open and stays the caller's. ``feeds`` is the one batch of every query. Scenarios
     are those of MLPerf Inference:
 
-    - single-stream: one query after the other.
+    - single-stream: one query after the other; in a ``queue`` of the runner's the next begins
+      before the last has ended.
     - offline: ``switches.streams`` threads, each with a query under way.
     - server: queries arrive at random (Poisson) at ``rate_per_s`` and are served by
       ``switches.streams`` threads; ``wall_ms`` and ``start_s`` count from the scheduled moment.
@@ -52,7 +54,7 @@ def benchmark(  # noqa: PLR0913  (what is measured, how, and who wants to know o
         BaseException: what the runner raises, once, after all threads have ended.
     """
     check_streams(switches)
-    system = SystemUnderTest(runner, feeds, clock, on_warm)
+    system = SystemUnderTest(runner, feeds, clock, on_warm, queue)
     if switches.scenario == SERVER:
         return _server(system, switches, check_rate(rate_per_s), task)
     if rate_per_s is not None:
@@ -86,7 +88,12 @@ def check_switches(switches: Switches) -> None:
 
 
 def check_streams(switches: Switches) -> None:
-    """Refuse several streams in the scenario that has one by definition."""
+    """Refuse several streams in the scenario that has one by definition, and a queue in others."""
+    if switches.scenario != SINGLE_STREAM and switches.queue != 1:
+        raise UsageError(
+            f"overlapped queries in the {switches.scenario} scenario\n"
+            f"only {SINGLE_STREAM} has a queue: leave out --overlap, or choose that scenario"
+        )
     if switches.scenario == SINGLE_STREAM and switches.streams != 1:
         raise UsageError(
             f"{switches.streams} streams in the {SINGLE_STREAM} scenario, which has one\n"

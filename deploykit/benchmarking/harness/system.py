@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from deploykit.core.specs import Array, Runner
+    from deploykit.core.specs import Array, QueryQueue, Runner
 
 
 class Clock(Protocol):
@@ -53,10 +53,12 @@ def ignored() -> None:
 class SystemUnderTest:
     """An open runner, the one batch of all its queries, and the clock that times them.
 
-    ``on_warm`` is called when its warm-up has ended, before what counts begins.
+    ``on_warm`` is called when its warm-up has ended, before what counts begins. With a ``queue``
+    the queries of a closed loop overlap in it, and the runner itself is not asked.
     """
 
     runner: Runner
     feeds: Mapping[str, Array]
     clock: Clock
     on_warm: Callable[[], None] = ignored
+    queue: QueryQueue | None = None

@@ -123,14 +123,14 @@ def measure_ab(
     a, b = pair
     switches = fitting(switches, a.cell.backend)
     with (
-        open_cell(a, switches, machine) as (runner_a, feeds_a),
-        open_cell(b, switches, machine) as (runner_b, feeds_b),
+        open_cell(a, switches, machine) as (runner_a, feeds_a, queue_a),
+        open_cell(b, switches, machine) as (runner_b, feeds_b, queue_b),
     ):
         on_gpu = any(each.cell.device == GPU for each in pair)
 
         def in_turn(on_warm: Callable[[], None]) -> Rounds:
-            side_a = SystemUnderTest(runner_a, feeds_a, clock, on_warm)
-            side_b = SystemUnderTest(runner_b, feeds_b, clock, on_warm)
+            side_a = SystemUnderTest(runner_a, feeds_a, clock, on_warm, queue_a)
+            side_b = SystemUnderTest(runner_b, feeds_b, clock, on_warm, queue_b)
             return interleave(side_a, side_b, switches, rounds=count, task=task)
 
         rounds, conditions = watch(in_turn, on_gpu=on_gpu)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,9 +36,10 @@ from deploykit.sources.weights import build_with_weights
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from deploykit.backends import AnyBackend
     from deploykit.benchmarking.matrix.cells import BuiltEngine, Cell, CellGraph, PreparedCell
     from deploykit.core.progress import ProgressTask
-    from deploykit.core.specs import Array, Runner, TensorSpec
+    from deploykit.core.specs import Array, QueryQueue, Runner, TensorSpec
     from deploykit.runtime.choice import Machine
 
 
@@ -65,10 +66,10 @@ def measure_cell(
     """
     cell = prepared.cell
     switches = fitting(switches, cell.backend)
-    with open_cell(prepared, switches, machine) as (runner, feeds):
+    with open_cell(prepared, switches, machine) as (runner, feeds, queue):
         measured, conditions = watch(
             lambda on_warm: _measure(
-                SystemUnderTest(runner, feeds, clock, on_warm), switches, task
+                SystemUnderTest(runner, feeds, clock, on_warm, queue), switches, task
             ),
             on_gpu=cell.device == GPU,
         )
@@ -93,18 +94,34 @@ def measure_cell(
 @contextmanager
 def open_cell(
     prepared: PreparedCell, switches: Switches, machine: Machine
-) -> Iterator[tuple[Runner, Mapping[str, Array]]]:
-    """The runner of a cell with one batch of noise to feed it, on the GPU without transfers."""
+) -> Iterator[tuple[Runner, Mapping[str, Array], QueryQueue | None]]:
+    """The runner of a cell with one batch of noise to feed it, on the GPU without transfers.
+
+    And the queue of the runner, where the switches ask for one.
+    """
     cell = prepared.cell
-    keep_on_device = find_backend(cell.backend).resident
+    backend = find_backend(cell.backend)
+    keep_on_device = backend.resident
     with _runner(prepared, switches, machine) as runner:
         feeds = noise(runner.inputs, cell.batch, switches.seed, prepared.graph.image)
         if switches.transfers or keep_on_device is None:
-            yield runner, feeds
+            with _queue(backend, runner, feeds, switches) as queue:
+                yield runner, feeds, queue
             return
         resident, uploaded = keep_on_device(runner, feeds)
-        with resident:
-            yield resident, uploaded
+        with resident, _queue(backend, runner, uploaded, switches) as queue:
+            yield resident, uploaded, queue
+
+
+@contextmanager
+def _queue(
+    backend: AnyBackend, runner: Runner, feeds: Mapping[str, Array], switches: Switches
+) -> Iterator[QueryQueue | None]:
+    if backend.queue is None or switches.queue == 1:
+        yield None
+        return
+    with closing(backend.queue(runner, feeds, switches.transfers)) as queue:
+        yield queue
 
 
 def _runner(prepared: PreparedCell, switches: Switches, machine: Machine) -> Runner:
@@ -197,6 +214,7 @@ def _measure(system: SystemUnderTest, switches: Switches, task: ProgressTask) ->
         task=task,
         rate_per_s=switches.rate_per_s,
         on_warm=system.on_warm,
+        queue=system.queue,
     )
     return _Measured(samples, duration_s, switches)
 
@@ -230,6 +248,7 @@ def fitting(switches: Switches, name: str) -> Switches:
         switches,
         cuda_graph=switches.cuda_graph and backend.cuda_graphs,
         transfers=backend.device == GPU and (switches.transfers or backend.resident is None),
+        queue=1 if backend.queue is None else switches.queue,
     )
 
 

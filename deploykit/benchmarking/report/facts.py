@@ -131,6 +131,7 @@ def switch_facts(switches: Switches) -> Facts:
         "CUDA graph": "on" if switches.cuda_graph else "off",
         "Transfers": "inside each query" if switches.transfers else "left out",
         "Streams": str(switches.streams),
+        "Queue": None if switches.queue == 1 else f"{switches.queue} queries under way",
         "Waiting": "spinning" if switches.spin else "sleeping",
         "Threads": None if switches.threads is None else str(switches.threads),
         "Warm-up": f"at least {switches.warmup_s:g} s",

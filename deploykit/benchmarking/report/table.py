@@ -72,6 +72,7 @@ _SWITCHES: Final = (
     "rate_per_s",
     "bound_ms",
     "seed",
+    "queue",
 )
 _SUBJECT: Final = ("onnx_sha256", "engine_sha256", "compiler", "compiler_version")
 _COLUMNS: Final = (
