@@ -477,6 +477,7 @@ class Lane:
     def _context(self, shapes: Shapes) -> BatchContext:
         batch = self._batches.pop(shapes, None)
         if batch is None:
+            self._engine.place_of(shapes)  # before anything gives way to what no profile has
             if len(self._batches) == SIZES_KEPT:
                 oldest = next(iter(self._batches))
                 del self._batches[oldest]
