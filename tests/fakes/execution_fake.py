@@ -144,9 +144,9 @@ class CudaEngine:
         assert runtime_config.strategy is ExecutionContextAllocationStrategy.USER_MANAGED
         if not self.script.allows("create_execution_context", self.logger):
             return None
-        return self.new_context()
+        return self._new_context()
 
-    def new_context(self) -> ExecutionContext:
+    def _new_context(self) -> ExecutionContext:
         return ExecutionContext(self)
 
     def numpy_type(self, name: str) -> Any:

@@ -35,12 +35,16 @@ SKIPPED_CODE, CRASHED_CODE = 75, 70
 
 @dataclass(frozen=True)
 class Part:
-    """``module`` is a file of ``proofs``; ``limit_s`` is the most that it gets."""
+    """``module`` is a file of ``proofs``; ``limit_s`` is the most that it gets.
+
+    ``runs`` names what it runs that no stand-in driver runs.
+    """
 
     title: str
     module: str
     limit_s: float
     function: str = "prove"
+    runs: str = ""
 
 
 PARTS = {
@@ -49,10 +53,10 @@ PARTS = {
     "c": Part("arrays of torch and cupy, whose producers are busy", "exchange", 60),
     "d": Part("the truth of times", "timing", 60),
     "e": Part("the meter, 32 threads, opening and closing", "endurance", 60),
-    "f": Part("TensorRT and TensorRT for RTX", "compilers", 150),
-    "i": Part("sums and rounding in FP16", "half", 60),
-    "g": Part("ResNet-50 in PyTorch, eager and compiled", "networks", 150),
-    "h": Part("compute-sanitizer", "scenarios", 160, "prove_memory"),
+    "f": Part("TensorRT and TensorRT for RTX", "compilers", 150, runs="NVIDIA's runtime"),
+    "i": Part("sums and rounding in FP16", "half", 60, runs="torch.cuda"),
+    "g": Part("ResNet-50 in PyTorch, eager and compiled", "networks", 150, runs="torch.cuda"),
+    "h": Part("compute-sanitizer", "scenarios", 160, "prove_memory", "compute-sanitizer"),
 }
 """In the order in which they run: what is known to work on any GPU first, what takes long last."""
 
@@ -160,9 +164,12 @@ def _run_part(part: Part, into: Path, *, quick: bool) -> int:
 
         if not environment.gpus():
             return _without(into, "no GPU on this machine")
+        report = Report(into, quick=quick)
         try:
+            if part.runs:
+                report.needs_gpu(part.runs)
             module = importlib.import_module(f"tests.gpu.proofs.{part.module}")
-            getattr(module, part.function)(Report(into, quick=quick))
+            getattr(module, part.function)(report)
         except (CannotRunError, MissingDependencyError) as error:
             return _without(into, str(error))
     except ModuleNotFoundError as error:

@@ -88,7 +88,7 @@ class KernelEngine(CudaEngine):
         assert weights["m"].shape == (CLASSES, FEATURES)
         self.convolution, self.matrix = on_gpu(weights["k"]), on_gpu(weights["m"])
 
-    def new_context(self) -> KernelContext:
+    def _new_context(self) -> KernelContext:
         return KernelContext(self)
 
 

@@ -32,7 +32,7 @@ def prove(report: Report) -> None:
             [sys.executable, "-m", __spec__.name, kind],
             capture_output=True,
             text=True,
-            timeout=CHILD_S * 2,
+            timeout=CHILD_S * 3,
             check=False,
         )
         print(done.stderr, flush=True)  # noqa: T201 - the log of the part

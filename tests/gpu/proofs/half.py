@@ -77,7 +77,6 @@ CASES: dict[str, tuple[NDArray[np.float16], list[tuple[str, float | None]], dict
 
 
 def prove(report: Report) -> None:
-    report.needs_gpu("torch.cuda")
     with report.piece("torch.half, eager"):
         _by_torch(report, "torch.half, eager", _torch_chain)
     with report.piece("torch.half, compiled"):

@@ -14,7 +14,6 @@ WARM_UP, SAMPLES = 10, 50
 
 
 def prove(report: Report) -> None:
-    report.needs_gpu("torch.cuda")
     import torch
     from torchvision.models import resnet50
 
