@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.gpu.proofs.report import CannotRunError
-from tests.runner_scenarios import BARE
 
 if TYPE_CHECKING:
     from tests.gpu.proofs.report import Report
@@ -18,6 +17,11 @@ if TYPE_CHECKING:
 TESTS = "tests/gpu/test_kernels_gpu.py"
 FEW = "TestCaptured and (layouts or steps or close_twice or new_values)"
 SANITIZER_S = 75
+BARE = (
+    *("-c", os.devnull, "--rootdir", ".", "--noconftest", "--import-mode", "importlib"),
+    *("-q", "-p", "no:cacheprovider"),
+)
+"""Options of pytest without the project's settings and fixtures, which want more packages."""
 FOUND = 17
 """Exit code that compute-sanitizer is told to end with when it has found something."""
 

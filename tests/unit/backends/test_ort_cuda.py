@@ -41,9 +41,9 @@ class Session:
     def __init__(self, loaded: list[str]) -> None:
         self._loaded = loaded
 
-    def __call__(self, model: Any, options: Any, *, providers: list[str], **_: Any) -> Any:
+    def __call__(self, model: Any, options: Any, *, providers: list[Any], **_: Any) -> Any:
         cpu: Any = REAL(model, options, providers=["CPUExecutionProvider"])
-        started = providers == [CUDA] and bool(self._loaded)
+        started = providers == [(CUDA, {"device_id": "0"})] and bool(self._loaded)
         cpu.get_providers = lambda: [CUDA] if started else ["CPUExecutionProvider"]
         return cpu
 
