@@ -100,8 +100,9 @@ max_pixels = click.option(
     "--max-pixels",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Pixels that an image file may have.  [default: 256 for each that the model sees, within "
-    "50 and 89 million]",
+    help="Pixels that an image file may have. A larger JPEG is decoded at a half or a quarter of "
+    "its width and height, where that is enough for the resize and its kind allows it; what is "
+    "larger is refused.  [default: 256 for each that the model sees, within 50 and 89 million]",
 )
 fast = click.option(
     "--fast",

@@ -8,6 +8,8 @@ DeploykitError
 ├── WeightsError               a weights file cannot be read or does not fit the definition
 ├── ModelFileError             an .onnx file that cannot be used
 ├── DataError                  images or labels that cannot be used
+│   └── ImageError             an image that cannot be decoded
+│       └── TooManyPixelsError ... because of its size
 ├── ExportError                no exporter produced a correct graph
 │   └── ControlFlowError       the definition decides by its input's values: no graph can do that
 ├── ValidationError            a candidate differs from its reference by more than its limit
@@ -103,6 +105,26 @@ class ModelFileError(DeploykitError):
 
 class DataError(DeploykitError):
     """Images or labels cannot be read or do not fit the model."""
+
+
+class ImageError(DataError):
+    """An image cannot be decoded.
+
+    ``for_sender`` is the message for whoever sent it to a program: without that program's options
+    and packages, which the sender cannot change.
+    """
+
+    def __init__(self, message: str, for_sender: str) -> None:
+        self.for_sender = for_sender
+        super().__init__(message)
+
+
+class TooManyPixelsError(ImageError):
+    """An image has more pixels than the limit; ``pixels`` are those that it has."""
+
+    def __init__(self, message: str, for_sender: str, pixels: int) -> None:
+        self.pixels = pixels
+        super().__init__(message, for_sender)
 
 
 class ExportError(DeploykitError):

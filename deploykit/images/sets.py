@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
+    from deploykit.core.specs import Preprocessing
+
     Row = tuple[int, list[str]]
 
 
@@ -170,7 +172,7 @@ class FileImages:
     """Images in files of their own, decoded on use.
 
     ``skipped`` are the files beside them whose suffix is not an image's, and pipes, devices and
-    sockets. ``max_pixels`` is the limit of `decode`.
+    sockets. ``max_pixels`` and ``reduce_for`` are those of `decode`.
     """
 
     paths: tuple[Path, ...]
@@ -178,6 +180,7 @@ class FileImages:
     classes: tuple[str, ...] | None = None
     skipped: tuple[Path, ...] = ()
     max_pixels: int | None = None
+    reduce_for: Preprocessing | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -197,7 +200,7 @@ class FileImages:
         Raises:
             DataError: the file is missing or damaged, or has too many pixels.
         """
-        return decode(self.paths[index], self.max_pixels)
+        return decode(self.paths[index], self.max_pixels, reduce_for=self.reduce_for)
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,6 +266,13 @@ def open_images(path: Path, max_pixels: int | None = None) -> ImageSet:
 def sample_images() -> ImageSet:
     """The photographs that come with deploykit, without labels; ``samples/README.md`` has more."""
     return _open_folder(Path(__file__).parent.parent / "samples")
+
+
+def name_of(image_set: ImageSet, index: int) -> str:
+    """How messages call an image: its file where it has one of its own."""
+    if isinstance(image_set, FileImages):
+        return str(image_set.paths[index])
+    return f"image {index}"
 
 
 def image_files(folder: Path) -> FileImages:
