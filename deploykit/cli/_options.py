@@ -129,7 +129,8 @@ _trust = click.option(
     "--trust",
     type=click.Path(path_type=Path),
     metavar="FILE.pem",
-    help="Public key, or certificates, that must have signed the bundle as it is.",
+    help="Public key that must have signed the bundle as it is, or certificates of which one must "
+    "have issued the signer's: its direct issuer's, or one above.",
 )
 _identity = click.option(
     "--identity",
