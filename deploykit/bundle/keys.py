@@ -134,20 +134,18 @@ class KeyTrust(Trust):
                 f"{made}, which is not for signing: {why}\n"
                 f"get a bundle that is signed with one that is, or sign it: {signature.again}"
             )
-        issuer, why = (
-            f"{subject_of(leaf, issuer=True)!r:.120}",
-            _why_not_issued(leaf, between, trusted),
-        )
-        if why is None:
+        broken = _why_not_issued(leaf, between, trusted)
+        if broken is None:
             return leaf
-        if not why:
+        issuer = f"{subject_of(leaf, issuer=True)!r:.120}"
+        if not broken:
             raise SignatureError(
                 f"{made}, issued by {issuer}: none of {self.label} issued it\n"
                 "trust the issuer's certificate, if you know whose it is, or one above it that "
                 f"was signed in with --chain; or sign what you trust: {signature.again}"
             )
         raise SignatureError(
-            f"{made}, issued by {issuer}, and cannot be believed: {why}\n"
+            f"{made}, issued by {issuer}, and cannot be believed: {broken}\n"
             f"get a bundle with a whole chain, or sign what you trust: {signature.again}"
         )
 
@@ -179,8 +177,9 @@ def trust_of(given: Trust | str | os.PathLike[str]) -> Trust:
         raise UsageError(
             "trust is the text of a key\nexpected the path of a file that holds it: write it to one"
         )
-    if isinstance(given, str | os.PathLike) and isinstance(os.fspath(given), str):
-        return KeyTrust.read(Path(given))
+    path: Any = given  # a program may give anything
+    if isinstance(path, str | os.PathLike) and isinstance(os.fspath(path), str):
+        return KeyTrust.read(Path(path))
     raise UsageError(
         f"trust={given!r:.80} is nobody\n"
         "expected the path of a public key or of certificates in PEM, or a "
@@ -410,11 +409,13 @@ def _why_not_issued(leaf: Any, between: Sequence[Any], trusted: Sequence[Any]) -
     store = crypto.X509Store()
     store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
     store.set_time(leaf.not_valid_before_utc)
-    for each in trusted:
-        store.add_cert(openssl(each))
     try:
+        for each in trusted:
+            store.add_cert(openssl(each))
         context = crypto.X509StoreContext(store, openssl(leaf), [openssl(each) for each in between])
         context.verify_certificate()
+    except crypto.Error:  # cryptography takes some that OpenSSL does not
+        return "a certificate of the chain is damaged"
     except crypto.X509StoreContextError as exc:
         code, _, said = exc.errors
         if code in _NO_ISSUER:

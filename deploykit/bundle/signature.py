@@ -365,7 +365,9 @@ def _der(certificate: dict[str, str]) -> bytes:
 
 def _x509_of(certificate: bytes) -> Any:
     found = require("cryptography.x509").load_der_x509_certificate(certificate)
-    _ = found.extensions, found.not_valid_before_utc, found.public_key()  # parsed on first use
+    # Parsed on first use, and refused then.
+    _ = found.subject, found.issuer, found.extensions, found.not_valid_before_utc
+    found.public_key()
     return found
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from deploykit import load
-from deploykit.bundle.keys import CURVES, SigningKey, read_password
+from deploykit.bundle.keys import CURVES, KeyTrust, SigningKey, read_password
 from deploykit.bundle.manifest import MANIFEST, SIGNATURE
 from deploykit.core.errors import BundleError, SignatureError, UsageError
 from deploykit.verbs.check import check
@@ -478,3 +481,26 @@ def test_a_certificate_beside_a_signature_of_another_key(
     (folder / SIGNATURE).write_text(text.replace(before, after), encoding="utf-8")
     problem = problem_of(folder, tmp_path / "ca.pem")
     assert f"does not verify with the certificates in {tmp_path / 'ca.pem'}\nit was chan" in problem
+
+
+def test_every_changed_certificate_is_refused_or_changes_nothing(
+    tmp_path: Path, folder: Path, key: Path, between: tuple[Path, str]
+) -> None:
+    """200 bytes of the certificates in a signature: some are no ASN.1 then, some another's."""
+    path = write_certificate(tmp_path / "cert.pem", key, "release", between)
+    sign(folder, SigningKey(key, certificate=path, chain=(tmp_path / "between.pem",)))
+    chance = np.random.default_rng(0)
+    trust, manifest = KeyTrust.read(tmp_path / "ca.pem"), (folder / MANIFEST).read_bytes()
+    body = json.loads((folder / SIGNATURE).read_text(encoding="utf-8"))
+    chain = body["verificationMaterial"]["x509CertificateChain"]["certificates"]
+    assert trust.require(manifest, folder) == "the certificate 'CN=release'"
+    for number in range(200):
+        each = chain[number % len(chain)]
+        whole = each["rawBytes"]
+        der = bytearray(base64.b64decode(whole))
+        der[chance.integers(len(der))] ^= chance.integers(1, 256)
+        each["rawBytes"] = base64.b64encode(der).decode()
+        (folder / SIGNATURE).write_text(json.dumps(body), encoding="utf-8")
+        with pytest.raises(SignatureError):
+            trust.require(manifest, folder)
+        each["rawBytes"] = whole
