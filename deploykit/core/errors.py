@@ -30,8 +30,9 @@ lines. Errors of other packages are translated where they occur, with ``raise ..
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -55,6 +56,18 @@ def typed_first_line(error: BaseException) -> str:
     """
     kind = type(error).__name__
     return f"{kind}: {first_line(error)}" if str(error).strip() else f"{kind}: no message"
+
+
+_LINE_BREAKS: Final = re.compile("[\t\n\v\f\r\x85\u2028\u2029]")
+
+
+def one_line(name: object) -> str:
+    r"""A name that somebody else gave, with line breaks as escapes: no line of ours is forged.
+
+    >>> one_line("x\nall files are good")
+    'x\\nall files are good'
+    """
+    return _LINE_BREAKS.sub(lambda found: found[0].encode("unicode_escape").decode(), str(name))
 
 
 class DeploykitError(Exception):

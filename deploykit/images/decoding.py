@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias
 import numpy as np
 
 from deploykit.core.artifacts import sha256_of_bytes
-from deploykit.core.errors import DataError, ImageError, TooManyPixelsError, UsageError
+from deploykit.core.errors import (
+    DataError,
+    ImageError,
+    TooManyPixelsError,
+    UsageError,
+    one_line,
+)
 from deploykit.core.regular_files import NotRegularError, open_regular
 from deploykit.images.pixel_limit import MAX_PIXELS, least_side, require_max_pixels
 
@@ -169,7 +175,7 @@ def to_rgb(image: Image) -> Image:
 
 
 def _name_of(source: Path | bytes) -> str:
-    return str(source) if isinstance(source, Path) else "the image"
+    return one_line(source) if isinstance(source, Path) else "the image"
 
 
 def _opened(source: Path | bytes) -> BinaryIO:

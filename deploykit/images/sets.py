@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 
 from deploykit.core.artifacts import sha256_of
-from deploykit.core.errors import DataError
+from deploykit.core.errors import DataError, one_line
 from deploykit.core.regular_files import is_special
 from deploykit.images.array_files import read_npz, require_in_range
 from deploykit.images.decoding import NEEDS_HEIF, decode, image_suffixes
@@ -271,7 +271,7 @@ def sample_images() -> ImageSet:
 def name_of(image_set: ImageSet, index: int) -> str:
     """How messages call an image: its file where it has one of its own."""
     if isinstance(image_set, FileImages):
-        return str(image_set.paths[index])
+        return one_line(image_set.paths[index])
     return f"image {index}"
 
 
@@ -323,9 +323,11 @@ def _by_suffix(files: Sequence[Path]) -> str:
     counts = Counter(file.suffix.lower() for file in files)
     parts = []
     for suffix, count in counts.most_common():
-        named = [file.name for file in files if file.suffix.lower() == suffix]
+        named = [one_line(file.name) for file in files if file.suffix.lower() == suffix]
         more = " ..." if count > _FEW else ""
-        parts.append(f"{count} {suffix or 'without a suffix'} ({', '.join(named[:_FEW])}{more})")
+        parts.append(
+            f"{count} {one_line(suffix) or 'without a suffix'} ({', '.join(named[:_FEW])}{more})"
+        )
     return ", ".join(parts)
 
 

@@ -299,6 +299,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Serve one bundle over HTTP.")
     parser.add_argument("bundle", help="a folder that deploykit export made, or an .engine in one")
     parser.add_argument("--device", default="auto", help="auto, cuda or cpu")
+    parser.add_argument(
+        "--trust", metavar="FILE.pem", help="public key or certificates that must have signed it"
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument("--max-batch", type=int, default=defaults.max_batch)
@@ -311,7 +314,7 @@ def main() -> None:
     given = vars(parser.parse_args())
     limits = Limits(**{field.name: given[field.name] for field in fields(Limits)})
     images.require_max_pixels(limits.max_pixels)
-    load = partial(deploykit.load, given["bundle"], device=given["device"])
+    load = partial(deploykit.load, given["bundle"], device=given["device"], trust=given["trust"])
     uvicorn.run(
         create_app(load, limits),
         host=given["host"],
