@@ -93,6 +93,8 @@ def test_a_changed_file_has_a_remedy(folder: Path, key: Path) -> None:
     assert called.out.splitlines()[-1] == remedy
     found = deploykit("verify", folder, "--trust", key.with_suffix(".pub"), "--json").data
     assert found["remedy"] == remedy
+    called = deploykit("check", folder)
+    assert called.out.splitlines()[-1] == "copy or export the bundle again"
 
 
 def test_a_file_in_place_of_its_bundle(tmp_path: Path, key: Path) -> None:
