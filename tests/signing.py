@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 # Any: the package is in [dev], and these tests are skipped where only a part of that is installed.
@@ -46,8 +47,22 @@ def private_key(path: Path) -> Any:
     return serialization.load_pem_private_key(path.read_bytes(), None)
 
 
-def write_certificate(path: Path, key: Path, subject: str, issuer: tuple[Path, str] | None) -> Path:
-    """A certificate of the key for signing; by ``issuer``, its key and name, or by itself."""
+def write_certificate(
+    path: Path,
+    key: Path,
+    subject: str,
+    issuer: tuple[Path, str] | None,
+    *,
+    ca: bool | None = None,
+    signs: bool | None = True,
+    purposes: Sequence[Any] = (),
+) -> Path:
+    """A certificate of the key; by ``issuer``, its key and name, or by itself.
+
+    ``ca`` is whether it may issue others, by default if nobody issued it; ``signs`` whether its
+    KeyUsage has digitalSignature, ``None`` for no KeyUsage; ``purposes`` its ExtendedKeyUsage.
+    """
+    ca = issuer is None if ca is None else ca
     by_key, by_name = issuer or (key, subject)
     now = datetime.now(UTC)
     common = x509.oid.NameOID.COMMON_NAME
@@ -63,14 +78,14 @@ def write_certificate(path: Path, key: Path, subject: str, issuer: tuple[Path, s
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=30))
-        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-        .add_extension(
-            x509.KeyUsage(digital_signature=True, key_cert_sign=issuer is None, **usage),
-            critical=True,
-        )
-        .sign(private_key(by_key), hashes.SHA256())
+        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
     )
-    path.write_bytes(made.public_bytes(PEM))
+    if signs is not None:
+        key_usage = x509.KeyUsage(digital_signature=signs, key_cert_sign=ca, **usage)
+        made = made.add_extension(key_usage, critical=True)
+    if purposes:
+        made = made.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
+    path.write_bytes(made.sign(private_key(by_key), hashes.SHA256()).public_bytes(PEM))
     return path
 
 

@@ -223,6 +223,11 @@ def manifest_content(folder: Path) -> tuple[bytes, Stamp]:
         with _open_manifest(folder) as file:
             content, stamp = file.read(_MOST_BYTES + 1), stamp_of(file.fileno())
     except (FileNotFoundError, NotADirectoryError) as exc:
+        if folder.is_file() and (folder.parent / MANIFEST).is_file():
+            raise BundleError(
+                f"{folder} is a file of a bundle, expected the bundle\n"
+                f"give the folder that it lies in: {folder.parent}"
+            ) from exc
         raise BundleError(
             f"{folder} is not a bundle: it has no {MANIFEST}\n"
             "make one with: deploykit export ARCHITECTURE"

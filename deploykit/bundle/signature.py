@@ -12,6 +12,7 @@ Who is trusted and who signs is in ``keys.py`` and ``sigstore.py``.
 from __future__ import annotations
 
 import base64
+import binascii
 import json
 import re
 import shlex
@@ -27,7 +28,7 @@ from deploykit.bundle.reading import read_bundle
 from deploykit.core.artifacts import sha256_of_bytes
 from deploykit.core.atomic import exclusive, replace_file, translated_write_errors
 from deploykit.core.environment import require
-from deploykit.core.errors import BundleError, DeploykitError, SignatureError, typed_first_line
+from deploykit.core.errors import BundleError, DeploykitError, SignatureError
 from deploykit.core.regular_files import open_regular
 
 if TYPE_CHECKING:
@@ -65,8 +66,20 @@ class Trust(ABC):
         """
 
     @abstractmethod
-    def _configure(self, config: Any) -> None:
-        """Tell ``model-signing`` what is trusted."""
+    def _prepare(self, config: Any, signature: Signature, place: Path) -> bytes:
+        """Tell ``model-signing`` what is trusted; files for it go to ``place``.
+
+        Returns:
+            The signature's file as the package is to verify it.
+
+        Raises:
+            SignatureError: whoever made the signature is not trusted.
+        """
+
+    def _told(self, error: Exception) -> str:
+        """What the package says beside "no", where that helps."""
+        del error
+        return ""
 
     def require(self, manifest: bytes, folder: Path) -> str:
         """Who signed the ``manifest`` of the bundle in ``folder``: a key, certificate or identity.
@@ -79,11 +92,11 @@ class Trust(ABC):
         self._require_method(signature)
         verifying = require("model_signing.verifying")
         config = verifying.Config().set_hashing_config(exact_hashing())
-        self._configure(config)
         with scratch("verify") as place:
+            content = self._prepare(config, signature, place)
             (copy := place / "bundle").mkdir()
             (copy / MANIFEST).write_bytes(manifest)
-            (place / SIGNATURE).write_bytes(signature.content)
+            (place / SIGNATURE).write_bytes(content)
             try:
                 config.verify(copy, place / SIGNATURE)
             except Exception as exc:  # each part of the package has its own kinds
@@ -96,7 +109,7 @@ class Trust(ABC):
         if str(error).startswith("Signature mismatch"):  # what it signs, by its key, is other bytes
             return signature.of_another(manifest)
         return SignatureError(
-            f"{signature.place} does not verify with {self.label}: {typed_first_line(error):.200}\n"
+            f"{signature.place} does not verify with {self.label}{self._told(error)}\n"
             "it was changed, or made by somebody else: get the bundle again, or sign what you "
             f"trust: {signature.again}"
         )
@@ -154,7 +167,7 @@ class Signature:
             raise
         except Exception as exc:  # of many kinds: anybody may have written it
             raise SignatureError(
-                f"{folder / SIGNATURE} is no signature: {typed_first_line(exc):.200}\n"
+                f"{folder / SIGNATURE} is no signature: {_what_is_wrong(exc):.200}\n"
                 f"get the bundle again, or sign what you trust: {again}"
             ) from exc
         return signature
@@ -183,8 +196,27 @@ class Signature:
             return f"the key {self.key[:DIGITS]!r}"
         if self.identity is not None:
             return self.identity.label
-        subject = _x509_of(_der(self.material["x509CertificateChain"]["certificates"][0])).subject
-        return f"the certificate {subject.rfc4514_string()!r:.120}"
+        return f"the certificate {subject_of(self.certificates[0])!r:.120}"
+
+    @property
+    def certificates(self) -> list[Any]:
+        """The certificate that made it, then others; for one by certificates only."""
+        chain = self.material["x509CertificateChain"]["certificates"]
+        return [_x509_of(_der(each)) for each in chain]
+
+    @property
+    def issuers(self) -> list[str]:
+        """Who issued the certificate that made it, and who issued theirs, as far as it says."""
+        if "x509CertificateChain" not in self.material:
+            return []
+        named = [subject_of(each, issuer=True) for each in self.certificates]
+        return list(dict.fromkeys(named))
+
+    def by_key(self, key: str) -> bytes:
+        """The file as if the key of that sha256 had made it, and no certificate."""
+        body = json.loads(self.content)
+        body["verificationMaterial"] = {"publicKey": {"hint": key}, "tlogEntries": []}
+        return json.dumps(body).encode()
 
     @property
     def digests(self) -> dict[str, str]:
@@ -256,13 +288,13 @@ class Signer(Protocol):
         """
 
 
-def sign_bundle(folder: Path, signer: Signer) -> tuple[Bundle, str]:
+def sign_bundle(folder: Path, signer: Signer) -> tuple[Bundle, Signature]:
     """Sign the bundle in ``folder``, whose files are compared with their hashes before.
 
     A signature that was there is replaced.
 
     Returns:
-        The bundle, and who signed it: a key, a certificate or an identity.
+        The bundle, and the signature, which says who signed it.
 
     Raises:
         UsageError: the key or the token cannot be used.
@@ -271,18 +303,23 @@ def sign_bundle(folder: Path, signer: Signer) -> tuple[Bundle, str]:
         BundleError: no bundle there, or it was changed meanwhile; Sigstore does not sign.
     """
     sign = signer.ready()
+    if (folder / SIGNATURE).is_dir():
+        raise BundleError(
+            f"{folder / SIGNATURE} is a folder, where the signature goes\nmove it away"
+        )
     manifest, _ = manifest_content(folder)
     bundle = read_bundle(folder, _intact)
     content = _sign(sign, manifest, bundle.manifest.name)
     signature = Signature.of(folder, content, f"deploykit sign {shlex.quote(str(folder))}")
-    with translated_write_errors(folder), exclusive(folder):
+    remedy = "free some space, or let this user write to the folder"
+    with translated_write_errors(folder, remedy), exclusive(folder):
         if manifest_content(folder)[0] != manifest:
             raise BundleError(
                 f"{folder} was changed while it was signed, and is not signed\n"
                 "look at what it is now, and sign it again"
             )
         replace_file(folder / SIGNATURE, content)
-    return bundle, signature.signer
+    return bundle, signature
 
 
 def _intact(bundle: Bundle) -> Bundle:
@@ -327,7 +364,36 @@ def _der(certificate: dict[str, str]) -> bytes:
 
 
 def _x509_of(certificate: bytes) -> Any:
-    return require("cryptography.x509").load_der_x509_certificate(certificate)
+    found = require("cryptography.x509").load_der_x509_certificate(certificate)
+    # Parsed on first use, and refused then.
+    _ = found.subject, found.issuer, found.extensions, found.not_valid_before_utc
+    found.public_key()
+    return found
+
+
+def subject_of(certificate: Any, *, issuer: bool = False) -> str:
+    """Whose a certificate is, or whose that is by which it was issued, as "CN=release"."""
+    name = certificate.issuer if issuer else certificate.subject
+    return str(name.rfc4514_string())
+
+
+def _what_is_wrong(error: Exception) -> str:  # noqa: PLR0911 - one case for each kind
+    """Of a file that is no signature, in words; what Python says of it helps nobody."""
+    match error:
+        case RecursionError():
+            return "it is nested too deep"
+        case KeyError():
+            return f"it has no {error}"
+        case IndexError():
+            return "a list in it is empty"
+        case TypeError() | AttributeError():
+            return "something in it is of another type"
+        case json.JSONDecodeError() | UnicodeDecodeError():
+            return "it is no JSON"
+        case binascii.Error():
+            return "something in it is not base64"
+        case _:
+            return "a certificate in it cannot be read, or says too little"
 
 
 def _text_of(name: Any) -> str:

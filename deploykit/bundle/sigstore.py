@@ -84,12 +84,17 @@ class SigstoreIdentity(Trust):
                 f"trust: {signature.again}"
             )
 
-    def _configure(self, config: Any) -> None:
+    def _prepare(self, config: Any, signature: Signature, place: Path) -> bytes:
+        del place
         _require_network("verify")
         try:
             config.use_sigstore_verifier(identity=self.identity, oidc_issuer=self.issuer)
         except Exception as exc:  # each part of the package has its own kinds
             raise _failure("verify", exc) from exc
+        return signature.content
+
+    def _told(self, error: Exception) -> str:
+        return f": {typed_first_line(error):.200}"
 
 
 @dataclass(frozen=True)

@@ -101,8 +101,9 @@ max_pixels = click.option(
     "--max-pixels",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Pixels that an image file may have.  [default: 256 for each that the model sees, within "
-    "50 and 89 million]",
+    help="Pixels that an image file may have. A larger JPEG is decoded at a half or a quarter of "
+    "its width and height, where that is enough for the resize and its kind allows it; what is "
+    "larger is refused.  [default: 256 for each that the model sees, within 50 and 89 million]",
 )
 fast = click.option(
     "--fast",
@@ -129,7 +130,8 @@ _trust = click.option(
     "--trust",
     type=click.Path(path_type=Path),
     metavar="FILE.pem",
-    help="Public key, or certificates, that must have signed the bundle as it is.",
+    help="Public key that must have signed the bundle as it is, or certificates of which one must "
+    "have issued the signer's: its direct issuer's, or one above.",
 )
 _identity = click.option(
     "--identity",

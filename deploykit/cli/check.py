@@ -56,6 +56,8 @@ def _show(out: Console, report: CheckReport) -> None:
         out.print(rows)
     for problem in report.problems:
         out.print(f"problem: {problem}", style="red", markup=False)
+    if report.remedy:
+        out.print(report.remedy)
     if report.ok:
         out.print(f"{report.bundle}: every file is as it was written, the golden sample agrees")
         out.print(f"the golden sample ran on {report.golden}")

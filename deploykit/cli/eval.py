@@ -10,6 +10,7 @@ import click
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
 from deploykit.cli._show import progress, show_table, table
+from deploykit.core.errors import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -171,10 +172,10 @@ def _show_confusions(out: Console, found: Sequence[dict[str, Any]]) -> None:
 
 
 def _plain(text: str) -> str:
-    """Names are not rich's markup."""
+    """Names are not rich's markup, and one line each: a class may be called by its folder."""
     from rich.markup import escape
 
-    return escape(text)
+    return escape(one_line(text))
 
 
 _TABLES = {"per_class": _show_per_class, "confusions": _show_confusions}

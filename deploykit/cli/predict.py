@@ -11,6 +11,7 @@ from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
 from deploykit.cli._options import NamesBackends
 from deploykit.cli._show import progress, table
+from deploykit.core.errors import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -102,7 +103,7 @@ def _show(out: Console, found: PredictionReport) -> None:
     for image, top in found.predictions:
         for rank, each in enumerate(top):
             cells = map(escape, found.head.answer_row(each))
-            rows.add_row("" if rank else escape(image), *cells)
+            rows.add_row("" if rank else escape(one_line(image)), *cells)
     if found.predictions:
         out.print(rows)
     if found.trained is not True:
@@ -115,5 +116,6 @@ def _show(out: Console, found: PredictionReport) -> None:
         out.print(f"note: {note}", style="yellow", markup=False)
     for image, reason in found.failed:
         why = "; ".join(reason.splitlines())
-        named = why if image in why else f"{image}, {why}"
+        name = one_line(image)
+        named = why if name in why else f"{name}, {why}"
         out.print(f"problem: {named}", style="red", markup=False)

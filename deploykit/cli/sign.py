@@ -46,14 +46,15 @@ _FILE = click.Path(path_type=Path)
     "--certificate",
     type=_FILE,
     metavar="FILE.pem",
-    help="Certificate of the key: those who trust its issuer need not know the key.",
+    help="Certificate of the key, for signing: those who trust its issuer need not know the key.",
 )
 @click.option(
     "--chain",
     type=_FILE,
     multiple=True,
     metavar="FILE.pem",
-    help="Certificates between this one and a trusted one; may be repeated.",
+    help="Certificates between this one and a trusted one; may be repeated. Without it those "
+    "who verify have to trust the direct issuer.",
 )
 @click.option(
     "--sigstore",
@@ -109,4 +110,11 @@ def _show(out: Console, report: SignReport) -> None:
         markup=False,
         soft_wrap=True,
     )
+    if report.issuers:
+        out.print(
+            "it verifies where one of these is trusted, by the certificate, or this one itself: "
+            f"{'; '.join(map(repr, report.issuers))}",
+            markup=False,
+            soft_wrap=True,
+        )
     out.print(f"wrote {report.signature}", markup=False, soft_wrap=True)

@@ -10,7 +10,7 @@ import click
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
 from deploykit.cli._show import progress
-from deploykit.core.errors import UsageError
+from deploykit.core.errors import UsageError, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,6 +52,8 @@ def command(bundle: Path, trust: Path | SigstoreIdentity | None) -> Answer:
 def _show(out: Console, report: VerifyReport) -> None:
     for problem in report.problems:
         out.print(f"problem: {problem}", style="red", markup=False, soft_wrap=True)
+    if report.remedy:
+        out.print(report.remedy, markup=False, soft_wrap=True)
     if report.ok:
         out.print(
             f"{report.bundle}: every file is the one that was signed, by {report.signed_by}",
@@ -61,7 +63,7 @@ def _show(out: Console, report: VerifyReport) -> None:
     if report.unsigned:
         out.print(
             "nobody signed, and nothing loads with --trust or --identity: "
-            f"{', '.join(report.unsigned)}",
+            f"{', '.join(map(one_line, report.unsigned))}",
             markup=False,
             soft_wrap=True,
         )

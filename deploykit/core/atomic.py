@@ -194,7 +194,9 @@ def beside(target: Path) -> Path:
 
 
 @contextmanager
-def translated_write_errors(target: Path) -> Iterator[None]:
+def translated_write_errors(
+    target: Path, remedy: str = "free some space or choose another place with -o"
+) -> Iterator[None]:
     """Turn the operating system's refusals into one error that names ``target``.
 
     Raises:
@@ -204,8 +206,7 @@ def translated_write_errors(target: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         raise BundleError(
-            f"cannot write {target}: {exc.strerror or exc}\n"
-            "nothing half-written was left; free some space or choose another place with -o"
+            f"cannot write {target}: {exc.strerror or exc}\nnothing half-written was left; {remedy}"
         ) from exc
 
 

@@ -8,6 +8,8 @@ DeploykitError
 ├── WeightsError               a weights file cannot be read or does not fit the definition
 ├── ModelFileError             an .onnx file that cannot be used
 ├── DataError                  images or labels that cannot be used
+│   └── ImageError             an image that cannot be decoded
+│       └── TooManyPixelsError ... because of its size
 ├── ExportError                no exporter produced a correct graph
 │   └── ControlFlowError       the definition decides by its input's values: no graph can do that
 ├── ValidationError            a candidate differs from its reference by more than its limit
@@ -28,8 +30,9 @@ lines. Errors of other packages are translated where they occur, with ``raise ..
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -53,6 +56,18 @@ def typed_first_line(error: BaseException) -> str:
     """
     kind = type(error).__name__
     return f"{kind}: {first_line(error)}" if str(error).strip() else f"{kind}: no message"
+
+
+_LINE_BREAKS: Final = re.compile("[\t\n\v\f\r\x85\u2028\u2029]")
+
+
+def one_line(name: object) -> str:
+    r"""A name that somebody else gave, with line breaks as escapes: no line of ours is forged.
+
+    >>> one_line("x\nall files are good")
+    'x\\nall files are good'
+    """
+    return _LINE_BREAKS.sub(lambda found: found[0].encode("unicode_escape").decode(), str(name))
 
 
 class DeploykitError(Exception):
@@ -103,6 +118,26 @@ class ModelFileError(DeploykitError):
 
 class DataError(DeploykitError):
     """Images or labels cannot be read or do not fit the model."""
+
+
+class ImageError(DataError):
+    """An image cannot be decoded.
+
+    ``for_sender`` is the message for whoever sent it to a program: without that program's options
+    and packages, which the sender cannot change.
+    """
+
+    def __init__(self, message: str, for_sender: str) -> None:
+        self.for_sender = for_sender
+        super().__init__(message)
+
+
+class TooManyPixelsError(ImageError):
+    """An image has more pixels than the limit; ``pixels`` are those that it has."""
+
+    def __init__(self, message: str, for_sender: str, pixels: int) -> None:
+        self.pixels = pixels
+        super().__init__(message, for_sender)
 
 
 class ExportError(DeploykitError):

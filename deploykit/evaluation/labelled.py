@@ -44,8 +44,8 @@ def evaluate(
 
     ``head`` says what the outputs of both mean. Each has its own preprocessing; where it is the
     same, an image is prepared once. Where a model's batch is fixed, its last batch is filled up and
-    the filling not counted. An image that cannot be read ends the evaluation: a share of fewer
-    images than were given would be another number.
+    the filling not counted. An image that cannot be read ends the evaluation, once it is known how
+    many there are: a share of fewer images than were given would be another number.
 
     Raises:
         DataError: no labels, a label that a model has no output for, models that tell different
@@ -72,9 +72,21 @@ def _prepared(
     """The indices of each batch with the inputs (N, C, H, W) of each model."""
     kinds = list(dict.fromkeys(one.preprocessing for one in subjects))
     streams = [images.batches(source, kind, size) for kind in kinds]
-    for together in zip(*streams, strict=True):
-        by_kind = {kind: inputs for kind, (inputs, _) in zip(kinds, together, strict=True)}
-        yield together[0][1], [by_kind[one.preprocessing] for one in subjects]
+    try:
+        for together in zip(*streams, strict=True):
+            by_kind = {kind: inputs for kind, (inputs, _) in zip(kinds, together, strict=True)}
+            yield together[0][1], [by_kind[one.preprocessing] for one in subjects]
+    except DataError as error:
+        raise _of_all_images(error, source, kinds) from error
+
+
+def _of_all_images(error: DataError, source: ImageSet, kinds: Sequence[Preprocessing]) -> DataError:
+    """``error`` of the first image, or one that says of all images how many cannot be used."""
+    for kind in kinds:
+        found = images.Unusable.of(source, kind, range(len(source)))
+        if len(found.errors) > 1:
+            return found.error(source, "every image counts: repair or remove them")
+    return error
 
 
 def _require_labels(source: ImageSet) -> NDArray[np.int64]:

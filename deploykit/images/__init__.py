@@ -6,7 +6,14 @@ layouts. All follow what torchvision's evaluation does, so that a pretrained mod
 trained on.
 """
 
-from deploykit.images.batching import batches, load_ahead, prepare
+from deploykit.images.batching import (
+    Unusable,
+    batches,
+    load_ahead,
+    notes_on_reduced,
+    prepare,
+    sample_indices,
+)
 from deploykit.images.decoding import (
     EXPECTED,
     GivenImages,
@@ -31,6 +38,7 @@ from deploykit.images.sets import (
     FileImages,
     ImageSet,
     image_files,
+    name_of,
     notes_on_data,
     notes_on_skipped,
     open_images,
@@ -48,6 +56,7 @@ __all__ = [
     "LabelledData",
     "ModelClasses",
     "PixelBudget",
+    "Unusable",
     "batches",
     "decode",
     "default_max_pixels",
@@ -56,7 +65,9 @@ __all__ = [
     "image_suffixes",
     "is_one_image",
     "load_ahead",
+    "name_of",
     "notes_on_data",
+    "notes_on_reduced",
     "notes_on_skipped",
     "open_images",
     "open_labelled",
@@ -67,5 +78,6 @@ __all__ = [
     "read_class_names",
     "require_max_pixels",
     "sample_images",
+    "sample_indices",
     "to_rgb",
 ]

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, Self, TypeVar
 
 import numpy as np
 
-from deploykit.core.errors import DataError, UsageError
+from deploykit.core.errors import DataError, TooManyPixelsError, UsageError
+from deploykit.images.decoding import is_reduced
 from deploykit.images.pixel_limit import default_max_pixels
 from deploykit.images.preprocessing import check_preprocessing, preprocess
-from deploykit.images.sets import FileImages, open_images, sample_images
+from deploykit.images.sets import FileImages, name_of, open_images, sample_images
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -88,10 +89,85 @@ def batches(
 
 
 def within_limit(image_set: ImageSet, preprocessing: Preprocessing) -> ImageSet:
-    """``image_set`` with a pixel limit that fits the model, where it has files and no limit yet."""
-    if isinstance(image_set, FileImages) and image_set.max_pixels is None:
-        return replace(image_set, max_pixels=default_max_pixels(preprocessing))
-    return image_set
+    """``image_set`` decoding its files for the model, with a fitting limit if it has none yet."""
+    if not isinstance(image_set, FileImages):
+        return image_set
+    limit = image_set.max_pixels or default_max_pixels(preprocessing)
+    return replace(image_set, max_pixels=limit, reduce_for=preprocessing)
+
+
+def notes_on_reduced(
+    image_set: ImageSet,
+    preprocessing: Preprocessing,
+    indices: Iterable[int] | None = None,
+    what: str = "images",
+) -> list[str]:
+    """How many images are decoded at a part of their size; reads the headers of the files.
+
+    Nothing where there are none. ``what`` is how the note calls the images of ``indices``.
+    """
+    limited = within_limit(image_set, preprocessing)
+    if not isinstance(limited, FileImages):
+        return []
+    chosen = list(range(len(limited)) if indices is None else indices)
+    count = sum(is_reduced(limited.paths[at], limited.max_pixels, preprocessing) for at in chosen)
+    if not count:
+        return []
+    were, their = ("was", "its") if count == 1 else ("were", "their")
+    part = f"at a half or a quarter of {their} width and height"
+    limit = f"a JPEG above the limit of {limited.max_pixels:,} pixels; --max-pixels raises it"
+    return [f"{count} of {len(chosen)} {what} {were} decoded {part}: {limit}"]
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """The images of a set that `prepare` refuses, by index, and of how many they are."""
+
+    errors: Mapping[int, DataError]
+    count: int
+
+    @classmethod
+    def of(
+        cls,
+        image_set: ImageSet,
+        preprocessing: Preprocessing,
+        indices: Sequence[int],
+        *,
+        pad: bool = True,
+    ) -> Self:
+        """Prepare every image of ``indices`` and keep what goes wrong."""
+        source = within_limit(image_set, preprocessing)
+
+        def error_of(index: int) -> tuple[int, DataError | None]:
+            try:
+                prepare(source, index, preprocessing, pad=pad)
+            except DataError as error:
+                return index, error
+            return index, None
+
+        found = load_ahead(error_of, indices, ahead=1)
+        errors = {index: error for index, error in found if error is not None}
+        return cls(errors, len(indices))
+
+    def error(self, image_set: ImageSet, remedy: str) -> DataError:
+        """One error for all, by their names in ``image_set``; ``remedy`` says what to do."""
+        named = ", ".join(name_of(image_set, index) for index in list(self.errors)[:_NAMED])
+        more = " ..." if len(self.errors) > _NAMED else ""
+        first = str(next(iter(self.errors.values()))).splitlines()[0]
+        errors = self.errors.values()
+        large = [each.pixels for each in errors if isinstance(each, TooManyPixelsError)]
+        hint = ""
+        if large:
+            are = "1 has" if len(large) == 1 else f"{len(large)} have"
+            hint = f"; {are} too many pixels: scale down, or --max-pixels {max(large)}"
+        return DataError(
+            f"{len(self.errors)} of {self.count} images cannot be used: {named}{more}\n"
+            f"the first one: {first}\n{remedy}{hint}"
+        )
+
+
+_NAMED: Final = 3
+"""Images that a message names."""
 
 
 def prepare(
@@ -147,6 +223,16 @@ BATCHES: Final = (1, 2, 5)
 """Batch sizes that reveal a batch frozen into the graph: 1, the exporter's own, and a prime."""
 
 
+def sample_indices(available: int, wanted: int) -> list[int]:
+    """Indices spread evenly over a set, all where there are fewer than ``wanted``.
+
+    >>> sample_indices(9, 3), sample_indices(2, 8)
+    ([0, 4, 8], [0, 1])
+    """
+    spread = np.linspace(0, available - 1, min(wanted, available)).round().astype(int)
+    return [int(index) for index in spread]
+
+
 def sample_batches(
     preprocessing: Preprocessing,
     data: Path | None,
@@ -163,9 +249,8 @@ def sample_batches(
     """
     source = open_images(data, max_pixels) if data is not None else sample_images()
     needed = sum(sizes)
-    count = min(needed, len(source))
-    chosen = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
-    loaded = [batch for batch, _ in batches(source, preprocessing, count, indices=chosen)]
+    chosen = sample_indices(len(source), needed)
+    loaded = [batch for batch, _ in batches(source, preprocessing, len(chosen), indices=chosen)]
     # np.resize repeats the images from the start; ndarray.resize would fill up with zeros.
     stack = np.resize(np.concatenate(loaded), (needed, *loaded[0].shape[1:]))
     ends = np.cumsum(sizes)[:-1].tolist()

@@ -20,9 +20,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias
 import numpy as np
 
 from deploykit.core.artifacts import sha256_of_bytes
-from deploykit.core.errors import DataError, UsageError
+from deploykit.core.errors import (
+    DataError,
+    ImageError,
+    TooManyPixelsError,
+    UsageError,
+    one_line,
+)
 from deploykit.core.regular_files import NotRegularError, open_regular
-from deploykit.images.pixel_limit import MAX_PIXELS, require_max_pixels
+from deploykit.images.pixel_limit import MAX_PIXELS, least_side, require_max_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,6 +36,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
     from PIL.ImageFile import ImageFile
+
+    from deploykit.core.specs import Preprocessing
 
     Size: TypeAlias = tuple[int, int]
     ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image | NDArray[np.uint8]
@@ -73,24 +81,30 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, name in suffixes if name in known)
 
 
-def decode(source: Path | bytes, max_pixels: int | None = None) -> Image:
+def decode(
+    source: Path | bytes,
+    max_pixels: int | None = None,
+    *,
+    reduce_for: Preprocessing | None = None,
+) -> Image:
     """Upright RGB image from a file or from encoded bytes.
 
     The EXIF orientation is applied. Transparent pixels show white, as on a page: the colour
     stored under them is arbitrary. 16-bit greyscale is scaled, so that 65535 becomes 255. Of an
     animation the first frame is taken. Colour profiles are ignored, as torchvision does.
 
-    A sequential JPEG above the limit is decoded at a half or a quarter of its width and height, if
-    it is within the limit then (ITU-T T.81; libjpeg scales in the DCT).
-
     Args:
         source: the file, which may not be a pipe or a device, or its content.
         max_pixels: pixels that the decoded image may have; Pillow's default, 89 million, if not
             given. They are counted before anything is decoded.
+        reduce_for: what is done to the image next. A sequential JPEG above the limit is then
+            decoded at a half or a quarter of its width and height, if it is within the limit so and
+            still twice as wide and high as what it is resized to. Without it, all is refused.
 
     Raises:
-        DataError: the file is missing, damaged, truncated, of more pixels than the limit, or of a
-            kind of pixel that has no fixed range.
+        ImageError: the file is missing, damaged, truncated, or of a kind of pixel that has no fixed
+            range.
+        TooManyPixelsError: it has more pixels than the limit.
         UsageError: ``max_pixels`` is below 1.
     """
     from PIL import ImageOps
@@ -101,17 +115,26 @@ def decode(source: Path | bytes, max_pixels: int | None = None) -> Image:
         # Icons first: Pillow decodes them as soon as it opens the file.
         _require_few_pixels(name, _sizes_of_icons(file), max_pixels)
         image = _identify(file)
-        _reduce(file, image, max_pixels)
-        _require_few_pixels(name, _sizes(image), max_pixels)
+        factor = _reduction(file, image, max_pixels, reduce_for)
+        if factor == 1:
+            _require_few_pixels(name, _sizes(image), max_pixels)
+        else:
+            # The scaling in the DCT (ITU-T T.81) is a box filter before the antialiased resize.
+            image.draft(None, (image.width // factor, image.height // factor))
         ImageOps.exif_transpose(image, in_place=True)
         return _to_rgb(image)
 
 
-def pixels_of(source: Path | bytes, max_pixels: int | None = None) -> int:
-    """Pixels that `decode` would decode with this limit, by the image's header; it decodes nothing.
+def pixels_of(
+    source: Path | bytes,
+    max_pixels: int | None = None,
+    *,
+    reduce_for: Preprocessing | None = None,
+) -> int:
+    """Pixels that `decode` would decode, told the same, by the image's header; it decodes nothing.
 
     Raises:
-        DataError: as `decode`, as far as the header shows it.
+        ImageError: as `decode`, as far as the header shows it.
         UsageError: ``max_pixels`` is below 1.
     """
     require_max_pixels(max_pixels)
@@ -120,8 +143,21 @@ def pixels_of(source: Path | bytes, max_pixels: int | None = None) -> int:
         if icons:
             return max(map(prod, icons))
         image = _identify(file)
-        _reduce(file, image, max_pixels)
+        factor = _reduction(file, image, max_pixels, reduce_for)
+        if factor > 1:
+            return prod(_reduced(image.size, factor))
         return max(map(prod, _sizes(image)))
+
+
+def is_reduced(source: Path | bytes, max_pixels: int | None, preprocessing: Preprocessing) -> bool:
+    """Whether `decode` reduces an image for ``preprocessing``; false where it cannot be read."""
+    try:
+        with _readable(_name_of(source), source), _opened(source) as file:
+            if _sizes_of_icons(file):
+                return False
+            return _reduction(file, _identify(file), max_pixels, preprocessing) > 1
+    except DataError:
+        return False
 
 
 def to_rgb(image: Image) -> Image:
@@ -139,7 +175,7 @@ def to_rgb(image: Image) -> Image:
 
 
 def _name_of(source: Path | bytes) -> str:
-    return str(source) if isinstance(source, Path) else "the image"
+    return one_line(source) if isinstance(source, Path) else "the image"
 
 
 def _opened(source: Path | bytes) -> BinaryIO:
@@ -185,10 +221,13 @@ def _require_few_pixels(name: str, sizes: Sequence[Size], max_pixels: int | None
     limit = _limit_of(max_pixels)
     width, height = max(sizes, key=prod, default=(0, 0))
     if width * height > limit:
-        raise DataError(
-            f"{name} has {width} x {height} = {width * height:,} pixels, the limit is {limit:,}\n"
+        found = f"has {width} x {height} = {width * height:,} pixels, the limit is {limit:,}"
+        raise TooManyPixelsError(
+            f"{name} {found}\n"
             f"scale it down; or, if you trust it, raise the limit: max_pixels={width * height}, or "
-            "--max-pixels of predict, eval, calibrate and export"
+            "--max-pixels of predict, eval, calibrate and export",
+            f"the image {found}\nscale it down",
+            width * height,
         )
 
 
@@ -200,20 +239,29 @@ limit would take a processor for seconds, from a file of a few megabytes.
 """
 
 
-def _reduce(file: BinaryIO, image: ImageFile, max_pixels: int | None) -> None:
-    """Set ``image`` to be decoded at a part of its size, where only that is within the limit.
+def _reduction(
+    file: BinaryIO,
+    image: ImageFile,
+    max_pixels: int | None,
+    preprocessing: Preprocessing | None,
+) -> int:
+    """Factor by which ``image`` is decoded narrower and lower; 1 where all of it is, or nothing.
 
-    The scaling in the DCT is a box filter before the resize of the preprocessing, which leaves a
-    quarter of the limit and more for it. Below the limit no image is reduced, so that its pixels
-    are those that torchvision gets.
+    Below the limit no image is reduced, so that its pixels are those that torchvision gets.
     """
-    limit, (width, height) = _limit_of(max_pixels), image.size
-    if width * height <= limit or image.format not in {"JPEG", "MPO"} or not _is_one_scan(file):
-        return
-    for factor in _REDUCTIONS:
-        if ceil(width / factor) * ceil(height / factor) <= limit:
-            image.draft(None, (max(1, width // factor), max(1, height // factor)))
-            return
+    limit = _limit_of(max_pixels)
+    least = None if preprocessing is None else least_side(preprocessing)
+    if least is None or prod(image.size) <= limit or image.format not in {"JPEG", "MPO"}:
+        return 1
+    reduced = ((factor, _reduced(image.size, factor)) for factor in _REDUCTIONS)
+    fitting = (each for each, size in reduced if prod(size) <= limit and min(size) >= least)
+    factor = next(fitting, 1)
+    return factor if factor == 1 or _is_one_scan(file) else 1
+
+
+def _reduced(size: Size, factor: int) -> Size:
+    width, height = size
+    return ceil(width / factor), ceil(height / factor)
 
 
 _SEQUENTIAL: Final = frozenset({0xC0, 0xC1})
@@ -287,14 +335,17 @@ def _readable(name: str, source: Path | bytes = b"") -> Iterator[None]:
     except DataError:
         raise
     except NotRegularError as error:
-        raise DataError(f"cannot read {name}: {error.strerror}\nexpected an image file") from error
+        message = f"cannot read {name}: {error.strerror}\nexpected an image file"
+        raise ImageError(message, message) from error
     # Pillow's readers let whatever they trip over escape: OSError, SyntaxError, struct.error ...
     except Exception as error:
         is_new = "HEIF" not in readable_formats() and _is_heic(source)
-        raise DataError(
-            f"cannot read {name}\n{type(error).__name__}: {_first_line(error)}\n"
-            "expected a complete JPEG, PNG, WebP, TIFF or other image that Pillow reads"
-            f"{f'; {NEEDS_HEIF}' if is_new else ''}"
+        expected = "expected a complete JPEG, PNG, WebP, TIFF or other image"
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        hint = f"; {NEEDS_HEIF}" if is_new else ""
+        raise ImageError(
+            f"cannot read {name}\n{reason}\n{expected} that Pillow reads{hint}",
+            f"cannot read the image\n{reason}\n{expected}{', HEIC is not read' if is_new else ''}",
         ) from error
 
 
@@ -368,7 +419,8 @@ class GivenImages:
     """An `ImageSet` of the images in any iterable, decoded on use, without labels.
 
     The images are kept as they were given: paths and encoded bytes take little memory, decoded
-    images much. ``max_pixels`` limits those that have to be decoded.
+    images much. ``max_pixels`` limits those that have to be decoded, and ``reduce_for`` is as in
+    `decode`.
 
     Raises:
         UsageError: not an iterable, or something in it is no image.
@@ -377,9 +429,15 @@ class GivenImages:
     labels = None
     classes = None
 
-    def __init__(self, given: Iterable[ImageLike], max_pixels: int | None = None) -> None:
+    def __init__(
+        self,
+        given: Iterable[ImageLike],
+        max_pixels: int | None = None,
+        reduce_for: Preprocessing | None = None,
+    ) -> None:
         require_max_pixels(max_pixels)
         self.max_pixels = max_pixels
+        self.reduce_for = reduce_for
         self._images: tuple[Any, ...] = tuple(given)
         for index, image in enumerate(self._images):
             _require_image(index, image)
@@ -411,9 +469,9 @@ class GivenImages:
 
         image = self._images[index]
         if isinstance(image, str | os.PathLike):
-            return decode(Path(image), self.max_pixels)
+            return decode(Path(image), self.max_pixels, reduce_for=self.reduce_for)
         if isinstance(image, bytes):
-            return decode(image, self.max_pixels)
+            return decode(image, self.max_pixels, reduce_for=self.reduce_for)
         if isinstance(image, np.ndarray):
             return Pillow.fromarray(image).convert("RGB")
         with self._loading:

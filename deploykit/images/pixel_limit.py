@@ -51,6 +51,26 @@ def _kept(preprocessing: Preprocessing) -> int:
     return height * width
 
 
+def least_side(preprocessing: Preprocessing) -> int | None:
+    """Shorter side in pixels that an image must keep where it is decoded at a part of its size.
+
+    Twice that of the resize, so that its antialiasing has pixels to take the mean of. ``None``
+    where nothing is resized: the crop of a smaller image would show another part of it.
+
+    >>> from deploykit.core.specs import Preprocessing
+    >>> sizes = (256, (300, 200), None)
+    >>> [least_side(Preprocessing((224, 224), size)) for size in sizes]
+    [512, 600, None]
+    """
+    match preprocessing.resize:
+        case None:
+            return None
+        case int(shorter):
+            return 2 * shorter
+        case exact:
+            return 2 * max(exact)  # EXIF may exchange the image's sides
+
+
 def require_max_pixels(max_pixels: int | None) -> None:
     """Refuse a limit that no image is within.
 

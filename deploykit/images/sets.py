@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 
 from deploykit.core.artifacts import sha256_of
-from deploykit.core.errors import DataError
+from deploykit.core.errors import DataError, one_line
 from deploykit.core.regular_files import is_special
 from deploykit.images.array_files import read_npz, require_in_range
 from deploykit.images.decoding import NEEDS_HEIF, decode, image_suffixes
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from PIL.Image import Image
+
+    from deploykit.core.specs import Preprocessing
 
     Row = tuple[int, list[str]]
 
@@ -170,7 +172,7 @@ class FileImages:
     """Images in files of their own, decoded on use.
 
     ``skipped`` are the files beside them whose suffix is not an image's, and pipes, devices and
-    sockets. ``max_pixels`` is the limit of `decode`.
+    sockets. ``max_pixels`` and ``reduce_for`` are those of `decode`.
     """
 
     paths: tuple[Path, ...]
@@ -178,6 +180,7 @@ class FileImages:
     classes: tuple[str, ...] | None = None
     skipped: tuple[Path, ...] = ()
     max_pixels: int | None = None
+    reduce_for: Preprocessing | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -197,7 +200,7 @@ class FileImages:
         Raises:
             DataError: the file is missing or damaged, or has too many pixels.
         """
-        return decode(self.paths[index], self.max_pixels)
+        return decode(self.paths[index], self.max_pixels, reduce_for=self.reduce_for)
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,6 +268,13 @@ def sample_images() -> ImageSet:
     return _open_folder(Path(__file__).parent.parent / "samples")
 
 
+def name_of(image_set: ImageSet, index: int) -> str:
+    """How messages call an image: its file where it has one of its own."""
+    if isinstance(image_set, FileImages):
+        return one_line(image_set.paths[index])
+    return f"image {index}"
+
+
 def image_files(folder: Path) -> FileImages:
     """All image files of a folder at any depth; its sub-folders are not taken for classes.
 
@@ -313,9 +323,11 @@ def _by_suffix(files: Sequence[Path]) -> str:
     counts = Counter(file.suffix.lower() for file in files)
     parts = []
     for suffix, count in counts.most_common():
-        named = [file.name for file in files if file.suffix.lower() == suffix]
+        named = [one_line(file.name) for file in files if file.suffix.lower() == suffix]
         more = " ..." if count > _FEW else ""
-        parts.append(f"{count} {suffix or 'without a suffix'} ({', '.join(named[:_FEW])}{more})")
+        parts.append(
+            f"{count} {one_line(suffix) or 'without a suffix'} ({', '.join(named[:_FEW])}{more})"
+        )
     return ", ".join(parts)
 
 

@@ -54,7 +54,7 @@ class PreparedImages:
         _require_several(given)
         if max_pixels is None:
             max_pixels = images.default_max_pixels(preprocessing)
-        self._images = images.GivenImages(given, max_pixels)
+        self._images = images.GivenImages(given, max_pixels, reduce_for=preprocessing)
         self._preprocessing = preprocessing
 
     def __len__(self) -> int:
@@ -255,8 +255,10 @@ class Classifier(Closing):
             threshold: probability from which a binary or multilabel head says yes; 0.5 if not
                 given.
             max_pixels: pixels that a file or encoded bytes may decode to; if not given, 256 for
-                each that the model sees, within 50 and 89 million. Each thread may hold one such
-                image, of about 8 bytes a pixel.
+                each that the model sees, within 50 and 89 million. A sequential JPEG above that
+                is decoded at a half or a quarter of its width and height, where it stays twice as
+                wide and high as what it is resized to. Each thread may hold one image of the
+                limit, of about 8 bytes a pixel.
 
         Raises:
             DataError: an image cannot be read, or has too many pixels; the message says which.

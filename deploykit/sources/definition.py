@@ -21,8 +21,14 @@ from deploykit.core.precision import Precision
 from deploykit.core.specs import DEFAULT_HEAD
 from deploykit.graph import read_tails
 from deploykit.heads import head_named
-from deploykit.images import doubts, notes_on_data
-from deploykit.images.batching import sample_batches
+from deploykit.images import (
+    doubts,
+    notes_on_data,
+    notes_on_reduced,
+    open_images,
+    sample_indices,
+)
+from deploykit.images.batching import BATCHES, sample_batches
 from deploykit.sources.head_choice import Wish, choose_output
 
 if TYPE_CHECKING:
@@ -69,7 +75,17 @@ def notes_on_images(source_options: SourceOptions, preprocessing: Preprocessing)
         *source_options.choices.preprocessing.conversions(),
         *doubts(preprocessing),
         *notes_on_data(source_options.data),
+        *_notes_on_reduced(source_options, preprocessing),
     ]
+
+
+def _notes_on_reduced(source_options: SourceOptions, preprocessing: Preprocessing) -> list[str]:
+    """How many of the images that a graph is compared on are decoded at a part of their size."""
+    if source_options.data is None:
+        return []
+    source = open_images(source_options.data, source_options.max_pixels)
+    some = sample_indices(len(source), sum(BATCHES))
+    return notes_on_reduced(source, preprocessing, some, "images of the comparison")
 
 
 def from_definition(

@@ -61,6 +61,8 @@ class CheckReport:
     engines: tuple[EngineCheck, ...]
     golden: str | None = None
     signed_by: str | None = None
+    remedy: str = ""
+    """What to do about files that changed; other problems say it themselves."""
 
     @property
     def ok(self) -> bool:
@@ -74,6 +76,7 @@ def check_to_plain(report: CheckReport) -> dict[str, Any]:
         "bundle": report.bundle,
         "ok": report.ok,
         "problems": list(report.problems),
+        "remedy": report.remedy,
         "golden": report.golden,
         "signed_by": report.signed_by,
         "engines": list(map(to_plain, report.engines)),
@@ -122,6 +125,7 @@ class _Asked:
 
 def _check(bundle: Bundle, asked: _Asked) -> CheckReport:
     problems = bundle.changed_files()
+    remedy = "copy or export the bundle again" if problems else ""
     engines = _check_engines(bundle, asked.machine.gpus)
     ran = None
     if asked.device == CPU:
@@ -132,7 +136,7 @@ def _check(bundle: Bundle, asked: _Asked) -> CheckReport:
     elif not problems:
         ran, problems = _check_loaded(bundle, asked)
     name, signed_by = str(bundle.folder), bundle.signed_by
-    return CheckReport(name, tuple(problems), tuple(engines), ran, signed_by)
+    return CheckReport(name, tuple(problems), tuple(engines), ran, signed_by, remedy)
 
 
 def _check_loaded(bundle: Bundle, asked: _Asked) -> tuple[str | None, list[str]]:

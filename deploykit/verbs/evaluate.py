@@ -111,6 +111,7 @@ def evaluate_bundle(  # noqa: PLR0913 - the options of `deploykit eval`
             head=head,
         )
     skipped = source.skipped if isinstance(source, images.FileImages) else ()
+    reduced = images.notes_on_reduced(source, own.preprocessing)
     return AccuracyReport(
         found,
         _fitting_names(classes, source.classes),
@@ -118,7 +119,7 @@ def evaluate_bundle(  # noqa: PLR0913 - the options of `deploykit eval`
         opened.device,
         opened.choice,
         skipped=tuple(map(str, skipped)),
-        notes=tuple(images.notes_on_skipped(skipped)),
+        notes=(*images.notes_on_skipped(skipped), *reduced),
     )
 
 

@@ -108,7 +108,9 @@ def predict(  # noqa: PLR0913 - options, by keyword
         outcomes = _followed(answers, len(paths), task)
         found = _report(bundle, model, paths, outcomes)
     files = {} if output is None else _write_arrays(found, output)
-    notes = tuple(images.notes_on_skipped(skipped))
+    taken = images.FileImages(tuple(paths), max_pixels=max_pixels)
+    reduced = images.notes_on_reduced(taken, model.preprocessing)
+    notes = (*images.notes_on_skipped(skipped), *reduced)
     return replace(found, skipped=tuple(map(str, skipped)), notes=notes, files=files)
 
 

@@ -16,12 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SignReport:
-    """The signature's file, whose it is, and of how many files beside the manifest."""
+    """The signature's file, whose it is, and of how many files beside the manifest.
+
+    ``issuers`` are those whose certificates may be trusted in place of the signer's own.
+    """
 
     bundle: str
     signature: str
     signed_by: str
     files: int
+    issuers: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
@@ -30,6 +34,7 @@ class SignReport:
             "signature": self.signature,
             "signed_by": self.signed_by,
             "files": self.files,
+            "issuers": list(self.issuers),
         }
 
 
@@ -42,6 +47,6 @@ def sign(folder: Path, signer: Signer) -> SignReport:
         IntegrityError: a file is not as it was written.
         BundleError: no bundle there, or it cannot be written to; Sigstore does not sign.
     """
-    bundle, signed_by = sign_bundle(folder, signer)
-    files = len(bundle.files.expected)
-    return SignReport(str(folder), str(folder / SIGNATURE), signed_by, files)
+    bundle, made = sign_bundle(folder, signer)
+    files, place = len(bundle.files.expected), str(folder / SIGNATURE)
+    return SignReport(str(folder), place, made.signer, files, tuple(made.issuers))

@@ -32,12 +32,20 @@ class VerifyReport:
         """Whether the signature is trusted and every file is the one that was signed."""
         return not self.problems
 
+    @property
+    def remedy(self) -> str:
+        """What to do about files that are not those that were signed."""
+        if self.ok or self.signed_by is None:  # other problems say it themselves
+            return ""
+        return "copy the bundle again from whoever signed it; or export it again, and sign that"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
         return {
             "bundle": self.bundle,
             "ok": self.ok,
             "problems": list(self.problems),
+            "remedy": self.remedy,
             "trusted": self.trusted,
             "signed_by": self.signed_by,
             "unsigned": list(self.unsigned),

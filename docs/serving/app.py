@@ -24,7 +24,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 import deploykit
 from deploykit import images
-from deploykit.core.errors import DataError, DeploykitError, DeviceError, QueueFullError
+from deploykit.core.errors import (
+    DataError,
+    DeploykitError,
+    DeviceError,
+    ImageError,
+    QueueFullError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -96,9 +102,7 @@ class Service:
     ) -> list[Prediction]:
         """The likeliest classes of one encoded image; ``is_gone`` is asked after a wait."""
         loop = asyncio.get_running_loop()
-        pixels = await loop.run_in_executor(
-            self._decoders, images.pixels_of, encoded, self.max_pixels
-        )
+        pixels = await loop.run_in_executor(self._decoders, self._pixels_of, encoded)
         if pixels > self.max_pixels:  # its header refuses it: it waits for nobody
             image = await loop.run_in_executor(self._decoders, self._prepare, encoded)
         elif pixels > self.max_pixels // LARGE:
@@ -121,11 +125,15 @@ class Service:
         self.batcher.close()
         self.model.close()
 
+    def _pixels_of(self, encoded: bytes) -> int:
+        return images.pixels_of(encoded, self.max_pixels, reduce_for=self.model.preprocessing)
+
     def _prepare(self, encoded: bytes) -> NDArray[np.float32]:
         if self.is_closing:
             raise QueueFullError("the service is stopping")
-        image = images.decode(encoded, self.max_pixels)
-        return images.preprocess(image, self.model.preprocessing)
+        steps = self.model.preprocessing
+        image = images.decode(encoded, self.max_pixels, reduce_for=steps)
+        return images.preprocess(image, steps)
 
     def _prepare_beside(self, encoded: bytes, pixels: int) -> NDArray[np.float32]:
         # Held until the pixels are gone: only what the model takes, which is small, goes on.
@@ -203,7 +211,9 @@ async def _read_body(request: Request, limits: Limits) -> bytes:
 async def _refuse(_: Request, error: Exception) -> JSONResponse:
     """What the caller can do something about, in words; the rest is a 500 and stays in the log."""
     if isinstance(error, DataError):
-        return JSONResponse({"detail": str(error)}, status_code=400)
+        # Options and packages of this service are nothing that its clients could change.
+        detail = error.for_sender if isinstance(error, ImageError) else str(error)
+        return JSONResponse({"detail": detail}, status_code=400)
     if isinstance(error, QueueFullError):
         return JSONResponse({"detail": str(error)}, status_code=503, headers={"Retry-After": "1"})
     log.error("a request failed", exc_info=error)
@@ -289,6 +299,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Serve one bundle over HTTP.")
     parser.add_argument("bundle", help="a folder that deploykit export made, or an .engine in one")
     parser.add_argument("--device", default="auto", help="auto, cuda or cpu")
+    parser.add_argument(
+        "--trust", metavar="FILE.pem", help="public key or certificates that must have signed it"
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument("--max-batch", type=int, default=defaults.max_batch)
@@ -301,7 +314,7 @@ def main() -> None:
     given = vars(parser.parse_args())
     limits = Limits(**{field.name: given[field.name] for field in fields(Limits)})
     images.require_max_pixels(limits.max_pixels)
-    load = partial(deploykit.load, given["bundle"], device=given["device"])
+    load = partial(deploykit.load, given["bundle"], device=given["device"], trust=given["trust"])
     uvicorn.run(
         create_app(load, limits),
         host=given["host"],

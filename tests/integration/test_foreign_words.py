@@ -180,3 +180,30 @@ def test_golden_arrays_are_no_words(folder: Path) -> None:
     called = deploykit("check", folder)
     assert called.code == 1
     assert not OBEYED.search(called.out + called.err)
+
+
+@pytest.mark.parametrize("name", ["a\nproblem: forged", "b\r\nforged", "c\u2029forged"])
+def test_line_breaks_in_names_of_images_forge_no_line(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    """Of one that has an answer, one that has none, and one that is no image."""
+    place = tmp_path / "given"
+    place.mkdir()
+    Image.new("RGB", (SIZE, SIZE), (255, 0, 0)).save(place / f"{name}.png")
+    (place / f"{name}.jpg").write_bytes(b"junk")
+    (place / f"{name}.junk").write_bytes(b"junk")
+    called = deploykit("predict", folder, place, "--device", "cpu")
+    assert called.code == 1
+    lines = (called.out + called.err).splitlines()
+    assert not any(line.lstrip().startswith(("forged", "problem: forged")) for line in lines)
+    assert sum(line.startswith("problem: ") for line in lines) == 1
+    escaped = name.encode("unicode_escape").decode()
+    shown = re.sub(r"\s", "", called.out + called.err)
+    assert shown.count(re.sub(r"\s", "", escaped)) == 3
+    names = {
+        each["image"]
+        for each in deploykit("predict", folder, place, "--device", "cpu", "--json").data[
+            "predictions"
+        ]
+    }
+    assert names == {str(place / f"{name}.png")}

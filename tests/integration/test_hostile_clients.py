@@ -10,8 +10,9 @@ import socket
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -24,7 +25,8 @@ from starlette.requests import Request
 import deploykit
 from deploykit import images
 from docs.serving.app import Limits
-from tests.bundles import SIZE, write_bundle
+from tests.bundles import PLAIN, SIZE, write_bundle
+from tests.cli import deploykit as deploykit_command
 from tests.fakes.batch_model import PATIENCE_S
 from tests.integration.test_serving import client_of, on_cpu, served
 from tests.unit.images.test_pixel_limit import png_header
@@ -251,8 +253,8 @@ def test_large_images_hold_up_neither_refusals_nor_those_who_stay(
     decoded: list[tuple[int, int]] = []
     held = threading.Event()
 
-    def decode(source: bytes, max_pixels: int) -> Image.Image:
-        image = images.decode(source, max_pixels)
+    def decode(source: bytes, max_pixels: int, **options: Any) -> Image.Image:
+        image = images.decode(source, max_pixels, **options)
         decoded.append(image.size)
         if image.width == 600:
             held.wait(PATIENCE_S)
@@ -292,11 +294,46 @@ def test_a_refused_image_is_told_the_limit(bundle: Path) -> None:
         async with client_of(on_cpu(bundle)) as client:
             answer = await client.post("/predict", content=png_header(13300, 13300))
             assert answer.status_code == 400
-            assert answer.json()["detail"].startswith(
+            # Nothing of the options of the service, which its clients cannot change.
+            assert answer.json()["detail"] == (
                 "the image has 13300 x 13300 = 176,890,000 pixels, the limit is 50,000,000\n"
+                "scale it down"
             )
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("resize", "status"), [(None, 400), (SIZE, 200), (400, 400)])
+def test_a_jpeg_is_reduced_only_where_the_model_sees_the_same(
+    tmp_path: Path, resize: int | None, status: int
+) -> None:
+    steps = replace(PLAIN, resize=resize)
+    bundle = write_bundle(tmp_path / "resizing", preprocessing=steps)
+    buffer = io.BytesIO()
+    Image.new("RGB", (1200, 800), "red").save(buffer, "JPEG")
+
+    async def scenario() -> None:
+        async with client_of(on_cpu(bundle), Limits(max_pixels=300_000)) as client:
+            answer = await client.post("/predict", content=buffer.getvalue())
+            assert answer.status_code == status
+            if status == 400:
+                assert answer.json()["detail"] == (
+                    "the image has 1200 x 800 = 960,000 pixels, the limit is 300,000\nscale it down"
+                )
+
+    asyncio.run(scenario())
+
+
+def test_a_bundle_that_nobody_trusted_signed_is_not_served(tmp_path: Path) -> None:
+    signing = pytest.importorskip("tests.signing")
+    key = signing.new_key(tmp_path / "key.pem")
+    bundle = write_bundle(tmp_path / "colours")
+    call = ("--trust", key.with_suffix(".pub"))
+    with pytest.raises(AssertionError, match=r"colours is not signed"), served(bundle, *call):
+        raise OSError("it was served")
+    assert deploykit_command("sign", bundle, "--key", key).code == 0
+    with served(bundle, *call) as (_, address):
+        assert httpx.get(f"{address}/health").status_code == 200
 
 
 def test_pixels_of_good_images_are_what_they_were(bundle: Path) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,12 +16,13 @@ from deploykit.verbs import build
 from tests.bundles import engine_record, write_bundle
 from tests.cli import deploykit
 from tests.fakes.sigstore_fake import SigstoreFake, write_token
-from tests.signing import new_key
+from tests.signing import new_key, write_certificate
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from deploykit.core.artifacts import EngineRecord
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 
 
 @pytest.fixture
@@ -68,6 +73,75 @@ def test_refusals_are_an_answer(folder: Path, key: Path, command: str) -> None:
     assert "problem: labels.txt has sha256 " in called.out
 
 
+@pytest.mark.parametrize(
+    "name", ["x\nw5: every file is the one that was signed", "a\r\nb", "a\u2028b"]
+)
+def test_a_name_of_a_strangers_file_forges_no_line(folder: Path, key: Path, name: str) -> None:
+    assert deploykit("sign", folder, "--key", key).code == 0
+    plain = deploykit("verify", folder, "--trust", key.with_suffix(".pub")).out
+    (folder / name).write_text("of nobody")
+    called = deploykit("verify", folder, "--trust", key.with_suffix(".pub"))
+    assert len(called.out.splitlines()) == len(plain.splitlines()) + 1
+    assert name.encode("unicode_escape").decode() in called.out
+
+
+def test_a_changed_file_has_a_remedy(folder: Path, key: Path) -> None:
+    assert deploykit("sign", folder, "--key", key).code == 0
+    (folder / LABELS).write_text("a\nb\nc\n", encoding="utf-8")
+    called = deploykit("verify", folder, "--trust", key.with_suffix(".pub"))
+    remedy = "copy the bundle again from whoever signed it; or export it again, and sign that"
+    assert called.out.splitlines()[-1] == remedy
+    found = deploykit("verify", folder, "--trust", key.with_suffix(".pub"), "--json").data
+    assert found["remedy"] == remedy
+    called = deploykit("check", folder)
+    assert called.out.splitlines()[-1] == "copy or export the bundle again"
+
+
+def test_a_file_in_place_of_its_bundle(tmp_path: Path, key: Path) -> None:
+    folder = write_bundle(tmp_path / "rtx", engine_record())
+    for name in (engine_record().file, "model.onnx", "manifest.json"):
+        for call in (
+            ("verify", "--trust", key.with_suffix(".pub")),
+            ("check",),
+            ("sign", "--key", key),
+        ):
+            called = deploykit(call[0], folder / name, *call[1:])
+            assert called.code == 1
+            said = " ".join(called.err.split())
+            assert f"{name} is a file of a bundle, expected the bundle give the folder" in said
+            assert f"that it lies in: {folder}" in said
+
+
+def test_a_certificate_names_who_may_be_trusted(folder: Path, key: Path, tmp_path: Path) -> None:
+    authority = new_key(tmp_path / "ca-key.pem")
+    write_certificate(tmp_path / "ca.pem", authority, "Our authority", None)
+    path = write_certificate(tmp_path / "cert.pem", key, "release", (authority, "Our authority"))
+    called = deploykit("sign", folder, "--key", key, "--certificate", path)
+    assert called.code == 0, called.err
+    assert "by the certificate, or this one itself: 'CN=Our authority'\n" in called.out
+    assert deploykit("sign", folder, "--key", key, "--json").data["issuers"] == []
+
+
+def test_the_commands_of_the_page_on_security(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those for keys and those for certificates, as they stand there."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    monkeypatch.chdir(tmp_path)
+    blocks = PAGE.read_text(encoding="utf-8").split("```")[1::2]
+    lines = [line for block in blocks for line in block.splitlines() if block.count("openssl ")]
+    calls = [line for line in lines if line.startswith(("openssl ", "printf ", "deploykit "))]
+    assert sum(line.startswith("openssl ") for line in calls) >= 5
+    for line in calls:
+        if not line.startswith("deploykit "):
+            subprocess.run(line, shell=True, check=True, capture_output=True)  # noqa: S602
+            continue
+        words = shlex.split(line, comments=True)[1:]
+        called = deploykit(*(folder if "engines/" in word else word for word in words))
+        assert called.code == 0, (line, called.out, called.err)
+
+
 def test_a_wrong_call(folder: Path, key: Path, tmp_path: Path) -> None:
     called = deploykit("sign", folder, "--key", tmp_path / "none.pem")
     assert called.code == 2
@@ -78,6 +152,9 @@ def test_a_wrong_call(folder: Path, key: Path, tmp_path: Path) -> None:
     called = deploykit("sign", folder, "--key", key, "--password-file", tmp_path / "none")
     assert called.code == 2
     assert "cannot read the password in" in called.err
+    called = deploykit("verify", folder, "--trust", "")
+    assert called.code == 2
+    assert "is the current folder, as an empty name is; expected a file" in called.err
     called = deploykit("verify", tmp_path, "--trust", key.with_suffix(".pub"))
     assert called.code == 1
     assert "is not a bundle: it has no manifest.json" in called.err

@@ -258,7 +258,7 @@ def _readable(
     """Batches of the images that can be used; the others are added to ``skipped``.
 
     Raises:
-        DataError: too many cannot be used; raised with the first one that is too many.
+        DataError: too many cannot be used; says of all images how many.
     """
     waiting = deque(indices)
     for inputs, found in images.batches(
@@ -274,19 +274,12 @@ def _readable(
 
 
 def _require_few(skipped: Sequence[int], data: CalibrationData) -> None:
-    if len(skipped) > MAX_CORRUPT * len(data.every_index):
-        named = ", ".join(map(data.name_of, skipped[:3]))
+    if len(skipped) <= MAX_CORRUPT * len(data.every_index):
+        return
+    # All of them are looked at, so that they can be mended in one go.
+    found = images.Unusable.of(data.source, data.preprocessing, data.every_index, pad=False)
+    if not found.errors:
         raise DataError(
-            f"{len(skipped)} of {len(data.every_index)} images cannot be used: {named}"
-            f"{' ...' if len(skipped) > 3 else ''}\n"  # noqa: PLR2004
-            f"the first one: {_why_not(data, skipped[0])}\n"
-            "at most 1 % may be corrupt: repair or remove them"
+            f"{data.name_of(skipped[0])} could not be read, now it can\ncalibrate once more"
         )
-
-
-def _why_not(data: CalibrationData, index: int) -> str:
-    try:
-        images.prepare(data.source, index, data.preprocessing, pad=False)
-    except DataError as exc:
-        return str(exc).splitlines()[0]
-    return "it could not be read before, now it can"
+    raise found.error(data.source, "at most 1 % may be corrupt: repair or remove them")

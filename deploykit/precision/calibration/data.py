@@ -71,6 +71,9 @@ class CalibrationData:
             "percentile": PERCENTILE,
             "counted": COUNTED,
         }
+        # A limit may decide at which size a file is decoded. The default follows from the model.
+        if (limit := getattr(self.source, "max_pixels", None)) is not None:
+            settings["max_pixels"] = limit
         preprocessing = to_plain(self.preprocessing)
         return CalibrationKey(model_sha256, self._digest(), preprocessing, settings)
 
@@ -86,9 +89,7 @@ class CalibrationData:
 
     def name_of(self, index: int) -> str:
         """How messages call an image: its file where it has one of its own."""
-        if isinstance(self.source, FileImages):
-            return str(self.source.paths[index])
-        return f"image {index}"
+        return images.name_of(self.source, index)
 
 
 def choose_images(available: int, wanted: int, seed: int) -> list[int]:

@@ -102,6 +102,9 @@ def calibrate_graph(
         if table is None:
             table = calibrate(graph, tensors, data, open_runner=runners.sharing, task=task)
             table.save(found.path)
+    journal.notes += images.notes_on_reduced(
+        source, preprocessing, data.every_index, "calibration images"
+    )
     if table.skipped:
         named = ", ".join(table.skipped[:3])
         journal.notes.append(f"{len(table.skipped)} images could not be used: {named}")

@@ -159,9 +159,15 @@ def test_labels_that_are_no_text(folder: Path) -> None:
         _ = Bundle.open(folder).labels
 
 
-@pytest.mark.parametrize("name", ["missing", "net-fp16/model.onnx"])
-def test_a_place_without_a_bundle(folder: Path, name: str) -> None:
-    with pytest.raises(BundleError, match=r"is not a bundle: it has no manifest\.json\nmake one"):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("missing", r"is not a bundle: it has no manifest\.json\nmake one"),
+        ("net-fp16/model.onnx", r"onnx is a file of a bundle, expected the bundle\n.*net-fp16$"),
+    ],
+)
+def test_a_place_without_a_bundle(folder: Path, name: str, said: str) -> None:
+    with pytest.raises(BundleError, match=said):
         Bundle.open(folder.parent / name)
 
 

@@ -19,7 +19,7 @@ import pytest
 from deploykit import load
 from deploykit.bundle import manifest as manifest_module
 from deploykit.bundle import reading
-from deploykit.bundle.keys import KeyTrust, SigningKey, read_password
+from deploykit.bundle.keys import KeyTrust, SigningKey
 from deploykit.bundle.manifest import GOLDEN, LABELS, MANIFEST, MODEL, SIGNATURE, Bundle
 from deploykit.bundle.manifest import manifest_text as text_of
 from deploykit.bundle.reading import read_bundle
@@ -31,7 +31,6 @@ from deploykit.core.errors import (
     IntegrityError,
     MissingDependencyError,
     SignatureError,
-    UsageError,
 )
 from deploykit.verbs.check import check
 from deploykit.verbs.sign import sign
@@ -39,13 +38,8 @@ from deploykit.verbs.verify import verify
 from tests.bundles import engine_record, write_bundle
 from tests.fakes.engine_fake import ADA, FakeMachine
 from tests.signing import (
-    ec,
     new_key,
-    private_key,
-    rsa,
     signed_digests,
-    write_certificate,
-    write_key,
 )
 
 if TYPE_CHECKING:
@@ -105,6 +99,7 @@ def test_a_signature_is_of_the_manifest_byte_for_byte(tmp_path: Path, curve: str
         "signature": str(folder / SIGNATURE),
         "signed_by": f"the key '{hashlib.sha256(public.read_bytes()).hexdigest()[:16]}'",
         "files": 3,
+        "issuers": [],
     }
     found = verify(folder, public)
     assert found.ok
@@ -188,7 +183,7 @@ def test_a_signature_that_only_names_the_key(folder: Path, tmp_path: Path, publi
     assert f"does not verify with the key {hint[:16]} in " in problem_of(folder, public)
     del body["verificationMaterial"]["publicKey"]["hint"]
     (folder / SIGNATURE).write_text(json.dumps(body), encoding="utf-8")
-    assert "model.sig is no signature: KeyError: 'hint'" in problem_of(folder, public)
+    assert "model.sig is no signature: it has no 'hint'" in problem_of(folder, public)
 
 
 def test_a_manifest_that_was_changed_with_its_own_digest(folder: Path, public: Path) -> None:
@@ -239,24 +234,32 @@ def test_what_nobody_signed_is_listed(folder: Path, public: Path) -> None:
     assert found.unsigned == ("tensorrt-rtx-1.7-sm89.cache",)
 
 
+NOTHING = b'{"dsseEnvelope": {"payload": "e30="}, "verificationMaterial": %b}'
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "JSONDecodeError"),
-        (b"\xff", "UnicodeDecodeError"),
-        (b"[]", "TypeError"),
-        (b"{}", "KeyError"),
-        (b"[" * 100_000, "RecursionError"),
-        (b'{"dsseEnvelope": {"payload": "!"}}', "Error: "),
-        (b'{"dsseEnvelope": {"payload": "e30="}, "verificationMaterial": {}}', "KeyError"),
-        (b" " * 2**21, "JSONDecodeError"),
+        (b"", "it is no JSON"),
+        (b"\xff", "it is no JSON"),
+        (b"[]", "something in it is of another type"),
+        (b"{}", "it has no 'dsseEnvelope'"),
+        (b"[" * 100_000, "it is nested too deep"),
+        (b'{"dsseEnvelope": {"payload": "!"}}', "something in it is not base64"),
+        (NOTHING % b"{}", "it has no 'x509CertificateChain'"),
+        (NOTHING % b'{"publicKey": {"hint": "a"}}', "it has no 'predicate'"),
+        (NOTHING % b'{"x509CertificateChain": {"certificates": []}}', "a list in it is empty"),
+        (
+            NOTHING % b'{"x509CertificateChain": {"certificates": [{"rawBytes": "AAAA"}]}}',
+            "a certificate in it cannot be read, or says too little",
+        ),
+        (b" " * 2**21, "it is no JSON"),
     ],
 )
 def test_a_file_that_is_no_signature(folder: Path, public: Path, content: bytes, said: str) -> None:
     (folder / SIGNATURE).write_bytes(content)
     problem = problem_of(folder, public)
-    assert problem.startswith(f"{folder / SIGNATURE} is no signature: ")
-    assert said in problem
+    assert problem.startswith(f"{folder / SIGNATURE} is no signature: {said}\n")
 
 
 def test_a_signature_that_is_no_file(folder: Path, public: Path) -> None:
@@ -414,103 +417,6 @@ def test_kernels_that_nobody_signed_are_not_loaded(tmp_path: Path, key: Path) ->
     assert fake.opened == []
 
 
-# --- keys
-
-
-def test_an_encrypted_key(tmp_path: Path, folder: Path) -> None:
-    key = new_key(tmp_path / "hidden.pem", password=b"over the rainbow")
-    with pytest.raises(UsageError, match=r"hidden.pem is encrypted\n.*--password-file FILE"):
-        sign(folder, SigningKey(key))
-    with pytest.raises(UsageError, match=r"cannot use .*hidden.pem: ValueError: Incorrect passw"):
-        sign(folder, SigningKey(key, b"under the rainbow"))
-    (tmp_path / "word").write_bytes(b"over the rainbow\r\nsecond line\n")
-    sign(folder, SigningKey(key, read_password(tmp_path / "word")))
-    assert verify(folder, key.with_suffix(".pub")).ok
-    with pytest.raises(UsageError, match=r"cannot read the password in .*none: No such file.*\ng"):
-        read_password(tmp_path / "none")
-
-
-def test_files_that_are_no_keys(tmp_path: Path, folder: Path, key: Path, public: Path) -> None:
-    plain, broken = tmp_path / "plain.txt", tmp_path / "broken.pem"
-    plain.write_text("a key", encoding="utf-8")
-    broken.write_text("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n")
-    old = write_key(tmp_path / "rsa.pem", rsa.generate_private_key(65537, 2048))
-    curve = new_key(tmp_path / "bitcoin.pem", "SECP256K1")
-    made = "\nmake a pair: openssl genpkey -algorithm EC"
-    verifying = {
-        tmp_path / "none": f"there is no public key {tmp_path / 'none'}, which --trust names{made}",
-        tmp_path: f"cannot read the public key {tmp_path}: Is a directory{made}",
-        plain: f"{plain} is no PEM file; expected a public key or certificate, in PEM{made}",
-        broken: f"cannot use {broken}: ValueError: ",
-        key: f"{key} is a private key, which signs and is kept secret\ngive the public one",
-        old.with_suffix(".pub"): "has no elliptic curve; expected one of secp256r1, secp384r1",
-        curve.with_suffix(".pub"): "has the curve secp256k1; expected one of secp256r1, secp384r1",
-    }
-    for path, message in verifying.items():
-        for use in (verify, lambda place, trust: check(place, trust=trust)):
-            with pytest.raises(UsageError) as caught:
-                use(folder, path)
-            assert message in str(caught.value)
-    signing = {
-        tmp_path / "none": f"there is no private key {tmp_path / 'none'}, which --key names{made}",
-        plain: f"{plain} is no PEM file; expected a private key, in PEM{made}",
-        public: f"{public} holds PUBLIC KEY; expected a private key, in PEM{made}",
-        old: "has no elliptic curve; expected",
-        curve: "has the curve secp256k1; expected",
-    }
-    for path, message in signing.items():
-        with pytest.raises(UsageError) as caught:
-            sign(folder, SigningKey(path))
-        assert message in str(caught.value)
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> tuple[Path, str]:
-    key = new_key(tmp_path / "ca-key.pem")
-    write_certificate(tmp_path / "ca.pem", key, "Our authority", None)
-    return key, "Our authority"
-
-
-def test_a_certificate_whose_issuer_is_trusted(
-    tmp_path: Path, folder: Path, key: Path, authority: tuple[Path, str]
-) -> None:
-    certificate = write_certificate(tmp_path / "cert.pem", key, "release", authority)
-    report = sign(folder, SigningKey(key, certificate=certificate))
-    assert report.signed_by == "the certificate 'CN=release'"
-    assert signed_digests(folder / SIGNATURE, key.with_suffix(".pub")).keys() == {MANIFEST}
-    found = verify(folder, tmp_path / "ca.pem")
-    assert found.ok, found.problems
-    assert found.signed_by == "the certificate 'CN=release'"
-    stranger = new_key(tmp_path / "stranger.pem")
-    write_certificate(tmp_path / "other-ca.pem", stranger, "Another authority", None)
-    problem = problem_of(folder, tmp_path / "other-ca.pem")
-    assert "does not verify with the certificates in " in problem
-    assert "unable to get local issuer certificate" in problem
-    problem = problem_of(folder, key.with_suffix(".pub"))
-    assert "is by the certificate 'CN=release', and cannot be compared with the key " in problem
-    (folder / MANIFEST).write_text("{}", encoding="utf-8")
-    assert "is not what was signed" in problem_of(folder, tmp_path / "ca.pem")
-
-
-def test_certificates_that_do_not_fit(
-    tmp_path: Path, folder: Path, key: Path, authority: tuple[Path, str]
-) -> None:
-    other = new_key(tmp_path / "other.pem")
-    certificate = write_certificate(tmp_path / "cert.pem", other, "release", authority)
-    with pytest.raises(UsageError, match=r"cannot use .*cert.pem: ValueError: The public key from"):
-        sign(folder, SigningKey(key, certificate=certificate))
-    with pytest.raises(UsageError, match=r"key.pem holds PRIVATE KEY; expected a certificate, in"):
-        sign(folder, SigningKey(key, certificate=key))
-    with pytest.raises(UsageError, match=r"--chain has certificates .*\ngive the one of the key"):
-        sign(folder, SigningKey(key, chain=(certificate,)))
-    hidden = write_key(tmp_path / "hidden.pem", private_key(other), b"word")
-    with pytest.raises(UsageError, match=r"is encrypted, which does not go with --certificate\ng"):
-        sign(folder, SigningKey(hidden, b"word", certificate))
-    (tmp_path / "bad.pem").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE---")
-    with pytest.raises(UsageError, match=r"cannot use .*bad.pem: ValueError"):
-        verify(folder, tmp_path / "bad.pem")
-
-
 # --- where something is missing
 
 
@@ -539,9 +445,3 @@ def test_without_a_place_for_a_copy(
     monkeypatch.setattr(tempfile, "tempdir", str(folder / "none"))
     with pytest.raises(BundleError, match=r"cannot verify: no place for a temporary .*\nname a fo"):
         verify(folder, public)
-
-
-def test_curves_are_those_that_model_signing_takes() -> None:
-    from deploykit.bundle.keys import CURVES
-
-    assert {getattr(ec, name.upper())().name for name in CURVES} == set(CURVES)

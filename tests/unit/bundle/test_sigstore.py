@@ -205,7 +205,7 @@ def test_the_right_name_in_a_certificate_of_somebody_else(
 @pytest.mark.parametrize(
     ("names", "issuer", "said"),
     [
-        ([name_of(ANNA.identity)], None, "is no signature: ValueError: a certificate without an i"),
+        ([name_of(ANNA.identity)], None, "is no signature: a certificate in it cannot be read, or"),
         ([], GOOGLE, "is by the identity '' of 'https://accounts.google.com', trusted is "),
         ([x509.DNSName("anna@example.org")], GOOGLE, "does not verify with the identity"),
         ([name_of("mallory@example.org")], "\x1b[2Jhttps://", r"of '\x1b[2Jhttps://', trusted is"),

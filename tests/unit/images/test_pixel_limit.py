@@ -15,10 +15,11 @@ import pytest
 from PIL import Image, ImageOps
 
 from deploykit import images
-from deploykit.core.errors import DataError, UsageError
+from deploykit.core.errors import DataError, ImageError, TooManyPixelsError, UsageError
 from deploykit.core.specs import Preprocessing
 from deploykit.images.batching import within_limit
 from deploykit.images.sets import FileImages
+from deploykit.runtime.classifier import PreparedImages
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,9 +66,7 @@ def test_without_a_model_the_limit_is_pillows(width: int, height: int) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "JPEG2000"])
 def test_the_limit_is_exact_in_every_format(kind: str) -> None:
-    # A sequential JPEG would be reduced.
-    options = {"progressive": True} if kind == "JPEG" else {}
-    data = encoded(Image.new("RGB", (40, 30), "red"), kind, **options)
+    data = encoded(Image.new("RGB", (40, 30), "red"), kind)
     assert images.pixels_of(data) == images.pixels_of(data, 1200) == 1200
     assert images.decode(data, 1200).size == (40, 30)
     with pytest.raises(DataError, match=r"40 x 30 = 1,200 pixels, the limit is 1,199"):
@@ -235,10 +234,10 @@ from deploykit import images
 from deploykit.core.specs import Preprocessing
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 wanted = Preprocessing((64, 64), 64)
-images.preprocess(images.decode(Path(sys.argv[1])), wanted)  # all that is loaded once
+images.preprocess(images.decode(Path(sys.argv[1]), reduce_for=wanted), wanted)  # all loaded once
 before = peak()
 try:
-    images.preprocess(images.decode(Path(sys.argv[2]), 25_000_000), wanted)
+    images.preprocess(images.decode(Path(sys.argv[2]), 25_000_000, reduce_for=wanted), wanted)
 except images.decoding.DataError:
     pass
 print(peak() - before)
@@ -288,8 +287,114 @@ def test_a_jpeg_above_the_limit_is_decoded_at_a_part_of_its_size(
     limit: int, size: tuple[int, int]
 ) -> None:
     data = encoded(photograph(1200, 800), "JPEG", quality=90)
-    assert images.pixels_of(data, limit) == size[0] * size[1]
-    assert images.decode(data, limit).size == size
+    assert images.pixels_of(data, limit, reduce_for=SMALL) == size[0] * size[1]
+    assert images.decode(data, limit, reduce_for=SMALL).size == size
+
+
+@pytest.mark.parametrize("limit", [959_999, 60_000])
+def test_nothing_is_reduced_for_a_caller_who_does_not_say_what_comes_next(limit: int) -> None:
+    data = encoded(photograph(1200, 800), "JPEG")
+    assert images.pixels_of(data, limit) == 960_000
+    with pytest.raises(TooManyPixelsError, match="has 1200 x 800 = 960,000 pixels") as caught:
+        images.decode(data, limit)
+    assert caught.value.pixels == 960_000
+
+
+@pytest.mark.parametrize(
+    ("resize", "limit", "size"),
+    [
+        (None, 100_000, None),  # the crop would show four times the area
+        (100, 100_000, None),
+        (75, 100_000, (200, 150)),
+        (76, 100_000, None),
+        (37, 8_000, (100, 75)),
+        (38, 8_000, None),  # a quarter would be less than twice what is needed
+        ((50, 75), 100_000, (200, 150)),
+        ((50, 76), 100_000, None),  # EXIF could exchange the sides
+        (128, 8_000, None),
+    ],
+)
+def test_a_jpeg_keeps_twice_what_the_resize_needs_or_is_refused(
+    resize: int | tuple[int, int] | None, limit: int, size: tuple[int, int] | None
+) -> None:
+    steps, data = Preprocessing((32, 32), resize), encoded(photograph(400, 300), "JPEG")
+    if size is not None:
+        assert images.decode(data, limit, reduce_for=steps).size == size
+        return
+    assert images.pixels_of(data, limit, reduce_for=steps) == 120_000
+    with pytest.raises(DataError, match="has 400 x 300 = 120,000 pixels, the limit is"):
+        images.decode(data, limit, reduce_for=steps)
+
+
+@pytest.mark.parametrize(
+    ("size", "limit"), [((20_000, 3), 10_000), ((3, 20_000), 10_000), ((15_000, 5), 7_499)]
+)
+def test_a_thin_jpeg_is_refused_by_its_real_size(size: tuple[int, int], limit: int) -> None:
+    data, (width, height) = encoded(Image.new("RGB", size), "JPEG"), size
+    steps = Preprocessing((1, 1), 1)
+    with pytest.raises(DataError, match=f"has {width} x {height} = {width * height:,} pixels"):
+        images.decode(data, limit, reduce_for=steps)
+
+
+@pytest.mark.parametrize("size", [1, 17, 224, 300, (224, 224), (64, 300)])
+def test_by_the_default_limit_every_photograph_may_be_reduced(
+    size: int | tuple[int, int],
+) -> None:
+    """Between 1 and 16 times the limit; by the header alone, whose numbers are planted."""
+    steps = Preprocessing((1, 1), size)
+    limit = images.default_max_pixels(steps)
+    data = encoded(Image.new("RGB", (16, 16)), "JPEG")
+    at = data.index(b"\xff\xc0") + 5
+    for times in (1.01, 3.9, 4.1, 15.9):
+        height = int((limit * times * 2 / 3) ** 0.5)
+        planted = data[:at] + struct.pack(">HH", height, height * 3 // 2) + data[at + 4 :]
+        assert images.pixels_of(planted, limit, reduce_for=steps) <= limit
+
+
+@pytest.mark.parametrize("limit", [None, 119_999, 7_500])
+def test_notes_count_the_reduced_images(tmp_path: Path, limit: int | None) -> None:
+    photograph(400, 300).save(tmp_path / "a.jpg")
+    photograph(400, 300).save(tmp_path / "b.png")
+    photograph(40, 30).save(tmp_path / "c.jpg")
+    (tmp_path / "d.jpg").write_bytes(b"junk")
+    photograph(400, 300).save(tmp_path / "e.jpg")
+    source = images.open_images(tmp_path, limit)
+    at_a_part = (
+        "decoded at a half or a quarter of {} width and height: a JPEG above the limit of {}"
+    )
+    two = f"2 of 5 images were {at_a_part} pixels; --max-pixels raises it"
+    one = f"1 of 3 photographs was {at_a_part} pixels; --max-pixels raises it"
+    expected = {
+        None: [],
+        119_999: [two.format("their", "119,999")],
+        7_500: [one.format("its", "7,500")],
+    }
+    chosen, what = ([0, 1, 2], "photographs") if limit == 7_500 else (None, "images")
+    assert images.notes_on_reduced(source, SMALL, chosen, what) == expected[limit]
+    assert images.notes_on_reduced(source, Preprocessing((8, 8), None), chosen) == []
+
+
+@pytest.mark.parametrize("resize", [None, 200])
+def test_a_classifiers_answer_is_of_the_whole_crop_or_none(resize: int | None) -> None:
+    """Where a reduction would change what the model sees, the image has no answer."""
+    data = encoded(photograph(400, 300), "JPEG")
+    steps = Preprocessing((64, 64), resize)
+    (found,) = PreparedImages([data], steps, 100_000).prepared(1)
+    assert isinstance(found, DataError)
+    assert str(found).startswith("image 0: the image has 400 x 300 = 120,000 pixels")
+
+
+def test_the_sender_of_an_image_is_told_nothing_of_the_programs_options() -> None:
+    with pytest.raises(ImageError) as large:
+        images.decode(png_header(13300, 13300), 10**6)
+    assert large.value.for_sender == (
+        "the image has 13300 x 13300 = 176,890,000 pixels, the limit is 1,000,000\nscale it down"
+    )
+    with pytest.raises(ImageError) as junk:
+        images.decode(b"junk")
+    assert junk.value.for_sender.endswith(
+        "expected a complete JPEG, PNG, WebP, TIFF or other image"
+    )
 
 
 @pytest.mark.parametrize("limit", [240_000, 60_000])
@@ -297,7 +402,8 @@ def test_a_reduced_jpeg_shows_the_model_what_the_whole_shows(limit: int) -> None
     """Compared with Pillow's own decoding and antialiased scaling of every pixel."""
     data = encoded(photograph(1200, 800), "JPEG", quality=90)
     whole = np.asarray(Image.open(BytesIO(data)).resize((48, 32), Image.Resampling.BILINEAR))
-    reduced = np.asarray(images.decode(data, limit).resize((48, 32), Image.Resampling.BILINEAR))
+    decoded = images.decode(data, limit, reduce_for=SMALL)
+    reduced = np.asarray(decoded.resize((48, 32), Image.Resampling.BILINEAR))
     assert np.abs(whole.astype(int) - reduced).max() <= 3
 
 
@@ -306,7 +412,7 @@ def test_a_reduced_jpeg_of_any_kind_of_pixel_is_upright_rgb(mode: str) -> None:
     exif = Image.Exif()
     exif[274] = 6  # the camera was held upright
     data = encoded(Image.new(mode, (401, 300)), "JPEG", exif=exif)
-    found = images.decode(data, 401 * 300 // 4 + 400)
+    found = images.decode(data, 401 * 300 // 4 + 400, reduce_for=SMALL)
     assert found.size == (150, 201)
     assert found.mode == "RGB"
 
@@ -330,9 +436,9 @@ BUFFERED = {
 @pytest.mark.parametrize("kind", BUFFERED)
 def test_a_jpeg_that_needs_memory_at_any_size_is_refused(kind: str) -> None:
     limit = 7_400 if kind.startswith("more") else 100_000
-    assert images.pixels_of(BUFFERED[kind], limit) == 120_000
+    assert images.pixels_of(BUFFERED[kind], limit, reduce_for=SMALL) == 120_000
     with pytest.raises(DataError, match="has 400 x 300 = 120,000 pixels, the limit is"):
-        images.decode(BUFFERED[kind], limit)
+        images.decode(BUFFERED[kind], limit, reduce_for=SMALL)
 
 
 def test_memory_of_a_reduced_jpeg(tmp_path: Path) -> None:

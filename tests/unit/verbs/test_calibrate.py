@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from deploykit.core.choices import DefinitionChoices, PreprocessingChoices
 from deploykit.core.errors import DataError, UnknownNameError, UsageError
@@ -16,9 +17,6 @@ from deploykit.precision.calibration.table import CalibrationTable
 from deploykit.sources.definition import SourceOptions
 from deploykit.verbs.calibrate import calibrate_target
 from tests.bundles import write_bundle, write_classifier
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def options(folder: Path, *, must_fit: bool = False, count: int = 4) -> CalibrationOptions:
@@ -75,6 +73,64 @@ def test_what_the_user_says_of_the_pixels_is_part_of_the_key(tmp_path: Path) -> 
     assert calibrated.table.key.preprocessing["mean"] == (0.0, 0.0, 0.0)
     # Noise of 8 x 8 pixels, scaled to 9 and so a little smoothed; a white pixel is 1.
     assert 0.85 < calibrated.table.amax["input"]["max"] <= 1.0
+
+
+def photographs(folder: Path, count: int) -> str:
+    """JPEGs of 400 x 300 pixels of noise, whose ranges a reduction changes."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(count):
+        pixels = random.integers(0, 256, (300, 400, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.jpg", quality=95)
+    return str(folder)
+
+
+@pytest.mark.parametrize("limits", [(119_999, 7_500), (None, 119_999), (7_500, None)])
+def test_a_table_is_of_the_limit_that_its_pixels_were_made_by(
+    tmp_path: Path, limits: tuple[int | None, int | None]
+) -> None:
+    original, data = str(write_classifier(tmp_path / "mine.onnx")), photographs(tmp_path / "in", 4)
+    made = []
+    for limit in (*limits, limits[1]):
+        asked = CalibrationOptions(data, 4, table=tmp_path / "t.json", max_pixels=limit)
+        calibrated, journal = calibrate_target(original, asked, SourceOptions())
+        made.append(calibrated)
+        notes = [note for note in journal.notes if "decoded at" in note]
+        expected = "4 of 4 calibration images were decoded at a half or a quarter of their width"
+        assert [note[: len(expected)] for note in notes] == ([] if limit is None else [expected])
+    assert made[1].story == "made anew: the settings differ: max_pixels"
+    assert made[2].story.startswith("used again")
+    assert made[0].table.amax != made[1].table.amax
+
+
+def test_the_images_that_an_export_compares_on_are_noted_too(tmp_path: Path) -> None:
+    original, data = str(write_classifier(tmp_path / "mine.onnx")), photographs(tmp_path / "in", 3)
+    options = ExportOptions(
+        Precision.FP32,
+        backend="none",
+        output=tmp_path / "bundle",
+        source=SourceOptions(data=Path(data), max_pixels=100_000),
+    )
+    notes = export_bundle(original, options).notes
+    assert any(
+        note.startswith("3 of 3 images of the comparison were decoded at a half") for note in notes
+    )
+
+
+def test_images_above_the_limit_are_counted_and_the_remedy_named(tmp_path: Path) -> None:
+    original, data = str(write_classifier(tmp_path / "mine.onnx")), photographs(tmp_path / "in", 6)
+    for number in (1, 2, 4, 5):
+        Image.new("RGB", (5000, 1000 + number)).save(tmp_path / "in" / f"{number}.jpg")
+    asked = CalibrationOptions(data, 6, table=tmp_path / "t.json", max_pixels=100_000)
+    with pytest.raises(DataError) as caught:
+        calibrate_target(original, asked, SourceOptions())
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("4 of 6 images cannot be used: ")
+    assert "the limit is 100,000" in lines[1]
+    assert lines[2] == (
+        "at most 1 % may be corrupt: repair or remove them; 4 have too many pixels: scale down, "
+        "or --max-pixels 5025000"
+    )
 
 
 @pytest.mark.parametrize("target", ["bundle", "file"])

@@ -34,6 +34,7 @@ def test_a_whole_bundle_has_no_problems(tmp_path: Path) -> None:
         "bundle": str(tmp_path / "colours"),
         "ok": True,
         "problems": [],
+        "remedy": "",
         "golden": "model.onnx",
         "signed_by": None,
         "engines": [],
@@ -60,8 +61,10 @@ def test_a_manifest_that_was_edited_is_the_one_problem(tmp_path: Path) -> None:
 def test_a_changed_file_is_named_and_not_run(tmp_path: Path, name: str) -> None:
     folder = write_bundle(tmp_path / "colours")
     (folder / name).write_bytes(b"other")
-    (problem,) = check(folder).problems  # nothing of a sample that does not run
+    report = check(folder)
+    (problem,) = report.problems  # nothing of a sample that does not run
     assert problem.startswith(f"{name} has sha256 ")
+    assert report.remedy == "copy or export the bundle again"
 
 
 def golden(folder: Path, error: float) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from deploykit.backends import Ability
 
 EXPORTING = ("torch", "torchvision", "onnx", "onnxscript", "safetensors")
-OTHERS = ("onnxruntime", "tensorrt", "tensorrt_rtx")
+OTHERS = ("onnxruntime", "tensorrt", "tensorrt_rtx", "model_signing", "OpenSSL")
 
 
 def diagnosed(
@@ -36,18 +36,20 @@ BUILD_RTX = "compile engines for RTX-class GPUs"
 BUILD = "compile engines with TensorRT"
 RUN_RTX = "run engines of TensorRT for RTX"
 RUN = "run engines of TensorRT"
+SIGN = "sign bundles and verify signatures"
 
 
 def test_everything_works_with_an_rtx_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     found = diagnosed(monkeypatch, Gpu("Ada", "8.9", 1))
-    assert set(found) == {EXPORT, CPU, BUILD_RTX, BUILD, RUN_RTX, RUN}
+    assert set(found) == {EXPORT, CPU, BUILD_RTX, BUILD, RUN_RTX, RUN, SIGN}
     assert list(found)[:3] == [EXPORT, CPU, BUILD_RTX]  # what needs least comes first
     assert all(ability.works for ability in found.values())
 
 
 def test_without_a_gpu_engines_for_rtx_can_still_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
     found = diagnosed(monkeypatch)
-    assert [task for task, ability in found.items() if ability.works] == [EXPORT, CPU, BUILD_RTX]
+    works = [task for task, ability in found.items() if ability.works]
+    assert works == [EXPORT, CPU, BUILD_RTX, SIGN]
     assert found[BUILD].how == "needs a GPU and its driver; there is none here"
     assert found[RUN_RTX].how == "needs an RTX-class GPU and its driver"
     assert found[RUN].how == "needs a GPU and its driver; there is none here"
@@ -67,6 +69,8 @@ def test_a_gpu_that_tensorrt_for_rtx_does_not_run_on(monkeypatch: pytest.MonkeyP
         ("onnxruntime", [CPU]),
         ("tensorrt_rtx", [BUILD_RTX, RUN_RTX]),
         ("tensorrt", [BUILD, RUN]),
+        ("model_signing", [SIGN]),
+        ("OpenSSL", [SIGN]),
     ],
 )
 def test_a_missing_package_is_named_with_its_install_line(

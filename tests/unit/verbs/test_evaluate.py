@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from deploykit.bundle import manifest
 from deploykit.core.errors import (
@@ -20,7 +22,7 @@ from deploykit.heads._accuracy import ClassEvaluation
 from deploykit.images import LabelledData
 from deploykit.verbs import evaluate as evaluating
 from deploykit.verbs.evaluate import AccuracyReport, evaluate_bundle
-from tests.bundles import SIZE, engine_record, write_bundle, write_classifier
+from tests.bundles import PLAIN, SIZE, engine_record, write_bundle, write_classifier
 from tests.fakes.engine_fake import FakeMachine
 from tests.graphs import graph, save
 
@@ -210,3 +212,41 @@ def test_an_engine_is_held_against_another_bundles(tmp_path: Path, data: Labelle
 def test_without_an_engine_nothing_is_counted(bundle: Path, data: LabelledData) -> None:
     with pytest.raises(EngineIncompatibleError, match="has no engine\nbuild one on the target"):
         evaluate_bundle(bundle, data, device="cuda", machine=FakeMachine()())
+
+
+def photographs(folder: Path, *sizes: tuple[int, int]) -> LabelledData:
+    for label, size in zip(("red", "green", "blue"), sizes, strict=True):
+        place = folder / "data" / label
+        place.mkdir(parents=True)
+        Image.new("RGB", size, "red").save(place / "one.jpg")
+    return LabelledData(folder / "data", max_pixels=100_000)
+
+
+def test_a_note_says_what_was_decoded_at_a_part_of_its_size(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "resizing", preprocessing=replace(PLAIN, resize=SIZE))
+    data = photographs(tmp_path, (400, 300), (40, 30), (20, 30))
+    (note,) = evaluate_bundle(bundle, data).notes
+    assert note == (
+        "1 of 3 images was decoded at a half or a quarter of its width and height: a JPEG above "
+        "the limit of 100,000 pixels; --max-pixels raises it"
+    )
+
+
+def test_all_images_that_cannot_be_read_are_counted(bundle: Path, tmp_path: Path) -> None:
+    data = photographs(tmp_path, (4000, 3000), (40, 30), (2000, 3000))
+    with pytest.raises(
+        DataError,
+        match=r"^2 of 3 images cannot be used: \S+blue/one.jpg, \S+red/one.jpg\n"
+        r"the first one: \S+ has 2000 x 3000 = 6,000,000 pixels, the limit is 100,000\n"
+        r"every image counts: repair or remove them; 2 have too many pixels: scale down, or "
+        r"--max-pixels 12000000$",
+    ):
+        evaluate_bundle(bundle, data)
+
+
+def test_one_image_that_cannot_be_read_has_its_own_words(bundle: Path, tmp_path: Path) -> None:
+    data = photographs(tmp_path, (4000, 3000), (40, 30), (20, 30))
+    with pytest.raises(
+        DataError, match=r"red/one.jpg has 4000 x 3000 .*\nscale it down; or, if you"
+    ):
+        evaluate_bundle(bundle, data)

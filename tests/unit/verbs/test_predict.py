@@ -15,7 +15,7 @@ from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import DataError, UsageError, ValidationError
 from deploykit.core.specs import HeadRecord
 from deploykit.verbs.predict import predict
-from tests.bundles import SIZE, write_bundle
+from tests.bundles import PLAIN, SIZE, write_bundle
 from tests.cli import deploykit
 from tests.graphs import graph, save
 
@@ -160,3 +160,24 @@ def sign(folder: Path) -> None:
         onnx=replace(manifest.onnx, sha256=digest),
     )
     (folder / MANIFEST).write_text(manifest_text(changed), encoding="utf-8")
+
+
+REDUCED = (
+    "2 of 3 images were decoded at a half or a quarter of their width and height: a JPEG above "
+    "the limit of 119,999 pixels; --max-pixels raises it"
+)
+
+
+@pytest.mark.parametrize(("limit", "note"), [(None, []), (119_999, [REDUCED])])
+def test_a_note_says_what_was_decoded_at_a_part_of_its_size(
+    tmp_path: Path, limit: int | None, note: list[str]
+) -> None:
+    bundle = write_bundle(tmp_path / "resizing", preprocessing=replace(PLAIN, resize=SIZE))
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for name, size in (("a", (400, 300)), ("b", (40, 30)), ("c", (300, 400))):
+        Image.new("RGB", size, RED).save(folder / f"{name}.jpg")
+    report = predict(bundle, [folder], device="cpu", max_pixels=limit)
+    assert list(report.notes) == note
+    assert len(report.predictions) == 3
+    assert report.to_dict()["notes"] == note
