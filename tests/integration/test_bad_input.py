@@ -350,3 +350,13 @@ def test_own_file_without_a_dynamic_batch_is_judged_at_its_own(tmp_path: Path) -
     assert called.code == 0, called.err
     assert [batch["batch"] for batch in called.data["validation"][1]["batches"]] == [4]
     assert called.data["engines"][0]["profile"]["max_batch"] == 4
+
+
+@pytest.mark.parametrize("name", ["mine", "a.b", "réseau"])
+def test_a_refusal_of_int8_names_the_users_network(name: str, tmp_path: Path) -> None:
+    """And no file of a temporary folder, which the user never saw."""
+    path = write_classifier(tmp_path / f"{name}.onnx", channels=4)
+    called = deploykit("export", path, "--int8", "--calib", "random", "--backend", "none")
+    assert called.code == 1
+    assert f"nothing in {name} can be INT8\n" in called.err
+    assert "reference.onnx" not in called.err
