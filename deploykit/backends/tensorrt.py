@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 from deploykit.backends._backend import GPU, NO_GPU, Ability, EngineBackend, needs
 from deploykit.backends._engines import HEADER_BYTES, EngineHeader
 from deploykit.backends.trt.compiler import (
+    LEAST_CAPABILITY,
     MODULES,
     RTX_CAPABILITIES,
+    RTX_GPUS,
     TENSORRT,
     TENSORRT_RTX,
     Messages,
@@ -173,7 +175,7 @@ def _problem(compiler: str, gpus: Sequence[Gpu]) -> str:
         load_compiler(compiler)
     except MissingDependencyError as error:
         return "; ".join(str(error).splitlines())
-    return _foreign_gpu(gpus[0]) if compiler == TENSORRT_RTX else ""
+    return _foreign_gpu(gpus[0]) if compiler == TENSORRT_RTX else _old_gpu(gpus[0])
 
 
 def _foreign_gpu(gpu: Gpu) -> str:
@@ -181,7 +183,20 @@ def _foreign_gpu(gpu: Gpu) -> str:
     own = gpu.compute_capability
     if own in RTX_CAPABILITIES:
         return ""
-    return f"compute capability {own} is not one of {', '.join(RTX_CAPABILITIES)}"
+    return f"compute capability {own} is not one of {_RTX_COVERS}"
+
+
+_RTX_COVERS: Final = f"{', '.join(RTX_CAPABILITIES)} ({RTX_GPUS})"
+
+
+def _old_gpu(gpu: Gpu) -> str:
+    """Why TensorRT does not run on a GPU, empty where it does."""
+    own, least = (
+        tuple(map(int, each.split("."))) for each in (gpu.compute_capability, LEAST_CAPABILITY)
+    )
+    if own >= least:
+        return ""
+    return f"compute capability {gpu.compute_capability} is below {LEAST_CAPABILITY} (T4, RTX 20)"
 
 
 def _doubts_of_rtx(precision: Precision, census: Mapping[str, int]) -> Sequence[str]:
@@ -196,7 +211,8 @@ def _abilities_of_rtx(gpus: Sequence[Gpu]) -> Sequence[Ability]:
     build = "compile engines for RTX-class GPUs"
     run = "run engines of TensorRT for RTX"
     running = needs(run, module, "their .engine files fit this GPU")
-    missing = _foreign_gpu(gpus[0]) if gpus else "needs an RTX-class GPU and its driver"
+    lacking = f"needs a GPU of compute capability {_RTX_COVERS} and its driver"
+    missing = _foreign_gpu(gpus[0]) if gpus else lacking
     if missing:
         running = Ability(run, works=False, how=missing)
     return needs(build, module, "deploykit export, no GPU needed"), running
@@ -204,9 +220,12 @@ def _abilities_of_rtx(gpus: Sequence[Gpu]) -> Sequence[Ability]:
 
 def _abilities_of_tensorrt(gpus: Sequence[Gpu]) -> Sequence[Ability]:
     build, run = "compile engines with TensorRT", "run engines of TensorRT"
-    if not gpus:
-        how = "needs a GPU and its driver; there is none here"
-        return Ability(build, works=False, how=how), Ability(run, works=False, how=how)
+    lacking = (
+        f"needs a GPU of compute capability {LEAST_CAPABILITY} (T4, RTX 20) or later and its driver"
+    )
+    missing = _old_gpu(gpus[0]) if gpus else lacking
+    if missing:
+        return Ability(build, works=False, how=missing), Ability(run, works=False, how=missing)
     module = MODULES[TENSORRT]
     return (
         needs(build, module, f"deploykit build BUNDLE --backend {TENSORRT}"),

@@ -104,3 +104,9 @@ def require_gpu(gpus: Sequence[Gpu]) -> Gpu:
 
 RTX_CAPABILITIES: Final = ("8.0", "8.6", "8.9", "12.0", "12.1")
 """Compute capabilities that TensorRT for RTX 1.7 executes on, its own list from Ampere on."""
+
+RTX_GPUS: Final = "A100, RTX 30, L4 and RTX 40, RTX 50"
+"""GPUs of `RTX_CAPABILITIES` as people call them."""
+
+LEAST_CAPABILITY: Final = "7.5"
+"""Oldest compute capability of TensorRT 10 and 11 (its support matrix): T4 and RTX 20."""

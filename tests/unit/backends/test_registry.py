@@ -216,11 +216,14 @@ def test_a_backend_says_in_a_row_of_doctor_why_it_does_not_run(
     assert find_backend("toy").abilities_on(()) == (expected,)
 
 
+COVERED = "8.0, 8.6, 8.9, 12.0, 12.1 (A100, RTX 30, L4 and RTX 40, RTX 50)"
+
+
 @pytest.mark.parametrize(
     ("gpu", "works", "how"),
     [
-        (None, False, "needs an RTX-class GPU and its driver"),
-        (H100, False, "compute capability 9.0 is not one of 8.0, 8.6, 8.9, 12.0, 12.1"),
+        (None, False, f"needs a GPU of compute capability {COVERED} and its driver"),
+        (H100, False, f"compute capability 9.0 is not one of {COVERED}"),
         (L4, True, "their .engine files fit this GPU"),
     ],
 )
@@ -233,11 +236,17 @@ def test_doctor_tells_which_gpus_rtx_runs_on(
     assert run == Ability("run engines of TensorRT for RTX", works, how)
 
 
+def test_a_gpu_that_is_too_old_is_no_place_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    has(monkeypatch, tensorrt=True)
+    found = unavailable_backends((Gpu("Tesla V100", "7.0", 1),))
+    assert found["tensorrt"] == "compute capability 7.0 is below 7.5 (T4, RTX 20)"
+
+
 def test_doctor_tells_what_tensorrt_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     has(monkeypatch, tensorrt=True)
     tensorrt = find_backend("tensorrt")
     assert {each.how for each in tensorrt.abilities_on(())} == {
-        "needs a GPU and its driver; there is none here"
+        "needs a GPU of compute capability 7.5 (T4, RTX 20) or later and its driver"
     }
     build, run = tensorrt.abilities_on((H100,))
     assert build.works

@@ -50,9 +50,23 @@ def test_without_a_gpu_engines_for_rtx_can_still_be_built(monkeypatch: pytest.Mo
     found = diagnosed(monkeypatch)
     works = [task for task, ability in found.items() if ability.works]
     assert works == [EXPORT, CPU, BUILD_RTX, SIGN]
-    assert found[BUILD].how == "needs a GPU and its driver; there is none here"
-    assert found[RUN_RTX].how == "needs an RTX-class GPU and its driver"
-    assert found[RUN].how == "needs a GPU and its driver; there is none here"
+    assert found[BUILD].how == found[RUN].how
+    assert found[RUN].how == (
+        "needs a GPU of compute capability 7.5 (T4, RTX 20) or later and its driver"
+    )
+    assert found[RUN_RTX].how == (
+        "needs a GPU of compute capability 8.0, 8.6, 8.9, 12.0, 12.1 (A100, RTX 30, L4 and RTX 40, "
+        "RTX 50) and its driver"
+    )
+
+
+@pytest.mark.parametrize("capability", ["7.0", "6.1"])
+def test_a_gpu_that_is_too_old(monkeypatch: pytest.MonkeyPatch, capability: str) -> None:
+    found = diagnosed(monkeypatch, Gpu("Old", capability, 1))
+    for task in (BUILD, RUN):
+        assert not found[task].works
+        assert found[task].how == f"compute capability {capability} is below 7.5 (T4, RTX 20)"
+    assert not found[RUN_RTX].works
 
 
 def test_a_gpu_that_tensorrt_for_rtx_does_not_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
