@@ -178,11 +178,8 @@ def _show_totals(out: Console, report: PrecisionReport) -> None:
     )
     seen = report.magnitudes
     if seen is not None:
-        out.print(
-            f"largest activation: {seen.largest:.4g} in {seen.value}; "
-            f"beyond {seen.limit:.0f} a value stays FP32",
-            markup=False,
-        )
+        kept = "" if seen.limit is None else f"; beyond {seen.limit:.0f} a value stays FP32"
+        out.print(f"largest activation: {seen.largest:.4g} in {seen.value}{kept}", markup=False)
     out.print("")
 
 
@@ -330,7 +327,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     data: Path | None,
     choices: DefinitionChoices,
 ) -> Answer:
-    """Show the layers of TARGET, or what of it is INT8, FP16 and FP32 and why.
+    """Show the layers of TARGET, or what of it is in which precision and why.
 
     TARGET is all that `export` takes, or a bundle. Multiply-adds count convolutions and matrix
     products without bias. Activation memory counts every layer's output forward and backward in

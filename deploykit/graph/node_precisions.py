@@ -11,7 +11,7 @@ import onnx_ir as ir
 from deploykit.core.precision import OWN, Precision
 from deploykit.core.serialization import to_plain
 from deploykit.graph.files import precision_of_type, quantized_precision
-from deploykit.graph.half import HEAVY_OPS, convert_to_half, plan_half
+from deploykit.graph.half import BF16, FP16, HEAVY_OPS, HalfType, convert_to_half, plan_half
 from deploykit.graph.half_range import NOTHING_UNFIT, Unfit
 from deploykit.graph.kernel_costs import network_cost
 from deploykit.graph.qdq import QdqPlan, insert_qdq, plan_qdq
@@ -183,8 +183,10 @@ class _Reader:
     def __init__(self, model: ir.Model, asked: Precision, known: Known) -> None:
         self._asked = asked
         self._known = known
-        # Without magnitudes this says what the operators themselves have against FP16.
-        self._not_half = plan_half(model, {}, 1.0).kept
+        half = BF16 if asked is Precision.BF16 else FP16
+        self._half = half
+        # Without magnitudes this says what the operators themselves have against 16 bits.
+        self._not_half = plan_half(model, {}, 1.0, half=half).kept
         self._has_half = any(_is_half(node) for node in model.graph)
         # The pairs of one graph are all of one type.
         steps = (node for node in model.graph if node.op_type == "DequantizeLinear")
@@ -217,7 +219,7 @@ class _Reader:
         return _why_not_int8(node) if works else None
 
     def _why_not_half(self) -> str:
-        return _UNRECORDED if self._has_half else "nothing in the graph is FP16"
+        return _UNRECORDED if self._has_half else f"nothing in the graph is {self._half.name}"
 
 
 def _precision(node: ir.Node, kernel: LayerCost | None, of_pairs: Precision) -> Precision:
@@ -334,15 +336,19 @@ class Planned(NamedTuple):
     known: Known
 
 
-def planned_fp16(
-    model: ir.Model, amax: Mapping[str, float], headroom: float, unfit: Unfit = NOTHING_UNFIT
+def planned_half(
+    model: ir.Model,
+    amax: Mapping[str, float],
+    headroom: float,
+    unfit: Unfit = NOTHING_UNFIT,
+    half: HalfType = FP16,
 ) -> Planned:
-    """The FP16 form of a graph that `tidy` has seen; see `plan_half`.
+    """The FP16 or BF16 form of a graph that `tidy` has seen; see `plan_half`.
 
     Raises:
         ModelFileError: two nodes have the same name.
     """
-    plan = plan_half(model, amax, headroom, unfit)
+    plan = plan_half(model, amax, headroom, unfit, half)
     return Planned(convert_to_half(model, plan), Known(plan.kept))
 
 

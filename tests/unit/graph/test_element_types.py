@@ -23,7 +23,7 @@ TYPES = ir.DataType
     [
         ({TYPES.FLOAT, TYPES.INT64, None}, Precision.FP32),
         ({TYPES.FLOAT, TYPES.FLOAT16}, Precision.FP16),
-        ({TYPES.FLOAT, TYPES.BFLOAT16}, Precision.FP32),
+        ({TYPES.FLOAT, TYPES.BFLOAT16}, Precision.BF16),
         (set(), Precision.FP32),
     ],
 )
@@ -37,7 +37,7 @@ def test_stored_weights(types: set[ir.DataType | None], expected: Precision) -> 
         (TYPES.FLOAT, Precision.FP32),
         (TYPES.DOUBLE, Precision.FP32),
         (TYPES.FLOAT16, Precision.FP16),
-        (TYPES.BFLOAT16, Precision.FP16),
+        (TYPES.BFLOAT16, Precision.BF16),
         (TYPES.INT8, Precision.FP32),
         (None, Precision.FP32),
     ],

@@ -8,7 +8,7 @@ import pytest
 
 from deploykit.core.precision import Precision
 from deploykit.graph import LoadedGraph, read_artifact, read_model, tidy, write_model
-from deploykit.graph.node_precisions import planned_fp16, planned_int8, read_precision
+from deploykit.graph.node_precisions import planned_half, planned_int8, read_precision
 from deploykit.graph.qdq import QdqPolicy, plan_qdq
 from deploykit.precision.fp16 import HEADROOM
 from deploykit.precision.quantization.choice import Int8Options, quantize_to_int8
@@ -66,7 +66,7 @@ def int8(
 
 
 def fp16(model: ir.Model, amax: Mapping[str, float] | None = None) -> GraphPrecision:
-    planned = planned_fp16(model, amax or {}, HEADROOM)
+    planned = planned_half(model, amax or {}, HEADROOM)
     return read_precision(planned.model, Precision.FP16, 1, planned.known)
 
 
@@ -160,7 +160,7 @@ def test_an_export_makes_the_same_of_it(model: ir.Model, tmp_path: Path, rest: P
 
 
 def test_what_a_file_of_fp16_does_not_say(model: ir.Model, tmp_path: Path) -> None:
-    planned = planned_fp16(model, {"c3": 1e5}, HEADROOM)
+    planned = planned_half(model, {"c3": 1e5}, HEADROOM)
     write_model(planned.model, tmp_path / "half.onnx", Precision.FP16)
     artifact = read_artifact(tmp_path / "half.onnx")
     found = read_precision(read_model(artifact.path), artifact.precision, 1)
