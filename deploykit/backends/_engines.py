@@ -41,14 +41,15 @@ class CompileOptions:
 
     ``workspace_bytes`` limits the scratch memory of a layer, ``None`` leaves the compiler's own
     limit. ``compute_capabilities``, as ("8.6", "8.9"), is for portable compilers only; empty means
-    every one that the compiler knows from 8.0 up. Another builds for the GPU that it runs on, which
-    is the driver's ``gpu_index``.
+    every one that the compiler knows from 8.0 up and that has ``least_compute_capability``.
+    Another builds for the GPU that it runs on, which is the driver's ``gpu_index``.
     """
 
     profile: ShapeProfile = field(default_factory=ShapeProfile)
     workspace_bytes: int | None = None
     compute_capabilities: tuple[str, ...] = ()
     gpu_index: int = 0
+    least_compute_capability: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.workspace_bytes is not None and self.workspace_bytes < 1:

@@ -61,6 +61,8 @@ def build_engine(
     """
     require_capabilities(artifact.precision, options.compute_capabilities)
     backend = engine_backend(compiler.name)
+    least = artifact.precision.facts.least_compute_capability
+    options = replace(options, least_compute_capability=least)
     with progress.step(f"compile with {compiler.label}") as task:
         compiled = backend.compile(compiler, artifact.path, options, task)
     prove_precision(compiled.census, artifact.precision, allowed_fp32)

@@ -18,7 +18,13 @@ from deploykit.graph.half import BF16, FP16, HEAVY_OPS, HalfPlan, convert_to_hal
 from deploykit.graph.kernel_costs import describe_layers
 from deploykit.graph.loaded import LoadedGraph, read_graph, write_graph
 from deploykit.graph.open_batch import open_batch
-from deploykit.graph.opset import OLDEST_FOR_INT8, OPSET, raise_opset, raise_opset_for_bf16
+from deploykit.graph.opset import (
+    OLDEST_FOR_INT8,
+    OPSET,
+    raise_opset,
+    raise_opset_for_bf16,
+    raise_opset_for_fp8,
+)
 from deploykit.graph.refusals import require_usable
 from deploykit.graph.shapes import require_bounded
 from deploykit.graph.tail import Tail, read_tails
@@ -48,6 +54,7 @@ __all__ = [
     "put_image_first",
     "raise_opset",
     "raise_opset_for_bf16",
+    "raise_opset_for_fp8",
     "read_artifact",
     "read_graph",
     "read_model",

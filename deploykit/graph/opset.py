@@ -25,6 +25,9 @@ OPSET: Final = 20
 OLDEST_FOR_INT8: Final = 18
 """Oldest opset for INT8: scales per channel need 13, measuring a layer's error needs 18."""
 
+OLDEST_FOR_FP8: Final = 19
+"""Oldest opset with a type for FP8."""
+
 OPSET_FOR_BF16: Final = 22
 """First opset whose convolutions and poolings take BF16; TensorRT 10.12 reads it."""
 
@@ -44,6 +47,15 @@ def raise_opset(model: ir.Model, *, limit: int = PROTOBUF_LIMIT_BYTES) -> ir.Mod
         ModelFileError: onnx's own converter cannot translate one of its operators.
     """
     return _raised(model, OLDEST_FOR_INT8, OPSET, limit)
+
+
+def raise_opset_for_fp8(model: ir.Model, *, limit: int = PROTOBUF_LIMIT_BYTES) -> ir.Model:
+    """The graph in opset 20, or in its own from 19 on; see `raise_opset`.
+
+    Raises:
+        ModelFileError: onnx's own converter cannot translate one of its operators.
+    """
+    return _raised(model, OLDEST_FOR_FP8, OPSET, limit)
 
 
 def raise_opset_for_bf16(model: ir.Model, *, limit: int = PROTOBUF_LIMIT_BYTES) -> ir.Model:

@@ -126,7 +126,9 @@ def open_given(target: str, options: PrecisionOptions) -> GivenGraph | None:
         IntegrityError: the bundle's graph is not as it was written.
     """
     if options.exclude and not options.planned.facts.quantized:
-        raise UsageError(f"--exclude keeps nodes out of INT8: leave out --{options.planned}")
+        raise UsageError(
+            f"--exclude keeps nodes out of INT8 and FP8: leave out --{options.planned}"
+        )
     kind, path = kind_of(target), Path(target)
     if kind is Kind.DEFINITION:
         return None

@@ -223,8 +223,13 @@ def _target_capabilities(compiler: Compiler, options: CompileOptions) -> tuple[s
                 "it builds for the GPU of the machine: leave them out"
             )
         which = str(options.gpu_index) if options.gpu_index else ""
-        own = with_first(environment.gpus(), which)
-        return (require_gpu(own).compute_capability,)
+        own = require_gpu(with_first(environment.gpus(), which)).compute_capability
+        if not _has(own, options):
+            raise UsageError(
+                f"this GPU is of compute capability {own}, which lacks what the graph computes in\n"
+                f"it needs {_least(options)} or later: export another precision for it"
+            )
+        return (own,)
     known = known_compute_capabilities(compiler)
     unknown = [name for name in asked if name not in known]
     if unknown:
@@ -232,7 +237,19 @@ def _target_capabilities(compiler: Compiler, options: CompileOptions) -> tuple[s
             f"{compiler.label} cannot compile for compute capability {', '.join(unknown)}\n"
             f"it knows {', '.join(known)}"
         )
-    return tuple(name for name in known if name in asked) or known
+    fitting = tuple(name for name in known if _has(name, options))
+    return tuple(name for name in known if name in asked) or fitting
+
+
+def _has(compute_capability: str, options: CompileOptions) -> bool:
+    """Whether a GPU of it has the arithmetic that is asked for."""
+    major, minor = compute_capability.split(".")
+    least = options.least_compute_capability
+    return least is None or (int(major), int(minor)) >= least
+
+
+def _least(options: CompileOptions) -> str:
+    return ".".join(map(str, options.least_compute_capability or ()))
 
 
 class _Compilation:

@@ -71,7 +71,7 @@ def test_what_is_no_precision(given: Any) -> None:
 
 
 def test_unknown_names_suggest_close_ones() -> None:
-    expected = "unknown precision 'in8'\ndid you mean: int8.*\nall of them: fp32, fp16, bf16, int8$"
+    expected = "'in8'\ndid you mean: int8.*\nall of them: fp32, fp16, bf16, int8, fp8$"
     with pytest.raises(UnknownNameError, match=expected):
         find_precision("in8")
     assert find_precision("int8") is Precision.INT8

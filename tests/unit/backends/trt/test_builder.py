@@ -282,6 +282,25 @@ def test_tensorrt_without_a_gpu(monkeypatch: pytest.MonkeyPatch, path: Path) -> 
         compile_onnx(fake(script(), "tensorrt"), path, CompileOptions())
 
 
+@pytest.mark.parametrize(("least", "oldest"), [((8, 9), "8.9"), ((8, 0), "8.0"), (None, "8.0")])
+def test_targets_are_those_that_have_the_arithmetic(
+    least: tuple[int, int] | None, oldest: str, path: Path
+) -> None:
+    engine = compile_onnx(fake(script()), path, CompileOptions(least_compute_capability=least))
+    assert engine.compute_capabilities[0] == oldest
+    assert engine.compute_capabilities[-1] == "12.0"
+
+
+def test_a_gpu_without_the_arithmetic_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "gpus", lambda: (Gpu("Ampere", "8.6", 1),))
+    with pytest.raises(UsageError, match=r"capability 8.6, which lacks .*\nit needs 8.9 or later"):
+        compile_onnx(
+            fake(script(), "tensorrt"), path, CompileOptions(least_compute_capability=(8, 9))
+        )
+
+
 def test_tensorrt_takes_no_compute_capabilities(path: Path) -> None:
     with pytest.raises(UsageError, match=r"8\.9 cannot be chosen for tensorrt\n.*leave them out"):
         compile_onnx(fake(script(), "tensorrt"), path, ONE)
