@@ -177,6 +177,10 @@ class GraphBackend(Backend):
     open: Callable[[Graph, GraphOptions], Runner]
     load_device: str | None = None
 
+    def runs(self, precision: Precision) -> bool:
+        """Whether it has kernels for a graph of this precision."""
+        return Backend.runs(self, precision) and not precision.facts.needs_cpu_form
+
     def open_artifact(
         self, artifact: OnnxArtifact, *, threads: int | None = None, gpu_index: int = 0
     ) -> Runner:

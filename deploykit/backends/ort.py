@@ -276,16 +276,27 @@ class OrtRunner(Closing):
 def _content(model: Path | bytes | SplitGraph | None, options: ort.SessionOptions) -> Any:
     """What a session is made from; ``options`` are given the weights that are apart from it."""
     if isinstance(model, SplitGraph):
-        import onnxruntime as ort
-
         # onnxruntime copies them while it loads: they need not outlive that.
-        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in model.weights.values()]
+        values = [_value_of(array) for array in model.weights.values()]
         options.add_external_initializers(list(model.weights), values)
         return model.content
     if isinstance(model, Path):
         require_utf8(model)
         return str(model)
     return model
+
+
+_BITS_OF: Final = {"bfloat16": ("uint16", 16), "float8_e4m3fn": ("uint8", 17)}
+"""Types that numpy has not: the one that their bits are handed over in, their number in ONNX."""
+
+
+def _value_of(array: Array) -> ort.OrtValue:
+    import onnxruntime as ort
+
+    if array.dtype.name not in _BITS_OF:
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    bits, number = _BITS_OF[array.dtype.name]
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(bits), number)
 
 
 def _look_up(session: ort.InferenceSession) -> _Opened:
@@ -327,7 +338,7 @@ BACKENDS: Final = (
         device=GPU,
         precisions=None,
         # A Q/DQ graph is computed node by node.
-        usual=tuple(each for each in OWN if not each.facts.quantized),
+        usual=tuple(e for e in OWN if not (e.facts.quantized or e.facts.needs_cpu_form)),
         # Whether the CUDA libraries are found shows only when onnxruntime starts.
         problem=lambda gpus: not_installed(_MODULE) if gpus else NO_GPU,
         # None: it would say yes where the CUDA libraries are not found.

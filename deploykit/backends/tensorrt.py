@@ -241,7 +241,8 @@ def _backend(name: str, *, label: str, rank: int) -> EngineBackend:
         rank=rank,
         device=GPU,
         precisions=None,
-        usual=OWN,
+        # What every GPU has; others are measured where they are asked for.
+        usual=tuple(each for each in OWN if each.facts.least_compute_capability is None),
         problem=partial(_problem, name),
         notes=_notes,
         cuda_graphs=True,

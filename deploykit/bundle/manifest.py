@@ -335,11 +335,14 @@ class Bundle:
         return self.manifest.onnx.path
 
     def on_cpu(self, *, fast: bool = False) -> CpuGraph:
-        """The graph that a CPU runs; with ``fast`` the model itself, whatever a CPU makes of it."""
-        model = self.manifest.onnx
-        if self.manifest.precision.facts.is_source:
+        """The graph that a CPU runs; with ``fast`` the model itself, whatever a CPU makes of it.
+
+        Where only engines have kernels for the model, it is the form for CPUs always.
+        """
+        model, facts = self.manifest.onnx, self.manifest.precision.facts
+        if facts.is_source:
             return CpuGraph(model, "")
-        if fast:
+        if fast and not facts.needs_cpu_form:
             return CpuGraph(model, "in FP32 arithmetic, as asked")
         path = self.folder / CPU_MODEL
         if CPU_MODEL not in self.manifest.files or not path.is_file():

@@ -256,7 +256,8 @@ _COMPILING = (
         "compute_capabilities",
         multiple=True,
         metavar="CC",
-        help="GPU generation for tensorrt-rtx, as 8.9; may be repeated. Default: all from 8.0 on.",
+        help="GPU generation for tensorrt-rtx, as 8.9; may be repeated. Default: all from 8.0 on "
+        "that have the precision.",
     ),
     click.option(
         "--optimization-level",

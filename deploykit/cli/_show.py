@@ -255,8 +255,8 @@ def show_int8(out: Console, conversion: Mapping[str, Any], calibration: Mapping[
     out.print(f"convolutions and matrix products: {layers}")
     out.print(
         f"ranges: {calibration['method']}, from {calibration['images']} images; "
-        f"first layer {calibration['policy']['first_layer']}, "
-        f"skips {calibration['policy']['residual']}, "
+        f"first layer {_kept_or(calibration['policy']['first_layer'], kinds[0])}, "
+        f"skips {_kept_or(calibration['policy']['residual'], kinds[0])}, "
         f"{len(calibration['policy']['sensitive'])} sensitive layers kept, "
         f"{conversion['corrected_biases']} biases corrected",
         "",
@@ -280,7 +280,12 @@ def show_int8(out: Console, conversion: Mapping[str, Any], calibration: Mapping[
             for name, ratio in sorted(conversion[key].items(), key=_ratio):
                 rows.add_row(name, "exact" if ratio is None else f"{ratio:.1f}")
             out.print(rows, "")
-    show_kept(out, conversion["kept"], "not INT8")
+    show_kept(out, conversion["kept"], f"not {kinds[0].upper()}")
+
+
+def _kept_or(choice: str, kind: str) -> str:
+    """A choice of a policy, whose ``int8`` stands for quantized."""
+    return kind if choice == "int8" else choice
 
 
 def _ratio(item: tuple[str, float | None]) -> float:

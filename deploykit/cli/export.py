@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 _END = click.Choice(["auto", "int8", "keep"])
 
 _OPTIONS = (
-    click.option("--calib", metavar="PATH", help="Images for INT8, as --data; `random` is noise."),
+    click.option(
+        "--calib", metavar="PATH", help="Images for INT8 and FP8, as --data; `random` is noise."
+    ),
     _options.calib_count,
     click.option(
         "--calib-table",
@@ -58,10 +60,13 @@ _OPTIONS = (
         type=click.Choice(["fp16", "fp32"]),
         default="fp16",
         show_default=True,
-        help="Precision of what is not INT8.",
+        help="Precision of what is not INT8 or FP8.",
     ),
     click.option(
-        "--exclude", multiple=True, metavar="PATTERN", help="Nodes to keep out of INT8: layer4.*"
+        "--exclude",
+        multiple=True,
+        metavar="PATTERN",
+        help="Nodes to keep out of INT8 or FP8: layer4.*",
     ),
     click.option(
         "--first-layer",

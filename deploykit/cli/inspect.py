@@ -173,18 +173,19 @@ def _show_totals(out: Console, report: PrecisionReport) -> None:
     rows.add_row(f"of {total} multiply-adds", *shares)
     rows.add_row("convolutions, matrix products", *(str(heavy[each]) for each in _ORDER))
     out.print(rows)
-    out.print(
-        f"on its edges: {graph.casts} casts, {graph.qdq_pairs} Q/DQ pairs, "
-        f"{graph.int8_weights} INT8 weights"
-    )
+    out.print(f"on its edges: {graph.casts} casts, {graph.qdq_pairs} Q/DQ pairs, {_weights(graph)}")
     seen = report.magnitudes
     if seen is not None:
-        out.print(
-            f"largest activation: {seen.largest:.4g} in {seen.value}; "
-            f"beyond {seen.limit:.0f} a value stays FP32",
-            markup=False,
-        )
+        kept = "" if seen.limit is None else f"; beyond {seen.limit:.0f} a value stays FP32"
+        out.print(f"largest activation: {seen.largest:.4g} in {seen.value}{kept}", markup=False)
     out.print("")
+
+
+def _weights(graph: GraphPrecision) -> str:
+    """As ``3 INT8 weights``; those of FP8 where there are some."""
+    if graph.fp8_weights:
+        return f"{graph.fp8_weights} FP8 weights"
+    return f"{graph.int8_weights} INT8 weights"
 
 
 def _show_heaviest(out: Console, report: PrecisionReport) -> None:
@@ -255,7 +256,7 @@ def _remark(node: NodePrecision) -> str:
 
 def _next_step(report: PrecisionReport) -> str:
     facts = report.precision.facts
-    if report.planned and facts.quantized and not report.graph.int8_weights:
+    if report.planned and facts.quantized and not report.graph.quantized_weights:
         return f"what FP16 would be: deploykit inspect {report.source} --fp16"
     if report.planned:
         needed = " --calib PATH" if facts.needs_calibration else ""
@@ -311,7 +312,7 @@ def _upper(precision: Precision) -> str:
     }
 )
 @click.option(
-    "--exclude", multiple=True, metavar="PATTERN", help="Nodes to keep out of INT8: layer4.*"
+    "--exclude", multiple=True, metavar="PATTERN", help="Nodes to keep out of INT8 or FP8: layer4.*"
 )
 @click.option("--all", "every_node", is_flag=True, help="Each node, not those alike in one row.")
 @_options.weights
@@ -331,15 +332,15 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     data: Path | None,
     choices: DefinitionChoices,
 ) -> Answer:
-    """Show the layers of TARGET, or what of it is INT8, FP16 and FP32 and why.
+    """Show the layers of TARGET, or what of it is in which precision and why.
 
     TARGET is all that `export` takes, or a bundle, whose engines are shown too. Multiply-adds count
     convolutions and matrix products without bias. Activation memory counts every layer's output
     forward and backward in FP32, as torchsummary does.
 
-    --fp16 and --int8 export a definition to a temporary folder and measure its activations, as
-    `export` does: what comes near the end of FP16 stays FP32. Ranges of INT8 are not needed for
-    it.
+    --fp16, --int8 and the others export a definition to a temporary folder and measure its
+    activations, as `export` does: what comes near the end of FP16 stays FP32. Ranges of INT8 and
+    FP8 are not needed for it.
     """
     if not (precision or flagged):
         measuring = {

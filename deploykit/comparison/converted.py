@@ -39,8 +39,10 @@ def open_rounding(runners: Runners, graph: LoadedGraph, stored: Stored = Stored.
 
 
 def open_as_engine(runners: Runners, artifact: OnnxArtifact, *, fast: bool = False) -> Runner:
-    """Run a file with the arithmetic of an engine; ``fast`` in the CPU's own."""
-    return runners.of_artifact(artifact) if fast else open_rounding(runners, LoadedGraph(artifact))
+    """Run a file with the arithmetic of an engine; ``fast`` in the CPU's own, if it has kernels."""
+    if fast and not artifact.precision.facts.needs_cpu_form:
+        return runners.of_artifact(artifact)
+    return open_rounding(runners, LoadedGraph(artifact))
 
 
 def validate_converted(

@@ -14,17 +14,25 @@ from deploykit.graph.files import (
 )
 from deploykit.graph.folding import fold, plain
 from deploykit.graph.foreign import declare_ranks, mended_of
-from deploykit.graph.half import HEAVY_OPS, HalfPlan, convert_to_half, plan_half
+from deploykit.graph.half import BF16, FP16, HEAVY_OPS, HalfPlan, convert_to_half, plan_half
 from deploykit.graph.kernel_costs import describe_layers
 from deploykit.graph.loaded import LoadedGraph, read_graph, write_graph
 from deploykit.graph.open_batch import open_batch
-from deploykit.graph.opset import OLDEST_FOR_INT8, OPSET, raise_opset
+from deploykit.graph.opset import (
+    OLDEST_FOR_INT8,
+    OPSET,
+    raise_opset,
+    raise_opset_for_bf16,
+    raise_opset_for_fp8,
+)
 from deploykit.graph.refusals import require_usable
 from deploykit.graph.shapes import require_bounded
 from deploykit.graph.tail import Tail, read_tails
 from deploykit.graph.tidy import tidy
 
 __all__ = [
+    "BF16",
+    "FP16",
     "HEAVY_OPS",
     "OLDEST_FOR_INT8",
     "OPSET",
@@ -45,6 +53,8 @@ __all__ = [
     "put_first",
     "put_image_first",
     "raise_opset",
+    "raise_opset_for_bf16",
+    "raise_opset_for_fp8",
     "read_artifact",
     "read_graph",
     "read_model",

@@ -32,9 +32,11 @@ ALIGNMENT_BYTES: Final = 4096
 
 WEIGHT_TYPES: Final = frozenset(
     {
+        ir.DataType.BFLOAT16,
         ir.DataType.DOUBLE,
         ir.DataType.FLOAT,
         ir.DataType.FLOAT16,
+        ir.DataType.FLOAT8E4M3FN,
         ir.DataType.INT8,
         ir.DataType.UINT8,
     }

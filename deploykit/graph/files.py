@@ -158,11 +158,14 @@ def precision_of_type(dtype: ir.DataType | None) -> Precision:
 
 
 def quantized_precision(node: ir.Node) -> Precision:
-    """The precision of arithmetic behind a QuantizeLinear or DequantizeLinear, by its zero point.
+    """The precision of arithmetic behind a QuantizeLinear or DequantizeLinear.
 
-    Without one it is INT8, as for a type that is no precision's own.
+    It is that of its zero point; without one, of what it restores or makes. A type that is no
+    precision's own counts as INT8.
     """
     zero = node.inputs[_ZERO_POINT] if len(node.inputs) > _ZERO_POINT else None
+    if zero is None:
+        zero = node.inputs[0] if node.op_type == "DequantizeLinear" else node.outputs[0]
     name = None if zero is None or zero.dtype is None else zero.dtype.name
     exact = (each for each in _QUANTIZED if each.facts.element_type == name)
     return next(exact, Precision.INT8)

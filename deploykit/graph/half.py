@@ -1,4 +1,4 @@
-"""FP16 in a graph: which nodes change type, why others do not, and the casts at the borders."""
+"""FP16 or BF16 in a graph: which nodes change type, why others do not, and the casts between."""
 
 from __future__ import annotations
 
@@ -42,15 +42,46 @@ SQUARING_OPS: Final = frozenset(
 
 
 QUANTIZING_OPS: Final = frozenset({"DequantizeLinear", "QuantizeLinear"})
-"""Operators of INT8 graphs: compilers take their scales in FP32, and FP16 ends at 6e-8."""
+"""Operators of quantized graphs: compilers take their scales in FP32, and FP16 ends at 6e-8."""
+
+
+@dataclass(frozen=True, slots=True)
+class HalfType:
+    """A floating-point type of 16 bits, and whether it ends sooner than FP32 does.
+
+    It has all whole numbers up to ``exact``.
+    """
+
+    name: str
+    dtype: ir.DataType
+    is_short: bool
+    exact: float
+
+    @property
+    def schema_type(self) -> str:
+        """What schemas of operators call it."""
+        return f"tensor({self.dtype.name.lower()})"
+
+    @property
+    def suffix(self) -> str:
+        """Of the names of values that become it."""
+        return f"_{self.name.lower()}"
+
+
+FP16: Final = HalfType("FP16", ir.DataType.FLOAT16, is_short=True, exact=FP16_EXACT)
+"""IEEE 754 binary16."""
+
+BF16: Final = HalfType("BF16", ir.DataType.BFLOAT16, is_short=False, exact=256.0)
+"""The upper half of FP32's bits: its range, with 8 digits of 24."""
 
 
 @dataclass(frozen=True)
 class HalfPlan:
-    """The nodes that become FP16, and a reason for each other node with FP32 data."""
+    """The nodes that become ``half``, and a reason for each other node with FP32 data."""
 
     halved: frozenset[str]
     kept: Mapping[str, str] = field(default_factory=dict)
+    half: HalfType = FP16
 
     def kept_heavy(self, model: ir.Model) -> int:
         """Number of convolutions and matrix products that stay FP32, in subgraphs too."""
@@ -59,15 +90,20 @@ class HalfPlan:
 
 
 def plan_half(
-    model: ir.Model, amax: Mapping[str, float], headroom: float, unfit: Unfit = NOTHING_UNFIT
+    model: ir.Model,
+    amax: Mapping[str, float],
+    headroom: float,
+    unfit: Unfit = NOTHING_UNFIT,
+    half: HalfType = FP16,
 ) -> HalfPlan:
-    """Decide for each node whether it becomes FP16, from the largest magnitude of each value.
+    """Decide for each node whether it becomes ``half``, from the largest magnitude of each value.
 
     ``headroom`` is by how much larger the activations may become: a value that grows with their
     square needs its square. A value that may pass 65504, is ``unfit``, vanishes, or counts beyond
     2048 keeps the node that makes it and the nodes that read it in FP32. So does a guard that FP16
-    cannot hold for all nodes up to the one that it guards, and a Mod for those before it. The graph
-    must be one that `tidy` has seen.
+    cannot hold for all nodes up to the one that it guards, and a Mod for those before it. BF16 has
+    FP32's range: only what counts beyond 256, and a Mod, keep nodes from it. The graph must be one
+    that `tidy` has seen.
 
     Raises:
         ModelFileError: two nodes have the same name, so that a plan by name would mix them up.
@@ -75,43 +111,43 @@ def plan_half(
     names = [str(node.name) for node in model.graph]
     if len(set(names)) < len(names):
         raise ModelFileError("the graph's nodes have no names of their own; tidy it first")
-    unfit = vanishing_guards(model).joined(attention_beyond_range(model, amax)).joined(unfit)
-    unfit = unfit.joined(jumping(model))
-    counted = {str(value.name): reason for value, reason in _counted(model).items()}
-    values = {**counted, **unfit.values, **_beyond_range(model, amax, headroom)}
-    nodes = {**_vanishing_weights(model, amax), **unfit.nodes}
+    unfit = _not_to_round(model, half).joined(unfit if half.is_short else NOTHING_UNFIT)
+    if half.is_short:
+        unfit = unfit.joined(_out_of_range(model, amax, headroom))
     shapes = _computed_from_shapes(model)
     halved: set[str] = set()
     kept: dict[str, str] = {}
     for node in model.graph:
         if not any(is_float(value) for value in (*node.inputs, *node.outputs)):
             continue
-        reason = _reason_to_keep(node, model)
-        reason = reason or _reason_in_shapes(node, shapes)
-        reason = reason or _reason_in_values(node, values) or nodes.get(str(node.name))
+        reason = _reason_to_keep(node, model, half) or _reason_in_shapes(node, shapes, half)
+        reason = reason or _reason_in_values(node, unfit.values, half)
+        reason = reason or unfit.nodes.get(str(node.name))
         if reason:
             kept[str(node.name)] = reason
         else:
             halved.add(str(node.name))
-    return HalfPlan(frozenset(halved), kept)
+    return HalfPlan(frozenset(halved), kept, half)
 
 
-def half_slots(node: ir.Node, model: ir.Model) -> tuple[list[bool], list[bool]]:
-    """Flags for the inputs and outputs of a node: True where its operator allows FP16."""
+def half_slots(
+    node: ir.Node, model: ir.Model, half: HalfType = FP16
+) -> tuple[list[bool], list[bool]]:
+    """Flags for the inputs and outputs of a node: True where its operator allows ``half``."""
     nothing = [False] * len(node.inputs), [False] * len(node.outputs)
     opset = model.graph.opset_imports.get(node.domain)
     if opset is None or not onnx.defs.has(node.op_type, opset, node.domain):
         return nothing
     schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
-    either = {"tensor(float)", "tensor(float16)"}
-    half = {
+    either = {"tensor(float)", half.schema_type}
+    types = {
         constraint.type_param_str
         for constraint in schema.type_constraints
         if either <= set(constraint.allowed_type_strs)
     }
     # A type that no input fixes (Cast, RandomNormal) comes from an attribute: leave it alone.
-    tied = half & {formal.type_str for formal in schema.inputs}
-    inputs = _per_argument(schema.inputs, len(node.inputs), half)
+    tied = types & {formal.type_str for formal in schema.inputs}
+    inputs = _per_argument(schema.inputs, len(node.inputs), types)
     outputs = _per_argument(schema.outputs, len(node.outputs), tied)
     return inputs, outputs
 
@@ -121,26 +157,39 @@ def is_float(value: ir.Value | None) -> bool:
     return value is not None and value.dtype == ir.DataType.FLOAT
 
 
-def _reason_to_keep(node: ir.Node, model: ir.Model) -> str | None:
-    """Reason against FP16 in the operator itself, or ``None``."""
+def _reason_to_keep(node: ir.Node, model: ir.Model, half: HalfType) -> str | None:
+    """Reason against ``half`` in the operator itself, or ``None``."""
     if any(True for _ in _subgraphs(node)):
         return "control flow"
-    if node.op_type in SQUARING_OPS:
+    if half.is_short and node.op_type in SQUARING_OPS:
         return "its intermediate squares overflow"
     if node.op_type in QUANTIZING_OPS:
         return "its scale stays FP32"
-    in_slots, out_slots = half_slots(node, model)
+    in_slots, out_slots = half_slots(node, model, half)
     values = (*node.inputs, *node.outputs)
     typed = [v for v, slot in zip(values, (*in_slots, *out_slots), strict=True) if slot and v]
     if not any(is_float(value) for value in typed):
-        return "the operator has no FP16 form"
+        return f"the operator has no {half.name} form"
     unknown = next((value for value in typed if value.name and value.dtype is None), None)
     return None if unknown is None else f"the type of {unknown.name} is not known"
 
 
-def _reason_in_shapes(node: ir.Node, shapes: set[ir.Node]) -> str | None:
+def _reason_in_shapes(node: ir.Node, shapes: set[ir.Node], half: HalfType) -> str | None:
     computes = node in shapes and any(is_float(value) for value in node.outputs)
-    return "it computes with shapes, which FP16 would round" if computes else None
+    return f"it computes with shapes, which {half.name} would round" if computes else None
+
+
+def _not_to_round(model: ir.Model, half: HalfType) -> Unfit:
+    """Whole numbers that a type of 16 bits does not have, and what jumps where it is rounded."""
+    counted = {str(value.name): reason for value, reason in _counted(model, half).items()}
+    return Unfit(counted).joined(jumping(model))
+
+
+def _out_of_range(model: ir.Model, amax: Mapping[str, float], headroom: float) -> Unfit:
+    """What FP16 is not for, by its rules and by the magnitudes."""
+    unfit = vanishing_guards(model).joined(attention_beyond_range(model, amax))
+    beyond = _beyond_range(model, amax, headroom)
+    return Unfit(beyond, _vanishing_weights(model, amax)).joined(unfit)
 
 
 def _beyond_range(model: ir.Model, amax: Mapping[str, float], headroom: float) -> dict[str, str]:
@@ -230,8 +279,8 @@ _COUNTING: Final = frozenset(
 """Operators whose results of whole numbers may be any, or fractions that are rounded again."""
 
 
-def _counted(model: ir.Model) -> dict[ir.Value, str]:
-    """FP32 values that hold whole numbers beyond 2048, each with the reason.
+def _counted(model: ir.Model, half: HalfType) -> dict[ir.Value, str]:
+    """FP32 values that hold whole numbers beyond those of ``half``, each with the reason.
 
     They are numbers of classes or places, from an ArgMax or a TopK, and what is made of them and of
     constants: in FP16 class 2049 is class 2048.
@@ -240,12 +289,13 @@ def _counted(model: ir.Model) -> dict[ir.Value, str]:
     for node in model.graph:
         if node.op_type in _RANKING and not node.domain:
             bounds[node.outputs[-1]] = _places(node)
-        elif not node.domain and (bound := _count_bound(node, bounds)) is not None:
+        elif not node.domain and (bound := _count_bound(node, bounds, half.exact)) is not None:
             bounds.update(dict.fromkeys(node.outputs, bound))
     return {
-        value: f"{value.name} holds whole numbers, {_most(bound)}: FP16 has them to 2048"
+        value: f"{value.name} holds whole numbers, {_most(bound)}: {half.name} has them to "
+        f"{half.exact:.0f}"
         for value, bound in bounds.items()
-        if is_float(value) and bound > FP16_EXACT
+        if is_float(value) and bound > half.exact
     }
 
 
@@ -261,7 +311,7 @@ def _places(node: ir.Node) -> float:
     return float(size - 1) if isinstance(size, int) else float(np.inf)
 
 
-def _count_bound(node: ir.Node, bounds: Mapping[ir.Value, float]) -> float | None:
+def _count_bound(node: ir.Node, bounds: Mapping[ir.Value, float], exact: float) -> float | None:
     """Largest whole number that a node may give; ``None`` where it gives others."""
     numbers = _numbers_in(node)
     if not any(value in bounds for value in numbers):
@@ -270,7 +320,7 @@ def _count_bound(node: ir.Node, bounds: Mapping[ir.Value, float]) -> float | Non
     known = [bound for bound in given if bound is not None]
     if len(known) < len(given):
         # What is added to a place is a place too, even if it has fractions.
-        is_place = node.op_type in _ADDING and max(known) > FP16_EXACT
+        is_place = node.op_type in _ADDING and max(known) > exact
         return float(np.inf) if is_place else None
     if node.op_type in _ADDING:
         return sum(known)
@@ -310,10 +360,11 @@ def _bound_of(value: ir.Value, bounds: Mapping[ir.Value, float]) -> float | None
     return float(np.abs(data.numpy()).max()) if data.size else 0.0
 
 
-def _reason_in_values(node: ir.Node, unfit: Mapping[str, str]) -> str | None:
+def _reason_in_values(node: ir.Node, unfit: Mapping[str, str], half: HalfType) -> str | None:
     for value in (*node.inputs, *node.outputs):
         if value is not None and is_float(value):
-            reason = _weight_beyond_range(value, node) or unfit.get(str(value.name))
+            reason = _weight_beyond_range(value, node) if half.is_short else None
+            reason = reason or unfit.get(str(value.name))
             if reason:
                 return reason
     return None
@@ -330,7 +381,7 @@ def _weight_beyond_range(value: ir.Value, node: ir.Node) -> str | None:
 
 
 def _computed_from_shapes(model: ir.Model) -> set[ir.Node]:
-    """Nodes that compute with shapes: FP16 is exact up to 2048, and a size may be larger."""
+    """Nodes that compute with shapes: FP16 is exact up to 2048, BF16 to 256; sizes are larger."""
     found: set[ir.Node] = set()
     for node in model.graph:
         given = [v for v in node.inputs if v is not None and not v.is_initializer()]
@@ -365,10 +416,11 @@ def convert_to_half(model: ir.Model, plan: HalfPlan) -> ir.Model:
     """A copy of the graph with the plan carried out; its inputs and outputs stay FP32."""
     result = model.clone()
     # Types differ from those recorded once the first node has changed, so slots are read first.
-    work = [_Halved(node, result) for node in result.graph if node.name in plan.halved]
+    half = plan.half
+    work = [_Halved(node, result, half) for node in result.graph if node.name in plan.halved]
     changed = [value for item in work for value in item.results]
     lowered = set(changed)
-    caster = _Caster(result)
+    caster = _Caster(result, half)
     half_readers: set[tuple[ir.Node, int]] = set()
     for item in work:
         if not item.results and lowered.isdisjoint(value for _, value in item.operands):
@@ -384,10 +436,10 @@ def convert_to_half(model: ir.Model, plan: HalfPlan) -> ir.Model:
 
 
 class _Halved:
-    """A node of the plan with the FP32 values that its operator lets be FP16."""
+    """A node of the plan with the FP32 values that its operator lets be narrower."""
 
-    def __init__(self, node: ir.Node, model: ir.Model) -> None:
-        in_slots, out_slots = half_slots(node, model)
+    def __init__(self, node: ir.Node, model: ir.Model, half: HalfType) -> None:
+        in_slots, out_slots = half_slots(node, model, half)
         self.node = node
         self.operands = [
             (index, value)
@@ -404,36 +456,37 @@ class _Halved:
 class _Caster:
     """Inserts casts, one for each value and direction."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, half: HalfType) -> None:
+        self._half = half
         self._graph = model.graph
         self._lowered: dict[ir.Value, ir.Value] = {}
         self._values = Names(ir.convenience.create_value_mapping(model.graph))
         self._nodes = Names(str(node.name) for node in model.graph)
 
     def down(self, value: ir.Value) -> ir.Value:
-        """The FP16 copy of a value that itself stays FP32."""
+        """The narrow copy of a value that itself stays FP32."""
         if value not in self._lowered:
-            name = self._values.fresh(f"{value.name}_fp16")
+            name = self._values.fresh(f"{value.name}{self._half.suffix}")
             # A weight is converted here: behind a Cast the file would still hold it in FP32.
             constant = value.const_value if value.is_initializer() else None
             self._lowered[value] = (
-                self._cast(value, ir.DataType.FLOAT16, name)
+                self._cast(value, self._half.dtype, name)
                 if constant is None
                 else self._lower(constant, name)
             )
         return self._lowered[value]
 
     def retype(self, value: ir.Value, half_readers: set[tuple[ir.Node, int]]) -> None:
-        """Make a computed value FP16, with a cast back for its readers that stay FP32."""
+        """Make a computed value narrow, with a cast back for its readers that stay FP32."""
         readers = [(use.node, use.idx) for use in value.uses()]
         readers = [reader for reader in readers if reader not in half_readers]
         places = [i for i, output in enumerate(self._graph.outputs) if output is value]
-        value.type = ir.TensorType(ir.DataType.FLOAT16)  # the old one is shared with the original
+        value.type = ir.TensorType(self._half.dtype)  # the old one is shared with the original
         if not places and not readers:
             return
         name = str(value.name)
         if places:  # the caller's name goes to the FP32 value
-            value.name = self._values.fresh(f"{name}_fp16")
+            value.name = self._values.fresh(name + self._half.suffix)
         else:
             name = self._values.fresh(f"{name}_fp32")
         raised = self._cast(value, ir.DataType.FLOAT, name)
@@ -449,9 +502,11 @@ class _Caster:
                 self._graph.initializers.pop(str(value.name))
 
     def _lower(self, constant: ir.TensorProtocol, name: str) -> ir.Value:
-        # Only Clip bounds can lie outside FP16's range here; the nearest bound means the same.
-        data = np.clip(constant.numpy(), -FP16_MAX, FP16_MAX).astype(np.float16)
-        return add_constant(self._graph, name, data)
+        data = constant.numpy()
+        if self._half.is_short:
+            # Only Clip bounds can lie outside its range here; the nearest bound means the same.
+            data = np.clip(data, -FP16_MAX, FP16_MAX)
+        return add_constant(self._graph, name, data.astype(self._half.dtype.numpy()))
 
     def _cast(self, value: ir.Value, to: ir.DataType, name: str) -> ir.Value:
         return insert_cast(self._graph, value, to, name, self._nodes)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from deploykit.core.precision import OWN, Precision
 from deploykit.core.serialization import to_plain
 from deploykit.graph.files import precision_of_type, quantized_precision
-from deploykit.graph.half import HEAVY_OPS, convert_to_half, plan_half
+from deploykit.graph.half import BF16, FP16, HEAVY_OPS, HalfType, convert_to_half, plan_half
 from deploykit.graph.half_range import NOTHING_UNFIT, Unfit
 from deploykit.graph.kernel_costs import network_cost
 from deploykit.graph.qdq import QdqPlan, insert_qdq, plan_qdq
@@ -54,13 +54,19 @@ class GraphPrecision:
     """All nodes in graph order, with the number of casts and Q/DQ pairs between them.
 
     ``casts`` are those between floating-point types, ``qdq_pairs`` stand behind activations,
-    ``int8_weights`` are constants that are stored as INT8.
+    ``int8_weights`` and ``fp8_weights`` are constants that are stored so.
     """
 
     nodes: tuple[NodePrecision, ...]
     casts: int
     qdq_pairs: int
     int8_weights: int
+    fp8_weights: int = 0
+
+    @property
+    def quantized_weights(self) -> int:
+        """Constants of eight bits."""
+        return self.int8_weights + self.fp8_weights
 
     @property
     def multiply_adds(self) -> int:
@@ -108,6 +114,7 @@ class GraphPrecision:
             "casts": self.casts,
             "qdq_pairs": self.qdq_pairs,
             "int8_weights": self.int8_weights,
+            "fp8_weights": self.fp8_weights,
             "nodes": [self._row(node) for node in self.nodes],
         }
 
@@ -169,11 +176,13 @@ def read_precision(
     kernels = {name: layer for layer in cost.layers for name in layer.nodes}
     reader = _Reader(model, asked, known)
     nodes = tuple(reader.read(node, kernels) for node in model.graph if _is_shown(node))
+    stored = Counter(map(quantized_precision, filter(_restores_weight, model.graph)))
     return GraphPrecision(
         nodes=nodes,
         casts=sum(_is_float_cast(node) for node in model.graph),
         qdq_pairs=sum(_quantizes_activation(node) for node in model.graph),
-        int8_weights=sum(_is_int8_weight(node) for node in model.graph),
+        int8_weights=stored[Precision.INT8],
+        fp8_weights=stored[Precision.FP8],
     )
 
 
@@ -183,8 +192,10 @@ class _Reader:
     def __init__(self, model: ir.Model, asked: Precision, known: Known) -> None:
         self._asked = asked
         self._known = known
-        # Without magnitudes this says what the operators themselves have against FP16.
-        self._not_half = plan_half(model, {}, 1.0).kept
+        half = BF16 if asked is Precision.BF16 else FP16
+        self._half = half
+        # Without magnitudes this says what the operators themselves have against 16 bits.
+        self._not_half = plan_half(model, {}, 1.0, half=half).kept
         self._has_half = any(_is_half(node) for node in model.graph)
         # The pairs of one graph are all of one type.
         steps = (node for node in model.graph if node.op_type == "DequantizeLinear")
@@ -214,10 +225,10 @@ class _Reader:
             return self._known.reasons[name]
         if precision.facts.is_source:
             return self._not_half.get(name, self._why_not_half())
-        return _why_not_int8(node) if works else None
+        return _why_not_quantized(node, self._asked.upper()) if works else None
 
     def _why_not_half(self) -> str:
-        return _UNRECORDED if self._has_half else "nothing in the graph is FP16"
+        return _UNRECORDED if self._has_half else f"nothing in the graph is {self._half.name}"
 
 
 def _precision(node: ir.Node, kernel: LayerCost | None, of_pairs: Precision) -> Precision:
@@ -231,11 +242,11 @@ def _precision(node: ir.Node, kernel: LayerCost | None, of_pairs: Precision) -> 
     return min(found, key=lambda each: each.facts.operand_bits)
 
 
-def _why_not_int8(node: ir.Node) -> str:
+def _why_not_quantized(node: ir.Node, name: str) -> str:
     if node.op_type in _CARRIERS:
         return "it does not stand between Q/DQ pairs"
     if node.op_type not in HEAVY_OPS:
-        return "INT8 is for convolutions and matrix products"
+        return f"{name} is for convolutions and matrix products"
     operands = zip(("input", "second operand"), node.inputs[:2], strict=False)
     plain = [what for what, value in operands if value is not None and not _is_restored(value)]
     return f"no Q/DQ pair stands before its {' and its '.join(plain)}"
@@ -309,7 +320,7 @@ def _quantizes_activation(node: ir.Node) -> bool:
     return node.op_type == "QuantizeLinear" and not _comes_from_constant(node.inputs[0])
 
 
-def _is_int8_weight(node: ir.Node) -> bool:
+def _restores_weight(node: ir.Node) -> bool:
     return node.op_type == "DequantizeLinear" and _comes_from_constant(node.inputs[0])
 
 
@@ -334,15 +345,19 @@ class Planned(NamedTuple):
     known: Known
 
 
-def planned_fp16(
-    model: ir.Model, amax: Mapping[str, float], headroom: float, unfit: Unfit = NOTHING_UNFIT
+def planned_half(
+    model: ir.Model,
+    amax: Mapping[str, float],
+    headroom: float,
+    unfit: Unfit = NOTHING_UNFIT,
+    half: HalfType = FP16,
 ) -> Planned:
-    """The FP16 form of a graph that `tidy` has seen; see `plan_half`.
+    """The FP16 or BF16 form of a graph that `tidy` has seen; see `plan_half`.
 
     Raises:
         ModelFileError: two nodes have the same name.
     """
-    plan = plan_half(model, amax, headroom, unfit)
+    plan = plan_half(model, amax, headroom, unfit, half)
     return Planned(convert_to_half(model, plan), Known(plan.kept))
 
 
@@ -361,21 +376,32 @@ def planned_int8(
         ModelFileError: the graph is quantized already, or its nodes share names.
     """
     plan = plan_qdq(model, policy)
+    planned = planned_quantized(model, plan, amax, headroom, unfit)
+    return planned._replace(known=replace(planned.known, trials=_open_trials(model, plan, policy)))
+
+
+def planned_quantized(
+    model: ir.Model,
+    plan: QdqPlan,
+    amax: Mapping[str, float],
+    headroom: float,
+    unfit: Unfit = NOTHING_UNFIT,
+) -> Planned:
+    """The form that ``plan`` makes of a graph, the rest FP16; ``amax`` is for the rest."""
+    name = plan.format.name
     quantized = insert_qdq(model, plan, dict.fromkeys(plan.tensors, _ANY_RANGE))
-    half = plan_half(quantized, amax, headroom, unfit.without(_layers(plan)))
+    half = plan_half(quantized, amax, headroom, unfit.without(plan.layers))
     reasons = {**plan.kept, **half.kept}
-    for name in plan.kept.keys() & half.kept.keys():
-        reasons[name] = f"not FP16: {half.kept[name]}; not INT8: {plan.kept[name]}"
-    return Planned(
-        convert_to_half(quantized, half), Known(reasons, _open_trials(model, plan, policy))
-    )
+    for node in plan.kept.keys() & half.kept.keys():
+        reasons[node] = f"not FP16: {half.kept[node]}; not {name}: {plan.kept[node]}"
+    return Planned(convert_to_half(quantized, half), Known(reasons))
 
 
 def _open_trials(model: ir.Model, plan: QdqPlan, policy: QdqPolicy) -> dict[str, str]:
     """The nodes that an export takes out of INT8 in a trial, by the name of the trial."""
     found = dict.fromkeys(_additions(model, plan), "skip operand")
     first = plan_qdq(model, replace(policy, first_layer="keep"))
-    return found | dict.fromkeys(_layers(plan) - _layers(first), "first layer")
+    return found | dict.fromkeys(plan.layers - first.layers, "first layer")
 
 
 def _additions(model: ir.Model, plan: QdqPlan) -> set[str]:
@@ -385,7 +411,3 @@ def _additions(model: ir.Model, plan: QdqPlan) -> set[str]:
         for node in model.graph
         if node.op_type == "Add" and (name := str(node.name)) in readers
     }
-
-
-def _layers(plan: QdqPlan) -> set[str]:
-    return {weight.node for weight in plan.weights}

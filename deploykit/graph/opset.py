@@ -25,39 +25,68 @@ OPSET: Final = 20
 OLDEST_FOR_INT8: Final = 18
 """Oldest opset for INT8: scales per channel need 13, measuring a layer's error needs 18."""
 
-_IR_VERSION: Final = 9
-"""First IR version with opset 20; below 4 the converter refuses weights that it adds itself."""
+OLDEST_FOR_FP8: Final = 19
+"""Oldest opset with a type for FP8."""
+
+OPSET_FOR_BF16: Final = 22
+"""First opset whose convolutions and poolings take BF16; TensorRT 10.12 reads it."""
+
+_IR_VERSIONS: Final = {OPSET: 9, OPSET_FOR_BF16: 10}
+"""First IR version with each; below 4 the converter refuses weights that it adds itself."""
 
 _RESIZE_BY_COORDINATES: Final = 11
 """First opset with a choice of coordinates for ``Resize``; older ones have one fixed layout."""
 
 
 def raise_opset(model: ir.Model, *, limit: int = PROTOBUF_LIMIT_BYTES) -> ir.Model:
-    """The graph in opset 20; one that is new enough for every conversion is returned as it is.
+    """The graph in opset 20; one that is new enough for INT8 is returned as it is.
 
     The converter is not given the weights where they have more than ``limit`` bytes.
 
     Raises:
         ModelFileError: onnx's own converter cannot translate one of its operators.
     """
+    return _raised(model, OLDEST_FOR_INT8, OPSET, limit)
+
+
+def raise_opset_for_fp8(model: ir.Model, *, limit: int = PROTOBUF_LIMIT_BYTES) -> ir.Model:
+    """The graph in opset 20, or in its own from 19 on; see `raise_opset`.
+
+    Raises:
+        ModelFileError: onnx's own converter cannot translate one of its operators.
+    """
+    return _raised(model, OLDEST_FOR_FP8, OPSET, limit)
+
+
+def raise_opset_for_bf16(model: ir.Model, *, limit: int = PROTOBUF_LIMIT_BYTES) -> ir.Model:
+    """The graph in opset 22 or later; see `raise_opset`.
+
+    Raises:
+        ModelFileError: onnx's own converter cannot translate one of its operators.
+    """
+    return _raised(model, OPSET_FOR_BF16, OPSET_FOR_BF16, limit)
+
+
+def _raised(model: ir.Model, oldest: int, opset: int, limit: int) -> ir.Model:
+    """The graph in ``opset``; one of ``oldest`` or later as it is."""
     old = model.graph.opset_imports.get("", OPSET)
-    if old >= OLDEST_FOR_INT8:
+    if old >= oldest:
         return model
     weights = weights_of(model)
     if sum(weight.nbytes for weight in weights.values()) <= limit:
         weights = {}
     proto = without_weights(model) if weights else ir.to_proto(model)
-    proto.ir_version = max(proto.ir_version, _IR_VERSION)
+    proto.ir_version = max(proto.ir_version, _IR_VERSIONS[opset])
     try:
-        raised = version_converter.convert_version(proto, OPSET)
+        raised = version_converter.convert_version(proto, opset)
         if not weights:  # which it would look for; the graph is checked again when it is written
             onnx.checker.check_model(raised)
     except Exception as exc:  # its C++ errors come as RuntimeError and onnx's own classes
-        named = next(_untranslatable(proto), "")
+        named = next(_untranslatable(proto, opset), "")
         # An assertion of its C++ code names that code first.
         reason = str(exc).strip().splitlines()[0].rpartition(" failed: ")[2]
         raise ModelFileError(
-            f"opset {old} cannot be raised to {OPSET}{named and f': {named} is in the way'}\n"
+            f"opset {old} cannot be raised to {opset}{named and f': {named} is in the way'}\n"
             f"{reason}"
         ) from exc
     if old < _RESIZE_BY_COORDINATES:
@@ -76,7 +105,7 @@ def _lay_out_as_before(raised: onnx.ModelProto) -> None:
             )
 
 
-def _untranslatable(proto: onnx.ModelProto) -> Iterator[str]:
+def _untranslatable(proto: onnx.ModelProto, opset: int) -> Iterator[str]:
     """Nodes that the converter fails at when they stand alone."""
     # The converter's error does not name the node, so each is tried in a graph of its own.
     known = onnx.shape_inference.infer_shapes(proto).graph
@@ -96,6 +125,6 @@ def _untranslatable(proto: onnx.ModelProto) -> Iterator[str]:
             alone, opset_imports=proto.opset_import, ir_version=proto.ir_version
         )
         try:
-            version_converter.convert_version(model, OPSET)
+            version_converter.convert_version(model, opset)
         except Exception:  # whatever it is: the whole model tells the reason
             yield f"{node.op_type} {node.name!r}" if node.name else node.op_type

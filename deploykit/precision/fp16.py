@@ -24,7 +24,7 @@ from deploykit.graph.half_range import (
     find_probes,
     unfit_by_probes,
 )
-from deploykit.graph.node_precisions import planned_fp16
+from deploykit.graph.node_precisions import planned_half
 from deploykit.graph.rounding import Stored, computes_narrow, rounding_form, unfit_by_overflow
 from deploykit.images.side_inputs import all_inputs
 from deploykit.precision import Conversion, Converted
@@ -56,15 +56,16 @@ _MOST_ROUNDS: Final = 8
 
 
 @dataclass(frozen=True)
-class Fp16Result:
-    """The FP16 graph, how many nodes changed, and why each of the others did not.
+class HalfResult:
+    """The FP16 or BF16 graph, how many nodes changed, and why each of the others did not.
 
-    ``outputs`` are the first output for each batch where every FP16 value is rounded.
+    ``outputs`` are the first output for each batch where every narrow value is rounded, where
+    they were computed.
     """
 
     graph: LoadedGraph
     halved: int
-    outputs: Batches
+    outputs: Batches | None = None
     kept_fp32: Mapping[str, str] = field(default_factory=dict)
     kept_heavy: int = 0
 
@@ -89,7 +90,7 @@ def convert_to_fp16(
     *,
     open_runner: Callable[[SplitGraph], Runner],
     task: ProgressTask,
-) -> Fp16Result:
+) -> HalfResult:
     """Write the FP16 form of ``graph`` to ``path``; inputs and outputs stay FP32.
 
     Each of ``images`` (N, C, H, W) is run through the FP32 graph by ``open_runner``, with every
@@ -107,7 +108,7 @@ def convert_to_fp16(
     parents = (graph.artifact.sha256, *graph.artifact.parents)
     written = write_graph(found.model, path, Precision.FP16, parents)
     kept_heavy = plan.kept_heavy(model)
-    return Fp16Result(written, len(plan.halved), found.outputs, plan.kept, kept_heavy)
+    return HalfResult(written, len(plan.halved), found.outputs, plan.kept, kept_heavy)
 
 
 class Halved(NamedTuple):
@@ -272,6 +273,33 @@ def _magnitude(name: str, extremes: Sequence[float]) -> float:
     return max(map(abs, extremes))
 
 
+def judged(reference: Reference, result: HalfResult, journal: Journal) -> Converted:
+    """The graph after its comparison with what ``reference`` was made from.
+
+    Raises:
+        ValidationError: it is not the model any more.
+    """
+    compared, precision = (reference.batches, reference.outputs), result.artifact.precision
+    with journal.stage(f"validate {precision}"):
+        report, notes = validate_converted(
+            reference.runners,
+            result.graph,
+            compared,
+            names=(f"the {precision} graph", reference.made_by),
+            head=reference.head,
+            every=result.outputs,
+        )
+        report.require_pass()
+    journal.notes += notes
+    return Converted(
+        result.artifact,
+        (reference.report, report),
+        {**reference.conversion, **result.to_dict()},
+        compared,
+        graph=result.graph,
+    )
+
+
 class _Fp16(Conversion):
     """Measures magnitudes, then converts what stays within FP16."""
 
@@ -290,29 +318,10 @@ class _Fp16(Conversion):
                 open_runner=reference.runners.measuring,
                 task=task,
             )
-        compared = reference.batches, reference.outputs
-        with journal.stage("validate fp16"):
-            report, notes = validate_converted(
-                reference.runners,
-                result.graph,
-                compared,
-                names=("the fp16 graph", reference.made_by),
-                head=reference.head,
-                every=result.outputs,
-            )
-            report.require_pass()
-        journal.notes += notes
-        conversion = {**reference.conversion, **result.to_dict()}
-        return Converted(
-            result.artifact,
-            (reference.report, report),
-            conversion,
-            compared,
-            graph=result.graph,
-        )
+        return judged(reference, result, journal)
 
     def plan(self, source: PlanSource) -> Planned:
-        return planned_fp16(source.model, source.magnitudes, HEADROOM, source.unfit)
+        return planned_half(source.model, source.magnitudes, HEADROOM, source.unfit)
 
 
 CONVERSION: Final[Conversion] = _Fp16()

@@ -40,7 +40,7 @@ from deploykit.precision.quantization.noise import judged_answers
 from deploykit.precision.quantization.request import require_request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence, Set
     from pathlib import Path
 
     import onnx_ir as ir
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from deploykit.precision import PlanSource
     from deploykit.precision.calibration.data import CalibrationData
     from deploykit.precision.calibration.graphs import Calibrated
-    from deploykit.precision.quantization.choice import Int8Result
+    from deploykit.precision.quantization.choice import QuantizedResult
     from deploykit.precision.quantization.request import QuantizationRequest
 
     Halve = Callable[[ir.Model], tuple[ir.Model, HalfPlan]]
@@ -165,7 +165,7 @@ class Int8Outcome:
     ``compared`` are the batches of held-out images that it was compared on, and the FP32 outputs.
     """
 
-    result: Int8Result
+    result: QuantizedResult
     compared: tuple[Batches, Batches]
     report: ValidationReport
     calibrated: Calibrated
@@ -217,7 +217,7 @@ def convert_to_int8(
             calibrated.table.select(choice.method),
             path,
             options=Int8Options(choice.policy, request.rest),
-            halve=_halving(reference, choice.policy, request.rest, task),
+            halve=halving(reference, plan_int8(graph, choice.policy).layers, request.rest, task),
             errors=choice.errors,
         )
     with journal.stage("validate int8"):
@@ -296,17 +296,16 @@ def require_opset(artifact: OnnxArtifact) -> None:
         )
 
 
-def _halving(
-    reference: Reference, policy: QdqPolicy, rest: Precision, task: ProgressTask
+def halving(
+    reference: Reference, quantized: Set[str], rest: Precision, task: ProgressTask
 ) -> Halve | None:
-    """What makes FP16 of the nodes beside INT8; ``None`` where they stay FP32."""
+    """What makes FP16 of the nodes beside those of eight bits; ``None`` where they stay FP32."""
     if rest.facts.is_source:
         return None
     model, images, runners = reference.graph.model, reference.batches, reference.runners
     amax = measure_magnitudes(model, images, open_runner=runners.measuring, task=task)
     unfit = measure_unfit(model, amax, images, open_runner=runners.measuring, task=task)
-    # INT8 products are added up in whole numbers.
-    quantized = {weight.node for weight in plan_int8(reference.graph, policy).weights}
+    # INT8 products are added up in whole numbers, FP8 ones in FP32.
     unfit, open_runner = unfit.without(quantized), runners.measuring_unoptimised
 
     def made(graph: ir.Model) -> tuple[ir.Model, HalfPlan]:

@@ -126,7 +126,9 @@ def open_given(target: str, options: PrecisionOptions) -> GivenGraph | None:
         IntegrityError: the bundle's graph is not as it was written.
     """
     if options.exclude and not options.planned.facts.quantized:
-        raise UsageError(f"--exclude keeps nodes out of INT8: leave out --{options.planned}")
+        raise UsageError(
+            f"--exclude keeps nodes out of INT8 and FP8: leave out --{options.planned}"
+        )
     kind, path = kind_of(target), Path(target)
     if kind is Kind.DEFINITION:
         return None
@@ -221,13 +223,13 @@ def _refuse_plan(target: str, options: PrecisionOptions, given: GivenGraph) -> N
 class Magnitudes:
     """The largest activation of the FP32 graph, on how many images, and where FP16 is left.
 
-    A value beyond ``limit`` stays FP32.
+    A value beyond ``limit`` stays FP32; ``None`` for a precision of FP32's range.
     """
 
     images: int
     value: str
     largest: float
-    limit: float
+    limit: float | None
 
 
 @dataclass(frozen=True)
@@ -323,7 +325,8 @@ def _plan(
             graph = read_precision(planned.model, precision, options.batch, planned.known, run)
     batch = artifact.inputs[0].fixed_batch or options.batch
     largest = max(amax, key=lambda name: amax[name])
-    seen = Magnitudes(sum(map(len, images)), largest, amax[largest], FP16_MAX / HEADROOM)
+    limit = None if precision.facts.overflow is None else FP16_MAX / HEADROOM
+    seen = Magnitudes(sum(map(len, images)), largest, amax[largest], limit)
     notes = (
         *journal.notes,
         *_notes(options, source, seen),
@@ -337,7 +340,7 @@ def _notes(options: PrecisionOptions, source: Fp32Graph, seen: Magnitudes) -> li
     notes = []
     if options.precision is None:
         notes.append("it is FP32: this is what --int8 shows; for FP16: --fp16")
-    if source.trained is False:
+    if source.trained is False and seen.limit is not None:
         notes.append("the weights are untrained: trained ones may keep other nodes in FP32")
     if options.source.data is None:
         notes.append(

@@ -43,7 +43,7 @@ def test_the_plan_of_a_file(classifier: Path) -> None:
     assert plain["input_range"]["min"] < -1 < 1 < plain["input_range"]["max"]
     found = data["precision"]
     assert (found["precision"], found["planned"]) == ("int8", True)
-    assert found["heavy_nodes"] == {"int8": 1, "fp16": 1, "fp32": 0}
+    assert found["heavy_nodes"] == {"int8": 1, "fp8": 0, "fp16": 1, "bf16": 0, "fp32": 0}
     assert found["share"]["int8"] == pytest.approx(1 - 64 / plain["multiply_adds"])
     kinds = {node["op_type"]: node["precision"] for node in found["nodes"]}
     assert (kinds["Conv"], kinds["Gemm"]) == ("int8", "fp16")
@@ -140,7 +140,10 @@ def test_an_open_size_must_be_said(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--int8", "--fp16"), "--fp16 and --int8 exclude each other"),
-        (("--fp16", "--exclude", "conv*"), "--exclude keeps nodes out of INT8: leave out --fp16"),
+        (
+            ("--fp16", "--exclude", "conv*"),
+            "--exclude keeps nodes out of INT8 and FP8: leave out --fp16",
+        ),
         (("--all",), "--all changes nothing in the table of layers"),
         (("--weights", "w.npz"), "--weights changes nothing in the table of layers"),
         (("--side-inputs", "v.npz"), "--side-inputs changes nothing in the table of layers"),

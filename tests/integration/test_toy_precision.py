@@ -159,7 +159,7 @@ def test_a_bundle_without_its_package_says_what_is_missing(plug: Path, tmp_path:
     assert export(tmp_path, "--precision", "toy16", "--backend", "none").code == 0
     (plug.parent / "plugged_toy16-1.0.dist-info" / "entry_points.txt").unlink()
     plugs.cache_clear()
-    with pytest.raises(BundleError, match="unknown precision 'toy16', known: fp32, fp16, int8"):
+    with pytest.raises(BundleError, match="'toy16', known: fp32, fp16, bf16, int8, fp8"):
         Bundle.open(tmp_path / "bundle")
 
 
@@ -175,7 +175,7 @@ def test_names_that_are_none(plug: Path, tmp_path: Path) -> None:
     called = export(tmp_path, "--precision", "toy8")
     assert called.code == 2
     assert "unknown precision 'toy8'\ndid you mean: toy16" in called.err
-    assert "all of them: fp32, fp16, int8, toy16" in called.err
+    assert "all of them: fp32, fp16, bf16, int8, fp8, toy16" in called.err
     called = export(tmp_path, "--precision", "toy16", "--fp16")
     assert called.code == 2
     assert "--fp16 and --precision toy16 exclude each other: run export once for each" in called.err

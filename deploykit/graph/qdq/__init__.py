@@ -1,5 +1,6 @@
-"""INT8 as a property of the graph: where Q/DQ pairs go, and the graph that has them."""
+"""INT8 and FP8 as properties of the graph: where Q/DQ pairs go, and the graph that has them."""
 
+from deploykit.graph.qdq.fp8_placement import fp8_calibration_tensors, plan_fp8
 from deploykit.graph.qdq.insertion import activation_scales, insert_qdq, sqnr_db, weight_sqnr_db
 from deploykit.graph.qdq.placement import calibration_tensors, plan_qdq
 from deploykit.graph.qdq.plan import QdqPlan, QdqPolicy, QuantizedWeight, Reader
@@ -22,7 +23,9 @@ __all__ = [
     "activation_scales",
     "calibration_tensors",
     "correct_biases",
+    "fp8_calibration_tensors",
     "insert_qdq",
+    "plan_fp8",
     "plan_qdq",
     "probe_errors",
     "sqnr_db",

@@ -1,22 +1,23 @@
-"""Carries out a plan: scales, INT8 weights, a Q/DQ pair behind each value that becomes INT8."""
+"""Carries out a plan: scales, weights of eight bits, a Q/DQ pair behind each value of it."""
 
 from __future__ import annotations
 
 from math import inf, isfinite, log10
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import onnx_ir as ir
 
 from deploykit.core.errors import DataError
 from deploykit.graph.editing import Names, add_constant, drop_unused_initializers
+from deploykit.graph.qdq.plan import INT8
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
-    from deploykit.graph.qdq.plan import QdqPlan, QuantizedWeight, Reader
+    from deploykit.graph.qdq.plan import QdqFormat, QdqPlan, QuantizedWeight, Reader
 
     Logits = NDArray[np.float32]
     Floats = NDArray[np.float32]
@@ -35,9 +36,6 @@ def ratio_db(signal_power: float, noise_power: float) -> float:
     return 10 * log10(signal_power / noise_power) if signal_power else -inf
 
 
-INT8_MAX: Final = 127
-"""Largest INT8 step. The range is symmetric, without -128, so that each step has a negative."""
-
 MIN_SCALE: Final = 2.0**-60
 """Smallest scale. A kernel multiplies the scales of its input and its weight: the product of two
 such scales, 2^-120, is still a normal FP32 number (those end at 2^-126)."""
@@ -46,33 +44,36 @@ PIECE_NUMBERS: Final = 2**20
 """Numbers that are held in float64 at a time: 8 MiB."""
 
 
-def scale_of(amax: float) -> np.float32:
-    """Size of one step when values up to ``amax`` fill the 127 steps; never 0.
+def scale_of(amax: float, wanted: QdqFormat = INT8) -> np.float32:
+    """What is multiplied with, so that the format's largest number stands for ``amax``; never 0.
 
-    >>> float(scale_of(254.0)), float(scale_of(0.0)) > 0
-    (2.0, True)
+    >>> from deploykit.graph.qdq.plan import FP8
+    >>> float(scale_of(254.0)), float(scale_of(896.0, FP8)), float(scale_of(0.0)) > 0
+    (2.0, 2.0, True)
     """
-    return np.float32(max(amax / INT8_MAX, MIN_SCALE))
+    return np.float32(max(amax / wanted.largest, MIN_SCALE))
 
 
-def channel_scales(weight: Floats, axis: int) -> Floats:
-    """One step for each index of ``axis``, from the largest magnitude there; shape (C,)."""
+def channel_scales(weight: Floats, axis: int, wanted: QdqFormat = INT8) -> Floats:
+    """A scale for each index of ``axis``, from the largest magnitude there; shape (C,)."""
     others = tuple(index for index in range(weight.ndim) if index != axis)
     amax = np.abs(weight).max(axis=others, initial=0.0)
-    scales: Floats = np.maximum(amax.astype(np.float64) / INT8_MAX, MIN_SCALE).astype(np.float32)
-    return scales
+    exact = np.maximum(amax.astype(np.float64) / wanted.largest, MIN_SCALE)
+    return np.asarray(exact, np.float32)
 
 
-def quantize(weight: Floats, scales: Floats, axis: int) -> NDArray[np.int8]:
-    """Round to the nearest of -127 ... 127 steps, halves to the even one."""
-    # rint rounds halves to even, as QuantizeLinear does.
-    steps = np.rint(weight / along(scales, weight.ndim, axis))
-    stored: NDArray[np.int8] = np.clip(steps, -INT8_MAX, INT8_MAX).astype(np.int8)
+def quantize(weight: Floats, scales: Floats, axis: int, wanted: QdqFormat = INT8) -> NDArray[Any]:
+    """Round to the nearest number of the format, halves to the even one."""
+    steps = weight / along(scales, weight.ndim, axis)
+    if not wanted.dtype.is_floating_point():
+        steps = np.rint(steps)  # halves to even, as QuantizeLinear does; the cast below cuts off
+    steps = np.clip(steps, -wanted.largest, wanted.largest)
+    stored: NDArray[Any] = steps.astype(wanted.dtype.numpy())
     return stored
 
 
-def dequantize(steps: NDArray[np.int8], scales: Floats, axis: int) -> Floats:
-    """The values that INT8 weights stand for."""
+def dequantize(steps: NDArray[Any], scales: Floats, axis: int) -> Floats:
+    """The values that quantized weights stand for."""
     values: Floats = steps.astype(np.float32) * along(scales, steps.ndim, axis)
     return values
 
@@ -110,14 +111,15 @@ def weight_sqnr_db(model: ir.Model, plan: QdqPlan) -> dict[str, float]:
         constant = model.graph.initializers[item.tensor].const_value
         if constant is not None:
             weight = constant.numpy()
-            scales = channel_scales(weight, item.axis)
-            restored = dequantize(quantize(weight, scales, item.axis), scales, item.axis)
+            scales = channel_scales(weight, item.axis, plan.format)
+            stored = quantize(weight, scales, item.axis, plan.format)
+            restored = dequantize(stored, scales, item.axis)
             found[item.node] = sqnr_db(weight, restored)
     return found
 
 
 def insert_qdq(model: ir.Model, plan: QdqPlan, amax: Mapping[str, float]) -> ir.Model:
-    """A copy of an FP32 graph with the plan carried out; all that is not INT8 stays FP32.
+    """A copy of an FP32 graph with the plan carried out; all else stays FP32.
 
     ``amax`` is the magnitude that the outermost step stands for, by name of the value; the
     members of a group take the largest of theirs. Scales are FP32 and zero points 0.
@@ -127,7 +129,7 @@ def insert_qdq(model: ir.Model, plan: QdqPlan, amax: Mapping[str, float]) -> ir.
     """
     scales = activation_scales(plan, amax)
     result = model.clone()
-    inserter = _Inserter(result)
+    inserter = _Inserter(result, plan.format)
     for weight in plan.weights:
         inserter.quantize_weight(weight)
     for tensor, readers in plan.activations.items():
@@ -155,15 +157,18 @@ def activation_scales(plan: QdqPlan, amax: Mapping[str, float]) -> dict[str, np.
                 f"the calibration gives {name!r} a range of {amax[name]}\n"
                 "expected a number from 0 up: calibrate again"
             )
+    largest = {**amax, **plan.known}
     return {
-        name: scale_of(max(amax[member] for member in plan.group_of(name))) for name in plan.tensors
+        name: scale_of(max(largest[member] for member in plan.group_of(name)), plan.format)
+        for name in plan.activations
     }
 
 
 class _Inserter:
     """Adds Q/DQ pairs to one graph; a weight that several nodes read is quantized once."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, wanted: QdqFormat) -> None:
+        self._format = wanted
         self._graph = model.graph
         self._values = ir.convenience.create_value_mapping(model.graph)
         self._nodes = {str(node.name): node for node in model.graph}
@@ -172,7 +177,7 @@ class _Inserter:
         self._weights: dict[tuple[str, int], ir.Value] = {}
 
     def quantize_weight(self, weight: QuantizedWeight) -> None:
-        """Replace the node's weight by an INT8 initializer behind a DequantizeLinear."""
+        """Replace the node's weight by an initializer of eight bits behind a DequantizeLinear."""
         key = (weight.tensor, weight.axis)
         if key not in self._weights:
             self._weights[key] = self._dequantized_weight(*key)
@@ -184,10 +189,9 @@ class _Inserter:
         """Put a Q/DQ pair behind a value; only ``readers`` read its result."""
         value = self._values[tensor]
         step = self._constant(f"{tensor}_scale", np.asarray(scale))
-        zero = self._constant(f"{tensor}_zero_point", np.zeros((), np.int8))
-        quantizer = self._node(
-            "QuantizeLinear", tensor, [value, step, zero], ir.DataType.INT8, value.shape
-        )
+        dtype = self._format.dtype
+        zero = self._constant(f"{tensor}_zero_point", np.zeros((), dtype.numpy()))
+        quantizer = self._node("QuantizeLinear", tensor, [value, step, zero], dtype, value.shape)
         restored = self._node(
             "DequantizeLinear",
             tensor,
@@ -202,14 +206,15 @@ class _Inserter:
     def _dequantized_weight(self, tensor: str, axis: int) -> ir.Value:
         weight = self._values[tensor]
         data = ir.convenience.get_const_tensor(weight).numpy()  # type: ignore[union-attr]  # the plan names constants only
-        scales = channel_scales(data, axis)
-        stored = self._constant(f"{tensor}_quantized", quantize(data, scales, axis))
+        scales = channel_scales(data, axis, self._format)
+        steps = quantize(data, scales, axis, self._format)
+        stored = self._constant(f"{tensor}_quantized", steps)
         # No zero point: the operator's default is 0 of the stored type.
-        steps = self._constant(f"{tensor}_scale", scales)
+        scale = self._constant(f"{tensor}_scale", scales)
         node = self._node(
             "DequantizeLinear",
             tensor,
-            [stored, steps],
+            [stored, scale],
             ir.DataType.FLOAT,
             weight.shape,
             [ir.AttrInt64("axis", axis)],

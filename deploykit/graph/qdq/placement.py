@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
@@ -132,7 +132,7 @@ def skip_operands(
         if node.op_type != "Add" or not _adds_two_activations(node):
             continue
         index = skip_operand(model, node, convolutions)
-        reason = None if index is not None else "no INT8 convolution ends in this addition"
+        reason = None if index is not None else "no quantized convolution ends in this addition"
         reason = _unwanted_skip(node, policy) or reason
         if reason is not None:
             kept[str(node.name)] = reason
@@ -249,17 +249,15 @@ def plan_qdq(model: ir.Model, policy: QdqPolicy = _NO_POLICY) -> QdqPlan:
     Raises:
         ModelFileError: the graph is quantized already, or its nodes share names.
     """
-    _require_plannable(model)
+    require_plannable(model)
     kept: dict[str, str] = {}
     # In this order: the INT8 layers decide the skip operands, and both decide how far rules 4 and 5
     # reach.
-    weights = _quantized_weights(model, policy, kept)
-    demand = _layer_inputs(model, weights)
-    for add, index in skip_operands(model, _convolutions(model, weights), policy, kept):
-        require(demand, add.inputs[index], Reader(str(add.name), index))
+    weights = quantized_weights(model, policy, kept)
+    demand = demanded(model, weights, policy, kept)
     groups = share_scales(model, demand, policy, kept)
-    _explain_averages(model, kept)
-    return QdqPlan(_in_graph_order(model, demand), tuple(weights.values()), groups, kept)
+    explain_averages(model, kept, "INT8")
+    return QdqPlan(in_graph_order(model, demand), tuple(weights.values()), groups, kept)
 
 
 def calibration_tensors(model: ir.Model) -> tuple[str, ...]:
@@ -272,13 +270,13 @@ def calibration_tensors(model: ir.Model) -> tuple[str, ...]:
     Raises:
         ModelFileError: the graph is quantized already, or its nodes share names.
     """
-    _require_plannable(model)
-    weights = _quantized_weights(model, _ANY_SIZE, {})
+    require_plannable(model)
+    weights = quantized_weights(model, ANY_SIZE, {})
     demand = _layer_inputs(model, weights)
     for add, index in possible_skip_operands(model, _convolutions(model, weights)):
         require(demand, add.inputs[index], Reader(str(add.name), index))
-    share_scales(model, demand, _ANY_SIZE, {})
-    return tuple(_in_graph_order(model, demand))
+    share_scales(model, demand, ANY_SIZE, {})
+    return tuple(in_graph_order(model, demand))
 
 
 def require(demand: Demand, value: ir.Value | None, reader: Reader) -> None:
@@ -342,21 +340,44 @@ def _too_small(
     return None
 
 
-def _quantized_weights(
-    model: ir.Model, policy: QdqPolicy, kept: dict[str, str]
+class WeightRule(Protocol):
+    """Says which weight of a node becomes eight bits wide, or the reason against it."""
+
+    def __call__(
+        self, node: ir.Node, policy: QdqPolicy, *, is_first: bool
+    ) -> QuantizedWeight | str:
+        """``is_first``: no other layer stands before the node."""
+
+
+def quantized_weights(
+    model: ir.Model, policy: QdqPolicy, kept: dict[str, str], rule: WeightRule = weight_of
 ) -> dict[str, QuantizedWeight]:
+    """The layers that ``policy`` and ``rule`` quantize; ``kept`` gets the others' reasons."""
     nodes = [node for node in model.graph if node.op_type in WEIGHTED_OPS and not node.domain]
     first, last = _ends(model, nodes)
     found: dict[str, QuantizedWeight] = {}
     for node in nodes:
         name = str(node.name)
         reason = _unwanted(node, policy, is_first=node in first, is_last=node in last)
-        weight = reason or weight_of(node, policy, is_first=node in first)
+        weight = reason or rule(node, policy, is_first=node in first)
         if isinstance(weight, str):
             kept[name] = weight
         else:
             found[name] = weight
     return found
+
+
+def demanded(
+    model: ir.Model,
+    weights: Mapping[str, QuantizedWeight],
+    policy: QdqPolicy,
+    kept: dict[str, str],
+) -> Demand:
+    """What the layers of ``weights`` read, and the skip operands of additions behind them."""
+    demand = _layer_inputs(model, weights)
+    for add, index in skip_operands(model, _convolutions(model, weights), policy, kept):
+        require(demand, add.inputs[index], Reader(str(add.name), index))
+    return demand
 
 
 def _layer_inputs(model: ir.Model, weights: Mapping[str, QuantizedWeight]) -> Demand:
@@ -393,7 +414,7 @@ def _ends(model: ir.Model, layers: Iterable[ir.Node]) -> tuple[set[ir.Node], set
     counts as well; it neither has a weight to quantize nor does it change which layer is last.
     """
     weighted = {
-        node for node in layers if weight_of(node, _ANY_SIZE, is_first=True).__class__ is not str
+        node for node in layers if weight_of(node, ANY_SIZE, is_first=True).__class__ is not str
     }
     before: set[ir.Node] = set()  # nodes that a layer leads to
     for node in model.graph:
@@ -408,17 +429,22 @@ def _ends(model: ir.Model, layers: Iterable[ir.Node]) -> tuple[set[ir.Node], set
     return weighted - before, weighted - behind
 
 
-_ANY_SIZE: Final = QdqPolicy(min_channels=0, min_features=0)
+ANY_SIZE: Final = QdqPolicy(min_channels=0, min_features=0)
 
 
-def _explain_averages(model: ir.Model, kept: dict[str, str]) -> None:
+def explain_averages(model: ir.Model, kept: dict[str, str], name: str) -> None:
     """Rule 4: an average has more bits than its terms; it stays in high precision."""
     for node in model.graph:
         if node.op_type in AVERAGING_OPS and is_float(node.inputs[0]):
-            kept[str(node.name)] = "averages keep the bits that INT8 would drop"
+            kept[str(node.name)] = f"averages keep the bits that {name} would drop"
 
 
-def _require_plannable(model: ir.Model) -> None:
+def require_plannable(model: ir.Model) -> None:
+    """Refuse a graph that no plan can be made for.
+
+    Raises:
+        ModelFileError: it is quantized already, or its nodes share names.
+    """
     quantizing = next((n for n in model.graph.all_nodes() if n.op_type in QUANTIZING_OPS), None)
     if quantizing is not None:
         raise ModelFileError(
@@ -430,7 +456,8 @@ def _require_plannable(model: ir.Model) -> None:
         raise ModelFileError("the graph's nodes have no names of their own; tidy it first")
 
 
-def _in_graph_order(model: ir.Model, demand: Demand) -> Mapping[str, tuple[Reader, ...]]:
+def in_graph_order(model: ir.Model, demand: Demand) -> Mapping[str, tuple[Reader, ...]]:
+    """The readers of each value of ``demand`` by its name, each once."""
     values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
     return {
         str(value.name): tuple(dict.fromkeys(demand[value])) for value in values if value in demand

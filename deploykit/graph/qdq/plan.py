@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+import onnx_ir as ir
+
 from deploykit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,9 +22,25 @@ TENSOR_CORE_DEPTH: Final = 16
 """An INT8 tensor core multiplies 16 values at a time: shorter sums leave it partly idle."""
 
 
+@dataclass(frozen=True, slots=True)
+class QdqFormat:
+    """A type of eight bits that Q/DQ pairs round to, and its largest number."""
+
+    name: str
+    dtype: ir.DataType
+    largest: float
+
+
+INT8: Final = QdqFormat("INT8", ir.DataType.INT8, 127.0)
+"""Even steps. The range is symmetric, without -128, so that each step has a negative."""
+
+FP8: Final = QdqFormat("FP8", ir.DataType.FLOAT8E4M3FN, 448.0)
+"""E4M3: four binary digits, in a range of 2^18 (Micikevicius et al., arXiv:2209.05433)."""
+
+
 @dataclass(frozen=True)
 class QdqPolicy:
-    """The user's choice of layers and operands that stay out of INT8.
+    """The user's choice of layers and operands that stay out of eight bits.
 
     ``exclude`` are patterns of node names as of a shell (``layer4.*``); ``first_layer`` and
     ``last_layer`` say whether the layers without another one before or behind them are quantized,
@@ -61,7 +79,7 @@ class Reader(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
-    """A weight that becomes INT8, with one scale for each index of ``axis``."""
+    """A weight that becomes eight bits wide, with one scale for each index of ``axis``."""
 
     node: str
     index: int
@@ -71,22 +89,31 @@ class QuantizedWeight:
 
 @dataclass(frozen=True)
 class QdqPlan:
-    """The values that become INT8 with their readers, and reasons for the other nodes.
+    """The values that become ``format`` with their readers, and reasons for the other nodes.
 
     ``activations`` are in graph order. A reader that is not listed still reads the value as it
     was. The tensors of a group share one scale. ``kept`` has a reason for each node that could
-    have been INT8.
+    have been quantized. ``products`` are matrix products of two activations, ``known`` the largest
+    magnitudes of values that need no measurement.
     """
 
     activations: Mapping[str, tuple[Reader, ...]]
     weights: tuple[QuantizedWeight, ...]
     groups: tuple[frozenset[str], ...] = ()
     kept: Mapping[str, str] = field(default_factory=dict)
+    products: tuple[str, ...] = ()
+    known: Mapping[str, float] = field(default_factory=dict)
+    format: QdqFormat = INT8
 
     @property
     def tensors(self) -> tuple[str, ...]:
         """The values that must be calibrated."""
-        return tuple(self.activations)
+        return tuple(name for name in self.activations if name not in self.known)
+
+    @property
+    def layers(self) -> frozenset[str]:
+        """The convolutions and matrix products that are quantized."""
+        return frozenset((*(weight.node for weight in self.weights), *self.products))
 
     def group_of(self, tensor: str) -> frozenset[str]:
         """The tensors that share the scale of ``tensor``, itself among them."""

@@ -61,18 +61,20 @@ class Calibrated:
         }
 
 
-def calibrate_graph(
+def calibrate_graph(  # noqa: PLR0913 - each comes from another stage
     graph: LoadedGraph,
     name: str,
     preprocessing: Preprocessing,
     options: CalibrationOptions,
     journal: Journal,
     runners: Runners,
+    *,
+    tensors: tuple[str, ...] | None = None,
 ) -> Calibrated:
     """One pass over the images, or the table of an earlier pass where its key matches.
 
     A fifth of the images is held out, for comparing methods on what trial ranges did not see.
-    ``graph`` is not in memory during the pass.
+    ``graph`` is not in memory during the pass. ``tensors`` are by default what INT8 may need.
 
     Raises:
         UsageError: the model takes something beside images of which there is only noise.
@@ -95,7 +97,8 @@ def calibrate_graph(
     seen, held_out = split_holdout(chosen)
     data = CalibrationData(source, preprocessing, seen, options.seed, held_out, runners.side)
     # Of all policies: which layers are kept is decided later, on these ranges.
-    tensors = calibration_tensors(graph.model)
+    if tensors is None:
+        tensors = calibration_tensors(graph.model)
     with journal.stage("calibrate") as task:
         found = _find(name, options, data, graph, tensors, runners)
         table = found.table

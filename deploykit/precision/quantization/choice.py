@@ -69,12 +69,12 @@ class QuantizationErrors:
 
 
 @dataclass(frozen=True)
-class Int8Result:
-    """The INT8 artifact and what became of each layer.
+class QuantizedResult:
+    """The INT8 or FP8 artifact and what became of each layer.
 
     ``layers`` counts convolutions and matrix products by precision. The two tables hold the ten
     lowest signal to quantization noise ratios in dB, the worst first. ``kept`` says why a node is
-    not INT8; ``corrected`` is the number of layers whose bias was corrected.
+    not quantized; ``corrected`` is the number of layers whose bias was corrected.
     """
 
     graph: LoadedGraph
@@ -119,7 +119,7 @@ def plan_int8(graph: LoadedGraph, policy: qdq.QdqPolicy, name: str | None = None
     """
     plan = qdq.plan_qdq(graph.model, policy)
     if not plan.weights:
-        said = "; ".join(_reasons(graph.model, plan.kept)[:SHOWN_REASONS])
+        said = "; ".join(reasons_against(graph.model, plan.kept)[:SHOWN_REASONS])
         raise ModelFileError(
             f"nothing in {name or graph.artifact.path.name} can be INT8\n"
             f"{said or 'it has no convolution and no matrix product'}\n"
@@ -129,8 +129,8 @@ def plan_int8(graph: LoadedGraph, policy: qdq.QdqPolicy, name: str | None = None
     return plan
 
 
-def _reasons(model: ir.Model, kept: Mapping[str, str]) -> list[str]:
-    """Why nodes are not INT8, each reason once: of convolutions and matrix products first."""
+def reasons_against(model: ir.Model, kept: Mapping[str, str]) -> list[str]:
+    """Why nodes are not quantized, each reason once: of convolutions and matrix products first."""
     heavy = {str(node.name) for node in model.graph if node.op_type in HEAVY_OPS}
     order = sorted(kept, key=lambda name: name not in heavy)
     nodes: dict[str, list[str]] = {}
@@ -186,7 +186,7 @@ def quantize_to_int8(
     options: Int8Options = _DEFAULTS,
     halve: Halve | None = None,
     errors: QuantizationErrors = _NOT_MEASURED,
-) -> Int8Result:
+) -> QuantizedResult:
     """Write the INT8 form of an FP32 ``graph`` to ``path``; inputs and outputs stay FP32.
 
     Args:
@@ -202,21 +202,41 @@ def quantize_to_int8(
             not a valid model.
         DataError: ``amax`` lacks a value, or is not a number from 0 up.
     """
-    source, artifact = graph.model, graph.artifact
     plan = plan_int8(graph, options.policy)
+    halve = (halve or _halve_all) if options.rest is Precision.FP16 else None
+    return quantize_by_plan(graph, plan, amax, path, Precision.INT8, halve=halve, errors=errors)
+
+
+def quantize_by_plan(  # noqa: PLR0913 - each comes from another stage
+    graph: LoadedGraph,
+    plan: QdqPlan,
+    amax: Mapping[str, float],
+    path: Path,
+    precision: Precision,
+    *,
+    halve: Halve | None,
+    errors: QuantizationErrors = _NOT_MEASURED,
+) -> QuantizedResult:
+    """Write the form of an FP32 ``graph`` that ``plan`` says; without ``halve`` the rest is FP32.
+
+    Raises:
+        ModelFileError: the result is not a valid model.
+        DataError: ``amax`` lacks a value, or is not a number from 0 up.
+    """
+    source, artifact = graph.model, graph.artifact
     corrected, corrections = qdq.correct_biases(source, errors.shifts)
     result = qdq.insert_qdq(corrected, plan, amax)
     fp32 = {str(node.name) for node in result.graph if node.op_type in HEAVY_OPS}
     kept = dict(plan.kept)
-    if options.rest is Precision.FP16:
-        result, half = (halve or _halve_all)(result)
+    if halve is not None:
+        result, half = halve(result)
         fp32 -= half.halved
         kept |= {name: half.kept[name] for name in half.kept if name in fp32}
     parents = (artifact.sha256, *artifact.parents)
-    written = write_graph(result, path, Precision.INT8, parents)
-    return Int8Result(
+    written = write_graph(result, path, precision, parents)
+    return QuantizedResult(
         graph=written,
-        layers=_count_layers(plan, source, fp32),
+        layers=_count_layers(plan, source, fp32, precision),
         weight_sqnr_db=_worst(qdq.weight_sqnr_db(source, plan)),
         activation_sqnr_db=_worst(errors.activation_sqnr_db),
         kept=kept,
@@ -229,13 +249,14 @@ def _halve_all(model: ir.Model) -> tuple[ir.Model, HalfPlan]:
     return convert_to_half(model, plan), plan
 
 
-def _count_layers(plan: QdqPlan, source: Any, fp32: set[str]) -> dict[Precision, int]:
+def _count_layers(
+    plan: QdqPlan, source: Any, fp32: set[str], precision: Precision
+) -> dict[Precision, int]:
     heavy = {str(node.name) for node in source.graph if node.op_type in HEAVY_OPS}
-    int8 = {weight.node for weight in plan.weights}
     return {
-        Precision.INT8: len(int8),
-        Precision.FP16: len(heavy - int8 - fp32),
-        Precision.FP32: len((heavy & fp32) - int8),
+        precision: len(plan.layers),
+        Precision.FP16: len(heavy - plan.layers - fp32),
+        Precision.FP32: len((heavy & fp32) - plan.layers),
     }
 
 

@@ -213,7 +213,10 @@ def test_the_message_names_the_result_that_is_wrong(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"kind": "bad luck"}, "failure 1: unknown kind of failure 'bad luck'"),
-        ({"precision": "fp8"}, "failure 1: unknown precision 'fp8', known: fp32, fp16, int8"),
+        (
+            {"precision": "fp12"},
+            "failure 1: unknown precision 'fp12', known: fp32, fp16, bf16, int8",
+        ),
         ({"batch": "8"}, r"failure 1: Expected `int`, got `str` - at `\$.batch`\nmeasure"),
     ],
 )

@@ -144,7 +144,11 @@ MISSING = object()
         ("subject.batch", 1.5, r"Expected `int`, got `float` - at `\$.subject.batch`"),
         ("subject.batch", 0, "batch is 0, expected 1 or more"),
         ("subject.precision_asked", MISSING, "Object missing required field `precision_asked`"),
-        ("subject.precision_asked", "fp8", "unknown precision 'fp8', known: fp32, fp16, int8"),
+        (
+            "subject.precision_asked",
+            "fp12",
+            "unknown precision 'fp12', known: fp32, fp16, bf16, int8",
+        ),
         (
             "subject.precision_asked",
             None,

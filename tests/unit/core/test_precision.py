@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 GOOD = """
 from dataclasses import replace
 from deploykit.core.precision import FACTS as OWN
-FACTS = replace(OWN["fp16"], name="bf16", element_type="BFLOAT16", least_compute_capability=(8, 0))
+FACTS = replace(OWN["fp16"], name="unum16", element_type="UNUM16", least_compute_capability=(8, 0))
 """
 
 
@@ -71,49 +71,49 @@ def test_what_is_no_precision(given: Any) -> None:
 
 
 def test_unknown_names_suggest_close_ones() -> None:
-    expected = "unknown precision 'in8'\ndid you mean: int8.*\nall of them: fp32, fp16, int8$"
+    expected = "'in8'\ndid you mean: int8.*\nall of them: fp32, fp16, bf16, int8, fp8$"
     with pytest.raises(UnknownNameError, match=expected):
         find_precision("in8")
     assert find_precision("int8") is Precision.INT8
 
 
 def test_a_plug_is_a_precision_like_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install_plug(tmp_path, "precision", "bf16", GOOD, monkeypatch)
-    found = Precision("bf16")
-    assert found is Precision("bf16")
-    assert found is find_precision("bf16")
+    install_plug(tmp_path, "precision", "unum16", GOOD, monkeypatch)
+    found = Precision("unum16")
+    assert found is Precision("unum16")
+    assert found is find_precision("unum16")
     assert precisions() == (*OWN, found)
     assert copy.deepcopy(found) is found
     assert pickle.loads(pickle.dumps(found)) is found  # noqa: S301 - our own bytes
-    assert json.dumps({found: found}) == '{"bf16": "bf16"}'
-    assert f"{found}" == "bf16"
-    assert hash(found) == hash("bf16")
+    assert json.dumps({found: found}) == '{"unum16": "unum16"}'
+    assert f"{found}" == "unum16"
+    assert hash(found) == hash("unum16")
     assert isinstance(found, Precision)
-    assert "plugged_bf16" not in sys.modules
-    assert found.facts.element_type == "BFLOAT16"
+    assert "plugged_unum16" not in sys.modules
+    assert found.facts.element_type == "UNUM16"
     assert [found.facts.runs_on(each) for each in ("7.5", "8.0", "12.0")] == [False, True, True]
 
 
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("", "FACTS of the plug-in 'bf16' of deploykit.precision is NoneType"),
+        ("", "FACTS of the plug-in 'unum16' of deploykit.precision is NoneType"),
         ("FACTS = 16", "is int"),
-        (GOOD.replace('"bf16"', '"bf17"'), "is bf17\nexpected PrecisionFacts\\(name='bf16'"),
+        (GOOD.replace('"unum16"', '"bf17"'), "is bf17\nexpected PrecisionFacts\\(name='unum16'"),
     ],
 )
 def test_a_plug_without_facts(
     source: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install_plug(tmp_path, "precision", "bf16", source, monkeypatch)
+    install_plug(tmp_path, "precision", "unum16", source, monkeypatch)
     with pytest.raises(MissingDependencyError, match=words):
-        _ = Precision("bf16").facts
+        _ = Precision("unum16").facts
 
 
 def test_a_plug_without_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install_plug(tmp_path, "precision", "bf16", GOOD, monkeypatch)
-    with pytest.raises(MissingDependencyError, match=r"'bf16' of .* has no CONVERSION"):
-        conversion_of(Precision("bf16"))
+    install_plug(tmp_path, "precision", "unum16", GOOD, monkeypatch)
+    with pytest.raises(MissingDependencyError, match=r"'unum16' of .* has no CONVERSION"):
+        conversion_of(Precision("unum16"))
 
 
 def test_a_plug_that_is_called_as_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

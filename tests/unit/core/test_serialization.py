@@ -118,7 +118,7 @@ def test_what_cannot_be_plain_is_refused() -> None:
         (known_fields(Inner, changed()), "Object missing required field `place`"),
         (changed(side="c"), "Invalid enum value 'c' - at `$.side`"),
         (changed(place=3), "Expected `str`, got `int` - at `$.place`"),
-        (changed(precision="fp12"), "unknown precision 'fp12', known: fp32, fp16, int8"),
+        (changed(precision="fp12"), "unknown precision 'fp12', known: fp32, fp16, bf16, int8, fp8"),
         (changed(precision=None), "Expected `str`, got `NoneType` - at `$.precision`"),
         (changed(precision=["fp32"]), "Expected `str`, got `list` - at `$.precision`"),
         (changed(others=["fp32", 3]), "Expected `str`, got `int` - at `$.others[1]`"),

@@ -119,7 +119,7 @@ def test_a_spec_cannot_be_changed_and_ignores_its_builder_when_compared() -> Non
 
 
 def test_a_precision_is_its_word() -> None:
-    assert [str(precision) for precision in Precision] == ["fp32", "fp16", "int8"]
+    assert [str(precision) for precision in Precision] == ["fp32", "fp16", "bf16", "int8", "fp8"]
     assert Precision("int8") is Precision.INT8
 
 

@@ -268,6 +268,10 @@ def test_precision_that_is_proven(asked: Precision, census: dict[str, int], allo
             "1 of 6 .* layers are FP32 and 1 of 6 .* layers are FP16",
         ),
         (INT8, {"CONVOLUTION INT8": 4, "MATRIX_MULTIPLY FP8": 1}, 0, "1 of 5 .* are FP8"),
+        (Precision.FP8, {"CONVOLUTION HALF": 4}, 0, "4 of 4 .* are FP16"),
+        (Precision.FP8, {"CONVOLUTION FP8": 4, "CONVOLUTION INT8": 1}, 0, "1 of 5 .* are INT8"),
+        (Precision.FP8, {"CONVOLUTION FP8": 4, "CONVOLUTION FLOAT": 2}, 1, "2 of 6 .* are FP32"),
+        (Precision.BF16, {"CONVOLUTION BF16": 4, "CONVOLUTION HALF": 1}, 0, "1 of 5 .* are FP16"),
     ],
 )
 def test_precision_that_is_not(
@@ -278,11 +282,21 @@ def test_precision_that_is_not(
     assert len(str(caught.value).splitlines()) == 3
 
 
-def test_gpus_that_lack_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
-    require_capabilities(Precision.INT8, ("7.5", "12.0"))
-    needing = replace(FACTS["int8"], least_compute_capability=(8, 9))
-    monkeypatch.setitem(FACTS, "int8", needing)
-    require_capabilities(Precision.INT8, ("8.9", "12.0"))
-    words = "capability 7.5, 8.6 have no int8 arithmetic\nexpected 8.9 or later: give others with"
+@pytest.mark.parametrize(
+    ("precision", "has", "lacks", "least"),
+    [
+        (Precision.FP8, ("8.9", "9.0", "12.0"), ("7.5", "8.6"), "8.9"),
+        (Precision.BF16, ("8.0", "8.6", "12.0"), ("7.0", "7.5"), "8.0"),
+    ],
+)
+def test_gpus_that_lack_the_arithmetic(
+    precision: Precision, has: tuple[str, ...], lacks: tuple[str, ...], least: str
+) -> None:
+    require_capabilities(Precision.INT8, (*lacks, *has))
+    require_capabilities(precision, has)
+    words = (
+        f"capability {', '.join(lacks)} have no {precision} arithmetic\n"
+        f"expected {least} or later: give others with"
+    )
     with pytest.raises(UsageError, match=words):
-        require_capabilities(Precision.INT8, ("7.5", "8.6", "9.0"))
+        require_capabilities(precision, (*lacks, *has))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import onnx_ir as ir
 import pytest
 
-from deploykit.core.precision import FACTS, Precision
-from deploykit.graph import files
+from deploykit.core.precision import Precision
 from deploykit.graph.files import (
     precision_of_type,
     quantized_precision,
@@ -23,7 +20,7 @@ TYPES = ir.DataType
     [
         ({TYPES.FLOAT, TYPES.INT64, None}, Precision.FP32),
         ({TYPES.FLOAT, TYPES.FLOAT16}, Precision.FP16),
-        ({TYPES.FLOAT, TYPES.BFLOAT16}, Precision.FP32),
+        ({TYPES.FLOAT, TYPES.BFLOAT16}, Precision.BF16),
         (set(), Precision.FP32),
     ],
 )
@@ -37,7 +34,7 @@ def test_stored_weights(types: set[ir.DataType | None], expected: Precision) -> 
         (TYPES.FLOAT, Precision.FP32),
         (TYPES.DOUBLE, Precision.FP32),
         (TYPES.FLOAT16, Precision.FP16),
-        (TYPES.BFLOAT16, Precision.FP16),
+        (TYPES.BFLOAT16, Precision.BF16),
         (TYPES.INT8, Precision.FP32),
         (None, Precision.FP32),
     ],
@@ -46,20 +43,29 @@ def test_results_of_a_node(dtype: ir.DataType | None, expected: Precision) -> No
     assert precision_of_type(dtype) is expected
 
 
-def _pair(zero: ir.DataType | None) -> ir.Node:
+def _pair(
+    zero: ir.DataType | None, op_type: str = "QuantizeLinear", stored: ir.DataType | None = None
+) -> ir.Node:
     values = [ir.Value(name=name) for name in ("x", "scale")]
     if zero is not None:
         values.append(ir.Value(name="zero", type=ir.TensorType(zero)))
-    return ir.Node("", "QuantizeLinear", values)
+    if stored is not None:
+        values[0].type = ir.TensorType(stored)
+    return ir.Node("", op_type, values)
 
 
-def test_pairs_are_told_apart_by_their_zero_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    every = (None, TYPES.INT8, TYPES.UINT8, TYPES.FLOAT8E4M3FN)
+def test_pairs_are_told_apart_by_their_zero_point() -> None:
+    every = (None, TYPES.INT8, TYPES.UINT8, TYPES.FLOAT8E5M2)
     assert [quantized_precision(_pair(each)) for each in every] == [Precision.INT8] * 4
+    assert quantized_precision(_pair(TYPES.FLOAT8E4M3FN)) is Precision.FP8
 
-    row = replace(FACTS["int8"], name="fp8", element_type="FLOAT8E4M3FN")
-    monkeypatch.setitem(FACTS, "fp8", row)
-    other = Precision("fp8")
-    monkeypatch.setattr(files, "_QUANTIZED", (Precision.INT8, other))
-    assert quantized_precision(_pair(TYPES.FLOAT8E4M3FN)) is other
-    assert quantized_precision(_pair(TYPES.INT8)) is Precision.INT8
+
+def test_weights_without_a_zero_point_are_told_by_what_is_stored() -> None:
+    restored = [
+        quantized_precision(_pair(None, "DequantizeLinear", stored))
+        for stored in (TYPES.FLOAT8E4M3FN, TYPES.INT8, None)
+    ]
+    assert restored == [Precision.FP8, Precision.INT8, Precision.INT8]
+    made = _pair(None)
+    made.outputs[0].type = ir.TensorType(TYPES.FLOAT8E4M3FN)
+    assert quantized_precision(made) is Precision.FP8

@@ -176,5 +176,5 @@ def test_nodes_of_one_name(tmp_path: Path) -> None:
 def test_no_work_has_no_shares(tmp_path: Path) -> None:
     found = read(tmp_path, "y = Relu (x)", asked=Precision.FP32)
     assert found.multiply_adds == 0
-    assert found.to_dict()["share"] == {"fp32": 0.0, "fp16": 0.0, "int8": 0.0}
+    assert found.to_dict()["share"] == dict.fromkeys(("fp32", "fp16", "bf16", "int8", "fp8"), 0.0)
     assert found.to_dict()["nodes"][0]["reason"] is None

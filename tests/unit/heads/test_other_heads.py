@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from deploykit.heads import Head
     from tests.graphs import Array
 
-FP32, FP16, INT8 = (each.facts.limits for each in Precision)
+FP32, FP16, INT8 = (Precision(each).facts.limits for each in ("fp32", "fp16", "int8"))
 OWN = (BINARY, MULTICLASS, MULTILABEL, RAW)
 
 

@@ -13,7 +13,7 @@ from deploykit.core.precision import Precision
 from deploykit.core.progress import SilentProgress
 from deploykit.core.specs import TensorSpec
 from deploykit.graph import Extremes, LoadedGraph, read_artifact, read_model, tidy, write_model
-from deploykit.precision.fp16 import HEADROOM, Fp16Result, convert_to_fp16, largest_magnitudes
+from deploykit.precision.fp16 import HEADROOM, HalfResult, convert_to_fp16, largest_magnitudes
 from tests.graphs import graph, normal, run_ort, run_reference, save
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def fp32(source: onnx.ModelProto, folder: Path) -> OnnxArtifact:
 
 def convert(
     artifact: OnnxArtifact, images: Sequence[NDArray[np.float32]], path: Path
-) -> Fp16Result:
+) -> HalfResult:
     with SilentProgress().step("fp16") as task:
         return convert_to_fp16(
             LoadedGraph(artifact), images, path, open_runner=OrtRunner, task=task
@@ -187,6 +187,6 @@ def test_outputs_with_every_value_rounded_are_kept_by_batch(batch: str, tmp_path
     )
     images = [normal(2, 3, 4, 4), normal(2, 3, 4, 4, seed=1)]
     result = convert(fp32(source, tmp_path), images, tmp_path / "half.onnx")
-    for got, given in zip(result.outputs, images, strict=True):
+    for got, given in zip(result.outputs or (), images, strict=True):
         expected = given.astype(np.float16) * np.float16(1 / 3)
         assert np.array_equal(got, expected.astype(np.float32))

@@ -20,7 +20,7 @@ from deploykit.core.precision import Precision
 from deploykit.core.serialization import Source, from_plain, to_plain
 from deploykit.models import families, names
 
-FP32, FP16, INT8 = Precision
+FP32, FP16, INT8 = Precision.FP32, Precision.FP16, Precision.INT8
 NO_GPU = dict.fromkeys(
     ("tensorrt", "tensorrt-rtx", "ort-cuda", "eager-cuda", "compile-cuda"), "no GPU on this machine"
 )
@@ -45,7 +45,11 @@ def test_the_matrix_is_every_combination_in_order() -> None:
 
 def test_on_a_gpu_engines_come_first_in_all_precisions() -> None:
     assert keys(Matrix(("nin",), (1,)), {}) == [
-        *(f"nin/{name}/{each}/b1" for name in ("tensorrt", "tensorrt-rtx") for each in Precision),
+        *(
+            f"nin/{name}/{each}/b1"
+            for name in ("tensorrt", "tensorrt-rtx")
+            for each in (FP32, FP16, INT8)
+        ),
         "nin/ort-cuda/fp32/b1",
         "nin/ort-cuda/fp16/b1",
         "nin/ort/fp32/b1",

@@ -45,7 +45,7 @@ MALFORMED_GRAPHS = [
     ({**plain(GRAPH), "image": [nan, 8]}, "Expected `int`, got `float` - at `$.image[0]`"),
     ({**plain(GRAPH), "limits": {"cpu": {"x": {}}}}, "Expected `int`, got `str` - at `key` in"),
     ({**plain(GRAPH), "limits": {"cpu": {"1": []}}}, "Expected `object`, got `array` - at `$.lim"),
-    ({**plain(GRAPH), "precision": "fp12"}, "unknown precision 'fp12', known: fp32, fp16, int8"),
+    ({**plain(GRAPH), "precision": "fp12"}, "unknown precision 'fp12', known: fp32, fp16, bf16"),
 ]
 
 

@@ -1,0 +1,84 @@
+"""`--bf16` as a user meets it: exported, checked, inspected, and proven by the compiler."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+import deploykit as library
+from tests import own_files
+from tests.cli import deploykit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    (tmp_path / "mine.onnx").write_bytes(own_files.old(13).SerializeToString())
+    called = deploykit(
+        "export", tmp_path / "mine.onnx", "--bf16", "--backend", "none", "-o", tmp_path / "made"
+    )
+    assert called.code == 0, called.err
+    return tmp_path / "made"
+
+
+def test_a_bundle_runs_in_its_form_for_cpus(exported: Path) -> None:
+    manifest = json.loads((exported / "manifest.json").read_text())
+    assert manifest["precision"] == "bf16"
+    assert manifest["conversion"]["kept_heavy"] == 0
+    assert {"model.onnx", "model.cpu.onnx", "reference.onnx"} <= manifest["files"].keys()
+    assert deploykit("check", exported, "--json").data["ok"] is True
+    for fast in (False, True):  # nothing but an engine computes the file itself
+        with library.load(exported, device="cpu", fast=fast) as model:
+            assert model.precision == "bf16"
+            assert model.self_test().min_cosine > 0.999
+    answer = deploykit("validate", exported, "--json")
+    assert answer.data["validation"]["passed"] is True
+    layers = deploykit("validate", exported, "--layers", "--json")
+    assert layers.code == 0, layers.err
+
+
+def test_inspect_says_what_it_has_and_what_it_would_be(exported: Path) -> None:
+    has = deploykit("inspect", exported, "--precision", "--json").data["precision"]
+    plan = deploykit("inspect", exported / "reference.onnx", "--bf16", "--json")
+    assert plan.code == 0, plan.err
+    planned = plan.data["precision"]
+    assert has["multiply_adds"] == planned["multiply_adds"]
+    assert has["share"]["bf16"] == 1.0
+    assert planned["magnitudes"]["limit"] is None
+    text = deploykit("inspect", exported / "reference.onnx", "--bf16").out
+    assert "stays FP32" not in text
+    assert "BF16" in text
+
+
+def test_no_gpu_before_ampere_has_it(exported: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    called = deploykit(
+        "build", exported, "--backend", "tensorrt-rtx", "--compute-capability", "7.5"
+    )
+    assert called.code != 0
+    assert "GPUs of compute capability 7.5 have no bf16 arithmetic\nexpected 8.0" in called.err
+
+
+def test_the_compiler_proves_it(exported: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    called = deploykit("build", exported, "--backend", "tensorrt-rtx", "--json")
+    assert called.code == 0, called.err
+    (engine,) = json.loads((exported / "manifest.json").read_text())["engines"]
+    assert engine["precision"] == "bf16"
+    heavy = [key for key in engine["precision_census"] if key.split()[0] == "CONVOLUTION"]
+    assert heavy == ["CONVOLUTION BF16"]
+    assert engine["warnings"] == []
+
+
+def test_a_benchmark_on_cpus_has_no_kernels_for_it(exported: Path, tmp_path: Path) -> None:
+    called = deploykit(
+        "bench", exported, "--bf16", "--backend", "ort", "--batch", "1",
+        "--work", tmp_path / "work",
+    )  # fmt: skip
+    assert called.code != 0
+    assert "ort cannot measure" in called.err
+    assert "a converted file has the precision it has" in called.err
