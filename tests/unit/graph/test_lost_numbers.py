@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
+from deploykit.graph import BF16, plan_half, tidy
 from tests.graphs import graph, normal, run_ort, run_reference
 from tests.unit.graph.halving import Converted
 
@@ -225,3 +227,16 @@ def test_what_a_mod_reads_is_not_rounded(fraction: float, tmp_path: Path) -> Non
     feeds = {"x": np.abs(IMAGE).astype(np.float16).astype(np.float32)}
     expected, got = run_ort(source, feeds)["y"], run_reference(made.half, feeds)["y"]
     assert np.abs(got - expected).max() < 2e-3 * fraction
+
+
+@pytest.mark.parametrize(("classes", "kept"), [(257, False), (300, True), (2048, True)])
+def test_bf16_has_whole_numbers_to_256(classes: int, kept: bool) -> None:
+    """Its mantissa has 8 bits: the last of 257 classes is number 256, which it has."""
+    body = "a = ArgMax <axis = 1> (x)\n b = Cast <to = 1> (a)\n y = Mul (b, one)"
+    source = graph(f"g (float[N,{classes}] x) => (float[A,B] y) {{ {body} }}", {"one": of(1)})
+    model = ir.from_proto(source)
+    tidy(model, rename=False)
+    plan = plan_half(model, {}, 4.0, half=BF16)
+    assert any("BF16 has them to 256" in reason for reason in plan.kept.values()) is kept
+    in_fp16 = plan_half(model, {}, 4.0).kept.values()
+    assert not any("whole numbers" in reason for reason in in_fp16)  # it has all of them
