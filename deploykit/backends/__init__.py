@@ -23,11 +23,11 @@ from deploykit.backends._engines import (
     CompiledEngine,
     CompileOptions,
     Compiler,
-    Conversion,
     EngineHeader,
     EngineOptions,
     EngineRunner,
     InspectedRunner,
+    LayerConversion,
     engine_fits,
 )
 
@@ -41,7 +41,6 @@ __all__ = [
     "CompileOptions",
     "CompiledEngine",
     "Compiler",
-    "Conversion",
     "EngineBackend",
     "EngineHeader",
     "EngineOptions",
@@ -49,6 +48,7 @@ __all__ = [
     "GraphBackend",
     "GraphOptions",
     "InspectedRunner",
+    "LayerConversion",
     "ModuleBackend",
     "ModuleOptions",
     "engine_fits",

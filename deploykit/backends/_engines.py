@@ -107,7 +107,7 @@ class EngineHeader:
 
 
 @dataclass(frozen=True, slots=True)
-class Conversion:
+class LayerConversion:
     """A layer of an engine that computes nothing: it changes the type of a value, or its layout.
 
     ``kind`` is one of `CONVERSIONS`, ``layer`` its name in the engine, ``neighbour`` the layer that
@@ -127,7 +127,7 @@ class Conversion:
     def sentence(self) -> str:
         """As messages show it.
 
-        >>> Conversion("reformat", "copy 1", "conv1 + relu1", "FP16", "INT8", False).sentence
+        >>> LayerConversion("reformat", "copy 1", "conv1 + relu1", "FP16", "INT8", False).sentence
         'reformat FP16 to INT8 at conv1 + relu1'
         """
         types = f" {self.before} to {self.after}" if self.before and self.after else ""
@@ -142,8 +142,8 @@ CONVERSIONS: Final = ("reformat", "quantize", "dequantize", "cast")
 class InspectedRunner(Runner, Protocol):
     """A runner that can say which layers of its engine only convert."""
 
-    def conversions(self, feeds: Mapping[str, Any]) -> tuple[Conversion, ...]:
-        """The `Conversion` layers that a call with these feeds runs, in their order."""
+    def conversions(self, feeds: Mapping[str, Any]) -> tuple[LayerConversion, ...]:
+        """The `LayerConversion` layers that a call with these feeds runs, in their order."""
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploykit.backends import Conversion, InspectedRunner
+from deploykit.backends import InspectedRunner, LayerConversion
 from deploykit.backends.trt.runner import ResidentRunner
 from deploykit.core.errors import DataError, DeviceError, UsageError
 from tests.unit.backends.trt.small_models import IMAGE
@@ -47,7 +47,7 @@ def test_the_layers_are_those_of_the_shape_that_runs(
     for _ in range(3):  # runs plainly, is captured, is replayed
         check(given, runner.run({"x": given}))
     found = runner.conversions({"x": given})
-    assert found == (Conversion("reformat", NAME, "conv", "FP32", "INT8", at_border=True),)
+    assert found == (LayerConversion("reformat", NAME, "conv", "FP32", "INT8", at_border=True),)
     assert script.inspected == [{"x": (batch, *IMAGE)}]
     check(given, runner.run({"x": given}))
 

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from deploykit.backends._engines import Conversion
+from deploykit.backends._engines import LayerConversion
 from deploykit.core.errors import DataError
 
 if TYPE_CHECKING:
@@ -128,12 +128,12 @@ _GENERATED: Final = re.compile(r"^__myl_((?:[A-Z][a-z]+)+)(?:_|$)")
 _QUANTIZED: Final = ("INT8", "FP8", "INT4", "FP4")
 
 
-def conversions_among(layers: Sequence[EngineLayer]) -> tuple[Conversion, ...]:
+def conversions_among(layers: Sequence[EngineLayer]) -> tuple[LayerConversion, ...]:
     """Those of the layers that compute nothing, each with the layer that it belongs to."""
     return tuple(_conversions(layers))
 
 
-def _conversions(layers: Sequence[EngineLayer]) -> Iterator[Conversion]:
+def _conversions(layers: Sequence[EngineLayer]) -> Iterator[LayerConversion]:
     makers = {tensor.name: layer for layer in layers for tensor in layer.outputs}
     users = {tensor.name: layer for layer in reversed(layers) for tensor in layer.inputs}
     for layer in layers:
@@ -142,7 +142,7 @@ def _conversions(layers: Sequence[EngineLayer]) -> Iterator[Conversion]:
             continue
         neighbour, at_border = _neighbour(layer, makers, users)
         before, after = _change(layer)
-        yield Conversion(kind, layer.name, neighbour, before, after, at_border)
+        yield LayerConversion(kind, layer.name, neighbour, before, after, at_border)
 
 
 def _conversion_kind(layer: EngineLayer) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.backends._cuda.arrays import DeviceArray
-    from deploykit.backends._engines import Compiler, Conversion
+    from deploykit.backends._engines import Compiler, LayerConversion
     from deploykit.core.sizes import ShapeProfile
     from deploykit.core.specs import TensorSpec
 
@@ -225,7 +225,7 @@ class TrtRunner(Closing):
         """Copies of inputs on the GPU, each in memory of its own; raises what ``run`` does."""
         return self._call(Lane.upload, feeds)
 
-    def conversions(self, feeds: Mapping[str, Any]) -> tuple[Conversion, ...]:
+    def conversions(self, feeds: Mapping[str, Any]) -> tuple[LayerConversion, ...]:
         """Layers that only convert, of the engine as it runs feeds of these shapes.
 
         Raises what ``run`` does, and `DataError` where the runtime's answer is not understood.
@@ -395,7 +395,7 @@ class ResidentRunner(Closing):
         """Times of computing and enqueueing; the outputs are empty, as none is fetched."""
         return {}, self._runner.time_on_device(feeds)
 
-    def conversions(self, feeds: Mapping[str, Any]) -> tuple[Conversion, ...]:
+    def conversions(self, feeds: Mapping[str, Any]) -> tuple[LayerConversion, ...]:
         """As those of the runner behind it."""
         return self._runner.conversions(feeds)
 

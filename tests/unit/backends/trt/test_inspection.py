@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deploykit.backends import Conversion
+from deploykit.backends import LayerConversion
 from deploykit.backends.trt.inspection import (
     EngineLayer,
     LayerTensor,
@@ -34,7 +34,7 @@ def recorded(name: str) -> tuple[EngineLayer, ...]:
     return read_layers(json.dumps(body["information"]))
 
 
-def found(name: str) -> tuple[Conversion, ...]:
+def found(name: str) -> tuple[LayerConversion, ...]:
     return conversions_among(recorded(name))
 
 
@@ -51,7 +51,7 @@ CONV = layer("conv + relu", "CaskConvolution", "INT8", "FP16", inputs=(LayerTens
 STEM = layer("stem", "CaskConvolution", "FP32", "FP16", outputs=(LayerTensor("x", "", ""),))
 
 
-def between(*given: EngineLayer) -> tuple[Conversion, ...]:
+def between(*given: EngineLayer) -> tuple[LayerConversion, ...]:
     """Of layers from "x" to "y", between the stem and a convolution."""
     return conversions_among((STEM, *given, CONV))
 
@@ -63,7 +63,7 @@ def test_tensorrt_10() -> None:
     assert copy.outputs[0].type_name == "INT8"
     assert conv.inputs[0].layout == "thirty-two wide channel vectorized row major"
     assert found("tensorrt-10-resnet18-int8.json") == (
-        Conversion("reformat", COPY, POOL, "FP32", "INT8", at_border=True),
+        LayerConversion("reformat", COPY, POOL, "FP32", "INT8", at_border=True),
     )
 
 
@@ -78,7 +78,7 @@ def test_an_engine_without_details_names_its_reformats() -> None:
     layers = recorded("tensorrt-10-names.json")
     assert [each.kind for each in layers] == [""] * 5
     assert conversions_among(layers) == (
-        Conversion("reformat", COPY, POOL, "", "", at_border=False),
+        LayerConversion("reformat", COPY, POOL, "", "", at_border=False),
     )
     assert conversions_among(layers)[0].sentence == f"reformat at {POOL}"
 
