@@ -13,7 +13,12 @@ from deploykit.benchmarking.harness.system import SystemUnderTest
 from deploykit.benchmarking.machine.conditions import watch
 from deploykit.benchmarking.matrix.cells import Matrix, plan_cells
 from deploykit.benchmarking.matrix.child import ANSWER
-from deploykit.benchmarking.matrix.measuring import fitting, open_cell, subject_of
+from deploykit.benchmarking.matrix.measuring import (
+    conversions_of,
+    fitting,
+    open_cell,
+    subject_of,
+)
 from deploykit.benchmarking.matrix.processes import ChildFailure
 from deploykit.benchmarking.results import to_line
 from deploykit.benchmarking.statistics.ab import AbReport, Rounds, report_of, report_to_plain
@@ -134,12 +139,17 @@ def measure_ab(
             return interleave(side_a, side_b, switches, rounds=count, task=task)
 
         rounds, conditions = watch(in_turn, on_gpu=on_gpu)
+        conversions = {
+            "a": conversions_of(runner_a, feeds_a)[0],
+            "b": conversions_of(runner_b, feeds_b)[0],
+        }
     return {
         "subjects": to_plain({"a": subject_of(a), "b": subject_of(b)}),
         "switches": to_plain(switches),
         "rounds": to_plain(rounds),
         "environment": {**to_plain(environment.describe()), "conditions": to_plain(conditions)},
         "condition": list(conditions.sentences()),
+        "conversions": to_plain(conversions),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
