@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from deploykit.backends import LayerConversion  # noqa: TC001  (read back by this type)
 from deploykit.benchmarking.harness.interleaved import ROUNDS
-from deploykit.benchmarking.matrix.ab_run import measure_ab
+from deploykit.benchmarking.matrix.ab_run import conversions_of_b, measure_ab
 from deploykit.benchmarking.matrix.cells import BuiltEngine, Cell, CellGraph, PreparedCell
 from deploykit.benchmarking.matrix.child import ANSWER
 from deploykit.benchmarking.matrix.measuring import SYSTEM
@@ -21,6 +20,7 @@ from deploykit.core.sizes import BATCH_AXIS, IMAGE_AXES
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from deploykit.backends import LayerConversion
     from deploykit.core.artifacts import EngineRecord, OnnxArtifact
     from deploykit.core.precision import Precision
     from deploykit.core.progress import ProgressTask
@@ -101,20 +101,14 @@ def speed_against_source(
     pair = _prepared(source, batch, image), _prepared(engine, batch, image)
     answer = measure_ab(pair, SWITCHES, ROUNDS, machine, clock=SYSTEM, task=task)
     report = report_of(from_plain(Rounds, answer["rounds"], ANSWER), seed=SWITCHES.seed)
-    found = from_plain(_Conversions, {"found": answer["conversions"]["b"]}, ANSWER)
     return SourceSpeed(
         precision=engine.record.precision,
         source=source.record.precision,
         batch=batch,
         report=report,
-        conversions=found.found,
+        conversions=conversions_of_b(answer),
         condition=tuple(answer["condition"]),
     )
-
-
-@dataclass(frozen=True)
-class _Conversions:
-    found: tuple[LayerConversion, ...] | None
 
 
 def _batch(record: EngineRecord, image: tuple[int, int]) -> int:
