@@ -26,6 +26,8 @@ from deploykit.backends._engines import (
     EngineHeader,
     EngineOptions,
     EngineRunner,
+    InspectedRunner,
+    LayerConversion,
     engine_fits,
 )
 
@@ -45,6 +47,8 @@ __all__ = [
     "EngineRunner",
     "GraphBackend",
     "GraphOptions",
+    "InspectedRunner",
+    "LayerConversion",
     "ModuleBackend",
     "ModuleOptions",
     "engine_fits",

@@ -106,6 +106,46 @@ class EngineHeader:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class LayerConversion:
+    """A layer of an engine that computes nothing: it changes the type of a value, or its layout.
+
+    ``kind`` is one of `CONVERSIONS`, ``layer`` its name in the engine, ``neighbour`` the layer that
+    it was put in front of or behind. ``before`` and ``after`` are the types, or the layouts where
+    the type stays; empty where the engine was built without them. ``at_border``: the value is an
+    input or an output of the network.
+    """
+
+    kind: str
+    layer: str
+    neighbour: str
+    before: str
+    after: str
+    at_border: bool
+
+    @property
+    def sentence(self) -> str:
+        """As messages show it.
+
+        >>> LayerConversion("reformat", "copy 1", "conv1 + relu1", "FP16", "INT8", False).sentence
+        'reformat FP16 to INT8 at conv1 + relu1'
+        """
+        types = f" {self.before} to {self.after}" if self.before and self.after else ""
+        return f"{self.kind}{types} at {self.neighbour}"
+
+
+CONVERSIONS: Final = ("reformat", "quantize", "dequantize", "cast")
+"""A Q/DQ layer that stands alone was not fused into what it is for."""
+
+
+@runtime_checkable
+class InspectedRunner(Runner, Protocol):
+    """A runner that can say which layers of its engine only convert."""
+
+    def conversions(self, feeds: Mapping[str, Any]) -> tuple[LayerConversion, ...]:
+        """The `LayerConversion` layers that a call with these feeds runs, in their order."""
+
+
 @runtime_checkable
 class EngineRunner(Runner, Protocol):
     """A runner whose outputs may stay on the GPU."""

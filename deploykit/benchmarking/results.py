@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from deploykit.backends import LayerConversion  # noqa: TC001  (read back by this type)
 from deploykit.core.atomic import write_whole
 from deploykit.core.errors import DataError, UnknownNameError, UsageError
 from deploykit.core.precision import Precision  # noqa: TC001
@@ -187,6 +188,7 @@ class BenchmarkResult:
     plain data of a `deploykit.core.environment.Environment`. ``condition`` are
     sentences about a busy or throttled machine, ``notes`` about what was measured. ``limit`` is
     ``None`` where the network or the device is not known. ``created`` is a time in ISO 8601.
+    ``conversions`` are the engine's layers that compute nothing; ``None`` where nobody knows.
     """
 
     subject: Subject
@@ -198,6 +200,7 @@ class BenchmarkResult:
     created: str
     limit: Limit | None = None
     notes: tuple[str, ...] = ()
+    conversions: tuple[LayerConversion, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.duration_s < float("inf"):

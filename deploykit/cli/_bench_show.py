@@ -165,7 +165,7 @@ def show_in_turn(out: Console, found: AbRun) -> None:
         else "no difference",
         sep="\n",
     )
-    for text in (*found.condition, *report.notes):
+    for text in (*found.notes, *found.condition, *report.notes):
         out.print(f"! {text}", style="yellow", markup=False)
     out.print(f"written: {found.file}", markup=False, soft_wrap=True)
 

@@ -28,8 +28,20 @@ if TYPE_CHECKING:
 @_options.gpu
 @_options.compiling
 @_options.no_timing_cache
+@click.option(
+    "--compare-speed",
+    is_flag=True,
+    help="Compile the bundle's FP32 graph too, which takes as long again, and measure both in "
+    "turn. Where the engine is slower, its layers that only convert are named.",
+)
 def command(
-    bundle: Path, backend: str, device: str, compiling: CompileOptions, *, no_timing_cache: bool
+    bundle: Path,
+    backend: str,
+    device: str,
+    compiling: CompileOptions,
+    *,
+    no_timing_cache: bool,
+    compare_speed: bool,
 ) -> Answer:
     """Compile one more engine for a bundle, on this machine.
 
@@ -47,6 +59,7 @@ def command(
         progress(),
         machine_with(device),
         timing_cache=not no_timing_cache,
+        compare_speed=compare_speed,
     )
     return Answer(report.to_dict(), lambda out: _show(out, report))
 

@@ -13,6 +13,7 @@ from deploykit.benchmarking.matrix.run import Checkpoint, MatrixRun, RemainingTi
 from deploykit.benchmarking.matrix.steps import Steps, process_limits, usual_jobs
 from deploykit.benchmarking.report.page import require_results_name, write_reports
 from deploykit.benchmarking.report.rows import ranking, row_of, row_to_plain
+from deploykit.benchmarking.report.slower import with_notes_on_slower
 from deploykit.benchmarking.results import write_run
 from deploykit.core import environment
 from deploykit.core.choices import DefinitionChoices
@@ -136,7 +137,7 @@ def bench(
     campaign = MatrixRun(cells, steps, checkpoint)
     with progress.step("bench") as task:
         campaign.run(RemainingTime(task, campaign.length))
-    run = checkpoint.run()
+    run = with_notes_on_slower(checkpoint.run())
     write_run(options.output, run)
     files = (options.output, *write_reports(run, options.output))
     checkpoint.discard()

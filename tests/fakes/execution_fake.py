@@ -149,8 +149,26 @@ class CudaEngine:
     def _new_context(self) -> ExecutionContext:
         return ExecutionContext(self)
 
+    def create_engine_inspector(self) -> EngineInspector | None:
+        allowed = self.script.allows("create_engine_inspector", self.logger)
+        return EngineInspector(self.script) if allowed else None
+
     def numpy_type(self, name: str) -> Any:
         return _NUMPY[self._nodes[name].type][1]
+
+
+class EngineInspector:
+    """``EngineInspector``; without a context it does not know the formats of open shapes."""
+
+    execution_context: Any = None
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    def get_engine_information(self, format: Enum) -> str:  # noqa: A002
+        assert format.name == "JSON"
+        self._script.inspected.append(dict(self.execution_context.shapes))
+        return self._script.layers
 
 
 class ExecutionContext:
@@ -163,10 +181,24 @@ class ExecutionContext:
         self._addresses: dict[str, int] = {}
         self._scratch = 0
         self._host_work = host_work()
+        self._verbosity: Any = None
         self._captured: list[int] = []  # numbers of work that is done for as long as this lives
         self._in_use = Lock()
         self._script.contexts += 1
         self._profile = 0
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The fake's own."""
+        return self._shapes
+
+    @property
+    def nvtx_verbosity(self) -> Any:
+        return self._verbosity
+
+    @nvtx_verbosity.setter
+    def nvtx_verbosity(self, verbosity: Enum) -> None:
+        self._verbosity = verbosity
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         assert stream_handle > 2, "the default stream"
@@ -230,6 +262,7 @@ class ExecutionContext:
     def _execute(self, stream: int) -> bool:
         assert stream > 2, "the default stream"
         assert self._scratch
+        assert self._verbosity is not None, "an engine with details marks each launch"
         if self._script.before is not None:
             self._script.before(stream)
         if not self._script.allows("execute_async_v3", self._engine.logger):

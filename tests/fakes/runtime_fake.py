@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tests.fakes.execution_fake import CudaEngine, ExecutionContextAllocationStrategy
-from tests.fakes.tensorrt_fake import ILogger, Severity
+from tests.fakes.tensorrt_fake import ILogger, ProfilingVerbosity, Severity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +31,11 @@ class DynamicShapesKernelSpecializationStrategy(Enum):
     NONE = 2
 
 
+class LayerInformationFormat(Enum):
+    ONELINE = 0
+    JSON = 1
+
+
 @dataclass
 class Script:
     """What the runtime refuses, by method name, and what it saw.
@@ -38,6 +43,7 @@ class Script:
     ``before`` is called with the stream at each ``execute_async_v3``; ``work`` is queued in place
     of the computation; ``dtype`` replaces the tensors' own type. ``profiles`` are the engine's, by
     input (smallest, preferred, largest), if it has several; ``chosen`` are those of its contexts.
+    ``layers`` is what an inspector prints, and ``inspected`` are the shapes that it was asked for.
     """
 
     refuses: set[str] = field(default_factory=set)
@@ -53,6 +59,8 @@ class Script:
     strategies: list[CudaGraphStrategy] = field(default_factory=list)
     profiles: list[dict[str, tuple[tuple[int, ...], ...]]] = field(default_factory=list)
     chosen: list[int] = field(default_factory=list)
+    layers: str = '{"Layers": []}'
+    inspected: list[dict[str, tuple[int, ...]]] = field(default_factory=list)
 
     def allows(self, method: str, logger: ILogger) -> bool:
         if method in self.refuses:
@@ -141,6 +149,8 @@ class FakeRuntime:
     ILogger = ILogger
     ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
     CudaGraphStrategy = CudaGraphStrategy
+    LayerInformationFormat = LayerInformationFormat
+    ProfilingVerbosity = ProfilingVerbosity
     DynamicShapesKernelSpecializationStrategy = DynamicShapesKernelSpecializationStrategy
 
     def __init__(

@@ -69,6 +69,12 @@ class EngineInvalidityDiagnostics(IntEnum):
     CUDA_ERROR = 64
 
 
+class ProfilingVerbosity(Enum):
+    LAYER_NAMES_ONLY = 0
+    NONE = 1
+    DETAILED = 2
+
+
 class ILogger:
     def log(self, severity: Severity, msg: str) -> None:
         raise NotImplementedError
@@ -110,6 +116,7 @@ class Script:
     greatest_level: int = 5
     level: int = 3
     compatibility: HardwareCompatibilityLevel = HardwareCompatibilityLevel.NONE
+    verbosity: ProfilingVerbosity = ProfilingVerbosity.LAYER_NAMES_ONLY
     device: bytes = b"9.0"
     cache_refusal: str = ""
     timed: list[bytes] = field(default_factory=list)
@@ -195,6 +202,14 @@ class IBuilderConfig:
     @hardware_compatibility_level.setter
     def hardware_compatibility_level(self, level: HardwareCompatibilityLevel) -> None:
         self._script.compatibility = level
+
+    @property
+    def profiling_verbosity(self) -> ProfilingVerbosity:
+        return self._script.verbosity
+
+    @profiling_verbosity.setter
+    def profiling_verbosity(self, verbosity: ProfilingVerbosity) -> None:
+        self._script.verbosity = verbosity
 
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
         self._script.profiles.append(profile.shapes)
@@ -290,6 +305,7 @@ class FakeTensorrt:
     MemoryPoolType = MemoryPoolType
     HardwareCompatibilityLevel: Any = HardwareCompatibilityLevel
     ComputeCapability = ComputeCapability
+    ProfilingVerbosity = ProfilingVerbosity
     EngineInvalidityDiagnostics = EngineInvalidityDiagnostics
 
     def __init__(self, script: Script) -> None:
@@ -322,12 +338,14 @@ ENUMS = (
     LayerType,
     MemoryPoolType,
     NetworkDefinitionCreationFlag,
+    ProfilingVerbosity,
 )
 USED_ATTRIBUTES: Mapping[str, Sequence[str]] = {
     "IBuilderConfig": (
         "builder_optimization_level",
         "hardware_compatibility_level",
         "num_compute_capabilities",
+        "profiling_verbosity",
         "progress_monitor",
     ),
     "ILayer": ("type", "num_inputs", "num_outputs"),

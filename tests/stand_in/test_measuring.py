@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+from deploykit.backends import LayerConversion
 from deploykit.backends.trt.runner import ResidentRunner
 from deploykit.benchmarking.matrix.cells import BuiltEngine, Cell, CellGraph, PreparedCell
 from deploykit.benchmarking.matrix.measuring import SYSTEM, measure_cell
@@ -18,6 +20,7 @@ from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import UsageError
 from deploykit.core.precision import Precision
 from deploykit.core.progress import SilentProgress
+from deploykit.core.serialization import Source, from_plain, to_plain
 from deploykit.runtime.choice import Machine
 from tests.runner_scenarios import PROFILE, images
 
@@ -90,6 +93,31 @@ def test_the_newer_preset_has_a_graph_and_no_transfers(bench: Bench, script: Scr
     assert samples.d2h_ms is None
     assert samples.enqueue_ms is not None
     assert np.array_equal(samples.latency_ms, np.asarray(samples.compute_ms))
+
+
+@pytest.mark.parametrize("switches", [TRTEXEC_10, TRTEXEC_11], ids=["host", "resident"])
+def test_layers_that_only_convert_are_kept(
+    bench: Bench, script: Script, switches: Switches
+) -> None:
+    name = "Reformatting CopyNode for Output Tensor 0 to conv"
+    script.layers = json.dumps({"Layers": ["conv", name]})
+    result = measured(bench, switches)
+    assert result.conversions == (
+        LayerConversion("reformat", name, "conv", "", "", at_border=False),
+    )
+    read = from_plain(BenchmarkResult, json.loads(json.dumps(to_plain(result))), Source("r"))
+    assert read.conversions == result.conversions
+
+
+def test_a_measurement_does_not_depend_on_the_inspector(bench: Bench, script: Script) -> None:
+    script.refuses.add("create_engine_inspector")
+    result = measured(bench, TRTEXEC_10)
+    assert result.conversions is None
+    (note,) = result.notes[1:]
+    assert note == (
+        f"the layers of the engine are not known: {bench.plan.name}: tensorrt "
+        f"{bench.compiler.version} makes no inspector of its layers; it says: the reason"
+    )
 
 
 def test_more_streams_than_an_engine_serves_at_once_are_mentioned(bench: Bench) -> None:

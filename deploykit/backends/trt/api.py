@@ -27,8 +27,18 @@ class Named(Protocol):
     def name(self) -> str: ...  # noqa: D102
 
 
+class EngineInspector(Protocol):
+    """``EngineInspector``."""
+
+    execution_context: Any
+
+    def get_engine_information(self, format: Any, /) -> str: ...  # noqa: A002, D102
+
+
 class ExecutionContext(Protocol):
     """``IExecutionContext``; for one thread at a time."""
+
+    nvtx_verbosity: Any
 
     def set_optimization_profile_async(  # noqa: D102
         self, profile_index: int, stream_handle: int, /
@@ -81,6 +91,7 @@ class CudaEngine(Protocol):
         self, name: str, profile_index: int, /
     ) -> Sequence[Dims]: ...
     def create_runtime_config(self) -> RuntimeConfig | None: ...  # noqa: D102
+    def create_engine_inspector(self) -> EngineInspector | None: ...  # noqa: D102
     def create_execution_context(  # noqa: D102
         self, runtime_config: Any, /
     ) -> ExecutionContext | None: ...

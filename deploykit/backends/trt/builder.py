@@ -306,6 +306,8 @@ class _Compilation:
         # The TF32 flag stays as the compiler sets it (on): an FP32 network may use the 10-bit
         # mantissa of the tensor cores for its products, as PyTorch's convolutions do.
         config.progress_monitor = progress_monitor(self._monitor, self._module)
+        # By itself an engine knows the names of its layers alone, not their types and layouts.
+        config.profiling_verbosity = self._module.ProfilingVerbosity.DETAILED
         if options.workspace_bytes is not None:
             pool = self._module.MemoryPoolType.WORKSPACE
             config.set_memory_pool_limit(pool, options.workspace_bytes)

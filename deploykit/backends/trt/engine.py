@@ -112,6 +112,7 @@ class Engine:
         keep_in_children(self)
         self.name = plan.name
         self._label = compiler.label
+        self._module = compiler.module
         self._messages = Messages()
         self._logger = logger_into(self._messages, compiler.module)
         # Lanes are made from several threads, and the engine makes their contexts one at a time.
@@ -182,6 +183,9 @@ class Engine:
             context = self._engine.create_execution_context(self._config)
         if context is None:
             raise self.failure("makes no execution context")
+        # Built with the details of its layers, it would put them all into markers for profilers at
+        # each launch, which takes the host longer.
+        context.nvtx_verbosity = self._module.ProfilingVerbosity.LAYER_NAMES_ONLY
         # A context begins with the first profile; with one only there is nothing to say.
         if self.profile_count > 1 and not context.set_optimization_profile_async(place, stream):
             raise self.failure(f"refuses its profile {place}")
@@ -206,6 +210,20 @@ class Engine:
         if missing:
             raise self.failure(f"lacks the shapes of {', '.join(missing)}")
         return tuple(api.as_tuple(context.get_tensor_shape(spec.name)) for spec in self.outputs)
+
+    def information(self, context: api.ExecutionContext) -> str:
+        """What the runtime says of its layers, as JSON; `inspection.read_layers` reads it.
+
+        Formats depend on shapes, so a context says with which.
+
+        Raises:
+            DeviceError: the runtime says nothing.
+        """
+        inspector = self._engine.create_engine_inspector()
+        if inspector is None:
+            raise self.failure("makes no inspector of its layers")
+        inspector.execution_context = context
+        return inspector.get_engine_information(self._module.LayerInformationFormat.JSON)
 
     def largest_shapes(self, stream: int) -> list[tuple[int, ...]]:
         """The largest shape of each input and output, of all profiles; ``stream`` is a handle.

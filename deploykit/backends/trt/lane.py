@@ -112,6 +112,10 @@ class BoundContext:
             raise self._engine.failure("does not run it")
         self.has_run = True
 
+    def information(self) -> str:
+        """As `Engine.information`, for its shape."""
+        return self._engine.information(self._context)
+
     def close(self) -> None:
         """Release the graph, then the context that it was captured from."""
         if self.graph is not None:
@@ -244,6 +248,10 @@ class BatchContext:
         """Queue the copies of the outputs to the host."""
         for binding in self.outputs:
             self._stream.copy(binding.host, binding.device)
+
+    def information(self) -> str:
+        """As `Engine.information`, for its shape."""
+        return self._contexts.plain(self.shapes).information()
 
     def results(self) -> dict[str, NDArray[Any]]:
         """The outputs on the host as arrays of the caller's own; the stream is synchronised."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from deploykit.backends._cuda.device import Device, cuda_failure, is_out_of_memory
 from deploykit.backends._engines import EngineOptions
 from deploykit.backends.trt.engine import Engine
+from deploykit.backends.trt.inspection import conversions_among, read_layers
 from deploykit.backends.trt.lane import Lane
 from deploykit.backends.trt.overlap import OverlappedQueries
 from deploykit.core.errors import DeviceError, UsageError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.backends._cuda.arrays import DeviceArray
-    from deploykit.backends._engines import Compiler
+    from deploykit.backends._engines import Compiler, LayerConversion
     from deploykit.core.sizes import ShapeProfile
     from deploykit.core.specs import TensorSpec
 
@@ -224,6 +225,14 @@ class TrtRunner(Closing):
         """Copies of inputs on the GPU, each in memory of its own; raises what ``run`` does."""
         return self._call(Lane.upload, feeds)
 
+    def conversions(self, feeds: Mapping[str, Any]) -> tuple[LayerConversion, ...]:
+        """Layers that only convert, of the engine as it runs feeds of these shapes.
+
+        Raises what ``run`` does, and `DataError` where the runtime's answer is not understood.
+        """
+        said = self._call(lambda lane, given: lane.prepare(given)[0].information(), feeds)
+        return conversions_among(read_layers(said))
+
     def overlapped(self, feeds: Mapping[str, Any], *, transfers: bool) -> OverlappedQueries:
         """A queue of queries that overlap, to be closed before the runner.
 
@@ -385,6 +394,10 @@ class ResidentRunner(Closing):
     def run_timed(self, feeds: Mapping[str, Any]) -> tuple[dict[str, Any], StepTimes]:
         """Times of computing and enqueueing; the outputs are empty, as none is fetched."""
         return {}, self._runner.time_on_device(feeds)
+
+    def conversions(self, feeds: Mapping[str, Any]) -> tuple[LayerConversion, ...]:
+        """As those of the runner behind it."""
+        return self._runner.conversions(feeds)
 
     def close(self) -> None:
         """Do nothing: an upload is freed with the last reference to it."""

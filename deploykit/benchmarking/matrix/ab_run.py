@@ -6,17 +6,24 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from deploykit.backends import GPU
+from deploykit.backends import GPU, LayerConversion
 from deploykit.backends._registry import unavailable_backends
 from deploykit.benchmarking.harness.interleaved import check_rounds, interleave
 from deploykit.benchmarking.harness.system import SystemUnderTest
 from deploykit.benchmarking.machine.conditions import watch
 from deploykit.benchmarking.matrix.cells import Matrix, plan_cells
 from deploykit.benchmarking.matrix.child import ANSWER
-from deploykit.benchmarking.matrix.measuring import fitting, open_cell, subject_of
+from deploykit.benchmarking.matrix.measuring import (
+    conversions_of,
+    fitting,
+    open_cell,
+    subject_of,
+)
 from deploykit.benchmarking.matrix.processes import ChildFailure
+from deploykit.benchmarking.report.slower import conversions_sentence
 from deploykit.benchmarking.results import to_line
 from deploykit.benchmarking.statistics.ab import AbReport, Rounds, report_of, report_to_plain
+from deploykit.benchmarking.statistics.comparing import Verdict
 from deploykit.core import environment
 from deploykit.core.atomic import write_whole
 from deploykit.core.errors import DataError
@@ -53,13 +60,25 @@ class AbOptions:
 
 @dataclass(frozen=True)
 class AbRun:
-    """The verdict, what was measured, and where every query is kept."""
+    """The verdict, what was measured, and where every query is kept.
+
+    ``conversions`` are B's layers that compute nothing; ``None`` where they are not known.
+    """
 
     a: Cell
     b: Cell
     report: AbReport
     condition: tuple[str, ...]
     file: Path
+    conversions: tuple[LayerConversion, ...] | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which layers of B only convert, where it is slower than A in a lower precision."""
+        bits = [cell.precision.facts.operand_bits for cell in (self.a, self.b)]
+        if self.report.verdict is not Verdict.SLOWER or bits[0] <= bits[1]:
+            return ()
+        return (f"B: {conversions_sentence(self.conversions)}",)
 
 
 def run_to_plain(run: AbRun) -> dict[str, Any]:
@@ -69,6 +88,7 @@ def run_to_plain(run: AbRun) -> dict[str, Any]:
         "b": to_plain(run.b),
         **report_to_plain(run.report),
         "condition": list(run.condition),
+        "conversions": to_plain(run.conversions),
         "file": str(run.file),
     }
 
@@ -102,7 +122,8 @@ def bench_ab(
     report = report_of(rounds, seed=steps.switches.seed)
     body = {"schema_version": SCHEMA_VERSION, "verdict": report_to_plain(report), **answer}
     write_whole(options.output, to_line(body) + "\n")
-    return AbRun(a, b, report, tuple(answer["condition"]), options.output)
+    condition = tuple(answer["condition"])
+    return AbRun(a, b, report, condition, options.output, conversions_of_b(answer))
 
 
 def measure_ab(
@@ -134,14 +155,29 @@ def measure_ab(
             return interleave(side_a, side_b, switches, rounds=count, task=task)
 
         rounds, conditions = watch(in_turn, on_gpu=on_gpu)
+        conversions = {
+            "a": conversions_of(runner_a, feeds_a)[0],
+            "b": conversions_of(runner_b, feeds_b)[0],
+        }
     return {
         "subjects": to_plain({"a": subject_of(a), "b": subject_of(b)}),
         "switches": to_plain(switches),
         "rounds": to_plain(rounds),
         "environment": {**to_plain(environment.describe()), "conditions": to_plain(conditions)},
         "condition": list(conditions.sentences()),
+        "conversions": to_plain(conversions),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+@dataclass(frozen=True)
+class _OfB:
+    b: tuple[LayerConversion, ...] | None
+
+
+def conversions_of_b(answer: Mapping[str, Any]) -> tuple[LayerConversion, ...] | None:
+    """B's layers that compute nothing, from what `measure_ab` gives."""
+    return from_plain(_OfB, {"b": answer["conversions"]["b"]}, ANSWER).b
 
 
 def _cell(target: str, options: AbOptions, own_precision: Mapping[str, Precision]) -> Cell:

@@ -16,6 +16,7 @@ from deploykit.backends import (
     EngineOptions,
     GraphBackend,
     GraphOptions,
+    InspectedRunner,
     ModuleBackend,
     ModuleOptions,
 )
@@ -27,7 +28,7 @@ from deploykit.benchmarking.machine.conditions import watch
 from deploykit.benchmarking.results import BenchmarkResult, Samples, Subject, Switches
 from deploykit.core import environment
 from deploykit.core.artifacts import sha256_of
-from deploykit.core.errors import DataError, IntegrityError, UsageError
+from deploykit.core.errors import DataError, DeploykitError, IntegrityError, UsageError
 from deploykit.core.serialization import to_plain
 from deploykit.core.sizes import BATCH_AXIS, IMAGE_AXES
 from deploykit.sources.targets import find_definition
@@ -36,7 +37,7 @@ from deploykit.sources.weights import build_with_weights
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from deploykit.backends import AnyBackend
+    from deploykit.backends import AnyBackend, LayerConversion
     from deploykit.benchmarking.matrix.cells import BuiltEngine, Cell, CellGraph, PreparedCell
     from deploykit.core.progress import ProgressTask
     from deploykit.core.specs import Array, QueryQueue, Runner, TensorSpec
@@ -74,6 +75,7 @@ def measure_cell(
             on_gpu=cell.device == GPU,
         )
         remarks = tuple(getattr(runner, "remarks", ()))  # of a runner that has something to say
+        conversions, unknown = conversions_of(runner, feeds)
     return BenchmarkResult(
         subject=subject_of(prepared),
         switches=measured.switches,
@@ -87,8 +89,25 @@ def measure_cell(
         condition=conditions.sentences(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         limit=prepared.graph.limits.get(cell.device, {}).get(cell.batch),
-        notes=(*_notes(prepared, switches.streams), *remarks),
+        notes=(*_notes(prepared, switches.streams), *remarks, *unknown),
+        conversions=conversions,
     )
+
+
+def conversions_of(
+    runner: Runner, feeds: Mapping[str, Array]
+) -> tuple[tuple[LayerConversion, ...] | None, tuple[str, ...]]:
+    """Layers that only convert, ``None`` where they are not known; a note if that is a failure.
+
+    What was measured is worth more than this, so no error is raised.
+    """
+    if not isinstance(runner, InspectedRunner):
+        return None, ()
+    try:
+        return runner.conversions(feeds), ()
+    except DeploykitError as error:
+        reason = "; ".join(str(error).splitlines()[:2])
+        return None, (f"the layers of the engine are not known: {reason}",)
 
 
 @contextmanager

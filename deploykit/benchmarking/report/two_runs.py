@@ -205,7 +205,7 @@ def _require_alike(common: Sequence[Both]) -> None:
 
 
 def _report(pairs: Pairs, fail_above: float | None) -> CompareReport:
-    outcomes = [_outcome(*both) for both in pairs.common]
+    outcomes = [outcome_of(*both) for both in pairs.common]
     compared = tuple(each for each in outcomes if isinstance(each, ComparedPair))
     without = tuple(each for each in outcomes if isinstance(each, NotComparedCell))
     if not compared and not pairs.lost:
@@ -230,7 +230,8 @@ def _failed(key: str, failure: CellFailure, *, measured: bool) -> FailedCell:
     return FailedCell(key, failure.kind, failure.reason, measured)
 
 
-def _outcome(old: BenchmarkResult, new: BenchmarkResult) -> ComparedPair | NotComparedCell:
+def outcome_of(old: BenchmarkResult, new: BenchmarkResult) -> ComparedPair | NotComparedCell:
+    """What became of a cell; conditions that differ are named, and nothing is refused for them."""
     key = key_of(old)
     if old.switches.bound_ms is not None and new.switches.bound_ms is not None:
         rates = f"{old.switches.rate_per_s or 0:.4g} and {new.switches.rate_per_s or 0:.4g}"

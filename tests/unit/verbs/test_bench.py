@@ -38,6 +38,7 @@ class Script:
     latency_ms: dict[str, float] = field(default_factory=dict)
     made: list[str] = field(default_factory=list)
     peaks: list[set[str]] = field(default_factory=list)
+    slower: dict[Precision, float] = field(default_factory=dict)
 
     def __call__(self, step: str, request: Mapping[str, Any], *_: Any, **__: Any) -> dict[str, Any]:
         if step == "graph":
@@ -48,7 +49,8 @@ class Script:
         self.made.append(cell.key)
         subject = Subject(cell.model, cell.precision, FP32, cell.backend, cell.batch)
         times = independent(np.random.default_rng(1), 200, 0.01) / 5
-        result = result_of(times * self.latency_ms.get(cell.model, 1.0), subject=subject)
+        factor = self.latency_ms.get(cell.model, 1.0) * self.slower.get(cell.precision, 1.0)
+        result = result_of(times * factor, subject=subject)
         return dict(to_plain(result))
 
 
@@ -76,6 +78,23 @@ def test_a_run_is_written_with_its_reports(script: Script, tmp_path: Path) -> No
     data = json.loads(json.dumps(bench_to_plain(report)))
     assert data["results"][0]["latency_ms"]["p50"] == pytest.approx(1.0, rel=0.01)
     assert (data["failures"], data["rankings"], data["resumed"]) == ([], [], 0)
+
+
+def test_a_slower_lower_precision_stands_in_every_report(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "gpus", lambda: (Gpu("L4", "8.9", 1),))
+    monkeypatch.setattr(bench_run, "unavailable_backends", lambda _: {})
+    script.slower[Precision.FP16] = 1.3
+    matrix = Matrix(("nin",), (1,), precisions=(FP32, Precision.FP16), backends=("ort-cuda",))
+    report = bench(options(tmp_path, matrix=matrix), {})
+    assert report.run == read_run(tmp_path / "run.json")
+    data = json.loads(json.dumps(bench_to_plain(report)))
+    said = {each["precision"]: " ".join(each["notes"]) for each in data["results"]}
+    assert said["fp32"] == ""
+    assert said["fp16"].startswith("fp16 takes 1.30 times as long as fp32 (1.")
+    for path in report.files:
+        assert "fp16 takes 1.30 times as long as fp32" in path.read_text(encoding="utf-8")
 
 
 def test_models_that_differ_in_nothing_else_are_ranked(script: Script, tmp_path: Path) -> None:

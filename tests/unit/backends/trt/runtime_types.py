@@ -29,6 +29,10 @@ def context(made: trt.IExecutionContext) -> None:
     _: api.ExecutionContext = made
 
 
+def inspector(made: trt.EngineInspector) -> None:
+    _: api.EngineInspector = made
+
+
 def config(made: trt.IRuntimeConfig) -> None:
     _: api.RuntimeConfig = made
 
@@ -36,6 +40,7 @@ def config(made: trt.IRuntimeConfig) -> None:
 def builder_config(config: trt.IBuilderConfig, profile: trt.IOptimizationProfile) -> None:
     """What the builder sets, which it knows as `Any`."""
     config.builder_optimization_level = 3
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
     config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     cache: trt.ITimingCache = config.create_timing_cache(b"")
@@ -53,6 +58,8 @@ def names() -> tuple[object, ...]:
     return (
         trt.Runtime(logger(trt.ILogger.Severity.ERROR)),
         trt.ExecutionContextAllocationStrategy.USER_MANAGED,
+        trt.ProfilingVerbosity.LAYER_NAMES_ONLY,
+        trt.LayerInformationFormat.JSON,
         trt.TensorIOMode.INPUT.name == "INPUT",
         trt.DataType.FLOAT.name,
     )

@@ -30,6 +30,7 @@ from tests.fakes.tensorrt_fake import (
     ComputeCapability,
     FakeTensorrt,
     MemoryPoolType,
+    ProfilingVerbosity,
     Script,
     Severity,
 )
@@ -359,6 +360,12 @@ def test_a_build_without_a_plan(path: Path) -> None:
     error = refusal(script(plan=None, said=said), path)
     assert "cannot build model.onnx\nit says: error 0\n" in str(error)
     assert error.__notes__ == [f"tensorrt-rtx: error {number}" for number in range(2, 7)]
+
+
+def test_an_engine_keeps_the_details_of_its_layers(tmp_path: Path) -> None:
+    script = Script(network(OPEN))
+    compile_onnx(fake(script), tmp_path / "m.onnx", ONE)
+    assert script.verbosity is ProfilingVerbosity.DETAILED
 
 
 def test_a_failing_display_is_raised_after_the_build(path: Path) -> None:

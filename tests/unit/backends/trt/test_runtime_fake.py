@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 REAL_NAMES: dict[type, str] = {
     execution_fake.CudaEngine: "ICudaEngine",
     execution_fake.ExecutionContext: "IExecutionContext",
+    execution_fake.EngineInspector: "EngineInspector",
     runtime_fake.Runtime: "Runtime",
     runtime_fake.RtxRuntimeConfig: "IRuntimeConfig",
     runtime_fake.RuntimeCache: "IRuntimeCache",
@@ -31,6 +32,7 @@ REAL_NAMES: dict[type, str] = {
 PROTOCOLS: dict[type, str] = {
     api.CudaEngine: "ICudaEngine",
     api.ExecutionContext: "IExecutionContext",
+    api.EngineInspector: "EngineInspector",
     api.Runtime: "Runtime",
     api.RuntimeConfig: "IRuntimeConfig",
     api.RtxRuntimeConfig: "IRuntimeConfig",
@@ -39,11 +41,12 @@ PROTOCOLS: dict[type, str] = {
 ENUMS = (
     runtime_fake.CudaGraphStrategy,
     runtime_fake.DynamicShapesKernelSpecializationStrategy,
+    runtime_fake.LayerInformationFormat,
     execution_fake.DataType,
     execution_fake.ExecutionContextAllocationStrategy,
     execution_fake.TensorIOMode,
 )
-OWN = {"numpy_type"}  # of the fake, for itself
+OWN = {"numpy_type", "shapes"}  # of the fake, for itself
 
 
 @pytest.fixture
@@ -59,7 +62,8 @@ def public_methods(kind: type) -> list[tuple[str, Any]]:
 
 
 def properties(kind: type) -> list[str]:
-    return [name for name, value in vars(kind).items() if isinstance(value, property)]
+    found = [name for name, value in vars(kind).items() if isinstance(value, property)]
+    return [name for name in found if name not in OWN]
 
 
 def parameters(method: Any) -> list[str]:
@@ -93,6 +97,8 @@ def test_properties_exist_in_the_real_class(kind: type, real: Any) -> None:
 
 def test_the_rest_of_what_is_read_exists(real: Any) -> None:
     assert isinstance(real.ICudaEngine.device_memory_size_v2, property)
+    assert isinstance(real.IExecutionContext.nvtx_verbosity, property)
+    assert isinstance(real.EngineInspector.execution_context, property)
     assert isinstance(real.IRuntimeConfig.cuda_graph_strategy, property)
     assert real_parameters(real.Runtime.__init__) == [["logger"]]
 
@@ -116,6 +122,7 @@ def test_the_fake_has_all_that_the_protocols_name() -> None:
     pairs: Sequence[tuple[type, type]] = (
         (execution_fake.CudaEngine, api.CudaEngine),
         (execution_fake.ExecutionContext, api.ExecutionContext),
+        (execution_fake.EngineInspector, api.EngineInspector),
         (runtime_fake.Runtime, api.Runtime),
         (runtime_fake.RtxRuntimeConfig, api.RtxRuntimeConfig),
         (runtime_fake.RuntimeCache, api.RuntimeCache),
@@ -172,6 +179,7 @@ def engine(made: trt.IExecutionContext) -> api.RuntimeCache:
 USED = (
     "DataType",
     "Dims",
+    "EngineInspector",
     "ExecutionContextAllocationStrategy",
     "HardwareCompatibilityLevel",
     "IBuilderConfig",
@@ -181,6 +189,8 @@ USED = (
     "IOptimizationProfile",
     "IRuntimeConfig",
     "ITimingCache",
+    "LayerInformationFormat",
+    "ProfilingVerbosity",
     "Runtime",
     "TensorIOMode",
 )
