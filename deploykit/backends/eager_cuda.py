@@ -142,7 +142,8 @@ class EagerCudaRunner(Closing):
         placed = module.eval().to(device=self._gpu.device, dtype=self._dtype)
         self._module: Any = placed.to(memory_format=self._format)
         if compiled:
-            self._module = torch.compile(self._module, mode="max-autotune")
+            # By default the second batch size would make one graph for any, which is slower.
+            self._module = torch.compile(self._module, mode="max-autotune", dynamic=False)
         self._compiled: set[tuple[int, ...]] | None = set() if compiled else None
         self._compiling = threading.Lock()
         self._own = threading.local()
@@ -210,7 +211,9 @@ class EagerCudaRunner(Closing):
         """A batch on the GPU."""
         import torch
 
-        return torch.from_numpy(np.array(array, order="C")).to(self._gpu.device)
+        # A tensor of another kind than the one it was compiled with would be compiled for again.
+        with _inference():
+            return torch.from_numpy(np.array(array, order="C")).to(self._gpu.device)
 
     def close(self) -> None:
         """Let go of the module, and leave TF32 as it was; a second call does nothing."""
@@ -303,12 +306,16 @@ def _use_tf32() -> tuple[str, str]:
     """Let products of FP32 matrices be in TF32, which TensorRT does by default; what was before."""
     matmul, conv = _fp32_settings()
     before = matmul.fp32_precision, conv.fp32_precision
-    matmul.fp32_precision = conv.fp32_precision = "tf32"
+    # The older switch sets the newer one too. The newer alone makes torch raise where its own
+    # compiler asks for the older one, as max-autotune does before each product of matrices.
+    matmul.allow_tf32 = True
+    conv.fp32_precision = "tf32"
     return before
 
 
 def _restore_tf32(before: tuple[str, str]) -> None:
     matmul, conv = _fp32_settings()
+    matmul.allow_tf32 = before[0] == "tf32"
     matmul.fp32_precision, conv.fp32_precision = before
 
 

@@ -204,7 +204,7 @@ def show_files(out: Console, bundle: Bundle) -> None:
     """Every file of the bundle with its size and the start of its hash."""
     rows = table(("file", "size", "sha256"), right=("size",))
     for name, digest in bundle.expected_files().items():
-        rows.add_row(name, megabytes((bundle.folder / name).stat().st_size), digest[:16])
+        rows.add_row(escape(name), megabytes((bundle.folder / name).stat().st_size), digest[:16])
     out.print(rows, "")
 
 
@@ -243,7 +243,7 @@ def show_engines(out: Console, engines: Sequence[EngineRecord]) -> None:
             rows.add_row("  optimization level", str(engine.optimization_level))
         rows.add_row("  compiled", f"in {engine.build_s:.2f} s, {megabytes(engine.bytes)}")
         for warning in engine.warnings:
-            rows.add_row("  warning", warning)
+            rows.add_row("  warning", escape(warning))
         rows.show_header = False
         out.print(rows, "")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from rich.markup import escape
 
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
@@ -52,7 +53,8 @@ def _show(out: Console, report: CheckReport) -> None:
     if report.engines:
         rows = table(("engine", "fits this machine", "reason"))
         for engine in report.engines:
-            rows.add_row(engine.file, "yes" if engine.fits else "no", engine.reason)
+            fits = "yes" if engine.fits else "no"
+            rows.add_row(escape(engine.file), fits, escape(engine.reason))
         out.print(rows)
     for problem in report.problems:
         out.print(f"problem: {problem}", style="red", markup=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
+from rich.markup import escape
 
 from deploykit.cli._command import Answer, Command, examples
 from deploykit.cli._show import progress, table
@@ -41,7 +42,7 @@ def _show(out: Console, diagnosis: Diagnosis) -> None:
         memory = f"{gpu.memory_bytes / 2**30:.1f} GiB"
         machine.add_row(
             f"GPU cuda:{gpu.index}",
-            f"{gpu.name}, compute capability {gpu.compute_capability}, {memory}",
+            f"{escape(gpu.name)}, compute capability {gpu.compute_capability}, {memory}",
         )
         if gpu.bus_id or gpu.uuid:
             machine.add_row("", ", ".join(filter(None, (gpu.bus_id, gpu.uuid))))
@@ -52,5 +53,7 @@ def _show(out: Console, diagnosis: Diagnosis) -> None:
     rows = table(("task", "works here", "how"))
     for ability in diagnosis.abilities:
         style = None if ability.works else "yellow"
-        rows.add_row(ability.task, "yes" if ability.works else "no", ability.how, style=style)
+        # Not markup: an install line has brackets.
+        how = escape(ability.how)
+        rows.add_row(ability.task, "yes" if ability.works else "no", how, style=style)
     out.print(rows)

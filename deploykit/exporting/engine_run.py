@@ -12,11 +12,13 @@ from deploykit.backends._registry import graph_judge
 from deploykit.bundle.golden import limits_for, runners_of_bundle
 from deploykit.bundle.manifest import REFERENCE
 from deploykit.comparison.validation import outputs_of, validate
+from deploykit.core.errors import EngineIncompatibleError, MissingDependencyError
 from deploykit.core.gpu_choice import ENGINE_DEVICE
 from deploykit.core.sizes import BATCH_AXIS, IMAGE_AXES
 from deploykit.heads import head_of
 from deploykit.images.batching import BATCHES, sample_batches
 from deploykit.images.side_inputs import SideInputs, with_side_inputs
+from deploykit.runtime.choice import misfit_of_driver
 from deploykit.runtime.inputs import AnyBatchRunner, BatchLimits
 
 if TYPE_CHECKING:
@@ -126,7 +128,8 @@ class EngineRun:
         """Run an engine and compare its outputs; the record that says whether it ran.
 
         ``expect`` makes what it is compared with; it is called only where the engine runs. Where it
-        does not fit the GPU that is here, or there is none, a note says so.
+        does not fit the GPU that is here or its driver, there is none, or what runs engines is not
+        installed, a note says so.
 
         Raises:
             ValidationError: its outputs are beyond the limits of its precision.
@@ -135,14 +138,16 @@ class EngineRun:
         """
         versions = {self.compiler.name: self.compiler.version}
         fits, reason = engine_fits(record, self.machine.gpus, versions)
-        if not fits:
-            self.journal.notes.append(
-                f"{record.file} was compiled, it did not run: {reason}; where it will: "
-                f"deploykit check BUNDLE --device {ENGINE_DEVICE}"
-            )
-            return record
-        with self.journal.stage("run engine"):
-            report = self._compare(record, plan, expect())
+        reason = misfit_of_driver(self.machine, self.compiler) if fits else reason
+        if reason:
+            return self._not_run(record, reason)
+        try:
+            with self.journal.stage("run engine"):
+                report = self._compare(record, plan, expect)
+        except MissingDependencyError as error:
+            return self._not_run(record, "; ".join(str(error).splitlines()))
+        except EngineIncompatibleError as error:
+            raise self._not_loaded(record, error) from error
         report.require_pass()
         gpu = self.machine.gpus[0].name
         count = sum(batch.batch for batch in report.batches)
@@ -151,12 +156,33 @@ class EngineRun:
         )
         return replace(record, ran_on=gpu)
 
-    def _compare(self, record: EngineRecord, plan: Path, expected: Expected) -> ValidationReport:
+    def _not_run(self, record: EngineRecord, reason: str) -> EngineRecord:
+        self.journal.notes.append(
+            f"{record.file} was compiled, it did not run: {reason}; where it will: "
+            f"deploykit check BUNDLE --device {ENGINE_DEVICE}"
+        )
+        return record
+
+    def _not_loaded(
+        self, record: EngineRecord, error: EngineIncompatibleError
+    ) -> EngineIncompatibleError:
+        """Without the advice of ``error``, which is to compile it here: that was just done."""
+        said = "; ".join(str(error).splitlines()[:2])
+        advice = "deploykit doctor says what works on this machine"
+        if self.compiler.is_portable:
+            advice += "; to compile it without running it hide the GPU: CUDA_VISIBLE_DEVICES=-1"
+        return EngineIncompatibleError(
+            f"{record.file} was compiled for this GPU, and does not run on it\n{said}\n{advice}"
+        )
+
+    def _compare(
+        self, record: EngineRecord, plan: Path, expect: Callable[[], Expected]
+    ) -> ValidationReport:
         options = EngineOptions(gpu_index=self.machine.gpu_index)
         engine = self.machine.open_engine(plan, self.compiler, record.profile, options)
-        expected = expected.covering(record.profile)
         found = []
         with engine:
+            expected = expect().covering(record.profile)
             for batch in expected.batches:
                 limits = BatchLimits.of_engine(record.profile, batch.shape[2:])
                 runner = with_side_inputs(AnyBatchRunner(engine, limits), expected.side)

@@ -171,7 +171,7 @@ def _misfit(
         is_other_version = compiler.version != record.compiler_version
         backend = record.compiler if is_other_version else _fits_any_gpu()
         return Misfit(record.file, reason, _build_command(bundle, backend))
-    reason = _misfit_of_driver(machine, compiler)
+    reason = misfit_of_driver(machine, compiler)
     if reason:
         return Misfit(record.file, reason, "install a newer NVIDIA driver")
     header = machine.read_header(_first_bytes(bundle.folder / record.file), compiler.name)
@@ -185,7 +185,8 @@ def _fits_any_gpu() -> str:
     return next(each.name for each in engine_backends() if not each.is_portable)
 
 
-def _misfit_of_driver(machine: Machine, compiler: Compiler) -> str:
+def misfit_of_driver(machine: Machine, compiler: Compiler) -> str:
+    """Why the driver is too old for a compiler's libraries, empty where it is not."""
     needed = machine.cuda_major(compiler.name)
     if machine.driver is None or needed is None:
         return ""

@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 
+from deploykit.backends import Compiler
+from deploykit.core import environment
+from deploykit.core.environment import Gpu
 from tests.gpu import prove as proof
+from tests.gpu.proofs import compilers
+from tests.gpu.proofs.report import Report
 from tests.kernels import host_library
 
 ROOT = Path(__file__).parents[2]
@@ -104,3 +109,33 @@ def test_without_a_gpu_each_part_says_so(tmp_path: Path) -> None:
 def test_its_limits_fit_into_nine_minutes() -> None:
     assert proof.TOTAL_S < 9 * 60
     assert all(part.limit_s < proof.TOTAL_S / 3 for part in proof.PARTS.values())
+
+
+@pytest.mark.parametrize("capability", ["9.0", "8.9"])
+def test_commands_on_a_gpu_that_a_compiler_does_not_cover_are_no_failure(
+    capability: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT for RTX compiles for others on an H200, whose proof must not fail for it."""
+    rtx = Compiler("tensorrt-rtx", "1.7", None, is_portable=True)
+    covers = capability == "8.9"
+    ran: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        ran.append(command[3:])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(environment, "gpus", lambda: (Gpu("it", capability, 1),))
+    monkeypatch.setattr(compilers, "known_compute_capabilities", lambda _: ("8.0", "8.9"))
+    monkeypatch.setattr(compilers, "load_compiler", lambda _: rtx)
+    monkeypatch.setattr(compilers, "_run_engine", lambda *_: None)
+    monkeypatch.setattr(compilers, "_build_for_current", lambda *_: "refused")
+    monkeypatch.setattr(compilers, "TENSORRT", "tensorrt-rtx")
+    monkeypatch.setattr(subprocess, "run", run)
+    compilers.prove(Report(tmp_path / "part.json", quick=True))
+    found = json.loads((tmp_path / "part.json").read_text())
+    assert not [name for name, entry in found.items() if entry["status"] == "failed"]
+    bench = found["tensorrt-rtx: bench --quick"]
+    assert bench["status"] == ("passed" if covers else "skipped")
+    assert covers or bench["reason"] == "tensorrt-rtx 1.7 does not cover this GPU"
+    engines = [command for command in ran if "--device" in command or "bench" in command]
+    assert bool(engines) == covers

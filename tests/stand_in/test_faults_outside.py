@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cuda.core._memory._legacy import _SynchronousMemoryResource
 
 from deploykit.core.environment import require
 from deploykit.core.errors import DeviceError, UsageError
@@ -137,6 +138,19 @@ def test_closing_gives_the_pools_memory_back(
         assert not seen
     # Once, to nothing, of the pool that the runner reserves from, and after all else was freed.
     assert seen == [(int(device.memory_resource.handle), 0, free)]
+
+
+def test_a_gpu_without_memory_pools_is_closed_too(bench: Bench) -> None:
+    """As a virtual GPU may be: ``cuda.core`` then reserves memory by another resource."""
+    device = core.Device(0)
+    device.set_current()
+    before = device.memory_resource
+    device.memory_resource = _SynchronousMemoryResource(0)
+    try:
+        with bench.runner() as runner:
+            bench.oracle()(images(1), runner.run({"x": images(1)}))
+    finally:
+        device.memory_resource = before
 
 
 TWO_GPUS = """

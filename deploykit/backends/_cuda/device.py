@@ -290,9 +290,12 @@ class Device:
 
     def trim(self) -> None:
         """Give back to the system what the pool of this GPU keeps for later and nobody uses."""
-        pool = self._core.Device(self.index).memory_resource
-        # What it answers is of no use: a driver that refuses keeps the memory, as before.
-        self._driver.cuMemPoolTrimTo(pool.handle, 0)
+        resource = self._core.Device(self.index).memory_resource
+        # A GPU without pools, as a virtual one may be, has another resource, which keeps nothing.
+        pool = getattr(resource, "handle", None)
+        if pool is not None:
+            # What it answers is of no use: a driver that refuses keeps the memory, as before.
+            self._driver.cuMemPoolTrimTo(pool, 0)
 
     def memory_bytes(self) -> tuple[int, int]:
         """Free and total memory of the GPU."""

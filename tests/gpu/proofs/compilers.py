@@ -38,18 +38,19 @@ def prove(report: Report) -> None:
         with report.piece(name), tempfile.TemporaryDirectory() as folder:
             compiler = load_compiler(name)
             report.figure(f"{name}: version", version=compiler.version)
-            _engines(report, compiler, Path(folder))
-            _commands(report, compiler, Path(folder))
+            covers = _engines(report, compiler, Path(folder))
+            _commands(report, compiler, Path(folder), covers=covers)
 
 
-def _engines(report: Report, compiler: Compiler, folder: Path) -> None:
+def _engines(report: Report, compiler: Compiler, folder: Path) -> bool:
+    """Whether the compiler covers the GPU that is here."""
     own = environment.gpus()[0].compute_capability
     known = known_compute_capabilities(compiler) if compiler.is_portable else (own,)
     if own in known:
         with report.piece(f"{compiler.name}: an engine runs here"):
             _run_engine(compiler, folder, (own,) if compiler.is_portable else ())
             report.check(f"{compiler.name}: an engine runs here", passed=True)
-        return
+        return True
     # Not among what it knows: what it says of this GPU is the finding, whatever it is.
     report.figure(f"{compiler.name}: capabilities that it knows", own=own, known=str(known))
     older = max((each for each in known if float(each) <= float(own)), key=float)
@@ -63,6 +64,7 @@ def _engines(report: Report, compiler: Compiler, folder: Path) -> None:
         except Exception as error:  # any: it is what is asked for
             said = f"{type(error).__name__}: {error}"
         report.figure(f"{compiler.name}: {name}", said=said)
+    return False
 
 
 def _run_engine(compiler: Compiler, folder: Path, targets: tuple[str, ...]) -> None:
@@ -95,16 +97,20 @@ def _build_for_current(compiler: Compiler, folder: Path) -> str:
     return f"setting it: {accepted}; built: {built}; messages: {messages.errors[:4]}"
 
 
-def _commands(report: Report, compiler: Compiler, folder: Path) -> None:
+def _commands(report: Report, compiler: Compiler, folder: Path, *, covers: bool) -> None:
     bundle = folder / "resnet18-fp16"
     asked = ["--backend", compiler.name]
     commands = {
         "export": ["export", "resnet18", "--fp16", "-o", str(bundle), *asked],
         "check": ["check", str(bundle)],
+        "check of the engine": ["check", str(bundle), "--device", "cuda"],
         "bench --quick": ["bench", str(bundle), "--quick", *asked],
     }
+    on_gpu = ("check of the engine", "bench --quick")
     for name, command in commands.items():
         with report.piece(f"{compiler.name}: {name}"):
+            if name in on_gpu and not covers:
+                raise CannotRunError(f"{compiler.label} does not cover this GPU")
             done = subprocess.run(
                 [sys.executable, "-m", "deploykit", *command],
                 capture_output=True,

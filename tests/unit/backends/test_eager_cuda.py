@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from deploykit.backends import ModuleOptions
 from deploykit.backends.eager_cuda import EagerCudaRunner, ResidentModule, TorchGpu
@@ -169,7 +170,7 @@ def test_what_stays_on_the_gpu_is_not_copied() -> None:
 def test_compiling_is_no_part_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[str] = []
 
-    def compile_module(module: nn.Module, *, mode: str) -> nn.Module:
+    def compile_module(module: nn.Module, *, mode: str, **_: Any) -> nn.Module:
         compiled.append(mode)
         return module
 
@@ -183,6 +184,41 @@ def test_compiling_is_no_part_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None
     assert [one.shape[0] for one in module.given] == [1, 1, 1, 2, 2]
     assert [remark.partition(" took ")[0] for remark in remarks] == ["torch.compile"] * 2
     assert remarks[1].endswith(" s for (2, 3, 4, 4); the times are without it")
+
+
+def test_each_shape_is_compiled_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once: torch's own choice is one graph for any batch from the second one on."""
+    counter: Any = CompileCounter()
+    compile_module = torch.compile
+
+    def counted(module: nn.Module, *, mode: str, **chosen: Any) -> Any:
+        del mode  # of the backend that is left out: it would compile for this processor
+        return compile_module(module, backend=counter, **chosen)
+
+    monkeypatch.setattr(torch, "compile", counted)
+    module = nn.Sequential(nn.Conv2d(3, 2, 4), nn.Flatten())
+    with EagerCudaRunner(module, INPUTS, OUTPUTS, compiled=True, gpu=Recording()) as runner:
+        for batch in (2, 3, 4, 3, 2):
+            ResidentModule(runner, runner.upload(normal(batch, 3, 4, 4))).run({})
+    assert counter.frame_count == 3
+
+
+@pytest.mark.parametrize("before", ["none", "ieee", "tf32"])
+def test_torchs_compiler_can_still_ask_for_the_precision(before: str) -> None:
+    """It asks the older switch, which raises where the newer one alone was set."""
+    matmul = torch.backends.cuda.matmul
+    found = matmul.fp32_precision
+    matmul.allow_tf32 = before == "tf32"
+    matmul.fp32_precision = before
+    try:
+        with EagerCudaRunner(Noting(), INPUTS, OUTPUTS, gpu=Recording()):
+            assert torch.get_float32_matmul_precision() == "high"
+            assert matmul.allow_tf32
+        assert matmul.fp32_precision == before
+        assert torch.get_float32_matmul_precision() == ("high" if before == "tf32" else "highest")
+    finally:
+        matmul.allow_tf32 = found == "tf32"
+        matmul.fp32_precision = found
 
 
 def test_tf32_is_as_tensorrt_has_it_and_put_back() -> None:

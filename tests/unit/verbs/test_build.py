@@ -11,7 +11,12 @@ import pytest
 from deploykit.backends import CompileOptions, Compiler
 from deploykit.bundle.manifest import Bundle
 from deploykit.core.artifacts import sha256_of, sha256_of_bytes
-from deploykit.core.errors import EngineIncompatibleError, UsageError, ValidationError
+from deploykit.core.errors import (
+    EngineIncompatibleError,
+    MissingDependencyError,
+    UsageError,
+    ValidationError,
+)
 from deploykit.core.precision import Precision
 from deploykit.core.sizes import ShapeProfile, SizeRange
 from deploykit.exporting.engine_run import Expected
@@ -97,9 +102,46 @@ def test_an_engine_that_computes_something_else_is_not_added(bundle: Path) -> No
 
 
 def test_an_engine_that_its_own_gpu_does_not_load_is_not_added(bundle: Path) -> None:
-    with pytest.raises(EngineIncompatibleError, match="out of date"):
-        build(bundle, FakeMachine(error=EngineIncompatibleError("out of date")))
+    error = EngineIncompatibleError("x.engine: out of date\nit says: why\ncompile it here")
+    with pytest.raises(EngineIncompatibleError) as raised:
+        build(bundle, FakeMachine(error=error))
+    # Not the loader's own advice: it was compiled here a moment ago.
+    assert str(raised.value) == (
+        "tensorrt-11.4.0.106-sm90.engine was compiled for this GPU, and does not run on it\n"
+        "x.engine: out of date; it says: why\n"
+        "deploykit doctor says what works on this machine"
+    )
     assert Bundle.open(bundle).manifest.engines == ()
+
+
+def test_a_portable_engine_can_be_compiled_without_running_it(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    portable = Compiler("tensorrt", VERSIONS["tensorrt"], None, is_portable=True)
+    monkeypatch.setattr(building, "choose_compiler", lambda *_: portable)
+    monkeypatch.setattr(building, "require_options", lambda *_: None)
+    with pytest.raises(EngineIncompatibleError, match=r"hide the GPU: CUDA_VISIBLE_DEVICES=-1$"):
+        build(bundle, FakeMachine(error=EngineIncompatibleError("no CUDA runtime")))
+
+
+def test_an_engine_is_kept_where_what_runs_it_is_not_installed(bundle: Path) -> None:
+    error = MissingDependencyError("it needs cuda.core\ninstall it: pip install cuda-core")
+    report = build(bundle, FakeMachine(error=error))
+    assert report.engine.ran_on is None
+    (note,) = report.notes
+    assert note == (
+        f"{report.engine.file} was compiled, it did not run: it needs cuda.core; install it: "
+        "pip install cuda-core; where it will: deploykit check BUNDLE --device cuda"
+    )
+    assert Bundle.open(bundle).manifest.engines == (report.engine,)
+
+
+def test_an_engine_is_kept_where_the_driver_is_too_old_for_it(bundle: Path) -> None:
+    machine = FakeMachine()
+    report = build(bundle, machine, driver="12.8")
+    assert machine.opened == []
+    (note,) = report.notes
+    assert "it did not run: tensorrt 11.4.0.106 needs a driver for CUDA 13, this one ends" in note
 
 
 @pytest.mark.parametrize(
