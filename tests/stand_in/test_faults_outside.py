@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cuda.core._memory._legacy import _SynchronousMemoryResource
+from cuda.core._memory._legacy import (  # type: ignore[import-untyped]
+    _SynchronousMemoryResource,
+)
 
 from deploykit.core.environment import require
 from deploykit.core.errors import DeviceError, UsageError
