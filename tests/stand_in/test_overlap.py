@@ -66,6 +66,29 @@ def test_without_transfers_inputs_and_outputs_stay(
     assert script.computed == 7
 
 
+@pytest.mark.parametrize(("spin", "asleep"), [(None, False), (True, False), (False, True)])
+def test_a_query_is_waited_for_as_was_asked(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, *, spin: bool | None, asleep: bool
+) -> None:
+    """The context's flag is for streams: of an event its own flag decides (cuEventSynchronize)."""
+    waits: list[bool] = []
+    synchronise = StepClock.synchronise
+
+    def noted(clock: StepClock, index: int) -> None:
+        event: Any = getattr(clock, "_events")[index]  # noqa: B009
+        waits.append(event.is_blocking_sync)
+        synchronise(clock, index)
+
+    monkeypatch.setattr(StepClock, "synchronise", noted)
+    with (
+        bench.runner(spin=spin) as runner,
+        runner.overlapped({"x": images(1)}, transfers=True) as queue,
+    ):
+        queue.submit()
+        queue.finish()
+    assert waits == [asleep]
+
+
 def test_one_query_computes_at_a_time_and_the_next_is_queued_before(
     runner: TrtRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

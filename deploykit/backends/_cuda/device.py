@@ -199,6 +199,7 @@ class Device:
     def __init__(self, index: int = 0, *, spin: bool | None = None) -> None:
         require_own_gpu()
         self.index = index
+        self._sleeps = spin is False
         self._core = require("cuda.core")
         self._driver = require("cuda.bindings.driver")
         try:
@@ -249,8 +250,9 @@ class Device:
 
     def new_clock(self, count: int) -> StepClock:
         """``count`` events that record the time."""
-        # An event records no time unless asked; the difference of two would raise.
-        options = self._core.EventOptions(timing_enabled=True)
+        # An event records no time unless asked; the difference of two would raise. Nor does it know
+        # how its context waits: without a flag of its own the host spins until it has come.
+        options = self._core.EventOptions(timing_enabled=True, blocking_sync=self._sleeps)
         return StepClock(self._core.Device(self.index), options, count)
 
     def reserve(self, size: int, stream: Stream) -> Memory:
