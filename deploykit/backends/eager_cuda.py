@@ -96,6 +96,11 @@ class TorchGpu:
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
 
+_SETTLING_CALLS: Final = 3
+"""Calls of a compiled module: the first compiles, the second records a CUDA graph, which the third
+replays."""
+
+
 @dataclass
 class _Lane:
     """What one thread has to itself; its pinned memory is kept by shape and type."""
@@ -245,7 +250,8 @@ class EagerCudaRunner(Closing):
                 return
             start = time.perf_counter()
             with _inference(), self._gpu.using(lane.stream):
-                self._compute(torch.zeros(shape, device=self._gpu.device))
+                for _ in range(_SETTLING_CALLS):
+                    self._compute(torch.zeros(shape, device=self._gpu.device))
                 lane.stream.synchronize()
             self.remarks.append(
                 f"torch.compile took {time.perf_counter() - start:.1f} s for {shape}; "

@@ -145,6 +145,18 @@ def load_opened(
     return _load(wanted, bundle, (machine or Machine()).on(wanted.gpu))
 
 
+def machine_for(device: str, machine: Machine | None = None) -> Machine:
+    """The machine, this one if not given, with the GPU that ``device`` names before the others.
+
+    Raises:
+        UsageError: an unknown device, or a GPU that is not there or is none of the device's.
+    """
+    name, gpu = split_device(device)
+    graph_on = None if name in (_AUTO, _ENGINE) else _graph_backend(name)
+    _require_on_gpu(name, graph_on, gpu)
+    return (machine or Machine()).on(gpu)
+
+
 def _understand(
     path: Path, device: str, *, cuda_graphs: bool, threads: int | None, fast: bool
 ) -> _Wanted:

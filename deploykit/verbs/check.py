@@ -19,21 +19,22 @@ from deploykit.core.errors import (
     IntegrityError,
     ModelFileError,
 )
-from deploykit.core.gpu_choice import split_device
 from deploykit.core.serialization import to_plain
-from deploykit.runtime.choice import Machine
-from deploykit.runtime.loading import load_opened
+from deploykit.runtime.choice import misfit_of_driver
+from deploykit.runtime.loading import load_opened, machine_for
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from deploykit.backends import Compiler
     from deploykit.bundle.manifest import Bundle, CpuGraph
     from deploykit.bundle.signature import Trust
     from deploykit.core.artifacts import EngineRecord
-    from deploykit.core.environment import Gpu
     from deploykit.heads import Head
+    from deploykit.runtime.choice import Machine
 
     Outputs = NDArray[np.float32]
 
@@ -105,9 +106,7 @@ def check(
         MissingDependencyError: ``trust`` needs model-signing.
     """
     trusted = None if trust is None else trust_of(trust)
-    _, which = split_device(device)
-    here = (machine or Machine()).on(which)
-    asked = _Asked(device, fast, here)
+    asked = _Asked(device, fast, machine_for(device, machine))
     try:
         return read_bundle(folder, lambda bundle: _check(bundle, asked), trusted)
     except IntegrityError as exc:
@@ -126,7 +125,7 @@ class _Asked:
 def _check(bundle: Bundle, asked: _Asked) -> CheckReport:
     problems = bundle.changed_files()
     remedy = "copy or export the bundle again" if problems else ""
-    engines = _check_engines(bundle, asked.machine.gpus)
+    engines = _check_engines(bundle, asked.machine)
     ran = None
     if asked.device == CPU:
         graph = bundle.on_cpu(fast=asked.fast)
@@ -153,18 +152,22 @@ def _check_loaded(bundle: Bundle, asked: _Asked) -> tuple[str | None, list[str]]
         return model.choice, []
 
 
-def _check_engines(bundle: Bundle, gpus: tuple[Gpu, ...]) -> list[EngineCheck]:
-    versions = {name: compiler.version for name, compiler in loadable_compilers().items()}
+def _check_engines(bundle: Bundle, machine: Machine) -> list[EngineCheck]:
+    compilers = loadable_compilers()
     records = bundle.manifest.engines
     return [
-        _check_engine(bundle.folder / record.file, record, gpus, versions) for record in records
+        _check_engine(bundle.folder / record.file, record, machine, compilers) for record in records
     ]
 
 
 def _check_engine(
-    path: Path, record: EngineRecord, gpus: tuple[Gpu, ...], versions: dict[str, str]
+    path: Path, record: EngineRecord, machine: Machine, compilers: Mapping[str, Compiler]
 ) -> EngineCheck:
-    fits, reason = engine_fits(record, gpus, versions)
+    versions = {name: compiler.version for name, compiler in compilers.items()}
+    fits, reason = engine_fits(record, machine.gpus, versions)
+    if fits:
+        reason = misfit_of_driver(machine, compilers[record.compiler])
+        fits = not reason
     if not path.is_file():
         return EngineCheck(record.file, record.compiler, fits=False, reason="it is missing")
     with path.open("rb") as file:

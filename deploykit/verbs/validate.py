@@ -20,7 +20,6 @@ from deploykit.comparison.validation import (
     validate,
 )
 from deploykit.core.errors import BundleError, UsageError
-from deploykit.core.gpu_choice import split_device
 from deploykit.core.progress import Progress, SilentProgress
 from deploykit.core.sizes import ShapeProfile
 from deploykit.graph import mended_of
@@ -29,8 +28,7 @@ from deploykit.heads import head_of
 from deploykit.images import notes_on_data
 from deploykit.images.batching import BATCHES, sample_batches
 from deploykit.images.side_inputs import with_side_inputs
-from deploykit.runtime.choice import Machine
-from deploykit.runtime.loading import load_opened
+from deploykit.runtime.loading import load_opened, machine_for
 from deploykit.sources.head_choice import Wish, choose_output
 from deploykit.sources.image_sizes import other_sizes, sample_other_sizes
 from deploykit.sources.onnx_file import assumed_preprocessing, require_image, side_inputs_of
@@ -47,6 +45,7 @@ if TYPE_CHECKING:
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.specs import Preprocessing, Runner, TensorSpec
     from deploykit.heads import Head
+    from deploykit.runtime.choice import Machine
 
     Batches = list[NDArray[np.float32]]
 
@@ -132,8 +131,7 @@ def compare_artifacts(
             f"--layers with --device {options.device}: an engine shows none of its activations\n"
             "leave out one of the two"
         )
-    _, which = split_device(options.device)
-    here = (machine or Machine()).on(which)
+    here = machine_for(options.device, machine)
     return read_bundles(folders, lambda found: _compare(first, second, options, found, shown, here))
 
 

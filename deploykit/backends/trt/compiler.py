@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.backends._engines import Compiler
-from deploykit.core.environment import require
-from deploykit.core.errors import BuildError, UnknownNameError
+from deploykit.core.environment import install_line, require
+from deploykit.core.errors import BuildError, MissingDependencyError, UnknownNameError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -80,12 +80,27 @@ def load_compiler(name: str) -> Compiler:
 
     Raises:
         UnknownNameError: ``name`` is not one of `MODULES`.
-        MissingDependencyError: its package is not installed or does not load.
+        MissingDependencyError: its package is not installed, does not load, or is too old.
     """
     if name not in MODULES:
         raise UnknownNameError("compiler", name, MODULES, ", ".join(MODULES))
     module = require(MODULES[name])
-    return Compiler(name, str(module.__version__), module, is_portable=name == TENSORRT_RTX)
+    version = str(module.__version__)
+    if name == TENSORRT and _numbers(version) < LEAST_VERSION:
+        least = ".".join(map(str, LEAST_VERSION))
+        raise MissingDependencyError(
+            f"TensorRT {version} is too old: deploykit needs {least} or later\n"
+            f"install it: {install_line(MODULES[TENSORRT])}"
+        )
+    return Compiler(name, version, module, is_portable=name == TENSORRT_RTX)
+
+
+LEAST_VERSION: Final = (10, 12)
+"""Oldest TensorRT whose strongly typed networks, and contexts by configuration, are as in 11."""
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())
 
 
 def require_gpu(gpus: Sequence[Gpu]) -> Gpu:

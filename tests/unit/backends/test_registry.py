@@ -159,7 +159,7 @@ def has(monkeypatch: pytest.MonkeyPatch, **modules: bool) -> None:
     for name, installed in modules.items():
         module = ModuleType(name) if installed else None
         if module is not None:
-            module.__dict__["__version__"] = "1.7.1"
+            module.__dict__["__version__"] = "11.7.1"
         # None in sys.modules is as if the package were not installed.
         monkeypatch.setitem(sys.modules, name, module)
 

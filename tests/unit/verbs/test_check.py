@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from deploykit.backends import Compiler, EngineHeader
 from deploykit.bundle.manifest import GOLDEN, MANIFEST, Bundle, manifest_text
 from deploykit.core import environment
 from deploykit.core.environment import Gpu
 from deploykit.core.errors import BundleError, UsageError
+from deploykit.verbs import check as checking
 from deploykit.verbs.check import check, check_to_plain
 from tests.bundles import engine_record, write_bundle
 from tests.fakes.engine_fake import FakeMachine
@@ -187,3 +189,24 @@ def test_a_changed_engine_is_not_run(tmp_path: Path) -> None:
 def test_a_device_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown device 'gpu'"):
         check(write_bundle(tmp_path / "colours"), device="gpu")
+
+
+@pytest.mark.parametrize("device", ["cpu:1", "auto:0"])
+def test_a_gpu_of_what_is_on_none(tmp_path: Path, device: str) -> None:
+    name = device.partition(":")[0]
+    with pytest.raises(UsageError, match=f"'{name}' is not on a GPU"):
+        check(write_bundle(tmp_path / "colours"), device=device, machine=FakeMachine()())
+
+
+def test_an_engine_that_fits_but_for_the_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = Compiler("tensorrt", ENGINE.compiler_version, None)
+    monkeypatch.setattr(checking, "loadable_compilers", lambda: {"tensorrt": compiler})
+    monkeypatch.setattr(checking, "read_header", lambda *_: EngineHeader("unknown", ""))
+    folder = write_bundle(tmp_path / "colours", ENGINE)
+    (found,) = check(folder, machine=FakeMachine()(driver="12.4")).engines
+    assert not found.fits
+    assert "needs a driver for CUDA 13, this one ends at 12.4" in found.reason
+    (found,) = check(folder, machine=FakeMachine()(driver="13.0")).engines
+    assert found.fits

@@ -121,3 +121,23 @@ def test_only_rtx_is_portable(install: Install) -> None:
 def test_the_version_is_that_of_the_installed_distribution(rtx: Compiler) -> None:
     assert rtx.version == metadata.version("tensorrt-rtx-cu13")
     assert len(rtx.version.split(".")) == 4
+
+
+@pytest.mark.parametrize("version", ["10.11.0.33", "8.6.1", "10.3.0"])
+def test_a_tensorrt_that_is_too_old(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    module = ModuleType("tensorrt")
+    module.__dict__["__version__"] = version
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    with pytest.raises(MissingDependencyError) as caught:
+        load_compiler("tensorrt")
+    first, second = str(caught.value).splitlines()
+    assert first == f"TensorRT {version} is too old: deploykit needs 10.12 or later"
+    assert second == "install it: pip install 'deploykit[tensorrt]'"
+
+
+@pytest.mark.parametrize("version", ["10.12.0.36", "10.13.3.9", "11.4.0.106"])
+def test_a_tensorrt_that_is_new_enough(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    module = ModuleType("tensorrt")
+    module.__dict__["__version__"] = version
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    assert load_compiler("tensorrt").label == f"tensorrt {version}"
