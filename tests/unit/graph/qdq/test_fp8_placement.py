@@ -10,9 +10,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from deploykit.backends import CompileOptions
+from deploykit.backends.trt.builder import compile_onnx
+from deploykit.backends.trt.compiler import load_compiler
 from deploykit.core.errors import DataError, ModelFileError
 from deploykit.core.precision import Precision
-from deploykit.graph import read_model, tidy, write_model
+from deploykit.graph import convert_to_half, plan_half, read_model, tidy, write_model
 from deploykit.graph.qdq import QdqPolicy, fp8_calibration_tensors, insert_qdq, plan_fp8
 from deploykit.graph.qdq.insertion import channel_scales, quantize, scale_of
 from deploykit.graph.qdq.plan import FP8
@@ -130,6 +133,23 @@ def test_both_products_of_an_attention(tmp_path: Path) -> None:
     assert scales == {
         name: pytest.approx(1 / 448 if name == "p" else 1.0) for name in plan.activations
     }
+
+
+@pytest.mark.parametrize(("tokens", "size"), [(32, 32), (50, 64), (49, 32)])
+def test_the_compiler_takes_all_products_of_an_attention(
+    tokens: int, size: int, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    model = read(attention(tokens, size), tmp_path)
+    plan = plan_fp8(model)
+    quantized = insert_qdq(model, plan, dict.fromkeys(plan.tensors, 4.0))
+    mixed = convert_to_half(quantized, plan_half(quantized, {}, 1.0))
+    write_model(mixed, tmp_path / "fp8.onnx", Precision.FP8)
+    targets = CompileOptions(compute_capabilities=("8.9", "12.0"))
+    engine = compile_onnx(load_compiler("tensorrt-rtx"), tmp_path / "fp8.onnx", targets)
+    assert engine.census["MATRIX_MULTIPLY FP8"] == 6
+    assert "MATRIX_MULTIPLY HALF" not in engine.census
+    assert engine.warnings == ()
 
 
 @pytest.mark.parametrize(
