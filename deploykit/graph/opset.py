@@ -32,8 +32,10 @@ _RESIZE_BY_COORDINATES: Final = 11
 """First opset with a choice of coordinates for ``Resize``; older ones have one fixed layout."""
 
 
-def raise_opset(model: ir.Model, *, limit: int = PROTOBUF_LIMIT_BYTES) -> ir.Model:
-    """The graph in opset 20; one that is new enough for every conversion is returned as it is.
+def raise_opset(
+    model: ir.Model, *, needed: int = OLDEST_FOR_INT8, limit: int = PROTOBUF_LIMIT_BYTES
+) -> ir.Model:
+    """The graph in opset 20; one that has the ``needed`` opset or a later one is returned as it is.
 
     The converter is not given the weights where they have more than ``limit`` bytes.
 
@@ -41,7 +43,7 @@ def raise_opset(model: ir.Model, *, limit: int = PROTOBUF_LIMIT_BYTES) -> ir.Mod
         ModelFileError: onnx's own converter cannot translate one of its operators.
     """
     old = model.graph.opset_imports.get("", OPSET)
-    if old >= OLDEST_FOR_INT8:
+    if old >= needed:
         return model
     weights = weights_of(model)
     if sum(weight.nbytes for weight in weights.values()) <= limit:
