@@ -253,6 +253,7 @@ def show_int8(out: Console, conversion: Mapping[str, Any], calibration: Mapping[
         f"first layer {calibration['policy']['first_layer']}, "
         f"skips {calibration['policy']['residual']}, "
         f"{len(calibration['policy']['sensitive'])} sensitive layers kept, "
+        f"{len(calibration.get('equalised', ()))} values equalised, "
         f"{conversion['corrected_biases']} biases corrected",
         "",
     )

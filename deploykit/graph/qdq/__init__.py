@@ -1,6 +1,16 @@
 """INT8 as a property of the graph: where Q/DQ pairs go, and the graph that has them."""
 
-from deploykit.graph.qdq.insertion import activation_scales, insert_qdq, sqnr_db, weight_sqnr_db
+from deploykit.graph.qdq.equalisation import LinearGroup, Scaling, equalise, linear_groups
+from deploykit.graph.qdq.insertion import (
+    activation_scales,
+    channel_scales,
+    dequantize,
+    insert_qdq,
+    quantize,
+    scale_of,
+    sqnr_db,
+    weight_sqnr_db,
+)
 from deploykit.graph.qdq.placement import calibration_tensors, plan_qdq
 from deploykit.graph.qdq.plan import QdqPlan, QdqPolicy, QuantizedWeight, Reader
 from deploykit.graph.qdq.trials import (
@@ -14,17 +24,25 @@ from deploykit.graph.qdq.trials import (
 
 __all__ = [
     "SWITCHES",
+    "LinearGroup",
     "Probe",
     "QdqPlan",
     "QdqPolicy",
     "QuantizedWeight",
     "Reader",
+    "Scaling",
     "activation_scales",
     "calibration_tensors",
+    "channel_scales",
     "correct_biases",
+    "dequantize",
+    "equalise",
     "insert_qdq",
+    "linear_groups",
     "plan_qdq",
     "probe_errors",
+    "quantize",
+    "scale_of",
     "sqnr_db",
     "switchable",
     "trial_graph",

@@ -17,7 +17,7 @@ RANDOM = np.random.default_rng(7)
 X = (RANDOM.normal(size=(3, 5, SIZE)) * 4 + 1.5).astype(np.float32)
 GAIN = RANDOM.normal(size=SIZE).astype(np.float32)
 BIAS = RANDOM.normal(size=SIZE).astype(np.float32)
-CONSTANTS = {
+CONSTANTS: dict[str, np.ndarray] = {
     "g": GAIN,
     "b": BIAS,
     "g3": GAIN.reshape(1, 1, SIZE),
@@ -58,7 +58,7 @@ def run(model: ir.Model) -> np.ndarray:
     session = ort.InferenceSession(
         ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    return session.run(None, {"x": X})[0]
+    return np.asarray(session.run(None, {"x": X})[0])
 
 
 def operators(model: ir.Model) -> list[str]:
@@ -68,7 +68,7 @@ def operators(model: ir.Model) -> list[str]:
 def normal(axes: tuple[int, ...], *, centred: bool = True) -> np.ndarray:
     x = X.astype(np.float64)
     deviation = x - x.mean(axes, keepdims=True) if centred else x
-    return deviation / np.sqrt((deviation**2).mean(axes, keepdims=True) + 1e-5)
+    return np.asarray(deviation / np.sqrt((deviation**2).mean(axes, keepdims=True) + 1e-5))
 
 
 CENTRE = "m = ReduceMean (x, last) d = Sub (x, m) "
