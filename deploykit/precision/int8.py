@@ -218,24 +218,8 @@ def convert_to_int8(
     with tempfile.TemporaryDirectory() as folder:
         spare = Path(folder) / "equalised.onnx"
         equal = _equalised(reference, calibrated, (held_out, expected), request, spare, journal)
-        with journal.stage("choose") as task:
-            sides = [_Side(reference, calibrated)] + ([] if equal is None else [equal])
-            measures = [partial(_measure, side, task) for side in sides]
-            other = None
-            if equal is not None:
-                model, table = equal.reference.graph.model, equal.calibrated.table
-                other = replace(setup, model=model, table=table), measures[-1]
-            choice = choose(setup, request.int8_choices, request.policy, measures[0], task, other)
-        used = sides[-1] if choice.equalised else sides[0]
-        with journal.stage("convert to int8") as task:
-            result = quantize_to_int8(
-                used.reference.graph,
-                used.calibrated.table.select(choice.method),
-                path,
-                options=Int8Options(choice.policy, request.rest),
-                halve=_halving(used.reference, choice.policy, request.rest, task),
-                errors=choice.errors,
-            )
+        choice, used = _chosen(_Side(reference, calibrated), equal, setup, request, journal)
+        result = _converted(used, choice, path, request, journal)
     calibrated = used.calibrated
     with journal.stage("validate int8"):
         # Ranges hold for images like those of the calibration: others would judge the data.
@@ -252,6 +236,39 @@ def convert_to_int8(
     return Int8Outcome(
         result, (held_out, expected), report, calibrated, choice, strengths=used.strengths
     )
+
+
+def _chosen(
+    plain: _Side,
+    equal: _Side | None,
+    setup: TrialSetup,
+    request: QuantizationRequest,
+    journal: Journal,
+) -> tuple[Choice, _Side]:
+    """What the trials come to, and which of the graphs they chose."""
+    with journal.stage("choose") as task:
+        other = None
+        if equal is not None:
+            model, table = equal.reference.graph.model, equal.calibrated.table
+            other = replace(setup, model=model, table=table), partial(_measure, equal, task)
+        measure = partial(_measure, plain, task)
+        choice = choose(setup, request.int8_choices, request.policy, measure, task, other)
+    return choice, equal if choice.equalised and equal is not None else plain
+
+
+def _converted(
+    used: _Side, choice: Choice, path: Path, request: QuantizationRequest, journal: Journal
+) -> Int8Result:
+    """The INT8 graph at ``path``."""
+    with journal.stage("convert to int8") as task:
+        return quantize_to_int8(
+            used.reference.graph,
+            used.calibrated.table.select(choice.method),
+            path,
+            options=Int8Options(choice.policy, request.rest),
+            halve=_halving(used.reference, choice.policy, request.rest, task),
+            errors=choice.errors,
+        )
 
 
 def _beyond(report: ValidationReport, calibrated: Calibrated) -> list[str]:
