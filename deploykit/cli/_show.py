@@ -258,6 +258,7 @@ def show_int8(out: Console, conversion: Mapping[str, Any], calibration: Mapping[
         f"first layer {_kept_or(calibration['policy']['first_layer'], kinds[0])}, "
         f"skips {_kept_or(calibration['policy']['residual'], kinds[0])}, "
         f"{len(calibration['policy']['sensitive'])} sensitive layers kept, "
+        f"{len(calibration.get('equalised', ()))} values equalised, "
         f"{conversion['corrected_biases']} biases corrected",
         "",
     )

@@ -94,6 +94,13 @@ _OPTIONS = (
         "auto: looked for where that takes seconds.",
     ),
     click.option(
+        "--equalisation",
+        type=click.Choice(["auto", "off"]),
+        default="auto",
+        show_default=True,
+        help="Channels of transformers' tokens made alike; auto: where trials show that it pays.",
+    ),
+    click.option(
         "--bias-correction",
         type=click.Choice(["auto", "on", "off"]),
         default="auto",
@@ -189,6 +196,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     last_layer: str,
     residual: str,
     sensitive_layers: str,
+    equalisation: str,
     bias_correction: str,
     weights: str | None,
     choices: DefinitionChoices,
@@ -220,7 +228,9 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         from deploykit.precision.quantization.choice import Int8Choices
         from deploykit.sources.definition import SourceOptions
 
-    int8_choices = Int8Choices(method, first_layer, residual, sensitive_layers, bias_correction)
+    int8_choices = Int8Choices(
+        method, first_layer, residual, sensitive_layers, bias_correction, equalisation
+    )
     calibration = None
     if calib is not None:
         must_fit = calib_table is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -50,6 +50,11 @@ class ValidationReport:
         """Whether every batch is within the limits."""
         return not self.problems
 
+    @property
+    def images_beyond(self) -> dict[int, str]:
+        """What of single images is beyond the limits, by their place; a few may be, in INT8."""
+        return self.head.images_beyond(self.batches, self.precision.facts.limits)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the manifest and ``--json``."""
         return {
@@ -62,7 +67,8 @@ class ValidationReport:
             "activation": self.head.activation,
             "blind_spots": list(self.blind_spots),
             **self.head.summary_of(self.batches),
-            "batches": [asdict(batch) for batch in self.batches],
+            "images_beyond": {str(place): what for place, what in self.images_beyond.items()},
+            "batches": [_plain(batch) for batch in self.batches],
             "limits": asdict(self.precision.facts.limits),
         }
 
@@ -78,6 +84,14 @@ class ValidationReport:
         """
         if not self.passed:
             raise ReportedValidationError(self)
+
+
+_OF_EACH_IMAGE: Final = frozenset({"image_kl", "image_cosine"})
+"""Figures that are judged and not recorded: there may be thousands."""
+
+
+def _plain(figures: Figures) -> dict[str, Any]:
+    return {name: value for name, value in asdict(figures).items() if name not in _OF_EACH_IMAGE}
 
 
 class ReportedValidationError(ValidationError):

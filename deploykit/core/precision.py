@@ -20,13 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How far a candidate may be from its reference, and why that far."""
+    """How far a candidate may be from its reference, and why that far.
+
+    ``share_within`` is the share of images that must be within ``min_cosine`` and ``max_kl``.
+    """
 
     max_relative: float
     min_cosine: float
     max_kl: float
     min_agreement: float
     reason: str
+    share_within: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +225,9 @@ _INT8: Final = PrecisionFacts(
         max_kl=1.0,
         min_agreement=0.9,
         reason="eight bits are one part in 127 of each tensor's range, so single logits may move; "
-        "what passes these limits is broken, what lies within them is judged by its accuracy",
+        "what passes these limits is broken, what lies within them is judged by its accuracy; one "
+        "image in ten may be beyond, as a broken network is on all of them",
+        share_within=0.9,
     ),
     tolerance=Tolerance(
         healthy_db=30.0,

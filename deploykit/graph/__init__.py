@@ -29,6 +29,7 @@ from deploykit.graph.refusals import require_usable
 from deploykit.graph.shapes import require_bounded
 from deploykit.graph.tail import Tail, read_tails
 from deploykit.graph.tidy import tidy
+from deploykit.graph.written_out import fuse_written_out
 
 __all__ = [
     "BF16",
@@ -46,6 +47,7 @@ __all__ = [
     "expose_magnitudes",
     "first_look",
     "fold",
+    "fuse_written_out",
     "mended_of",
     "open_batch",
     "plain",

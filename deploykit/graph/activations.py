@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from deploykit.core.specs import SplitGraph
 
 
+CHANGED: Final = "equalised/"
+"""Beginning of the names of values that stand for no value of the graph before a conversion."""
+
+
 def expose_named(model: ir.Model, names: Sequence[str]) -> SplitGraph:
     """The graph with the FP32 values ``names`` as outputs after its own, in the order given.
 
@@ -279,7 +283,8 @@ class _Trace:
         self.shown: list[ir.Value] = []
         for value in self._following():
             self._origin[value] = self._origin_of(value)
-            if value.dtype in _SHOWN_TYPES and not _is_exact(value):
+            is_changed = str(self._origin[value].name).startswith(CHANGED)
+            if value.dtype in _SHOWN_TYPES and not _is_exact(value) and not is_changed:
                 self.shown.append(value)
         self.origins = [value for value in self.shown if self._origin[value] is value]
         self._aliases: dict[ir.Value, list[str]] = {}

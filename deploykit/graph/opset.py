@@ -38,15 +38,17 @@ _RESIZE_BY_COORDINATES: Final = 11
 """First opset with a choice of coordinates for ``Resize``; older ones have one fixed layout."""
 
 
-def raise_opset(model: ir.Model, *, limit: int = PROTOBUF_LIMIT_BYTES) -> ir.Model:
-    """The graph in opset 20; one that is new enough for INT8 is returned as it is.
+def raise_opset(
+    model: ir.Model, *, needed: int = OLDEST_FOR_INT8, limit: int = PROTOBUF_LIMIT_BYTES
+) -> ir.Model:
+    """The graph in opset 20; one that has the ``needed`` opset or a later one is returned as it is.
 
     The converter is not given the weights where they have more than ``limit`` bytes.
 
     Raises:
         ModelFileError: onnx's own converter cannot translate one of its operators.
     """
-    return _raised(model, OLDEST_FOR_INT8, OPSET, limit)
+    return _raised(model, needed, OPSET, limit)
 
 
 def raise_opset_for_fp8(model: ir.Model, *, limit: int = PROTOBUF_LIMIT_BYTES) -> ir.Model:

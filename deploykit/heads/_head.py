@@ -186,6 +186,17 @@ class Head(ABC):
         """`problems_of` every batch; a head may judge all of them together instead."""
         return [problem for batch in batches for problem in self.problems_of(batch, limits)]
 
+    def images_beyond(
+        self,
+        batches: Sequence[Any],  # noqa: ARG002 - for heads that override it
+        limits: Limits,  # noqa: ARG002 - likewise
+    ) -> dict[int, str]:
+        """What of single images is beyond the limits, by their place in all batches.
+
+        A head that judges images one by one lets ``limits.share_within`` of them be enough.
+        """
+        return {}
+
     def blind_spots(self, outputs: Sequence[Outputs], limits: Limits) -> list[str]:
         """Why a comparison with these reference ``outputs`` could not fail, a sentence each.
 

@@ -6,14 +6,14 @@ the numbers of the classes themselves.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
 from deploykit.core.errors import DataError
 from deploykit.heads._accuracy import TOP, ClassEvaluation, ClassTally
-from deploykit.heads._head import Figures, Head, figures_of, require_finite, rows_of
+from deploykit.heads._head import Figures, Head, cosines, figures_of, require_finite, rows_of
 from deploykit.heads.multilabel import LEAST, bernoulli_kl
 
 if TYPE_CHECKING:
@@ -40,12 +40,14 @@ class BatchComparison(Figures):
     ``max_kl`` is the worst image's Kullback-Leibler divergence of the probabilities, in nats, or
     ``None`` where the graph gives none; ``agreement`` the share of images with the same top-1;
     ``flipped_margins`` the reference's lead of its first over its second class for each image whose
-    top-1 changed.
+    top-1 changed. ``image_kl`` and ``image_cosine`` are of each image; reports leave them out.
     """
 
     max_kl: float | None
     agreement: float
     flipped_margins: tuple[float, ...]
+    image_kl: tuple[float, ...] = ()
+    image_cosine: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +113,12 @@ class Multiclass(Head):
     def problems(self, batches: Sequence[BatchComparison], limits: Limits) -> list[str]:
         """As `problems_of` each batch; class numbers alone are judged over all of them.
 
-        One image on a near tie is no fault, and these numbers do not show how near it is.
+        One image on a near tie is no fault, and these numbers do not show how near it is. Where the
+        limits let a share of the images be beyond, those of all batches are counted together.
         """
         if not self._has_classes_alone:
-            return super().problems(batches, limits)
+            eased, found = _without_few(batches, limits)
+            return [*found, *super().problems(eased, limits)]
         bad = sum(batch.non_finite for batch in batches)
         if bad:
             return [f"{bad} values are NaN or infinite"]
@@ -124,6 +128,10 @@ class Multiclass(Head):
         if changed <= allowed:
             return []
         return [f"{changed} of {count} images get another class, limit {allowed}"]
+
+    def images_beyond(self, batches: Sequence[BatchComparison], limits: Limits) -> dict[int, str]:
+        """Images whose KL or cosine is beyond its limit, by their place in all batches."""
+        return images_beyond(batches, limits)
 
     def undecided(self, outputs: Logits) -> list[str]:
         """One class, or one answer for all images."""
@@ -249,11 +257,14 @@ def compare(candidate: Logits, reference: Logits, activation: str = "none") -> B
             **asdict(common), max_kl=None, agreement=agreement, flipped_margins=()
         )
     flipped = left.argmax(axis=1) != right.argmax(axis=1)
+    kl = divergence(right, left, activation)
     return BatchComparison(
         **asdict(common),
-        max_kl=float(divergence(right, left, activation).max()),
+        max_kl=float(kl.max()),
         agreement=float(1 - flipped.mean()),
         flipped_margins=tuple(float(margin) for margin in _margins(right)[flipped]),
+        image_kl=tuple(kl.tolist()),
+        image_cosine=tuple(cosines(left, right).tolist()),
     )
 
 
@@ -288,6 +299,58 @@ def _margins(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     ordered = np.partition(logits, -2, axis=1)
     margins: NDArray[np.float64] = ordered[:, -1] - ordered[:, -2]
     return margins
+
+
+def images_beyond(batches: Sequence[BatchComparison], limits: Limits) -> dict[int, str]:
+    """What of an image is beyond the limits of KL or cosine, by its place in all batches."""
+    found = {}
+    kls, cosine = (
+        [value for batch in batches for value in getattr(batch, name)]
+        for name in ("image_kl", "image_cosine")
+    )
+    for place, (kl, angle) in enumerate(zip(kls, cosine, strict=True)):
+        if kl > limits.max_kl:
+            found[place] = f"KL {kl:.2g} nats"
+        elif angle < limits.min_cosine:
+            found[place] = f"cosine {angle:.4f}"
+    return found
+
+
+def _without_few(
+    batches: Sequence[BatchComparison], limits: Limits
+) -> tuple[Sequence[BatchComparison], list[str]]:
+    """The batches without their worst image's KL and cosine, and what is wrong with all images.
+
+    Where the limits hold for each image, or not all are known, the batches are as they were.
+    """
+    count = sum(len(batch.image_kl) for batch in batches)
+    if limits.share_within >= 1 or count < sum(batch.batch for batch in batches):
+        return batches, []
+    beyond = images_beyond(batches, limits)
+    allowed = int((1 - limits.share_within) * count + _ROUNDING)
+    eased = [replace(batch, max_kl=None, min_cosine=1.0) for batch in batches]
+    if len(beyond) <= allowed:
+        return eased, []
+    named = "; ".join(f"image {place}: {beyond[place]}" for place in list(beyond)[:_NAMED])
+    kls, angles = (
+        [value for batch in batches for value in getattr(batch, name)]
+        for name in ("image_kl", "image_cosine")
+    )
+    kl = float(np.quantile(kls, limits.share_within))
+    angle = float(np.quantile(angles, 1 - limits.share_within))
+    problem = (
+        f"{len(beyond)} of {count} images are beyond KL {limits.max_kl:g} nats or cosine "
+        f"{limits.min_cosine:g}, {allowed} may be; the {limits.share_within:.0%} quantile is KL "
+        f"{kl:.2g}, cosine {angle:.4f} ({named})"
+    )
+    return eased, [problem]
+
+
+_NAMED: Final = 3
+"""Images that a message names."""
+
+_ROUNDING: Final = 1e-9
+"""A tenth of twenty images is two."""
 
 
 def problems_of(batch: BatchComparison, limits: Limits) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -18,7 +20,7 @@ from deploykit.core.errors import DataError, ModelFileError, UsageError
 from deploykit.core.precision import Precision
 from deploykit.graph import OLDEST_FOR_INT8, LoadedGraph, describe_layers
 from deploykit.graph.node_precisions import planned_int8
-from deploykit.graph.qdq import QdqPolicy
+from deploykit.graph.qdq import QdqPolicy, linear_groups
 from deploykit.graph.shapes import fix_image_size
 from deploykit.images.batching import BATCHES
 from deploykit.precision import Conversion, Converted
@@ -36,12 +38,12 @@ from deploykit.precision.quantization.choice import (
     plan_int8,
     quantize_to_int8,
 )
+from deploykit.precision.quantization.equalising import EqualisationImages, equalise_for_int8
 from deploykit.precision.quantization.noise import judged_answers
 from deploykit.precision.quantization.request import require_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence, Set
-    from pathlib import Path
 
     import onnx_ir as ir
     from numpy.typing import NDArray
@@ -74,6 +76,9 @@ TRIAL_PIXELS: Final = 8 * 224 * 224
 
 BIAS_PIXELS: Final = 16 * 224 * 224
 """Of the images that biases are corrected on: each channel's mean is over all places of these."""
+
+EQUALISATION_PIXELS: Final = 24 * 224 * 224
+"""Of the images that show the channels: ranges of two thirds of them, noise on the others."""
 
 PROBE_MULTIPLY_ADDS: Final = 120_000_000_000
 """For taking each layer out of INT8 once: some five seconds of two cores, Q/DQ pairs simulated."""
@@ -170,6 +175,8 @@ class Int8Outcome:
     report: ValidationReport
     calibrated: Calibrated
     choice: Choice
+    strengths: Mapping[str, float] = field(default_factory=dict)
+    """Of equalised values, by name; see `equalising.Equalised`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the manifest."""
@@ -178,6 +185,7 @@ class Int8Outcome:
             "method": self.choice.method,
             "policy": asdict(self.choice.policy),
             "trials": [asdict(trial) for trial in self.choice.trials],
+            "equalised": dict(self.strengths),
         }
 
 
@@ -208,18 +216,12 @@ def convert_to_int8(
         answers = judged_answers(runner, held_out, reference.head)
     expected = [next(iter(one.values())) for one in answers]
     setup = _contest(reference, calibrated, (held_out, answers), request)
-    with journal.stage("choose") as task:
-        measure = partial(_measure, reference, calibrated, task)
-        choice = choose(setup, request.int8_choices, request.policy, measure, task)
-    with journal.stage("convert to int8") as task:
-        result = quantize_to_int8(
-            graph,
-            calibrated.table.select(choice.method),
-            path,
-            options=Int8Options(choice.policy, request.rest),
-            halve=halving(reference, plan_int8(graph, choice.policy).layers, request.rest, task),
-            errors=choice.errors,
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        spare = Path(folder) / "equalised.onnx"
+        equal = _equalised(reference, calibrated, (held_out, expected), request, spare, journal)
+        choice, used = _chosen(_Side(reference, calibrated), equal, setup, request, journal)
+        result = _converted(used, choice, path, request, journal)
+    calibrated = used.calibrated
     with journal.stage("validate int8"):
         # Ranges hold for images like those of the calibration: others would judge the data.
         report, notes = validate_converted(
@@ -230,9 +232,98 @@ def convert_to_int8(
             head=reference.head,
         )
         report.require_pass()
-    journal.notes += notes
+    journal.notes += [*notes, *_beyond(report, calibrated)]
     journal.notes += _other_sizes(result.graph, reference)
-    return Int8Outcome(result, (held_out, expected), report, calibrated, choice)
+    return Int8Outcome(
+        result, (held_out, expected), report, calibrated, choice, strengths=used.strengths
+    )
+
+
+def _chosen(
+    plain: _Side,
+    equal: _Side | None,
+    setup: TrialSetup,
+    request: QuantizationRequest,
+    journal: Journal,
+) -> tuple[Choice, _Side]:
+    """What the trials come to, and which of the graphs they chose."""
+    with journal.stage("choose") as task:
+        other = None
+        if equal is not None:
+            model, table = equal.reference.graph.model, equal.calibrated.table
+            other = replace(setup, model=model, table=table), partial(_measure, equal, task)
+        measure = partial(_measure, plain, task)
+        choice = choose(setup, request.int8_choices, request.policy, measure, task, other)
+    return choice, equal if choice.equalised and equal is not None else plain
+
+
+def _converted(
+    used: _Side, choice: Choice, path: Path, request: QuantizationRequest, journal: Journal
+) -> QuantizedResult:
+    """The INT8 graph at ``path``."""
+    graph = used.reference.graph
+    with journal.stage("convert to int8") as task:
+        layers = plan_int8(graph, choice.policy).layers
+        return quantize_to_int8(
+            graph,
+            used.calibrated.table.select(choice.method),
+            path,
+            options=Int8Options(choice.policy, request.rest),
+            halve=halving(used.reference, layers, request.rest, task),
+            errors=choice.errors,
+        )
+
+
+def _beyond(report: ValidationReport, calibrated: Calibrated) -> list[str]:
+    """A sentence that names held-out images beyond the limits, of which a few may be."""
+    beyond, data = report.images_beyond, calibrated.data
+    if not beyond:
+        return []
+    count = sum(figures.batch for figures in report.batches)
+    # With images left out as unreadable, places are not those of the list any more.
+    known = not calibrated.table.skipped and len(data.held_out) >= count
+    named = "; ".join(
+        f"{data.name_of(data.held_out[place]) if known else f'image {place}'}: {what}"
+        for place, what in beyond.items()
+    )
+    share = 1 - report.precision.facts.limits.share_within
+    return [f"{len(beyond)} of {count} images beyond the limits, {share:.0%} may be: {named}"]
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A graph that INT8 may be made of, its ranges, and what was equalised in it."""
+
+    reference: Reference
+    calibrated: Calibrated
+    strengths: Mapping[str, float] = field(default_factory=dict)
+
+
+def _equalised(
+    reference: Reference,
+    calibrated: Calibrated,
+    held_out: tuple[Batches, Batches],
+    request: QuantizationRequest,
+    path: Path,
+    journal: Journal,
+) -> _Side | None:
+    """The graph with equalised channels, where it has layers that read them and it is wanted."""
+    plan = plan_int8(reference.graph, request.policy)
+    if request.int8_choices.equalisation == "off" or not linear_groups(reference.graph.model, plan):
+        return None
+    data = calibrated.data
+    with journal.stage("equalise") as task:
+        seen = load_images(data, data.indices, reference.artifact, EQUALISATION_PIXELS)
+        given = EqualisationImages(seen, held_out, data, calibrated.table)
+        found = equalise_for_int8(reference, plan, given, path, task)
+    journal.notes += filter(None, [found.left_out])
+    if found.graph is None or found.table is None:
+        return None
+    return _Side(
+        replace(reference, graph=found.graph),
+        replace(calibrated, table=found.table),
+        found.strengths,
+    )
 
 
 def _contest(
@@ -273,9 +364,8 @@ def _other_sizes(graph: LoadedGraph, reference: Reference) -> list[str]:
     return [f"{seen}; least cosine with {reference.made_by} at other sizes: {figures}"]
 
 
-def _measure(
-    reference: Reference, calibrated: Calibrated, task: ProgressTask, method: str, policy: QdqPolicy
-) -> QuantizationErrors:
+def _measure(side: _Side, task: ProgressTask, method: str, policy: QdqPolicy) -> QuantizationErrors:
+    reference, calibrated = side.reference, side.calibrated
     graph, open_runner = reference.graph, reference.runners.measuring
     seen = load_images(calibrated.data, calibrated.data.indices, graph.artifact, BIAS_PIXELS)
     amax = calibrated.table.select(method)

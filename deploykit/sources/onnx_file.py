@@ -16,6 +16,7 @@ from deploykit.graph import (
     declare_ranks,
     first_look,
     fold,
+    fuse_written_out,
     mended_of,
     open_batch,
     plain,
@@ -220,6 +221,7 @@ def from_onnx(
     single = sample_batches(preprocessing, source_options.data, BATCHES, source_options.max_pixels)
     _open_batch(own, image, single, profile, journal, choice)
     own.attempt("folding constants", fold, journal)
+    own.attempt("fusing written-out operators", fuse_written_out, journal)
     journal.notes += own.notes()
     return Reference(
         graph=own.graph,

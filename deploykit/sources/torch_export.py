@@ -240,7 +240,7 @@ def export_module(
         raise _refusal(exc, spec.name, exporter) from exc
     graph.tidy(model, rename=True)
     _require_open_batch(model, spec, exporter)
-    return graph.write_graph(model, path, Precision.FP32)
+    return graph.write_graph(graph.fuse_written_out(model), path, Precision.FP32)
 
 
 def _trace_program(spec: ModelSpec, module: nn.Module, example: torch.Tensor) -> ir.Model:

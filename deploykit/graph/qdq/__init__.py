@@ -1,7 +1,17 @@
 """INT8 and FP8 as properties of the graph: where Q/DQ pairs go, and the graph that has them."""
 
+from deploykit.graph.qdq.equalisation import LinearGroup, Scaling, equalise, linear_groups
 from deploykit.graph.qdq.fp8_placement import fp8_calibration_tensors, plan_fp8
-from deploykit.graph.qdq.insertion import activation_scales, insert_qdq, sqnr_db, weight_sqnr_db
+from deploykit.graph.qdq.insertion import (
+    activation_scales,
+    channel_scales,
+    dequantize,
+    insert_qdq,
+    quantize,
+    scale_of,
+    sqnr_db,
+    weight_sqnr_db,
+)
 from deploykit.graph.qdq.placement import calibration_tensors, plan_qdq
 from deploykit.graph.qdq.plan import QdqPlan, QdqPolicy, QuantizedWeight, Reader
 from deploykit.graph.qdq.trials import (
@@ -15,19 +25,27 @@ from deploykit.graph.qdq.trials import (
 
 __all__ = [
     "SWITCHES",
+    "LinearGroup",
     "Probe",
     "QdqPlan",
     "QdqPolicy",
     "QuantizedWeight",
     "Reader",
+    "Scaling",
     "activation_scales",
     "calibration_tensors",
+    "channel_scales",
     "correct_biases",
+    "dequantize",
+    "equalise",
     "fp8_calibration_tensors",
     "insert_qdq",
+    "linear_groups",
     "plan_fp8",
     "plan_qdq",
     "probe_errors",
+    "quantize",
+    "scale_of",
     "sqnr_db",
     "switchable",
     "trial_graph",

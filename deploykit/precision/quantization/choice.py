@@ -1,4 +1,7 @@
-"""Choices of an INT8 export: ranges, placement, biases, each made on held-out images."""
+"""Choices of an INT8 export: ranges, placement, biases, each made on held-out images.
+
+One file because a choice is between conversions: each trial makes one and measures its error.
+"""
 
 from __future__ import annotations
 
@@ -277,6 +280,9 @@ RESIDUAL_GAIN_DB: Final = 1.5
 FIRST_LAYER_GAIN_DB: Final = 1.0
 """What a first layer in high precision must give: 20 %, it has few of the multiply-adds."""
 
+EQUALISATION_GAIN_DB: Final = 0.5
+"""What equalised channels must give: 11 %, as their Mul is fused, or folded into a LayerNorm."""
+
 LAYERS_GAIN_DB: Final = 1.0
 """What the most sensitive layers in high precision must give together: 20 % less noise."""
 
@@ -307,6 +313,7 @@ class Choice:
     policy: QdqPolicy
     errors: QuantizationErrors
     trials: tuple[Trial, ...]
+    equalised: bool = False
 
 
 @dataclass(frozen=True)
@@ -365,6 +372,7 @@ class Int8Choices:
     residual: str = AUTO
     sensitive_layers: str = AUTO
     bias_correction: str = AUTO
+    equalisation: str = AUTO
 
 
 def choose(
@@ -373,6 +381,7 @@ def choose(
     policy: QdqPolicy,
     measure: Callable[[str, QdqPolicy], QuantizationErrors],
     task: ProgressTask,
+    equalised: tuple[TrialSetup, Callable[[str, QdqPolicy], QuantizationErrors]] | None = None,
 ) -> Choice:
     """One choice after another, each by the noise of the outputs on the held-out images.
 
@@ -380,43 +389,65 @@ def choose(
     first are kept beside it, and decide nothing: where a network is sure of itself, one image makes
     most of the first and none changes the second. Every logit counts in the noise.
 
-    ``measure`` gives the errors that a bias correction takes back, for a method and a policy.
+    ``measure`` gives the errors that a bias correction takes back, for a method and a policy;
+    ``equalised`` are both for a graph with equalised channels, where there is one.
     """
-    trials: list[Trial] = []
-
-    def run_trial(
-        name: str, method: str, policy: QdqPolicy, errors: QuantizationErrors | None = None
-    ) -> Trial:
-        task.update(len(trials), None, name)
-        trials.append(setup.run_trial(name, method, policy, errors))
-        return trials[-1]
-
+    trials = _Trials(setup, task)
     methods = tuple(METHODS) if int8_choices.method == AUTO else (int8_choices.method,)
-    contenders = {method: run_trial(method, method, policy) for method in methods}
-    method = max(contenders, key=lambda name: _decibels(contenders[name]))
-    best = contenders[method]
+    method, best = trials.best_method(methods, policy)
+    if equalised is not None:
+        trials.setup = equalised[0]
+        other, trial = trials.best_method(methods, policy, ", equalised")
+        if _gain_db(trial, best) >= EQUALISATION_GAIN_DB:
+            method, best, measure = other, trial, equalised[1]
+        else:
+            trials.setup = setup
     for wish, name, keep, needed in (
         (int8_choices.residual, "skips kept", _keep_skips, RESIDUAL_GAIN_DB),
         (int8_choices.first_layer, "first layer kept", _keep_first, FIRST_LAYER_GAIN_DB),
     ):
         candidate = keep(policy)
-        if wish != AUTO or not _is_another_plan(setup.model, policy, candidate):
+        if wish != AUTO or not _is_another_plan(trials.setup.model, policy, candidate):
             continue
-        trial = run_trial(f"{best.candidate}, {name}", method, candidate)
+        trial = trials.run(f"{best.candidate}, {name}", method, candidate)
         if _gain_db(trial, best) >= needed:
             policy, best = candidate, trial
-    if sensitive := _sensitive_layers(setup, int8_choices, method, policy, task):
+    if sensitive := _sensitive_layers(trials.setup, int8_choices, method, policy, task):
         candidate = replace(policy, sensitive=sensitive)
-        trial = run_trial(f"{best.candidate}, {_count(sensitive)} kept", method, candidate)
+        trial = trials.run(f"{best.candidate}, {_count(sensitive)} kept", method, candidate)
         if _gain_db(trial, best) >= LAYERS_GAIN_DB:
             policy, best = candidate, trial
     errors = QuantizationErrors()
     if int8_choices.bias_correction != "off":
         errors = measure(method, policy)
-        trial = run_trial(f"{best.candidate}, biases corrected", method, policy, errors)
+        trial = trials.run(f"{best.candidate}, biases corrected", method, policy, errors)
         if int8_choices.bias_correction == AUTO and _gain_db(trial, best) <= 0:
             errors = replace(errors, shifts={})
-    return Choice(method, policy, errors, tuple(trials))
+    return Choice(method, policy, errors, tuple(trials.done), trials.setup is not setup)
+
+
+@dataclass
+class _Trials:
+    """The trials so far, all but those of other graphs made from ``setup``."""
+
+    setup: TrialSetup
+    task: ProgressTask
+    done: list[Trial] = field(default_factory=list)
+
+    def run(
+        self, name: str, method: str, policy: QdqPolicy, errors: QuantizationErrors | None = None
+    ) -> Trial:
+        self.task.update(len(self.done), None, name)
+        self.done.append(self.setup.run_trial(name, method, policy, errors))
+        return self.done[-1]
+
+    def best_method(
+        self, methods: Sequence[str], policy: QdqPolicy, ending: str = ""
+    ) -> tuple[str, Trial]:
+        """The method with the least noise, and its trial."""
+        found = {method: self.run(f"{method}{ending}", method, policy) for method in methods}
+        method = max(found, key=lambda name: _decibels(found[name]))
+        return method, found[method]
 
 
 def _sensitive_layers(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,12 @@ from deploykit.comparison.validation import ValidationReport, outputs_of, valida
 from deploykit.core.errors import ValidationError
 from deploykit.core.precision import Precision
 from deploykit.core.specs import TensorSpec
-from deploykit.heads.multiclass import MIN_IMAGES_FOR_AGREEMENT, BatchComparison, problems_of
+from deploykit.heads.multiclass import (
+    MIN_IMAGES_FOR_AGREEMENT,
+    MULTICLASS,
+    BatchComparison,
+    problems_of,
+)
 from tests.graphs import normal
 
 if TYPE_CHECKING:
@@ -178,3 +184,64 @@ def test_outputs_are_the_first_output_as_fp32() -> None:
     assert [value.dtype for value in found] == [np.float32, np.float32]
     np.testing.assert_array_equal(found[0], np.ones((2, 3)))
     np.testing.assert_array_equal(found[1], np.full((1, 3), 2))
+
+
+# A share of the images within the limits
+
+
+def of_images(kls: list[float], cosine: float = 1.0) -> BatchComparison:
+    return comparison(
+        batch=len(kls),
+        max_kl=max(kls),
+        min_cosine=cosine,
+        image_kl=tuple(kls),
+        image_cosine=(cosine,) + (1.0,) * (len(kls) - 1),
+    )
+
+
+@pytest.mark.parametrize(
+    ("kls", "passes"),
+    [
+        ([0.03] * 19 + [1.2], True),
+        ([0.03] * 18 + [1.2, 5.0], True),
+        ([0.03] * 17 + [1.2, 1.1, 5.0], False),
+        ([0.03] * 8 + [1.2], False),
+        ([1.2] * 20, False),
+    ],
+)
+def test_int8_may_miss_one_image_in_ten(kls: list[float], *, passes: bool) -> None:
+    limits = Precision.INT8.facts.limits
+    # In two batches: the images of all count together.
+    batches = [of_images(kls[:3]), of_images(kls[3:])]
+    assert (MULTICLASS.problems(batches, limits) == []) is passes
+    assert MULTICLASS.problems([of_images([0.0] * 10 + [0.02])], Precision.FP16.facts.limits)
+
+
+def test_a_refusal_says_how_many_images_and_which() -> None:
+    batches = [of_images([0.1, 2.0]), of_images([0.1] * 6 + [3.0, 4.0], cosine=0.9)]
+    (problem,) = MULTICLASS.problems(batches, Precision.INT8.facts.limits)
+    assert re.match(
+        r"4 of 10 images are beyond KL 1 nats or cosine 0.95, 1 may be; the 90% quantile is "
+        r"KL 3.1, cosine 0.99.. \(image 1: KL 2 nats; image 2: cosine 0.9000; image 8: KL 3 nats\)",
+        problem,
+    )
+
+
+def test_the_images_beyond_are_reported_where_the_rest_passes() -> None:
+    reference = normal(20, 10, seed=5) * 3
+    candidate = reference + normal(20, 10, seed=6) * np.float32(0.01)
+    candidate[7] = reference[7][::-1]
+    candidate *= np.float32(0.9)
+    report = validate([candidate], [reference], precision=Precision.INT8, names=NAMES)
+    assert list(report.images_beyond) == [7]
+    assert list(report.to_dict()["images_beyond"]) == ["7"]
+    assert not any("image_kl" in batch for batch in report.to_dict()["batches"])
+    assert not any("quantile" in problem for problem in report.problems)
+
+
+def test_values_that_are_not_finite_are_never_let_through() -> None:
+    reference = normal(20, 10)
+    candidate = reference.copy()
+    candidate[0, 0] = np.nan
+    report = validate([candidate], [reference], precision=Precision.INT8, names=NAMES)
+    assert report.problems == ("1 values are NaN or infinite at batch 20",)

@@ -327,3 +327,32 @@ def test_a_trial_without_any_error_has_no_ratio(model: ir.Model) -> None:
     )
     trial = trials.run_trial("max", "max", qdq.QdqPolicy())
     assert (trial.sqnr_db, trial.agreement, trial.mean_kl) == (None, 1.0, 0.0)
+
+
+# --- equalised channels
+
+
+@pytest.mark.parametrize(("gain", "wins"), [(0.4, False), (0.5, True), (8.0, True)])
+def test_equalisation_is_kept_where_it_pays(model: ir.Model, gain: float, *, wins: bool) -> None:
+    found = {"max": 20.0, "equalised": 20.0 + gain}
+    asked: list[str] = []
+
+    def measure_of(name: str) -> QuantizationErrors:
+        asked.append(name)
+        return QuantizationErrors()
+
+    int8_choices = Int8Choices("max", "int8", "int8", "int8", "on")
+    other = Scripted(model, table(), [], [], Runners(), found={**found, "biases corrected": 40.0})
+    plain = Scripted(model, table(), [], [], Runners(), found={**found, "biases corrected": 21.0})
+    choice = choose(
+        plain,
+        int8_choices,
+        qdq.QdqPolicy(),
+        lambda *_: measure_of("plain"),
+        Steps(),
+        (other, lambda *_: measure_of("equalised")),
+    )
+    assert choice.equalised is wins
+    assert asked == ["equalised" if wins else "plain"]
+    assert [trial.candidate for trial in choice.trials][:2] == ["max", "max, equalised"]
+    assert choice.trials[-1].sqnr_db == (40.0 if wins else 21.0)

@@ -13,7 +13,7 @@ from deploykit.comparison.reference import Runners
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import ModelFileError, ValidationError
 from deploykit.core.progress import Journal, SilentProgress
-from deploykit.graph import fold, plain
+from deploykit.graph import fold, fuse_written_out, plain
 from deploykit.sources.onnx_file import OwnGraph, StepCheck
 from tests.graphs import normal, run_ort
 from tests.own_files import old, tensor
@@ -105,3 +105,36 @@ def test_a_graph_that_is_wrong_from_the_start(tmp_path: Path) -> None:
     model = plain(ir.from_proto(source), "own.onnx")
     with pytest.raises(ValidationError, match="does not compute what the original file computes"):
         OwnGraph(model, tmp_path / "own.onnx", tmp_path / "model.onnx", (), compared, Runners())
+
+
+def written_out(epsilon: float) -> onnx.ModelProto:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[n,3,8,8] x) => (float[n,3,8,8] y) <float two, float e, float[8] g> {
+    [norm_m] m = ReduceMean <axes = [-1]> (x) [norm_d] d = Sub (x, m) [norm_s] s = Pow (d, two)
+    [norm_v] v = ReduceMean <axes = [-1]> (s) [norm_w] w = Add (v, e) [norm_r] r = Sqrt (w)
+    [norm_q] q = Div (d, r) [norm_y] y = Mul (q, g) }"""
+    proto = onnx.parser.parse_model(text)
+    constants = {"two": np.float32(2), "e": np.float32(epsilon), "g": normal(8, seed=4)}
+    proto.graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.asarray(data), name) for name, data in constants.items()
+    )
+    return proto
+
+
+def test_a_written_out_layer_norm_is_proven(tmp_path: Path) -> None:
+    own = start(tmp_path, written_out(1e-5))
+    assert own.attempt("fusing written-out operators", fuse_written_out, Journal(SilentProgress()))
+    assert [node.op_type for node in own.model.graph] == ["LayerNormalization"]
+    assert own.done == ["fusing written-out operators (8 nodes became 1)"]
+
+
+def test_one_that_would_compute_something_else_is_left_out(tmp_path: Path) -> None:
+    def wrong(model: ir.Model) -> ir.Model:
+        fused = fuse_written_out(model)
+        fused.graph[0].attributes.add(ir.AttrFloat32("epsilon", 0.5))
+        return fused
+
+    own, journal = start(tmp_path, written_out(1e-5)), Journal(SilentProgress())
+    assert not own.attempt("fusing written-out operators", wrong, journal)
+    assert journal.notes[0].startswith("fusing written-out operators was left out: the fp32 graph")
+    assert len(own.model.graph) == 8

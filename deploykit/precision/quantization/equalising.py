@@ -1,0 +1,281 @@
+"""Equalisation of an FP32 graph for INT8: how strong for each value, by what it saves on images.
+
+The scale of a channel is range^a / weight^(1 - a), with its own range and that of the weights that
+read it (Xiao et al. 2022, SmoothQuant, https://arxiv.org/abs/2211.10438, equation 4); the shift is
+the middle of its range. The strength a, and whether to shift, are those with the least noise in
+the outputs of the layers, computed on rows of a few images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from deploykit.comparison.validation import outputs_of, validate
+from deploykit.core.errors import ValidationError
+from deploykit.core.precision import Precision
+from deploykit.graph import qdq, write_graph
+from deploykit.graph.activations import expose_named
+from deploykit.precision.calibration.collection import calibrate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from deploykit.comparison.reference import Reference
+    from deploykit.core.progress import ProgressTask
+    from deploykit.core.specs import Runner
+    from deploykit.graph import LoadedGraph
+    from deploykit.graph.qdq import LinearGroup, QdqPlan, Scaling
+    from deploykit.precision.calibration.data import CalibrationData
+    from deploykit.precision.calibration.table import CalibrationTable
+
+    Floats = NDArray[np.float32]
+    Batches = Sequence[Floats]
+
+
+STRENGTHS: Final = (0.35, 0.5, 0.65, 0.8)
+"""Shares of a channel's range that its scale takes up; the rest goes to the weights."""
+
+PAYS: Final = 0.8
+"""Noise that must be left at most, of that without: a Mul for less is not worth its reading."""
+
+ROWS: Final = 320
+"""Rows of a value that a strength is judged on, of all images together."""
+
+OUTLIERS: Final = 1 / 4
+"""Share of the rows that are the largest of their image: they decide what a range must hold."""
+
+CLIPPINGS: Final = (1.0, 0.8, 0.6)
+"""Ranges that are tried, as shares of the largest value."""
+
+NARROWEST: Final = 1 / 2
+"""Least range of a channel, of the median: one that was at rest may wake on another image."""
+
+_EVERY: Final = 3
+"""Of so many images one is held out of the ranges of channels."""
+
+_LEAST: Final = np.float32(1e-6)
+"""Range of a channel that is always zero."""
+
+RANGE_IMAGES: Final = 128
+"""Images that the ranges of equalised values come from; 100 million numbers each."""
+
+
+@dataclass(frozen=True)
+class Equalised:
+    """The graph with equalised values, its ranges, and the strength of each by the value's name.
+
+    A strength of 0 shifts alone. ``left_out`` says why there is no such graph.
+    """
+
+    graph: LoadedGraph | None = None
+    table: CalibrationTable | None = None
+    strengths: Mapping[str, float] = field(default_factory=dict)
+    left_out: str | None = None
+
+
+@dataclass
+class SeenChannels:
+    """What images showed of a value: the range of each channel (K,), and some rows (n, K)."""
+
+    low: Floats | None = None
+    high: Floats | None = None
+    rows: list[Floats] = field(default_factory=list)
+
+    def widen(self, rows: Floats) -> None:
+        """Let the ranges hold ``rows``."""
+        low, high = rows.min(axis=0), rows.max(axis=0)
+        self.low = low if self.low is None else np.minimum(self.low, low)
+        self.high = high if self.high is None else np.maximum(self.high, high)
+
+
+@dataclass(frozen=True)
+class FoundScaling:
+    """The best way to equalise one value, and the noise that it leaves of that without."""
+
+    scaling: Scaling
+    strength: float
+    left: float
+
+
+@dataclass(frozen=True)
+class EqualisationImages:
+    """Images (N, C, H, W) for each part of an equalisation.
+
+    Strengths are found on ``seen``; ``held_out`` are others with their FP32 answers, which the new
+    graph must give as well. Ranges of the new values come from ``data``, and are added to
+    ``table``.
+    """
+
+    seen: Batches
+    held_out: tuple[Batches, Batches]
+    data: CalibrationData
+    table: CalibrationTable
+
+
+def equalise_for_int8(
+    reference: Reference, plan: QdqPlan, given: EqualisationImages, path: Path, task: ProgressTask
+) -> Equalised:
+    """Equalise what `qdq.linear_groups` finds and write the graph to ``path``.
+
+    Raises:
+        DataError: an image gives NaN.
+        ModelFileError: the graph is too large without its weights.
+    """
+    groups = qdq.linear_groups(reference.graph.model, plan)
+    chosen = _chosen(reference, groups, given.seen, task) if groups else []
+    if not chosen:
+        return Equalised()
+    graph = reference.graph
+    pairs = [(group, one.scaling) for group, one in chosen]
+    model, changed = qdq.equalise(graph.model, pairs)
+    parents = (graph.artifact.sha256, *graph.artifact.parents)
+    written = write_graph(model, path, Precision.FP32, parents)
+    try:
+        _prove(reference, written, given.held_out)
+    except ValidationError as exc:
+        reason = " ".join(str(exc).splitlines())
+        return Equalised(left_out=f"channel equalisation was left out: {reason}")
+    table = _with_ranges(reference, written, tuple(changed.values()), given, task)
+    return Equalised(written, table, {group.value: one.strength for group, one in chosen})
+
+
+def _chosen(
+    reference: Reference, groups: Sequence[LinearGroup], seen: Batches, task: ProgressTask
+) -> list[tuple[LinearGroup, FoundScaling]]:
+    """The groups whose noise falls to `PAYS` of what it was, and how."""
+    names = [group.value for group in groups]
+    with reference.runners.sharing(expose_named(reference.graph.model, names)) as runner:
+        values = observe(runner, names, seen, task)
+    found = [(group, best_scaling(group, values.pop(group.value))) for group in groups]
+    return [(group, one) for group, one in found if one is not None and one.left <= PAYS]
+
+
+def _with_ranges(
+    reference: Reference,
+    graph: LoadedGraph,
+    names: tuple[str, ...],
+    given: EqualisationImages,
+    task: ProgressTask,
+) -> CalibrationTable:
+    """The table with the ranges of the equalised values."""
+    data, table = given.data, given.table
+    held_out = data.held_out[: RANGE_IMAGES // 4]
+    few = replace(data, indices=data.indices[:RANGE_IMAGES], held_out=held_out)
+    more = calibrate(graph, names, few, open_runner=reference.runners.sharing, task=task)
+    trial = {**table.trial_amax, **more.trial_amax} if table.trial_amax else {}
+    return replace(table, amax={**table.amax, **more.amax}, trial_amax=trial)
+
+
+def _prove(reference: Reference, graph: LoadedGraph, held_out: tuple[Batches, Batches]) -> None:
+    """Hold the graph against the FP32 answers of the one that it was made from.
+
+    Raises:
+        ValidationError: it computes something else.
+    """
+    batches, expected = (each[:2] for each in held_out)
+    with reference.runners.open(graph.split()) as runner:
+        found = outputs_of(runner, batches)
+    names = ("the equalised graph", "the fp32 graph")
+    validate(
+        found, expected, precision=Precision.FP32, names=names, head=reference.head
+    ).require_pass()
+
+
+def observe(
+    runner: Runner, names: Sequence[str], batches: Batches, task: ProgressTask
+) -> dict[str, SeenChannels]:
+    """Ranges of the values ``names``, and rows of every third image, which are in no range.
+
+    A strength that fits the images of the ranges alone is found out by the others.
+    """
+    feed = runner.inputs[0].name
+    total = sum(map(len, batches))
+    each, done = max(1, ROWS * _EVERY // total), 0
+    random = np.random.default_rng(0)  # the same images give the same graph
+    found: dict[str, SeenChannels] = {}
+    for batch in batches:
+        values = runner.run({feed: batch})
+        held_out = np.arange(done, done + len(batch)) % _EVERY == _EVERY - 1
+        for name in names:
+            seen = found.setdefault(name, SeenChannels())
+            if not held_out.all():
+                seen.widen(_rows(values[name][~held_out]))
+            if held_out.any():
+                kept = _some(_rows(values[name][held_out]), each * int(held_out.sum()), random)
+                seen.rows.append(kept)
+        done += len(batch)
+        task.update(done, total, "ranges of channels")
+    return found
+
+
+def _rows(value: Floats) -> Floats:
+    return value.reshape(-1, value.shape[-1])
+
+
+def _some(rows: Floats, count: int, random: np.random.Generator) -> Floats:
+    """Rows by chance, with the largest among them."""
+    largest = np.argsort(np.abs(rows).max(axis=1))[-max(1, round(count * OUTLIERS)) :]
+    others = random.choice(len(rows), min(len(rows), count), replace=False)
+    kept: Floats = rows[np.unique([*largest, *others])]
+    return kept
+
+
+def best_scaling(group: LinearGroup, seen: SeenChannels) -> FoundScaling | None:
+    """The shift and scale with the least noise in what the layers of a group compute.
+
+    ``None`` where there were too few images to tell.
+    """
+    if seen.low is None or seen.high is None or not seen.rows:
+        return None
+    rows, ends = np.concatenate(seen.rows), np.stack([seen.low, seen.high])
+    weight = np.concatenate(group.weights, axis=1)
+    exact = rows @ weight
+
+    def noise(scaling: Scaling) -> float:
+        # Of the other images alone: a channel that they show too narrow clips these rows.
+        largest = np.abs((ends - scaling.shift) / scaling.scale).max()
+        return _noise(rows, weight, exact, scaling, float(largest))
+
+    before = noise(qdq.Scaling(np.zeros_like(seen.low), np.ones_like(seen.low)))
+    found = [
+        FoundScaling(scaling, strength, noise(scaling))
+        for strength, scaling in _candidates(ends, weight)
+    ]
+    best = min(found, key=lambda one: one.left)
+    return replace(best, left=best.left / before if before else 1.0)
+
+
+def _candidates(ends: Floats, weight: Floats) -> Iterator[tuple[float, Scaling]]:
+    """Scalings by the ``ends`` (2, K) of the channels' ranges, for a weight (K, N)."""
+    reach = np.maximum(np.abs(weight).max(axis=1), _LEAST)
+    for shift in (np.zeros_like(ends[0]), ends.mean(axis=0)):
+        width = np.abs(ends - shift).max(axis=0)
+        width = np.maximum(width, max(_LEAST, np.median(width) * NARROWEST))
+        for strength in STRENGTHS:
+            scale = width**strength / reach ** (1 - strength)
+            scale /= np.exp(np.log(scale).mean())
+            yield strength, qdq.Scaling(shift, scale.astype(np.float32))
+
+
+def _noise(rows: Floats, weight: Floats, exact: Floats, scaling: Scaling, largest: float) -> float:
+    """Sum of squares of what eight bits change in ``exact``, by the best of a few ranges."""
+    equalised = (rows - scaling.shift) / scaling.scale
+    scaled = weight * scaling.scale[:, None]
+    steps = qdq.channel_scales(scaled, 1)
+    rounded = qdq.dequantize(qdq.quantize(scaled, steps, 1), steps, 1)
+    wanted = exact - scaling.shift @ weight
+    tried = [_rounded(equalised, largest * share) for share in CLIPPINGS]
+    nearest = min(tried, key=lambda values: float(np.square(equalised - values).sum()))
+    return float(np.square(wanted - nearest @ rounded).sum())
+
+
+def _rounded(values: Floats, amax: float) -> Floats:
+    step = qdq.scale_of(amax)
+    steps: Floats = np.clip(np.rint(values / step), -127, 127)
+    return steps * step
