@@ -386,7 +386,7 @@ def test_int8_without_images_is_refused(fp32: Path, working_folder: Path) -> Non
 def test_images_without_int8_are_refused(fp32: Path, digits: Digits, working_folder: Path) -> None:
     called = deploykit("export", fp32, "--fp16", "--calib", digits.calibration)
     assert called.code == 2
-    assert "--calib is for --int8 only" in called.err
+    assert "--calib is for --int8 and --fp8 only" in called.err
 
 
 def test_noise_is_used_only_by_name_and_the_manifest_says_so(

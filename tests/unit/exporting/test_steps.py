@@ -77,7 +77,9 @@ def test_int8_needs_images() -> None:
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
 def test_images_are_for_int8_only(precision: Precision, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=rf"^--calib is for --int8 only, not for {precision}$"):
+    with pytest.raises(
+        UsageError, match=rf"^--calib is for --int8 and --fp8 only, not for {precision}$"
+    ):
         ExportOptions(precision=precision, quantization=int8(tmp_path))
 
 
