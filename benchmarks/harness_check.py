@@ -19,7 +19,6 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -206,8 +205,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         models = {each: export(each, Path(name) / each) / "model.onnx" for each in MODELS}
         # From here on: the exports are no work of others.
-        work = partial(collect, models, options.rounds, options.block)
-        blocks, conditions = watch(work, on_gpu=False)
+        blocks, conditions = watch(
+            lambda _warm: collect(models, options.rounds, options.block), on_gpu=False
+        )
     result = {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": to_plain(describe()),

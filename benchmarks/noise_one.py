@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
 from benchmarks.harness_check import THREADS, bare_loop, feeds_of
@@ -95,15 +94,20 @@ def rounds_of(
 ) -> tuple[Rounds, tuple[str, ...]]:
     """The rounds, and whether the machine was busy meanwhile."""
     with SilentProgress().step("measure") as task:
-        work = partial(interleave, a, b, switches, task=task)
-        rounds, conditions = watch(work, on_gpu=False)
+        rounds, conditions = watch(
+            lambda _warm: interleave(a, b, switches, task=task), on_gpu=False
+        )
     return rounds, conditions.sentences()
 
 
 def result_of(side: SystemUnderTest, switches: Switches) -> BenchmarkResult:
     with SilentProgress().step("measure") as task:
-        work = partial(benchmark, side.runner, side.feeds, switches, clock=side.clock, task=task)
-        (samples, duration_s), conditions = watch(work, on_gpu=False)
+        (samples, duration_s), conditions = watch(
+            lambda warm: benchmark(
+                side.runner, side.feeds, switches, clock=side.clock, task=task, on_warm=warm
+            ),
+            on_gpu=False,
+        )
     return BenchmarkResult(
         subject=Subject(MODEL, Precision.FP32, None, "ort", batch=1),
         switches=switches,

@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 
 CLIPPED_SHARE: Final = 0.5
 """A quantized value that ends below this share of the reference's peak lost more than outliers."""
-
-
 _UNDERFLOWS: Final = "underflows"
+_ADDED_UP: Final = {"INT8": "errors have added up: --sensitive-layers keep finds who adds most"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +214,7 @@ def _advise_quantized(value: ValueComparison, kind: str, name: str) -> tuple[str
     exclude = f"keep it out of {name}: " + " ".join(f"--exclude '{node}'" for node in layers)
     more = "calibrate with more images (--calib-count), or like those in use (--calib PATH)"
     if kind == "cosine":
-        return ("errors have added up: --sensitive-layers keep finds who adds most", more, exclude)
+        return (_ADDED_UP.get(name, "errors have added up"), more, exclude)
     if value.op_type != "DequantizeLinear":
         return (f"its weights or its inputs lose too much in {name}: {exclude}", more)
     if value.peak < CLIPPED_SHARE * value.reference_peak:

@@ -100,6 +100,8 @@ def _command(letter: str, into: Path, *, quick: bool) -> list[str]:
 def _environment(work: Path) -> dict[str, str]:
     """That of the parts; with the kernels for the processor where there may be a stand-in."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}
+    # Options of somebody's own runs of pytest: the parts know none of them.
+    environment.pop("PYTEST_ADDOPTS", None)
     from deploykit.core.environment import gpus
     from tests.kernels import host_library
 

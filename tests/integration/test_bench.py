@@ -195,7 +195,7 @@ def test_interrupted_it_goes_on_where_it_was(fp16_bundle: Path, tmp_path: Path) 
         (("nin", "--filter", "vgg"), 2, "no cell matches the filter 'vgg'\nthe cells are nin/"),
         (("nin", "--batch", "0"), 2, "--batch is '0'\nexpected whole numbers from 1 up"),
         (("nin", "--batch", "-4"), 2, "--batch is '-4'"),
-        (("nin", "--precision", "fp8"), 2, "unknown precision 'fp8'"),
+        (("nin", "--precision", "fp12"), 2, "unknown precision 'fp12'"),
         (("nin", "--backend", "trt"), 2, "unknown backend 'trt'"),
         (("nim",), 2, "unknown architecture 'nim'\ndid you mean: nin"),
         (("none.onnx",), 1, "none.onnx"),

@@ -159,17 +159,25 @@ def test_the_compiler_proves_it_where_there_is_fp8(made: Path) -> None:
     assert "GPUs of compute capability 8.6 have no fp8 arithmetic\nexpected 8.9" in refused.err
 
 
-def test_the_compiler_itself_refuses_older_gpus(made: Path) -> None:
+def test_the_compiler_itself_refuses_older_gpus(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """That it cannot be compiled for 8.6 is the proof that FP8 is in the kernels."""
     pytest.importorskip("tensorrt_rtx")
     from deploykit.backends import CompileOptions
+    from deploykit.backends.trt import targets
     from deploykit.backends.trt.builder import compile_onnx
     from deploykit.backends.trt.compiler import load_compiler
-    from deploykit.core.errors import BuildError
+    from deploykit.core.errors import BuildError, UsageError
 
     assert deploykit(*export(made)).code == 0
     model, compiler = made / "made" / "model.onnx", load_compiler("tensorrt-rtx")
     compiled = compile_onnx(compiler, model, CompileOptions(compute_capabilities=("8.9", "12.0")))
     assert compiled.warnings == ()
+    older = CompileOptions(compute_capabilities=("8.6",))
+    with pytest.raises(UsageError, match=r"FP8, which GPUs of compute capability 8\.6 do not have"):
+        compile_onnx(compiler, model, older)
+    # Without our own look at the network the compiler is asked.
+    monkeypatch.setattr(targets, "narrowest", lambda _network: ("", (0, 0)))
     with pytest.raises(BuildError, match="HW-specific datatypes: fp8"):
-        compile_onnx(compiler, model, CompileOptions(compute_capabilities=("8.6",)))
+        compile_onnx(compiler, model, older)

@@ -318,5 +318,5 @@ def test_the_page_names_the_options_that_there_are() -> None:
     done = subprocess.run(
         [sys.executable, APP, "--help"], capture_output=True, text=True, check=True
     )
-    named = set(re.findall(r"--(?:max|device|port|host|read|graceful)[a-z-]*", page))
+    named = set(re.findall(r"--(?:max|device|port|host|read|graceful|trust)[a-z-]*", page))
     assert named == set(re.findall(r"--[a-z-]+", done.stdout)) - {"--help", "--host"}

@@ -88,7 +88,12 @@ def test_attention_in_windows_goes_through_every_stage_in_fp16(name: str, tmp_pa
     )  # fmt: skip
     assert called.code == 0, called.err
     assert [report["passed"] for report in called.data["validation"]] == [True, True]
-    assert called.data["conversion"]["kept_heavy"] == 0
+    # Untrained blocks may leave numbers that FP16 nearly loses: nothing else keeps a layer in FP32.
+    conversion = called.data["conversion"]
+    reasons = list(conversion["kept_fp32"].values())
+    vanishing = [reason for reason in reasons if reason.endswith("which FP16 loses")]
+    assert conversion["kept_heavy"] <= len(vanishing)
+    assert conversion["halved"] > 4 * len(reasons)
     operators = {node.op_type for node in onnx.load(tmp_path / "bundle" / "model.onnx").graph.node}
     assert "MatMul" in operators
     assert "Einsum" not in operators  # MaxViT's attention is written as one

@@ -223,8 +223,8 @@ def test_a_quantized_graph_is_computed_as_the_standard_has_it(
     with graph_judge().open_artifact(artifact, threads=1) as runner:
         assert isinstance(runner, OrtRunner)
         options = runner._open().session.get_session_options()
-    is_int8 = precision is Precision.INT8
-    expected = levels.ORT_DISABLE_ALL if is_int8 else levels.ORT_ENABLE_ALL
+    has_pairs = precision in {"int8", "fp8"}
+    expected = levels.ORT_DISABLE_ALL if has_pairs else levels.ORT_ENABLE_ALL
     assert options.graph_optimization_level == expected
     assert options.intra_op_num_threads == 1
 

@@ -88,6 +88,8 @@ def test_cosine_under_its_limit_without_a_drop(precision: Precision) -> None:
     assert fault.reason.endswith(f"is under {limit}, the limit of {precision}")
     if precision is INT8:
         assert fault.advice[0].startswith("errors have added up: --sensitive-layers keep")
+    elif precision == "fp8":  # it has no trials
+        assert fault.advice[0] == "errors have added up"
     else:
         assert fault.advice[0].startswith("no single node does this")
 

@@ -107,7 +107,7 @@ def test_a_rate_has_the_prefix_that_fits(rate: float, expected: str) -> None:
         {"bytes_per_s": float("inf")},
         {"int8_op_per_s": "fast"},
         {"name": ["L4"]},
-        {"winograd": ["fp8"]},
+        {"winograd": ["fp12"]},
         {"winograd": 1},
         {"unknown": 1},
     ],

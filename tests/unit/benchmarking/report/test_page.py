@@ -154,7 +154,13 @@ def test_quantiles_reach_as_far_as_the_samples() -> None:
 
 def test_the_roofs_are_the_fastest_way_in_each_precision() -> None:
     (peak,) = page_data(gpu_run())["peaks"]
-    assert peak["flop_per_s"] == {"fp32": 60e12, "fp16": 121e12, "int8": 242e12}
+    assert peak["flop_per_s"] == {
+        "fp32": 60e12,
+        "fp16": 121e12,
+        "bf16": 121e12,
+        "int8": 242e12,
+        "fp8": 242e12,
+    }
     assert peak["bytes_per_s"] == PEAK.bytes_per_s
     assert peak["measured"] is False
 
