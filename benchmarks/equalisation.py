@@ -19,10 +19,8 @@ rounds where an engine rounds. All figures go to ``results/equalisation.json``.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,28 +30,23 @@ import onnx_ir as ir
 
 from benchmarks.int8_accuracy import (
     BATCH,
-    HERE,
     NETWORKS,
     POLICIES,
     ROUNDED,
     form,
     judge,
-    load,
     ranges,
+    trained,
+    write_results,
 )
 from deploykit.backends import GraphOptions
 from deploykit.backends.ort import OrtRunner
 from deploykit.comparison.validation import outputs_of
-from deploykit.core.environment import describe
 from deploykit.core.precision import Precision
-from deploykit.core.serialization import to_plain
 from deploykit.graph import LoadedGraph, read_model, write_model
 from deploykit.graph.activations import expose_named
 from deploykit.graph.qdq import QdqPolicy
-from deploykit.models import get
-from deploykit.precision.quantization.choice import plan_int8, quantize_to_int8
-from deploykit.sources.torch_export import export_module
-from deploykit.sources.weights import build_with_weights
+from deploykit.precision.quantization.conversion import plan_int8, quantize_to_int8
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -162,14 +155,9 @@ def scale(node: ir.Node, index: int, factor: Floats) -> None:
 
 
 def measure(name: str, data: Path, threads: int, folder: Path) -> list[Row]:
-    spec = get(name)
-    module, _ = build_with_weights(spec, str(data / f"{name}_cifar10.npz"), 0)
-    artifact = export_module(spec, module, folder / f"{name}.onnx", "torch.export").artifact
-    calibration, _ = load(data / "cifar10_calib512.npz", name)
-    test, labels = load(data / "cifar10_test1000.npz", name)
-    with OrtRunner(artifact.path, GraphOptions(threads=threads)) as runner:
-        exact = np.concatenate(outputs_of(runner, test))
-    largest = channel_maxima(artifact, calibration, threads)
+    given = trained(name, data, threads, folder)
+    artifact, test, exact = given.graph.artifact, given.test, given.exact
+    largest = channel_maxima(artifact, given.calibration, threads)
     factors: dict[str, Factors] = {
         "none": lambda pair: np.ones(len(constant(pair.first, 1)), np.float32),
         "weights": by_weights,
@@ -182,14 +170,14 @@ def measure(name: str, data: Path, threads: int, folder: Path) -> list[Row]:
             same = np.concatenate(outputs_of(runner, test))
         np.testing.assert_allclose(same, exact, atol=1e-3)
         tensors = plan_int8(LoadedGraph(graph), QdqPolicy()).tensors
-        amax = ranges(graph, tensors, calibration, threads)["mse"]
+        amax = ranges(graph, tensors, given.calibration, threads)["mse"]
         for policy in TRIED:
             target = folder / f"{name}-int8.onnx"
             made = quantize_to_int8(LoadedGraph(graph), amax, target, options=POLICIES[policy])
             unoptimised = GraphOptions(threads=threads, optimise=False)
             with OrtRunner(form(made.graph, ROUNDED), unoptimised) as runner:
                 got = np.concatenate(outputs_of(runner, test))
-            rows.append(Row(name, policy, kind, pairs, **judge(got, exact, labels)))
+            rows.append(Row(name, policy, kind, pairs, **judge(got, exact, given.labels)))
     return rows
 
 
@@ -203,14 +191,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in given.networks.split(","):
             rows += measure(name, given.data, given.threads, Path(folder))
-    result = {
-        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": to_plain(describe()),
-        "images_per_batch": BATCH,
-        "rows": [asdict(row) for row in rows],
-    }
-    target = HERE / "results" / "equalisation.json"
-    target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_results("equalisation", rows, images_per_batch=BATCH)
     print("| network | policy | equalised | pairs | top-1 | agreement | expected | SQNR dB |")
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:

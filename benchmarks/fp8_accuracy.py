@@ -12,34 +12,35 @@ with its graph optimisations off. The table goes to standard output, every figur
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
-from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.int8_accuracy import HERE, NETWORKS, ROUNDED, Row, form, judge, line, load
+from benchmarks.int8_accuracy import (
+    NETWORKS,
+    ROUNDED,
+    Row,
+    form,
+    judge,
+    line,
+    trained,
+    write_results,
+)
 from deploykit.backends import GraphOptions
 from deploykit.backends.ort import OrtRunner
 from deploykit.comparison.validation import outputs_of
-from deploykit.core.environment import describe
 from deploykit.core.precision import Precision
-from deploykit.core.serialization import to_plain
 from deploykit.graph import convert_to_half, plan_half, read_model
 from deploykit.graph.activations import expose_named
 from deploykit.graph.qdq import QdqPolicy, plan_fp8
 from deploykit.graph.qdq.plan import FP8
-from deploykit.models import get
 from deploykit.precision.bf16 import convert_to_bf16
 from deploykit.precision.calibration.calibrators import METHODS, Histogram, RunningHistogram
-from deploykit.precision.quantization.choice import quantize_by_plan
-from deploykit.sources.torch_export import export_module
-from deploykit.sources.weights import build_with_weights
+from deploykit.precision.quantization.conversion import quantize_by_plan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -101,19 +102,14 @@ def halve(model: ir.Model) -> tuple[ir.Model, HalfPlan]:
 
 
 def measure(name: str, data: Path, threads: int, folder: Path) -> list[Row]:
-    spec = get(name)
-    module, _ = build_with_weights(spec, str(data / f"{name}_cifar10.npz"), 0)
-    graph = export_module(spec, module, folder / f"{name}.onnx", "torch.export")
-    calibration, _ = load(data / "cifar10_calib512.npz", name)
-    test, labels = load(data / "cifar10_test1000.npz", name)
+    given = trained(name, data, threads, folder)
+    graph, exact, labels = given.graph, given.exact, given.labels
     open_runner = partial(OrtRunner, options=GraphOptions(threads=threads, optimise=False))
-    with OrtRunner(graph.artifact.path, GraphOptions(threads=threads)) as runner:
-        exact = np.concatenate(outputs_of(runner, test))
     fp32 = float((exact.argmax(axis=1) == labels).mean())
 
     def row(method: str, variant: str, made: LoadedGraph) -> Row:
         with open_runner(form(made, ROUNDED)) as runner:
-            got = np.concatenate(outputs_of(runner, test))
+            got = np.concatenate(outputs_of(runner, given.test))
         found = Row(name, method, variant, ROUNDED, fp32, **judge(got, exact, labels))
         print(line(found), file=sys.stderr, flush=True)
         return found
@@ -121,7 +117,7 @@ def measure(name: str, data: Path, threads: int, folder: Path) -> list[Row]:
     rows = [row("-", "BF16", convert_to_bf16(graph, folder / f"{name}-bf16.onnx").graph)]
     tensors = plan_fp8(graph.model).tensors
     target = folder / f"{name}-fp8.onnx"
-    amax: Mapping[str, dict[str, float]] = ranges(graph, tensors, calibration, threads)
+    amax: Mapping[str, dict[str, float]] = ranges(graph, tensors, given.calibration, threads)
     for method, found in amax.items():
         for variant, policy in POLICIES.items():
             plan = plan_fp8(graph.model, policy)
@@ -140,13 +136,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in given.networks.split(","):
             rows += measure(name, given.data, given.threads, Path(folder))
-    result = {
-        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": to_plain(describe()),
-        "rows": [asdict(row) for row in rows],
-    }
-    target = HERE / "results" / "fp8_accuracy.json"
-    target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_results("fp8_accuracy", rows)
     head = "| network | ranges | variant | arithmetic | FP32 | top-1 | agreement | expected | KL "
     print(f"{head}| SQNR dB |\n{'|---' * 10}|")
     print("\n".join(map(line, rows)))

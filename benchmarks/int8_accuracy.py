@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from functools import partial
 from math import erf, sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,7 +39,7 @@ from deploykit.graph.rounding import computes_narrow, rounding_form
 from deploykit.heads.multiclass import compare
 from deploykit.models import get
 from deploykit.precision.calibration.calibrators import METHODS, RunningHistogram
-from deploykit.precision.quantization.choice import (
+from deploykit.precision.quantization.conversion import (
     Int8Options,
     QuantizationErrors,
     measure_errors,
@@ -97,6 +97,41 @@ class Row:
     expected_agreement: float
     mean_kl: float
     logits_sqnr_db: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network, its images in batches, and what it gives for those of the test in FP32."""
+
+    graph: LoadedGraph
+    calibration: list[Images]
+    test: list[Images]
+    labels: NDArray[np.int64]
+    exact: NDArray[np.float32]
+
+
+def trained(name: str, data: Path, threads: int, folder: Path) -> Trained:
+    spec = get(name)
+    module, _ = build_with_weights(spec, str(data / f"{name}_cifar10.npz"), 0)
+    graph = export_module(spec, module, folder / f"{name}.onnx", "torch.export")
+    calibration, _ = load(data / "cifar10_calib512.npz", name)
+    test, labels = load(data / "cifar10_test1000.npz", name)
+    with OrtRunner(graph.artifact.path, GraphOptions(threads=threads)) as runner:
+        exact = np.concatenate(outputs_of(runner, test))
+    return Trained(graph, calibration, test, labels, exact)
+
+
+def write_results(script: str, rows: Sequence[Any], **more: Any) -> None:
+    """Every figure, with the machine and the time, in ``benchmarks/results``."""
+    result = {
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": to_plain(describe()),
+        **more,
+        "rows": [asdict(row) for row in rows],
+    }
+    target = HERE / "results" / f"{script}.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def load(path: Path, name: str) -> tuple[list[Images], NDArray[np.int64]]:
@@ -163,17 +198,12 @@ def form(graph: LoadedGraph, arithmetic: str) -> SplitGraph:
 
 
 def measure(name: str, data: Path, methods: Sequence[str], threads: int, folder: Path) -> list[Row]:
-    spec = get(name)
-    module, _ = build_with_weights(spec, str(data / f"{name}_cifar10.npz"), 0)
-    graph = export_module(spec, module, folder / f"{name}.onnx", "torch.export")
-    calibration, _ = load(data / "cifar10_calib512.npz", name)
-    test, labels = load(data / "cifar10_test1000.npz", name)
+    given = trained(name, data, threads, folder)
+    graph, exact, labels = given.graph, given.exact, given.labels
     open_runner = partial(OrtRunner, options=GraphOptions(threads=threads, optimise=False))
-    with OrtRunner(graph.artifact.path, GraphOptions(threads=threads)) as runner:
-        exact = np.concatenate(outputs_of(runner, test))
     fp32 = float((exact.argmax(axis=1) == labels).mean())
     tensors = plan_int8(graph, QdqPolicy()).tensors
-    amax = ranges(graph.artifact, tensors, calibration, threads)
+    amax = ranges(graph.artifact, tensors, given.calibration, threads)
     rows = []
     with SilentProgress().step("") as task:
         for method in methods:
@@ -181,7 +211,7 @@ def measure(name: str, data: Path, methods: Sequence[str], threads: int, folder:
                 plan = plan_int8(graph, options.policy)
                 errors = QuantizationErrors()
                 if correct:
-                    few = [calibration[0][:CORRECTED_ON]]
+                    few = [given.calibration[0][:CORRECTED_ON]]
                     errors = measure_errors(
                         graph, plan, amax[method], few, open_runner=open_runner, task=task
                     )
@@ -189,7 +219,7 @@ def measure(name: str, data: Path, methods: Sequence[str], threads: int, folder:
                 made = quantize_to_int8(graph, amax[method], target, options=options, errors=errors)
                 for arithmetic in ARITHMETICS:
                     with open_runner(form(made.graph, arithmetic)) as runner:
-                        got = np.concatenate(outputs_of(runner, test))
+                        got = np.concatenate(outputs_of(runner, given.test))
                     figures = judge(got, exact, labels)
                     rows.append(Row(name, method, variant, arithmetic, fp32, **figures))
                     print(line(rows[-1]), file=sys.stderr, flush=True)
@@ -216,14 +246,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in given.networks.split(","):
             rows += measure(name, given.data, methods, given.threads, Path(folder))
-    result = {
-        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": to_plain(describe()),
-        "rows": [asdict(row) for row in rows],
-    }
-    target = HERE / "results" / "int8_accuracy.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_results("int8_accuracy", rows)
     head = "| network | method | variant | arithmetic | FP32 | INT8 | agreement | expected | KL "
     print(f"{head}| SQNR dB |\n{'|---' * 10}|")
     print("\n".join(line(row) for row in rows if row.arithmetic == ROUNDED))

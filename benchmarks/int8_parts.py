@@ -11,28 +11,20 @@ INT8 rounds; judged by onnxruntime with graph optimisations off. All figures go 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.int8_accuracy import HERE, POLICIES, judge, load, ranges
+from benchmarks.int8_accuracy import POLICIES, judge, ranges, trained, write_results
 from deploykit.backends import GraphOptions
 from deploykit.backends.ort import OrtRunner
 from deploykit.comparison.validation import outputs_of
-from deploykit.core.environment import describe
-from deploykit.core.serialization import to_plain
-from deploykit.graph import LoadedGraph
 from deploykit.graph.external_weights import split
 from deploykit.graph.qdq import QdqPolicy
-from deploykit.models import get
-from deploykit.precision.quantization.choice import plan_int8, quantize_to_int8
-from deploykit.sources.torch_export import export_module
-from deploykit.sources.weights import build_with_weights
+from deploykit.precision.quantization.conversion import plan_int8, quantize_to_int8
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -88,24 +80,18 @@ def with_one_part(model: ir.Model, exact: ir.Model, part: str) -> tuple[ir.Model
 
 
 def measure(name: str, data: Path, threads: int, folder: Path) -> list[Row]:
-    spec = get(name)
-    module, _ = build_with_weights(spec, str(data / f"{name}_cifar10.npz"), 0)
-    artifact = export_module(spec, module, folder / f"{name}.onnx", "torch.export").artifact
-    calibration, _ = load(data / "cifar10_calib512.npz", name)
-    test, labels = load(data / "cifar10_test1000.npz", name)
-    with OrtRunner(artifact.path, GraphOptions(threads=threads)) as runner:
-        exact = np.concatenate(outputs_of(runner, test))
-    graph = LoadedGraph(artifact)
+    given = trained(name, data, threads, folder)
+    graph = given.graph
     tensors = plan_int8(graph, QdqPolicy()).tensors
-    amax = ranges(artifact, tensors, calibration, threads)["mse"]
+    amax = ranges(graph.artifact, tensors, given.calibration, threads)["mse"]
     made = quantize_to_int8(graph, amax, folder / f"{name}-int8.onnx", options=POLICIES[POLICY])
     rows = []
     for part in PARTS:
         changed, pairs = with_one_part(made.graph.model, graph.model, part)
         unoptimised = GraphOptions(threads=threads, optimise=False)
         with OrtRunner(split(changed, f"{name} {part}"), unoptimised) as runner:
-            got = np.concatenate(outputs_of(runner, test))
-        rows.append(Row(name, part, pairs, **judge(got, exact, labels)))
+            got = np.concatenate(outputs_of(runner, given.test))
+        rows.append(Row(name, part, pairs, **judge(got, given.exact, given.labels)))
     return rows
 
 
@@ -121,13 +107,7 @@ def main() -> None:
             rows += measure(name, options.data, options.threads, Path(folder))
         for row in rows[-len(PARTS) :]:
             print(f"{row.network} {row.rounded}: {row.pairs} pairs, {row.logits_sqnr_db:.1f} dB")
-    body = {
-        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": to_plain(describe()),
-        "rows": [asdict(row) for row in rows],
-    }
-    target = HERE / "results" / "int8_parts.json"
-    target.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    write_results("int8_parts", rows)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ once. The runtime is the tests' fake one with nothing to compute: the CUDA graph
 C's ``free(NULL)``. What is left is deploykit's Python, ``cuda.core``, the stand-in driver and the
 copies of inputs and outputs.
 
-The input's two copies, into page-locked memory and from there to the "GPU", are timed where they
-happen, in the call; a copy of the same size on its own would find other things in the caches.
-Ours is all the rest of the same call, the timing of the copies included. Calls without that timing
-are measured in turn and stand beside it. Every sample is kept in
+The input's two copies (`COPIES`), into page-locked memory and from there to the "GPU", are timed
+where they happen, in the call; a copy of the same size on its own would find other things in the
+caches. Ours is all the rest of the same call, the timing of the copies included. Calls without that
+timing are measured in turn and stand beside it. Every sample is kept in
 ``benchmarks/results/runner_overhead.json``.
 """
 
@@ -49,8 +49,8 @@ HERE = Path(__file__).parent
 SHAPES = {"small": (1, 8, 2, 2), "image": (1, 3, 224, 224)}
 CLASSES = 10
 WARM_CALLS = 50
-COPY = "_copy_from_host"
-"""Of `BatchContext`: both copies of one input, and nothing else."""
+COPIES = ("stage", "copy_in")
+"""Methods of `BatchContext`: each one copy of the input, and hardly anything else."""
 
 
 @dataclass(frozen=True)
@@ -88,25 +88,31 @@ class CopyClock:
     """Replaces the runner's copying in of one input by the same with its time taken."""
 
     def __init__(self) -> None:
-        self.copy = getattr(BatchContext, COPY)
+        self.copies = {name: getattr(BatchContext, name) for name in COPIES}
         self.seconds = 0.0
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Counts from zero until the block ends."""
-        copy, clock = self.copy, time.perf_counter
         self.seconds = 0.0
-
-        def timed(context: BatchContext, *arguments: Any) -> None:
-            start = clock()
-            copy(context, *arguments)
-            self.seconds += clock() - start
-
-        setattr(BatchContext, COPY, timed)
+        for name, copy in self.copies.items():
+            setattr(BatchContext, name, self._timed(copy))
         try:
             yield
         finally:
-            setattr(BatchContext, COPY, copy)
+            for name, copy in self.copies.items():
+                setattr(BatchContext, name, copy)
+
+    def _timed(self, copy: Callable[..., Any]) -> Callable[..., Any]:
+        clock = time.perf_counter
+
+        def timed(context: BatchContext, *arguments: Any) -> Any:
+            start = clock()
+            found = copy(context, *arguments)
+            self.seconds += clock() - start
+            return found
+
+        return timed
 
 
 def measure(rounds: int, calls: int) -> list[Sample]:
@@ -178,6 +184,9 @@ def main() -> None:
     parser.add_argument("--cuda-stand-in", type=Path, required=True, metavar="DIR")
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--calls", type=int, default=400, help="of one block")
+    parser.add_argument(
+        "--results", type=Path, default=HERE / "results" / "runner_overhead.json", metavar="FILE"
+    )
     parser.add_argument("--started", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not options.started:
@@ -193,9 +202,8 @@ def main() -> None:
         "calls_of_a_block": options.calls,
         "samples": [asdict(sample) for sample in samples],
     }
-    place = HERE / "results" / "runner_overhead.json"
-    place.parent.mkdir(exist_ok=True)
-    place.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    options.results.parent.mkdir(exist_ok=True)
+    options.results.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(table(samples))
 
 

@@ -11,7 +11,7 @@ import torchvision
 from deploykit.graph import read_graph
 from deploykit.graph.qdq import QdqPolicy
 from deploykit.models import get
-from deploykit.precision.quantization.choice import plan_int8
+from deploykit.precision.quantization.conversion import plan_int8
 from deploykit.sources.torch_export import export_module
 from deploykit.sources.torchvision import torchvision_spec
 

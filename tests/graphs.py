@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from deploykit.core.specs import SplitGraph
+from deploykit.graph import tidy
 from deploykit.graph.activations import expose_named
 
 if TYPE_CHECKING:
@@ -26,13 +27,34 @@ OPSET = 20
 
 
 def graph(
-    text: str, constants: Mapping[str, Array] | None = None, domain: str = ""
+    text: str,
+    constants: Mapping[str, Array] | None = None,
+    domain: str = "",
+    opset: int = OPSET,
 ) -> onnx.ModelProto:
     """Parse ``name (inputs) => (outputs) { nodes }`` and give it ``constants`` as initializers."""
     other = f', "{domain}" : 1' if domain else ""
-    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : {OPSET}{other}]> {text}')
+    version = 9 if opset <= OPSET else 10  # of the format, which is raised with the opset
+    model = onnx.parser.parse_model(
+        f'<ir_version: {version}, opset_import: ["" : {opset}{other}]> {text}'
+    )
     for name, value in (constants or {}).items():
         model.graph.initializer.append(numpy_helper.from_array(value, name))
+    return model
+
+
+def model_of(
+    body: str, shapes: tuple[str, str], constants: Mapping[str, Array], opset: int = OPSET
+) -> ir.Model:
+    """The tidy graph of nodes that make y of x, of the two ``shapes``; it has what they read."""
+    x, y = shapes
+    proto = graph(f"g (float[{x}] x) => (float[{y}] y) {{ {body} }}", opset=opset)
+    read = {name for node in proto.graph.node for name in node.input}
+    proto.graph.initializer.extend(
+        numpy_helper.from_array(data, name) for name, data in constants.items() if name in read
+    )
+    model = ir.from_proto(proto)
+    tidy(model, rename=False)
     return model
 
 

@@ -19,24 +19,26 @@ from deploykit.graph.kernel_costs import describe_layers
 from deploykit.graph.loaded import LoadedGraph, read_graph, write_graph
 from deploykit.graph.open_batch import open_batch
 from deploykit.graph.opset import (
+    OLDEST_FOR_FP8,
     OLDEST_FOR_INT8,
     OPSET,
+    OPSET_FOR_BF16,
     raise_opset,
-    raise_opset_for_bf16,
-    raise_opset_for_fp8,
 )
 from deploykit.graph.refusals import require_usable
 from deploykit.graph.shapes import require_bounded
 from deploykit.graph.tail import Tail, read_tails
-from deploykit.graph.tidy import tidy
+from deploykit.graph.tidy import tidy, tidy_in_opset
 from deploykit.graph.written_out import fuse_written_out
 
 __all__ = [
     "BF16",
     "FP16",
     "HEAVY_OPS",
+    "OLDEST_FOR_FP8",
     "OLDEST_FOR_INT8",
     "OPSET",
+    "OPSET_FOR_BF16",
     "Extremes",
     "HalfPlan",
     "LoadedGraph",
@@ -55,8 +57,6 @@ __all__ = [
     "put_first",
     "put_image_first",
     "raise_opset",
-    "raise_opset_for_bf16",
-    "raise_opset_for_fp8",
     "read_artifact",
     "read_graph",
     "read_model",
@@ -64,6 +64,7 @@ __all__ = [
     "require_bounded",
     "require_usable",
     "tidy",
+    "tidy_in_opset",
     "write_graph",
     "write_model",
 ]

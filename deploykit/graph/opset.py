@@ -41,38 +41,17 @@ _RESIZE_BY_COORDINATES: Final = 11
 def raise_opset(
     model: ir.Model, *, needed: int = OLDEST_FOR_INT8, limit: int = PROTOBUF_LIMIT_BYTES
 ) -> ir.Model:
-    """The graph in opset 20; one that has the ``needed`` opset or a later one is returned as it is.
+    """The graph in opset 20, or in ``needed`` if that is later.
 
-    The converter is not given the weights where they have more than ``limit`` bytes.
-
-    Raises:
-        ModelFileError: onnx's own converter cannot translate one of its operators.
-    """
-    return _raised(model, needed, OPSET, limit)
-
-
-def raise_opset_for_fp8(model: ir.Model, *, limit: int = PROTOBUF_LIMIT_BYTES) -> ir.Model:
-    """The graph in opset 20, or in its own from 19 on; see `raise_opset`.
+    One that has the ``needed`` opset or a later one is returned as it is. The converter is not
+    given the weights where they have more than ``limit`` bytes.
 
     Raises:
         ModelFileError: onnx's own converter cannot translate one of its operators.
     """
-    return _raised(model, OLDEST_FOR_FP8, OPSET, limit)
-
-
-def raise_opset_for_bf16(model: ir.Model, *, limit: int = PROTOBUF_LIMIT_BYTES) -> ir.Model:
-    """The graph in opset 22 or later; see `raise_opset`.
-
-    Raises:
-        ModelFileError: onnx's own converter cannot translate one of its operators.
-    """
-    return _raised(model, OPSET_FOR_BF16, OPSET_FOR_BF16, limit)
-
-
-def _raised(model: ir.Model, oldest: int, opset: int, limit: int) -> ir.Model:
-    """The graph in ``opset``; one of ``oldest`` or later as it is."""
+    opset = max(OPSET, needed)
     old = model.graph.opset_imports.get("", OPSET)
-    if old >= oldest:
+    if old >= needed:
         return model
     weights = weights_of(model)
     if sum(weight.nbytes for weight in weights.values()) <= limit:

@@ -14,6 +14,7 @@ from onnx_ir.passes.common import (
 )
 
 from deploykit.graph.editing import Names
+from deploykit.graph.opset import raise_opset
 from deploykit.graph.rewrites import col2ims_to_convolutions, einsums_to_products
 
 if TYPE_CHECKING:
@@ -49,6 +50,18 @@ def tidy(model: ir.Model, *, rename: bool) -> None:
         _name_after_modules(model)
     else:
         _complete_names(model)
+
+
+def tidy_in_opset(model: ir.Model, needed: int) -> ir.Model:
+    """The graph that `tidy` has seen, raised as `raise_opset` does it, and tidy again.
+
+    Raises:
+        ModelFileError: it cannot be raised.
+    """
+    raised = raise_opset(model, needed=needed)
+    if raised is not model:
+        tidy(raised, rename=False)  # the converter drops types
+    return raised
 
 
 def _drop_identities(graph: ir.Graph) -> None:

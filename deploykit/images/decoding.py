@@ -150,14 +150,28 @@ def pixels_of(
 
 
 def is_reduced(source: Path | bytes, max_pixels: int | None, preprocessing: Preprocessing) -> bool:
-    """Whether `decode` reduces an image for ``preprocessing``; false where it cannot be read."""
+    """Whether `decode` reduces an image for ``preprocessing``; false where it cannot be read.
+
+    A file is opened only where it is large enough: of a whole set few are.
+    """
     try:
+        if _bytes_of(source) * _PIXELS_OF_A_BYTE < _limit_of(max_pixels):
+            return False
         with _readable(_name_of(source), source), _opened(source) as file:
             if _sizes_of_icons(file):
                 return False
             return _reduction(file, _identify(file), max_pixels, preprocessing) > 1
-    except DataError:
+    except (DataError, OSError):
         return False
+
+
+_PIXELS_OF_A_BYTE: Final = 256
+"""Most pixels that a byte of a sequential JPEG holds: a block of 8 x 8 has two codes, of one bit or
+more each (ITU-T T.81, F.1.2)."""
+
+
+def _bytes_of(source: Path | bytes) -> int:
+    return source.stat().st_size if isinstance(source, Path) else len(source)
 
 
 def to_rgb(image: Image) -> Image:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 from deploykit.core.precision import Precision
 from deploykit.graph import (
     BF16,
+    OPSET_FOR_BF16,
     convert_to_half,
     plan_half,
-    raise_opset_for_bf16,
-    tidy,
+    tidy_in_opset,
     write_graph,
 )
 from deploykit.graph.node_precisions import planned_half
@@ -19,8 +19,6 @@ from deploykit.precision.fp16 import HEADROOM, HalfResult, judged
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import onnx_ir as ir
 
     from deploykit.comparison.reference import Reference
     from deploykit.core.progress import Journal
@@ -37,21 +35,13 @@ def convert_to_bf16(graph: LoadedGraph, path: Path) -> HalfResult:
         ModelFileError: the graph cannot be raised to an opset that has BF16, or the result is not
             a valid model.
     """
-    model = _with_bf16(graph.model)
+    model = tidy_in_opset(graph.model, OPSET_FOR_BF16)
     plan = plan_half(model, {}, HEADROOM, half=BF16)
     parents = (graph.artifact.sha256, *graph.artifact.parents)
     written = write_graph(convert_to_half(model, plan), path, Precision.BF16, parents)
     return HalfResult(
         written, len(plan.halved), kept_fp32=plan.kept, kept_heavy=plan.kept_heavy(model)
     )
-
-
-def _with_bf16(model: ir.Model) -> ir.Model:
-    """The graph in an opset whose operators have BF16."""
-    raised = raise_opset_for_bf16(model)
-    if raised is not model:
-        tidy(raised, rename=False)  # the converter drops types
-    return raised
 
 
 class _Bf16(Conversion):
@@ -69,7 +59,8 @@ class _Bf16(Conversion):
         return judged(reference, result, journal)
 
     def plan(self, source: PlanSource) -> Planned:
-        return planned_half(_with_bf16(source.model), {}, HEADROOM, half=BF16)
+        raised = tidy_in_opset(source.model, OPSET_FOR_BF16)
+        return planned_half(raised, {}, HEADROOM, half=BF16)
 
 
 CONVERSION: Final[Conversion] = _Bf16()

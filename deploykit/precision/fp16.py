@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from deploykit.comparison.converted import validate_converted
 from deploykit.core.errors import ValidationError
 from deploykit.core.precision import Precision
 from deploykit.graph import (
@@ -28,6 +27,7 @@ from deploykit.graph.node_precisions import planned_half
 from deploykit.graph.rounding import Stored, computes_narrow, rounding_form, unfit_by_overflow
 from deploykit.images.side_inputs import all_inputs
 from deploykit.precision import Conversion, Converted
+from deploykit.precision.judging import validated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -279,18 +279,15 @@ def judged(reference: Reference, result: HalfResult, journal: Journal) -> Conver
     Raises:
         ValidationError: it is not the model any more.
     """
-    compared, precision = (reference.batches, reference.outputs), result.artifact.precision
-    with journal.stage(f"validate {precision}"):
-        report, notes = validate_converted(
-            reference.runners,
-            result.graph,
-            compared,
-            names=(f"the {precision} graph", reference.made_by),
-            head=reference.head,
-            every=result.outputs,
-        )
-        report.require_pass()
-    journal.notes += notes
+    compared = reference.batches, reference.outputs
+    report = validated(
+        reference,
+        result.graph,
+        compared,
+        journal,
+        made_by=reference.made_by,
+        every=result.outputs,
+    )
     return Converted(
         result.artifact,
         (reference.report, report),

@@ -11,30 +11,24 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.bundle.manifest import CALIBRATION
-from deploykit.comparison.converted import validate_converted
-from deploykit.core.errors import ModelFileError, UsageError
+from deploykit.core.errors import UsageError
 from deploykit.core.precision import Precision
-from deploykit.graph import LoadedGraph, raise_opset_for_fp8, tidy
+from deploykit.graph import OLDEST_FOR_FP8, LoadedGraph, tidy_in_opset
 from deploykit.graph.node_precisions import planned_quantized
 from deploykit.graph.qdq import QdqPolicy, fp8_calibration_tensors, plan_fp8
 from deploykit.precision import Conversion, Converted
 from deploykit.precision.calibration.graphs import calibrate_graph
 from deploykit.precision.fp16 import HEADROOM
 from deploykit.precision.int8 import COMPARED_PIXELS, halving, load_images
-from deploykit.precision.quantization.choice import (
-    AUTO,
-    SHOWN_REASONS,
-    quantize_by_plan,
-    reasons_against,
-)
-from deploykit.precision.quantization.noise import judged_answers
+from deploykit.precision.judging import FP32_GRAPH, fp32_answers, validated
+from deploykit.precision.quantization.choice import AUTO
+from deploykit.precision.quantization.conversion import quantize_by_plan, require_layers
 from deploykit.precision.quantization.request import require_request
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
-    import onnx_ir as ir
     from numpy.typing import NDArray
 
     from deploykit.comparison.reference import Reference
@@ -43,7 +37,7 @@ if TYPE_CHECKING:
     from deploykit.graph.qdq import QdqPlan
     from deploykit.precision import PlanSource
     from deploykit.precision.calibration.graphs import Calibrated
-    from deploykit.precision.quantization.choice import QuantizedResult
+    from deploykit.precision.quantization.conversion import QuantizedResult
     from deploykit.precision.quantization.request import QuantizationRequest
 
     Batches = list[NDArray[np.float32]]
@@ -78,21 +72,14 @@ def require_possible(request: QuantizationRequest) -> str:
     return method
 
 
-def plan_of(graph: LoadedGraph, policy: QdqPolicy) -> QdqPlan:
-    """What would become FP8.
+def plan_of(graph: LoadedGraph, policy: QdqPolicy, name: str | None = None) -> QdqPlan:
+    """What would become FP8; ``name`` is how the user calls the network, for the message.
 
     Raises:
         ModelFileError: the graph is quantized already, or has nothing to quantize.
     """
     plan = plan_fp8(graph.model, policy)
-    if not plan.layers:
-        said = "; ".join(reasons_against(graph.model, plan.kept)[:SHOWN_REASONS])
-        raise ModelFileError(
-            f"nothing in {graph.artifact.path.name} can be FP8\n"
-            f"{said or 'it has no convolution and no matrix product'}\n"
-            f"{'exclude less, or ' if policy.exclude else ''}use --fp16; "
-            "deploykit inspect TARGET --fp8 lists every node"
-        )
+    require_layers(graph, plan, policy, Precision.FP8, name)
     return plan
 
 
@@ -107,10 +94,11 @@ def convert_to_fp8(
         ModelFileError: the graph is quantized already, or nothing in it can be FP8.
     """
     graph, method = reference.graph, require_possible(request)
-    plan_of(graph, request.policy)  # refuses what has nothing to quantize, before calibrating
+    name = str(reference.model["name"])
+    plan_of(graph, request.policy, name)  # refuses what has nothing to quantize, before calibrating
     calibrated = calibrate_graph(
         graph,
-        str(reference.model["name"]),
+        name,
         reference.preprocessing,
         request.calibration,
         journal,
@@ -118,7 +106,7 @@ def convert_to_fp8(
         tensors=fp8_calibration_tensors(graph.model),
     )
     with journal.stage("convert to fp8") as task:
-        raised = _with_fp8(graph)
+        raised = LoadedGraph(graph.artifact, tidy_in_opset(graph.model, OLDEST_FOR_FP8))
         plan = plan_of(raised, request.policy)
         result = quantize_by_plan(
             raised,
@@ -129,18 +117,6 @@ def convert_to_fp8(
             halve=halving(reference, plan.layers, request.rest, task),
         )
     return result, calibrated, method
-
-
-def _with_fp8(graph: LoadedGraph) -> LoadedGraph:
-    """The graph in an opset that has FP8."""
-    return LoadedGraph(graph.artifact, _raised(graph.model))
-
-
-def _raised(model: ir.Model) -> ir.Model:
-    raised = raise_opset_for_fp8(model)
-    if raised is not model:
-        tidy(raised, rename=False)  # the converter drops types
-    return raised
 
 
 class _Fp8(Conversion):
@@ -157,19 +133,9 @@ class _Fp8(Conversion):
         result, calibrated, method = convert_to_fp8(reference, path, given, journal)
         data = calibrated.data
         held_out = load_images(data, data.held_out, reference.artifact, COMPARED_PIXELS)
-        with reference.runners.open(reference.graph.split()) as runner:
-            answers = judged_answers(runner, held_out, reference.head)
-        compared = held_out, [next(iter(one.values())) for one in answers]
-        with journal.stage("validate fp8"):
-            report, notes = validate_converted(
-                reference.runners,
-                result.graph,
-                compared,
-                names=("the fp8 graph", "the fp32 graph"),
-                head=reference.head,
-            )
-            report.require_pass()
-        journal.notes += notes
+        _, expected = fp32_answers(reference, held_out)
+        compared = held_out, expected
+        report = validated(reference, result.graph, compared, journal, made_by=FP32_GRAPH)
         calibrated.table.save(path.with_name(CALIBRATION))
         conversion = {
             **reference.conversion,
@@ -186,7 +152,7 @@ class _Fp8(Conversion):
         )
 
     def plan(self, source: PlanSource) -> Planned:
-        model = _raised(source.model)
+        model = tidy_in_opset(source.model, OLDEST_FOR_FP8)
         plan = plan_fp8(model, QdqPolicy(exclude=source.exclude))
         return planned_quantized(model, plan, source.magnitudes, HEADROOM, source.unfit)
 

@@ -14,7 +14,7 @@ import numpy as np
 from deploykit import images
 from deploykit.backends._registry import graph_judge
 from deploykit.bundle.manifest import CALIBRATION
-from deploykit.comparison.converted import open_rounding, validate_converted
+from deploykit.comparison.converted import open_rounding
 from deploykit.comparison.validation import outputs_of
 from deploykit.core.errors import DataError, ModelFileError, UsageError
 from deploykit.core.precision import Precision
@@ -27,19 +27,16 @@ from deploykit.precision import Conversion, Converted
 from deploykit.precision.calibration.data import HOLDOUT
 from deploykit.precision.calibration.graphs import calibrate_graph
 from deploykit.precision.fp16 import HEADROOM, halve, measure_magnitudes, measure_unfit
-from deploykit.precision.quantization.choice import (
-    LAYERS_SHARE,
-    Choice,
+from deploykit.precision.judging import FP32_GRAPH, fp32_answers, validated
+from deploykit.precision.quantization.choice import LAYERS_SHARE, Choice, TrialSetup, choose
+from deploykit.precision.quantization.conversion import (
     Int8Options,
     QuantizationErrors,
-    TrialSetup,
-    choose,
     measure_errors,
     plan_int8,
     quantize_to_int8,
 )
 from deploykit.precision.quantization.equalising import EqualisationImages, equalise_for_int8
-from deploykit.precision.quantization.noise import judged_answers
 from deploykit.precision.quantization.request import require_request
 
 if TYPE_CHECKING:
@@ -57,7 +54,7 @@ if TYPE_CHECKING:
     from deploykit.precision import PlanSource
     from deploykit.precision.calibration.data import CalibrationData
     from deploykit.precision.calibration.graphs import Calibrated
-    from deploykit.precision.quantization.choice import QuantizedResult
+    from deploykit.precision.quantization.conversion import QuantizedResult
     from deploykit.precision.quantization.request import QuantizationRequest
 
     Halve = Callable[[ir.Model], tuple[ir.Model, HalfPlan]]
@@ -212,9 +209,7 @@ def convert_to_int8(
         reference.runners,
     )
     held_out = load_images(calibrated.data, calibrated.data.held_out, artifact, COMPARED_PIXELS)
-    with reference.runners.open(graph.split()) as runner:
-        answers = judged_answers(runner, held_out, reference.head)
-    expected = [next(iter(one.values())) for one in answers]
+    answers, expected = fp32_answers(reference, held_out)
     setup = _contest(reference, calibrated, (held_out, answers), request)
     with tempfile.TemporaryDirectory() as folder:
         spare = Path(folder) / "equalised.onnx"
@@ -222,17 +217,9 @@ def convert_to_int8(
         choice, used = _chosen(_Side(reference, calibrated), equal, setup, request, journal)
         result = _converted(used, choice, path, request, journal)
     calibrated = used.calibrated
-    with journal.stage("validate int8"):
-        # Ranges hold for images like those of the calibration: others would judge the data.
-        report, notes = validate_converted(
-            reference.runners,
-            result.graph,
-            (held_out, expected),
-            names=("the int8 graph", "the fp32 graph"),
-            head=reference.head,
-        )
-        report.require_pass()
-    journal.notes += [*notes, *_beyond(report, calibrated)]
+    # Ranges hold for images like those of the calibration: others would judge the data.
+    report = validated(reference, result.graph, (held_out, expected), journal, made_by=FP32_GRAPH)
+    journal.notes += _beyond(report, calibrated)
     journal.notes += _other_sizes(result.graph, reference)
     return Int8Outcome(
         result, (held_out, expected), report, calibrated, choice, strengths=used.strengths

@@ -151,18 +151,28 @@ def machine_for(device: str, machine: Machine | None = None) -> Machine:
     Raises:
         UsageError: an unknown device, or a GPU that is not there or is none of the device's.
     """
+    return (machine or Machine()).on(_parts_of(device)[2])
+
+
+def _parts_of(device: str) -> tuple[str, GraphBackend | None, str]:
+    """Name of a device, the backend that it means for a graph, if it means one, and its GPU.
+
+    Raises:
+        UsageError: an unknown device, or a GPU of one that is on none.
+    """
     name, gpu = split_device(device)
     graph_on = None if name in (_AUTO, _ENGINE) else _graph_backend(name)
-    _require_on_gpu(name, graph_on, gpu)
-    return (machine or Machine()).on(gpu)
+    if gpu and name != _ENGINE and (graph_on is None or graph_on.device == CPU):
+        raise UsageError(
+            f"{name!r} is not on a GPU, but {gpu!r} names one\nname it with the engine: cuda:{gpu}"
+        )
+    return name, graph_on, gpu
 
 
 def _understand(
     path: Path, device: str, *, cuda_graphs: bool, threads: int | None, fast: bool
 ) -> _Wanted:
-    device, gpu = split_device(device)
-    graph_on = None if device in (_AUTO, _ENGINE) else _graph_backend(device)
-    _require_on_gpu(device, graph_on, gpu)
+    device, graph_on, gpu = _parts_of(device)
     if threads is not None and threads < 1:
         raise UsageError(f"threads={threads} would compute nothing\nexpected 1 or more, or None")
     only_engine = path.suffix == _SUFFIX and not path.is_dir()
@@ -178,14 +188,6 @@ def _understand(
     engine = path.name if only_engine else None
     folder = path.parent if only_engine else path
     return _Wanted(folder, engine, device, graph_on, cuda_graphs, threads, fast, gpu)
-
-
-def _require_on_gpu(device: str, graph_on: GraphBackend | None, gpu: str) -> None:
-    if not gpu or device == _ENGINE or (graph_on is not None and graph_on.device != CPU):
-        return
-    raise UsageError(
-        f"{device!r} is not on a GPU, but {gpu!r} names one\nname it with the engine: cuda:{gpu}"
-    )
 
 
 def _load(wanted: _Wanted, bundle: Bundle, machine: Machine) -> Classifier:

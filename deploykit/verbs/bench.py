@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deploykit.benchmarking.matrix.cells import Cell, Matrix
+    from deploykit.benchmarking.matrix.processes import ProcessLimits
     from deploykit.benchmarking.report.rows import Row
     from deploykit.benchmarking.results import BenchmarkResult, BenchmarkRun, Switches
     from deploykit.core.environment import Environment, Gpu
@@ -125,15 +126,17 @@ def bench(
     require_results_name(options.output)
     here = environment.describe()
     named = named_gpu(options.device)
+    visible = None
     if named is not None:
-        here = replace(here, gpus=(named,))
+        here, visible = replace(here, gpus=(named,)), visible_alone(named)
     unavailable = unavailable_backends(here.gpus)
     cells = plan_cells(options.matrix, unavailable, own_precision)
     checkpoint = Checkpoint(options.output.parent, _identity(cells, options, here))
     if options.fresh:
         checkpoint.discard()
     resumed, notes = checkpoint.found, list(_notes_on_backends(options.matrix, unavailable))
-    steps = _steps(cells, options, here, progress, notes)
+    limits = process_limits(options.cell_s, options.memory_bytes, here.memory_bytes, visible)
+    steps = _steps(cells, options, here, limits, progress, notes)
     campaign = MatrixRun(cells, steps, checkpoint)
     with progress.step("bench") as task:
         campaign.run(RemainingTime(task, campaign.length))
@@ -182,12 +185,10 @@ def _steps(
     cells: Sequence[Cell],
     options: BenchOptions,
     here: Environment,
+    limits: tuple[ProcessLimits, ProcessLimits],
     progress: Progress,
     notes: list[str],
 ) -> Steps:
-    limits = process_limits(
-        options.cell_s, options.memory_bytes, here.memory_bytes, visible_gpus(options.device)
-    )
     devices = {cell.device for cell in cells}
     found = {
         CPU: _cpu_peak(options.switches, here, progress, notes) if CPU in devices else None,

@@ -31,6 +31,10 @@ _NUMPY = {
 }
 
 
+_C_FUNCTION: Any = ctypes.CFUNCTYPE(None).__base__
+"""Class of all functions of C, which ``ctypes`` does not export."""
+
+
 class HostWork:
     """Python functions queued on CUDA streams, each kept alive until the driver has called it.
 
@@ -46,15 +50,24 @@ class HostWork:
         self._callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._run)
 
     def queue(self, stream: int, function: Callable[[], None]) -> int:
-        """Queue ``function``; the number of one that was captured, for `forget`, otherwise 0."""
+        """Queue ``function``; the number of one that was captured, for `forget`, otherwise 0.
+
+        A function of a C library is queued as it is, with a null pointer: it lives on anyway.
+        """
+        if isinstance(function, _C_FUNCTION):
+            self._launch(stream, function, None)
+            return 0
         number = next(self._numbers)
         is_captured = self.is_capturing(stream)
         (self._captured if is_captured else self._waiting)[number] = function
+        self._launch(stream, self._callback, number)
+        return number if is_captured else 0
+
+    def _launch(self, stream: int, function: Any, data: int | None) -> None:
         status = self._driver.cuLaunchHostFunc(
-            ctypes.c_void_p(stream), self._callback, ctypes.c_void_p(number)
+            ctypes.c_void_p(stream), function, ctypes.c_void_p(data)
         )
         assert status == 0, f"cuLaunchHostFunc answers {status}"
-        return number if is_captured else 0
 
     def is_capturing(self, stream: int) -> bool:
         answer = ctypes.c_int()

@@ -100,7 +100,7 @@ def test_the_same_ranges_serve_int8(made: Path) -> None:
         (("--method", "mse"), "possible for --fp8: max, percentile"),
         (("--sensitive-layers", "keep"), "--sensitive-layers keep is for --int8"),
         (("--bias-correction", "on"), "--bias-correction on is for --int8"),
-        (("--exclude", "o*", "--exclude", "t*"), "nothing in reference.onnx can be FP8"),
+        (("--exclude", "o*", "--exclude", "t*"), "nothing in mine can be FP8"),
     ],
 )
 def test_what_fp8_has_not(given: tuple[str, ...], words: str, made: Path) -> None:

@@ -309,7 +309,8 @@ class Engine:
         return EngineIncompatibleError(
             f"{self.name}: {self._label} {what} on this machine\n"
             f"it says: {self._messages.reason()}\n"
-            "compile it here with deploykit build"
+            "deploykit doctor says whether the driver is the reason; if not, compile it here with "
+            "deploykit build"
         )
 
     def _specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -9,6 +9,7 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from deploykit.core.environment import gpus, require
+from deploykit.core.errors import DeviceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -184,11 +185,18 @@ def open_gpu_meter() -> GpuMeter:
 
     Raises:
         MissingDependencyError: ``pynvml`` is not installed.
+        DeviceError: the driver does not tell which of several GPUs that is.
         Exception: see `GpuMeter`.
     """
+    nvml, found = cast("Nvml", require("pynvml")), gpus()
     # NVML counts GPUs in another order than CUDA, and all of them, whatever CUDA may see.
-    bus_ids = [gpu.bus_id for gpu in gpus() if gpu.bus_id]
-    return GpuMeter(cast("Nvml", require("pynvml")), bus_ids[0] if bus_ids else None)
+    bus_id = found[0].bus_id if found else ""
+    if not bus_id and len(found) > 1:
+        raise DeviceError(
+            f"the driver does not tell which of {len(found)} GPUs is measured\n"
+            "its clocks are not read: show it alone, with CUDA_VISIBLE_DEVICES"
+        )
+    return GpuMeter(nvml, bus_id or None)
 
 
 def conditions_of(

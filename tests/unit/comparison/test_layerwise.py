@@ -28,7 +28,7 @@ from deploykit.graph import (
     write_model,
 )
 from deploykit.graph.activations import ActivationPair
-from deploykit.precision.quantization.choice import quantize_to_int8
+from deploykit.precision.quantization.conversion import quantize_to_int8
 from tests.graphs import graph, normal, run_ort, save
 
 if TYPE_CHECKING:

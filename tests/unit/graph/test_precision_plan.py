@@ -11,7 +11,7 @@ from deploykit.graph import LoadedGraph, read_artifact, read_model, tidy, write_
 from deploykit.graph.node_precisions import planned_half, planned_int8, read_precision
 from deploykit.graph.qdq import QdqPolicy, plan_qdq
 from deploykit.precision.fp16 import HEADROOM
-from deploykit.precision.quantization.choice import Int8Options, quantize_to_int8
+from deploykit.precision.quantization.conversion import Int8Options, quantize_to_int8
 from tests.graphs import graph, normal, save
 from tests.unit.graph.halving import halving
 

@@ -11,6 +11,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from deploykit.graph import fuse_written_out, tidy
+from tests import graphs
 
 SIZE = 12
 RANDOM = np.random.default_rng(7)
@@ -41,24 +42,12 @@ CONSTANTS: dict[str, np.ndarray] = {
 }
 
 
-def model_of(body: str, opset: int = 20) -> ir.Model:
-    text = f"""<ir_version: 10, opset_import: ["" : {opset}]>
-    g (float[n,5,{SIZE}] x) => (float[n,5,{SIZE}] y) {{ {body} }}"""
-    proto = parser.parse_model(text)
-    read = {name for node in proto.graph.node for name in node.input}
-    proto.graph.initializer.extend(
-        numpy_helper.from_array(data, name) for name, data in CONSTANTS.items() if name in read
-    )
-    model = ir.from_proto(proto)
-    tidy(model, rename=False)
-    return model
+def model_of(body: str, opset: int = graphs.OPSET) -> ir.Model:
+    return graphs.model_of(body, (f"n,5,{SIZE}", f"n,5,{SIZE}"), CONSTANTS, opset)
 
 
 def run(model: ir.Model) -> np.ndarray:
-    session = ort.InferenceSession(
-        ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    return np.asarray(session.run(None, {"x": X})[0])
+    return graphs.run_ort(ir.to_proto(model), {"x": X})["y"]
 
 
 def operators(model: ir.Model) -> list[str]:

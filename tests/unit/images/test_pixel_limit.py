@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from deploykit import images
 from deploykit.core.errors import DataError, ImageError, TooManyPixelsError, UsageError
 from deploykit.core.specs import Preprocessing
+from deploykit.images import decoding
 from deploykit.images.batching import within_limit
 from deploykit.images.sets import FileImages
 from deploykit.runtime.classifier import PreparedImages
@@ -289,6 +290,27 @@ def test_a_jpeg_above_the_limit_is_decoded_at_a_part_of_its_size(
     data = encoded(photograph(1200, 800), "JPEG", quality=90)
     assert images.pixels_of(data, limit, reduce_for=SMALL) == size[0] * size[1]
     assert images.decode(data, limit, reduce_for=SMALL).size == size
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_the_emptiest_jpeg_is_not_taken_for_a_small_one(mode: str) -> None:
+    """One colour, by codes that are made for it: hardly more than two bits for a block."""
+    data = encoded(Image.new(mode, (4096, 4096)), "JPEG", optimize=True)
+    limit = 4096 * 4096 - 1
+    assert len(data) < limit // 64
+    assert decoding.is_reduced(data, limit, SMALL)
+
+
+def test_a_file_that_is_too_small_for_the_limit_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(encoded(photograph(400, 300), "JPEG"))
+    opened: list[Path] = []
+    monkeypatch.setattr(decoding, "_opened", opened.append)
+    assert not decoding.is_reduced(path, None, SMALL)
+    assert not decoding.is_reduced(tmp_path / "none.jpg", None, SMALL)
+    assert opened == []
 
 
 @pytest.mark.parametrize("limit", [959_999, 60_000])

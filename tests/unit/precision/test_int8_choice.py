@@ -21,12 +21,12 @@ from deploykit.precision.quantization.choice import (
     RESIDUAL_GAIN_DB,
     Choice,
     Int8Choices,
-    QuantizationErrors,
     Trial,
     TrialSetup,
     choose,
     most_sensitive,
 )
+from deploykit.precision.quantization.conversion import QuantizationErrors
 from tests.graphs import expose_outputs, graph, normal, run_ort, save
 
 if TYPE_CHECKING:

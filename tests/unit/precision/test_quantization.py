@@ -14,7 +14,7 @@ from deploykit.core.precision import Precision
 from deploykit.core.progress import SilentProgress
 from deploykit.graph import LoadedGraph, read_artifact, read_model, tidy, write_model
 from deploykit.graph.qdq import QdqPolicy
-from deploykit.precision.quantization.choice import (
+from deploykit.precision.quantization.conversion import (
     Int8Options,
     QuantizationErrors,
     measure_errors,

@@ -13,7 +13,7 @@ from deploykit.backends import GraphOptions
 from deploykit.backends.ort import OrtRunner
 from deploykit.core.precision import Precision
 from deploykit.graph import LoadedGraph, qdq, read_model, tidy, write_model
-from deploykit.precision.quantization.choice import Int8Options, quantize_to_int8
+from deploykit.precision.quantization.conversion import Int8Options, quantize_to_int8
 from deploykit.precision.quantization.noise import measure_gains
 from tests.graphs import expose_outputs, graph, normal, run_ort, save
 

@@ -313,6 +313,16 @@ def test_the_meter_reads_cudas_first_gpu(monkeypatch: pytest.MonkeyPatch, bus_id
     assert nvml.asked_for == [bus_id or 0]
 
 
+def test_of_several_gpus_without_a_bus_none_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of NVML may be another than the first of CUDA."""
+    nvml = FakeNvml()
+    monkeypatch.setattr(gpu_meter, "gpus", lambda: (Gpu("A", "9.0", 1), Gpu("B", "9.0", 1, 1)))
+    monkeypatch.setattr(gpu_meter, "require", lambda _module: nvml)
+    with pytest.raises(DeviceError, match="which of 2 GPUs is measured\nits clocks are not read"):
+        open_gpu_meter()
+    assert nvml.asked_for == []
+
+
 def test_nvml_is_asked_for_by_its_packages_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(MissingDependencyError, match=re.escape("pip install nvidia-ml-py")):

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
-from onnx import numpy_helper, parser
 
-from deploykit.graph import tidy
 from deploykit.graph.activations import CHANGED, pair_activations
 from deploykit.graph.qdq import QdqPolicy, Scaling, equalise, linear_groups, plan_qdq
+from tests import graphs
 
 RANDOM = np.random.default_rng(3)
 WIDTH, HIDDEN = 16, 32
@@ -73,23 +71,11 @@ CASES = {
 
 
 def model_of(body: str) -> ir.Model:
-    text = f"""<ir_version: 10, opset_import: ["" : 20]>
-    g (float[n,5,{WIDTH}] x) => (float[n,5,k] y) {{ {body} }}"""
-    proto = parser.parse_model(text)
-    read = {name for node in proto.graph.node for name in node.input}
-    proto.graph.initializer.extend(
-        numpy_helper.from_array(data, name) for name, data in CONSTANTS.items() if name in read
-    )
-    model = ir.from_proto(proto)
-    tidy(model, rename=False)
-    return model
+    return graphs.model_of(body, (f"n,5,{WIDTH}", "n,5,k"), CONSTANTS)
 
 
 def run(model: ir.Model) -> np.ndarray:
-    session = ort.InferenceSession(
-        ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    return np.asarray(session.run(None, {"x": X})[0])
+    return graphs.run_ort(ir.to_proto(model), {"x": X})["y"]
 
 
 def first(node: ir.Node) -> ir.Value:

@@ -11,7 +11,7 @@ from deploykit.backends.trt.builder import compile_onnx
 from deploykit.backends.trt.compiler import load_compiler
 from deploykit.core.precision import Precision
 from deploykit.core.sizes import ShapeProfile
-from deploykit.precision.quantization.choice import quantize_to_int8
+from deploykit.precision.quantization.conversion import quantize_to_int8
 from tests.families import IMAGE_SIZES
 
 if TYPE_CHECKING:
