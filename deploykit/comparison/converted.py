@@ -14,14 +14,18 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from deploykit.comparison.reference import Runners
+    from deploykit.comparison.reference import Reference, Runners
     from deploykit.comparison.validation import ValidationReport
     from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.core.progress import Journal
     from deploykit.core.specs import Runner
     from deploykit.heads import Head
 
     Batches = list[NDArray[np.float32]]
 
+
+FP32_GRAPH: Final = "the fp32 graph"
+"""As what gave the FP32 answers on images is called in messages."""
 
 _COMPARED_BATCHES: Final = 2
 """On which the two forms that bound an engine of a quantized graph are held against each other."""
@@ -43,6 +47,37 @@ def open_as_engine(runners: Runners, artifact: OnnxArtifact, *, fast: bool = Fal
     if fast and not artifact.precision.facts.needs_cpu_form:
         return runners.of_artifact(artifact)
     return open_rounding(runners, LoadedGraph(artifact))
+
+
+def require_valid(
+    reference: Reference,
+    graph: LoadedGraph,
+    compared: tuple[Batches, Batches],
+    journal: Journal,
+    *,
+    made_by: str,
+    every: Batches | None = None,
+) -> ValidationReport:
+    """Compare ``graph`` on batches (N, C, H, W) with the outputs that ``made_by`` gave for them.
+
+    ``every`` is as that of `validate_converted`.
+
+    Raises:
+        ValidationError: it is not the model any more.
+    """
+    precision = graph.artifact.precision
+    with journal.stage(f"validate {precision}"):
+        report, notes = validate_converted(
+            reference.runners,
+            graph,
+            compared,
+            names=(f"the {precision} graph", made_by),
+            head=reference.head,
+            every=every,
+        )
+        report.require_pass()
+    journal.notes += notes
+    return report
 
 
 def validate_converted(

@@ -14,15 +14,8 @@ from deploykit.images.batching import (
     prepare,
     sample_indices,
 )
-from deploykit.images.decoding import (
-    EXPECTED,
-    GivenImages,
-    decode,
-    image_suffixes,
-    is_one_image,
-    pixels_of,
-    to_rgb,
-)
+from deploykit.images.decoding import decode, image_suffixes, pixels_of, to_rgb
+from deploykit.images.given import EXPECTED, GivenImages, is_one_image
 from deploykit.images.label_files import read_class_names
 from deploykit.images.labelling import LabelledData, ModelClasses, open_labelled
 from deploykit.images.pixel_limit import PixelBudget, default_max_pixels, require_max_pixels

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
+from deploykit.comparison.converted import require_valid
 from deploykit.core.errors import ValidationError
 from deploykit.core.precision import Precision
 from deploykit.graph import (
@@ -27,7 +28,6 @@ from deploykit.graph.node_precisions import planned_half
 from deploykit.graph.rounding import Stored, computes_narrow, rounding_form, unfit_by_overflow
 from deploykit.images.side_inputs import all_inputs
 from deploykit.precision import Conversion, Converted
-from deploykit.precision.judging import validated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -280,7 +280,7 @@ def judged(reference: Reference, result: HalfResult, journal: Journal) -> Conver
         ValidationError: it is not the model any more.
     """
     compared = reference.batches, reference.outputs
-    report = validated(
+    report = require_valid(
         reference,
         result.graph,
         compared,

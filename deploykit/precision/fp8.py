@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.bundle.manifest import CALIBRATION
+from deploykit.comparison.converted import FP32_GRAPH, require_valid
 from deploykit.core.errors import UsageError
 from deploykit.core.precision import Precision
 from deploykit.graph import OLDEST_FOR_FP8, LoadedGraph, tidy_in_opset
@@ -20,9 +21,9 @@ from deploykit.precision import Conversion, Converted
 from deploykit.precision.calibration.graphs import calibrate_graph
 from deploykit.precision.fp16 import HEADROOM
 from deploykit.precision.int8 import COMPARED_PIXELS, halving, load_images
-from deploykit.precision.judging import FP32_GRAPH, fp32_answers, validated
 from deploykit.precision.quantization.choice import AUTO
 from deploykit.precision.quantization.conversion import quantize_by_plan, require_layers
+from deploykit.precision.quantization.noise import fp32_answers
 from deploykit.precision.quantization.request import require_request
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class _Fp8(Conversion):
         held_out = load_images(data, data.held_out, reference.artifact, COMPARED_PIXELS)
         _, expected = fp32_answers(reference, held_out)
         compared = held_out, expected
-        report = validated(reference, result.graph, compared, journal, made_by=FP32_GRAPH)
+        report = require_valid(reference, result.graph, compared, journal, made_by=FP32_GRAPH)
         calibrated.table.save(path.with_name(CALIBRATION))
         conversion = {
             **reference.conversion,

@@ -14,7 +14,7 @@ import numpy as np
 from deploykit import images
 from deploykit.backends._registry import graph_judge
 from deploykit.bundle.manifest import CALIBRATION
-from deploykit.comparison.converted import open_rounding
+from deploykit.comparison.converted import FP32_GRAPH, open_rounding, require_valid
 from deploykit.comparison.validation import outputs_of
 from deploykit.core.errors import DataError, ModelFileError, UsageError
 from deploykit.core.precision import Precision
@@ -27,7 +27,6 @@ from deploykit.precision import Conversion, Converted
 from deploykit.precision.calibration.data import HOLDOUT
 from deploykit.precision.calibration.graphs import calibrate_graph
 from deploykit.precision.fp16 import HEADROOM, halve, measure_magnitudes, measure_unfit
-from deploykit.precision.judging import FP32_GRAPH, fp32_answers, validated
 from deploykit.precision.quantization.choice import LAYERS_SHARE, Choice, TrialSetup, choose
 from deploykit.precision.quantization.conversion import (
     Int8Options,
@@ -37,6 +36,7 @@ from deploykit.precision.quantization.conversion import (
     quantize_to_int8,
 )
 from deploykit.precision.quantization.equalising import EqualisationImages, equalise_for_int8
+from deploykit.precision.quantization.noise import fp32_answers
 from deploykit.precision.quantization.request import require_request
 
 if TYPE_CHECKING:
@@ -218,7 +218,9 @@ def convert_to_int8(
         result = _converted(used, choice, path, request, journal)
     calibrated = used.calibrated
     # Ranges hold for images like those of the calibration: others would judge the data.
-    report = validated(reference, result.graph, (held_out, expected), journal, made_by=FP32_GRAPH)
+    report = require_valid(
+        reference, result.graph, (held_out, expected), journal, made_by=FP32_GRAPH
+    )
     journal.notes += _beyond(report, calibrated)
     journal.notes += _other_sizes(result.graph, reference)
     return Int8Outcome(

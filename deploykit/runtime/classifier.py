@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from deploykit.core.specs import Array, Preprocessing, Runner, TensorSpec
     from deploykit.heads import Figures, Head
     from deploykit.heads.multiclass import Prediction
-    from deploykit.images.decoding import ImageLike
+    from deploykit.images.given import ImageLike
     from deploykit.runtime.inputs import Batch, BatchLimits, Feeds, Run
 
     Outputs: TypeAlias = NDArray[np.float32]

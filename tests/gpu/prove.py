@@ -53,7 +53,7 @@ PARTS = {
     "c": Part("arrays of torch and cupy, whose producers are busy", "exchange", 60),
     "d": Part("the truth of times", "timing", 60),
     "e": Part("the meter, 32 threads, opening and closing", "endurance", 60),
-    "f": Part("TensorRT and TensorRT for RTX", "compilers", 200, runs="NVIDIA's runtime"),
+    "f": Part("TensorRT and TensorRT for RTX", "compilers", 175, runs="NVIDIA's runtime"),
     "i": Part("sums and rounding in FP16", "half", 60, runs="torch.cuda"),
     "g": Part("ResNet-50 in PyTorch, eager and compiled", "networks", 150, runs="torch.cuda"),
     "h": Part("compute-sanitizer", "scenarios", 160, "prove_memory", "compute-sanitizer"),

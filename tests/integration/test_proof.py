@@ -122,6 +122,8 @@ def test_commands_on_a_gpu_that_a_compiler_does_not_cover_are_no_failure(
 
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         ran.append(command[3:])
+        if "export" in command:
+            Path(command[command.index("-o") + 1]).mkdir()
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(environment, "gpus", lambda: (Gpu("it", capability, 1),))

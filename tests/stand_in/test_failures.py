@@ -90,6 +90,8 @@ def test_a_driver_that_refuses_at_once(runner: TrtRunner, monkeypatch: pytest.Mo
 
     with monkeypatch.context() as patch:
         patch.setattr(Device, "make_current", refuse)
+        # As in a thread that has not used the GPU yet: there is nothing to do where it is current.
+        assert DRIVER.cuCtxSetCurrent(None) == 0
         with pytest.raises(DeviceError, match="the CUDA driver refuses a call\nit says: CUDA_"):
             runner.run({"x": images(1)})
     runner.run({"x": images(1)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -202,11 +203,13 @@ class Device:
         self._sleeps = spin is False
         self._core = require("cuda.core")
         self._driver = require("cuda.bindings.driver")
+        self._context = 0  # the handle of this GPU's context, the same in all threads
+        self._thread = threading.local()  # which threads `cuda.core` has chosen this GPU in
         try:
             if spin is not None:
                 self._choose_waiting(spin=spin)
             with self.current():
-                pass
+                self._context = int(self._driver.cuCtxGetCurrent()[1])
         except Exception as error:
             said = " ".join(str(error).split())
             raise EngineIncompatibleError(
@@ -220,6 +223,7 @@ class Device:
     def make_current(self) -> None:
         """Make this GPU current for the calling thread; CUDA keeps one for each thread."""
         keep_in_children(self._core.Device(self.index)).set_current()
+        self._thread.has_chosen = True
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -229,11 +233,16 @@ class Device:
         what is freed later in that thread needs one. Raises ``cuda.core``'s own error.
         """
         status, before = self._driver.cuCtxGetCurrent()
+        handle = int(before) if int(status) == 0 else 0
+        # The usual case, tested in every call: nobody has chosen another GPU since the last one.
+        if handle == self._context and hasattr(self._thread, "has_chosen"):
+            yield
+            return
         self.make_current()
         try:
             yield
         finally:
-            if int(status) == 0 and int(before):
+            if handle:
                 self._driver.cuCtxSetCurrent(before)
 
     def _choose_waiting(self, *, spin: bool) -> None:

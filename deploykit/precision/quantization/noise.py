@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
+    from deploykit.comparison.reference import Reference
     from deploykit.core.progress import ProgressTask
     from deploykit.core.specs import Array, Runner, SplitGraph
     from deploykit.graph.qdq import QdqPlan
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     Batches = list[NDArray[np.float32]]
     Answers = Mapping[str, Array]
+    Float32Answers = Mapping[str, NDArray[np.float32]]
 
 
 def measure_gains(
@@ -65,9 +67,16 @@ def _switched(runner: Runner, batches: Batches, switches: NDArray[np.bool_]) -> 
     return [runner.run({image: batch, switch: switches}) for batch in batches]
 
 
+def fp32_answers(reference: Reference, batches: Batches) -> tuple[list[Float32Answers], Batches]:
+    """What the FP32 graph gives for each batch: every judged output by name, and the first."""
+    with reference.runners.open(reference.graph.split()) as runner:
+        answers = judged_answers(runner, batches, reference.head)
+    return answers, [next(iter(one.values())) for one in answers]
+
+
 def judged_answers(
     runner: Runner, batches: Sequence[NDArray[np.float32]], head: Head
-) -> list[Mapping[str, NDArray[np.float32]]]:
+) -> list[Float32Answers]:
     """The outputs of a graph that INT8 is chosen by, in FP32, for each batch (N, C, H, W).
 
     The first output comes first. Of a head that judges all of them the other floats with an entry

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tests.gpu.proofs.report import Report
 
 TF32_TOLERANCE = 5e-3
-EXPORT_S, COMMAND_S = 110, 45
+EXPORT_S, COMMAND_S = 100, 45
 """Time for an export, which imports and traces torch, and for each of the other commands."""
 
 
