@@ -1,9 +1,10 @@
-"""From a PyTorch image classifier to a verified, measured TensorRT engine.
+"""From a network that takes images to a verified, measured TensorRT engine.
 
 ```
-model = deploykit.load("engines/resnet50-fp16")
+bundle = deploykit.export(module, precision="fp16", input_size=224, labels=names)
+model = deploykit.load(bundle)
 logits = model.run(batch)                        # (N, C, H, W) float32
-top = model.predict(["cat.jpg", pixels], top_k=5)
+top = model.predict("cat.jpg", top_k=5)          # of a list of images a list of such lists
 ```
 
 The names below are looked up when they are first used: ``import deploykit`` stays light.
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from deploykit._version import __version__
 
 if TYPE_CHECKING:
+    from deploykit.bundle.manifest import Bundle
     from deploykit.bundle.sigstore import SigstoreIdentity
     from deploykit.core.errors import DeploykitError
     from deploykit.heads.multiclass import Prediction
@@ -24,26 +26,48 @@ if TYPE_CHECKING:
     from deploykit.runtime.inputs import BatchSplitWarning
     from deploykit.runtime.loading import load
     from deploykit.serving.micro_batcher import MicroBatcher
+    from deploykit.verbs.from_python import (
+        bench,
+        calibrate,
+        evaluate,
+        export,
+        inspect,
+        open_bundle,
+        validate,
+    )
 
 __all__ = [
     "BatchSplitWarning",
+    "Bundle",
     "Classifier",
     "DeploykitError",
     "MicroBatcher",
     "Prediction",
     "SigstoreIdentity",
     "__version__",
+    "bench",
+    "calibrate",
+    "evaluate",
+    "export",
+    "inspect",
     "load",
+    "open_bundle",
+    "validate",
 ]
 
 _HOMES: Final = {
     "BatchSplitWarning": "deploykit.runtime.inputs",
+    "Bundle": "deploykit.bundle.manifest",
     "Classifier": "deploykit.runtime.classifier",
     "DeploykitError": "deploykit.core.errors",
     "MicroBatcher": "deploykit.serving.micro_batcher",
     "Prediction": "deploykit.heads.multiclass",
     "SigstoreIdentity": "deploykit.bundle.sigstore",
     "load": "deploykit.runtime.loading",
+    **dict.fromkeys(
+        ("bench", "calibrate", "evaluate", "export", "inspect", "open_bundle", "validate"),
+        "deploykit.verbs.from_python",
+    ),
 }
 
 

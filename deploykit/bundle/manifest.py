@@ -26,6 +26,7 @@ from deploykit.core.artifacts import (
     OnnxArtifact,
 )
 from deploykit.core.errors import BundleError, IntegrityError
+from deploykit.core.html_tables import html_table
 from deploykit.core.precision import Precision  # noqa: TC001
 from deploykit.core.regular_files import open_regular
 from deploykit.core.serialization import (
@@ -301,6 +302,28 @@ class Bundle:
     folder: Path
     manifest: Manifest
     signed_by: str | None = None
+
+    def __fspath__(self) -> str:
+        """The folder: whatever takes the path of a bundle takes the bundle."""
+        return str(self.folder)
+
+    def __repr__(self) -> str:
+        engines = ", ".join(engine.file for engine in self.manifest.engines) or "no engine"
+        return f"<Bundle {str(self.folder)!r}: {self.manifest.precision}, {engines}>"
+
+    def _repr_html_(self) -> str:
+        """A table of what matters, as notebooks show it."""
+        manifest = self.manifest
+        engines = ", ".join(engine.file for engine in manifest.engines) or "none"
+        rows = {
+            "bundle": str(self.folder),
+            "precision": str(manifest.precision),
+            "weights": str(manifest.weights.get("source")),
+            "output": manifest.head.kind,
+            "engines": engines,
+            "created": manifest.created,
+        }
+        return html_table(("", manifest.name), rows.items())
 
     @classmethod
     def open(cls, folder: Path, trust: Trust | None = None) -> Self:

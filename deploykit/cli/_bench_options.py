@@ -46,14 +46,8 @@ PRESETS: Final = {
         "overlap": False,
     },
 }
-_OUR_WAY: Final = {"cuda_graph": True, "transfers": True, "spin": True, "overlap": False}
 _TRTEXEC_EXTENT: Final = (0.2, 3.0, 10)
-_QUICK_EXTENT: Final = (0.2, 1.0, 10)
-_EXTENT: Final = (0.5, 5.0, 20)
 """Warm-up in s, duration in s, queries: each at least."""
-
-_CELL_S: Final = 600
-_QUICK_CELL_S: Final = 90
 
 
 @dataclass(frozen=True)
@@ -96,7 +90,9 @@ class Asked:
     @property
     def cell_s(self) -> float:
         """Time for one cell."""
-        return self.time_limit or (_QUICK_CELL_S if self.quick else _CELL_S)
+        from deploykit.verbs.bench import cell_s
+
+        return self.time_limit or cell_s(quick=self.quick)
 
     @property
     def choices(self) -> DefinitionChoices:
@@ -189,16 +185,19 @@ def read_switches(asked: Asked) -> Switches:
 def _extent(asked: Asked) -> tuple[float, float, int]:
     if asked.preset is not None:
         return _TRTEXEC_EXTENT
-    return _QUICK_EXTENT if asked.quick else _EXTENT
+    from deploykit.verbs.bench import extent
+
+    return extent(quick=asked.quick)
 
 
 def _gpu_switches(asked: Asked) -> dict[str, bool]:
     from deploykit.core.errors import UsageError
+    from deploykit.verbs.bench import OUR_WAY
 
     given = {"cuda_graph": asked.cuda_graph, "transfers": asked.transfers, "spin": asked.spin}
     given["overlap"] = asked.overlap
     if asked.preset is None:
-        return {name: _OUR_WAY[name] if on is None else on for name, on in given.items()}
+        return {name: OUR_WAY[name] if on is None else on for name, on in given.items()}
     preset = PRESETS[asked.preset]
     for name, on in given.items():
         if on is not None and on is not preset[name]:

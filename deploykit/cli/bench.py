@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,14 +84,14 @@ def _measure(asked: Asked) -> Answer:
 
     with progress().step("start"):
         from deploykit.benchmarking.matrix.preparing import own_precisions
-        from deploykit.verbs.bench import BenchOptions, bench_to_plain
+        from deploykit.verbs.bench import BenchOptions, bench_to_plain, default_output
 
         matrix, switches = read_matrix(asked), read_switches(asked)
         own = own_precisions(matrix.targets, asked.choices, asked.sizes)
     options = BenchOptions(
         matrix=matrix,
         switches=switches,
-        output=asked.output or _output("bench"),
+        output=asked.output or default_output("bench"),
         work=asked.work,
         cell_s=asked.cell_s,
         memory_bytes=asked.memory_bytes,
@@ -114,11 +113,6 @@ def _bench(options: BenchOptions, own: dict[str, Any]) -> BenchReport:
     except KeyboardInterrupt:
         click.echo("\ninterrupted; the same command goes on from here", err=True)
         raise
-
-
-def _output(kind: str) -> Path:
-    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    return Path("benchmarks") / "results" / f"{kind}-{stamp}.json"
 
 
 def _compare(files: Sequence[Path], fail_above: str | None, *, force: bool) -> Answer:
@@ -144,7 +138,7 @@ def _in_turn(targets: tuple[str, str], asked: Asked, rounds: int) -> Answer:
         from deploykit.benchmarking.matrix.preparing import own_precisions
         from deploykit.benchmarking.matrix.steps import Steps, process_limits
         from deploykit.core import environment
-        from deploykit.verbs.bench import visible_gpus
+        from deploykit.verbs.bench import default_output, visible_gpus
 
         chosen = read_one_cell(asked)
         switches = read_switches(asked)
@@ -152,7 +146,7 @@ def _in_turn(targets: tuple[str, str], asked: Asked, rounds: int) -> Answer:
     memory = environment.memory_bytes()
     visible = visible_gpus(asked.device)
     limits = process_limits(asked.cell_s, asked.memory_bytes, memory, visible)
-    options = AbOptions(targets, *chosen, rounds, asked.output or _output("ab"))
+    options = AbOptions(targets, *chosen, rounds, asked.output or default_output("ab"))
     steps = Steps(switches, asked.work, *limits, choices=asked.choices, sizes=asked.sizes)
     found = bench_ab(options, steps, own, progress())
     return Answer(run_to_plain(found), lambda out: show_in_turn(out, found))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     import numpy as np
     from numpy.typing import NDArray
@@ -42,6 +44,41 @@ class SilentProgress:
     def step(self, name: str) -> Iterator[ProgressTask]:  # noqa: ARG002
         """A step that nobody watches."""
         yield _SilentTask()
+
+
+class LineProgress:
+    """A line on standard error for each step that is still going on after a second."""
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[ProgressTask]:
+        """A step whose line says its name, and then how long it took."""
+        start = time.perf_counter()
+        line = threading.Timer(_SLOW_S, _say, [f"{name} ..."])
+        line.daemon = True
+        line.start()
+        try:
+            yield _SilentTask()
+        finally:
+            line.cancel()
+            seconds = time.perf_counter() - start
+            if seconds > _SLOW_S:
+                _say(f"{name}: {seconds:.1f} s")
+
+
+def say_notes(notes: Iterable[str]) -> None:
+    """A line on standard error for each."""
+    for note in notes:
+        _say(f"note: {note}")
+
+
+def _say(text: str) -> None:
+    # What standard error is now: a notebook replaces it. It may be closed.
+    with suppress(ValueError, OSError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
+_SLOW_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
+from deploykit.core.html_tables import html_table
 from deploykit.core.precision import OWN, Precision
 from deploykit.core.serialization import to_plain
 
@@ -44,6 +45,24 @@ class ModelSummary:
     """What of the file was read otherwise than it is written."""
     engine: NetworkCost | None = None
     """What an engine of a converted graph holds; an FP32 graph is counted as in training."""
+
+    def _repr_html_(self) -> str:
+        """The layers and their sums, as notebooks show them."""
+        columns = ("layer", "kind", "output", "parameters", "multiply-adds")
+        rows = [
+            (
+                layer.name,
+                layer.kind,
+                "x".join(map(str, layer.output_shape)),
+                f"{layer.parameters:,}",
+                f"{layer.multiply_adds:,}",
+            )
+            for layer in self.layers
+        ]
+        rows.append(("all", "", "", f"{self.parameters:,}", f"{self.multiply_adds:,}"))
+        shape = "x".join(map(str, self.input_shape))
+        title = f"{self.name}, input {shape}, {self.total_mb:.1f} MiB"
+        return html_table(columns, rows, title=title, right=columns[3:], notes=self.notes)
 
     @property
     def multiply_adds(self) -> int:

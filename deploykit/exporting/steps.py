@@ -75,7 +75,8 @@ class ExportOptions:
     timing_cache: bool = True
     """Whether TensorRT keeps what it measured in a file beside the bundle."""
     source: SourceOptions = field(default_factory=SourceOptions)
-    labels: Path | None = None
+    labels: Path | tuple[str, ...] | None = None
+    """Names of the classes, or the file that has them."""
     output: Path | None = None
     quantization: QuantizationRequest | None = None
     replace: bool = False
@@ -129,14 +130,15 @@ class ExportReport:
 
 
 def export_bundle(
-    target: str,
+    target: str | ModelSpec,
     options: ExportOptions,
     progress: Progress | None = None,
     machine: Machine | None = None,
 ) -> ExportReport:
     """Export, convert, validate and compile ``target`` into a bundle.
 
-    ``target`` is whatever `targets.find_definition` takes, or the path of an FP32 ``.onnx`` file.
+    ``target`` is a definition, whatever `targets.find_definition` takes, or the path of an FP32
+    ``.onnx`` file.
     An engine that fits a GPU of ``machine``, this one if not given, runs there and is compared.
     The bundle appears under its name only when every stage has passed. One of the same model and
     precision is replaced; another one, or one whose engines are not made again, only if the options
@@ -148,7 +150,9 @@ def export_bundle(
     journal = Journal(progress or SilentProgress())
     # Everything that can be wrong with the call is found before the first slow step.
     source = _resolve(target, options, journal)
-    labels = None if options.labels is None else read_class_names(options.labels)
+    labels = (
+        read_class_names(options.labels) if isinstance(options.labels, Path) else options.labels
+    )
     told = replace(options.source, labels=None if labels is None else len(labels))
     options = replace(options, source=told)
     name = source.stem if isinstance(source, Path) else source.name
@@ -189,7 +193,10 @@ def export_bundle(
     return ExportReport(bundle, times, reports, notes, input_range)
 
 
-def _resolve(target: str, options: ExportOptions, journal: Journal) -> ModelSpec | Path:
+def _resolve(target: str | ModelSpec, options: ExportOptions, journal: Journal) -> ModelSpec | Path:
+    if not isinstance(target, str):
+        require_sizes(target.name, target.inputs[0].shape, options.profile)
+        return target
     if kind_of(target) is Kind.BUNDLE and (Path(target) / MANIFEST).is_file():
         raise UsageError(
             f"{target} is a bundle already\n"

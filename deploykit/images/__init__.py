@@ -15,7 +15,13 @@ from deploykit.images.batching import (
     sample_indices,
 )
 from deploykit.images.decoding import decode, image_suffixes, pixels_of, to_rgb
-from deploykit.images.given import EXPECTED, GivenImages, is_one_image
+from deploykit.images.given import (
+    EXPECTED,
+    GivenImages,
+    PreparedTensors,
+    images_of,
+    is_one_image,
+)
 from deploykit.images.label_files import read_class_names
 from deploykit.images.labelling import LabelledData, ModelClasses, open_labelled
 from deploykit.images.pixel_limit import PixelBudget, default_max_pixels, require_max_pixels
@@ -49,6 +55,7 @@ __all__ = [
     "LabelledData",
     "ModelClasses",
     "PixelBudget",
+    "PreparedTensors",
     "Unusable",
     "batches",
     "decode",
@@ -56,6 +63,7 @@ __all__ = [
     "doubts",
     "image_files",
     "image_suffixes",
+    "images_of",
     "is_one_image",
     "load_ahead",
     "name_of",

@@ -13,6 +13,7 @@ import numpy as np
 
 from deploykit.core.errors import DataError, TooManyPixelsError, UsageError
 from deploykit.images.decoding import is_reduced
+from deploykit.images.given import PreparedTensors
 from deploykit.images.pixel_limit import default_max_pixels
 from deploykit.images.preprocessing import check_preprocessing, preprocess
 from deploykit.images.sets import FileImages, name_of, open_images, sample_images
@@ -178,6 +179,8 @@ def prepare(
     Raises:
         DataError: it cannot be read, has too many pixels, or `preprocess` refuses it.
     """
+    if isinstance(image_set, PreparedTensors):
+        return image_set.prepared(index, preprocessing)
     image = within_limit(image_set, preprocessing).load(index)
     return preprocess(image, preprocessing, pad=pad)
 

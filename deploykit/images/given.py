@@ -1,12 +1,13 @@
-"""Images as a program has them, in any mixture: files, encoded bytes, Pillow images, arrays."""
+"""Images as a program has them: files, bytes, Pillow images, arrays, batches of a data loader."""
 
 from __future__ import annotations
 
 import os
 import threading
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from deploykit.images.decoding import decode, to_rgb
 from deploykit.images.pixel_limit import require_max_pixels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from PIL.Image import Image
@@ -112,3 +113,175 @@ def _is_pillow(image: Any) -> bool:
     from PIL.Image import Image as PillowImage
 
     return isinstance(image, PillowImage)
+
+
+class PreparedTensors:
+    """An `ImageSet` of images that are prepared for the model already: float32 (N, 3, H, W).
+
+    They are what the transforms of a training script give. Nothing is done to them any more.
+    """
+
+    labels = None
+    classes = None
+
+    def __init__(self, tensors: Sequence[NDArray[np.float32]]) -> None:
+        self._tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over shapes and values in order."""
+        each = (sha256_of_bytes(repr(one.shape).encode() + one.tobytes()) for one in self._tensors)
+        return sha256_of_bytes("".join(each).encode())
+
+    def load(self, index: int) -> Image:
+        """Refuses: there are no pixels any more.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            f"image {index} is a tensor that is prepared for a model\n"
+            "expected pixels here: give the images as they are before the transforms"
+        )
+
+    def prepared(self, index: int, preprocessing: Preprocessing) -> NDArray[np.float32]:
+        """The tensor (3, H, W), if ``preprocessing`` could have made it.
+
+        Raises:
+            UsageError: it has another size, or values that no pixel of 0 to 1 has after the mean
+                and the deviation of ``preprocessing``.
+        """
+        tensor = self._tensors[index]
+        wanted = (3, *preprocessing.crop)
+        if tensor.shape != wanted:
+            raise UsageError(
+                f"image {index} is a tensor {tensor.shape}, the model takes {wanted}\n"
+                "give tensors of that size, or images as they are before the transforms"
+            )
+        _require_range(index, tensor, preprocessing)
+        return tensor
+
+
+_SLACK: Final = 1e-3
+"""Share of the range by which rounding, as in FP16, may leave it."""
+
+
+def _require_range(index: int, tensor: NDArray[np.float32], preprocessing: Preprocessing) -> None:
+    mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
+    low, high = np.sort([(0 - mean) / std, (1 - mean) / std], axis=0)
+    slack = _SLACK * (high - low)
+    least, largest = tensor.min(axis=(1, 2)), tensor.max(axis=(1, 2))
+    # Written so that NaN is refused too.
+    fits = (least >= low - slack) & (largest <= high + slack)
+    if not fits.all():
+        channel = int(np.argmin(fits))
+        raise UsageError(
+            f"image {index} is a tensor of values from {least[channel]:.4g} to "
+            f"{largest[channel]:.4g} in channel {channel}\n"
+            f"with the mean {_text(mean)} and deviation {_text(std)} of the model's preprocessing "
+            f"pixels give {low[channel]:.4g} to {high[channel]:.4g} there\n"
+            "say mean and std as your transforms have them, or give images before the transforms"
+        )
+
+
+def _text(values: NDArray[np.float64]) -> str:
+    return ",".join(f"{value:g}" for value in values)
+
+
+_KEYS: Final = ("pixel_values", "images", "image", "input", "x")
+"""Where the dicts of data loaders have the images; the first is Hugging Face's."""
+
+
+def images_of(given: Iterable[Any], count: int) -> GivenImages | PreparedTensors:
+    """``count`` images of any iterable: of a sequence spread evenly over it, otherwise the first.
+
+    No more of it is consumed. Its entries are images, as `GivenImages` takes them, or batches of
+    them: uint8 (N, H, W, 3), or float32 tensors (N, 3, H, W) that are prepared for the model. A
+    batch may stand in a tuple with its labels, or in a dict. Tensors of torch may be on any device.
+
+    Raises:
+        UsageError: not an iterable, nothing in it, a mixture of images and prepared tensors, or
+            something else.
+    """
+    if is_one_image(given) or isinstance(given, dict):
+        raise UsageError(f"the images are one {type(given).__name__}\n{_EXPECTED_BATCHES}")
+    found = list(islice(_each_image(_entries(given, count)), count))
+    if not found:
+        raise UsageError(f"there is no image in the {type(given).__name__}\n{_EXPECTED_BATCHES}")
+    prepared = [isinstance(one, np.ndarray) and one.dtype != np.uint8 for one in found]
+    if all(prepared):
+        return PreparedTensors(found)
+    if any(prepared):
+        raise UsageError(f"some images are prepared tensors, others not\n{_EXPECTED_BATCHES}")
+    return GivenImages(found)
+
+
+_EXPECTED_BATCHES: Final = (
+    "expected a folder, or an iterable of images or of batches: uint8 (N, H, W, 3), or float "
+    "tensors (N, 3, H, W) as the model takes them"
+)
+
+
+def _entries(given: Any, count: int) -> Iterable[Any]:
+    """Of a sequence, as torch's data sets are, not the first ones: those may be of one class."""
+    if hasattr(given, "__getitem__") and hasattr(given, "__len__"):
+        spread = np.linspace(0, len(given) - 1, min(count, len(given))).round().astype(int)
+        return (given[int(index)] for index in spread)
+    if not hasattr(given, "__iter__"):
+        raise UsageError(f"the images are {type(given).__name__}\n{_EXPECTED_BATCHES}")
+    return cast("Iterable[Any]", given)
+
+
+def _each_image(given: Iterable[Any]) -> Iterator[Any]:
+    for index, entry in enumerate(given):
+        if is_one_image(entry) and not isinstance(entry, np.ndarray):
+            yield entry
+        else:
+            yield from _of_batch(index, entry)
+
+
+def _of_batch(index: int, entry: Any) -> Iterator[Any]:
+    """The images of one entry: an image (H, W, 3) or (3, H, W), or a batch of them."""
+    if isinstance(entry, dict):
+        entry = next((entry[key] for key in _KEYS if key in entry), None)
+    # A batch and its labels, as torchvision's data sets give them.
+    elif isinstance(entry, tuple | list) and entry:
+        entry = entry[0]
+    if is_one_image(entry) and not isinstance(entry, np.ndarray):
+        yield entry
+        return
+    array = _to_array(entry)
+    if array is None or array.ndim not in (2, 3, 4):
+        raise UsageError(f"entry {index} is {_described(entry, array)}\n{_EXPECTED_BATCHES}")
+    if array.dtype == np.uint8:
+        yield from _bytes_of(array)
+    elif array.dtype.kind == "f" and array.shape[-3:-2] == (3,):
+        yield from np.ascontiguousarray(array, np.float32).reshape(-1, *array.shape[-3:])
+    else:
+        raise UsageError(f"entry {index} is {_described(entry, array)}\n{_EXPECTED_BATCHES}")
+
+
+def _bytes_of(array: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    """Images (H, W, 3) or (H, W); torch keeps the channels first."""
+    if array.shape[-1] != 3 and array.shape[-3:-2] == (3,):  # noqa: PLR2004 - colours
+        array = np.moveaxis(array, -3, -1)
+    is_batch = array.ndim == 4  # noqa: PLR2004 - (N, H, W, 3)
+    yield from np.ascontiguousarray(array) if is_batch else (np.ascontiguousarray(array),)
+
+
+def _to_array(entry: Any) -> NDArray[Any] | None:
+    """An array of numpy's; of a tensor of torch its values, which is not imported for it."""
+    if isinstance(entry, np.ndarray):
+        return entry
+    if hasattr(entry, "detach") and hasattr(entry, "cpu"):
+        host = entry.detach().cpu()
+        # numpy has no bfloat16.
+        return np.asarray(host.float() if host.is_floating_point() else host)
+    return None
+
+
+def _described(entry: Any, array: NDArray[Any] | None) -> str:
+    return type(entry).__name__ if array is None else f"{array.dtype} {array.shape}"

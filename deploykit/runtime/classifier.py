@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, cast, overload
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from deploykit.core.errors import (
 )
 from deploykit.core.specs import Closing, StepTimes
 from deploykit.heads import head_of
+from deploykit.images import is_one_image
 from deploykit.runtime.inputs import AnyBatchRunner, BatchSplitWarning, Inputs
 
 if TYPE_CHECKING:
@@ -76,8 +77,8 @@ class PreparedImages:
 
 
 def _require_several(given: Any) -> None:
-    if images.is_one_image(given):
-        raise UsageError("predict() takes a list of images\na single one: predict([image])")
+    if is_one_image(given):
+        raise UsageError("several images are taken one by one\na single one: predict(image)")
     if not isinstance(given, Iterable):
         raise UsageError(
             f"predict() was given {type(given).__name__}\n{images.EXPECTED}, in a list"
@@ -235,6 +236,18 @@ class Classifier(Closing):
         outputs = self._outputs_of(feeds, count, run)
         return outputs, _sum(times)
 
+    # A path is a text, and a text is an iterable of texts too: the first that fits is meant.
+    @overload
+    def predict(  # type: ignore[overload-overlap]
+        self,
+        images: ImageLike,
+        *,
+        top_k: int = 5,
+        threshold: float | None = None,
+        max_pixels: int | None = None,
+    ) -> list[Prediction]: ...
+
+    @overload
     def predict(
         self,
         images: Iterable[ImageLike],
@@ -242,15 +255,26 @@ class Classifier(Closing):
         top_k: int = 5,
         threshold: float | None = None,
         max_pixels: int | None = None,
-    ) -> list[list[Prediction]]:
+    ) -> list[list[Prediction]]: ...
+
+    def predict(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        top_k: int = 5,
+        threshold: float | None = None,
+        max_pixels: int | None = None,
+    ) -> list[Prediction] | list[list[Prediction]]:
         """The likeliest classes of each image, after the bundle's own preprocessing.
+
+        Of one image it is a list of predictions, of several a list of such lists.
 
         Other heads give answers of their own: a binary one a `BinaryAnswer`, a multilabel one
         `LabelAnswer`s, a raw one a `RawAnswer` for each output (`deploykit.heads`).
 
         Args:
-            images: paths, encoded bytes, Pillow images, uint8 arrays (H, W, 3) or (H, W), mixed;
-                decoded in threads.
+            images: a path, encoded bytes, a Pillow image, a uint8 array (H, W, 3) or (H, W); or
+                several of them, mixed, which are decoded in threads.
             top_k: classes per image; all of them where there are fewer.
             threshold: probability from which a binary or multilabel head says yes; 0.5 if not
                 given.
@@ -267,14 +291,16 @@ class Classifier(Closing):
             UsageError: something else than images, ``top_k`` or ``max_pixels`` below 1, a
                 ``threshold`` that the head has no use for, or a model of several inputs.
         """
+        is_one = is_one_image(images)
+        several = cast("Iterable[ImageLike]", [images] if is_one else images)
         found = []
         for outcome in self.predict_each(
-            images, top_k=top_k, threshold=threshold, max_pixels=max_pixels
+            several, top_k=top_k, threshold=threshold, max_pixels=max_pixels
         ):
             if isinstance(outcome, DataError):
                 raise outcome
             found.append(outcome)
-        return found
+        return found[0] if is_one else found
 
     def predict_each(
         self,

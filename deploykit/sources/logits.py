@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.core.errors import UsageError, typed_first_line
+from deploykit.core.specs import DEFAULT_HEAD
 from deploykit.heads import head_named
 from deploykit.heads.multiclass import MULTICLASS
 from deploykit.heads.raw import RAW
@@ -17,6 +18,7 @@ from deploykit.heads.raw import RAW
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from deploykit.core.choices import DefinitionChoices
     from deploykit.heads import Head
 
 LOGITS: Final = "logits"
@@ -82,6 +84,14 @@ def logits_only(network: nn.Module, place: Place) -> nn.Module:
     if place.is_plain:
         return network
     return LogitsOf(network, place.key, is_turned=place.is_turned, is_flat=place.is_flat)
+
+
+def output_name(place: Place, choices: DefinitionChoices) -> str:
+    """What the output at ``place`` is called in the graph: the network's own name if it has one."""
+    if isinstance(place.key, str):
+        return place.key
+    is_classes = len(place.shape) == 1 and choices.head in (None, DEFAULT_HEAD)
+    return LOGITS if is_classes else "output"
 
 
 def find_output(

@@ -19,8 +19,8 @@ from torch import nn
 
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import UnknownNameError, UsageError
-from deploykit.core.specs import BATCH, DEFAULT_HEAD, ModelSpec, Preprocessing, TensorSpec
-from deploykit.sources.logits import LOGITS, find_output, logits_only
+from deploykit.core.specs import BATCH, ModelSpec, Preprocessing, TensorSpec
+from deploykit.sources.logits import find_output, logits_only, output_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -60,7 +60,7 @@ def python_file_spec(path: Path, factory: str, choices: DefinitionChoices) -> Mo
         name=name,
         title=f"{factory} of {path.name}",
         inputs=(TensorSpec("input", "float32", (BATCH, 3, size, size)),),
-        outputs=(TensorSpec(_output_name(place, choices), "float32", (BATCH, *place.shape)),),
+        outputs=(TensorSpec(output_name(place, choices), "float32", (BATCH, *place.shape)),),
         preprocessing=Preprocessing(crop=(size, size), resize=round(size * 256 / 224)),
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         builder=partial(_deployed, make, place),
@@ -70,14 +70,6 @@ def python_file_spec(path: Path, factory: str, choices: DefinitionChoices) -> Mo
         notes=tuple(_notes(choices, size, found_types)),
         head=choices.head,
     )
-
-
-def _output_name(place: Place, choices: DefinitionChoices) -> str:
-    """The network's own where it has one."""
-    if isinstance(place.key, str):
-        return place.key
-    is_classes = len(place.shape) == 1 and choices.head in (None, DEFAULT_HEAD)
-    return LOGITS if is_classes else "output"
 
 
 def _notes(choices: DefinitionChoices, size: int, types: frozenset[str]) -> Iterator[str]:

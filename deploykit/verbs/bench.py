@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.backends import CPU, GPU
 from deploykit.backends._registry import unavailable_backends
@@ -14,11 +16,12 @@ from deploykit.benchmarking.matrix.steps import Steps, process_limits, usual_job
 from deploykit.benchmarking.report.page import require_results_name, write_reports
 from deploykit.benchmarking.report.rows import ranking, row_of, row_to_plain
 from deploykit.benchmarking.report.slower import with_notes_on_slower
-from deploykit.benchmarking.results import write_run
+from deploykit.benchmarking.results import Switches, write_run
 from deploykit.core import environment
 from deploykit.core.choices import DefinitionChoices
 from deploykit.core.errors import DeviceError
 from deploykit.core.gpu_choice import ENGINE_DEVICE, split_device, visible_alone
+from deploykit.core.html_tables import html_table
 from deploykit.core.progress import Progress, SilentProgress
 from deploykit.core.serialization import to_plain
 from deploykit.core.sizes import ShapeProfile
@@ -28,14 +31,49 @@ from deploykit.sources.targets import digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from deploykit.benchmarking.matrix.cells import Cell, Matrix
     from deploykit.benchmarking.matrix.processes import ProcessLimits
     from deploykit.benchmarking.report.rows import Row
-    from deploykit.benchmarking.results import BenchmarkResult, BenchmarkRun, Switches
+    from deploykit.benchmarking.results import BenchmarkResult, BenchmarkRun
     from deploykit.core.environment import Environment, Gpu
     from deploykit.costs.peaks import DevicePeak
+
+
+OUR_WAY: Final = {"cuda_graph": True, "transfers": True, "spin": True, "overlap": False}
+"""How a GPU is measured without a preset."""
+
+
+def extent(*, quick: bool) -> tuple[float, float, int]:
+    """Warm-up in s, duration in s and queries of a measurement, each at least."""
+    return (0.2, 1.0, 10) if quick else (0.5, 5.0, 20)
+
+
+def cell_s(*, quick: bool) -> float:
+    """Time in s that the measurement of one cell may take."""
+    return 90 if quick else 600
+
+
+def usual_switches(*, quick: bool, seed: int = 0) -> Switches:
+    """How it is measured where nothing else is asked: one query at a time."""
+    warmup_s, duration_s, min_samples = extent(quick=quick)
+    return Switches(
+        scenario="single-stream",
+        streams=1,
+        warmup_s=warmup_s,
+        duration_s=duration_s,
+        min_samples=min_samples,
+        seed=seed,
+        cuda_graph=OUR_WAY["cuda_graph"],
+        transfers=OUR_WAY["transfers"],
+        spin=OUR_WAY["spin"],
+    )
+
+
+def default_output(kind: str) -> Path:
+    """The file of results by the time, as ``benchmarks/results/bench-20260131-120000.json``."""
+    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    return Path("benchmarks") / "results" / f"{kind}-{stamp}.json"
 
 
 @dataclass(frozen=True)
@@ -90,6 +128,23 @@ class BenchReport:
     def rows(self) -> tuple[Row, ...]:
         """A row for each result."""
         return tuple(map(row_of, self.run.results))
+
+    def _repr_html_(self) -> str:
+        """A row for each measurement, as notebooks show it."""
+        columns = ("model", "precision", "backend", "batch", "p50, ms", "images/s")
+        rows = (
+            (
+                row.model,
+                str(row.precision),
+                row.backend,
+                str(row.batch),
+                f"{row.median_ms:.3f}",
+                f"{row.throughput_per_s:.1f}",
+            )
+            for row in self.rows
+        )
+        failed = (f"{each.key} failed: {each.reason}" for each in self.run.failures)
+        return html_table(columns, rows, right=columns[3:], notes=(*failed, *self.notes))
 
     @property
     def rankings(self) -> tuple[Ranked, ...]:

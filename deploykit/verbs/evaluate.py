@@ -12,6 +12,7 @@ from deploykit.backends._registry import graph_judge
 from deploykit.bundle.manifest import REFERENCE
 from deploykit.bundle.reading import read_bundle
 from deploykit.core.errors import UsageError
+from deploykit.core.html_tables import html_table, paragraphs
 from deploykit.core.progress import Progress, SilentProgress
 from deploykit.core.specs import Closing
 from deploykit.evaluation.labelled import EvaluatedModel, evaluate
@@ -42,6 +43,21 @@ class AccuracyReport:
     choice: str
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str:
+        """The tables of the command line, as notebooks show them."""
+        shown = self.evaluation.tables((self.graph, None))
+        tables = (
+            html_table(
+                one.columns,
+                one.rows,
+                title=one.title,
+                right=one.right,
+                notes=() if one.note is None else (one.note,),
+            )
+            for one in shown
+        )
+        return "".join((*tables, paragraphs((self.choice, *self.notes))))
 
     def per_class(self) -> list[dict[str, Any]]:
         """Every class that has images, the worst first."""

@@ -354,15 +354,17 @@ _NOTHING_CHOSEN: Final = DefinitionChoices()
 
 
 def inspect(
-    target: str, choices: DefinitionChoices = _NOTHING_CHOSEN, *, batch: int = 1
+    target: str | ModelSpec, choices: DefinitionChoices = _NOTHING_CHOSEN, *, batch: int = 1
 ) -> ModelSummary:
-    """Rows per layer and totals; an architecture is shown as PyTorch modules, a file as nodes.
+    """Rows per layer and totals; a definition is shown as PyTorch modules, a file as nodes.
 
     Raises:
         UnknownNameError: ``target`` is neither a file, nor a bundle, nor an architecture.
         ModelFileError: the file cannot be read.
         UsageError: options for definitions are given with a file.
     """
+    if not isinstance(target, str):
+        return _inspect_definition(target, batch)
     kind = kind_of(target)
     if kind is Kind.DEFINITION:
         return _inspect_definition(find_definition(target, choices), batch)

@@ -20,6 +20,7 @@ from deploykit.comparison.validation import (
     validate,
 )
 from deploykit.core.errors import BundleError, UsageError
+from deploykit.core.html_tables import html_table
 from deploykit.core.progress import Progress, SilentProgress
 from deploykit.core.sizes import ShapeProfile
 from deploykit.graph import mended_of
@@ -65,6 +66,21 @@ class ComparisonReport:
     def passed(self) -> bool:
         """Whether the outputs are within the limits of the candidate's precision."""
         return self.outputs.passed and all(one.passed for one in self.others)
+
+    def _repr_html_(self) -> str:
+        """The verdict and the figures of each batch, as notebooks show them."""
+        verdict = "passed" if self.passed else "; ".join(self.outputs.problems)
+        rows = (
+            (str(one.batch), f"{one.min_cosine:.6f}", f"{one.max_relative:.2e}")
+            for one in self.outputs.batches
+        )
+        return html_table(
+            ("images", "least cosine", "largest relative error"),
+            rows,
+            title=f"{self.candidate} against {self.reference}: {verdict}",
+            right=("images", "least cosine", "largest relative error"),
+            notes=self.notes,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""

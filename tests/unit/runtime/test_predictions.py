@@ -141,7 +141,7 @@ def test_a_bad_image_gives_its_error_in_its_place(tmp_path: Path, bad: Any, reas
     ids=lambda value: type(value).__name__,
 )
 def test_a_single_image_has_to_be_in_a_list(alone: Any) -> None:
-    with pytest.raises(UsageError, match=r"takes a list of images\na single one: predict\(\[image"):
+    with pytest.raises(UsageError, match=r"taken one by one\na single one: predict\(image\)"):
         PreparedImages(alone, STEPS)
 
 

@@ -1,0 +1,161 @@
+"""A `torch.nn.Module` that a program has in memory, as a definition with its own weights."""
+
+from __future__ import annotations
+
+import hashlib
+from copy import deepcopy
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
+from torch.optim.swa_utils import AveragedModel
+
+from deploykit.core.errors import UsageError, typed_first_line
+from deploykit.core.specs import BATCH, ModelSpec, Preprocessing, TensorSpec
+from deploykit.sources.logits import find_output, logits_only, output_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from deploykit.core.choices import DefinitionChoices
+    from deploykit.sources.logits import Place
+
+IMAGE_SIZE: Final = 224
+"""Assumed where the caller gives none."""
+
+_WRAPPERS: Final = (nn.DataParallel, DistributedDataParallel, AveragedModel)
+
+
+def live_module_spec(
+    given: object, choices: DefinitionChoices, name: str | None = None
+) -> ModelSpec:
+    """The spec of a copy of a module, on the CPU, in FP32 and in evaluation mode.
+
+    The module itself stays as it is: its device, its types, whether it is training, its gradients
+    and torch's random state. What only trains or compiles is unwrapped (``DataParallel``,
+    ``AveragedModel``, ``torch.compile``). The copy is run once, on two images of noise.
+
+    Args:
+        given: the module, of images (N, 3, H, W).
+        choices: ``image_size`` and what its outputs mean.
+        name: what the bundle is called after; the name of its class where not given.
+
+    Raises:
+        UsageError: no module, one that cannot be copied or has no values yet, one that does not
+            take such images or returns nothing that is an output; ``num_classes`` or ``arguments``
+            are chosen.
+    """
+    if not isinstance(given, nn.Module):
+        raise UsageError(
+            f"a {type(given).__name__} cannot be exported\n"
+            "expected a torch.nn.Module, or a TARGET as the command line takes it, a text"
+        )
+    module = _unwrapped(given)
+    called = name or type(module).__name__.lower()
+    _require_usable(module, called)
+    _refuse_choices(choices, called)
+    with torch.random.fork_rng(devices=[]):
+        copy, found_types = _copied(module, called)
+        size = choices.image_size or IMAGE_SIZE
+        place = find_output(copy, size, called, choices.head, choices.head_output)
+    return ModelSpec(
+        name=called,
+        title=f"{type(module).__name__}, a module of a program",
+        inputs=(TensorSpec("input", "float32", (BATCH, 3, size, size)),),
+        outputs=(TensorSpec(output_name(place, choices), "float32", (BATCH, *place.shape)),),
+        preprocessing=Preprocessing(crop=(size, size), resize=round(size * 256 / 224)),
+        parameters=sum(parameter.numel() for parameter in copy.parameters()),
+        builder=partial(_built, copy, place),
+        built_in="as the program's module had them",
+        source_sha256=_digest(copy),
+        preprocessing_assumed=True,
+        notes=tuple(_notes(choices, size, found_types)),
+        head=choices.head,
+    )
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    while True:
+        compiled = getattr(module, "_orig_mod", None)  # of torch.compile
+        if isinstance(compiled, nn.Module):
+            module = compiled
+        elif isinstance(module, _WRAPPERS):
+            module = module.module
+        else:
+            return module
+
+
+def _require_usable(module: nn.Module, called: str) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UsageError(
+            f"{called} is TorchScript, which cannot be exported\n"
+            "give the module that it was made from"
+        )
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor) or tensor.is_meta:
+            why = "is not initialised" if is_lazy(tensor) else "has no values, it is on 'meta'"
+            raise UsageError(
+                f"{name} of {called} {why}\nrun the module once, or load its weights, before"
+            )
+
+
+def _refuse_choices(choices: DefinitionChoices, called: str) -> None:
+    if choices.num_classes is not None or choices.arguments is not None:
+        what = "num_classes" if choices.arguments is None else "arguments"
+        raise UsageError(f"{called} is a module that is built already\nleave {what} out")
+
+
+def _copied(module: nn.Module, called: str) -> tuple[nn.Module, frozenset[str]]:
+    """A copy on the CPU in FP32, made without memory of the GPU, and what other types it had."""
+    # What deepcopy finds here it takes as the copy; a tensor that was computed it would refuse.
+    copies: dict[int, Any] = {id(one): _on_cpu(one) for one in _tensors(module)}
+    try:
+        copy = deepcopy(module, copies)
+    except Exception as error:  # a module may hold anything: a lock, an open file
+        raise UsageError(
+            f"{called} cannot be copied, and a module that is exported is not to be changed\n"
+            f"{typed_first_line(error)}\n"
+            "take what cannot be copied out of it, or give a factory: path/to/file.py:factory"
+        ) from error
+    floats = {one.dtype for one in _tensors(copy) if one.is_floating_point()}
+    others = frozenset(str(kind).removeprefix("torch.") for kind in floats - {torch.float32})
+    return copy.requires_grad_(requires_grad=False).float().eval(), others
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    values = tensor.detach().to("cpu", copy=True)
+    is_parameter = isinstance(tensor, nn.Parameter)
+    return nn.Parameter(values, requires_grad=False) if is_parameter else values
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters, buffers, and what the modules hold as plain attributes."""
+    yield from module.parameters()
+    yield from module.buffers()
+    for part in module.modules():
+        yield from (value for value in vars(part).values() if isinstance(value, Tensor))
+
+
+def _digest(module: nn.Module) -> str:
+    """SHA-256 over the names, types, shapes and values of the state dict."""
+    found = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        found.update(repr((name, str(getattr(value, "dtype", None)))).encode())
+        if isinstance(value, Tensor):
+            found.update(repr(tuple(value.shape)).encode())
+            found.update(value.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _built(copy: nn.Module, place: Place) -> nn.Module:
+    return logits_only(deepcopy(copy), place)
+
+
+def _notes(choices: DefinitionChoices, size: int, types: frozenset[str]) -> Iterator[str]:
+    if choices.image_size is None:
+        yield f"an input of {size}x{size} is assumed; another: input_size=PX"
+    if types:
+        yield f"weights of {', '.join(sorted(types))} became float32"

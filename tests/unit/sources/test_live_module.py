@@ -1,0 +1,198 @@
+"""Modules that a program has in memory, as definitions: copies that leave them as they are."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.optim.swa_utils import AveragedModel
+
+from deploykit.core.choices import DefinitionChoices
+from deploykit.core.errors import UsageError
+from deploykit.sources.live_module import live_module_spec
+
+if TYPE_CHECKING:
+    from deploykit.core.specs import ModelSpec
+
+SIZE = 16
+CHOICES = DefinitionChoices(image_size=SIZE)
+
+
+def small() -> nn.Sequential:
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.Dropout(0.5),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 5),
+    )
+
+
+def digest(module: nn.Module) -> str:
+    found = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        found.update(name.encode() + value.detach().double().cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+def spec_of(module: object, **choices: Any) -> ModelSpec:
+    return live_module_spec(module, DefinitionChoices(**{"image_size": SIZE, **choices}))
+
+
+def test_the_copy_computes_what_the_module_does_in_evaluation_mode() -> None:
+    module = small()
+    images = torch.randn(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        module.train()(images)  # the statistics of the normalisation move
+        expected = module.eval()(images)
+        found = spec_of(module).build()(images)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_the_module_stays_as_it_was() -> None:
+    module = small().train()
+    module[0].eval()
+    module(torch.randn(2, 3, SIZE, SIZE)).sum().backward()
+    before = digest(module), [part.training for part in module.modules()]
+    gradients = [parameter.grad.clone() for parameter in module.parameters()]  # type: ignore[union-attr]
+    state = torch.random.get_rng_state()
+    spec_of(module).build()
+    assert (digest(module), [part.training for part in module.modules()]) == before
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    for parameter, gradient in zip(module.parameters(), gradients, strict=True):
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, gradient)
+
+
+def test_later_training_does_not_reach_the_copy() -> None:
+    module = small().eval()
+    spec = spec_of(module)
+    with torch.no_grad():
+        before = module(torch.ones(1, 3, SIZE, SIZE))
+        module[5].bias.add_(1)  # type: ignore[operator]
+        assert torch.equal(spec.build()(torch.ones(1, 3, SIZE, SIZE)), before)
+
+
+def test_two_builds_share_nothing() -> None:
+    spec = spec_of(small())
+    first, second = spec.build(), spec.build()
+    with torch.no_grad():
+        next(first.parameters()).zero_()
+    assert next(second.parameters()).abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_types_become_fp32_with_a_note(dtype: torch.dtype) -> None:
+    module = small().to(dtype)
+    spec = spec_of(module)
+    assert {one.dtype for one in spec.build().parameters()} == {torch.float32}
+    assert f"weights of {str(dtype).removeprefix('torch.')} became float32" in spec.notes
+    assert next(module.parameters()).dtype == dtype
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, AveragedModel, torch.compile])
+def test_wrappers_are_taken_off(wrap: Any) -> None:
+    module = small().eval()
+    spec = spec_of(wrap(module))
+    assert spec.name == "sequential"
+    with torch.no_grad():
+        images = torch.randn(2, 3, SIZE, SIZE)
+        torch.testing.assert_close(spec.build()(images), module(images), rtol=0, atol=0)
+
+
+class Tied(nn.Module):
+    """One parameter in two places, and a tensor that is an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 1, bias=False)
+        self.second = nn.Conv2d(3, 3, 1, bias=False)
+        self.second.weight = self.first.weight
+        self.scale = torch.tensor(2.0, requires_grad=True) * 3  # computed: deepcopy refuses it
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.second(self.first(images)) * self.scale
+        return found.mean((2, 3))
+
+
+def test_shared_parameters_stay_shared_and_computed_tensors_are_copied() -> None:
+    module = Tied()
+    built: Any = spec_of(module).build()
+    assert built.first.weight is built.second.weight
+    assert built.first.weight is not module.first.weight
+    images = torch.randn(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(built(images), module(images), rtol=0, atol=0)
+
+
+def test_parametrised_weights() -> None:
+    module = nn.Sequential(weight_norm(nn.Conv2d(3, 4, 1)), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    images = torch.randn(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(spec_of(module).build()(images), module(images))
+
+
+class Holder(nn.Sequential):
+    """Holds what cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.lock = threading.Lock()
+
+
+def scripted() -> Any:
+    trace: Any = torch.jit.trace
+    return trace(small().eval(), torch.ones(1, 3, SIZE, SIZE))
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "no module": (lambda: [1, 2], r"a list cannot be exported\nexpected a torch\.nn\.Module"),
+    "lazy": (lambda: nn.Sequential(nn.LazyConv2d(4, 1)), r"0\.weight of sequential is not init"),
+    "meta": (lambda: nn.Conv2d(3, 4, 1, device="meta"), "weight of conv2d has no values"),
+    "lock": (Holder, r"holder cannot be copied, and .*\n.*pickle.*\ntake what cannot be copied"),
+    "grey": (lambda: nn.Conv2d(1, 4, 1), r"conv2d does not take images \(2, 3, 16, 16\)"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused(case: str) -> None:
+    make, said = REFUSED[case]
+    with pytest.raises(UsageError, match=said):
+        spec_of(make())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
+def test_torchscript_is_refused() -> None:
+    with pytest.raises(UsageError, match="is TorchScript, which cannot be exported"):
+        spec_of(scripted())
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"), [("num_classes", "leave num_classes out"), ("arguments", "leave arg")]
+)
+def test_choices_of_a_definition_are_refused(choice: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        spec_of(small(), **{choice: 7 if choice == "num_classes" else {"depth": 3}})
+
+
+def test_what_the_bundle_is_told() -> None:
+    module = small()
+    spec = live_module_spec(module, CHOICES, "mine")
+    assert spec.name == "mine"
+    assert spec.num_classes == 5
+    assert spec.parameters == sum(one.numel() for one in module.parameters())
+    assert live_module_spec(module, CHOICES).source_sha256 == spec.source_sha256
+    with torch.no_grad():
+        module[5].bias.add_(1)  # type: ignore[operator]
+    assert live_module_spec(module, CHOICES).source_sha256 != spec.source_sha256
+    assert "an input of 224x224 is assumed" in " ".join(
+        live_module_spec(module, DefinitionChoices()).notes
+    )

@@ -1,0 +1,181 @@
+"""The functions for programs, each as a user would call it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import deploykit
+from deploykit.core.errors import BundleError, UsageError
+from deploykit.verbs import from_python
+from tests.bundles import SIZE, write_bundle, write_classifier
+from tests.graphs import normal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NAMES = ("ant", "bee", "cat", "dog")
+
+
+@pytest.fixture
+def original(tmp_path: Path) -> Path:
+    """Four classes, images of 8 x 8."""
+    return write_classifier(tmp_path / "mine.onnx")
+
+
+def export(model: Any, folder: Path, **options: Any) -> deploykit.Bundle:
+    chosen = {"backend": "none", "output": folder / "bundle", "quiet": True, **options}
+    return deploykit.export(model, **chosen)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    )
+
+
+def test_from_a_module_to_answers(tmp_path: Path) -> None:
+    """With torch's own answers as the oracle."""
+    module = network().train()
+    bundle = export(module, tmp_path, input_size=SIZE, labels=NAMES, mean=(0, 0, 0), std=(1, 1, 1))
+    assert module.training
+    pixels = np.random.default_rng(5).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        expected = module.eval()(tensor)
+    with deploykit.load(bundle, device="cpu") as model:
+        found = model.run(tensor.numpy())
+        alone, (listed,) = model.predict(pixels, top_k=4), model.predict([pixels], top_k=4)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+    assert alone == listed
+    order = expected[0].argsort().flip(0).tolist()
+    assert [one.label for one in alone] == [NAMES[index] for index in order]
+
+
+def test_a_loader_calibrates(original: Path, tmp_path: Path) -> None:
+    tensors = torch.from_numpy(normal(40, 3, SIZE, SIZE)).clamp(-1.5, 2)
+    loader = DataLoader(TensorDataset(tensors, torch.zeros(40)), batch_size=16)
+    bundle = export(original, tmp_path, precision="int8", calib=loader, calib_count=36)
+    assert bundle.manifest.calibration is not None
+    assert bundle.manifest.calibration["images"] == 36
+    assert bundle.manifest.calibration["source"] == "images given by a program"
+
+
+def test_a_batch_and_sizes(original: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"batch=\(1, 2\)\nexpected one size, or the smallest"):
+        export(original, tmp_path, batch=(1, 2))
+    with pytest.raises(UsageError, match="height"):
+        export(original, tmp_path, height=9)
+
+
+def test_what_was_noticed_is_said_unless_quiet(
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(original, tmp_path, quiet=False)
+    assert "note: preprocessing is assumed" in capsys.readouterr().err
+    export(original, tmp_path, quiet=True)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_another_model_is_not_replaced_without_a_word(original: Path, tmp_path: Path) -> None:
+    export(original, tmp_path)
+    with pytest.raises(BundleError, match="this export is of another model"):
+        export(network(), tmp_path, input_size=SIZE)
+    bundle = export(network(), tmp_path, input_size=SIZE, replace=True)
+    assert bundle.manifest.model["name"] == "sequential"
+
+
+def test_the_bundle_again(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "colours")
+    bundle = deploykit.open_bundle(folder)
+    assert repr(bundle) == f"<Bundle {str(folder)!r}: {bundle.manifest.precision}, no engine>"
+    assert f"<td>{folder}</td>" in bundle._repr_html_()
+    report = deploykit.validate(bundle, bundle, quiet=True)
+    assert report.passed
+    assert "passed</caption>" in report._repr_html_()
+
+
+def test_accuracy(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "colours")
+    pixels = np.full((6, SIZE, SIZE, 3), 20, np.uint8)
+    for index, image in enumerate(pixels):
+        image[:, :, index % 3] = 200
+    labels = np.array([0, 1, 2, 0, 1, 0])  # the last one is blue
+    np.savez(tmp_path / "images.npz", images=pixels, labels=labels)
+    report = deploykit.evaluate(folder, tmp_path / "images.npz", quiet=True)
+    assert report.evaluation.to_dict()["top1"] == pytest.approx(5 / 6)
+    assert "<td>top-1</td>" in report._repr_html_()
+
+
+def test_layers_of_a_module() -> None:
+    found = deploykit.inspect(network(), input_size=SIZE)
+    weights, outputs = 8 * 3 * 9, SIZE * SIZE
+    assert found.multiply_adds == weights * outputs + 8 * 4
+    assert "<td>all</td>" in found._repr_html_()
+
+
+def test_a_table_of_ranges(original: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, SIZE, SIZE, 3), np.uint8)
+    found = deploykit.calibrate(original, pixels, output=tmp_path / "table.json", quiet=True)
+    assert found.table.images == 40
+    assert (tmp_path / "table.json").is_file()
+
+
+def test_a_measurement(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = deploykit.bench(
+        original, batch=[1], precision="fp32", backend="ort", quick=True, quiet=True
+    )
+    assert [(row.model, row.batch, row.backend) for row in report.rows] == [("mine", 1, "ort")]
+    assert all(path.is_file() for path in report.files)
+    assert "<td>mine</td><td>fp32</td><td>ort</td>" in report._repr_html_()
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "precision": ({"precision": "int9"}, "unknown precision 'int9'\ndid you mean: int8"),
+    "name": ({"name": "it"}, "name='it' is for a module\nresnet50 has a name"),
+    "no calib": ({"precision": "int8"}, "INT8 needs images to calibrate with"),
+    "one image": ({"precision": "int8", "calib": b"jpeg"}, "the images are one bytes"),
+    "count": ({"precision": "int8", "calib": "x", "calib_count": 0}, "calib_count=0\nexpected 1"),
+    "labels": ({"labels": ["cat", ""]}, "labels are names of the classes, '' is none"),
+    "no labels": ({"labels": []}, "labels are names of the classes, there is none"),
+    "order": ({"channel_order": "rbg"}, "unknown channel order"),
+    "batch": ({"batch": (8, 4, 1)}, "batch profile 8,4,1 is not in order"),
+    "device": ({"device": "cpu", "backend": "none"}, "--device cpu: engines are for GPUs"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_the_call_shows_is_said_at_once(case: str, tmp_path: Path) -> None:
+    options, said = REFUSED[case]
+    with pytest.raises(deploykit.DeploykitError, match=re.escape(said.split("\n")[0])) as caught:
+        export("resnet50", tmp_path, **options)
+    assert said in str(caught.value)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_module_brings_its_weights(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="weights=imagenet is for a TARGET\na module brings its"):
+        export(network(), tmp_path, weights="imagenet")
+
+
+def test_each_function_is_a_name_of_the_package() -> None:
+    for name in ("bench", "calibrate", "evaluate", "export", "inspect", "open_bundle", "validate"):
+        assert getattr(deploykit, name) is getattr(from_python, name)
+
+
+def test_nothing_to_measure() -> None:
+    with pytest.raises(UsageError, match="nothing to measure"):
+        deploykit.bench()
