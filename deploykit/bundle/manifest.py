@@ -491,5 +491,5 @@ def _remedy(body: Any, version: object) -> str:
     packages = body.get("packages")
     writer = packages.get("deploykit") if isinstance(packages, dict) else None
     if isinstance(writer, str) and writer != __version__ and _VERSION.fullmatch(writer):
-        return f"deploykit {writer} wrote it: pip install -U 'deploykit>={writer}'"
-    return "a newer deploykit wrote it: pip install -U deploykit"
+        return f"deploykit {writer} wrote it: install that version or a later one"
+    return "a newer deploykit wrote it: install a later version"

@@ -82,7 +82,7 @@ def command(  # noqa: PLR0913 - one parameter per option
 
     Every file is compared with its hash first. The signature is the file model.sig in the bundle.
     "deploykit verify" and "deploykit check" compare it with the public key, or with the identity.
-    Needs deploykit[sign].
+    Needs the packages model-signing and pyopenssl.
     """
     of_keys = [password_file, certificate, *chain]
     if (key is not None) == sigstore or (sigstore and any(of_keys)) or (key and identity_token):

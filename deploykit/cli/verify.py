@@ -35,7 +35,7 @@ def command(bundle: Path, trust: Path | SigstoreIdentity | None) -> Answer:
 
     The signature first, then the hash of every file that was signed; nothing is run. The exit code
     is 1 if the bundle is not signed, not by this key or identity, or was changed since. Needs
-    deploykit[sign].
+    the packages model-signing and pyopenssl.
     """
     with progress().step("verify"):
         from deploykit.verbs.verify import verify

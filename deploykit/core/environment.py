@@ -24,22 +24,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from types import ModuleType
 
-_EXPORT: Final = "pip install 'deploykit[export]'"
-_TENSORRT: Final = "pip install 'deploykit[tensorrt]'"
+# By the packages' own names: "deploykit" on the public index is another project.
+_EXPORT: Final = "pip install torch torchvision onnx onnx-ir onnxscript safetensors"
 _INSTALL_LINES: Final[Mapping[str, str]] = {
     **dict.fromkeys(
         ("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "safetensors"), _EXPORT
     ),
-    "timm": "pip install 'deploykit[timm]'",
-    "transformers": "pip install 'deploykit[huggingface]'",
+    "timm": "pip install timm",
+    "transformers": "pip install transformers",
     "tensorrt_rtx": "pip install tensorrt-rtx-cu13",
-    "tensorrt": _TENSORRT,
+    "tensorrt": "pip install tensorrt cuda-core nvidia-ml-py",
     "cuda.core": "pip install cuda-core",
     "onnxruntime": "pip install onnxruntime-gpu",
     "PIL": "pip install pillow",
     "pynvml": "pip install nvidia-ml-py",
     **dict.fromkeys(
-        ("model_signing", "cryptography", "requests", "sigstore"), "pip install 'deploykit[sign]'"
+        ("model_signing", "cryptography", "requests", "sigstore"),
+        "pip install model-signing pyopenssl",
     ),
 }
 

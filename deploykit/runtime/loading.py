@@ -121,7 +121,7 @@ def load(  # noqa: PLR0913 - one parameter per choice of the caller
             answer.
         IntegrityError: a file that is needed is not as it was written.
         SignatureError: nobody trusted signed the bundle as it is.
-        MissingDependencyError: ``trust`` needs model-signing: ``pip install 'deploykit[sign]'``.
+        MissingDependencyError: ``trust`` needs model-signing.
         EngineIncompatibleError: no engine runs here; the message has the reason of each.
         UsageError: an unknown device or GPU, or one that does not go with ``path``; no key in
             ``trust``.

@@ -143,7 +143,7 @@ def _usable_bundle(place: Path, digest: str | None) -> Bundle | None:
     return bundle if same_tools and same_source else None
 
 
-UNCOUNTED: Final = "no physical limit: counting a graph needs pip install 'deploykit[export]'"
+UNCOUNTED: Final = "no physical limit: counting a graph needs the package onnx"
 NOISE: Final = "INT8 ranges from noise: the speed counts, the answers mean nothing"
 
 

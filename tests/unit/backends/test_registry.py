@@ -169,7 +169,8 @@ def test_without_a_gpu_only_the_cpu_is_left(monkeypatch: pytest.MonkeyPatch) -> 
     found = unavailable_backends(())
     assert {backend.name for backend in backends()} - set(found) == {"ort"}
     assert found["tensorrt"] == found["ort-cuda"] == "no GPU on this machine"
-    assert found["eager"] == "torch is not installed: pip install 'deploykit[export]'"
+    line = "pip install torch torchvision onnx onnx-ir onnxscript safetensors"
+    assert found["eager"] == f"torch is not installed: {line}"
 
 
 def test_with_a_gpu_the_compiler_and_its_generation_decide(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +179,7 @@ def test_with_a_gpu_the_compiler_and_its_generation_decide(monkeypatch: pytest.M
     assert list(found) == ["tensorrt"]
     assert found["tensorrt"] == (
         "this step needs the Python module tensorrt, which is not installed; "
-        "install it: pip install 'deploykit[tensorrt]'"
+        "install it: pip install tensorrt cuda-core nvidia-ml-py"
     )
     found = unavailable_backends((H100,))
     assert found["tensorrt-rtx"].startswith("compute capability 9.0 is not one of 8.0, 8.6")

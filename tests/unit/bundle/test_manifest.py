@@ -201,16 +201,16 @@ def test_a_manifest_that_is_not_json(folder: Path, text: str) -> None:
         ("{}", "None", "use the deploykit that wrote it, or export the bundle again"),
         ('{"schema_version": 0}', "0", "use the deploykit that wrote it, or export"),
         ('{"schema_version": "2"}', "2", "use the deploykit that wrote it, or export"),
-        ('{"schema_version": 3}', "3", "a newer deploykit wrote it: pip install -U deploykit$"),
+        ('{"schema_version": 3}', "3", "a newer deploykit wrote it: install a later version$"),
         (
             '{"schema_version": 3, "packages": {"deploykit": "0.9.1"}}',
             "3",
-            "deploykit 0.9.1 wrote it: pip install -U 'deploykit>=0.9.1'$",
+            "deploykit 0.9.1 wrote it: install that version or a later one$",
         ),
         (
             """{"schema_version": 3, "packages": {"deploykit": "1'; rm -r ~"}}""",
             "3",
-            "a newer deploykit wrote it: pip install -U deploykit$",
+            "a newer deploykit wrote it: install a later version$",
         ),
     ],
 )

@@ -425,7 +425,7 @@ def test_without_the_package(
 ) -> None:
     for name in ("model_signing", "model_signing.signing", "model_signing.verifying"):
         monkeypatch.setitem(sys.modules, name, None)
-    message = r"model_signing.*not installed\ninstall it: pip install 'deploykit\[sign\]'$"
+    message = r"model_signing.*not installed\ninstall it: pip install model-signing pyopenssl$"
     for use in (
         lambda: verify(folder, public),
         lambda: check(folder, trust=public),

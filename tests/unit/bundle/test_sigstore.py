@@ -335,7 +335,7 @@ def test_identities_of_nobody(identity: str, issuer: str) -> None:
 def test_without_the_package(signed: Path, token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("model_signing", "model_signing.signing", "model_signing.verifying"):
         monkeypatch.setitem(sys.modules, name, None)
-    message = r"model_signing.*not installed\ninstall it: pip install 'deploykit\[sign\]'$"
+    message = r"model_signing.*not installed\ninstall it: pip install model-signing pyopenssl$"
     for use in (
         lambda: verify(signed, ANNA),
         lambda: check(signed, trust=ANNA),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SAYINGS = (
-    "install it: pip install 'deploykit[tensorrt]'",
+    "install it: pip install 'package[extra]'",
     "no reformat for [bold]conv1[/bold]",
     # It would end a style that nobody began, which raises.
     "weights of [/layer1/conv1/Conv] are subnormal",

@@ -127,6 +127,6 @@ def test_specs_compare_by_their_choices() -> None:
 
 def test_building_without_torch_names_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    message = r"needs the Python module torch(.|\n)*pip install 'deploykit\[export\]'"
+    message = r"needs the Python module torch(.|\n)*pip install torch torchvision onnx"
     with pytest.raises(MissingDependencyError, match=message):
         get("nin").build()

@@ -63,7 +63,7 @@ def test_auto_without_any_compiler_gives_the_install_lines(
         choose_compiler("auto", gpus)
     text = str(caught.value)
     assert "pip install tensorrt-rtx-cu13" in text
-    assert "pip install 'deploykit[tensorrt]'" in text
+    assert "pip install tensorrt cuda-core nvidia-ml-py" in text
     assert len(text.splitlines()) <= 3
 
 
@@ -132,7 +132,7 @@ def test_a_tensorrt_that_is_too_old(monkeypatch: pytest.MonkeyPatch, version: st
         load_compiler("tensorrt")
     first, second = str(caught.value).splitlines()
     assert first == f"TensorRT {version} is too old: deploykit needs 10.12 or later"
-    assert second == "install it: pip install 'deploykit[tensorrt]'"
+    assert second == "install it: pip install tensorrt cuda-core nvidia-ml-py"
 
 
 @pytest.mark.parametrize("version", ["10.12.0.36", "10.13.3.9", "11.4.0.106"])

@@ -1,0 +1,68 @@
+"""Every line that a user is told to install with: none takes a stranger's package for ours."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from deploykit.core import environment
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+FILES = sorted(
+    path
+    for part in ("*.md", "docs/**/*.md", "docs/**/*.py", "deploykit/**/*.py", ".ci/*", "*.yaml")
+    for path in ROOT.glob(part)
+    if path.is_file()
+)
+LINE = re.compile(r"pip install ([^\n`&]*)")
+OURS = re.compile(r"\bdeploykit(?:-vision)?(?=[\[=<>~ '\"]|$)")
+
+
+def wrong_with(line: str) -> list[str]:
+    """What of the arguments of ``pip install`` an index would be asked for, or does not work."""
+    bare = re.findall(r"(?<!['\"\w])\.\[\w+", line)
+    extras = {
+        name for found in re.findall(r"\.(?:whl\))?\[([\w,]+)\]", line) for name in found.split(",")
+    }
+    return [*OURS.findall(line), *bare, *sorted(extras - EXTRAS.keys())]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_line_installs_our_name_from_an_index(path: Path) -> None:
+    found = LINE.findall(path.read_text(encoding="utf-8"))
+    assert [line for line in found if wrong_with(line)] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["deploykit", "'deploykit[rtx]'", "-U 'deploykit>=1'", "deploykit-vision", "-e .[dev]"],
+)
+def test_what_the_test_would_find(line: str) -> None:
+    assert wrong_with(line)
+
+
+@pytest.mark.parametrize("line", ["-e '.[dev]'", '"$(ls dist/*.whl)[rtx]" fastapi', "torch"])
+def test_what_it_lets_pass(line: str) -> None:
+    assert not wrong_with(line)
+
+
+def test_messages_name_what_the_extras_name() -> None:
+    """A package that a message asks for is one that pyproject.toml knows, with its bounds."""
+    known = {
+        re.split(r"[\[<>=;~ ]", each)[0]
+        for each in [*PROJECT["dependencies"], *(one for extra in EXTRAS.values() for one in extra)]
+    }
+    lines = {*environment._INSTALL_LINES.values()}
+    named = {name for line in lines for name in line.removeprefix("pip install ").split()}
+    assert named <= known
+
+
+def test_the_extras_refer_to_our_own_distribution() -> None:
+    own = [one for extra in EXTRAS.values() for one in extra if one.startswith("deploykit")]
+    assert own
+    assert all(one.startswith(f"{PROJECT['name']}[") for one in own)
