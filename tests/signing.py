@@ -47,6 +47,10 @@ def private_key(path: Path) -> Any:
     return serialization.load_pem_private_key(path.read_bytes(), None)
 
 
+_NOW = datetime.now(UTC)
+"""One for all: an issuer whose certificate began a second after another's is refused for that."""
+
+
 def write_certificate(
     path: Path,
     key: Path,
@@ -64,7 +68,6 @@ def write_certificate(
     """
     ca = issuer is None if ca is None else ca
     by_key, by_name = issuer or (key, subject)
-    now = datetime.now(UTC)
     common = x509.oid.NameOID.COMMON_NAME
     usage = dict.fromkeys(
         ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
@@ -76,8 +79,8 @@ def write_certificate(
         .issuer_name(x509.Name([x509.NameAttribute(common, by_name)]))
         .public_key(private_key(key).public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=30))
+        .not_valid_before(_NOW - timedelta(days=1))
+        .not_valid_after(_NOW + timedelta(days=30))
         .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
     )
     if signs is not None:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, Required, Self, TypedDict
 
 from deploykit._version import __version__
 from deploykit.bundle.files import BundleFiles, require_plain_names, stamp_of
+from deploykit.bundle.folders import MANIFEST as MANIFEST  # noqa: PLC0414 - others read it here
+from deploykit.bundle.folders import way_to_bundle
 from deploykit.core.artifacts import (
     ENGINE_SUFFIX,
     WEIGHTS_SUFFIX,
@@ -51,7 +53,6 @@ SCHEMA_VERSION: Final = 2
 """Of what is written. A release that knows schema 1 alone would pass over the order of the channels
 and the head, and answer wrongly: it refuses this one."""
 _READ: Final = (1, SCHEMA_VERSION)
-MANIFEST: Final = "manifest.json"
 MODEL: Final = "model.onnx"
 REFERENCE: Final = "reference.onnx"
 """The FP32 graph that a converted model came from: for `eval` and `validate`, never for serving."""
@@ -224,15 +225,11 @@ def manifest_content(folder: Path) -> tuple[bytes, Stamp]:
         with _open_manifest(folder) as file:
             content, stamp = file.read(_MOST_BYTES + 1), stamp_of(file.fileno())
     except (FileNotFoundError, NotADirectoryError) as exc:
-        if folder.is_file() and (folder.parent / MANIFEST).is_file():
-            raise BundleError(
-                f"{folder} is a file of a bundle, expected the bundle\n"
-                f"give the folder that it lies in: {folder.parent}"
-            ) from exc
-        raise BundleError(
-            f"{folder} is not a bundle: it has no {MANIFEST}\n"
-            "make one with: deploykit export ARCHITECTURE"
-        ) from exc
+        what = f"not a bundle: it has no {MANIFEST}"
+        if folder.is_file():
+            is_part = (folder.parent / MANIFEST).is_file()
+            what = f"a file{' of a bundle' if is_part else ''}, expected the bundle"
+        raise BundleError(f"{folder} is {what}\n{way_to_bundle(folder)}") from exc
     except OSError as exc:
         raise BundleError(f"cannot read {folder / MANIFEST}: {exc.strerror}") from exc
     if len(content) > _MOST_BYTES:

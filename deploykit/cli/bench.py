@@ -81,7 +81,9 @@ def command(
 
 def _measure(asked: Asked) -> Answer:
     from deploykit.cli._bench_show import show_run
+    from deploykit.sources.calls import require_call
 
+    require_call(asked.targets)
     with progress().step("start"):
         from deploykit.benchmarking.matrix.preparing import own_precisions
         from deploykit.verbs.bench import BenchOptions, bench_to_plain, default_output

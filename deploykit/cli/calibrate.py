@@ -70,6 +70,9 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     `export --int8` of the same model with the same images uses the table again: from the current
     folder or beside the new bundle. A file that is no table is never replaced.
     """
+    from deploykit.sources.calls import require_call
+
+    require_call([target], weights=weights, images=[None if data == "random" else Path(data)])
     with progress().step("start"):
         from deploykit.precision.calibration.data import CalibrationOptions
         from deploykit.sources.definition import SourceOptions

@@ -222,6 +222,10 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     """
     asked = _options.one_precision("export", flagged=flagged, name=precision)
 
+    from deploykit.sources.calls import require_call
+
+    folder = None if calib in (None, "random") else Path(calib)
+    require_call([target], weights=weights, images=[data, folder], labels=labels)
     with progress().step("start"):  # importing torch takes seconds
         from deploykit.exporting.steps import ExportOptions
         from deploykit.precision.calibration.data import CalibrationOptions

@@ -352,6 +352,9 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         }
         _refuse_without_precision(measuring)
     wanted = _options.one_precision("inspect", flagged=flagged, name=None)
+    from deploykit.sources.calls import require_call
+
+    require_call([target], weights=weights, images=[data])
     with progress().step("start"):  # importing torch takes seconds
         from deploykit.sources.definition import SourceOptions
         from deploykit.verbs.inspect import PrecisionOptions

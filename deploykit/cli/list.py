@@ -2,26 +2,76 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from deploykit.cli._command import Answer, Command, examples
-from deploykit.cli._show import short_count, table
+from deploykit.cli._show import megabytes, short_count, table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
+    from deploykit.bundle.listing import ListedBundle
     from deploykit.core.specs import ModelSpec
 
 
-@click.command("list", cls=Command, epilog=examples("deploykit list", "deploykit list --json"))
-def command() -> Answer:
-    """List the architectures that deploykit defines."""
+@click.command(
+    "list",
+    cls=Command,
+    epilog=examples("deploykit list", "deploykit list engines", "deploykit list --json"),
+)
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+def command(folder: Path | None) -> Answer:
+    """List the architectures that deploykit defines, or the bundles in FOLDER.
+
+    Of a bundle only the manifest is read; `check` compares its files with that.
+    """
+    if folder is not None:
+        return _bundles(folder)
     from deploykit.models import get, names
 
     specs = [get(name) for name in names()]
     return Answer({"models": [_plain(spec) for spec in specs]}, lambda out: _show(out, specs))
+
+
+def _bundles(folder: Path) -> Answer:
+    from deploykit.bundle.listing import list_bundles, listed_to_plain
+
+    found = list_bundles(folder)
+    plain = [listed_to_plain(one) for one in found]
+    return Answer({"bundles": plain}, lambda out: _show_bundles(out, found))
+
+
+def _show_bundles(out: Console, found: Sequence[ListedBundle]) -> None:
+    from rich.markup import escape
+
+    numbers = ("engines", "size", "age")
+    rows = table(("bundle", "model", "precision", *numbers), right=numbers)
+    for one in found:
+        size = megabytes(one.size_bytes)
+        known = (one.model, one.precision, str(len(one.engines)), size, _age(one.age_s))
+        cells = known if one.problem is None else ("cannot be read", "", "", size, "")
+        rows.add_row(*map(escape, (one.folder.name, *cells)))
+    out.print(rows)
+    for one in found:
+        if one.problem is not None:
+            out.print(f"{one.folder.name}: {one.problem}", style="yellow", markup=False)
+
+
+def _age(seconds: float) -> str:
+    """In the largest unit of which there is one or more.
+
+    >>> _age(5), _age(7_300), _age(86_400 * 3.2)
+    ('0 min', '2 h', '3 d')
+    """
+    for size, unit in ((86_400, "d"), (3_600, "h")):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(seconds, 0) // 60:.0f} min"
 
 
 def _plain(spec: ModelSpec) -> dict[str, object]:

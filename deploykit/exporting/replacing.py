@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from deploykit.bundle.manifest import MANIFEST, Bundle
 from deploykit.core.artifacts import AMPERE_PLUS
 from deploykit.core.errors import BundleError, IntegrityError, first_line
-from deploykit.sources.state_dict import split_entry, weights_sha256
-from deploykit.sources.weights import IMAGENET
+from deploykit.sources.state_dict import IMAGENET, split_entry, weights_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

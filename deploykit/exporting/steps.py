@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.backends import CompileOptions
 from deploykit.backends._registry import choose_compiler
+from deploykit.bundle.folders import DEFAULT_FOLDER
 from deploykit.bundle.golden import write_golden
 from deploykit.bundle.manifest import (
     CPU_MODEL,
@@ -156,7 +157,7 @@ def export_bundle(
     told = replace(options.source, labels=None if labels is None else len(labels))
     options = replace(options, source=told)
     name = source.stem if isinstance(source, Path) else source.name
-    place = options.output or Path("engines") / f"{name}-{options.precision}"
+    place = options.output or DEFAULT_FOLDER / f"{name}-{options.precision}"
     here = machine or Machine()
     compiler = choose_compiler(options.backend, here.gpus)
     if compiler is not None:

@@ -41,6 +41,7 @@ from deploykit.images.sets import (
     notes_on_data,
     notes_on_skipped,
     open_images,
+    require_images_at,
     sample_images,
 )
 
@@ -77,6 +78,7 @@ __all__ = [
     "preprocess",
     "preprocess_array",
     "read_class_names",
+    "require_images_at",
     "require_max_pixels",
     "sample_images",
     "sample_indices",

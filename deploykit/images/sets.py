@@ -227,6 +227,16 @@ class ArrayImages:
         return Image.fromarray(self.pixels[index])
 
 
+def require_images_at(path: Path) -> None:
+    """Refuse a path where nothing is; what is there is not opened.
+
+    Raises:
+        DataError: nothing is there.
+    """
+    if not path.exists():
+        raise DataError(f"no images at {path}: it does not exist")
+
+
 def open_images(path: Path, max_pixels: int | None = None) -> ImageSet:
     """Images from a folder, a ``.csv`` list, an ``.npz`` or a single image file.
 
@@ -248,8 +258,7 @@ def open_images(path: Path, max_pixels: int | None = None) -> ImageSet:
     require_max_pixels(max_pixels)
     if path.is_dir():
         return replace(_open_folder(path), max_pixels=max_pixels)
-    if not path.exists():
-        raise DataError(f"no images at {path}: it does not exist")
+    require_images_at(path)
     if suffix == ".csv":
         return FileImages(*read_list(path, image_suffixes()), max_pixels=max_pixels)
     if suffix == ".npz":

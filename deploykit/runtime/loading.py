@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from deploykit.backends import CPU, EngineOptions
 from deploykit.backends._registry import graph_backend_on, load_devices
+from deploykit.bundle.folders import way_to_bundle
 from deploykit.bundle.keys import trust_of
 from deploykit.bundle.manifest import LABELS, MANIFEST, is_folder
 from deploykit.bundle.reading import read_bundle
@@ -221,11 +222,10 @@ def _require_folder(folder: Path) -> None:
     except (OSError, ValueError) as exc:
         raise BundleError(f"cannot look at {str(folder)!r:.200}: {typed_first_line(exc)}") from exc
     if is_file:
-        remedy = f"deploykit export {folder}" if folder.suffix == ".onnx" else "give the folder"
-        raise BundleError(f"{folder} is a file, neither a bundle's folder nor an engine\n{remedy}")
-    raise BundleError(
-        f"there is nothing at {folder}\nmake a bundle with: deploykit export ARCHITECTURE"
-    )
+        raise BundleError(
+            f"{folder} is a file, neither a bundle's folder nor an engine\n{way_to_bundle(folder)}"
+        )
+    raise BundleError(f"there is nothing at {folder}\n{way_to_bundle(folder)}")
 
 
 def _require_beside(engine: Path) -> None:

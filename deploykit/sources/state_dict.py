@@ -7,6 +7,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
     from deploykit.core.specs import Preprocessing
 
+
+IMAGENET: Final = "imagenet"
+"""The word that, in place of a file, asks for the weights that a definition's source publishes."""
 
 INDEX_SUFFIX: Final = ".json"
 """As in ``model.safetensors.index.json``."""
@@ -81,6 +85,24 @@ def split_entry(text: str) -> tuple[Path, str | None]:
     return Path(file), entry
 
 
+def require_weights_file(path: Path) -> Callable[[Path], Any]:
+    """What reads the file at ``path``, which is not opened.
+
+    Raises:
+        WeightsError: it is not there, or of an unknown kind.
+    """
+    reader = _reader_of(path)
+    if reader is None:
+        meant = f"\ndid you mean: {IMAGENET}?" if get_close_matches(path.name, [IMAGENET]) else ""
+        raise WeightsError(
+            f"cannot read weights from {path.name}: unknown kind {path.suffix!r}{meant}\n"
+            f"possible: {', '.join(_READERS)}"
+        )
+    if not path.is_file():
+        raise WeightsError(f"no weights file {path}\ngive a file of {', '.join(_READERS)}")
+    return reader
+
+
 def read_state_dict(path: Path, entry: str | None = None) -> dict[str, Tensor]:
     """Tensors by name, on the CPU, floating point ones as FP32.
 
@@ -93,14 +115,7 @@ def read_state_dict(path: Path, entry: str | None = None) -> dict[str, Tensor]:
             than tensors, a value that is not finite, or several state dicts and ``entry`` names
             none of them.
     """
-    reader = _reader_of(path)
-    if reader is None:
-        raise WeightsError(
-            f"cannot read weights from {path.name}: unknown kind {path.suffix!r}\n"
-            f"possible: {', '.join(_READERS)}"
-        )
-    if not path.is_file():
-        raise WeightsError(f"no weights file {path}\ngive a file of {', '.join(_READERS)}")
+    reader = require_weights_file(path)
     content = _unwrapped(reader(path), path, entry)
     state = _tensors(path, _without_counter(content) if isinstance(content, Mapping) else content)
     _check_finite(path, state)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, cast
 from deploykit.core.environment import require
 from deploykit.core.errors import WeightsError
 from deploykit.sources.state_dict import (
+    IMAGENET,
     WeightsRecord,
     misfits,
     read_state_dict,
@@ -50,10 +51,6 @@ def _todays_name(name: str, expected: Container[str]) -> str:
         if renamed in expected:
             return renamed
     return name
-
-
-IMAGENET: Final = "imagenet"
-"""The word that asks for the weights that the source of a definition publishes."""
 
 
 def build_with_weights(

@@ -19,6 +19,7 @@ from deploykit.core.precision import Precision, find_precision, precisions
 from deploykit.core.progress import LineProgress, Progress, SilentProgress, say_notes
 from deploykit.core.sizes import ShapeProfile, SizeRange
 from deploykit.images import LabelledData, images_of
+from deploykit.sources.calls import require_call
 from deploykit.verbs.evaluate import evaluate_bundle
 
 if TYPE_CHECKING:
@@ -116,6 +117,16 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         DeploykitError: the error of the step that failed; there is no bundle then.
     """
     from deploykit.exporting.steps import ExportOptions, export_bundle
+
+    targets = [os.fspath(model)] if isinstance(model, str | os.PathLike) else []
+    files = _labels(labels)
+    require_call(
+        targets,
+        weights=_text(weights),
+        images=[_path(data), _folder(calib)],
+        labels=files if isinstance(files, Path) else None,
+    )
+    # Each of these takes its time, and a mistake in the call was said before.
     from deploykit.runtime.choice import machine_with
     from deploykit.sources.definition import SourceOptions
 
@@ -130,7 +141,7 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         profile=_profile(batch, height, width),
         compute_capabilities=tuple(compute_capabilities),
         source=SourceOptions(_text(weights), seed, choices, _path(data)),
-        labels=_labels(labels),
+        labels=files,
         output=_path(output),
         quantization=_request(calib, calib_count, seed),
         replace=replace,
@@ -357,6 +368,12 @@ def _calibration(
         os.fspath(calib) if isinstance(calib, str | os.PathLike) else images_of(calib, count)
     )
     return CalibrationOptions(given, count, seed, table)
+
+
+def _folder(calib: PathLike | Iterable[Any] | None) -> Path | None:
+    """Of images; ``None`` for noise, and for images that a program has."""
+    is_path = isinstance(calib, str | os.PathLike) and calib != "random"
+    return Path(cast("PathLike", calib)) if is_path else None
 
 
 def _labels(labels: Sequence[str] | PathLike | None) -> Path | tuple[str, ...] | None:

@@ -295,6 +295,8 @@ def test_no_compiler_installed(tmp_path: Path) -> None:
 def test_base_installation_names_what_is_missing(
     tmp_path: Path, arguments: tuple[object, ...]
 ) -> None:
+    (tmp_path / "m.onnx").touch()
+    (tmp_path / "d").mkdir()
     hidden = "import sys\nfor name in ('torch', 'onnx', 'onnx_ir'): sys.modules[name] = None\n"
     code = f"{hidden}from deploykit.cli import main; main()"
     command = [sys.executable, "-c", code, *map(str, arguments)]

@@ -43,6 +43,13 @@ class TargetKind(ABC):
         """
         return None
 
+    def require(self, target: str) -> None:  # noqa: B027 - for kinds that can tell
+        """Refuse what is seen to be wrong without a heavy import: a missing file, an unknown name.
+
+        Raises:
+            DeploykitError: as `spec`, or whatever reads the target, would later.
+        """
+
     @abstractmethod
     def spec(self, target: str, choices: DefinitionChoices) -> ModelSpec:
         """The network with its choices made.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from deploykit.core.errors import UsageError
+from deploykit.core.errors import ModelFileError, UsageError
 from deploykit.sources.kinds._kind import TargetKind
 
 if TYPE_CHECKING:
@@ -36,6 +36,15 @@ class OnnxFile(TargetKind):
         from deploykit import graph
 
         return graph.read_artifact(path).sha256
+
+    def require(self, target: str) -> None:
+        """Whether the file is there.
+
+        Raises:
+            ModelFileError: it is not.
+        """
+        if not Path(target).exists():
+            raise ModelFileError(f"there is no file {target}")
 
     def spec(self, target: str, choices: DefinitionChoices) -> ModelSpec:  # noqa: ARG002 - a graph
         """Refused: there is no definition behind a graph.

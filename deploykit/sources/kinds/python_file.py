@@ -36,15 +36,31 @@ class PythonFile(TargetKind):
         named = _FORM.fullmatch(target)
         return None if named is None else digest_of_file(Path(named["path"]))
 
+    def require(self, target: str) -> None:
+        """Whether a factory is named, and the file is there.
+
+        Raises:
+            UsageError: not.
+        """
+        path, _ = _parts(target)
+        if not path.is_file():
+            raise UsageError(f"there is no file {path}\nexpected path/to/file.py:factory")
+
     def spec(self, target: str, choices: DefinitionChoices) -> ModelSpec:
         """Of what the factory returns, which is called for it."""
-        named = _FORM.fullmatch(target)
-        if named is None:
+        if _FORM.fullmatch(target) is None:
             refuse_arguments(target, choices)
-            raise UsageError(f"{target} names no factory\nexpected {target}:FACTORY")
+        path, factory = _parts(target)
         from deploykit.sources.python_file import python_file_spec
 
-        return python_file_spec(Path(named["path"]), named["factory"], choices)
+        return python_file_spec(path, factory, choices)
+
+
+def _parts(target: str) -> tuple[Path, str]:
+    named = _FORM.fullmatch(target)
+    if named is None:
+        raise UsageError(f"{target} names no factory\nexpected {target}:FACTORY")
+    return Path(named["path"]), named["factory"]
 
 
 KIND = PythonFile()

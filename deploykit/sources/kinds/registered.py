@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from deploykit.core.errors import UsageError
 from deploykit.models import get, names
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from deploykit.core.choices import DefinitionChoices
     from deploykit.core.specs import ModelSpec
 
+_REPOSITORY: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+"""As in ``microsoft/resnet-50``."""
+
 
 class Registered(TargetKind):
     """A name of the registry; its weights are those of the same network in torchvision."""
@@ -22,6 +26,18 @@ class Registered(TargetKind):
         """Whether an architecture has this name."""
         return target in names()
 
+    def require(self, target: str) -> None:
+        """Whether there is an architecture of this name.
+
+        Raises:
+            UnknownNameError: there is none.
+            UsageError: it is a file of another kind, or the name of a repository of a hub.
+        """
+        _refuse_file(target)
+        _refuse_repository(target)
+        if target not in names() and not Path(target).is_dir():
+            get(target)  # says which names are close
+
     def spec(self, target: str, choices: DefinitionChoices) -> ModelSpec:
         """The registry's.
 
@@ -29,6 +45,7 @@ class Registered(TargetKind):
             UsageError: it is a file of another kind, as a TorchScript program.
         """
         _refuse_file(target)
+        _refuse_repository(target)
         from deploykit.sources.torchvision import torchvision_weights
 
         spec = get(target, num_classes=choices.num_classes, image_size=choices.image_size)
@@ -53,6 +70,16 @@ def _refuse_file(target: str) -> None:
         "possible: an .onnx file, path/to/file.py:factory, a folder of Hugging Face or a bundle\n"
         f"a file of weights goes with a network: deploykit export resnet50 --weights {target}"
     )
+
+
+def _refuse_repository(target: str) -> None:
+    if _REPOSITORY.fullmatch(target) and not Path(target).exists():
+        folder = target.partition("/")[2]
+        raise UsageError(
+            f"{target} is neither a file nor a folder here; is it a repository of the Hugging Face "
+            f"hub?\ndownload it first: hf download {target} --local-dir {folder}\n"
+            f"then: deploykit export {folder}"
+        )
 
 
 KIND = Registered()

@@ -162,7 +162,7 @@ def test_labels_that_are_no_text(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("missing", r"is not a bundle: it has no manifest\.json\nmake one"),
+        ("missing", r"is not a bundle: it has no manifest\.json\nmake a bundle"),
         ("net-fp16/model.onnx", r"onnx is a file of a bundle, expected the bundle\n.*net-fp16$"),
     ],
 )

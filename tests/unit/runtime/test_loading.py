@@ -309,7 +309,7 @@ def test_a_place_without_a_bundle(tmp_path: Path, make: Any, message: str) -> No
 
 def test_an_onnx_file_has_to_be_exported_first(tmp_path: Path) -> None:
     (tmp_path / "my.onnx").write_bytes(b"")
-    with pytest.raises(BundleError, match=r"is a file, .*\ndeploykit export .*my.onnx"):
+    with pytest.raises(BundleError, match=r"is a file, .*\n.*: deploykit export .*my.onnx"):
         load(tmp_path / "my.onnx")
 
 

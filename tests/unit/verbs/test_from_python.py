@@ -148,7 +148,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "name": ({"name": "it"}, "name='it' is for a module\nresnet50 has a name"),
     "no calib": ({"precision": "int8"}, "INT8 needs images to calibrate with"),
     "one image": ({"precision": "int8", "calib": b"jpeg"}, "the images are one bytes"),
-    "count": ({"precision": "int8", "calib": "x", "calib_count": 0}, "calib_count=0\nexpected 1"),
+    "count": ({"precision": "int8", "calib": [], "calib_count": 0}, "calib_count=0\nexpected 1"),
     "labels": ({"labels": ["cat", ""]}, "labels are names of the classes, '' is none"),
     "no labels": ({"labels": []}, "labels are names of the classes, there is none"),
     "order": ({"channel_order": "rbg"}, "unknown channel order"),

@@ -1,0 +1,39 @@
+"""Early checks of a call: what it alone shows to be wrong, before torch takes its seconds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deploykit.images import read_class_names, require_images_at
+from deploykit.sources.kinds import kind_for
+from deploykit.sources.state_dict import IMAGENET, require_weights_file, split_entry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+
+def require_call(
+    targets: Iterable[str],
+    *,
+    weights: str | None = None,
+    images: Iterable[Path | None] = (),
+    labels: Path | None = None,
+) -> None:
+    """Refuse targets and files that are not there, and names that nobody knows.
+
+    ``images`` are paths of images, of which some may not have been given. What is there is opened
+    later, but for the names of the classes.
+
+    Raises:
+        DeploykitError: as the step that needs it would say.
+    """
+    for target in targets:
+        kind_for(target).require(target)
+    for path in images:
+        if path is not None:
+            require_images_at(path)
+    if labels is not None:
+        read_class_names(labels)
+    if weights is not None and weights != IMAGENET:
+        require_weights_file(split_entry(weights)[0])

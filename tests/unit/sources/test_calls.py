@@ -1,0 +1,93 @@
+"""Mistakes that the call alone shows, found without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploykit.core.errors import DeploykitError
+from deploykit.sources.calls import require_call
+
+FILES = ("nets.py", "w.npz", "labels.txt")
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "architecture": ({"targets": ["resnet5"]}, "unknown architecture 'resnet5'\ndid you mean: res"),
+    "onnx": ({"targets": ["none.onnx"]}, "there is no file none.onnx"),
+    "python file": ({"targets": ["none.py:make"]}, "there is no file none.py\nexpected path/to"),
+    "factory": ({"targets": ["nets.py"]}, "nets.py names no factory\nexpected nets.py:FACTORY"),
+    "repository": (
+        {"targets": ["microsoft/resnet-50"]},
+        "hub?\ndownload it first: hf download microsoft/resnet-50 --local-dir resnet-50\nthen: ",
+    ),
+    "weights": ({"weights": "imagnet"}, "unknown kind ''\ndid you mean: imagenet?\npossible: .saf"),
+    "no weights": ({"weights": "none.pth"}, "no weights file none.pth"),
+    "entry": ({"weights": "none.ckpt#model_ema"}, "no weights file none.ckpt"),
+    "images": ({"images": [None, Path("none")]}, "no images at none: it does not exist"),
+    "labels": ({"labels": Path("none.txt")}, "cannot read none.txt"),
+}
+
+
+@pytest.fixture
+def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in FILES:
+        (tmp_path / name).write_text("cat\n", encoding="utf-8")
+    (tmp_path / "photos").mkdir()
+
+
+@pytest.mark.usefixtures("_files")
+@pytest.mark.parametrize("case", WRONG)
+def test_each_mistake(case: str) -> None:
+    given, said = WRONG[case]
+    with pytest.raises(DeploykitError) as caught:
+        require_call(**{"targets": ["resnet50"], **given})
+    assert said in str(caught.value)
+
+
+@pytest.mark.usefixtures("_files")
+def test_what_is_there_passes() -> None:
+    require_call(
+        ["resnet18", "nets.py:make", "torchvision:resnet18", "photos"],
+        weights="w.npz",
+        images=[Path("photos"), None],
+        labels=Path("labels.txt"),
+    )
+    require_call(["resnet50"], weights="imagenet")
+
+
+COMMANDS = (
+    ["export", "resnet50", "--weights", "imagnet"],
+    ["export", "resnet5", "--fp16"],
+    ["export", "resnet50", "--int8", "--calib", "none"],
+    ["calibrate", "resnet50", "--data", "none"],
+    ["inspect", "none.onnx", "--int8"],
+    ["bench", "none.onnx"],
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_no_command_imports_torch_to_find_it(command: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from deploykit.cli import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "except SystemExit as end:\n"
+        "    heavy = [name for name in ('torch', 'onnx', 'onnxruntime') if name in sys.modules]\n"
+        "    import json\n    print(json.dumps([end.code, heavy]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    code_and_heavy = json.loads(done.stdout.splitlines()[-1])
+    assert code_and_heavy[0] in (1, 2), done.stderr
+    assert code_and_heavy[1] == []
+    assert done.stderr.startswith("Error: ")
