@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
     from deploykit.precision.quantization.choice import Int8Choices
     from deploykit.precision.quantization.request import QuantizationRequest
 
+
+_NO_PRECISION = (
+    "precision: fp32, the network's own, as none was asked; lower ones are faster on a GPU: "
+    "--fp16, --bf16, or --int8 and --fp8 with --calib PATH"
+)
 
 _END = click.Choice(["auto", "int8", "keep"])
 
@@ -260,6 +266,8 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         replace=replace,
     )
     report = _export(target, options, device)
+    if asked is None:
+        report = dataclasses.replace(report, notes=(*report.notes, _NO_PRECISION))
     return Answer(report.to_dict(), lambda out: _show(out, report))
 
 

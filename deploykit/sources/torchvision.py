@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from deploykit.core.environment import require
-from deploykit.core.errors import UnknownNameError, UsageError
+from deploykit.core.errors import MissingDependencyError, UnknownNameError, UsageError
 from deploykit.core.specs import BATCH, ModelSpec, Preprocessing, TensorSpec
 from deploykit.models import get, names
 from deploykit.sources.published_files import torch_hub_file
@@ -135,6 +135,18 @@ def torchvision_spec(
         builder=partial(build, name, classes, size),
         published=torchvision_weights,
     )
+
+
+def imagenet_names() -> tuple[str, ...] | None:
+    """Names of the 1000 classes of ImageNet, as torchvision's weights have them.
+
+    ``None`` where torchvision is not installed.
+    """
+    try:
+        models = require("torchvision.models")
+    except MissingDependencyError:
+        return None
+    return tuple(models.get_model_weights("resnet50").DEFAULT.meta["categories"])
 
 
 def _preprocessing(transforms: Any, size: int) -> Preprocessing:

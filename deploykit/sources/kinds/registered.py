@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from deploykit.core.choices import DefinitionChoices
     from deploykit.core.specs import ModelSpec
 
+_IMAGENET_CLASSES: Final = 1000
+
 _REPOSITORY: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 """As in ``microsoft/resnet-50``."""
 
@@ -46,10 +48,13 @@ class Registered(TargetKind):
         """
         _refuse_file(target)
         _refuse_repository(target)
-        from deploykit.sources.torchvision import torchvision_weights
+        from deploykit.sources.torchvision import imagenet_names, torchvision_weights
 
         spec = get(target, num_classes=choices.num_classes, image_size=choices.image_size)
-        return replace(spec, published=torchvision_weights)
+        names_of_classes = spec.labels
+        if choices.num_classes is None and spec.num_classes == _IMAGENET_CLASSES:
+            names_of_classes = imagenet_names()
+        return replace(spec, published=torchvision_weights, labels=names_of_classes)
 
 
 def _refuse_file(target: str) -> None:

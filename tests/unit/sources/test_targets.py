@@ -86,3 +86,18 @@ def test_a_graph_is_no_definition() -> None:
         UsageError, match=r"mine.onnx is a graph, not a definition\nexpected a name"
     ):
         find_definition("mine.onnx")
+
+
+@pytest.mark.parametrize("name", ["alexnet", "nin", "resnet50", "vgg16"])
+def test_definitions_for_imagenet_know_its_classes(name: str) -> None:
+    spec = find_definition(name)
+    assert spec.labels is not None
+    assert len(spec.labels) == 1000
+    # By the numbers of ImageNet's own lists.
+    assert [spec.labels[index] for index in (0, 282, 999)] == [
+        "tench",
+        "tiger cat",
+        "toilet tissue",
+    ]
+    for count in (10, 1000):  # whoever says the number has classes of their own
+        assert find_definition(name, DefinitionChoices(num_classes=count)).labels is None
