@@ -174,3 +174,48 @@ def write_values(path: Path) -> Path:
     rows = np.random.default_rng(3)
     np.savez(path, blood=rows.normal(scale=3.0, size=(40, BLOOD)), ward=rows.integers(0, 5, 40))
     return path
+
+
+def channels_last(
+    batch: int | str = "n",
+    *,
+    size: tuple[int | str, int | str] = (32, 32),
+    normalised: bool = False,
+    opset: int = 17,
+) -> onnx.ModelProto:
+    """As tf2onnx writes a small Keras network: ``x`` (batch, H, W, 3), convolutions channels first.
+
+    A ``Transpose`` stands behind the input and another before the pooling over height and width.
+    With ``normalised`` a rescaling, a mean of each channel and a padding stand before the first.
+    """
+    stored = {
+        **weights(16),
+        "w2": normal(32, 16, 3, 3, seed=7, scale=0.1),
+        "dense": normal(32, CLASSES, seed=8),
+        "rescale": np.array(0.5, np.float32),
+        "channel": normal(1, 1, 1, 3, seed=9, scale=0.3),
+        "border": np.array([0, 1, 2, 0, 0, 3, 0, 0]),
+    }
+    before = [
+        node("Mul", ["x", "rescale"], ["x1"], "rescaling"),
+        node("Sub", ["x1", "channel"], ["x2"], "normalization"),
+        node("Pad", ["x2", "border"], ["x3"], "zero_padding"),
+    ]
+    nodes = [
+        *(before if normalised else []),
+        node("Transpose", ["x3" if normalised else "x"], ["t"], "first", perm=[0, 3, 1, 2]),
+        node("Conv", ["t", "w"], ["c"], "conv", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        node("BatchNormalization", ["c", "scale", "shift", "mean", "var"], ["b"], "bn"),
+        node("Relu", ["b"], ["r"], "relu1"),
+        node("MaxPool", ["r"], ["m"], "pool", kernel_shape=[2, 2], strides=[2, 2]),
+        node("Conv", ["m", "w2"], ["c2"], "conv2", kernel_shape=[3, 3]),
+        node("Relu", ["c2"], ["r2"], "relu2"),
+        node("Transpose", ["r2"], ["l"], "back", perm=[0, 2, 3, 1]),
+        node("ReduceMean", ["l"], ["p"], "global_pool", axes=[1, 2], keepdims=0),
+        node("MatMul", ["p", "dense"], ["d"], "dense"),
+        node("Add", ["d", "bias"], ["y"], "dense_bias"),
+    ]
+    read = {name for each in nodes for name in each.input}
+    used = {name: value for name, value in stored.items() if name in read}
+    inputs = [tensor("x", TensorProto.FLOAT, (batch, *size, 3))]
+    return model(nodes, used, batch=batch, opset=opset, inputs=inputs)

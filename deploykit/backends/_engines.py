@@ -200,3 +200,17 @@ def _misfit_of_gpu(record: EngineRecord, gpus: Sequence[Gpu]) -> str:
     if not record.runs_on(own):
         return f"compiled for compute capability {record.targets}, this GPU has {own}"
     return ""
+
+
+def old_driver(label: str, needed_cuda: int | None, driver: str | None) -> str:
+    """Why a driver is too old for a compiler's libraries; empty where it is not, or not known.
+
+    ``driver`` is the newest CUDA that it supports, ``needed_cuda`` the major version that they are
+    made for.
+
+    >>> old_driver("TensorRT", 13, "12.8"), old_driver("TensorRT", 12, "13.0")
+    ('TensorRT needs a driver for CUDA 13, this one ends at 12.8', '')
+    """
+    if driver is None or needed_cuda is None or int(driver.partition(".")[0]) >= needed_cuda:
+        return ""
+    return f"{label} needs a driver for CUDA {needed_cuda}, this one ends at {driver}"

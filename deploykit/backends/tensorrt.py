@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.backends._backend import GPU, NO_GPU, Ability, EngineBackend, needs
-from deploykit.backends._engines import HEADER_BYTES, EngineHeader
+from deploykit.backends._engines import HEADER_BYTES, EngineHeader, old_driver
 from deploykit.backends.trt.compiler import (
     LEAST_CAPABILITY,
     MODULES,
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 # which hold their version in the same place.
 _TAGS: Final[Mapping[str, bytes]] = {TENSORRT: b"ftrt", TENSORRT_RTX: b"vtrt"}
 _VERSION_PLACE: Final = slice(24, 28)
+
+_LABELS: Final[Mapping[str, str]] = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT for RTX"}
 
 _CAUSES: Final[Mapping[str, str]] = {
     "VERSION_MISMATCH": "it was compiled by another version",
@@ -207,15 +209,28 @@ def _doubts_of_rtx(precision: Precision, census: Mapping[str, int]) -> Sequence[
 
 
 def _abilities_of_rtx(gpus: Sequence[Gpu]) -> Sequence[Ability]:
-    module = MODULES[TENSORRT_RTX]
     build = "compile engines for RTX-class GPUs"
     run = "run engines of TensorRT for RTX"
-    running = needs(run, module, "their .engine files fit this GPU")
+    running = _on_gpu(run, TENSORRT_RTX, "their .engine files fit this GPU", _RUNNING)
     lacking = f"needs a GPU of compute capability {_RTX_COVERS} and its driver"
     missing = _foreign_gpu(gpus[0]) if gpus else lacking
     if missing:
         running = Ability(run, works=False, how=missing)
-    return needs(build, module, "deploykit export, no GPU needed"), running
+    return needs(build, MODULES[TENSORRT_RTX], "deploykit export, no GPU needed"), running
+
+
+_RUNNING: Final = ("cuda.core",)
+"""What running an engine needs beside its compiler's runtime."""
+
+
+def _on_gpu(task: str, compiler: str, how: str, beside: Sequence[str] = ()) -> Ability:
+    """The ability to do on the GPU what a compiler's libraries and the modules ``beside`` do."""
+    found = [needs(task, module, how) for module in (MODULES[compiler], *beside)]
+    missing = next((each for each in found if not each.works), None)
+    if missing is not None:
+        return missing
+    too_old = old_driver(_LABELS[compiler], _cuda_major(compiler), environment.driver_version())
+    return Ability(task, works=False, how=f"{too_old}: update it") if too_old else found[0]
 
 
 def _abilities_of_tensorrt(gpus: Sequence[Gpu]) -> Sequence[Ability]:
@@ -226,18 +241,17 @@ def _abilities_of_tensorrt(gpus: Sequence[Gpu]) -> Sequence[Ability]:
     missing = _old_gpu(gpus[0]) if gpus else lacking
     if missing:
         return Ability(build, works=False, how=missing), Ability(run, works=False, how=missing)
-    module = MODULES[TENSORRT]
     return (
-        needs(build, module, f"deploykit build BUNDLE --backend {TENSORRT}"),
-        needs(run, module, "engines that were built on this kind of GPU"),
+        _on_gpu(build, TENSORRT, f"deploykit build BUNDLE --backend {TENSORRT}"),
+        _on_gpu(run, TENSORRT, "engines that were built on this kind of GPU", _RUNNING),
     )
 
 
-def _backend(name: str, *, label: str, rank: int) -> EngineBackend:
+def _backend(name: str, *, rank: int) -> EngineBackend:
     """What both have in common."""
     return EngineBackend(
         name=name,
-        label=label,
+        label=_LABELS[name],
         rank=rank,
         device=GPU,
         precisions=None,
@@ -261,12 +275,12 @@ def _backend(name: str, *, label: str, rank: int) -> EngineBackend:
 
 BACKENDS: Final = (
     replace(
-        _backend(TENSORRT, label="TensorRT", rank=10),
+        _backend(TENSORRT, rank=10),
         abilities=_abilities_of_tensorrt,
         check_target=require_gpu,
     ),
     replace(
-        _backend(TENSORRT_RTX, label="TensorRT for RTX", rank=20),
+        _backend(TENSORRT_RTX, rank=20),
         abilities=_abilities_of_rtx,
         doubts=_doubts_of_rtx,
     ),

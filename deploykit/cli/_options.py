@@ -95,7 +95,7 @@ data = click.option(
     "--data",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Images: a folder, a CSV list or an .npz.",
+    help="Images: a folder, a CSV list, an .npz or .npy.",
 )
 max_pixels = click.option(
     "--max-pixels",

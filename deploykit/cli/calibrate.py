@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     "--data",
     required=True,
     metavar="PATH",
-    help="Images: a folder, a CSV list or an .npz; `random` for noise.",
+    help="Images: a folder, a CSV list, an .npz or .npy; `random` for noise.",
 )
 @_options.calib_count
 @_options.max_pixels

@@ -5,24 +5,72 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from deploykit.backends import GraphOptions
 from deploykit.backends._registry import graph_judge
+from deploykit.core.sizes import CHANNELS_LAST
+from deploykit.core.specs import Closing
 from deploykit.heads.multiclass import MULTICLASS
 from deploykit.images.side_inputs import SideInputs, with_side_inputs
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from deploykit.comparison.validation import ValidationReport
     from deploykit.core.artifacts import OnnxArtifact
-    from deploykit.core.specs import Preprocessing, Runner, SplitGraph
+    from deploykit.core.specs import (
+        Array,
+        Preprocessing,
+        Runner,
+        SplitGraph,
+        StepTimes,
+        TensorSpec,
+    )
     from deploykit.graph import LoadedGraph
     from deploykit.heads import Head
 
     Graph = Path | SplitGraph
+
+
+class ChannelsFirst(Closing):
+    """A runner that is fed images (N, C, H, W), of a model that takes ``image`` (N, H, W, C)."""
+
+    def __init__(self, runner: Runner, image: str) -> None:
+        self._runner = runner
+        self._image = image
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Inputs that the caller feeds."""
+        return tuple(
+            spec.channels_first() if spec.name == self._image else spec
+            for spec in self._runner.inputs
+        )
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Specs of the arrays that ``run`` returns."""
+        return self._runner.outputs
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name for one batch."""
+        return self._runner.run(self._turned(feeds))
+
+    def run_timed(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], StepTimes]:
+        """As ``run``, with the duration of each step."""
+        return self._runner.run_timed(self._turned(feeds))
+
+    def _turned(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        images = np.transpose(feeds[self._image], CHANNELS_LAST)
+        return {**feeds, self._image: np.ascontiguousarray(images)}
+
+    def close(self) -> None:
+        """Close the runner below."""
+        self._runner.close()
 
 
 @dataclass(frozen=True)
@@ -37,6 +85,12 @@ class Runners:
     def open(self, graph: Graph) -> Runner:
         """Run an FP32 or FP16 graph."""
         return self._open(graph, GraphOptions())
+
+    def open_channels_last(self, graph: Graph, image: str) -> Runner:
+        """Run a graph whose input ``image`` is (N, H, W, C), fed as all the others."""
+        opened = graph_judge().open(graph, GraphOptions())
+        # The values beside an image are chosen by its content as the caller has it.
+        return with_side_inputs(ChannelsFirst(opened, image), self.side)
 
     def open_unoptimised(self, graph: Graph) -> Runner:
         """Run a Q/DQ graph as the standard has it.

@@ -28,10 +28,18 @@ def split_device(device: str) -> tuple[str, str]:
     (('cuda', '1'), ('cpu', ''))
     >>> split_device("0000:3b:00.0"), split_device("cuda:GPU-8f9a41c7")
     (('cuda', '0000:3b:00.0'), ('cuda', 'GPU-8f9a41c7'))
+
+    Raises:
+        UsageError: nothing stands behind a colon.
     """
     if _BUS_ID.fullmatch(device) or _UUID.fullmatch(device):
         return ENGINE_DEVICE, device
-    name, _, which = device.partition(":")
+    name, colon, which = device.partition(":")
+    if colon and not which:
+        raise UsageError(
+            f"the device {device!r} names no GPU behind its colon\n"
+            f"expected {name}, or one of several: {name}:1, a PCI bus id, a UUID"
+        )
     return name, which
 
 

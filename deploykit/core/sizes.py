@@ -21,6 +21,12 @@ IMAGE_DIMS: Final = 4
 RGB: Final = 3
 """Channels of every image that deploykit prepares."""
 
+CHANNELS_FIRST: Final = (0, 3, 1, 2)
+"""Order in which the axes of (N, H, W, C) make (N, C, H, W)."""
+
+CHANNELS_LAST: Final = (0, 2, 3, 1)
+"""Order in which the axes of (N, C, H, W) make (N, H, W, C)."""
+
 AXIS_NAMES: Final[Mapping[int, str]] = {BATCH_AXIS: "batch", **IMAGE_AXES}
 
 _COUNT: Final = 3
@@ -33,6 +39,15 @@ def are_images(shape: Sequence[int | str | None]) -> bool:
     (True, False)
     """
     return len(shape) == IMAGE_DIMS and shape[1] == RGB
+
+
+def are_channels_last(shape: Sequence[int | str | None]) -> bool:
+    """Whether a tensor of ``shape`` can be a batch of images (N, H, W, 3), and of no others.
+
+    >>> are_channels_last((1, 224, 224, 3)), are_channels_last(("batch", 3, 224, 224))
+    (True, False)
+    """
+    return len(shape) == IMAGE_DIMS and shape[-1] == RGB and not are_images(shape)
 
 
 @dataclass(frozen=True, slots=True)

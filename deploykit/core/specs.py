@@ -6,12 +6,12 @@ Nothing here imports numpy or torch at run time, so that ``deploykit list`` stay
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from deploykit.core.errors import UsageError
-from deploykit.core.sizes import BATCH_AXIS, filled, shape_text
+from deploykit.core.sizes import BATCH_AXIS, CHANNELS_FIRST, filled, shape_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -101,6 +101,18 @@ class TensorSpec:
                 f"{self.name} {self.shape_text}: {named} is open, and has no size here"
             )
         return shape
+
+    def channels_first(self) -> Self:
+        """The tensor (N, C, H, W) for one of (N, H, W, C).
+
+        >>> TensorSpec("x", "float32", ("n", 224, "x_2", 3)).channels_first().shape
+        ('n', 3, 224, 'x_3')
+        """
+        # A dimension without a name is called by its place, which is another one now.
+        by_place = {f"{self.name}_{axis}": at for at, axis in enumerate(CHANNELS_FIRST)}
+        dims = (self.shape[axis] for axis in CHANNELS_FIRST)
+        named = (f"{self.name}_{by_place[dim]}" if dim in by_place else dim for dim in dims)
+        return replace(self, shape=tuple(named))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ Graphs are held as `onnx_ir.Model`; what leaves this package is plain data or a 
 """
 
 from deploykit.graph.activations import Extremes, expose_magnitudes
+from deploykit.graph.channels_last import ChannelsMoved, put_channels_first
 from deploykit.graph.files import (
     first_look,
     put_first,
@@ -39,6 +40,7 @@ __all__ = [
     "OLDEST_FOR_INT8",
     "OPSET",
     "OPSET_FOR_BF16",
+    "ChannelsMoved",
     "Extremes",
     "HalfPlan",
     "LoadedGraph",
@@ -54,6 +56,7 @@ __all__ = [
     "open_batch",
     "plain",
     "plan_half",
+    "put_channels_first",
     "put_first",
     "put_image_first",
     "raise_opset",

@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from deploykit.core.errors import ModelFileError
-from deploykit.core.sizes import IMAGE_AXES, IMAGE_DIMS, RGB
+from deploykit.core.sizes import IMAGE_DIMS, RGB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -213,7 +213,8 @@ def _shared_names(graph: onnx.GraphProto) -> set[str]:
     for value in _true_inputs(graph):
         names = [dim.dim_param for dim in value.type.tensor_type.shape.dim]
         if len(names) == IMAGE_DIMS:
-            found |= {names[0]} & {names[axis] for axis in IMAGE_AXES} - {""}
+            # Where the channels are last, height and width come before them.
+            found |= {names[0]} & set(names[1:]) - {""}
     return found
 
 

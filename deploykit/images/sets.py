@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -17,7 +18,7 @@ import numpy as np
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import DataError, one_line
 from deploykit.core.regular_files import is_special
-from deploykit.images.array_files import read_npz, require_in_range
+from deploykit.images.array_files import PixelFile, read_npy, read_npz, require_in_range
 from deploykit.images.decoding import NEEDS_HEIF, decode, image_suffixes
 from deploykit.images.label_files import read_class_names, read_text
 from deploykit.images.pixel_limit import require_max_pixels
@@ -205,9 +206,9 @@ class FileImages:
 
 @dataclass(frozen=True, eq=False)
 class ArrayImages:
-    """Images held in memory as uint8 (N, H, W, 3)."""
+    """Images uint8 (N, H, W, 3) in memory, or in a file that is read when they are used."""
 
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[np.uint8] | PixelFile
     labels: NDArray[np.int64] | None = None
     classes: tuple[str, ...] | None = None
 
@@ -216,12 +217,21 @@ class ArrayImages:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over shape, pixels and labels; compression of the file does not count."""
+        """SHA-256 over shape, pixels and labels; compression of the file does not count.
+
+        Raises:
+            DataError: the file cannot be read any more.
+        """
         shape = repr(self.pixels.shape).encode()
-        return _digest((shape, np.ascontiguousarray(self.pixels).data), self.labels)
+        each = (np.ascontiguousarray(one).data for one in self.pixels)
+        return _digest(chain([shape], each), self.labels)
 
     def load(self, index: int) -> Image:
-        """The image as RGB."""
+        """The image as RGB.
+
+        Raises:
+            DataError: the file cannot be read any more.
+        """
         from PIL import Image
 
         return Image.fromarray(self.pixels[index])
@@ -238,14 +248,15 @@ def require_images_at(path: Path) -> None:
 
 
 def open_images(path: Path, max_pixels: int | None = None) -> ImageSet:
-    """Images from a folder, a ``.csv`` list, an ``.npz`` or a single image file.
+    """Images from a folder, a ``.csv`` list, an array file or a single image file.
 
     - A folder with one sub-folder per class: the classes are the sorted names of the
       sub-folders, as torchvision's ``ImageFolder`` numbers them.
     - A folder of images: in the order of their names, without labels.
     - A ``.csv`` list of ``file,label`` or ``file``: files are relative to the list's folder. A
       label is a number, or a name out of a ``labels.txt`` beside the list.
-    - An ``.npz`` with ``images`` uint8 (N, H, W, 3) and optional ``labels`` (N,) and ``classes``.
+    - An ``.npz`` with ``images`` uint8 (N, H, W, 3) and optional ``labels`` (N,) and ``classes``,
+      or an ``.npy`` of the images alone. Their pixels are read when they are used.
 
     Hidden files and folders are left out, files of another kind are skipped and kept as such, and
     so are pipes, devices and sockets in a folder. An image file may have ``max_pixels``; what
@@ -263,12 +274,14 @@ def open_images(path: Path, max_pixels: int | None = None) -> ImageSet:
         return FileImages(*read_list(path, image_suffixes()), max_pixels=max_pixels)
     if suffix == ".npz":
         return ArrayImages(*read_npz(path))
+    if suffix == ".npy":
+        return ArrayImages(read_npy(path))
     if suffix in image_suffixes():
         return FileImages((path,), max_pixels=max_pixels)
     raise DataError(
         f"cannot take images from {path}\n"
-        f"expected a folder, a .csv list, an .npz, or an image that Pillow reads:\n{_suffixes()}"
-        f"{_heif_hint([path])}"
+        "expected a folder, a .csv list, an .npz, an .npy, or an image that Pillow reads:\n"
+        f"{_suffixes()}{_heif_hint([path])}"
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from deploykit.backends import HEADER_BYTES, engine_fits
+from deploykit.backends._engines import old_driver
 from deploykit.backends._registry import engine_backend, engine_backends, load_compiler, read_header
 from deploykit.core import environment
 from deploykit.core.artifacts import AMPERE_PLUS
@@ -187,12 +188,7 @@ def _fits_any_gpu() -> str:
 
 def misfit_of_driver(machine: Machine, compiler: Compiler) -> str:
     """Why the driver is too old for a compiler's libraries, empty where it is not."""
-    needed = machine.cuda_major(compiler.name)
-    if machine.driver is None or needed is None:
-        return ""
-    if int(machine.driver.partition(".")[0]) >= needed:
-        return ""
-    return f"{compiler.label} needs a driver for CUDA {needed}, this one ends at {machine.driver}"
+    return old_driver(compiler.label, machine.cuda_major(compiler.name), machine.driver)
 
 
 def _first_bytes(path: Path) -> bytes:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from deploykit.comparison.reference import Reference, Runners
 from deploykit.comparison.validation import validate
 from deploykit.core.errors import ModelFileError, UsageError, ValidationError
 from deploykit.core.precision import Precision
-from deploykit.core.sizes import RGB, ShapeProfile, are_images
+from deploykit.core.sizes import ShapeProfile, are_channels_last, are_images
 from deploykit.core.specs import Preprocessing
 from deploykit.graph import (
     LoadedGraph,
@@ -20,6 +21,7 @@ from deploykit.graph import (
     mended_of,
     open_batch,
     plain,
+    put_channels_first,
     put_first,
     put_image_first,
     raise_opset,
@@ -59,8 +61,8 @@ if TYPE_CHECKING:
     from deploykit.comparison.validation import ValidationReport
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.progress import Journal
-    from deploykit.core.specs import SplitGraph, TensorSpec
-    from deploykit.graph import Tail
+    from deploykit.core.specs import Runner, SplitGraph, TensorSpec
+    from deploykit.graph import ChannelsMoved, Tail
     from deploykit.heads import Head
     from deploykit.sources.definition import SourceOptions
     from deploykit.sources.head_choice import OutputChoice, Wish
@@ -91,7 +93,7 @@ class OwnGraph:
     """A user's graph on its way: the last form that was proven, which lies at ``path``."""
 
     model: ir.Model
-    original: Path | SplitGraph
+    open_original: Callable[[], Runner]
     path: Path
     parents: tuple[str, ...]
     compared: StepCheck
@@ -197,23 +199,29 @@ def from_onnx(
     """
     with journal.stage("read"):
         source, model, runnable = _read(original, journal)
-        image = require_image_classifier(source)
+        image, is_last = require_image_classifier(source)
         assumed = assumed_preprocessing(original.name, image, profile)
         profile = profile or ShapeProfile()
         int8_choices = source_options.choices.preprocessing
         preprocessing = int8_choices.applied_to(assumed)
         runners = Runners(side_inputs_of(source, image, source_options.choices.side_inputs))
         batches = _sample(image, preprocessing, source_options, profile)
+        opener = partial(runners.open_channels_last, image=image.name) if is_last else runners.open
+        open_original = partial(opener, runnable)
         asked = _ask_original(
-            original.name, runnable, read_tails(model), batches, runners, source_options.wish
+            original.name, open_original(), read_tails(model), batches, source_options.wish
         )
         compared, choice = asked
+        if is_last:
+            moved = put_channels_first(model, image.name)
+            journal.notes.append(_note_of_channels(source, image, moved))
         declare_ranks(model, {name: got.ndim for name, got in compared.answers[0].items()})
         put_image_first(model, image.name)
         put_first(model, choice.name, flatten=not choice.flat, batch_axis=choice.batch_axis)
     with journal.stage("validate fp32"):
         parents = (source.sha256, *source.parents)
-        own = OwnGraph(model, runnable, path, parents, compared, runners)
+        own = OwnGraph(model, open_original, path, parents, compared, runners)
+        own.done += ["putting the channels first"] if is_last else []
     journal.notes += notes_on_images(source_options, preprocessing)
     journal.notes += int8_choices.assumptions(preprocessing) + note_of_sizes(image, profile)
     journal.notes += [*runners.side.notes(), *choice.notes()]
@@ -279,14 +287,13 @@ def _sample(
 
 def _ask_original(
     name: str,
-    original: Path | SplitGraph,
+    opened: Runner,
     tails: Mapping[str, Tail],
     batches: list[Images],
-    runners: Runners,
     wish: Wish,
 ) -> tuple[StepCheck, OutputChoice]:
     """What the original answers to ``batches``, and which of its outputs is meant."""
-    with runners.open(original) as runner:
+    with opened as runner:
         answers = answers_of(runner, batches)
         choice = choose_output(name, runner.outputs, answers, tails, wish)
     return StepCheck(batches, settled(answers, choice), choice.name, choice.head), choice
@@ -308,7 +315,7 @@ def _open_batch(
         journal.notes.append(f"the batch stays {fixed}, as --batch {fixed} asks")
         return
     try:
-        with own.runners.open(own.original) as runner:
+        with own.open_original() as runner:
             answers = answers_one_by_one(runner, batches, fixed, choice)
     except ModelFileError as exc:
         opened = False
@@ -320,8 +327,21 @@ def _open_batch(
         journal.notes.append(f"the batch stays {fixed}: every call takes so many images at once")
 
 
-def require_image_classifier(source: OnnxArtifact) -> TensorSpec:
-    """The image input of an FP32 classifier.
+def _note_of_channels(source: OnnxArtifact, image: TensorSpec, moved: ChannelsMoved) -> str:
+    written = next(spec for spec in source.inputs if spec.name == image.name)
+    done = "its Transpose in front is dropped" if moved.dropped else "it had no Transpose to drop"
+    if moved.transposed:
+        first, *others = moved.transposed
+        more = f" and {len(others)} more" if others else ""
+        done += f", one was put before {first}{more}"
+    return (
+        f"{source.path.name} takes images {written.shape_text}, with channels last: "
+        f"the graph takes {image.shape_text}, {done}"
+    )
+
+
+def require_image_classifier(source: OnnxArtifact) -> tuple[TensorSpec, bool]:
+    """The image input (N, 3, H, W) of an FP32 classifier, and whether its channels are last there.
 
     Raises:
         ModelFileError: it is converted already, or takes no images.
@@ -331,7 +351,19 @@ def require_image_classifier(source: OnnxArtifact) -> TensorSpec:
             f"{source.path.name} is already {source.precision}; "
             "deploykit converts from FP32: give it the FP32 model"
         )
-    return require_image(source.path.name, source.inputs)
+    if not any(_is_image(spec) for spec in source.inputs):
+        for spec in source.inputs:
+            if _has_channels_last(spec):
+                return spec.channels_first(), True
+    return require_image(source.path.name, source.inputs), False
+
+
+def _is_image(spec: TensorSpec) -> bool:
+    return spec.dtype == "float32" and are_images(spec.shape)
+
+
+def _has_channels_last(spec: TensorSpec) -> bool:
+    return spec.dtype == "float32" and are_channels_last(spec.shape)
 
 
 def require_image(name: str, inputs: tuple[TensorSpec, ...]) -> TensorSpec:
@@ -341,7 +373,7 @@ def require_image(name: str, inputs: tuple[TensorSpec, ...]) -> TensorSpec:
         ModelFileError: it takes no images.
     """
     for tensor in inputs:
-        if tensor.dtype == "float32" and are_images(tensor.shape):
+        if _is_image(tensor):
             return tensor
     found = ", ".join(f"{t.name} {t.dtype} {t.shape_text}" for t in inputs) or "nothing"
     raise ModelFileError(
@@ -376,10 +408,10 @@ def _advice(inputs: tuple[TensorSpec, ...]) -> str:
             return "\nlet it begin after the division by 255: deploykit prepares the images itself"
         if tensor.dtype != "float32":
             return f"\nexport it with a float32 input, {tensor.name} is {tensor.dtype}"
-        if tensor.shape[-1:] == (RGB,):
+        if _has_channels_last(tensor):
             return (
-                "\nits channels are last; export it with channels first (tf2onnx: "
-                f"--inputs-as-nchw {tensor.name})"
+                "\nits channels are last; deploykit export makes a graph of it that takes them "
+                "first: compare that"
             )
         if len(tensor.shape) < 4:  # noqa: PLR2004 - batch, channels, height, width
             return "\nit has no batch axis; export it with a batch: torch.zeros(1, 3, H, W)"

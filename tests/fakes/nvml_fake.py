@@ -18,7 +18,7 @@ class FakeNvml:
 
     The last of them stays. ``failing`` functions raise. ``read_enough`` is set after the last of
     ``reasons`` was taken, so that a test can wait for the readings instead of for a time.
-    ``asked_for`` has the bus ids and indices by which a GPU was looked for.
+    ``asked_for`` has the bus ids by which a GPU was looked for.
     """
 
     bus: str = "0000:3B:00.0"
@@ -28,7 +28,7 @@ class FakeNvml:
     failing: frozenset[str] = frozenset()
     open_count: int = 0
     read_enough: Event = field(default_factory=Event)
-    asked_for: list[str | int] = field(default_factory=list)
+    asked_for: list[str] = field(default_factory=list)
 
     NVMLError: type[Exception] = FakeNvmlError
     NVML_CLOCK_SM: int = 1
@@ -46,11 +46,6 @@ class FakeNvml:
         self.asked_for.append(bus)
         if bus != self.bus:
             raise FakeNvmlError("Not Found")
-        return "handle"
-
-    def nvmlDeviceGetHandleByIndex(self, index: int, /) -> str:  # noqa: N802
-        assert index == 0
-        self.asked_for.append(index)
         return "handle"
 
     def nvmlDeviceGetClockInfo(self, handle: Any, kind: int, /) -> int:  # noqa: N802

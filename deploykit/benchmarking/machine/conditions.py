@@ -274,7 +274,7 @@ def _open(open_gpu_meter: Callable[[], GpuMeter]) -> tuple[GpuMeter | None, str 
     except MissingDependencyError as error:
         reason = str(error).splitlines()[-1]
     except Exception as error:  # NVMLError, a class that exists only where pynvml is installed
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {'; '.join(str(error).splitlines())}"
     return None, f"the GPU's clocks and throttling are not known ({reason})"
 
 

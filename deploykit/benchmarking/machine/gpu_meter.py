@@ -43,7 +43,6 @@ class Nvml(Protocol):
     def nvmlInit(self) -> None: ...  # noqa: N802, D102  (NVML's own names, here and below)
     def nvmlShutdown(self) -> None: ...  # noqa: N802, D102
     def nvmlDeviceGetHandleByPciBusId(self, bus: str, /) -> Any: ...  # noqa: N802, D102
-    def nvmlDeviceGetHandleByIndex(self, index: int, /) -> Any: ...  # noqa: N802, D102
     def nvmlDeviceGetClockInfo(self, handle: Any, kind: int, /) -> int: ...  # noqa: N802, D102
     def nvmlDeviceGetMaxClockInfo(self, handle: Any, kind: int, /) -> int: ...  # noqa: N802, D102
     def nvmlDeviceGetPowerUsage(self, handle: Any, /) -> int: ...  # noqa: N802, D102
@@ -95,15 +94,11 @@ class GpuMeter:
         Exception: ``nvml.NVMLError`` where NVML does not start or does not know this GPU.
     """
 
-    def __init__(self, nvml: Nvml, bus_id: str | None) -> None:
+    def __init__(self, nvml: Nvml, bus_id: str) -> None:
         self._nvml = nvml
         nvml.nvmlInit()
         try:
-            self._handle = (
-                nvml.nvmlDeviceGetHandleByIndex(0)
-                if bus_id is None
-                else nvml.nvmlDeviceGetHandleByPciBusId(bus_id)
-            )
+            self._handle = nvml.nvmlDeviceGetHandleByPciBusId(bus_id)
         except nvml.NVMLError:
             # NVML counts how often it was started; without this the count stays too high.
             nvml.nvmlShutdown()
@@ -185,18 +180,18 @@ def open_gpu_meter() -> GpuMeter:
 
     Raises:
         MissingDependencyError: ``pynvml`` is not installed.
-        DeviceError: the driver does not tell which of several GPUs that is.
+        DeviceError: the driver does not tell where that GPU is.
         Exception: see `GpuMeter`.
     """
     nvml, found = cast("Nvml", require("pynvml")), gpus()
     # NVML counts GPUs in another order than CUDA, and all of them, whatever CUDA may see.
     bus_id = found[0].bus_id if found else ""
-    if not bus_id and len(found) > 1:
+    if not bus_id:
         raise DeviceError(
-            f"the driver does not tell which of {len(found)} GPUs is measured\n"
-            "its clocks are not read: show it alone, with CUDA_VISIBLE_DEVICES"
+            "the driver does not tell the PCI bus id of the GPU that is measured\n"
+            "no clocks are read: those of NVML's first may be another one's"
         )
-    return GpuMeter(nvml, bus_id or None)
+    return GpuMeter(nvml, bus_id)
 
 
 def conditions_of(

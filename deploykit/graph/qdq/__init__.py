@@ -19,7 +19,7 @@ from deploykit.graph.qdq.trials import (
     Probe,
     correct_biases,
     probe_errors,
-    switchable,
+    switchable_parts,
     trial_graph,
 )
 
@@ -47,7 +47,7 @@ __all__ = [
     "quantize",
     "scale_of",
     "sqnr_db",
-    "switchable",
+    "switchable_parts",
     "trial_graph",
     "weight_sqnr_db",
 ]

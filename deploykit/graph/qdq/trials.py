@@ -14,7 +14,7 @@ from deploykit.graph.qdq.insertion import insert_qdq
 from deploykit.graph.qdq.plan import Reader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -82,21 +82,100 @@ SWITCHES: Final = "exact_layers"
 """Name of the extra input: bool (L,), True for each layer of the plan that runs in FP32."""
 
 
-def switchable(model: ir.Model, plan: QdqPlan, amax: Mapping[str, float]) -> SplitGraph:
-    """The INT8 form of an FP32 graph, for a runner, with the input `SWITCHES`.
+LAYERS_PER_PART: Final = 8
+"""Least layers that `switchable_parts` has in a part: each part is a session of its own to open."""
+
+
+class SwitchablePart(NamedTuple):
+    """The rest of an INT8 graph, from some value on, whose first layers can be switched.
+
+    ``layers`` are those, in the order of the input `SWITCHES`; the other input is what the rest is
+    computed from. ``carried`` is the output that the next part takes as its own, ``None`` of the
+    last.
+    """
+
+    graph: SplitGraph
+    layers: tuple[str, ...]
+    carried: str | None
+
+
+def switchable_parts(
+    model: ir.Model, plan: QdqPlan, amax: Mapping[str, float]
+) -> Iterator[SwitchablePart]:
+    """The INT8 form of an FP32 graph, for a runner, from several places on.
 
     A layer that is switched reads its input and its weight as they were before; the others, and
-    residual additions, read what they read in INT8. Layers are in the order of ``plan.weights``.
+    residual additions, read what they read in INT8. What lies before a layer computes the same
+    whether it is switched or not: so the graph is cut where a single value goes on, and each part
+    begins there. Together the parts have the layers of ``plan.weights``, in the order of the graph.
 
     Raises:
         DataError: ``amax`` lacks a value of the plan, or is not a number from 0 up.
         ModelFileError: it is too large without its weights.
     """
     result = insert_qdq(model, plan, amax)
-    builder = _SwitchBuilder(model, result, len(plan.weights))
-    for index, weight in enumerate(plan.weights):
-        builder.add_switch(index, weight)
-    return split(result, "the graph with its switches")
+    start: str | None = None
+    for end, weights in _parts(model, plan.weights):
+        part = _from(result, start, end)
+        builder = _SwitchBuilder(model, part, len(weights))
+        for index, weight in enumerate(weights):
+            builder.add_switch(index, weight)
+        layers = tuple(weight.node for weight in weights)
+        yield SwitchablePart(split(part, "the graph with its switches"), layers, end)
+        start = end
+
+
+def _parts(
+    model: ir.Model, weights: Sequence[QuantizedWeight]
+) -> list[tuple[str | None, list[QuantizedWeight]]]:
+    """The layers of each part, and the value that it ends with."""
+    by_node = {weight.node: weight for weight in weights}
+    cuts = _cuts(model)
+    parts: list[tuple[str | None, list[QuantizedWeight]]] = []
+    current: list[QuantizedWeight] = []
+    waiting = len(weights)
+    for node in model.graph:
+        if str(node.name) in by_node:
+            current.append(by_node[str(node.name)])
+            waiting -= 1
+        if node in cuts and len(current) >= LAYERS_PER_PART and waiting >= LAYERS_PER_PART:
+            parts.append((cuts[node], current))
+            current = []
+    return [*parts, (None, current)]
+
+
+def _cuts(model: ir.Model) -> dict[ir.Node, str]:
+    """Nodes behind which a single value goes on, and nothing else that was computed; its name."""
+    graph = model.graph
+    if sum(not value.is_initializer() for value in graph.inputs) > 1:
+        return {}  # what a runner adds beside images goes with the images
+    last = {value: node for node in graph for value in node.inputs if value is not None}
+    alive = {value for value in graph.inputs if value in last}
+    found = {}
+    for node in graph:
+        alive |= {value for value in node.outputs if value in last or value.is_graph_output()}
+        alive -= {
+            value
+            for value in node.inputs
+            if value is not None and last[value] is node and not value.is_graph_output()
+        }
+        value = next(iter(alive)) if len(alive) == 1 else None
+        is_float = value is not None and value.dtype == ir.DataType.FLOAT
+        if value is not None and is_float and value.shape is not None and value in last:
+            found[node] = str(value.name)
+    return found
+
+
+def _from(model: ir.Model, start: str | None, end: str | None) -> ir.Model:
+    """A copy of what follows from the value ``start``, with ``end`` as one more output."""
+    values = ir.convenience.create_value_mapping(model.graph)
+    inputs = list(model.graph.inputs) if start is None else [values[start]]
+    outputs = [*model.graph.outputs, *([] if end is None else [values[end]])]
+    graph = ir.convenience.extract(model.graph, inputs, outputs)
+    if start is not None:
+        rank = len(graph.inputs[0].shape or ())
+        graph.inputs[0].shape = ir.Shape([None] * rank)
+    return ir.Model(graph, ir_version=model.ir_version)
 
 
 class _SwitchBuilder:
@@ -124,11 +203,29 @@ class _SwitchBuilder:
         )
         chosen = self._insert("Gather", [self._switches, place], ir.DataType.BOOL, node)
         for position in (0, weight.index):
-            exact = self._exact(original.inputs[position])
-            either = [chosen, exact, node.inputs[position]]
-            node.replace_input_with(
-                position, self._insert("Where", either, ir.DataType.FLOAT, node)
-            )
+            exact, rounded = self._exact(original.inputs[position]), node.inputs[position]
+            node.replace_input_with(position, self._either(chosen, exact, rounded, node))
+
+    def _either(
+        self, chosen: ir.Value, exact: ir.Value, rounded: ir.Value | None, before: ir.Node
+    ) -> ir.Value:
+        """``exact`` where ``chosen`` is true, else ``rounded``.
+
+        An ``If`` copies the one that is chosen. onnxruntime's ``Where`` reads both, in one thread,
+        and took longer than all convolutions of a network together.
+        """
+        branches = [
+            ir.AttrGraph(key, self._branch(value))
+            for key, value in (("then_branch", exact), ("else_branch", rounded))
+        ]
+        return self._insert("If", [chosen], ir.DataType.FLOAT, before, branches)
+
+    def _branch(self, value: ir.Value | None) -> ir.Graph:
+        """A graph that gives a value of the graph around it."""
+        name = self._value_names.fresh("branch_output")
+        output = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT))
+        copy = ir.Node("", "Identity", [value], outputs=[output], name=f"{name}/Identity")
+        return ir.Graph([], [output], nodes=[copy], name=name)
 
     def _exact(self, value: ir.Value | None) -> ir.Value:
         """The same value in the new graph; an FP32 weight, which it lacks, is added again."""
@@ -140,11 +237,16 @@ class _SwitchBuilder:
         return add_constant(self._graph, name, constant.numpy())  # type: ignore[union-attr]
 
     def _insert(
-        self, op_type: str, inputs: list[ir.Value | None], dtype: ir.DataType, before: ir.Node
+        self,
+        op_type: str,
+        inputs: list[ir.Value],
+        dtype: ir.DataType,
+        before: ir.Node,
+        attributes: Sequence[ir.Attr] = (),
     ) -> ir.Value:
         name = self._node_names.fresh(f"switch/{op_type}")
         output = ir.Value(name=self._value_names.fresh(f"{name}_output"), type=ir.TensorType(dtype))
-        node = ir.Node("", op_type, inputs, outputs=[output], name=name)
+        node = ir.Node("", op_type, inputs, attributes, outputs=[output], name=name)
         self._graph.insert_before(before, node)
         return output
 

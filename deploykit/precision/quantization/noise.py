@@ -38,9 +38,9 @@ def measure_gains(
 ) -> dict[str, float]:
     """By how many dB the noisiest output gains when one layer alone computes in FP32, by layer.
 
-    ``compared`` are batches (N, C, H, W) and their FP32 answers, see `judged_answers`; there is one
-    pass over them for each layer, and one more. ``open_runner`` must run Q/DQ pairs as they are
-    written.
+    ``compared`` are batches (N, C, H, W) and their FP32 answers, see `judged_answers`; there is a
+    pass over them for each layer, from somewhere before it on. ``open_runner`` must run Q/DQ pairs
+    as they are written.
 
     Raises:
         DataError: ``amax`` lacks a value of the plan, or is not a number from 0 up.
@@ -48,23 +48,26 @@ def measure_gains(
         ValidationError: an output has another shape in INT8.
     """
     batches, exact = compared
-    layers = [weight.node for weight in plan.weights]
-    graph = qdq.switchable(model, plan, amax)
-    with open_runner(graph) as runner:
-        none = np.zeros(len(layers), np.bool_)
-        quantized = worst_sqnr_db(exact, _switched(runner, batches, none))
-        gains = {}
-        for index, layer in enumerate(layers):
-            alone = np.arange(len(layers)) == index
-            found = worst_sqnr_db(exact, _switched(runner, batches, alone))
-            gains[layer] = _gain(found, quantized)
-            task.update(index + 1, len(layers), "noise of each layer")
+    gains: dict[str, float] = {}
+    given: Sequence[Array] = batches
+    for part in qdq.switchable_parts(model, plan, amax):
+        with open_runner(part.graph) as runner:
+            none = np.zeros(len(part.layers), np.bool_)
+            whole = _switched(runner, given, none)
+            quantized = worst_sqnr_db(exact, whole)
+            for index, layer in enumerate(part.layers):
+                alone = np.arange(len(part.layers)) == index
+                found = worst_sqnr_db(exact, _switched(runner, given, alone))
+                gains[layer] = _gain(found, quantized)
+                task.update(len(gains), len(plan.weights), "noise of each layer")
+        if part.carried is not None:
+            given = [one[part.carried] for one in whole]
     return gains
 
 
-def _switched(runner: Runner, batches: Batches, switches: NDArray[np.bool_]) -> list[Answers]:
-    image, switch = (spec.name for spec in runner.inputs)
-    return [runner.run({image: batch, switch: switches}) for batch in batches]
+def _switched(runner: Runner, given: Sequence[Array], switches: NDArray[np.bool_]) -> list[Answers]:
+    value, switch = (spec.name for spec in runner.inputs)
+    return [runner.run({value: one, switch: switches}) for one in given]
 
 
 def fp32_answers(reference: Reference, batches: Batches) -> tuple[list[Float32Answers], Batches]:

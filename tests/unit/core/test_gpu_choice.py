@@ -25,7 +25,6 @@ GPUS = (FIRST, SECOND, PART)
     ("device", "parts"),
     [
         ("cuda", ("cuda", "")),
-        ("cuda:", ("cuda", "")),
         ("cuda:1", ("cuda", "1")),
         ("ort-cuda:0001:af:00.0", ("ort-cuda", "0001:af:00.0")),
         ("3b:00.0", ("cuda", "3b:00.0")),
@@ -36,6 +35,13 @@ GPUS = (FIRST, SECOND, PART)
 )
 def test_a_device_is_a_name_and_a_gpu(device: str, parts: tuple[str, str]) -> None:
     assert split_device(device) == parts
+
+
+def test_a_colon_without_a_gpu_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"^the device 'cuda:' names no GPU behind its colon\nexpected cuda, or"
+    ):
+        split_device("cuda:")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,12 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,11 +15,9 @@ import pytest
 from deploykit import images
 from deploykit.core.errors import DataError
 from deploykit.core.specs import Preprocessing
-from deploykit.images import batches, open_images
+from deploykit.images import array_files, batches, open_images
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3), np.uint8)
@@ -92,7 +97,7 @@ def test_images_and_labels_cannot_be_changed(tmp_path: Path) -> None:
     source = open_images(stored(tmp_path, images=PIXELS, labels=LABELS))
     assert isinstance(source, images.sets.ArrayImages)
     assert source.labels is not None
-    assert not source.pixels.flags.writeable
+    assert not source.pixels[0].flags.writeable
     assert not source.labels.flags.writeable
 
 
@@ -186,3 +191,175 @@ def test_a_bare_array_under_the_wrong_name_is_refused(tmp_path: Path) -> None:
     file = (tmp_path / "set.npy").rename(tmp_path / "set.npz")
     with pytest.raises(DataError, match=r"cannot read .*set\.npz: .*\nexpected `images`"):
         open_images(file)
+
+
+# --- pixels are read when they are used
+
+
+PACKED = {"plain": np.savez, "packed": np.savez_compressed}
+
+
+@pytest.fixture
+def unpacks_to_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(array_files, "UNPACKED_IN_MEMORY_BYTES", 0)
+
+
+@pytest.mark.usefixtures("unpacks_to_files")
+@pytest.mark.parametrize("save", PACKED.values(), ids=PACKED)
+def test_pixels_stay_in_a_file(tmp_path: Path, save: Any) -> None:
+    save(tmp_path / "set.npz", labels=LABELS, images=PIXELS)
+    source = open_images(tmp_path / "set.npz")
+    assert isinstance(source, images.ArrayImages)
+    assert isinstance(source.pixels, array_files.PixelFile)
+    assert len(source) == 6
+    in_memory = images.ArrayImages(PIXELS, LABELS)
+    assert source.digest == in_memory.digest
+    for index in (3, 0, 5):
+        np.testing.assert_array_equal(np.asarray(source.load(index)), PIXELS[index])
+    with pytest.raises(IndexError, match="image 6 was asked of 6"):
+        source.load(6)
+
+
+def test_a_large_compressed_file_is_unpacked_once(tmp_path: Path) -> None:
+    pixels = np.zeros((3, 4096, 2048, 3), np.uint8)
+    pixels[1, 5, 6] = 7
+    np.savez_compressed(tmp_path / "set.npz", images=pixels)
+    source = open_images(tmp_path / "set.npz")
+    (tmp_path / "set.npz").unlink()
+    assert isinstance(source, images.ArrayImages)
+    assert isinstance(source.pixels, array_files.PixelFile)
+    np.testing.assert_array_equal(source.pixels[1], pixels[1])
+
+
+def test_threads_read_at_the_same_time(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 9, 8, 3), np.uint8)
+    source = open_images(stored(tmp_path, images=pixels))
+    order = np.random.default_rng(2).integers(0, 40, 2000).tolist()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda index: np.asarray(source.load(index)), order))
+    np.testing.assert_array_equal(np.stack(found), pixels[order])
+
+
+def test_a_file_that_becomes_shorter_is_refused_at_the_image(tmp_path: Path) -> None:
+    file = stored(tmp_path, images=PIXELS)
+    source = open_images(file)
+    os.truncate(file, 400)
+    source.load(0)
+    with pytest.raises(
+        DataError, match=r"^image 5 of .*set\.npz is cut off: .*\nleave it as it is"
+    ):
+        source.load(5)
+    with pytest.raises(DataError, match="is cut off"):
+        assert source.digest
+
+
+def test_a_file_that_cannot_be_read_any_more(tmp_path: Path) -> None:
+    opened = (tmp_path / "pixels").open("wb")
+    opened.write(PIXELS.tobytes())
+    pixels = array_files.PixelFile(opened, 0, PIXELS.shape, tmp_path / "pixels")
+    with pytest.raises(DataError, match=r"^cannot read image 1 of .*pixels: .*Bad file desc"):
+        pixels[1]
+
+
+@pytest.mark.usefixtures("unpacks_to_files")
+def test_no_room_for_the_unpacked_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez_compressed(tmp_path / "set.npz", images=PIXELS)
+    said = r"^cannot unpack the 360 bytes of pixels of .*npz .*No space left.*\nset TMPDIR to a"
+    full = Path("/dev/full").open("wb")  # noqa: SIM115 - closed by what is tested
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: full)
+    with pytest.raises(DataError, match=said):
+        open_images(tmp_path / "set.npz")
+
+    def refused() -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused)
+    with pytest.raises(DataError, match=said):
+        open_images(tmp_path / "set.npz")
+
+
+@pytest.mark.usefixtures("unpacks_to_files")
+def test_damage_in_what_is_unpacked(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "set.npz", images=PIXELS)
+    content = bytearray((tmp_path / "set.npz").read_bytes())
+    content[300] ^= 0xFF
+    (tmp_path / "set.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"cannot read .*set\.npz"):
+        open_images(tmp_path / "set.npz")
+
+
+def test_a_header_that_promises_more_pixels(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", PIXELS)
+    with zipfile.ZipFile(tmp_path / "set.npz", "w") as archive:
+        archive.writestr("images.npy", (tmp_path / "images.npy").read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"\(6, 5, 4, 3\) takes 360 bytes, there are 359"):
+        open_images(tmp_path / "set.npz")
+
+
+# --- an array of images alone
+
+
+@pytest.mark.parametrize("pixels", [PIXELS, np.asfortranarray(PIXELS)], ids=["C", "Fortran"])
+def test_an_npy_has_images_without_labels(tmp_path: Path, pixels: NDArray[Any]) -> None:
+    np.save(tmp_path / "set.npy", pixels)
+    source = open_images(tmp_path / "set.npy")
+    assert source.labels is None
+    assert source.classes is None
+    assert source.digest == images.ArrayImages(PIXELS).digest
+    np.testing.assert_array_equal(np.asarray(source.load(4)), PIXELS[4])
+
+
+def test_an_npy_of_another_version(tmp_path: Path) -> None:
+    with (tmp_path / "set.npy").open("wb") as file:
+        np.lib.format.write_array(file, PIXELS, version=(2, 0))
+    np.testing.assert_array_equal(np.asarray(open_images(tmp_path / "set.npy").load(4)), PIXELS[4])
+
+
+def test_wrong_npy_files_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "set.npy"
+    np.save(file, PIXELS[..., 0])
+    with pytest.raises(DataError, match=r"^the array of .*set\.npy is uint8 \(6, 5, 4\)\nexpected"):
+        open_images(file)
+    np.save(file, np.empty(2, object))
+    with pytest.raises(DataError, match=r"^cannot read .*: ValueError: .* a pickle\nexpected one"):
+        open_images(file)
+    np.save(file, PIXELS)
+    os.truncate(file, 300)
+    with pytest.raises(DataError, match=r"takes 360 bytes, there are 172\nexpected one array"):
+        open_images(file)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(DataError, match=r"^cannot read .*it is a pipe"):
+        open_images(file)
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from deploykit.images import open_images
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+small = open_images(Path(sys.argv[1]))
+small.digest, small.load(0)  # all loaded once
+before = peak()
+source = open_images(Path(sys.argv[2]))
+source.digest
+for index in range(len(source)):
+    source.load(index)
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize("kind", ["plain", "packed", "npy"])
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, kind: str) -> None:
+    """96 MiB of pixels, of which 8 are in memory at most."""
+    pixels = np.zeros((512, 256, 256, 3), np.uint8)
+    files = [tmp_path / f"{name}.{'npy' if kind == 'npy' else 'npz'}" for name in "ab"]
+    for file, count in zip(files, (2, len(pixels)), strict=True):
+        if kind == "npy":
+            np.save(file, pixels[:count])
+        else:
+            PACKED[kind](file, images=pixels[:count])
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *files], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 8 * 2**20

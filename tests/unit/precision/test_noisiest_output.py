@@ -118,8 +118,8 @@ def test_a_layer_gains_what_the_noisiest_output_gains(tmp_path: Path) -> None:
 
     def worst(*left_out: str) -> float:
         switches = np.array([layer in left_out for layer in layers])
-        graph_of = qdq.switchable(model, plan, amax)
-        found = run_ort(graph_of, {"x": images(), qdq.SWITCHES: switches})
+        (part,) = qdq.switchable_parts(model, plan, amax)
+        found = run_ort(part.graph, {"x": images(), qdq.SWITCHES: switches})
         return min(decibels(values[name], found[name]) for name in FLOATS)
 
     expected = [{name: values[name] for name in FLOATS}]

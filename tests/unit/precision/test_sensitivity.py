@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 from deploykit.backends import GraphOptions
 from deploykit.backends.ort import OrtRunner
@@ -18,9 +20,10 @@ from deploykit.precision.quantization.noise import measure_gains
 from tests.graphs import expose_outputs, graph, normal, run_ort, save
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    import onnx_ir as ir
     from numpy.typing import NDArray
 
     from deploykit.core.artifacts import OnnxArtifact
@@ -101,7 +104,10 @@ def test_a_switched_layer_computes_as_if_it_had_been_left_out(
     assert tuple(weight.node for weight in plan.weights) == LAYERS
     switches = np.array([layer in switched for layer in LAYERS])
     feeds = {"x": images(), qdq.SWITCHES: switches}
-    found = run_ort(qdq.switchable(model, plan, amax), feeds)["logits"]
+    (part,) = qdq.switchable_parts(model, plan, amax)
+    assert part.layers == LAYERS
+    assert part.carried is None
+    found = run_ort(part.graph, feeds)["logits"]
     if switched == LAYERS:  # a graph made without any of them is refused
         expected = logits(artifact.path)
     else:
@@ -141,3 +147,85 @@ def test_a_sensitive_layer_is_kept_with_the_reason(artifact: OnnxArtifact) -> No
     plan = qdq.plan_qdq(model, replace(POLICY, sensitive=("second",)))
     assert [weight.node for weight in plan.weights] == ["first", "last"]
     assert plan.kept["second"] == "by itself it made a large part of the logits' noise"
+
+
+# --- parts of a deep network
+
+
+BLOCKS = 9
+
+
+def deep(ends: str = "", outputs: str = "") -> onnx.ModelProto:
+    """Nine residual blocks of two convolutions, and a last layer."""
+    blocks = "".join(
+        f"[c{at}a] a{at} = Conv <pads = [1,1,1,1]> (x{at}, w{at}a) [r{at}] r{at} = Relu (a{at}) "
+        f"[c{at}b] b{at} = Conv <pads = [1,1,1,1]> (r{at}, w{at}b) "
+        f"[add{at}] x{at + 1} = Add (b{at}, x{at}) "
+        for at in range(1, BLOCKS + 1)
+    )
+    text = (
+        f"deep (float[N, 3, 8, 8] x) => (float[N, 20] logits{outputs}) {{ "
+        f"[first] x1 = Conv <pads = [1,1,1,1]> (x, w1) {blocks}"
+        f"[pool] p = GlobalAveragePool (x{BLOCKS + 1}) [flat] f = Flatten (p) "
+        f"[last] logits = Gemm <transB = 1> (f, w3) {ends} }}"
+    )
+    names = [f"w{at}{side}" for at in range(1, BLOCKS + 1) for side in "ab"]
+    inner = {name: normal(16, 16, 3, 3, seed=at, scale=0.06) for at, name in enumerate(names)}
+    return graph(text, {"w1": WEIGHTS["w1"], "w3": WEIGHTS["w3"], **inner})
+
+
+@dataclass(frozen=True)
+class Deep:
+    artifact: OnnxArtifact
+    model: ir.Model
+    plan: qdq.QdqPlan
+    amax: Mapping[str, float]
+
+
+def planned(proto: onnx.ModelProto, folder: Path, **beside: Images) -> Deep:
+    model = read_model(save(proto, folder / "raw.onnx"))
+    tidy(model, rename=False)
+    artifact = write_model(model, folder / "net.onnx", Precision.FP32)
+    plan = qdq.plan_qdq(model, POLICY)
+    exposed, _ = expose_outputs(model)
+    feeds = {"x": images(), **beside}
+    values = {**feeds, **run_ort(exposed, feeds)}
+    amax = {name: float(np.abs(values[name]).max()) for name in plan.tensors}
+    return Deep(artifact, model, plan, amax)
+
+
+def test_each_part_begins_where_one_value_goes_on(tmp_path: Path) -> None:
+    made = planned(deep(), tmp_path)
+    parts = list(qdq.switchable_parts(made.model, made.plan, made.amax))
+    layers = [layer for part in parts for layer in part.layers]
+    assert layers == [weight.node for weight in made.plan.weights]
+    # Inside a block its skip operand goes on too.
+    assert [(len(part.layers), part.carried) for part in parts] == [(9, "x5"), (11, None)]
+    sizes = [len(onnx.load_from_string(part.graph.content).graph.node) for part in parts]
+    assert sizes[1] < sizes[0]
+
+
+def test_gains_of_parts_are_those_of_graphs_made_one_by_one(tmp_path: Path) -> None:
+    made, steps = planned(deep(), tmp_path), Steps()
+    exact = logits(made.artifact.path)
+    compared = ([images()[:2], images()[2:]], [{"logits": exact[:2]}, {"logits": exact[2:]}])
+    gains = measure_gains(made.model, made.plan, made.amax, compared, open_runner=judge, task=steps)
+    ratio = qdq.sqnr_db(exact, without(made.artifact, made.amax, tmp_path))
+    assert tuple(gains) == tuple(weight.node for weight in made.plan.weights)
+    for layer in ("first", "c4a", "c4b", "c5a", "c9b", "last"):
+        alone = qdq.sqnr_db(exact, without(made.artifact, made.amax, tmp_path, layer))
+        assert gains[layer] == pytest.approx(alone - ratio, abs=0.01)
+    assert steps.seen[-1] == (20, 20)
+
+
+def test_what_several_values_go_on_from_is_not_cut(tmp_path: Path) -> None:
+    early = deep(outputs=", float[N, 16, 8, 8] x2")
+    assert len(list(_parts_of(planned(early, tmp_path)))) == 1
+    beside = deep("h = Gemm <transB = 1> (age, w3) y = Add (logits, h)", ", float[N, 20] y")
+    beside.graph.input.append(helper.make_tensor_value_info("age", 1, ("N", 16)))
+    made = planned(beside, tmp_path, age=normal(6, 16))
+    assert len(list(_parts_of(made))) == 1
+
+
+def _parts_of(made: Deep) -> Iterator[object]:
+    return qdq.switchable_parts(made.model, made.plan, made.amax)

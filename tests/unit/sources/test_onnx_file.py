@@ -65,7 +65,7 @@ def test_the_first_input_of_images_is_taken() -> None:
         (TensorSpec("x", "float64", ("n", 3, 8, 8)), "with a float32 input, x is float64"),
         (
             TensorSpec("x", "float32", ("n", 8, 8, 3)),
-            "its channels are last; .* --inputs-as-nchw x",
+            "its channels are last; deploykit export makes a graph",
         ),
         (TensorSpec("x", "float32", (3, 8, 8)), "it has no batch axis"),
         (TensorSpec("x", "float32", ("n", 1, 8, 8)), "H, W\\)$"),
@@ -91,7 +91,17 @@ def test_only_fp32_is_converted(tmp_path: Path, precision: Precision) -> None:
 
 
 def test_the_image_of_an_fp32_classifier(tmp_path: Path) -> None:
-    assert require_image_classifier(artifact(tmp_path / "mine.onnx", IMAGE)) == IMAGE
+    found = require_image_classifier(artifact(tmp_path / "mine.onnx", IMAGE))
+    assert found == (IMAGE, False)
+
+
+def test_images_with_channels_last_are_taken_where_none_have_them_first(tmp_path: Path) -> None:
+    last = TensorSpec("photo", "float32", ("n", 8, "photo_2", 3))
+    age = TensorSpec("age", "float32", ("n", 4))
+    found = require_image_classifier(artifact(tmp_path / "mine.onnx", age, last))
+    assert found == (TensorSpec("photo", "float32", ("n", 3, 8, "photo_3")), True)
+    found = require_image_classifier(artifact(tmp_path / "mine.onnx", last, IMAGE))
+    assert found == (IMAGE, False)
 
 
 # --- what is beside the image

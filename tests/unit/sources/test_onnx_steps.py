@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,9 +29,9 @@ def start(folder: Path, source: onnx.ModelProto) -> OwnGraph:
     (folder / "own.onnx").write_bytes(source.SerializeToString())
     compared = StepCheck([IMAGES], [run_ort(source, {"x": IMAGES})], "y")
     model = plain(ir.from_proto(source), "own.onnx")
-    return OwnGraph(
-        model, folder / "own.onnx", folder / "model.onnx", ("abc",), compared, Runners()
-    )
+    runners = Runners()
+    opener = partial(runners.open, folder / "own.onnx")
+    return OwnGraph(model, opener, folder / "model.onnx", ("abc",), compared, runners)
 
 
 def other_weight(model: ir.Model) -> ir.Model:
@@ -103,8 +104,10 @@ def test_a_graph_that_is_wrong_from_the_start(tmp_path: Path) -> None:
     source = old(17)
     compared = StepCheck([IMAGES], [{"y": np.zeros((2, 10), np.float32)}], "y")
     model = plain(ir.from_proto(source), "own.onnx")
+    runners = Runners()
+    opener = partial(runners.open, tmp_path / "own.onnx")
     with pytest.raises(ValidationError, match="does not compute what the original file computes"):
-        OwnGraph(model, tmp_path / "own.onnx", tmp_path / "model.onnx", (), compared, Runners())
+        OwnGraph(model, opener, tmp_path / "model.onnx", (), compared, runners)
 
 
 def written_out(epsilon: float) -> onnx.ModelProto:

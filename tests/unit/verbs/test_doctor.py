@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from deploykit.backends import Ability
 
 EXPORTING = ("torch", "torchvision", "onnx", "onnxscript", "safetensors")
-OTHERS = ("onnxruntime", "tensorrt", "tensorrt_rtx", "model_signing", "OpenSSL")
+OTHERS = ("onnxruntime", "tensorrt", "tensorrt_rtx", "cuda.core", "model_signing", "OpenSSL")
 
 
 def diagnosed(
@@ -83,6 +83,7 @@ def test_a_gpu_that_tensorrt_for_rtx_does_not_run_on(monkeypatch: pytest.MonkeyP
         ("onnxruntime", [CPU]),
         ("tensorrt_rtx", [BUILD_RTX, RUN_RTX]),
         ("tensorrt", [BUILD, RUN]),
+        ("cuda.core", [RUN_RTX, RUN]),
         ("model_signing", [SIGN]),
         ("OpenSSL", [SIGN]),
     ],
@@ -96,6 +97,22 @@ def test_a_missing_package_is_named_with_its_install_line(
         assert f"needs the Python module {module}, which is not installed" in found[task].how
         assert "install it: pip install" in found[task].how
         assert "\n" not in found[task].how
+
+
+@pytest.mark.parametrize(("driver", "works"), [("12.8", False), ("13.0", True), (None, True)])
+def test_a_driver_that_is_too_old_for_the_libraries(
+    monkeypatch: pytest.MonkeyPatch, driver: str | None, *, works: bool
+) -> None:
+    monkeypatch.setattr(environment, "driver_version", lambda: driver)
+    installed = {"tensorrt-cu13": "11.4", "tensorrt-rtx-cu13": "1.7"}
+    monkeypatch.setattr(environment, "package_version", installed.get)
+    found = diagnosed(monkeypatch, Gpu("Ada", "8.9", 1))
+    assert found[BUILD_RTX].works  # without a GPU too
+    assert [found[task].works for task in (BUILD, RUN, RUN_RTX)] == [works] * 3
+    if not works:
+        said = "needs a driver for CUDA 13, this one ends at 12.8: update it"
+        assert found[BUILD].how == found[RUN].how == f"TensorRT {said}"
+        assert found[RUN_RTX].how == f"TensorRT for RTX {said}"
 
 
 def test_plain_data_has_the_machine_and_its_abilities(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -289,38 +289,43 @@ def test_a_meter_that_does_not_open_leaves_nothing_open(bus: str, failing: str) 
     assert nvml.open_count == 0
 
 
-def test_without_a_bus_the_first_gpu_is_read() -> None:
-    meter = GpuMeter(FakeNvml(), None)
-    assert meter.read().sm_mhz == 1980
-    meter.close()
-
-
 def test_the_shortest_work_has_one_reading() -> None:
     nvml = FakeNvml()
-    sampler = GpuSampler(GpuMeter(nvml, None), interval_s=3600.0)
+    sampler = GpuSampler(GpuMeter(nvml, nvml.bus), interval_s=3600.0)
     sampler.start()
     assert len(sampler.stop()) == 1
 
 
-@pytest.mark.parametrize("bus_id", ["0000:3B:00.0", ""])
-def test_the_meter_reads_cudas_first_gpu(monkeypatch: pytest.MonkeyPatch, bus_id: str) -> None:
-    """NVML counts in another order: the GPU is found by its bus id, where that is known."""
+def test_the_meter_reads_cudas_first_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML counts in another order: the GPU is found by its bus id."""
     nvml = FakeNvml()
-    first, second = Gpu("A", "9.0", 1, bus_id=bus_id), Gpu("B", "9.0", 1, 1, "0000:86:00.0")
-    monkeypatch.setattr(gpu_meter, "gpus", lambda: (first, second) if bus_id else (first,))
+    first, second = Gpu("A", "9.0", 1, 0, nvml.bus), Gpu("B", "9.0", 1, 1, "0000:86:00.0")
+    monkeypatch.setattr(gpu_meter, "gpus", lambda: (first, second))
     monkeypatch.setattr(gpu_meter, "require", lambda _module: nvml)
     open_gpu_meter().close()
-    assert nvml.asked_for == [bus_id or 0]
+    assert nvml.asked_for == [nvml.bus]
 
 
-def test_of_several_gpus_without_a_bus_none_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first of NVML may be another than the first of CUDA."""
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_without_a_bus_id_no_gpu_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, count: int
+) -> None:
+    """The first of NVML may be another than the first of CUDA, which may see one of many."""
     nvml = FakeNvml()
-    monkeypatch.setattr(gpu_meter, "gpus", lambda: (Gpu("A", "9.0", 1), Gpu("B", "9.0", 1, 1)))
+    found = tuple(Gpu("A", "9.0", 1, index) for index in range(count))
+    monkeypatch.setattr(gpu_meter, "gpus", lambda: found)
     monkeypatch.setattr(gpu_meter, "require", lambda _module: nvml)
-    with pytest.raises(DeviceError, match="which of 2 GPUs is measured\nits clocks are not read"):
+    with pytest.raises(DeviceError, match="PCI bus id of the GPU that is measured\nno clocks are"):
         open_gpu_meter()
-    assert nvml.asked_for == []
+    assert (nvml.asked_for, nvml.open_count) == ([], 0)
+    result, conditions = watch(
+        lambda _: 5, on_gpu=True, host=Host(tmp_path), open_gpu_meter=open_gpu_meter
+    )
+    assert (result, conditions.gpu) == (5, None)
+    assert conditions.gpu_unknown is not None
+    assert "does not tell the PCI bus id of the GPU that is measured; no clocks" in (
+        conditions.gpu_unknown
+    )
 
 
 def test_nvml_is_asked_for_by_its_packages_name(monkeypatch: pytest.MonkeyPatch) -> None:
