@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from deploykit.cli._command import Answer, Command, examples
-from deploykit.cli._show import megabytes, short_count, table
+from deploykit.cli._show import megabytes, progress, short_count, table
+from deploykit.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,20 +23,38 @@ if TYPE_CHECKING:
 @click.command(
     "list",
     cls=Command,
-    epilog=examples("deploykit list", "deploykit list engines", "deploykit list --json"),
+    epilog=examples("deploykit list", "deploykit list engines", "deploykit list --torchvision"),
 )
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
-def command(folder: Path | None) -> Answer:
+@click.option("--torchvision", is_flag=True, help="The classifiers of the installed torchvision.")
+@click.option("--timm", is_flag=True, help="The architectures of the installed timm.")
+def command(folder: Path | None, *, torchvision: bool, timm: bool) -> Answer:
     """List the architectures that deploykit defines, or the bundles in FOLDER.
 
-    Of a bundle only the manifest is read; `check` compares its files with that.
+    Of a bundle only the manifest is read; `check` compares its files with that. Networks of other
+    packages are listed as the targets that `export` takes, one a line.
     """
+    if (folder is not None) + torchvision + timm > 1:
+        raise UsageError("a list is of one kind\ngive FOLDER, --torchvision or --timm")
     if folder is not None:
         return _bundles(folder)
+    if torchvision or timm:
+        return _targets(torchvision=torchvision)
     from deploykit.models import get, names
 
     specs = [get(name) for name in names()]
     return Answer({"models": [_plain(spec) for spec in specs]}, lambda out: _show(out, specs))
+
+
+def _targets(*, torchvision: bool) -> Answer:
+    with progress().step("start"):  # importing torch takes seconds
+        if torchvision:
+            from deploykit.sources.torchvision import torchvision_names as names
+        else:
+            from deploykit.sources.timm import timm_names as names
+        prefix = "torchvision" if torchvision else "timm"
+        found = [f"{prefix}:{name}" for name in names()]
+    return Answer({"targets": found}, lambda out: out.print("\n".join(found), markup=False))
 
 
 def _bundles(folder: Path) -> Answer:

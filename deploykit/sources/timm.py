@@ -165,7 +165,7 @@ def _file(config: Any) -> tuple[Path, str]:
     return torch_hub_file(config.url)
 
 
-_LISTING: Final = "python -c 'import timm; print(*timm.list_models())'"
+_LISTING: Final = "deploykit list --timm"
 _CHANNELS: Final = 3
 
 

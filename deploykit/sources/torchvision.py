@@ -111,7 +111,7 @@ def torchvision_spec(
             "torchvision classifier",
             name,
             torchvision_names(),
-            "https://docs.pytorch.org/vision/stable/models.html#classification",
+            "deploykit list --torchvision",
         )
     weights = require("torchvision.models").get_model_weights(name).DEFAULT
     categories = weights.meta["categories"]
