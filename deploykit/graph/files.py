@@ -5,6 +5,7 @@ What a file declares is settled here: inputs and outputs, their order, the preci
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -30,6 +31,7 @@ from deploykit.graph.external_weights import (
     length_of,
     messages_of,
     path_with,
+    pieces_of,
     serialise,
     take_out,
     weights_of,
@@ -171,6 +173,9 @@ def quantized_precision(node: ir.Node) -> Precision:
     return next(exact, Precision.INT8)
 
 
+CHECKED_WHOLE_BYTES: Final = 2**26
+"""Largest file that ``onnx.checker`` gets with its weights, of which it makes several copies."""
+
 _PARENTS = "deploykit.parents"
 _PRECISION = "deploykit.precision"
 _WEIGHTS = "deploykit.weights_sha256"
@@ -202,12 +207,14 @@ def _read(path: Path, mapped_bytes: int) -> tuple[ir.Model, tuple[Path, ...]]:
         # A message gives memory back only as a whole.
         proto = onnx.ModelProto.FromString(proto.SerializeToString())
         mended = mended.noted(redeclare(proto, path.name))
-        if not mended.changed and not is_linked:
+        is_large = path.stat().st_size > CHECKED_WHOLE_BYTES
+        as_it_lies = not mended.changed and not is_linked
+        if as_it_lies and not is_large:
             onnx.checker.check_model(str(path), full_check=True)
         model = ir.from_proto(proto)
         attach(model, arrays)
-        if mended.changed or is_linked:
-            _check_as_read(model)
+        if is_large or not as_it_lies:
+            _check_read(model, path if as_it_lies else None)
     except ModelFileError:
         raise
     # The checker raises errors of several unrelated classes; text that is no UTF-8 comes as bytes.
@@ -248,8 +255,25 @@ def _require_text(proto: onnx.ModelProto, name: str) -> None:
                     )
 
 
+def _check_read(model: ir.Model, path: Path | None) -> None:
+    """Check a graph that was read, without its weights; ``path`` has the same."""
+    try:
+        _check_as_read(model)
+    except Exception:
+        if path is not None:  # in the words that a small file gets
+            onnx.checker.check_model(str(path), full_check=True)
+        raise
+
+
 def _check_as_read(model: ir.Model) -> None:
-    """Check the graph of a file that the checker would not take as it lies on the disk."""
+    """Check a graph without its weights: one that the checker would not take as it lies, or large.
+
+    Raises:
+        Exception: what the checker raises; ValueError for a weight of another size than its shape.
+    """
+    for weight in weights_of(model).values():
+        if isinstance(weight, ir.TensorProtoTensor):
+            weight.numpy()  # the others got their shape from their numbers when they were read
     proto = without_weights(model, "weights")
     for value in proto.graph.output:
         if lacks_shape(value.type):
@@ -317,10 +341,14 @@ def write_model(
     beside = path.with_name(path.name + WEIGHTS_SUFFIX)
     # Described before it is measured: the metadata count towards the limit too.
     apart = _described(without_weights(model, beside.name), history)
-    if apart.ByteSize() + sum(weight.nbytes for weight in weights_of(model).values()) > limit:
+    size = apart.ByteSize() + sum(weight.nbytes for weight in weights_of(model).values())
+    if size > limit:
         sha256 = _write_two_files(model, apart, path, history, limit)
     else:
-        sha256 = _write_one_file(model, path, history, limit)
+        if size > CHECKED_WHOLE_BYTES:
+            sha256 = _write_in_pieces(model, apart, path)
+        else:
+            sha256 = _write_one_file(model, path, history, limit)
         beside.unlink(missing_ok=True)  # of a larger model that was here before
     return _artifact(model, path, sha256, precision, parents)
 
@@ -348,6 +376,17 @@ def _write_one_file(model: ir.Model, path: Path, history: dict[str, str], limit:
     return sha256_of_bytes(content)
 
 
+def _write_in_pieces(model: ir.Model, apart: onnx.ModelProto, path: Path) -> str:
+    """Check and write a large model without a copy of its weights."""
+    _check(model, path)
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for piece in pieces_of(apart, weights_of(model)):
+            file.write(piece)
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 def _write_two_files(
     model: ir.Model, apart: onnx.ModelProto, path: Path, history: dict[str, str], limit: int
 ) -> str:
@@ -372,11 +411,14 @@ def _described(proto: onnx.ModelProto, history: dict[str, str]) -> onnx.ModelPro
     return proto
 
 
-def _check(content: bytes | str, path: Path) -> None:
-    """Check a message, or a file given by its path, with ``onnx.checker``."""
+def _check(content: bytes | str | ir.Model, path: Path) -> None:
+    """Check a message, a file given by its path, or a large model with ``onnx.checker``."""
     try:
-        # full_check infers shapes too, which shows operands that do not go together.
-        onnx.checker.check_model(content, full_check=True)
+        if isinstance(content, ir.Model):
+            _check_as_read(content)
+        else:
+            # full_check infers shapes too, which shows operands that do not go together.
+            onnx.checker.check_model(content, full_check=True)
     except Exception as exc:  # the checker raises errors of several unrelated classes
         raise ModelFileError(
             f"the graph for {path.name} is not valid ONNX\n{first_line(exc)}"

@@ -12,7 +12,7 @@ from deploykit.backends.ort import OrtRunner
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import ModelFileError
 from deploykit.core.precision import Precision
-from deploykit.graph import read_artifact, read_model, write_model
+from deploykit.graph import files, read_artifact, read_model, write_model
 from deploykit.graph.external_weights import ALIGNMENT_BYTES, serialise, split
 from deploykit.graph.opset import raise_opset
 from tests.graphs import expose_outputs, graph, run_ort, save
@@ -262,3 +262,48 @@ def test_an_old_opset_is_raised_without_the_weights(tmp_path: Path) -> None:
         assert raised.graph.initializers[name].const_value is not None
     written = write_model(raised, tmp_path / "new.onnx", Precision.FP32)
     np.testing.assert_array_equal(logits_of(written.path), expected())
+
+
+# --- large, in one file
+
+
+@pytest.fixture
+def none_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "CHECKED_WHOLE_BYTES", 0)
+
+
+def test_pieces_are_the_bytes_that_protobuf_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = network(tmp_path)
+    whole = write_model(model, tmp_path / "whole.onnx", Precision.FP32, ("p",))
+    monkeypatch.setattr(files, "CHECKED_WHOLE_BYTES", 0)
+    pieces = write_model(model, tmp_path / "pieces.onnx", Precision.FP32, ("p",))
+    assert pieces.path.read_bytes() == whole.path.read_bytes()
+    assert pieces.sha256 == whole.sha256 == sha256_of(pieces.path)
+
+
+@pytest.mark.usefixtures("none_is_small")
+def test_a_large_graph_is_checked_without_its_weights(tmp_path: Path) -> None:
+    model = network(tmp_path)
+    list(model.graph)[-1].op_type = "Unknown"
+    with pytest.raises(ModelFileError, match=r"graph for bad\.onnx is not valid ONNX\n.*Unknown"):
+        write_model(model, tmp_path / "bad.onnx", Precision.FP32)
+    assert not (tmp_path / "bad.onnx").exists()
+    proto = graph(TEXT, WEIGHTS)
+    proto.graph.node[0].op_type = "Unknown"
+    with pytest.raises(ModelFileError, match=r"broken\.onnx is not a valid ONNX model\n.*Unknown"):
+        read_model(save(proto, tmp_path / "broken.onnx"))
+
+
+@pytest.mark.usefixtures("none_is_small")
+@pytest.mark.parametrize("at", range(len(WEIGHTS)))
+def test_weights_of_another_size_than_their_shape(tmp_path: Path, at: int) -> None:
+    proto = graph(TEXT, WEIGHTS)
+    proto.graph.initializer[at].raw_data = proto.graph.initializer[at].raw_data[:-4]
+    with pytest.raises(ModelFileError, match=r"not a valid.*\n.*(raw_data size|cannot res)"):
+        read_model(save(proto, tmp_path / "broken.onnx"))
+    proto.graph.initializer[at].ClearField("raw_data")
+    proto.graph.initializer[at].float_data.extend([1.0] * 7)
+    with pytest.raises(ModelFileError, match=r"broken\.onnx is not a valid ONNX model"):
+        read_model(save(proto, tmp_path / "broken.onnx"))
