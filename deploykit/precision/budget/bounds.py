@@ -122,7 +122,7 @@ def _log_ways(most: int, count: int) -> NDArray[np.float64]:
 
 
 def _score(lost: int, gained: int, count: int, drop: float) -> float:
-    """Tango's statistic of the hypothesis that the true drop is ``drop``, by his equation 10."""
+    """Tango's statistic of the hypothesis that the true drop is ``drop``."""
     b = -lost - gained + (2 * count - lost + gained) * drop
     c = -gained * drop * (1 - drop)
     nuisance = (sqrt(max(0.0, b * b - 8 * count * c)) - b) / (4 * count)

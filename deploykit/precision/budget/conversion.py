@@ -1,0 +1,493 @@
+"""From a verified FP32 graph to the fastest one, as predicted, whose loss is within a budget.
+
+Each group of layers gets a format by its measured noise and its predicted time. INT8 and FP8 are
+not mixed: compilers take one of them in a network, so each is solved for with FP16 and FP32, and
+the frontier has the better points of both. Points are then made and judged as graphs of an engine.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from deploykit.backends._registry import graph_judge
+from deploykit.bundle.manifest import CALIBRATION, MANIFEST, read_manifest
+from deploykit.comparison.converted import FP32_GRAPH, require_valid
+from deploykit.core.errors import DeploykitError, ModelFileError
+from deploykit.core.precision import Precision
+from deploykit.core.serialization import to_plain
+from deploykit.graph import OLDEST_FOR_FP8, LoadedGraph, qdq, tidy_in_opset, write_graph
+from deploykit.graph.shapes import fix_image_size
+from deploykit.precision import Converted
+from deploykit.precision.budget.frontier import BUDGET, POINTS, Frontier, Point, read_frontier
+from deploykit.precision.budget.grouping import groups_of
+from deploykit.precision.budget.judging import Judge, digest_of_judges, labels_of
+from deploykit.precision.budget.making import Side
+from deploykit.precision.budget.request import require_resolvable
+from deploykit.precision.budget.sensitivity import noise_table, open_noise, repaired
+from deploykit.precision.budget.solver import Choice, GroupTable, pareto, spread
+from deploykit.precision.budget.timing import REST, group_costs
+from deploykit.precision.calibration.graphs import calibrate_graph
+from deploykit.precision.fp8 import METHOD as FP8_METHOD
+from deploykit.precision.fp8 import METHODS as FP8_METHODS
+from deploykit.precision.int8 import (
+    COMPARED_PIXELS,
+    FEWEST_PROBES,
+    PROBE_MULTIPLY_ADDS,
+    Int8Side,
+    choose_for_int8,
+    equalise_side,
+    first_images,
+    load_images,
+    measure_side,
+    multiply_adds_of,
+    require_opset,
+)
+from deploykit.precision.quantization.conversion import QuantizationErrors, QuantizedResult
+from deploykit.precision.quantization.noise import fp32_answers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from deploykit.comparison.reference import Reference
+    from deploykit.core.progress import Journal, ProgressTask
+    from deploykit.precision.budget.making import Made
+    from deploykit.precision.budget.request import Budget
+    from deploykit.precision.budget.timing import GroupCosts
+    from deploykit.precision.calibration.graphs import Calibrated
+    from deploykit.precision.quantization.request import QuantizationRequest
+
+    Batches = list[NDArray[np.float32]]
+    Answers = Mapping[str, NDArray[np.float32]]
+
+PATIENCE: Final = 10
+"""Times the multiply-adds that a plain export measures layers with: here they decide everything."""
+
+
+def convert_under_budget(
+    reference: Reference,
+    path: Path,
+    request: QuantizationRequest,
+    budget: Budget,
+    journal: Journal,
+) -> Converted:
+    """Measure, choose, write the graph of the chosen point to ``path`` and validate it.
+
+    Raises:
+        DataError: too few images, or images that cannot be used.
+        ModelFileError: a graph cannot be read or written.
+        ValidationError: the result is not the model any more.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return _Conversion(reference, request, budget, journal, Path(folder)).run(path)
+
+
+@dataclass
+class _Compared:
+    """Held-out images of the calibration, by which formats are chosen, and their FP32 answers."""
+
+    batches: Batches
+    answers: list[Answers]
+    expected: Batches
+
+
+class _Conversion:
+    """One conversion, with what its steps hand on."""
+
+    def __init__(
+        self,
+        reference: Reference,
+        request: QuantizationRequest,
+        budget: Budget,
+        journal: Journal,
+        folder: Path,
+    ) -> None:
+        self._reference, self._request, self._budget = reference, request, budget
+        self._journal, self._folder = journal, folder
+        self._groups = groups_of(reference.graph.model)
+        self._plain = Side(Precision.FP16, reference, reference.graph)
+
+    def run(self, path: Path) -> Converted:
+        judges = require_resolvable(self._budget, self._request.calibration)
+        self._journal.notes.append(judges.resolution)
+        if self._budget.gpu is None:
+            self._journal.notes.append(
+                f"no GPU is named: times are predicted for {self._budget.peak.name}; "
+                "name yours: --gpu NAME"
+            )
+        calibrated, usable = self._calibrated()
+        limit = self._request.calibration.max_pixels
+        labels = labels_of(self._budget, judges, self._reference, limit)
+        key = self._key(calibrated, digest_of_judges(judges, labels))
+        compared = self._compared(calibrated)
+        kept = self._kept(key)
+        if kept is not None:
+            frontier = kept.under(self._budget.max_drop)
+            sides = self._sides(calibrated, self._needed(frontier), compared, frontier.int8)
+            made = self._make(frontier.point, sides, path)
+            if frontier.point.sha256 in (None, made.artifact.sha256):
+                self._journal.notes.append(
+                    "measurements of the bundle that was here are used again: same model, images "
+                    "and settings"
+                )
+                return self._finished(frontier, made, compared, calibrated, path)
+            self._journal.notes.append("measured anew: the chosen point came out otherwise")
+        sides = self._sides(calibrated, usable, compared)
+        points = self._solved(sides, compared)
+        judge = Judge(self._reference, judges, labels, self._folder)
+        frontier = self._judged(points, sides, judge, key)
+        made = self._make(frontier.point, sides, path)
+        return self._finished(frontier, made, compared, calibrated, path)
+
+    # What is measured first
+
+    def _calibrated(self) -> tuple[Calibrated, tuple[Precision, ...]]:
+        """The ranges, and the formats of eight bits that the GPU and the graph have."""
+        reference, graph = self._reference, self._reference.graph
+        usable, notes = self._budget.formats()
+        self._journal.notes += notes
+        found = []
+        for each in usable:
+            try:
+                require_opset(reference.artifact)
+                plan = _plan_of(each)(graph.model, self._request.policy)
+            except ModelFileError as exc:
+                self._journal.notes.append(f"no {each.upper()}: {str(exc).splitlines()[0]}")
+                continue
+            if plan.layers:
+                found.append(each)
+            else:
+                self._journal.notes.append(f"no {each.upper()}: no layer of it can be")
+        calibrated = calibrate_graph(
+            graph,
+            str(reference.model["name"]),
+            reference.preprocessing,
+            self._request.calibration,
+            self._journal,
+            reference.runners,
+            # Of both formats, so that a table serves for each GPU.
+            tensors=qdq.fp8_calibration_tensors(graph.model),
+        )
+        return calibrated, tuple(found)
+
+    def _compared(self, calibrated: Calibrated) -> _Compared:
+        held_out = calibrated.data.held_out
+        artifact = self._reference.artifact
+        batches = load_images(calibrated.data, held_out, artifact, COMPARED_PIXELS)
+        answers, expected = fp32_answers(self._reference, batches)
+        return _Compared(batches, list(answers), expected)
+
+    def _sides(
+        self,
+        calibrated: Calibrated,
+        usable: Sequence[Precision],
+        compared: _Compared,
+        known: Mapping[str, Any] | None = None,
+    ) -> dict[Precision, Side]:
+        """What graphs of each eight-bit format are made from; ``known`` of INT8 needs no trial."""
+        made = {Precision.INT8: self._int8_side, Precision.FP8: self._fp8_side}
+        return {each: made[each](calibrated, compared, known or {}) for each in usable}
+
+    def _int8_side(
+        self, calibrated: Calibrated, compared: _Compared, known: Mapping[str, Any]
+    ) -> Side:
+        side = Int8Side(self._reference, calibrated)
+        spare = self._folder / "equalised.onnx"
+        errors = QuantizationErrors()
+        if not known:
+            choice, side = choose_for_int8(
+                side, (compared.batches, compared.answers), self._request, spare, self._journal
+            )
+            method, policy, errors = choice.method, choice.policy, choice.errors
+        else:
+            method = str(known["method"])
+            policy = replace(self._request.policy, residual=known["residual"])
+            if known["equalised"]:
+                pairs = compared.batches, compared.expected
+                equal = equalise_side(side, pairs, self._request, spare, self._journal)
+                side = equal or side
+            if known["corrected"]:
+                with self._journal.stage("correct biases") as task:
+                    errors = measure_side(side, task, method, policy)
+        table = side.calibrated.table
+        return Side(
+            Precision.INT8,
+            self._reference,
+            side.reference.graph,
+            qdq.plan_qdq,
+            policy,
+            table.select(method),
+            table.select_trial(method),
+            errors,
+            {
+                "method": method,
+                "residual": policy.residual,
+                "corrected": bool(errors.shifts),
+                "equalised": bool(side.strengths),
+            },
+        )
+
+    def _fp8_side(
+        self, calibrated: Calibrated, compared: _Compared, known: Mapping[str, Any]
+    ) -> Side:
+        del compared, known
+        asked = self._request.int8_choices.method
+        method = asked if asked in FP8_METHODS else FP8_METHOD
+        graph, table = self._reference.graph, calibrated.table
+        raised = LoadedGraph(graph.artifact, tidy_in_opset(graph.model, OLDEST_FOR_FP8))
+        return Side(
+            Precision.FP8,
+            self._reference,
+            raised,
+            qdq.plan_fp8,
+            self._request.policy,
+            table.select(method),
+            table.select_trial(method),
+        )
+
+    # The frontier
+
+    def _solved(
+        self, sides: Mapping[Precision, Side], compared: _Compared
+    ) -> list[tuple[Choice, tuple[Precision, ...], float]]:
+        """Choices with their formats and noise, the slowest first, all but that of FP32."""
+        with self._journal.stage("predict times"):
+            costs = self._costs()
+        found: list[tuple[Choice, tuple[Precision, ...], float]] = []
+        for precision in sides or {Precision.FP16: self._plain}:
+            formats = _formats_with(precision)
+            with self._journal.stage(f"noise of {precision}") as task:
+                found += self._points_of(sides.get(precision), formats, costs, compared, task)
+        return _unbeaten(found)
+
+    def _points_of(
+        self,
+        side: Side | None,
+        formats: Sequence[Precision],
+        costs: GroupCosts,
+        compared: _Compared,
+        task: ProgressTask,
+    ) -> list[tuple[Choice, tuple[Precision, ...], float]]:
+        level = side or replace(self._plain, plan=lambda *_: _NO_PLAN)
+        probes = self._probes(len(formats))
+        some = first_images(compared.batches, compared.answers, probes, self._reference.artifact)
+        with open_noise(level, self._groups, some) as noise:
+            can_narrow = side.can_narrow if side is not None else frozenset()
+            rows = noise_table(noise, self._groups, formats, can_narrow, task)
+            table = _table(costs, formats, rows, self._budget)
+            points = []
+            for choice in spread(pareto(table), POINTS):
+                better, measured = repaired(noise, table, choice, formats)
+                named = tuple(formats[at] for at in better.formats)
+                points.append((better, named, measured))
+        return [each for each in points if set(each[1]) != {Precision.FP32}]
+
+    def _costs(self) -> GroupCosts:
+        model = self._reference.graph.model.clone()
+        fix_image_size(model, self._reference.preprocessing.crop)
+        return group_costs(model, self._groups, self._budget.batch, graph_judge().run_once)
+
+    def _probes(self, formats: int) -> int:
+        """Images that groups are measured on."""
+        crop = self._reference.preprocessing.crop
+        passes = sum(multiply_adds_of(self._reference.graph, crop).values())
+        passes *= (formats - 1) * len(self._groups)
+        affordable = PATIENCE * PROBE_MULTIPLY_ADDS // passes if passes else FEWEST_PROBES
+        return max(FEWEST_PROBES, affordable)
+
+    def _judged(
+        self,
+        points: Sequence[tuple[Choice, tuple[Precision, ...], float]],
+        sides: Mapping[Precision, Side],
+        judge: Judge,
+        key: Mapping[str, Any],
+    ) -> Frontier:
+        """The frontier with the loss of each point, of graphs that are made for it."""
+        budget = self._budget
+        fp32 = tuple([Precision.FP32] * len(self._groups))
+        found = [Point(Precision.FP32, _fp32_ms(self._costs(), budget), 0.0, fp32)]
+        with self._journal.stage("judge") as task:
+            judge.prepare(task)
+            for at, (choice, formats, noise) in enumerate(points):
+                point = Point(_precision_of(formats), choice.ms, noise, formats)
+                place = self._folder / str(at)
+                place.mkdir()
+                made = self._make(point, sides, place / "model.onnx")
+                loss = judge.loss_of(made.graph, task, f"point {at + 1} of {len(points)}")
+                found.append(replace(point, loss=loss, sha256=made.artifact.sha256))
+        int8 = sides.get(Precision.INT8)
+        return Frontier(
+            budget.max_drop,
+            budget.peak.name,
+            budget.batch,
+            self._groups,
+            tuple(found),
+            key,
+            {} if int8 is None else int8.record,
+        )
+
+    def _make(self, point: Point, sides: Mapping[Precision, Side], path: Path) -> _Made:
+        if point.precision is Precision.FP32:
+            artifact = self._reference.artifact
+            parents = (artifact.sha256, *artifact.parents)
+            model = self._reference.graph.model
+            return _Made(write_graph(model, path, Precision.FP32, parents))
+        side = sides.get(point.precision, self._plain)
+        with self._journal.progress.step(f"convert to {point.precision}") as task:
+            made = side.make(self._groups, point.formats, path, task)
+        return _Made(made.graph, made)
+
+    # The end
+
+    def _finished(
+        self,
+        frontier: Frontier,
+        made: _Made,
+        compared: _Compared,
+        calibrated: Calibrated,
+        path: Path,
+    ) -> Converted:
+        reference, pairs = self._reference, (compared.batches, compared.expected)
+        conversion = {
+            **reference.conversion,
+            **({} if made.result is None else made.result.to_dict()),
+            "kept_heavy": 0 if made.result is None else made.result.kept_heavy,
+            BUDGET: frontier.to_dict(),
+        }
+        reports = [reference.report]
+        if made.result is not None:
+            reports.append(
+                require_valid(reference, made.graph, pairs, self._journal, made_by=FP32_GRAPH)
+            )
+        record = None
+        if isinstance(made.result, QuantizedResult):
+            calibrated.table.save(path.with_name(CALIBRATION))
+            record = {
+                **calibrated.to_dict(),
+                "method": frontier.int8.get("method", FP8_METHOD)
+                if frontier.point.precision is Precision.INT8
+                else FP8_METHOD,
+                "policy": to_plain(
+                    replace(
+                        self._request.policy,
+                        residual=frontier.int8.get("residual", self._request.policy.residual),
+                    )
+                ),
+                "trials": [],
+            }
+        return Converted(made.artifact, tuple(reports), conversion, pairs, record, graph=made.graph)
+
+    # Measurements of an earlier export
+
+    def _key(self, calibrated: Calibrated, judged: str) -> dict[str, Any]:
+        """What the measurements depend on, as plain data."""
+        request = self._request
+        return {
+            "model": self._reference.artifact.sha256,
+            "calibration": calibrated.table.digest,
+            "judged": judged,
+            "formats": [str(each) for each in self._budget.formats()[0]],
+            "policy": to_plain(request.policy),
+            "choices": to_plain(request.int8_choices),
+        }
+
+    def _kept(self, key: Mapping[str, Any]) -> Frontier | None:
+        """The frontier of the bundle that is to be replaced, if it was measured on the same."""
+        place = self._budget.place
+        if place is None or not (place / MANIFEST).is_file():
+            return None
+        try:
+            manifest = read_manifest((place / MANIFEST).read_text(encoding="utf-8"), place)
+        except (DeploykitError, OSError, UnicodeDecodeError):
+            return None
+        found = read_frontier(manifest.conversion.get(BUDGET, {}))
+        if found is None or dict(found.key) != dict(key) or found.groups != self._groups:
+            return None
+        same = (found.gpu, found.batch) == (self._budget.peak.name, self._budget.batch)
+        return found if same else None
+
+    def _needed(self, frontier: Frontier) -> tuple[Precision, ...]:
+        precision = frontier.point.precision
+        return (precision,) if precision.facts.quantized else ()
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A graph, and what became of its layers; ``None`` of FP32, which is the reference."""
+
+    graph: LoadedGraph
+    result: Made | None = None
+
+    @property
+    def artifact(self) -> Any:
+        """The file."""
+        return self.graph.artifact
+
+
+_NO_PLAN: Final = qdq.QdqPlan({}, ())
+
+
+def _plan_of(precision: Precision) -> Any:
+    return qdq.plan_fp8 if precision is Precision.FP8 else qdq.plan_qdq
+
+
+def _formats_with(precision: Precision) -> tuple[Precision, ...]:
+    """The formats of one graph, the narrowest first."""
+    rest = (Precision.FP16, Precision.FP32)
+    return (precision, *rest) if precision.facts.quantized else rest
+
+
+def _precision_of(formats: Sequence[Precision]) -> Precision:
+    """What a graph with these counts as: what its narrowest layers are."""
+    return min(formats, key=lambda each: each.facts.operand_bits)
+
+
+def _fp32_ms(costs: GroupCosts, budget: Budget) -> float:
+    return sum(costs.ms(group, Precision.FP32, budget.peak) for group in costs.kernels)
+
+
+def _table(
+    costs: GroupCosts,
+    formats: Sequence[Precision],
+    noise: Sequence[Sequence[float]],
+    budget: Budget,
+) -> GroupTable:
+    """Predicted times beside the noise; a group's edges to the rest, which is FP16, are its own."""
+    peak, groups = budget.peak, range(len(noise))
+    ms = [
+        [
+            costs.ms(group, each, peak)
+            + costs.reformat_ms((group, REST), (each, Precision.FP16), peak)
+            for each in formats
+        ]
+        for group in groups
+    ]
+    pairs = {tuple(sorted(pair)) for pair in costs.passed if REST not in pair}
+    edges = {
+        (a, b): [
+            [costs.reformat_ms((a, b), (one, two), peak) for two in formats] for one in formats
+        ]
+        for a, b in pairs
+    }
+    return GroupTable(ms, noise, edges, costs.ms(REST, Precision.FP16, peak))
+
+
+def _unbeaten(
+    points: Sequence[tuple[Choice, tuple[Precision, ...], float]],
+) -> list[tuple[Choice, tuple[Precision, ...], float]]:
+    """The points that no other beats in time and measured noise, the slowest first, spread out."""
+    kept: list[tuple[Choice, tuple[Precision, ...], float]] = []
+    least = inf
+    for each in sorted(points, key=lambda point: (point[0].ms, point[2])):
+        if each[2] < least:
+            least = each[2]
+            kept.append(each)
+    kept.reverse()
+    wanted = spread([each[0] for each in kept], POINTS - 1)
+    return [each for each in kept if each[0] in wanted]
