@@ -7,6 +7,7 @@ the frontier has the better points of both. Points are then made and judged as g
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import dataclass, replace
 from math import inf
@@ -22,11 +23,12 @@ from deploykit.core.serialization import to_plain
 from deploykit.graph import OLDEST_FOR_FP8, LoadedGraph, qdq, tidy_in_opset, write_graph
 from deploykit.graph.shapes import fix_image_size
 from deploykit.precision import Converted
+from deploykit.precision.budget.bounds import images_needed
 from deploykit.precision.budget.frontier import BUDGET, POINTS, Frontier, Point, read_frontier
 from deploykit.precision.budget.grouping import groups_of
 from deploykit.precision.budget.judging import Judge, digest_of_judges, labels_of
 from deploykit.precision.budget.making import Side
-from deploykit.precision.budget.request import require_resolvable
+from deploykit.precision.budget.request import judges_of, require_resolvable
 from deploykit.precision.budget.sensitivity import noise_table, open_noise, repaired
 from deploykit.precision.budget.solver import Choice, GroupTable, pareto, spread
 from deploykit.precision.budget.timing import REST, group_costs
@@ -58,7 +60,7 @@ if TYPE_CHECKING:
     from deploykit.comparison.reference import Reference
     from deploykit.core.progress import Journal, ProgressTask
     from deploykit.precision.budget.making import Made
-    from deploykit.precision.budget.request import Budget
+    from deploykit.precision.budget.request import Budget, Judges
     from deploykit.precision.budget.timing import GroupCosts
     from deploykit.precision.calibration.graphs import Calibrated
     from deploykit.precision.quantization.request import QuantizationRequest
@@ -114,36 +116,31 @@ class _Conversion:
         self._plain = Side(Precision.FP16, reference, reference.graph)
 
     def run(self, path: Path) -> Converted:
-        judges = require_resolvable(self._budget, self._request.calibration)
-        self._journal.notes.append(judges.resolution)
-        if self._budget.gpu is None:
-            self._journal.notes.append(
-                f"no GPU is named: times are predicted for {self._budget.peak.name}; "
-                "name yours: --gpu NAME"
-            )
+        """All steps; ``path`` is the file to write."""
         calibrated, usable = self._calibrated()
-        limit = self._request.calibration.max_pixels
-        labels = labels_of(self._budget, judges, self._reference, limit)
-        key = self._key(calibrated, digest_of_judges(judges, labels))
         compared = self._compared(calibrated)
-        kept = self._kept(key)
+        kept = self._kept(calibrated)
         if kept is not None:
-            frontier = kept.under(self._budget.max_drop)
-            sides = self._sides(calibrated, self._needed(frontier), compared, frontier.int8)
-            made = self._make(frontier.point, sides, path)
-            if frontier.point.sha256 in (None, made.artifact.sha256):
+            sides = self._sides(calibrated, self._needed(kept), compared, kept.int8)
+            made = self._make(kept.point, sides, path)
+            if kept.point.sha256 in (None, made.artifact.sha256):
                 self._journal.notes.append(
                     "measurements of the bundle that was here are used again: same model, images "
                     "and settings"
                 )
-                return self._finished(frontier, made, compared, calibrated, path)
+                return self._finished(kept, made, compared, calibrated, path)
             self._journal.notes.append("measured anew: the chosen point came out otherwise")
         sides = self._sides(calibrated, usable, compared)
         points = self._solved(sides, compared)
-        judge = Judge(self._reference, judges, labels, self._folder)
-        frontier = self._judged(points, sides, judge, key)
+        judges = require_resolvable(self._budget, self._request.calibration)
+        judge = Judge(self._reference, judges, self._labels(judges), self._folder)
+        frontier = self._judged(points, sides, judge, self._key(calibrated, judges))
         made = self._make(frontier.point, sides, path)
         return self._finished(frontier, made, compared, calibrated, path)
+
+    def _labels(self, judges: Judges) -> NDArray[np.int64] | None:
+        limit = self._request.calibration.max_pixels
+        return labels_of(self._budget, judges, self._reference, limit)
 
     # What is measured first
 
@@ -354,6 +351,7 @@ class _Conversion:
         path: Path,
     ) -> Converted:
         reference, pairs = self._reference, (compared.batches, compared.expected)
+        self._say(frontier)
         conversion = {
             **reference.conversion,
             **({} if made.result is None else made.result.to_dict()),
@@ -383,22 +381,53 @@ class _Conversion:
             }
         return Converted(made.artifact, tuple(reports), conversion, pairs, record, graph=made.graph)
 
+    def _say(self, frontier: Frontier) -> None:
+        """How the loss was judged, and what was assumed."""
+        notes, point = self._journal.notes, frontier.point
+        judges = judges_of(self._budget, self._request.calibration)
+        notes.append(judges.first(int(frontier.key["images"])).resolution)
+        if self._budget.gpu is None:
+            notes.append(
+                f"no GPU is named: times are predicted for {frontier.gpu}; name yours: --gpu NAME"
+            )
+        if point.precision is Precision.FP32:
+            notes.append(
+                f"FP32: no faster choice has a loss of {frontier.max_drop:.2%} at most, with 95 % "
+                "confidence"
+            )
+
     # Measurements of an earlier export
 
-    def _key(self, calibrated: Calibrated, judged: str) -> dict[str, Any]:
+    def _key(self, calibrated: Calibrated, judges: Judges) -> dict[str, Any]:
         """What the measurements depend on, as plain data."""
         request = self._request
         return {
             "model": self._reference.artifact.sha256,
             "calibration": calibrated.table.digest,
-            "judged": judged,
+            "images": len(judges.indices),
+            "judged": digest_of_judges(judges, self._labels(judges)),
             "formats": [str(each) for each in self._budget.formats()[0]],
             "policy": to_plain(request.policy),
             "choices": to_plain(request.int8_choices),
         }
 
-    def _kept(self, key: Mapping[str, Any]) -> Frontier | None:
+    def _kept(self, calibrated: Calibrated) -> Frontier | None:
         """The frontier of the bundle that is to be replaced, if it was measured on the same."""
+        found = self._recorded()
+        count = None if found is None else found.key.get("images")
+        if found is None or not isinstance(count, int):
+            return None
+        if count < images_needed(self._budget.max_drop):
+            return None
+        judges = judges_of(self._budget, self._request.calibration).first(count)
+        # As it comes back from JSON: tuples are lists.
+        key = json.loads(json.dumps(self._key(calibrated, judges)))
+        if key != dict(found.key) or found.groups != self._groups:
+            return None
+        same = (found.gpu, found.batch) == (self._budget.peak.name, self._budget.batch)
+        return found.under(self._budget.max_drop) if same else None
+
+    def _recorded(self) -> Frontier | None:
         place = self._budget.place
         if place is None or not (place / MANIFEST).is_file():
             return None
@@ -406,11 +435,7 @@ class _Conversion:
             manifest = read_manifest((place / MANIFEST).read_text(encoding="utf-8"), place)
         except (DeploykitError, OSError, UnicodeDecodeError):
             return None
-        found = read_frontier(manifest.conversion.get(BUDGET, {}))
-        if found is None or dict(found.key) != dict(key) or found.groups != self._groups:
-            return None
-        same = (found.gpu, found.batch) == (self._budget.peak.name, self._budget.batch)
-        return found if same else None
+        return read_frontier(manifest.conversion.get(BUDGET, {}))
 
     def _needed(self, frontier: Frontier) -> tuple[Precision, ...]:
         precision = frontier.point.precision

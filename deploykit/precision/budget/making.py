@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.core.precision import Precision
-from deploykit.graph import HEAVY_OPS, LoadedGraph, qdq, write_graph
+from deploykit.graph import LoadedGraph, qdq, write_graph
 from deploykit.graph.half_range import NOTHING_UNFIT, Unfit
 from deploykit.precision.budget.grouping import formats_by_layer
 from deploykit.precision.fp16 import HalfResult, halve, measure_magnitudes, measure_unfit
@@ -60,7 +61,7 @@ class Side:
         assert self.plan is not None  # noqa: S101 - of a side with a format of eight bits
         return self.plan(self.graph.model, replace(self.policy, over_budget=tuple(left_out)))
 
-    @property
+    @cached_property
     def can_narrow(self) -> frozenset[str]:
         """The layers that can be of eight bits."""
         return self.planned().layers if self.plan is not None else frozenset()
@@ -78,8 +79,8 @@ class Side:
         fp32 = {name for name, each in chosen.items() if each is Precision.FP32}
         if self.plan is None:
             return self._halved(fp32, path, task)
-        heavy = [str(node.name) for node in self.graph.model.graph if node.op_type in HEAVY_OPS]
-        plan = self.planned([name for name in heavy if chosen.get(name) is not self.precision])
+        others = [name for name in chosen if chosen[name] is not self.precision]
+        plan = self.planned([name for name in others if name in self.can_narrow])
         shifts = {name: each for name, each in self.errors.shifts.items() if name in plan.layers}
         return quantize_by_plan(
             self.graph,

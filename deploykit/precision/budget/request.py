@@ -157,11 +157,14 @@ def require_budget(
 
 @dataclass(frozen=True)
 class Judges:
-    """Images that a loss is judged on: which of ``source``, and how many there would have been."""
+    """Images that a loss is judged on: which of ``source``, in an order that does not change."""
 
     source: ImageSet
     indices: Sequence[int]
-    available: int
+
+    def first(self, count: int) -> Judges:
+        """The first ``count`` of them, or all where there are fewer."""
+        return Judges(self.source, self.indices[:count])
 
     @property
     def resolution(self) -> str:
@@ -174,7 +177,7 @@ class Judges:
 
 
 def judges_of(budget: Budget, calibration: CalibrationOptions) -> Judges:
-    """The images of ``--data``, or those of ``--calib`` that the calibration does not see.
+    """All images of ``--data``, or those of ``--calib`` that the calibration does not see.
 
     Raises:
         DataError: they cannot be opened.
@@ -189,8 +192,7 @@ def judges_of(budget: Budget, calibration: CalibrationOptions) -> Judges:
     else:
         source, seen = given, calibration.count
     left = choose_images(len(source), len(source), calibration.seed)[seen:]
-    most = ENOUGH * images_needed(budget.max_drop)
-    return Judges(source, left[:most], len(left))
+    return Judges(source, left)
 
 
 def require_resolvable(budget: Budget, calibration: CalibrationOptions) -> Judges:
@@ -202,7 +204,7 @@ def require_resolvable(budget: Budget, calibration: CalibrationOptions) -> Judge
     found = judges_of(budget, calibration)
     needed = images_needed(budget.max_drop)
     if len(found.indices) >= needed:
-        return found
+        return found.first(ENOUGH * needed)
     left = len(found.indices)
     possible = f"{least_bound(left):.2%}" if left else "everything"
     where = (
