@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.backends._registry import graph_judge
-from deploykit.bundle.manifest import CALIBRATION, MANIFEST, read_manifest
+from deploykit.bundle.manifest import CALIBRATION, MANIFEST, MODEL, read_manifest
 from deploykit.comparison.converted import FP32_GRAPH, require_valid
 from deploykit.core.errors import DeploykitError, ModelFileError
 from deploykit.core.precision import Precision
 from deploykit.core.serialization import to_plain
-from deploykit.graph import OLDEST_FOR_FP8, LoadedGraph, qdq, tidy_in_opset, write_graph
+from deploykit.graph import LoadedGraph, qdq, write_graph
 from deploykit.graph.shapes import fix_image_size
 from deploykit.precision import Converted
 from deploykit.precision.budget.bounds import images_needed
@@ -30,25 +30,20 @@ from deploykit.precision.budget.judging import Judge, digest_of_judges, labels_o
 from deploykit.precision.budget.making import Side
 from deploykit.precision.budget.request import judges_of, require_resolvable
 from deploykit.precision.budget.sensitivity import noise_table, open_noise, repaired
-from deploykit.precision.budget.solver import Choice, GroupTable, pareto, spread
-from deploykit.precision.budget.timing import REST, group_costs
+from deploykit.precision.budget.sides import HeldOut, SideMaker
+from deploykit.precision.budget.solver import Assignment, pareto, spread
+from deploykit.precision.budget.timing import group_costs, group_table
 from deploykit.precision.calibration.graphs import calibrate_graph
-from deploykit.precision.fp8 import METHOD as FP8_METHOD
-from deploykit.precision.fp8 import METHODS as FP8_METHODS
 from deploykit.precision.int8 import (
     COMPARED_PIXELS,
     FEWEST_PROBES,
     PROBE_MULTIPLY_ADDS,
-    Int8Side,
-    choose_for_int8,
-    equalise_side,
     first_images,
     load_images,
-    measure_side,
     multiply_adds_of,
     require_opset,
 )
-from deploykit.precision.quantization.conversion import QuantizationErrors, QuantizedResult
+from deploykit.precision.quantization.conversion import QuantizedResult
 from deploykit.precision.quantization.noise import fp32_answers
 
 if TYPE_CHECKING:
@@ -90,15 +85,6 @@ def convert_under_budget(
         return _Conversion(reference, request, budget, journal, Path(folder)).run(path)
 
 
-@dataclass
-class _Compared:
-    """Held-out images of the calibration, by which formats are chosen, and their FP32 answers."""
-
-    batches: Batches
-    answers: list[Answers]
-    expected: Batches
-
-
 class _Conversion:
     """One conversion, with what its steps hand on."""
 
@@ -114,6 +100,11 @@ class _Conversion:
         self._journal, self._folder = journal, folder
         self._groups = groups_of(reference.graph.model)
         self._plain = Side(Precision.FP16, reference, reference.graph)
+        if not self._groups:
+            raise ModelFileError(
+                f"{reference.model['name']} has no convolution and no matrix product whose "
+                "precision could be chosen\nuse --fp16"
+            )
 
     def run(self, path: Path) -> Converted:
         """All steps; ``path`` is the file to write."""
@@ -173,90 +164,35 @@ class _Conversion:
         )
         return calibrated, tuple(found)
 
-    def _compared(self, calibrated: Calibrated) -> _Compared:
+    def _compared(self, calibrated: Calibrated) -> HeldOut:
         held_out = calibrated.data.held_out
         artifact = self._reference.artifact
         batches = load_images(calibrated.data, held_out, artifact, COMPARED_PIXELS)
         answers, expected = fp32_answers(self._reference, batches)
-        return _Compared(batches, list(answers), expected)
+        return HeldOut(batches, list(answers), expected)
 
     def _sides(
         self,
         calibrated: Calibrated,
         usable: Sequence[Precision],
-        compared: _Compared,
+        compared: HeldOut,
         known: Mapping[str, Any] | None = None,
     ) -> dict[Precision, Side]:
         """What graphs of each eight-bit format are made from; ``known`` of INT8 needs no trial."""
-        made = {Precision.INT8: self._int8_side, Precision.FP8: self._fp8_side}
-        return {each: made[each](calibrated, compared, known or {}) for each in usable}
-
-    def _int8_side(
-        self, calibrated: Calibrated, compared: _Compared, known: Mapping[str, Any]
-    ) -> Side:
-        side = Int8Side(self._reference, calibrated)
-        spare = self._folder / "equalised.onnx"
-        errors = QuantizationErrors()
-        if not known:
-            choice, side = choose_for_int8(
-                side, (compared.batches, compared.answers), self._request, spare, self._journal
-            )
-            method, policy, errors = choice.method, choice.policy, choice.errors
-        else:
-            method = str(known["method"])
-            policy = replace(self._request.policy, residual=known["residual"])
-            if known["equalised"]:
-                pairs = compared.batches, compared.expected
-                equal = equalise_side(side, pairs, self._request, spare, self._journal)
-                side = equal or side
-            if known["corrected"]:
-                with self._journal.stage("correct biases") as task:
-                    errors = measure_side(side, task, method, policy)
-        table = side.calibrated.table
-        return Side(
-            Precision.INT8,
-            self._reference,
-            side.reference.graph,
-            qdq.plan_qdq,
-            policy,
-            table.select(method),
-            table.select_trial(method),
-            errors,
-            {
-                "method": method,
-                "residual": policy.residual,
-                "corrected": bool(errors.shifts),
-                "equalised": bool(side.strengths),
-            },
+        maker = SideMaker(
+            self._reference, self._request, calibrated, compared, self._folder, self._journal
         )
-
-    def _fp8_side(
-        self, calibrated: Calibrated, compared: _Compared, known: Mapping[str, Any]
-    ) -> Side:
-        del compared, known
-        asked = self._request.int8_choices.method
-        method = asked if asked in FP8_METHODS else FP8_METHOD
-        graph, table = self._reference.graph, calibrated.table
-        raised = LoadedGraph(graph.artifact, tidy_in_opset(graph.model, OLDEST_FOR_FP8))
-        return Side(
-            Precision.FP8,
-            self._reference,
-            raised,
-            qdq.plan_fp8,
-            self._request.policy,
-            table.select(method),
-            table.select_trial(method),
-        )
+        return {each: maker.made(each, known or {}) for each in usable}
 
     # The frontier
 
     def _solved(
-        self, sides: Mapping[Precision, Side], compared: _Compared
-    ) -> list[tuple[Choice, tuple[Precision, ...], float]]:
+        self, sides: Mapping[Precision, Side], compared: HeldOut
+    ) -> list[tuple[Assignment, tuple[Precision, ...], float]]:
         """Choices with their formats and noise, the slowest first, all but that of FP32."""
         with self._journal.stage("predict times"):
             costs = self._costs()
-        found: list[tuple[Choice, tuple[Precision, ...], float]] = []
+        found: list[tuple[Assignment, tuple[Precision, ...], float]] = []
         for precision in sides or {Precision.FP16: self._plain}:
             formats = _formats_with(precision)
             with self._journal.stage(f"noise of {precision}") as task:
@@ -268,16 +204,16 @@ class _Conversion:
         side: Side | None,
         formats: Sequence[Precision],
         costs: GroupCosts,
-        compared: _Compared,
+        compared: HeldOut,
         task: ProgressTask,
-    ) -> list[tuple[Choice, tuple[Precision, ...], float]]:
+    ) -> list[tuple[Assignment, tuple[Precision, ...], float]]:
         level = side or replace(self._plain, plan=lambda *_: _NO_PLAN)
         probes = self._probes(len(formats))
         some = first_images(compared.batches, compared.answers, probes, self._reference.artifact)
         with open_noise(level, self._groups, some) as noise:
             can_narrow = side.can_narrow if side is not None else frozenset()
             rows = noise_table(noise, self._groups, formats, can_narrow, task)
-            table = _table(costs, formats, rows, self._budget)
+            table = group_table(costs, formats, rows, self._budget.peak, can_narrow)
             points = []
             for choice in spread(pareto(table), POINTS):
                 better, measured = repaired(noise, table, choice, formats)
@@ -300,7 +236,7 @@ class _Conversion:
 
     def _judged(
         self,
-        points: Sequence[tuple[Choice, tuple[Precision, ...], float]],
+        points: Sequence[tuple[Assignment, tuple[Precision, ...], float]],
         sides: Mapping[Precision, Side],
         judge: Judge,
         key: Mapping[str, Any],
@@ -313,10 +249,10 @@ class _Conversion:
             judge.prepare(task)
             for at, (choice, formats, noise) in enumerate(points):
                 point = Point(_precision_of(formats), choice.ms, noise, formats)
-                place = self._folder / str(at)
-                place.mkdir()
-                made = self._make(point, sides, place / "model.onnx")
-                loss = judge.loss_of(made.graph, task, f"point {at + 1} of {len(points)}")
+                with tempfile.TemporaryDirectory(dir=self._folder) as place:
+                    # A large graph names its file of weights after itself.
+                    made = self._make(point, sides, Path(place) / MODEL)
+                    loss = judge.loss_of(made.graph, task, f"point {at + 1} of {len(points)}")
                 found.append(replace(point, loss=loss, sha256=made.artifact.sha256))
         int8 = sides.get(Precision.INT8)
         return Frontier(
@@ -338,7 +274,7 @@ class _Conversion:
         side = sides.get(point.precision, self._plain)
         with self._journal.progress.step(f"convert to {point.precision}") as task:
             made = side.make(self._groups, point.formats, path, task)
-        return _Made(made.graph, made)
+        return _Made(made.graph, made, side)
 
     # The end
 
@@ -346,7 +282,7 @@ class _Conversion:
         self,
         frontier: Frontier,
         made: _Made,
-        compared: _Compared,
+        compared: HeldOut,
         calibrated: Calibrated,
         path: Path,
     ) -> Converted:
@@ -364,19 +300,12 @@ class _Conversion:
                 require_valid(reference, made.graph, pairs, self._journal, made_by=FP32_GRAPH)
             )
         record = None
-        if isinstance(made.result, QuantizedResult):
+        if isinstance(made.result, QuantizedResult) and made.side is not None:
             calibrated.table.save(path.with_name(CALIBRATION))
             record = {
                 **calibrated.to_dict(),
-                "method": frontier.int8.get("method", FP8_METHOD)
-                if frontier.point.precision is Precision.INT8
-                else FP8_METHOD,
-                "policy": to_plain(
-                    replace(
-                        self._request.policy,
-                        residual=frontier.int8.get("residual", self._request.policy.residual),
-                    )
-                ),
+                "method": made.side.record["method"],
+                "policy": to_plain(made.side.policy),
                 "trials": [],
             }
         return Converted(made.artifact, tuple(reports), conversion, pairs, record, graph=made.graph)
@@ -448,6 +377,7 @@ class _Made:
 
     graph: LoadedGraph
     result: Made | None = None
+    side: Side | None = None
 
     @property
     def artifact(self) -> Any:
@@ -477,37 +407,11 @@ def _fp32_ms(costs: GroupCosts, budget: Budget) -> float:
     return sum(costs.ms(group, Precision.FP32, budget.peak) for group in costs.kernels)
 
 
-def _table(
-    costs: GroupCosts,
-    formats: Sequence[Precision],
-    noise: Sequence[Sequence[float]],
-    budget: Budget,
-) -> GroupTable:
-    """Predicted times beside the noise; a group's edges to the rest, which is FP16, are its own."""
-    peak, groups = budget.peak, range(len(noise))
-    ms = [
-        [
-            costs.ms(group, each, peak)
-            + costs.reformat_ms((group, REST), (each, Precision.FP16), peak)
-            for each in formats
-        ]
-        for group in groups
-    ]
-    pairs = {tuple(sorted(pair)) for pair in costs.passed if REST not in pair}
-    edges = {
-        (a, b): [
-            [costs.reformat_ms((a, b), (one, two), peak) for two in formats] for one in formats
-        ]
-        for a, b in pairs
-    }
-    return GroupTable(ms, noise, edges, costs.ms(REST, Precision.FP16, peak))
-
-
 def _unbeaten(
-    points: Sequence[tuple[Choice, tuple[Precision, ...], float]],
-) -> list[tuple[Choice, tuple[Precision, ...], float]]:
+    points: Sequence[tuple[Assignment, tuple[Precision, ...], float]],
+) -> list[tuple[Assignment, tuple[Precision, ...], float]]:
     """The points that no other beats in time and measured noise, the slowest first, spread out."""
-    kept: list[tuple[Choice, tuple[Precision, ...], float]] = []
+    kept: list[tuple[Assignment, tuple[Precision, ...], float]] = []
     least = inf
     for each in sorted(points, key=lambda point: (point[0].ms, point[2])):
         if each[2] < least:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from deploykit.core.specs import Runner
     from deploykit.precision.budget.grouping import Group
     from deploykit.precision.budget.making import Side
-    from deploykit.precision.budget.solver import Choice, GroupTable
+    from deploykit.precision.budget.solver import Assignment, GroupTable
 
     Answers = Mapping[str, NDArray[np.float32]]
 
@@ -99,8 +99,8 @@ def noise_table(
 
 
 def repaired(
-    noise: Noise, table: GroupTable, choice: Choice, formats: Sequence[Precision]
-) -> tuple[Choice, float]:
+    noise: Noise, table: GroupTable, choice: Assignment, formats: Sequence[Precision]
+) -> tuple[Assignment, float]:
     """A choice whose noise is what its groups' come to, with the noise that was measured.
 
     Where the whole has more, because groups act on each other, the group that takes most noise
@@ -119,7 +119,7 @@ def repaired(
     return choice, found
 
 
-def _step_back(table: GroupTable, choice: Choice) -> Choice | None:
+def _step_back(table: GroupTable, choice: Assignment) -> Assignment | None:
     """One group in the next wider format: that which takes most noise away for its time."""
     best, best_gain = None, 0.0
     for group, at in enumerate(choice.formats):

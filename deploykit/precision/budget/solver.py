@@ -3,7 +3,8 @@
 A knapsack with a choice of several, whose times also depend on neighbours. Groups are decided in
 their order; a state is what formats the groups have that a later neighbour still looks at, and of
 each state only those choices are kept that no other beats in both time and noise. So the result is
-exact as long as nothing is thinned out, which begins at `KEPT` choices of a state.
+exact as long as nothing is thinned out, which begins at `KEPT` choices of a state, fewer where
+there are many states.
 """
 
 from __future__ import annotations
@@ -18,14 +19,20 @@ if TYPE_CHECKING:
 KEPT: Final = 128
 """Choices of one state that are kept, spread evenly over the logarithm of the noise."""
 
-STATES: Final = 512
-"""States that are kept, those that have a choice of least time; more only in dense networks."""
+STATES: Final = 1024
+"""States that are kept, those with the fastest and the least noisy choices; more are of dense
+networks only."""
+
+PARTIALS: Final = 8192
+"""Choices that all states have together, but for `FEWEST` of each: some seconds for 100 groups."""
+
+FEWEST: Final = 8
 
 SILENT: Final = 1e-5
 """Noise of 50 dB: a hundred layers of FP16 leave 53, and change one answer in thousands."""
 
 
-class Choice(NamedTuple):
+class Assignment(NamedTuple):
     """A format for each group, by its place in the table, with the time and noise it comes to."""
 
     ms: float
@@ -47,17 +54,17 @@ class GroupTable:
     edges: Mapping[tuple[int, int], Sequence[Sequence[float]]] = field(default_factory=dict)
     base_ms: float = 0.0
 
-    def evaluated(self, formats: Sequence[int]) -> Choice:
+    def evaluated(self, formats: Sequence[int]) -> Assignment:
         """The time and noise of a choice.
 
         >>> table = GroupTable([[1, 2], [1, 2]], [[3, 0], [4, 0]], {(0, 1): [[0, 5], [5, 0]]}, 10)
         >>> table.evaluated([0, 1])
-        Choice(ms=18, noise=3, formats=(0, 1))
+        Assignment(ms=18, noise=3, formats=(0, 1))
         """
         ms = sum(row[at] for row, at in zip(self.ms, formats, strict=True))
         ms += sum(cost[formats[a]][formats[b]] for (a, b), cost in self.edges.items())
         noise = sum(row[at] for row, at in zip(self.noise, formats, strict=True))
-        return Choice(ms + self.base_ms, noise, tuple(formats))
+        return Assignment(ms + self.base_ms, noise, tuple(formats))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +77,7 @@ class _Partial:
     before: _Partial | None
 
 
-def pareto(table: GroupTable) -> tuple[Choice, ...]:
+def pareto(table: GroupTable) -> tuple[Assignment, ...]:
     """The choices that no other beats in both time and noise, the slowest first.
 
     >>> table = GroupTable([[1, 2], [1, 2]], [[3, 0], [4, 0]], {(0, 1): [[0, 5], [5, 0]]})
@@ -98,7 +105,9 @@ def pareto(table: GroupTable) -> tuple[Choice, ...]:
                 grown.setdefault(still, []).extend(
                     _Partial(each.ms + ms, each.noise + noise, place, each) for each in partials
                 )
-        states = _fewer({still: _thinned(_best(found)) for still, found in grown.items()})
+        states = _fewer({still: _best(found) for still, found in grown.items()})
+        room = min(KEPT, max(FEWEST, PARTIALS // len(states)))
+        states = {still: _thinned(found, room) for still, found in states.items()}
     ended = _best(partial for found in states.values() for partial in found)
     return tuple(table.evaluated(_formats(partial)) for partial in reversed(ended))
 
@@ -112,13 +121,13 @@ def _best(partials: Iterable[_Partial]) -> list[_Partial]:
     return kept
 
 
-def _thinned(partials: list[_Partial]) -> list[_Partial]:
-    """The fastest in each of `KEPT` steps of noise, and the least noisy of all."""
-    if len(partials) <= KEPT:
+def _thinned(partials: list[_Partial], room: int) -> list[_Partial]:
+    """The fastest in each of ``room`` steps of noise, and the least noisy of all."""
+    if len(partials) <= room:
         return partials
     noises = [each.noise for each in partials if each.noise > 0]
     low, high = log(min(noises)), log(max(noises))
-    width = (high - low) / (KEPT - 2) or 1.0
+    width = (high - low) / (room - 2) or 1.0
     steps: dict[int, _Partial] = {}
     for each in partials:
         step = -1 if each.noise <= 0 else int((log(each.noise) - low) / width)
@@ -146,12 +155,12 @@ def _formats(partial: _Partial) -> list[int]:
     return found[::-1]
 
 
-def spread(choices: Sequence[Choice], count: int) -> tuple[Choice, ...]:
+def spread(choices: Sequence[Assignment], count: int) -> tuple[Assignment, ...]:
     """At most ``count`` of the choices, the slowest first: both ends, and others evenly in time.
 
     Of those with less noise than `SILENT` only the fastest is looked at: the others lose as little.
 
-    >>> points = [Choice(ms, 10 - ms, ()) for ms in (9, 8.9, 8.8, 5, 1)]
+    >>> points = [Assignment(ms, 10 - ms, ()) for ms in (9, 8.9, 8.8, 5, 1)]
     >>> [point.ms for point in spread(points, 3)]
     [9, 5, 1]
     """

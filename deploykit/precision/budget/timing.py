@@ -11,6 +11,7 @@ from deploykit.core.precision import Precision
 from deploykit.costs.network import LayerCost
 from deploykit.costs.predicted import predicted_ms
 from deploykit.graph.kernel_costs import VANISHING_OPS, fix_batch, network_cost, shape_of
+from deploykit.precision.budget.solver import GroupTable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -36,9 +37,22 @@ class GroupCosts:
     kernels: Mapping[int, Sequence[LayerCost]]
     passed: Mapping[tuple[int, int], int]
 
-    def ms(self, group: int, wanted: Precision, peak: DevicePeak) -> float:
-        """Milliseconds of a group's kernels with all their operands in one format."""
-        return sum(predicted_ms(_in(each, wanted), peak) for each in self.kernels.get(group, ()))
+    def ms(
+        self,
+        group: int,
+        wanted: Precision,
+        peak: DevicePeak,
+        can_narrow: frozenset[str] = frozenset(),
+    ) -> float:
+        """Milliseconds of a group's kernels with all their operands in one format.
+
+        Of eight bits are only the layers that ``can_narrow``, the others are FP16 then.
+        """
+        found = 0.0
+        for kernel in self.kernels.get(group, ()):
+            narrow = not wanted.facts.quantized or kernel.name in can_narrow
+            found += predicted_ms(_in(kernel, wanted if narrow else Precision.FP16), peak)
+        return found
 
     def reformat_ms(
         self, pair: tuple[int, int], formats: tuple[Precision, Precision], peak: DevicePeak
@@ -72,6 +86,32 @@ def group_costs(
         kernels.setdefault(group, []).append(kernel)
         place.update(dict.fromkeys(kernel.nodes, group))
     return GroupCosts(kernels, _passed(fixed, place, cost))
+
+
+def group_table(
+    costs: GroupCosts,
+    formats: Sequence[Precision],
+    noise: Sequence[Sequence[float]],
+    peak: DevicePeak,
+    can_narrow: frozenset[str],
+) -> GroupTable:
+    """Predicted times beside the noise; a group's edges to the rest, which is FP16, are its own."""
+    ms = [
+        [
+            costs.ms(group, each, peak, can_narrow)
+            + costs.reformat_ms((group, REST), (each, Precision.FP16), peak)
+            for each in formats
+        ]
+        for group in range(len(noise))
+    ]
+    pairs = {(min(pair), max(pair)) for pair in costs.passed if REST not in pair}
+    edges = {
+        pair: [
+            [costs.reformat_ms(pair, (one, other), peak) for other in formats] for one in formats
+        ]
+        for pair in sorted(pairs)
+    }
+    return GroupTable(ms, noise, edges, costs.ms(REST, Precision.FP16, peak))
 
 
 def _batch_of(fixed: ir.Model, batch: int) -> int:

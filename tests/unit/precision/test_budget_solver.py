@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deploykit.precision.budget import solver
-from deploykit.precision.budget.solver import Choice, GroupTable, pareto, spread
+from deploykit.precision.budget.solver import Assignment, GroupTable, pareto, spread
 
 GROUPS, FORMATS = 6, 4
 
@@ -85,6 +85,6 @@ def test_a_hundred_groups_in_a_row() -> None:
 
 
 def test_points_are_spread_over_the_time() -> None:
-    choices = [Choice(float(ms), 0.0, (ms,)) for ms in range(100, 0, -1)]
+    choices = [Assignment(float(ms), 0.0, (ms,)) for ms in range(100, 0, -1)]
     assert [point.ms for point in spread(choices, 12)] == list(range(100, 0, -9))
     assert spread(choices[:3], 12) == tuple(choices[:3])
