@@ -218,8 +218,8 @@ def require_resolvable(budget: Budget, calibration: CalibrationOptions) -> Judge
         "" if budget.data is not None else ", lower --calib-count, or judge on others: --data PATH"
     )
     raise DataError(
-        f"--max-drop {budget.max_drop:.3g} needs {needed} images to judge it, there are {left} "
-        f"{where}: they leave {possible} possible when no answer changes\n"
+        f"--max-drop {100 * budget.max_drop:.4g}% needs {needed} images to judge it, "
+        f"there are {left} {where}: they leave {possible} possible when no answer changes\n"
         f"give {needed - left} more{remedy}; or allow more: --max-drop"
     )
 

@@ -85,6 +85,12 @@ def test_a_hundred_groups_in_a_row() -> None:
 
 
 def test_points_are_spread_over_the_time() -> None:
-    choices = [Assignment(float(ms), 0.0, (ms,)) for ms in range(100, 0, -1)]
+    choices = [Assignment(float(ms), 1.0, (ms,)) for ms in range(100, 0, -1)]
     assert [point.ms for point in spread(choices, 12)] == list(range(100, 0, -9))
     assert spread(choices[:3], 12) == tuple(choices[:3])
+
+
+def test_of_choices_that_lose_nothing_the_fastest_is_enough() -> None:
+    noises = (0.0, 1e-7, 1e-6, 1e-4, 1e-3)
+    choices = [Assignment(9.0 - at, noise, (at,)) for at, noise in enumerate(noises)]
+    assert [point.noise for point in spread(choices, 12)] == [1e-6, 1e-4, 1e-3]
