@@ -60,11 +60,11 @@ def loose(
     def make(folder: Path) -> None:
         folder.mkdir()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(conversion, "POINTS", 5)  # each is judged
+            patch.setattr(conversion, "POINTS", 4)  # each is judged
             patch.chdir(folder)
             called = export(
                 fp16_bundle / "reference.onnx", digits, "3%", "--gpu", "L4", "--data",
-                halves / "judges.npz", "-o", "bundle",
+                halves / "judges.npz", "--calib-count", 80, "-o", "bundle",
             )  # fmt: skip
         (folder / "answer.json").write_text(called.out, encoding="utf-8")
         (folder / "said.txt").write_text(called.err, encoding="utf-8")
@@ -127,13 +127,14 @@ def _is_quantized(made: dict[str, Any], value: str) -> bool:
 def test_the_frontier_goes_from_fp32_to_the_fastest(loose: Path) -> None:
     record = answer(loose)["conversion"]["budget"]
     points = record["points"]
-    assert 3 <= len(points) <= 5
+    assert 3 <= len(points) <= 4
     assert set(points[0]["formats"]) == {"fp32"}
     assert points[0]["upper"] == 0
     times = [point["ms"] for point in points]
     assert times == sorted(times, reverse=True)
     assert all(point["loss"]["images"] == JUDGES for point in points[1:])
-    assert all(point["upper"] >= 0.0099 for point in points[1:])  # 300 images show no less
+    same = [point["upper"] for point in points[1:] if not point["loss"]["gained"]]
+    assert all(upper >= 0.0099 for upper in same)  # 300 images show no less
     assert points[record["chosen"]]["upper"] <= 0.03
     assert record["gpu"] == "L4"
 
@@ -160,7 +161,7 @@ def test_a_tight_budget_is_of_a_higher_precision_without_measuring_again(
     bound = _let_the_fastest_lose(manifest)
     given = (
         fp16_bundle / "reference.onnx", digits, f"{bound / 2}", "--gpu", "L4", "--data",
-        halves / "judges.npz", "-o", "bundle",
+        halves / "judges.npz", "--calib-count", 80, "-o", "bundle",
     )  # fmt: skip
     called = export(*given)
     record = called.data["conversion"]["budget"]
@@ -193,7 +194,7 @@ def _let_the_fastest_lose(path: Path) -> float:
     return lost.upper
 
 
-def test_other_images_are_measured_anew_and_fp32_is_the_last_way_out(
+def test_with_other_ranges_all_is_measured_anew(
     loose: Path,
     fp16_bundle: Path,
     digits: Digits,
@@ -233,7 +234,7 @@ def test_what_cannot_be_is_refused_at_once(
     called = deploykit(
         "export", fp16_bundle / "reference.onnx", *options, "-o", tmp_path / "bundle"
     )
-    assert called.code == 1
+    assert called.code == 2
     assert said in called.err
     assert not (tmp_path / "bundle").exists()
 

@@ -1,4 +1,4 @@
-"""What graphs of INT8 and of FP8 are made from: ranges, placement, and the trials of INT8."""
+"""Sources of INT8 and FP8 graphs: ranges, placement, and the trials of INT8."""
 
 from __future__ import annotations
 

@@ -168,6 +168,8 @@ def spread(choices: Sequence[Assignment], count: int) -> tuple[Assignment, ...]:
     choices = choices[max(0, silent - 1) :]
     if len(choices) <= count:
         return tuple(choices)
+    if count == 1:
+        return (choices[0],)
     slow, fast = choices[0].ms, choices[-1].ms
     wanted = [slow + (fast - slow) * at / (count - 1) for at in range(count)]
     nearest = [min(choices, key=lambda each, ms=ms: abs(each.ms - ms)) for ms in wanted]  # type: ignore[misc]  # a default binds the loop's value

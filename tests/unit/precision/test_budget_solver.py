@@ -88,6 +88,7 @@ def test_points_are_spread_over_the_time() -> None:
     choices = [Assignment(float(ms), 1.0, (ms,)) for ms in range(100, 0, -1)]
     assert [point.ms for point in spread(choices, 12)] == list(range(100, 0, -9))
     assert spread(choices[:3], 12) == tuple(choices[:3])
+    assert spread(choices, 1) == (choices[0],)
 
 
 def test_of_choices_that_lose_nothing_the_fastest_is_enough() -> None:
