@@ -306,7 +306,7 @@ def show_frontier(out: Console, budget: Mapping[str, Any]) -> None:
         layers = ", ".join(f"{count} {kind.upper()}" for kind, count in point["layers"].items())
         rows.add_row(
             "chosen" if place == budget["chosen"] else "",
-            f"{point['ms']:.4f}",
+            f"{point['ms']:.3g}",
             f"{share:.2%}",
             f"{point['upper']:.2%}",
             layers,

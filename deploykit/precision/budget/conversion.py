@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from deploykit.backends._registry import graph_judge
 from deploykit.bundle.manifest import CALIBRATION, MANIFEST, MODEL, read_manifest
 from deploykit.comparison.converted import FP32_GRAPH, require_valid
-from deploykit.core.errors import DeploykitError, ModelFileError
+from deploykit.core.errors import DeploykitError, ModelFileError, ValidationError
 from deploykit.core.precision import Precision
 from deploykit.core.serialization import to_plain
 from deploykit.graph import LoadedGraph, qdq, write_graph
@@ -66,6 +66,9 @@ if TYPE_CHECKING:
 PATIENCE: Final = 10
 """Times the multiply-adds that a plain export measures layers with: here they decide everything."""
 
+MOST_PROBES: Final = 32
+"""Images that groups are measured on at the most: ten logits of each tell noise to 0.3 dB."""
+
 
 def convert_under_budget(
     reference: Reference,
@@ -78,8 +81,8 @@ def convert_under_budget(
 
     Raises:
         DataError: too few images, or images that cannot be used.
-        ModelFileError: a graph cannot be read or written.
-        ValidationError: the result is not the model any more.
+        ModelFileError: a graph cannot be read or written, or there is nothing to choose.
+        ValidationError: no image that judges can be read, or outputs have no steady shape.
     """
     with tempfile.TemporaryDirectory() as folder:
         return _Conversion(reference, request, budget, journal, Path(folder)).run(path)
@@ -113,7 +116,7 @@ class _Conversion:
         kept = self._kept(calibrated)
         if kept is not None:
             sides = self._sides(calibrated, self._needed(kept), compared, kept.int8)
-            made = self._make(kept.point, sides, path)
+            made = self._converted(kept.point, sides, path)
             if kept.point.sha256 in (None, made.artifact.sha256):
                 self._journal.notes.append(
                     "measurements of the bundle that was here are used again: same model, images "
@@ -126,8 +129,15 @@ class _Conversion:
         judges = require_resolvable(self._budget, self._request.calibration)
         judge = Judge(self._reference, judges, self._labels(judges), self._folder)
         frontier = self._judged(points, sides, judge, self._key(calibrated, judges))
-        made = self._make(frontier.point, sides, path)
-        return self._finished(frontier, made, compared, calibrated, path)
+        while True:
+            made = self._converted(frontier.point, sides, path)
+            try:
+                return self._finished(frontier, made, compared, calibrated, path)
+            except ValidationError as exc:
+                # FP32, the first point, is not validated again: this ends.
+                reason = str(exc).splitlines()[-1]
+                self._journal.notes.append(f"a faster point was left out: {reason}")
+                frontier = replace(frontier, points=frontier.points[: frontier.chosen])
 
     def _labels(self, judges: Judges) -> NDArray[np.int64] | None:
         limit = self._request.calibration.max_pixels
@@ -232,7 +242,7 @@ class _Conversion:
         passes = sum(multiply_adds_of(self._reference.graph, crop).values())
         passes *= (formats - 1) * len(self._groups)
         affordable = PATIENCE * PROBE_MULTIPLY_ADDS // passes if passes else FEWEST_PROBES
-        return max(FEWEST_PROBES, affordable)
+        return min(MOST_PROBES, max(FEWEST_PROBES, affordable))
 
     def _judged(
         self,
@@ -251,7 +261,7 @@ class _Conversion:
                 point = Point(_precision_of(formats), choice.ms, noise, formats)
                 with tempfile.TemporaryDirectory(dir=self._folder) as place:
                     # A large graph names its file of weights after itself.
-                    made = self._make(point, sides, Path(place) / MODEL)
+                    made = self._make(point, sides, Path(place) / MODEL, task)
                     loss = judge.loss_of(made.graph, task, f"point {at + 1} of {len(points)}")
                 found.append(replace(point, loss=loss, sha256=made.artifact.sha256))
         int8 = sides.get(Precision.INT8)
@@ -265,15 +275,20 @@ class _Conversion:
             {} if int8 is None else int8.record,
         )
 
-    def _make(self, point: Point, sides: Mapping[Precision, Side], path: Path) -> _Made:
+    def _converted(self, point: Point, sides: Mapping[Precision, Side], path: Path) -> _Made:
+        with self._journal.stage(f"convert to {point.precision}") as task:
+            return self._make(point, sides, path, task)
+
+    def _make(
+        self, point: Point, sides: Mapping[Precision, Side], path: Path, task: ProgressTask
+    ) -> _Made:
         if point.precision is Precision.FP32:
             artifact = self._reference.artifact
             parents = (artifact.sha256, *artifact.parents)
             model = self._reference.graph.model
             return _Made(write_graph(model, path, Precision.FP32, parents))
         side = sides.get(point.precision, self._plain)
-        with self._journal.progress.step(f"convert to {point.precision}") as task:
-            made = side.make(self._groups, point.formats, path, task)
+        made = side.make(self._groups, point.formats, path, task)
         return _Made(made.graph, made, side)
 
     # The end
@@ -287,7 +302,6 @@ class _Conversion:
         path: Path,
     ) -> Converted:
         reference, pairs = self._reference, (compared.batches, compared.expected)
-        self._say(frontier)
         conversion = {
             **reference.conversion,
             **({} if made.result is None else made.result.to_dict()),
@@ -299,6 +313,7 @@ class _Conversion:
             reports.append(
                 require_valid(reference, made.graph, pairs, self._journal, made_by=FP32_GRAPH)
             )
+        self._say(frontier)
         record = None
         if isinstance(made.result, QuantizedResult) and made.side is not None:
             calibrated.table.save(path.with_name(CALIBRATION))
