@@ -199,7 +199,11 @@ def _fixed(wish: str) -> Literal["int8", "keep"]:
 )
 @click.argument("target")
 @_options.precision_flags({each: each.facts.help for each in OWN})
-@_options.precision_name
+@click.option(
+    "--precision",
+    metavar="NAME",
+    help="One of these by its name, a plug-in's, or auto: layer by layer under --max-drop.",
+)
 @_options.all_of(_OPTIONS)
 @_options.weights
 @_options.choices

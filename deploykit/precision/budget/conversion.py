@@ -102,6 +102,7 @@ class _Conversion:
         self._reference, self._request, self._budget = reference, request, budget
         self._journal, self._folder = journal, folder
         self._groups = groups_of(reference.graph.model)
+        self._batch = reference.artifact.inputs[0].fixed_batch or budget.batch
         self._plain = Side(Precision.FP16, reference, reference.graph)
         if not self._groups:
             raise ModelFileError(
@@ -234,7 +235,7 @@ class _Conversion:
     def _costs(self) -> GroupCosts:
         model = self._reference.graph.model.clone()
         fix_image_size(model, self._reference.preprocessing.crop)
-        return group_costs(model, self._groups, self._budget.batch, graph_judge().run_once)
+        return group_costs(model, self._groups, self._batch, graph_judge().run_once)
 
     def _probes(self, formats: int) -> int:
         """Images that groups are measured on."""
@@ -268,7 +269,7 @@ class _Conversion:
         return Frontier(
             budget.max_drop,
             budget.peak.name,
-            budget.batch,
+            self._batch,
             self._groups,
             tuple(found),
             key,
@@ -368,7 +369,7 @@ class _Conversion:
         key = json.loads(json.dumps(self._key(calibrated, judges)))
         if key != dict(found.key) or found.groups != self._groups:
             return None
-        same = (found.gpu, found.batch) == (self._budget.peak.name, self._budget.batch)
+        same = (found.gpu, found.batch) == (self._budget.peak.name, self._batch)
         return found.under(self._budget.max_drop) if same else None
 
     def _recorded(self) -> Frontier | None:

@@ -69,7 +69,7 @@ class GroupCosts:
 def group_costs(
     model: ir.Model, groups: Sequence[Group], batch: int, run: RunGraph | None = None
 ) -> GroupCosts:
-    """Count the kernels of an FP32 graph that `tidy` has seen, for a batch of images.
+    """Count the kernels of an FP32 graph that `tidy` has seen, for a batch, its own if it is fixed.
 
     Raises:
         UsageError: a dimension beside the batch is open.
@@ -77,7 +77,7 @@ def group_costs(
     """
     fixed = model.clone()
     fix_batch(fixed, batch, run)
-    cost = network_cost(fixed, _batch_of(fixed, batch), run)
+    cost = network_cost(fixed, batch, run)
     of_layer = {name: at for at, group in enumerate(groups) for name in group}
     kernels: dict[int, list[LayerCost]] = {}
     place: dict[str, int] = {}
@@ -112,13 +112,6 @@ def group_table(
         for pair in sorted(pairs)
     }
     return GroupTable(ms, noise, edges, costs.ms(REST, Precision.FP16, peak))
-
-
-def _batch_of(fixed: ir.Model, batch: int) -> int:
-    """The graph's own batch where that is fixed."""
-    shape = fixed.graph.inputs[0].shape
-    size = None if not shape else shape[0]
-    return size if isinstance(size, int) else batch
 
 
 def _passed(

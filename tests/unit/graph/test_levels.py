@@ -93,3 +93,37 @@ def test_a_layer_without_a_narrow_form_is_exact(model: ir.Model) -> None:
     assert "first" not in plan.layers
     got = at_levels(model, plan, (qdq.NARROW, qdq.EXACT, qdq.EXACT))
     np.testing.assert_array_equal(got, at_levels(model, plan, (qdq.EXACT,) * 3))
+
+
+ATTENTION = """net (float[N, 16, 32] x) => (float[N, 16, 32] y) {
+    [query] q = MatMul (x, wq)
+    [key] k = MatMul (x, wk)
+    [turn] t = Transpose <perm = [0, 2, 1]> (k)
+    [value] v = MatMul (x, wv)
+    [scores] s = MatMul (q, t)
+    [softmax] p = Softmax (s)
+    [mix] m = MatMul (p, v)
+    [out] y = MatMul (m, wo)
+}"""
+OF_ATTENTION = (("query", "key", "value"), ("scores", "mix"), ("out",))
+
+
+@pytest.mark.parametrize("narrow", [(0,), (1,), (0, 1, 2)])
+def test_both_products_of_an_attention_have_a_level(narrow: tuple[int, ...]) -> None:
+    weights = {f"w{name}": normal(32, 32, seed=at, scale=0.2) for at, name in enumerate("qkvo")}
+    model = ir.from_proto(graph(ATTENTION, weights))
+    tidy(model, rename=False)
+    x = np.asarray(normal(3, 16, 32, seed=9), np.float32)
+    exposed, _ = expose_outputs(model)
+    values = {"x": x, **run_ort(exposed, {"x": x})}
+    amax = {name: float(np.abs(value).max()) for name, value in values.items()}
+    levels = np.array([qdq.NARROW if at in narrow else qdq.EXACT for at in range(3)], np.int64)
+    made = qdq.with_levels(model, qdq.plan_fp8(model), amax, OF_ATTENTION)
+    got = run_ort(made, {"x": x, qdq.LEVELS: levels})["y"]
+    left = tuple(
+        name for at, group in enumerate(OF_ATTENTION) if at not in narrow for name in group
+    )
+    plan = qdq.plan_fp8(model, qdq.QdqPolicy(over_budget=left))
+    assert plan.layers == {name for at in narrow for name in OF_ATTENTION[at]}
+    expected = run_ort(whole(qdq.trial_graph(model, plan, amax, {})), {"x": x})["y"]
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
