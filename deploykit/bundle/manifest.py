@@ -121,8 +121,9 @@ _RECORDS: Final[Mapping[str, Any]] = {
 class Manifest:
     """Everything that is known of a bundle; ``files`` gives the sha256 of each one but engines.
 
-    ``precision`` is what was asked for; each engine's record says what was proven. ``head`` says
-    what the outputs mean; older bundles have its kind alone, or nothing: logits of classes.
+    ``precision`` is what was asked for, or what a budget chose; each engine's record says what was
+    proven. ``head`` says what the outputs mean; older bundles have its kind alone, or nothing:
+    logits of classes.
     """
 
     name: str

@@ -284,6 +284,38 @@ def show_int8(out: Console, conversion: Mapping[str, Any], calibration: Mapping[
     show_kept(out, conversion["kept"], f"not {kinds[0].upper()}")
 
 
+_MEASURES = {
+    "top1": "drop of top-1",
+    "answers": "changed answers",
+    "decisions": "changed decisions",
+    "error": "error (RMS)",
+}
+
+
+def show_frontier(out: Console, budget: Mapping[str, Any]) -> None:
+    """Predicted time against loss, with the chosen point."""
+    points = budget["points"]
+    measured = next((point["loss"] for point in points if point["loss"] is not None), None)
+    loss = "loss" if measured is None else _MEASURES.get(measured["measure"], "loss")
+    numbers = ("predicted ms", loss, "at most (95 %)")
+    title = f"frontier on {budget['gpu']}, batch {budget['batch']}, budget {budget['max_drop']:.2%}"
+    rows = table(("", *numbers, "layers"), title=title, right=numbers)
+    for place, point in enumerate(points):
+        found = point["loss"]
+        share = 0.0 if found is None else (found["lost"] - found["gained"]) / found["images"]
+        layers = ", ".join(f"{count} {kind.upper()}" for kind, count in point["layers"].items())
+        rows.add_row(
+            "chosen" if place == budget["chosen"] else "",
+            f"{point['ms']:.3g}",
+            f"{share:.2%}",
+            f"{point['upper']:.2%}",
+            layers,
+            style="bold" if place == budget["chosen"] else None,
+        )
+    out.print(rows)
+    out.print("another point without measuring again: the same export with another --max-drop", "")
+
+
 def _kept_or(choice: str, kind: str) -> str:
     """A choice of a policy, whose ``int8`` stands for quantized."""
     return kind if choice == "int8" else choice

@@ -17,12 +17,13 @@ from deploykit.cli._show import (
     show_comparison,
     show_engines,
     show_files,
+    show_frontier,
     show_input,
     show_int8,
     show_kept,
     show_stages,
 )
-from deploykit.core.errors import ValidationError
+from deploykit.core.errors import UsageError, ValidationError
 from deploykit.core.precision import OWN, Precision
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from deploykit.backends import CompileOptions
     from deploykit.core.choices import DefinitionChoices
     from deploykit.exporting.steps import ExportOptions, ExportReport
+    from deploykit.precision.budget.request import Budget
     from deploykit.precision.calibration.data import CalibrationOptions
     from deploykit.precision.quantization.choice import Int8Choices
     from deploykit.precision.quantization.request import QuantizationRequest
@@ -40,6 +42,9 @@ _NO_PRECISION = (
     "precision: fp32, the network's own, as none was asked; lower ones are faster on a GPU: "
     "--fp16, --bf16, or --int8 and --fp8 with --calib PATH"
 )
+
+AUTO = "auto"
+"""In place of a precision's name: chosen layer by layer under --max-drop."""
 
 _END = click.Choice(["auto", "int8", "keep"])
 
@@ -100,6 +105,19 @@ _OPTIONS = (
         "auto: looked for where that takes seconds.",
     ),
     click.option(
+        "--max-drop",
+        metavar="SHARE",
+        help="With --precision auto: what may be lost at most, as 1% or 0.01. Of the top-1 on "
+        "labelled images of --data, else of the answers that agree with FP32.",
+    ),
+    click.option(
+        "--gpu",
+        "gpu_name",
+        metavar="NAME",
+        help="With --precision auto: the GPU that times are predicted for, as L4; A100 SXM 80GB.  "
+        "[default: this machine's, or A10]",
+    ),
+    click.option(
         "--equalisation",
         type=click.Choice(["auto", "off"]),
         default="auto",
@@ -140,6 +158,34 @@ def read_request(
     return QuantizationRequest(calibration, int8_choices, policy, Precision(rest))
 
 
+def read_budget(
+    flagged: tuple[Precision, ...], name: str | None, max_drop: str | None, gpu: str | None
+) -> Budget | None:
+    """What ``--precision auto`` may lose; ``None`` for a precision that was named.
+
+    Raises:
+        UsageError: it has no budget, or another precision has one; or two precisions were asked.
+        UnknownNameError: there is no GPU of that name.
+    """
+    if name != AUTO:
+        given = {"--max-drop": max_drop, "--gpu": gpu}
+        wrong = next((option for option, value in given.items() if value is not None), None)
+        if wrong is not None:
+            raise UsageError(f"{wrong} is for --precision auto\nadd that, or leave it out")
+        return None
+    if flagged:
+        both = f"--{flagged[0]} and --precision auto"
+        raise UsageError(f"{both} exclude each other: run export once for each")
+    if max_drop is None:
+        raise UsageError(
+            "--precision auto needs to know what may be lost: --max-drop 1%\n"
+            "a share of the top-1 on --data with labels, else of the answers that agree with FP32"
+        )
+    from deploykit.precision.budget.request import Budget, parse_drop
+
+    return Budget(parse_drop(max_drop), gpu)
+
+
 def _fixed(wish: str) -> Literal["int8", "keep"]:
     return "keep" if wish == "keep" else "int8"
 
@@ -153,12 +199,17 @@ def _fixed(wish: str) -> Literal["int8", "keep"]:
         "deploykit export torchvision:mobilenet_v3_large --fp16 --weights imagenet",
         "deploykit export nets.py:small --fp16 --factory-args '{\"depth\": 18}' --input-size 96",
         "deploykit export classifier.onnx --fp16 -o engines/classifier",
+        "deploykit export resnet50 --precision auto --max-drop 1% --calib images/ --gpu L4",
         "deploykit export open.onnx --fp16 --height 160,224,320 --width 160,224,320",
     ),
 )
 @click.argument("target")
 @_options.precision_flags({each: each.facts.help for each in OWN})
-@_options.precision_name
+@click.option(
+    "--precision",
+    metavar="NAME",
+    help="One of these by its name, a plug-in's, or auto: layer by layer under --max-drop.",
+)
 @_options.all_of(_OPTIONS)
 @_options.weights
 @_options.choices
@@ -202,6 +253,8 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     last_layer: str,
     residual: str,
     sensitive_layers: str,
+    max_drop: str | None,
+    gpu_name: str | None,
     equalisation: str,
     bias_correction: str,
     weights: str | None,
@@ -226,7 +279,9 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     bundle appears only if all of it succeeds. It takes the place of one of the same model and
     precision; of any other only with --replace.
     """
-    asked = _options.one_precision("export", flagged=flagged, name=precision)
+    budget = read_budget(flagged, precision, max_drop, gpu_name)
+    named = None if budget is not None else precision
+    asked = _options.one_precision("export", flagged=flagged, name=named)
 
     from deploykit.sources.calls import require_call
 
@@ -264,9 +319,10 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         output=output,
         quantization=request,
         replace=replace,
+        budget=budget,
     )
     report = _export(target, options, device)
-    if asked is None:
+    if asked is None and budget is None:
         report = dataclasses.replace(report, notes=(*report.notes, _NO_PRECISION))
     return Answer(report.to_dict(), lambda out: _show(out, report))
 
@@ -276,11 +332,18 @@ def _export(target: str, options: ExportOptions, device: str) -> ExportReport:
     from deploykit.runtime.choice import machine_with
 
     try:
-        return export_bundle(target, options, progress(), machine_with(device))
+        return export_bundle(
+            target, options, progress(), machine_with(device), _say if options.budget else None
+        )
     except ValidationError as error:
         if error.details:
             show_comparison(console(stderr=True), [error.details])
         raise
+
+
+def _say(sentence: str) -> None:
+    """What is to be known before the work begins."""
+    console(stderr=True).print(sentence, markup=False)
 
 
 def _show(out: Console, report: ExportReport) -> None:
@@ -290,6 +353,8 @@ def _show(out: Console, report: ExportReport) -> None:
     show_files(out, report.bundle)
     show_input(out, report.input_range, manifest.preprocessing)
     show_kept(out, manifest.conversion.get("kept_fp32", {}))
+    if "budget" in manifest.conversion:
+        show_frontier(out, manifest.conversion["budget"])
     if manifest.calibration is not None:
         show_int8(out, manifest.conversion, manifest.calibration)
     show_engines(out, manifest.engines)

@@ -56,6 +56,7 @@ class DevicePeak:
     units, which compilers use for FP32 networks from Ampere on. ``winograd`` names the precisions
     whose 3x3 convolutions run on vector units by Winograd's algorithm, with 2.25 times fewer
     multiplications. ``measured`` is the time of the trial (ISO 8601), ``None`` for printed rates.
+    ``compute_capability`` is a GPU's, as "8.9" (https://developer.nvidia.com/cuda-gpus).
     """
 
     name: str
@@ -69,6 +70,7 @@ class DevicePeak:
     source: str
     threads: int | None = None
     measured: str | None = None
+    compute_capability: str | None = None
 
     def flop_per_s(self, precision: Precision, *, winograd: bool = False) -> float | None:
         """Highest rate for ``precision``, or that of a wider one where it is higher.
@@ -195,6 +197,11 @@ def _run_trial(threads: int, seconds: float, python: str) -> Mapping[str, Any]:
     return report
 
 
+def gpu_names() -> tuple[str, ...]:
+    """The GPUs of the table, by its own names."""
+    return tuple(peak.name for _, peak in _gpu_table())
+
+
 @cache
 def _gpu_table() -> tuple[tuple[tuple[str, ...], DevicePeak], ...]:
     """Rows of the table, each with all names of its GPU."""
@@ -216,6 +223,7 @@ def _peak(row: Mapping[str, str]) -> DevicePeak:
         cache_bytes=int(float(row["l2_mib"]) * _MIB),
         winograd=frozenset(map(Precision, _RATES[: 2 if fp16_vector else 1])),
         source=row["source"],
+        compute_capability=row["compute_capability"],
     )
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from deploykit.bundle.manifest import MANIFEST, Bundle
 from deploykit.core.artifacts import AMPERE_PLUS
 from deploykit.core.errors import BundleError, IntegrityError, first_line
+from deploykit.precision.budget.frontier import BUDGET
+from deploykit.precision.budget.request import AUTO
 from deploykit.sources.state_dict import IMAGENET, split_entry, weights_sha256
 
 if TYPE_CHECKING:
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from deploykit.backends import Compiler
     from deploykit.core.artifacts import EngineRecord
     from deploykit.core.environment import Gpu
-    from deploykit.core.precision import Precision
     from deploykit.core.specs import ModelSpec
     from deploykit.sources.definition import SourceOptions
 
@@ -82,7 +83,8 @@ class Replacement:
     """The place of a new bundle, and what is known of the one that will be there."""
 
     place: Path
-    precision: Precision
+    asked: str
+    """Name of the precision, or ``auto``."""
     compiler: Compiler | None
     gpus: Sequence[Gpu]
     allowed: bool
@@ -135,8 +137,9 @@ class Replacement:
         if differing or not alike:
             named = f" ({', '.join(differing)})" if differing and alike else ""
             reasons.append(f"is of another model{named}")
-        if manifest.precision is not self.precision:
-            reasons.append(f"is {self.precision}, not {manifest.precision}")
+        there_asked = AUTO if BUDGET in manifest.conversion else str(manifest.precision)
+        if there_asked != self.asked:
+            reasons.append(f"is {self.asked}, not {there_asked}")
         lost = self._lost(manifest.engines)
         if lost:
             reasons.append(f"does not make {', '.join(lost)} again")

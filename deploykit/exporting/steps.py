@@ -27,7 +27,7 @@ from deploykit.bundle.manifest import (
 )
 from deploykit.comparison.validation import outputs_of, same_images, validate
 from deploykit.core import environment
-from deploykit.core.artifacts import AMPERE_PLUS, THIS_GPU, sha256_of
+from deploykit.core.artifacts import AMPERE, AMPERE_PLUS, THIS_GPU, sha256_of
 from deploykit.core.atomic import beside, staged_folder
 from deploykit.core.errors import UsageError
 from deploykit.core.precision import Precision
@@ -42,6 +42,8 @@ from deploykit.graph import LoadedGraph, write_model
 from deploykit.graph.rounding import computes_narrow, rounding_form
 from deploykit.images import InputRange, read_class_names
 from deploykit.precision import conversion_of
+from deploykit.precision.budget.conversion import convert_under_budget
+from deploykit.precision.budget.request import AUTO, require_budget, with_found_gpu
 from deploykit.precision.quantization.request import refuse_request, require_request
 from deploykit.runtime.choice import Machine
 from deploykit.sources.definition import SourceOptions
@@ -50,6 +52,8 @@ from deploykit.sources.references import find_source, make_reference
 from deploykit.sources.targets import Kind, kind_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -59,6 +63,7 @@ if TYPE_CHECKING:
     from deploykit.core.artifacts import EngineRecord
     from deploykit.core.specs import Array, ModelSpec
     from deploykit.precision import Batches, Converted
+    from deploykit.precision.budget.request import Budget
     from deploykit.precision.quantization.request import QuantizationRequest
 
 
@@ -82,12 +87,25 @@ class ExportOptions:
     quantization: QuantizationRequest | None = None
     replace: bool = False
     """Whether a bundle of another model, or with more engines, may be replaced."""
+    budget: Budget | None = None
+    """What may be lost, for the precision that is then chosen layer by layer."""
 
     def __post_init__(self) -> None:
-        if self.precision.facts.needs_calibration:
+        if self.budget is not None:
+            if self.precision is not Precision.FP32:
+                raise UsageError(
+                    f"a budget chooses the precision, and {self.precision} is one\n"
+                    "give one of the two"
+                )
+        elif self.precision.facts.needs_calibration:
             require_request(self.precision, self.quantization)
         else:
             refuse_request(self.precision, self.quantization)
+
+    @property
+    def asked(self) -> str:
+        """How the precision was asked for: by its name, or as one that is chosen."""
+        return AUTO if self.budget is not None else str(self.precision)
 
     def compiling(self, place: Path, gpu_index: int) -> CompileOptions:
         """What the compiler is told, for a bundle at ``place``."""
@@ -135,12 +153,14 @@ def export_bundle(
     options: ExportOptions,
     progress: Progress | None = None,
     machine: Machine | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> ExportReport:
     """Export, convert, validate and compile ``target`` into a bundle.
 
     ``target`` is a definition, whatever `targets.find_definition` takes, or the path of an FP32
     ``.onnx`` file.
     An engine that fits a GPU of ``machine``, this one if not given, runs there and is compared.
+    ``say`` is told what is to be known before the work begins.
     The bundle appears under its name only when every stage has passed. One of the same model and
     precision is replaced; another one, or one whose engines are not made again, only if the options
     say so.
@@ -150,6 +170,8 @@ def export_bundle(
     """
     journal = Journal(progress or SilentProgress())
     # Everything that can be wrong with the call is found before the first slow step.
+    here = machine or Machine()
+    options = _with_budget(options, here, say)
     source = _resolve(target, options, journal)
     labels = (
         read_class_names(options.labels) if isinstance(options.labels, Path) else options.labels
@@ -157,15 +179,16 @@ def export_bundle(
     told = replace(options.source, labels=None if labels is None else len(labels))
     options = replace(options, source=told)
     name = source.stem if isinstance(source, Path) else source.name
-    place = options.output or DEFAULT_FOLDER / f"{name}-{options.precision}"
-    here = machine or Machine()
+    place = options.output or DEFAULT_FOLDER / f"{name}-{options.asked}"
     compiler = choose_compiler(options.backend, here.gpus)
     if compiler is not None:
         wanted = options.compiling(place, here.gpu_index)
         require_options(options.precision, compiler, wanted, here.gpus)
+        if not compiler.is_portable:  # the engine is for this machine's GPU
+            options = _with_targets(options, [gpu.compute_capability for gpu in here.gpus[:1]])
     replacement = Replacement(
         place,
-        options.precision,
+        options.asked,
         compiler,
         here.gpus,
         options.replace,
@@ -194,6 +217,33 @@ def export_bundle(
     return ExportReport(bundle, times, reports, notes, input_range)
 
 
+def _with_budget(
+    options: ExportOptions, here: Machine, say: Callable[[str], None] | None
+) -> ExportOptions:
+    """The options with what a budget leaves to be decided, and what its times hold for."""
+    if options.budget is None:
+        return options
+    budget = with_found_gpu(options.budget, [gpu.name for gpu in here.gpus])
+    every = (".".join(map(str, AMPERE)),) if options.hardware_compatibility == AMPERE_PLUS else ()
+    budget = replace(
+        budget,
+        data=options.source.data,
+        batch=options.profile.opt_batch,
+        targets=(*options.compute_capabilities, *every),
+    )
+    request, judges = require_budget(budget, options.quantization)
+    if say is not None:
+        say(judges.resolution)
+    return replace(options, budget=budget, quantization=request)
+
+
+def _with_targets(options: ExportOptions, targets: list[str]) -> ExportOptions:
+    budget = options.budget
+    if budget is None:
+        return options
+    return replace(options, budget=replace(budget, targets=(*budget.targets, *targets)))
+
+
 def _resolve(target: str | ModelSpec, options: ExportOptions, journal: Journal) -> ModelSpec | Path:
     if not isinstance(target, str):
         require_sizes(target.name, target.inputs[0].shape, options.profile)
@@ -215,7 +265,9 @@ def _with_bundle(options: ExportOptions, place: Path) -> ExportOptions:
     if request is None:
         return options
     calibration = replace(request.calibration, bundle=place)
-    return replace(options, quantization=replace(request, calibration=calibration))
+    budget = None if options.budget is None else replace(options.budget, place=place)
+    request = replace(request, calibration=calibration)
+    return replace(options, quantization=request, budget=budget)
 
 
 @dataclass(frozen=True)
@@ -233,14 +285,13 @@ def _fill(
     folder: Path, source: ModelSpec | Path, plan: _Plan, journal: Journal
 ) -> tuple[Manifest, tuple[ValidationReport, ...], InputRange]:
     options = plan.options
-    path = folder / (MODEL if options.precision.facts.is_source else REFERENCE)
+    path = folder / (MODEL if options.asked == Precision.FP32 else REFERENCE)
     reference = make_reference(source, path, journal, options.source, options.profile)
     plan.replacement.require(origin_of(reference.model, reference.weights))
     shape = reference.outputs[0].shape
     labels = reference.head.fitting_labels(plan.labels, reference.labels, shape)
-    converted = conversion_of(options.precision).convert(
-        reference, folder / MODEL, options.quantization, journal
-    )
+    converted = _converted(reference, folder / MODEL, options, journal)
+    precision = converted.artifact.precision
     others, notes, steady = judge_others(
         reference.artifact,
         converted.artifact,
@@ -254,7 +305,7 @@ def _fill(
     images = same_images(converted.compared[0])
     reports = tuple(one.doubted(images) for one in (*converted.reports, *others))
     graph = converted.graph or LoadedGraph(converted.artifact)
-    if not options.precision.facts.is_source and computes_narrow(graph.model):
+    if not precision.facts.is_source and computes_narrow(graph.model):
         with journal.stage("write for CPUs"):
             _write_cpu_form(reference, graph, converted.compared, folder / CPU_MODEL)
     graph.release()
@@ -267,11 +318,11 @@ def _fill(
     here = environment.describe()
     files = [file for file in sorted(folder.iterdir()) if file.suffix != ".engine"]
     manifest = Manifest(
-        name=f"{reference.model['name']}-{options.precision}",
+        name=f"{reference.model['name']}-{options.asked}",
         model=reference.model,
         weights=reference.weights,
         preprocessing=reference.preprocessing,
-        precision=options.precision,
+        precision=precision,
         onnx=converted.artifact,
         files={file.name: sha256_of(file) for file in files},
         validation=tuple(report.to_dict() for report in reports),
@@ -283,6 +334,16 @@ def _fill(
         head=HeadRecord(reference.head.name, reference.output, reference.head.activation),
     )
     return manifest, reports, InputRange.of(reference.batches)
+
+
+def _converted(
+    reference: Reference, path: Path, options: ExportOptions, journal: Journal
+) -> Converted:
+    """The graph of the bundle, in the precision that was asked for or that a budget chooses."""
+    request, budget = options.quantization, options.budget
+    if budget is not None and request is not None:
+        return convert_under_budget(reference, path, request, budget, journal)
+    return conversion_of(options.precision).convert(reference, path, request, journal)
 
 
 def _other_answers(

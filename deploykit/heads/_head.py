@@ -238,6 +238,33 @@ class Head(ABC):
         """
         return None, None
 
+    loss_measure: ClassVar[str] = "error"
+    """What `losses` counts: ``error``, or ``answers`` or ``decisions`` that change."""
+
+    def losses(self, candidate: Outputs, reference: Outputs) -> Rows:
+        """What each image loses against its reference, (N,), from 0 (nothing) to 1.
+
+        By default the root mean square of an image's errors over that of its values; an image with
+        a value that is no number has lost everything.
+        """
+        left, right = rows_of(candidate), rows_of(reference)
+        if not right.size:
+            return np.zeros(len(right))
+        with np.errstate(invalid="ignore", over="ignore"):
+            noise, power = np.square(left - right).mean(axis=1), np.square(right).mean(axis=1)
+        finite = np.isfinite(noise) & (power > 0)
+        ratio = np.sqrt(np.where(finite, noise, 0.0) / np.where(finite, power, 1.0))
+        silent = np.where((power == 0) & (noise == 0), 0.0, 1.0)
+        return np.minimum(1.0, np.where(finite, ratio, silent))
+
+    def right_answers(
+        self,
+        outputs: Outputs,  # noqa: ARG002 - for heads that override it
+        labels: NDArray[np.int64],  # noqa: ARG002 - likewise
+    ) -> NDArray[np.bool_] | None:
+        """Whether each answer is that of its class label, (N,); ``None``: a class says nothing."""
+        return None
+
     def classes(self, shape: Sequence[int | str]) -> int | None:
         """How many classes outputs of this shape tell apart, where the shape says it."""
         sizes = [size for size in shape[1:] if isinstance(size, int)]

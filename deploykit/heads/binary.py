@@ -112,6 +112,14 @@ class Binary(Multilabel):
             )
         return known if given is None else given
 
+    loss_measure = "answers"
+
+    def right_answers(self, outputs: Outputs, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether each image is decided as its label says, 0 or 1."""
+        yes = self.probabilities(outputs)[:, 0] >= self.threshold
+        right: NDArray[np.bool_] = yes.astype(np.int64) == labels
+        return right
+
     def classes(self, shape: Sequence[int | str]) -> int:  # noqa: ARG002 - always two
         """Two: the negative and the positive one."""
         return _TWO

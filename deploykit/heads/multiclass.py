@@ -151,6 +151,21 @@ class Multiclass(Head):
             kl = float(divergence(wanted, got, self.activation).mean())
         return kl, float((self._top(got) == self._top(wanted)).mean())
 
+    loss_measure = "answers"
+
+    def losses(self, candidate: Logits, reference: Logits) -> Rows:
+        """1 for an image of another top-1, 0 for the others."""
+        got, wanted = rows_of(candidate), rows_of(reference)
+        changed = self._top(got) != self._top(wanted)
+        found: Rows = (changed | ~np.isfinite(got).all(axis=1)).astype(np.float64)
+        return found
+
+    def right_answers(self, outputs: Logits, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether the top-1 of each image is its label."""
+        rows = rows_of(outputs)
+        right: NDArray[np.bool_] = np.isfinite(rows).all(axis=1) & (self._top(rows) == labels)
+        return right
+
     def classes(self, shape: Sequence[int | str]) -> int | None:
         """Length of the output; class numbers do not say how many there are."""
         return None if self._has_classes_alone else super().classes(shape)

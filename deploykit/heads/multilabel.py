@@ -184,6 +184,16 @@ class Multilabel(Head):
         equal = (got >= self.threshold) == (wanted >= self.threshold)
         return float(bernoulli_kl(wanted, got).sum(axis=1).mean()), float(equal.mean())
 
+    loss_measure = "decisions"
+
+    def losses(self, candidate: Outputs, reference: Outputs) -> Rows:
+        """The share of an image's labels that are decided otherwise."""
+        got, wanted = self.probabilities(candidate), self.probabilities(reference)
+        changed = (got >= self.threshold) != (wanted >= self.threshold)
+        broken = ~np.isfinite(rows_of(candidate)).all(axis=1)
+        found: Rows = np.where(broken, 1.0, changed.mean(axis=1))
+        return found
+
     def answers(
         self, outputs: Outputs, labels: Sequence[str] | None, top_k: int
     ) -> list[list[Any]]:

@@ -210,11 +210,10 @@ def convert_to_int8(
     )
     held_out = load_images(calibrated.data, calibrated.data.held_out, artifact, COMPARED_PIXELS)
     answers, expected = fp32_answers(reference, held_out)
-    setup = _contest(reference, calibrated, (held_out, answers), request)
     with tempfile.TemporaryDirectory() as folder:
         spare = Path(folder) / "equalised.onnx"
-        equal = _equalised(reference, calibrated, (held_out, expected), request, spare, journal)
-        choice, used = _chosen(_Side(reference, calibrated), equal, setup, request, journal)
+        side = Int8Side(reference, calibrated)
+        choice, used = choose_for_int8(side, (held_out, answers), request, spare, journal)
         result = _converted(used, choice, path, request, journal)
     calibrated = used.calibrated
     # Ranges hold for images like those of the calibration: others would judge the data.
@@ -228,26 +227,36 @@ def convert_to_int8(
     )
 
 
-def _chosen(
-    plain: _Side,
-    equal: _Side | None,
-    setup: TrialSetup,
+def choose_for_int8(
+    plain: Int8Side,
+    compared: tuple[Batches, list[Answers]],
     request: QuantizationRequest,
+    spare: Path,
     journal: Journal,
-) -> tuple[Choice, _Side]:
-    """What the trials come to, and which of the graphs they chose."""
+) -> tuple[Choice, Int8Side]:
+    """What the trials come to, and which of the graphs they chose; it may be written to ``spare``.
+
+    ``compared`` are held-out batches and their FP32 answers.
+
+    Raises:
+        DataError: an image gives NaN.
+    """
+    held_out, answers = compared
+    expected = [next(iter(one.values())) for one in answers]
+    setup = _contest(plain.reference, plain.calibrated, compared, request)
+    equal = equalise_side(plain, (held_out, expected), request, spare, journal)
     with journal.stage("choose") as task:
         other = None
         if equal is not None:
             model, table = equal.reference.graph.model, equal.calibrated.table
-            other = replace(setup, model=model, table=table), partial(_measure, equal, task)
-        measure = partial(_measure, plain, task)
+            other = replace(setup, model=model, table=table), partial(measure_side, equal, task)
+        measure = partial(measure_side, plain, task)
         choice = choose(setup, request.int8_choices, request.policy, measure, task, other)
     return choice, equal if choice.equalised and equal is not None else plain
 
 
 def _converted(
-    used: _Side, choice: Choice, path: Path, request: QuantizationRequest, journal: Journal
+    used: Int8Side, choice: Choice, path: Path, request: QuantizationRequest, journal: Journal
 ) -> QuantizedResult:
     """The INT8 graph at ``path``."""
     graph = used.reference.graph
@@ -280,7 +289,7 @@ def _beyond(report: ValidationReport, calibrated: Calibrated) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Side:
+class Int8Side:
     """A graph that INT8 may be made of, its ranges, and what was equalised in it."""
 
     reference: Reference
@@ -288,15 +297,19 @@ class _Side:
     strengths: Mapping[str, float] = field(default_factory=dict)
 
 
-def _equalised(
-    reference: Reference,
-    calibrated: Calibrated,
+def equalise_side(
+    side: Int8Side,
     held_out: tuple[Batches, Batches],
     request: QuantizationRequest,
     path: Path,
     journal: Journal,
-) -> _Side | None:
-    """The graph with equalised channels, where it has layers that read them and it is wanted."""
+) -> Int8Side | None:
+    """The graph with equalised channels, where it has layers that read them and it is wanted.
+
+    Raises:
+        DataError: an image gives NaN.
+    """
+    reference, calibrated = side.reference, side.calibrated
     plan = plan_int8(reference.graph, request.policy)
     if request.int8_choices.equalisation == "off" or not linear_groups(reference.graph.model, plan):
         return None
@@ -308,7 +321,7 @@ def _equalised(
     journal.notes += filter(None, [found.left_out])
     if found.graph is None or found.table is None:
         return None
-    return _Side(
+    return Int8Side(
         replace(reference, graph=found.graph),
         replace(calibrated, table=found.table),
         found.strengths,
@@ -353,7 +366,10 @@ def _other_sizes(graph: LoadedGraph, reference: Reference) -> list[str]:
     return [f"{seen}; least cosine with {reference.made_by} at other sizes: {figures}"]
 
 
-def _measure(side: _Side, task: ProgressTask, method: str, policy: QdqPolicy) -> QuantizationErrors:
+def measure_side(
+    side: Int8Side, task: ProgressTask, method: str, policy: QdqPolicy
+) -> QuantizationErrors:
+    """What quantization does to each layer, on images that the ranges come from."""
     reference, calibrated = side.reference, side.calibrated
     graph, open_runner = reference.graph, reference.runners.measuring
     seen = load_images(calibrated.data, calibrated.data.indices, graph.artifact, BIAS_PIXELS)

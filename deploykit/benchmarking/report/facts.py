@@ -91,7 +91,7 @@ def peak_of(environment: Mapping[str, Any]) -> DevicePeak | None:
     kept = environment.get("peak")
     if not isinstance(kept, dict):
         return None
-    later = {"threads": None, "measured": None}
+    later = {"threads": None, "measured": None, "compute_capability": None}
     try:
         peak = from_plain(DevicePeak, {**later, **kept}, Source("the peak"))
     except DataError:

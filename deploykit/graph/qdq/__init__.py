@@ -12,6 +12,7 @@ from deploykit.graph.qdq.insertion import (
     sqnr_db,
     weight_sqnr_db,
 )
+from deploykit.graph.qdq.levels import EXACT, HALF, LEVELS, NARROW, with_levels
 from deploykit.graph.qdq.placement import calibration_tensors, plan_qdq
 from deploykit.graph.qdq.plan import QdqPlan, QdqPolicy, QuantizedWeight, Reader
 from deploykit.graph.qdq.trials import (
@@ -24,6 +25,10 @@ from deploykit.graph.qdq.trials import (
 )
 
 __all__ = [
+    "EXACT",
+    "HALF",
+    "LEVELS",
+    "NARROW",
     "SWITCHES",
     "LinearGroup",
     "Probe",
@@ -50,4 +55,5 @@ __all__ = [
     "switchable_parts",
     "trial_graph",
     "weight_sqnr_db",
+    "with_levels",
 ]

@@ -126,9 +126,7 @@ def _attention_products(
     for node in model.graph:
         if node.domain or not _is_of_attention(node):
             continue
-        pattern = policy.pattern_of(str(node.name))
-        reason = None if pattern is None else f"excluded by {pattern!r}"
-        reason = reason or _unfit_product(node)
+        reason = policy.reason_against(str(node.name)) or _unfit_product(node)
         if reason is None:
             kept.pop(str(node.name), None)  # that it has no weight
             yield node

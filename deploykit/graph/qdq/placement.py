@@ -397,11 +397,8 @@ def _convolutions(
 
 
 def _unwanted(node: ir.Node, policy: QdqPolicy, *, is_first: bool, is_last: bool) -> str | None:
-    pattern = policy.pattern_of(str(node.name))
-    if pattern is not None:
-        return f"excluded by {pattern!r}"
-    if node.name in policy.sensitive:
-        return "by itself it made a large part of the logits' noise"
+    if (reason := policy.reason_against(str(node.name))) is not None:
+        return reason
     if is_first and policy.first_layer == "keep":
         return "the first layer is kept"
     return "the last layer is kept" if is_last and policy.last_layer == "keep" else None

@@ -47,11 +47,13 @@ class QdqPolicy:
     ``residual`` whether the skip operands of residual additions are;
     convolutions with fewer channels than ``min_channels`` on either side stay, but the first one,
     and matrix products with fewer than ``min_features`` rows or columns in their weight.
-    ``sensitive`` names layers that a measurement found to make much of the noise.
+    ``sensitive`` names layers that a measurement found to make much of the noise, ``over_budget``
+    those that a budget of accuracy leaves in another precision.
     """
 
     exclude: tuple[str, ...] = ()
     sensitive: tuple[str, ...] = ()
+    over_budget: tuple[str, ...] = ()
     first_layer: Choice = "int8"
     last_layer: Choice = "int8"
     residual: Choice = "int8"
@@ -68,6 +70,17 @@ class QdqPolicy:
         """The first pattern that excludes a node of this name."""
         # fnmatchcase: fnmatch ignores case on some systems, names of nodes do not.
         return next((p for p in self.exclude if fnmatchcase(name, p)), None)
+
+    def reason_against(self, name: str) -> str | None:
+        """Why the node of this name is to stay out of eight bits; ``None`` where it is not."""
+        pattern = self.pattern_of(name)
+        if pattern is not None:
+            return f"excluded by {pattern!r}"
+        if name in self.sensitive:
+            return "by itself it made a large part of the logits' noise"
+        if name in self.over_budget:
+            return "chosen so under the budget of --max-drop"
+        return None
 
 
 class Reader(NamedTuple):

@@ -117,7 +117,7 @@ def switchable_parts(
     start: str | None = None
     for end, weights in _parts(model, plan.weights):
         part = _from(result, start, end)
-        builder = _SwitchBuilder(model, part, len(weights))
+        builder = _LayerSwitches(model, part, SWITCHES, ir.DataType.BOOL, len(weights))
         for index, weight in enumerate(weights):
             builder.add_switch(index, weight)
         layers = tuple(weight.node for weight in weights)
@@ -178,77 +178,85 @@ def _from(model: ir.Model, start: str | None, end: str | None) -> ir.Model:
     return ir.Model(graph, ir_version=model.ir_version)
 
 
-class _SwitchBuilder:
-    """Adds switches to one INT8 graph; ``source`` is the FP32 graph that it was made from."""
+class SwitchBuilder:
+    """Adds an input with ``count`` switches to a graph of eight bits, which choose operands.
 
-    def __init__(self, source: ir.Model, result: ir.Model, layers: int) -> None:
-        self._source = {str(node.name): node for node in source.graph}
-        self._graph = result.graph
-        self._nodes = {str(node.name): node for node in result.graph}
+    ``source`` is the FP32 graph that it was made from.
+    """
+
+    def __init__(
+        self, source: ir.Model, result: ir.Model, name: str, dtype: ir.DataType, count: int
+    ) -> None:
+        self.source = {str(node.name): node for node in source.graph}
+        self.graph = result.graph
+        self.nodes = {str(node.name): node for node in result.graph}
         self._values = ir.convenience.create_value_mapping(result.graph)
-        self._value_names = Names(self._values)
-        self._node_names = Names(self._nodes)
-        self._switches = ir.Value(
-            name=self._value_names.fresh(SWITCHES),
-            type=ir.TensorType(ir.DataType.BOOL),
-            shape=ir.Shape([layers]),
+        self.value_names = Names(self._values)
+        self._node_names = Names(self.nodes)
+        self.switches = ir.Value(
+            name=self.value_names.fresh(name), type=ir.TensorType(dtype), shape=ir.Shape([count])
         )
-        result.graph.inputs.append(self._switches)
+        result.graph.inputs.append(self.switches)
 
-    def add_switch(self, index: int, weight: QuantizedWeight) -> None:
-        """Let the layer read its FP32 or its INT8 operands, as switch ``index`` says."""
-        node, original = self._nodes[weight.node], self._source[weight.node]
-        place = add_constant(
-            self._graph, self._value_names.fresh(f"layer_{index}"), np.asarray(index, np.int64)
-        )
-        chosen = self._insert("Gather", [self._switches, place], ir.DataType.BOOL, node)
-        for position in (0, weight.index):
-            exact, rounded = self._exact(original.inputs[position]), node.inputs[position]
-            node.replace_input_with(position, self._either(chosen, exact, rounded, node))
-
-    def _either(
-        self, chosen: ir.Value, exact: ir.Value, rounded: ir.Value | None, before: ir.Node
+    def either(
+        self, chosen: ir.Value, then: ir.Value | None, other: ir.Value | None, before: ir.Node
     ) -> ir.Value:
-        """``exact`` where ``chosen`` is true, else ``rounded``.
+        """``then`` where ``chosen`` is true, else ``other``.
 
         An ``If`` copies the one that is chosen. onnxruntime's ``Where`` reads both, in one thread,
         and took longer than all convolutions of a network together.
         """
         branches = [
             ir.AttrGraph(key, self._branch(value))
-            for key, value in (("then_branch", exact), ("else_branch", rounded))
+            for key, value in (("then_branch", then), ("else_branch", other))
         ]
-        return self._insert("If", [chosen], ir.DataType.FLOAT, before, branches)
+        return self.insert("If", [chosen], ir.DataType.FLOAT, before, branches)
 
     def _branch(self, value: ir.Value | None) -> ir.Graph:
         """A graph that gives a value of the graph around it."""
-        name = self._value_names.fresh("branch_output")
+        name = self.value_names.fresh("branch_output")
         output = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT))
         copy = ir.Node("", "Identity", [value], outputs=[output], name=f"{name}/Identity")
         return ir.Graph([], [output], nodes=[copy], name=name)
 
-    def _exact(self, value: ir.Value | None) -> ir.Value:
+    def exact(self, value: ir.Value | None) -> ir.Value:
         """The same value in the new graph; an FP32 weight, which it lacks, is added again."""
         known = self._values.get(str(value.name)) if value is not None else None
         if known is not None:
             return known
         constant = ir.convenience.get_const_tensor(value)  # type: ignore[arg-type]  # a weight of the plan is there and constant
-        name = self._value_names.fresh(f"{value.name}_exact")  # type: ignore[union-attr]
-        return add_constant(self._graph, name, constant.numpy())  # type: ignore[union-attr]
+        name = self.value_names.fresh(f"{value.name}_exact")  # type: ignore[union-attr]
+        return add_constant(self.graph, name, constant.numpy())  # type: ignore[union-attr]
 
-    def _insert(
+    def insert(
         self,
         op_type: str,
-        inputs: list[ir.Value],
+        inputs: Sequence[ir.Value | None],
         dtype: ir.DataType,
         before: ir.Node,
-        attributes: Sequence[ir.Attr] = (),
+        attributes: Iterable[ir.Attr] = (),
     ) -> ir.Value:
+        """A new node of one result, which stands before another one."""
         name = self._node_names.fresh(f"switch/{op_type}")
-        output = ir.Value(name=self._value_names.fresh(f"{name}_output"), type=ir.TensorType(dtype))
-        node = ir.Node("", op_type, inputs, attributes, outputs=[output], name=name)
-        self._graph.insert_before(before, node)
+        output = ir.Value(name=self.value_names.fresh(f"{name}_output"), type=ir.TensorType(dtype))
+        node = ir.Node("", op_type, inputs, tuple(attributes), outputs=[output], name=name)
+        self.graph.insert_before(before, node)
         return output
+
+
+class _LayerSwitches(SwitchBuilder):
+    """A switch for each layer of a plan."""
+
+    def add_switch(self, index: int, weight: QuantizedWeight) -> None:
+        """Let the layer read its FP32 or its INT8 operands, as switch ``index`` says."""
+        node, original = self.nodes[weight.node], self.source[weight.node]
+        place = add_constant(
+            self.graph, self.value_names.fresh(f"layer_{index}"), np.asarray(index, np.int64)
+        )
+        chosen = self.insert("Gather", [self.switches, place], ir.DataType.BOOL, node)
+        for position in (0, weight.index):
+            exact, rounded = self.exact(original.inputs[position]), node.inputs[position]
+            node.replace_input_with(position, self.either(chosen, exact, rounded, node))
 
 
 BIASED_OPS = frozenset({"Conv", "ConvTranspose", "Gemm"})

@@ -35,6 +35,7 @@ def policies(family: Family) -> Iterator[QdqPolicy]:
     layers = [weight.node for weight in family.plan.weights]
     others = [str(node.name) for node in family.nodes("Add", "Concat")]
     yield from (QdqPolicy(sensitive=(layer,)) for layer in layers)
+    yield QdqPolicy(over_budget=tuple(layers[::2]))  # the same layers out, for another reason
     yield from (QdqPolicy(exclude=(name,)) for name in (*layers, *others))
     yield from (QdqPolicy(first_layer="keep"), QdqPolicy(last_layer="keep"))
     yield QdqPolicy(residual="keep")
@@ -56,8 +57,8 @@ def policies(family: Family) -> Iterator[QdqPolicy]:
 def test_every_field_of_a_policy_is_varied() -> None:
     """A new field needs a line in `policies`."""
     assert [field.name for field in fields(QdqPolicy)] == [
-        "exclude", "sensitive", "first_layer", "last_layer", "residual", "min_channels",
-        "min_features",
+        "exclude", "sensitive", "over_budget", "first_layer", "last_layer", "residual",
+        "min_channels", "min_features",
     ]  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Precision `auto`: the least predicted time whose loss of accuracy stays within a budget."""
