@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import onnx_ir as ir
 
-from deploykit.graph.editing import add_constant
+from deploykit.graph.editing import Names, add_constant
 from deploykit.graph.external_weights import split
 from deploykit.graph.half import HEAVY_OPS, is_float
 from deploykit.graph.qdq.insertion import insert_qdq
-from deploykit.graph.qdq.trials import SwitchBuilder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from deploykit.core.specs import SplitGraph
     from deploykit.graph.qdq.plan import QdqPlan
@@ -83,21 +82,32 @@ def _of_readers(plan: QdqPlan, readers: Mapping[str, tuple[int, tuple[int, ...]]
     return replace(plan, activations={name: each for name, each in activations.items() if each})
 
 
-class _LevelBuilder(SwitchBuilder):
+class _LevelBuilder:
     """Adds levels to a graph of eight bits; ``source`` is the FP32 graph that it was made from."""
 
     def __init__(self, source: ir.Model, result: ir.Model, groups: int) -> None:
-        super().__init__(source, result, LEVELS, ir.DataType.INT64, groups)
+        self._source = {str(node.name): node for node in source.graph}
+        self._graph = result.graph
+        self._nodes = {str(node.name): node for node in result.graph}
+        self._values = ir.convenience.create_value_mapping(result.graph)
+        self._value_names = Names(self._values)
+        self._node_names = Names(self._nodes)
+        self._levels = ir.Value(
+            name=self._value_names.fresh(LEVELS),
+            type=ir.TensorType(ir.DataType.INT64),
+            shape=ir.Shape([groups]),
+        )
+        result.graph.inputs.append(self._levels)
         self._is: dict[tuple[int, int], ir.Value] = {}
 
     def level(self, group: int, name: str, position: int) -> None:
         """Let an operand of the node ``name`` be read as its group's level says."""
-        node, original = self.nodes[name], self.source[name]
+        node, original = self._nodes[name], self._source[name]
         if position >= len(node.inputs) or not is_float(original.inputs[position]):
             return
-        exact = self.exact(original.inputs[position])
-        down = self.insert("Cast", [exact], ir.DataType.FLOAT16, node, _to(ir.DataType.FLOAT16))
-        half = self.insert("Cast", [down], ir.DataType.FLOAT, node, _to(ir.DataType.FLOAT))
+        exact = self._exact(original.inputs[position])
+        down = self._insert("Cast", [exact], ir.DataType.FLOAT16, node, _to(ir.DataType.FLOAT16))
+        half = self._insert("Cast", [down], ir.DataType.FLOAT, node, _to(ir.DataType.FLOAT))
         chosen = self._where(group, HALF, half, exact, node)
         narrow = node.inputs[position]
         if narrow is not exact and narrow is not original.inputs[position]:
@@ -111,15 +121,38 @@ class _LevelBuilder(SwitchBuilder):
         if condition is None:
             place, wanted = (
                 add_constant(
-                    self.graph, self.value_names.fresh(f"{what}_{number}"), np.asarray(number)
+                    self._graph, self._value_names.fresh(f"{what}_{number}"), np.asarray(number)
                 )
                 for what, number in (("group", group), ("level", level))
             )
-            first = self.graph[0]
-            own = self.insert("Gather", [self.switches, place], ir.DataType.INT64, first)
-            condition = self.insert("Equal", [own, wanted], ir.DataType.BOOL, first)
+            first = self._graph[0]
+            own = self._insert("Gather", [self._levels, place], ir.DataType.INT64, first)
+            condition = self._insert("Equal", [own, wanted], ir.DataType.BOOL, first)
             self._is[group, level] = condition
-        return self.insert("Where", [condition, then, other], ir.DataType.FLOAT, before)
+        return self._insert("Where", [condition, then, other], ir.DataType.FLOAT, before)
+
+    def _exact(self, value: ir.Value | None) -> ir.Value:
+        """The same value in the new graph; an FP32 weight, which it lacks, is added again."""
+        known = self._values.get(str(value.name)) if value is not None else None
+        if known is not None:
+            return known
+        constant = ir.convenience.get_const_tensor(value)  # type: ignore[arg-type]  # what a layer reads is there
+        name = self._value_names.fresh(f"{value.name}_exact")  # type: ignore[union-attr]
+        return add_constant(self._graph, name, constant.numpy())  # type: ignore[union-attr]
+
+    def _insert(
+        self,
+        op_type: str,
+        inputs: list[ir.Value | None],
+        dtype: ir.DataType,
+        before: ir.Node,
+        attributes: Iterable[ir.Attr] = (),
+    ) -> ir.Value:
+        name = self._node_names.fresh(f"level/{op_type}")
+        output = ir.Value(name=self._value_names.fresh(f"{name}_output"), type=ir.TensorType(dtype))
+        node = ir.Node("", op_type, inputs, tuple(attributes), outputs=[output], name=name)
+        self._graph.insert_before(before, node)
+        return output
 
 
 def _to(dtype: ir.DataType) -> Iterator[ir.Attr]:

@@ -93,71 +93,60 @@ def switchable(model: ir.Model, plan: QdqPlan, amax: Mapping[str, float]) -> Spl
         ModelFileError: it is too large without its weights.
     """
     result = insert_qdq(model, plan, amax)
-    builder = _LayerSwitches(model, result, SWITCHES, ir.DataType.BOOL, len(plan.weights))
+    builder = _SwitchBuilder(model, result, len(plan.weights))
     for index, weight in enumerate(plan.weights):
         builder.add_switch(index, weight)
     return split(result, "the graph with its switches")
 
 
-class SwitchBuilder:
-    """Adds an input with ``count`` switches to a graph of eight bits, which choose operands.
+class _SwitchBuilder:
+    """Adds switches to one INT8 graph; ``source`` is the FP32 graph that it was made from."""
 
-    ``source`` is the FP32 graph that it was made from.
-    """
-
-    def __init__(
-        self, source: ir.Model, result: ir.Model, name: str, dtype: ir.DataType, count: int
-    ) -> None:
-        self.source = {str(node.name): node for node in source.graph}
-        self.graph = result.graph
-        self.nodes = {str(node.name): node for node in result.graph}
+    def __init__(self, source: ir.Model, result: ir.Model, layers: int) -> None:
+        self._source = {str(node.name): node for node in source.graph}
+        self._graph = result.graph
+        self._nodes = {str(node.name): node for node in result.graph}
         self._values = ir.convenience.create_value_mapping(result.graph)
-        self.value_names = Names(self._values)
-        self._node_names = Names(self.nodes)
-        self.switches = ir.Value(
-            name=self.value_names.fresh(name), type=ir.TensorType(dtype), shape=ir.Shape([count])
+        self._value_names = Names(self._values)
+        self._node_names = Names(self._nodes)
+        self._switches = ir.Value(
+            name=self._value_names.fresh(SWITCHES),
+            type=ir.TensorType(ir.DataType.BOOL),
+            shape=ir.Shape([layers]),
         )
-        result.graph.inputs.append(self.switches)
+        result.graph.inputs.append(self._switches)
 
-    def exact(self, value: ir.Value | None) -> ir.Value:
+    def add_switch(self, index: int, weight: QuantizedWeight) -> None:
+        """Let the layer read its FP32 or its INT8 operands, as switch ``index`` says."""
+        node, original = self._nodes[weight.node], self._source[weight.node]
+        place = add_constant(
+            self._graph, self._value_names.fresh(f"layer_{index}"), np.asarray(index, np.int64)
+        )
+        chosen = self._insert("Gather", [self._switches, place], ir.DataType.BOOL, node)
+        for position in (0, weight.index):
+            exact = self._exact(original.inputs[position])
+            either = [chosen, exact, node.inputs[position]]
+            node.replace_input_with(
+                position, self._insert("Where", either, ir.DataType.FLOAT, node)
+            )
+
+    def _exact(self, value: ir.Value | None) -> ir.Value:
         """The same value in the new graph; an FP32 weight, which it lacks, is added again."""
         known = self._values.get(str(value.name)) if value is not None else None
         if known is not None:
             return known
         constant = ir.convenience.get_const_tensor(value)  # type: ignore[arg-type]  # a weight of the plan is there and constant
-        name = self.value_names.fresh(f"{value.name}_exact")  # type: ignore[union-attr]
-        return add_constant(self.graph, name, constant.numpy())  # type: ignore[union-attr]
+        name = self._value_names.fresh(f"{value.name}_exact")  # type: ignore[union-attr]
+        return add_constant(self._graph, name, constant.numpy())  # type: ignore[union-attr]
 
-    def insert(
-        self,
-        op_type: str,
-        inputs: list[ir.Value | None],
-        dtype: ir.DataType,
-        before: ir.Node,
-        attributes: Iterable[ir.Attr] = (),
+    def _insert(
+        self, op_type: str, inputs: list[ir.Value | None], dtype: ir.DataType, before: ir.Node
     ) -> ir.Value:
-        """A new node of one result, which stands before another one."""
         name = self._node_names.fresh(f"switch/{op_type}")
-        output = ir.Value(name=self.value_names.fresh(f"{name}_output"), type=ir.TensorType(dtype))
-        node = ir.Node("", op_type, inputs, tuple(attributes), outputs=[output], name=name)
-        self.graph.insert_before(before, node)
+        output = ir.Value(name=self._value_names.fresh(f"{name}_output"), type=ir.TensorType(dtype))
+        node = ir.Node("", op_type, inputs, outputs=[output], name=name)
+        self._graph.insert_before(before, node)
         return output
-
-
-class _LayerSwitches(SwitchBuilder):
-    """A switch for each layer of a plan."""
-
-    def add_switch(self, index: int, weight: QuantizedWeight) -> None:
-        """Let the layer read its FP32 or its INT8 operands, as switch ``index`` says."""
-        node, original = self.nodes[weight.node], self.source[weight.node]
-        place = add_constant(
-            self.graph, self.value_names.fresh(f"layer_{index}"), np.asarray(index, np.int64)
-        )
-        chosen = self.insert("Gather", [self.switches, place], ir.DataType.BOOL, node)
-        for position in (0, weight.index):
-            exact = self.exact(original.inputs[position])
-            either = [chosen, exact, node.inputs[position]]
-            node.replace_input_with(position, self.insert("Where", either, ir.DataType.FLOAT, node))
 
 
 BIASED_OPS = frozenset({"Conv", "ConvTranspose", "Gemm"})
