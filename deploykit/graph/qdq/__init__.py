@@ -1,6 +1,18 @@
 """INT8 and FP8 as properties of the graph: where Q/DQ pairs go, and the graph that has them."""
 
-from deploykit.graph.qdq.equalisation import LinearGroup, Scaling, equalise, linear_groups
+from deploykit.graph.qdq.attention_places import (
+    LinearSource,
+    channels_of,
+    find_keys,
+    number_channels,
+)
+from deploykit.graph.qdq.equalisation import (
+    LinearGroup,
+    Scaling,
+    equalise,
+    linear_groups,
+    token_groups,
+)
 from deploykit.graph.qdq.fp8_placement import fp8_calibration_tensors, plan_fp8
 from deploykit.graph.qdq.insertion import (
     activation_scales,
@@ -8,6 +20,7 @@ from deploykit.graph.qdq.insertion import (
     dequantize,
     insert_qdq,
     quantize,
+    round_to,
     scale_of,
     sqnr_db,
     weight_sqnr_db,
@@ -19,6 +32,7 @@ from deploykit.graph.qdq.trials import (
     Probe,
     correct_biases,
     probe_errors,
+    set_weights,
     switchable,
     trial_graph,
 )
@@ -26,6 +40,7 @@ from deploykit.graph.qdq.trials import (
 __all__ = [
     "SWITCHES",
     "LinearGroup",
+    "LinearSource",
     "Probe",
     "QdqPlan",
     "QdqPolicy",
@@ -35,19 +50,25 @@ __all__ = [
     "activation_scales",
     "calibration_tensors",
     "channel_scales",
+    "channels_of",
     "correct_biases",
     "dequantize",
     "equalise",
+    "find_keys",
     "fp8_calibration_tensors",
     "insert_qdq",
     "linear_groups",
+    "number_channels",
     "plan_fp8",
     "plan_qdq",
     "probe_errors",
     "quantize",
+    "round_to",
     "scale_of",
+    "set_weights",
     "sqnr_db",
     "switchable",
+    "token_groups",
     "trial_graph",
     "weight_sqnr_db",
 ]
