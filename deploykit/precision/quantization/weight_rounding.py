@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     Doubles = NDArray[np.float64]
 
 
-DAMPING: Final = 0.01
+DAMPING: Final = 0.05
 """Added to each channel's power, of the mean: what few images never showed stays as it was."""
 
 FEWEST_ROWS: Final = 2
@@ -52,13 +52,9 @@ _BLOCK: Final = 96
 
 @dataclass
 class Moments:
-    """Sums over rows of a layer's input (n, K): exact x, and rounded r.
+    """Sums over rows of a layer's input (n, K): ``squares`` (K, K) of what it reads rounded."""
 
-    ``rounded`` is r^T r and ``mixed`` r^T x, both (K, K).
-    """
-
-    rounded: Floats
-    mixed: Floats
+    squares: Floats
     exact_sum: Doubles
     rounded_sum: Doubles
     rows: int = 0
@@ -66,18 +62,12 @@ class Moments:
     @classmethod
     def of(cls, channels: int) -> Moments:
         """Without a row yet."""
-        square = (channels, channels)
-        return cls(
-            np.zeros(square, np.float32),
-            np.zeros(square, np.float32),
-            np.zeros(channels),
-            np.zeros(channels),
-        )
+        squares = np.zeros((channels, channels), np.float32)
+        return cls(squares, np.zeros(channels), np.zeros(channels))
 
     def add(self, exact: Floats, rounded: Floats) -> None:
         """Count the rows (n, K) of an image."""
-        self.rounded += rounded.T @ rounded
-        self.mixed += rounded.T @ exact
+        self.squares += rounded.T @ rounded
         self.exact_sum += exact.sum(axis=0, dtype=np.float64)
         self.rounded_sum += rounded.sum(axis=0, dtype=np.float64)
         self.rows += len(exact)
@@ -141,7 +131,7 @@ def _passes(groups: Sequence[LinearGroup]) -> Iterator[list[LinearGroup]]:
     some: list[LinearGroup] = []
     used = 0
     for group in groups:
-        size = 2 * 4 * len(group.weights[0]) ** 2
+        size = 4 * len(group.weights[0]) ** 2
         if some and used + size > PASS_BYTES:
             yield some
             some, used = [], 0
@@ -178,21 +168,18 @@ def round_together(weight: Floats, moments: Moments, wanted: QdqFormat) -> Float
     The largest number of each column keeps the format's largest, so that the scale that is found
     from the result is the one that it was rounded with.
     """
-    power = moments.rounded.astype(np.float64)
-    mixed = moments.mixed.astype(np.float64)
-    damping = np.eye(len(power)) * (DAMPING * np.diag(power).mean() or 1.0)
-    power += damping
-    target = np.linalg.solve(power, (mixed + damping) @ weight.astype(np.float64))
+    power = moments.squares.astype(np.float64)
+    power += np.eye(len(power)) * (DAMPING * np.diag(power).mean() or 1.0)
     order = np.argsort(-np.diag(power), kind="stable")
     inverse = np.linalg.inv(power[np.ix_(order, order)])
     factor = np.linalg.cholesky(inverse).T.astype(np.float32)
     found = np.empty_like(weight)
-    found[order] = _rounded_rows(target[order].astype(np.float32), factor, wanted)
+    found[order] = _rounded_rows(weight[order], factor, wanted)
     return found
 
 
 def _rounded_rows(left: Floats, factor: Floats, wanted: QdqFormat) -> Floats:
-    """Round the rows of a weight in turn; ``factor`` says what the error of each costs others."""
+    """Round the rows of ``left`` in turn, which is changed; ``factor`` hands on their errors."""
     scales = qdq.channel_scales(left, 1, wanted)
     largest = np.abs(left).argmax(axis=0)
     columns = np.arange(left.shape[1])

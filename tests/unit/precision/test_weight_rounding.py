@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import ml_dtypes
 import numpy as np
+import onnx_ir as ir
 import pytest
 
+from deploykit.backends import GraphOptions
+from deploykit.backends.ort import OrtRunner
+from deploykit.core.precision import Precision
+from deploykit.graph import LoadedGraph, write_model
+from deploykit.graph.qdq import insert_qdq, plan_qdq, set_weights
 from deploykit.graph.qdq.plan import FP8, INT8, QdqFormat
+from deploykit.precision.quantization import weight_rounding
 from deploykit.precision.quantization.conversion import QuantizationErrors
 from deploykit.precision.quantization.weight_rounding import (
     Moments,
     RoundedWeights,
     round_together,
+    round_weights,
     with_rounded_weights,
 )
+from tests import graphs
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CHANNELS, COLUMNS = 24, 8
 
@@ -107,3 +121,71 @@ def test_biases_give_back_what_the_rounded_weights_lack() -> None:
     }
     assert set(found.weights) == {"gemm", "matmul"}
     assert found.activation_sqnr_db == {"x": 30.0}
+
+
+BODY = """t = Neg (x) [q] q = MatMul (t, w)
+    h = Relu (q) [down] y0 = MatMul (h, v) f = Reshape (y0, flat)
+    [last] y = Gemm <transB = 1> (f, u, b)"""
+
+
+def network() -> ir.Model:
+    random = np.random.default_rng(7)
+    constants = {
+        "w": random.normal(size=(CHANNELS, 32)).astype(np.float32),
+        "v": random.normal(size=(32, CHANNELS)).astype(np.float32),
+        "u": random.normal(size=(16, 3 * CHANNELS)).astype(np.float32),
+        "b": random.normal(size=16).astype(np.float32),
+        "flat": np.array([0, -1]),
+    }
+    return graphs.model_of(BODY, (f"n,3,{CHANNELS}", "n,16"), constants)
+
+
+class Silent:
+    def update(self, done: float, total: float | None = None, detail: str = "") -> None:
+        pass
+
+
+def found_on(model: ir.Model, images: int, folder: Path) -> RoundedWeights:
+    loaded = LoadedGraph(write_model(model, folder / "net.onnx", Precision.FP32), model)
+    plan = plan_qdq(model)
+    batches = [correlated(3, seed=seed)[None] for seed in range(images)]
+    return round_weights(
+        loaded, plan, dict.fromkeys(plan.tensors, 12.0), batches,
+        open_runner=lambda graph: OrtRunner(graph, GraphOptions()), task=Silent(),
+    )  # fmt: skip
+
+
+def test_layers_of_tokens_are_rounded_and_the_network_loses_less(tmp_path: Path) -> None:
+    model = network()
+    found = found_on(model, 60, tmp_path)
+    assert set(found.weights) == {"q", "down"}, "the last layer has one row for an image"
+    plan = plan_qdq(model)
+    amax = dict.fromkeys(plan.tensors, 12.0)
+    fresh = correlated(300, seed=99).reshape(100, 3, CHANNELS)
+    exact = graphs.run_ort(ir.to_proto(model), {"x": fresh})["y"]
+    only = replace(plan, activations={})
+    noise = []
+    for made in (model, set_weights(model, found.weights)):
+        got = graphs.run_ort(ir.to_proto(insert_qdq(made, only, amax)), {"x": fresh})["y"]
+        noise.append(np.square(exact - got).sum())
+    assert noise[1] < noise[0]
+    (layer,) = [n for n in set_weights(model, found.weights).graph if n.name == "q"]
+    weight = layer.inputs[1]
+    assert weight is not None and weight.const_value is not None  # noqa: PT018
+    np.testing.assert_array_equal(weight.const_value.numpy(), found.weights["q"])
+
+
+def test_too_few_rows_change_nothing(tmp_path: Path) -> None:
+    assert found_on(network(), 5, tmp_path).weights == {}
+
+
+def test_more_moments_than_fit_take_more_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = network()
+    whole = found_on(model, 40, tmp_path)
+    monkeypatch.setattr(weight_rounding, "PASS_BYTES", 1)
+    apart = found_on(model, 40, tmp_path)
+    assert set(apart.weights) == set(whole.weights)
+    for name, weight in whole.weights.items():
+        np.testing.assert_array_equal(apart.weights[name], weight)
