@@ -301,7 +301,8 @@ def _contest(
     setup = TrialSetup(
         graph.model, calibrated.table, *fewer, reference.runners, probed, costs, reference.head
     )
-    wants_rounding = request.int8_choices.weight_rounding == AUTO
+    is_free = request.int8_choices.weight_rounding == AUTO
+    wants_rounding = is_free and side.kind.rounds_together
     return replace(
         setup,
         plan=side.kind.place,
