@@ -3,7 +3,8 @@
     python -m benchmarks.transformer_int8 IMAGES NAME=BUNDLE [NAME=BUNDLE ...]
 
 Each BUNDLE is what ``deploykit export MODEL.onnx --int8 --calib OTHER_IMAGES`` made of one model
-with another option, such as ``--equalisation off``, or with ``--fp8``. IMAGES is a folder that none was calibrated on.
+with another option, such as ``--equalisation off``, or with ``--fp8``. IMAGES is a folder that none
+was calibrated on.
 The bundle's form for CPUs, which rounds where an engine rounds, is held against its own FP32 graph
 by onnxruntime with graph optimisations off. Per image: signal to noise of the first output in dB.
 The median says what an image loses; the sum over all images is decided by the worst few.
