@@ -1,9 +1,10 @@
-"""INT8 of a transformer with and without channel equalisation: noise of the output, image by image.
+"""INT8 and FP8 of a transformer, by bundle: noise of the output, image by image.
 
     python -m benchmarks.transformer_int8 IMAGES NAME=BUNDLE [NAME=BUNDLE ...]
 
 Each BUNDLE is what ``deploykit export MODEL.onnx --int8 --calib OTHER_IMAGES`` made of one model
-with another option, such as ``--equalisation off``. IMAGES is a folder that none was calibrated on.
+with another option, such as ``--equalisation off``, or with ``--fp8``. IMAGES is a folder that none
+was calibrated on.
 The bundle's form for CPUs, which rounds where an engine rounds, is held against its own FP32 graph
 by onnxruntime with graph optimisations off. Per image: signal to noise of the first output in dB.
 The median says what an image loses; the sum over all images is decided by the worst few.
@@ -65,7 +66,7 @@ def decibels(exact: NDArray[np.float32], found: NDArray[np.float32]) -> float:
 
 
 def int8_share(bundle: Path) -> float:
-    """Share of the multiply-adds in layers whose weight is INT8."""
+    """Share of the multiply-adds in layers whose second operand has eight bits."""
     model = read_model(bundle / REFERENCE)
     summary = describe_layers(model, bundle.name, 1, graph_judge().run_once)
     costs = {layer.name: layer.multiply_adds for layer in summary.layers}
@@ -110,7 +111,7 @@ def main() -> None:
     parser.add_argument("bundles", nargs="+", metavar="NAME=BUNDLE")
     given = parser.parse_args()
     rows = []
-    print("| bundle | values equalised | multiply-adds in INT8 | median dB | worst dB | all dB |")
+    print("| bundle | values equalised | share in 8 bits | median dB | worst dB | all dB |")
     print("|---|---|---|---|---|---|")
     for named in given.bundles:
         name, _, bundle = named.partition("=")

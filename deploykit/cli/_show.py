@@ -259,7 +259,8 @@ def show_int8(out: Console, conversion: Mapping[str, Any], calibration: Mapping[
         f"skips {_kept_or(calibration['policy']['residual'], kinds[0])}, "
         f"{len(calibration['policy']['sensitive'])} sensitive layers kept, "
         f"{len(calibration.get('equalised', ()))} values equalised, "
-        f"{conversion['corrected_biases']} biases corrected",
+        f"{conversion['corrected_biases']} biases corrected, "
+        f"{conversion.get('weights_rounded_together', 0)} weights rounded together",
         "",
     )
     if calibration["trials"]:

@@ -131,6 +131,14 @@ _OPTIONS = (
         show_default=True,
         help="Give back what rounding takes from each channel; auto: if that pays.",
     ),
+    click.option(
+        "--weight-rounding",
+        type=click.Choice(["auto", "nearest"]),
+        default="auto",
+        show_default=True,
+        help="Weights of transformers in FP8: together, so that their errors cancel; "
+        "auto: if that pays.",
+    ),
 )
 
 
@@ -257,6 +265,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     gpu_name: str | None,
     equalisation: str,
     bias_correction: str,
+    weight_rounding: str,
     weights: str | None,
     choices: DefinitionChoices,
     seed: int,
@@ -294,7 +303,13 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         from deploykit.sources.definition import SourceOptions
 
     int8_choices = Int8Choices(
-        method, first_layer, residual, sensitive_layers, bias_correction, equalisation
+        method,
+        first_layer,
+        residual,
+        sensitive_layers,
+        bias_correction,
+        equalisation,
+        weight_rounding,
     )
     calibration = None
     if calib is not None:

@@ -9,39 +9,42 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
-from deploykit import images
 from deploykit.backends._registry import graph_judge
 from deploykit.bundle.manifest import CALIBRATION
 from deploykit.comparison.converted import FP32_GRAPH, open_rounding, require_valid
 from deploykit.comparison.validation import outputs_of
-from deploykit.core.errors import DataError, ModelFileError, UsageError
+from deploykit.core.errors import ModelFileError, UsageError
 from deploykit.core.precision import Precision
 from deploykit.graph import OLDEST_FOR_INT8, LoadedGraph, describe_layers
 from deploykit.graph.node_precisions import planned_int8
 from deploykit.graph.qdq import QdqPolicy, linear_groups
 from deploykit.graph.shapes import fix_image_size
-from deploykit.images.batching import BATCHES
 from deploykit.precision import Conversion, Converted
-from deploykit.precision.calibration.data import HOLDOUT
 from deploykit.precision.calibration.graphs import calibrate_graph
 from deploykit.precision.fp16 import HEADROOM, halve, measure_magnitudes, measure_unfit
-from deploykit.precision.quantization.choice import LAYERS_SHARE, Choice, TrialSetup, choose
+from deploykit.precision.quantization.choice import (
+    AUTO,
+    LAYERS_SHARE,
+    Choice,
+    TrialSetup,
+    choose,
+)
 from deploykit.precision.quantization.conversion import (
-    Int8Options,
     QuantizationErrors,
     measure_errors,
-    plan_int8,
-    quantize_to_int8,
+    quantize_by_plan,
 )
-from deploykit.precision.quantization.equalising import EqualisationImages, equalise_for_int8
+from deploykit.precision.quantization.equalising import EqualisationImages, equalise_channels
+from deploykit.precision.quantization.kinds import INT8
 from deploykit.precision.quantization.noise import fp32_answers
 from deploykit.precision.quantization.request import require_request
+from deploykit.precision.quantization.sampling import first_images, load_images
+from deploykit.precision.quantization.weight_rounding import round_weights, with_rounded_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence, Set
 
+    import numpy as np
     import onnx_ir as ir
     from numpy.typing import NDArray
 
@@ -52,9 +55,9 @@ if TYPE_CHECKING:
     from deploykit.graph import HalfPlan
     from deploykit.graph.node_precisions import GraphPrecision, Planned
     from deploykit.precision import PlanSource
-    from deploykit.precision.calibration.data import CalibrationData
     from deploykit.precision.calibration.graphs import Calibrated
     from deploykit.precision.quantization.conversion import QuantizedResult
+    from deploykit.precision.quantization.kinds import QuantizedKind
     from deploykit.precision.quantization.request import QuantizationRequest
 
     Halve = Callable[[ir.Model], tuple[ir.Model, HalfPlan]]
@@ -77,59 +80,14 @@ BIAS_PIXELS: Final = 16 * 224 * 224
 EQUALISATION_PIXELS: Final = 24 * 224 * 224
 """Of the images that show the channels: ranges of two thirds of them, noise on the others."""
 
+ROUNDING_PIXELS: Final = 32 * 224 * 224
+"""Of the images whose tokens say how weights are rounded together: thousands for each layer."""
+
 PROBE_MULTIPLY_ADDS: Final = 120_000_000_000
 """For taking each layer out of INT8 once: some five seconds of two cores, Q/DQ pairs simulated."""
 
-LARGEST_BATCH: Final = 64
-"""Of small images there are hundreds: all at once, their activations would take gigabytes."""
-
 FEWEST_PROBES: Final = 2
 """With a single image the noise of one layer is too much a matter of chance."""
-
-
-def load_images(
-    data: CalibrationData, indices: Sequence[int], artifact: OnnxArtifact, pixels: int
-) -> Batches:
-    """The first images of ``indices``: in the graph's own batch, or in 1, 2, 5 and larger.
-
-    Raises:
-        DataError: fewer readable images than the graph's own batch.
-    """
-    height, width = data.preprocessing.crop
-    affordable = max(1, pixels // (height * width))
-    fixed = artifact.inputs[0].fixed_batch
-    # A graph of fixed batch takes whole batches only, and one of them at least.
-    chosen = list(indices)[: max(affordable, fixed or 1)]
-    size = fixed or LARGEST_BATCH
-    loaded = images.batches(data.source, data.preprocessing, size, chosen, on_corrupt="skip")
-    batches = [inputs for inputs, _ in loaded if len(inputs) == fixed or not fixed]
-    if batches and not fixed:
-        first = np.split(batches[0], np.cumsum(BATCHES))
-        batches = [batch for batch in (*first, *batches[1:]) if len(batch)]
-    if not batches:
-        raise DataError(
-            f"{len(indices)} held-out images are too few for the model's batch of {size}\n"
-            f"a fifth of them is held out: give at least {round(size / HOLDOUT)} that can be read"
-        )
-    return batches
-
-
-def first_images(
-    batches: Batches, expected: Sequence[Answers], count: int, artifact: OnnxArtifact
-) -> tuple[Batches, list[Answers]]:
-    """The first ``count`` images and their answers; whole batches where the graph's is fixed."""
-    some: tuple[Batches, list[Answers]] = ([], [])
-    room = count
-    for inputs, answers in zip(batches, expected, strict=True):
-        whole = artifact.inputs[0].fixed_batch is not None
-        size = len(inputs) if whole else min(len(inputs), room)
-        if size > room and some[0]:
-            break
-        if size > 0:
-            some[0].append(inputs[:size])
-            some[1].append({name: values[:size] for name, values in answers.items()})
-        room -= size
-    return some
 
 
 def affordable_probes(multiply_adds: Mapping[str, int], *, insist: bool) -> int:
@@ -161,8 +119,8 @@ def multiply_adds_of(graph: LoadedGraph, image: tuple[int, int]) -> dict[str, in
 
 
 @dataclass(frozen=True)
-class Int8Outcome:
-    """The INT8 graph, how it compares with FP32, and how its ranges were chosen.
+class QuantizedOutcome:
+    """The graph of eight bits, how it compares with FP32, and how its ranges were chosen.
 
     ``compared`` are the batches of held-out images that it was compared on, and the FP32 outputs.
     """
@@ -186,54 +144,60 @@ class Int8Outcome:
         }
 
 
-def convert_to_int8(
-    reference: Reference, path: Path, request: QuantizationRequest, journal: Journal
-) -> Int8Outcome:
+def convert_by_trials(
+    kind: QuantizedKind,
+    reference: Reference,
+    path: Path,
+    request: QuantizationRequest,
+    journal: Journal,
+) -> QuantizedOutcome:
     """Calibrate, make the choices on held-out images, write the graph to ``path``, validate it.
 
     Raises:
         DataError: the calibration images cannot be used.
-        ModelFileError: the graph is quantized already, or nothing in it can be INT8.
+        ModelFileError: the graph is quantized already, or nothing in it can be of eight bits.
         ValidationError: the result is not the model any more.
     """
-    graph, artifact = reference.graph, reference.artifact
-    require_opset(artifact)
+    name = str(reference.model["name"])
     # Refuses what has nothing to quantize, before calibrating.
-    plan_int8(graph, request.policy, str(reference.model["name"]))
+    kind.plan(reference.graph, request.policy, name)
     calibrated = calibrate_graph(
-        graph,
-        str(reference.model["name"]),
+        reference.graph,
+        name,
         reference.preprocessing,
         request.calibration,
         journal,
         reference.runners,
+        tensors=kind.calibrated(reference.graph.model),
     )
-    held_out = load_images(calibrated.data, calibrated.data.held_out, artifact, COMPARED_PIXELS)
+    reference = replace(reference, graph=kind.raised(reference.graph))
+    held_out = load_images(
+        calibrated.data, calibrated.data.held_out, reference.artifact, COMPARED_PIXELS
+    )
     answers, expected = fp32_answers(reference, held_out)
+    plain = QuantizedSide(kind, reference, calibrated)
     with tempfile.TemporaryDirectory() as folder:
         spare = Path(folder) / "equalised.onnx"
-        side = Int8Side(reference, calibrated)
-        choice, used = choose_for_int8(side, (held_out, answers), request, spare, journal)
+        choice, used = choose_for_side(plain, (held_out, answers), request, spare, journal)
         result = _converted(used, choice, path, request, journal)
-    calibrated = used.calibrated
     # Ranges hold for images like those of the calibration: others would judge the data.
     report = require_valid(
         reference, result.graph, (held_out, expected), journal, made_by=FP32_GRAPH
     )
-    journal.notes += _beyond(report, calibrated)
+    journal.notes += _beyond(report, used.calibrated)
     journal.notes += _other_sizes(result.graph, reference)
-    return Int8Outcome(
-        result, (held_out, expected), report, calibrated, choice, strengths=used.strengths
+    return QuantizedOutcome(
+        result, (held_out, expected), report, used.calibrated, choice, strengths=used.strengths
     )
 
 
-def choose_for_int8(
-    plain: Int8Side,
-    compared: tuple[Batches, list[Answers]],
+def choose_for_side(
+    plain: QuantizedSide,
+    compared: tuple[Batches, Sequence[Answers]],
     request: QuantizationRequest,
     spare: Path,
     journal: Journal,
-) -> tuple[Choice, Int8Side]:
+) -> tuple[Choice, QuantizedSide]:
     """What the trials come to, and which of the graphs they chose; it may be written to ``spare``.
 
     ``compared`` are held-out batches and their FP32 answers.
@@ -243,31 +207,34 @@ def choose_for_int8(
     """
     held_out, answers = compared
     expected = [next(iter(one.values())) for one in answers]
-    setup = _contest(plain.reference, plain.calibrated, compared, request)
     equal = equalise_side(plain, (held_out, expected), request, spare, journal)
     with journal.stage("choose") as task:
+        setup = _contest(plain, compared, request, task)
         other = None
         if equal is not None:
             model, table = equal.reference.graph.model, equal.calibrated.table
-            other = replace(setup, model=model, table=table), partial(measure_side, equal, task)
+            rounding = None if setup.round_weights is None else partial(_round, equal, task)
+            made = replace(setup, model=model, table=table, round_weights=rounding)
+            other = made, partial(measure_side, equal, task)
         measure = partial(measure_side, plain, task)
         choice = choose(setup, request.int8_choices, request.policy, measure, task, other)
     return choice, equal if choice.equalised and equal is not None else plain
 
 
 def _converted(
-    used: Int8Side, choice: Choice, path: Path, request: QuantizationRequest, journal: Journal
+    used: QuantizedSide, choice: Choice, path: Path, request: QuantizationRequest, journal: Journal
 ) -> QuantizedResult:
-    """The INT8 graph at ``path``."""
-    graph = used.reference.graph
-    with journal.stage("convert to int8") as task:
-        layers = plan_int8(graph, choice.policy).layers
-        return quantize_to_int8(
+    """The graph of eight bits at ``path``."""
+    graph, kind = used.reference.graph, used.kind
+    with journal.stage(f"convert to {kind.precision}") as task:
+        plan = kind.plan(graph, choice.policy)
+        return quantize_by_plan(
             graph,
+            plan,
             used.calibrated.table.select(choice.method),
             path,
-            options=Int8Options(choice.policy, request.rest),
-            halve=halving(used.reference, layers, request.rest, task),
+            kind.precision,
+            halve=halving(used.reference, plan.layers, request.rest, task),
             errors=choice.errors,
         )
 
@@ -289,51 +256,53 @@ def _beyond(report: ValidationReport, calibrated: Calibrated) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Int8Side:
-    """A graph that INT8 may be made of, its ranges, and what was equalised in it."""
+class QuantizedSide:
+    """A graph that one of eight bits may be made of, its ranges, and what was equalised in it."""
 
+    kind: QuantizedKind
     reference: Reference
     calibrated: Calibrated
     strengths: Mapping[str, float] = field(default_factory=dict)
 
 
 def equalise_side(
-    side: Int8Side,
+    plain: QuantizedSide,
     held_out: tuple[Batches, Batches],
     request: QuantizationRequest,
     path: Path,
     journal: Journal,
-) -> Int8Side | None:
+) -> QuantizedSide | None:
     """The graph with equalised channels, where it has layers that read them and it is wanted.
 
     Raises:
         DataError: an image gives NaN.
     """
-    reference, calibrated = side.reference, side.calibrated
-    plan = plan_int8(reference.graph, request.policy)
+    reference, data = plain.reference, plain.calibrated.data
+    plan = plain.kind.plan(reference.graph, request.policy)
     if request.int8_choices.equalisation == "off" or not linear_groups(reference.graph.model, plan):
         return None
-    data = calibrated.data
     with journal.stage("equalise") as task:
         seen = load_images(data, data.indices, reference.artifact, EQUALISATION_PIXELS)
-        given = EqualisationImages(seen, held_out, data, calibrated.table)
-        found = equalise_for_int8(reference, plan, given, path, task)
+        given = EqualisationImages(seen, held_out, data, plain.calibrated.table)
+        found = equalise_channels(reference, plan, given, path, task)
     journal.notes += filter(None, [found.left_out])
     if found.graph is None or found.table is None:
         return None
-    return Int8Side(
-        replace(reference, graph=found.graph),
-        replace(calibrated, table=found.table),
-        found.strengths,
+    return replace(
+        plain,
+        reference=replace(reference, graph=found.graph),
+        calibrated=replace(plain.calibrated, table=found.table),
+        strengths=found.strengths,
     )
 
 
 def _contest(
-    reference: Reference,
-    calibrated: Calibrated,
+    side: QuantizedSide,
     compared: tuple[Batches, Sequence[Answers]],
     request: QuantizationRequest,
+    task: ProgressTask,
 ) -> TrialSetup:
+    reference, calibrated = side.reference, side.calibrated
     graph, artifact = reference.graph, reference.artifact
     height, width = calibrated.data.preprocessing.crop
     fewer = first_images(*compared, TRIAL_PIXELS // (height * width), artifact)
@@ -341,8 +310,16 @@ def _contest(
     costs = {} if wish == "int8" else multiply_adds_of(graph, (height, width))
     count = affordable_probes(costs, insist=wish == "keep")
     probed = first_images(*compared, count, artifact) if count else None
-    return TrialSetup(
+    setup = TrialSetup(
         graph.model, calibrated.table, *fewer, reference.runners, probed, costs, reference.head
+    )
+    is_free = request.int8_choices.weight_rounding == AUTO
+    wants_rounding = is_free and side.kind.rounds_together
+    return replace(
+        setup,
+        plan=side.kind.place,
+        methods=side.kind.methods,
+        round_weights=partial(_round, side, task) if wants_rounding else None,
     )
 
 
@@ -367,15 +344,35 @@ def _other_sizes(graph: LoadedGraph, reference: Reference) -> list[str]:
 
 
 def measure_side(
-    side: Int8Side, task: ProgressTask, method: str, policy: QdqPolicy
+    side: QuantizedSide, task: ProgressTask, method: str, policy: QdqPolicy
 ) -> QuantizationErrors:
-    """What quantization does to each layer, on images that the ranges come from."""
+    """What rounding takes from each channel, with the ranges of a method."""
     reference, calibrated = side.reference, side.calibrated
     graph, open_runner = reference.graph, reference.runners.measuring
     seen = load_images(calibrated.data, calibrated.data.indices, graph.artifact, BIAS_PIXELS)
     amax = calibrated.table.select(method)
-    plan = plan_int8(graph, policy)
+    plan = side.kind.plan(graph, policy)
     return measure_errors(graph, plan, amax, seen, open_runner=open_runner, task=task)
+
+
+def _round(
+    side: QuantizedSide,
+    task: ProgressTask,
+    method: str,
+    policy: QdqPolicy,
+    errors: QuantizationErrors,
+) -> QuantizationErrors:
+    reference, data = side.reference, side.calibrated.data
+    graph = reference.graph
+    found = round_weights(
+        graph,
+        side.kind.plan(graph, policy),
+        side.calibrated.table.select(method),
+        load_images(data, data.indices, graph.artifact, ROUNDING_PIXELS),
+        open_runner=reference.runners.sharing,
+        task=task,
+    )
+    return with_rounded_weights(errors, found)
 
 
 def require_opset(artifact: OnnxArtifact) -> None:
@@ -410,6 +407,32 @@ def halving(
     return made
 
 
+def converted(
+    kind: QuantizedKind,
+    reference: Reference,
+    path: Path,
+    request: QuantizationRequest | None,
+    journal: Journal,
+) -> Converted:
+    """The conversion of `Conversion.convert`, for either precision of eight bits."""
+    given = require_request(kind.precision, request)
+    outcome = convert_by_trials(kind, reference, path, given, journal)
+    outcome.calibrated.table.save(path.with_name(CALIBRATION))
+    conversion = {
+        **reference.conversion,
+        **outcome.result.to_dict(),
+        "kept_heavy": outcome.result.kept_heavy,
+    }
+    return Converted(
+        outcome.result.artifact,
+        (reference.report, outcome.report),
+        conversion,
+        outcome.compared,
+        outcome.to_dict(),
+        graph=outcome.result.graph,
+    )
+
+
 class _Int8(Conversion):
     """Calibrates, makes choices on held-out images, and quantizes."""
 
@@ -420,22 +443,8 @@ class _Int8(Conversion):
         request: QuantizationRequest | None,
         journal: Journal,
     ) -> Converted:
-        given = require_request(Precision.INT8, request)
-        outcome = convert_to_int8(reference, path, given, journal)
-        outcome.calibrated.table.save(path.with_name(CALIBRATION))
-        conversion = {
-            **reference.conversion,
-            **outcome.result.to_dict(),
-            "kept_heavy": outcome.result.kept_heavy,
-        }
-        return Converted(
-            outcome.result.artifact,
-            (reference.report, outcome.report),
-            conversion,
-            outcome.compared,
-            outcome.to_dict(),
-            graph=outcome.result.graph,
-        )
+        require_opset(reference.artifact)
+        return converted(INT8, reference, path, request, journal)
 
     def plan(self, source: PlanSource) -> Planned:
         require_opset(source.artifact)

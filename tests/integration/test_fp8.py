@@ -66,7 +66,10 @@ def test_a_bundle_and_its_judge(made: Path) -> None:
     assert conversion["layers"] == {"fp8": 2, "fp16": 2, "fp32": 0}
     assert conversion["kept"]["stem"] == "3 to 32 channels are too few for FP8"
     assert calibration["method"] == "max"
-    assert calibration["trials"] == []
+    assert calibration["trials"][0]["candidate"] == "max"
+    kept = {trial["candidate"] for trial in calibration["trials"]}
+    assert "max, skips kept" in kept
+    assert not any("percentile" in candidate for candidate in kept)
     bundle = made / "made"
     assert deploykit("check", bundle, "--json").data["ok"] is True
     for fast in (False, True):
@@ -98,8 +101,6 @@ def test_the_same_ranges_serve_int8(made: Path) -> None:
     [
         (("--method", "entropy"), "--method entropy finds ranges for INT8's even steps"),
         (("--method", "mse"), "possible for --fp8: max, percentile"),
-        (("--sensitive-layers", "keep"), "--sensitive-layers keep is for --int8"),
-        (("--bias-correction", "on"), "--bias-correction on is for --int8"),
         (("--exclude", "o*", "--exclude", "t*"), "nothing in mine can be FP8"),
     ],
 )
@@ -107,6 +108,19 @@ def test_what_fp8_has_not(given: tuple[str, ...], words: str, made: Path) -> Non
     called = deploykit(*export(made, *given))
     assert called.code != 0
     assert words in called.err
+
+
+def test_layers_skips_and_biases_are_tried_as_for_int8(made: Path) -> None:
+    options = ("--sensitive-layers", "keep", "--residual", "keep", "--bias-correction", "on")
+    called = deploykit(*export(made, *options, "--json"))
+    assert called.code == 0, called.err
+    calibration = called.data["calibration"]
+    assert calibration["policy"]["residual"] == "keep"
+    assert calibration["trials"][-1]["candidate"].endswith("biases corrected")
+    assert called.data["conversion"]["corrected_biases"] == 2
+    assert called.data["conversion"]["kept"]["add"] == "residual additions are kept"
+    text = deploykit(*export(made, *options)).out
+    assert "2 biases corrected, 0 weights rounded together" in " ".join(text.split())
 
 
 def test_without_images_it_says_what_to_give(made: Path) -> None:

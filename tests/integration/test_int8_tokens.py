@@ -1,4 +1,4 @@
-"""INT8 of a small network of tokens: written-out LayerNorm and GELU, channels far apart."""
+"""INT8 and FP8 of a small network of tokens: written-out LayerNorm and GELU, channels far apart."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from deploykit.bundle.manifest import MANIFEST, REFERENCE
+from deploykit.precision.quantization.choice import WEIGHTS_GAIN_DB
 from tests.cli import deploykit
 from tests.graphs import normal
 
@@ -98,3 +99,24 @@ def test_the_layers_of_an_equalised_bundle_compare_with_fp32(original: Path) -> 
     folder = original.with_name("auto")
     called = deploykit("validate", original, folder, "--layers", "--json")
     assert called.code == 0, called.err
+
+
+@pytest.mark.parametrize(("rounding", "is_tried"), [("auto", True), ("nearest", False)])
+def test_fp8_tries_weights_that_are_rounded_together(
+    original: Path, rounding: str, is_tried: bool
+) -> None:
+    folder = original.with_name(f"fp8-{rounding}")
+    called = deploykit(
+        "export", original, "--fp8", "--calib", original.with_name("images"), "--backend", "none",
+        "--sensitive-layers", "int8", "--weight-rounding", rounding, "-o", folder, "--json",
+    )  # fmt: skip
+    assert called.code == 0, called.err
+    trials = {t["candidate"]: t["sqnr_db"] for t in called.data["calibration"]["trials"]}
+    tried = [name for name in trials if name.endswith("weights rounded together")]
+    assert bool(tried) is is_tried
+    gained = (
+        is_tried
+        and trials[tried[0]] - max(ratio for name, ratio in trials.items() if name not in tried)
+        >= WEIGHTS_GAIN_DB
+    )
+    assert bool(called.data["conversion"]["weights_rounded_together"]) is gained

@@ -122,7 +122,7 @@ def _sized(sizes: ShapeProfile) -> str:
 
 def _noise(table: Path) -> QuantizationRequest:
     """Ranges that cost nothing: every layer in INT8 that can be, nothing tried out."""
-    int8_choices = Int8Choices("max", "int8", "int8", "int8", "off")
+    int8_choices = Int8Choices("max", "int8", "int8", "int8", "off", weight_rounding="nearest")
     return QuantizationRequest(CalibrationOptions(RANDOM, NOISE_IMAGES, 0, table), int8_choices)
 
 

@@ -1,6 +1,18 @@
 """INT8 and FP8 as properties of the graph: where Q/DQ pairs go, and the graph that has them."""
 
-from deploykit.graph.qdq.equalisation import LinearGroup, Scaling, equalise, linear_groups
+from deploykit.graph.qdq.attention_places import (
+    LinearSource,
+    channels_of,
+    find_keys,
+    number_channels,
+)
+from deploykit.graph.qdq.equalisation import (
+    LinearGroup,
+    Scaling,
+    equalise,
+    linear_groups,
+    token_groups,
+)
 from deploykit.graph.qdq.fp8_placement import fp8_calibration_tensors, plan_fp8
 from deploykit.graph.qdq.insertion import (
     activation_scales,
@@ -8,6 +20,7 @@ from deploykit.graph.qdq.insertion import (
     dequantize,
     insert_qdq,
     quantize,
+    round_to,
     scale_of,
     sqnr_db,
     weight_sqnr_db,
@@ -20,6 +33,7 @@ from deploykit.graph.qdq.trials import (
     Probe,
     correct_biases,
     probe_errors,
+    set_weights,
     switchable_parts,
     trial_graph,
 )
@@ -31,6 +45,7 @@ __all__ = [
     "NARROW",
     "SWITCHES",
     "LinearGroup",
+    "LinearSource",
     "Probe",
     "QdqPlan",
     "QdqPolicy",
@@ -40,19 +55,25 @@ __all__ = [
     "activation_scales",
     "calibration_tensors",
     "channel_scales",
+    "channels_of",
     "correct_biases",
     "dequantize",
     "equalise",
+    "find_keys",
     "fp8_calibration_tensors",
     "insert_qdq",
     "linear_groups",
+    "number_channels",
     "plan_fp8",
     "plan_qdq",
     "probe_errors",
     "quantize",
+    "round_to",
     "scale_of",
+    "set_weights",
     "sqnr_db",
     "switchable_parts",
+    "token_groups",
     "trial_graph",
     "weight_sqnr_db",
     "with_levels",

@@ -5,13 +5,14 @@ channel, if its weight's rows are multiplied by ``scale`` and its bias gains ``s
 weight. The result is the same, but x' fits a single INT8 scale where the channels of x differ, or
 lie to one side of zero as those of a GELU do.
 
-A LayerNorm takes both numbers up in its gain and bias. Behind another operator a Mul and an Add
-compute x', which a compiler fuses with it and with the rounding that follows.
+A LayerNorm takes both numbers up in its gain and bias, and what an attention averages the layer
+that computes its values. Behind another operator a Mul and an Add compute x', which a compiler
+fuses with it and with the rounding that follows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -19,6 +20,7 @@ import onnx_ir as ir
 
 from deploykit.graph.activations import CHANGED
 from deploykit.graph.editing import Names, add_constant, drop_unused_initializers
+from deploykit.graph.qdq.attention_places import LinearSource, bias_place, find_values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,11 +47,17 @@ _MATRIX: Final = 2
 
 @dataclass(frozen=True)
 class LinearGroup:
-    """A value (..., K) and the linear layers of a plan that read it; weights as (K, N)."""
+    """A value (..., K) and the linear layers of a plan that read it; weights as (K, N).
+
+    With ``source`` it is an attention's average of values, which that layer computes. ``folds``
+    says that an equalised value costs nothing, as other constants compute it.
+    """
 
     value: str
     layers: tuple[str, ...]
     weights: tuple[Floats, ...]
+    source: LinearSource | None = None
+    folds: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,16 +69,39 @@ class Scaling:
 
 
 def linear_groups(model: ir.Model, plan: QdqPlan) -> tuple[LinearGroup, ...]:
-    """Values of tokens that a normalisation or a pointwise operator computes for INT8 layers.
+    """Those of `token_groups` that a normalisation, a pointwise operator or an attention computes.
 
-    All layers of the plan that read one must be linear in it, as they share its INT8 form.
+    The channels of an attention's source are not known yet.
+    """
+    makers = {
+        str(node.outputs[0].name): node.op_type in NORMS
+        for node in model.graph
+        if node.op_type in NORMS | POINTWISE and not node.domain
+    }
+    groups = token_groups(model, plan)
+    sources = {name: source for name, source in find_values(model).items() if name not in makers}
+    alone = {str(group.value) for group in groups if _is_read_by(model, group)}
+    return tuple(
+        replace(group, source=sources.get(group.value), folds=makers.get(group.value, True))
+        for group in groups
+        if group.value in makers or (group.value in sources and group.value in alone)
+    )
+
+
+def _is_read_by(model: ir.Model, group: LinearGroup) -> bool:
+    """Whether nothing but the layers of a group reads its value."""
+    value = next(v for node in model.graph for v in node.outputs if v.name == group.value)
+    return len(value.uses()) == len(group.layers) and not value.is_graph_output()
+
+
+def token_groups(model: ir.Model, plan: QdqPlan) -> tuple[LinearGroup, ...]:
+    """Values of tokens with the layers of the plan that read them, each with a weight of its own.
+
+    All layers of the plan that read one must be linear in it, as they share its rounded form.
     """
     weights = {weight.node: weight for weight in plan.weights}
     found = []
-    for node in model.graph:
-        if node.op_type not in NORMS | POINTWISE or node.domain:
-            continue
-        value = node.outputs[0]
+    for value in (output for node in model.graph for output in node.outputs):
         readers = [use.node for use in value.uses() if use.node.name in weights]
         known = plan.activations.get(str(value.name), ())
         if not readers or len(known) != len(readers) or len(plan.group_of(str(value.name))) > 1:
@@ -95,23 +126,33 @@ def _weight_of(node: ir.Node, value: ir.Value, weight: QuantizedWeight) -> Float
         return None
     if value.shape is None or len(value.shape) < _TOKENS or len(constant.shape) != _MATRIX:
         return None
+    if len(node.inputs[1].uses()) > 1:  # type: ignore[union-attr]  # it is constant
+        return None
     data: Floats = constant.numpy()
     return data.T if node.attributes.get_int("transB", 0) else data
 
 
 def equalise(
-    model: ir.Model, scalings: Sequence[tuple[LinearGroup, Scaling]]
+    model: ir.Model,
+    scalings: Sequence[tuple[LinearGroup, Scaling]],
+    shifts: Sequence[tuple[LinearSource, Floats]] = (),
 ) -> tuple[ir.Model, dict[str, str]]:
     """A copy of an FP32 graph in which the layers of each group read its equalised value.
 
-    Returns also the name of each new value, by the one that it takes the place of. Their names
+    ``shifts`` (N,) are taken off what layers compute keys, which changes no probability.
+
+    Returns also the name of each changed value, by the one that it takes the place of. Their names
     begin with `activations.CHANGED`: they hold other numbers than any value of the graph before.
     """
     result = model.clone()
     writer = _Writer(result)
-    names = {group.value: writer.equalise(group, scaling) for group, scaling in scalings}
+    for group, scaling in scalings:
+        writer.equalise(group, scaling)
+    for source, shift in shifts:
+        writer.fold_into(source, Scaling(shift, np.ones_like(shift)))
+        writer.rename(source.path)
     drop_unused_initializers(result.graph)
-    return result, names
+    return result, writer.changed
 
 
 class _Writer:
@@ -121,23 +162,50 @@ class _Writer:
         self._nodes = {str(node.name): node for node in model.graph}
         self._value_names = Names(self._values)
         self._node_names = Names(self._nodes)
+        self.changed: dict[str, str] = {}
 
-    def equalise(self, group: LinearGroup, scaling: Scaling) -> str:
+    def equalise(self, group: LinearGroup, scaling: Scaling) -> None:
+        """Let the layers of a group read its equalised value."""
         value = self._values[group.value]
         readers = [self._nodes[layer] for layer in group.layers]
+        if group.source is not None:
+            self.fold_into(group.source, scaling)
+            self.rename(group.source.path)
+            for node in readers:
+                self._follow(node, value, scaling)
+            return
         producer = value.producer()
         assert producer is not None  # noqa: S101 - a group's value is computed by a node
         whole = len(readers) == len(value.uses()) and not value.is_graph_output()
         if producer.op_type in NORMS and whole and self._fold(producer, scaling):
-            value.name = changed = self._fresh(group.value)
+            self.rename([group.value])
             # Another node than that of the graph before, by which values are compared.
             producer.name = self._node_names.fresh(f"{producer.name}/equalised")
         else:
             value = self._insert(value, scaling)
-            changed = str(value.name)
+            self.changed[group.value] = str(value.name)
         for node in readers:
             self._follow(node, value, scaling)
-        return changed
+
+    def fold_into(self, source: LinearSource, scaling: Scaling) -> None:
+        """Let a linear layer compute equalised channels."""
+        layer, adding = self._nodes[source.node], self._nodes[source.bias]
+        place = bias_place(adding)
+        bias = adding.inputs[place].const_value.numpy()  # type: ignore[union-attr]  # as it was found
+        channels = list(source.channels) or list(range(len(bias)))
+        scale, shift = np.ones_like(bias), np.zeros_like(bias)
+        scale[channels], shift[channels] = scaling.scale, scaling.shift
+        weight = layer.inputs[1].const_value.numpy()  # type: ignore[union-attr]  # likewise
+        is_turned = bool(layer.attributes.get_int("transB", 0))
+        self._set(layer, 1, weight / (scale[:, None] if is_turned else scale))
+        self._set(adding, place, (bias - shift) / scale)
+
+    def rename(self, names: Sequence[str]) -> None:
+        """Say that these values hold other numbers than before."""
+        for name in names:
+            value = self._values[name]
+            if str(value.name) == name:
+                value.name = self.changed[name] = self._fresh(name)
 
     def _fold(self, norm: ir.Node, scaling: Scaling) -> bool:
         """Let a normalisation compute the equalised value; false where its gain is computed."""

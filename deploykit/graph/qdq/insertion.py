@@ -72,6 +72,21 @@ def quantize(weight: Floats, scales: Floats, axis: int, wanted: QdqFormat = INT8
     return stored
 
 
+def round_to(values: Floats, scales: Floats | np.float32, wanted: QdqFormat = INT8) -> Floats:
+    """What a Q/DQ pair makes of values; ``scales`` is a number, or one for each last index.
+
+    >>> round_to(np.float32([0.3, -0.8, 300.0]), np.float32(0.5)).tolist()
+    [0.5, -1.0, 63.5]
+    """
+    steps = np.clip(values / scales, -wanted.largest, wanted.largest)
+    if wanted.dtype.is_floating_point():
+        steps = steps.astype(wanted.dtype.numpy()).astype(np.float32)
+    else:
+        steps = np.rint(steps)
+    restored: Floats = steps * scales
+    return restored
+
+
 def dequantize(steps: NDArray[Any], scales: Floats, axis: int) -> Floats:
     """The values that quantized weights stand for."""
     values: Floats = steps.astype(np.float32) * along(scales, steps.ndim, axis)

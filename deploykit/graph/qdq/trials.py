@@ -1,8 +1,9 @@
-"""Graphs for trials of INT8, and bias correction."""
+"""Graphs for trials of INT8 and FP8, corrected biases and weights."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from deploykit.graph.qdq.plan import QdqPlan, QuantizedWeight
 
     Floats = NDArray[np.float32]
+
+
+_NOTHING: Final[Mapping[str, Floats]] = MappingProxyType({})
 
 
 def correct_biases(model: ir.Model, shifts: Mapping[str, Floats]) -> tuple[ir.Model, int]:
@@ -46,6 +50,19 @@ def correct_biases(model: ir.Model, shifts: Mapping[str, Floats]) -> tuple[ir.Mo
     return result, corrected
 
 
+def set_weights(model: ir.Model, weights: Mapping[str, Floats]) -> ir.Model:
+    """A copy of an FP32 graph with other ``weights`` (K, N) in the named linear layers."""
+    result = model.clone()
+    for node in result.graph:
+        data = weights.get(str(node.name))
+        value = node.inputs[1] if data is not None else None
+        if data is None or value is None:
+            continue
+        stored = data.T if node.attributes.get_int("transB", 0) else data
+        value.const_value = ir.Tensor(np.ascontiguousarray(stored), name=value.name)
+    return result
+
+
 def _bias_of(node: ir.Node, channels: int) -> Floats | None:
     given = node.inputs[2] if len(node.inputs) > 2 else None  # noqa: PLR2004
     if given is None:
@@ -67,15 +84,19 @@ def trial_graph(
     plan: QdqPlan,
     amax: Mapping[str, float],
     shifts: Mapping[str, NDArray[np.float32]],
+    weights: Mapping[str, NDArray[np.float32]] = _NOTHING,
 ) -> SplitGraph:
     """The graph for a runner; ``shifts`` (C,) are added to the biases of the named layers.
+
+    ``weights`` (K, N) take the place of those of the named linear layers.
 
     Raises:
         DataError: ``amax`` lacks a value of the plan, or is not a number from 0 up.
         ModelFileError: it is too large without its weights.
     """
     corrected, _ = correct_biases(model, shifts) if shifts else (model, 0)
-    return split(insert_qdq(corrected, plan, amax), "a candidate for INT8")
+    corrected = set_weights(corrected, weights) if weights else corrected
+    return split(insert_qdq(corrected, plan, amax), f"a candidate for {plan.format.name}")
 
 
 SWITCHES: Final = "exact_layers"
@@ -290,7 +311,7 @@ def probe_errors(model: ir.Model, plan: QdqPlan, amax: Mapping[str, float]) -> P
         for weight in plan.weights
         if builder.nodes[weight.node].op_type in BIASED_OPS
     }
-    powers = {tensor: builder.add_powers(tensor) for tensor in plan.tensors}
+    powers = {tensor: builder.add_powers(tensor) for tensor in plan.activations}
     doubled.graph.outputs.clear()
     doubled.graph.outputs.extend(builder.outputs)
     twins = builder.twins

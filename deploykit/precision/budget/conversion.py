@@ -38,13 +38,12 @@ from deploykit.precision.int8 import (
     COMPARED_PIXELS,
     FEWEST_PROBES,
     PROBE_MULTIPLY_ADDS,
-    first_images,
-    load_images,
     multiply_adds_of,
     require_opset,
 )
 from deploykit.precision.quantization.conversion import QuantizedResult
 from deploykit.precision.quantization.noise import fp32_answers
+from deploykit.precision.quantization.sampling import first_images, load_images
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

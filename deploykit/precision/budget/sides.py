@@ -6,12 +6,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from deploykit.core.precision import Precision
-from deploykit.graph import OLDEST_FOR_FP8, LoadedGraph, qdq, tidy_in_opset
+from deploykit.graph import qdq
 from deploykit.precision.budget.making import Side
-from deploykit.precision.fp8 import METHOD as FP8_METHOD
 from deploykit.precision.fp8 import METHODS as FP8_METHODS
-from deploykit.precision.int8 import Int8Side, choose_for_int8, equalise_side, measure_side
+from deploykit.precision.int8 import (
+    QuantizedSide,
+    choose_for_side,
+    equalise_side,
+    measure_side,
+)
 from deploykit.precision.quantization.conversion import QuantizationErrors
+from deploykit.precision.quantization.kinds import FP8, INT8
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,13 +66,13 @@ class SideMaker:
         return self._fp8() if precision is Precision.FP8 else self._int8(known)
 
     def _int8(self, known: Mapping[str, Any]) -> Side:
-        plain = Int8Side(self.reference, self.calibrated)
+        plain = QuantizedSide(INT8, self.reference, self.calibrated)
         if known:
             side, method, policy, errors = self._as_known(plain, known)
         else:
             compared = self.held_out.batches, self.held_out.answers
             spare = self.folder / "equalised.onnx"
-            choice, side = choose_for_int8(plain, compared, self.request, spare, self.journal)
+            choice, side = choose_for_side(plain, compared, self.request, spare, self.journal)
             method, policy, errors = choice.method, choice.policy, choice.errors
         table = side.calibrated.table
         record = {
@@ -89,8 +94,8 @@ class SideMaker:
         )
 
     def _as_known(
-        self, side: Int8Side, known: Mapping[str, Any]
-    ) -> tuple[Int8Side, str, qdq.QdqPolicy, QuantizationErrors]:
+        self, side: QuantizedSide, known: Mapping[str, Any]
+    ) -> tuple[QuantizedSide, str, qdq.QdqPolicy, QuantizationErrors]:
         """What an earlier export chose, made again."""
         method, errors = str(known["method"]), QuantizationErrors()
         policy = replace(self.request.policy, residual=known["residual"])
@@ -105,9 +110,9 @@ class SideMaker:
 
     def _fp8(self) -> Side:
         asked = self.request.int8_choices.method
-        method = asked if asked in FP8_METHODS else FP8_METHOD
+        method = asked if asked in FP8_METHODS else FP8.methods[0]
         graph, table = self.reference.graph, self.calibrated.table
-        raised = LoadedGraph(graph.artifact, tidy_in_opset(graph.model, OLDEST_FOR_FP8))
+        raised = FP8.raised(graph)
         return Side(
             Precision.FP8,
             self.reference,

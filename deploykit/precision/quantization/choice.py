@@ -1,4 +1,4 @@
-"""Choices of an INT8 export: ranges, placement, biases, each made on held-out images."""
+"""Choices of an INT8 or FP8 export: ranges, placement, biases, each made on held-out images."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ if TYPE_CHECKING:
     from deploykit.comparison.reference import Runners
     from deploykit.core.progress import ProgressTask
     from deploykit.graph import HalfPlan
-    from deploykit.graph.qdq import QdqPolicy
+    from deploykit.graph.qdq import QdqPlan, QdqPolicy
     from deploykit.heads import Head
     from deploykit.precision.calibration.table import CalibrationTable
 
     Halve = Callable[[ir.Model], tuple[ir.Model, HalfPlan]]
     Batches = list[NDArray[np.float32]]
     Answers = Mapping[str, NDArray[np.float32]]
+    Planner = Callable[[ir.Model, QdqPolicy], QdqPlan]
+    Rounder = Callable[[str, QdqPolicy, QuantizationErrors], QuantizationErrors]
 
 
 AUTO: Final = "auto"
@@ -45,6 +47,9 @@ EQUALISATION_GAIN_DB: Final = 0.5
 
 LAYERS_GAIN_DB: Final = 1.0
 """What the most sensitive layers in high precision must give together: 20 % less noise."""
+
+WEIGHTS_GAIN_DB: Final = 0.2
+"""What weights rounded together must give: they cost nothing, but were fitted to few images."""
 
 LAYERS_SHARE: Final = 1 / 8
 """Of the multiply-adds that they may have: were FP16 half as fast, INT8 is an eighth slower."""
@@ -80,6 +85,10 @@ class Choice:
 class TrialSetup:
     """What candidates are made from and judged on; ``model`` is the FP32 graph.
 
+    ``plan`` places the pairs of one format by a policy, ``methods`` are its ways to find ranges;
+    ``round_weights`` adds weights that were
+    rounded together to measured errors, ``None`` where that is not wanted.
+
     ``expected`` are its answers to ``batches``, see `judged_answers`. ``probed`` are the batches
     and answers that layers are judged on one by one, ``None`` where that would take too long;
     ``multiply_adds`` are those of each layer.
@@ -93,6 +102,9 @@ class TrialSetup:
     probed: tuple[Batches, Sequence[Answers]] | None = None
     multiply_adds: Mapping[str, int] = field(default_factory=dict)
     head: Head = MULTICLASS
+    plan: Planner = qdq.plan_qdq
+    methods: tuple[str, ...] = tuple(METHODS)
+    round_weights: Rounder | None = None
 
     def run_trial(
         self,
@@ -103,14 +115,15 @@ class TrialSetup:
     ) -> Trial:
         """Make one candidate and judge it.
 
-        What is not INT8 stays FP32: FP16 changes all candidates alike, and takes longer.
+        What is not of eight bits stays FP32: FP16 changes all candidates alike, and takes longer.
 
         Raises:
             ValidationError: an output has another shape in INT8.
         """
-        plan = qdq.plan_qdq(self.model, policy)
-        shifts = {} if errors is None else errors.shifts
-        content = qdq.trial_graph(self.model, plan, self.table.select_trial(method), shifts)
+        plan = self.plan(self.model, policy)
+        given = errors or QuantizationErrors()
+        amax = self.table.select_trial(method)
+        content = qdq.trial_graph(self.model, plan, amax, given.shifts, given.weights)
         with self.runners.open_unoptimised(content) as runner:
             feed = runner.inputs[0].name
             found = [runner.run({feed: batch}) for batch in self.batches]
@@ -133,6 +146,7 @@ class Int8Choices:
     sensitive_layers: str = AUTO
     bias_correction: str = AUTO
     equalisation: str = AUTO
+    weight_rounding: str = AUTO
 
 
 def choose(
@@ -153,7 +167,7 @@ def choose(
     ``equalised`` are both for a graph with equalised channels, where there is one.
     """
     trials = _Trials(setup, task)
-    methods = tuple(METHODS) if int8_choices.method == AUTO else (int8_choices.method,)
+    methods = setup.methods if int8_choices.method == AUTO else (int8_choices.method,)
     method, best = trials.best_method(methods, policy)
     if equalised is not None:
         trials.setup = equalised[0]
@@ -167,7 +181,7 @@ def choose(
         (int8_choices.first_layer, "first layer kept", _keep_first, FIRST_LAYER_GAIN_DB),
     ):
         candidate = keep(policy)
-        if wish != AUTO or not _is_another_plan(trials.setup.model, policy, candidate):
+        if wish != AUTO or not _is_another_plan(trials.setup, policy, candidate):
             continue
         trial = trials.run(f"{best.candidate}, {name}", method, candidate)
         if _gain_db(trial, best) >= needed:
@@ -183,7 +197,23 @@ def choose(
         trial = trials.run(f"{best.candidate}, biases corrected", method, policy, errors)
         if int8_choices.bias_correction == AUTO and _gain_db(trial, best) <= 0:
             errors = replace(errors, shifts={})
+        else:
+            best = trial
+    errors = _rounded_weights(trials, method, policy, best, errors)
     return Choice(method, policy, errors, tuple(trials.done), trials.setup is not setup)
+
+
+def _rounded_weights(
+    trials: _Trials, method: str, policy: QdqPolicy, best: Trial, errors: QuantizationErrors
+) -> QuantizationErrors:
+    """``errors``, with weights that were rounded together where that gains."""
+    if trials.setup.round_weights is None:
+        return errors
+    rounded = trials.setup.round_weights(method, policy, errors)
+    if not rounded.weights:
+        return errors
+    trial = trials.run(f"{best.candidate}, weights rounded together", method, policy, rounded)
+    return rounded if _gain_db(trial, best) >= WEIGHTS_GAIN_DB else errors
 
 
 @dataclass
@@ -218,7 +248,7 @@ def _sensitive_layers(
         return ()
     gains = measure_gains(
         setup.model,
-        qdq.plan_qdq(setup.model, policy),
+        setup.plan(setup.model, policy),
         setup.table.select_trial(method),
         setup.probed,
         open_runner=setup.runners.open_unoptimised,
@@ -254,9 +284,9 @@ def _keep_first(policy: QdqPolicy) -> QdqPolicy:
     return replace(policy, first_layer="keep")
 
 
-def _is_another_plan(model: ir.Model, policy: QdqPolicy, candidate: QdqPolicy) -> bool:
-    """Whether the candidate changes anything, and leaves something in INT8."""
-    first, second = qdq.plan_qdq(model, policy), qdq.plan_qdq(model, candidate)
+def _is_another_plan(setup: TrialSetup, policy: QdqPolicy, candidate: QdqPolicy) -> bool:
+    """Whether the candidate changes anything, and leaves something in eight bits."""
+    first, second = (setup.plan(setup.model, each) for each in (policy, candidate))
     is_same = (first.activations, first.weights) == (second.activations, second.weights)
     return not is_same and bool(second.weights)
 

@@ -53,11 +53,14 @@ class QuantizationErrors:
     """What quantization does to each layer by itself, measured on images.
 
     ``shifts`` are mean(exact - quantized) of a layer's output channels, shape (C,), by layer;
-    ``activation_sqnr_db`` the signal to noise ratio of each value that becomes INT8.
+    ``activation_sqnr_db`` the signal to noise ratio of each value that becomes INT8 or FP8.
+    ``weights`` (K, N) are rounded already, so that their errors cancel; the others are rounded to
+    the nearest number.
     """
 
     shifts: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     activation_sqnr_db: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ class QuantizedResult:
 
     ``layers`` counts convolutions and matrix products by precision. The two tables hold the ten
     lowest signal to quantization noise ratios in dB, the worst first. ``kept`` says why a node is
-    not quantized; ``corrected`` is the number of layers whose bias was corrected.
+    not quantized; ``corrected`` is the number of layers whose bias was corrected, ``rounded`` that
+    of layers whose weights were rounded together.
     """
 
     graph: LoadedGraph
@@ -75,6 +79,7 @@ class QuantizedResult:
     activation_sqnr_db: Mapping[str, float]
     kept: Mapping[str, str] = field(default_factory=dict)
     corrected: int = 0
+    rounded: int = 0
 
     @property
     def artifact(self) -> OnnxArtifact:
@@ -94,6 +99,7 @@ class QuantizedResult:
             "activation_sqnr_db": _finite(self.activation_sqnr_db),
             "kept": dict(self.kept),
             "corrected_biases": self.corrected,
+            "weights_rounded_together": self.rounded,
         }
 
 
@@ -203,7 +209,7 @@ def quantize_to_int8(
         path: the file to write.
         options: what is left out, and the precision of the rest.
         halve: makes FP16 of what stays beside INT8, by what was measured; by default all that can.
-        errors: from `measure_errors`; with it the biases are corrected.
+        errors: from `measure_errors`; with it the biases are corrected, and weights set.
 
     Raises:
         ModelFileError: the graph is quantized already, has nothing to quantize, or the result is
@@ -233,6 +239,8 @@ def quantize_by_plan(  # noqa: PLR0913 - each comes from another stage
     """
     source, artifact = graph.model, graph.artifact
     corrected, corrections = qdq.correct_biases(source, errors.shifts)
+    if errors.weights:
+        corrected = qdq.set_weights(corrected, errors.weights)
     result = qdq.insert_qdq(corrected, plan, amax)
     fp32 = {str(node.name) for node in result.graph if node.op_type in HEAVY_OPS}
     kept = dict(plan.kept)
@@ -249,6 +257,7 @@ def quantize_by_plan(  # noqa: PLR0913 - each comes from another stage
         activation_sqnr_db=_worst(errors.activation_sqnr_db),
         kept=kept,
         corrected=corrections,
+        rounded=len(errors.weights),
     )
 
 

@@ -356,3 +356,27 @@ def test_equalisation_is_kept_where_it_pays(model: ir.Model, gain: float, *, win
     assert asked == ["equalised" if wins else "plain"]
     assert [trial.candidate for trial in choice.trials][:2] == ["max", "max, equalised"]
     assert choice.trials[-1].sqnr_db == (40.0 if wins else 21.0)
+
+
+@pytest.mark.parametrize(("gained", "wins"), [(0.1, False), (0.3, True), (-1.0, False)])
+def test_weights_rounded_together_must_gain(model: ir.Model, gained: float, wins: bool) -> None:
+    found = {"max": 20.0, "weights rounded together": 20.0 + gained}
+    weights = {"fc": np.ones((2, 2), np.float32)}
+    setup = Scripted(
+        model, table(), [], [], Runners(), found=found,
+        round_weights=lambda *_: QuantizationErrors(weights=weights),
+    )  # fmt: skip
+    int8_choices = Int8Choices("max", "int8", "int8", "int8", "off")
+    choice = choose(setup, int8_choices, qdq.QdqPolicy(), lambda *_: QuantizationErrors(), Steps())
+    assert (choice.errors.weights == weights) is wins
+    assert choice.trials[-1].candidate == "max, weights rounded together"
+
+
+def test_without_weights_to_round_there_is_no_trial(model: ir.Model) -> None:
+    setup = Scripted(
+        model, table(), [], [], Runners(), found={"max": 20.0},
+        round_weights=lambda *_: QuantizationErrors(),
+    )  # fmt: skip
+    int8_choices = Int8Choices("max", "int8", "int8", "int8", "off")
+    choice = choose(setup, int8_choices, qdq.QdqPolicy(), lambda *_: QuantizationErrors(), Steps())
+    assert [trial.candidate for trial in choice.trials] == ["max"]

@@ -16,11 +16,10 @@ from deploykit.precision.calibration.data import CalibrationData
 from deploykit.precision.int8 import (
     PROBE_MULTIPLY_ADDS,
     affordable_probes,
-    first_images,
-    load_images,
     multiply_adds_of,
 )
 from deploykit.precision.quantization.choice import most_sensitive
+from deploykit.precision.quantization.sampling import first_images, load_images
 from tests.graphs import graph, normal, save
 
 if TYPE_CHECKING:
