@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from deploykit.bundle.manifest import Bundle
 from deploykit.core.choices import DefinitionChoices, PreprocessingChoices
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from deploykit.core.specs import ModelSpec
     from deploykit.costs.network import ModelSummary
     from deploykit.images import ImageSet
+    from deploykit.precision.budget.request import Budget
     from deploykit.precision.calibration.data import CalibrationOptions
     from deploykit.precision.calibration.graphs import Calibrated
     from deploykit.precision.quantization.request import QuantizationRequest
@@ -60,6 +61,8 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
     head_output: str | None = None,
     calib: PathLike | Iterable[Any] | None = None,
     calib_count: int = 512,
+    max_drop: float | str | None = None,
+    gpu: str | None = None,
     data: PathLike | None = None,
     batch: Sizes = (1, 8, 32),
     height: Sizes | None = None,
@@ -79,7 +82,8 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         model: a module, in whatever mode, type and on whatever device it is: a copy is exported,
             the module stays as it was. Or what the command line calls a TARGET: "resnet50",
             "torchvision:mobilenet_v3_large", the path of an ``.onnx`` file.
-        precision: "fp32", "fp16", "bf16", "int8" or "fp8", or that of a plug-in.
+        precision: "fp32", "fp16", "bf16", "int8" or "fp8", or that of a plug-in; "auto" chooses
+            one for each layer, with a loss of at most ``max_drop``.
         input_size: height and width of the images in pixels; 224 if not given.
         num_classes: of a definition that takes it.
         weights: "imagenet", or a file; untrained ones from ``seed`` if not given. A module brings
@@ -95,7 +99,12 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         head_output: the output that is meant, of a network that has several.
         calib: images for INT8 and FP8: a folder, a list or an ``.npz``; or any iterable of images
             or of batches, as a ``DataLoader`` (`deploykit.images.images_of`). "random" is noise.
-        calib_count: how many of them.
+        calib_count: how many of them. With "auto" the others judge what is chosen, if ``data``
+            does not.
+        max_drop: what "auto" may lose, as 0.01 or "1%": of the top-1 on labelled ``data``, else of
+            the answers that agree with FP32.
+        gpu: the name of the one that "auto" predicts times for, as "L4"; if not given that of this
+            machine, or A10.
         data: images that the graph is compared with the original on; photographs that come with
             deploykit if not given.
         batch: smallest, preferred and largest batch of the engine, or one number.
@@ -130,7 +139,8 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
     from deploykit.runtime.choice import machine_with
     from deploykit.sources.definition import SourceOptions
 
-    asked = find_precision(str(precision))
+    budget = _budget(precision, max_drop, gpu)
+    asked = Precision.FP32 if budget is not None else find_precision(str(precision))
     look = PreprocessingChoices(resize, interpolation, mean, std, channel_order)
     choices = DefinitionChoices(
         num_classes, input_size, preprocessing=look, head=head, head_output=head_output
@@ -143,8 +153,9 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         source=SourceOptions(_text(weights), seed, choices, _path(data)),
         labels=files,
         output=_path(output),
-        quantization=_request(calib, calib_count, seed),
+        quantization=_request(calib, calib_count, seed, judges=budget is not None),
         replace=replace,
+        budget=budget,
     )
     target = _target(model, choices, weights, name)
     report = export_bundle(target, options, _progress(quiet=quiet), machine_with(device))
@@ -347,25 +358,52 @@ def _target(
     return live_module_spec(model, choices, name)
 
 
+def _budget(precision: str, max_drop: float | str | None, gpu: str | None) -> Budget | None:
+    if precision != "auto":
+        if max_drop is not None or gpu is not None:
+            what = "gpu" if max_drop is None else "max_drop"
+            raise UsageError(f'{what} is for precision="auto"\nadd that, or leave it out')
+        return None
+    if max_drop is None:
+        raise UsageError(
+            'precision="auto" needs to know what may be lost: max_drop=0.01\n'
+            "a share of the top-1 on labelled data, else of the answers that agree with FP32"
+        )
+    from deploykit.precision.budget.request import Budget, parse_drop
+
+    return Budget(parse_drop(max_drop) if isinstance(max_drop, str) else max_drop, gpu)
+
+
 def _request(
-    calib: PathLike | Iterable[Any] | None, count: int, seed: int
+    calib: PathLike | Iterable[Any] | None, count: int, seed: int, *, judges: bool
 ) -> QuantizationRequest | None:
     if calib is None:
         return None
     from deploykit.precision.quantization.request import QuantizationRequest
 
-    return QuantizationRequest(_calibration(calib, count, seed, None))
+    return QuantizationRequest(_calibration(calib, count, seed, None, judges=judges))
+
+
+_MOST_JUDGES: Final = 10_000
+"""Images of an iterable that judge a budget, at the most: it may have no end."""
 
 
 def _calibration(
-    calib: PathLike | Iterable[Any], count: int, seed: int, table: Path | None
+    calib: PathLike | Iterable[Any],
+    count: int,
+    seed: int,
+    table: Path | None,
+    *,
+    judges: bool = False,
 ) -> CalibrationOptions:
     from deploykit.precision.calibration.data import CalibrationOptions
 
     if count < 1:
         raise UsageError(f"calib_count={count}\nexpected 1 or more")
     given: str | ImageSet = (
-        os.fspath(calib) if isinstance(calib, str | os.PathLike) else images_of(calib, count)
+        os.fspath(calib)
+        if isinstance(calib, str | os.PathLike)
+        else images_of(calib, count + _MOST_JUDGES if judges else count)
     )
     return CalibrationOptions(given, count, seed, table)
 

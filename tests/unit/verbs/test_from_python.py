@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import deploykit
 from deploykit.core.errors import BundleError, UsageError
+from deploykit.precision.budget import conversion
 from deploykit.verbs import from_python
 from tests.bundles import SIZE, write_bundle, write_classifier
 from tests.graphs import normal
@@ -71,6 +72,20 @@ def test_a_loader_calibrates(original: Path, tmp_path: Path) -> None:
     assert bundle.manifest.calibration is not None
     assert bundle.manifest.calibration["images"] == 36
     assert bundle.manifest.calibration["source"] == "images given by a program"
+
+
+def test_a_budget_is_judged_by_the_images_that_do_not_calibrate(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversion, "POINTS", 2)
+    pixels = np.random.default_rng(3).integers(0, 256, (110, SIZE, SIZE, 3), np.uint8)
+    chosen = {"precision": "auto", "max_drop": "10%", "gpu": "L4", "calib": iter(pixels)}
+    bundle = export(original, tmp_path, calib_count=40, **chosen)
+    record = bundle.manifest.conversion["budget"]
+    assert record["max_drop"] == 0.1
+    assert {point["loss"]["images"] for point in record["points"] if point["loss"]} == {70}
+    with pytest.raises(UsageError, match="images"):  # so few cannot show so little
+        export(original, tmp_path, calib_count=40, **{**chosen, "calib": pixels, "max_drop": 0.001})
 
 
 def test_a_batch_and_sizes(original: Path, tmp_path: Path) -> None:
@@ -145,6 +160,11 @@ def test_a_measurement(original: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "precision": ({"precision": "int9"}, "unknown precision 'int9'\ndid you mean: int8"),
+    "drop": ({"max_drop": 0.01}, 'max_drop is for precision="auto"\nadd that, or leave it out'),
+    "gpu": ({"gpu": "L4"}, 'gpu is for precision="auto"'),
+    "no drop": ({"precision": "auto"}, 'precision="auto" needs to know what may be lost: max_drop'),
+    "all": ({"precision": "auto", "max_drop": 1.5}, "a loss of at most 1.5 cannot be promised"),
+    "text": ({"precision": "auto", "max_drop": "much"}, "--max-drop is 'much'"),
     "name": ({"name": "it"}, "name='it' is for a module\nresnet50 has a name"),
     "no calib": ({"precision": "int8"}, "INT8 needs images to calibrate with"),
     "one image": ({"precision": "int8", "calib": b"jpeg"}, "the images are one bytes"),
