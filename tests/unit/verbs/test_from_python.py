@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import deploykit
-from deploykit.core.errors import BundleError, UsageError
+from deploykit.core.errors import BundleError, DataError, UsageError
 from deploykit.precision.budget import conversion
 from deploykit.verbs import from_python
 from tests.bundles import SIZE, write_bundle, write_classifier
@@ -84,7 +84,8 @@ def test_a_budget_is_judged_by_the_images_that_do_not_calibrate(
     record = bundle.manifest.conversion["budget"]
     assert record["max_drop"] == 0.1
     assert {point["loss"]["images"] for point in record["points"] if point["loss"]} == {70}
-    with pytest.raises(UsageError, match="images"):  # so few cannot show so little
+    # (1 - 0.001)^n falls below 5 % at n = 2995.
+    with pytest.raises(DataError, match="needs 2995 images to judge it, there are 70"):
         export(original, tmp_path, calib_count=40, **{**chosen, "calib": pixels, "max_drop": 0.001})
 
 
