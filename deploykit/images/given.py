@@ -206,7 +206,9 @@ def images_of(given: Iterable[Any], count: int) -> GivenImages | PreparedTensors
         UsageError: not an iterable, nothing in it, a mixture of images and prepared tensors, or
             something else.
     """
-    if is_one_image(given) or isinstance(given, dict):
+    array = _to_array(given)
+    is_one = is_one_image(given) if array is None else array.ndim < 4  # noqa: PLR2004 - (N, ...)
+    if is_one or isinstance(given, dict):
         raise UsageError(f"the images are one {type(given).__name__}\n{_EXPECTED_BATCHES}")
     found = list(islice(_each_image(_entries(given, count)), count))
     if not found:
@@ -247,6 +249,10 @@ def _of_batch(index: int, entry: Any) -> Iterator[Any]:
     """The images of one entry: an image (H, W, 3) or (3, H, W), or a batch of them."""
     if isinstance(entry, dict):
         entry = next((entry[key] for key in _KEYS if key in entry), None)
+    elif isinstance(entry, list) and entry and all(map(_is_image, entry)):
+        for one in entry:
+            yield from _of_batch(index, one)
+        return
     # A batch and its labels, as torchvision's data sets give them.
     elif isinstance(entry, tuple | list) and entry:
         entry = entry[0]
@@ -262,6 +268,14 @@ def _of_batch(index: int, entry: Any) -> Iterator[Any]:
         yield from np.ascontiguousarray(array, np.float32).reshape(-1, *array.shape[-3:])
     else:
         raise UsageError(f"entry {index} is {_described(entry, array)}\n{_EXPECTED_BATCHES}")
+
+
+def _is_image(entry: Any) -> bool:
+    """Whether it is a single image, and no batch and no labels."""
+    array = _to_array(entry)
+    if array is None:
+        return is_one_image(entry)
+    return array.ndim == 3 and 3 in (array.shape[0], array.shape[-1])  # noqa: PLR2004 - colours
 
 
 def _bytes_of(array: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:

@@ -28,12 +28,15 @@ def require_call(
     Raises:
         DeploykitError: as the step that needs it would say.
     """
-    for target in targets:
-        kind_for(target).require(target)
+    kinds = {target: kind_for(target) for target in targets}
+    for target, kind in kinds.items():
+        kind.require(target)
     for path in images:
         if path is not None:
             require_images_at(path)
     if labels is not None:
         read_class_names(labels)
-    if weights is not None and weights != IMAGENET:
+    # A graph refuses weights of any kind, which is the better answer.
+    takes_weights = not any(kind.is_graph for kind in kinds.values())
+    if weights is not None and weights != IMAGENET and takes_weights:
         require_weights_file(split_entry(weights)[0])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
@@ -59,8 +61,9 @@ def live_module_spec(
     _refuse_choices(choices, called)
     with torch.random.fork_rng(devices=[]):
         copy, found_types = _copied(module, called)
-        size = choices.image_size or IMAGE_SIZE
-        place = find_output(copy, size, called, choices.head, choices.head_output)
+        size = IMAGE_SIZE if choices.image_size is None else choices.image_size
+        with _untouched(module, called):
+            place = find_output(copy, size, called, choices.head, choices.head_output)
     return ModelSpec(
         name=called,
         title=f"{type(module).__name__}, a module of a program",
@@ -120,9 +123,56 @@ def _copied(module: nn.Module, called: str) -> tuple[nn.Module, frozenset[str]]:
             f"{typed_first_line(error)}\n"
             "take what cannot be copied out of it, or give a factory: path/to/file.py:factory"
         ) from error
+    shared = {*map(id, module.modules()), *map(id, _tensors(module))}
+    if shared & {*map(id, copy.modules()), *map(id, _tensors(copy))}:
+        raise UsageError(
+            f"{called} cannot be copied, and a module that is exported is not to be changed\n"
+            "its copy shares modules or tensors with it: look at its __deepcopy__\n"
+            "or give a factory: path/to/file.py:factory"
+        )
+    bad = [name for name, one in copy.state_dict().items() if _has_no_number(one)]
+    if bad:
+        raise UsageError(f"{bad[0]} of {called} has NaN or infinite values\ntrain it again")
     floats = {one.dtype for one in _tensors(copy) if one.is_floating_point()}
     others = frozenset(str(kind).removeprefix("torch.") for kind in floats - {torch.float32})
     return copy.requires_grad_(requires_grad=False).float().eval(), others
+
+
+def _has_no_number(value: Any) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and not bool(torch.isfinite(_dense(value)).all())
+    )
+
+
+def _dense(value: Tensor) -> Tensor:
+    return value.to_dense() if value.is_sparse else value
+
+
+@contextmanager
+def _untouched(module: nn.Module, called: str) -> Iterator[None]:
+    """Refuse a copy that runs parts of ``module``, before they run: they would learn from noise."""
+    parts, found = {*map(id, module.modules())}, []
+
+    def stop(part: nn.Module, _: Any) -> None:
+        if id(part) in parts:
+            found.append(type(part).__name__)
+            raise RuntimeError("a part of the original")
+
+    hook = register_module_forward_pre_hook(stop)
+    try:
+        yield
+    except UsageError as error:
+        if not found:
+            raise
+        raise UsageError(
+            f"a copy of {called} runs the original's {found[0]}, which is not to be changed\n"
+            "its forward was replaced by a function that holds the original: put its own back, or "
+            "give a factory: path/to/file.py:factory"
+        ) from error
+    finally:
+        hook.remove()
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
@@ -146,7 +196,7 @@ def _digest(module: nn.Module) -> str:
         found.update(repr((name, str(getattr(value, "dtype", None)))).encode())
         if isinstance(value, Tensor):
             found.update(repr(tuple(value.shape)).encode())
-            found.update(value.contiguous().numpy().tobytes())
+            found.update(_dense(value).contiguous().numpy().tobytes())
     return found.hexdigest()
 
 

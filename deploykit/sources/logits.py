@@ -107,7 +107,7 @@ def find_output(
         UsageError: the network does not take a batch of such images, returns nothing of the kind,
             or several things of which nothing says which is meant.
     """
-    batch = torch.randn(_NOISE, 3, image_size, image_size)
+    batch = torch.randn(_NOISE, 3, image_size, image_size, dtype=torch.float32)
     try:
         with torch.no_grad():
             result = network.eval()(batch)

@@ -2,14 +2,15 @@
 
 They say a line for each step that takes longer than a second, on standard error, unless told
 ``quiet``. What an argument means is said where its command line option is: ``deploykit COMMAND
---help`` has the same names, with dashes.
+--help`` has the same names, with dashes. One file because all of them read what a program gives in
+the same way.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from deploykit.bundle.manifest import Bundle
 from deploykit.core.choices import DefinitionChoices, PreprocessingChoices
@@ -18,7 +19,7 @@ from deploykit.core.gpu_choice import ENGINE_DEVICE
 from deploykit.core.precision import Precision, find_precision, precisions
 from deploykit.core.progress import LineProgress, Progress, SilentProgress, say_notes
 from deploykit.core.sizes import ShapeProfile, SizeRange
-from deploykit.images import LabelledData, images_of
+from deploykit.images import LabelledData, PreparedTensors, images_of
 from deploykit.sources.calls import require_call
 from deploykit.verbs.evaluate import evaluate_bundle
 
@@ -52,13 +53,13 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
     num_classes: int | None = None,
     weights: PathLike | None = None,
     labels: Sequence[str] | PathLike | None = None,
-    mean: Channels | None = None,
-    std: Channels | None = None,
+    mean: Channels | float | None = None,
+    std: Channels | float | None = None,
     resize: int | tuple[int, int] | None = None,
     interpolation: str | None = None,
     channel_order: str | None = None,
     head: str | None = None,
-    head_output: str | None = None,
+    head_output: str | int | None = None,
     calib: PathLike | Iterable[Any] | None = None,
     calib_count: int = 512,
     max_drop: float | str | None = None,
@@ -89,7 +90,7 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         weights: "imagenet", or a file; untrained ones from ``seed`` if not given. A module brings
             its own.
         labels: names of the classes, or a file that has them.
-        mean: subtracted from pixels of 0 to 1 (R, G, B); ImageNet's if not given.
+        mean: subtracted from pixels of 0 to 1, one number or (R, G, B); ImageNet's if not given.
         std: what they are divided by then.
         resize: the shorter side in pixels, or height and width, before the crop to ``input_size``.
         interpolation: "bilinear", "bicubic", "nearest" or "lanczos".
@@ -99,6 +100,7 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         head_output: the output that is meant, of a network that has several.
         calib: images for INT8 and FP8: a folder, a list or an ``.npz``; or any iterable of images
             or of batches, as a ``DataLoader`` (`deploykit.images.images_of`). "random" is noise.
+            With tensors that are normalised already ``mean`` and ``std`` must be given.
         calib_count: how many of them. With "auto" the others judge what is chosen, if ``data``
             does not.
         max_drop: what "auto" may lose, as 0.01 or "1%": of the top-1 on labelled ``data``, else of
@@ -128,6 +130,7 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
     from deploykit.exporting.steps import ExportOptions, export_bundle
 
     targets = [os.fspath(model)] if isinstance(model, str | os.PathLike) else []
+    _require_size(input_size)
     files = _labels(labels)
     require_call(
         targets,
@@ -141,9 +144,11 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
 
     budget = _budget(precision, max_drop, gpu)
     asked = Precision.FP32 if budget is not None else find_precision(str(precision))
-    look = PreprocessingChoices(resize, interpolation, mean, std, channel_order)
+    look = PreprocessingChoices(
+        resize, interpolation, _channels(mean), _channels(std), channel_order
+    )
     choices = DefinitionChoices(
-        num_classes, input_size, preprocessing=look, head=head, head_output=head_output
+        num_classes, input_size, preprocessing=look, head=head, head_output=_name(head_output)
     )
     options = ExportOptions(
         precision=asked,
@@ -153,7 +158,7 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         source=SourceOptions(_text(weights), seed, choices, _path(data)),
         labels=files,
         output=_path(output),
-        quantization=_request(calib, calib_count, seed, judges=budget is not None),
+        quantization=_request(calib, calib_count, seed, judges=_judges(budget, data), look=look),
         replace=replace,
         budget=budget,
     )
@@ -247,7 +252,7 @@ def evaluate(  # noqa: PLR0913 - the options of the command
     """
     return evaluate_bundle(
         Path(bundle),
-        LabelledData(Path(data), _path(labels_file)),
+        LabelledData(_required(data), _path(labels_file)),
         compare=_path(compare),
         batch=batch,
         device=device,
@@ -286,7 +291,7 @@ def calibrate(  # noqa: PLR0913 - the options of the command
 
 def bench(  # noqa: PLR0913 - the options of the command
     *targets: PathLike,
-    batch: Sequence[int] = (1, 8, 32),
+    batch: Sequence[int] | int = (1, 8, 32),
     precision: Sequence[str] | str | None = None,
     backend: Sequence[str] | str | None = None,
     quick: bool = False,
@@ -318,10 +323,11 @@ def bench(  # noqa: PLR0913 - the options of the command
     if not targets:
         raise UsageError("nothing to measure\nname architectures, .onnx files or bundles")
     wanted = set(map(find_precision, _several(precision)))
+    batches = (batch,) if isinstance(batch, int) else tuple(batch)
     options = benching.BenchOptions(
         matrix=Matrix(
             targets=tuple(dict.fromkeys(os.fspath(target) for target in targets)),
-            batches=tuple(sorted(set(batch))),
+            batches=tuple(sorted(set(batches))),
             precisions=tuple(each for each in precisions() if each in wanted) or None,
             backends=_several(backend) or None,
             only_best=quick and backend is None,
@@ -375,17 +381,34 @@ def _budget(precision: str, max_drop: float | str | None, gpu: str | None) -> Bu
 
 
 def _request(
-    calib: PathLike | Iterable[Any] | None, count: int, seed: int, *, judges: bool
+    calib: PathLike | Iterable[Any] | None,
+    count: int,
+    seed: int,
+    *,
+    judges: int,
+    look: PreprocessingChoices,
 ) -> QuantizationRequest | None:
     if calib is None:
         return None
     from deploykit.precision.quantization.request import QuantizationRequest
 
-    return QuantizationRequest(_calibration(calib, count, seed, None, judges=judges))
+    found = _calibration(calib, count, seed, None, judges=judges)
+    if isinstance(found.data, PreparedTensors) and (look.mean is None or look.std is None):
+        raise UsageError(
+            "calib has tensors that are prepared already, and nobody said how\n"
+            "give mean and std as your transforms have them, or images before the transforms"
+        )
+    return QuantizationRequest(found)
 
 
-_MOST_JUDGES: Final = 10_000
-"""Images of an iterable that judge a budget, at the most: it may have no end."""
+def _judges(budget: Budget | None, data: PathLike | None) -> int:
+    """Images of an iterable that judge a budget, beside those that calibrate."""
+    if budget is None or data is not None:
+        return 0
+    from deploykit.precision.budget.bounds import images_needed
+    from deploykit.precision.budget.request import ENOUGH
+
+    return ENOUGH * images_needed(budget.max_drop)
 
 
 def _calibration(
@@ -394,7 +417,7 @@ def _calibration(
     seed: int,
     table: Path | None,
     *,
-    judges: bool = False,
+    judges: int = 0,
 ) -> CalibrationOptions:
     from deploykit.precision.calibration.data import CalibrationOptions
 
@@ -403,7 +426,7 @@ def _calibration(
     given: str | ImageSet = (
         os.fspath(calib)
         if isinstance(calib, str | os.PathLike)
-        else images_of(calib, count + _MOST_JUDGES if judges else count)
+        else images_of(calib, count + judges)
     )
     return CalibrationOptions(given, count, seed, table)
 
@@ -447,8 +470,35 @@ def _several(given: Sequence[str] | str | None) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given or ())
 
 
-def _path(given: PathLike | None) -> Path | None:
-    return None if given is None else Path(given)
+def _require_size(input_size: Any) -> None:
+    if input_size is not None and (not isinstance(input_size, int) or input_size < 1):
+        raise UsageError(
+            f"input_size={input_size!r}\nexpected height and width in pixels: one number from 1 up"
+        )
+
+
+def _channels(given: Channels | float | None) -> Channels | None:
+    return (given,) * 3 if isinstance(given, int | float) else given
+
+
+def _name(output: str | int | None) -> str | None:
+    return None if output is None else str(output)
+
+
+def _path(given: Any) -> Path | None:
+    if given is None or isinstance(given, str | os.PathLike):
+        return None if given is None else Path(given)
+    raise UsageError(
+        f"a path was expected, not {type(given).__name__}\n"
+        "arrays and iterables are for calib; write other images to an .npz"
+    )
+
+
+def _required(given: Any) -> Path:
+    found = _path(given)
+    if found is None:
+        raise UsageError("data is None\nexpected the path of labelled images")
+    return found
 
 
 def _text(given: PathLike | None) -> str | None:

@@ -177,8 +177,8 @@ def test_a_converted_bundle_has_no_plan(
     assert f"what it has: deploykit inspect {int8_bundle} --precision" in called.err
 
 
-def test_a_converted_file_has_no_plan(int8_bundle: Path) -> None:
-    called = deploykit("inspect", int8_bundle / "model.onnx", "--precision", "--data", "images")
+def test_a_converted_file_has_no_plan(int8_bundle: Path, tmp_path: Path) -> None:
+    called = deploykit("inspect", int8_bundle / "model.onnx", "--precision", "--data", tmp_path)
     assert called.code == 2
     assert "is int8 already, and --data is for a plan of what is FP32" in called.err
     assert "reference.onnx" not in called.err

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from traceback import clear_frames
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.backends._cuda.device import Device
 from deploykit.backends._engines import CompiledEngine
@@ -204,14 +205,28 @@ def compile_onnx(
     """
     targets = target_capabilities(compiler, options)
     monitor = BuildMonitor(task)
+    compilation = _Compilation(compiler, onnx, monitor)
+    name = f"deploykit-build-{id(compilation)}"
     # Python raises KeyboardInterrupt in the main thread only. Were the compiler there, it would be
     # raised inside one of its callbacks and be lost in C++.
-    with ThreadPoolExecutor(1, "deploykit-build") as pool:
-        try:
-            return pool.submit(_Compilation(compiler, onnx, monitor).run, options, targets).result()
-        except KeyboardInterrupt:
-            monitor.stop()
-            raise
+    try:
+        with ThreadPoolExecutor(1, name) as pool:
+            try:
+                return pool.submit(compilation.run, options, targets).result()
+            except KeyboardInterrupt:
+                monitor.stop()
+                raise
+    finally:
+        _wait_for(name)
+
+
+def _wait_for(name: str) -> None:
+    """Wait for a thread that an interrupt hid from its pool: one that came while it started."""
+    while any(thread.name.startswith(name) for thread in threading.enumerate()):
+        time.sleep(_POLL_S)
+
+
+_POLL_S: Final = 0.01
 
 
 class _Compilation:

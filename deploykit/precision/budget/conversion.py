@@ -257,6 +257,7 @@ class _Conversion:
         found = [Point(Precision.FP32, _fp32_ms(self._costs(), budget), 0.0, fp32)]
         with self._journal.stage("judge") as task:
             judge.prepare(task)
+            self._journal.notes += judge.notes
             for at, (choice, formats, noise) in enumerate(points):
                 point = Point(_precision_of(formats), choice.ms, noise, formats)
                 with tempfile.TemporaryDirectory(dir=self._folder) as place:

@@ -36,6 +36,9 @@ BATCH_PIXELS = 8 * 224 * 224
 
 MOST_AT_ONCE = 64
 
+LEAST_RIGHT = 0.5
+"""Share of the labels that FP32 must get right: an image that is wrong already cannot be lost."""
+
 
 def labels_of(
     budget: Budget, judges: Judges, reference: Reference, max_pixels: int | None
@@ -93,6 +96,8 @@ class Judge:
     folder: Path
     _right: list[NDArray[np.bool_] | None] = field(default_factory=list)
     _names: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What FP32 itself gets right."""
 
     def prepare(self, task: ProgressTask) -> None:
         """Ask the FP32 graph once."""
@@ -105,6 +110,19 @@ class Judge:
                 labels = None if self.labels is None else self.labels[indices]
                 first = next(iter(found.values()))
                 self._right.append(None if labels is None else head.right_answers(first, labels))
+        self._doubt_labels()
+
+    def _doubt_labels(self) -> None:
+        """Judge by changed answers where FP32 gets so few labels right that they may not fit."""
+        known = [right for right in self._right if right is not None]
+        if not known:
+            return
+        right = np.concatenate(known)
+        said = f"FP32 gets {right.mean():.1%} of {len(right)} labels right"
+        if right.mean() < LEAST_RIGHT:
+            self._right = [None] * len(self._right)
+            said += ": do they fit the model? Changed answers judge in their place"
+        self.notes.append(said)
 
     def loss_of(self, graph: LoadedGraph, task: ProgressTask, name: str) -> Loss:
         """What ``graph`` loses against FP32.

@@ -49,6 +49,7 @@ LOADERS: dict[str, Any] = {
     "bytes in batches": lambda: [PIXELS[:4], PIXELS[4:]],
     "bytes, channels first": lambda: torch.from_numpy(PIXELS).permute(0, 3, 1, 2),
     "pairs of Pillow": lambda: [(Image.fromarray(one), 3) for one in PIXELS],
+    "lists of images": lambda: [list(PIXELS[:4]), list(PIXELS[4:])],
     "Pillow": lambda: deque(map(Image.fromarray, PIXELS)),
 }
 
@@ -95,6 +96,7 @@ def test_greys_of_half_precision_do_not_leave_the_range() -> None:
     [
         (b"jpeg", r"the images are one bytes\nexpected a folder, or an iterable"),
         ({"x": 1}, "the images are one dict"),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), "the images are one Tensor"),
         (7, "the images are int"),
         ([], "there is no image in the list"),
         ([7], "entry 0 is int\n"),

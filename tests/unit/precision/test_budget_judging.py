@@ -90,7 +90,9 @@ def test_with_labels_lost_and_gained_images_are_counted(
     tmp_path: Path, pixels: NDArray[np.uint8]
 ) -> None:
     first, second = network(tmp_path, 0), network(tmp_path, 7)
-    labels = np.random.default_rng(0).integers(0, CLASSES, COUNT)
+    # FP32 gets two thirds right, and the other what it has of the rest.
+    one, other = (answers(each, pixels).argmax(1) for each in (first, second))
+    labels = np.where(np.arange(COUNT) % 3 == 0, other, one).astype(np.int64)
     found = judged(tmp_path, reference_of(first), ArrayImages(pixels, labels), second)
     was, now = (answers(each, pixels)[:100].argmax(1) == labels[:100] for each in (first, second))
     assert found.measure == "top1"

@@ -153,11 +153,51 @@ def scripted() -> Any:
     return trace(small().eval(), torch.ones(1, 3, SIZE, SIZE))
 
 
+class Itself(nn.Sequential):
+    """Its copy is no copy."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Itself:
+        return self
+
+
+def patched() -> nn.Module:
+    module = small()
+    forward: Any = module.forward
+    module.forward = lambda images: forward(images)  # type: ignore[method-assign]  # noqa: PLW0108
+    return module
+
+
+def test_a_copy_that_runs_the_original_is_refused_before_it_does() -> None:
+    module = patched().train()
+    before = digest(module)
+    with pytest.raises(UsageError, match="runs the original's Conv2d, which is not to be changed"):
+        spec_of(module)
+    assert digest(module) == before
+    assert module.training
+
+
+def test_a_copy_that_is_the_module_itself_is_refused() -> None:
+    module = Itself(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).half().train()
+    with pytest.raises(UsageError, match="its copy shares modules or tensors with it"):
+        spec_of(module)
+    assert module.training
+    assert module[2].weight.dtype is torch.float16
+    assert module[2].weight.requires_grad
+
+
+def broken() -> nn.Module:
+    module = small()
+    with torch.no_grad():
+        module[5].bias.fill_(float("nan"))  # type: ignore[operator]
+    return module
+
+
 REFUSED: dict[str, tuple[Any, str]] = {
     "no module": (lambda: [1, 2], r"a list cannot be exported\nexpected a torch\.nn\.Module"),
     "lazy": (lambda: nn.Sequential(nn.LazyConv2d(4, 1)), r"0\.weight of sequential is not init"),
     "meta": (lambda: nn.Conv2d(3, 4, 1, device="meta"), "weight of conv2d has no values"),
     "lock": (Holder, r"holder cannot be copied, and .*\n.*pickle.*\ntake what cannot be copied"),
+    "NaN": (broken, r"5\.bias of sequential has NaN or infinite values\ntrain it again"),
     "grey": (lambda: nn.Conv2d(1, 4, 1), r"conv2d does not take images \(2, 3, 16, 16\)"),
 }
 

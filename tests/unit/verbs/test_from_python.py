@@ -68,7 +68,11 @@ def test_from_a_module_to_answers(tmp_path: Path) -> None:
 def test_a_loader_calibrates(original: Path, tmp_path: Path) -> None:
     tensors = torch.from_numpy(normal(40, 3, SIZE, SIZE)).clamp(-1.5, 2)
     loader = DataLoader(TensorDataset(tensors, torch.zeros(40)), batch_size=16)
-    bundle = export(original, tmp_path, precision="int8", calib=loader, calib_count=36)
+    chosen = {"precision": "int8", "calib": loader, "calib_count": 36}
+    with pytest.raises(UsageError, match="prepared already, and nobody said how\ngive mean and"):
+        export(original, tmp_path, **chosen)
+    look = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    bundle = export(original, tmp_path, **chosen, **look)
     assert bundle.manifest.calibration is not None
     assert bundle.manifest.calibration["images"] == 36
     assert bundle.manifest.calibration["source"] == "images given by a program"
@@ -166,6 +170,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no drop": ({"precision": "auto"}, 'precision="auto" needs to know what may be lost: max_drop'),
     "all": ({"precision": "auto", "max_drop": 1.5}, "a loss of at most 1.5 cannot be promised"),
     "text": ({"precision": "auto", "max_drop": "much"}, "--max-drop is 'much'"),
+    "size": ({"input_size": 0}, "input_size=0\nexpected height and width in pixels: one number"),
+    "sizes": ({"input_size": (32, 32)}, "input_size=(32, 32)\nexpected height and width"),
+    "data": ({"data": np.zeros(3)}, "a path was expected, not ndarray\narrays and iterables are"),
     "name": ({"name": "it"}, "name='it' is for a module\nresnet50 has a name"),
     "no calib": ({"precision": "int8"}, "INT8 needs images to calibrate with"),
     "one image": ({"precision": "int8", "calib": b"jpeg"}, "the images are one bytes"),
@@ -195,6 +202,32 @@ def test_a_module_brings_its_weights(tmp_path: Path) -> None:
 def test_each_function_is_a_name_of_the_package() -> None:
     for name in ("bench", "calibrate", "evaluate", "export", "inspect", "open_bundle", "validate"):
         assert getattr(deploykit, name) is getattr(from_python, name)
+
+
+def test_one_number_is_for_all_channels(original: Path, tmp_path: Path) -> None:
+    found = export(original, tmp_path, mean=0.5, std=0.25).manifest.preprocessing
+    assert (found.mean, found.std) == ((0.5,) * 3, (0.25,) * 3)
+
+
+def test_labels_that_fp32_gets_wrong_do_not_judge(original: Path, tmp_path: Path) -> None:
+    """No image can become wrong where none is right."""
+    pixels = np.random.default_rng(9).integers(0, 256, (130, SIZE, SIZE, 3), np.uint8)
+    fp32 = export(original, tmp_path)
+    with deploykit.load(fp32, device="cpu") as model:
+        told = np.array([top.index for (top,) in model.predict(pixels[40:], top_k=1)])
+    path = tmp_path / "labelled.npz"
+    common = {"precision": "auto", "max_drop": "5%", "gpu": "L4", "calib_count": 40}
+    for labels, measure in ((told, "top1"), ((told + 1) % 4, "answers")):
+        np.savez(path, images=pixels[40:], labels=labels)
+        place = tmp_path / measure
+        bundle = export(original, place, **common, calib=pixels[:40], data=path)
+        points = bundle.manifest.conversion["budget"]["points"]
+        assert {point["loss"]["measure"] for point in points if point["loss"]} == {measure}
+
+
+def test_data_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="data is None\nexpected the path of labelled images"):
+        deploykit.evaluate(tmp_path, None)  # type: ignore[arg-type]  # the mistake
 
 
 def test_nothing_to_measure() -> None:

@@ -225,6 +225,25 @@ def test_ctrl_c_stops_the_build_and_is_raised_again(
     assert not [one for one in threading.enumerate() if one.name.startswith("deploykit-build")]
 
 
+def test_ctrl_c_while_the_compilers_thread_starts(
+    monkeypatch: pytest.MonkeyPatch, rtx: Compiler, path: Path
+) -> None:
+    """The pool does not know the thread then, and would not wait for it."""
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name.startswith("deploykit-build"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compile_onnx(rtx, small_models.convolution(path), ONE)
+    assert not [one for one in threading.enumerate() if one.name.startswith("deploykit-build")]
+    monkeypatch.undo()
+    assert compile_onnx(rtx, small_models.convolution(path), ONE).warnings == ()
+
+
 # Failing return values, one by one, with the fake.
 
 
