@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from deploykit.bundle.folders import DEFAULT_FOLDER
 from deploykit.cli import _options
 from deploykit.cli._options import NamesBackends
 from deploykit.core.precision import OWN
@@ -324,7 +325,7 @@ _LIMITS = (
     click.option(
         "--work",
         type=click.Path(path_type=Path),
-        default=Path("engines/bench"),
+        default=DEFAULT_FOLDER / "bench",
         show_default=True,
         metavar="FOLDER",
         help="Keeps graphs and engines for the next run.",

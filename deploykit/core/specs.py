@@ -172,6 +172,10 @@ class ModelSpec:
         default=None, repr=False, compare=False
     )
     """Fetches what ``--weights imagenet`` asks for: a state dict, and the record of it."""
+    class_names: Callable[[], tuple[str, ...] | None] | None = field(
+        default=None, repr=False, compare=False
+    )
+    """Looks the names of the classes up, where ``labels`` would need a heavy import."""
     preprocessing_assumed: bool = False
     """Whether nobody said how images are prepared: ImageNet's way is taken, with a note."""
     notes: tuple[str, ...] = ()
@@ -183,6 +187,12 @@ class ModelSpec:
     def num_classes(self) -> int:
         """Values per image of the first output."""
         return prod(int(size) for size in self.outputs[0].shape[1:])
+
+    def known_labels(self) -> tuple[str, ...] | None:
+        """Names of the classes, looked up where they are not at hand; ``None`` if not known."""
+        if self.labels is None and self.class_names is not None:
+            return self.class_names()
+        return self.labels
 
     def build(self) -> nn.Module:
         """A new module in evaluation mode, initialised by torch's current random state."""

@@ -129,7 +129,7 @@ def from_definition(
         model=_describe(spec, exported.choice.head),
         weights={"source": record.source, "sha256": record.sha256, "trained": record.trained},
         preprocessing=preprocessing,
-        labels=record.labels or spec.labels,
+        labels=record.labels or spec.known_labels(),
         conversion={"exporter": exported.exporter, "inference_form": deployed is not module},
         head=exported.choice.head,
         output=exported.choice.name,

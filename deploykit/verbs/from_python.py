@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from deploykit.bundle.folders import DEFAULT_FOLDER
 from deploykit.bundle.manifest import Bundle
 from deploykit.core.choices import DefinitionChoices, PreprocessingChoices
 from deploykit.core.errors import UsageError
@@ -127,8 +128,6 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         DataError: images or labels cannot be read.
         DeploykitError: the error of the step that failed; there is no bundle then.
     """
-    from deploykit.exporting.steps import ExportOptions, export_bundle
-
     targets = [os.fspath(model)] if isinstance(model, str | os.PathLike) else []
     _require_size(input_size)
     files = _labels(labels)
@@ -138,12 +137,13 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         images=[_path(data), _folder(calib)],
         labels=files if isinstance(files, Path) else None,
     )
-    # Each of these takes its time, and a mistake in the call was said before.
+    budget = _budget(precision, max_drop, gpu)
+    asked = Precision.FP32 if budget is not None else find_precision(str(precision))
+    # These take seconds: what the call alone shows to be wrong was said before.
+    from deploykit.exporting.steps import ExportOptions, export_bundle
     from deploykit.runtime.choice import machine_with
     from deploykit.sources.definition import SourceOptions
 
-    budget = _budget(precision, max_drop, gpu)
-    asked = Precision.FP32 if budget is not None else find_precision(str(precision))
     look = PreprocessingChoices(
         resize, interpolation, _channels(mean), _channels(std), channel_order
     )
@@ -335,7 +335,7 @@ def bench(  # noqa: PLR0913 - the options of the command
         ),
         switches=benching.usual_switches(quick=quick),
         output=_path(output) or benching.default_output("bench"),
-        work=Path("engines/bench"),
+        work=DEFAULT_FOLDER / "bench",
         cell_s=benching.cell_s(quick=quick),
         device=device,
     )
@@ -433,8 +433,7 @@ def _calibration(
 
 def _folder(calib: PathLike | Iterable[Any] | None) -> Path | None:
     """Of images; ``None`` for noise, and for images that a program has."""
-    is_path = isinstance(calib, str | os.PathLike) and calib != "random"
-    return Path(cast("PathLike", calib)) if is_path else None
+    return Path(calib) if isinstance(calib, str | os.PathLike) and calib != "random" else None
 
 
 def _labels(labels: Sequence[str] | PathLike | None) -> Path | tuple[str, ...] | None:
@@ -486,8 +485,10 @@ def _name(output: str | int | None) -> str | None:
 
 
 def _path(given: Any) -> Path | None:
-    if given is None or isinstance(given, str | os.PathLike):
-        return None if given is None else Path(given)
+    if given is None:
+        return None
+    if isinstance(given, str | os.PathLike):
+        return Path(given)
     raise UsageError(
         f"a path was expected, not {type(given).__name__}\n"
         "arrays and iterables are for calib; write other images to an .npz"

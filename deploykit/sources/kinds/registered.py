@@ -51,10 +51,12 @@ class Registered(TargetKind):
         from deploykit.sources.torchvision import imagenet_names, torchvision_weights
 
         spec = get(target, num_classes=choices.num_classes, image_size=choices.image_size)
-        names_of_classes = spec.labels
-        if choices.num_classes is None and spec.num_classes == _IMAGENET_CLASSES:
-            names_of_classes = imagenet_names()
-        return replace(spec, published=torchvision_weights, labels=names_of_classes)
+        is_imagenet = choices.num_classes is None and spec.num_classes == _IMAGENET_CLASSES
+        return replace(
+            spec,
+            published=torchvision_weights,
+            class_names=imagenet_names if is_imagenet else None,
+        )
 
 
 def _refuse_file(target: str) -> None:

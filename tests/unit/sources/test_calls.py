@@ -91,3 +91,18 @@ def test_no_command_imports_torch_to_find_it(command: list[str], tmp_path: Path)
     assert code_and_heavy[0] in (1, 2), done.stderr
     assert code_and_heavy[1] == []
     assert done.stderr.startswith("Error: ")
+
+
+@pytest.mark.parametrize(
+    "given", ["weights='imagnet'", "precision='int9'", "data='none'", "precision='auto'"]
+)
+def test_nor_does_the_function_for_programs(given: str, tmp_path: Path) -> None:
+    code = (
+        "import sys, deploykit\n"
+        f"try:\n    deploykit.export('resnet50', {given})\n"
+        "except deploykit.DeploykitError:\n"
+        "    print([name for name in ('torch', 'onnx', 'onnxruntime') if name in sys.modules])\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

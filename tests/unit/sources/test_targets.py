@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -90,14 +92,27 @@ def test_a_graph_is_no_definition() -> None:
 
 @pytest.mark.parametrize("name", ["alexnet", "nin", "resnet50", "vgg16"])
 def test_definitions_for_imagenet_know_its_classes(name: str) -> None:
-    spec = find_definition(name)
-    assert spec.labels is not None
-    assert len(spec.labels) == 1000
+    labels = find_definition(name).known_labels()
+    assert labels is not None
+    assert len(labels) == 1000
     # By the numbers of ImageNet's own lists.
-    assert [spec.labels[index] for index in (0, 282, 999)] == [
+    assert [labels[index] for index in (0, 282, 999)] == [
         "tench",
         "tiger cat",
         "toilet tissue",
     ]
     for count in (10, 1000):  # whoever says the number has classes of their own
-        assert find_definition(name, DefinitionChoices(num_classes=count)).labels is None
+        spec = find_definition(name, DefinitionChoices(num_classes=count))
+        assert spec.known_labels() is None
+
+
+def test_a_definition_is_found_without_torch() -> None:
+    """`bench` looks at all its targets first, in a process that measures nothing."""
+    code = (
+        "import sys\n"
+        "from deploykit.sources.targets import find_definition\n"
+        "find_definition('resnet50')\n"
+        "print(sorted({'torch', 'torchvision', 'onnx'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
