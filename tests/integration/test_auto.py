@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,19 +146,18 @@ def test_what_the_images_can_show_is_said_first(loose: Path) -> None:
     assert "0.99% possible" in said
 
 
-def test_a_tight_budget_is_of_a_higher_precision_without_measuring_again(
-    loose: Path,
-    fp16_bundle: Path,
-    digits: Digits,
-    halves: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    import shutil
+@pytest.fixture
+def copied(loose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the export with a loose budget left, in a current folder of its own."""
+    folder = shutil.copytree(loose, tmp_path / "copy")
+    monkeypatch.chdir(folder)
+    return folder
 
-    shutil.copytree(loose, tmp_path / "copy")
-    monkeypatch.chdir(tmp_path / "copy")
-    manifest = tmp_path / "copy" / "bundle" / "manifest.json"
+
+def test_a_tight_budget_is_of_a_higher_precision_without_measuring_again(
+    copied: Path, loose: Path, fp16_bundle: Path, digits: Digits, halves: Path
+) -> None:
+    manifest = copied / "bundle" / "manifest.json"
     bound = _let_the_fastest_lose(manifest)
     given = (
         fp16_bundle / "reference.onnx", digits, f"{bound / 2}", "--gpu", "L4", "--data",
@@ -171,7 +171,7 @@ def test_a_tight_budget_is_of_a_higher_precision_without_measuring_again(
     assert record["chosen"] < before["chosen"]
     assert bits(record) > bits(before)
     made = record["points"][record["chosen"]]
-    assert made["sha256"] == Bundle.open(tmp_path / "copy" / "bundle").manifest.onnx.sha256
+    assert made["sha256"] == Bundle.open(copied / "bundle").manifest.onnx.sha256
 
 
 def _let_the_fastest_lose(path: Path) -> float:
@@ -195,17 +195,12 @@ def _let_the_fastest_lose(path: Path) -> float:
 
 
 def test_with_other_ranges_all_is_measured_anew(
-    loose: Path,
+    copied: Path,
     fp16_bundle: Path,
     digits: Digits,
     halves: Path,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import shutil
-
-    shutil.copytree(loose, tmp_path / "copy")
-    monkeypatch.chdir(tmp_path / "copy")
     monkeypatch.setattr(conversion, "POINTS", 2)
     called = export(
         fp16_bundle / "reference.onnx", digits, "1.001%", "--calib-count", 64, "--data",
