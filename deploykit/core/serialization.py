@@ -124,7 +124,10 @@ def engine_to_plain(engine: Compiled) -> dict[str, Any]:
 
 def artifact_to_plain(artifact: OnnxArtifact) -> dict[str, Any]:
     """Plain data of an ONNX file, without its folder."""
-    return {**to_plain(artifact), "path": artifact.path.name}
+    plain = {**to_plain(artifact), "path": artifact.path.name}
+    if artifact.rest is None:  # as in manifests of before there was a choice
+        del plain["rest"]
+    return plain
 
 
 def from_plain(kind: type[Noun], data: Any, source: Source) -> Noun:

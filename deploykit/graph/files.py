@@ -366,7 +366,16 @@ def _artifact(
         inputs=tuple(map(_tensor_spec, inputs)),
         outputs=tuple(map(_tensor_spec, model.graph.outputs)),
         parents=tuple(parents),
+        rest=_rest_of(model, precision),
     )
+
+
+def _rest_of(model: ir.Model, precision: Precision) -> Precision | None:
+    """BF16, where a graph of another precision has values of it."""
+    made = (value for node in model.graph.all_nodes() for value in node.outputs)
+    values = (*model.graph.initializers.values(), *made)
+    has_bf16 = any(value.dtype is ir.DataType.BFLOAT16 for value in values)
+    return Precision.BF16 if has_bf16 and precision is not Precision.BF16 else None
 
 
 def _write_one_file(model: ir.Model, path: Path, history: dict[str, str], limit: int) -> str:
