@@ -46,6 +46,7 @@ _OPTIONAL: Final[Mapping[type, frozenset[str]]] = {
     ShapeProfile: frozenset(field.name for field in fields(ShapeProfile)),
     Preprocessing: frozenset({"channel_order"}),
     EngineRecord: frozenset({"ran_on", "optimization_level", "hardware_compatibility"}),
+    OnnxArtifact: frozenset({"rest"}),
 }
 """Fields that may be missing where they have a default: what files of before do not say."""
 
