@@ -1,4 +1,4 @@
-"""What an export prints: the verdict and a line for each thing that decides, and all figures.
+"""Output of an export: the verdict with a line for each thing that decides, and all figures.
 
 Apart from `export`, which `deploykit --help` imports: this needs numpy.
 """
