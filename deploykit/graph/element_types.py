@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _FLOATS: Final = tuple(each for each in OWN if not each.facts.quantized)
 _QUANTIZED: Final = tuple(each for each in OWN if each.facts.quantized)
 _ZERO_POINT: Final = 2
+_BF16: Final = ir.DataType.BFLOAT16
 
 
 def stored_precision(types: Set[ir.DataType | None]) -> Precision:
@@ -61,7 +62,14 @@ def declared_precision(model: ir.Model) -> Precision:
 
 def rest_of(model: ir.Model, precision: Precision) -> Precision | None:
     """BF16, where a graph of another precision has values of it."""
-    made = (value for node in model.graph.all_nodes() for value in node.outputs)
-    values = (*model.graph.initializers.values(), *made)
-    has_bf16 = any(value.dtype is ir.DataType.BFLOAT16 for value in values)
+    has_bf16 = any(
+        _casts_to_bf16(node) or any(value.dtype is _BF16 for value in node.outputs)
+        for node in model.graph.all_nodes()
+    ) or any(value.dtype is _BF16 for value in model.graph.initializers.values())
     return Precision.BF16 if has_bf16 and precision is not Precision.BF16 else None
+
+
+def _casts_to_bf16(node: ir.Node) -> bool:
+    """Whether it says so itself: files need not have the types of values between nodes."""
+    to = node.attributes.get("to") if node.op_type == "Cast" else None
+    return to is not None and to.as_int() == _BF16
