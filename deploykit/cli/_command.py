@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from deploykit.cli._printable import printable
-from deploykit.core.errors import DeploykitError, UsageError
+from deploykit.core.errors import DeploykitError, UsageError, typed_first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from rich.console import Console
+
+_JSON: Final = "deploykit.json"
+_DEBUG: Final = "deploykit.debug"
+ONLY_CHECKS: Final = "deploykit.only_checks"
+"""In a context's ``meta``: the options are to be judged, and nothing is to be done."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,10 @@ class Answer:
     data: dict[str, Any]
     show: Callable[[Console], None]
     failed: bool = False
+
+
+NOTHING_DONE: Final = Answer({}, lambda _: None)
+"""The answer of a command whose options were judged, and nothing else."""
 
 
 def examples(*lines: str) -> str:
@@ -63,6 +72,7 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> None:
         """Run the function, print its answer, turn errors into a message and an exit code."""
         as_json, debug = ctx.params.pop("as_json"), ctx.params.pop("debug")
+        ctx.meta.update({_JSON: as_json, _DEBUG: debug})
         try:
             with _nothing_else_on_stdout(as_json):
                 answer: Answer = self._answer(ctx)
@@ -83,23 +93,76 @@ class Command(click.Command):
             ctx.exit(1)
 
     def _answer(self, ctx: click.Context) -> Answer:
-        try:
+        with _translated():
             answer: Answer = super().invoke(ctx)
-        except ModuleNotFoundError as error:  # the base installation cannot do everything
-            from deploykit.core.environment import missing_dependency
-
-            missing = missing_dependency(error)
-            if missing is None:
-                raise
-            raise missing from error
-        except OSError as error:  # a full disk for temporary files, a name that no file can have
-            where = "" if error.filename is None else f": {str(error.filename)!r:.200}"
-            raise DeploykitError(
-                f"the system refuses it, {error.strerror or error}{where}\n"
-                "look at the name, the permissions and the space left, also where temporary files "
-                "go (TMPDIR); --debug shows which step it was"
-            ) from error
         return answer
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn what is no fault of deploykit's into one of its errors."""
+    try:
+        yield
+    except ModuleNotFoundError as error:  # the base installation cannot do everything
+        from deploykit.core.environment import missing_dependency
+
+        missing = missing_dependency(error)
+        if missing is None:
+            raise
+        raise missing from error
+    except OSError as error:  # a full disk for temporary files, a name that no file can have
+        where = "" if error.filename is None else f": {str(error.filename)!r:.200}"
+        raise DeploykitError(
+            f"the system refuses it, {error.strerror or error}{where}\n"
+            "look at the name, the permissions and the space left, also where temporary files "
+            "go (TMPDIR); --debug shows which step it was"
+        ) from error
+
+
+def is_json() -> bool:
+    """Whether the running command prints one JSON object and nothing else."""
+    return bool(click.get_current_context().meta.get(_JSON))
+
+
+def only_checks() -> bool:
+    """Whether the running command is only to say what is wrong with its options.
+
+    A recipe asks for that before any work; the command answers `NOTHING_DONE` before it begins.
+    """
+    return bool(click.get_current_context().meta.get(ONLY_CHECKS))
+
+
+@dataclass
+class Failure:
+    """How one of several works failed, as plain data; ``None`` while it has not."""
+
+    error: dict[str, Any] | None = None
+
+
+@contextmanager
+def surviving(name: str) -> Iterator[Failure]:
+    """Say how the block fails, under its ``name``, in place of ending the command.
+
+    With ``--debug`` the error goes on, and so does an interruption.
+    """
+    failure = Failure()
+    try:
+        with _translated():
+            yield failure
+    except Exception as error:
+        if click.get_current_context().meta.get(_DEBUG):
+            raise
+        told = error if isinstance(error, DeploykitError) else _unexpected(error)
+        failure.error = _describe(told)
+        lines = printable(str(told)).splitlines()
+        click.echo("\n  ".join([f"Error: {printable(name)}: {lines[0]}", *lines[1:]]), err=True)
+
+
+def _unexpected(error: Exception) -> DeploykitError:
+    return DeploykitError(
+        f"an unexpected {typed_first_line(error)}\n"
+        "a fault of deploykit, or of what it was given; --debug shows where"
+    )
 
 
 def _nothing_else_on_stdout(as_json: bool) -> AbstractContextManager[object]:  # noqa: FBT001

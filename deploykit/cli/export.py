@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from deploykit.cli import _options
-from deploykit.cli._command import Answer, Command, examples
+from deploykit.cli._command import (
+    NOTHING_DONE,
+    Answer,
+    Command,
+    examples,
+    is_json,
+    only_checks,
+    surviving,
+)
 from deploykit.cli._show import (
     console,
     head_line,
@@ -23,19 +31,25 @@ from deploykit.cli._show import (
     show_kept,
     show_stages,
 )
-from deploykit.core.errors import UsageError, ValidationError
+from deploykit.core.errors import ValidationError
 from deploykit.core.precision import OWN, Precision
+from deploykit.verbs.export import (
+    ExportCall,
+    PrecisionWish,
+    QuantizingWish,
+    calls_of,
+    make_bundle,
+    require_export,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from deploykit.backends import CompileOptions
     from deploykit.core.choices import DefinitionChoices
-    from deploykit.exporting.steps import ExportOptions, ExportReport
-    from deploykit.precision.budget.request import Budget
-    from deploykit.precision.calibration.data import CalibrationOptions
-    from deploykit.precision.quantization.choice import Int8Choices
-    from deploykit.precision.quantization.request import QuantizationRequest
+    from deploykit.exporting.steps import ExportReport
 
 
 _NO_PRECISION = (
@@ -43,14 +57,14 @@ _NO_PRECISION = (
     "--fp16, --bf16, or --int8 and --fp8 with --calib PATH"
 )
 
-AUTO = "auto"
-"""In place of a precision's name: chosen layer by layer under --max-drop."""
-
 _END = click.Choice(["auto", "int8", "keep"])
 
 _OPTIONS = (
     click.option(
-        "--calib", metavar="PATH", help="Images for INT8 and FP8, as --data; `random` is noise."
+        "--calib",
+        type=_options.PathOr("random"),
+        metavar="PATH",
+        help="Images for INT8 and FP8, as --data; `random` is noise.",
     ),
     _options.calib_count,
     click.option(
@@ -142,62 +156,6 @@ _OPTIONS = (
 )
 
 
-def read_request(
-    calibration: CalibrationOptions | None,
-    int8_choices: Int8Choices,
-    *,
-    rest: str,
-    exclude: tuple[str, ...],
-    last_layer: str,
-) -> QuantizationRequest | None:
-    """What the options ask for; ``None`` without calibration images."""
-    if calibration is None:
-        return None
-    from deploykit.core.precision import Precision
-    from deploykit.graph.qdq import QdqPolicy
-    from deploykit.precision.quantization.request import QuantizationRequest
-
-    policy = QdqPolicy(
-        exclude=exclude,
-        first_layer=_fixed(int8_choices.first_layer),
-        last_layer=_fixed(last_layer),
-        residual=_fixed(int8_choices.residual),
-    )
-    return QuantizationRequest(calibration, int8_choices, policy, Precision(rest))
-
-
-def read_budget(
-    flagged: tuple[Precision, ...], name: str | None, max_drop: str | None, gpu: str | None
-) -> Budget | None:
-    """What ``--precision auto`` may lose; ``None`` for a precision that was named.
-
-    Raises:
-        UsageError: it has no budget, or another precision has one; or two precisions were asked.
-        UnknownNameError: there is no GPU of that name.
-    """
-    if name != AUTO:
-        given = {"--max-drop": max_drop, "--gpu": gpu}
-        wrong = next((option for option, value in given.items() if value is not None), None)
-        if wrong is not None:
-            raise UsageError(f"{wrong} is for --precision auto\nadd that, or leave it out")
-        return None
-    if flagged:
-        both = f"--{flagged[0]} and --precision auto"
-        raise UsageError(f"{both} exclude each other: run export once for each")
-    if max_drop is None:
-        raise UsageError(
-            "--precision auto needs to know what may be lost: --max-drop 1%\n"
-            "a share of the top-1 on --data with labels, else of the answers that agree with FP32"
-        )
-    from deploykit.precision.budget.request import Budget, parse_drop
-
-    return Budget(parse_drop(max_drop), gpu)
-
-
-def _fixed(wish: str) -> Literal["int8", "keep"]:
-    return "keep" if wish == "keep" else "int8"
-
-
 @click.command(
     "export",
     cls=Command,
@@ -209,9 +167,10 @@ def _fixed(wish: str) -> Literal["int8", "keep"]:
         "deploykit export classifier.onnx --fp16 -o engines/classifier",
         "deploykit export resnet50 --precision auto --max-drop 1% --calib images/ --gpu L4",
         "deploykit export open.onnx --fp16 --height 160,224,320 --width 160,224,320",
+        "deploykit export resnet18 resnet50 vgg16 --fp16 --weights imagenet -o engines",
     ),
 )
-@click.argument("target")
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET...", type=_options.TARGET)
 @_options.precision_flags({each: each.facts.help for each in OWN})
 @click.option(
     "--precision",
@@ -239,7 +198,8 @@ def _fixed(wish: str) -> Literal["int8", "keep"]:
     "--output",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="The bundle.  [default: engines/TARGET-PRECISION]",
+    help="The bundle; of several TARGETs the folder for all bundles.  "
+    "[default: engines/TARGET-PRECISION]",
 )
 @click.option(
     "--replace",
@@ -248,7 +208,7 @@ def _fixed(wish: str) -> Literal["int8", "keep"]:
 )
 def command(  # noqa: PLR0913 - one parameter per option, click's way
     *,
-    target: str,
+    targets: tuple[str, ...],
     flagged: tuple[Precision, ...],
     precision: str | None,
     calib: str | None,
@@ -286,74 +246,88 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     with config.json, or an FP32 .onnx file. The graph is exported, converted, compared with the
     original on real images, compiled, and the precision of the compiled network is proven. A
     bundle appears only if all of it succeeds. It takes the place of one of the same model and
-    precision; of any other only with --replace.
+    precision; of any other only with --replace. Of several TARGETs, one that fails stops no other;
+    -o is then the folder for all of them.
     """
-    budget = read_budget(flagged, precision, max_drop, gpu_name)
-    named = None if budget is not None else precision
-    asked = _options.one_precision("export", flagged=flagged, name=named)
-
-    from deploykit.sources.calls import require_call
-
-    folder = None if calib in (None, "random") else Path(calib)
-    require_call([target], weights=weights, images=[data, folder], labels=labels)
-    with progress().step("start"):  # importing torch takes seconds
-        from deploykit.exporting.steps import ExportOptions
-        from deploykit.precision.calibration.data import CalibrationOptions
-        from deploykit.precision.quantization.choice import Int8Choices
-        from deploykit.sources.definition import SourceOptions
-
-    int8_choices = Int8Choices(
-        method,
-        first_layer,
-        residual,
-        sensitive_layers,
-        bias_correction,
-        equalisation,
-        weight_rounding,
+    wish = PrecisionWish(flagged, precision, max_drop, gpu_name)
+    quantizing = QuantizingWish(
+        method=method,
+        rest=rest,
+        exclude=exclude,
+        first_layer=first_layer,
+        last_layer=last_layer,
+        residual=residual,
+        sensitive_layers=sensitive_layers,
+        equalisation=equalisation,
+        bias_correction=bias_correction,
+        weight_rounding=weight_rounding,
     )
-    calibration = None
-    if calib is not None:
-        must_fit = calib_table is not None
-        calibration = CalibrationOptions(
-            calib, calib_count, seed, calib_table, must_fit, max_pixels=max_pixels
-        )
-    request = read_request(
-        calibration, int8_choices, rest=rest, exclude=exclude, last_layer=last_layer
-    )
-    options = ExportOptions(
-        precision=asked or Precision.FP32,
-        backend=backend,
-        profile=compiling.profile,
-        workspace_bytes=compiling.workspace_bytes,
-        compute_capabilities=compiling.compute_capabilities,
-        optimization_level=compiling.optimization_level,
-        hardware_compatibility=compiling.hardware_compatibility,
-        timing_cache=not no_timing_cache,
-        source=SourceOptions(weights, seed, choices, data, max_pixels=max_pixels),
+    call = ExportCall(
+        target=targets[0],
+        precision=wish,
+        compiling=compiling,
+        calib=calib,
+        calib_count=calib_count,
+        calib_table=calib_table,
+        quantizing=quantizing,
+        weights=weights,
+        choices=choices,
+        seed=seed,
+        data=data,
+        max_pixels=max_pixels,
         labels=labels,
+        backend=backend,
+        device=device,
+        timing_cache=not no_timing_cache,
         output=output,
-        quantization=request,
         replace=replace,
-        budget=budget,
     )
-    report = _export(target, options, device)
-    if asked is None and budget is None:
-        report = dataclasses.replace(report, notes=(*report.notes, _NO_PRECISION))
+    calls = calls_of(targets, call)
+    for each in calls:
+        require_export(each)
+    if only_checks():
+        return NOTHING_DONE
+    if len(calls) > 1:
+        return _several(calls)
+    report = _export(call)
     return Answer(report.to_dict(), lambda out: _show(out, report))
 
 
-def _export(target: str, options: ExportOptions, device: str) -> ExportReport:
-    from deploykit.exporting.steps import export_bundle
-    from deploykit.runtime.choice import machine_with
-
+def _export(call: ExportCall) -> ExportReport:
     try:
-        return export_bundle(
-            target, options, progress(), machine_with(device), _say if options.budget else None
-        )
+        report = make_bundle(call, progress(), _say)
     except ValidationError as error:
         if error.details:
             show_comparison(console(stderr=True), [error.details])
         raise
+    if call.precision.asked is None and not call.precision.is_auto:
+        return dataclasses.replace(report, notes=(*report.notes, _NO_PRECISION))
+    return report
+
+
+def _several(calls: Sequence[ExportCall]) -> Answer:
+    """One export after the other, each shown when it is done; one that fails stops no other."""
+    results: list[dict[str, Any]] = []
+    made = 0
+    try:
+        for number, call in enumerate(calls, 1):
+            shown = "" if is_json() else f"{call.target}, {number} of {len(calls)}"
+            with surviving(str(call.target)) as failure:
+                if shown:
+                    console().print(shown, style="bold", markup=False)
+                report = _export(call)
+                if shown:
+                    _show(console(), report)
+                results.append({"target": call.target, **report.to_dict()})
+                made += 1
+            if failure.error is not None:
+                results.append({"target": call.target, "error": failure.error})
+    except KeyboardInterrupt:
+        said = f"\ninterrupted: {made} of {len(calls)} exported, the finished bundles stay"
+        click.echo(said, err=True)
+        raise
+    summary = f"{made} of {len(calls)} exported"
+    return Answer({"results": results}, lambda out: out.print(summary), failed=made < len(calls))
 
 
 def _say(sentence: str) -> None:

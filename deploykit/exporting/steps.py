@@ -34,12 +34,14 @@ from deploykit.core.precision import Precision
 from deploykit.core.progress import Journal, Progress, SilentProgress, StageTime
 from deploykit.core.serialization import engine_to_plain, to_plain
 from deploykit.core.sizes import ShapeProfile, require_sizes
-from deploykit.core.specs import HeadRecord
+from deploykit.core.specs import DEFAULT_HEAD, HeadRecord
 from deploykit.exporting.engine_run import EngineRun, Expected
 from deploykit.exporting.engines import build_engine, require_options
 from deploykit.exporting.replacing import Replacement, origin_of, origin_of_call
 from deploykit.graph import LoadedGraph, write_model
 from deploykit.graph.rounding import computes_narrow, rounding_form
+from deploykit.heads import head_named
+from deploykit.heads.binary import BINARY
 from deploykit.images import InputRange, read_class_names
 from deploykit.precision import conversion_of
 from deploykit.precision.budget.conversion import convert_under_budget
@@ -176,6 +178,8 @@ def export_bundle(
     labels = (
         read_class_names(options.labels) if isinstance(options.labels, Path) else options.labels
     )
+    if labels is not None and not isinstance(source, Path):
+        _require_labels(source, labels)
     told = replace(options.source, labels=None if labels is None else len(labels))
     options = replace(options, source=told)
     name = source.stem if isinstance(source, Path) else source.name
@@ -257,6 +261,20 @@ def _resolve(target: str | ModelSpec, options: ExportOptions, journal: Journal) 
     if not isinstance(source, Path):
         require_sizes(source.name, source.inputs[0].shape, options.profile)
     return source
+
+
+def _require_labels(source: ModelSpec, labels: tuple[str, ...]) -> None:
+    """Refuse another number of names than of outputs; what a graph's outputs are is seen later.
+
+    Raises:
+        DataError: there are more or fewer.
+    """
+    sizes = source.outputs[0].shape[1:]
+    shape = (1, *(size for size in sizes if isinstance(size, int)))
+    is_binary = source.head is None and shape[1:] == (1,)
+    head = BINARY if is_binary else head_named(source.head or DEFAULT_HEAD)
+    if len(shape) == 1 + len(sizes) and (source.head is not None or head.fits(shape)):
+        head.fitting_labels(labels, None, shape)
 
 
 def _with_bundle(options: ExportOptions, place: Path) -> ExportOptions:

@@ -169,19 +169,19 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "gpu": ({"gpu": "L4"}, 'gpu is for precision="auto"'),
     "no drop": ({"precision": "auto"}, 'precision="auto" needs to know what may be lost: max_drop'),
     "all": ({"precision": "auto", "max_drop": 1.5}, "a loss of at most 1.5 cannot be promised"),
-    "text": ({"precision": "auto", "max_drop": "much"}, "--max-drop is 'much'"),
+    "text": ({"precision": "auto", "max_drop": "much"}, "max_drop is 'much'"),
     "size": ({"input_size": 0}, "input_size=0\nexpected height and width in pixels: one number"),
     "sizes": ({"input_size": (32, 32)}, "input_size=(32, 32)\nexpected height and width"),
     "data": ({"data": np.zeros(3)}, "a path was expected, not ndarray\narrays and iterables are"),
     "name": ({"name": "it"}, "name='it' is for a module\nresnet50 has a name"),
     "no calib": ({"precision": "int8"}, "INT8 needs images to calibrate with"),
     "one image": ({"precision": "int8", "calib": b"jpeg"}, "the images are one bytes"),
-    "count": ({"precision": "int8", "calib": [], "calib_count": 0}, "calib_count=0\nexpected 1"),
+    "count": ({"precision": "int8", "calib": [], "calib_count": 0}, "calib_count is 0\nexpected 1"),
     "labels": ({"labels": ["cat", ""]}, "labels are names of the classes, '' is none"),
     "no labels": ({"labels": []}, "labels are names of the classes, there is none"),
     "order": ({"channel_order": "rbg"}, "unknown channel order"),
     "batch": ({"batch": (8, 4, 1)}, "batch profile 8,4,1 is not in order"),
-    "device": ({"device": "cpu", "backend": "none"}, "--device cpu: engines are for GPUs"),
+    "device": ({"device": "cpu", "backend": "none"}, "device cpu: engines are for GPUs"),
 }
 
 
@@ -195,7 +195,7 @@ def test_what_the_call_shows_is_said_at_once(case: str, tmp_path: Path) -> None:
 
 
 def test_a_module_brings_its_weights(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="weights=imagenet is for a TARGET\na module brings its"):
+    with pytest.raises(UsageError, match="weights is imagenet, and is for a TARGET\na module"):
         export(network(), tmp_path, weights="imagenet")
 
 
