@@ -71,11 +71,11 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the function, print its answer, turn errors into a message and an exit code."""
-        as_json, debug = ctx.params.pop("as_json"), ctx.params.pop("debug")
+        as_json, debug = ctx.params["as_json"], ctx.params["debug"]
         ctx.meta.update({_JSON: as_json, _DEBUG: debug})
         try:
             with _nothing_else_on_stdout(as_json):
-                answer: Answer = self._answer(ctx)
+                answer = self.answer(ctx)
         except DeploykitError as error:
             if debug:
                 raise
@@ -92,7 +92,14 @@ class Command(click.Command):
         if answer.failed:
             ctx.exit(1)
 
-    def _answer(self, ctx: click.Context) -> Answer:
+    def answer(self, ctx: click.Context) -> Answer:
+        """What the function returns; nothing is printed.
+
+        Raises:
+            DeploykitError: what it raises, or what the system or a missing package means.
+        """
+        for own in ("as_json", "debug"):
+            ctx.params.pop(own, None)
         with _translated():
             answer: Answer = super().invoke(ctx)
         return answer

@@ -47,6 +47,14 @@ class PathOr(click.types.StringParamType):
 TARGET = Target()
 
 
+class QuantizingOption(click.Option):
+    """An option of the precisions that are calibrated, and of `auto`."""
+
+
+class BudgetOption(click.Option):
+    """An option of `--precision auto`."""
+
+
 class NamesBackends(click.Option):
     """An option whose help names backends, which are looked up when the help is shown.
 
@@ -170,6 +178,7 @@ side_inputs = click.option(
 )
 calib_count = click.option(
     "--calib-count",
+    cls=QuantizingOption,
     default=512,
     show_default=True,
     type=click.IntRange(min=2),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,58 +60,61 @@ _NO_PRECISION = (
 
 _END = click.Choice(["auto", "int8", "keep"])
 
+_quantizing = partial(click.option, cls=_options.QuantizingOption)
+_budget = partial(click.option, cls=_options.BudgetOption)
+
 _OPTIONS = (
-    click.option(
+    _quantizing(
         "--calib",
         type=_options.PathOr("random"),
         metavar="PATH",
         help="Images for INT8 and FP8, as --data; `random` is noise.",
     ),
     _options.calib_count,
-    click.option(
+    _quantizing(
         "--calib-table",
         type=click.Path(path_type=Path),
         metavar="FILE",
         help="A table of `calibrate` that must fit model and images; none is made anew.",
     ),
-    click.option(
+    _quantizing(
         "--method",
         default="auto",
         show_default=True,
         metavar="NAME",
         help="How ranges are found: max, percentile, entropy, mse; auto: the best of them.",
     ),
-    click.option(
+    _quantizing(
         "--rest",
         type=click.Choice(["fp16", "fp32"]),
         default="fp16",
         show_default=True,
         help="Precision of what is not INT8 or FP8.",
     ),
-    click.option(
+    _quantizing(
         "--exclude",
         multiple=True,
         metavar="PATTERN",
         help="Nodes to keep out of INT8 or FP8: layer4.*",
     ),
-    click.option(
+    _quantizing(
         "--first-layer",
         type=_END,
         default="auto",
         show_default=True,
         help="INT8, or kept in the precision of the rest; auto: kept if that pays.",
     ),
-    click.option(
+    _quantizing(
         "--last-layer", type=click.Choice(["int8", "keep"]), default="int8", show_default=True
     ),
-    click.option(
+    _quantizing(
         "--residual",
         type=_END,
         default="auto",
         show_default=True,
         help="Skip operands of residual additions, likewise.",
     ),
-    click.option(
+    _quantizing(
         "--sensitive-layers",
         type=_END,
         default="auto",
@@ -118,34 +122,34 @@ _OPTIONS = (
         help="Layers that each make a large part of the noise: INT8, or looked for and kept; "
         "auto: looked for where that takes seconds.",
     ),
-    click.option(
+    _budget(
         "--max-drop",
         metavar="SHARE",
         help="With --precision auto: what may be lost at most, as 1% or 0.01. Of the top-1 on "
         "labelled images of --data, else of the answers that agree with FP32.",
     ),
-    click.option(
+    _budget(
         "--gpu",
         "gpu_name",
         metavar="NAME",
         help="With --precision auto: the GPU that times are predicted for, as L4; A100 SXM 80GB.  "
         "[default: this machine's, or A10]",
     ),
-    click.option(
+    _quantizing(
         "--equalisation",
         type=click.Choice(["auto", "off"]),
         default="auto",
         show_default=True,
         help="Channels of transformers' tokens made alike; auto: where trials show that it pays.",
     ),
-    click.option(
+    _quantizing(
         "--bias-correction",
         type=click.Choice(["auto", "on", "off"]),
         default="auto",
         show_default=True,
         help="Give back what rounding takes from each channel; auto: if that pays.",
     ),
-    click.option(
+    _quantizing(
         "--weight-rounding",
         type=click.Choice(["auto", "nearest"]),
         default="auto",

@@ -53,7 +53,7 @@ class LineProgress:
     def step(self, name: str) -> Iterator[ProgressTask]:
         """A step whose line says its name, and then how long it took."""
         start = time.perf_counter()
-        line = threading.Timer(_SLOW_S, _say, [f"{name} ..."])
+        line = threading.Timer(_SLOW_S, say_line, [f"{name} ..."])
         line.daemon = True
         line.start()
         try:
@@ -62,16 +62,17 @@ class LineProgress:
             line.cancel()
             seconds = time.perf_counter() - start
             if seconds > _SLOW_S:
-                _say(f"{name}: {seconds:.1f} s")
+                say_line(f"{name}: {seconds:.1f} s")
 
 
 def say_notes(notes: Iterable[str]) -> None:
     """A line on standard error for each."""
     for note in notes:
-        _say(f"note: {note}")
+        say_line(f"note: {note}")
 
 
-def _say(text: str) -> None:
+def say_line(text: str) -> None:
+    """A line on standard error."""
     # What standard error is now: a notebook replaces it. It may be closed.
     with suppress(ValueError, OSError):
         sys.stderr.write(f"{text}\n")

@@ -30,7 +30,7 @@ from deploykit.core import environment
 from deploykit.core.artifacts import AMPERE, AMPERE_PLUS, THIS_GPU, sha256_of
 from deploykit.core.atomic import beside, staged_folder
 from deploykit.core.errors import UsageError
-from deploykit.core.precision import Precision
+from deploykit.core.precision import AUTO, Precision, require_images
 from deploykit.core.progress import Journal, Progress, SilentProgress, StageTime
 from deploykit.core.serialization import engine_to_plain, to_plain
 from deploykit.core.sizes import ShapeProfile, require_sizes
@@ -45,8 +45,7 @@ from deploykit.heads.binary import BINARY
 from deploykit.images import InputRange, read_class_names
 from deploykit.precision import conversion_of
 from deploykit.precision.budget.conversion import convert_under_budget
-from deploykit.precision.budget.request import AUTO, require_budget, with_found_gpu
-from deploykit.precision.quantization.request import refuse_request, require_request
+from deploykit.precision.budget.request import require_budget, with_found_gpu
 from deploykit.runtime.choice import Machine
 from deploykit.sources.definition import SourceOptions
 from deploykit.sources.onnx_outputs import judge_others
@@ -99,10 +98,8 @@ class ExportOptions:
                     f"a budget chooses the precision, and {self.precision} is one\n"
                     "give one of the two"
                 )
-        elif self.precision.facts.needs_calibration:
-            require_request(self.precision, self.quantization)
         else:
-            refuse_request(self.precision, self.quantization)
+            require_images(self.precision, given=self.quantization is not None)
 
     @property
     def asked(self) -> str:

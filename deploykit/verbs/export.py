@@ -18,7 +18,7 @@ from deploykit.bundle.folders import DEFAULT_FOLDER, MANIFEST
 from deploykit.core.choices import DefinitionChoices
 from deploykit.core.errors import UsageError
 from deploykit.core.gpu_choice import ENGINE_DEVICE
-from deploykit.core.precision import Precision, find_precision
+from deploykit.core.precision import AUTO, Precision, find_precision, require_images
 from deploykit.core.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from deploykit.precision.budget.request import Budget
     from deploykit.precision.calibration.data import CalibrationOptions
     from deploykit.precision.quantization.request import QuantizationRequest
-
-AUTO: Final = "auto"
-"""In place of a precision's name: chosen layer by layer under ``--max-drop``."""
 
 RANDOM: Final = "random"
 """In place of calibration images: noise."""
@@ -86,6 +83,11 @@ class PrecisionWish:
             return find_precision(self.name)
         return next(iter(self.flagged), None)
 
+    @property
+    def called(self) -> str:
+        """Its name, that of the default where none was asked."""
+        return AUTO if self.is_auto else str(self.asked or Precision.FP32)
+
     def budget(self) -> Budget | None:
         """What ``auto`` may lose; ``None`` for a precision that was named.
 
@@ -105,16 +107,16 @@ class PrecisionWish:
 class QuantizingWish:
     """What INT8 and FP8 are told beside images; ``auto`` is decided by trials."""
 
-    method: str = AUTO
+    method: str = "auto"
     rest: str = "fp16"
     exclude: tuple[str, ...] = ()
-    first_layer: str = AUTO
+    first_layer: str = "auto"
     last_layer: str = "int8"
-    residual: str = AUTO
-    sensitive_layers: str = AUTO
-    equalisation: str = AUTO
-    bias_correction: str = AUTO
-    weight_rounding: str = AUTO
+    residual: str = "auto"
+    sensitive_layers: str = "auto"
+    equalisation: str = "auto"
+    bias_correction: str = "auto"
+    weight_rounding: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ class ExportCall:
     data: Path | None = None
     max_pixels: int | None = None
     labels: Path | tuple[str, ...] | None = None
-    backend: str = AUTO
+    backend: str = "auto"
     device: str = ENGINE_DEVICE
     timing_cache: bool = True
     output: Path | None = None
@@ -150,8 +152,7 @@ def default_bundle(target: str, wish: PrecisionWish, parent: Path = DEFAULT_FOLD
     """The folder of a bundle that is not told one, as ``engines/resnet50-fp16``."""
     from deploykit.sources.kinds import kind_for
 
-    asked = AUTO if wish.is_auto else str(wish.asked or Precision.FP32)
-    return parent / f"{kind_for(target).short_name(target)}-{asked}"
+    return parent / f"{kind_for(target).short_name(target)}-{wish.called}"
 
 
 def calls_of(targets: Sequence[str], call: ExportCall) -> tuple[ExportCall, ...]:
@@ -210,6 +211,8 @@ def require_export(call: ExportCall) -> None:
         DeploykitError: as the step that needs it would say.
     """
     call.precision.require()
+    call.precision.budget()
+    require_images(call.precision.called, given=call.calib is not None)
     _require_name(call)
     _require_count(call.calib_count)
     from deploykit.sources.calls import require_call
@@ -221,7 +224,6 @@ def require_export(call: ExportCall) -> None:
         images=[call.data, images_folder(call.calib)],
         labels=call.labels if isinstance(call.labels, Path) else None,
     )
-    call.precision.budget()
 
 
 def require_calibration(

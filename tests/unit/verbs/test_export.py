@@ -17,7 +17,6 @@ from deploykit.verbs.export import (
     PrecisionWish,
     calls_of,
     default_bundle,
-    export_options,
     require_export,
 )
 from tests.bundles import write_bundle, write_classifier
@@ -120,9 +119,14 @@ def test_a_precision_that_cannot_be(case: str) -> None:
 def test_calibration_goes_with_eight_bits(tmp_path: Path) -> None:
     target = str(write_classifier(tmp_path / "a.onnx"))
     with pytest.raises(UsageError, match="--calib is for --int8 and --fp8 only, not for fp16"):
-        export_options(call(target=target, calib="random"))
+        require_export(call(target=target, calib="random"))
+    auto = PrecisionWish(name="auto", max_drop="1%")
+    with pytest.raises(
+        UsageError, match="auto measures the loss of each format on images: --calib"
+    ):
+        require_export(call(target=target, precision=auto))
     with pytest.raises(UsageError, match="INT8 needs images to calibrate with: --calib PATH"):
-        export_options(call(target=target, precision=PrecisionWish(name="int8")))
+        require_export(call(target=target, precision=PrecisionWish(name="int8")))
 
 
 @pytest.mark.parametrize("name", ["a/b", "", "..", ".hidden", "a b", "a\nb", "-o"])
