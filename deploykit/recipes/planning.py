@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from deploykit.core.errors import DeploykitError
 from deploykit.core.precision import AUTO, OWN, Precision, precisions
 from deploykit.recipes.options import Form, ValueRefusedError, arguments_of, placed
-from deploykit.recipes.reading import EXPORT, with_keys
+from deploykit.recipes.reading import EXPORT, TARGET, with_keys
 from deploykit.sources.kinds import kind_for
 
 if TYPE_CHECKING:
@@ -101,8 +101,9 @@ def _exports(
             }
             try:
                 arguments, reads = _given(values, options, recipe.base)
-            except ValueRefusedError:
-                continue  # said when the recipe was read
+            except ValueRefusedError:  # said when the recipe was read: the rest cannot be judged
+                _require_target(target, entry, problems)
+                continue
             yield Step(
                 entry.table,
                 EXPORT,
@@ -113,6 +114,13 @@ def _exports(
                 reads,
                 target,
             )
+
+
+def _require_target(target: str, entry: Entry, problems: Problems) -> None:
+    try:
+        kind_for(target).require(target)
+    except DeploykitError as error:
+        problems.add(entry.table, TARGET, "; ".join(str(error).splitlines()))
 
 
 def _note_idle(entry: Entry, options: Mapping[str, CommandOption], problems: Problems) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +18,8 @@ from deploykit.core.errors import BundleError, DeploykitError, IntegrityError
 from deploykit.sources.targets import digest_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from deploykit.recipes.planning import Step
 
 _FORMAT: Final = 1
@@ -132,9 +135,9 @@ def fingerprint(path: Path) -> str:
     Of a file its hash; of a folder, and of the images of a list, names, sizes and times.
     """
     if path.is_dir():
-        return _listed(sorted(one for one in path.rglob("*") if one.is_file()))
+        return _listed(sorted(one for one in path.rglob("*") if one.is_file()), path)
     if path.is_file():
-        return f"{sha256_of(path)} {_listed(_named_in(path))}"
+        return f"{sha256_of(path)} {_listed(_named_in(path), path.parent)}"
     file = Path(str(path).partition("#")[0])  # FILE#ENTRY of weights
     return sha256_of(file) if file.is_file() else _ABSENT
 
@@ -151,6 +154,10 @@ def _named_in(path: Path) -> tuple[Path, ...]:
     return found.paths if isinstance(found, FileImages) else ()
 
 
-def _listed(files: list[Path] | tuple[Path, ...]) -> str:
-    facts = [(str(one), one.stat().st_size, one.stat().st_mtime_ns) for one in files]
+def _listed(files: Sequence[Path], base: Path) -> str:
+    """Of names as seen from ``base``: where the command runs makes no difference."""
+    facts = []
+    for one in files:
+        found = one.stat()
+        facts.append((os.path.relpath(one, base), found.st_size, found.st_mtime_ns))
     return sha256_of_bytes(json.dumps(facts).encode())

@@ -93,8 +93,8 @@ WRONG: dict[str, list[str]] = {
     ],
     "[export]\ntarget = 'a'\nprecision = []": [
         (
-            "r.toml, [[export]], precision: is [], which is none; possible: fp32, fp16, bf16, int8, "
-            "fp8, auto"
+            "r.toml, [[export]], precision: is [], which is none; possible: fp32, fp16, bf16, "
+            "int8, fp8, auto"
         )
     ],
     "[export]\ntarget = 'a'\nfp16 = 'yes'\nlevel = 10": [
