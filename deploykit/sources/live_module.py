@@ -208,6 +208,6 @@ def _built(copy: nn.Module, place: Place) -> nn.Module:
 
 def _notes(choices: DefinitionChoices, size: int, types: frozenset[str]) -> Iterator[str]:
     if choices.image_size is None:
-        yield f"an input of {size}x{size} is assumed; another: input_size=PX"
+        yield f"an input of {size}x{size} is assumed; another: --input-size PX"
     if types:
         yield f"weights of {', '.join(sorted(types))} became float32"

@@ -156,6 +156,7 @@ def _remedy(network: nn.Module) -> str:
     )
 
 
+@torch.enable_grad()
 def _meant(
     network: nn.Module, batch: Tensor, places: Sequence[Place], labels: int | None
 ) -> list[Place]:
@@ -164,9 +165,8 @@ def _meant(
     if len(named) == 1:
         return named
     # Another run, which records what is computed from what.
-    with torch.enable_grad():
-        images = batch.clone().requires_grad_() * 1  # a leaf refuses what works in place
-        result = network(images)
+    images = batch.clone().requires_grad_() * 1  # a leaf refuses what works in place
+    result = network(images)
     values = {place.key: result[place.key] for place in places}
     left = list(places)
     for place in places:

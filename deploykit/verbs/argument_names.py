@@ -57,6 +57,8 @@ def in_python(
         name = special.get(option, option.replace("-", "_"))
         if name not in arguments:
             return None
+        if value is not None and "," in value:
+            return f"{name}=({value})"
         return name if value is None else f"{name}={quoted(value)}"
 
     return with_other_names(message, argument)

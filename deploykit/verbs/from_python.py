@@ -9,6 +9,7 @@ the same way.
 from __future__ import annotations
 
 import os
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -22,7 +23,8 @@ from deploykit.core.precision import Precision
 from deploykit.core.progress import LineProgress, Progress, SilentProgress, say_line, say_notes
 from deploykit.core.sizes import ShapeProfile, SizeRange
 from deploykit.images import LabelledData
-from deploykit.verbs.argument_names import with_argument_names
+from deploykit.sources.calls import require_call
+from deploykit.verbs.argument_names import in_python, with_argument_names
 from deploykit.verbs.evaluate import evaluate_bundle
 from deploykit.verbs.export import (
     ExportCall,
@@ -67,11 +69,13 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
     channel_order: str | None = None,
     head: str | None = None,
     head_output: str | int | None = None,
+    side_inputs: PathLike | None = None,
     calib: PathLike | Iterable[Any] | None = None,
     calib_count: int = 512,
     max_drop: float | str | None = None,
     gpu: str | None = None,
     data: PathLike | None = None,
+    max_pixels: int | None = None,
     batch: Sizes = (1, 8, 32),
     height: Sizes | None = None,
     width: Sizes | None = None,
@@ -105,6 +109,7 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         head: what the outputs mean: "multiclass", "multilabel", "binary" or "raw"; read from the
             network if not given.
         head_output: the output that is meant, of a network that has several.
+        side_inputs: an ``.npz`` of what an ``.onnx`` takes beside images, a row per image.
         calib: images for INT8 and FP8: a folder, a list or an ``.npz``; or any iterable of images
             or of batches, as a ``DataLoader`` (`deploykit.images.images_of`). "random" is noise.
             With tensors that are normalised already ``mean`` and ``std`` must be given.
@@ -116,6 +121,7 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
             machine, or A10.
         data: images that the graph is compared with the original on; photographs that come with
             deploykit if not given.
+        max_pixels: what an image file may have; a larger one is refused.
         batch: smallest, preferred and largest batch of the engine, or one number.
         height: likewise, of a graph that leaves its height open.
         width: likewise.
@@ -139,7 +145,12 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         resize, interpolation, _channels(mean), _channels(std), channel_order
     )
     choices = DefinitionChoices(
-        num_classes, input_size, preprocessing=look, head=head, head_output=_name(head_output)
+        num_classes,
+        input_size,
+        preprocessing=look,
+        side_inputs=_path(side_inputs),
+        head=head,
+        head_output=_name(head_output),
     )
     compiling = CompileOptions(
         _profile(batch, height, width), compute_capabilities=tuple(compute_capabilities)
@@ -154,6 +165,7 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         choices=choices,
         seed=seed,
         data=_path(data),
+        max_pixels=max_pixels,
         labels=_labels(labels),
         backend=backend,
         device=device,
@@ -163,7 +175,7 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
     )
     report = make_bundle(call, _progress(quiet=quiet))
     if not quiet:
-        say_notes(report.notes)
+        say_notes(_export_notes(report.notes))
     return report.bundle
 
 
@@ -190,6 +202,7 @@ def inspect(
         UsageError: there is no such network, or it does not take these choices.
         ModelFileError: the file cannot be read.
     """
+    require_call([os.fspath(model)] if isinstance(model, str | os.PathLike) else [])
     from deploykit.verbs.inspect import inspect as inspect_target
 
     choices = DefinitionChoices(num_classes, input_size)
@@ -197,13 +210,16 @@ def inspect(
 
 
 @with_argument_names
-def validate(
+def validate(  # noqa: PLR0913 - the options of the command
     first: PathLike,
     second: PathLike | None = None,
     *,
     data: PathLike | None = None,
+    side_inputs: PathLike | None = None,
+    batch: int | None = None,
     layers: bool = False,
     device: str = "cpu",
+    fast: bool = False,
     quiet: bool = False,
 ) -> ComparisonReport:
     """Compare what two bundles or ``.onnx`` files of one network compute.
@@ -212,8 +228,11 @@ def validate(
         first: a bundle or file.
         second: the other one; the FP32 graph that the bundle keeps if not given.
         data: images; the photographs that come with deploykit if not given.
+        side_inputs: an ``.npz`` of what the networks take beside images.
+        batch: images to compare, in one batch; batches of 1, 2 and 5 if not given.
         layers: whether activations are compared too.
         device: "cpu", or "cuda" for the engine of the one of lower precision.
+        fast: whether a CPU computes in plain FP32, without an engine's rounding.
         quiet: whether to say nothing of the steps.
 
     Raises:
@@ -222,7 +241,7 @@ def validate(
     """
     from deploykit.verbs.validate import ComparisonOptions, compare_artifacts
 
-    options = ComparisonOptions(_path(data), layers=layers, device=device)
+    options = ComparisonOptions(_path(data), _path(side_inputs), batch, layers, fast, device=device)
     return compare_artifacts(Path(first), _path(second), options, _progress(quiet=quiet))
 
 
@@ -232,9 +251,14 @@ def evaluate(  # noqa: PLR0913 - the options of the command
     data: PathLike,
     *,
     labels_file: PathLike | None = None,
+    classes: PathLike | None = None,
+    class_order: str | None = None,
+    reference: PathLike | None = None,
     compare: PathLike | None = None,
     batch: int = 32,
     device: str = "cpu",
+    max_pixels: int | None = None,
+    fast: bool = False,
     quiet: bool = False,
 ) -> AccuracyReport:
     """Accuracy of a bundle on labelled images, alone and beside its FP32 graph or another bundle.
@@ -243,9 +267,14 @@ def evaluate(  # noqa: PLR0913 - the options of the command
         bundle: its folder.
         data: images with labels: a folder per class, a list, an ``.npz``.
         labels_file: labels of a flat folder.
+        classes: a file of synsets or folder names, in the order of the model's outputs.
+        class_order: "natural" or "text", the order of class folders that nothing lists.
+        reference: what to agree with, in place of the FP32 graph that the bundle keeps.
         compare: another bundle, or an ``.onnx`` file, to judge this one against, image by image.
         batch: images per run.
         device: "cpu" for the graph, "cuda" for the engine that will serve.
+        max_pixels: what an image file may have; a larger one is refused.
+        fast: whether a CPU computes in plain FP32, without an engine's rounding.
         quiet: whether to say nothing of the steps.
 
     Raises:
@@ -254,9 +283,11 @@ def evaluate(  # noqa: PLR0913 - the options of the command
     """
     return evaluate_bundle(
         Path(bundle),
-        LabelledData(_required(data), _path(labels_file)),
+        LabelledData(_required(data), _path(labels_file), _path(classes), class_order, max_pixels),
+        reference=_path(reference),
         compare=_path(compare),
         batch=batch,
+        fast=fast,
         device=device,
         progress=_progress(quiet=quiet),
     )
@@ -270,6 +301,7 @@ def calibrate(  # noqa: PLR0913 - the options of the command
     calib_count: int = 512,
     weights: PathLike | None = None,
     input_size: int | None = None,
+    max_pixels: int | None = None,
     seed: int = 0,
     output: PathLike | None = None,
     quiet: bool = False,
@@ -287,7 +319,9 @@ def calibrate(  # noqa: PLR0913 - the options of the command
     from deploykit.sources.definition import SourceOptions
     from deploykit.verbs.calibrate import calibrate_target
 
-    options = calibration_options(calib, calib_count, seed, table=_path(output))
+    options = calibration_options(
+        calib, calib_count, seed, table=_path(output), max_pixels=max_pixels
+    )
     choices = DefinitionChoices(image_size=input_size)
     source = SourceOptions(_text(weights), seed, choices)
     return calibrate_target(os.fspath(model), options, source, _progress(quiet=quiet))[0]
@@ -379,6 +413,12 @@ def _silent(_: str) -> None:
 
 def _progress(*, quiet: bool) -> Progress:
     return SilentProgress() if quiet else LineProgress()
+
+
+def _export_notes(notes: Iterable[str]) -> list[str]:
+    """What was noticed, with the arguments of `export` in place of options."""
+    arguments = signature(export).parameters
+    return [in_python(note, arguments) for note in notes]
 
 
 def _target(model: Target) -> str | nn.Module:
