@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         export,
         inspect,
         open_bundle,
+        run_recipe,
         validate,
     )
 
@@ -52,6 +53,7 @@ __all__ = [
     "inspect",
     "load",
     "open_bundle",
+    "run_recipe",
     "validate",
 ]
 
@@ -65,7 +67,16 @@ _HOMES: Final = {
     "SigstoreIdentity": "deploykit.bundle.sigstore",
     "load": "deploykit.runtime.loading",
     **dict.fromkeys(
-        ("bench", "calibrate", "evaluate", "export", "inspect", "open_bundle", "validate"),
+        (
+            "bench",
+            "calibrate",
+            "evaluate",
+            "export",
+            "inspect",
+            "open_bundle",
+            "run_recipe",
+            "validate",
+        ),
         "deploykit.verbs.from_python",
     ),
 }

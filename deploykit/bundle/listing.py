@@ -40,6 +40,17 @@ def list_bundles(folder: Path) -> tuple[ListedBundle, ...]:
     found = bundles_in(folder)
     if not found and (folder / MANIFEST).is_file():
         found = (folder,)
+    if not found and not folder.exists():
+        there = way_to_bundle(folder)
+        way = (
+            there
+            if there.startswith("did you mean")
+            else (
+                "expected a folder of bundles, as engines, or a bundle; without one, the "
+                "architectures are listed: deploykit list"
+            )
+        )
+        raise BundleError(f"there is no folder {folder}\n{way}")
     if not found:
         raise BundleError(f"there are no bundles in {folder}\n{way_to_bundle(folder)}")
     return tuple(map(_listed, found))

@@ -27,6 +27,7 @@ COMMANDS: Final = (
     "eval",
     "predict",
     "bench",
+    "run",
     "doctor",
 )
 """In the order of use; the file of each one has its name, and holds its ``command``."""

@@ -211,24 +211,19 @@ def _gpu_switches(asked: Asked) -> dict[str, bool]:
 
 def _targets(asked: Asked) -> tuple[str, ...]:
     from deploykit.benchmarking.matrix.cells import first_look
-    from deploykit.core.errors import UsageError
     from deploykit.models import names
+    from deploykit.verbs.bench import require_targets
 
     named = (*asked.targets, *_parts(asked.models))
     if asked.everything:
         named = (*(first_look() if asked.quick else names()), *named)
-    if not named:
-        raise UsageError(
-            "nothing to measure\nname architectures, .onnx files or bundles, or give --all"
-        )
-    return tuple(dict.fromkeys(named))
+    return require_targets(named)
 
 
 def _precisions(asked: Asked) -> tuple[Precision, ...]:
-    from deploykit.core.precision import find_precision, precisions
+    from deploykit.benchmarking.matrix.cells import in_order
 
-    wanted = {*asked.flagged, *map(find_precision, _parts(asked.precision))}
-    return tuple(each for each in precisions() if each in wanted)
+    return in_order([*asked.flagged, *_parts(asked.precision)])
 
 
 def _parts(text: str | None) -> list[str]:

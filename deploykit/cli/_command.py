@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from deploykit.cli._printable import printable
-from deploykit.core.errors import DeploykitError, UsageError
+from deploykit.core.errors import DeploykitError, UsageError, typed_first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from rich.console import Console
 
-
-_QUIET: Final = "No progress and no notes; of an answer with a verdict, that alone."
-_IS_QUIET: Final = "deploykit.quiet"
-"""Where click's context keeps it for the running command."""
+_JSON: Final = "deploykit.json"
+_DEBUG: Final = "deploykit.debug"
+QUIET: Final = "deploykit.quiet"
+_VERBOSE: Final = "deploykit.verbose"
+ONLY_CHECKS: Final = "deploykit.only_checks"
+"""In a context's ``meta``: the options are to be judged, and nothing is to be done."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,12 @@ class Answer:
     failed: bool = False
     details: Callable[[Console], None] | None = None
     verdict: str | None = None
+
+
+_LESS: Final = "No progress and no notes; of an answer with a verdict, that alone."
+
+NOTHING_DONE: Final = Answer({}, lambda _: None)
+"""The answer of a command whose options were judged, and nothing else."""
 
 
 def examples(*lines: str) -> str:
@@ -68,20 +76,20 @@ class Command(click.Command):
         super().__init__(*args, **kwargs)
         self.params += [
             click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object."),
-            click.Option(["-q", "--quiet"], is_flag=True, help=_QUIET),
+            click.Option(["-q", "--quiet"], is_flag=True, help=_LESS),
             click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."),
         ]
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the function, print its answer, turn errors into a message and an exit code."""
-        as_json, debug = ctx.params.pop("as_json"), ctx.params.pop("debug")
-        quiet, verbose = ctx.params.pop("quiet"), ctx.params.pop("verbose", False)
+        as_json, debug = ctx.params["as_json"], ctx.params["debug"]
+        quiet, verbose = ctx.params["quiet"], ctx.params.get("verbose", False)
         if quiet and verbose:
             raise CallFailure("--quiet and --verbose exclude each other: give one of the two")
-        ctx.meta[_IS_QUIET] = quiet
+        ctx.meta.update({_JSON: as_json, _DEBUG: debug, QUIET: quiet, _VERBOSE: verbose})
         try:
             with _nothing_else_on_stdout(as_json):
-                answer: Answer = self._answer(ctx)
+                answer = self.answer(ctx)
         except DeploykitError as error:
             if debug:
                 raise
@@ -92,27 +100,20 @@ class Command(click.Command):
         if as_json:
             click.echo(to_json(answer.data))
         else:
-            _show(answer, quiet=quiet, verbose=verbose)
+            show_answer(answer)
         if answer.failed:
             ctx.exit(1)
 
-    def _answer(self, ctx: click.Context) -> Answer:
-        try:
-            answer: Answer = super().invoke(ctx)
-        except ModuleNotFoundError as error:  # the base installation cannot do everything
-            from deploykit.core.environment import missing_dependency
+    def answer(self, ctx: click.Context) -> Answer:
+        """What the function returns; nothing is printed.
 
-            missing = missing_dependency(error)
-            if missing is None:
-                raise
-            raise missing from error
-        except OSError as error:  # a full disk for temporary files, a name that no file can have
-            where = "" if error.filename is None else f": {str(error.filename)!r:.200}"
-            raise DeploykitError(
-                f"the system refuses it, {error.strerror or error}{where}\n"
-                "look at the name, the permissions and the space left, also where temporary files "
-                "go (TMPDIR); --debug shows which step it was"
-            ) from error
+        Raises:
+            DeploykitError: what it raises, or what the system or a missing package means.
+        """
+        for own in ("as_json", "debug", "quiet", "verbose"):
+            ctx.params.pop(own, None)
+        with _translated():
+            answer: Answer = super().invoke(ctx)
         return answer
 
 
@@ -129,20 +130,89 @@ class DetailedCommand(Command):
 def is_quiet() -> bool:
     """Whether the running command was told ``--quiet``."""
     context = click.get_current_context(silent=True)
-    return context is not None and bool(context.meta.get(_IS_QUIET))
+    return context is not None and bool(context.meta.get(QUIET))
 
 
-def _show(answer: Answer, *, quiet: bool, verbose: bool) -> None:
+def show_answer(answer: Answer) -> None:
+    """Print as much of an answer as the running command was told to."""
     from deploykit.cli._show import console
 
-    if quiet and answer.verdict is not None:
+    asked = click.get_current_context().meta
+    if asked.get(QUIET) and answer.verdict is not None:
         click.echo(printable(answer.verdict))
         return
     out = console()
     answer.show(out)
-    if verbose and answer.details is not None:
+    if asked.get(_VERBOSE) and answer.details is not None:
         out.print("")
         answer.details(out)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn what is no fault of deploykit's into one of its errors."""
+    try:
+        yield
+    except ModuleNotFoundError as error:  # the base installation cannot do everything
+        from deploykit.core.environment import missing_dependency
+
+        missing = missing_dependency(error)
+        if missing is None:
+            raise
+        raise missing from error
+    except OSError as error:  # a full disk for temporary files, a name that no file can have
+        where = "" if error.filename is None else f": {str(error.filename)!r:.200}"
+        raise DeploykitError(
+            f"the system refuses it, {error.strerror or error}{where}\n"
+            "look at the name, the permissions and the space left, also where temporary files "
+            "go (TMPDIR); --debug shows which step it was"
+        ) from error
+
+
+def is_json() -> bool:
+    """Whether the running command prints one JSON object and nothing else."""
+    return bool(click.get_current_context().meta.get(_JSON))
+
+
+def only_checks() -> bool:
+    """Whether the running command is only to say what is wrong with its options.
+
+    A recipe asks for that before any work; the command answers `NOTHING_DONE` before it begins.
+    """
+    return bool(click.get_current_context().meta.get(ONLY_CHECKS))
+
+
+@dataclass
+class Failure:
+    """How one of several works failed, as plain data; ``None`` while it has not."""
+
+    error: dict[str, Any] | None = None
+
+
+@contextmanager
+def surviving(name: str) -> Iterator[Failure]:
+    """Say how the block fails, under its ``name``, in place of ending the command.
+
+    With ``--debug`` the error goes on, and so does an interruption.
+    """
+    failure = Failure()
+    try:
+        with _translated():
+            yield failure
+    except Exception as error:
+        if click.get_current_context().meta.get(_DEBUG):
+            raise
+        told = error if isinstance(error, DeploykitError) else _unexpected(error)
+        failure.error = _describe(told)
+        lines = printable(str(told)).splitlines()
+        click.echo("\n  ".join([f"Error: {printable(name)}: {lines[0]}", *lines[1:]]), err=True)
+
+
+def _unexpected(error: Exception) -> DeploykitError:
+    return DeploykitError(
+        f"an unexpected {typed_first_line(error)}\n"
+        "a fault of deploykit, or of what it was given; --debug shows where"
+    )
 
 
 def _nothing_else_on_stdout(as_json: bool) -> AbstractContextManager[object]:  # noqa: FBT001

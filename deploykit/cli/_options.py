@@ -29,6 +29,32 @@ if TYPE_CHECKING:
 _MIB = 2**20
 
 
+class Target(click.types.StringParamType):
+    """A TARGET: a name, or something with the path of a file or folder in it."""
+
+    name = "target"
+
+
+class PathOr(click.types.StringParamType):
+    """A path of something that is read, or one of ``words``; ``#`` may name an entry of a file."""
+
+    name = "path"
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+
+TARGET = Target()
+
+
+class QuantizingOption(click.Option):
+    """An option of the precisions that are calibrated, and of `auto`."""
+
+
+class BudgetOption(click.Option):
+    """An option of `--precision auto`."""
+
+
 class NamesBackends(click.Option):
     """An option whose help names backends, which are looked up when the help is shown.
 
@@ -77,6 +103,7 @@ def all_of(options: Sequence[Decorator]) -> Decorator:
 
 weights = click.option(
     "--weights",
+    type=PathOr("imagenet"),
     metavar="imagenet|FILE",
     help="torchvision's or timm's, or a .safetensors, .npz, .pth, .ckpt or .bin file; FILE#ENTRY "
     "where it holds several, as FILE#model_ema.  "
@@ -151,6 +178,7 @@ side_inputs = click.option(
 )
 calib_count = click.option(
     "--calib-count",
+    cls=QuantizingOption,
     default=512,
     show_default=True,
     type=click.IntRange(min=2),

@@ -9,7 +9,13 @@ import click
 
 from deploykit.cli import _bench_options
 from deploykit.cli._bench_options import Asked, read_matrix, read_one_cell, read_switches
-from deploykit.cli._command import Answer, DetailedCommand, examples
+from deploykit.cli._command import (
+    NOTHING_DONE,
+    Answer,
+    DetailedCommand,
+    examples,
+    only_checks,
+)
 from deploykit.cli._show import progress
 from deploykit.core.errors import UsageError
 
@@ -83,13 +89,14 @@ def _measure(asked: Asked) -> Answer:
     from deploykit.cli._bench_show import show_details, show_run
     from deploykit.sources.calls import require_call
 
-    require_call(asked.targets)
+    if not only_checks():  # of a recipe, whose bundles are not there yet
+        require_call(asked.targets)
     with progress().step("start"):
-        from deploykit.benchmarking.matrix.preparing import own_precisions
         from deploykit.verbs.bench import BenchOptions, bench_to_plain, default_output
 
         matrix, switches = read_matrix(asked), read_switches(asked)
-        own = own_precisions(matrix.targets, asked.choices, asked.sizes)
+    if only_checks():
+        return NOTHING_DONE
     options = BenchOptions(
         matrix=matrix,
         switches=switches,
@@ -102,7 +109,7 @@ def _measure(asked: Asked) -> Answer:
         device=asked.device,
         sizes=asked.sizes,
     )
-    report = _bench(options, own)
+    report = _bench(options)
     failed = bool(report.run.failures)
     return Answer(
         bench_to_plain(report),
@@ -112,11 +119,11 @@ def _measure(asked: Asked) -> Answer:
     )
 
 
-def _bench(options: BenchOptions, own: dict[str, Any]) -> BenchReport:
-    from deploykit.verbs.bench import bench
+def _bench(options: BenchOptions) -> BenchReport:
+    from deploykit.verbs.bench import measure
 
     try:
-        return bench(options, own, progress())
+        return measure(options, progress())
     except KeyboardInterrupt:
         click.echo("\ninterrupted; the same command goes on from here", err=True)
         raise

@@ -10,6 +10,7 @@ import click
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, DetailedCommand, examples
 from deploykit.cli._show import progress, show_stages, table
+from deploykit.verbs.export import calibration_options, require_calibration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,10 +31,11 @@ if TYPE_CHECKING:
         "deploykit calibrate torchvision:regnet_y_400mf --weights imagenet --data images/",
     ),
 )
-@click.argument("target")
+@click.argument("target", type=_options.TARGET)
 @click.option(
     "--data",
     required=True,
+    type=_options.PathOr("random"),
     metavar="PATH",
     help="Images: a folder, a CSV list, an .npz or .npy; `random` for noise.",
 )
@@ -70,15 +72,12 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     `export --int8` of the same model with the same images uses the table again: from the current
     folder or beside the new bundle. A file that is no table is never replaced.
     """
-    from deploykit.sources.calls import require_call
-
-    require_call([target], weights=weights, images=[None if data == "random" else Path(data)])
+    require_calibration(target, data, calib_count, weights)
     with progress().step("start"):
-        from deploykit.precision.calibration.data import CalibrationOptions
         from deploykit.sources.definition import SourceOptions
         from deploykit.verbs.calibrate import calibrate_target
 
-    options = CalibrationOptions(data, calib_count, seed, output, max_pixels=max_pixels)
+    options = calibration_options(data, calib_count, seed, table=output, max_pixels=max_pixels)
     source_options = SourceOptions(weights, seed, choices)
     calibrated, journal = calibrate_target(target, options, source_options, progress(), sizes)
     answer = {**calibrated.to_dict(), "path": str(calibrated.path), "notes": journal.notes}

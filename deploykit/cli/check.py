@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deploykit.cli import _options
-from deploykit.cli._command import Answer, Command, examples
+from deploykit.cli._command import NOTHING_DONE, Answer, Command, examples, only_checks
 from deploykit.cli._show import progress
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def command(
     whether it fits this machine, which is no condition. The exit code is 1 if a file was changed or
     the model computes something else than when it was exported.
     """
+    if only_checks():
+        return NOTHING_DONE
     with progress().step("check"):
         from deploykit.verbs.check import check, check_to_plain
 

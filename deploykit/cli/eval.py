@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deploykit.cli import _options
-from deploykit.cli._command import Answer, Command, examples
+from deploykit.cli._command import NOTHING_DONE, Answer, Command, examples, only_checks
 from deploykit.cli._show import progress, show_table, table
 from deploykit.core.errors import one_line
 
@@ -114,9 +114,13 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     with OTHER.
     """
     from deploykit.images import LabelledData
+    from deploykit.sources.calls import require_call
     from deploykit.verbs.evaluate import evaluate_bundle
 
     labelled = LabelledData(data, labels_file, classes_file, class_order, max_pixels)
+    if only_checks():
+        require_call([], images=[data], files=[labels_file, classes_file, reference, compare])
+        return NOTHING_DONE
     report = evaluate_bundle(
         bundle,
         labelled,

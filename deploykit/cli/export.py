@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from deploykit.cli import _options
-from deploykit.cli._command import Answer, DetailedCommand, examples, is_quiet
+from deploykit.cli._command import (
+    NOTHING_DONE,
+    Answer,
+    DetailedCommand,
+    examples,
+    is_json,
+    is_quiet,
+    only_checks,
+    show_answer,
+    surviving,
+)
 from deploykit.cli._show import console, progress, show_comparison
-from deploykit.core.errors import UsageError, ValidationError
+from deploykit.core.errors import ValidationError
 from deploykit.core.precision import OWN, Precision
+from deploykit.verbs.export import (
+    ExportCall,
+    PrecisionWish,
+    QuantizingWish,
+    calls_of,
+    make_bundle,
+    require_export,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from deploykit.backends import CompileOptions
     from deploykit.core.choices import DefinitionChoices
-    from deploykit.exporting.steps import ExportOptions, ExportReport
-    from deploykit.precision.budget.request import Budget
-    from deploykit.precision.calibration.data import CalibrationOptions
-    from deploykit.precision.quantization.choice import Int8Choices
-    from deploykit.precision.quantization.request import QuantizationRequest
+    from deploykit.exporting.steps import ExportReport
 
 
 _NO_PRECISION = (
@@ -29,60 +46,63 @@ _NO_PRECISION = (
     "--fp16, --bf16, or --int8 and --fp8 with --calib PATH"
 )
 
-AUTO = "auto"
-"""In place of a precision's name: chosen layer by layer under --max-drop."""
-
 _END = click.Choice(["auto", "int8", "keep"])
 
+_quantizing = partial(click.option, cls=_options.QuantizingOption)
+_budget = partial(click.option, cls=_options.BudgetOption)
+
 _OPTIONS = (
-    click.option(
-        "--calib", metavar="PATH", help="Images for INT8 and FP8, as --data; `random` is noise."
+    _quantizing(
+        "--calib",
+        type=_options.PathOr("random"),
+        metavar="PATH",
+        help="Images for INT8 and FP8, as --data; `random` is noise.",
     ),
     _options.calib_count,
-    click.option(
+    _quantizing(
         "--calib-table",
         type=click.Path(path_type=Path),
         metavar="FILE",
         help="A table of `calibrate` that must fit model and images; none is made anew.",
     ),
-    click.option(
+    _quantizing(
         "--method",
         default="auto",
         show_default=True,
         metavar="NAME",
         help="How ranges are found: max, percentile, entropy, mse; auto: the best of them.",
     ),
-    click.option(
+    _quantizing(
         "--rest",
         type=click.Choice(["fp16", "bf16", "fp32"]),
         default="fp16",
         show_default=True,
         help="Precision of what is not INT8 or FP8; bf16 has FP32's range, on GPUs from 8.0 on.",
     ),
-    click.option(
+    _quantizing(
         "--exclude",
         multiple=True,
         metavar="PATTERN",
         help="Nodes to keep out of INT8 or FP8: layer4.*",
     ),
-    click.option(
+    _quantizing(
         "--first-layer",
         type=_END,
         default="auto",
         show_default=True,
         help="INT8, or kept in the precision of the rest; auto: kept if that pays.",
     ),
-    click.option(
+    _quantizing(
         "--last-layer", type=click.Choice(["int8", "keep"]), default="int8", show_default=True
     ),
-    click.option(
+    _quantizing(
         "--residual",
         type=_END,
         default="auto",
         show_default=True,
         help="Skip operands of residual additions, likewise.",
     ),
-    click.option(
+    _quantizing(
         "--sensitive-layers",
         type=_END,
         default="auto",
@@ -90,34 +110,34 @@ _OPTIONS = (
         help="Layers that each make a large part of the noise: INT8, or looked for and kept; "
         "auto: looked for where that takes seconds.",
     ),
-    click.option(
+    _budget(
         "--max-drop",
         metavar="SHARE",
         help="With --precision auto: what may be lost at most, as 1% or 0.01. Of the top-1 on "
         "labelled images of --data, else of the answers that agree with FP32.",
     ),
-    click.option(
+    _budget(
         "--gpu",
         "gpu_name",
         metavar="NAME",
         help="With --precision auto: the GPU that times are predicted for, as L4; A100 SXM 80GB.  "
         "[default: this machine's, or A10]",
     ),
-    click.option(
+    _quantizing(
         "--equalisation",
         type=click.Choice(["auto", "off"]),
         default="auto",
         show_default=True,
         help="Channels of transformers' tokens made alike; auto: where trials show that it pays.",
     ),
-    click.option(
+    _quantizing(
         "--bias-correction",
         type=click.Choice(["auto", "on", "off"]),
         default="auto",
         show_default=True,
         help="Give back what rounding takes from each channel; auto: if that pays.",
     ),
-    click.option(
+    _quantizing(
         "--weight-rounding",
         type=click.Choice(["auto", "nearest"]),
         default="auto",
@@ -126,62 +146,6 @@ _OPTIONS = (
         "auto: if that pays.",
     ),
 )
-
-
-def read_request(
-    calibration: CalibrationOptions | None,
-    int8_choices: Int8Choices,
-    *,
-    rest: str,
-    exclude: tuple[str, ...],
-    last_layer: str,
-) -> QuantizationRequest | None:
-    """What the options ask for; ``None`` without calibration images."""
-    if calibration is None:
-        return None
-    from deploykit.core.precision import Precision
-    from deploykit.graph.qdq import QdqPolicy
-    from deploykit.precision.quantization.request import QuantizationRequest
-
-    policy = QdqPolicy(
-        exclude=exclude,
-        first_layer=_fixed(int8_choices.first_layer),
-        last_layer=_fixed(last_layer),
-        residual=_fixed(int8_choices.residual),
-    )
-    return QuantizationRequest(calibration, int8_choices, policy, Precision(rest))
-
-
-def read_budget(
-    flagged: tuple[Precision, ...], name: str | None, max_drop: str | None, gpu: str | None
-) -> Budget | None:
-    """What ``--precision auto`` may lose; ``None`` for a precision that was named.
-
-    Raises:
-        UsageError: it has no budget, or another precision has one; or two precisions were asked.
-        UnknownNameError: there is no GPU of that name.
-    """
-    if name != AUTO:
-        given = {"--max-drop": max_drop, "--gpu": gpu}
-        wrong = next((option for option, value in given.items() if value is not None), None)
-        if wrong is not None:
-            raise UsageError(f"{wrong} is for --precision auto\nadd that, or leave it out")
-        return None
-    if flagged:
-        both = f"--{flagged[0]} and --precision auto"
-        raise UsageError(f"{both} exclude each other: run export once for each")
-    if max_drop is None:
-        raise UsageError(
-            "--precision auto needs to know what may be lost: --max-drop 1%\n"
-            "a share of the top-1 on --data with labels, else of the answers that agree with FP32"
-        )
-    from deploykit.precision.budget.request import Budget, parse_drop
-
-    return Budget(parse_drop(max_drop), gpu)
-
-
-def _fixed(wish: str) -> Literal["int8", "keep"]:
-    return "keep" if wish == "keep" else "int8"
 
 
 @click.command(
@@ -195,9 +159,10 @@ def _fixed(wish: str) -> Literal["int8", "keep"]:
         "deploykit export classifier.onnx --fp16 -o engines/classifier",
         "deploykit export resnet50 --precision auto --max-drop 1% --calib images/ --gpu L4",
         "deploykit export open.onnx --fp16 --height 160,224,320 --width 160,224,320",
+        "deploykit export resnet18 resnet50 vgg16 --fp16 --weights imagenet -o engines",
     ),
 )
-@click.argument("target")
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET...", type=_options.TARGET)
 @_options.precision_flags({each: each.facts.help for each in OWN})
 @click.option(
     "--precision",
@@ -225,7 +190,8 @@ def _fixed(wish: str) -> Literal["int8", "keep"]:
     "--output",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="The bundle.  [default: engines/TARGET-PRECISION]",
+    help="The bundle; of several TARGETs the folder for all bundles.  "
+    "[default: engines/TARGET-PRECISION]",
 )
 @click.option(
     "--replace",
@@ -234,7 +200,7 @@ def _fixed(wish: str) -> Literal["int8", "keep"]:
 )
 def command(  # noqa: PLR0913 - one parameter per option, click's way
     *,
-    target: str,
+    targets: tuple[str, ...],
     flagged: tuple[Precision, ...],
     precision: str | None,
     calib: str | None,
@@ -272,59 +238,53 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     with config.json, or an FP32 .onnx file. The graph is exported, converted, compared with the
     original on real images, compiled, and the precision of the compiled network is proven. A
     bundle appears only if all of it succeeds. It takes the place of one of the same model and
-    precision; of any other only with --replace.
+    precision; of any other only with --replace. Of several TARGETs, one that fails stops no other;
+    -o is then the folder for all of them.
     """
-    budget = read_budget(flagged, precision, max_drop, gpu_name)
-    named = None if budget is not None else precision
-    asked = _options.one_precision("export", flagged=flagged, name=named)
-
-    from deploykit.sources.calls import require_call
-
-    folder = None if calib in (None, "random") else Path(calib)
-    require_call([target], weights=weights, images=[data, folder], labels=labels)
-    with progress().step("start"):  # importing torch takes seconds
-        from deploykit.exporting.steps import ExportOptions
-        from deploykit.precision.calibration.data import CalibrationOptions
-        from deploykit.precision.quantization.choice import Int8Choices
-        from deploykit.sources.definition import SourceOptions
-
-    int8_choices = Int8Choices(
-        method,
-        first_layer,
-        residual,
-        sensitive_layers,
-        bias_correction,
-        equalisation,
-        weight_rounding,
+    wish = PrecisionWish(flagged, precision, max_drop, gpu_name)
+    quantizing = QuantizingWish(
+        method=method,
+        rest=rest,
+        exclude=exclude,
+        first_layer=first_layer,
+        last_layer=last_layer,
+        residual=residual,
+        sensitive_layers=sensitive_layers,
+        equalisation=equalisation,
+        bias_correction=bias_correction,
+        weight_rounding=weight_rounding,
     )
-    calibration = None
-    if calib is not None:
-        must_fit = calib_table is not None
-        calibration = CalibrationOptions(
-            calib, calib_count, seed, calib_table, must_fit, max_pixels=max_pixels
-        )
-    request = read_request(
-        calibration, int8_choices, rest=rest, exclude=exclude, last_layer=last_layer
-    )
-    options = ExportOptions(
-        precision=asked or Precision.FP32,
-        backend=backend,
-        profile=compiling.profile,
-        workspace_bytes=compiling.workspace_bytes,
-        compute_capabilities=compiling.compute_capabilities,
-        optimization_level=compiling.optimization_level,
-        hardware_compatibility=compiling.hardware_compatibility,
-        timing_cache=not no_timing_cache,
-        source=SourceOptions(weights, seed, choices, data, max_pixels=max_pixels),
+    call = ExportCall(
+        target=targets[0],
+        precision=wish,
+        compiling=compiling,
+        calib=calib,
+        calib_count=calib_count,
+        calib_table=calib_table,
+        quantizing=quantizing,
+        weights=weights,
+        choices=choices,
+        seed=seed,
+        data=data,
+        max_pixels=max_pixels,
         labels=labels,
+        backend=backend,
+        device=device,
+        timing_cache=not no_timing_cache,
         output=output,
-        quantization=request,
         replace=replace,
-        budget=budget,
     )
-    report = _export(target, options, device)
-    if asked is None and budget is None:
-        report = dataclasses.replace(report, notes=(*report.notes, _NO_PRECISION))
+    calls = calls_of(targets, call)
+    for each in calls:
+        require_export(each)
+    if only_checks():
+        return NOTHING_DONE
+    if len(calls) > 1:
+        return _several(calls)
+    return _answer(_export(call))
+
+
+def _answer(report: ExportReport) -> Answer:
     from deploykit.cli._export_show import show_export, show_export_details, verdict
 
     return Answer(
@@ -335,21 +295,42 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     )
 
 
-def _export(target: str, options: ExportOptions, device: str) -> ExportReport:
-    from deploykit.exporting.steps import export_bundle
-    from deploykit.runtime.choice import machine_with
-
+def _export(call: ExportCall) -> ExportReport:
     try:
-        return export_bundle(
-            target, options, progress(), machine_with(device), _say if options.budget else None
-        )
+        report = make_bundle(call, progress(), _say)
     except ValidationError as error:
         if error.details:
             show_comparison(console(stderr=True), [error.details])
         raise
+    if call.precision.asked is None and not call.precision.is_auto:
+        return dataclasses.replace(report, notes=(*report.notes, _NO_PRECISION))
+    return report
+
+
+def _several(calls: Sequence[ExportCall]) -> Answer:
+    """One export after the other, each shown when it is done; one that fails stops no other."""
+    results: list[dict[str, Any]] = []
+    made = 0
+    try:
+        for number, call in enumerate(calls, 1):
+            with surviving(str(call.target)) as failure:
+                _say(f"{call.target}, {number} of {len(calls)}")
+                report = _export(call)
+                if not is_json():
+                    show_answer(_answer(report))
+                results.append({"target": call.target, **report.to_dict()})
+                made += 1
+            if failure.error is not None:
+                results.append({"target": call.target, "error": failure.error})
+    except KeyboardInterrupt:
+        said = f"\ninterrupted: {made} of {len(calls)} exported, the finished bundles stay"
+        click.echo(said, err=True)
+        raise
+    summary = f"{made} of {len(calls)} exported"
+    return Answer({"results": results}, lambda out: out.print(summary), failed=made < len(calls))
 
 
 def _say(sentence: str) -> None:
-    """What is to be known before the work begins."""
+    """What is to be known before the work is done."""
     if not is_quiet():
         console(stderr=True).print(sentence, markup=False)

@@ -11,7 +11,7 @@ from enum import StrEnum
 from functools import cache
 from typing import TYPE_CHECKING, Final, Self
 
-from deploykit.core.errors import MissingDependencyError, UnknownNameError
+from deploykit.core.errors import MissingDependencyError, UnknownNameError, UsageError
 from deploykit.core.plugs import import_plug, plugs
 
 if TYPE_CHECKING:
@@ -355,6 +355,36 @@ def find_precision(name: str) -> Precision:
     if name not in known:
         raise UnknownNameError("precision", name, known, ", ".join(known))
     return Precision(name)
+
+
+AUTO: Final = "auto"
+"""In place of a precision's name: one is chosen for each layer, under a budget."""
+
+
+def require_images(precision: str, *, given: bool) -> None:
+    """Refuse a precision without the calibration images that it needs, and images without a use.
+
+    ``precision`` is one by its name, or "auto".
+
+    Raises:
+        UsageError: they do not fit.
+    """
+    if precision == AUTO:
+        if not given:
+            raise UsageError(
+                "--precision auto measures the loss of each format on images: --calib PATH\n"
+                "it needs those of the calibration, and others to judge on"
+            )
+        return
+    needs = find_precision(precision).facts.needs_calibration
+    if needs and not given:
+        raise UsageError(
+            f"{precision.upper()} needs images to calibrate with: --calib PATH\n"
+            "for trying out sizes and speed only, noise will do: --calib random"
+        )
+    if given and not needs:
+        needing = " and ".join(f"--{each}" for each in precisions() if each.facts.needs_calibration)
+        raise UsageError(f"--calib is for {needing} only, not for {precision}")
 
 
 def _facts_of_plug(name: str) -> PrecisionFacts:

@@ -57,7 +57,7 @@ class LineProgress:
     def step(self, name: str) -> Iterator[ProgressTask]:
         """A step whose lines say its name, how far it is, and how long it took."""
         task = _LineTask(name)
-        line = threading.Timer(_SLOW_S, _say, [f"{name} ..."])
+        line = threading.Timer(_SLOW_S, say_line, [f"{name} ..."])
         line.daemon = True
         line.start()
         try:
@@ -65,7 +65,7 @@ class LineProgress:
         finally:
             line.cancel()
             if task.seconds > _SLOW_S:
-                _say(f"{name}: {task.seconds:.1f} s")
+                say_line(f"{name}: {task.seconds:.1f} s")
 
 
 class _LineTask:
@@ -86,16 +86,17 @@ class _LineTask:
             return
         self._said = now
         far = f" {done:g}" if self._total is None else f" {done:g} of {self._total:g}"
-        _say(f"{self._name}:{far}{detail and f', {detail}'}, {self.seconds:.0f} s")
+        say_line(f"{self._name}:{far}{detail and f', {detail}'}, {self.seconds:.0f} s")
 
 
 def say_notes(notes: Iterable[str]) -> None:
     """A line on standard error for each."""
     for note in notes:
-        _say(f"note: {note}")
+        say_line(f"note: {note}")
 
 
-def _say(text: str) -> None:
+def say_line(text: str) -> None:
+    """A line on standard error."""
     # What standard error is now: a notebook replaces it. It may be closed.
     with suppress(ValueError, OSError):
         sys.stderr.write(f"{text}\n")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from deploykit.bundle.manifest import MANIFEST, Bundle
 from deploykit.core.artifacts import AMPERE_PLUS
 from deploykit.core.errors import BundleError, IntegrityError, first_line
+from deploykit.core.precision import AUTO
 from deploykit.precision.budget.frontier import BUDGET
-from deploykit.precision.budget.request import AUTO
 from deploykit.sources.state_dict import IMAGENET, split_entry, weights_sha256
 
 if TYPE_CHECKING:

@@ -30,21 +30,22 @@ from deploykit.core import environment
 from deploykit.core.artifacts import AMPERE, AMPERE_PLUS, THIS_GPU, sha256_of
 from deploykit.core.atomic import beside, staged_folder
 from deploykit.core.errors import UsageError
-from deploykit.core.precision import Precision
+from deploykit.core.precision import AUTO, Precision, require_images
 from deploykit.core.progress import Journal, Progress, SilentProgress, StageTime
 from deploykit.core.serialization import engine_to_plain, to_plain
 from deploykit.core.sizes import ShapeProfile, require_sizes
-from deploykit.core.specs import HeadRecord
+from deploykit.core.specs import DEFAULT_HEAD, HeadRecord
 from deploykit.exporting.engine_run import EngineRun, Expected
 from deploykit.exporting.engines import build_engine, require_options
 from deploykit.exporting.replacing import Replacement, origin_of, origin_of_call
 from deploykit.graph import LoadedGraph, write_model
 from deploykit.graph.rounding import computes_narrow, rounding_form
+from deploykit.heads import head_named
+from deploykit.heads.binary import BINARY
 from deploykit.images import InputRange, read_class_names
 from deploykit.precision import conversion_of
 from deploykit.precision.budget.conversion import convert_under_budget
-from deploykit.precision.budget.request import AUTO, require_budget, with_found_gpu
-from deploykit.precision.quantization.request import refuse_request, require_request
+from deploykit.precision.budget.request import require_budget, with_found_gpu
 from deploykit.runtime.choice import Machine
 from deploykit.sources.definition import SourceOptions
 from deploykit.sources.onnx_outputs import judge_others
@@ -97,10 +98,8 @@ class ExportOptions:
                     f"a budget chooses the precision, and {self.precision} is one\n"
                     "give one of the two"
                 )
-        elif self.precision.facts.needs_calibration:
-            require_request(self.precision, self.quantization)
         else:
-            refuse_request(self.precision, self.quantization)
+            require_images(self.precision, given=self.quantization is not None)
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
@@ -181,6 +180,8 @@ def export_bundle(
     labels = (
         read_class_names(options.labels) if isinstance(options.labels, Path) else options.labels
     )
+    if labels is not None and not isinstance(source, Path):
+        _require_labels(source, labels)
     told = replace(options.source, labels=None if labels is None else len(labels))
     options = replace(options, source=told)
     name = source.stem if isinstance(source, Path) else source.name
@@ -262,6 +263,20 @@ def _resolve(target: str | ModelSpec, options: ExportOptions, journal: Journal) 
     if not isinstance(source, Path):
         require_sizes(source.name, source.inputs[0].shape, options.profile)
     return source
+
+
+def _require_labels(source: ModelSpec, labels: tuple[str, ...]) -> None:
+    """Refuse another number of names than of outputs; what a graph's outputs are is seen later.
+
+    Raises:
+        DataError: there are more or fewer.
+    """
+    sizes = source.outputs[0].shape[1:]
+    shape = (1, *(size for size in sizes if isinstance(size, int)))
+    is_binary = source.head is None and shape[1:] == (1,)
+    head = BINARY if is_binary else head_named(source.head or DEFAULT_HEAD)
+    if len(shape) == 1 + len(sizes) and (source.head is not None or head.fits(shape)):
+        head.fitting_labels(labels, None, shape)
 
 
 def _with_bundle(options: ExportOptions, place: Path) -> ExportOptions:

@@ -107,7 +107,7 @@ class Binary(Multilabel):
         """
         if given is not None and len(given) not in (1, _TWO):
             raise DataError(
-                f"the file of labels has {len(given)} lines, the model says yes or no\n"
+                f"there are {len(given)} labels, the model says yes or no\n"
                 "expected the negative class and then the positive one, or the positive one alone"
             )
         return known if given is None else given

@@ -218,8 +218,8 @@ class Multiclass(Head):
         classes = self.classes(shape)
         if given is not None and classes is not None and len(given) != classes:
             raise DataError(
-                f"the file of labels has {len(given)} lines, the model has {classes} classes\n"
-                "expected one name per line, in the order of the logits"
+                f"there are {len(given)} labels, the model has {classes} classes\n"
+                "expected one name for each, in the order of the logits"
             )
         return known if given is None else given
 

@@ -234,8 +234,8 @@ class Multilabel(Head):
         """
         if given is not None and len(given) != shape[-1]:
             raise DataError(
-                f"the file of labels has {len(given)} lines, the model has {shape[-1]} labels\n"
-                "expected one name per line, in the order of the outputs"
+                f"there are {len(given)} labels, the model has {shape[-1]} labels\n"
+                "expected one name for each, in the order of the outputs"
             )
         return known if given is None else given
 

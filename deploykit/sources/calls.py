@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from deploykit.core.errors import DataError
 from deploykit.images import read_class_names, require_images_at
 from deploykit.sources.kinds import kind_for
 from deploykit.sources.state_dict import IMAGENET, require_weights_file, split_entry
@@ -19,11 +20,12 @@ def require_call(
     weights: str | None = None,
     images: Iterable[Path | None] = (),
     labels: Path | None = None,
+    files: Iterable[Path | None] = (),
 ) -> None:
     """Refuse targets and files that are not there, and names that nobody knows.
 
-    ``images`` are paths of images, of which some may not have been given. What is there is opened
-    later, but for the names of the classes.
+    ``images`` are paths of images and ``files`` other paths that are read, of which some may not
+    have been given. What is there is opened later, but for the names of the classes.
 
     Raises:
         DeploykitError: as the step that needs it would say.
@@ -34,6 +36,9 @@ def require_call(
     for path in images:
         if path is not None:
             require_images_at(path)
+    for path in files:
+        if path is not None and not path.exists():
+            raise DataError(f"there is no {path}")
     if labels is not None:
         read_class_names(labels)
     # A graph refuses weights of any kind, which is the better answer.

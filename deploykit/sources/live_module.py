@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from deploykit.core.errors import UsageError, typed_first_line
 from deploykit.core.specs import BATCH, ModelSpec, Preprocessing, TensorSpec
+from deploykit.sources.autocast import without_autocast
 from deploykit.sources.logits import find_output, logits_only, output_name
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _WRAPPERS: Final = (nn.DataParallel, DistributedDataParallel, AveragedModel)
 
 
 def live_module_spec(
-    given: object, choices: DefinitionChoices, name: str | None = None
+    given: object, choices: DefinitionChoices, name: str | None = None, labels: int | None = None
 ) -> ModelSpec:
     """The spec of a copy of a module, on the CPU, in FP32 and in evaluation mode.
 
@@ -44,6 +45,7 @@ def live_module_spec(
         given: the module, of images (N, 3, H, W).
         choices: ``image_size`` and what its outputs mean.
         name: what the bundle is called after; the name of its class where not given.
+        labels: how many names its classes were given.
 
     Raises:
         UsageError: no module, one that cannot be copied or has no values yet, one that does not
@@ -59,11 +61,11 @@ def live_module_spec(
     called = name or type(module).__name__.lower()
     _require_usable(module, called)
     _refuse_choices(choices, called)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), without_autocast():
         copy, found_types = _copied(module, called)
         size = IMAGE_SIZE if choices.image_size is None else choices.image_size
         with _untouched(module, called):
-            place = find_output(copy, size, called, choices.head, choices.head_output)
+            place = find_output(copy, size, called, choices.head, choices.head_output, labels)
     return ModelSpec(
         name=called,
         title=f"{type(module).__name__}, a module of a program",
@@ -206,6 +208,6 @@ def _built(copy: nn.Module, place: Place) -> nn.Module:
 
 def _notes(choices: DefinitionChoices, size: int, types: frozenset[str]) -> Iterator[str]:
     if choices.image_size is None:
-        yield f"an input of {size}x{size} is assumed; another: input_size=PX"
+        yield f"an input of {size}x{size} is assumed; another: --input-size PX"
     if types:
         yield f"weights of {', '.join(sorted(types))} became float32"

@@ -27,6 +27,8 @@ LOGITS: Final = "logits"
 _NOISE: Final = 2
 """Images that a module is tried on."""
 
+_COLOURS: Final = 3
+
 
 @dataclass(frozen=True)
 class Place:
@@ -95,13 +97,20 @@ def output_name(place: Place, choices: DefinitionChoices) -> str:
 
 
 def find_output(
-    network: nn.Module, image_size: int, name: str, head: str | None, wanted: str | None = None
+    network: nn.Module,
+    image_size: int,
+    name: str,
+    head: str | None,
+    wanted: str | None = None,
+    labels: int | None = None,
 ) -> Place:
     """Where the output that is meant is in what ``network`` returns, and an image's shape.
 
     It is the one called ``wanted``, by its name or its number; else the tensor that the network
-    returns, the one called "logits", or the first of a sequence that fits ``head``. Without a head
-    those with a value per class come before others. One batch of noise is run to find out.
+    returns, the one called "logits", or the one of a sequence that fits ``head``. Without a head
+    those with a value per class come before others. Of several that fit it is the one with a value
+    for each of the ``labels``, else the one that the others lead to, and logits before their
+    probabilities: as of an ``.onnx``. One batch of noise is run to find out.
 
     Raises:
         UsageError: the network does not take a batch of such images, returns nothing of the kind,
@@ -114,17 +123,81 @@ def find_output(
     except Exception as error:  # a user's own code can raise anything
         raise UsageError(
             f"{name} does not take images (2, 3, {image_size}, {image_size})\n"
-            f"{typed_first_line(error)}\n"
-            "give the size that it takes: --input-size PX"
+            f"{typed_first_line(error)}\n{_remedy(network)}"
         ) from error
     tensors = list(_tensors(result))
     for wish in (MULTICLASS, RAW) if head is None else (head_named(head),):
         places = [place for key, value in tensors if (place := _placed(key, value, wish))]
+        if wanted is None and len(places) > 1 and not isinstance(result, Mapping):
+            places = _meant(network, batch, places, labels)
+            if len(places) > 1:
+                raise _several(name, result, places)
         found = _chosen(places, wanted, isinstance(result, Mapping))
         if found is not None:
             return found
     wish = MULTICLASS if head is None else head_named(head)
     raise _refusal(name, result, wish, wanted)
+
+
+def _remedy(network: nn.Module) -> str:
+    """What helps where a network does not take images of three channels and the size given."""
+    first = next((one for one in network.modules() if isinstance(one, nn.Conv2d)), None)
+    if first is None or first.in_channels == _COLOURS:
+        return "give the size that it takes: --input-size PX"
+    count = first.in_channels
+    if count == 1:
+        return (
+            "its first convolution takes 1 channel, grey, and deploykit prepares (N, 3, H, W): "
+            "wrap it in a module whose forward calls it with images.mean(1, keepdim=True)"
+        )
+    return (
+        f"its first convolution takes {count} channels, and deploykit prepares (N, 3, H, W)\n"
+        "wrap it in a module whose forward makes them of red, green and blue"
+    )
+
+
+@torch.enable_grad()
+def _meant(
+    network: nn.Module, batch: Tensor, places: Sequence[Place], labels: int | None
+) -> list[Place]:
+    """Those of ``places`` in a sequence that may be the answer."""
+    named = [place for place in places if labels is not None and place.shape == (labels,)]
+    if len(named) == 1:
+        return named
+    # Another run, which records what is computed from what.
+    images = batch.clone().requires_grad_() * 1  # a leaf refuses what works in place
+    result = network(images)
+    values = {place.key: result[place.key] for place in places}
+    left = list(places)
+    for place in places:
+        rest = [other for other in left if other is not place]
+        if any(_is_passed(values[place.key], values[other.key]) for other in rest):
+            left = rest
+    return left
+
+
+def _is_passed(value: Tensor, other: Tensor) -> bool:
+    """Whether ``other`` is the answer sooner than ``value``.
+
+    Either ``value`` (N, K) is the probabilities of the logits ``other``, or features of another
+    length that ``other`` is computed from.
+    """
+    if value.shape == other.shape:
+        squashed = (other.softmax(-1), other.log_softmax(-1), other.sigmoid())
+        return any(torch.allclose(value, one, atol=1e-6) for one in squashed)
+    if not (value.requires_grad and other.requires_grad):
+        return False
+    (gradient,) = torch.autograd.grad(other.sum(), value, retain_graph=True, allow_unused=True)
+    return gradient is not None
+
+
+def _several(name: str, result: Any, places: Sequence[Place]) -> UsageError:
+    listed = ", ".join(f"{place.key}: {_described(result[place.key])}" for place in places)
+    return UsageError(
+        f"{name} returns a {type(result).__name__} for {_NOISE} images: {listed}\n"
+        "nothing tells which of them is the answer\n"
+        f"say which by its number: --head-output {places[0].key}"
+    )
 
 
 def _tensors(result: Any) -> Iterator[tuple[str | int | None, Tensor]]:
@@ -172,8 +245,8 @@ def _refusal(name: str, result: Any, head: Head, wanted: str | None) -> UsageErr
     if isinstance(result, Mapping) and any(isinstance(one, Tensor) for one in result.values()):
         return UsageError(f"{found}\nwhich of them is the answer? --head-output NAME")
     return UsageError(
-        f"{found}\nexpected {head.noun} {head.layout.replace('batch', str(_NOISE))}: a tensor, the "
-        f'first of a tuple, or "{LOGITS}" of a dict'
+        f"{found}\nexpected {head.noun} {head.layout.replace('batch', str(_NOISE))}: a tensor, one "
+        f'of a tuple, or "{LOGITS}" of a dict'
     )
 
 

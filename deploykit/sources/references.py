@@ -47,4 +47,7 @@ def make_reference(
     """
     if isinstance(source, Path):
         return from_onnx(source, path, journal, source_options, profile)
-    return from_definition(source, path, journal, source_options)
+    from deploykit.sources.autocast import without_autocast
+
+    with without_autocast():
+        return from_definition(source, path, journal, source_options)

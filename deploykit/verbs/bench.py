@@ -19,7 +19,7 @@ from deploykit.benchmarking.report.slower import with_notes_on_slower
 from deploykit.benchmarking.results import Switches, write_run
 from deploykit.core import environment
 from deploykit.core.choices import DefinitionChoices
-from deploykit.core.errors import DeviceError
+from deploykit.core.errors import DeviceError, UsageError
 from deploykit.core.gpu_choice import ENGINE_DEVICE, split_device, visible_alone
 from deploykit.core.html_tables import html_table
 from deploykit.core.progress import Progress, SilentProgress
@@ -27,6 +27,7 @@ from deploykit.core.serialization import to_plain
 from deploykit.core.sizes import ShapeProfile
 from deploykit.costs.peaks import gpu_peak, measure_cpu_peaks
 from deploykit.runtime.choice import machine_with
+from deploykit.sources.calls import require_call
 from deploykit.sources.targets import digest_of
 
 if TYPE_CHECKING:
@@ -162,6 +163,34 @@ def bench_to_plain(report: BenchReport) -> dict[str, Any]:
         "resumed": report.resumed,
         "notes": list(report.notes),
     }
+
+
+def require_targets(named: Iterable[str]) -> tuple[str, ...]:
+    """The targets, each once.
+
+    Raises:
+        UsageError: there is none.
+    """
+    targets = tuple(dict.fromkeys(named))
+    if not targets:
+        raise UsageError(
+            "nothing to measure\nname architectures, .onnx files or bundles; every architecture: "
+            "deploykit bench --all"
+        )
+    return targets
+
+
+def measure(options: BenchOptions, progress: Progress | None = None) -> BenchReport:
+    """As `bench`, of targets that are looked at first.
+
+    Raises:
+        DeploykitError: there is no such target, or as `bench` says.
+    """
+    require_call(options.matrix.targets)
+    from deploykit.benchmarking.matrix.preparing import own_precisions  # takes seconds
+
+    own = own_precisions(options.matrix.targets, options.choices, options.sizes)
+    return bench(options, own, progress)
 
 
 def bench(

@@ -9,20 +9,31 @@ the same way.
 from __future__ import annotations
 
 import os
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from deploykit.backends import CompileOptions
 from deploykit.bundle.folders import DEFAULT_FOLDER
 from deploykit.bundle.manifest import Bundle
 from deploykit.core.choices import DefinitionChoices, PreprocessingChoices
 from deploykit.core.errors import UsageError
 from deploykit.core.gpu_choice import ENGINE_DEVICE
-from deploykit.core.precision import Precision, find_precision, precisions
-from deploykit.core.progress import LineProgress, Progress, SilentProgress, say_notes
+from deploykit.core.precision import Precision
+from deploykit.core.progress import LineProgress, Progress, SilentProgress, say_line, say_notes
 from deploykit.core.sizes import ShapeProfile, SizeRange
-from deploykit.images import LabelledData, PreparedTensors, images_of
+from deploykit.images import LabelledData
 from deploykit.sources.calls import require_call
+from deploykit.verbs.argument_names import in_python, with_argument_names
 from deploykit.verbs.evaluate import evaluate_bundle
+from deploykit.verbs.export import (
+    ExportCall,
+    PrecisionWish,
+    calibration_options,
+    make_bundle,
+    network_of,
+    require_calibration,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,13 +41,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from deploykit.core.choices import Channels
-    from deploykit.core.specs import ModelSpec
     from deploykit.costs.network import ModelSummary
-    from deploykit.images import ImageSet
-    from deploykit.precision.budget.request import Budget
-    from deploykit.precision.calibration.data import CalibrationOptions
     from deploykit.precision.calibration.graphs import Calibrated
-    from deploykit.precision.quantization.request import QuantizationRequest
+    from deploykit.recipes.running import RecipeReport
     from deploykit.verbs.bench import BenchReport
     from deploykit.verbs.evaluate import AccuracyReport
     from deploykit.verbs.validate import ComparisonReport
@@ -46,6 +53,7 @@ if TYPE_CHECKING:
     Sizes: TypeAlias = int | tuple[int, int, int]
 
 
+@with_argument_names
 def export(  # noqa: PLR0913 - the options of `deploykit export` that a program has use for
     model: Target,
     *,
@@ -61,11 +69,13 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
     channel_order: str | None = None,
     head: str | None = None,
     head_output: str | int | None = None,
+    side_inputs: PathLike | None = None,
     calib: PathLike | Iterable[Any] | None = None,
     calib_count: int = 512,
     max_drop: float | str | None = None,
     gpu: str | None = None,
     data: PathLike | None = None,
+    max_pixels: int | None = None,
     batch: Sizes = (1, 8, 32),
     height: Sizes | None = None,
     width: Sizes | None = None,
@@ -99,6 +109,7 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         head: what the outputs mean: "multiclass", "multilabel", "binary" or "raw"; read from the
             network if not given.
         head_output: the output that is meant, of a network that has several.
+        side_inputs: an ``.npz`` of what an ``.onnx`` takes beside images, a row per image.
         calib: images for INT8 and FP8: a folder, a list or an ``.npz``; or any iterable of images
             or of batches, as a ``DataLoader`` (`deploykit.images.images_of`). "random" is noise.
             With tensors that are normalised already ``mean`` and ``std`` must be given.
@@ -110,6 +121,7 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
             machine, or A10.
         data: images that the graph is compared with the original on; photographs that come with
             deploykit if not given.
+        max_pixels: what an image file may have; a larger one is refused.
         batch: smallest, preferred and largest batch of the engine, or one number.
         height: likewise, of a graph that leaves its height open.
         width: likewise.
@@ -128,47 +140,46 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         DataError: images or labels cannot be read.
         DeploykitError: the error of the step that failed; there is no bundle then.
     """
-    targets = [os.fspath(model)] if isinstance(model, str | os.PathLike) else []
     _require_size(input_size)
-    files = _labels(labels)
-    require_call(
-        targets,
-        weights=_text(weights),
-        images=[_path(data), _folder(calib)],
-        labels=files if isinstance(files, Path) else None,
-    )
-    budget = _budget(precision, max_drop, gpu)
-    asked = Precision.FP32 if budget is not None else find_precision(str(precision))
-    # These take seconds: what the call alone shows to be wrong was said before.
-    from deploykit.exporting.steps import ExportOptions, export_bundle
-    from deploykit.runtime.choice import machine_with
-    from deploykit.sources.definition import SourceOptions
-
     look = PreprocessingChoices(
         resize, interpolation, _channels(mean), _channels(std), channel_order
     )
     choices = DefinitionChoices(
-        num_classes, input_size, preprocessing=look, head=head, head_output=_name(head_output)
+        num_classes,
+        input_size,
+        preprocessing=look,
+        side_inputs=_path(side_inputs),
+        head=head,
+        head_output=_name(head_output),
     )
-    options = ExportOptions(
-        precision=asked,
+    compiling = CompileOptions(
+        _profile(batch, height, width), compute_capabilities=tuple(compute_capabilities)
+    )
+    call = ExportCall(
+        target=_target(model),
+        precision=PrecisionWish((), str(precision), max_drop, gpu),
+        compiling=compiling,
+        calib=calib,
+        calib_count=calib_count,
+        weights=_text(weights),
+        choices=choices,
+        seed=seed,
+        data=_path(data),
+        max_pixels=max_pixels,
+        labels=_labels(labels),
         backend=backend,
-        profile=_profile(batch, height, width),
-        compute_capabilities=tuple(compute_capabilities),
-        source=SourceOptions(_text(weights), seed, choices, _path(data)),
-        labels=files,
+        device=device,
         output=_path(output),
-        quantization=_request(calib, calib_count, seed, judges=_judges(budget, data), look=look),
         replace=replace,
-        budget=budget,
+        name=name,
     )
-    target = _target(model, choices, weights, name)
-    report = export_bundle(target, options, _progress(quiet=quiet), machine_with(device))
+    report = make_bundle(call, _progress(quiet=quiet))
     if not quiet:
-        say_notes(report.notes)
+        say_notes(_export_notes(report.notes))
     return report.bundle
 
 
+@with_argument_names
 def open_bundle(folder: PathLike) -> Bundle:
     """What a bundle's manifest says; `deploykit.load` makes it ready to run.
 
@@ -179,6 +190,7 @@ def open_bundle(folder: PathLike) -> Bundle:
     return Bundle.open(Path(folder))
 
 
+@with_argument_names
 def inspect(
     model: Target, *, input_size: int | None = None, num_classes: int | None = None, batch: int = 1
 ) -> ModelSummary:
@@ -190,19 +202,24 @@ def inspect(
         UsageError: there is no such network, or it does not take these choices.
         ModelFileError: the file cannot be read.
     """
+    require_call([os.fspath(model)] if isinstance(model, str | os.PathLike) else [])
     from deploykit.verbs.inspect import inspect as inspect_target
 
     choices = DefinitionChoices(num_classes, input_size)
-    return inspect_target(_target(model, choices, None, None), choices, batch=batch)
+    return inspect_target(network_of(_target(model), choices), choices, batch=batch)
 
 
-def validate(
+@with_argument_names
+def validate(  # noqa: PLR0913 - the options of the command
     first: PathLike,
     second: PathLike | None = None,
     *,
     data: PathLike | None = None,
+    side_inputs: PathLike | None = None,
+    batch: int | None = None,
     layers: bool = False,
     device: str = "cpu",
+    fast: bool = False,
     quiet: bool = False,
 ) -> ComparisonReport:
     """Compare what two bundles or ``.onnx`` files of one network compute.
@@ -211,8 +228,11 @@ def validate(
         first: a bundle or file.
         second: the other one; the FP32 graph that the bundle keeps if not given.
         data: images; the photographs that come with deploykit if not given.
+        side_inputs: an ``.npz`` of what the networks take beside images.
+        batch: images to compare, in one batch; batches of 1, 2 and 5 if not given.
         layers: whether activations are compared too.
         device: "cpu", or "cuda" for the engine of the one of lower precision.
+        fast: whether a CPU computes in plain FP32, without an engine's rounding.
         quiet: whether to say nothing of the steps.
 
     Raises:
@@ -221,18 +241,24 @@ def validate(
     """
     from deploykit.verbs.validate import ComparisonOptions, compare_artifacts
 
-    options = ComparisonOptions(_path(data), layers=layers, device=device)
+    options = ComparisonOptions(_path(data), _path(side_inputs), batch, layers, fast, device=device)
     return compare_artifacts(Path(first), _path(second), options, _progress(quiet=quiet))
 
 
+@with_argument_names
 def evaluate(  # noqa: PLR0913 - the options of the command
     bundle: PathLike,
     data: PathLike,
     *,
     labels_file: PathLike | None = None,
+    classes: PathLike | None = None,
+    class_order: str | None = None,
+    reference: PathLike | None = None,
     compare: PathLike | None = None,
     batch: int = 32,
     device: str = "cpu",
+    max_pixels: int | None = None,
+    fast: bool = False,
     quiet: bool = False,
 ) -> AccuracyReport:
     """Accuracy of a bundle on labelled images, alone and beside its FP32 graph or another bundle.
@@ -241,9 +267,14 @@ def evaluate(  # noqa: PLR0913 - the options of the command
         bundle: its folder.
         data: images with labels: a folder per class, a list, an ``.npz``.
         labels_file: labels of a flat folder.
+        classes: a file of synsets or folder names, in the order of the model's outputs.
+        class_order: "natural" or "text", the order of class folders that nothing lists.
+        reference: what to agree with, in place of the FP32 graph that the bundle keeps.
         compare: another bundle, or an ``.onnx`` file, to judge this one against, image by image.
         batch: images per run.
         device: "cpu" for the graph, "cuda" for the engine that will serve.
+        max_pixels: what an image file may have; a larger one is refused.
+        fast: whether a CPU computes in plain FP32, without an engine's rounding.
         quiet: whether to say nothing of the steps.
 
     Raises:
@@ -252,14 +283,17 @@ def evaluate(  # noqa: PLR0913 - the options of the command
     """
     return evaluate_bundle(
         Path(bundle),
-        LabelledData(_required(data), _path(labels_file)),
+        LabelledData(_required(data), _path(labels_file), _path(classes), class_order, max_pixels),
+        reference=_path(reference),
         compare=_path(compare),
         batch=batch,
+        fast=fast,
         device=device,
         progress=_progress(quiet=quiet),
     )
 
 
+@with_argument_names
 def calibrate(  # noqa: PLR0913 - the options of the command
     model: PathLike,
     calib: PathLike | Iterable[Any],
@@ -267,6 +301,7 @@ def calibrate(  # noqa: PLR0913 - the options of the command
     calib_count: int = 512,
     weights: PathLike | None = None,
     input_size: int | None = None,
+    max_pixels: int | None = None,
     seed: int = 0,
     output: PathLike | None = None,
     quiet: bool = False,
@@ -280,15 +315,19 @@ def calibrate(  # noqa: PLR0913 - the options of the command
         DataError: the images cannot be used.
         DeploykitError: the error of the step that failed.
     """
+    require_calibration(os.fspath(model), calib, calib_count, _text(weights))
     from deploykit.sources.definition import SourceOptions
     from deploykit.verbs.calibrate import calibrate_target
 
-    options = _calibration(calib, calib_count, seed, _path(output))
+    options = calibration_options(
+        calib, calib_count, seed, table=_path(output), max_pixels=max_pixels
+    )
     choices = DefinitionChoices(image_size=input_size)
     source = SourceOptions(_text(weights), seed, choices)
     return calibrate_target(os.fspath(model), options, source, _progress(quiet=quiet))[0]
 
 
+@with_argument_names
 def bench(  # noqa: PLR0913 - the options of the command
     *targets: PathLike,
     batch: Sequence[int] | int = (1, 8, 32),
@@ -316,19 +355,15 @@ def bench(  # noqa: PLR0913 - the options of the command
         UsageError: nothing to measure, or an argument that is not possible.
         EngineIncompatibleError: no backend that was asked for works here.
     """
-    from deploykit.benchmarking.matrix.cells import Matrix
-    from deploykit.benchmarking.matrix.preparing import own_precisions
+    from deploykit.benchmarking.matrix.cells import Matrix, in_order
     from deploykit.verbs import bench as benching
 
-    if not targets:
-        raise UsageError("nothing to measure\nname architectures, .onnx files or bundles")
-    wanted = set(map(find_precision, _several(precision)))
     batches = (batch,) if isinstance(batch, int) else tuple(batch)
     options = benching.BenchOptions(
         matrix=Matrix(
-            targets=tuple(dict.fromkeys(os.fspath(target) for target in targets)),
+            targets=benching.require_targets(os.fspath(target) for target in targets),
             batches=tuple(sorted(set(batches))),
-            precisions=tuple(each for each in precisions() if each in wanted) or None,
+            precisions=in_order(_several(precision)) or None,
             backends=_several(backend) or None,
             only_best=quick and backend is None,
             fp32_unasked=quick,
@@ -339,101 +374,55 @@ def bench(  # noqa: PLR0913 - the options of the command
         cell_s=benching.cell_s(quick=quick),
         device=device,
     )
-    own = own_precisions(options.matrix.targets, options.choices, options.sizes)
-    return benching.bench(options, own, _progress(quiet=quiet))
+    return benching.measure(options, _progress(quiet=quiet))
+
+
+@with_argument_names
+def run_recipe(
+    recipe: PathLike, *, output: PathLike | None = None, again: bool = False, quiet: bool = False
+) -> RecipeReport:
+    """Export, check, evaluate and measure what a recipe names, as ``deploykit run`` does.
+
+    Args:
+        recipe: the TOML file.
+        output: the folder of the bundles, in place of the one that the recipe names.
+        again: whether finished steps are done again.
+        quiet: whether to say nothing of the steps.
+
+    Returns:
+        What became of each step, and a verdict on each bundle; failures raise nothing.
+
+    Raises:
+        UsageError: everything that is wrong with the recipe, before any work.
+        BundleError: the state beside the bundles cannot be read or written.
+    """
+    from importlib import import_module
+
+    from deploykit.recipes.running import plan_recipe, run_planned
+
+    # Keys of a recipe are options of the command line, which is above this room: it is looked up
+    # by its name, as a plug-in is.
+    commands = import_module("deploykit.cli._as_steps").COMMANDS
+    planned = plan_recipe(Path(recipe), commands, output=_path(output), again=again)
+    return run_planned(planned, commands, _silent if quiet else say_line)
+
+
+def _silent(_: str) -> None:
+    """Nothing is said."""
 
 
 def _progress(*, quiet: bool) -> Progress:
     return SilentProgress() if quiet else LineProgress()
 
 
-def _target(
-    model: Target, choices: DefinitionChoices, weights: PathLike | None, name: str | None
-) -> str | ModelSpec:
-    """A TARGET as it is, a module as a definition; torch is imported for the latter alone."""
-    if isinstance(model, str | os.PathLike):
-        if name is not None:
-            raise UsageError(f"name={name!r} is for a module\n{model} has a name: leave it out")
-        return os.fspath(model)
-    if weights is not None:
-        raise UsageError(
-            f"weights={weights} is for a TARGET\na module brings its own: leave it out"
-        )
-    from deploykit.sources.live_module import live_module_spec
-
-    return live_module_spec(model, choices, name)
+def _export_notes(notes: Iterable[str]) -> list[str]:
+    """What was noticed, with the arguments of `export` in place of options."""
+    arguments = signature(export).parameters
+    return [in_python(note, arguments) for note in notes]
 
 
-def _budget(precision: str, max_drop: float | str | None, gpu: str | None) -> Budget | None:
-    if precision != "auto":
-        if max_drop is not None or gpu is not None:
-            what = "gpu" if max_drop is None else "max_drop"
-            raise UsageError(f'{what} is for precision="auto"\nadd that, or leave it out')
-        return None
-    if max_drop is None:
-        raise UsageError(
-            'precision="auto" needs to know what may be lost: max_drop=0.01\n'
-            "a share of the top-1 on labelled data, else of the answers that agree with FP32"
-        )
-    from deploykit.precision.budget.request import Budget, parse_drop
-
-    return Budget(parse_drop(max_drop) if isinstance(max_drop, str) else max_drop, gpu)
-
-
-def _request(
-    calib: PathLike | Iterable[Any] | None,
-    count: int,
-    seed: int,
-    *,
-    judges: int,
-    look: PreprocessingChoices,
-) -> QuantizationRequest | None:
-    if calib is None:
-        return None
-    from deploykit.precision.quantization.request import QuantizationRequest
-
-    found = _calibration(calib, count, seed, None, judges=judges)
-    if isinstance(found.data, PreparedTensors) and (look.mean is None or look.std is None):
-        raise UsageError(
-            "calib has tensors that are prepared already, and nobody said how\n"
-            "give mean and std as your transforms have them, or images before the transforms"
-        )
-    return QuantizationRequest(found)
-
-
-def _judges(budget: Budget | None, data: PathLike | None) -> int:
-    """Images of an iterable that judge a budget, beside those that calibrate."""
-    if budget is None or data is not None:
-        return 0
-    from deploykit.precision.budget.bounds import images_needed
-    from deploykit.precision.budget.request import ENOUGH
-
-    return ENOUGH * images_needed(budget.max_drop)
-
-
-def _calibration(
-    calib: PathLike | Iterable[Any],
-    count: int,
-    seed: int,
-    table: Path | None,
-    *,
-    judges: int = 0,
-) -> CalibrationOptions:
-    from deploykit.precision.calibration.data import CalibrationOptions
-
-    if count < 1:
-        raise UsageError(f"calib_count={count}\nexpected 1 or more")
-    given: str | ImageSet = (
-        os.fspath(calib)
-        if isinstance(calib, str | os.PathLike)
-        else images_of(calib, count + judges)
-    )
-    return CalibrationOptions(given, count, seed, table)
-
-
-def _folder(calib: PathLike | Iterable[Any] | None) -> Path | None:
-    """Of images; ``None`` for noise, and for images that a program has."""
-    return Path(calib) if isinstance(calib, str | os.PathLike) and calib != "random" else None
+def _target(model: Target) -> str | nn.Module:
+    return os.fspath(model) if isinstance(model, str | os.PathLike) else model
 
 
 def _labels(labels: Sequence[str] | PathLike | None) -> Path | tuple[str, ...] | None:

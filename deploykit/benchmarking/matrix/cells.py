@@ -11,7 +11,7 @@ from deploykit.backends import EngineBackend, ModuleBackend
 from deploykit.backends._registry import backends, find_backend
 from deploykit.benchmarking.results import cell_key
 from deploykit.core.errors import EngineIncompatibleError, UsageError
-from deploykit.core.precision import OWN, Precision
+from deploykit.core.precision import OWN, Precision, find_precision, precisions
 from deploykit.core.serialization import engine_to_plain, to_plain
 from deploykit.core.sizes import ShapeProfile  # noqa: TC001  (read back by these types)
 from deploykit.costs.limits import Limit  # noqa: TC001
@@ -97,6 +97,19 @@ def parse_batches(text: str) -> tuple[int, ...]:
     if not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
         raise UsageError(f"--batch is {text!r}\nexpected whole numbers from 1 up, as 1,8,32")
     return tuple(sorted({int(part) for part in parts}))
+
+
+def in_order(names: Iterable[str]) -> tuple[Precision, ...]:
+    """The precisions of these names, each once, in the order of all of them.
+
+    >>> [str(each) for each in in_order(["int8", "fp32", "int8"])]
+    ['fp32', 'int8']
+
+    Raises:
+        UnknownNameError: there is no precision of one of the names.
+    """
+    wanted = set(map(find_precision, names))
+    return tuple(each for each in precisions() if each in wanted)
 
 
 def first_look() -> tuple[str, ...]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from deploykit import images
 from deploykit.core.errors import DataError, UnknownNameError, UsageError
-from deploykit.core.precision import Precision
+from deploykit.core.precision import AUTO, Precision, require_images
 from deploykit.costs.peaks import gpu_names, gpu_peak
 from deploykit.precision.budget.bounds import images_needed, least_bound
 from deploykit.precision.calibration.data import RANDOM, choose_images
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from deploykit.images import ImageSet
     from deploykit.precision.calibration.data import CalibrationOptions
     from deploykit.precision.quantization.request import QuantizationRequest
-
-AUTO: Final = "auto"
-"""How it is asked for; the graph that comes of it has a precision of its own."""
 
 ASSUMED_GPU: Final = "A10"
 """Whose rates count where no GPU is named or found: Ampere, with INT8 and without FP8."""
@@ -126,11 +123,8 @@ def require_budget(
         UsageError: there are no images, or an option fixes what the budget decides.
         DataError: too few images are left to judge the loss on; says how many are needed.
     """
-    if request is None:
-        raise UsageError(
-            "--precision auto measures the loss of each format on images: --calib PATH\n"
-            "it needs those of the calibration, and others to judge on"
-        )
+    require_images(AUTO, given=request is not None)
+    request = cast("QuantizationRequest", request)
     if request.calibration.data == RANDOM:
         raise UsageError(
             "--precision auto cannot judge a loss on noise: --calib random is for sizes and speed\n"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from deploykit.core.errors import UnknownNameError, UsageError
-from deploykit.core.precision import Precision, precisions
+from deploykit.core.errors import UnknownNameError
+from deploykit.core.precision import Precision, require_images
 from deploykit.graph.qdq import QdqPolicy
 from deploykit.precision.calibration.calibrators import METHODS
 from deploykit.precision.quantization.choice import AUTO, Int8Choices
@@ -43,20 +43,5 @@ def require_request(
     Raises:
         UsageError: there is none.
     """
-    if request is None:
-        raise UsageError(
-            f"{precision.upper()} needs images to calibrate with: --calib PATH\n"
-            "for trying out sizes and speed only, noise will do: --calib random"
-        )
-    return request
-
-
-def refuse_request(precision: Precision, request: QuantizationRequest | None) -> None:
-    """Refuse calibration for a precision without it.
-
-    Raises:
-        UsageError: there is a request.
-    """
-    if request is not None:
-        needing = " and ".join(f"--{each}" for each in precisions() if each.facts.needs_calibration)
-        raise UsageError(f"--calib is for {needing} only, not for {precision}")
+    require_images(precision, given=request is not None)
+    return cast("QuantizationRequest", request)

@@ -84,5 +84,10 @@ def test_the_list(place: Path) -> None:
 
 
 def test_a_folder_without_bundles(place: Path) -> None:
-    with pytest.raises(BundleError, match="there are no bundles in none\nmake a bundle with"):
+    with pytest.raises(BundleError, match="there is no folder none\nexpected a folder of"):
         list_bundles(Path("none"))
+    with pytest.raises(BundleError, match="there is no folder good\ndid you mean: engines/good"):
+        list_bundles(Path("good"))
+    Path("empty").mkdir()
+    with pytest.raises(BundleError, match="there are no bundles in empty\nmake a bundle with"):
+        list_bundles(Path("empty"))

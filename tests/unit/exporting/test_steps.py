@@ -101,9 +101,7 @@ def test_labels_must_be_readable(original: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("names", [CLASSES - 1, CLASSES + 1])
 def test_one_label_for_each_class(original: Path, tmp_path: Path, names: int) -> None:
     (tmp_path / "labels.txt").write_text("\n".join("abcde"[:names]), encoding="utf-8")
-    with pytest.raises(
-        DataError, match=rf"^the file of labels has {names} lines, the model has 4 classes\n"
-    ):
+    with pytest.raises(DataError, match=rf"^there are {names} labels, the model has 4 classes\n"):
         export(original, labels=tmp_path / "labels.txt")
     assert left_in(tmp_path / "out") == []
 

@@ -198,7 +198,18 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "meta": (lambda: nn.Conv2d(3, 4, 1, device="meta"), "weight of conv2d has no values"),
     "lock": (Holder, r"holder cannot be copied, and .*\n.*pickle.*\ntake what cannot be copied"),
     "NaN": (broken, r"5\.bias of sequential has NaN or infinite values\ntrain it again"),
-    "grey": (lambda: nn.Conv2d(1, 4, 1), r"conv2d does not take images \(2, 3, 16, 16\)"),
+    "grey": (
+        lambda: nn.Conv2d(1, 4, 1),
+        r"\nits first convolution takes 1 channel, grey, .* images\.mean\(1, keepdim=True\)$",
+    ),
+    "many": (
+        lambda: nn.Conv2d(5, 4, 1),
+        r"takes 5 channels, and deploykit prepares \(N, 3, H, W\)\nwrap it in a module whose",
+    ),
+    "size": (
+        lambda: nn.Sequential(nn.Conv2d(3, 1, 1), nn.Flatten(), nn.Linear(9, 4)),
+        r"does not take images \(2, 3, 16, 16\)\n.*\ngive the size that it takes: --input-size PX",
+    ),
 }
 
 
@@ -236,3 +247,76 @@ def test_what_the_bundle_is_told() -> None:
     assert "an input of 224x224 is assumed" in " ".join(
         live_module_spec(module, DefinitionChoices()).notes
     )
+
+
+class Returns(nn.Module):
+    """Features, two heads, and what is made of the first; ``form`` says what is returned."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        self.first, self.second = nn.Linear(6, 4), nn.Linear(6, 7)
+        self.alike = nn.Linear(6, 4)
+        self.form = form
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        features = self.body(images).flatten(1)
+        first = self.first(features)
+        forms = {
+            "two heads": (first, self.second(features)),
+            "alike": (first, self.alike(features)),
+            "features first": (features, first),
+            "features last": (first, features),
+            "probabilities first": (first.softmax(1), first),
+            "sigmoid": (first, first.sigmoid()),
+            "with a map": (self.body[0](images), first),
+        }
+        return forms[self.form]
+
+
+@pytest.mark.parametrize(
+    ("form", "listed"),
+    [
+        ("two heads", r"0: float32 \(2, 4\), 1: float32 \(2, 7\)"),
+        ("alike", r"0: float32 \(2, 4\), 1: float32 \(2, 4\)"),
+    ],
+)
+def test_two_heads_are_not_guessed(form: str, listed: str) -> None:
+    said = (
+        rf"^returns returns a tuple for 2 images: {listed}\nnothing tells which of them is the "
+        r"answer\nsay which by its number: --head-output 0"
+    )
+    with pytest.raises(UsageError, match=said):
+        spec_of(Returns(form))
+    assert spec_of(Returns(form), head_output="1").outputs[0].shape[1:] in {(7,), (4,)}
+
+
+def test_labels_tell_which_head_is_meant() -> None:
+    module = Returns("two heads")
+    spec = live_module_spec(module, CHOICES, labels=7)
+    images = torch.randn(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(spec.build()(images), module(images)[1])
+    with pytest.raises(UsageError, match="nothing tells which of them"):
+        live_module_spec(Returns("two heads"), CHOICES, labels=5)
+
+
+@pytest.mark.parametrize(
+    "form", ["features first", "features last", "probabilities first", "sigmoid", "with a map"]
+)
+def test_the_answer_is_what_the_others_lead_to(form: str) -> None:
+    """As of an `.onnx`: not its features, and logits before what is made of them."""
+    module = Returns(form)
+    images = torch.randn(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        found = spec_of(module).build()(images)
+        torch.testing.assert_close(found, module.first(module.body(images).flatten(1)))
+
+
+def test_a_callers_autocast_does_not_reach_the_spec() -> None:
+    module = small()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        spec = spec_of(module)
+        assert torch.is_autocast_enabled("cpu")
+    assert spec.outputs == spec_of(module).outputs

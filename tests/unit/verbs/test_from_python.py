@@ -169,19 +169,19 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "gpu": ({"gpu": "L4"}, 'gpu is for precision="auto"'),
     "no drop": ({"precision": "auto"}, 'precision="auto" needs to know what may be lost: max_drop'),
     "all": ({"precision": "auto", "max_drop": 1.5}, "a loss of at most 1.5 cannot be promised"),
-    "text": ({"precision": "auto", "max_drop": "much"}, "--max-drop is 'much'"),
+    "text": ({"precision": "auto", "max_drop": "much"}, "max_drop is 'much'"),
     "size": ({"input_size": 0}, "input_size=0\nexpected height and width in pixels: one number"),
     "sizes": ({"input_size": (32, 32)}, "input_size=(32, 32)\nexpected height and width"),
     "data": ({"data": np.zeros(3)}, "a path was expected, not ndarray\narrays and iterables are"),
     "name": ({"name": "it"}, "name='it' is for a module\nresnet50 has a name"),
     "no calib": ({"precision": "int8"}, "INT8 needs images to calibrate with"),
     "one image": ({"precision": "int8", "calib": b"jpeg"}, "the images are one bytes"),
-    "count": ({"precision": "int8", "calib": [], "calib_count": 0}, "calib_count=0\nexpected 1"),
+    "count": ({"precision": "int8", "calib": [], "calib_count": 0}, "calib_count is 0\nexpected 1"),
     "labels": ({"labels": ["cat", ""]}, "labels are names of the classes, '' is none"),
     "no labels": ({"labels": []}, "labels are names of the classes, there is none"),
     "order": ({"channel_order": "rbg"}, "unknown channel order"),
     "batch": ({"batch": (8, 4, 1)}, "batch profile 8,4,1 is not in order"),
-    "device": ({"device": "cpu", "backend": "none"}, "--device cpu: engines are for GPUs"),
+    "device": ({"device": "cpu", "backend": "none"}, "device cpu: engines are for GPUs"),
 }
 
 
@@ -195,7 +195,7 @@ def test_what_the_call_shows_is_said_at_once(case: str, tmp_path: Path) -> None:
 
 
 def test_a_module_brings_its_weights(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="weights=imagenet is for a TARGET\na module brings its"):
+    with pytest.raises(UsageError, match="weights is imagenet, and is for a TARGET\na module"):
         export(network(), tmp_path, weights="imagenet")
 
 
@@ -233,3 +233,68 @@ def test_data_is_needed(tmp_path: Path) -> None:
 def test_nothing_to_measure() -> None:
     with pytest.raises(UsageError, match="nothing to measure"):
         deploykit.bench()
+
+
+def test_a_callers_autocast_changes_nothing(tmp_path: Path) -> None:
+    plain = export(network(), tmp_path / "plain", input_size=SIZE)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = export(network(), tmp_path / "cast", input_size=SIZE)
+    assert cast.manifest.onnx.sha256 == plain.manifest.onnx.sha256
+    assert cast.manifest.validation == plain.manifest.validation
+
+
+@pytest.mark.parametrize("names", [NAMES[:3], (*NAMES, "eel")])
+def test_labels_are_counted_before_the_export(
+    names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_reached(*_: object) -> None:
+        raise AssertionError("the export began")
+
+    monkeypatch.setattr("deploykit.exporting.steps.make_reference", not_reached)
+    said = f"^there are {len(names)} labels, the model has 4 classes\nexpected one name for each"
+    with pytest.raises(DataError, match=said):
+        export(network(), tmp_path, input_size=SIZE, labels=names)
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("names", [("yes",), ("no", "yes"), NAMES])
+def test_a_yes_or_no_has_one_name_or_two(names: tuple[str, ...], tmp_path: Path) -> None:
+    module = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 1))
+    if len(names) > 2:
+        with pytest.raises(DataError, match="there are 4 labels, the model says yes or no"):
+            export(module, tmp_path, input_size=SIZE, labels=names)
+        return
+    bundle = export(module, tmp_path, input_size=SIZE, labels=names)
+    assert (bundle.folder / "labels.txt").read_text(encoding="utf-8").split() == list(names)
+
+
+def test_a_name_stays_in_its_folder(tmp_path: Path) -> None:
+    said = r"^name='\.\./up' is no name of a folder\n.* for another place: output=FOLDER"
+    with pytest.raises(UsageError, match=said):
+        export(network(), tmp_path, name="../up")
+
+
+def test_notes_name_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
+    export(module, tmp_path, quiet=False)
+    said = capsys.readouterr().err
+    assert "an input of 224x224 is assumed; another: input_size=PX" in said
+    assert "resize interpolation mean std channel_order" in said
+
+
+def test_a_target_is_looked_for_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown architecture 'resnet5'"):
+        deploykit.inspect("resnet5")
+    with pytest.raises(DataError, match=r"no images at .*: it does not exist"):
+        deploykit.calibrate("resnet18", tmp_path / "none")
+
+
+def test_other_choices_of_an_evaluation(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "colours")
+    pixels = np.full((4, SIZE, SIZE, 3), 20, np.uint8)
+    np.savez(tmp_path / "images.npz", images=pixels, labels=np.array([0, 1, 2, 0]))
+    report = deploykit.evaluate(
+        folder, tmp_path / "images.npz", reference=folder, fast=True, quiet=True
+    )
+    assert report.evaluation.to_dict()["agreement"] == 1
+    assert deploykit.validate(folder, folder, batch=3, fast=True, quiet=True).passed

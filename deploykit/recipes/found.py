@@ -1,0 +1,104 @@
+"""Figures that a recipe keeps of each step, and the verdict on a bundle."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from deploykit.core.serialization import to_plain
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One bundle: what failed, how right it is, how fast.
+
+    ``top1`` and ``agreement`` are shares from 0 to 1; ``latency_ms`` is the median of a query of
+    ``batch`` images on ``backend``, of the smallest batch that was measured, on the fastest.
+    """
+
+    bundle: str
+    precision: str
+    failed: tuple[str, ...]
+    top1: float | None = None
+    agreement: float | None = None
+    latency_ms: float | None = None
+    batch: int | None = None
+    backend: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed."""
+        return not self.failed
+
+    @property
+    def text(self) -> str:
+        """In one or two words."""
+        if "export" in self.failed:
+            return "not exported"
+        return f"failed: {', '.join(self.failed)}" if self.failed else "ok"
+
+    @property
+    def accuracy_text(self) -> str:
+        """Top-1 on labelled images, else the share of answers that are the original's."""
+        if self.top1 is not None:
+            return f"{self.top1:.2%} top-1"
+        return "-" if self.agreement is None else f"{self.agreement:.2%} agree"
+
+    @property
+    def latency_text(self) -> str:
+        """With what was measured."""
+        if self.latency_ms is None:
+            return "-"
+        return f"{self.latency_ms:.3g} ms, b{self.batch} {self.backend}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return {**asdict(self), "verdict": self.text, "failed": list(self.failed)}
+
+
+def found_by(command: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of the answer of a command: its figures, without the tables."""
+    if command == "export":
+        return {"engines": [one["file"] for one in data["engines"]], **_agreement(data)}
+    if command == "bench":
+        keys = "backend", "precision", "batch", "throughput_per_s"
+        rows = [
+            {**{key: row[key] for key in keys}, "p50_ms": row["latency_ms"]["p50"]}
+            for row in data["results"]
+        ]
+        plain: dict[str, Any] = to_plain({"results": rows})
+        return plain
+    plain_types = str, int, float, bool, type(None)
+    return {key: value for key, value in data.items() if isinstance(value, plain_types)}
+
+
+def _agreement(data: Mapping[str, Any]) -> dict[str, float]:
+    """Share of the images of the last comparison that have the original's answer."""
+    batches = data["validation"][-1]["batches"] if data["validation"] else []
+    if not batches or not all("agreement" in one for one in batches):
+        return {}
+    count = sum(one["batch"] for one in batches)
+    return {"agreement": sum(one["agreement"] * one["batch"] for one in batches) / count}
+
+
+def verdict_of(
+    bundle: str, precision: str, found: Mapping[str, Mapping[str, Any]], failed: Sequence[str]
+) -> Verdict:
+    """The figures of a bundle, out of what was ``found`` by each command."""
+    exported, judged = found.get("export", {}), found.get("eval", {})
+    agreement = judged.get("agreement")
+    rows = found.get("bench", {}).get("results", [])
+    best: Mapping[str, Any] = min(rows, key=lambda row: (row["batch"], row["p50_ms"]), default={})
+    return Verdict(
+        bundle=bundle,
+        precision=precision,
+        failed=tuple(failed),
+        top1=judged.get("top1"),
+        agreement=exported.get("agreement") if agreement is None else agreement,
+        latency_ms=best.get("p50_ms"),
+        batch=best.get("batch"),
+        backend=best.get("backend"),
+    )
