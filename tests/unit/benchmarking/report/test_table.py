@@ -90,7 +90,7 @@ def test_a_median_without_an_interval_stands_in_brackets() -> None:
     times = [3.0, 1.0, 2.0]
     text = markdown_of(BenchmarkRun((*gpu_run().results, measured("nin", times))))
     assert table_rows(text)[-1][:5] == ["nin", "fp32", "1", "(2)", ""]
-    assert text.count("A median in brackets has no interval: too few independent samples") == 1
+    assert text.count("A figure in brackets has no interval: too few independent samples") == 1
     assert "in brackets" not in markdown_of(gpu_run())
 
 
