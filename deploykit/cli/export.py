@@ -10,6 +10,7 @@ import click
 
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
+from deploykit.cli._report import report_option, require_report, with_report
 from deploykit.cli._show import (
     console,
     head_line,
@@ -246,6 +247,7 @@ def _fixed(wish: str) -> Literal["int8", "keep"]:
     is_flag=True,
     help="Replace a bundle of another model, or one with engines that are not made again.",
 )
+@report_option
 def command(  # noqa: PLR0913 - one parameter per option, click's way
     *,
     target: str,
@@ -278,6 +280,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     no_timing_cache: bool,
     output: Path | None,
     replace: bool,
+    report_file: Path | None,
 ) -> Answer:
     """Turn a network or an .onnx file into a verified bundle.
 
@@ -295,6 +298,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     from deploykit.sources.calls import require_call
 
     folder = None if calib in (None, "random") else Path(calib)
+    require_report(report_file)
     require_call([target], weights=weights, images=[data, folder], labels=labels)
     with progress().step("start"):  # importing torch takes seconds
         from deploykit.exporting.steps import ExportOptions
@@ -339,7 +343,8 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     report = _export(target, options, device)
     if asked is None and budget is None:
         report = dataclasses.replace(report, notes=(*report.notes, _NO_PRECISION))
-    return Answer(report.to_dict(), lambda out: _show(out, report))
+    answer = Answer(report.to_dict(), lambda out: _show(out, report))
+    return with_report(answer, report_file, report.bundle.folder, data or folder)
 
 
 def _export(target: str, options: ExportOptions, device: str) -> ExportReport:

@@ -13,8 +13,11 @@ from importlib import resources
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
+from deploykit.core.errors import UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 LIBRARY: Final = ("vendor/d3.min.js", "vendor/plot.umd.min.js")
 """Observable Plot and the D3 that it draws with; ``assets/vendor/README.md`` says where from."""
@@ -25,6 +28,8 @@ SCRIPTS: Final = ("dom.js", "format.js", "chart.js", "theme.js")
 """Scripts that all pages have, before their own."""
 
 STYLE: Final = "page.css"
+
+_SUFFIXES: Final = (".html", ".htm")
 
 
 def document(*, title: str, template: str, scripts: Sequence[str], style: str, data: Any) -> str:
@@ -47,6 +52,19 @@ def document(*, title: str, template: str, scripts: Sequence[str], style: str, d
     }
     # One pass, so that nothing in the data can pass for a place in the template.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
+
+
+def require_report_name(file: Path) -> Path:
+    """Refuse the name of a report that no browser would show, before anything slow is done.
+
+    Raises:
+        UsageError: it does not end in ``.html``, or is a folder.
+    """
+    if file.is_dir():
+        raise UsageError(f"{file} is a folder\ngive the report a file: {file / 'report.html'}")
+    if file.suffix.lower() not in _SUFFIXES:
+        raise UsageError(f"{file} is no name of a report\nexpected one that ends in .html")
+    return file
 
 
 def library() -> str:

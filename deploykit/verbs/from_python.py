@@ -21,6 +21,7 @@ from deploykit.core.precision import Precision, find_precision, precisions
 from deploykit.core.progress import LineProgress, Progress, SilentProgress, say_notes
 from deploykit.core.sizes import ShapeProfile, SizeRange
 from deploykit.images import LabelledData, PreparedTensors, images_of
+from deploykit.reporting.document import require_report_name
 from deploykit.sources.calls import require_call
 from deploykit.verbs.evaluate import evaluate_bundle
 
@@ -76,6 +77,7 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
     name: str | None = None,
     output: PathLike | None = None,
     replace: bool = False,
+    report: PathLike | None = None,
     quiet: bool = False,
 ) -> Bundle:
     """Turn a network into a verified bundle, as ``deploykit export`` does.
@@ -121,6 +123,8 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         output: the bundle's folder; ``engines/NAME-PRECISION`` if not given.
         replace: whether a bundle of another model, or one with engines that are not made again, may
             be replaced.
+        report: a file for one HTML page about the bundle; answers are compared on ``data``, or on
+            the folder or file ``calib``.
         quiet: whether to say nothing of the steps.
 
     Raises:
@@ -137,6 +141,7 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         images=[_path(data), _folder(calib)],
         labels=files if isinstance(files, Path) else None,
     )
+    page = None if report is None else require_report_name(Path(report))
     budget = _budget(precision, max_drop, gpu)
     asked = Precision.FP32 if budget is not None else find_precision(str(precision))
     # These take seconds: what the call alone shows to be wrong was said before.
@@ -163,10 +168,15 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         budget=budget,
     )
     target = _target(model, choices, weights, name)
-    report = export_bundle(target, options, _progress(quiet=quiet), machine_with(device))
+    made = export_bundle(target, options, _progress(quiet=quiet), machine_with(device))
     if not quiet:
-        say_notes(report.notes)
-    return report.bundle
+        say_notes(made.notes)
+    if page is not None:
+        from deploykit.reporting.bundles import write_report
+
+        images = _path(data) or _folder(calib)
+        write_report([made.bundle.folder], page, data=images, progress=_progress(quiet=quiet))
+    return made.bundle
 
 
 def open_bundle(folder: PathLike) -> Bundle:
