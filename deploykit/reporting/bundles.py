@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit._version import __version__
+from deploykit.bundle.manifest import MODEL, REFERENCE
 from deploykit.bundle.reading import read_bundles
 from deploykit.core.atomic import write_whole
 from deploykit.core.errors import UsageError
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 SCRIPTS: Final = ("overview.js", "layer_charts.js", "bundle_charts.js", "bundles.js")
 _TEMPLATE: Final = "bundles.html"
 _STYLE: Final = "bundles.css"
+_KILOBYTES: Final = 1e6
+"""Bytes below which a size is said in kB."""
+
 _LEAST_SHARE: Final = 0.005
 """Of the arithmetic, for a precision to be named in the sentence."""
 
@@ -123,12 +127,13 @@ def _percent(share: float) -> str:
 
 
 def _size_text(told: Mapping[str, Any]) -> str:
-    sizes = {file["name"]: file["bytes"] / 1e6 for file in told["files"]}
-    model, original = sizes.get("model.onnx"), sizes.get("reference.onnx")
+    sizes = {file["name"]: file["bytes"] for file in told["files"]}
+    model, original = sizes.get(MODEL), sizes.get(REFERENCE)
     if model is None:
         return ""
-    instead = "" if original is None else f" instead of {original:.2f}"
-    return f"graph {model:.2f} MB{instead}"
+    unit, name = (1e6, "MB") if max(model, original or 0) >= _KILOBYTES else (1e3, "kB")
+    instead = "" if original is None else f" instead of {original / unit:.3g}"
+    return f"graph {model / unit:.3g} {name}{instead}"
 
 
 def _engines_text(told: Mapping[str, Any]) -> str:

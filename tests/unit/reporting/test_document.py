@@ -5,19 +5,24 @@ import json
 import re
 from importlib import resources
 from math import inf, nan
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from deploykit.core.errors import UsageError
 from deploykit.reporting.document import (
     LIBRARY,
     SCRIPTS,
     STYLE,
     document,
     library,
+    require_report_name,
     shared_asset,
 )
 from tests.unit.reporting.plain_parts import require_plain
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TEMPLATE: Final = "<title>{{title}}</title>{{style}}|{{library}}|{{script}}|{{data}}"
 
@@ -62,3 +67,12 @@ def test_the_library_names_no_address_but_name_spaces_and_its_home() -> None:
     others = {each for each in addresses if not each.startswith("http://www.w3.org/")}
     assert others == {"https://d3js.org"}
     assert "</script" not in library()
+
+
+def test_a_report_has_a_name_that_browsers_show(tmp_path: Path) -> None:
+    for name in ("page.html", "PAGE.HTM"):
+        assert require_report_name(tmp_path / name) == tmp_path / name
+    with pytest.raises(UsageError, match=r"page\.pdf is no name of a report\nexpected one that"):
+        require_report_name(tmp_path / "page.pdf")
+    with pytest.raises(UsageError, match=r"is a folder\ngive the report a file: .*report\.html"):
+        require_report_name(tmp_path)
