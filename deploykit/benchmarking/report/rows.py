@@ -238,6 +238,9 @@ STEPS: Final = ("wall_ms", "h2d_ms", "compute_ms", "d2h_ms", "enqueue_ms")
 RESOLUTION: Final = 0.1
 """Share by which runs on a shared machine may differ; closer models share a rank."""
 
+_P50: Final = 50
+_P99: Final = 99
+
 MIN_FOR_P99: Final = 100
 """Queries from which on a 99th percentile lies between two of them."""
 
@@ -277,6 +280,12 @@ class Row:
     notes: tuple[str, ...]
 
     @property
+    def has_brackets(self) -> bool:
+        """Whether its median, or its 99th percentile, is known without an interval alone."""
+        no_tail = self.p99_ms is not None and _P99 not in self.latency_ms
+        return _P50 not in self.latency_ms or no_tail
+
+    @property
     def key(self) -> str:
         """The name of the cell."""
         return cell_key(self.model, self.backend, self.precision, self.batch)
@@ -312,7 +321,7 @@ def row_of(result: BenchmarkResult) -> Row:
         samples=len(result.samples),
         latency_ms=carried,
         median_ms=middle,
-        p99_ms=percentile_value(latency, 99) if len(latency) >= MIN_FOR_P99 else None,
+        p99_ms=percentile_value(latency, _P99) if len(latency) >= MIN_FOR_P99 else None,
         throughput_per_s=result.throughput_per_s,
         variation=coefficient_of_variation(latency),
         steps_ms=_steps(result),

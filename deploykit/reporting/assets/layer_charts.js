@@ -82,7 +82,7 @@ function errorsChart(bundle, id) {
   };
 }
 
-function errorsModel(bundle) {
+function errorsModel(bundle, width) {
   const { errors } = bundle;
   if (errors.reason) return { empty: errors.reason };
   const finite = errors.values.map((value) => value.sqnr_db).filter((value) => value !== null);
@@ -107,7 +107,7 @@ function errorsModel(bundle) {
       axisOf("y", { title: "SQNR (dB)", ...ticks.y }),
       Plot.line(points, { x: "x", y: "y", stroke: "var(--edge)", strokeWidth: 1 }),
       points.map((point) => Plot.dot([point], ofSeries(point.series, `mark ${point.colour}`, { x: "x", y: "y", r: 4, stroke: "var(--surface)", ariaLabel: spoken }))),
-      dotNames(worstOf(points), (point) => point.name),
+      nameBelow(d3.least(points, (point) => point.y), errors.values.length, width),
     ],
   };
   const images = counted(errors.images, "image");
@@ -129,7 +129,8 @@ function errorPoint(value, at, top, precisions) {
   return { x: at, y: value.equal ? top : value.sqnr_db, name: value.node, colour, series: `value-${at}`, title: value.name, facts };
 }
 
-/** The three lowest, by name. */
-function worstOf(points) {
-  return [...points].sort((a, b) => a.y - b.y).slice(0, 3);
+/** The name of the lowest point, where no other point can be. */
+function nameBelow(point, count, width) {
+  const textAnchor = point.x > count / 2 ? "end" : "start";
+  return Plot.text([point], { className: "dot-name", x: "x", y: "y", dy: 15, textAnchor, text: () => fitted(`lowest: ${point.name}`, 0.4 * width) });
 }

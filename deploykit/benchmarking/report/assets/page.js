@@ -130,11 +130,24 @@ function renderCharts() {
   byId("legend").replaceChildren(...sharedLegend());
   // A chart without a figure is hidden, and has no width then.
   for (const chart of charts) chart.section.hidden = false;
+  for (const chart of charts) chart.section.style.gridColumn = "";
   // All are asked before any is drawn: each answer after a change costs a layout of the page.
   const widths = charts.map((chart) => chart.width());
   charts.forEach((chart, at) => chart.render(rows, widths[at]));
   const empty = charts.map((chart) => chart.empty).filter(Boolean);
   byId("not-drawn").textContent = empty.length ? `Not drawn: ${empty.join(" ")}` : "";
+  fillRow(rows);
+}
+
+/** The last chart of an unfinished row has the room that is left. */
+function fillRow(rows) {
+  const columns = getComputedStyle(byId("chart-grid")).gridTemplateColumns.split(" ").length;
+  const drawn = charts.filter((chart) => !chart.empty && chart !== charts[charts.length - 1]);
+  const rest = drawn.length % columns;
+  if (!rest) return;
+  const last = drawn[drawn.length - 1];
+  last.section.style.gridColumn = `span ${columns - rest + 1}`;
+  last.render(rows, last.width());
 }
 
 function renderFacts() {
