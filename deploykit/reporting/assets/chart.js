@@ -176,7 +176,7 @@ function drawPlot(width, model) {
     marginTop: 14,
     marginRight: 14,
     marginBottom: 44,
-    marginLeft: 62,
+    marginLeft: 70,
     ...model.plot,
   };
   const drawing = Plot.plot(options);
@@ -222,7 +222,7 @@ function ofSeries(series, className, options) {
 function axisOf(direction, options) {
   const { title, anchor, ticks, text, ...rest } = options;
   const axis = direction === "x" ? Plot.axisX : Plot.axisY;
-  const place = { x: { labelOffset: 38 }, y: { labelOffset: 52 } }[direction];
+  const place = { x: { labelOffset: 38 }, y: { labelOffset: 60 } }[direction];
   return axis(ticks, { anchor: anchor || { x: "bottom", y: "left" }[direction], text, label: title, labelAnchor: "center", labelArrow: "none", tickSize: 0, tickPadding: 8, ...place, ...rest });
 }
 

@@ -7,6 +7,9 @@ function latency(value) {
   return fixed(value, latencyDecimals);
 }
 
+/** The 10th stands in the details of a row: the table has no room for it. */
+const shownLevels = data.percentiles.filter((level) => level !== "10");
+
 const medianColumn = {
   id: "p50",
   title: "p50",
@@ -99,7 +102,7 @@ const allColumns = [
   limitColumn("share", "Of the limit", "%", (limit) => limit.share, shareCell),
   { ...limitColumn("binds", "Limited by", "", (limit) => limit.binds, (limit) => [limit.binds]), numeric: false },
   intervalColumn,
-  ...data.percentiles.filter((level) => !["50", "99"].includes(level)).map(percentileColumn),
+  ...shownLevels.filter((level) => !["50", "99"].includes(level)).map(percentileColumn),
   {
     id: "variation",
     title: "Variation",
@@ -131,7 +134,7 @@ function isAnyBare() {
 
 /** Why a column or a figure is not there. */
 function leftOutColumns() {
-  const percentiles = data.percentiles
+  const percentiles = shownLevels
     .filter((level) => !columns.some((column) => column.id === `p${level}`))
     .map((level) => `p${level} needs ${level === "99" ? "100 queries, and with its interval " : ""}${fixed(data.samples_needed[level], 0)} independent samples`);
   const sentences = percentiles.length ? [`Left out: ${percentiles.join("; ")}.`] : [];
