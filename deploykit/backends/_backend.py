@@ -77,6 +77,8 @@ class Backend:
             how the time of transfers is left out. ``None`` where they cannot be.
         queue: from an open runner, its feeds and whether they are transferred each time to a queue
             of queries that overlap. ``None`` where a query is waited for before the next begins.
+        product: from two FP32 matrices, (M, K) and (K, N), and the threads of a CPU to a function
+            that multiplies them: what a CPU does at best is found with the fastest of all backends.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Backend:
     cuda_graphs: bool = False
     resident: Callable[[Any, Mapping[str, Any]], tuple[Runner, Mapping[str, Any]]] | None = None
     queue: Callable[[Any, Mapping[str, Any], bool], QueryQueue] | None = None
+    product: Callable[[Array, Array, int], Callable[[], object]] | None = None
 
     def runs(self, precision: Precision) -> bool:
         """Whether it can be asked to measure this precision."""

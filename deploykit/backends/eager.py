@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -14,7 +15,7 @@ from deploykit.core.precision import Precision
 from deploykit.core.specs import Closing, StepTimes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import nn
 
@@ -82,6 +83,15 @@ class EagerRunner(Closing):
         self._module = None
 
 
+def _product(left: Array, right: Array, threads: int) -> Callable[[], object]:
+    """The product by torch, into memory that is there."""
+    import torch
+
+    torch.set_num_threads(threads)
+    factors = torch.from_numpy(left), torch.from_numpy(right)
+    return partial(torch.mm, *factors, out=torch.empty(len(left), right.shape[1]))
+
+
 BACKEND: Final = ModuleBackend(
     name="eager",
     label="torch eager",
@@ -92,5 +102,6 @@ BACKEND: Final = ModuleBackend(
     problem=lambda _gpus: not_installed("torch"),
     # None: what needs torch is to export, which has a row of its own.
     abilities=lambda _gpus: (),
+    product=_product,
     open=EagerRunner,
 )

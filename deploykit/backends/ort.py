@@ -13,6 +13,8 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
+import numpy as np
+
 from deploykit.backends._backend import (
     CPU,
     GPU,
@@ -30,7 +32,7 @@ from deploykit.core.regular_files import require_utf8
 from deploykit.core.specs import Closing, SplitGraph, StepTimes, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import onnxruntime as ort
 
@@ -330,6 +332,23 @@ def _abilities_of_cpu(_gpus: Sequence[Gpu]) -> Sequence[Ability]:
     return (needs(task, _MODULE, "deploykit check"),)
 
 
+def _product(left: Array, right: Array, threads: int) -> Callable[[], object]:
+    """The product by onnxruntime, into memory that is there: new pages would add to its time."""
+    import onnxruntime as ort
+
+    from deploykit.graph.matrix_product import matrix_product
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    content, providers = matrix_product(right), [_PROVIDERS["cpu"]]
+    session = ort.InferenceSession(content, options, providers=providers)
+    binding = session.io_binding()
+    binding.bind_cpu_input("left", left)
+    result = ort.OrtValue.ortvalue_from_numpy(np.empty((len(left), right.shape[1]), np.float32))
+    binding.bind_ortvalue_output("product", result)
+    return partial(session.run_with_iobinding, binding)
+
+
 BACKENDS: Final = (
     GraphBackend(
         name="ort-cuda",
@@ -357,6 +376,7 @@ BACKENDS: Final = (
         problem=lambda _gpus: not_installed(_MODULE),
         notes=_notes_of_cpu,
         abilities=_abilities_of_cpu,
+        product=_product,
         open=OrtRunner,
         load_device="cpu",
     ),

@@ -16,8 +16,8 @@ from deploykit.recipes.options import CommandOption, Form, Ran, Use
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_OWN: Final = frozenset({"json", "debug", "help", "quiet", "verbose"})
-"""Options of every command, which say how it answers."""
+_OWN: Final = frozenset({"json", "debug", "help", "quiet", "report", "verbose"})
+"""Options that say how a command answers, not what it does; `run` has them itself."""
 
 _WRITTEN: Final = frozenset({"output", "work"})
 

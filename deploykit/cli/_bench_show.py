@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from deploykit.benchmarking.report.facts import figure
+from deploykit.benchmarking.report.facts import figure, tail_text
 from deploykit.benchmarking.report.rows import BRACKETS, remarks_of
 from deploykit.benchmarking.statistics.comparing import Verdict
 from deploykit.cli._show import table
@@ -91,13 +91,18 @@ def _cells(row: Row) -> dict[str, str]:
         "p50 ms": f"({figure(row.median_ms)})" if middle is None else _ms(middle),
         "99 % interval": "" if middle is None else f"{figure(middle.low)} - {figure(middle.high)}",
         "p90": _ms(row.latency_ms.get(90)),
-        "p99": _ms(row.latency_ms.get(99)),
+        "p99": _p99(row),
         "images/s": figure(row.throughput_per_s),
         "GFLOP/s": "" if share is None else figure(share.flop_per_s / 1e9),
         "of limit": "" if share is None else f"{share.share:.0%}",
         "binds": row.binds or "",
         "": _mark(row),
     }
+
+
+def _p99(row: Row) -> str:
+    found = row.latency_ms.get(99)
+    return tail_text(None if found is None else found.value, row.p99_ms)
 
 
 def _ms(found: Percentile | None) -> str:
@@ -119,7 +124,7 @@ def _show_remarks(out: Console, rows: Sequence[Row]) -> None:
     """Each kind of remark once: the files say what holds for which cell."""
     kinds: dict[str, list[tuple[str, str]]] = {}
     for row in rows:
-        few = () if 50 in row.latency_ms else (BRACKETS,)  # noqa: PLR2004 - the median
+        few = (BRACKETS,) if row.has_brackets else ()
         for text in (*(remark.sentence for remark in remarks_of(row)), *few):
             kinds.setdefault(_NUMBER.sub("#", text), []).append((text, row.key))
     for found in kinds.values():

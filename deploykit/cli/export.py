@@ -21,6 +21,7 @@ from deploykit.cli._command import (
     show_answer,
     surviving,
 )
+from deploykit.cli._report import report_option, require_report, with_report
 from deploykit.cli._show import console, progress, show_comparison
 from deploykit.core.errors import ValidationError
 from deploykit.core.precision import OWN, Precision
@@ -198,6 +199,7 @@ _OPTIONS = (
     is_flag=True,
     help="Replace a bundle of another model, or one with engines that are not made again.",
 )
+@report_option
 def command(  # noqa: PLR0913 - one parameter per option, click's way
     *,
     targets: tuple[str, ...],
@@ -230,6 +232,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     no_timing_cache: bool,
     output: Path | None,
     replace: bool,
+    report_file: Path | None,
 ) -> Answer:
     """Turn a network or an .onnx file into a verified bundle.
 
@@ -275,13 +278,15 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         replace=replace,
     )
     calls = calls_of(targets, call)
+    require_report(report_file)
     for each in calls:
         require_export(each)
     if only_checks():
         return NOTHING_DONE
     if len(calls) > 1:
-        return _several(calls)
-    return _answer(_export(call))
+        return _several(calls, report_file)
+    report = _export(call)
+    return with_report(_answer(report), report_file, [report.bundle.folder], call.report_images)
 
 
 def _answer(report: ExportReport) -> Answer:
@@ -307,10 +312,10 @@ def _export(call: ExportCall) -> ExportReport:
     return report
 
 
-def _several(calls: Sequence[ExportCall]) -> Answer:
+def _several(calls: Sequence[ExportCall], report_file: Path | None) -> Answer:
     """One export after the other, each shown when it is done; one that fails stops no other."""
     results: list[dict[str, Any]] = []
-    made = 0
+    made: list[Path] = []
     try:
         for number, call in enumerate(calls, 1):
             with surviving(str(call.target)) as failure:
@@ -319,15 +324,17 @@ def _several(calls: Sequence[ExportCall]) -> Answer:
                 if not is_json():
                     show_answer(_answer(report))
                 results.append({"target": call.target, **report.to_dict()})
-                made += 1
+                made.append(report.bundle.folder)
             if failure.error is not None:
                 results.append({"target": call.target, "error": failure.error})
     except KeyboardInterrupt:
-        said = f"\ninterrupted: {made} of {len(calls)} exported, the finished bundles stay"
+        said = f"\ninterrupted: {len(made)} of {len(calls)} exported, the finished bundles stay"
         click.echo(said, err=True)
         raise
-    summary = f"{made} of {len(calls)} exported"
-    return Answer({"results": results}, lambda out: out.print(summary), failed=made < len(calls))
+    summary = f"{len(made)} of {len(calls)} exported"
+    failed = len(made) < len(calls)
+    answer = Answer({"results": results}, lambda out: out.print(summary), failed, verdict=summary)
+    return with_report(answer, report_file, made, calls[0].report_images)
 
 
 def _say(sentence: str) -> None:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
+from deploykit.cli._report import report_option, require_report, with_report
 from deploykit.cli._show import progress, short_count, show_engines, show_input, table
 from deploykit.core.errors import UsageError
 from deploykit.core.precision import OWN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
     from rich.console import Console
     from rich.table import Table
@@ -288,6 +289,7 @@ def _upper(precision: Precision) -> str:
         "deploykit inspect torchvision:vit_b_16 --int8",
         "deploykit inspect resnet50 --fp16 --weights imagenet",
         "deploykit inspect engines/resnet50-int8 --precision",
+        "deploykit inspect engines/resnet50-int8 --report resnet50-int8.html --data images/",
     ),
 )
 @click.argument("target")
@@ -319,6 +321,7 @@ def _upper(precision: Precision) -> str:
 @_options.seed
 @_options.data
 @_options.choices
+@report_option
 def command(  # noqa: PLR0913 - one parameter per option, click's way
     *,
     target: str,
@@ -331,6 +334,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     seed: int,
     data: Path | None,
     choices: DefinitionChoices,
+    report_file: Path | None,
 ) -> Answer:
     """Show the layers of TARGET, or what of it is in which precision and why.
 
@@ -340,7 +344,8 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
 
     --fp16, --int8 and the others export a definition to a temporary folder and measure its
     activations, as `export` does: what comes near the end of FP16 stays FP32. Ranges of INT8 and
-    FP8 are not needed for it.
+    FP8 are not needed for it. --report writes one HTML page about a bundle, with --data about its
+    answers to these images.
     """
     if not (precision or flagged):
         measuring = {
@@ -355,15 +360,18 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     from deploykit.sources.calls import require_call
 
     require_call([target], weights=weights, images=[data])
+    require_report(report_file, bundle=target)
     with progress().step("start"):  # importing torch takes seconds
         from deploykit.sources.definition import SourceOptions
         from deploykit.verbs.inspect import PrecisionOptions
 
     source_options = SourceOptions(weights, seed, choices, data)
     if not (precision or flagged):
-        return _look_at_layers(target, source_options, batch)
-    options = PrecisionOptions(wanted, exclude, batch, source_options)
-    return _look(target, options, every_node=every_node)
+        answer = _look_at_layers(target, source_options, batch)
+    else:
+        options = PrecisionOptions(wanted, exclude, batch, source_options)
+        answer = _look(target, options, every_node=every_node)
+    return with_report(answer, report_file, [Path(target)], data)
 
 
 def _look_at_layers(target: str, source_options: SourceOptions, batch: int) -> Answer:

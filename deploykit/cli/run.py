@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deploykit.cli._command import Answer, Command, examples
+from deploykit.cli._command import Answer, Command, examples, is_quiet
 from deploykit.cli._printable import printable
+from deploykit.cli._report import report_option, require_report, with_report
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,7 +59,10 @@ A recipe:
 )
 @click.option("--dry-run", is_flag=True, help="Print the command lines, and do nothing.")
 @click.option("--again", is_flag=True, help="Do finished steps again too.")
-def command(recipe: Path, output: Path | None, *, dry_run: bool, again: bool) -> Answer:
+@report_option
+def command(
+    recipe: Path, output: Path | None, *, dry_run: bool, again: bool, report_file: Path | None
+) -> Answer:
     """Export, check, evaluate and measure what a recipe names.
 
     RECIPE is a TOML file whose keys are the options of the commands. Everything that is wrong with
@@ -69,6 +73,7 @@ def command(recipe: Path, output: Path | None, *, dry_run: bool, again: bool) ->
     from deploykit.cli._as_steps import COMMANDS
     from deploykit.recipes.running import plan_recipe, run_planned
 
+    require_report(report_file)
     planned = plan_recipe(recipe, COMMANDS, output=output, again=again)
     if dry_run:
         return _planned(planned)
@@ -77,10 +82,18 @@ def command(recipe: Path, output: Path | None, *, dry_run: bool, again: bool) ->
     except KeyboardInterrupt:
         click.echo("\ninterrupted; the same command goes on from here", err=True)
         raise
-    return Answer(report.to_dict(), lambda out: _show(out, report), failed=bool(report.failures))
+    answer = Answer(
+        report.to_dict(),
+        lambda out: _show(out, report),
+        failed=bool(report.failures),
+        verdict=_verdict(report),
+    )
+    return with_report(answer, report_file, report.made, report.judged_on)
 
 
 def _say(text: str) -> None:
+    if is_quiet():
+        return
     click.echo("\n".join(map(printable, text.splitlines())), err=True)
 
 
@@ -116,5 +129,9 @@ def _show(out: Console, report: RecipeReport) -> None:
     for failure in report.failures:
         first = (failure.problem or "").splitlines()[:1]
         out.print(f"{failure.step.name}: {''.join(first)}", style="red", markup=False)
-    good = sum(one.ok for one in verdicts)
-    out.print(f"{good} of {len(verdicts)} bundles are good; steps and figures: {report.state}")
+    out.print(_verdict(report), markup=False)
+
+
+def _verdict(report: RecipeReport) -> str:
+    good = sum(one.ok for one in report.verdicts)
+    return f"{good} of {len(report.verdicts)} bundles are good; steps and figures: {report.state}"

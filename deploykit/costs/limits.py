@@ -39,6 +39,11 @@ class Limit:
     """True if the peaks were measured on the machine, False if they are from a data sheet."""
 
     @property
+    def is_known(self) -> bool:
+        """Whether all of the network's arithmetic has a rate: memory alone is no limit to quote."""
+        return self.compute_ms is not None or not self.flop
+
+    @property
     def limit_ms(self) -> float:
         """The larger of the two sides."""
         return max(self.compute_ms or 0.0, self.memory_ms)

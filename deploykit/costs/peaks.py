@@ -13,7 +13,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
@@ -25,7 +25,7 @@ from deploykit.core.precision import Precision
 from deploykit.core.serialization import to_plain
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 WINOGRAD_SAVING: Final = 2.25
 """Multiplications of F(2x2, 3x3): 36 become 16 (Lavin and Gray, arXiv:1509.09308, section 4.1)."""
@@ -136,64 +136,105 @@ def gpu_peak(device_name: str) -> PeakLookup:
 
 
 def measure_cpu_peaks(
-    threads: int, *, seconds: float = 0.5, python: str = sys.executable
+    threads: int,
+    *,
+    seconds: float = 0.5,
+    products: Sequence[tuple[str, ...]] = (),
+    python: str = sys.executable,
 ) -> DevicePeak:
-    """Time a matrix product, a copy and a maximum with numpy; each for about ``seconds``.
+    """Time matrix products, a copy and a maximum; each for about ``seconds``.
 
-    It runs in an interpreter of its own, because numpy's BLAS takes its number of threads from
-    the start of the process. FP16 and INT8 stay unknown: numpy has no kernels for them, and those
-    of onnxruntime may be several times as fast as FP32. The best of many repetitions counts, so
-    that a short disturbance does not lower the peak; a machine that is busy all the time does.
+    numpy's product is timed, and those of ``products``: modules to run, each with its arguments,
+    that take the threads and the seconds besides and print ``label`` and ``fp32_flop_per_s`` as
+    JSON. The fastest counts: a row must not be above the peak because its library is faster than
+    that of the trial. One that fails is left out; the source names those that were timed.
+
+    Each runs in an interpreter of its own, because a BLAS takes its number of threads from the
+    start of the process. FP16 and INT8 stay unknown: numpy has no kernels for them, and those of
+    onnxruntime may be several times as fast as FP32. The best of many repetitions counts, so that a
+    short disturbance does not lower the peak; a machine that is busy all the time does.
 
     Raises:
         UsageError: fewer than one thread, or no time.
-        DeviceError: the trial did not end, for want of memory for example.
+        DeviceError: numpy's trial did not end, for want of memory for example.
     """
     if threads < 1 or seconds <= 0:
         raise UsageError(
             f"cannot measure a CPU with {threads} threads for {seconds:g} s\n"
             "expected at least one thread and a time above 0"
         )
-    report = _run_trial(threads, seconds, python)
+    report = _numpy_trial(threads, seconds, python)
+    rates = {f"numpy {report['numpy']}": float(report["fp32_flop_per_s"])}
+    for program in products:
+        rates |= _product_trial(program, threads, seconds, python)
+    fastest = max(rates, key=lambda label: rates[label])
+    others = [label for label in rates if label != fastest]
+    than = f", faster than {' and '.join(others)}" if others else ""
     return DevicePeak(
         name=cpu_model(),
-        fp32_flop_per_s=float(report["fp32_flop_per_s"]),
+        fp32_flop_per_s=rates[fastest],
         tf32_flop_per_s=None,
         fp16_flop_per_s=None,
         int8_op_per_s=None,
         bytes_per_s=float(report["bytes_per_s"]),
         cache_bytes=int(report["cache_bytes"]),
         winograd=frozenset(),  # onnxruntime's CPU kernels have none: microsoft/onnxruntime#12834
-        source=f"measured with numpy {report['numpy']}: FP32 matrix product, copy, maximum",
+        source=f"measured: FP32 matrix product by {fastest}{than}; copy, maximum",
         threads=threads,
         measured=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
-def _run_trial(threads: int, seconds: float, python: str) -> Mapping[str, Any]:
-    command = [python, "-m", "deploykit.costs.cpu_trial", str(threads), str(seconds)]
-    # The variables are set for the child only; this process has its threads already.
-    limited = dict.fromkeys(_THREAD_VARIABLES, str(threads))
+def faster_of(one: DevicePeak, other: DevicePeak) -> DevicePeak:
+    """The best rates of two trials of one CPU."""
+    best = max(one, other, key=lambda peak: peak.fp32_flop_per_s)
+    bytes_per_s = max(one.bytes_per_s, other.bytes_per_s)
+    return replace(best, bytes_per_s=bytes_per_s)
+
+
+_NO_SPEED: Final = "the speed of this CPU could not be measured"
+
+
+def _numpy_trial(threads: int, seconds: float, python: str) -> Mapping[str, Any]:
     try:
-        done = subprocess.run(
-            command,
-            env=os.environ | limited,
-            capture_output=True,
-            text=True,
-            # Three trials of about ``seconds`` each; ten leave room for repetitions that take
-            # longer.
-            timeout=_TRIAL_START_S + 10 * seconds,
-            check=True,
-        )
-        report: Mapping[str, Any] = json.loads(done.stdout)
+        return _run_trial(("deploykit.costs.cpu_trial",), threads, seconds, python)
     except (OSError, subprocess.SubprocessError, ValueError) as exc:
         own_words = exc.stderr if isinstance(exc, subprocess.CalledProcessError) else None
         said = (own_words or str(exc)).strip().splitlines()
         raise DeviceError(
-            "the speed of this CPU could not be measured\n"
+            f"{_NO_SPEED}\n"
             f"reason: {said[-1] if said else type(exc).__name__}\n"
             "it needs 0.6 GiB of free memory; try again when the machine is idle"
         ) from exc
+
+
+def _product_trial(
+    program: tuple[str, ...], threads: int, seconds: float, python: str
+) -> dict[str, float]:
+    """The rate of a product by its label; nothing where the program fails."""
+    try:
+        report = _run_trial(program, threads, seconds, python)
+        return {str(report["label"]): float(report["fp32_flop_per_s"])}
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _run_trial(
+    program: tuple[str, ...], threads: int, seconds: float, python: str
+) -> Mapping[str, Any]:
+    command = [python, "-m", *program, str(threads), str(seconds)]
+    # The variables are set for the child only; this process has its threads already.
+    limited = dict.fromkeys(_THREAD_VARIABLES, str(threads))
+    done = subprocess.run(
+        command,
+        env=os.environ | limited,
+        capture_output=True,
+        text=True,
+        # Three trials of about ``seconds`` each; ten leave room for repetitions that take longer.
+        timeout=_TRIAL_START_S + 10 * seconds,
+        check=True,
+    )
+    report: Mapping[str, Any] = json.loads(done.stdout)
     return report
 
 

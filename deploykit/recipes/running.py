@@ -91,6 +91,20 @@ class RecipeReport:
         """Steps that failed."""
         return tuple(one for one in self.results if one.status is Status.FAILED)
 
+    @property
+    def made(self) -> tuple[Path, ...]:
+        """The bundles that are there, whatever was found wrong with them."""
+        exports = (one for one in self.results if one.step.command == EXPORT)
+        return tuple(
+            one.step.bundle for one in exports if one.status in {Status.DONE, Status.BEFORE}
+        )
+
+    @property
+    def judged_on(self) -> Path | None:
+        """The images that the recipe evaluates on, if it does."""
+        found = (one.step.reads.get("data") for one in self.results if one.step.command == "eval")
+        return next(filter(None, found), None)
+
     def _repr_html_(self) -> str:
         """A table for a notebook."""
         names = "bundle", "precision", "verdict", "accuracy", "latency"

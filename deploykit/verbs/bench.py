@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.backends import CPU, GPU
+from deploykit.backends._product import product_programs
 from deploykit.backends._registry import unavailable_backends
 from deploykit.benchmarking.matrix.cells import plan_cells
+from deploykit.benchmarking.matrix.cpu_peak import with_settled_peak
 from deploykit.benchmarking.matrix.run import Checkpoint, MatrixRun, RemainingTime
 from deploykit.benchmarking.matrix.steps import Steps, process_limits, usual_jobs
 from deploykit.benchmarking.report.page import require_results_name, write_reports
@@ -31,7 +33,7 @@ from deploykit.sources.calls import require_call
 from deploykit.sources.targets import digest_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from deploykit.benchmarking.matrix.cells import Cell, Matrix
     from deploykit.benchmarking.matrix.processes import ProcessLimits
@@ -225,6 +227,10 @@ def bench(
     with progress.step("bench") as task:
         campaign.run(RemainingTime(task, campaign.length))
     run = with_notes_on_slower(checkpoint.run())
+    if CPU in steps.peaks:
+        measure = _cpu_trial(cells, options.switches, here)
+        with progress.step("measure this CPU's peak again"):
+            run = with_settled_peak(run, lambda seconds: measure(seconds=seconds))
     write_run(options.output, run)
     files = (options.output, *write_reports(run, options.output))
     checkpoint.discard()
@@ -275,7 +281,9 @@ def _steps(
 ) -> Steps:
     devices = {cell.device for cell in cells}
     found = {
-        CPU: _cpu_peak(options.switches, here, progress, notes) if CPU in devices else None,
+        CPU: _cpu_peak(_cpu_trial(cells, options.switches, here), progress, notes)
+        if CPU in devices
+        else None,
         GPU: _gpu_peak(here, notes) if GPU in devices else None,
     }
     return Steps(
@@ -290,12 +298,21 @@ def _steps(
     )
 
 
+def _cpu_trial(
+    cells: Sequence[Cell], switches: Switches, here: Environment
+) -> Callable[..., DevicePeak]:
+    """A trial of this CPU with the threads and the libraries of the run."""
+    products = product_programs({cell.backend for cell in cells})
+    threads = switches.threads or here.logical_cores
+    return partial(measure_cpu_peaks, threads, products=products)
+
+
 def _cpu_peak(
-    switches: Switches, here: Environment, progress: Progress, notes: list[str]
+    measure: Callable[..., DevicePeak], progress: Progress, notes: list[str]
 ) -> DevicePeak | None:
     with progress.step("measure this CPU's peak"):
         try:
-            return measure_cpu_peaks(switches.threads or here.logical_cores)
+            return measure()
         except DeviceError as error:
             notes.append(f"no physical limits: {'; '.join(str(error).splitlines())}")
             return None

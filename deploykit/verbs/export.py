@@ -147,6 +147,11 @@ class ExportCall:
     replace: bool = False
     name: str | None = None
 
+    @property
+    def report_images(self) -> Path | None:
+        """Images on which a report compares answers: those of ``data``, else of ``calib``."""
+        return self.data or images_folder(self.calib)
+
 
 def default_bundle(target: str, wish: PrecisionWish, parent: Path = DEFAULT_FOLDER) -> Path:
     """The folder of a bundle that is not told one, as ``engines/resnet50-fp16``."""

@@ -23,6 +23,7 @@ from deploykit.core.precision import Precision
 from deploykit.core.progress import LineProgress, Progress, SilentProgress, say_line, say_notes
 from deploykit.core.sizes import ShapeProfile, SizeRange
 from deploykit.images import LabelledData
+from deploykit.reporting.document import require_report_name
 from deploykit.sources.calls import require_call
 from deploykit.verbs.argument_names import in_python, with_argument_names
 from deploykit.verbs.evaluate import evaluate_bundle
@@ -86,6 +87,7 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
     name: str | None = None,
     output: PathLike | None = None,
     replace: bool = False,
+    report: PathLike | None = None,
     quiet: bool = False,
 ) -> Bundle:
     """Turn a network into a verified bundle, as ``deploykit export`` does.
@@ -133,6 +135,8 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         output: the bundle's folder; ``engines/NAME-PRECISION`` if not given.
         replace: whether a bundle of another model, or one with engines that are not made again, may
             be replaced.
+        report: a file for one HTML page about the bundle; answers are compared on ``data``, or on
+            the folder or file ``calib``.
         quiet: whether to say nothing of the steps.
 
     Raises:
@@ -141,6 +145,7 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         DeploykitError: the error of the step that failed; there is no bundle then.
     """
     _require_size(input_size)
+    page = None if report is None else require_report_name(Path(report))
     look = PreprocessingChoices(
         resize, interpolation, _channels(mean), _channels(std), channel_order
     )
@@ -173,10 +178,16 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         replace=replace,
         name=name,
     )
-    report = make_bundle(call, _progress(quiet=quiet))
+    made = make_bundle(call, _progress(quiet=quiet))
     if not quiet:
-        say_notes(_export_notes(report.notes))
-    return report.bundle
+        say_notes(_export_notes(made.notes))
+    if page is not None:
+        from deploykit.reporting.bundles import write_report
+
+        write_report(
+            [made.bundle.folder], page, data=call.report_images, progress=_progress(quiet=quiet)
+        )
+    return made.bundle
 
 
 @with_argument_names

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from deploykit.benchmarking.results import BenchmarkRun
-from tests.unit.benchmarking.report.reported import cpu_run, first_look, gpu_run, hostile_run
+from tests.unit.benchmarking.report.reported import (
+    alike_run,
+    cpu_run,
+    first_look,
+    gpu_run,
+    hostile_run,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,7 +21,7 @@ if TYPE_CHECKING:
 
     Open = Callable[..., Page]
 
-PHONE = {"width": 360, "height": 740}
+PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
 RUNS: dict[str, Callable[[], BenchmarkRun]] = {
     "gpu": gpu_run,
@@ -24,6 +30,7 @@ RUNS: dict[str, Callable[[], BenchmarkRun]] = {
     "failures": lambda: BenchmarkRun((), gpu_run().failures),
     "empty": lambda: BenchmarkRun(()),
     "hostile": hostile_run,
+    "alike": alike_run,
     "first": first_look,
     "many": lambda: first_look(30),
 }
@@ -62,7 +69,9 @@ def row_ids(page: Page) -> list[int]:
 
 
 def lines_of(page: Page, chart: str) -> int:
-    return page.locator(f"#chart-{chart} svg [data-series]").count()
+    """Series that a chart draws: a line, a dot or a bar with all that belongs to it."""
+    drawn = page.locator(f"#chart-{chart} svg [data-series]")
+    return len(set(drawn.evaluate_all("all => all.map(group => group.dataset.series)")))
 
 
 def stage_of(page: Page, chart: str) -> Locator:

@@ -25,7 +25,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     peak = gpu_peak("NVIDIA L4").peak
     assert peak is not None
     known = replace(peak, name="a CPU", measured="2026-11-22T00:00:00+00:00")
-    monkeypatch.setattr(bench_run, "measure_cpu_peaks", lambda _threads: known)
+    monkeypatch.setattr(bench_run, "measure_cpu_peaks", lambda _threads, **_: known)
     return tmp_path
 
 

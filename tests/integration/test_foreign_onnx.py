@@ -91,7 +91,7 @@ def use_every_command(
     peak = gpu_peak("NVIDIA L4").peak
     assert peak is not None
     known = replace(peak, name="a CPU", measured="2026-11-22T00:00:00+00:00")
-    monkeypatch.setattr(bench_run, "measure_cpu_peaks", lambda _threads: known)
+    monkeypatch.setattr(bench_run, "measure_cpu_peaks", lambda _threads, **_: known)
     measured = deploykit("bench", path, *BENCH, "--json")
     assert measured.code == 0, measured.err
     assert [row["batch"] for row in measured.data["results"]] == [2]

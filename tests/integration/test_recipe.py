@@ -161,7 +161,7 @@ def test_every_option_is_a_key(command: str) -> None:
     options = COMMANDS.options(command)
     helped = deploykit(command, "--help").out
     listed = set(re.findall(r"^ +(?:-\w, )?--([a-z0-9-]+)", helped, re.M))
-    assert listed - {"json", "debug", "help", "quiet", "verbose"} == set(options)
+    assert listed - {"json", "debug", "help", "quiet", "report", "verbose"} == set(options)
 
 
 @pytest.mark.parametrize("command", AFTER)

@@ -77,7 +77,7 @@ def test_it_is_measured_in_a_process_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peak = gpu_peak("NVIDIA L4").peak
-    monkeypatch.setattr(bench, "measure_cpu_peaks", lambda _threads: peak)
+    monkeypatch.setattr(bench, "measure_cpu_peaks", lambda _threads, **_: peak)
     called = deploykit(
         "bench", "tinynet", "--backend", "eager", "--fp32", "--batch", 1, "--warmup", 0,
         "--duration", 0.1, "--min-samples", 20, "--work", tmp_path / "work",

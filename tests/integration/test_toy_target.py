@@ -102,7 +102,7 @@ def test_export_with_the_weights_that_the_kind_publishes(tmp_path: Path) -> None
 
 def test_bench_measures_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     peak = gpu_peak("NVIDIA L4").peak
-    monkeypatch.setattr(bench, "measure_cpu_peaks", lambda _threads: peak)
+    monkeypatch.setattr(bench, "measure_cpu_peaks", lambda _threads, **_: peak)
     called = deploykit(
         "bench", "toy:x", "--backend", "ort", "--fp32", "--batch", 1, "--warmup", 0,
         "--duration", 0.1, "--min-samples", 20, "--work", tmp_path / "work",

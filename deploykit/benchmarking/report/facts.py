@@ -35,6 +35,17 @@ def figure(number: float) -> str:
     return f"{number:,.0f}" if _PLAIN <= abs(number) < _LONG else f"{number:.4g}"
 
 
+def tail_text(found: float | None, bare: float | None) -> str:
+    """A percentile, in brackets where it has no interval; empty where it is not known.
+
+    >>> tail_text(1.5, 1.5), tail_text(None, 1.5), tail_text(None, None)
+    ('1.5', '(1.5)', '')
+    """
+    if found is not None:
+        return figure(found)
+    return "" if bare is None else f"({figure(bare)})"
+
+
 def rate_text(rate: float, unit: str) -> str:
     """A rate in three digits, with the prefix that fits it.
 

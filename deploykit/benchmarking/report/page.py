@@ -5,21 +5,18 @@ Also where all reports of a run are written, beside its file of results.
 
 from __future__ import annotations
 
-import html
-import json
-import re
-from importlib import resources
-from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.benchmarking.report import facts
 from deploykit.benchmarking.report.facts import figure
-from deploykit.benchmarking.report.rows import LEVELS, latency_of, remarks_of, row_of
+from deploykit.benchmarking.report.rows import LEVELS, Remark, latency_of, remarks_of, row_of
+from deploykit.benchmarking.report.summary import common_remarks, sentence_of
 from deploykit.benchmarking.report.table import csv_of, markdown_of
 from deploykit.benchmarking.statistics.percentiles import CONFIDENCE, samples_needed
 from deploykit.core.atomic import write_whole
 from deploykit.core.errors import UsageError
 from deploykit.core.precision import precisions
+from deploykit.reporting.document import asset, document
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,11 +49,20 @@ def page_data(run: BenchmarkRun) -> dict[str, Any]:
     """Everything on the page; ``rows`` has the results and then the failures."""
     machines, common = facts.machines_of(run), facts.common_switches(run.results)
     peaks = facts.peaks_of(run)
-    results = [_row(result, common, machines, peaks) for result in run.results]
+    shown = [row_of(result) for result in run.results]
+    shared = common_remarks(shown)
+    said = frozenset[Remark]().union(*(alike for _, alike in shared))
+    results = [
+        _row(result, row, common, machines, peaks)
+        | {"remarks": [_plain(each) for each in remarks_of(row) if each not in said]}
+        for result, row in zip(run.results, shown, strict=True)
+    ]
     rows = results + [_failed(failure) for failure in run.failures]
     names = dict.fromkeys(facts.machine_name(result.environment) for result in run.results)
     return {
         "machine": ", ".join(names) or "no result",
+        "sentence": sentence_of(shown),
+        "shared": [_plain(remark) for remark, _ in shared],
         "period": facts.period_of(run),
         "deploykit": ", ".join(facts.versions_of(run)),
         "machines": list(map(_pairs, machines)),
@@ -71,10 +77,18 @@ def page_data(run: BenchmarkRun) -> dict[str, Any]:
     }
 
 
+def _plain(remark: Remark) -> list[str]:
+    return [remark.kind, remark.sentence]
+
+
 def _row(
-    result: BenchmarkResult, common: Facts, machines: Sequence[Facts], peaks: list[DevicePeak]
+    result: BenchmarkResult,
+    row: Row,
+    common: Facts,
+    machines: Sequence[Facts],
+    peaks: list[DevicePeak],
 ) -> dict[str, Any]:
-    row, latency_ms = row_of(result), latency_of(result)
+    latency_ms = latency_of(result)
     return {
         "model": row.model,
         "backend": row.backend,
@@ -85,6 +99,7 @@ def _row(
         "proven": row.precision_proven,
         "samples": row.samples,
         "median_ms": row.median_ms,
+        "p99_ms": row.p99_ms,
         "percentiles": {
             _name(level): [found.value, found.low, found.high]
             for level, found in row.latency_ms.items()
@@ -92,7 +107,6 @@ def _row(
         "images_per_s": row.throughput_per_s,
         "variation": row.variation,
         "limit": _limit(result, row, peaks),
-        "remarks": [[remark.kind, remark.sentence] for remark in remarks_of(row)],
         "quantiles": _quantiles(latency_ms),
         "largest_ms": _short(float(latency_ms.max())),
         "details": _pairs(_details(result, row, common, machines)),
@@ -204,12 +218,8 @@ def _pairs(labelled: Facts) -> list[list[str]]:
 
 
 SCRIPTS: Final = (
-    "dom.js",
-    "format.js",
-    "scales.js",
     "state.js",
-    "plot.js",
-    "chart.js",
+    "series.js",
     "ranked.js",
     "curves.js",
     "distribution.js",
@@ -221,42 +231,23 @@ SCRIPTS: Final = (
 )
 """Scripts of the page in the order in which they depend on one another."""
 
+_STYLE: Final = "bench.css"
+
 
 def page_of(run: BenchmarkRun) -> str:
-    """A whole HTML document.
-
-    Data are never parsed as HTML or script: every ``<`` in them is escaped in the file, and the
-    script makes text nodes of them.
-    """
+    """A whole HTML document; nothing of the data is read as HTML."""
     data = page_data(run)
-    parts = {
-        "title": html.escape(f"Benchmark: {data['machine']}"),
-        "style": _asset("page.css"),
-        "script": "\n".join(map(_asset, SCRIPTS)),
-        "data": _json(data),
-    }
-    # One pass, so that nothing in the data can pass for a place in the template.
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _asset("page.html"))
-
-
-def _json(data: Any) -> str:
-    # allow_nan=False: Python would write NaN, which is no JSON and would stop the page's script.
-    text = json.dumps(_finite(data), allow_nan=False, separators=(",", ":"))
-    # A "</script>" in the data would end the element that holds them.
-    return text.replace("<", "\\u003c")
-
-
-def _finite(data: Any) -> Any:
-    """Replace numbers that are not finite by ``None``, as JSON has no notation for them."""
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not isfinite(data) else data
+    return document(
+        title=f"Benchmark: {data['machine']}",
+        template=_asset("page.html"),
+        scripts=tuple(map(_asset, SCRIPTS)),
+        style=_asset(_STYLE),
+        data=data,
+    )
 
 
 def _asset(name: str) -> str:
-    return resources.files(__package__).joinpath("assets", name).read_text("utf-8")
+    return asset(__package__, name)
 
 
 _RESULTS: Final = ".json"

@@ -238,6 +238,12 @@ STEPS: Final = ("wall_ms", "h2d_ms", "compute_ms", "d2h_ms", "enqueue_ms")
 RESOLUTION: Final = 0.1
 """Share by which runs on a shared machine may differ; closer models share a rank."""
 
+_P50: Final = 50
+_P99: Final = 99
+
+MIN_FOR_P99: Final = 100
+"""Queries from which on a 99th percentile lies between two of them."""
+
 _SERVER: Final = "server"
 
 
@@ -246,9 +252,10 @@ class Row:
     """The figures of one result; percentiles that the samples do not support are left out.
 
     ``latency_ms`` has a percentile by its level; ``median_ms`` is there in any case, even where it
-    has no interval. ``variation`` is the coefficient of variation of the latency (a share),
-    ``steps_ms`` the median of each step that was timed. ``limit_ms`` and ``achieved`` are ``None``
-    where the physical limit is not known.
+    has no interval; ``p99_ms`` likewise, from `MIN_FOR_P99` queries on. ``variation`` is the
+    coefficient of variation of the latency (a share), ``steps_ms`` the median of each step that was
+    timed. ``limit_ms`` and ``achieved`` are ``None`` where the physical limit is not known; a note
+    says why.
     """
 
     model: str
@@ -261,6 +268,7 @@ class Row:
     samples: int
     latency_ms: Mapping[float, Percentile]
     median_ms: float
+    p99_ms: float | None
     throughput_per_s: float
     variation: float | None
     steps_ms: Mapping[str, float]
@@ -270,6 +278,12 @@ class Row:
     warnings: tuple[str, ...]
     condition: tuple[str, ...]
     notes: tuple[str, ...]
+
+    @property
+    def has_brackets(self) -> bool:
+        """Whether its median, or its 99th percentile, is known without an interval alone."""
+        no_tail = self.p99_ms is not None and _P99 not in self.latency_ms
+        return _P50 not in self.latency_ms or no_tail
 
     @property
     def key(self) -> str:
@@ -295,7 +309,7 @@ def row_of(result: BenchmarkResult) -> Row:
     found = {level: percentile(latency, level) for level in LEVELS}
     carried = {level: each for level, each in found.items() if each is not None}
     middle = percentile_value(latency)
-    measured = None if result.limit is None else achieved(result.limit, middle)
+    limit = result.limit if result.limit is not None and result.limit.is_known else None
     return Row(
         model=subject.model,
         precision=subject.precision_asked,
@@ -307,16 +321,25 @@ def row_of(result: BenchmarkResult) -> Row:
         samples=len(result.samples),
         latency_ms=carried,
         median_ms=middle,
+        p99_ms=percentile_value(latency, _P99) if len(latency) >= MIN_FOR_P99 else None,
         throughput_per_s=result.throughput_per_s,
         variation=coefficient_of_variation(latency),
         steps_ms=_steps(result),
-        limit_ms=None if result.limit is None else result.limit.limit_ms,
-        binds=None if result.limit is None else result.limit.binds,
-        achieved=measured,
+        limit_ms=None if limit is None else limit.limit_ms,
+        binds=None if limit is None else limit.binds,
+        achieved=None if limit is None else achieved(limit, middle),
         warnings=tuple(warnings_of(result.samples, result.switches)),
         condition=result.condition,
-        notes=result.notes,
+        notes=(*result.notes, *_no_limit(result)),
     )
+
+
+def _no_limit(result: BenchmarkResult) -> tuple[str, ...]:
+    """Why a network that was counted has no physical limit."""
+    if result.limit is None or result.limit.is_known:
+        return ()
+    asked = result.subject.precision_asked
+    return (f"no physical limit: the best rate of this device in {asked} is not known",)
 
 
 def latency_of(result: BenchmarkResult) -> Series:
@@ -359,7 +382,7 @@ KINDS: Final = ("doubt", "condition", "warning", "note")
 
 
 BRACKETS: Final = (
-    "A median in brackets has no interval: too few independent samples; measure longer."
+    "A figure in brackets has no interval: too few independent samples; measure longer."
 )
 
 

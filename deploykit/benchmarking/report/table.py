@@ -130,7 +130,7 @@ def markdown_of(run: BenchmarkRun) -> str:
     """
     rows = [row_of(result) for result in run.results]
     lines = [f"# Benchmark{_of_machine(run)}", "", *_summary(run)]
-    lines += ["", BRACKETS] if any(_MEDIAN not in row.latency_ms for row in rows) else []
+    lines += ["", BRACKETS] if any(row.has_brackets for row in rows) else []
     common = facts.common_switches(run.results)
     for group in _groups(run.results):
         lines += ["", *_group_lines(group, common)]
@@ -253,11 +253,16 @@ def _cells(row: Row) -> list[str]:
         str(row.batch),
         f"({figure(row.median_ms)})" if middle is None else _interval(middle),
         _ms(row.latency_ms.get(90)),
-        _ms(row.latency_ms.get(99)),
+        _p99(row),
         figure(row.throughput_per_s),
         "" if row.achieved is None else f"{row.achieved.share:.1%}".replace("%", " %"),
         row.binds or "",
     ]
+
+
+def _p99(row: Row) -> str:
+    found = row.latency_ms.get(99)
+    return facts.tail_text(None if found is None else found.value, row.p99_ms)
 
 
 def _ms(found: Percentile | None) -> str:

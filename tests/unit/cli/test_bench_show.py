@@ -58,7 +58,7 @@ def test_a_remark_of_every_cell_or_of_many_is_short() -> None:
 def test_a_median_without_an_interval_stands_in_brackets() -> None:
     text = shown(result(1, times=[2.0, 3.0, 2.5]))
     assert "(2.5)" in text
-    assert "! A median in brackets has no interval" in text
+    assert "! A figure in brackets has no interval" in text
 
 
 def test_failures_and_notes_are_shown_without_any_result() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from datetime import datetime
 from importlib import resources
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from deploykit.core.environment import cpu_model
 from deploykit.core.errors import DeviceError, UsageError
 from deploykit.core.precision import Precision
 from deploykit.costs import cpu_trial
-from deploykit.costs.peaks import gpu_peak, measure_cpu_peaks, peak_to_plain
+from deploykit.costs.peaks import faster_of, gpu_peak, measure_cpu_peaks, peak_to_plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -185,6 +186,37 @@ def test_a_trial_that_fails(tmp_path: Path) -> None:
     silent.chmod(0o755)
     with pytest.raises(DeviceError, match="reason: Expecting value"):
         measure_cpu_peaks(1, python=str(silent))
+
+
+def test_the_fastest_library_makes_the_peak(tmp_path: Path) -> None:
+    fake = tmp_path / "python"
+    fake.write_text(
+        "#!/bin/sh\n"
+        'case "$2 $3" in\n'
+        '"deploykit.costs.cpu_trial 1")\n'
+        '  echo \'{"numpy": "2.0", "fp32_flop_per_s": 5e9,'
+        ' "bytes_per_s": 1e9, "cache_bytes": 7}\';;\n'
+        '"a.module fast") echo \'{"label": "fast lib", "fp32_flop_per_s": 9e9}\';;\n'
+        '"a.module slow") echo \'{"label": "slow lib", "fp32_flop_per_s": 4e9}\';;\n'
+        "*) exit 1;;\n"
+        "esac\n"
+    )
+    fake.chmod(0o755)
+    programs = [("a.module", name) for name in ("slow", "broken", "fast")]
+    peak = measure_cpu_peaks(1, products=programs, python=str(fake))
+    assert peak.fp32_flop_per_s == 9e9
+    assert (peak.bytes_per_s, peak.cache_bytes) == (1e9, 7)
+    assert peak.source == (
+        "measured: FP32 matrix product by fast lib, faster than numpy 2.0 and slow lib; "
+        "copy, maximum"
+    )
+
+
+def test_the_faster_of_two_trials_has_the_best_of_both() -> None:
+    one = measure_cpu_peaks(1, seconds=0.01)
+    other = replace(one, fp32_flop_per_s=2 * one.fp32_flop_per_s, bytes_per_s=1.0, source="other")
+    for pair in ((one, other), (other, one)):
+        assert faster_of(*pair) == replace(other, bytes_per_s=one.bytes_per_s)
 
 
 def test_the_best_time_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ class Script:
 def script(monkeypatch: pytest.MonkeyPatch) -> Script:
     script = Script()
     monkeypatch.setattr(bench_run, "Steps", partial(Steps, call=script))
-    monkeypatch.setattr(bench_run, "measure_cpu_peaks", lambda _: L4)
+    monkeypatch.setattr(bench_run, "measure_cpu_peaks", lambda _, **__: L4)
     return script
 
 
@@ -165,7 +165,7 @@ def test_another_run_does_not_go_on_with_this_one(
 def test_without_the_cpus_peak_there_is_no_limit_and_a_note(
     script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def busy(_: int) -> None:
+    def busy(_: int, **__: object) -> None:
         raise DeviceError("the speed of this CPU could not be measured\nreason: killed")
 
     monkeypatch.setattr(bench_run, "measure_cpu_peaks", busy)

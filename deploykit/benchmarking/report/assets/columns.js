@@ -7,29 +7,37 @@ function latency(value) {
   return fixed(value, latencyDecimals);
 }
 
+/** The 10th stands in the details of a row: the table has no room for it. */
+const shownLevels = data.percentiles.filter((level) => level !== "10");
+
 const medianColumn = {
   id: "p50",
   title: "p50",
-  unit: "ms",
+  unit: "ms, median",
   numeric: true,
   value: median,
-  cell: (row) => {
-    if (isBare(row)) return [`(${latency(median(row))})`];
-    const [value, low, high] = row.percentiles["50"];
-    const range = `${latency(low)}${dash}${latency(high)}`;
-    return [html("span", { class: "interval" }, range), " ", html("b", {}, latency(value))];
-  },
+  cell: (row) => [html("b", {}, isBare(row) ? `(${latency(median(row))})` : latency(median(row)))],
 };
 
+const intervalColumn = {
+  id: "interval",
+  title: "p50 is within",
+  unit: `ms, ${percent(data.confidence, 2)} sure`,
+  numeric: true,
+  value: (row) => (row.percentiles["50"] ? row.percentiles["50"][1] : null),
+  cell: (row) => row.percentiles["50"].slice(1).map(latency).join(dash),
+};
+
+/** The tail is shown in brackets where it has no interval. */
 function percentileColumn(level) {
-  const found = (row) => row.percentiles[level];
+  const bare = (row) => (level === "99" ? row.p99_ms ?? null : null);
   return {
     id: `p${level}`,
     title: `p${level}`,
     unit: "ms",
     numeric: true,
-    value: (row) => (found(row) ? found(row)[0] : null),
-    cell: (row) => [latency(found(row)[0])],
+    value: (row) => (row.percentiles[level] ? row.percentiles[level][0] : bare(row)),
+    cell: (row) => [row.percentiles[level] ? latency(row.percentiles[level][0]) : `(${latency(bare(row))})`],
   };
 }
 
@@ -57,6 +65,7 @@ function precisionCell(row) {
   return [row.precision, html("span", { class: "tag doubt" }, `is ${row.proven}`)];
 }
 
+/** The name opens the row; what speaks against its figures is marked beside it. */
 function modelCell(row) {
   if (row.failed) return [html("span", { class: "name" }, row.model)];
   const open = state.open.has(row.id);
@@ -66,17 +75,18 @@ function modelCell(row) {
     byId(`open-${row.id}`).focus();
   };
   const label = { id: `open-${row.id}`, "aria-expanded": String(open), onclick: press };
-  return [html("button", { type: "button", class: "name", ...label }, row.model)];
+  const kinds = [...new Set(row.remarks.map(([kind]) => kind))];
+  const sentences = (kind) => row.remarks.filter((remark) => remark[0] === kind).map((remark) => remark[1]);
+  const tags = kinds.map((kind) =>
+    html("span", { class: `tag ${kind}`, title: sentences(kind).join("\n") }, KIND_NAMES[kind]),
+  );
+  return [html("button", { type: "button", class: "name", ...label }, row.model), tags];
 }
 
 const allColumns = [
   { id: "model", title: "Model", value: (row) => row.model, cell: modelCell },
-  plainColumn("backend", "Backend"),
-  { id: "precision", title: "Precision", value: (row) => PRECISIONS.indexOf(row.precision), cell: precisionCell },
-  plainColumn("batch", "Batch", true),
-  plainColumn("scenario", "Scenario"),
   medianColumn,
-  ...data.percentiles.filter((level) => level !== "50").map(percentileColumn),
+  percentileColumn("99"),
   {
     id: "images_per_s",
     title: "Throughput",
@@ -85,8 +95,14 @@ const allColumns = [
     value: (row) => row.images_per_s ?? null,
     cell: (row) => [fixed(row.images_per_s, rateDecimals)],
   },
-  limitColumn("share", "Of limit", "%", (limit) => limit.share, shareCell),
-  { ...limitColumn("binds", "Binds", "", (limit) => limit.binds, (limit) => [limit.binds]), numeric: false },
+  { id: "precision", title: "Precision", value: (row) => PRECISIONS.indexOf(row.precision), cell: precisionCell },
+  plainColumn("batch", "Batch", true),
+  plainColumn("backend", "Backend"),
+  plainColumn("scenario", "Scenario"),
+  limitColumn("share", "Of the limit", "%", (limit) => limit.share, shareCell),
+  { ...limitColumn("binds", "Limited by", "", (limit) => limit.binds, (limit) => [limit.binds]), numeric: false },
+  intervalColumn,
+  ...shownLevels.filter((level) => !["50", "99"].includes(level)).map(percentileColumn),
   {
     id: "variation",
     title: "Variation",
@@ -97,7 +113,7 @@ const allColumns = [
   },
   {
     id: "samples",
-    title: "Samples",
+    title: "Queries",
     numeric: true,
     value: (row) => row.samples ?? null,
     cell: (row) => [fixed(row.samples, 0)],
@@ -110,18 +126,22 @@ const columns = allColumns.filter((column) => {
   return ["model", "p50"].includes(column.id) || data.rows.some((row) => column.value(row) !== null);
 });
 
-const BRACKETS = "A median in brackets has no interval: too few independent samples; measure longer.";
+const BRACKETS = "A figure in brackets has no interval: too few independent samples; measure longer.";
+
+function isAnyBare() {
+  return results.some((row) => isBare(row) || (row.p99_ms !== null && !row.percentiles["99"]));
+}
 
 /** Why a column or a figure is not there. */
 function leftOutColumns() {
-  const percentiles = data.percentiles
+  const percentiles = shownLevels
     .filter((level) => !columns.some((column) => column.id === `p${level}`))
-    .map((level) => `p${level} needs ${fixed(data.samples_needed[level], 0)} independent samples`);
+    .map((level) => `p${level} needs ${level === "99" ? "100 queries, and with its interval " : ""}${fixed(data.samples_needed[level], 0)} independent samples`);
   const sentences = percentiles.length ? [`Left out: ${percentiles.join("; ")}.`] : [];
   if (results.length && !results.some((row) => row.limit)) {
     sentences.push("The physical limit of these rows is not known.");
   }
-  if (results.some(isBare)) sentences.push(BRACKETS);
+  if (isAnyBare()) sentences.push(BRACKETS);
   const dashes = `A ${dash} stands where there are too few samples, or where the row failed.`;
   return [...sentences, dashes].join(" ");
 }

@@ -12,25 +12,33 @@ function curveModel(rows, width, curve) {
   const batches = distinct(drawn, "batch");
   if (drawn.some(curve.isBare)) notes.push(EMPTY_MARK);
   if (batches.length < 2) return rankedModel(drawn, width, curve, notes);
-  const area = plotArea(width, CURVE_HEIGHT);
-  const x = logScale(logDomain(batches, 1.2), area.x, batches);
-  const ends = drawn.flatMap((row) => curve.interval(row) || [curve.value(row)]);
-  const y = logScale(logDomain(ends.filter((value) => value > 0)), area.y);
-  const marks = [];
-  const groups = [...bySeries(drawn)].map(([name, members]) =>
-    curveLine(name, members, curve, x, y, marks),
-  );
-  if (groups.length > MANY) {
-    notes.push(`${groups.length} lines: a filter on the model, precision or backend makes room.`);
+  const series = [...bySeries(drawn)];
+  if (series.length > MANY) {
+    notes.push(`${series.length} lines: a filter on the model, precision or backend makes room.`);
   }
-  const axis = axes(
-    area,
-    { scale: x, title: "Batch (images per query)", text: String },
-    { scale: y, title: curve.axis, text: tickText },
+  const label = `${curve.axis} against batch, both logarithmic: ${counted(series.length, "line")}, ${counted(drawn.length, "point")}`;
+  const ends = drawn.flatMap((row) => curve.interval(row) || [curve.value(row)]);
+  const domain = logDomain(ends.filter((value) => value > 0));
+  const ticks = logTicks(domain, 6, tickSpecifier(ends));
+  const plot = {
+    x: { type: "log", domain: logDomain(batches, 1.2) },
+    y: { type: "log", domain },
+    marks: [
+      gridOf("x", { ticks: batches }),
+      gridOf("y", ticks),
+      axisOf("x", { title: "Batch (images per query)", ticks: batches, text: String }),
+      axisOf("y", { title: curve.axis, ...ticks }),
+      series.map(([name, members]) => curveLine(name, members, curve, series.length > MANY)),
+    ],
+  };
+  const points = series.flatMap(([name, members]) =>
+    d3.sort(members, (row) => row.batch).map((row) => pointOf(row, name, curve, row.batch, curve.value(row))),
   );
-  const lines = svg("g", { class: groups.length > MANY ? "many" : null }, groups);
-  const label = `${curve.axis} against batch, both logarithmic: ${counted(groups.length, "line")}, ${counted(drawn.length, "point")}`;
-  return { height: CURVE_HEIGHT, label, nodes: [axis, lines], marks, notes };
+  return { height: CURVE_HEIGHT, label, plot, points, notes };
+}
+
+function pointOf(row, series, curve, x, y) {
+  return { x, y, row, series, title: rowName(row), facts: curve.facts(row) };
 }
 
 function whyEmpty(rows, measured, reason) {
@@ -39,29 +47,29 @@ function whyEmpty(rows, measured, reason) {
   return `Nothing to draw: ${reason}.`;
 }
 
-function curveLine(name, members, curve, x, y, marks) {
-  const ordered = [...members].sort((a, b) => a.batch - b.batch);
-  const points = ordered.map((row) => [x(row.batch), y(curve.value(row))]);
-  const line = { class: "line", d: pathOf(points), "stroke-dasharray": dashOf(members[0]) };
-  const group = svg("g", { class: colourOf(members[0]), "data-series": name });
-  group.append(svg("path", line));
-  ordered.forEach((row, at) => {
-    const [px, py] = points[at];
-    const interval = curve.interval(row);
-    if (interval) group.append(whisker(px, y(interval[0]), y(interval[1])));
-    group.append(markShape(row.precision, px, py, { class: markClass(row, curve) }));
-    marks.push({ x: px, y: py, row, series: name, title: rowName(row), facts: curve.facts(row) });
-  });
-  return group;
+function curveLine(name, members, curve, isOneOfMany) {
+  const ordered = d3.sort(members, (row) => row.batch);
+  const [first] = ordered;
+  const x = "batch";
+  const y = curve.value;
+  const kind = `line ${colourOf(first)}${isOneOfMany ? " many" : ""}`;
+  const line = { x, y, fill: "none", strokeWidth: 1.8, strokeDasharray: dashOf(first) };
+  return [
+    Plot.line(ordered, ofSeries(name, kind, line)),
+    whiskers(name, ordered, curve, "x", x),
+    dotsOf(name, ordered, { x, y, isBare: curve.isBare, facts: curve.facts }),
+  ];
 }
 
-function markClass(row, curve) {
-  return curve.isBare(row) ? "mark bare" : "mark";
-}
-
-function whisker(x, low, high) {
-  const d = `M${x - 4} ${low}h8M${x - 4} ${high}h8M${x} ${low}V${high}`;
-  return svg("path", { class: "whisker", d });
+/** Intervals of rows across `axis`, where they have one. */
+function whiskers(series, rows, curve, axis, place) {
+  const carried = rows.filter(curve.interval);
+  if (!carried.length) return null;
+  const other = axis === "x" ? "y" : "x";
+  const rule = axis === "x" ? Plot.ruleX : Plot.ruleY;
+  const [low, high] = [0, 1].map((end) => (row) => curve.interval(row)[end]);
+  const ends = { [axis]: place, [`${other}1`]: low, [`${other}2`]: high };
+  return rule(carried, ofSeries(series, `whisker ${colourOf(rows[0])}`, { ...ends, strokeWidth: 1.4, marker: "tick" }));
 }
 
 function latencyFacts(row) {

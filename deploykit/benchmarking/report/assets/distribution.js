@@ -38,32 +38,48 @@ function distributionModel(rows, width) {
   const drawn = rows.filter((row) => state.chosen.has(row.id) && row.quantiles[0] > 0);
   const notes = leftOut(chosen.length - drawn.length, "chosen, but hidden by the filters, or zero");
   if (!drawn.length) return { empty: whyNoDistribution(rows), notes };
-  const area = plotArea(width, DISTRIBUTION_HEIGHT);
   const curves = drawn.map((row) => [row, steps(row)]);
-  const ends = curves.flatMap(([, points]) => [points[0][0], lastShown(points)[0]]);
-  const x = logScale(logDomain(ends, 1.02), area.x);
-  const last = Math.max(...curves.map(([, points]) => points[points.length - 1][1]));
-  const y = state.tail ? nineScale(Math.max(last, 0.9), area.y) : linearScale([0, 1], area.y);
-  const marks = [];
-  const groups = curves.map(([row, points]) => distributionLine(row, points, x, y, marks));
-  const title = state.relative ? `Latency over the row's median (${times})` : "Latency (ms)";
-  const axis = axes(
-    area,
-    { scale: x, title, text: tickText, room: 44 },
-    { scale: y, title: "Share of queries (%)", text: (share) => String(+(100 * share).toFixed(4)) },
-  );
-  const clip = frameClip("distribution-frame", area);
-  const lines = svg("g", { "clip-path": "url(#distribution-frame)" }, groups);
+  const ends = curves.flatMap(([, steps]) => [steps[0].time, lastShown(steps).time]);
   const label = `Share of queries against latency: ${drawn.map(rowName).join("; ")}`;
   const legend = [html("p", {}, drawn.map(distributionEntry))];
   if (!state.tail) notes.push("Up to the 99th percentile; Tail shows what is beyond.");
-  const nodes = [axis, clip, lines];
-  return { height: DISTRIBUTION_HEIGHT, label, nodes, marks, legend, notes };
+  const points = curves.flatMap(([row, steps]) => distributionPoints(row, steps));
+  const domain = logDomain(ends, 1.02);
+  const ticks = logTicks(domain, 5, "~r");
+  const plot = {
+    x: { type: "log", domain },
+    y: shareScale(Math.max(0.9, ...curves.map(([, steps]) => steps[steps.length - 1].share))),
+    marks: [
+      gridOf("x", ticks),
+      gridOf("y", { ticks: shareTicks() }),
+      axisOf("x", { title: state.relative ? `Latency over the row's median (${times})` : "Latency (ms)", ...ticks }),
+      axisOf("y", { title: "Share of queries (%)", ticks: shareTicks(), text: shareText }),
+      curves.map(([row, steps]) => distributionLine(row, steps, points)),
+    ],
+  };
+  return { height: DISTRIBUTION_HEIGHT, label, plot, points, legend, notes };
+}
+
+/** In the tail each nine has as much room as the next: a logarithm of what is missing to the whole. */
+function shareScale(last) {
+  return state.tail ? { type: "log", domain: [1, 1 - last], clamp: true } : { domain: [0, 1] };
+}
+
+function onAxis(share) {
+  return state.tail ? Math.max(1 - share, 1e-9) : share;
+}
+
+function shareTicks() {
+  return state.tail ? [1, 0.5, 0.1, 0.01, 0.001, 0.0001] : [0, 0.2, 0.4, 0.6, 0.8, 1];
+}
+
+function shareText(value) {
+  return String(+(100 * (state.tail ? 1 - value : value)).toFixed(4));
 }
 
 /** With even shares the last hundredth would take most of the room and show nothing. */
-function lastShown(points) {
-  const within = points.filter(([, share]) => state.tail || share <= BULK);
+function lastShown(steps) {
+  const within = steps.filter(({ share }) => state.tail || share <= BULK);
   return within[within.length - 1];
 }
 
@@ -97,7 +113,7 @@ function slotOf(row) {
 /** Latency and share of queries up to it, as far as the samples go. */
 function steps(row) {
   const unit = state.relative ? valueAt(row, 50) : 1;
-  return row.quantiles.map((time, at) => [time / unit, data.levels[at] / 100]);
+  return row.quantiles.map((time, at) => ({ time: time / unit, share: data.levels[at] / 100 }));
 }
 
 /** The sample at a level, or the last that there is before it. */
@@ -106,29 +122,31 @@ function valueAt(row, level) {
   return row.quantiles[Math.min(at, row.quantiles.length - 1)];
 }
 
-function distributionLine(row, points, x, y, marks) {
-  const pixels = points.flatMap(([time, share], at) => [
-    [x(time), y(at ? points[at - 1][1] : 0)],
-    [x(time), y(share)],
-  ]);
-  const own = READ_AT.map((level) => distributionMark(row, points, level, x, y)).filter(Boolean);
-  marks.push(...own);
-  return svg(
-    "g",
-    { class: slotOf(row), "data-series": row.id },
-    svg("path", { class: "line", d: pathOf(pixels) }),
-    own.map((mark) => svg("circle", { class: "mark", cx: mark.x, cy: mark.y, r: 3.5 })),
-  );
+function distributionLine(row, steps, points) {
+  const series = String(row.id);
+  const x = "time";
+  const y = (step) => onAxis(step.share);
+  const line = { x, y, fill: "none", strokeWidth: 1.8, curve: "step-after", clip: true };
+  const own = points.filter((point) => point.series === series);
+  const dots = { x: "x", y: "y", r: 3.5, stroke: "var(--surface)", ariaLabel: spoken };
+  return [
+    Plot.line([{ time: steps[0].time, share: 0 }, ...steps], ofSeries(series, `line ${slotOf(row)}`, line)),
+    Plot.dot(own, ofSeries(series, `mark ${slotOf(row)}`, dots)),
+  ];
 }
 
-function distributionMark(row, points, level, x, y) {
-  const found = points.find(([, share]) => share >= level / 100 - 1e-9);
-  if (!found || found[0] > lastShown(points)[0]) return null;
+function distributionPoints(row, steps) {
+  return READ_AT.map((level) => distributionPoint(row, steps, level)).filter(Boolean);
+}
+
+function distributionPoint(row, steps, level) {
+  const found = steps.find(({ share }) => share >= level / 100 - 1e-9);
+  if (!found || found.time > lastShown(steps).time) return null;
   const facts = [
     [`p${level} of the samples`, ms(valueAt(row, level))],
     ["Samples", fixed(row.samples, 0)],
     ["Longest", ms(row.largest_ms)],
   ];
-  const place = { x: x(found[0]), y: y(found[1]) };
+  const place = { x: found.time, y: onAxis(found.share) };
   return { ...place, row, series: String(row.id), title: rowName(row), facts };
 }

@@ -18,6 +18,13 @@ function renderHead() {
     failures ? counted(failures, "failure") : "",
   ];
   byId("about").textContent = parts.filter(Boolean).join(" \u00b7 ");
+  byId("sentence").textContent = data.sentence;
+  byId("shared").replaceChildren(
+    ...data.shared.map(([kind, sentence]) =>
+      html("p", { class: `remark ${kind}` }, html("b", {}, KIND_NAMES[kind]), `All rows: ${sentence}`),
+    ),
+  );
+  byId("shared").hidden = !data.shared.length;
 }
 
 /** How many rows have each kind of remark; a press shows them alone. */
@@ -56,6 +63,7 @@ function countOf(kind) {
 function filterSelect(field, label, options) {
   const change = (event) => {
     state[field] = event.target.value;
+    if (field === "sort") state.descending = false;
     render();
   };
   const items = options.map(([value, text]) => html("option", { value }, text));
@@ -82,11 +90,14 @@ function renderFilters() {
       return filterSelect(field, label, [["", "All"], ...values]);
     });
   const kinds = KINDS.filter(countOf).map((kind) => [kind, KIND_NAMES[kind]]);
+  const sorts = columns.map((column) => [column.id, column.title]);
+  const sort = filterSelect("sort", "Sort by", [["", "As measured"], ...sorts]);
+  sort.className = "sort-by";
   const remarks = filterSelect("remarks", "Remarks", [["", "All"], ["none", "None grave"], ...kinds]);
   const clear = html("button", { type: "button", id: "clear", onclick: clearFilters }, "Clear");
   const text = html("label", { class: "wide" }, html("span", {}, "Text"), search);
   const form = byId("filters");
-  form.replaceChildren(...[text, ...selects, remarks, colourSelect(), clear].filter(Boolean));
+  form.replaceChildren(...[text, ...selects, remarks, sort, colourSelect(), clear].filter(Boolean));
   form.hidden = data.rows.length < 2;
   form.addEventListener("submit", (event) => event.preventDefault());
 }
@@ -117,16 +128,26 @@ function clearFilters() {
 function renderCharts() {
   const rows = shownRows();
   byId("legend").replaceChildren(...sharedLegend());
+  // A chart without a figure is hidden, and has no width then.
+  for (const chart of charts) chart.section.hidden = false;
+  for (const chart of charts) chart.section.style.gridColumn = "";
   // All are asked before any is drawn: each answer after a change costs a layout of the page.
   const widths = charts.map((chart) => chart.width());
   charts.forEach((chart, at) => chart.render(rows, widths[at]));
+  const empty = charts.map((chart) => chart.empty).filter(Boolean);
+  byId("not-drawn").textContent = empty.length ? `Not drawn: ${empty.join(" ")}` : "";
+  fillRow(rows);
 }
 
-function factList(title, pairs, className = null) {
-  const items = pairs.map(([label, text]) =>
-    html("div", {}, html("dt", {}, label), html("dd", {}, text)),
-  );
-  return html("section", { class: "card" }, html("h3", {}, title), html("dl", { class: className }, items));
+/** The last chart of an unfinished row has the room that is left. */
+function fillRow(rows) {
+  const columns = getComputedStyle(byId("chart-grid")).gridTemplateColumns.split(" ").length;
+  const drawn = charts.filter((chart) => !chart.empty && chart !== charts[charts.length - 1]);
+  const rest = drawn.length % columns;
+  if (!rest) return;
+  const last = drawn[drawn.length - 1];
+  last.section.style.gridColumn = `span ${columns - rest + 1}`;
+  last.render(rows, last.width());
 }
 
 function renderFacts() {
@@ -154,33 +175,10 @@ function render() {
   renderCharts();
 }
 
-function isDark() {
-  const set = document.documentElement.dataset.theme;
-  return set ? set === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-}
-
-function renderTheme() {
-  byId("theme").textContent = isDark() ? "Light" : "Dark";
-  byId("theme").setAttribute("aria-label", `Switch to the ${isDark() ? "light" : "dark"} theme`);
-}
-
-byId("theme").addEventListener("click", () => {
-  document.documentElement.dataset.theme = isDark() ? "light" : "dark";
-  renderTheme();
-});
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", renderTheme);
-
 byId("chart-grid").append(...charts.map((chart) => chart.section));
 renderHead();
 renderFilters();
 renderFacts();
-renderTheme();
 render();
 
-let drawnAt = byId("chart-grid").clientWidth;
-new ResizeObserver(() => {
-  const now = byId("chart-grid").clientWidth;
-  if (now === drawnAt) return;
-  drawnAt = now;
-  renderCharts();
-}).observe(byId("chart-grid"));
+onResize(byId("chart-grid"), renderCharts);

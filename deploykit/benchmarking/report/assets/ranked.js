@@ -1,31 +1,46 @@
 // One figure of each row where all have one batch: the best first, a line for each.
 
-const RANK = { top: 46, height: 19, stacked: 35, gap: 9, edge: 6 };
+const RANK = { top: 46, height: 20, stacked: 36, gap: 9, edge: 6 };
 const SCROLL_BAR = 16; // stands on the right where a list does not fit in its box
 const LOW_LIST = 400; // px, and fits everywhere
 const NAME_SHARE = 0.45;
 const LONG_LIST = 44; // does not fit in the highest box
 
-/** Sorted marks on one axis; names stand beside them, or above where they take too much room. */
+/** Sorted dots on one axis; names stand beside them, or above where they take too much room. */
 function rankedModel(drawn, width, curve, notes) {
   const turn = curve.ranked.highest ? -1 : 1;
   const order = [...drawn].sort((a, b) => turn * (curve.value(a) - curve.value(b)));
   const lines = rankedLines(order, width, curve);
   const ends = order.flatMap((row) => curve.interval(row) || [curve.value(row)]);
-  const x = logScale(logDomain(ends), [lines.left, lines.right]);
-  const marks = [];
-  const height = RANK.top + order.length * lines.height + RANK.gap;
-  const axis = topAxis(x, lines, curve.axis, height - RANK.gap);
-  const groups = order.map((row, at) => rankedLine(row, at, lines, x, curve, marks));
+  const domain = logDomain(ends);
+  const ticks = logTicks(domain, 4, tickSpecifier(ends));
+  const points = order.map((row) => ({ ...pointOf(row, rankOf(row), curve, curve.value(row), row.id), wide: true }));
+  const plot = {
+    marginTop: RANK.top,
+    marginBottom: RANK.gap,
+    marginLeft: lines.left,
+    marginRight: width - lines.right,
+    x: { type: "log", domain },
+    y: { type: "band", axis: null, domain: order.map((row) => row.id), padding: 0 },
+    marks: [
+      gridOf("x", ticks),
+      axisOf("x", { title: curve.axis, anchor: "top", labelOffset: 40, ...ticks }),
+      order.map((row, at) => rankedLine(row, at, lines, curve)),
+    ],
+  };
   const title = `${curve.ranked.title} at batch ${order[0].batch}`;
   const sorted = curve.ranked.highest ? "highest first" : "fastest first";
   const label = `${title}, ${curve.axis}, logarithmic, ${sorted}: ${counted(order.length, "row")}`;
   const more = order.length > LONG_LIST ? [`${order.length} rows: scroll, or filter them.`] : [];
   const said = { title, about: curve.ranked.about, label, notes: [...notes, ...more] };
-  return { ...said, height, nodes: [axis, ...groups], marks };
+  return { ...said, height: RANK.top + order.length * lines.height + RANK.gap, plot, points };
 }
 
-/** What stands beside each mark, and the room that it leaves. */
+function rankOf(row) {
+  return `rank-${row.id}`;
+}
+
+/** What stands beside each dot, and the room that it leaves. */
 function rankedLines(order, width, curve) {
   const names = rankedNames(order);
   const texts = order.map(curve.ranked.text);
@@ -52,43 +67,18 @@ function rankedNames(rows) {
   return rows.map((row) => fields.map((field) => row[field]).join(", "));
 }
 
-/** Above the marks: a long list scrolls, and its axis is read first. */
-function topAxis(x, lines, title, bottom) {
-  const top = RANK.top - 8;
-  const group = svg("g", { class: "axes" });
-  for (const tick of withRoom(x.ticks, x, 34)) {
-    const at = x(tick);
-    group.append(
-      svg("line", { class: "grid-line", x1: at, x2: at, y1: top, y2: bottom }),
-      svg("text", { x: at, y: top - 5, "text-anchor": "middle" }, tickText(tick)),
-    );
-  }
-  group.append(svg("text", axisTitle((lines.left + lines.right) / 2, 14), title));
-  return group;
-}
-
-function rankedLine(row, at, lines, x, curve, marks) {
-  const top = RANK.top + at * lines.height;
-  const y = top + lines.height - RANK.height / 2;
-  const series = `rank-${row.id}`;
-  const place = lines.stacked
-    ? { x: RANK.edge, y: y - 15 }
-    : { x: lines.left - RANK.gap, y: y + 4, "text-anchor": "end" };
-  const px = x(curve.value(row));
-  const interval = curve.interval(row);
-  marks.push({ x: px, y, row, series, title: rowName(row), facts: curve.facts(row), wide: true });
-  return svg(
-    "g",
-    { class: `rank ${colourOf(row)}`, "data-series": series },
-    svg("line", { class: "grid-line", x1: lines.left, x2: lines.right, y1: y, y2: y }),
-    svg("text", { class: "rank-name", ...place }, lines.names[at]),
-    interval && flatWhisker(y, x(interval[0]), x(interval[1])),
-    markShape(row.precision, px, y, { class: markClass(row, curve) }),
-    svg("text", { class: "bar-text", x: lines.end, y: y + 4, "text-anchor": "end" }, lines.texts[at]),
-  );
-}
-
-function flatWhisker(y, low, high) {
-  const d = `M${low} ${y - 4}v8M${high} ${y - 4}v8M${low} ${y}H${high}`;
-  return svg("path", { class: "whisker", d });
+function rankedLine(row, at, lines, curve) {
+  const series = rankOf(row);
+  const colour = colourOf(row);
+  const y = "id";
+  const beside = { frameAnchor: "left", textAnchor: "end", dx: -RANK.gap };
+  const above = { frameAnchor: "left", textAnchor: "start", dy: -15 };
+  const text = { y, fill: "currentColor", stroke: "none" };
+  return [
+    Plot.ruleY([row], ofSeries(series, `rank-line ${colour}`, { y, stroke: "var(--rule)" })),
+    Plot.text([row], ofSeries(series, `rank-name ${colour}`, { ...text, text: () => lines.names[at], ...(lines.stacked ? above : beside) })),
+    whiskers(series, [row], curve, "y", y),
+    dotsOf(series, [row], { x: curve.value, y, isBare: curve.isBare, facts: curve.facts }),
+    Plot.text([row], ofSeries(series, `bar-text ${colour}`, { ...text, text: () => lines.texts[at], frameAnchor: "right", textAnchor: "end", dx: lines.end - lines.right })),
+  ];
 }

@@ -19,41 +19,40 @@ function rooflineModel(rows, width) {
   }
   const roofs = roofsOf(drawn);
   const names = roofs.map((roof) => roofName(roof, width));
-  const margin = Math.max(MARGIN.right, ...names.map((name) => 8 + textWidth(name)));
-  const area = plotArea(width, ROOF_HEIGHT, margin);
   const ridges = roofs.map((roof) => roof.rate / roof.bytes_per_s);
-  const x = logScale(logDomain([...drawn.map(intensity), ...ridges], 1.6), area.x);
-  const rates = drawn.map((row) => row.limit.flop_per_s);
-  const y = logScale(logDomain([...rates, ...roofs.map((roof) => roof.rate)], 1.6), area.y);
-  const marks = drawn.map((row) => rooflineMark(row, x, y));
-  const order = [...marks].sort((a, b) => a.x - b.x || a.y - b.y);
-  const axis = axes(
-    area,
-    { scale: x, title: "Arithmetic intensity (FLOP/byte)", text: tickText },
-    { scale: y, title: "Arithmetic rate (FLOP/s)", text: rateText },
-  );
-  const points = order.map((mark) =>
-    svg(
-      "g",
-      { class: colourOf(mark.row), "data-series": mark.series },
-      markShape(mark.row.precision, mark.x, mark.y, { class: "mark" }),
-    ),
-  );
+  const across = logDomain([...drawn.map(intensity), ...ridges], 1.6);
+  const rates = [...drawn.map(reached), ...roofs.map((roof) => roof.rate)];
+  const up = logDomain(rates, 1.6);
+  const ticks = { x: logTicks(across, 4, "~r"), y: logTicks(up, 5, "~s") };
+  const points = d3.sort(drawn.map(rooflinePoint), (point) => point.x, (point) => point.y);
   const label = `Roofline: ${counted(drawn.length, "point")} under ${counted(roofs.length, "roof")}`;
-  const nodes = [axis, ...roofLines(roofs, names, x, y, area), ...points];
-  const notes = rooflineNotes(measured, drawn, roofs);
-  return { height: ROOF_HEIGHT, label, nodes, marks: order, notes };
+  const plot = {
+    marginRight: Math.max(14, ...names.map((name) => 10 + textWidth(name))),
+    x: { type: "log", domain: across },
+    y: { type: "log", domain: up },
+    marks: [
+      gridOf("x", ticks.x),
+      gridOf("y", ticks.y),
+      axisOf("x", { title: "Arithmetic intensity (FLOP/byte)", ...ticks.x }),
+      axisOf("y", { title: "Arithmetic rate (FLOP/s)", ...ticks.y }),
+      roofs.map((roof) => roofLine(roof, across[1])),
+      roofNames(roofs, names),
+      points.map((point) => dotsOf(point.series, [point.row], { x: intensity, y: reached, facts: () => point.facts })),
+      points.length <= MOST_NAMED ? dotNames(points, (point) => shortName(point.row, drawn)) : null,
+    ],
+  };
+  return { height: ROOF_HEIGHT, label, plot, points, notes: rooflineNotes(measured, drawn, roofs) };
 }
 
 function intensity(row) {
   return row.limit.flop / row.limit.bytes;
 }
 
-function rateText(value) {
-  return withPrefix(value, "", 1);
+function reached(row) {
+  return row.limit.flop_per_s;
 }
 
-function rooflineMark(row, x, y) {
+function rooflinePoint(row) {
   const facts = [
     ["Reached", withPrefix(row.limit.flop_per_s, "FLOP/s")],
     ["Memory", withPrefix(row.limit.bytes_per_s, "B/s")],
@@ -61,8 +60,7 @@ function rooflineMark(row, x, y) {
     ["Of the limit", `${percent(row.limit.share)}, ${row.limit.binds} binds`],
     ...graveRemarks(row),
   ];
-  const place = { x: x(intensity(row)), y: y(row.limit.flop_per_s) };
-  return { ...place, row, series: String(row.id), title: rowName(row), facts };
+  return { x: intensity(row), y: reached(row), row, series: String(row.id), title: rowName(row), facts };
 }
 
 /** One roof for each device and rate; of several trials on one device the best counts. */
@@ -86,22 +84,27 @@ function roofName(roof, width) {
   return `${roof.precision.toUpperCase()} ${rate}`;
 }
 
-function roofLines(roofs, names, x, y, area) {
-  const [, right] = area.x;
-  const lines = roofs.map((roof) => {
-    // Down the slope of the memory to where the frame cuts it off.
-    const low = roof.rate * 1e-9;
-    const start = [x(low / roof.bytes_per_s), y(low)];
-    const ridge = [x(roof.rate / roof.bytes_per_s), y(roof.rate)];
-    return svg("path", { class: "roof", d: pathOf([start, ridge, [right, y(roof.rate)]]) });
-  });
-  let lowest = -Infinity;
-  const labels = roofs.map((roof, at) => {
-    lowest = Math.max(lowest + 14, y(roof.rate) + 4);
-    return svg("text", { class: "roof-text", x: right + 6, y: lowest }, names[at]);
-  });
-  const clip = frameClip("roof-frame", area);
-  return [clip, svg("g", { "clip-path": "url(#roof-frame)" }, lines), ...labels];
+/** Up the slope of the memory to the ridge, and level from there on. */
+function roofLine(roof, right) {
+  const ridge = roof.rate / roof.bytes_per_s;
+  const ends = [[ridge * 1e-9, roof.rate * 1e-9], [ridge, roof.rate], [Math.max(right, ridge), roof.rate]];
+  return Plot.line(ends, { className: "roof", stroke: "var(--ink)", strokeWidth: 1.2, clip: true });
+}
+
+/** Beside the roofs, and pushed apart where they lie close: the first is the highest. */
+function roofNames(roofs, names) {
+  const place = (index, scales, values, dimensions, context, next) => {
+    const group = next(index, scales, values, dimensions, context);
+    let lowest = -Infinity;
+    for (const text of group.querySelectorAll("text")) {
+      const { e, f } = text.transform.baseVal.consolidate().matrix;
+      lowest = Math.max(lowest + 15, f);
+      text.setAttribute("transform", `translate(${e},${lowest})`);
+    }
+    return group;
+  };
+  const text = { y: "rate", text: (roof, at) => names[at], frameAnchor: "right", textAnchor: "start", dx: 6 };
+  return Plot.text(roofs, { ...text, className: "roof-text", render: place });
 }
 
 function rateUnit(roof) {

@@ -3,6 +3,7 @@
 const data = JSON.parse(byId("data").textContent);
 const MOST_CHOSEN = 6;
 const COLOURS = 6;
+const MOST_NAMED = 12; // more names than that would cover one another
 const PRECISIONS = [...new Set(["fp32", "fp16", "int8", ...data.rows.map((row) => row.precision)])];
 const KINDS = ["failure", "doubt", "condition", "warning", "note"];
 const KIND_NAMES = {
@@ -48,12 +49,24 @@ const every = Object.fromEntries(
 );
 
 function matchesText(row) {
-  const texts = [row.model, row.backend, row.precision, `b${row.batch}`, row.scenario || ""];
-  const all = [...texts, ...row.remarks.map((remark) => remark[1])].join(" ").toLowerCase();
-  return state.text
-    .toLowerCase()
-    .split(/\s+/)
-    .every((word) => all.includes(word));
+  return words().every((word) => textOf(row).includes(word));
+}
+
+function words() {
+  return state.text.toLowerCase().split(/\s+/);
+}
+
+function nameText(row) {
+  return [row.model, row.backend, row.precision, `b${row.batch}`, row.scenario || ""].join(" ").toLowerCase();
+}
+
+function textOf(row) {
+  return [nameText(row), ...row.remarks.map((remark) => remark[1].toLowerCase())].join(" ");
+}
+
+/** What was looked for is in no name of the row, but in a sentence about it. */
+function isFoundByRemark(row) {
+  return state.text !== "" && !words().every((word) => nameText(row).includes(word));
 }
 
 function matchesRemarks(row) {
@@ -99,6 +112,14 @@ function seriesName(row) {
 
 function rowName(row) {
   return `${seriesName(row)}, batch ${row.batch}`;
+}
+
+/** What tells a row from others: the fields in which they differ. */
+function shortName(row, rows) {
+  const fields = ["model", "precision", "backend", "scenario"].filter((field) => distinct(rows, field).length > 1);
+  const parts = fields.map((field) => String(row[field]));
+  if (distinct(rows, "batch").length > 1) parts.push(`b${row.batch}`);
+  return parts.join(", ") || row.model;
 }
 
 // Colours follow the whole run, not the filters: a model keeps its colour.

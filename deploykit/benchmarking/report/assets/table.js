@@ -1,4 +1,4 @@
-// The table: sorted and filtered rows, their remarks below each, details on demand.
+// The table: sorted and filtered rows; remarks and details on demand.
 
 function sortedRows(rows) {
   const column = columns.find((each) => each.id === state.sort);
@@ -49,7 +49,9 @@ function bodyCell(column, row) {
   const content = empty ? [dash] : column.cell(row);
   const tag = column.id === "model" ? "th" : "td";
   const scope = column.id === "model" ? { scope: "row" } : {};
-  return html(tag, { class: `${cellClass(column)}${empty ? " none" : ""}`, ...scope }, content);
+  const label = column.unit ? `${column.title}, ${column.unit}` : column.title;
+  const attributes = { class: `${cellClass(column)}${empty ? " none" : ""}`, "data-label": label };
+  return html(tag, { ...attributes, ...scope }, content);
 }
 
 function choiceCell(row) {
@@ -93,9 +95,15 @@ function tableRow(row) {
   const cells = columns.map((column) => bodyCell(column, row));
   const body = html("tbody", { class: row.failed ? "failed" : null, "data-row": row.id });
   body.append(html("tr", {}, choiceCell(row), cells));
-  if (row.remarks.length) body.append(wide("remarks", remarkLines(row)));
+  if (isTold(row)) body.append(wide("remarks", remarkLines(row)));
   if (state.open.has(row.id)) body.append(wide("more", detailList(row)));
   return body;
+}
+
+/** Whether the remarks of a row are written out: it is open, failed, or was looked for by them. */
+function isTold(row) {
+  if (!row.remarks.length) return false;
+  return row.failed || state.open.has(row.id) || state.remarks !== "" || isFoundByRemark(row);
 }
 
 function renderTable() {

@@ -168,6 +168,13 @@ def first_look(count: int = 5) -> BenchmarkRun:
     return BenchmarkRun(tuple(results))
 
 
+def alike_run() -> BenchmarkRun:
+    """Rows that all say the same, in other figures."""
+    busy = (BUSY, BUSY.replace("34%", "12%"))
+    results = (measured(f"net{n}", lognormal(2.0, 40, n), condition=(busy[n],)) for n in (0, 1))
+    return BenchmarkRun(tuple(results))
+
+
 def hostile_run() -> BenchmarkRun:
     result = measured(
         HOSTILE,

@@ -90,8 +90,18 @@ def test_a_median_without_an_interval_stands_in_brackets() -> None:
     times = [3.0, 1.0, 2.0]
     text = markdown_of(BenchmarkRun((*gpu_run().results, measured("nin", times))))
     assert table_rows(text)[-1][:5] == ["nin", "fp32", "1", "(2)", ""]
-    assert text.count("A median in brackets has no interval: too few independent samples") == 1
-    assert "in brackets" not in markdown_of(gpu_run())
+    assert text.count("A figure in brackets has no interval: too few independent samples") == 1
+    carried = measured("nin", lognormal(2.0, 3000))
+    assert "in brackets" not in markdown_of(BenchmarkRun((carried,)))
+
+
+def test_a_99th_percentile_without_an_interval_stands_in_brackets() -> None:
+    times = lognormal(2.0, 100)
+    text = markdown_of(BenchmarkRun((measured("nin", times), measured("vgg11", times[:99]))))
+    bare, none = (line[5] for line in table_rows(text)[-2:])
+    assert float(bare.strip("()")) == pytest.approx(np.percentile(times, 99), rel=1e-3)
+    assert (bare[0], bare[-1], none) == ("(", ")", "")
+    assert "A figure in brackets has no interval" in text
 
 
 def test_failures_are_lines_with_their_reason() -> None:

@@ -38,12 +38,6 @@ function withPrefix(value, unit = "", digits = 3) {
   return (figure(value / scale, digits) + nbsp + prefix + unit).trim();
 }
 
-/** A tick of an axis has no digits to spare. */
-function tickText(value) {
-  if (value >= 1e4) return withPrefix(value, "", 1);
-  return String(Number(value.toPrecision(6)));
-}
-
 /** Decimals with which the smallest of the values still has three digits. */
 function decimalsFor(values) {
   const positive = values.filter((value) => value > 0);
