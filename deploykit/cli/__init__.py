@@ -28,6 +28,7 @@ COMMANDS: Final = (
     "predict",
     "bench",
     "doctor",
+    "completion",
 )
 """In the order of use; the file of each one has its name, and holds its ``command``."""
 
