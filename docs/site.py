@@ -182,7 +182,8 @@ def signature(name: str, value: Any) -> str:
     shown = found.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
     line = f"{name.rpartition('.')[2]}{shown}"
     if len(line) > LONGEST_LINE:
-        texts, keyword = [], False
+        texts: list[str] = []
+        keyword = False
         for parameter in parameters:
             if parameter.kind is parameter.KEYWORD_ONLY and not keyword:
                 texts, keyword = [*texts, "*"], True
@@ -251,7 +252,7 @@ def copy_pages(source: Path) -> list[str]:
         pages += [name] * (path.suffix == ".md")
     for name, text in (("commands", commands_page()), ("python", python_page())):
         page = source / "docs" / "reference" / f"{name}.md"
-        page.parent.mkdir(exist_ok=True)
+        page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(text, encoding="utf-8")
         pages.append(f"docs/reference/{name}.md")
     return pages

@@ -32,6 +32,7 @@ FOREIGN = {
         "--exposeDMA",
     },
     "gunicorn and uvicorn": {"--preload", "--workers"},
+    "docker": {"--build-arg"},
 }
 """Options of other programs that the documents name."""
 
