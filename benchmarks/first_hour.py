@@ -1,10 +1,9 @@
 """Seconds to the first useful error for what newcomers get wrong.
 
-``python -m benchmarks.first_hour`` makes each mistake in a process of its own, in rounds, so that
-other work on the machine meets all of them, and keeps every sample in
-``benchmarks/results/first_hour.json``. On a busy machine read the seconds of the processor, which
-an idle machine takes about as long as, and the ratios to a bare Python. The script ends with 1 if a mistake passes, ends in a traceback, or
-does not say the words that lead on.
+``python -m benchmarks.first_hour`` makes each mistake in a process of its own, in rounds, and keeps
+every sample in ``benchmarks/results/first_hour.json``. On a busy machine read the seconds of the
+processor, about which an idle machine takes, and their ratios to a bare Python. The script ends
+with 1 if a mistake passes, ends in a traceback, or does not say the words that lead on.
 """
 
 from __future__ import annotations
