@@ -1,14 +1,15 @@
 """Which classifiers go through every stage: all of torchvision, and families of timm.
 
-``python benchmarks/coverage.py torchvision|timm [--only NAME ...] [--out FILE]``. Every model is
+``python -m benchmarks.coverage torchvision|timm [--only NAME ...] [--out FILE]``. Every model is
 exported by ``deploykit.exporting.steps``, untrained, at the size of its published weights: export,
-comparison with torch, FP16, comparison, engine for TensorRT for RTX; of torchvision's the FP32
-graph is then taken to INT8 in the same way (`coverage_one.py` says with which images). Each of
+comparison with torch, FP16, comparison, engine for TensorRT for RTX. The FP32 graph is then taken
+to the other columns in the same way (`coverage_one.py` says what they are). Each of
 these exports is a process of its own with a limit of time, so that none can stop the others.
 
 The results are written after every one of them, and at the end as a table beside them (``.md``).
-A second call goes on where the first one ended: what passed stays, what did not pass is tried
-again. With other versions of the packages that ``environment.describe()`` names the table starts
+A second call goes on where the first one ended: rows stay where every column was tried, but with
+``--failed`` those are tried again that did not pass. A row that lacks a column is made anew as a
+whole. With other versions of the packages that ``environment.describe()`` names the table starts
 anew. Of deploykit itself every row has the hash of the source that made it; ``--only`` makes the
 rows of the named models again whatever they are.
 """
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import deploykit
+from benchmarks.calibration_cost import make_photographs
 from deploykit.core.atomic import write_whole
 from deploykit.core.environment import describe
 from deploykit.core.serialization import to_plain
@@ -42,7 +44,15 @@ if TYPE_CHECKING:
 HERE: Final = Path(__file__).parent
 ONE: Final = HERE / "coverage_one.py"
 LIMIT_S: Final = 1800.0
-PRECISIONS: Final = {"torchvision": ("fp16", "int8"), "timm": ("fp16",)}
+LIBRARIES: Final = ("timm", "torchvision")
+COLUMNS: Final = ("fp16", "bf16", "int8", "int8-trials", "fp8")
+"""Those of `coverage_one.py`; the others start from the FP32 graph of the first."""
+
+EIGHT_BITS: Final = {"int8": "int8", "int8-trials": "int8", "fp8": "fp8"}
+"""Columns that count the layers of eight bits, with the precision that these have."""
+
+PHOTOGRAPHS: Final = 40
+"""Cuts of the sample photographs for the column with trials: 32 calibrate, 8 judge."""
 
 _TIMM = """
 resnet26d seresnet50 skresnet18 resnest14d res2net50_26w_4s regnety_002 efficientnet_b0
@@ -78,34 +88,47 @@ class Table:
                 table.rows = {row["model"]: row for row in before["rows"]}
         return table
 
-    def passed(self, model: str, precision: str) -> bool:
+    def passed(self, model: str, column: str) -> bool:
         """Whether a model went through every stage."""
-        return bool(self.rows.get(model, {}).get(precision, {}).get("passed"))
+        return bool(self.rows.get(model, {}).get(column, {}).get("passed"))
 
-    def put(self, model: str, precision: str, found: Found) -> None:
+    def tried(self, model: str) -> bool:
+        """Whether every column of a row was tried, or its FP32 graph could not be made."""
+        row = self.rows.get(model, {})
+        return set(COLUMNS) <= row.keys() or (COLUMNS[0] in row and not self.passed(model, "fp16"))
+
+    def put(self, model: str, column: str, found: Found) -> None:
         """Keep what was found, in the file too."""
-        self.rows[model][precision] = found
+        self.rows[model][column] = found
         content = {"environment": self.environment, "rows": list(self.rows.values())}
         write_whole(self.path, json.dumps(content, indent=1) + "\n")
 
 
-def sweep(table: Table, library: str, models: Sequence[str], run: Run, *, again: bool) -> None:
-    """Make what is missing of the rows; a row is made as a whole, INT8 from the FP32 graph."""
-    first, *others = PRECISIONS[library]
+def sweep(table: Table, library: str, models: Sequence[str], run: Run) -> None:
+    """Make rows, each as a whole: the first column, and from its FP32 graph the others."""
+    first = COLUMNS[0]
     for number, model in enumerate(models, start=1):
-        if not again and all(table.passed(model, each) for each in PRECISIONS[library]):
-            continue
         with tempfile.TemporaryDirectory() as name:
             target, folder = f"{library}:{model}", Path(name)
             table.rows[model] = {"model": model}
-            for precision in (first, *others):
-                found = run(precision, target, folder / precision)
-                table.put(model, precision, found)
+            for column in COLUMNS:
+                found = run(column, target, folder / column)
+                table.put(model, column, found)
                 story = "passed" if found["passed"] else f"{found['stage']}: {found['reason']}"
-                print(f"{number} of {len(models)}: {model} {precision} {story}", file=sys.stderr)
+                print(f"{number} of {len(models)}: {model} {column} {story}", file=sys.stderr)
                 target = str(folder / first / "bundle" / "reference.onnx")
                 if not Path(target).exists():
                     break
+
+
+def missing(table: Table, models: Sequence[str], *, failed: bool) -> list[str]:
+    """The models whose rows are to be made: not tried, or with ``failed`` not passed."""
+    return [
+        model
+        for model in models
+        if not table.tried(model)
+        or (failed and not all(table.passed(model, each) for each in COLUMNS))
+    ]
 
 
 @dataclass(frozen=True)
@@ -114,14 +137,16 @@ class Process:
 
     limit_s: float
     source: str
+    photographs: Path
     script: Path = ONE
 
-    def __call__(self, precision: str, target: str, folder: Path) -> Found:
+    def __call__(self, column: str, target: str, folder: Path) -> Found:
         """One export, with how long its process took and what code it ran."""
         began = datetime.now(UTC)
         folder.mkdir(parents=True)
         # -P: this folder's own coverage.py must not hide the package of that name.
-        command = [sys.executable, "-P", str(self.script), precision, target, str(folder)]
+        command = [sys.executable, "-P", str(self.script), column, target, str(folder)]
+        command.append(str(self.photographs))
         ended = self._wait(command, folder / "log")
         record = folder / "record.json"
         found = {"passed": False, "stage": "start", "reason": ended or _end_of(folder / "log")}
@@ -168,20 +193,19 @@ def torchvision_models() -> list[str]:
     return sorted(names, key=lambda name: models.get_model_weights(name).DEFAULT.meta["_ops"])
 
 
-def markdown(table: Table, library: str) -> str:
+def markdown(table: Table) -> str:
     """A line for each model, those with the fewest multiply-adds first, then the counts."""
-    precisions = PRECISIONS[library]
     head = ["model", "size", "parameters"]
-    for precision in precisions:
-        head += [f"{precision}: cosine", "KL", "error", "graph MB", "engine MB", "s"]
-        head += ["INT8 layers"] if precision == "int8" else []
+    for column in COLUMNS:
+        head += [f"{column}: cosine", "KL", "error", "graph MB", "engine MB", "s"]
+        head += ["layers"] if column in EIGHT_BITS else []
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in sorted(table.rows.values(), key=_work):
         cells = [row["model"], *_size_of(row.get("fp16", {}))]
-        for precision in precisions:
-            cells += _cells(row.get(precision, {}), precision)
+        for column in COLUMNS:
+            cells += _cells(row.get(column, {}), column)
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join((*lines, "", *_counts(table, precisions), "", *_failures(table, precisions)))
+    return "\n".join((*lines, "", *_counts(table), "", *_failures(table)))
 
 
 def _work(row: Found) -> float:
@@ -196,11 +220,12 @@ def _size_of(found: Found) -> list[str]:
     ]
 
 
-def _cells(found: Found, precision: str) -> list[str]:
-    extra = precision == "int8"
+def _cells(found: Found, column: str) -> list[str]:
+    narrow = EIGHT_BITS.get(column)
+    empty = [""] * (narrow is not None)
     if not found.get("passed"):
-        return [f"**{found.get('stage', 'not run')}**", "", "", "", "", ""] + [""] * extra
-    figures = found["validation"][precision]
+        return [f"**{found.get('stage', 'not run')}**", "", "", "", "", "", *empty]
+    figures = found["validation"][narrow or column]
     cells = [
         f"{figures['min_cosine']:.6f}",
         f"{figures['max_kl']:.1e}",
@@ -209,32 +234,37 @@ def _cells(found: Found, precision: str) -> list[str]:
         f"{found['engine_bytes'] / 1e6:.1f}",
         f"{found['process_s']:.0f}",
     ]
+    if narrow is None:
+        return cells
     layers = found.get("layers") or {}
-    return cells + [f"{layers.get('int8', 0)} of {sum(layers.values())}"] * extra
+    return [*cells, f"{layers.get(narrow, 0)} of {sum(layers.values())}"]
 
 
-def _counts(table: Table, precisions: Sequence[str]) -> list[str]:
+def _counts(table: Table) -> list[str]:
+    counts = []
+    for column in COLUMNS:
+        tried = [row for row in table.rows.values() if column in row]
+        passed = sum(row[column]["passed"] for row in tried)
+        counts.append(f"{column.upper()} {passed} of {len(tried)}")
+    older = sum(not table.tried(model) for model in table.rows)
+    return [*counts, f"rows from before these columns: {older}"] if older else counts
+
+
+def _failures(table: Table) -> list[str]:
     return [
-        f"{precision.upper()} {sum(table.passed(model, precision) for model in table.rows)} "
-        f"of {len(table.rows)}"
-        for precision in precisions
-    ]
-
-
-def _failures(table: Table, precisions: Sequence[str]) -> list[str]:
-    return [
-        f"- {row['model']} {precision}, {row[precision]['stage']}: {row[precision]['reason']}"
+        f"- {row['model']} {column}, {row[column]['stage']}: {row[column]['reason']}"
         for row in table.rows.values()
-        for precision in precisions
-        if precision in row and not row[precision]["passed"]
+        for column in COLUMNS
+        if column in row and not row[column]["passed"]
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("library", choices=sorted(PRECISIONS))
+    parser.add_argument("library", choices=LIBRARIES)
     parser.add_argument("--only", nargs="+", default=[], help="names, made again in any case")
     parser.add_argument("--skip", nargs="+", default=[], help="names, left for another call")
+    parser.add_argument("--failed", action="store_true", help="try again what did not pass")
     parser.add_argument("--out", type=Path, help="the file of results")
     parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds for each export")
     asked = parser.parse_args()
@@ -242,12 +272,15 @@ def main() -> None:
     unknown = set(asked.only) - set(names)
     if unknown:
         parser.error(f"not in the list of {asked.library}: {', '.join(sorted(unknown))}")
-    chosen = [name for name in asked.only or names if name not in asked.skip]
     path = asked.out or HERE / "results" / f"coverage_{asked.library}.json"
     table = Table.open(path, to_plain(describe()))
-    run = Process(asked.limit, source_hash(Path(str(deploykit.__file__)).parent))
-    sweep(table, asked.library, chosen, run, again=bool(asked.only))
-    text = markdown(table, asked.library)
+    chosen = asked.only or missing(table, names, failed=asked.failed)
+    with tempfile.TemporaryDirectory() as folder:
+        make_photographs(Path(folder), PHOTOGRAPHS)
+        source = source_hash(Path(str(deploykit.__file__)).parent)
+        run = Process(asked.limit, source, Path(folder))
+        sweep(table, asked.library, [name for name in chosen if name not in asked.skip], run)
+    text = markdown(table)
     write_whole(path.with_suffix(".md"), f"# {asked.library}\n\n{text}\n")
     print(text)
 

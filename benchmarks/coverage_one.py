@@ -1,12 +1,14 @@
-"""One row of `coverage.py`: a model through every stage of one precision, in this process.
+"""One cell of `coverage.py`: a model through every stage of one column, in this process.
 
-``python -P benchmarks/coverage_one.py fp16|int8 TARGET FOLDER``. What was found is in
+``python -P benchmarks/coverage_one.py COLUMN TARGET FOLDER PHOTOGRAPHS``. What was found is in
 ``FOLDER/record.json``, written again at the start of every stage, so that it also tells where a
 process ended that was killed.
 
-INT8 starts from an FP32 ``.onnx``. Its ranges come from the photographs that come with deploykit,
-two of which are held out and judge the result; every layer is INT8 that can be. Where that does
-not pass, it is done again with the choices that ``export --int8`` makes by trials.
+Columns of eight bits start from an FP32 ``.onnx``. The ranges of ``int8`` and ``fp8`` come from the
+photographs that come with deploykit, two of which are held out and judge the result; every layer
+has eight bits that can. Where that does not pass, it is done again with the choices that
+``export --int8`` and ``--fp8`` make by trials. ``int8-trials`` is what ``export --int8 --calib
+PHOTOGRAPHS`` does.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,9 +40,27 @@ COMPILER: Final = "tensorrt-rtx"
 COMPUTE_CAPABILITY: Final = "8.9"
 FP32_GRAPH: Final = Path("bundle", "reference.onnx")
 
-EVERYTHING: Final = "everything INT8"
+EVERYTHING: Final = "everything in eight bits"
 TRIALS: Final = "chosen by trials"
-PLACEMENTS: Final = (EVERYTHING, TRIALS)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A precision, and how its choices are made: ways that are tried in order."""
+
+    precision: Precision
+    placements: tuple[str, ...] = ("",)
+    photographs: bool = False
+    """Whether the ranges come from the photographs of the call, not from deploykit's samples."""
+
+
+COLUMNS: Final = {
+    "fp16": Column(Precision.FP16),
+    "bf16": Column(Precision.BF16),
+    "int8": Column(Precision.INT8, (EVERYTHING, TRIALS)),
+    "int8-trials": Column(Precision.INT8, (TRIALS,), photographs=True),
+    "fp8": Column(Precision.FP8, (EVERYTHING, TRIALS)),
+}
 
 SHOWN_REASONS: Final = 5
 
@@ -67,11 +88,21 @@ class Record(SilentProgress):
         write_whole(self._path, json.dumps(self.found))
 
 
-def attempt(precision: Precision, target: str, folder: Path, record: Record) -> None:
-    """Note what becomes of ``target``; errors of any kind are what is looked for."""
+@dataclass(frozen=True)
+class Call:
+    """What is asked of this process."""
+
+    column: Column
+    target: str
+    folder: Path
+    photographs: Path
+
+
+def attempt(call: Call, record: Record) -> None:
+    """Note what becomes of the target; errors of any kind are what is looked for."""
     try:
-        report = _exported(precision, target, folder, record)
-        record.note(**outcome(report), **_counts(folder / "bundle"))
+        report = _exported(call, record)
+        record.note(**outcome(report), **_counts(call.folder / "bundle"))
         record.note(passed=True)
     except DeploykitError as exc:
         record.note(reason=f"{type(exc).__name__}: {exc}")
@@ -79,40 +110,42 @@ def attempt(precision: Precision, target: str, folder: Path, record: Record) -> 
         record.note(reason=f"unexpected {type(exc).__name__}: {exc}")
 
 
-def _exported(precision: Precision, target: str, folder: Path, record: Record) -> ExportReport:
+def _exported(call: Call, record: Record) -> ExportReport:
     from deploykit.exporting.steps import export_bundle
 
-    if precision is not Precision.INT8:
-        return export_bundle(target, _options(precision, folder), record)
-    record.note(placement=EVERYTHING)
-    try:
-        return export_bundle(target, _options(precision, folder, EVERYTHING), record)
-    except ValidationError as exc:
-        record.note(placement=TRIALS, first_reason=str(exc))
-        return export_bundle(target, _options(precision, folder, TRIALS), record)
+    *before, last = call.column.placements
+    for placement in before:
+        record.note(placement=placement)
+        try:
+            return export_bundle(call.target, _options(call, placement), record)
+        except ValidationError as exc:
+            record.note(first_reason=str(exc))
+    record.note(placement=last)
+    return export_bundle(call.target, _options(call, last), record)
 
 
-def _options(precision: Precision, folder: Path, placement: str = "") -> ExportOptions:
+def _options(call: Call, placement: str) -> ExportOptions:
     from deploykit.exporting.steps import ExportOptions
 
     return ExportOptions(
-        precision=precision,
+        precision=call.column.precision,
         backend=COMPILER,
         compute_capabilities=(COMPUTE_CAPABILITY,),
-        output=folder / "bundle",
-        quantization=_request(folder, placement) if placement else None,
+        output=call.folder / "bundle",
+        quantization=_request(call, placement) if placement else None,
     )
 
 
-def _request(folder: Path, placement: str) -> QuantizationRequest:
-    from deploykit.images import sample_images
+def _request(call: Call, placement: str) -> QuantizationRequest:
+    from deploykit.images import open_images, sample_images
     from deploykit.precision.calibration.data import CalibrationOptions
     from deploykit.precision.quantization.choice import Int8Choices
     from deploykit.precision.quantization.request import QuantizationRequest
 
-    everything = Int8Choices("max", "int8", "int8", "int8", "off")
+    source = open_images(call.photographs) if call.column.photographs else sample_images()
+    everything = Int8Choices("max", "int8", "int8", "int8", "off", "off", "nearest")
     return QuantizationRequest(
-        CalibrationOptions(sample_images(), table=folder / "calibration.json"),
+        CalibrationOptions(source, table=call.folder / "calibration.json"),
         everything if placement == EVERYTHING else Int8Choices(),
     )
 
@@ -166,10 +199,11 @@ def _counts(bundle: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    precision, target, place = sys.argv[1:]
+    column, target, place, photographs = sys.argv[1:]
     folder = Path(place)
     folder.mkdir(parents=True, exist_ok=True)
-    attempt(Precision(precision), target, folder, Record(folder / RECORD))
+    call = Call(COLUMNS[column], target, folder, Path(photographs))
+    attempt(call, Record(folder / RECORD))
 
 
 if __name__ == "__main__":

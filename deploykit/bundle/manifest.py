@@ -363,7 +363,7 @@ class Bundle:
         model, facts = self.manifest.onnx, self.manifest.precision.facts
         if facts.is_source:
             return CpuGraph(model, "")
-        if fast and not facts.needs_cpu_form:
+        if fast and not model.needs_cpu_form:
             return CpuGraph(model, "in FP32 arithmetic, as asked")
         path = self.folder / CPU_MODEL
         if CPU_MODEL not in self.manifest.files or not path.is_file():

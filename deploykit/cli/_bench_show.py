@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from rich.console import Console
+    from rich.table import Table
 
     from deploykit.benchmarking.matrix.ab_run import AbRun
     from deploykit.benchmarking.report.rows import Row
@@ -24,7 +25,13 @@ if TYPE_CHECKING:
     from deploykit.benchmarking.statistics.percentiles import Percentile
     from deploykit.verbs.bench import BenchReport, Ranked
 
-_NUMBERS = ("batch", "p50 ms", "99 % interval", "p90", "p99", "images/s", "GFLOP/s", "of limit")
+_WIDE = 120
+"""Columns of a terminal that shows all of a row's figures at once."""
+
+_CELL = ("model", "backend", "precision", "batch")
+_FIGURES = ("p50 ms", "p99", "images/s", "of limit", "")
+_MORE = ("99 % interval", "p90", "GFLOP/s", "binds")
+_NUMBERS = {"batch", *_FIGURES, *_MORE} - {"binds", ""}
 
 _NUMBER = re.compile(r"[0-9][0-9.,]*")
 _SHOWN = 3
@@ -37,9 +44,13 @@ _TWO_RUNS = (
 
 
 def show_run(out: Console, report: BenchReport) -> None:
-    """The rows, what to doubt about them, the rankings, what failed, and where it all is."""
+    """The rows, what to doubt about them, the rankings, what failed, and where it all is.
+
+    A narrow terminal shows the figures that decide; `show_details` has the others.
+    """
     if report.rows:
-        out.print(_rows(report.rows), "")
+        more = _MORE if out.width >= _WIDE else ()
+        out.print(_rows(report.rows, (*_FIGURES[:-1], *more, _FIGURES[-1])), "")
         _show_machine(out, report)
         _show_remarks(out, report.rows)
     for ranked in report.rankings:
@@ -54,27 +65,39 @@ def show_run(out: Console, report: BenchReport) -> None:
     out.print("written: " + ", ".join(map(str, report.files)), markup=False, soft_wrap=True)
 
 
-def _rows(rows: Iterable[Row]) -> object:
-    shown = table(("model", "backend", "precision", *_NUMBERS, "binds", ""), right=_NUMBERS)
+def show_details(out: Console, report: BenchReport) -> None:
+    """The figures that a narrow terminal has no room for."""
+    if report.rows and out.width < _WIDE:
+        out.print(_rows(report.rows, _MORE), "")
+
+
+def _rows(rows: Iterable[Row], figures: Sequence[str]) -> Table:
+    shown = table((*_CELL, *figures), right=tuple(_NUMBERS))
     for row in rows:
-        middle = row.latency_ms.get(50)
-        share = row.achieved
+        cells = _cells(row)
         shown.add_row(
             row.model,
             row.backend,
             str(row.precision),
             str(row.batch),
-            f"({figure(row.median_ms)})" if middle is None else _ms(middle),
-            "" if middle is None else f"{figure(middle.low)} - {figure(middle.high)}",
-            _ms(row.latency_ms.get(90)),
-            _ms(row.latency_ms.get(99)),
-            figure(row.throughput_per_s),
-            "" if share is None else figure(share.flop_per_s / 1e9),
-            "" if share is None else f"{share.share:.0%}",
-            row.binds or "",
-            _mark(row),
+            *(cells[name] for name in figures),
         )
     return shown
+
+
+def _cells(row: Row) -> dict[str, str]:
+    middle, share = row.latency_ms.get(50), row.achieved
+    return {
+        "p50 ms": f"({figure(row.median_ms)})" if middle is None else _ms(middle),
+        "99 % interval": "" if middle is None else f"{figure(middle.low)} - {figure(middle.high)}",
+        "p90": _ms(row.latency_ms.get(90)),
+        "p99": _ms(row.latency_ms.get(99)),
+        "images/s": figure(row.throughput_per_s),
+        "GFLOP/s": "" if share is None else figure(share.flop_per_s / 1e9),
+        "of limit": "" if share is None else f"{share.share:.0%}",
+        "binds": row.binds or "",
+        "": _mark(row),
+    }
 
 
 def _ms(found: Percentile | None) -> str:

@@ -7,7 +7,7 @@ import sys
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -21,13 +21,24 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_QUIET: Final = "No progress and no notes; of an answer with a verdict, that alone."
+_IS_QUIET: Final = "deploykit.quiet"
+"""Where click's context keeps it for the running command."""
+
+
 @dataclass(frozen=True)
 class Answer:
-    """What a command found: plain data for ``--json``, and how to show it to a person."""
+    """What a command found: plain data for ``--json``, and how to show it to a person.
+
+    ``details`` are what ``--verbose`` adds, see `DetailedCommand`; ``verdict`` is the line that
+    ``--quiet`` leaves, where the rest can be missed.
+    """
 
     data: dict[str, Any]
     show: Callable[[Console], None]
     failed: bool = False
+    details: Callable[[Console], None] | None = None
+    verdict: str | None = None
 
 
 def examples(*lines: str) -> str:
@@ -51,18 +62,23 @@ class CallFailure(CommandFailure):
 
 
 class Command(click.Command):
-    """A command whose function returns an `Answer`; adds ``--json`` and ``--debug``."""
+    """A command whose function returns an `Answer`; adds ``--json``, ``--quiet``, ``--debug``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # click's own signature
         super().__init__(*args, **kwargs)
         self.params += [
             click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object."),
+            click.Option(["-q", "--quiet"], is_flag=True, help=_QUIET),
             click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."),
         ]
 
     def invoke(self, ctx: click.Context) -> None:
         """Run the function, print its answer, turn errors into a message and an exit code."""
         as_json, debug = ctx.params.pop("as_json"), ctx.params.pop("debug")
+        quiet, verbose = ctx.params.pop("quiet"), ctx.params.pop("verbose", False)
+        if quiet and verbose:
+            raise CallFailure("--quiet and --verbose exclude each other: give one of the two")
+        ctx.meta[_IS_QUIET] = quiet
         try:
             with _nothing_else_on_stdout(as_json):
                 answer: Answer = self._answer(ctx)
@@ -76,9 +92,7 @@ class Command(click.Command):
         if as_json:
             click.echo(to_json(answer.data))
         else:
-            from deploykit.cli._show import console
-
-            answer.show(console())
+            _show(answer, quiet=quiet, verbose=verbose)
         if answer.failed:
             ctx.exit(1)
 
@@ -100,6 +114,35 @@ class Command(click.Command):
                 "go (TMPDIR); --debug shows which step it was"
             ) from error
         return answer
+
+
+class DetailedCommand(Command):
+    """A command whose answer has ``details``; adds ``--verbose``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # click's own signature
+        super().__init__(*args, **kwargs)
+        self.params.append(
+            click.Option(["-v", "--verbose"], is_flag=True, help="Show every figure.")
+        )
+
+
+def is_quiet() -> bool:
+    """Whether the running command was told ``--quiet``."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(_IS_QUIET))
+
+
+def _show(answer: Answer, *, quiet: bool, verbose: bool) -> None:
+    from deploykit.cli._show import console
+
+    if quiet and answer.verdict is not None:
+        click.echo(printable(answer.verdict))
+        return
+    out = console()
+    answer.show(out)
+    if verbose and answer.details is not None:
+        out.print("")
+        answer.details(out)
 
 
 def _nothing_else_on_stdout(as_json: bool) -> AbstractContextManager[object]:  # noqa: FBT001

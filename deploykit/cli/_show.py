@@ -13,10 +13,11 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColum
 from rich.progress import Progress as RichBars
 from rich.table import Table
 
+from deploykit.cli._command import is_quiet
 from deploykit.cli._printable import printable
 from deploykit.core.artifacts import THIS_GPU
 from deploykit.core.precision import Precision
-from deploykit.core.progress import Progress, ProgressTask, SilentProgress
+from deploykit.core.progress import LineProgress, Progress, ProgressTask, SilentProgress
 from deploykit.core.sizes import AXIS_NAMES
 from deploykit.core.specs import DEFAULT_HEAD
 
@@ -64,8 +65,10 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def progress() -> Progress:
-    """A bar on standard error if a person watches it, otherwise silence."""
-    return BarProgress(console(stderr=True)) if sys.stderr.isatty() else SilentProgress()
+    """On standard error a bar if a person watches it, otherwise lines; nothing where asked."""
+    if is_quiet():
+        return SilentProgress()
+    return BarProgress(console(stderr=True)) if sys.stderr.isatty() else LineProgress()
 
 
 def table(columns: Sequence[str], *, title: str | None = None, right: Sequence[str] = ()) -> Table:
@@ -87,13 +90,16 @@ def show_table(out: Console, shown: HeadTable) -> None:
         out.print(shown.note, markup=False, soft_wrap=True)
 
 
-def megabytes(count: int) -> str:
-    """Bytes as decimal megabytes, the unit of disks and of download pages.
+def byte_size(count: int) -> str:
+    """Bytes in the decimal unit that fits, as disks and download pages count them.
 
-    >>> megabytes(51_600_000)
-    '51.6 MB'
+    >>> byte_size(51_600_000), byte_size(4_210), byte_size(312), byte_size(2_530_000_000)
+    ('51.6 MB', '4.2 kB', '312 B', '2.53 GB')
     """
-    return f"{count / 1e6:.1f} MB"
+    for limit, unit, digits in ((1e9, "GB", 2), (1e6, "MB", 1), (1e3, "kB", 1)):
+        if count >= limit:
+            return f"{count / limit:.{digits}f} {unit}"
+    return f"{count} B"
 
 
 def short_count(count: int) -> str:
@@ -204,7 +210,7 @@ def show_files(out: Console, bundle: Bundle) -> None:
     """Every file of the bundle with its size and the start of its hash."""
     rows = table(("file", "size", "sha256"), right=("size",))
     for name, digest in bundle.expected_files().items():
-        rows.add_row(escape(name), megabytes((bundle.folder / name).stat().st_size), digest[:16])
+        rows.add_row(escape(name), byte_size((bundle.folder / name).stat().st_size), digest[:16])
     out.print(rows, "")
 
 
@@ -241,7 +247,7 @@ def show_engines(out: Console, engines: Sequence[EngineRecord]) -> None:
             rows.add_row("  hardware compatibility", engine.hardware_compatibility)
         if engine.optimization_level is not None:
             rows.add_row("  optimization level", str(engine.optimization_level))
-        rows.add_row("  compiled", f"in {engine.build_s:.2f} s, {megabytes(engine.bytes)}")
+        rows.add_row("  compiled", f"in {engine.build_s:.2f} s, {byte_size(engine.bytes)}")
         for warning in engine.warnings:
             rows.add_row("  warning", escape(warning))
         rows.show_header = False

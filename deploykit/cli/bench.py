@@ -9,7 +9,7 @@ import click
 
 from deploykit.cli import _bench_options
 from deploykit.cli._bench_options import Asked, read_matrix, read_one_cell, read_switches
-from deploykit.cli._command import Answer, Command, examples
+from deploykit.cli._command import Answer, DetailedCommand, examples
 from deploykit.cli._show import progress
 from deploykit.core.errors import UsageError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.command(
     "bench",
-    cls=Command,
+    cls=DetailedCommand,
     epilog=examples(
         "deploykit bench --all --quick",
         "deploykit bench resnet50 engines/mine-fp16 --batch 1,8",
@@ -80,7 +80,7 @@ def command(
 
 
 def _measure(asked: Asked) -> Answer:
-    from deploykit.cli._bench_show import show_run
+    from deploykit.cli._bench_show import show_details, show_run
     from deploykit.sources.calls import require_call
 
     require_call(asked.targets)
@@ -104,7 +104,12 @@ def _measure(asked: Asked) -> Answer:
     )
     report = _bench(options, own)
     failed = bool(report.run.failures)
-    return Answer(bench_to_plain(report), lambda out: show_run(out, report), failed=failed)
+    return Answer(
+        bench_to_plain(report),
+        lambda out: show_run(out, report),
+        failed=failed,
+        details=lambda out: show_details(out, report),
+    )
 
 
 def _bench(options: BenchOptions, own: dict[str, Any]) -> BenchReport:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deploykit.cli import _options
-from deploykit.cli._command import Answer, Command, examples
+from deploykit.cli._command import Answer, DetailedCommand, examples
 from deploykit.cli._show import progress, show_engines, show_stages
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.command(
     "build",
-    cls=Command,
+    cls=DetailedCommand,
     epilog=examples("deploykit build engines/resnet50-fp16 --backend tensorrt --batch 1,16,64"),
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
@@ -64,12 +64,28 @@ def command(
         timing_cache=not no_timing_cache,
         compare_speed=compare_speed,
     )
-    return Answer(report.to_dict(), lambda out: _show(out, report))
+    return Answer(
+        report.to_dict(),
+        lambda out: _show(out, report),
+        details=lambda out: _show_details(out, report),
+        verdict=_verdict(report),
+    )
+
+
+def _verdict(report: BuildReport) -> str:
+    return f"added {report.engine.file} to {report.bundle.folder}"
 
 
 def _show(out: Console, report: BuildReport) -> None:
-    show_stages(out, report.stages)
-    show_engines(out, report.bundle.manifest.engines)
+    out.print(_verdict(report), style="bold", markup=False, soft_wrap=True)
+    show_engines(out, [report.engine])
     for note in report.notes:
         out.print(f"note: {note}", markup=False, soft_wrap=True)
-    out.print(f"added {report.engine.file} to {report.bundle.folder}")
+
+
+def _show_details(out: Console, report: BuildReport) -> None:
+    show_stages(out, report.stages)
+    others = [each for each in report.bundle.manifest.engines if each != report.engine]
+    if others:
+        out.print("the bundle's other engines", "")
+        show_engines(out, others)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deploykit.cli import _options
-from deploykit.cli._command import Answer, Command, examples
+from deploykit.cli._command import Answer, DetailedCommand, examples
 from deploykit.cli._show import progress, show_stages, table
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.command(
     "calibrate",
-    cls=Command,
+    cls=DetailedCommand,
     epilog=examples(
         "deploykit calibrate resnet50.onnx --data images/",
         "deploykit calibrate open.onnx --data images/ --height 224 --width 224",
@@ -82,10 +82,27 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     source_options = SourceOptions(weights, seed, choices)
     calibrated, journal = calibrate_target(target, options, source_options, progress(), sizes)
     answer = {**calibrated.to_dict(), "path": str(calibrated.path), "notes": journal.notes}
-    return Answer(answer, lambda out: _show(out, calibrated, journal))
+    return Answer(
+        answer,
+        lambda out: _show(out, calibrated, journal),
+        details=lambda out: _show_details(out, calibrated, journal),
+        verdict=_verdict(calibrated),
+    )
+
+
+def _verdict(calibrated: Calibrated) -> str:
+    table = calibrated.table
+    return f"{calibrated.path}: ranges of {len(table.amax)} tensors from {table.images} images"
 
 
 def _show(out: Console, calibrated: Calibrated, journal: Journal) -> None:
+    out.print(_verdict(calibrated), style="bold", markup=False, soft_wrap=True)
+    for note in journal.notes:
+        out.print(f"note: {note}", style="yellow", markup=False)
+    out.print("each range: the same with --verbose")
+
+
+def _show_details(out: Console, calibrated: Calibrated, journal: Journal) -> None:
     show_stages(out, journal.times)
     amax = calibrated.table.amax
     methods = sorted({method for ranges in amax.values() for method in ranges})
@@ -93,5 +110,3 @@ def _show(out: Console, calibrated: Calibrated, journal: Journal) -> None:
     for name, ranges in amax.items():
         rows.add_row(name, *(f"{ranges[method]:.4g}" for method in methods))
     out.print(rows, "")
-    for note in journal.notes:
-        out.print(f"note: {note}", style="yellow", markup=False)

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.markup import escape
 
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
-from deploykit.cli._show import progress, table
+from deploykit.cli._show import progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,22 +45,29 @@ def command(
         from deploykit.verbs.check import check, check_to_plain
 
         report = check(bundle, fast=fast, device=device, trust=trust)
-    return Answer(check_to_plain(report), lambda out: _show(out, report), failed=not report.ok)
+    return Answer(
+        check_to_plain(report),
+        lambda out: _show(out, report),
+        failed=not report.ok,
+        verdict=_verdict(report) if report.ok else None,
+    )
+
+
+def _verdict(report: CheckReport) -> str:
+    return f"{report.bundle}: every file is as it was written, the golden sample agrees"
 
 
 def _show(out: Console, report: CheckReport) -> None:
-    if report.engines:
-        rows = table(("engine", "fits this machine", "reason"))
-        for engine in report.engines:
-            fits = "yes" if engine.fits else "no"
-            rows.add_row(escape(engine.file), fits, escape(engine.reason))
-        out.print(rows)
+    if report.ok:
+        out.print(_verdict(report), style="bold", markup=False)
+        out.print(f"the golden sample ran on {report.golden}")
+        if report.signed_by is not None:
+            out.print(f"signed by {report.signed_by}", markup=False, soft_wrap=True)
+    for engine in report.engines:
+        fits = "fits this machine" if engine.fits else "does not fit this machine"
+        why = f": {engine.reason}" if engine.reason else ""
+        out.print(f"{engine.file} {fits}{why}", markup=False)
     for problem in report.problems:
         out.print(f"problem: {problem}", style="red", markup=False)
     if report.remedy:
         out.print(report.remedy)
-    if report.ok:
-        out.print(f"{report.bundle}: every file is as it was written, the golden sample agrees")
-        out.print(f"the golden sample ran on {report.golden}")
-        if report.signed_by is not None:
-            out.print(f"signed by {report.signed_by}", markup=False, soft_wrap=True)

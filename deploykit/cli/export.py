@@ -9,26 +9,12 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from deploykit.cli import _options
-from deploykit.cli._command import Answer, Command, examples
-from deploykit.cli._show import (
-    console,
-    head_line,
-    progress,
-    show_comparison,
-    show_engines,
-    show_files,
-    show_frontier,
-    show_input,
-    show_int8,
-    show_kept,
-    show_stages,
-)
+from deploykit.cli._command import Answer, DetailedCommand, examples, is_quiet
+from deploykit.cli._show import console, progress, show_comparison
 from deploykit.core.errors import UsageError, ValidationError
 from deploykit.core.precision import OWN, Precision
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from deploykit.backends import CompileOptions
     from deploykit.core.choices import DefinitionChoices
     from deploykit.exporting.steps import ExportOptions, ExportReport
@@ -68,10 +54,10 @@ _OPTIONS = (
     ),
     click.option(
         "--rest",
-        type=click.Choice(["fp16", "fp32"]),
+        type=click.Choice(["fp16", "bf16", "fp32"]),
         default="fp16",
         show_default=True,
-        help="Precision of what is not INT8 or FP8.",
+        help="Precision of what is not INT8 or FP8; bf16 has FP32's range, on GPUs from 8.0 on.",
     ),
     click.option(
         "--exclude",
@@ -200,7 +186,7 @@ def _fixed(wish: str) -> Literal["int8", "keep"]:
 
 @click.command(
     "export",
-    cls=Command,
+    cls=DetailedCommand,
     epilog=examples(
         "deploykit export resnet50 --fp16",
         "deploykit export resnet20 --fp16 --weights resnet20.npz --data images.npz",
@@ -339,7 +325,14 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     report = _export(target, options, device)
     if asked is None and budget is None:
         report = dataclasses.replace(report, notes=(*report.notes, _NO_PRECISION))
-    return Answer(report.to_dict(), lambda out: _show(out, report))
+    from deploykit.cli._export_show import show_export, show_export_details, verdict
+
+    return Answer(
+        report.to_dict(),
+        lambda out: show_export(out, report),
+        details=lambda out: show_export_details(out, report),
+        verdict=verdict(report),
+    )
 
 
 def _export(target: str, options: ExportOptions, device: str) -> ExportReport:
@@ -358,25 +351,5 @@ def _export(target: str, options: ExportOptions, device: str) -> ExportReport:
 
 def _say(sentence: str) -> None:
     """What is to be known before the work begins."""
-    console(stderr=True).print(sentence, markup=False)
-
-
-def _show(out: Console, report: ExportReport) -> None:
-    manifest = report.bundle.manifest
-    show_stages(out, report.stages)
-    show_comparison(out, [found.to_dict() for found in report.validation])
-    show_files(out, report.bundle)
-    show_input(out, report.input_range, manifest.preprocessing)
-    show_kept(out, manifest.conversion.get("kept_fp32", {}))
-    if "budget" in manifest.conversion:
-        show_frontier(out, manifest.conversion["budget"])
-    if manifest.calibration is not None:
-        show_int8(out, manifest.conversion, manifest.calibration)
-    show_engines(out, manifest.engines)
-    out.print(f"head: {head_line(manifest.head)}", markup=False)
-    for note in report.notes:
-        out.print(f"note: {note}", style="yellow", markup=False)
-    out.print(
-        f"{report.bundle.folder} is ready; verify it any time: deploykit check "
-        f"{report.bundle.folder}"
-    )
+    if not is_quiet():
+        console(stderr=True).print(sentence, markup=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deploykit.cli._command import Answer, Command, examples
-from deploykit.cli._show import megabytes, progress, short_count, table
+from deploykit.cli._show import byte_size, progress, short_count, table
 from deploykit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _show_bundles(out: Console, found: Sequence[ListedBundle]) -> None:
     numbers = ("engines", "size", "age")
     rows = table(("bundle", "model", "precision", *numbers), right=numbers)
     for one in found:
-        size = megabytes(one.size_bytes)
+        size = byte_size(one.size_bytes)
         known = (one.model, one.precision, str(len(one.engines)), size, _age(one.age_s))
         cells = known if one.problem is None else ("cannot be read", "", "", size, "")
         rows.add_row(*map(escape, (one.folder.name, *cells)))

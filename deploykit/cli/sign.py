@@ -100,13 +100,16 @@ def command(  # noqa: PLR0913 - one parameter per option
             password = None if password_file is None else read_password(password_file)
             signer = SigningKey(key, password, certificate, chain)
         report = sign(bundle, signer)
-    return Answer(report.to_dict(), lambda out: _show(out, report))
+    return Answer(report.to_dict(), lambda out: _show(out, report), verdict=_verdict(report))
+
+
+def _verdict(report: SignReport) -> str:
+    return f"signed {report.bundle} by {report.signed_by}"
 
 
 def _show(out: Console, report: SignReport) -> None:
     out.print(
-        f"signed {report.bundle} by {report.signed_by}: the manifest, which has the hash of "
-        f"{report.files} other files",
+        f"{_verdict(report)}: the manifest, which has the hash of {report.files} other files",
         markup=False,
         soft_wrap=True,
     )

@@ -73,8 +73,15 @@ def command(  # noqa: PLR0913 - one parameter per option
     options = ComparisonOptions(data, side_inputs, batch, layers, fast, sizes, device)
     found = compare_artifacts(first, second, options, progress())
     return Answer(
-        found.to_dict(), lambda out: _show(out, found, show_all=show_all), failed=not found.passed
+        found.to_dict(),
+        lambda out: _show(out, found, show_all=show_all),
+        failed=not found.passed,
+        verdict=_verdict(found) if found.passed else None,
     )
+
+
+def _verdict(found: ComparisonReport) -> str:
+    return f"the {found.outputs.head.noun} are within the limits of {found.outputs.precision}"
 
 
 def _show(out: Console, found: ComparisonReport, *, show_all: bool) -> None:
@@ -83,9 +90,8 @@ def _show(out: Console, found: ComparisonReport, *, show_all: bool) -> None:
         _show_layers(out, found, found.layers, show_all=show_all)
     for note in found.notes:
         out.print(f"note: {note}", style="yellow", markup=False)
-    precision = found.outputs.precision
     if found.passed:
-        out.print(f"the {found.outputs.head.noun} are within the limits of {precision}")
+        out.print(_verdict(found))
     elif found.layers is None:
         out.print("to see where it begins, add --layers")
 

@@ -46,7 +46,16 @@ def command(bundle: Path, trust: Path | SigstoreIdentity | None) -> Answer:
                 "say whose signature you expect: --trust FILE.pem, or --identity NAME --issuer URL"
             )
         report = verify(bundle, trust)
-    return Answer(report.to_dict(), lambda out: _show(out, report), failed=not report.ok)
+    return Answer(
+        report.to_dict(),
+        lambda out: _show(out, report),
+        failed=not report.ok,
+        verdict=_verdict(report) if report.ok else None,
+    )
+
+
+def _verdict(report: VerifyReport) -> str:
+    return f"{report.bundle}: every file is the one that was signed, by {report.signed_by}"
 
 
 def _show(out: Console, report: VerifyReport) -> None:
@@ -55,11 +64,7 @@ def _show(out: Console, report: VerifyReport) -> None:
     if report.remedy:
         out.print(report.remedy, markup=False, soft_wrap=True)
     if report.ok:
-        out.print(
-            f"{report.bundle}: every file is the one that was signed, by {report.signed_by}",
-            markup=False,
-            soft_wrap=True,
-        )
+        out.print(_verdict(report), markup=False, soft_wrap=True)
     if report.unsigned:
         out.print(
             "nobody signed, and nothing loads with --trust or --identity: "

@@ -44,7 +44,7 @@ def open_rounding(runners: Runners, graph: LoadedGraph, stored: Stored = Stored.
 
 def open_as_engine(runners: Runners, artifact: OnnxArtifact, *, fast: bool = False) -> Runner:
     """Run a file with the arithmetic of an engine; ``fast`` in the CPU's own, if it has kernels."""
-    if fast and not artifact.precision.facts.needs_cpu_form:
+    if fast and not artifact.needs_cpu_form:
         return runners.of_artifact(artifact)
     return open_rounding(runners, LoadedGraph(artifact))
 

@@ -60,7 +60,7 @@ class OnnxArtifact:
     """An ONNX file and where it came from; ``parents`` are hashes, the nearest first.
 
     ``sha256`` covers the weights of a large model too, which lie in a file beside: the ONNX file
-    has that file's hash within.
+    has that file's hash within. ``rest`` is BF16 where that is in a graph of another precision.
     """
 
     path: Path
@@ -70,6 +70,17 @@ class OnnxArtifact:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     parents: tuple[str, ...] = ()
+    rest: Precision | None = None
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Its own, and that of the rest."""
+        return (self.precision,) if self.rest is None else (self.precision, self.rest)
+
+    @property
+    def needs_cpu_form(self) -> bool:
+        """Whether no program but a compiler of engines has kernels for it."""
+        return any(each.facts.needs_cpu_form for each in self.precisions)
 
 
 @dataclass(frozen=True)

@@ -238,8 +238,8 @@ _INT8: Final = PrecisionFacts(
     weight_bits=8,
     operand_bits=8,
     element_type="INT8",
-    # What is not quantized is FP16, or FP32 on purpose.
-    census=Census(frozenset({"INT8"}), beside=frozenset({"HALF"})),
+    # What is not quantized is FP16 or BF16, or FP32 on purpose.
+    census=Census(frozenset({"INT8"}), beside=frozenset({"HALF", "BF16"})),
     rate="int8",
     quantized=True,
     needs_calibration=True,
@@ -268,7 +268,7 @@ _FP8: Final = PrecisionFacts(
     weight_bits=8,
     operand_bits=8,
     element_type="FLOAT8E4M3FN",
-    census=Census(frozenset({"FP8"}), beside=frozenset({"HALF"})),
+    census=Census(frozenset({"FP8"}), beside=frozenset({"HALF", "BF16"})),
     # Tensor cores of Ada, Hopper and Blackwell multiply FP8 at the rate that they have for INT8.
     rate="int8",
     quantized=True,

@@ -47,22 +47,46 @@ class SilentProgress:
 
 
 class LineProgress:
-    """A line on standard error for each step that is still going on after a second."""
+    """Lines on standard error for each step that is still going on after a second.
+
+    One when it has gone on for a second, one when it ends, and while it lasts one every half
+    minute of how far it is: for logs, where nobody sees a bar.
+    """
 
     @contextmanager
     def step(self, name: str) -> Iterator[ProgressTask]:
-        """A step whose line says its name, and then how long it took."""
-        start = time.perf_counter()
+        """A step whose lines say its name, how far it is, and how long it took."""
+        task = _LineTask(name)
         line = threading.Timer(_SLOW_S, _say, [f"{name} ..."])
         line.daemon = True
         line.start()
         try:
-            yield _SilentTask()
+            yield task
         finally:
             line.cancel()
-            seconds = time.perf_counter() - start
-            if seconds > _SLOW_S:
-                _say(f"{name}: {seconds:.1f} s")
+            if task.seconds > _SLOW_S:
+                _say(f"{name}: {task.seconds:.1f} s")
+
+
+class _LineTask:
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._start = self._said = time.perf_counter()
+        self._total: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """How long the step has taken."""
+        return time.perf_counter() - self._start
+
+    def update(self, done: float, total: float | None = None, detail: str = "") -> None:
+        """Say how far the step is, if the last line is long ago."""
+        self._total = self._total if total is None else total
+        if (now := time.perf_counter()) - self._said < _BETWEEN_LINES_S:
+            return
+        self._said = now
+        far = f" {done:g}" if self._total is None else f" {done:g} of {self._total:g}"
+        _say(f"{self._name}:{far}{detail and f', {detail}'}, {self.seconds:.0f} s")
 
 
 def say_notes(notes: Iterable[str]) -> None:
@@ -79,6 +103,7 @@ def _say(text: str) -> None:
 
 
 _SLOW_S: Final = 1.0
+_BETWEEN_LINES_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ def build_engine(
         PrecisionError: it compiled, but not in the artifact's precision.
         BundleError: the file cannot be written.
     """
-    require_options(artifact.precision, compiler, options)
+    require_options(artifact.precisions, compiler, options)
     backend = engine_backend(compiler.name)
     with progress.step(f"compile with {compiler.label}") as task:
         compiled = backend.compile(compiler, artifact.path, options, task)
@@ -94,22 +94,27 @@ def build_engine(
 
 
 def require_options(
-    precision: Precision, compiler: Compiler, options: CompileOptions, gpus: Sequence[Gpu] = ()
+    precisions: Sequence[Precision],
+    compiler: Compiler,
+    options: CompileOptions,
+    gpus: Sequence[Gpu] = (),
 ) -> None:
-    """Refuse choices that the compiler does not have, or GPUs without the precision.
+    """Refuse choices that the compiler does not have, or GPUs without one of the precisions.
 
     ``gpus`` are the machine's, the one that is built on first; without them that is not looked at.
 
     Raises:
         UsageError: one of ``options`` is such a choice.
     """
-    require_capabilities(precision, options.compute_capabilities)
+    for precision in precisions:
+        require_capabilities(precision, options.compute_capabilities)
     if options.hardware_compatibility == AMPERE_PLUS:
         oldest = ".".join(map(str, AMPERE))
-        if not precision.facts.runs_on(oldest):
+        lacking = [each for each in precisions if not each.facts.runs_on(oldest)]
+        if lacking:
             raise UsageError(
                 f"{AMPERE_PLUS} is for GPUs from compute capability {oldest} on, and not all of "
-                f"them have {precision} arithmetic\ngive --hardware-compatibility {SAME_CC}, or "
+                f"them have {lacking[0]} arithmetic\ngive --hardware-compatibility {SAME_CC}, or "
                 "export another precision"
             )
     engine_backend(compiler.name).check_options(compiler, options, gpus)

@@ -103,6 +103,11 @@ class ExportOptions:
             refuse_request(self.precision, self.quantization)
 
     @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """What the graph will compute in, beside FP16 and FP32 where these are the rest."""
+        return (self.precision, *(() if self.quantization is None else (self.quantization.rest,)))
+
+    @property
     def asked(self) -> str:
         """How the precision was asked for: by its name, or as one that is chosen."""
         return AUTO if self.budget is not None else str(self.precision)
@@ -183,7 +188,7 @@ def export_bundle(
     compiler = choose_compiler(options.backend, here.gpus)
     if compiler is not None:
         wanted = options.compiling(place, here.gpu_index)
-        require_options(options.precision, compiler, wanted, here.gpus)
+        require_options(options.precisions, compiler, wanted, here.gpus)
         if not compiler.is_portable:  # the engine is for this machine's GPU
             options = _with_targets(options, [gpu.compute_capability for gpu in here.gpus[:1]])
     replacement = Replacement(
@@ -371,7 +376,7 @@ def _write_cpu_form(
     written = write_model(rounding_form(graph.model), path, precision, parents)
     batches, expected = (each[:1] for each in compared)
     # As proof of what was written; a file that no CPU has kernels for is proven by its form.
-    for file in (written,) if precision.facts.needs_cpu_form else (artifact, written):
+    for file in (written,) if artifact.needs_cpu_form else (artifact, written):
         with reference.runners.of_artifact(file) as runner:
             found = outputs_of(runner, batches)
         names = file.path.name, reference.made_by

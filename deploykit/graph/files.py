@@ -20,10 +20,11 @@ from onnx_ir.passes.common import ShapeInferencePass
 from deploykit._version import __version__
 from deploykit.core.artifacts import WEIGHTS_SUFFIX, OnnxArtifact, sha256_of, sha256_of_bytes
 from deploykit.core.errors import ModelFileError, first_line
-from deploykit.core.precision import OWN, Precision
+from deploykit.core.precision import Precision
 from deploykit.core.regular_files import require_regular, require_utf8
 from deploykit.core.specs import TensorSpec
 from deploykit.graph.editing import Names
+from deploykit.graph.element_types import declared_precision, rest_of
 from deploykit.graph.external_weights import (
     MAPPED_BYTES,
     PROTOBUF_LIMIT_BYTES,
@@ -42,7 +43,7 @@ from deploykit.graph.foreign import lacks_shape, mend, redeclare, remember
 from deploykit.graph.shapes import require_bounded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence, Set
+    from collections.abc import Sequence
 
 
 def first_look(path: Path) -> None:
@@ -132,45 +133,6 @@ def _followed(
     made = [ir.AttrInt64s(key, given) for key, given in attributes.items()]
     graph.append(ir.Node("", op_type, [value], made, outputs=[result], name=f"{name}/{op_type}"))
     return result
-
-
-_FLOATS: Final = tuple(each for each in OWN if not each.facts.quantized)
-_QUANTIZED: Final = tuple(each for each in OWN if each.facts.quantized)
-_ZERO_POINT: Final = 2
-
-
-def stored_precision(types: Set[ir.DataType | None]) -> Precision:
-    """The precision of a graph without Q/DQ pairs whose weights are of ``types``, the narrowest."""
-    names = {dtype.name for dtype in types if dtype is not None}
-    found = (each for each in reversed(_FLOATS) if each.facts.element_type in names)
-    return next(found, Precision.FP32)
-
-
-def precision_of_type(dtype: ir.DataType | None) -> Precision:
-    """The precision of arithmetic whose result is of ``dtype``.
-
-    A floating-point type that is no precision's own counts as the one of its width, and what is
-    left as FP32.
-    """
-    if dtype is None or not dtype.is_floating_point():
-        return Precision.FP32
-    exact = (each for each in _FLOATS if each.facts.element_type == dtype.name)
-    wide = (each for each in _FLOATS if each.facts.operand_bits == dtype.bitwidth)
-    return next(exact, None) or next(wide, Precision.FP32)
-
-
-def quantized_precision(node: ir.Node) -> Precision:
-    """The precision of arithmetic behind a QuantizeLinear or DequantizeLinear.
-
-    It is that of its zero point; without one, of what it restores or makes. A type that is no
-    precision's own counts as INT8.
-    """
-    zero = node.inputs[_ZERO_POINT] if len(node.inputs) > _ZERO_POINT else None
-    if zero is None:
-        zero = node.inputs[0] if node.op_type == "DequantizeLinear" else node.outputs[0]
-    name = None if zero is None or zero.dtype is None else zero.dtype.name
-    exact = (each for each in _QUANTIZED if each.facts.element_type == name)
-    return next(exact, Precision.INT8)
 
 
 CHECKED_WHOLE_BYTES: Final = 2**26
@@ -309,7 +271,7 @@ def read_described(path: Path) -> tuple[OnnxArtifact, ir.Model]:
     """
     model, files = _read(path, MAPPED_BYTES)
     try:
-        precision, parents = _precision_of(model), _parents_of(model)
+        precision, parents = _recorded_precision(model), _parents_of(model)
     except ValueError as exc:
         raise ModelFileError(
             f"{path.name} has deploykit metadata that deploykit did not write\n{first_line(exc)}"
@@ -366,6 +328,7 @@ def _artifact(
         inputs=tuple(map(_tensor_spec, inputs)),
         outputs=tuple(map(_tensor_spec, model.graph.outputs)),
         parents=tuple(parents),
+        rest=rest_of(model, precision),
     )
 
 
@@ -451,15 +414,9 @@ def _read_proto(path: Path) -> onnx.ModelProto:
     return proto
 
 
-def _precision_of(model: ir.Model) -> Precision:
+def _recorded_precision(model: ir.Model) -> Precision:
     recorded = model.metadata_props.get(_PRECISION)
-    if recorded is not None:
-        return Precision(recorded)
-    steps = [node for node in model.graph.all_nodes() if node.op_type == "QuantizeLinear"]
-    if steps:
-        return quantized_precision(steps[0])
-    weights = model.graph.initializers.values()
-    return stored_precision({value.dtype for value in weights})
+    return declared_precision(model) if recorded is None else Precision(recorded)
 
 
 def _parents_of(model: ir.Model) -> tuple[str, ...]:

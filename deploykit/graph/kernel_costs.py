@@ -22,8 +22,9 @@ import onnx_ir as ir
 from deploykit.core.errors import ModelFileError, UsageError
 from deploykit.core.sizes import shape_text
 from deploykit.costs.network import LayerCost, LayerInfo, ModelSummary, NetworkCost
+from deploykit.graph.element_types import precision_of_type, quantized_precision
 from deploykit.graph.external_weights import split
-from deploykit.graph.files import infer_shapes, precision_of_type, quantized_precision
+from deploykit.graph.files import infer_shapes
 from deploykit.graph.foreign import mended_of
 from deploykit.graph.half import HEAVY_OPS
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from deploykit.core.precision import OWN, Precision
 from deploykit.core.serialization import to_plain
-from deploykit.graph.files import precision_of_type, quantized_precision
+from deploykit.graph.element_types import precision_of_type, quantized_precision
 from deploykit.graph.half import BF16, FP16, HEAVY_OPS, HalfType, convert_to_half, plan_half
 from deploykit.graph.half_range import NOTHING_UNFIT, Unfit
 from deploykit.graph.kernel_costs import network_cost

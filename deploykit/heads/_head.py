@@ -288,6 +288,18 @@ class Head(ABC):
             f"{figures['min_cosine']:.7f}",
         )
 
+    def worst_row(self, batches: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+        """Under `comparison_columns`: all images, and of every figure the worst of any batch.
+
+        Equal answers are the share of all images.
+        """
+        images = sum(batch["batch"] for batch in batches)
+        found = {name: _worst([batch[name] for batch in batches], name) for name in batches[0]}
+        if "agreement" in found:
+            same = sum(batch["agreement"] * batch["batch"] for batch in batches)
+            found["agreement"] = same / images
+        return self.comparison_row(found | {"batch": images})
+
     # Answers for people
 
     answer_columns: tuple[str, ...]
@@ -406,6 +418,17 @@ def figures_of(candidate: Outputs, reference: Outputs) -> Figures:
 def rows_of(outputs: Outputs) -> Rows:
     """One row per image in double precision: (N, ...) to (N, K)."""
     return outputs.reshape(len(outputs), -1).astype(np.float64)
+
+
+def _worst(found: Sequence[Any], name: str) -> Any:
+    """Of one figure of several batches; ``None`` where a batch has none."""
+    if isinstance(found[0], list | tuple):
+        return [each for one in found for each in one]
+    if not all(isinstance(one, int | float) for one in found):
+        return None
+    if any(one != one for one in found):  # NaN, which has no order  # noqa: PLR0124
+        return _NAN
+    return min(found) if name.startswith("min_") else max(found)
 
 
 def _of_one_shape(outputs: Sequence[Outputs]) -> Outputs:

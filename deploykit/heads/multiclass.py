@@ -182,7 +182,7 @@ class Multiclass(Head):
             *super().comparison_row(figures),
             "-" if kl is None else f"{kl:.2e}",
             f"{figures['agreement']:.1%}",
-            f"margin {min(flipped):.2e}" if flipped else "-",
+            f"{min(flipped):.2e}" if flipped else "-",
         )
 
     def answers(

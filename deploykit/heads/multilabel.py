@@ -168,7 +168,7 @@ class Multilabel(Head):
             *super().comparison_row(figures)[:4],
             f"{figures['max_error']:.2e}",
             f"{figures['agreement']:.1%}",
-            f"margin {min(flipped):.2e}" if flipped else "-",
+            f"{min(flipped):.2e}" if flipped else "-",
         )
 
     def undecided(self, outputs: Outputs) -> list[str]:

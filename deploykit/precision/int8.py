@@ -33,6 +33,7 @@ from deploykit.precision.quantization.conversion import (
     QuantizationErrors,
     measure_errors,
     quantize_by_plan,
+    to_bf16,
 )
 from deploykit.precision.quantization.equalising import EqualisationImages, equalise_channels
 from deploykit.precision.quantization.kinds import INT8
@@ -170,7 +171,7 @@ def convert_by_trials(
         reference.runners,
         tensors=kind.calibrated(reference.graph.model),
     )
-    reference = replace(reference, graph=kind.raised(reference.graph))
+    reference = replace(reference, graph=kind.raised(reference.graph, request.rest))
     held_out = load_images(
         calibrated.data, calibrated.data.held_out, reference.artifact, COMPARED_PIXELS
     )
@@ -391,9 +392,11 @@ def require_opset(artifact: OnnxArtifact) -> None:
 def halving(
     reference: Reference, quantized: Set[str], rest: Precision, task: ProgressTask
 ) -> Halve | None:
-    """What makes FP16 of the nodes beside those of eight bits; ``None`` where they stay FP32."""
+    """What narrows the nodes beside those of eight bits; ``None`` where they stay FP32."""
     if rest.facts.is_source:
         return None
+    if rest is Precision.BF16:
+        return to_bf16
     model, images, runners = reference.graph.model, reference.batches, reference.runners
     amax = measure_magnitudes(model, images, open_runner=runners.measuring, task=task)
     unfit = measure_unfit(model, amax, images, open_runner=runners.measuring, task=task)

@@ -100,7 +100,7 @@ def build(  # noqa: PLR0913 - the options of `deploykit build`
         timing_folder=beside(folder) if timing_cache else None,
     )
     compiler = _compiler(backend, here)
-    require_options(bundle.manifest.precision, compiler, options, here.gpus)
+    require_options(bundle.manifest.onnx.precisions, compiler, options, here.gpus)
     source = source_of(bundle) if compare_speed else None
     with journal.stage("verify"):
         bundle.require_intact()

@@ -361,10 +361,11 @@ def _opener(
 def _runner(side: _Side, runners: Runners, *, fast: bool) -> Runner:
     if side.mended.runs_as_written:
         return open_as_engine(runners, side.artifact, fast=fast)
-    as_read, facts = graph.read_graph(side.artifact.path), side.artifact.precision.facts
-    if facts.needs_cpu_form:
+    as_read = graph.read_graph(side.artifact.path)
+    if side.artifact.needs_cpu_form:
         return open_as_engine(runners, as_read.artifact)
-    return (runners.open_unoptimised if facts.quantized else runners.open)(as_read.split())
+    quantized = side.artifact.precision.facts.quantized
+    return (runners.open_unoptimised if quantized else runners.open)(as_read.split())
 
 
 def _of_other_sizes(
@@ -390,7 +391,7 @@ def _notes_on_rounding(
 ) -> list[str]:
     """In which arithmetic the candidate ran, and where an engine may compute something else."""
     candidate, reference = sides
-    if fast and not candidate.artifact.precision.facts.needs_cpu_form:
+    if fast and not candidate.artifact.needs_cpu_form:
         return [f"the CPU computes in FP32, as asked, in {candidate.name}"]
     notes = [f"the CPU rounds where an engine rounds in {candidate.name}"]
     if reference.artifact.precision.facts.is_source and candidate.mended.runs_as_written:

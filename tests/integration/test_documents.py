@@ -167,8 +167,8 @@ def write_weights(folder: Path) -> None:
 
 
 def words_of(line: str) -> list[str]:
-    """A line without its figures and names of files."""
-    return [word for word in line.split() if word.isalpha()]
+    """A line without figures, names of files, and what stands in brackets at its end."""
+    return [word for word in line.partition("(")[0].split() if word.isalpha()]
 
 
 def test_the_readme_shows_the_lines_that_an_export_prints(

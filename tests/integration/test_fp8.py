@@ -195,3 +195,32 @@ def test_the_compiler_itself_refuses_older_gpus(
     monkeypatch.setattr(targets, "narrowest", lambda _network: ("", (0, 0)))
     with pytest.raises(BuildError, match="HW-specific datatypes: fp8"):
         compile_onnx(compiler, model, older)
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_the_rest_may_be_bf16(precision: str, made: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    place = made / "rest"
+    called = deploykit(
+        "export", made / "mine.onnx", f"--{precision}", "--rest", "bf16",
+        "--calib", made / "images.npz", "-o", place, "--json",
+    )  # fmt: skip
+    assert called.code == 0, called.err
+    assert called.data["conversion"]["layers"]["bf16"] >= 1
+    (engine,) = called.data["engines"]
+    types = {key.split()[1] for key in engine["precision_census"]}
+    assert types == {precision.upper(), "BF16"}
+    assert json.loads((place / "manifest.json").read_text())["onnx"]["rest"] == "bf16"
+    # No CPU has kernels for it, so that --fast changes nothing.
+    for fast in (False, True):
+        with library.load(place, device="cpu", fast=fast) as model:
+            assert model.self_test().min_cosine > 0.99
+    for words in (("--layers",), ("--fast",)):
+        compared = deploykit("validate", place, *words, "--json")
+        assert compared.code == 0, compared.err
+    shares = deploykit("inspect", place, "--precision", "--json").data["precision"]["share"]
+    assert shares["bf16"] > 0
+    refused = deploykit("build", place, "--backend", "tensorrt-rtx", "--compute-capability", "7.5")
+    assert refused.code == 2
+    lacking = "fp8" if precision == "fp8" else "bf16"
+    assert f"GPUs of compute capability 7.5 have no {lacking} arithmetic" in refused.err

@@ -10,7 +10,7 @@ import numpy as np
 
 from deploykit.core.errors import ModelFileError, UsageError
 from deploykit.core.precision import Precision
-from deploykit.graph import HEAVY_OPS, convert_to_half, plan_half, qdq, write_graph
+from deploykit.graph import BF16, HEAVY_OPS, convert_to_half, plan_half, qdq, write_graph
 from deploykit.graph.qdq.insertion import ratio_db
 from deploykit.precision.fp16 import HEADROOM
 
@@ -38,14 +38,16 @@ SHOWN_REASONS: Final = 5
 
 @dataclass(frozen=True)
 class Int8Options:
-    """What is left out of INT8, and what it is then: FP16 or FP32."""
+    """What is left out of INT8, and what it is then: FP16, BF16 or FP32."""
 
     policy: qdq.QdqPolicy = field(default_factory=qdq.QdqPolicy)
     rest: Precision = Precision.FP16
 
     def __post_init__(self) -> None:
-        if self.rest is Precision.INT8:
-            raise UsageError("the rest of an INT8 graph cannot be int8\npossible: fp16, fp32")
+        if self.rest.facts.quantized:
+            raise UsageError(
+                f"the rest of an INT8 graph cannot be {self.rest}\npossible: fp16, bf16, fp32"
+            )
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,9 @@ def quantize_to_int8(
         DataError: ``amax`` lacks a value, or is not a number from 0 up.
     """
     plan = plan_int8(graph, options.policy)
-    halve = (halve or _halve_all) if options.rest is Precision.FP16 else None
+    if options.rest is Precision.BF16:
+        halve = to_bf16
+    halve = None if options.rest.facts.is_source else halve or _halve_all
     return quantize_by_plan(graph, plan, amax, path, Precision.INT8, halve=halve, errors=errors)
 
 
@@ -250,9 +254,10 @@ def quantize_by_plan(  # noqa: PLR0913 - each comes from another stage
         kept |= {name: half.kept[name] for name in half.kept if name in fp32}
     parents = (artifact.sha256, *artifact.parents)
     written = write_graph(result, path, precision, parents)
+    kinds = precision, written.artifact.rest or Precision.FP16
     return QuantizedResult(
         graph=written,
-        layers=_count_layers(plan, source, fp32, precision),
+        layers=_count_layers(plan, source, fp32, kinds),
         weight_sqnr_db=_worst(qdq.weight_sqnr_db(source, plan)),
         activation_sqnr_db=_worst(errors.activation_sqnr_db),
         kept=kept,
@@ -261,18 +266,25 @@ def quantize_by_plan(  # noqa: PLR0913 - each comes from another stage
     )
 
 
+def to_bf16(model: ir.Model) -> tuple[ir.Model, HalfPlan]:
+    """BF16 of all that has such a form; its range is FP32's, so nothing is measured first."""
+    plan = plan_half(model, {}, HEADROOM, half=BF16)
+    return convert_to_half(model, plan), plan
+
+
 def _halve_all(model: ir.Model) -> tuple[ir.Model, HalfPlan]:
     plan = plan_half(model, {}, HEADROOM)
     return convert_to_half(model, plan), plan
 
 
 def _count_layers(
-    plan: QdqPlan, source: Any, fp32: set[str], precision: Precision
+    plan: QdqPlan, source: Any, fp32: set[str], kinds: tuple[Precision, Precision]
 ) -> dict[Precision, int]:
+    precision, rest = kinds
     heavy = {str(node.name) for node in source.graph if node.op_type in HEAVY_OPS}
     return {
         precision: len(plan.layers),
-        Precision.FP16: len(heavy - plan.layers - fp32),
+        rest: len(heavy - plan.layers - fp32),
         Precision.FP32: len((heavy & fp32) - plan.layers),
     }
 

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from deploykit.core.precision import Precision
-from deploykit.graph import OLDEST_FOR_FP8, OLDEST_FOR_INT8, LoadedGraph, qdq, tidy_in_opset
+from deploykit.graph import (
+    OLDEST_FOR_FP8,
+    OLDEST_FOR_INT8,
+    OPSET_FOR_BF16,
+    LoadedGraph,
+    qdq,
+    tidy_in_opset,
+)
 from deploykit.precision.calibration.calibrators import METHODS
 from deploykit.precision.quantization.conversion import require_layers
 
@@ -44,11 +51,12 @@ class QuantizedKind:
         require_layers(graph, plan, policy, self.precision, name)
         return plan
 
-    def raised(self, graph: LoadedGraph) -> LoadedGraph:
-        """The same graph in an opset that has the pairs."""
-        if graph.artifact.opset >= self.opset:
+    def raised(self, graph: LoadedGraph, rest: Precision = Precision.FP16) -> LoadedGraph:
+        """The same graph in an opset that has the pairs, and the types of the ``rest``."""
+        opset = max(self.opset, OPSET_FOR_BF16) if rest is Precision.BF16 else self.opset
+        if graph.artifact.opset >= opset:
             return graph
-        return LoadedGraph(graph.artifact, tidy_in_opset(graph.model, self.opset))
+        return LoadedGraph(graph.artifact, tidy_in_opset(graph.model, opset))
 
 
 INT8: Final = QuantizedKind(

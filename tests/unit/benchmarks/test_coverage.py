@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from benchmarks import coverage
-from benchmarks.coverage import Process, Table, markdown, source_hash, sweep
-from benchmarks.coverage_one import TRIALS, Record, attempt, worst
+from benchmarks.calibration_cost import make_photographs
+from benchmarks.coverage import Process, Table, markdown, missing, source_hash, sweep
+from benchmarks.coverage_one import COLUMNS, TRIALS, Call, Record, attempt, worst
 from deploykit.core.errors import ExportError, ValidationError
-from deploykit.core.precision import Precision
 from deploykit.exporting import steps as pipeline
+from deploykit.precision.quantization.choice import Int8Choices
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,14 +26,18 @@ PASSED: dict[str, Any] = {
     "image_size": [64, 48],
     "parameters": 1_250_000,
     "validation": {
-        each: {"min_cosine": 0.5, "max_kl": 1e-3, "max_relative": 0.02} for each in ("fp16", "int8")
+        each: {"min_cosine": 0.5, "max_kl": 1e-3, "max_relative": 0.02}
+        for each in ("fp16", "bf16", "int8", "fp8")
     },
     "onnx_bytes": 2_000_000,
     "engine_bytes": 3_100_000,
     "process_s": 12.4,
-    "layers": {"int8": 3, "fp16": 1, "fp32": 0},
+    "layers": {"int8": 3, "fp8": 2, "fp16": 1, "fp32": 0},
 }
 FAILED = {"passed": False, "stage": "export", "reason": "ExportError: a loop"}
+
+
+OTHERS = ("bf16", "int8", "int8-trials", "fp8")
 
 
 class Runs:
@@ -43,27 +48,30 @@ class Runs:
         self.without_graph = without_graph
         self.asked: list[tuple[str, str]] = []
 
-    def __call__(self, precision: str, target: str, folder: Path) -> dict[str, Any]:
-        if precision == "int8":
+    def __call__(self, column: str, target: str, folder: Path) -> dict[str, Any]:
+        if column != "fp16":
             assert target.endswith("fp16/bundle/reference.onnx")
             target = self.asked[-1][1]
-        self.asked.append((precision, target))
+        self.asked.append((column, target))
         name = target.partition(":")[2]
         if name != self.without_graph:
             (folder / "bundle").mkdir(parents=True)
             (folder / "bundle" / "reference.onnx").touch()
-        return FAILED if (precision, name) in self.failing else PASSED
+        return FAILED if (column, name) in self.failing else PASSED
+
+    @property
+    def targets(self) -> list[str]:
+        return list(dict.fromkeys(target for _, target in self.asked))
 
 
-def test_every_model_goes_to_fp16_and_its_graph_to_int8(tmp_path: Path) -> None:
+def test_every_model_goes_to_fp16_and_its_graph_to_the_others(tmp_path: Path) -> None:
     runs = Runs()
     table = Table(tmp_path / "out" / "table.json", HERE)
-    sweep(table, "torchvision", ["small", "large"], runs, again=False)
+    sweep(table, "torchvision", ["small", "large"], runs)
     assert runs.asked == [
-        ("fp16", "torchvision:small"),
-        ("int8", "torchvision:small"),
-        ("fp16", "torchvision:large"),
-        ("int8", "torchvision:large"),
+        (column, f"torchvision:{name}")
+        for name in ("small", "large")
+        for column in ("fp16", *OTHERS)
     ]
     kept = json.loads((tmp_path / "out" / "table.json").read_text(encoding="utf-8"))
     assert kept["environment"] == HERE
@@ -71,54 +79,68 @@ def test_every_model_goes_to_fp16_and_its_graph_to_int8(tmp_path: Path) -> None:
     assert kept["rows"][1]["int8"] == PASSED
 
 
-def test_of_timm_fp16_is_asked_only(tmp_path: Path) -> None:
-    runs = Runs()
-    sweep(Table(tmp_path / "table.json", HERE), "timm", ["resnet10t"], runs, again=False)
-    assert runs.asked == [("fp16", "timm:resnet10t")]
-
-
-def test_a_failure_stops_nothing_and_is_tried_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    models, path = ["a", "b", "c"], tmp_path / "table.json"
-    first = Runs(("fp16", "a"), ("int8", "b"), without_graph="a")
-    sweep(Table.open(path, HERE), "torchvision", models, first, again=False)
-    # Without an FP32 graph there is nothing to take to INT8.
-    assert [each for each, target in first.asked if target.endswith(":a")] == ["fp16"]
-    assert "1 of 3: a fp16 export: ExportError: a loop" in capsys.readouterr().err
-    second = Runs()
-    sweep(Table.open(path, HERE), "torchvision", models, second, again=False)
-    assert {target for _, target in second.asked} == {"torchvision:a", "torchvision:b"}
-    worse = Runs(("fp16", "c"), without_graph="c")
+def test_a_failure_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "table.json"
+    runs = Runs(("fp16", "a"), ("int8", "b"), without_graph="a")
     table = Table.open(path, HERE)
-    sweep(table, "torchvision", ["c"], worse, again=True)
-    # Of the row of before nothing is left, its INT8 neither.
-    assert table.rows["c"] == {"model": "c", "fp16": FAILED}
+    sweep(table, "torchvision", ["a", "b"], runs)
+    # Without an FP32 graph there is nothing to take to the others.
+    assert [each for each, target in runs.asked if target.endswith(":a")] == ["fp16"]
+    assert "1 of 2: a fp16 export: ExportError: a loop" in capsys.readouterr().err
+    assert set(table.rows["b"]) == {"model", "fp16", *OTHERS}
+    again = Runs(("fp16", "b"), without_graph="b")
+    sweep(table, "torchvision", ["b"], again)
+    # Of the row of before nothing is left.
+    assert table.rows["b"] == {"model": "b", "fp16": FAILED}
+
+
+def test_what_was_tried_is_left_and_failures_are_tried_again_where_asked() -> None:
+    whole = dict.fromkeys(("fp16", *OTHERS), PASSED)
+    rows = {
+        "whole": whole,
+        "older": {"fp16": PASSED, "int8": PASSED},
+        "failing": {**whole, "fp8": FAILED},
+        "without graph": {"fp16": FAILED},
+    }
+    table = Table(coverage.ONE, HERE, rows)
+    names = [*rows, "new"]
+    assert missing(table, names, failed=False) == ["older", "new"]
+    assert missing(table, names, failed=True) == ["older", "failing", "without graph", "new"]
 
 
 def test_other_packages_start_the_table_anew(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
-    sweep(Table.open(path, HERE), "timm", ["a"], Runs(), again=False)
+    sweep(Table.open(path, HERE), "timm", ["a"], Runs())
     assert Table.open(path, {**HERE, "cpu": "two"}).passed("a", "fp16")
     assert not Table.open(path, {**HERE, "packages": {"torch": "3"}}).rows
 
 
 def test_the_table_shows_figures_counts_and_reasons() -> None:
+    whole = dict.fromkeys(("fp16", *OTHERS), PASSED)
     rows = {
-        "good": {"model": "good", "fp16": PASSED, "int8": PASSED},
-        "bad": {"model": "bad", "fp16": PASSED, "int8": FAILED},
+        "good": {"model": "good", **whole},
+        "bad": {"model": "bad", **whole, "int8": FAILED},
         "worse": {"model": "worse", "fp16": FAILED},
+        "older": {"model": "older", "fp16": PASSED},
     }
-    lines = markdown(Table(coverage.ONE, HERE, rows), "torchvision").splitlines()
+    lines = markdown(Table(coverage.ONE, HERE, rows)).splitlines()
     width = lines[0].count("|")
-    assert [line.count("|") for line in lines[1:5]] == [width] * 4
+    assert [line.count("|") for line in lines[1:6]] == [width] * 5
+    figures = "0.500000 | 1.0e-03 | 2.0e-02 | 2.0 | 3.1 | 12"
     assert lines[2] == (
-        "| good | 64x48 | 1.2 M | 0.500000 | 1.0e-03 | 2.0e-02 | 2.0 | 3.1 | 12 "
-        "| 0.500000 | 1.0e-03 | 2.0e-02 | 2.0 | 3.1 | 12 | 3 of 4 |"
+        f"| good | 64x48 | 1.2 M | {figures} | {figures} "
+        f"| {figures} | 3 of 6 | {figures} | 3 of 6 | {figures} | 2 of 6 |"
     )
-    assert "| **not run** |" in lines[4]
-    assert lines[6:8] == ["FP16 2 of 3", "INT8 1 of 3"]
-    assert lines[9:] == [
+    assert "| **not run** |" in lines[5]
+    assert lines[7:13] == [
+        "FP16 3 of 4",
+        "BF16 2 of 2",
+        "INT8 1 of 2",
+        "INT8-TRIALS 2 of 2",
+        "FP8 2 of 2",
+        "rows from before these columns: 1",
+    ]
+    assert lines[14:] == [
         "- bad int8, export: ExportError: a loop",
         "- worse fp16, export: ExportError: a loop",
     ]
@@ -126,7 +148,8 @@ def test_the_table_shows_figures_counts_and_reasons() -> None:
 
 def call(monkeypatch: pytest.MonkeyPatch, runs: Runs, *words: object) -> None:
     monkeypatch.setattr(sys, "argv", ["coverage.py", *map(str, words)])
-    monkeypatch.setattr(coverage, "Process", lambda limit_s, source: runs)
+    monkeypatch.setattr(coverage, "PHOTOGRAPHS", 0)
+    monkeypatch.setattr(coverage, "Process", lambda limit_s, source, photographs: runs)
     coverage.main()
 
 
@@ -137,14 +160,14 @@ def test_the_command_leaves_a_file_for_machines_and_one_for_people(
     out = tmp_path / "timm.json"
     first = Runs(("fp16", "b"))
     call(monkeypatch, first, "timm", "--out", out, "--skip", "c")
-    assert [target for _, target in first.asked] == ["timm:a", "timm:b"]
+    assert first.targets == ["timm:a", "timm:b"]
     assert "FP16 1 of 2" in capsys.readouterr().out
     second = Runs()
-    call(monkeypatch, second, "timm", "--out", out)
-    assert [target for _, target in second.asked] == ["timm:b", "timm:c"]
+    call(monkeypatch, second, "timm", "--out", out, "--failed")
+    assert second.targets == ["timm:b", "timm:c"]
     third = Runs()
     call(monkeypatch, third, "timm", "--out", out, "--only", "a")
-    assert [target for _, target in third.asked] == ["timm:a"]
+    assert third.targets == ["timm:a"]
     text = (tmp_path / "timm.md").read_text(encoding="utf-8")
     assert text.startswith("# timm\n\n| model | size |")
     assert "FP16 3 of 3" in text
@@ -189,7 +212,7 @@ RECORDED = """(place / "record.json").write_text('{"passed": true, "stage": "com
 def test_a_process_that_dies_leaves_a_row(
     text: str, expected: dict[str, Any], tmp_path: Path
 ) -> None:
-    process = Process(limit_s=60, source="abc", script=script(tmp_path, text))
+    process = Process(limit_s=60, source="abc", photographs=tmp_path, script=script(tmp_path, text))
     found = process("fp16", "timm:x", tmp_path / "run")
     assert found.items() >= {**expected, "source": "abc"}.items()
     assert ("reason" in found) is not found["passed"]
@@ -197,7 +220,9 @@ def test_a_process_that_dies_leaves_a_row(
 
 
 def test_a_process_that_hangs_is_ended(tmp_path: Path) -> None:
-    process = Process(limit_s=0.2, source="", script=script(tmp_path, "time.sleep(60)"))
+    process = Process(
+        limit_s=0.2, source="", photographs=tmp_path, script=script(tmp_path, "time.sleep(60)")
+    )
     found = process("fp16", "timm:x", tmp_path / "run")
     assert found["reason"] == "took longer than 0.2 s"
 
@@ -227,27 +252,49 @@ def test_any_error_is_a_reason(
 
     monkeypatch.setattr(pipeline, "export_bundle", fails)
     record = Record(tmp_path / "record.json")
-    attempt(Precision.FP16, "timm:x", tmp_path, record)
+    attempt(Call(COLUMNS["fp16"], "timm:x", tmp_path, tmp_path), record)
     assert (record.found["passed"], record.found["reason"]) == (False, reason)
 
 
-def test_int8_falls_back_to_trials_where_everything_in_int8_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("column", ["int8", "fp8"])
+def test_where_everything_in_eight_bits_fails_trials_decide(
+    column: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 
     def refuses(_: str, options: pipeline.ExportOptions, __: Record) -> None:
         assert options.quantization is not None
-        asked.append(options.quantization.int8_choices.sensitive_layers)
+        asked.append((str(options.precision), options.quantization.int8_choices.sensitive_layers))
         raise ValidationError("cosine 0.1")
 
     monkeypatch.setattr(pipeline, "export_bundle", refuses)
     record = Record(tmp_path / "record.json")
-    attempt(Precision.INT8, "model.onnx", tmp_path, record)
-    assert asked == ["int8", "auto"]
+    attempt(Call(COLUMNS[column], "model.onnx", tmp_path, tmp_path), record)
+    assert asked == [(column, "int8"), (column, "auto")]
     assert record.found["placement"] == TRIALS
     assert record.found["first_reason"] == "cosine 0.1"
     assert record.found["reason"] == "ValidationError: cosine 0.1"
+
+
+def test_the_column_with_trials_calibrates_on_photographs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_photographs(tmp_path, 3)
+    asked = []
+
+    def refuses(_: str, options: pipeline.ExportOptions, __: Record) -> None:
+        assert options.quantization is not None
+        data = options.quantization.calibration.data
+        assert not isinstance(data, str)
+        asked.append((len(data), options.quantization))
+        raise ValidationError("cosine 0.1")
+
+    monkeypatch.setattr(pipeline, "export_bundle", refuses)
+    call = Call(COLUMNS["int8-trials"], "model.onnx", tmp_path, tmp_path)
+    attempt(call, Record(tmp_path / "record.json"))
+    ((count, request),) = asked
+    assert count == 3
+    assert request.int8_choices == Int8Choices()
 
 
 def test_the_worst_batch_counts() -> None:
@@ -283,6 +330,6 @@ def test_torchvision_starts_with_the_smallest() -> None:
 
 
 def test_the_parent_reads_what_the_real_child_writes(tmp_path: Path) -> None:
-    found = Process(120, "")("fp16", str(tmp_path / "missing.onnx"), tmp_path / "run")
+    found = Process(120, "", tmp_path)("fp16", str(tmp_path / "missing.onnx"), tmp_path / "run")
     assert found["stage"] == "read"
     assert found["reason"].startswith("ModelFileError: there is no file")

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from deploykit.benchmarking.results import BenchmarkRun, CellFailure
-from deploykit.cli._bench_show import show_run
+from deploykit.cli._bench_show import show_details, show_run
 from deploykit.core.precision import Precision
 from deploykit.verbs.bench import BenchReport
 from tests.unit.benchmarking.statistics.noise import SUBJECT, independent, result_of
@@ -67,3 +67,19 @@ def test_failures_and_notes_are_shown_without_any_result() -> None:
     assert "failed: [b]nin/ort/fp32/b1: error: line one; line two" in text
     assert "note: no physical limits" in text
     assert "1 of these were measured by an earlier start of this run" in text
+
+
+def test_a_narrow_terminal_has_the_figures_that_decide_and_the_others_below() -> None:
+    report = BenchReport(BenchmarkRun((result(8),), ()), (Path("r.json"),), 0, ())
+    text = StringIO()
+    console = Console(file=text, width=80)
+    show_run(console, report)
+    show_details(console, report)
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = [line for line in lines if line.startswith("resnet50")]
+    assert len(rows) == 2  # none is folded
+    assert lines[0].split()[:6] == ["model", "backend", "precision", "batch", "p50", "ms"]
+    assert f"{np.median(WALL_MS):.4g}" in rows[0]
+    assert "99 % interval" not in lines[0]
+    assert any("99 % interval" in line for line in lines[1:])

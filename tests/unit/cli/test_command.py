@@ -1,4 +1,4 @@
-"""Errors of the system, as a command says them."""
+"""How much a command says, and errors of the system as it says them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import os
 import tempfile
 from typing import TYPE_CHECKING
 
+import click
 import pytest
+from click.testing import CliRunner
 
+from deploykit.cli._command import Answer, Command, DetailedCommand
+from deploykit.cli._show import progress
 from deploykit.core.errors import DeploykitError
+from deploykit.core.progress import LineProgress, SilentProgress
 from tests.bundles import write_classifier
 from tests.cli import deploykit
 
@@ -36,3 +41,48 @@ def test_no_place_for_temporary_files(
     with pytest.raises(DeploykitError, match=os.strerror(number)) as caught:
         deploykit("inspect", path, "--fp16", "--debug")
     assert isinstance(caught.value.__cause__, OSError)
+
+
+@click.command("detailed", cls=DetailedCommand)
+def detailed() -> Answer:
+    return Answer(
+        {},
+        lambda out: out.print("figures"),
+        details=lambda out: out.print("more figures"),
+        verdict="good \x1b[31m",
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "printed"),
+    [
+        ([], "figures\n"),
+        (["-v"], "figures\n\nmore figures\n"),
+        (["--verbose"], "figures\n\nmore figures\n"),
+        (["-q"], "good \\x1b[31m\n"),
+        (["--quiet"], "good \\x1b[31m\n"),
+        (["-q", "--json"], "{}\n"),
+    ],
+)
+def test_as_much_is_shown_as_was_asked_for(words: list[str], printed: str) -> None:
+    result = CliRunner().invoke(detailed, words)
+    assert (result.exit_code, result.stdout) == (0, printed)
+
+
+def test_quiet_and_verbose_exclude_each_other() -> None:
+    result = CliRunner().invoke(detailed, ["-q", "-v"])
+    assert result.exit_code == 2
+    assert "--quiet and --verbose exclude each other: give one of the two" in result.stderr
+
+
+@pytest.mark.parametrize(("words", "kind"), [([], LineProgress), (["-q"], SilentProgress)])
+def test_without_a_terminal_progress_is_lines(words: list[str], kind: type) -> None:
+    seen = []
+
+    @click.command("slow", cls=Command)
+    def slow() -> Answer:
+        seen.append(type(progress()))
+        return Answer({}, lambda out: out.print("done"))
+
+    assert CliRunner().invoke(slow, words).stdout == "done\n"
+    assert seen == [kind]

@@ -32,6 +32,24 @@ def test_a_slow_step_has_a_line_while_it_runs_and_one_at_its_end(
     assert capsys.readouterr().err.startswith("calibrate: ")
 
 
+@pytest.mark.usefixtures("_soon")
+def test_a_long_step_says_how_far_it_is_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("deploykit.core.progress.time.perf_counter", lambda: now)
+    with LineProgress().step("calibrate") as task:
+        for now, done in ((110.0, 8), (130.0, 64), (159.0, 90), (161.0, 100)):  # noqa: B007
+            task.update(done, 512, "a.jpg" if done == 100 else "")
+        now = 170.0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line != "calibrate ..."]
+    assert lines == [
+        "calibrate: 64 of 512, 30 s",
+        "calibrate: 100 of 512, a.jpg, 61 s",
+        "calibrate: 70.0 s",
+    ]
+
+
 def test_a_quick_step_says_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,9 +6,10 @@ import onnx_ir as ir
 import pytest
 
 from deploykit.core.precision import Precision
-from deploykit.graph.files import (
+from deploykit.graph.element_types import (
     precision_of_type,
     quantized_precision,
+    rest_of,
     stored_precision,
 )
 
@@ -69,3 +70,24 @@ def test_weights_without_a_zero_point_are_told_by_what_is_stored() -> None:
     made = _pair(None)
     made.outputs[0].type = ir.TensorType(TYPES.FLOAT8E4M3FN)
     assert quantized_precision(made) is Precision.FP8
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "rest"),
+    [
+        (ir.DataType.BFLOAT16, Precision.INT8, Precision.BF16),
+        (ir.DataType.BFLOAT16, Precision.FP16, Precision.BF16),
+        (ir.DataType.BFLOAT16, Precision.BF16, None),
+        (ir.DataType.FLOAT16, Precision.INT8, None),
+    ],
+)
+def test_bf16_in_a_graph_of_another_precision_is_its_rest(
+    dtype: ir.DataType, precision: Precision, rest: Precision | None
+) -> None:
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([1]))
+    cast = ir.node("Cast", [x], attributes={"to": int(dtype)})
+    cast.outputs[0].type = ir.TensorType(dtype)
+    model = ir.Model(
+        ir.Graph([x], cast.outputs, nodes=[cast], opset_imports={"": 22}), ir_version=10
+    )
+    assert rest_of(model, precision) is rest

@@ -12,7 +12,15 @@ from deploykit.backends.ort import OrtRunner
 from deploykit.core.errors import DataError, ModelFileError, UsageError
 from deploykit.core.precision import Precision
 from deploykit.core.progress import SilentProgress
-from deploykit.graph import LoadedGraph, read_artifact, read_model, tidy, write_model
+from deploykit.graph import (
+    OPSET_FOR_BF16,
+    LoadedGraph,
+    read_artifact,
+    read_model,
+    tidy,
+    tidy_in_opset,
+    write_model,
+)
 from deploykit.graph.qdq import QdqPolicy
 from deploykit.precision.quantization.conversion import (
     Int8Options,
@@ -100,6 +108,22 @@ def test_the_rest_may_be_fp32(artifact: OnnxArtifact, tmp_path: Path) -> None:
     assert result.layers == {Precision.INT8: 2, Precision.FP16: 0, Precision.FP32: 1}
     assert result.kept_heavy == 1
     assert not any(node.op_type == "Cast" for node in onnx.load(tmp_path / "int8.onnx").graph.node)
+
+
+def test_the_rest_may_be_bf16_which_holds_large_values(
+    artifact: OnnxArtifact, tmp_path: Path
+) -> None:
+    raised = LoadedGraph(artifact, tidy_in_opset(read_model(artifact.path), OPSET_FOR_BF16))
+    options = Int8Options(rest=Precision.BF16)
+    result = quantize_to_int8(
+        raised, AMAX, tmp_path / "int8.onnx", options=options, halve=halving({"f": 60000.0})
+    )
+    assert result.layers == {Precision.INT8: 2, Precision.BF16: 1, Precision.FP32: 0}
+    assert result.artifact.precisions == (Precision.INT8, Precision.BF16)
+    model = onnx.load(tmp_path / "int8.onnx")
+    casts = {node.attribute[0].i for node in model.graph.node if node.op_type == "Cast"}
+    assert casts == {onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT}
+    assert read_artifact(tmp_path / "int8.onnx").rest is Precision.BF16
 
 
 def test_large_values_keep_the_rest_in_fp32(artifact: OnnxArtifact, tmp_path: Path) -> None:
@@ -230,5 +254,5 @@ def test_a_missing_range_leaves_no_file(artifact: OnnxArtifact, tmp_path: Path) 
 
 
 def test_the_rest_is_not_int8() -> None:
-    with pytest.raises(UsageError, match=r"cannot be int8\npossible: fp16, fp32"):
+    with pytest.raises(UsageError, match=r"cannot be int8\npossible: fp16, bf16, fp32"):
         Int8Options(rest=Precision.INT8)
