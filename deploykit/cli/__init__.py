@@ -29,6 +29,7 @@ COMMANDS: Final = (
     "bench",
     "run",
     "doctor",
+    "completion",
 )
 """In the order of use; the file of each one has its name, and holds its ``command``."""
 

@@ -49,6 +49,9 @@ def command(
     it runs there, and what it computes is compared, before the bundle has it. The bundle stays as
     it was if anything fails.
     """
+    from deploykit.bundle.manifest import Bundle
+
+    Bundle.open(bundle)  # what is no bundle is said before the seconds of importing a compiler
     from deploykit.runtime.choice import machine_with
     from deploykit.verbs.build import build
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import importlib.util
 import logging
 import os
 import platform
@@ -105,6 +106,16 @@ def require(module: str) -> ModuleType:
         raise _does_not_load(module, error) from error
     except (ImportError, OSError) as error:
         raise _does_not_load(module, error) from error
+
+
+def require_installed(module: str) -> None:
+    """Look whether a top-level module is there, without importing it.
+
+    Raises:
+        MissingDependencyError: it is not; the message holds the install line.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise _not_installed(module)
 
 
 @contextmanager

@@ -20,7 +20,8 @@ FILES = sorted(
     if path.is_file()
 )
 LINE = re.compile(r"pip install ([^\n`&]*)")
-OURS = re.compile(r"\bdeploykit(?:-vision)?(?=[\[=<>~ '\"]|$)")
+OURS = re.compile(r"\bdeploykit(?:-vision)?(?=[\[=<>~ '\"]|$)(?!(?:\[[\w,]+\])? @ git\+)")
+"""Our name where an index would be asked for it; not before the address of a repository."""
 
 
 def wrong_with(line: str) -> list[str]:
@@ -40,13 +41,28 @@ def test_no_line_installs_our_name_from_an_index(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["deploykit", "'deploykit[rtx]'", "-U 'deploykit>=1'", "deploykit-vision", "-e .[dev]"],
+    [
+        "deploykit",
+        "'deploykit[rtx]'",
+        "-U 'deploykit>=1'",
+        "deploykit-vision",
+        "deploykit-vision[rtx]",
+        "-e .[dev]",
+    ],
 )
 def test_what_the_test_would_find(line: str) -> None:
     assert wrong_with(line)
 
 
-@pytest.mark.parametrize("line", ["-e '.[dev]'", '"$(ls dist/*.whl)[rtx]" fastapi', "torch"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "-e '.[dev]'",
+        '"$(ls dist/*.whl)[rtx]" fastapi',
+        "torch",
+        '"deploykit-vision[rtx] @ git+https://HOST/OWNER/deploykit.git"',
+    ],
+)
 def test_what_it_lets_pass(line: str) -> None:
     assert not wrong_with(line)
 

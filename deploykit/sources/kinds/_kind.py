@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from deploykit.core.artifacts import sha256_of
+from deploykit.core.environment import require_installed
 from deploykit.core.errors import MissingDependencyError, UsageError
 from deploykit.core.plugs import import_plug, plugs
 
@@ -67,6 +68,7 @@ class LibraryKind(TargetKind):
     """A network of a library, by its name there behind a prefix."""
 
     prefix: ClassVar[str]
+    """The name of the library's module and a colon."""
 
     def takes(self, target: str) -> bool:
         """Whether the prefix is there."""
@@ -75,6 +77,14 @@ class LibraryKind(TargetKind):
     def short_name(self, target: str) -> str:
         """The target with what a folder's name may have."""
         return target.replace(":", "-").replace("/", "-")
+
+    def require(self, target: str) -> None:  # noqa: ARG002 - its names are known to the library
+        """Whether the library is there, which takes seconds to import.
+
+        Raises:
+            MissingDependencyError: it is not installed.
+        """
+        require_installed(self.prefix.rstrip(":"))
 
 
 def kind_for(target: str) -> TargetKind:

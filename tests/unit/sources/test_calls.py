@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deploykit.core.errors import DeploykitError
+from deploykit.core.errors import DeploykitError, MissingDependencyError
 from deploykit.sources.calls import require_call
 
 FILES = ("nets.py", "w.npz", "labels.txt")
@@ -67,6 +67,7 @@ COMMANDS = (
     ["calibrate", "resnet50", "--data", "none"],
     ["inspect", "none.onnx", "--int8"],
     ["bench", "none.onnx"],
+    ["build", "none"],
 )
 
 
@@ -106,3 +107,10 @@ def test_nor_does_the_function_for_programs(given: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_a_library_that_is_not_installed(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingDependencyError, match=f"module {library}, which is not installed"):
+        require_call([f"{library}:resnet18"])
