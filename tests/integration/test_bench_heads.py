@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from deploykit.bundle.manifest import Bundle
-from deploykit.costs.peaks import gpu_peak
-from deploykit.verbs import bench as bench_run
 from tests.bundles import write_bundle
 from tests.cli import Called, deploykit
 from tests.graphs import graph, normal, save
@@ -19,13 +16,9 @@ TWO = "a = Gemm <transB = 1> (f, k7)  b = Gemm <transB = 1> (f, k2)"
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, known_peak: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in, on a CPU whose peak need not be measured."""
     monkeypatch.chdir(tmp_path)
-    peak = gpu_peak("NVIDIA L4").peak
-    assert peak is not None
-    known = replace(peak, name="a CPU", measured="2026-11-22T00:00:00+00:00")
-    monkeypatch.setattr(bench_run, "measure_cpu_peaks", lambda _threads: known)
     return tmp_path
 
 

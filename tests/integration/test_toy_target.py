@@ -9,10 +9,8 @@ import pytest
 from deploykit.bundle.manifest import Bundle
 from deploykit.core.errors import MissingDependencyError
 from deploykit.core.plugs import plugs
-from deploykit.costs.peaks import gpu_peak
 from deploykit.sources.kinds import kind_for
 from deploykit.sources.targets import Kind, kind_of, name_of
-from deploykit.verbs import bench
 from tests.cli import deploykit
 from tests.plugins import install_plug
 
@@ -100,9 +98,7 @@ def test_export_with_the_weights_that_the_kind_publishes(tmp_path: Path) -> None
     assert manifest.weights == {"source": "the toy shop", "sha256": None, "trained": True}
 
 
-def test_bench_measures_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    peak = gpu_peak("NVIDIA L4").peak
-    monkeypatch.setattr(bench, "measure_cpu_peaks", lambda _threads: peak)
+def test_bench_measures_it(tmp_path: Path, known_peak: None) -> None:
     called = deploykit(
         "bench", "toy:x", "--backend", "ort", "--fp32", "--batch", 1, "--warmup", 0,
         "--duration", 0.1, "--min-samples", 20, "--work", tmp_path / "work",
