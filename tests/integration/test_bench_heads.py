@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from deploykit.benchmarking.matrix.preparing import prepare_graph
 from deploykit.bundle.manifest import Bundle
+from deploykit.core.choices import DefinitionChoices
+from deploykit.core.precision import Precision
 from tests.bundles import write_bundle
 from tests.cli import Called, deploykit
 from tests.graphs import graph, normal, save
@@ -43,9 +46,14 @@ def test_two_heads_are_measured_with_a_word(here: Path) -> None:
 
 def test_an_export_by_another_head_is_not_taken_for_this_one(here: Path) -> None:
     model = network("y = Gemm <transB = 1> (f, k4)", "float[N, 4] y", here)
-    for options in ((), ("--head", "multilabel"), ()):
-        assert bench(model, "--fp32", *options).code == 0
-    kinds = [Bundle.open(each).manifest.head.kind for each in Path("engines/bench").glob("net*")]
+    for head in (None, "multilabel", None):
+        found = prepare_graph(
+            str(model), Precision.FP32, here / "work", batches=(1,), peaks={},
+            choices=DefinitionChoices(head=head),
+        )  # fmt: skip
+        kind = Bundle.open(Path(found.path).parent).manifest.head.kind
+        assert kind == (head or "multiclass")
+    kinds = [Bundle.open(each).manifest.head.kind for each in (here / "work").glob("net*")]
     assert sorted(kinds) == ["multiclass", "multilabel"]
 
 
