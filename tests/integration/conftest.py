@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from deploykit.costs.peaks import gpu_peak
+from deploykit.verbs import bench
 from tests.cli import deploykit
 
 if TYPE_CHECKING:
@@ -28,6 +31,15 @@ def export_digits(digits: Digits, folder: Path, precision: str, *more: object) -
 def fp16_bundle(digits: Digits, made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """Trained on digits, with an engine where TensorRT for RTX is installed. Read only."""
     return made_once("digits-fp16", lambda folder: export_digits(digits, folder, "fp16"))
+
+
+@pytest.fixture
+def known_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of `bench`: the peak of this CPU need not be measured."""
+    peak = gpu_peak("NVIDIA L4").peak
+    assert peak is not None
+    known = replace(peak, name="a CPU", measured="2026-11-22T00:00:00+00:00")
+    monkeypatch.setattr(bench, "measure_cpu_peaks", lambda _threads, **_: known)
 
 
 @pytest.fixture

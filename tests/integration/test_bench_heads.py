@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from deploykit.benchmarking.matrix.preparing import prepare_graph
 from deploykit.bundle.manifest import Bundle
-from deploykit.costs.peaks import gpu_peak
-from deploykit.verbs import bench as bench_run
+from deploykit.core.choices import DefinitionChoices
+from deploykit.core.precision import Precision
 from tests.bundles import write_bundle
 from tests.cli import Called, deploykit
 from tests.graphs import graph, normal, save
@@ -19,13 +19,9 @@ TWO = "a = Gemm <transB = 1> (f, k7)  b = Gemm <transB = 1> (f, k2)"
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, known_peak: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in, on a CPU whose peak need not be measured."""
     monkeypatch.chdir(tmp_path)
-    peak = gpu_peak("NVIDIA L4").peak
-    assert peak is not None
-    known = replace(peak, name="a CPU", measured="2026-11-22T00:00:00+00:00")
-    monkeypatch.setattr(bench_run, "measure_cpu_peaks", lambda _threads, **_: known)
     return tmp_path
 
 
@@ -50,9 +46,14 @@ def test_two_heads_are_measured_with_a_word(here: Path) -> None:
 
 def test_an_export_by_another_head_is_not_taken_for_this_one(here: Path) -> None:
     model = network("y = Gemm <transB = 1> (f, k4)", "float[N, 4] y", here)
-    for options in ((), ("--head", "multilabel"), ()):
-        assert bench(model, "--fp32", *options).code == 0
-    kinds = [Bundle.open(each).manifest.head.kind for each in Path("engines/bench").glob("net*")]
+    for head in (None, "multilabel", None):
+        found = prepare_graph(
+            str(model), Precision.FP32, here / "work", batches=(1,), peaks={},
+            choices=DefinitionChoices(head=head),
+        )  # fmt: skip
+        kind = Bundle.open(Path(found.path).parent).manifest.head.kind
+        assert kind == (head or "multiclass")
+    kinds = [Bundle.open(each).manifest.head.kind for each in (here / "work").glob("net*")]
     assert sorted(kinds) == ["multiclass", "multilabel"]
 
 

@@ -17,6 +17,7 @@ from deploykit.precision.calibration.data import CalibrationOptions
 from deploykit.precision.calibration.table import CalibrationTable
 from deploykit.sources.definition import SourceOptions
 from deploykit.verbs.calibrate import calibrate_target
+from tests.bundles import write_classifier
 from tests.cli import Called, deploykit
 from tests.graphs import graph, normal, save
 
@@ -47,6 +48,12 @@ def quantize(original: Path, *more: object, calib: object) -> Called:
 @pytest.fixture
 def fp32(fp16_bundle: Path) -> Path:
     return fp16_bundle / "reference.onnx"
+
+
+@pytest.fixture
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of two layers, for tests of tables and messages: an export takes a third of ``fp32``'s."""
+    return write_classifier(tmp_path_factory.mktemp("small") / "small.onnx", channels=32)
 
 
 UNTRIED = (
@@ -205,10 +212,10 @@ def test_output_shows_layers_ratios_and_methods(
 
 
 def test_table_is_used_again_and_made_anew_with_the_reason(
-    fp32: Path, digits: Digits, working_folder: Path
+    small: Path, digits: Digits, working_folder: Path
 ) -> None:
     def story(*more: object, calib: Path = digits.calibration) -> str:
-        called = quantize(fp32, *UNTRIED, *more, calib=calib)
+        called = quantize(small, *UNTRIED, *more, calib=calib)
         assert called.code == 0, called.err
         return str(called.data["calibration"]["story"])
 
@@ -219,31 +226,31 @@ def test_table_is_used_again_and_made_anew_with_the_reason(
 
 
 def test_table_that_must_fit_is_refused_by_another_model_and_other_images(
-    fp32: Path, digits: Digits, working_folder: Path
+    small: Path, digits: Digits, working_folder: Path
 ) -> None:
-    made = deploykit("calibrate", fp32, "--data", digits.calibration, "-o", "table.json")
+    made = deploykit("calibrate", small, "--data", digits.calibration, "-o", "table.json")
     assert made.code == 0, made.err
     before = (working_folder / "table.json").read_bytes()
     fixed = ("--calib-table", "table.json", *UNTRIED)
-    used = quantize(fp32, *fixed, calib=digits.calibration)
+    used = quantize(small, *fixed, calib=digits.calibration)
     assert used.data["calibration"]["story"].startswith("used again")
-    other = quantize(fp32, *fixed, calib=digits.test)
+    other = quantize(small, *fixed, calib=digits.test)
     assert other.code == 1
     assert "the calibration table table.json does not fit: the images are others" in other.err
-    model = fixed_batch(fp32, 16, working_folder / "other.onnx")
+    model = write_classifier(working_folder / "other.onnx", batch="16", channels=32)
     refused = quantize(model, *fixed, "--batch", 16, "--replace", calib=digits.calibration)
     assert refused.code == 1
     assert "this calibration table belongs to another model" in refused.err
-    missing = quantize(fp32, "--calib-table", "none.json", calib=digits.calibration)
+    missing = quantize(small, "--calib-table", "none.json", calib=digits.calibration)
     assert missing.code == 1
     assert "there is no calibration table none.json" in missing.err
     assert (working_folder / "table.json").read_bytes() == before
 
 
 def test_table_of_calibrate_serves_the_export(
-    fp32: Path, digits: Digits, working_folder: Path
+    small: Path, digits: Digits, working_folder: Path
 ) -> None:
-    (working_folder / "own.onnx").write_bytes(fp32.read_bytes())
+    (working_folder / "own.onnx").write_bytes(small.read_bytes())
     made = deploykit("calibrate", "own.onnx", "--data", digits.calibration, "--json")
     assert made.code == 0, made.err
     assert made.data["path"] == "own.calibration.json"
@@ -253,9 +260,9 @@ def test_table_of_calibrate_serves_the_export(
 
 
 def test_table_of_calibrate_serves_an_export_to_another_folder(
-    fp32: Path, digits: Digits, working_folder: Path
+    small: Path, digits: Digits, working_folder: Path
 ) -> None:
-    (working_folder / "own.onnx").write_bytes(fp32.read_bytes())
+    (working_folder / "own.onnx").write_bytes(small.read_bytes())
     made = deploykit("calibrate", "own.onnx", "--data", digits.calibration)
     assert made.code == 0, made.err
     place = working_folder / "engines" / "own-int8"
@@ -265,13 +272,13 @@ def test_table_of_calibrate_serves_an_export_to_another_folder(
 
 
 def test_a_users_folder_named_calib_gets_no_table(
-    fp32: Path, digits: Digits, working_folder: Path
+    small: Path, digits: Digits, working_folder: Path
 ) -> None:
     """The table of an export lies beside its bundle, that of a bundle too, and both are used."""
     images, engines = working_folder / "calib", working_folder / "engines"
     images.mkdir()
     (images / "digits.npz").write_bytes(digits.calibration.read_bytes())
-    (working_folder / "own.onnx").write_bytes(fp32.read_bytes())
+    (working_folder / "own.onnx").write_bytes(small.read_bytes())
     exported = deploykit("export", "own.onnx", "--backend", "none", "-o", engines / "own-fp32")
     assert exported.code == 0, exported.err
     told = ("--data", images / "digits.npz", "--json")
@@ -293,10 +300,10 @@ def test_a_users_folder_named_calib_gets_no_table(
 
 
 def test_a_project_keeps_its_tables_in_calib(
-    fp32: Path, digits: Digits, working_folder: Path
+    small: Path, digits: Digits, working_folder: Path
 ) -> None:
     (working_folder / "pyproject.toml").write_text("[tool.deploykit]\n", encoding="utf-8")
-    (working_folder / "own.onnx").write_bytes(fp32.read_bytes())
+    (working_folder / "own.onnx").write_bytes(small.read_bytes())
     made = deploykit("calibrate", "own.onnx", "--data", digits.calibration, "--json")
     assert made.data["path"] == "calib/own.json"
     called = quantize(working_folder / "own.onnx", "-o", "engines/own", *UNTRIED,
@@ -306,9 +313,9 @@ def test_a_project_keeps_its_tables_in_calib(
 
 
 def test_a_file_that_is_no_table_is_not_replaced(
-    fp32: Path, digits: Digits, working_folder: Path
+    small: Path, digits: Digits, working_folder: Path
 ) -> None:
-    (working_folder / "own.onnx").write_bytes(fp32.read_bytes())
+    (working_folder / "own.onnx").write_bytes(small.read_bytes())
     (working_folder / "own.calibration.json").write_text("mine", encoding="utf-8")
     said = "exists and is not a calibration table, so it is not replaced"
     called = deploykit("calibrate", "own.onnx", "--data", digits.calibration)
@@ -320,36 +327,36 @@ def test_a_file_that_is_no_table_is_not_replaced(
     named = deploykit("calibrate", "own.onnx", "--data", digits.calibration, "-o", "own.onnx")
     assert named.code == 1
     assert f"own.onnx {said}" in named.err
-    assert (working_folder / "own.onnx").read_bytes() == fp32.read_bytes()
+    assert (working_folder / "own.onnx").read_bytes() == small.read_bytes()
     assert (working_folder / "own.calibration.json").read_text(encoding="utf-8") == "mine"
 
 
 def test_images_of_a_program_give_the_ranges_of_the_same_file(
-    fp32: Path, digits: Digits, working_folder: Path
+    small: Path, digits: Digits, working_folder: Path
 ) -> None:
     with np.load(digits.calibration) as data:
         given = GivenImages(iter(data["images"]))
     options = CalibrationOptions(given, count=40, table=working_folder / "given.json")
-    calibrated, _ = calibrate_target(str(fp32), options, SourceOptions())
+    calibrated, _ = calibrate_target(str(small), options, SourceOptions())
     assert calibrated.to_dict()["source"] == "images given by a program"
-    made = deploykit("calibrate", fp32, "--data", digits.calibration, "--calib-count", 40,
+    made = deploykit("calibrate", small, "--data", digits.calibration, "--calib-count", 40,
                      "-o", "file.json")  # fmt: skip
     assert made.code == 0, made.err
     assert CalibrationTable.load(working_folder / "file.json").amax == calibrated.table.amax
 
 
-def test_calibrate_imports_no_torch(fp32: Path, digits: Digits, working_folder: Path) -> None:
+def test_calibrate_imports_no_torch(small: Path, digits: Digits, working_folder: Path) -> None:
     code = (
         "import sys\nfrom deploykit.cli import main\n"
-        f"main(['calibrate', {str(fp32)!r}, '--data', {str(digits.calibration)!r}, '--json'],"
+        f"main(['calibrate', {str(small)!r}, '--data', {str(digits.calibration)!r}, '--json'],"
         " standalone_mode=False)\nassert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_calibrate_shows_every_range(fp32: Path, digits: Digits, working_folder: Path) -> None:
-    shown = deploykit("calibrate", fp32, "--data", digits.calibration, "-o", "table.json")
+def test_calibrate_shows_every_range(small: Path, digits: Digits, working_folder: Path) -> None:
+    shown = deploykit("calibrate", small, "--data", digits.calibration, "-o", "table.json")
     assert shown.code == 0, shown.err
     table = CalibrationTable.load(working_folder / "table.json")
     assert all(tensor in shown.out for tensor in table.amax)
@@ -390,17 +397,17 @@ def test_images_without_int8_are_refused(fp32: Path, digits: Digits, working_fol
 
 
 def test_noise_is_used_only_by_name_and_the_manifest_says_so(
-    fp32: Path, working_folder: Path
+    small: Path, working_folder: Path
 ) -> None:
-    called = quantize(fp32, "--calib-count", 64, *UNTRIED, calib="random")
+    called = quantize(small, "--calib-count", 64, *UNTRIED, calib="random")
     assert called.code == 0, called.err
     manifest = json.loads((working_folder / "bundle" / "manifest.json").read_text())
     assert manifest["calibration"]["source"] == "random noise"
     assert any("noise" in note for note in called.data["notes"])
 
 
-def test_few_images_warn(fp32: Path, digits: Digits, working_folder: Path) -> None:
-    called = quantize(fp32, "--calib-count", 20, *UNTRIED, calib=digits.calibration)
+def test_few_images_warn(small: Path, digits: Digits, working_folder: Path) -> None:
+    called = quantize(small, "--calib-count", 20, *UNTRIED, calib=digits.calibration)
     assert any("only 20 calibration images" in note for note in called.data["notes"])
 
 

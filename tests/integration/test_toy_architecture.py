@@ -8,9 +8,7 @@ import pytest
 
 from deploykit.bundle.manifest import Bundle
 from deploykit.core.plugs import plugs
-from deploykit.costs.peaks import gpu_peak
 from deploykit.models._registry import families, names
-from deploykit.verbs import bench
 from tests.cli import deploykit
 from tests.plugins import install_plug
 
@@ -73,11 +71,7 @@ def test_it_is_exported(tmp_path: Path) -> None:
     assert (model["name"], model["num_classes"]) == ("tinynet", 10)
 
 
-def test_it_is_measured_in_a_process_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    peak = gpu_peak("NVIDIA L4").peak
-    monkeypatch.setattr(bench, "measure_cpu_peaks", lambda _threads, **_: peak)
+def test_it_is_measured_in_a_process_of_its_own(tmp_path: Path, known_peak: None) -> None:
     called = deploykit(
         "bench", "tinynet", "--backend", "eager", "--fp32", "--batch", 1, "--warmup", 0,
         "--duration", 0.1, "--min-samples", 20, "--work", tmp_path / "work",

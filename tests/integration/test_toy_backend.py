@@ -97,7 +97,9 @@ def model(folder: Path) -> Path:
     return save(graph(text, {"w": normal(3, 5)}), folder / "tiny.onnx")
 
 
-def test_it_is_measured_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_measured_as_any_other(
+    tmp_path: Path, known_peak: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     called = deploykit(

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from deploykit.benchmarking.matrix.preparing import prepare_graph
 from deploykit.bundle.manifest import Bundle
+from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import MissingDependencyError
 from deploykit.core.plugs import plugs
-from deploykit.costs.peaks import gpu_peak
+from deploykit.core.precision import Precision
 from deploykit.sources.kinds import kind_for
 from deploykit.sources.targets import Kind, kind_of, name_of
-from deploykit.verbs import bench
 from tests.cli import deploykit
 from tests.plugins import install_plug
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 TOY = '''
 """``toy:NAME``: a pooled image and one linear layer."""
@@ -100,15 +101,15 @@ def test_export_with_the_weights_that_the_kind_publishes(tmp_path: Path) -> None
     assert manifest.weights == {"source": "the toy shop", "sha256": None, "trained": True}
 
 
-def test_bench_measures_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    peak = gpu_peak("NVIDIA L4").peak
-    monkeypatch.setattr(bench, "measure_cpu_peaks", lambda _threads, **_: peak)
-    called = deploykit(
-        "bench", "toy:x", "--backend", "ort", "--fp32", "--batch", 1, "--warmup", 0,
-        "--duration", 0.1, "--min-samples", 20, "--work", tmp_path / "work",
-        "-o", tmp_path / "run.json", "--json",
-    )  # fmt: skip
-    assert called.code == 0, called.err
+def test_bench_takes_it(tmp_path: Path) -> None:
+    """Its own process finds a plug as that of `test_toy_architecture.py` does."""
+    asked = ("--backend", "ort", "--fp32", "--batch", 1, "--filter", "none")
+    called = deploykit("bench", "toy:x", *asked)
+    assert called.code == 2
+    assert "the cells are toy-x/ort/fp32/b1" in called.err
+    found = prepare_graph("toy:x", Precision.FP32, tmp_path / "work", batches=(1,), peaks={})
+    assert Bundle.open(Path(found.path).parent).manifest.name == "toy-x-fp32"
+    assert found.sha256 == sha256_of(Path(found.path))
 
 
 def test_a_plug_without_a_kind(

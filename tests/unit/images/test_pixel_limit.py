@@ -203,10 +203,9 @@ def test_strips_give_what_the_whole_gives(mode: str, orientation: int) -> None:
     if mode == "I;16":
         image = Image.fromarray(random.integers(0, 65536, size, np.uint16))
     elif mode == "P with alpha":
-        image, options = (
-            rgba.convert("RGB").quantize(16),
-            {"transparency": bytes(range(0, 160, 10))},
-        )
+        image = Image.fromarray(random.integers(0, 16, size, np.uint8)).convert("P")
+        image.putpalette(random.integers(0, 256, 48, np.uint8).tobytes())
+        options = {"transparency": bytes(range(0, 160, 10))}
     else:
         image = rgba.convert(mode)
     exif = Image.Exif()
