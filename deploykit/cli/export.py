@@ -19,6 +19,7 @@ from deploykit.cli._command import (
     only_checks,
     surviving,
 )
+from deploykit.cli._option_types import TARGET, BudgetOption, PathOr, QuantizingOption
 from deploykit.cli._show import (
     console,
     head_line,
@@ -60,13 +61,13 @@ _NO_PRECISION = (
 
 _END = click.Choice(["auto", "int8", "keep"])
 
-_quantizing = partial(click.option, cls=_options.QuantizingOption)
-_budget = partial(click.option, cls=_options.BudgetOption)
+_quantizing = partial(click.option, cls=QuantizingOption)
+_budget = partial(click.option, cls=BudgetOption)
 
 _OPTIONS = (
     _quantizing(
         "--calib",
-        type=_options.PathOr("random"),
+        type=PathOr("random"),
         metavar="PATH",
         help="Images for INT8 and FP8, as --data; `random` is noise.",
     ),
@@ -174,7 +175,7 @@ _OPTIONS = (
         "deploykit export resnet18 resnet50 vgg16 --fp16 --weights imagenet -o engines",
     ),
 )
-@click.argument("targets", nargs=-1, required=True, metavar="TARGET...", type=_options.TARGET)
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET...", type=TARGET)
 @_options.precision_flags({each: each.facts.help for each in OWN})
 @click.option(
     "--precision",

@@ -77,6 +77,7 @@ def command(recipe: Path, output: Path | None, *, dry_run: bool, again: bool) ->
     except KeyboardInterrupt:
         click.echo("\ninterrupted; the same command goes on from here", err=True)
         raise
+    # A page about all bundles (--report FILE) belongs here: `report` has every figure.
     return Answer(report.to_dict(), lambda out: _show(out, report), failed=bool(report.failures))
 
 
