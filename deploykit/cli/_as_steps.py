@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from deploykit.cli._command import ONLY_CHECKS, QUIET, Command
-from deploykit.cli._options import BudgetOption, PathOr, QuantizingOption, Target
+from deploykit.cli._option_types import BudgetOption, PathOr, QuantizingOption, Target
 from deploykit.core.errors import UsageError
 from deploykit.recipes.options import CommandOption, Form, Ran, Use
 

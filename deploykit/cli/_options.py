@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deploykit.cli._option_types import PathOr, QuantizingOption
 from deploykit.core.artifacts import HARDWARE_COMPATIBILITY, THIS_GPU
 from deploykit.core.errors import UsageError
 from deploykit.core.precision import find_precision
@@ -27,32 +28,6 @@ if TYPE_CHECKING:
 
 
 _MIB = 2**20
-
-
-class Target(click.types.StringParamType):
-    """A TARGET: a name, or something with the path of a file or folder in it."""
-
-    name = "target"
-
-
-class PathOr(click.types.StringParamType):
-    """A path of something that is read, or one of ``words``; ``#`` may name an entry of a file."""
-
-    name = "path"
-
-    def __init__(self, *words: str) -> None:
-        self.words = words
-
-
-TARGET = Target()
-
-
-class QuantizingOption(click.Option):
-    """An option of the precisions that are calibrated, and of `auto`."""
-
-
-class BudgetOption(click.Option):
-    """An option of `--precision auto`."""
 
 
 class NamesBackends(click.Option):

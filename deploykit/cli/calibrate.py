@@ -9,6 +9,7 @@ import click
 
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, DetailedCommand, examples
+from deploykit.cli._option_types import TARGET, PathOr
 from deploykit.cli._show import progress, show_stages, table
 from deploykit.verbs.export import calibration_options, require_calibration
 
@@ -31,11 +32,11 @@ if TYPE_CHECKING:
         "deploykit calibrate torchvision:regnet_y_400mf --weights imagenet --data images/",
     ),
 )
-@click.argument("target", type=_options.TARGET)
+@click.argument("target", type=TARGET)
 @click.option(
     "--data",
     required=True,
-    type=_options.PathOr("random"),
+    type=PathOr("random"),
     metavar="PATH",
     help="Images: a folder, a CSV list, an .npz or .npy; `random` for noise.",
 )

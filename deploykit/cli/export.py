@@ -21,6 +21,7 @@ from deploykit.cli._command import (
     show_answer,
     surviving,
 )
+from deploykit.cli._option_types import TARGET, BudgetOption, PathOr, QuantizingOption
 from deploykit.cli._report import report_option, require_report, with_report
 from deploykit.cli._show import console, progress, show_comparison
 from deploykit.core.errors import ValidationError
@@ -49,13 +50,13 @@ _NO_PRECISION = (
 
 _END = click.Choice(["auto", "int8", "keep"])
 
-_quantizing = partial(click.option, cls=_options.QuantizingOption)
-_budget = partial(click.option, cls=_options.BudgetOption)
+_quantizing = partial(click.option, cls=QuantizingOption)
+_budget = partial(click.option, cls=BudgetOption)
 
 _OPTIONS = (
     _quantizing(
         "--calib",
-        type=_options.PathOr("random"),
+        type=PathOr("random"),
         metavar="PATH",
         help="Images for INT8 and FP8, as --data; `random` is noise.",
     ),
@@ -163,7 +164,7 @@ _OPTIONS = (
         "deploykit export resnet18 resnet50 vgg16 --fp16 --weights imagenet -o engines",
     ),
 )
-@click.argument("targets", nargs=-1, required=True, metavar="TARGET...", type=_options.TARGET)
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET...", type=TARGET)
 @_options.precision_flags({each: each.facts.help for each in OWN})
 @click.option(
     "--precision",

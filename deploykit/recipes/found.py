@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class BundleVerdict:
     """One bundle: what failed, how right it is, how fast.
 
     ``top1`` and ``agreement`` are shares from 0 to 1; ``latency_ms`` is the median of a query of
@@ -86,13 +86,13 @@ def _agreement(data: Mapping[str, Any]) -> dict[str, float]:
 
 def verdict_of(
     bundle: str, precision: str, found: Mapping[str, Mapping[str, Any]], failed: Sequence[str]
-) -> Verdict:
+) -> BundleVerdict:
     """The figures of a bundle, out of what was ``found`` by each command."""
     exported, judged = found.get("export", {}), found.get("eval", {})
     agreement = judged.get("agreement")
     rows = found.get("bench", {}).get("results", [])
     best: Mapping[str, Any] = min(rows, key=lambda row: (row["batch"], row["p50_ms"]), default={})
-    return Verdict(
+    return BundleVerdict(
         bundle=bundle,
         precision=precision,
         failed=tuple(failed),

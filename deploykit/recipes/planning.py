@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from deploykit.recipes.options import CommandOption, Commands
-    from deploykit.recipes.reading import Entry, Problems, Recipe
+    from deploykit.recipes.reading import ExportTable, Problems, Recipe
 
 BENCH: Final = "bench"
 
@@ -83,7 +83,7 @@ def _require(step: Step, commands: Commands, problems: Problems) -> None:
 
 
 def _exports(
-    entry: Entry, recipe: Recipe, options: Mapping[str, CommandOption], problems: Problems
+    entry: ExportTable, recipe: Recipe, options: Mapping[str, CommandOption], problems: Problems
 ) -> Iterator[Step]:
     _note_idle(entry, options, problems)
     is_one = len(entry.targets) == len(entry.precisions) == 1
@@ -116,14 +116,16 @@ def _exports(
             )
 
 
-def _require_target(target: str, entry: Entry, problems: Problems) -> None:
+def _require_target(target: str, entry: ExportTable, problems: Problems) -> None:
     try:
         kind_for(target).require(target)
     except DeploykitError as error:
         problems.add(entry.table, TARGET, "; ".join(str(error).splitlines()))
 
 
-def _note_idle(entry: Entry, options: Mapping[str, CommandOption], problems: Problems) -> None:
+def _note_idle(
+    entry: ExportTable, options: Mapping[str, CommandOption], problems: Problems
+) -> None:
     """Note keys of the entry itself that none of its precisions has a use for."""
     asked = ", ".join(each or str(Precision.FP32) for each in entry.precisions)
     for key in entry.values:

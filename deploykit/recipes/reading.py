@@ -80,7 +80,7 @@ class Problems:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ExportTable:
     """One ``[[export]]``; a precision that is ``None`` is the network's own, as none was asked."""
 
     table: str
@@ -97,7 +97,7 @@ class Recipe:
 
     path: Path
     output: Path
-    entries: tuple[Entry, ...]
+    entries: tuple[ExportTable, ...]
     after: Mapping[str, Mapping[str, Any]]
 
     @property
@@ -159,7 +159,7 @@ def _entries(
     defaults: Mapping[str, Any],
     options: Mapping[str, CommandOption],
     problems: Problems,
-) -> tuple[Entry, ...]:
+) -> tuple[ExportTable, ...]:
     if isinstance(tables, dict):
         tables = [tables]
     if not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
@@ -182,7 +182,7 @@ def _entry(
     defaults: Mapping[str, Any],
     options: Mapping[str, CommandOption],
     problems: Problems,
-) -> Entry | None:
+) -> ExportTable | None:
     own = {key: value for key, value in table.items() if key not in (TARGET, OUTPUT)}
     _require_keys(name, own, options, problems, beside=(TARGET,))
     targets = _strings(table.get(TARGET))
@@ -197,7 +197,7 @@ def _entry(
     asked = _precisions(name, own, problems) or _precisions(_TOP, defaults, problems) or (None,)
     plain = {**defaults, **own}
     values = {key: plain[key] for key in plain if key in options and not _is_precision(key)}
-    return Entry(name, targets, asked, values, frozenset(own), output)
+    return ExportTable(name, targets, asked, values, frozenset(own), output)
 
 
 def _is_precision(key: str) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit.core.atomic import locked, translated_write_errors
 from deploykit.core.errors import BundleError, DeploykitError, typed_first_line
 from deploykit.core.html_tables import html_table
-from deploykit.recipes.found import Verdict, found_by, verdict_of
+from deploykit.recipes.found import BundleVerdict, found_by, verdict_of
 from deploykit.recipes.planning import Step, plan_steps
 from deploykit.recipes.reading import EXPORT, Problems, read_recipe, with_keys
 from deploykit.recipes.state import (
@@ -71,7 +71,7 @@ class RecipeReport:
     results: tuple[StepResult, ...]
 
     @property
-    def verdicts(self) -> tuple[Verdict, ...]:
+    def verdicts(self) -> tuple[BundleVerdict, ...]:
         """One for each bundle, in the order of the recipe."""
         by_bundle: dict[Path, list[StepResult]] = {}
         for result in self.results:

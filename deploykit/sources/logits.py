@@ -166,7 +166,10 @@ def _meant(
         return named
     # Another run, which records what is computed from what.
     images = batch.clone().requires_grad_() * 1  # a leaf refuses what works in place
-    result = network(images)
+    try:
+        result = network(images)
+    except Exception:  # a user's own code may only run without a record; then nothing tells
+        return list(places)
     values = {place.key: result[place.key] for place in places}
     left = list(places)
     for place in places:

@@ -222,7 +222,7 @@ def test_labels_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("cat\ndog\n")
     original = write_classifier(tmp_path / "mine.onnx")
     called = export(tmp_path, original, "--backend", "none", "--labels", tmp_path / "labels.txt")
-    assert_refused(called, 1, "2 lines, the model has 4 classes")
+    assert_refused(called, 1, "there are 2 labels, the model has 4 classes")
     assert leftovers(tmp_path / "engines") == []
 
 

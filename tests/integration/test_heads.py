@@ -487,7 +487,7 @@ def test_a_threshold_that_is_no_probability(tmp_path: Path) -> None:
         "--labels",
         tmp_path / "three.txt",
     )
-    assert "has 3 lines, the model says yes or no" in called.err
+    assert "there are 3 labels, the model says yes or no" in called.err
 
 
 @pytest.mark.parametrize("target", ["resnet20", "torchvision:resnet18"])

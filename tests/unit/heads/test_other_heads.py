@@ -144,9 +144,9 @@ def test_the_threshold() -> None:
 def test_labels_of_a_yes_or_no() -> None:
     assert BINARY.fitting_labels(("cat", "dog"), None, (1, 1)) == ("cat", "dog")
     assert BINARY.fitting_labels(("sick",), None, (1, 1)) == ("sick",)
-    with pytest.raises(DataError, match="has 3 lines, the model says yes or no"):
+    with pytest.raises(DataError, match="there are 3 labels, the model says yes or no"):
         BINARY.fitting_labels(("a", "b", "c"), None, (1, 1))
-    with pytest.raises(DataError, match="has 1 lines, the model has 4 labels"):
+    with pytest.raises(DataError, match="there are 1 labels, the model has 4 labels"):
         MULTILABEL.fitting_labels(("a",), None, (1, 4))
 
 

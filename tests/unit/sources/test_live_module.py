@@ -292,6 +292,20 @@ def test_two_heads_are_not_guessed(form: str, listed: str) -> None:
     assert spec_of(Returns(form), head_output="1").outputs[0].shape[1:] in {(7,), (4,)}
 
 
+class WithoutRecord(nn.Module):
+    """Runs only where torch keeps no record of what is computed."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = images.mean((2, 3))
+        features.numpy()
+        return features, features[:, :2]
+
+
+def test_a_network_that_tells_nothing_is_not_guessed() -> None:
+    with pytest.raises(UsageError, match="nothing tells which of them is the answer"):
+        spec_of(WithoutRecord())
+
+
 def test_labels_tell_which_head_is_meant() -> None:
     module = Returns("two heads")
     spec = live_module_spec(module, CHOICES, labels=7)
