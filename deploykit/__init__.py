@@ -20,6 +20,7 @@ from deploykit._version import __version__
 if TYPE_CHECKING:
     from deploykit.bundle.manifest import Bundle
     from deploykit.bundle.sigstore import SigstoreIdentity
+    from deploykit.cli._recipe_call import run_recipe
     from deploykit.core.errors import DeploykitError
     from deploykit.heads.multiclass import Prediction
     from deploykit.runtime.classifier import Classifier
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
         export,
         inspect,
         open_bundle,
-        run_recipe,
         validate,
     )
 
@@ -66,6 +66,7 @@ _HOMES: Final = {
     "Prediction": "deploykit.heads.multiclass",
     "SigstoreIdentity": "deploykit.bundle.sigstore",
     "load": "deploykit.runtime.loading",
+    "run_recipe": "deploykit.cli._recipe_call",
     **dict.fromkeys(
         (
             "bench",
@@ -74,7 +75,6 @@ _HOMES: Final = {
             "export",
             "inspect",
             "open_bundle",
-            "run_recipe",
             "validate",
         ),
         "deploykit.verbs.from_python",

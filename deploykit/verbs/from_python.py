@@ -20,7 +20,7 @@ from deploykit.core.choices import DefinitionChoices, PreprocessingChoices
 from deploykit.core.errors import UsageError
 from deploykit.core.gpu_choice import ENGINE_DEVICE
 from deploykit.core.precision import Precision
-from deploykit.core.progress import LineProgress, Progress, SilentProgress, say_line, say_notes
+from deploykit.core.progress import LineProgress, Progress, SilentProgress, say_notes
 from deploykit.core.sizes import ShapeProfile, SizeRange
 from deploykit.images import LabelledData
 from deploykit.reporting.document import require_report_name
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from deploykit.core.choices import Channels
     from deploykit.costs.network import ModelSummary
     from deploykit.precision.calibration.graphs import Calibrated
-    from deploykit.recipes.running import RecipeReport
     from deploykit.verbs.bench import BenchReport
     from deploykit.verbs.evaluate import AccuracyReport
     from deploykit.verbs.validate import ComparisonReport
@@ -386,40 +385,6 @@ def bench(  # noqa: PLR0913 - the options of the command
         device=device,
     )
     return benching.measure(options, _progress(quiet=quiet))
-
-
-@with_argument_names
-def run_recipe(
-    recipe: PathLike, *, output: PathLike | None = None, again: bool = False, quiet: bool = False
-) -> RecipeReport:
-    """Export, check, evaluate and measure what a recipe names, as ``deploykit run`` does.
-
-    Args:
-        recipe: the TOML file.
-        output: the folder of the bundles, in place of the one that the recipe names.
-        again: whether finished steps are done again.
-        quiet: whether to say nothing of the steps.
-
-    Returns:
-        What became of each step, and a verdict on each bundle; failures raise nothing.
-
-    Raises:
-        UsageError: everything that is wrong with the recipe, before any work.
-        BundleError: the state beside the bundles cannot be read or written.
-    """
-    from importlib import import_module
-
-    from deploykit.recipes.running import plan_recipe, run_planned
-
-    # Keys of a recipe are options of the command line, which is above this room: it is looked up
-    # by its name, as a plug-in is.
-    commands = import_module("deploykit.cli._as_steps").COMMANDS
-    planned = plan_recipe(Path(recipe), commands, output=_path(output), again=again)
-    return run_planned(planned, commands, _silent if quiet else say_line)
-
-
-def _silent(_: str) -> None:
-    """Nothing is said."""
 
 
 def _progress(*, quiet: bool) -> Progress:

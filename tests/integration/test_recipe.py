@@ -74,7 +74,10 @@ def test_the_example_of_the_docs(place: Path, monkeypatch: pytest.MonkeyPatch) -
     later = deploykit("run", recipe, "--dry-run").out.splitlines()
     assert later == [f"{line}  # done already" for line in lines if " bench " not in line]
     monkeypatch.chdir(place)  # the paths of the recipe are the same ones
-    report = package.run_recipe("recipe.toml", quiet=True)
+    report = package.run_recipe("recipe.toml", report="all.html", quiet=True)
+    page = (place / "all.html").read_text(encoding="utf-8")
+    assert all(f'"name": "{name}"' in page or f'"name":"{name}"' in page for name in BUNDLES)
+    assert "images of validation.npz" in page
     assert {str(one.status) for one in report.results} == {"done already"}
     assert "<td>classifier-int8</td>" in report._repr_html_()
 

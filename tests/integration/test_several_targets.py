@@ -113,3 +113,22 @@ def test_every_kind_of_failure_is_survived(
     assert called.out.splitlines()[-1] == "1 of 2 exported"
     with pytest.raises((type(error), DeploykitError)):
         export("a.onnx", "c.onnx", "--debug")
+
+
+def test_one_report_for_all_that_were_made(here: Path) -> None:
+    called = export("a.onnx", "b.onnx", "c.onnx", "-o", "out", "--report", "all.html", "--json")
+    assert (called.code, called.data["report"]) == (1, "all.html")
+    page = (here / "all.html").read_text(encoding="utf-8")
+    assert "a-fp16" in page
+    assert "c-fp16" in page
+    assert "b-fp16" not in page
+
+
+def test_quiet_leaves_a_line_for_each(here: Path) -> None:
+    called = export("a.onnx", "b.onnx", "-o", "out", "-q")
+    assert called.code == 1
+    assert called.out.splitlines() == [
+        "out/a-fp16 is ready: FP16, verified, no engine",
+        "1 of 2 exported",
+    ]
+    assert called.err.splitlines()[0].startswith("Error: b.onnx: ")

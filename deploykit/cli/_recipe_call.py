@@ -1,0 +1,69 @@
+"""``deploykit.run_recipe``: `deploykit run` for programs.
+
+It is in the room of the command line, as the keys of a recipe are options of the commands.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from deploykit.cli._as_steps import COMMANDS
+from deploykit.cli._command import QUIET
+from deploykit.core.progress import LineProgress, SilentProgress, say_line
+from deploykit.recipes.running import plan_recipe, run_planned
+from deploykit.verbs.argument_names import with_argument_names
+
+if TYPE_CHECKING:
+    import os
+
+    from deploykit.recipes.running import RecipeReport
+
+    PathLike = str | os.PathLike[str]
+
+
+@with_argument_names
+def run_recipe(
+    recipe: PathLike,
+    *,
+    output: PathLike | None = None,
+    again: bool = False,
+    report: PathLike | None = None,
+    quiet: bool = False,
+) -> RecipeReport:
+    """Export, check, evaluate and measure what a recipe names, as ``deploykit run`` does.
+
+    Args:
+        recipe: the TOML file.
+        output: the folder of the bundles, in place of the one that the recipe names.
+        again: whether finished steps are done again.
+        report: a file for one HTML page about all bundles.
+        quiet: whether to say nothing of the steps.
+
+    Returns:
+        What became of each step, and a verdict on each bundle; failures raise nothing.
+
+    Raises:
+        UsageError: everything that is wrong with the recipe, before any work.
+        BundleError: the state beside the bundles cannot be read or written.
+    """
+    from deploykit.reporting.document import require_report_name
+
+    page = None if report is None else require_report_name(Path(report))
+    place = None if output is None else Path(output)
+    planned = plan_recipe(Path(recipe), COMMANDS, output=place, again=again)
+    with click.Context(click.Command("run")) as context:  # where the steps look for it
+        context.meta[QUIET] = quiet
+        found = run_planned(planned, COMMANDS, _silent if quiet else say_line)
+    if page is not None and found.made:
+        from deploykit.reporting.bundles import write_report
+
+        progress = SilentProgress() if quiet else LineProgress()
+        write_report(found.made, page, data=found.judged_on, progress=progress)
+    return found
+
+
+def _silent(_: str) -> None:
+    """Nothing is said."""
