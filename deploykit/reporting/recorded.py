@@ -117,7 +117,8 @@ def _ranges(bundle: Bundle) -> dict[str, Any] | None:
         {"name": name, "used": ranges.get(method, ranges.get("max")), **ranges}
         for name, ranges in table.amax.items()
     ]
-    return {"method": method, "images": table.images, "tensors": tensors}
+    shapes = {name: list(counts) for name, counts in table.half_octaves.items()}
+    return {"method": method, "images": table.images, "tensors": tensors, "shapes": shapes}
 
 
 def _quantized(conversion: Mapping[str, Any]) -> dict[str, Any]:

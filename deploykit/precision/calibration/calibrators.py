@@ -58,6 +58,26 @@ class Histogram:
         return int(self.counts.sum())
 
 
+HALF_OCTAVES: Final = 20
+"""Steps of a factor of 2 ** 0.5 that a table keeps, down to a thousandth of the largest value."""
+
+
+def half_octaves(histogram: Histogram) -> tuple[int, ...]:
+    """How many values lie in each half octave below the largest one, which comes first.
+
+    The last has all that are smaller, zeros among them. A bin of the histogram counts where its
+    centre lies.
+
+    >>> half_octaves(Histogram(np.array([5, 0, 3, 1]), 4.0, 3.9))[:3]
+    (4, 0, 0)
+    """
+    centres = (np.arange(len(histogram.counts)) + 0.5) * histogram.bin_width
+    below = np.floor(2 * np.log2(histogram.amax / centres)) if histogram.amax else centres * 0
+    places = np.clip(below, 0, HALF_OCTAVES - 1).astype(np.int64)
+    counts = np.bincount(places, weights=histogram.counts, minlength=HALF_OCTAVES)
+    return tuple(map(int, counts))
+
+
 class RunningHistogram:
     """Counts magnitudes as they come; the range doubles whenever a larger value does.
 

@@ -15,7 +15,12 @@ from deploykit import images
 from deploykit.core.errors import DataError
 from deploykit.graph.activations import expose_named
 from deploykit.images.side_inputs import all_inputs
-from deploykit.precision.calibration.calibrators import ALL_ZERO_BELOW, METHODS, RunningHistogram
+from deploykit.precision.calibration.calibrators import (
+    ALL_ZERO_BELOW,
+    METHODS,
+    RunningHistogram,
+    half_octaves,
+)
 from deploykit.precision.calibration.table import CalibrationTable
 
 if TYPE_CHECKING:
@@ -158,6 +163,7 @@ def calibrate(
     trial = ranges(seen) if data.held_out else {}
     for name, histogram in seen.items():
         histogram.merge(held_out[name])
+    shape = {name: half_octaves(histogram.freeze()) for name, histogram in seen.items()}
     return CalibrationTable(
         key=key,
         images=len(data.every_index) - len(skipped),
@@ -165,6 +171,7 @@ def calibrate(
         amax=ranges(seen),
         trial_amax=trial,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        half_octaves=shape,
     )
 
 

@@ -76,6 +76,8 @@ class CalibrationTable:
     ``amax`` maps a tensor's name to method and range, ``amax["input"]["entropy"]``; the scale of a
     tensor is its range divided by 127. ``images`` were seen, ``skipped`` could not be used.
     ``trial_amax`` is the same without the images that were held out to compare candidates on.
+    ``half_octaves`` are the histograms, see `calibrators.half_octaves`: for people, nothing is
+    computed from them.
     ``has_digest`` is false of one that was read from a file of before there was a digest.
     """
 
@@ -85,6 +87,7 @@ class CalibrationTable:
     amax: Mapping[str, Mapping[str, float]]
     created: str
     trial_amax: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    half_octaves: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     has_digest: bool = field(default=True, compare=False)
 
     @property
@@ -182,7 +185,8 @@ def read_table(text: str, name: str) -> CalibrationTable:
         )
     recorded = body.pop(_DIGEST, None)
     _require_digest(recorded, body, name)
-    known = {**known_fields(CalibrationTable, body), "has_digest": recorded is not None}
+    known = {"half_octaves": {}, **known_fields(CalibrationTable, body)}
+    known["has_digest"] = recorded is not None
     table = from_plain(CalibrationTable, known, source)
     _require_possible(table, name)
     return table
@@ -218,6 +222,8 @@ def is_table(path: Path) -> bool:
 def _body(table: CalibrationTable) -> dict[str, Any]:
     body = {"schema_version": SCHEMA_VERSION, **to_plain(table)}
     del body["has_digest"]
+    if not table.half_octaves:  # as in tables of before these were kept
+        del body["half_octaves"]
     return body
 
 

@@ -3,6 +3,8 @@
 const FRONTIER_HEIGHT = 340;
 const RANGE = 20;
 const MOST_RANGES = 40;
+/** How far below the range in use the smallest value lies that is drawn. */
+const SHOWN_BELOW = 32;
 
 function frontierChart(bundle, id) {
   const { frontier } = bundle;
@@ -71,7 +73,7 @@ function rangesChart(bundle, id) {
   return {
     id: `ranges-${id}`,
     title: "Calibrated ranges",
-    about: bundle.ranges ? `The largest value of each tensor (line) and the range in use (dot), by the method ${bundle.ranges.method}; what is beyond the dot is clipped. The table keeps ranges, not the histograms that they came from.` : "",
+    about: bundle.ranges ? `How many values of each tensor have which magnitude (the darker, the more), its largest value (end of the line) and the range in use (dot), by the method ${bundle.ranges.method}; what is beyond the dot is clipped.` : "",
     model: (_, width) => rangesModel(bundle.ranges, width),
   };
 }
@@ -82,9 +84,11 @@ function rangesModel(ranges, width) {
   const clipped = [...ranges.tensors].sort((a, b) => keptOf(a) - keptOf(b));
   const drawn = clipped.slice(0, MOST_RANGES);
   const names = drawn.map((tensor) => fitted(tensor.name, NAME_SHARE * width));
-  const across = logDomain(drawn.flatMap((tensor) => [tensor.used, tensor.max ?? tensor.used]).filter((value) => value > 0), 1.2);
+  const low = ranges.shapes && Object.keys(ranges.shapes).length ? SHOWN_BELOW : 1;
+  const across = logDomain(drawn.flatMap((tensor) => [tensor.used / low, tensor.max ?? tensor.used]).filter((value) => value > 0), 1.2);
   const ticks = logTicks(across, 5, "~r");
   const points = drawn.map((tensor, at) => rangePoint(tensor, at));
+  const cells = drawn.flatMap((tensor, at) => shapeCells((ranges.shapes || {})[tensor.name], tensor.max, at));
   const plot = {
     marginTop: 42,
     marginBottom: 4,
@@ -95,6 +99,7 @@ function rangesModel(ranges, width) {
     marks: [
       gridOf("x", ticks),
       axisOf("x", { title: "Magnitude of the tensor's values", anchor: "top", labelOffset: 36, ...ticks }),
+      Plot.barX(cells, { className: "shape", y: "y", x1: (cell) => Math.max(cell.low, across[0]), x2: (cell) => Math.max(cell.high, across[0]), fill: "var(--series-1)", fillOpacity: "dark", insetTop: 2, insetBottom: 2, title: "text" }),
       points.map((point, at) => rangeLine(point, names[at], across[0])),
     ],
   };
@@ -102,6 +107,21 @@ function rangesModel(ranges, width) {
   const notes = rest ? [`${counted(rest, "tensor")} that keep more of their range are left out.`] : [];
   const label = `Ranges of ${counted(drawn.length, "tensor")}, the most clipped first`;
   return { height: 46 + drawn.length * RANGE, label, plot, points, notes };
+}
+
+/** A tensor's histogram: each half octave below its largest value, as dark as its share. */
+function shapeCells(counts, largest, at) {
+  if (!counts || !largest) return [];
+  const total = d3.sum(counts);
+  const most = d3.max(counts.slice(0, -1));
+  // The last has all smaller values, which end nowhere on an axis of octaves.
+  return counts.slice(0, -1).flatMap((count, step) => (count ? [{
+    y: at,
+    low: largest * 2 ** (-(step + 1) / 2),
+    high: largest * 2 ** (-step / 2),
+    dark: 0.08 + 0.62 * Math.sqrt(count / most),
+    text: `${percent(count / total)} of the values`,
+  }] : []));
 }
 
 /** The part of the largest value that is within the range in use. */

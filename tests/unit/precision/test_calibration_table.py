@@ -64,6 +64,15 @@ def altered(**changes: Any) -> str:
 KEY_BODY = json.loads(table_text(TABLE))["key"]
 
 
+def test_histograms_come_back_and_older_tables_have_none(tmp_path: Path) -> None:
+    assert "half_octaves" not in json.loads(table_text(TABLE))
+    replace(TABLE, half_octaves={"input": (3, 2, 1)}).save(tmp_path / "t.json")
+    loaded = CalibrationTable.load(tmp_path / "t.json")
+    assert loaded.half_octaves == {"input": (3, 2, 1)}
+    assert loaded.digest != TABLE.digest
+    assert json.loads((tmp_path / "t.json").read_text())["half_octaves"] == {"input": [3, 2, 1]}
+
+
 def test_a_table_comes_back_from_disk_bit_for_bit(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "resnet50.json"
     TABLE.save(path)

@@ -9,11 +9,13 @@ from deploykit.core.errors import UsageError
 from deploykit.precision.calibration import calibrators
 from deploykit.precision.calibration.calibrators import (
     ALL_ZERO_AMAX,
+    HALF_OCTAVES,
     METHODS,
     PERCENTILE,
     Histogram,
     RunningHistogram,
     calibrator,
+    half_octaves,
 )
 
 if TYPE_CHECKING:
@@ -189,6 +191,22 @@ def test_expected_error_is_the_integral(clip: int) -> None:
         level = np.minimum(np.rint(inside * 127 / clip), 127)
         expected = np.mean((level * clip / 127 - inside) ** 2)
         assert errors[place] == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("shape", ["normal", "rectified"])
+def test_half_octaves_are_counted_from_the_largest_value(shape: str) -> None:
+    values = np.abs(values_of(shape).ravel())
+    counts = half_octaves(histogram_of(values))
+    assert (len(counts), sum(counts)) == (HALF_OCTAVES, len(values))
+    edges = values.max() * 2.0 ** (-np.arange(HALF_OCTAVES) / 2)
+    # Wide steps are exact but for the bin in which an edge lies: one of 2,048.
+    for step in range(10):
+        inside = np.count_nonzero((values > edges[step + 1]) & (values <= edges[step]))
+        assert counts[step] == pytest.approx(inside, abs=0.01 * len(values))
+
+
+def test_a_tensor_of_zeros_has_half_octaves() -> None:
+    assert sum(half_octaves(histogram_of(np.zeros(12, np.float32)))) == 12
 
 
 def test_a_new_calibrator_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
