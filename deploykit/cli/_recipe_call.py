@@ -12,7 +12,7 @@ import click
 
 from deploykit.cli._as_steps import COMMANDS
 from deploykit.cli._command import QUIET
-from deploykit.core.progress import LineProgress, SilentProgress, say_line
+from deploykit.core.progress import SilentProgress, say_line, watched_progress
 from deploykit.recipes.running import plan_recipe, run_planned
 from deploykit.verbs.argument_names import with_argument_names
 
@@ -60,7 +60,7 @@ def run_recipe(
     if page is not None and found.made:
         from deploykit.reporting.bundles import write_report
 
-        progress = SilentProgress() if quiet else LineProgress()
+        progress = SilentProgress() if quiet else watched_progress()
         write_report(found.made, page, data=found.judged_on, progress=progress)
     return found
 

@@ -89,6 +89,62 @@ class _LineTask:
         say_line(f"{self._name}:{far}{detail and f', {detail}'}, {self.seconds:.0f} s")
 
 
+class BarLineProgress:
+    """One line that is written over and over, for a terminal or a notebook that a person watches.
+
+    Its bar shows how far a step is that is still going on after a second; then how long it took.
+    """
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[ProgressTask]:
+        """A step with a line of its own."""
+        task = _BarTask(name)
+        try:
+            yield task
+        finally:
+            task.end()
+
+
+class _BarTask:
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._start = time.perf_counter()
+        self._next = self._start + _SLOW_S
+        self._total: float | None = None
+        self._width = 0
+
+    def update(self, done: float, total: float | None = None, detail: str = "") -> None:
+        """Write the line anew, a few times a second."""
+        self._total = self._total if total is None else total
+        now = time.perf_counter()
+        if now < self._next:
+            return
+        self._next = now + _BETWEEN_BARS_S
+        bar = ""
+        if self._total:
+            full = min(_BAR, int(_BAR * done / self._total))
+            bar = f" [{'#' * full}{'.' * (_BAR - full)}] {done:g} of {self._total:g}"
+        self._write(f"{self._name}{bar}{detail and f', {detail}'}, {now - self._start:.0f} s")
+
+    def end(self) -> None:
+        """The last state of the line; none of a quick step."""
+        seconds = time.perf_counter() - self._start
+        if self._width or seconds > _SLOW_S:
+            self._write(f"{self._name}: {seconds:.1f} s", "\n")
+
+    def _write(self, text: str, end: str = "") -> None:
+        shown = text[:_COLUMNS]
+        _put(f"\r{shown.ljust(self._width)}{end}")
+        self._width = len(shown)
+
+
+def watched_progress() -> Progress:
+    """For a program: a bar where a terminal or a notebook shows one, lines in a log."""
+    stream = sys.stderr
+    in_notebook = type(stream).__module__.startswith("ipykernel")
+    return BarLineProgress() if in_notebook or stream.isatty() else LineProgress()
+
+
 def say_notes(notes: Iterable[str]) -> None:
     """A line on standard error for each."""
     for note in notes:
@@ -97,14 +153,22 @@ def say_notes(notes: Iterable[str]) -> None:
 
 def say_line(text: str) -> None:
     """A line on standard error."""
+    _put(f"{text}\n")
+
+
+def _put(text: str) -> None:
     # What standard error is now: a notebook replaces it. It may be closed.
     with suppress(ValueError, OSError):
-        sys.stderr.write(f"{text}\n")
+        sys.stderr.write(text)
         sys.stderr.flush()
 
 
 _SLOW_S: Final = 1.0
 _BETWEEN_LINES_S: Final = 30.0
+_BETWEEN_BARS_S: Final = 0.2
+_BAR: Final = 24
+_COLUMNS: Final = 79
+"""Of the line that is written over: one that folds would leave its first part behind."""
 
 
 @dataclass(frozen=True, slots=True)

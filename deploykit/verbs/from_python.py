@@ -20,7 +20,7 @@ from deploykit.core.choices import DefinitionChoices, PreprocessingChoices
 from deploykit.core.errors import UsageError
 from deploykit.core.gpu_choice import ENGINE_DEVICE
 from deploykit.core.precision import Precision
-from deploykit.core.progress import LineProgress, Progress, SilentProgress, say_notes
+from deploykit.core.progress import Progress, SilentProgress, say_notes, watched_progress
 from deploykit.core.sizes import ShapeProfile, SizeRange
 from deploykit.images import LabelledData
 from deploykit.reporting.document import require_report_name
@@ -388,7 +388,7 @@ def bench(  # noqa: PLR0913 - the options of the command
 
 
 def _progress(*, quiet: bool) -> Progress:
-    return SilentProgress() if quiet else LineProgress()
+    return SilentProgress() if quiet else watched_progress()
 
 
 def _export_notes(notes: Iterable[str]) -> list[str]:

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from deploykit.core import progress
-from deploykit.core.progress import LineProgress, say_notes
+from deploykit.core.progress import LineProgress, say_notes, watched_progress
 
 
 @pytest.fixture
@@ -57,6 +57,48 @@ def test_a_quick_step_says_nothing(
     with LineProgress().step("look"):
         pass
     assert capsys.readouterr() == ("", "")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class OutStream(io.StringIO):
+    """What a notebook puts in the place of standard error."""
+
+
+OutStream.__module__ = "ipykernel.iostream"
+
+
+@pytest.mark.parametrize("stream", [Terminal(), OutStream()])
+def test_who_watches_sees_one_line_with_a_bar(
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("deploykit.core.progress.time.perf_counter", lambda: now)
+    monkeypatch.setattr(sys, "stderr", stream)
+    with watched_progress().step("calibrate") as task:
+        for now, done in ((100.5, 8), (101.5, 128), (101.6, 130), (103.0, 512)):  # noqa: B007
+            task.update(done, 512, "a.jpg" if done == 128 else "")
+        now = 104.0
+    with watched_progress().step("look") as task:
+        task.update(1, 2)
+    shown = [line.rstrip() for line in stream.getvalue().split("\r")[1:]]
+    assert shown == [
+        "calibrate [######..................] 128 of 512, a.jpg, 2 s",
+        "calibrate [########################] 512 of 512, 3 s",
+        "calibrate: 4.0 s",
+    ]
+    # Each covers what was there before, and none is wider than a terminal.
+    lengths = [len(line.rstrip("\n")) for line in stream.getvalue().split("\r")[1:]]
+    assert lengths == sorted(lengths, reverse=True)
+    assert stream.getvalue().endswith("\n")
+
+
+def test_a_log_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert isinstance(watched_progress(), LineProgress)
 
 
 def test_a_closed_stream_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
