@@ -115,6 +115,18 @@ def test_other_packages_start_the_table_anew(tmp_path: Path) -> None:
     assert not Table.open(path, {**HERE, "packages": {"torch": "3"}}).rows
 
 
+def test_errors_of_another_judge_are_not_shown(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    rows = [{"model": "older", "fp16": PASSED, "int8": PASSED}]
+    path.write_text(json.dumps({"environment": HERE, "rows": rows}), encoding="utf-8")
+    table = Table.open(path, HERE)
+    assert table.passed("older", "int8")
+    line = markdown(table).splitlines()[2]
+    assert line.startswith("| older | 64x48 | 1.2 M |  |  |  | 2.0 | 3.1 | 12 | **not run** |")
+    sweep(table, "timm", ["other"], Runs())
+    assert "validation" not in json.loads(path.read_text(encoding="utf-8"))["rows"][0]["fp16"]
+
+
 def test_the_table_shows_figures_counts_and_reasons() -> None:
     whole = dict.fromkeys(("fp16", *OTHERS), PASSED)
     rows = {
@@ -138,7 +150,7 @@ def test_the_table_shows_figures_counts_and_reasons() -> None:
         "INT8 1 of 2",
         "INT8-TRIALS 2 of 2",
         "FP8 2 of 2",
-        "rows from before these columns: 1",
+        "rows from before these columns, without their errors of then: 1",
     ]
     assert lines[14:] == [
         "- bad int8, export: ExportError: a loop",
