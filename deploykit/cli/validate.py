@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from deploykit.core.sizes import ShapeProfile
     from deploykit.verbs.validate import ComparisonReport
 
+_FEW: Final = 2
+"""Where more than every second activation has no partner, silence proves nothing."""
+
 _WORST: Final = 8
 """Values of the largest losses that are shown without ``--all``."""
 
@@ -114,7 +117,14 @@ def _show_layers(
     out.print(rows, "")
     _show_matched(out, found, layers)
     if layers.first_fault is None:
-        out.print("no value goes wrong: none loses more than its precision explains")
+        few = layers.matched * _FEW < layers.of_reference
+        out.print(
+            f"only {layers.matched} of {layers.of_reference} activations could be compared: "
+            "this does not say that no value goes wrong"
+            if few
+            else "no value goes wrong: none loses more than its precision explains",
+            style="bold red" if few else None,
+        )
         return
     _show_fault(out, layers.first_fault)
     for fault in layers.faults[1:]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path  # noqa: TC003
 from typing import Final
 
-from deploykit.core.precision import Precision  # noqa: TC001
+from deploykit.core.precision import Precision
 from deploykit.core.regular_files import open_regular
 from deploykit.core.sizes import ShapeProfile  # noqa: TC001
 from deploykit.core.specs import TensorSpec  # noqa: TC001
@@ -60,7 +60,8 @@ class OnnxArtifact:
     """An ONNX file and where it came from; ``parents`` are hashes, the nearest first.
 
     ``sha256`` covers the weights of a large model too, which lie in a file beside: the ONNX file
-    has that file's hash within. ``rest`` is BF16 where that is in a graph of another precision.
+    has that file's hash within. ``has_bf16`` says of a graph of another precision that it has
+    values of BF16 too.
     """
 
     path: Path
@@ -70,12 +71,12 @@ class OnnxArtifact:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     parents: tuple[str, ...] = ()
-    rest: Precision | None = None
+    has_bf16: bool = False
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
-        """Its own, and that of the rest."""
-        return (self.precision,) if self.rest is None else (self.precision, self.rest)
+        """Its own, and BF16 where it has that too."""
+        return (self.precision, Precision.BF16) if self.has_bf16 else (self.precision,)
 
     @property
     def needs_cpu_form(self) -> bool:

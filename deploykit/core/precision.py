@@ -218,7 +218,7 @@ _BF16: Final = PrecisionFacts(
 
 _INT8: Final = PrecisionFacts(
     name="int8",
-    help="8 bits where it pays, the rest FP16; needs --calib.",
+    help="8 bits where it pays, the rest as --rest says; needs --calib.",
     limits=Limits(
         max_relative=0.5,
         min_cosine=0.95,
@@ -256,7 +256,7 @@ _INT8: Final = PrecisionFacts(
 
 _FP8: Final = PrecisionFacts(
     name="fp8",
-    help="8 bits of floating point (E4M3) where it pays, the rest FP16; needs --calib.",
+    help="8 bits of floating point (E4M3) where it pays, the rest as --rest says; needs --calib.",
     limits=_INT8.limits,
     tolerance=Tolerance(
         healthy_db=28.0,

@@ -140,9 +140,10 @@ class _BarTask:
 
 def watched_progress() -> Progress:
     """For a program: a bar where a terminal or a notebook shows one, lines in a log."""
-    stream = sys.stderr
-    in_notebook = type(stream).__module__.startswith("ipykernel")
-    return BarLineProgress() if in_notebook or stream.isatty() else LineProgress()
+    is_watched = type(sys.stderr).__module__.startswith("ipykernel")
+    with suppress(ValueError, AttributeError):  # it is closed, or there is none
+        is_watched = is_watched or sys.stderr.isatty()
+    return BarLineProgress() if is_watched else LineProgress()
 
 
 def say_notes(notes: Iterable[str]) -> None:
@@ -157,8 +158,8 @@ def say_line(text: str) -> None:
 
 
 def _put(text: str) -> None:
-    # What standard error is now: a notebook replaces it. It may be closed.
-    with suppress(ValueError, OSError):
+    # What standard error is now: a notebook replaces it. It may be closed, or not there at all.
+    with suppress(ValueError, OSError, AttributeError):
         sys.stderr.write(text)
         sys.stderr.flush()
 

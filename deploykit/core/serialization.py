@@ -46,7 +46,7 @@ _OPTIONAL: Final[Mapping[type, frozenset[str]]] = {
     ShapeProfile: frozenset(field.name for field in fields(ShapeProfile)),
     Preprocessing: frozenset({"channel_order"}),
     EngineRecord: frozenset({"ran_on", "optimization_level", "hardware_compatibility"}),
-    OnnxArtifact: frozenset({"rest"}),
+    OnnxArtifact: frozenset({"has_bf16"}),
 }
 """Fields that may be missing where they have a default: what files of before do not say."""
 
@@ -126,8 +126,8 @@ def engine_to_plain(engine: Compiled) -> dict[str, Any]:
 def artifact_to_plain(artifact: OnnxArtifact) -> dict[str, Any]:
     """Plain data of an ONNX file, without its folder."""
     plain = {**to_plain(artifact), "path": artifact.path.name}
-    if artifact.rest is None:  # as in manifests of before there was a choice
-        del plain["rest"]
+    if not artifact.has_bf16:  # as in manifests of before there was a choice
+        del plain["has_bf16"]
     return plain
 
 

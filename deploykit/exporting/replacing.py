@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from deploykit.bundle.manifest import MANIFEST, Bundle
-from deploykit.core.artifacts import AMPERE_PLUS
+from deploykit.bundle.manifest import MANIFEST, SIGNATURE, Bundle
+from deploykit.core.artifacts import AMPERE_PLUS, ENGINE_SUFFIX
 from deploykit.core.errors import BundleError, IntegrityError, first_line
 from deploykit.core.precision import AUTO
 from deploykit.precision.budget.frontier import BUDGET
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from deploykit.backends import Compiler
+    from deploykit.bundle.manifest import Manifest
     from deploykit.core.artifacts import EngineRecord
     from deploykit.core.environment import Gpu
     from deploykit.core.specs import ModelSpec
@@ -140,7 +141,7 @@ class Replacement:
         there_asked = AUTO if BUDGET in manifest.conversion else str(manifest.precision)
         if there_asked != self.asked:
             reasons.append(f"is {self.asked}, not {there_asked}")
-        lost = self._lost(manifest.engines)
+        lost = [*self._lost(manifest.engines), *self._strangers(manifest)]
         if lost:
             reasons.append(f"does not make {', '.join(lost)} again")
         return reasons
@@ -149,6 +150,20 @@ class Replacement:
         """Engines that the new bundle will not have: all but one of its own compiler and GPU."""
         again = next((record for record in engines if self._is_made_again(record)), None)
         return [record.file for record in engines if record is not again]
+
+    def _strangers(self, manifest: Manifest) -> list[str]:
+        """What else lies in the folder, and would go with it: another bundle, a user's own file.
+
+        Engines that no manifest names are leftovers of a build that was killed.
+        """
+        known = {*manifest.files, MANIFEST, SIGNATURE}
+        return sorted(
+            path.name
+            for path in self.place.iterdir()
+            if path.name not in known
+            and path.suffix != ENGINE_SUFFIX
+            and not path.name.startswith(".")
+        )
 
     def _is_made_again(self, record: EngineRecord) -> bool:
         if self.compiler is None or record.compiler != self.compiler.name:

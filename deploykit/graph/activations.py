@@ -135,8 +135,11 @@ def _is_empty(value: ir.Value) -> bool:
     return value.shape is not None and any(dim == 0 for dim in value.shape)
 
 
-_SHOWN_TYPES: Final = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE})
-"""Floating-point types that numpy has, so that a runner can hand them out."""
+_SHOWN_TYPES: Final = frozenset(
+    {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
+)
+"""Types of activations. Those of 16 bits are run in a form that has them in FP32, see
+`rounding.rounding_form`."""
 
 _QUANTIZERS: Final = frozenset({"QuantizeLinear", "DequantizeLinear"})
 

@@ -60,13 +60,12 @@ def declared_precision(model: ir.Model) -> Precision:
     return stored_precision({value.dtype for value in weights})
 
 
-def rest_of(model: ir.Model, precision: Precision) -> Precision | None:
-    """BF16, where a graph of another precision has values of it."""
-    has_bf16 = any(
+def has_bf16(model: ir.Model) -> bool:
+    """Whether any value, or a cast, is of BF16."""
+    return any(
         _casts_to_bf16(node) or any(value.dtype is _BF16 for value in node.outputs)
         for node in model.graph.all_nodes()
     ) or any(value.dtype is _BF16 for value in model.graph.initializers.values())
-    return Precision.BF16 if has_bf16 and precision is not Precision.BF16 else None
 
 
 def _casts_to_bf16(node: ir.Node) -> bool:

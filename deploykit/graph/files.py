@@ -24,7 +24,7 @@ from deploykit.core.precision import Precision
 from deploykit.core.regular_files import require_regular, require_utf8
 from deploykit.core.specs import TensorSpec
 from deploykit.graph.editing import Names
-from deploykit.graph.element_types import declared_precision, rest_of
+from deploykit.graph.element_types import declared_precision, has_bf16
 from deploykit.graph.external_weights import (
     MAPPED_BYTES,
     PROTOBUF_LIMIT_BYTES,
@@ -328,7 +328,7 @@ def _artifact(
         inputs=tuple(map(_tensor_spec, inputs)),
         outputs=tuple(map(_tensor_spec, model.graph.outputs)),
         parents=tuple(parents),
-        rest=rest_of(model, precision),
+        has_bf16=has_bf16(model) and precision is not Precision.BF16,
     )
 
 

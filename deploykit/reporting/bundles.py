@@ -96,7 +96,8 @@ def _of(bundle: Bundle, data: Path | None, progress: Progress) -> dict[str, Any]
 def verdict_of(told: Mapping[str, Any]) -> str:
     """One bundle in a sentence: its answers, its arithmetic, its size, its engines."""
     parts = (_answers_text(told), _arithmetic_text(told), _size_text(told), _engines_text(told))
-    return "; ".join(part for part in parts if part) + "."
+    doubts = "".join(f" WEAK VERIFICATION: {reason}." for reason in told["doubts"])
+    return "; ".join(part for part in parts if part) + f".{doubts}"
 
 
 def _answers_text(told: Mapping[str, Any]) -> str:

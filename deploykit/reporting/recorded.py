@@ -11,7 +11,7 @@ from deploykit.precision.budget.frontier import BUDGET, read_frontier
 from deploykit.precision.calibration.table import read_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from deploykit.bundle.manifest import Bundle, Manifest
     from deploykit.core.artifacts import EngineRecord
@@ -28,6 +28,7 @@ def record(bundle: Bundle) -> dict[str, Any]:
         "facts": [[label, text] for label, text in _facts(manifest).items() if text],
         "files": _files(bundle),
         "validation": [_validated(each) for each in manifest.validation],
+        "doubts": _doubts(manifest.validation),
         "ranges": _ranges(bundle),
         "quantized": _quantized(manifest.conversion),
         "engines": list(map(_engine, manifest.engines)),
@@ -101,6 +102,11 @@ _LIMITS: Final = {
     "min_cosine": "min_cosine",
     "agreement": "min_agreement",
 }
+
+
+def _doubts(reports: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why a check of the export could not have failed, each reason once."""
+    return list(dict.fromkeys(each for one in reports for each in one.get("blind_spots", ())))
 
 
 def _ranges(bundle: Bundle) -> dict[str, Any] | None:

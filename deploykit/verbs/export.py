@@ -10,7 +10,7 @@ for programs.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -18,7 +18,7 @@ from deploykit.bundle.folders import DEFAULT_FOLDER, MANIFEST
 from deploykit.core.choices import DefinitionChoices
 from deploykit.core.errors import UsageError
 from deploykit.core.gpu_choice import ENGINE_DEVICE
-from deploykit.core.precision import AUTO, Precision, find_precision, require_images
+from deploykit.core.precision import AUTO, Precision, find_precision, precisions, require_images
 from deploykit.core.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
@@ -220,6 +220,7 @@ def require_export(call: ExportCall) -> None:
     require_images(call.precision.called, given=call.calib is not None)
     _require_name(call)
     _require_count(call.calib_count)
+    _require_use(call)
     from deploykit.sources.calls import require_call
 
     targets = [call.target] if isinstance(call.target, str) else []
@@ -245,9 +246,32 @@ def require_calibration(
     require_call([target], weights=weights, images=[images_folder(calib)])
 
 
+def _require_use(call: ExportCall) -> None:
+    """Refuse options of INT8 and FP8 where nothing would come of them."""
+    asked = call.precision.asked or Precision.FP32
+    if call.precision.is_auto or asked.facts.needs_calibration:
+        return
+    usual = QuantizingWish()
+    said = [
+        each.name
+        for each in fields(QuantizingWish)
+        if getattr(call.quantizing, each.name) != getattr(usual, each.name)
+    ]
+    said += ["calib_table"] if call.calib_table is not None else []
+    if said:
+        named = " and ".join(f"--{each}" for each in precisions() if each.facts.needs_calibration)
+        raise UsageError(
+            f"--{said[0].replace('_', '-')} is for {named} only, not for {asked}\nleave it out"
+        )
+
+
+FEWEST_IMAGES: Final = 2
+"""One is held out for trials."""
+
+
 def _require_count(calib_count: int) -> None:
-    if calib_count < 1:
-        raise UsageError(f"--calib-count is {calib_count}\nexpected 1 or more")
+    if calib_count < FEWEST_IMAGES:
+        raise UsageError(f"--calib-count is {calib_count}\nexpected {FEWEST_IMAGES} or more")
 
 
 def make_bundle(

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 from inspect import signature
+from numbers import Real
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -144,9 +146,10 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         DeploykitError: the error of the step that failed; there is no bundle then.
     """
     _require_size(input_size)
+    _require_seed(seed)
     page = None if report is None else require_report_name(Path(report))
     look = PreprocessingChoices(
-        resize, interpolation, _channels(mean), _channels(std), channel_order
+        resize, interpolation, _channels("mean", mean), _channels("std", std), channel_order
     )
     choices = DefinitionChoices(
         num_classes,
@@ -157,14 +160,14 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         head_output=_name(head_output),
     )
     compiling = CompileOptions(
-        _profile(batch, height, width), compute_capabilities=tuple(compute_capabilities)
+        _profile(batch, height, width), compute_capabilities=_several(compute_capabilities)
     )
     call = ExportCall(
         target=_target(model),
         precision=PrecisionWish((), str(precision), max_drop, gpu),
         compiling=compiling,
         calib=calib,
-        calib_count=calib_count,
+        calib_count=_whole("calib_count", calib_count),
         weights=_text(weights),
         choices=choices,
         seed=seed,
@@ -216,7 +219,8 @@ def inspect(
     from deploykit.verbs.inspect import inspect as inspect_target
 
     choices = DefinitionChoices(num_classes, input_size)
-    return inspect_target(network_of(_target(model), choices), choices, batch=batch)
+    network = network_of(_target(model), choices)
+    return inspect_target(network, choices, batch=_whole("batch", batch))
 
 
 @with_argument_names
@@ -251,7 +255,10 @@ def validate(  # noqa: PLR0913 - the options of the command
     """
     from deploykit.verbs.validate import ComparisonOptions, compare_artifacts
 
-    options = ComparisonOptions(_path(data), _path(side_inputs), batch, layers, fast, device=device)
+    images = None if batch is None else _whole("batch", batch)
+    options = ComparisonOptions(
+        _path(data), _path(side_inputs), images, layers, fast, device=device
+    )
     return compare_artifacts(Path(first), _path(second), options, _progress(quiet=quiet))
 
 
@@ -296,7 +303,7 @@ def evaluate(  # noqa: PLR0913 - the options of the command
         LabelledData(_required(data), _path(labels_file), _path(classes), class_order, max_pixels),
         reference=_path(reference),
         compare=_path(compare),
-        batch=batch,
+        batch=_whole("batch", batch),
         fast=fast,
         device=device,
         progress=_progress(quiet=quiet),
@@ -325,6 +332,7 @@ def calibrate(  # noqa: PLR0913 - the options of the command
         DataError: the images cannot be used.
         DeploykitError: the error of the step that failed.
     """
+    calib_count = _whole("calib_count", calib_count)
     require_calibration(os.fspath(model), calib, calib_count, _text(weights))
     from deploykit.sources.definition import SourceOptions
     from deploykit.verbs.calibrate import calibrate_target
@@ -368,7 +376,9 @@ def bench(  # noqa: PLR0913 - the options of the command
     from deploykit.benchmarking.matrix.cells import Matrix, in_order
     from deploykit.verbs import bench as benching
 
-    batches = (batch,) if isinstance(batch, int) else tuple(batch)
+    batches = _wholes("batch", batch)
+    if not batches:
+        raise UsageError("batch is empty\nexpected a number of images per query, or several")
     options = benching.BenchOptions(
         matrix=Matrix(
             targets=benching.require_targets(os.fspath(target) for target in targets),
@@ -423,11 +433,28 @@ def _range(name: str, sizes: Sizes | None) -> SizeRange | None:
 
 
 def _three(name: str, sizes: Sizes) -> tuple[int, int, int]:
-    if isinstance(sizes, int):
-        return sizes, sizes, sizes
-    if len(sizes) != 3:  # noqa: PLR2004 - as said
+    found = _wholes(name, sizes)
+    if len(found) == 1:
+        return found[0], found[0], found[0]
+    if len(found) != 3:  # noqa: PLR2004 - as said
         raise UsageError(f"{name}={sizes}\nexpected one size, or the smallest, preferred, largest")
-    return sizes
+    return found[0], found[1], found[2]
+
+
+def _wholes(name: str, given: Any) -> tuple[int, ...]:
+    """One whole number from 1 up, or several; of numpy too."""
+    several = given if isinstance(given, list | tuple | range) else (given,)
+    return tuple(_whole(name, each) for each in several)
+
+
+def _whole(name: str, given: Any) -> int:
+    try:
+        found = index(given)
+    except TypeError:
+        found = 0
+    if isinstance(given, bool) or found < 1:
+        raise UsageError(f"{name}={given!r}\nexpected whole numbers from 1 up")
+    return found
 
 
 def _several(given: Sequence[str] | str | None) -> tuple[str, ...]:
@@ -441,8 +468,19 @@ def _require_size(input_size: Any) -> None:
         )
 
 
-def _channels(given: Channels | float | None) -> Channels | None:
-    return (given,) * 3 if isinstance(given, int | float) else given
+def _require_seed(seed: Any) -> None:
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise UsageError(f"seed={seed!r}\nexpected a whole number from 0 up")
+
+
+def _channels(name: str, given: Channels | float | None) -> Channels | None:
+    if given is None:
+        return None
+    several = tuple(given) if isinstance(given, list | tuple) else (given,) * 3
+    if len(several) != 3 or not all(isinstance(each, Real) for each in several):  # noqa: PLR2004
+        raise UsageError(f"{name}={given!r}\nexpected one number, or three: (red, green, blue)")
+    red, green, blue = map(float, several)
+    return red, green, blue
 
 
 def _name(output: str | int | None) -> str | None:

@@ -184,7 +184,11 @@ def test_interrupted_it_goes_on_where_it_was(fp16_bundle: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        ((), 2, "nothing to measure\nname architectures, .onnx files or bundles, or give --all"),
+        (
+            (),
+            2,
+            "nothing to measure\nname architectures, .onnx files or bundles; every architecture: ",
+        ),
         (("nin", "--backend", "tensorrt"), 1, "no backend to measure with\ntensorrt: no GPU on"),
         (("nin", "--filter", "vgg"), 2, "no cell matches the filter 'vgg'\nthe cells are nin/"),
         (("nin", "--batch", "0"), 2, "--batch is '0'\nexpected whole numbers from 1 up"),

@@ -39,6 +39,10 @@ def test_a_bundle_runs_in_its_form_for_cpus(exported: Path) -> None:
     assert answer.data["validation"]["passed"] is True
     layers = deploykit("validate", exported, "--layers", "--json")
     assert layers.code == 0, layers.err
+    found = layers.data["layers"]
+    assert found["matched"] == found["of_reference"] > 3
+    # Rounding of eight binary digits is seen at each: 55 dB, not the 140 of FP32.
+    assert all(20 < value["sqnr_db"] < 80 for value in found["values"][1:])
 
 
 def test_inspect_says_what_it_has_and_what_it_would_be(exported: Path) -> None:

@@ -201,7 +201,7 @@ def test_output_shows_layers_ratios_and_methods(
 ) -> None:
     called = deploykit(
         "export", fp32, "--int8", "--calib", digits.calibration, "--backend", "none", "-o", "b",
-        "--first-layer", "int8", "--sensitive-layers", "int8",
+        "--first-layer", "int8", "--sensitive-layers", "int8", "--verbose",
     )  # fmt: skip
     assert "convolutions and matrix products: 19 INT8, 1 FP16, 0 FP32" in called.out
     for text in ("SQNR (dB)", "on held-out images", "mean KL", "not INT8", "because"):
@@ -356,7 +356,7 @@ def test_calibrate_imports_no_torch(small: Path, digits: Digits, working_folder:
 
 
 def test_calibrate_shows_every_range(small: Path, digits: Digits, working_folder: Path) -> None:
-    shown = deploykit("calibrate", small, "--data", digits.calibration, "-o", "table.json")
+    shown = deploykit("calibrate", small, "--data", digits.calibration, "-o", "table.json", "-v")
     assert shown.code == 0, shown.err
     table = CalibrationTable.load(working_folder / "table.json")
     assert all(tensor in shown.out for tensor in table.amax)

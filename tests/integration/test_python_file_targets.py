@@ -83,7 +83,7 @@ def test_becomes_a_bundle_that_says_where_it_comes_from(nets: Path) -> None:
     ],
 )
 def test_a_decision_by_values_is_shown_with_its_line(nets: Path, factory: str, line: str) -> None:
-    called = deploykit("export", f"nets.py:{factory}", *LEAST, "-o", "out")
+    called = deploykit("export", f"nets.py:{factory}", *LEAST, "-o", "out", "-q")
     assert called.code == 1
     assert called.err.splitlines() == [
         f"Error: nets-{factory} decides by the values of its input, which no graph can",

@@ -55,7 +55,8 @@ def with_settled_peak(run: BenchmarkRun, measure: Callable[[float], DevicePeak])
     above = _above(own, best)
     note = None if above is None else _fault(above, best)
     settled = {id(result): _settled(result, best, note) for result in own}
-    return replace(run, results=tuple(settled.get(id(each), each) for each in run.results))
+    results = (settled.get(id(each)) or _with_peak(each, best) for each in run.results)
+    return replace(run, results=tuple(results))
 
 
 def _is_limited(result: BenchmarkResult) -> bool:
@@ -64,6 +65,14 @@ def _is_limited(result: BenchmarkResult) -> bool:
         and result.limit.peak_measured
         and find_backend(result.subject.backend).device == CPU
     )
+
+
+def _with_peak(result: BenchmarkResult, best: DevicePeak) -> BenchmarkResult:
+    """A row without a limit, of this CPU or of something else."""
+    on_cpu = find_backend(result.subject.backend).device == CPU
+    if not on_cpu or _peak_of(result) is None:
+        return result
+    return replace(result, environment={**result.environment, "peak": peak_to_plain(best)})
 
 
 def _peak_of(result: BenchmarkResult) -> DevicePeak | None:

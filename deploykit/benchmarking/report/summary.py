@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from deploykit.benchmarking.report.rows import Row
 
-_NUMBER: Final = re.compile(r"[0-9]+(?:[.,][0-9]+)*(?:e[-+]?[0-9]+)?")
+_NUMBER: Final = re.compile(r"[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?")
 
 
 def sentence_of(rows: Sequence[Row]) -> str:

@@ -254,7 +254,7 @@ def quantize_by_plan(  # noqa: PLR0913 - each comes from another stage
         kept |= {name: half.kept[name] for name in half.kept if name in fp32}
     parents = (artifact.sha256, *artifact.parents)
     written = write_graph(result, path, precision, parents)
-    kinds = precision, written.artifact.rest or Precision.FP16
+    kinds = precision, Precision.BF16 if written.artifact.has_bf16 else Precision.FP16
     return QuantizedResult(
         graph=written,
         layers=_count_layers(plan, source, fp32, kinds),

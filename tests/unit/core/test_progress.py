@@ -104,8 +104,10 @@ def test_a_log_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_closed_stream_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     stream.close()
-    monkeypatch.setattr(sys, "stderr", stream)
-    say_notes(["odd"])
+    for missing in (stream, None):
+        monkeypatch.setattr(sys, "stderr", missing)
+        say_notes(["odd"])
+        assert isinstance(watched_progress(), LineProgress)
 
 
 def test_notes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,6 +93,18 @@ def test_another_file_of_the_same_name(bundle: Path, tmp_path: Path) -> None:
     assert content(bundle) == before
 
 
+def test_what_else_lies_in_the_folder_does_not_go_without_a_word(
+    bundle: Path, tmp_path: Path
+) -> None:
+    assert export(other(tmp_path / "b" / "mine.onnx"), bundle / "child").code == 0
+    (bundle / "notes.txt").write_text("mine", encoding="utf-8")
+    assert_refused(export(tmp_path / "mine.onnx", bundle), "does not make child, notes.txt again")
+    assert (bundle / "child" / MANIFEST).is_file()
+    called = export(tmp_path / "mine.onnx", bundle, "--replace")
+    assert called.code == 0, called.err
+    assert not (bundle / "child").exists()
+
+
 def test_two_files_of_one_name_share_no_default_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,7 +123,7 @@ def test_the_rest_may_be_bf16_which_holds_large_values(
     model = onnx.load(tmp_path / "int8.onnx")
     casts = {node.attribute[0].i for node in model.graph.node if node.op_type == "Cast"}
     assert casts == {onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT}
-    assert read_artifact(tmp_path / "int8.onnx").rest is Precision.BF16
+    assert read_artifact(tmp_path / "int8.onnx").has_bf16
 
 
 def test_large_values_keep_the_rest_in_fp32(artifact: OnnxArtifact, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def told(**changes: Any) -> dict[str, Any]:
             {"name": "reference.onnx", "bytes": 102_000_000},
         ],
         "engines": [{}, {}],
+        "doubts": [],
     }
     return known | changes
 
@@ -60,6 +61,10 @@ def test_the_verdict_is_a_sentence() -> None:
             "gives the outputs of FP32 within 1.23 % on 8 images",
         ),
         ({"engines": []}, "; no engine yet."),
+        (
+            {"doubts": ["one image alone was compared"]},
+            "; 2 engines. WEAK VERIFICATION: one image alone was compared.",
+        ),
         ({"engines": [{}]}, "; 1 engine."),
         ({"files": [{"name": "model.onnx", "bytes": 1234}]}, "; graph 1.23 kB; "),
         ({"files": []}, "12 % FP16; 2 engines."),

@@ -15,6 +15,7 @@ from deploykit.core.precision import Precision
 from deploykit.verbs.export import (
     ExportCall,
     PrecisionWish,
+    QuantizingWish,
     calls_of,
     default_bundle,
     require_export,
@@ -141,6 +142,22 @@ def test_plain_names_are_taken(name: str) -> None:
     require_export(call(target=object(), name=name))
 
 
-def test_a_count_of_images_is_positive() -> None:
-    with pytest.raises(UsageError, match=r"^--calib-count is 0\nexpected 1 or more"):
-        require_export(call(target="resnet18", calib_count=0))
+def test_one_image_is_held_out_and_one_calibrates() -> None:
+    with pytest.raises(UsageError, match=r"^--calib-count is 1\nexpected 2 or more"):
+        require_export(call(target="resnet18", calib_count=1))
+
+
+@pytest.mark.parametrize(
+    ("wish", "option"),
+    [
+        ({"quantizing": QuantizingWish(rest="bf16")}, "--rest"),
+        ({"quantizing": QuantizingWish(method="max")}, "--method"),
+        ({"quantizing": QuantizingWish(exclude=("fc*",))}, "--exclude"),
+        ({"calib_table": Path("table.json")}, "--calib-table"),
+    ],
+)
+def test_an_option_of_int8_without_int8(wish: Any, option: str) -> None:
+    with pytest.raises(
+        UsageError, match=rf"^{option} is for --int8 and --fp8 only, not for fp16\nleave it out"
+    ):
+        require_export(call(target="resnet18", **wish))

@@ -176,7 +176,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "name": ({"name": "it"}, "name='it' is for a module\nresnet50 has a name"),
     "no calib": ({"precision": "int8"}, "INT8 needs images to calibrate with"),
     "one image": ({"precision": "int8", "calib": b"jpeg"}, "the images are one bytes"),
-    "count": ({"precision": "int8", "calib": [], "calib_count": 0}, "calib_count is 0\nexpected 1"),
+    "count": ({"precision": "int8", "calib": [], "calib_count": 1}, "calib_count is 1\nexpected 2"),
+    "mean": ({"mean": (1, 2)}, "mean=(1, 2)\nexpected one number, or three: (red, green, blue)"),
+    "std": ({"std": "0.5"}, "std='0.5'\nexpected one number, or three"),
+    "seed": ({"seed": "x"}, "seed='x'\nexpected a whole number from 0 up"),
+    "half": ({"calib_count": 2.5}, "calib_count=2.5\nexpected whole numbers from 1 up"),
+    "no batch": ({"batch": 0}, "batch=0\nexpected whole numbers from 1 up"),
+    "two": ({"batch": (1, 8)}, "batch=(1, 8)\nexpected one size, or the smallest, preferred"),
     "labels": ({"labels": ["cat", ""]}, "labels are names of the classes, '' is none"),
     "no labels": ({"labels": []}, "labels are names of the classes, there is none"),
     "order": ({"channel_order": "rbg"}, "unknown channel order"),
@@ -233,6 +239,28 @@ def test_data_is_needed(tmp_path: Path) -> None:
 def test_nothing_to_measure() -> None:
     with pytest.raises(UsageError, match="nothing to measure"):
         deploykit.bench()
+
+
+@pytest.mark.parametrize("batch", [0, [-1], "1,8", True, (1, 2.5)])
+def test_a_batch_is_of_whole_images(batch: Any, tmp_path: Path) -> None:
+    for call in (
+        lambda: deploykit.bench("resnet18", batch=batch),
+        lambda: deploykit.inspect("resnet18", batch=batch),
+        lambda: deploykit.evaluate(tmp_path, tmp_path, batch=batch),
+        lambda: deploykit.validate(tmp_path, batch=batch),
+    ):
+        with pytest.raises(UsageError, match=r"batch=.*\nexpected whole numbers from 1 up"):
+            call()
+
+
+def test_an_empty_list_of_batches() -> None:
+    with pytest.raises(UsageError, match="batch is empty\nexpected a number of images per query"):
+        deploykit.bench("resnet18", batch=())
+
+
+def test_numbers_of_numpy_are_numbers(original: Path, tmp_path: Path) -> None:
+    bundle = export(original, tmp_path, precision="fp16", batch=np.int64(4))
+    assert bundle.manifest.precision == "fp16"
 
 
 def test_a_callers_autocast_changes_nothing(tmp_path: Path) -> None:

@@ -82,6 +82,14 @@ def test_the_best_of_all_trials_is_the_peak_of_every_row() -> None:
     assert row_of(settled[0]).achieved is not None
 
 
+def test_a_row_without_a_limit_is_of_the_same_machine() -> None:
+    uncounted = replace(on_cpu(100.0, peak(5e10)), limit=None)
+    run = BenchmarkRun((on_cpu(100.0, peak(5e10)), uncounted))
+    settled = with_settled_peak(run, Trials(8e10)).results
+    assert [peak_of(result.environment) for result in settled] == [peak(8e10)] * 2
+    assert settled[1].limit is None
+
+
 def test_a_slower_trial_afterwards_changes_nothing() -> None:
     run = BenchmarkRun((on_cpu(100.0, peak(5e10)),))
     assert with_settled_peak(run, Trials(1e10)) == run
