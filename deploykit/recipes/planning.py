@@ -8,16 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from deploykit.bundle.folders import MANIFEST, bundles_in
+from deploykit.bundle.folders import bundles_in
+from deploykit.bundle.manifest import MANIFEST, Bundle
 from deploykit.core.artifacts import sha256_of_bytes
-from deploykit.core.errors import DeploykitError
+from deploykit.core.errors import BundleError, DeploykitError, IntegrityError
 from deploykit.core.precision import AUTO, OWN, Precision, precisions
 from deploykit.recipes.options import Form, ValueRefusedError, arguments_of, placed
 from deploykit.recipes.reading import EXPORT, OUTPUT, TARGET, with_keys
 from deploykit.sources.kinds import kind_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from deploykit.recipes.options import CommandOption, Commands
     from deploykit.recipes.reading import ExportTable, Problems, Recipe
@@ -105,12 +106,26 @@ def _overlap(folder: Path, exports: Mapping[Path, Step], recipe: Recipe) -> str 
 def _overlap_on_disk(folder: Path) -> str | None:
     """Why an export cannot put a bundle in ``folder`` as the disk is now."""
     for above in folder.parents:
-        if (above / MANIFEST).is_file():
+        if _is_bundle(above):
             return f"lies in the bundle {above}"
-    inner = bundles_in(folder)
-    if (folder / MANIFEST).is_file():  # few files, where another folder may have millions
-        inner = tuple(one.parent for one in folder.rglob(MANIFEST) if one.parent != folder)
-    return f"holds the bundle {inner[0]}" if inner else None
+    inside: Iterable[Path] = bundles_in(folder)
+    if _is_bundle(folder):  # few files, where another folder may have millions
+        inside = (one.parent for one in folder.rglob(MANIFEST) if one.parent != folder)
+    inner = next(filter(_is_bundle, inside), None)
+    return None if inner is None else f"holds the bundle {inner}"
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether its manifest is one of deploykit: web pages and others have files of that name."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    try:
+        Bundle.open(folder)
+    except IntegrityError:
+        return True
+    except BundleError:
+        return False
+    return True
 
 
 def _require(step: Step, commands: Commands, problems: Problems) -> None:

@@ -368,6 +368,19 @@ def test_bundles_do_not_lie_in_one_another(case: str, recipe: Path) -> None:
     assert not (recipe.parent / "engines").exists()
 
 
+def test_a_manifest_of_something_else_is_no_bundle(recipe: Path) -> None:
+    write_bundle(recipe.parent)
+    manifest = recipe.parent / "manifest.json"
+    with pytest.raises(UsageError, match="lies in the bundle"):
+        plan_recipe(recipe, NotedCommands())
+    written = manifest.read_text(encoding="utf-8")
+    manifest.write_text(written.replace("colours", "colors"), encoding="utf-8")
+    with pytest.raises(UsageError, match="lies in the bundle"):
+        plan_recipe(recipe, NotedCommands())
+    manifest.write_text('{"name": "a web page", "icons": []}', encoding="utf-8")
+    assert plan_recipe(recipe, NotedCommands()).steps
+
+
 def test_the_version_of_a_library_counts(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = recipe.parent / "hub"
     hub.mkdir()
