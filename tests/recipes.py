@@ -63,13 +63,13 @@ class NotedCommands:
 
     def run(self, command: str, arguments: Sequence[str]) -> Ran:
         self.called.append((command, *arguments))
-        for name in (f"{command} {arguments[0]}", command):
+        for name in (f"{command} {arguments[-1]}", command):
             if name in self.failing:
                 raise self.failing[name]
         if command == "export":
-            folder = Path(arguments[-1])
+            folder = Path(arguments[arguments.index("-o") + 1])
             folder.parent.mkdir(parents=True, exist_ok=True)
             write_bundle(folder)
-            return Ran({"engines": [], "validation": []})
+            return Ran(self.answers.get(command, {"engines": [], "validation": []}))
         data = self.answers.get(command, {"results": []})
         return Ran(data, failed=bool(data.get("problems")))

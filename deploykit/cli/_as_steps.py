@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
+from traceback import format_exception
 from typing import TYPE_CHECKING, Final
 
 import click
 
+from deploykit.cli._command import _DEBUG as DEBUG
 from deploykit.cli._command import ONLY_CHECKS, QUIET, Command
 from deploykit.cli._option_types import BudgetOption, PathOr, QuantizingOption, Target
+from deploykit.cli._printable import printable
 from deploykit.core.errors import UsageError
 from deploykit.recipes.options import CommandOption, Form, Ran, Use
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 _OWN: Final = frozenset({"json", "debug", "help", "quiet", "report", "verbose"})
 """Options that say how a command answers, not what it does; `run` has them itself."""
@@ -45,12 +49,23 @@ class ClickCommands:
         Raises:
             DeploykitError: the error of the step that failed.
         """
-        with _context(command, arguments) as ctx:
+        with _context(command, arguments) as ctx, _traceback_shown(ctx):
             answer = _command(command).answer(ctx)
         return Ran(answer.data, answer.failed)
 
 
 COMMANDS: Final = ClickCommands()
+
+
+@contextmanager
+def _traceback_shown(ctx: click.Context) -> Iterator[None]:
+    """With ``--debug``, print where an error comes from; the recipe goes on with the others."""
+    try:
+        yield
+    except Exception as error:
+        if ctx.meta[DEBUG]:
+            click.echo(printable("".join(format_exception(error))), err=True)
+        raise
 
 
 def _command(name: str) -> Command:
@@ -64,7 +79,12 @@ def _context(command: str, arguments: Sequence[str]) -> click.Context:
         made = _command(command).make_context(command, list(arguments))
     except click.ClickException as error:
         raise UsageError(error.format_message()) from error
-    made.meta[QUIET] = outer is not None and outer.meta.get(QUIET, False)
+    except click.exceptions.Exit as error:  # --help, which has been printed by now
+        raise UsageError(
+            f"{command} was asked for its help, and does nothing\nleave out --help"
+        ) from error
+    for key in (QUIET, DEBUG):
+        made.meta[key] = outer is not None and outer.meta.get(key, False)
     return made
 
 

@@ -5,6 +5,7 @@ It is in the room of the command line, as the keys of a recipe are options of th
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,8 @@ import click
 
 from deploykit.cli._as_steps import COMMANDS
 from deploykit.cli._command import QUIET
-from deploykit.core.progress import SilentProgress, say_line, watched_progress
+from deploykit.cli._report import write_page
+from deploykit.core.progress import SilentProgress, say_line, say_notes, watched_progress
 from deploykit.recipes.running import plan_recipe, run_planned
 from deploykit.verbs.argument_names import with_argument_names
 
@@ -37,13 +39,15 @@ def run_recipe(
 
     Args:
         recipe: the TOML file.
-        output: the folder of the bundles, in place of the one that the recipe names.
+        output: the folder of the bundles, in place of the one that the recipe names; the
+            ``output`` of an ``[[export]]`` is relative to it then.
         again: whether finished steps are done again.
-        report: a file for one HTML page about all bundles.
+        report: a file for one HTML page about all bundles that are sound.
         quiet: whether to say nothing of the steps.
 
     Returns:
-        What became of each step, and a verdict on each bundle; failures raise nothing.
+        What became of each step, and a verdict on each bundle; failures raise nothing. Without
+        the page that was asked for, ``page`` is `None` and ``notes`` say why.
 
     Raises:
         UsageError: everything that is wrong with the recipe, before any work.
@@ -57,12 +61,18 @@ def run_recipe(
     with click.Context(click.Command("run")) as context:  # where the steps look for it
         context.meta[QUIET] = quiet
         found = run_planned(planned, COMMANDS, _silent if quiet else say_line)
-    if page is not None and found.made:
-        from deploykit.reporting.bundles import write_report
+    return found if page is None else _reported(found, page, quiet=quiet)
 
-        progress = SilentProgress() if quiet else watched_progress()
-        write_report(found.made, page, data=found.judged_on, progress=progress)
-    return found
+
+def _reported(found: RecipeReport, page: Path, *, quiet: bool) -> RecipeReport:
+    """With the page written, or with the note that says why it is not."""
+    progress = SilentProgress() if quiet else watched_progress()
+    written = write_page(
+        found.made, page, data=found.judged_on, progress=progress, unsound=found.unsound
+    )
+    if not quiet:
+        say_notes(written.notes)
+    return replace(found, page=written.file, notes=written.notes)
 
 
 def _silent(_: str) -> None:

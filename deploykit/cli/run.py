@@ -55,7 +55,8 @@ A recipe:
     "--output",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Of all bundles.  [default: `output` of the recipe, or engines beside it]",
+    help="Of all bundles; the `output` of an [[export]] is relative to it then.  [default: "
+    "`output` of the recipe, or engines beside it]",
 )
 @click.option("--dry-run", is_flag=True, help="Print the command lines, and do nothing.")
 @click.option("--again", is_flag=True, help="Do finished steps again too.")
@@ -67,8 +68,8 @@ def command(
 
     RECIPE is a TOML file whose keys are the options of the commands. Everything that is wrong with
     it is said before any work. A step that is finished is not repeated while its options, the files
-    that it reads and this release are the same; one that fails stops no other. Steps and what they
-    found are kept in NAME.state.json beside the bundles.
+    that it reads, what it made and this release are the same; [check] is always done. One that
+    fails stops no other. Steps and what they found are kept in NAME.state.json beside the bundles.
     """
     from deploykit.cli._as_steps import COMMANDS
     from deploykit.recipes.running import plan_recipe, run_planned
@@ -88,7 +89,7 @@ def command(
         failed=bool(report.failures),
         verdict=_verdict(report),
     )
-    return with_report(answer, report_file, report.made, report.judged_on)
+    return with_report(answer, report_file, report.made, report.judged_on, report.unsound)
 
 
 def _say(text: str) -> None:
@@ -122,7 +123,7 @@ def _show(out: Console, report: RecipeReport) -> None:
     rows = table(("bundle", "precision", "verdict", *numbers), right=numbers)
     for one in verdicts:
         style = None if one.ok else "red"
-        cells = Path(one.bundle).name, one.precision, one.text
+        cells = one.name, one.precision, one.text
         figures = one.accuracy_text, one.latency_text
         rows.add_row(*map(escape, (*cells, *figures)), style=style)
     out.print(rows)

@@ -16,11 +16,14 @@ _COMMAND: Final = re.compile(r"\b(?:deploykit [a-z]+\b|hf download|pip install|t
 """What is to be typed into a shell, up to the end of its line."""
 
 _OPTION: Final = re.compile(
-    r"(?<![\w/-])(?:--(?P<long>[a-z][a-z0-9]*(?:-[a-z0-9]+)*)|-(?P<short>o))(?![\w-])"
+    r"(?<![\w/'-])(?:--(?P<long>[a-z][a-z0-9]*(?:-[a-z0-9]+)*)|-(?P<short>o))(?![\w-])"
     r"(?: (?P<value>[A-Z][A-Z|#.,]*(?![\w'])|\d(?:[\d.,]*\d)?%?(?!\w)"
     r"|(?:auto|random|raw|none|imagenet)\b))?"
 )
-"""An option, and what it is given where that is plain: PATH, 1%, auto."""
+"""An option, and what it is given where that is plain: PATH, 1%, auto.
+
+What a message quotes is what it was given, as a network that is called '--help'.
+"""
 
 _SHORT: Final = {"o": "output"}
 
@@ -35,6 +38,8 @@ def with_other_names(message: str, rename: Callable[[str, str | None], str | Non
     '<data:None> or <output:FOLDER>'
     >>> with_other_names("later: deploykit build BUNDLE --batch 8", lambda *_: "x")
     'later: deploykit build BUNDLE --batch 8'
+    >>> with_other_names("unknown architecture '--help', leave out --help", lambda *_: "x")
+    "unknown architecture '--help', leave out x"
     """
 
     def renamed(found: re.Match[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from deploykit.core.serialization import to_plain
@@ -10,16 +11,21 @@ from deploykit.core.serialization import to_plain
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from deploykit.recipes.planning import Step
+
 
 @dataclass(frozen=True)
 class BundleVerdict:
     """One bundle: what failed, how right it is, how fast.
 
-    ``top1`` and ``agreement`` are shares from 0 to 1; ``latency_ms`` is the median of a query of
-    ``batch`` images on ``backend``, of the smallest batch that was measured, on the fastest.
+    ``name`` is its path as seen from the folder of all bundles. ``top1`` and ``agreement`` are
+    shares from 0 to 1; the agreement is that with the network that the bundle was made from.
+    ``latency_ms`` is the median of a query of ``batch`` images on ``backend``, of the smallest
+    batch that was measured, on the fastest.
     """
 
     bundle: str
+    name: str
     precision: str
     failed: tuple[str, ...]
     top1: float | None = None
@@ -85,16 +91,28 @@ def _agreement(data: Mapping[str, Any]) -> dict[str, float]:
 
 
 def verdict_of(
-    bundle: str, precision: str, found: Mapping[str, Mapping[str, Any]], failed: Sequence[str]
+    step: Step,
+    found: Mapping[str, Mapping[str, Any]],
+    failed: Sequence[str],
+    *,
+    is_compared: bool = False,
 ) -> BundleVerdict:
-    """The figures of a bundle, out of what was ``found`` by each command."""
+    """The figures of the bundle of ``step``, out of what was ``found`` by each command.
+
+    With ``is_compared`` the agreement of `eval` is that with another model, and none of these.
+    """
     exported, judged = found.get("export", {}), found.get("eval", {})
-    agreement = judged.get("agreement")
-    rows = found.get("bench", {}).get("results", [])
+    agreement = None if is_compared else judged.get("agreement")
+    rows = [
+        row
+        for row in found.get("bench", {}).get("results", [])
+        if row["p50_ms"] is not None and isfinite(row["p50_ms"])
+    ]
     best: Mapping[str, Any] = min(rows, key=lambda row: (row["batch"], row["p50_ms"]), default={})
     return BundleVerdict(
-        bundle=bundle,
-        precision=precision,
+        bundle=str(step.bundle),
+        name=step.place,
+        precision=step.precision,
         failed=tuple(failed),
         top1=judged.get("top1"),
         agreement=exported.get("agreement") if agreement is None else agreement,

@@ -165,7 +165,7 @@ def _joined(option: CommandOption, values: list[object]) -> str:
 
 def _text(option: CommandOption, value: object) -> str:
     if isinstance(value, dict) and option.metavar == "JSON":
-        return json.dumps(value)
+        return _json(option, value)
     taken: tuple[type, ...] = {
         Form.INTEGER: (int,),
         Form.NUMBER: (int, float),
@@ -174,6 +174,17 @@ def _text(option: CommandOption, value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, taken):
         raise ValueRefusedError(f"is {shown(value)}, expected {_expected(option)}")
     return str(value)
+
+
+def _json(option: CommandOption, value: object) -> str:
+    """A table as JSON, which has no dates, no infinity and no NaN."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueRefusedError(
+            f"is {shown(value)}, expected {_expected(option)}, which has texts, finite numbers, "
+            "true and false, lists and tables"
+        ) from error
 
 
 def _expected(option: CommandOption) -> str:

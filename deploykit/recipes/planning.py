@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from deploykit.core.errors import DeploykitError
+from deploykit.bundle.folders import bundles_in
+from deploykit.bundle.manifest import MANIFEST, Bundle
+from deploykit.core.artifacts import sha256_of_bytes
+from deploykit.core.errors import BundleError, DeploykitError, IntegrityError
 from deploykit.core.precision import AUTO, OWN, Precision, precisions
 from deploykit.recipes.options import Form, ValueRefusedError, arguments_of, placed
-from deploykit.recipes.reading import EXPORT, TARGET, with_keys
+from deploykit.recipes.reading import EXPORT, OUTPUT, TARGET, with_keys
 from deploykit.sources.kinds import kind_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from deploykit.recipes.options import CommandOption, Commands
     from deploykit.recipes.reading import ExportTable, Problems, Recipe
@@ -26,13 +30,15 @@ BENCH: Final = "bench"
 class Step:
     """One command on one bundle.
 
-    ``said`` is what the recipe says of it, with paths as they are written; ``reads`` are the files
-    and folders that it reads beside the bundle, ``target`` the network of an export.
+    ``place`` is the bundle's path as seen from the folder of all bundles, which no other bundle
+    has. ``said`` is what the recipe says of it, with paths as they are written; ``reads`` are the
+    files and folders that it reads beside the bundle, ``target`` the network of an export.
     """
 
     table: str
     command: str
     bundle: Path
+    place: str
     precision: str
     arguments: tuple[str, ...]
     said: Mapping[str, Any]
@@ -42,7 +48,7 @@ class Step:
     @property
     def name(self) -> str:
         """What it is called in the state and in messages."""
-        return f"{self.bundle.name} {self.command}"
+        return f"{self.place} {self.command}"
 
     @property
     def command_line(self) -> str:
@@ -56,23 +62,70 @@ def plan_steps(recipe: Recipe, commands: Commands, problems: Problems) -> tuple[
     What a command would refuse is added to ``problems``.
     """
     steps: list[Step] = []
-    places: dict[Path, str] = {}
+    exports: dict[Path, Step] = {}
     options = commands.options(EXPORT)
     for entry in recipe.entries:
         for made in _exports(entry, recipe, options, problems):
-            if made.bundle in places:
+            first = exports.setdefault(_real(made.bundle), made)
+            if first is not made:
                 problems.add(
                     entry.table,
-                    "output",
-                    f"{made.bundle} is the bundle of {places[made.bundle]} already; give one of "
+                    OUTPUT,
+                    f"{made.bundle} is the bundle of {first.table} already; give one of "
                     "them an output of its own",
                 )
                 continue
-            places[made.bundle] = entry.table
             steps += [made, *_after(made, recipe, commands)]
+    for folder, made in exports.items():
+        problem = _overlap(folder, exports, recipe) or _overlap_on_disk(folder)
+        if problem is not None:
+            problems.add(made.table, OUTPUT, f"{made.bundle} {problem}; choose another output")
     for step in steps:
         _require(step, commands, problems)
     return tuple(steps)
+
+
+def _real(path: Path) -> Path:
+    """One spelling of a folder, with links followed."""
+    return Path(os.path.realpath(path))
+
+
+def _overlap(folder: Path, exports: Mapping[Path, Step], recipe: Recipe) -> str | None:
+    """Why a bundle cannot be in ``folder`` beside what else the recipe writes."""
+    for other, made in exports.items():
+        if other in folder.parents:
+            return f"lies in {made.bundle}, the bundle of {made.table}"
+    kept = [recipe.output, *([recipe.output / BENCH] if BENCH in recipe.after else [])]
+    for place in kept:
+        real = _real(place)
+        if folder == real or folder in real.parents:
+            return f"would hold {place}, where results of all bundles are kept"
+    return None
+
+
+def _overlap_on_disk(folder: Path) -> str | None:
+    """Why an export cannot put a bundle in ``folder`` as the disk is now."""
+    for above in folder.parents:
+        if _is_bundle(above):
+            return f"lies in the bundle {above}"
+    inside: Iterable[Path] = bundles_in(folder)
+    if _is_bundle(folder):  # few files, where another folder may have millions
+        inside = (one.parent for one in folder.rglob(MANIFEST) if one.parent != folder)
+    inner = next(filter(_is_bundle, inside), None)
+    return None if inner is None else f"holds the bundle {inner}"
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether its manifest is one of deploykit: web pages and others have files of that name."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    try:
+        Bundle.open(folder)
+    except IntegrityError:
+        return True
+    except BundleError:
+        return False
+    return True
 
 
 def _require(step: Step, commands: Commands, problems: Problems) -> None:
@@ -94,7 +147,7 @@ def _exports(
             name = f"{kind_for(target).short_name(target)}-{precision}"
             parent = recipe.output
             if entry.output is not None:
-                parent = Path(placed(entry.output, recipe.base))
+                parent = Path(placed(entry.output, recipe.outputs_base))
             bundle = parent if is_one and entry.output is not None else parent / name
             values = {
                 key: value for key, value in entry.values.items() if options[key].is_for(asked)
@@ -108,12 +161,18 @@ def _exports(
                 entry.table,
                 EXPORT,
                 bundle,
+                os.path.relpath(bundle, recipe.output),
                 precision,
-                (target, *_asking(asked), *arguments, "-o", str(bundle)),
+                (*_asking(asked), *arguments, "-o", str(bundle), *_operand(target)),
                 {"target": written, "precision": asked, **values},
                 reads,
                 target,
             )
+
+
+def _operand(text: str) -> tuple[str, str]:
+    """An argument that is no option, whatever it begins with."""
+    return "--", text
 
 
 def _require_target(target: str, entry: ExportTable, problems: Problems) -> None:
@@ -168,18 +227,26 @@ def _after(made: Step, recipe: Recipe, commands: Commands) -> Iterator[Step]:
             f"[{command}]",
             command,
             made.bundle,
+            made.place,
             made.precision,
-            (str(made.bundle), *arguments),
+            (*arguments, *_operand(str(made.bundle))),
             values,
             reads,
         )
 
 
 def _places_of_bench(made: Step, recipe: Recipe, values: Mapping[str, Any]) -> list[str]:
-    """Results beside the bundles, and beside them what the next measurement uses again."""
+    """Results beside the bundles, and beside them what the next measurement uses again.
+
+    A bundle elsewhere has its results here too, under its name and a digest of its path: a
+    bundle of the same name may be here.
+    """
     folder = recipe.output / BENCH
     work = [] if "work" in values else ["--work", str(folder)]
-    return [*work, "-o", str(folder / f"{made.bundle.name}.json")]
+    name = made.place
+    if os.pardir in Path(name).parts:
+        name = f"{made.bundle.name}-{sha256_of_bytes(name.encode())[:8]}"
+    return [*work, "-o", str(folder / f"{name}.json")]
 
 
 def target_seen_from(target: str, base: Path) -> str:

@@ -93,10 +93,14 @@ class ExportTable:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a file says; ``after`` has the options of each command that follows an export."""
+    """What a file says; ``after`` has the options of each command that follows an export.
+
+    ``outputs_base`` is what the ``output`` of an ``[[export]]`` is relative to.
+    """
 
     path: Path
     output: Path
+    outputs_base: Path
     entries: tuple[ExportTable, ...]
     after: Mapping[str, Mapping[str, Any]]
 
@@ -110,6 +114,9 @@ def read_recipe(
     path: Path, commands: Commands, problems: Problems, output: Path | None = None
 ) -> Recipe:
     """The recipe in the file at ``path``; ``output`` in place of the folder that it names.
+
+    An ``output`` that is given here is also what the outputs of ``[[export]]`` tables are relative
+    to; without it, that is the recipe's own folder.
 
     What is wrong with single keys is added to ``problems``, and left out of the recipe.
 
@@ -127,12 +134,13 @@ def read_recipe(
         for command in AFTER
         if (table := _after(command, said.get(command, False), commands, problems)) is not None
     }
-    return Recipe(path, _output(path, said, problems, output), entries, after)
+    outputs_base = path.parent if output is None else output
+    return Recipe(path, _output(path, said, problems, output), outputs_base, entries, after)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin with a mark
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise UsageError(
             f"there is no recipe {path}\nexpected a .toml file; how one is written: "
@@ -194,7 +202,7 @@ def _entry(
     if output is not None and not isinstance(output, str):
         problems.add(name, OUTPUT, f"is {shown(output)}, expected the folder of the bundle")
         return None
-    asked = _precisions(name, own, problems) or _precisions(_TOP, defaults, problems) or (None,)
+    asked = _precisions(name, own, problems) or _inherited(own, defaults, problems) or (None,)
     plain = {**defaults, **own}
     values = {key: plain[key] for key in plain if key in options and not _is_precision(key)}
     return ExportTable(name, targets, asked, values, frozenset(own), output)
@@ -202,6 +210,14 @@ def _entry(
 
 def _is_precision(key: str) -> bool:
     return key == PRECISION or key in precisions()
+
+
+def _inherited(
+    own: Mapping[str, Any], defaults: Mapping[str, Any], problems: Problems
+) -> tuple[str | None, ...]:
+    """The precisions of the top but for those that the table turns off, as ``fp16 = false``."""
+    top = _precisions(_TOP, defaults, problems)
+    return tuple(each for each in top if each is None or own.get(each) is not False)
 
 
 def _precisions(
@@ -217,6 +233,9 @@ def _precisions(
             what = wrong[0] if wrong else values[PRECISION]
             text = f"is {shown(what)}, which is none{_possible(str(what), known)}"
             problems.add(table, PRECISION, text)
+        for each in named or ():
+            if values.get(each) is False:
+                problems.add(table, each, f"is false, and {PRECISION} names it: leave one out")
         asked += [each for each in named or () if each in known]
     return tuple(dict.fromkeys(asked))
 

@@ -6,8 +6,7 @@ import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.core.atomic import locked, translated_write_errors
 from deploykit.core.errors import BundleError, DeploykitError, typed_first_line
@@ -27,8 +26,13 @@ from deploykit.recipes.state import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from deploykit.recipes.options import Commands
+
+
+_OTHER_MODELS: Final = frozenset({"compare", "reference"})
+"""Options of `eval` that name a model to compare with."""
 
 
 class Status(StrEnum):
@@ -64,11 +68,17 @@ class StepResult:
 
 @dataclass(frozen=True)
 class RecipeReport:
-    """What became of a recipe: all steps, and a verdict on each bundle."""
+    """What became of a recipe: all steps, and a verdict on each bundle.
+
+    ``page`` is the HTML page that was asked for and written; ``notes`` say what it lacks, or why
+    there is none.
+    """
 
     recipe: Path
     state: Path
     results: tuple[StepResult, ...]
+    page: Path | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def verdicts(self) -> tuple[BundleVerdict, ...]:
@@ -78,12 +88,12 @@ class RecipeReport:
             by_bundle.setdefault(result.step.bundle, []).append(result)
         return tuple(
             verdict_of(
-                str(bundle),
-                results[0].step.precision,
+                results[0].step,
                 {one.step.command: one.found for one in results},
                 [one.step.command for one in results if one.status is Status.FAILED],
+                is_compared=any(_is_compared(one.step) for one in results),
             )
-            for bundle, results in by_bundle.items()
+            for results in by_bundle.values()
         )
 
     @property
@@ -100,6 +110,11 @@ class RecipeReport:
         )
 
     @property
+    def unsound(self) -> tuple[Path, ...]:
+        """The bundles that failed their check."""
+        return tuple(one.step.bundle for one in self.failures if one.step.command == "check")
+
+    @property
     def judged_on(self) -> Path | None:
         """The images that the recipe evaluates on, if it does."""
         found = (one.step.reads.get("data") for one in self.results if one.step.command == "eval")
@@ -109,7 +124,7 @@ class RecipeReport:
         """A table for a notebook."""
         names = "bundle", "precision", "verdict", "accuracy", "latency"
         rows = [
-            (Path(one.bundle).name, one.precision, one.text, one.accuracy_text, one.latency_text)
+            (one.name, one.precision, one.text, one.accuracy_text, one.latency_text)
             for one in self.verdicts
         ]
         return html_table(names, rows, title=f"recipe {self.recipe.name}", right=names[-2:])
@@ -132,6 +147,7 @@ class PlannedRecipe:
     steps: tuple[Step, ...]
     state_path: Path
     state: State
+    again: bool = False
 
     def before(self) -> tuple[bool, ...]:
         """Whether each step is finished already, as far as the steps before it will not change."""
@@ -164,7 +180,7 @@ def plan_recipe(
     problems.require_none()
     state_path = state_file(recipe.output, path)
     state = State() if again else read_state(state_path)
-    return PlannedRecipe(path, steps, state_path, state)
+    return PlannedRecipe(path, steps, state_path, state, again)
 
 
 def run_planned(
@@ -178,9 +194,10 @@ def run_planned(
         BundleError: the state cannot be written, or another run of the same recipe is going on.
     """
     results: list[StepResult] = []
-    state = State(steps=dict(planned.state.steps))
     missing: set[Path] = set()
     with _alone(planned.state_path):
+        # Not the plan's: another run may have finished steps since that was read.
+        state = State() if planned.again else read_state(planned.state_path)
         for number, step in enumerate(planned.steps, 1):
             say(f"[{number}/{len(planned.steps)}] {step.command} {step.bundle}")
             if step.bundle in missing:
@@ -241,8 +258,13 @@ def _done(step: Step, state: State, commands: Commands) -> StepResult:
     if ran.failed:
         problem = "; ".join(map(str, _problems(ran.data))) or "it says that something is bad"
         return StepResult(step, Status.FAILED, seconds, found, problem)
-    state.steps[step.name] = finished(step, inputs, seconds, found)
+    state.steps[step.name] = finished(step, inputs, seconds, found, ran.data.get("files", ()))
     return StepResult(step, Status.DONE, seconds, found)
+
+
+def _is_compared(step: Step) -> bool:
+    """Whether it holds its bundle against another model than that which it was made from."""
+    return step.command == "eval" and not _OTHER_MODELS.isdisjoint(step.said)
 
 
 def _problems(data: Any) -> Sequence[object]:

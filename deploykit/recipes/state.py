@@ -14,7 +14,11 @@ from deploykit._version import __version__
 from deploykit.bundle.manifest import MANIFEST, Bundle
 from deploykit.core.artifacts import sha256_of, sha256_of_bytes
 from deploykit.core.atomic import write_whole
-from deploykit.core.errors import BundleError, DeploykitError, IntegrityError
+from deploykit.core.environment import package_version
+from deploykit.core.errors import BundleError, DeploykitError
+from deploykit.sources.kinds import kind_for
+from deploykit.sources.kinds._kind import LibraryKind
+from deploykit.sources.kinds.hugging_face import HuggingFace
 from deploykit.sources.targets import digest_of
 
 if TYPE_CHECKING:
@@ -24,17 +28,22 @@ if TYPE_CHECKING:
 
 _FORMAT: Final = 1
 _ABSENT: Final = "absent"
+_CHECK: Final = "check"
 _LISTS: Final = frozenset({".csv"})
 
 
 class Finished(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A finished step: the digest of its inputs, what it made, and what it found."""
+    """A finished step: the digest of its inputs, what it made, and what it found.
+
+    ``wrote`` are the files that it wrote beside its bundle, as seen from there.
+    """
 
     inputs: str
     made: str | None
     at: str
     seconds: float
     found: dict[str, Any]
+    wrote: tuple[str, ...] = ()
 
 
 class State(msgspec.Struct, forbid_unknown_fields=True):
@@ -44,16 +53,22 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
     steps: dict[str, Finished] = {}
 
 
+class _Form(msgspec.Struct):
+    """What every state begins with, whatever release wrote it."""
+
+    format: int
+
+
 def state_file(folder: Path, recipe: Path) -> Path:
     """Where the state of a recipe is kept, as ``engines/recipe.state.json``."""
     return folder / f"{recipe.stem}.state.json"
 
 
 def read_state(path: Path) -> State:
-    """The state in a file; an empty one where there is none, or one of another release.
+    """The state in a file; an empty one where there is none.
 
     Raises:
-        BundleError: it is there and cannot be read.
+        BundleError: it is there and cannot be read, or is in the format of another release.
     """
     try:
         content = path.read_bytes()
@@ -62,50 +77,73 @@ def read_state(path: Path) -> State:
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror}") from error
     try:
-        found = msgspec.json.decode(content, type=State)
-    except msgspec.MsgspecError as error:
+        written = msgspec.json.decode(content, type=_Form).format
+        if written == _FORMAT:
+            return msgspec.json.decode(content, type=State)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BundleError(
             f"{path} is no state of a recipe: {error}\n"
             "remove it, or write over it with --again: every step is done again then"
         ) from error
-    return found if found.format == _FORMAT else State()
+    raise BundleError(
+        f"{path} has format {written}, deploykit {__version__} reads {_FORMAT}\n"
+        "use the deploykit that wrote it, give another folder with -o, or write over it with "
+        "--again: every step is done again then"
+    )
 
 
 def write_state(path: Path, state: State) -> None:
-    """Write the file, whole or not at all.
+    """Write the file, whole or not at all; figures that are no finite number become null.
 
     Raises:
         BundleError: the place cannot be written to.
     """
-    write_whole(path, json.dumps(msgspec.to_builtins(state), indent=2, sort_keys=True) + "\n")
+    content = msgspec.json.encode(state, order="sorted")  # with null for NaN and infinity
+    write_whole(path, msgspec.json.format(content, indent=2).decode() + "\n")
 
 
-def finished(step: Step, inputs: str, seconds: float, found: dict[str, Any]) -> Finished:
-    """A step that has just ended well."""
+def finished(
+    step: Step, inputs: str, seconds: float, found: dict[str, Any], files: Sequence[str]
+) -> Finished:
+    """A step that has just ended well, and has written ``files`` beside its bundle."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Finished(inputs, made_by(step), now, round(seconds, 3), found)
+    wrote = tuple(os.path.relpath(file, step.bundle) for file in files)
+    return Finished(inputs, made_by(step), now, round(seconds, 3), found, wrote)
 
 
 def done_before(step: Step, state: State) -> Finished | None:
-    """What is known of a finished step, if its output is there and its inputs are the same."""
-    known = state.steps.get(step.name)
-    if known is None or known.made != made_by(step) or known.made == _ABSENT:
+    """What is known of a finished step, if its output is there and its inputs are the same.
+
+    Nothing is known of a check: it is there to look at the files as they are now.
+    """
+    known = None if step.command == _CHECK else state.steps.get(step.name)
+    if known is None or not all(_is_there(file, step) for file in known.wrote):
         return None
-    return known if known.inputs == inputs_of(step) else None
+    if known.inputs != inputs_of(step) or known.made == _ABSENT:
+        return None
+    return known if known.made == made_by(step) else None
+
+
+def _is_there(file: str, step: Step) -> bool:
+    # Not by way of the bundle, which may be a link to elsewhere.
+    return Path(os.path.normpath(step.bundle / file)).is_file()
 
 
 def made_by(step: Step) -> str:
     """Identity of what a step made: of an export its graph, of the others their bundle as it is.
 
-    An engine that is added to a bundle later does not undo its export; what was found about the
-    bundle holds for one as it was.
+    An export has made nothing while a file of its bundle is missing or is not the one that the
+    manifest names, whatever the manifest says of the graph. An engine that is added to a bundle
+    later does not undo its export; what was found about the bundle holds for one as it was.
     """
     try:
         if step.target is None:
             return sha256_of(step.bundle / MANIFEST)
-        return Bundle.open(step.bundle).manifest.onnx.sha256
-    except (OSError, BundleError, IntegrityError):
+        bundle = Bundle.open(step.bundle)
+        is_intact = not bundle.changed_files()
+    except (OSError, BundleError):
         return _ABSENT
+    return bundle.manifest.onnx.sha256 if is_intact else _ABSENT
 
 
 def inputs_of(step: Step) -> str:
@@ -118,6 +156,7 @@ def inputs_of(step: Step) -> str:
         "said": step.said,
         "reads": reads,
         "target": target,
+        "library": None if step.target is None else _library(step.target),
     }
     return sha256_of_bytes(json.dumps(plain, sort_keys=True, default=str).encode())
 
@@ -127,6 +166,18 @@ def _target(target: str) -> str | None:
         return digest_of(target)
     except DeploykitError:  # the export says what is wrong with it
         return None
+
+
+def _library(target: str) -> str | None:
+    """The library that defines a network, with its version; ``None`` of what needs none."""
+    kind = kind_for(target)
+    if isinstance(kind, LibraryKind):
+        name = kind.prefix.removesuffix(":")
+    elif isinstance(kind, HuggingFace):
+        name = "transformers"
+    else:
+        return None
+    return f"{name} {package_version(name)}"
 
 
 def fingerprint(path: Path) -> str:

@@ -8,15 +8,23 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 import deploykit as package
 from deploykit.cli._as_steps import COMMANDS
+from deploykit.core.errors import UsageError
 from deploykit.recipes.reading import AFTER, EXPORT
 from tests.bundles import SIZE, write_classifier
 from tests.cli import deploykit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from deploykit.cli._as_steps import ClickCommands
+    from deploykit.recipes.options import Ran
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipe.md"
 BUNDLES = ("classifier-fp16", "classifier-int8", "small-fp16")
@@ -63,22 +71,29 @@ def test_the_example_of_the_docs(place: Path, monkeypatch: pytest.MonkeyPatch) -
         assert [step["status"] for step in one["steps"]] == ["done"] * 3
         assert 0 <= one["top1"] <= 1
     # As the command itself says it, from the line that the dry run shows.
-    judged = deploykit(*shlex.split(lines[2])[1:], "--json").data
+    _, command, *rest = shlex.split(lines[2])
+    judged = deploykit(command, "--json", *rest).data
     assert judged["top1"] == found["classifier-fp16"]["top1"]
     again = deploykit("run", recipe)
     assert again.code == 0
-    assert again.err.count("done already") == 3 * len(BUNDLES)
+    assert again.err.count("done already") == 2 * len(BUNDLES)
     table = again.out.splitlines()
     assert max(map(len, table[:4])) <= 80
     assert table[1].split()[:3] == ["classifier-fp16", "fp16", "ok"]
     later = deploykit("run", recipe, "--dry-run").out.splitlines()
-    assert later == [f"{line}  # done already" for line in lines if " bench " not in line]
+    assert later == [
+        line if "deploykit check" in line else f"{line}  # done already"
+        for line in lines
+        if " bench " not in line
+    ]
     monkeypatch.chdir(place)  # the paths of the recipe are the same ones
     report = package.run_recipe("recipe.toml", report="all.html", quiet=True)
     page = (place / "all.html").read_text(encoding="utf-8")
     assert all(f'"name": "{name}"' in page or f'"name":"{name}"' in page for name in BUNDLES)
     assert "images of validation.npz" in page
-    assert {str(one.status) for one in report.results} == {"done already"}
+    assert (report.page, report.notes) == (Path("all.html"), ())
+    repeated = [one.step.command for one in report.results if one.status == "done"]
+    assert repeated == ["check"] * len(BUNDLES)
     assert "<td>classifier-int8</td>" in report._repr_html_()
 
 
@@ -194,3 +209,116 @@ def test_failures_and_the_exit_code(place: Path) -> None:
     assert lines[-1].startswith("1 of 2 bundles are good; steps and figures: ")
     state = json.loads((place / "other/fails.state.json").read_text(encoding="utf-8"))
     assert set(state["steps"]) == {"small-fp16 export", "small-fp16 check"}
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """A recipe of two bundles that are checked."""
+    for name in "ab":
+        write_classifier(tmp_path / f"{name}.onnx", channels=4)
+    recipe = tmp_path / "two.toml"
+    recipe.write_text(
+        'fp16 = true\nbackend = "none"\n[export]\ntarget = ["a.onnx", "b.onnx"]\n[check]\n',
+        encoding="utf-8",
+    )
+    return recipe
+
+
+def test_a_page_that_cannot_be_written_loses_no_answer(two: Path) -> None:
+    place = two.parent / "a.onnx" / "all.html"  # a file is no folder
+    called = deploykit("run", two, "--report", place)
+    assert called.code == 1, called.err
+    assert "2 of 2 bundles are good" in called.out
+    assert f"no report {place}: cannot write" in called.out
+    quiet = deploykit("run", two, "--report", place, "-q")
+    assert quiet.code == 1
+    assert [line[:12] for line in quiet.out.splitlines()[:2]] == ["2 of 2 bundl", "no report /t"]
+    plain = deploykit("run", two, "--report", place, "--json").data
+    assert plain["report"] is None
+    assert plain["report_notes"][0].startswith(f"no report {place}: cannot write")
+    assert len(plain["results"]) == 2
+    report = package.run_recipe(two, report=place, quiet=True)
+    assert report.page is None
+    assert report.notes == tuple(plain["report_notes"])
+
+
+def test_the_page_leaves_out_what_failed_its_check(
+    two: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert deploykit("run", two).code == 0
+    golden = two.parent / "engines/b-fp16/golden.npz"
+    run = type(COMMANDS).run
+
+    def damaging(commands: ClickCommands, command: str, arguments: Sequence[str]) -> Ran:
+        if command == "check" and arguments[-1].endswith("b-fp16"):
+            golden.write_bytes(b"no sample")
+        return run(commands, command, arguments)
+
+    monkeypatch.setattr(type(COMMANDS), "run", damaging)
+    file = two.parent / "all.html"
+    called = deploykit("run", two, "--report", file)
+    assert called.code == 1
+    left_out = f"the report leaves out {golden.parent}: it failed its check"
+    assert f"report: {file}\n{left_out}" in called.out
+    page = file.read_text(encoding="utf-8")
+    assert "a-fp16" in page
+    assert "b-fp16" not in page
+    report = package.run_recipe(two, report=file)
+    assert report.notes == (left_out,)
+    assert f"note: {left_out}" in capsys.readouterr().err
+
+
+def test_a_report_of_nothing(two: Path) -> None:
+    (two.parent / "a.onnx").write_bytes(b"no graph")
+    (two.parent / "b.onnx").write_bytes(b"no graph")
+    file = two.parent / "all.html"
+    called = deploykit("run", two, "--report", file)
+    assert called.code == 1
+    assert "0 of 2 bundles are good" in called.out
+    assert f"no report {file}: there is no sound bundle to report on" in called.out
+    assert not file.exists()
+
+
+def test_a_damaged_bundle_is_made_again(two: Path) -> None:
+    assert deploykit("run", two).code == 0
+    graph = two.parent / "engines/a-fp16/model.onnx"
+    good = graph.read_bytes()
+    graph.write_bytes(good[:-4] + b"\0\1\2\3")
+    called = deploykit("run", two, "--json")
+    assert called.code == 0, called.err
+    statuses = [[one["status"] for one in each["steps"]] for each in called.data["results"]]
+    assert statuses == [["done", "done"], ["done already", "done"]]
+    assert deploykit("check", graph.parent).code == 0
+
+
+@pytest.mark.parametrize("target", ["--help", "--fp32", "-q"])
+def test_a_target_is_no_option(target: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "dash.toml"
+    recipe.write_text(f'[export]\ntarget = "{target}"', encoding="utf-8")
+    called = deploykit("run", recipe, "--dry-run")
+    assert called.code == 2
+    assert called.out == ""
+    assert f"dash.toml, [[export]]: unknown architecture '{target}'" in called.err
+
+
+def test_a_command_line_that_asks_for_help_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"^check was asked for its help, and does nothing\nleave"):
+        COMMANDS.require("check", ("--help",))
+
+
+def test_debug_shows_the_traceback_of_each_step_that_fails(two: Path) -> None:
+    (two.parent / "a.onnx").write_bytes(b"no graph")
+    assert "Traceback" not in deploykit("run", two).err
+    called = deploykit("run", two, "--debug")
+    assert called.code == 1
+    assert called.err.count("Traceback (most recent call last)") >= 1
+    assert "ModelFileError: a.onnx is truncated" in called.err
+    assert "1 of 2 bundles are good" in called.out
+
+
+def test_a_folder_that_is_told_has_all_bundles(two: Path) -> None:
+    text = two.read_text(encoding="utf-8")
+    two.write_text(text.replace("[check]", 'output = "mine"'), encoding="utf-8")
+    shown = deploykit("run", two, "-o", two.parent / "told", "--dry-run", "--json").data
+    places = [Path(each["bundle"]).relative_to(two.parent) for each in shown["steps"]]
+    assert list(map(str, places)) == ["told/mine/a-fp16", "told/mine/b-fp16"]

@@ -124,6 +124,22 @@ def test_one_report_for_all_that_were_made(here: Path) -> None:
     assert "b-fp16" not in page
 
 
+def test_a_page_that_cannot_be_written_loses_no_answer(here: Path) -> None:
+    called = export("a.onnx", "c.onnx", "-o", "out", "--report", "a.onnx/all.html", "--json")
+    assert called.code == 1
+    assert [one["bundle"] for one in called.data["results"]] == ["out/a-fp16", "out/c-fp16"]
+    assert called.data["report"] is None
+    (note,) = called.data["report_notes"]
+    assert note.startswith("no report a.onnx/all.html: cannot write")
+    alone = export("a.onnx", "-o", "out/a-fp16", "--report", "a.onnx/all.html")
+    assert alone.code == 1
+    assert "out/a-fp16 is ready: FP16" in alone.out
+    assert note.splitlines()[0] in alone.out
+    (here / "d.onnx").write_bytes(b"no graph either")
+    nothing = export("b.onnx", "d.onnx", "-o", "out", "--report", "all.html")
+    assert "no report all.html: there is no sound bundle" in nothing.out
+
+
 def test_quiet_leaves_a_line_for_each(here: Path) -> None:
     called = export("a.onnx", "b.onnx", "-o", "out", "-q")
     assert called.code == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 SIZES = option("batch", metavar="MIN,OPT,MAX", is_repeated=True)
 NAMES = option("backend", metavar="A,B")
 CAPABILITY = option("compute-capability", metavar="CC", is_repeated=True)
+JSON = option("factory-args", metavar="JSON")
 SPIN = replace(option("spin", Form.SWITCH), flags=("--spin", "--no-spin"))
 PATH = option("calib", Form.PATH, words=("random",))
 
@@ -61,6 +63,8 @@ REFUSED: list[tuple[CommandOption, Any, str]] = [
     (SIZES, [], "is [], expected a text, MIN,OPT,MAX, or a list"),
     (SIZES, {"a": 1}, 'is {"a": 1}, expected a text'),
     (NAMES, [["ort"]], 'is [["ort"]], expected a text, A,B, or a list'),
+    (JSON, {"when": date(2026, 1, 1)}, 'is {"when": "2026-01-01"}, expected a text, JSON, which'),
+    (JSON, {"rate": float("nan")}, 'is {"rate": NaN}, expected a text, JSON, which has'),
     (option("head"), "x" * 99, "x ..."),
     (OPTIONS["export"][-2], 12, "is 12: 12 is above 9"),
 ]

@@ -61,6 +61,30 @@ def test_what_is_left_out(tmp_path: Path) -> None:
     assert read(tmp_path, 'check = false\n[export]\ntarget = "a"')[0].after == {}
 
 
+@pytest.mark.parametrize(
+    ("top", "own", "asked"),
+    [
+        ("fp16 = true", "fp16 = false", (None,)),
+        ('precision = ["fp16", "int8"]', "fp16 = false", ("int8",)),
+        ("fp16 = true", "int8 = false", ("fp16",)),
+        ("fp16 = true", "fp16 = false\nint8 = true", ("int8",)),
+        ("fp16 = false", "fp16 = true", ("fp16",)),
+    ],
+)
+def test_an_entry_turns_a_precision_off(
+    top: str, own: str, asked: tuple[str | None, ...], tmp_path: Path
+) -> None:
+    recipe, problems = read(tmp_path, f"{top}\n[export]\ntarget = 'a'\n{own}")
+    assert problems == []
+    assert recipe.entries[0].precisions == asked
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    recipe, problems = read(tmp_path, "\ufeff[export]\ntarget = 'a'")
+    assert problems == []
+    assert recipe.entries[0].targets == ("a",)
+
+
 WRONG: dict[str, list[str]] = {
     "": ['r.toml: there is no [[export]], so nothing to do; as: [[export]] target = "resnet50"'],
     "export = 3": ["r.toml, the top, export: is 3, expected tables [[export]]"],
@@ -100,6 +124,9 @@ WRONG: dict[str, list[str]] = {
     "[export]\ntarget = 'a'\nfp16 = 'yes'\nlevel = 10": [
         'r.toml, [[export]], fp16: is "yes", expected true or false',
         "r.toml, [[export]], level: is 10: 10 is above 9",
+    ],
+    "[export]\ntarget = 'a'\nfp16 = false\nprecision = 'fp16'": [
+        "r.toml, [[export]], fp16: is false, and precision names it: leave one out"
     ],
     "check = 1\n[export]\ntarget = 'a'": [
         "r.toml, [check]: is 1, expected a table of options, or true"
