@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from deploykit.cli._command import _DEBUG as DEBUG
-from deploykit.cli._command import ONLY_CHECKS, QUIET, Command
+from deploykit.cli._command import DEBUG, ONLY_CHECKS, QUIET, Command
 from deploykit.cli._option_types import BudgetOption, PathOr, QuantizingOption, Target
 from deploykit.cli._printable import printable
 from deploykit.core.errors import UsageError

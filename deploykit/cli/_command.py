@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _JSON: Final = "deploykit.json"
-_DEBUG: Final = "deploykit.debug"
+DEBUG: Final = "deploykit.debug"
 QUIET: Final = "deploykit.quiet"
 _VERBOSE: Final = "deploykit.verbose"
 ONLY_CHECKS: Final = "deploykit.only_checks"
@@ -86,7 +86,7 @@ class Command(click.Command):
         quiet, verbose = ctx.params["quiet"], ctx.params.get("verbose", False)
         if quiet and verbose:
             raise CallFailure("--quiet and --verbose exclude each other: give one of the two")
-        ctx.meta.update({_JSON: as_json, _DEBUG: debug, QUIET: quiet, _VERBOSE: verbose})
+        ctx.meta.update({_JSON: as_json, DEBUG: debug, QUIET: quiet, _VERBOSE: verbose})
         try:
             with _nothing_else_on_stdout(as_json):
                 answer = self.answer(ctx)
@@ -200,7 +200,7 @@ def surviving(name: str) -> Iterator[Failure]:
         with _translated():
             yield failure
     except Exception as error:
-        if click.get_current_context().meta.get(_DEBUG):
+        if click.get_current_context().meta.get(DEBUG):
             raise
         told = error if isinstance(error, DeploykitError) else _unexpected(error)
         failure.error = _describe(told)

@@ -87,7 +87,7 @@ def command(
         report.to_dict(),
         lambda out: _show(out, report),
         failed=bool(report.failures),
-        verdict=_verdict(report),
+        verdict=None if report.failures else _verdict(report),
     )
     return with_report(answer, report_file, report.made, report.judged_on, report.unsound)
 
@@ -130,6 +130,10 @@ def _show(out: Console, report: RecipeReport) -> None:
     for failure in report.failures:
         first = (failure.problem or "").splitlines()[:1]
         out.print(f"{failure.step.name}: {''.join(first)}", style="red", markup=False)
+    for one in verdicts:
+        for reason in one.doubts:
+            text = f"{one.name}: WEAK VERIFICATION: {reason}"
+            out.print(text, style="bold red", markup=False)
     out.print(_verdict(report), markup=False)
 
 

@@ -21,7 +21,8 @@ class BundleVerdict:
     ``name`` is its path as seen from the folder of all bundles. ``top1`` and ``agreement`` are
     shares from 0 to 1; the agreement is that with the network that the bundle was made from.
     ``latency_ms`` is the median of a query of ``batch`` images on ``backend``, of the smallest
-    batch that was measured, on the fastest.
+    batch that was measured, on the fastest. ``doubts`` say why a comparison of the export could
+    not have failed.
     """
 
     bundle: str
@@ -33,6 +34,7 @@ class BundleVerdict:
     latency_ms: float | None = None
     batch: int | None = None
     backend: str | None = None
+    doubts: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -44,7 +46,9 @@ class BundleVerdict:
         """In one or two words."""
         if "export" in self.failed:
             return "not exported"
-        return f"failed: {', '.join(self.failed)}" if self.failed else "ok"
+        if self.failed:
+            return f"failed: {', '.join(self.failed)}"
+        return "weakly verified" if self.doubts else "ok"
 
     @property
     def accuracy_text(self) -> str:
@@ -62,13 +66,23 @@ class BundleVerdict:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
-        return {**asdict(self), "verdict": self.text, "failed": list(self.failed)}
+        return {
+            **asdict(self),
+            "verdict": self.text,
+            "failed": list(self.failed),
+            "doubts": list(self.doubts),
+        }
 
 
 def found_by(command: str, data: Mapping[str, Any]) -> dict[str, Any]:
     """What is kept of the answer of a command: its figures, without the tables."""
     if command == "export":
-        return {"engines": [one["file"] for one in data["engines"]], **_agreement(data)}
+        doubts = [each for one in data["validation"] for each in one.get("blind_spots", ())]
+        return {
+            "engines": [one["file"] for one in data["engines"]],
+            "doubts": list(dict.fromkeys(doubts)),
+            **_agreement(data),
+        }
     if command == "bench":
         keys = "backend", "precision", "batch", "throughput_per_s"
         rows = [
@@ -119,4 +133,5 @@ def verdict_of(
         latency_ms=best.get("p50_ms"),
         batch=best.get("batch"),
         backend=best.get("backend"),
+        doubts=tuple(exported.get("doubts", ())),
     )

@@ -16,6 +16,7 @@ from deploykit.core.artifacts import sha256_of, sha256_of_bytes
 from deploykit.core.atomic import write_whole
 from deploykit.core.environment import package_version
 from deploykit.core.errors import BundleError, DeploykitError
+from deploykit.core.serialization import digest_of as digest_of_plain
 from deploykit.sources.kinds import kind_for
 from deploykit.sources.kinds._kind import LibraryKind
 from deploykit.sources.kinds.hugging_face import HuggingFace
@@ -143,7 +144,13 @@ def made_by(step: Step) -> str:
         is_intact = not bundle.changed_files()
     except (OSError, BundleError):
         return _ABSENT
-    return bundle.manifest.onnx.sha256 if is_intact else _ABSENT
+    if not is_intact:
+        return _ABSENT
+    # Another export may have made the same graph with another preprocessing, or other names.
+    content = json.loads((step.bundle / MANIFEST).read_text(encoding="utf-8"))
+    for changing in ("engines", "manifest_sha256"):
+        content.pop(changing, None)
+    return digest_of_plain(content)
 
 
 def inputs_of(step: Step) -> str:

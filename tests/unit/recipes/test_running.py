@@ -252,6 +252,15 @@ def test_agreement_with_another_model_is_not_that_with_the_original(
     assert (verdict.top1, verdict.agreement) == (0.5, 0.75)
 
 
+def test_a_comparison_that_could_not_fail_is_said(recipe: Path) -> None:
+    recipe.write_text('[export]\ntarget = "a.onnx"', encoding="utf-8")
+    found = {"batches": [], "blind_spots": ["one image alone was compared"]}
+    commands = NotedCommands({"export": {"engines": [], "validation": [found, found]}})
+    (verdict,) = run(recipe, commands).verdicts
+    assert (verdict.text, verdict.ok) == ("weakly verified", True)
+    assert verdict.to_dict()["doubts"] == ["one image alone was compared"]
+
+
 def test_figures_that_are_no_number(recipe: Path) -> None:
     nan = {"backend": "ort", "precision": "fp32", "batch": 1, "throughput_per_s": float("inf")}
     rows = [{**nan, "latency_ms": {"p50": float("nan")}}]
