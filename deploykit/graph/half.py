@@ -42,6 +42,9 @@ SQUARING_OPS: Final = frozenset(
 """Operators whose intermediate squares overflow FP16 from inputs of 256 on."""
 
 
+NOT_READ_IN_BF16: Final = frozenset({"HardSwish", "Mish"})
+"""Operators that TensorRT for RTX 1.7 reads in FP32 and FP16 alone; ONNX has them in BF16 too."""
+
 QUANTIZING_OPS: Final = frozenset({"DequantizeLinear", "QuantizeLinear"})
 """Operators of quantized graphs: compilers take their scales in FP32, and FP16 ends at 6e-8."""
 
@@ -166,6 +169,8 @@ def _reason_to_keep(node: ir.Node, model: ir.Model, half: HalfType) -> str | Non
         return "its intermediate squares overflow"
     if node.op_type in QUANTIZING_OPS:
         return "its scale stays FP32"
+    if half is BF16 and node.op_type in NOT_READ_IN_BF16:
+        return "TensorRT does not read it in BF16"
     in_slots, out_slots = half_slots(node, model, half)
     values = (*node.inputs, *node.outputs)
     typed = [v for v, slot in zip(values, (*in_slots, *out_slots), strict=True) if slot and v]

@@ -10,6 +10,7 @@ import pytest
 import deploykit as library
 from tests import own_files
 from tests.cli import deploykit
+from tests.graphs import graph, normal, save
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,3 +87,30 @@ def test_a_benchmark_on_cpus_has_no_kernels_for_it(exported: Path, tmp_path: Pat
     assert called.code != 0
     assert "ort cannot measure" in called.err
     assert "a converted file has the precision it has" in called.err
+
+
+def test_what_compilers_do_not_read_in_bf16_stays_fp32(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    model = graph(
+        """net (float[batch,3,8,8] x) => (float[batch,4] y) {
+            c = Conv <pads = [1,1,1,1]> (x, w)
+            [swish] h = HardSwish (c)
+            d = Conv (h, v)
+            [mish] m = Mish (d)
+            p = GlobalAveragePool (m)
+            f = Flatten (p)
+            y = Gemm <transB = 1> (f, fc)
+        }""",
+        {
+            "w": normal(8, 3, 3, 3),
+            "v": normal(8, 8, 3, 3, seed=1),
+            "fc": normal(4, 8, seed=2),
+        },
+    )
+    save(model, tmp_path / "net.onnx")
+    called = deploykit("export", tmp_path / "net.onnx", "--bf16", "-o", tmp_path / "made", "--json")
+    assert called.code == 0, called.err
+    kept = called.data["conversion"]["kept_fp32"]
+    assert kept == dict.fromkeys(("swish", "mish"), "TensorRT does not read it in BF16")
+    (engine,) = called.data["engines"]
+    assert engine["precision_census"]["CONVOLUTION BF16"] == 2
