@@ -65,11 +65,11 @@ HALF_OCTAVES: Final = 20
 def half_octaves(histogram: Histogram) -> tuple[int, ...]:
     """How many values lie in each half octave below the largest one, which comes first.
 
-    The last has all that are smaller, zeros among them. A bin of the histogram counts where its
-    centre lies.
+    The last has all that are smaller, zeros among them; of a tensor of zeros the first has all. A
+    bin of the histogram counts where its centre lies.
 
-    >>> half_octaves(Histogram(np.array([5, 0, 3, 1]), 4.0, 3.9))[:3]
-    (4, 0, 0)
+    >>> half_octaves(Histogram(np.array([5, 0, 3, 1]), 4.0, 3.9))[:6]
+    (1, 3, 0, 0, 0, 5)
     """
     centres = (np.arange(len(histogram.counts)) + 0.5) * histogram.bin_width
     below = np.floor(2 * np.log2(histogram.amax / centres)) if histogram.amax else centres * 0
