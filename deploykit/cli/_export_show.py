@@ -180,6 +180,6 @@ def _times(stages: Sequence[StageTime]) -> str:
 
 
 def _show_doubts(out: Console, reports: Iterable[Mapping[str, Any]]) -> None:
-    for report in reports:
-        for reason in report.get("blind_spots", ()):
-            out.print(f"WEAK VERIFICATION: {reason}", style="bold red", markup=False)
+    reasons = (reason for report in reports for reason in report.get("blind_spots", ()))
+    for reason in dict.fromkeys(reasons):
+        out.print(f"WEAK VERIFICATION: {reason}", style="bold red", markup=False)
