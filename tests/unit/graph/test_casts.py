@@ -355,6 +355,9 @@ def test_any_chain_stays_well_typed_and_close(tmp_path: Path, source: onnx.Model
     types = types_of(converted.half)
     for value in converted.half.graph.value_info:
         assert types[value.name] == value.type.tensor_type.elem_type
-    expected = run_ort(source, feeds)
-    if all(np.isfinite(value).all() for value in expected.values()):
+    expected, other = run_ort(source, feeds), run_reference(source, feeds)
+    # The evaluator normalises large values otherwise in LRN (55,121 in place of 24): where the two
+    # differ in FP32, they do not say what FP16 is to give.
+    is_known = all(np.allclose(other[name], expected[name], rtol=1e-2) for name in expected)
+    if is_known and all(np.isfinite(value).all() for value in expected.values()):
         converted.assert_close(2e-2)
