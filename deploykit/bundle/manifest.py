@@ -44,6 +44,7 @@ from deploykit.core.serialization import (
 from deploykit.core.specs import DEFAULT_HEAD, HeadRecord, Preprocessing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from io import BufferedReader
 
     from deploykit.bundle.files import Stamp
@@ -145,6 +146,11 @@ class Manifest:
         """The manifest with an engine added; one of the same compiler and GPU is replaced."""
         others = tuple(known for known in self.engines if known.label != engine.label)
         return replace(self, engines=(*others, engine))
+
+
+def doubts_of(validation: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Why a comparison of an export could not have failed, each reason once."""
+    return list(dict.fromkeys(each for one in validation for each in one.get("blind_spots", ())))
 
 
 def manifest_text(manifest: Manifest) -> str:

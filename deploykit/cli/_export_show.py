@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich.markup import escape
 
+from deploykit.bundle.manifest import doubts_of
 from deploykit.cli._show import (
-    byte_size,
     census_line,
     head_line,
     show_comparison,
@@ -22,13 +22,14 @@ from deploykit.cli._show import (
     show_stages,
     table,
 )
+from deploykit.core.byte_sizes import byte_size
 from deploykit.core.precision import Precision
 from deploykit.core.sizes import AXIS_NAMES
 from deploykit.core.specs import DEFAULT_HEAD
 from deploykit.heads import head_named
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from rich.console import Console
 
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
     Line = tuple[str, str]
 
 _STAGES_SHOWN: Final = 3
-_PLACES: Final = ("batch", "max abs", "mean abs")
-"""Columns of a comparison that say nothing where the scale of the values is not known."""
+_LEFT_OUT: Final = ("batch", "max abs", "mean abs")
+"""Columns of a comparison: the images are said before, and absolute errors need their scale."""
 
 
 def verdict(report: ExportReport) -> str:
@@ -65,7 +66,8 @@ def show_export(out: Console, report: ExportReport) -> None:
     if "budget" in manifest.conversion:
         out.print("")
         show_frontier(out, manifest.conversion["budget"])
-    _show_doubts(out, manifest.validation)
+    for reason in doubts_of(manifest.validation):
+        out.print(f"WEAK VERIFICATION: {reason}", style="bold red", markup=False)
     for note in report.notes:
         out.print(f"note: {note}", style="yellow", markup=False)
     out.print(
@@ -150,7 +152,7 @@ def _comparison(found: Mapping[str, Any]) -> str:
     head = head_named(found.get("head", DEFAULT_HEAD))
     head = head.applied(found.get("activation", head.activation))
     values = dict(zip(head.comparison_columns, head.worst_row(found["batches"]), strict=True))
-    told = [f"{name} {value}" for name, value in values.items() if name not in _PLACES]
+    told = [f"{name} {value}" for name, value in values.items() if name not in _LEFT_OUT]
     told = [each for each in told if not each.endswith(" -")]
     sides = f"{found['candidate']} with {found['reference']}"
     return f"{sides}, {values['batch']} images: {', '.join(told)}"
@@ -177,9 +179,3 @@ def _times(stages: Sequence[StageTime]) -> str:
     longest = sorted(stages, key=lambda stage: -stage.seconds)[:_STAGES_SHOWN]
     parts = ", ".join(f"{stage.name} {stage.seconds:.1f}" for stage in longest)
     return f"{sum(stage.seconds for stage in stages):.1f} s ({parts})"
-
-
-def _show_doubts(out: Console, reports: Iterable[Mapping[str, Any]]) -> None:
-    reasons = (reason for report in reports for reason in report.get("blind_spots", ()))
-    for reason in dict.fromkeys(reasons):
-        out.print(f"WEAK VERIFICATION: {reason}", style="bold red", markup=False)

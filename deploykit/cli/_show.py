@@ -16,6 +16,7 @@ from rich.table import Table
 from deploykit.cli._command import is_quiet
 from deploykit.cli._printable import printable
 from deploykit.core.artifacts import THIS_GPU
+from deploykit.core.byte_sizes import byte_size
 from deploykit.core.precision import Precision
 from deploykit.core.progress import LineProgress, Progress, ProgressTask, SilentProgress
 from deploykit.core.sizes import AXIS_NAMES
@@ -88,18 +89,6 @@ def show_table(out: Console, shown: HeadTable) -> None:
     out.print(rows)
     if shown.note is not None:
         out.print(shown.note, markup=False, soft_wrap=True)
-
-
-def byte_size(count: int) -> str:
-    """Bytes in the decimal unit that fits, as disks and download pages count them.
-
-    >>> byte_size(51_600_000), byte_size(4_210), byte_size(312), byte_size(2_530_000_000)
-    ('51.6 MB', '4.2 kB', '312 B', '2.53 GB')
-    """
-    for limit, unit, digits in ((1e9, "GB", 2), (1e6, "MB", 1), (1e3, "kB", 1)):
-        if count >= limit:
-            return f"{count / limit:.{digits}f} {unit}"
-    return f"{count} B"
 
 
 def short_count(count: int) -> str:

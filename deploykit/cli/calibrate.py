@@ -11,6 +11,7 @@ from deploykit.cli import _options
 from deploykit.cli._command import Answer, DetailedCommand, examples
 from deploykit.cli._option_types import TARGET, PathOr
 from deploykit.cli._show import progress, show_stages, table
+from deploykit.core.precision import RANDOM
 from deploykit.verbs.export import calibration_options, require_calibration
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 @click.option(
     "--data",
     required=True,
-    type=PathOr("random"),
+    type=PathOr(RANDOM),
     metavar="PATH",
     help="Images: a folder, a CSV list, an .npz or .npy; `random` for noise.",
 )

@@ -25,7 +25,7 @@ from deploykit.cli._option_types import TARGET, BudgetOption, PathOr, Quantizing
 from deploykit.cli._report import report_option, require_report, with_report
 from deploykit.cli._show import console, progress, show_comparison
 from deploykit.core.errors import ValidationError
-from deploykit.core.precision import OWN, Precision
+from deploykit.core.precision import OWN, RANDOM, Precision
 from deploykit.verbs.export import (
     ExportCall,
     PrecisionWish,
@@ -56,7 +56,7 @@ _budget = partial(click.option, cls=BudgetOption)
 _OPTIONS = (
     _quantizing(
         "--calib",
-        type=PathOr("random"),
+        type=PathOr(RANDOM),
         metavar="PATH",
         help="Images for INT8 and FP8, as --data; `random` is noise.",
     ),

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from deploykit.cli._command import Answer, Command, examples
-from deploykit.cli._show import byte_size, progress, short_count, table
+from deploykit.cli._show import progress, short_count, table
+from deploykit.core.byte_sizes import byte_size
 from deploykit.core.errors import UsageError
 
 if TYPE_CHECKING:

@@ -360,6 +360,14 @@ def find_precision(name: str) -> Precision:
 AUTO: Final = "auto"
 """In place of a precision's name: one is chosen for each layer, under a budget."""
 
+RANDOM: Final = "random"
+"""In place of calibration images: for trying out sizes and speed. The ranges then mean nothing."""
+
+
+def calibrated_flags() -> str:
+    """The flags of the precisions that need images, for messages: ``--int8 and --fp8``."""
+    return " and ".join(f"--{each}" for each in precisions() if each.facts.needs_calibration)
+
 
 def require_images(precision: str, *, given: bool) -> None:
     """Refuse a precision without the calibration images that it needs, and images without a use.
@@ -383,8 +391,7 @@ def require_images(precision: str, *, given: bool) -> None:
             "for trying out sizes and speed only, noise will do: --calib random"
         )
     if given and not needs:
-        needing = " and ".join(f"--{each}" for each in precisions() if each.facts.needs_calibration)
-        raise UsageError(f"--calib is for {needing} only, not for {precision}")
+        raise UsageError(f"--calib is for {calibrated_flags()} only, not for {precision}")
 
 
 def _facts_of_plug(name: str) -> PrecisionFacts:

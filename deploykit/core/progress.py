@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import numpy as np
     from numpy.typing import NDArray
@@ -57,15 +57,24 @@ class LineProgress:
     def step(self, name: str) -> Iterator[ProgressTask]:
         """A step whose lines say its name, how far it is, and how long it took."""
         task = _LineTask(name)
-        line = threading.Timer(_SLOW_S, say_line, [f"{name} ..."])
-        line.daemon = True
-        line.start()
         try:
-            yield task
+            with _once_slow(lambda: say_line(f"{name} ...")):
+                yield task
         finally:
-            line.cancel()
             if task.seconds > _SLOW_S:
                 say_line(f"{name}: {task.seconds:.1f} s")
+
+
+@contextmanager
+def _once_slow(say: Callable[[], None]) -> Iterator[None]:
+    """Call ``say`` from another thread, if the block goes on for a second."""
+    timer = threading.Timer(_SLOW_S, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class _LineTask:
@@ -100,7 +109,8 @@ class BarLineProgress:
         """A step with a line of its own."""
         task = _BarTask(name)
         try:
-            yield task
+            with _once_slow(task.begin):
+                yield task
         finally:
             task.end()
 
@@ -112,6 +122,11 @@ class _BarTask:
         self._next = self._start + _SLOW_S
         self._total: float | None = None
         self._width = 0
+
+    def begin(self) -> None:
+        """The line of a step that has said nothing for a second: it may never say how far it is."""
+        if not self._width:
+            self._write(f"{self._name} ...")
 
     def update(self, done: float, total: float | None = None, detail: str = "") -> None:
         """Write the line anew, a few times a second."""

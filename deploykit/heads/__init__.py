@@ -14,6 +14,7 @@ from deploykit.heads._head import (
     head_named,
     head_of,
     require_finite,
+    worst_of,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "head_named",
     "head_of",
     "require_finite",
+    "worst_of",
 ]

@@ -289,16 +289,8 @@ class Head(ABC):
         )
 
     def worst_row(self, batches: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-        """Under `comparison_columns`: all images, and of every figure the worst of any batch.
-
-        Equal answers are the share of all images.
-        """
-        images = sum(batch["batch"] for batch in batches)
-        found = {name: _worst([batch[name] for batch in batches], name) for name in batches[0]}
-        if "agreement" in found:
-            same = sum(batch["agreement"] * batch["batch"] for batch in batches)
-            found["agreement"] = same / images
-        return self.comparison_row(found | {"batch": images})
+        """`worst_of` the batches under `comparison_columns`."""
+        return self.comparison_row(worst_of(batches))
 
     # Answers for people
 
@@ -418,6 +410,19 @@ def figures_of(candidate: Outputs, reference: Outputs) -> Figures:
 def rows_of(outputs: Outputs) -> Rows:
     """One row per image in double precision: (N, ...) to (N, K)."""
     return outputs.reshape(len(outputs), -1).astype(np.float64)
+
+
+def worst_of(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """All batches of a comparison, as plain data, in one: of every figure the worst of any.
+
+    ``batch`` is the number of all images, ``agreement`` the share of these; ``None`` is a figure
+    that a batch does not have.
+    """
+    images = sum(batch["batch"] for batch in batches)
+    found = {name: _worst([batch[name] for batch in batches], name) for name in batches[0]}
+    if found.get("agreement") is not None:
+        found["agreement"] = sum(one["agreement"] * one["batch"] for one in batches) / images
+    return found | {"batch": images}
 
 
 def _worst(found: Sequence[Any], name: str) -> Any:

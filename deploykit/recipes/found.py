@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from deploykit.bundle.manifest import doubts_of
 from deploykit.core.serialization import to_plain
 
 if TYPE_CHECKING:
@@ -77,10 +78,9 @@ class BundleVerdict:
 def found_by(command: str, data: Mapping[str, Any]) -> dict[str, Any]:
     """What is kept of the answer of a command: its figures, without the tables."""
     if command == "export":
-        doubts = [each for one in data["validation"] for each in one.get("blind_spots", ())]
         return {
             "engines": [one["file"] for one in data["engines"]],
-            "doubts": list(dict.fromkeys(doubts)),
+            "doubts": doubts_of(data["validation"]),
             **_agreement(data),
         }
     if command == "bench":
@@ -97,11 +97,11 @@ def found_by(command: str, data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _agreement(data: Mapping[str, Any]) -> dict[str, float]:
     """Share of the images of the last comparison that have the original's answer."""
+    from deploykit.heads import worst_of  # needs numpy
+
     batches = data["validation"][-1]["batches"] if data["validation"] else []
-    if not batches or not all("agreement" in one for one in batches):
-        return {}
-    count = sum(one["batch"] for one in batches)
-    return {"agreement": sum(one["agreement"] * one["batch"] for one in batches) / count}
+    share = worst_of(batches).get("agreement") if batches else None
+    return {} if share is None else {"agreement": share}
 
 
 def verdict_of(

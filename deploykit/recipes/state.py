@@ -18,8 +18,6 @@ from deploykit.core.environment import package_version
 from deploykit.core.errors import BundleError, DeploykitError
 from deploykit.core.serialization import digest_of as digest_of_plain
 from deploykit.sources.kinds import kind_for
-from deploykit.sources.kinds._kind import LibraryKind
-from deploykit.sources.kinds.hugging_face import HuggingFace
 from deploykit.sources.targets import digest_of
 
 if TYPE_CHECKING:
@@ -177,14 +175,8 @@ def _target(target: str) -> str | None:
 
 def _library(target: str) -> str | None:
     """The library that defines a network, with its version; ``None`` of what needs none."""
-    kind = kind_for(target)
-    if isinstance(kind, LibraryKind):
-        name = kind.prefix.removesuffix(":")
-    elif isinstance(kind, HuggingFace):
-        name = "transformers"
-    else:
-        return None
-    return f"{name} {package_version(name)}"
+    name = kind_for(target).library
+    return None if name is None else f"{name} {package_version(name)}"
 
 
 def fingerprint(path: Path) -> str:

@@ -29,6 +29,9 @@ SCRIPTS: Final = ("dom.js", "format.js", "chart.js", "theme.js")
 
 STYLE: Final = "page.css"
 
+_ENDS: Final = ("open", "close")
+"""What stands before and behind the body of a page, in files of these names."""
+
 _SUFFIXES: Final = (".html", ".htm")
 
 
@@ -38,7 +41,7 @@ def document(*, title: str, template: str, scripts: Sequence[str], style: str, d
     Args:
         title: of the page, as text.
         template: HTML with the places ``{{title}}``, ``{{style}}``, ``{{library}}``, ``{{data}}``
-            and ``{{script}}``.
+            and ``{{script}}``; ``{{open}}`` and ``{{close}}`` have all of them, and the policy.
         scripts: the texts of the page's own, after those that all pages have.
         style: its own, after that of all pages.
         data: what becomes JSON; numbers that are not finite become ``null``.
@@ -50,6 +53,8 @@ def document(*, title: str, template: str, scripts: Sequence[str], style: str, d
         "script": "\n".join((*map(shared_asset, SCRIPTS), *scripts)),
         "data": _json(data),
     }
+    for place in _ENDS:
+        template = template.replace(f"{{{{{place}}}}}", shared_asset(f"{place}.html"))
     # One pass, so that nothing in the data can pass for a place in the template.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
 

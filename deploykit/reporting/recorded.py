@@ -5,13 +5,15 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from deploykit.bundle.manifest import CALIBRATION, MANIFEST
+from deploykit.bundle.manifest import CALIBRATION, MANIFEST, doubts_of
+from deploykit.core.byte_sizes import byte_size
 from deploykit.core.errors import DeploykitError
+from deploykit.heads import worst_of
 from deploykit.precision.budget.frontier import BUDGET, read_frontier
 from deploykit.precision.calibration.table import read_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from deploykit.bundle.manifest import Bundle, Manifest
     from deploykit.core.artifacts import EngineRecord
@@ -28,7 +30,7 @@ def record(bundle: Bundle) -> dict[str, Any]:
         "facts": [[label, text] for label, text in _facts(manifest).items() if text],
         "files": _files(bundle),
         "validation": [_validated(each) for each in manifest.validation],
-        "doubts": _doubts(manifest.validation),
+        "doubts": doubts_of(manifest.validation),
         "ranges": _ranges(bundle),
         "quantized": _quantized(manifest.conversion),
         "engines": list(map(_engine, manifest.engines)),
@@ -80,18 +82,14 @@ def _files(bundle: Bundle) -> list[dict[str, Any]]:
 
 def _validated(report: Mapping[str, Any]) -> dict[str, Any]:
     """One comparison of the export: who was compared, and the worst of its batches."""
-    batches = [each for each in report.get("batches", ()) if isinstance(each, dict)]
-    worst = {"max_relative": max, "min_cosine": min, "agreement": min}
-    figures = {
-        name: choose(values)
-        for name, choose in worst.items()
-        if (values := [each[name] for each in batches if each.get(name) is not None])
-    }
+    batches = report.get("batches", ())
+    worst = worst_of(batches) if batches else {"batch": 0}
+    figures = {name: worst[name] for name in _LIMITS if worst.get(name) is not None}
     return {
         "candidate": str(report.get("candidate", "")),
         "reference": str(report.get("reference", "")),
         "passed": bool(report.get("passed")),
-        "images": sum(int(each.get("batch", 0)) for each in batches),
+        "images": worst["batch"],
         "limits": {name: report.get("limits", {}).get(_LIMITS[name]) for name in figures},
         **figures,
     }
@@ -102,11 +100,6 @@ _LIMITS: Final = {
     "min_cosine": "min_cosine",
     "agreement": "min_agreement",
 }
-
-
-def _doubts(reports: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Why a check of the export could not have failed, each reason once."""
-    return list(dict.fromkeys(each for one in reports for each in one.get("blind_spots", ())))
 
 
 def _ranges(bundle: Bundle) -> dict[str, Any] | None:
@@ -148,7 +141,7 @@ def _engine(engine: EngineRecord) -> dict[str, Any]:
             ["Layers", census],
             ["For compute capability", ", ".join(engine.compute_capabilities)],
             ["Batch", f"{profile.min_batch} to {profile.max_batch}, best {profile.opt_batch}"],
-            ["Size", f"{engine.bytes / 1e6:.2f} MB"],
+            ["Size", byte_size(engine.bytes)],
             ["Built in", f"{engine.build_s:.3g} s"],
             ["Ran on", engine.ran_on or "no GPU yet: it was compiled, not run"],
             ["Warnings", "; ".join(engine.warnings) or "none"],

@@ -18,7 +18,14 @@ from deploykit.bundle.folders import DEFAULT_FOLDER, MANIFEST
 from deploykit.core.choices import DefinitionChoices
 from deploykit.core.errors import UsageError
 from deploykit.core.gpu_choice import ENGINE_DEVICE
-from deploykit.core.precision import AUTO, Precision, find_precision, precisions, require_images
+from deploykit.core.precision import (
+    AUTO,
+    RANDOM,
+    Precision,
+    calibrated_flags,
+    find_precision,
+    require_images,
+)
 from deploykit.core.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
@@ -33,9 +40,6 @@ if TYPE_CHECKING:
     from deploykit.precision.budget.request import Budget
     from deploykit.precision.calibration.data import CalibrationOptions
     from deploykit.precision.quantization.request import QuantizationRequest
-
-RANDOM: Final = "random"
-"""In place of calibration images: noise."""
 
 
 @dataclass(frozen=True)
@@ -259,9 +263,9 @@ def _require_use(call: ExportCall) -> None:
     ]
     said += ["calib_table"] if call.calib_table is not None else []
     if said:
-        named = " and ".join(f"--{each}" for each in precisions() if each.facts.needs_calibration)
+        option = said[0].replace("_", "-")
         raise UsageError(
-            f"--{said[0].replace('_', '-')} is for {named} only, not for {asked}\nleave it out"
+            f"--{option} is for {calibrated_flags()} only, not for {asked}\nleave it out"
         )
 
 

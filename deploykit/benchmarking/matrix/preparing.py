@@ -25,6 +25,7 @@ from deploykit.core.artifacts import (
 from deploykit.core.atomic import translated_write_errors, write_whole
 from deploykit.core.choices import DefinitionChoices
 from deploykit.core.errors import BundleError, DataError, EngineIncompatibleError, UsageError
+from deploykit.core.precision import RANDOM
 from deploykit.core.serialization import Source, engine_to_plain, from_plain, parse_json
 from deploykit.core.sizes import (
     BATCH_AXIS,
@@ -38,7 +39,7 @@ from deploykit.costs.limits import physical_limit
 from deploykit.exporting.engines import build_engine
 from deploykit.exporting.steps import ExportOptions, export_bundle
 from deploykit.heads import head_named
-from deploykit.precision.calibration.data import RANDOM, CalibrationOptions
+from deploykit.precision.calibration.data import CalibrationOptions
 from deploykit.precision.quantization.choice import Int8Choices
 from deploykit.precision.quantization.request import QuantizationRequest
 from deploykit.runtime.choice import cache_of, incompatible, rank_engines

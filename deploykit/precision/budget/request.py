@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Final, cast
 
 from deploykit import images
 from deploykit.core.errors import DataError, UnknownNameError, UsageError
-from deploykit.core.precision import AUTO, Precision, require_images
+from deploykit.core.precision import AUTO, RANDOM, Precision, require_images
 from deploykit.costs.peaks import gpu_names, gpu_peak
 from deploykit.precision.budget.bounds import images_needed, least_bound
-from deploykit.precision.calibration.data import RANDOM, choose_images
+from deploykit.precision.calibration.data import choose_images
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -13,6 +13,7 @@ import numpy as np
 from deploykit import images
 from deploykit.core.artifacts import sha256_of_bytes
 from deploykit.core.errors import DataError, UsageError
+from deploykit.core.precision import RANDOM
 from deploykit.core.serialization import to_plain
 from deploykit.core.specs import Preprocessing
 from deploykit.images import FileImages
@@ -137,10 +138,6 @@ def few_images_warning(count: int) -> str | None:
         f"only {count} calibration images: the ranges depend on chance; "
         f"give at least {FEW_IMAGES}, better 512"
     )
-
-
-RANDOM: Final = "random"
-"""In place of images: for trying out sizes and speed. The ranges then mean nothing."""
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit import images
 from deploykit.core.errors import DataError, UsageError
+from deploykit.core.precision import RANDOM
 from deploykit.graph.qdq import calibration_tensors
 from deploykit.precision.calibration.collection import calibrate, contradiction
 from deploykit.precision.calibration.data import (
-    RANDOM,
     CalibrationData,
     CalibrationOptions,
     _source_of,

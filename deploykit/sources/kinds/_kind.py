@@ -28,6 +28,8 @@ class TargetKind(ABC):
     """Whether the target is the path of an ``.onnx`` file; otherwise torch exports it."""
     takes_arguments: ClassVar[bool] = False
     """Whether ``--factory-args`` reaches it."""
+    library: ClassVar[str | None] = None
+    """The package that its networks come from, whose version is a part of them."""
 
     @abstractmethod
     def takes(self, target: str) -> bool:
@@ -67,8 +69,12 @@ class TargetKind(ABC):
 class LibraryKind(TargetKind):
     """A network of a library, by its name there behind a prefix."""
 
-    prefix: ClassVar[str]
-    """The name of the library's module and a colon."""
+    library: ClassVar[str]
+
+    @property
+    def prefix(self) -> str:
+        """The library's name and a colon."""
+        return f"{self.library}:"
 
     def takes(self, target: str) -> bool:
         """Whether the prefix is there."""
@@ -84,7 +90,7 @@ class LibraryKind(TargetKind):
         Raises:
             MissingDependencyError: it is not installed.
         """
-        require_installed(self.prefix.rstrip(":"))
+        require_installed(self.library)
 
 
 def kind_for(target: str) -> TargetKind:

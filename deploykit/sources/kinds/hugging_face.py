@@ -20,6 +20,8 @@ CONFIG: Final = "config.json"
 class HuggingFace(TargetKind):
     """A folder that transformers wrote."""
 
+    library = "transformers"
+
     def takes(self, target: str) -> bool:
         """Whether the folder has a config and is no bundle."""
         path = Path(target)

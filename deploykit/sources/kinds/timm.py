@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Timm(LibraryKind):
     """A name of timm behind its prefix."""
 
-    prefix = "timm:"
+    library = "timm"
 
     def spec(self, target: str, choices: DefinitionChoices) -> ModelSpec:
         """Built by timm."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Torchvision(LibraryKind):
     """A name of torchvision behind its prefix."""
 
-    prefix = "torchvision:"
+    library = "torchvision"
 
     def spec(self, target: str, choices: DefinitionChoices) -> ModelSpec:
         """Built by torchvision."""

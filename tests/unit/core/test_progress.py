@@ -96,6 +96,20 @@ def test_who_watches_sees_one_line_with_a_bar(
     assert stream.getvalue().endswith("\n")
 
 
+@pytest.mark.usefixtures("_soon")
+def test_a_step_that_never_says_how_far_it_is_has_its_name_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with watched_progress().step("export"):
+        deadline = time.monotonic() + 30
+        while not stream.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert stream.getvalue() == "\rexport ..."
+    assert stream.getvalue().startswith("\rexport ...\rexport: ")
+
+
 def test_a_log_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert isinstance(watched_progress(), LineProgress)

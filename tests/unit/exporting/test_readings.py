@@ -11,10 +11,10 @@ import pytest
 
 from deploykit.bundle.manifest import CPU_MODEL, MODEL, REFERENCE
 from deploykit.core.choices import DefinitionChoices
-from deploykit.core.precision import Precision
+from deploykit.core.precision import RANDOM, Precision
 from deploykit.exporting.steps import ExportOptions, export_bundle
 from deploykit.graph import files
-from deploykit.precision.calibration.data import RANDOM, CalibrationOptions
+from deploykit.precision.calibration.data import CalibrationOptions
 from deploykit.precision.quantization.choice import Int8Choices
 from deploykit.precision.quantization.request import QuantizationRequest
 from deploykit.sources.definition import SourceOptions
