@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rich.segment import Segment
     from rich.text import Text
 
+    from deploykit.bundle.listing import ListedBundle
     from deploykit.bundle.manifest import Bundle
     from deploykit.core.artifacts import EngineRecord
     from deploykit.core.progress import StageTime
@@ -241,6 +242,33 @@ def show_engines(out: Console, engines: Sequence[EngineRecord]) -> None:
             rows.add_row("  warning", escape(warning))
         rows.show_header = False
         out.print(rows, "")
+
+
+def show_bundles(out: Console, found: Sequence[ListedBundle]) -> None:
+    """A row for each bundle of a folder, and what is wrong with those that cannot be read."""
+    numbers = ("engines", "size", "age")
+    rows = table(("bundle", "model", "precision", *numbers), right=numbers)
+    for one in found:
+        size = byte_size(one.size_bytes)
+        known = (one.model, one.precision, str(len(one.engines)), size, _age(one.age_s))
+        cells = known if one.problem is None else ("cannot be read", "", "", size, "")
+        rows.add_row(*map(escape, (one.folder.name, *cells)))
+    out.print(rows)
+    for one in found:
+        if one.problem is not None:
+            out.print(f"{one.folder.name}: {one.problem}", style="yellow", markup=False)
+
+
+def _age(seconds: float) -> str:
+    """In the largest unit of which there is one or more.
+
+    >>> _age(5), _age(7_300), _age(86_400 * 3.2)
+    ('0 min', '2 h', '3 d')
+    """
+    for size, unit in ((86_400, "d"), (3_600, "h")):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(seconds, 0) // 60:.0f} min"
 
 
 def show_int8(out: Console, conversion: Mapping[str, Any], calibration: Mapping[str, Any]) -> None:

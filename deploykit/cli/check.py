@@ -7,9 +7,19 @@ from typing import TYPE_CHECKING
 
 import click
 
+from deploykit.bundle.folders import MANIFEST, bundles_in
 from deploykit.cli import _options
-from deploykit.cli._command import NOTHING_DONE, Answer, Command, examples, only_checks
-from deploykit.cli._show import progress
+from deploykit.cli._command import (
+    NOTHING_DONE,
+    Answer,
+    Command,
+    examples,
+    is_json,
+    is_quiet,
+    only_checks,
+)
+from deploykit.cli._show import console, progress, show_bundles
+from deploykit.core.errors import BundleError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,20 +49,34 @@ def command(
     Every hash, each engine's header, and the golden sample: on onnxruntime, or with --device cuda
     on the engine that will serve. Says of each engine
     whether it fits this machine, which is no condition. The exit code is 1 if a file was changed or
-    the model computes something else than when it was exported.
+    the model computes something else than when it was exported. Of a folder of bundles those in it
+    are listed, and the exit code is 1: nothing was checked.
     """
     if only_checks():
         return NOTHING_DONE
-    with progress().step("check"):
-        from deploykit.verbs.check import check, check_to_plain
+    try:
+        with progress().step("check"):
+            from deploykit.verbs.check import check, check_to_plain
 
-        report = check(bundle, fast=fast, device=device, trust=trust)
+            report = check(bundle, fast=fast, device=device, trust=trust)
+    except BundleError:
+        _show_those_in(bundle)
+        raise
     return Answer(
         check_to_plain(report),
         lambda out: _show(out, report),
         failed=not report.ok,
         verdict=_verdict(report) if report.ok else None,
     )
+
+
+def _show_those_in(folder: Path) -> None:
+    """What there is to check, where a folder of bundles was given in place of one."""
+    if is_json() or is_quiet() or (folder / MANIFEST).is_file() or not bundles_in(folder):
+        return
+    from deploykit.bundle.listing import list_bundles
+
+    show_bundles(console(), list_bundles(folder))
 
 
 def _verdict(report: CheckReport) -> str:

@@ -8,16 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from deploykit.cli._command import Answer, Command, examples
-from deploykit.cli._show import progress, short_count, table
-from deploykit.core.byte_sizes import byte_size
+from deploykit.cli._show import progress, short_count, show_bundles, table
 from deploykit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rich.console import Console
 
-    from deploykit.bundle.listing import ListedBundle
     from deploykit.core.specs import ModelSpec
 
 
@@ -63,35 +59,7 @@ def _bundles(folder: Path) -> Answer:
 
     found = list_bundles(folder)
     plain = [listed_to_plain(one) for one in found]
-    return Answer({"bundles": plain}, lambda out: _show_bundles(out, found))
-
-
-def _show_bundles(out: Console, found: Sequence[ListedBundle]) -> None:
-    from rich.markup import escape
-
-    numbers = ("engines", "size", "age")
-    rows = table(("bundle", "model", "precision", *numbers), right=numbers)
-    for one in found:
-        size = byte_size(one.size_bytes)
-        known = (one.model, one.precision, str(len(one.engines)), size, _age(one.age_s))
-        cells = known if one.problem is None else ("cannot be read", "", "", size, "")
-        rows.add_row(*map(escape, (one.folder.name, *cells)))
-    out.print(rows)
-    for one in found:
-        if one.problem is not None:
-            out.print(f"{one.folder.name}: {one.problem}", style="yellow", markup=False)
-
-
-def _age(seconds: float) -> str:
-    """In the largest unit of which there is one or more.
-
-    >>> _age(5), _age(7_300), _age(86_400 * 3.2)
-    ('0 min', '2 h', '3 d')
-    """
-    for size, unit in ((86_400, "d"), (3_600, "h")):
-        if seconds >= size:
-            return f"{seconds // size:.0f} {unit}"
-    return f"{max(seconds, 0) // 60:.0f} min"
+    return Answer({"bundles": plain}, lambda out: show_bundles(out, found))
 
 
 def _plain(spec: ModelSpec) -> dict[str, object]:

@@ -9,7 +9,7 @@ import pytest
 import timm
 from torchvision import models
 
-from deploykit.cli import list as listing
+from deploykit.cli import _show
 from tests.bundles import write_bundle
 from tests.cli import deploykit
 
@@ -61,4 +61,16 @@ def test_one_kind_at_a_time(tmp_path: Path) -> None:
     ("seconds", "shown"), [(-3, "0 min"), (3599, "59 min"), (3600, "1 h"), (200_000, "2 d")]
 )
 def test_ages(seconds: float, shown: str) -> None:
-    assert listing._age(seconds) == shown
+    assert _show._age(seconds) == shown
+
+
+def test_check_of_a_folder_says_what_there_is_to_check(tmp_path: Path) -> None:
+    (tmp_path / "engines").mkdir()
+    write_bundle(tmp_path / "engines" / "good")
+    listed = deploykit("list", tmp_path / "engines").out
+    called = deploykit("check", tmp_path / "engines")
+    assert (called.code, called.out) == (1, listed)
+    assert "it holds bundles, give one" in " ".join(called.err.split())
+    for word in ("--json", "-q"):
+        assert "model" not in deploykit("check", tmp_path / "engines", word).out.split()
+    assert deploykit("check", tmp_path).out == ""
