@@ -107,8 +107,11 @@ class Multiclass(Head):
         return compare(candidate, reference, self.activation)
 
     def problems_of(self, figures: BatchComparison, limits: Limits) -> list[str]:
-        """What is beyond its limit, a sentence each; all limits are judged."""
-        return problems_of(figures, limits)
+        """What is beyond its limit, a sentence each; all limits are judged.
+
+        Class numbers are no quantities, so that only the first of an image is compared.
+        """
+        return self.problems([figures], limits) if self._has_classes_alone else problems_of(figures, limits)
 
     def problems(self, batches: Sequence[BatchComparison], limits: Limits) -> list[str]:
         """As `problems_of` each batch; class numbers alone are judged over all of them.

@@ -117,7 +117,7 @@ class SideInputs:
         if not self.rows:
             return {}
         # crc32 and not hash(), which differs between processes.
-        content = [crc32(image.tobytes()) for image in images]
+        content = [crc32(image.astype(np.float32, copy=False).tobytes()) for image in images]
         return {
             name: value[[number % len(value) for number in content]]
             for name, value in self.rows.items()
@@ -164,7 +164,7 @@ class WithSideInputs(Closing):
 
     def beside(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Values that are added to ``feeds``."""
-        return self._side.beside(feeds[self.inputs[0].name].astype(np.float32, copy=False))
+        return self._side.beside(feeds[self.inputs[0].name])
 
     def close(self) -> None:
         """Close the runner below."""

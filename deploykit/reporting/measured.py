@@ -23,6 +23,7 @@ from deploykit.graph import read_graph, read_model, tidy
 from deploykit.graph.node_precisions import Known, read_precision
 from deploykit.graph.shapes import fix_image_size
 from deploykit.heads import head_of
+from deploykit.images.byte_images import floats_of
 from deploykit.images import batches, name_of, open_images, sample_images, sample_indices
 
 if TYPE_CHECKING:
@@ -227,9 +228,14 @@ def _text(head: Head, output: NDArray[np.float32], labels: tuple[str, ...] | Non
 
 
 def picture_of(image: Images, preprocessing: Preprocessing) -> str:
-    """A data URI of a small PNG of a prepared image (3, H, W), its pixels as they were before."""
+    """A data URI of a small PNG of a prepared image (3, H, W), its pixels as they were before.
+
+    An image of bytes is as ``preprocessing.pixels`` has it.
+    """
     from PIL import Image
 
+    if preprocessing.pixels is not None:
+        image = floats_of(image[None], preprocessing)[0]
     mean, std = (np.asarray(each, np.float32) for each in (preprocessing.mean, preprocessing.std))
     pixels = np.transpose(image, (1, 2, 0)) * std + mean
     if preprocessing.channel_order == "bgr":

@@ -242,6 +242,8 @@ class Input:
         )
 
     def _remedy(self, dtype: Any, shape: tuple[int, ...]) -> str:
+        if self._dtype == np.uint8:
+            return self._remedy_for_bytes(shape)
         if str(dtype) == "uint8":
             return "pixels are for predict(), which preprocesses them: predict(list(images))"
         if self._is_image(shape):
@@ -254,9 +256,27 @@ class Input:
             return "predict() resizes, crops and normalises images as the model needs it"
         return f"convert it: batch.astype(numpy.{self._dtype})"
 
+    def _remedy_for_bytes(self, shape: tuple[int, ...]) -> str:
+        """What to do about a batch for a graph that normalises itself."""
+        if self._is_image(shape):
+            return "one image lacks the batch dimension: batch[None]"
+        if len(shape) == len(self._image) + 1 and not shape[0]:
+            return "the batch is empty: give at least one image"
+        if self._is_image(_channels_first(shape[1:])):
+            return "its layout is (N, H, W, C), turn it: batch.transpose(0, 3, 1, 2)"
+        if self._is_image(_channels_last(shape[1:])):
+            return "its layout is (N, C, H, W), turn it: batch.transpose(0, 2, 3, 1)"
+        if self._is_image(shape[1:]):
+            return "the graph takes pixels of 0 to 255, and normalises them itself"
+        return "predict() resizes and crops images as the model needs it"
+
 
 def _channels_first(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[-1:], *shape[1:-1])
+
+
+def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape[1:], *shape[:1])
 
 
 _PREFERRED_ON_CPU: Final = 8

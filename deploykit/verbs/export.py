@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from deploykit.bundle.folders import DEFAULT_FOLDER, MANIFEST
 from deploykit.core.choices import DefinitionChoices
+from deploykit.core.deployed import DeployedForm
 from deploykit.core.errors import UsageError
 from deploykit.core.gpu_choice import ENGINE_DEVICE
 from deploykit.core.precision import (
@@ -150,6 +151,7 @@ class ExportCall:
     output: Path | None = None
     replace: bool = False
     name: str | None = None
+    form: DeployedForm = field(default_factory=DeployedForm)
 
     @property
     def report_images(self) -> Path | None:
@@ -225,6 +227,7 @@ def require_export(call: ExportCall) -> None:
     _require_name(call)
     _require_count(call.calib_count)
     _require_use(call)
+    call.form.require_sizes(call.compiling.profile)
     from deploykit.sources.calls import require_call
 
     targets = [call.target] if isinstance(call.target, str) else []
@@ -328,6 +331,7 @@ def export_options(call: ExportCall) -> ExportOptions:
         quantization=_request(call),
         replace=call.replace,
         budget=call.precision.budget(),
+        form=call.form,
     )
 
 
