@@ -262,9 +262,9 @@ class Input:
             return "one image lacks the batch dimension: batch[None]"
         if len(shape) == len(self._image) + 1 and not shape[0]:
             return "the batch is empty: give at least one image"
-        if self._is_image(_channels_first(shape[1:])):
+        if self._is_image(_channels_first(shape)):
             return "its layout is (N, H, W, C), turn it: batch.transpose(0, 3, 1, 2)"
-        if self._is_image(_channels_last(shape[1:])):
+        if self._is_image(_channels_last(shape)):
             return "its layout is (N, C, H, W), turn it: batch.transpose(0, 2, 3, 1)"
         if self._is_image(shape[1:]):
             return "the graph takes pixels of 0 to 255, and normalises them itself"
@@ -276,7 +276,7 @@ def _channels_first(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (*shape[1:], *shape[:1])
+    return (*shape[2:], *shape[1:2])
 
 
 _PREFERRED_ON_CPU: Final = 8
