@@ -60,8 +60,9 @@ def require_form(
 
 def _require_normalisation(source: ModelSpec | Path, choices: PreprocessingChoices) -> None:
     if isinstance(source, Path):
-        name = source.name
-        known = card_in(source).preprocessing is not None
+        name, card = source.name, card_in(source)
+        # Whoever reads a file without images says what is wrong with it.
+        known = card.preprocessing is not None or not card.takes_images
     else:
         name, known = source.name, not source.preprocessing_assumed
     if not known and (choices.mean is None or choices.std is None):
@@ -77,6 +78,8 @@ class Around:
 
     preprocessing: Preprocessing
     end: End
+    before: str = "none"
+    """The activation that the graph ends in without it."""
 
     @classmethod
     def of(cls, reference: Reference, form: DeployedForm) -> Around:
@@ -88,7 +91,8 @@ class Around:
         shape = reference.artifact.outputs[0].shape
         wanted = form.result
         end = End("") if wanted is None else end_for(reference.head, shape, wanted)
-        return cls(replace(reference.preprocessing, pixels=form.pixels), end)
+        look = replace(reference.preprocessing, pixels=form.pixels)
+        return cls(look, end, reference.head.activation)
 
     @property
     def is_nothing(self) -> bool:
@@ -144,6 +148,7 @@ class Around:
         if self.end.wanted:
             found["result"] = {
                 "asked": self.end.wanted,
+                "before": self.before,
                 "added": list(self.end.operators),
                 "outputs": list(self.end.names) if self.end.operators else [],
             }

@@ -19,6 +19,7 @@ from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import ModelFileError
 from deploykit.core.regular_files import require_regular
 from deploykit.core.serialization import Source, from_plain, to_plain
+from deploykit.core.sizes import is_any_images
 from deploykit.core.specs import HeadRecord, Preprocessing
 from deploykit.graph.external_weights import PROTOBUF_LIMIT_BYTES
 
@@ -45,6 +46,8 @@ class Card:
     classes: tuple[str, ...] | None = None
     version: str | None = None
     graph_sha256: str | None = None
+    takes_images: bool = False
+    """Whether an input of the file can be prepared images."""
 
 
 def add_card(artifact: OnnxArtifact, card: Card) -> OnnxArtifact:
@@ -78,7 +81,14 @@ def card_in(path: Path) -> Card:
         proto = onnx.load(path, load_external_data=False)
     except (OSError, DecodeError, ModelFileError):
         return Card()
-    return card_of({each.key: each.value for each in proto.metadata_props}, path.name)
+    card = card_of({each.key: each.value for each in proto.metadata_props}, path.name)
+    return replace(card, takes_images=any(map(_is_images, proto.graph.input)))
+
+
+def _is_images(value: onnx.ValueInfoProto) -> bool:
+    tensor = value.type.tensor_type
+    shape = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
+    return tensor.elem_type == onnx.TensorProto.FLOAT and is_any_images(shape)
 
 
 def card_of(properties: Mapping[str, str], name: str) -> Card:
