@@ -183,7 +183,7 @@ class FromBytes(Closing):
 
     def _prepared(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         name = self._runner.inputs[0].name
-        return {**feeds, name: floats_of(feeds[name], self._preprocessing)}  # type: ignore[arg-type]  # bytes
+        return {**feeds, name: floats_of(feeds[name], self._preprocessing)}
 
     def close(self) -> None:
         """Close the runner below."""

@@ -16,6 +16,7 @@ from deploykit.core.specs import PixelInput
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from deploykit.core.choices import PreprocessingChoices
     from deploykit.core.sizes import ShapeProfile
 
 FLOATS: Final = "float32"
@@ -112,6 +113,19 @@ class DeployedForm:
                 "--height and --width of a graph of bytes need its channels first\n"
                 "add --input-layout nchw, or leave the sizes out"
             )
+
+
+def require_normalisation(name: str, choices: PreprocessingChoices, *, known: bool) -> None:
+    """Refuse bytes for a network called ``name`` of which nobody said how they are normalised.
+
+    Raises:
+        UsageError: it is not ``known``, and ``choices`` leave mean or deviation open.
+    """
+    if not known and (choices.mean is None or choices.std is None):
+        raise UsageError(
+            f"--input {BYTES} puts the normalisation into the graph, and that of {name} is not "
+            "known\nsay it: --mean and --std, as in training"
+        )
 
 
 def _require_known(what: str, given: str | None, known: Sequence[str]) -> None:

@@ -51,9 +51,7 @@ _OPTIONAL: Final[Mapping[type, frozenset[str]]] = {
 }
 """Fields that may be missing where they have a default: what files of before do not say."""
 
-_EXTENSIBLE: Final = frozenset(
-    {HeadRecord, OnnxArtifact, PixelInput, Preprocessing, TensorSpec}
-)
+_EXTENSIBLE: Final = frozenset({HeadRecord, OnnxArtifact, PixelInput, Preprocessing, TensorSpec})
 """Nouns in which fields of a later release are passed over."""
 
 _PARTS: Final = "parts"

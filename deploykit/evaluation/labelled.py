@@ -46,10 +46,11 @@ def evaluate(
 ) -> Evaluation:
     """Run every image through the model, and through ``other`` where there is one.
 
-    ``head`` says what the outputs of both mean, unless a model has its own. Each has its own preprocessing; where it is the
-    same, an image is prepared once. Where a model's batch is fixed, its last batch is filled up and
-    the filling not counted. An image that cannot be read ends the evaluation, once it is known how
-    many there are: a share of fewer images than were given would be another number.
+    ``head`` says what the outputs of both mean, unless a model has its own. Each has its own
+    preprocessing; where it is the same, an image is prepared once. Where a model's batch is fixed,
+    its last batch is filled up and the filling not counted. An image that cannot be read ends the
+    evaluation, once it is known how many there are: a share of fewer images than were given would
+    be another number.
 
     Raises:
         DataError: no labels, a label that a model has no output for, models that tell different

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from deploykit.backends import GraphOptions
 from deploykit.backends._registry import graph_judge
 from deploykit.comparison.converted import validate_converted
 from deploykit.comparison.validation import outputs_of, validate
-from deploykit.core.errors import UsageError
+from deploykit.core.deployed import require_normalisation
 from deploykit.core.precision import Precision
 from deploykit.core.serialization import to_plain
 from deploykit.graph import LoadedGraph, write_graph
@@ -29,8 +29,6 @@ from deploykit.heads._results import End, end_for
 from deploykit.images.byte_images import bytes_of, floats_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import onnx_ir as ir
     from numpy.typing import NDArray
 
@@ -53,23 +51,23 @@ def require_form(
         ModelFileError: an ``.onnx`` file cannot be read.
     """
     if form.pixels is not None:
-        _require_normalisation(source, choices)
+        require_known_normalisation(source, choices)
     if form.result is not None and not isinstance(source, Path) and source.head is not None:
         end_for(head_named(source.head), source.outputs[0].shape, form.result)
 
 
-def _require_normalisation(source: ModelSpec | Path, choices: PreprocessingChoices) -> None:
+def require_known_normalisation(source: ModelSpec | Path, choices: PreprocessingChoices) -> None:
+    """As `require_normalisation`, for a definition or an ``.onnx`` file.
+
+    Raises:
+        UsageError: nobody said how pixels are normalised.
+        ModelFileError: the file's own metadata are not as deploykit writes them.
+    """
     if isinstance(source, Path):
-        name, card = source.name, card_in(source)
-        # Whoever reads a file without images says what is wrong with it.
-        known = card.preprocessing is not None or not card.takes_images
+        known = card_in(source).knows_normalisation
     else:
-        name, known = source.name, not source.preprocessing_assumed
-    if not known and (choices.mean is None or choices.std is None):
-        raise UsageError(
-            f"--input uint8 puts the normalisation into the graph, and that of {name} is not "
-            "known\nsay it: --mean and --std, as in training"
-        )
+        known = not source.preprocessing_assumed
+    require_normalisation(source.name, choices, known=known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +121,8 @@ class Around:
         """Prepared images as the graph takes them."""
         if self.pixels is None:
             return batches
-        found: Any = [bytes_of(batch, self.preprocessing) for batch in batches]
-        return found
+        # Of another type, which whoever passes batches on does not look at.
+        return cast("Batches", [bytes_of(batch, self.preprocessing) for batch in batches])
 
     def are_exact(self, batches: Batches, images: Batches) -> bool:
         """Whether prepared images are again made of ``images``, bit for bit."""
@@ -264,5 +262,5 @@ def _answers(around: Around, reference: Reference, images: Batches) -> Batches:
 
 
 def _bytes(images: Batches) -> list[NDArray[np.uint8]]:
-    found: Any = images
-    return found  # as `images` of an `Around` with pixels gives them
+    """Images as `Around.images` gives them for a graph of bytes."""
+    return cast("list[NDArray[np.uint8]]", images)

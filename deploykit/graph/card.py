@@ -49,6 +49,14 @@ class Card:
     takes_images: bool = False
     """Whether an input of the file can be prepared images."""
 
+    @property
+    def knows_normalisation(self) -> bool:
+        """Whether it says how pixels are normalised, or takes none that it could say it of.
+
+        Whoever reads a file without images says what is wrong with it.
+        """
+        return self.preprocessing is not None or not self.takes_images
+
 
 def add_card(artifact: OnnxArtifact, card: Card) -> OnnxArtifact:
     """Append the entries of ``card`` to a file; the artifact with its new hash.

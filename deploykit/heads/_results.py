@@ -123,3 +123,11 @@ def _of_class_numbers(head: Head, shape: Sequence[int | str], wanted: Result) ->
             "leave --result out, or end the graph before its ArgMax or TopK"
         )
     return End(str(wanted), activation=head.activation)
+
+
+def chances_of(head: Head, conversion: Mapping[str, Any]) -> str | None:
+    """The output with the probabilities of class numbers, by what a manifest says was added."""
+    if head.activation != "top_k":
+        return None
+    _, *others = conversion.get("result", {}).get("outputs") or (None,)
+    return str(others[0]) if others else None

@@ -111,7 +111,11 @@ class Multiclass(Head):
 
         Class numbers are no quantities, so that only the first of an image is compared.
         """
-        return self.problems([figures], limits) if self._has_classes_alone else problems_of(figures, limits)
+        return (
+            self.problems([figures], limits)
+            if self._has_classes_alone
+            else problems_of(figures, limits)
+        )
 
     def problems(self, batches: Sequence[BatchComparison], limits: Limits) -> list[str]:
         """As `problems_of` each batch; class numbers alone are judged over all of them.
@@ -415,6 +419,24 @@ def best_classes(
             for at in best
         ]
         for best, chances, row in zip(order.tolist(), probabilities, rows, strict=True)
+    ]
+
+
+def with_probabilities(
+    answers: Sequence[Sequence[Prediction]], chances: NDArray[Any]
+) -> list[list[Prediction]]:
+    """The answers of class numbers (N, K) with what the graph gives beside them, (N, K).
+
+    Raises:
+        ValidationError: a probability is NaN or infinite.
+    """
+    require_finite(chances, "probabilities")
+    return [
+        [
+            replace(each, probability=float(chance))
+            for each, chance in zip(row, of_row, strict=False)
+        ]
+        for row, of_row in zip(answers, chances, strict=True)
     ]
 
 

@@ -7,7 +7,7 @@ compared on prepared images can be compared again on the bytes, without the file
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,7 +33,7 @@ def bytes_of(images: NDArray[np.float32], preprocessing: Preprocessing) -> NDArr
     return arranged(whole, _pixels_of(preprocessing), preprocessing.channel_order)
 
 
-def floats_of(images: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
+def floats_of(images: NDArray[Any], preprocessing: Preprocessing) -> NDArray[np.float32]:
     """Prepared images (N, 3, H, W) of bytes as ``preprocessing.pixels`` has them, by numpy."""
     pixels = _pixels_of(preprocessing)
     if pixels.layout == "nhwc":

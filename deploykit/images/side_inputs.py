@@ -112,8 +112,8 @@ class SideInputs:
         ]
         return sha256_of_bytes("\n".join(parts).encode())
 
-    def beside(self, images: Images) -> dict[str, Array]:
-        """The values for a batch (N, C, H, W)."""
+    def beside(self, images: NDArray[Any]) -> dict[str, Array]:
+        """The values for a batch (N, C, H, W), or of bytes as the model takes them."""
         if not self.rows:
             return {}
         # crc32 and not hash(), which differs between processes.

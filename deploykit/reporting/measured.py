@@ -23,8 +23,8 @@ from deploykit.graph import read_graph, read_model, tidy
 from deploykit.graph.node_precisions import Known, read_precision
 from deploykit.graph.shapes import fix_image_size
 from deploykit.heads import head_of
-from deploykit.images.byte_images import floats_of
 from deploykit.images import batches, name_of, open_images, sample_images, sample_indices
+from deploykit.images.byte_images import floats_of
 
 if TYPE_CHECKING:
     from pathlib import Path

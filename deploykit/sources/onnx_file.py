@@ -258,9 +258,7 @@ def from_onnx(
     )
 
 
-def _read(
-    original: Path, journal: Journal
-) -> tuple[OnnxArtifact, Model, Path | SplitGraph, Card]:
+def _read(original: Path, journal: Journal) -> tuple[OnnxArtifact, Model, Path | SplitGraph, Card]:
     """The description of the file, its graph without functions and constant branches, and itself.
 
     The third is what a runner opens: the file, or its graph with the dimensions that it was read

@@ -114,8 +114,7 @@ def _require_plain(bundle: Bundle) -> None:
     if added:
         raise UsageError(
             f"{bundle.folder} was exported with --{added[0]}: its graphs are no longer those that "
-            "ranges are of
-calibrate what it was exported from: deploykit calibrate TARGET"
+            "ranges are of\ncalibrate what it was exported from: deploykit calibrate TARGET"
         )
 
 

@@ -255,9 +255,7 @@ def _head_of_file(bundle: Bundle, output: TensorSpec) -> Head | None:
     return head_of(bundle.manifest.head).applied(found.get("before", "none"))
 
 
-def _open_reference(
-    path: Path, stack: ExitStack, opening: _Opening
-) -> EvaluatedModel | Runner:
+def _open_reference(path: Path, stack: ExitStack, opening: _Opening) -> EvaluatedModel | Runner:
     if path.is_dir():
         return _evaluated(stack.enter_context(_open_model(path, opening)))
     # Weights beside what a link leads to are found there; in a cache of links, beside the link.
@@ -272,9 +270,7 @@ def _evaluated(opened: _Opened) -> EvaluatedModel:
     return EvaluatedModel(opened.runner, manifest.preprocessing, head_of(manifest.head))
 
 
-def _open_other(
-    path: Path, bundle: Bundle, stack: ExitStack, opening: _Opening
-) -> EvaluatedModel:
+def _open_other(path: Path, bundle: Bundle, stack: ExitStack, opening: _Opening) -> EvaluatedModel:
     """A model to compare with; an ``.onnx`` file does not say how it is fed: as the bundle is."""
     if path.is_dir():
         return _evaluated(stack.enter_context(_open_model(path, opening)))

@@ -28,6 +28,7 @@ from deploykit.core.precision import (
     require_images,
 )
 from deploykit.core.progress import Progress, SilentProgress
+from deploykit.verbs.byte_calls import require_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -228,6 +229,7 @@ def require_export(call: ExportCall) -> None:
     _require_count(call.calib_count)
     _require_use(call)
     call.form.require_sizes(call.compiling.profile)
+    require_bytes(call.target, call.name, call.form, call.choices.preprocessing)
     from deploykit.sources.calls import require_call
 
     targets = [call.target] if isinstance(call.target, str) else []

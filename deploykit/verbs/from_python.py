@@ -19,6 +19,7 @@ from deploykit.backends import CompileOptions
 from deploykit.bundle.folders import DEFAULT_FOLDER
 from deploykit.bundle.manifest import Bundle
 from deploykit.core.choices import DefinitionChoices, PreprocessingChoices
+from deploykit.core.deployed import DeployedForm
 from deploykit.core.errors import UsageError
 from deploykit.core.gpu_choice import ENGINE_DEVICE
 from deploykit.core.precision import Precision
@@ -78,6 +79,10 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
     gpu: str | None = None,
     data: PathLike | None = None,
     max_pixels: int | None = None,
+    input: str | None = None,  # noqa: A002 - as the option is called
+    input_layout: str | None = None,
+    input_order: str | None = None,
+    result: str | None = None,
     batch: Sizes = (1, 8, 32),
     height: Sizes | None = None,
     width: Sizes | None = None,
@@ -125,6 +130,12 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         data: images that the graph is compared with the original on; photographs that come with
             deploykit if not given.
         max_pixels: what an image file may have; a larger one is refused.
+        input: "uint8" for a graph that takes pixels of 0 to 255 and normalises them itself;
+            "float32" if not given: prepared images.
+        input_layout: of bytes, "nhwc" if not given, or "nchw".
+        input_order: of bytes, "rgb" if not given, or "bgr".
+        result: what the graph ends in: "probabilities", "classes" or "topk:5"; as the network ends
+            if not given.
         batch: smallest, preferred and largest batch of the engine, or one number.
         height: likewise, of a graph that leaves its height open.
         width: likewise.
@@ -179,6 +190,7 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         output=_path(output),
         replace=replace,
         name=name,
+        form=DeployedForm.of(input, input_layout, input_order, _results(result)),
     )
     made = make_bundle(call, _progress(quiet=quiet))
     if not quiet:
@@ -481,6 +493,10 @@ def _channels(name: str, given: Channels | float | None) -> Channels | None:
         raise UsageError(f"{name}={given!r}\nexpected one number, or three: (red, green, blue)")
     red, green, blue = map(float, several)
     return red, green, blue
+
+
+def _results(result: str | Sequence[str] | None) -> tuple[str, ...]:
+    return tuple(str(each) for each in _several(result))
 
 
 def _name(output: str | int | None) -> str | None:

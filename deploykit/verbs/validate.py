@@ -165,9 +165,7 @@ def _compare(
     reference = _own_reference(first, bundles) if second is None else _open(second, bundles)
     candidate, reference = _in_order(candidate, reference)
     _require_one_network(candidate, reference)
-    forms = Forms.of(
-        [_deployed(side) for side in (candidate, reference)], layers=options.layers
-    )
+    forms = Forms.of([_deployed(side) for side in (candidate, reference)], layers=options.layers)
     counts = _counts(candidate, reference, options.batch)
     preprocessing, notes = _preprocessing(candidate, reference, options.sizes)
     preprocessing = replace(preprocessing, pixels=forms.pixels)
@@ -190,7 +188,8 @@ def _compare(
         head = _head(candidate, reference, outputs[1])
         compared = validate(outputs[0], outputs[1], precision=precision, names=names, head=head)
         compared = compared.doubted(same_images(batches))
-        others, more = (), []
+        others: tuple[ValidationReport, ...] = ()
+        more: list[str] = []
         if forms.are_alike:
             others, more, _ = judge_others(
                 reference.artifact,
