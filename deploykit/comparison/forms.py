@@ -137,7 +137,8 @@ def _ends(sides: Sequence[Deployed]) -> tuple[End | None, ...]:
     found = []
     for side, other in ((first, second), (second, first)):
         end = other.end
-        is_same = end is None or side.output in end.names
+        # A file says nothing of its end but the name of what it gives.
+        is_same = end is None or end == side.end or (not side.end and side.output == end.names[0])
         found.append(None if is_same else end)
     both = [side.manifest.head.activation for side in sides if side.manifest is not None]
     if any(found) and len(set(both)) > 1:
