@@ -8,7 +8,8 @@ gathering, and the copies into page-locked memory and from there to the "GPU".
 
 Frames are uint8 (256, 256, 3), as a camera gives them, so that nothing is decoded; files are JPEGs
 of some 0.1 megapixels. Both bundles are called in turn in each round, in an order that changes.
-Every sample is kept in ``benchmarks/results/bytes_input.json``.
+Beside that, what the orders of the normalisation's steps round. Every sample is kept in
+``benchmarks/results/bytes_input.json``.
 """
 
 from __future__ import annotations
@@ -124,6 +125,36 @@ def measure(rounds: int) -> tuple[list[Sample], dict[str, int]]:
     return samples, copied
 
 
+LOOKS = {
+    "ImageNet": (MEAN, STD),
+    "CIFAR-10": ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
+    "-1 to 1": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+
+
+def roundings() -> dict[str, float]:
+    """Largest error of a normalised pixel against FP64, of all 256, by the order of the steps."""
+    worst: dict[str, float] = {}
+    for means, stds in LOOKS.values():
+        for mean, std in zip(means, stds, strict=True):
+            for name, found in _normalised(mean, std).items():
+                exact = (np.arange(256) / 255 - mean) / std
+                error = float(np.abs(found.astype(np.float64) - exact).max())
+                worst[name] = max(worst.get(name, 0.0), error)
+    return worst
+
+
+def _normalised(mean: float, std: float) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+    found = {}
+    for kind in (np.float32, np.float16):
+        x, m, s, name = np.arange(256).astype(kind), kind(mean), kind(std), kind.__name__
+        found[f"{name}: x / 255 - mean, / std"] = (x / kind(255) - m) / s
+        found[f"{name}: x * scale + shift"] = x * kind(1 / (255 * std)) + kind(-mean / std)
+        found[f"{name}: (x - 255 mean) * scale"] = (x - kind(255 * mean)) * kind(1 / (255 * std))
+    chosen = found["float32: (x - 255 mean) * scale"]
+    return {**found, "float32: (x - 255 mean) * scale, then cast": chosen.astype(np.float16)}
+
+
 def _fed_for_one(model: Classifier, sources: Mapping[str, list[Any]]) -> int:
     runner: Any = model.runner
     before = runner.fed
@@ -212,11 +243,14 @@ def main() -> None:
         "environment": to_plain(describe()),
         "load_before": load_before,
         "bytes_copied": copied,
+        "largest_rounding": roundings(),
         "samples": [asdict(sample) for sample in samples],
     }
     options.results.parent.mkdir(exist_ok=True)
     options.results.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(table(samples, copied))
+    for name, error in roundings().items():
+        print(f"{name}: {error:.1e}")
 
 
 if __name__ == "__main__":
