@@ -146,7 +146,8 @@ def roundings() -> dict[str, float]:
 
 def _normalised(mean: float, std: float) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
     found = {}
-    for kind in (np.float32, np.float16):
+    kinds: tuple[Any, ...] = (np.float32, np.float16)
+    for kind in kinds:
         x, m, s, name = np.arange(256).astype(kind), kind(mean), kind(std), kind.__name__
         found[f"{name}: x / 255 - mean, / std"] = (x / kind(255) - m) / s
         found[f"{name}: x * scale + shift"] = x * kind(1 / (255 * std)) + kind(-mean / std)

@@ -375,8 +375,7 @@ def _with_card(
     before = converted.artifact
     artifact = add_card(before, card)
     # The same object for the file that is both, so that nobody compares it with itself.
-    model = None if converted.graph is None else converted.graph.model
-    graph = LoadedGraph(artifact, model)
+    graph = (converted.graph or LoadedGraph(before)).described(artifact)
     if reference.artifact.path == artifact.path:
         reference = replace(reference, graph=graph)
     return reference, replace(converted, artifact=artifact, graph=graph)

@@ -146,13 +146,14 @@ def test_every_command_agrees(original: Path, photos: Array, tmp_path: Path) -> 
         (tmp_path / "set" / names_of[first]).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, tmp_path / "set" / names_of[first])
     data = ("--data", tmp_path / "set", "--json")
-    for other in ((), ("--reference", original), ("--compare", original)):
+    others: list[tuple[object, ...]] = [(), ("--reference", original), ("--compare", original)]
+    for other in others:
         judged = deploykit("eval", folder, *other, *data)
         assert judged.code == 0, judged.err
         assert judged.data["top1"] == 1.0
     assert deploykit("check", folder, "--json").data["ok"] is True
-    for other in ((), (original,)):
-        compared = deploykit("validate", folder, *other, "--json")
+    for second in ((), (original,)):
+        compared = deploykit("validate", folder, *second, "--json")
         assert compared.code == 0, compared.err
         assert compared.data["validation"]["passed"] is True
     assert deploykit("inspect", folder, "--json").code == 0
