@@ -1,4 +1,4 @@
-"""What a user of an ``.onnx`` must know, in the file itself: classes, preprocessing, head, version.
+"""The card of an ``.onnx``, in the file itself: its classes, preprocessing, head and version.
 
 The entries are appended to a file that is written: protobuf joins repeated fields, so that no
 weight is touched. Programs other than deploykit read them as ``metadata_props``: each value is

@@ -1,4 +1,4 @@
-"""What a graph is given behind its output, by the head that was found and what is asked for."""
+"""Ends of graphs: operators behind an output, by its head and by the result that is asked for."""
 
 from __future__ import annotations
 

@@ -189,10 +189,10 @@ class Classifier(Closing):
         says it. Of a model of several outputs it is the first, see `run_all`.
 
         Args:
-            batch: an array of numpy or of any package with DLPack; of a bundle that was exported
-                with ``input="uint8"`` pixels of 0 to 255, as `inputs` says. On ``device="cuda"`` one that
-                lies on the GPU is used there, without a copy and without a look for NaN. A model
-                of several inputs takes arrays by name. A batch larger than the engine's profile
+            batch: an array of numpy or of any package with DLPack; pixels of 0 to 255 for a bundle
+                of bytes, as `inputs` says. On ``device="cuda"`` one that lies on the GPU is used
+                there, without a copy and without a look for NaN. A model of several inputs takes
+                arrays by name. A batch larger than the engine's profile
                 is run in parts (`BatchSplitWarning`, once), a smaller one is filled up.
             keep_on_device: leave the outputs on the GPU, as an array with DLPack and
                 ``__cuda_array_interface__``. On the CPU they are where they always are.

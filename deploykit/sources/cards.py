@@ -1,4 +1,4 @@
-"""What an ``.onnx`` of deploykit says of itself, where that file is a TARGET again."""
+"""The card of an ``.onnx`` that is a TARGET: its preprocessing, head and classes."""
 
 from __future__ import annotations
 
@@ -50,16 +50,19 @@ def wished(wish: Wish, card: Card, source: OnnxArtifact) -> Wish:
     return replace(wish, head=known.kind, output=output)
 
 
-def notes_on_card(card: Card, name: str, options: SourceOptions) -> list[str]:
-    """What was taken from the file, and which options stand in its place."""
+def notes_on_card(
+    card: Card, name: str, options: SourceOptions, preprocessing: Preprocessing
+) -> list[str]:
+    """What was taken from the file and which options stand in its place; else what is assumed."""
     known = {
         "preprocessing": card.preprocessing is not None,
         "head": card.head is not None,
         "class names": card.classes is not None,
     }
     taken = [what for what, is_known in known.items() if is_known]
+    assumed = [] if card.preprocessing else options.choices.preprocessing.assumptions(preprocessing)
     if not taken:
-        return []
+        return assumed
     version = "" if card.version is None else f", written by deploykit {card.version}"
     notes = [f"{', '.join(taken)} are those that {name} says{version}"]
     chosen = options.choices
@@ -73,4 +76,4 @@ def notes_on_card(card: Card, name: str, options: SourceOptions) -> list[str]:
     if given:
         said = ", ".join(f"--{each.replace('_', '-')}" for each in given)
         notes.append(f"in place of what {name} says: {said}")
-    return notes
+    return [*notes, *assumed]

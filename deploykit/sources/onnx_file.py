@@ -202,12 +202,11 @@ def from_onnx(
     """
     with journal.stage("read"):
         source, model, runnable, card = _read(original, journal)
-        require_floats(original.name, card)
         image, is_last = require_image_classifier(source)
-        assumed = assumed_preprocessing(original.name, image, profile)
+        known = as_written(card, assumed_preprocessing(original.name, image, profile))
         profile = profile or ShapeProfile()
         int8_choices = source_options.choices.preprocessing
-        preprocessing = int8_choices.applied_to(as_written(card, assumed))
+        preprocessing = int8_choices.applied_to(known)
         runners = Runners(side_inputs_of(source, image, source_options.choices.side_inputs))
         batches = _sample(image, preprocessing, source_options, profile)
         opener = partial(runners.open_channels_last, image=image.name) if is_last else runners.open
@@ -226,10 +225,8 @@ def from_onnx(
         own = OwnGraph(model, open_original, path, parents, compared, runners)
         own.done += ["putting the channels first"] if is_last else []
     journal.notes += notes_on_images(source_options, preprocessing)
-    known = notes_on_card(card, original.name, source_options)
-    journal.notes += known or int8_choices.assumptions(preprocessing)
-    journal.notes += note_of_sizes(image, profile)
-    journal.notes += [*runners.side.notes(), *choice.notes()]
+    journal.notes += notes_on_card(card, original.name, source_options, preprocessing)
+    journal.notes += [*note_of_sizes(image, profile), *runners.side.notes(), *choice.notes()]
     own.attempt("raising the opset", raise_opset, journal)
     single = sample_batches(preprocessing, source_options.data, BATCHES, source_options.max_pixels)
     _open_batch(own, image, single, profile, journal, choice)
@@ -268,6 +265,7 @@ def _read(original: Path, journal: Journal) -> tuple[OnnxArtifact, Model, Path |
     first_look(original)
     read = read_graph(original)
     card = card_of(read.model.metadata_props, original.name)
+    require_floats(original.name, card)
     mended = mended_of(read.model)
     journal.notes += mended.notes
     require_usable(read.model, original.name)

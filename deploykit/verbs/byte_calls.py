@@ -1,4 +1,4 @@
-"""Whether a call that asks for a graph of bytes says how these are normalised; it is light."""
+"""The look at a call that asks for a graph of bytes: is it said how these are normalised?"""
 
 from __future__ import annotations
 

@@ -181,10 +181,7 @@ def _compare(
         usual = _smallest(batches, candidate, reference)
         batches += _of_other_sizes(candidate, preprocessing, options, counts)
         opened = open_candidate(), _runner(reference, runners, fast=options.fast)
-        outputs = [
-            forms.outputs(place, _outputs(forms.fed(place, one, preprocessing), batches))
-            for place, one in enumerate(opened)
-        ]
+        outputs = _alike(forms, opened, batches, preprocessing)
         head = _head(candidate, reference, outputs[1])
         compared = validate(outputs[0], outputs[1], precision=precision, names=names, head=head)
         compared = compared.doubted(same_images(batches))
@@ -356,6 +353,16 @@ def _head(candidate: _Side, reference: _Side, outputs: Batches) -> Head:
     tails = graph.read_tails(graph.read_model(reference.artifact.path))
     answers = [{first.name: one} for one in outputs]
     return choose_output(reference.name, (first,), answers, tails, Wish()).head
+
+
+def _alike(
+    forms: Forms, opened: tuple[Runner, Runner], batches: Batches, preprocessing: Preprocessing
+) -> list[Batches]:
+    """The outputs of both, each fed in its own form, with the end that the other one has."""
+    return [
+        forms.outputs(place, _outputs(forms.fed(place, one, preprocessing), batches))
+        for place, one in enumerate(opened)
+    ]
 
 
 def _outputs(opened: Runner, batches: Batches) -> Batches:
