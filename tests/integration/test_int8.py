@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 from deploykit.bundle.manifest import Bundle
+from deploykit.graph.card import card_in
 from deploykit.images import GivenImages
 from deploykit.precision.calibration.data import CalibrationOptions
 from deploykit.precision.calibration.table import CalibrationTable
@@ -457,7 +458,7 @@ def test_a_definition_is_calibrated_for_its_export(working_folder: Path) -> None
     exported = deploykit("export", *told, "--backend", "none", "-o", "bundle")
     assert exported.code == 0, exported.err
     table = CalibrationTable.load(working_folder / "nets-net.calibration.json")
-    table.require_model(Bundle.open(working_folder / "bundle").manifest.onnx.sha256)
+    table.require_model(str(card_in(working_folder / "bundle" / "model.onnx").graph_sha256))
 
 
 def test_black_images_give_no_zero_scale(fp32: Path, working_folder: Path) -> None:
