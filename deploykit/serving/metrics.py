@@ -132,8 +132,11 @@ class GpuMemory:
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Used and total bytes by the driver's number of the GPU."""
-        if self._nvml is None:
-            return
+        if self._nvml is not None:
+            with suppress(Exception):  # of NVML, as "GPU is lost": the other metrics are still read
+                yield self._read()
+
+    def _read(self) -> GaugeMetricFamily:
         text = "Memory of the GPU, of all processes."
         family = GaugeMetricFamily("deploykit_gpu_memory_bytes", text, labels=("gpu", "kind"))
         for index in range(self._nvml.nvmlDeviceGetCount()):
@@ -141,4 +144,4 @@ class GpuMemory:
             memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
             family.add_metric((str(index), "used"), memory.used)
             family.add_metric((str(index), "total"), memory.total)
-        yield family
+        return family

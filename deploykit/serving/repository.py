@@ -60,7 +60,7 @@ def _is_version(name: str) -> bool:
     return name.isascii() and name.isdecimal() and not name.startswith("0") and len(name) < 10  # noqa: PLR2004
 
 
-def tested(model: Classifier, name: str) -> Classifier:
+def require_golden(model: Classifier, name: str) -> Classifier:
     """The model, once its golden sample agrees.
 
     Raises:

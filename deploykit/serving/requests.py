@@ -222,9 +222,7 @@ def _tensor(given: _Input, rest: _Rest) -> Tensor:
 def _values(given: _Input) -> Sequence[Any]:
     """The flat values of JSON data, which may also be nested in its shape."""
     what, raw = f"data of input {given.name!r:.80}", memoryview(given.data)
-    kind = {"BOOL": bool, BYTES: str}.get(
-        given.datatype, float if given.datatype.startswith("FP") else int
-    )
+    kind = _json_kind(given.datatype)
     try:
         flat = msgspec.json.decode(raw, type=list[kind])  # type: ignore[valid-type]
     except (RecursionError, ValueError):
@@ -234,7 +232,16 @@ def _values(given: _Input) -> Sequence[Any]:
     return [_element(text, given, what) for text in flat]
 
 
-def _flattened(values: list[Any], kind: type, what: str) -> list[Any]:
+def _json_kind(datatype: str) -> Any:
+    """Python's type of a JSON value; an unknown type is refused where the tensor is made."""
+    if datatype in ("BOOL", BYTES):
+        return bool if datatype == "BOOL" else str
+    if datatype.startswith("FP"):
+        return float
+    return int if datatype.startswith(("INT", "UINT")) else Any
+
+
+def _flattened(values: list[Any], kind: Any, what: str) -> list[Any]:
     """Values of nested lists, level by level; their depth is limited by the decoder."""
     while any(isinstance(each, list) for each in values):
         if not all(isinstance(each, list) for each in values):

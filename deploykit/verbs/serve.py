@@ -10,7 +10,7 @@ from deploykit.core.environment import require
 from deploykit.core.progress import SilentProgress
 from deploykit.core.serialization import to_plain
 from deploykit.runtime.loading import load
-from deploykit.serving.repository import places_in, tested
+from deploykit.serving.repository import places_in, require_golden
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -118,7 +118,7 @@ def _loaded(
             fast=loading.fast,
             trust=loading.trust,
         )
-        return tested(stack.enter_context(model), str(place.folder))
+        return require_golden(stack.enter_context(model), str(place.folder))
 
 
 def _described(service: Service, places: Sequence[Place]) -> tuple[ServedBundle, ...]:
