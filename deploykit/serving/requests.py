@@ -250,7 +250,7 @@ def _flattened(values: list[Any], kind: Any, what: str) -> list[Any]:
             raise invalid(f"{what} has lists of different lengths")
         values = [value for each in values for value in each]
     try:
-        return msgspec.convert(values, list[kind])  # type: ignore[valid-type]
+        return msgspec.convert(values, list[kind])
     except ValueError as error:
         raise invalid(f"{what}: {first_line(error)}") from error
 
