@@ -4,7 +4,8 @@ Run it from the root of the repository with nothing else on the machine:
 ``python -m benchmarks.serve``. One bundle of a small convolutional network runs on onnxruntime with
 one thread. Closed loops of clients ask it for one image at a time: threads around a
 `MicroBatcher` in one process, and a process of clients over HTTP (Triton's binary extension), gRPC
-(raw contents) and HTTP with a PNG to decode. The ways alternate in rounds; every answer is compared
+(raw contents) and HTTP with a PNG to decode. The processor time is the service's, and of the bare
+batcher the whole process's. The ways alternate in rounds; every answer is compared
 with onnxruntime's own.
 
 ``--minutes 10`` is the soak: clients of all three ways at once for so long, every answer compared,
@@ -223,12 +224,33 @@ def compared(bundle: Path, seconds: float, rounds: int) -> dict[str, Any]:
     spawn = multiprocessing.get_context("spawn")
     with served(bundle, *OPTIONS) as service, ProcessPoolExecutor(1, spawn) as pool:
         threading.Thread(target=_drained, args=(service,), daemon=True).start()
+        spent = dict.fromkeys(("bare batcher", *WAYS), 0.0)
         for _ in range(rounds):
+            start_s = time.process_time()
             found["bare batcher"] += bare(bundle, questions, seconds)
+            spent["bare batcher"] += time.process_time() - start_s
             for way in WAYS:
                 told = (way, service.http_port, service.grpc, name_in(bundle), questions, seconds)
+                start_s = cpu_s(service)
                 found[way] += pool.submit(clients, *told).result()
-    return {way: figures(tallies, seconds * rounds) for way, tallies in found.items()}
+                spent[way] += cpu_s(service) - start_s
+    return {
+        way: figures(tallies, seconds * rounds)
+        | {"cpu_ms_per_image": per_image(spent[way], tallies)}
+        for way, tallies in found.items()
+    }
+
+
+def cpu_s(service: Served) -> float:
+    """Processor time that the service has taken so far."""
+    times = psutil.Process(service.process.pid).cpu_times()
+    return float(times.user + times.system)
+
+
+def per_image(spent_s: float, tallies: list[Tally]) -> float:
+    """Milliseconds of the processor; the warm-up, a fifth as long, is divided out."""
+    asked = sum(len(tally.seconds) for tally in tallies)
+    return round(1e3 * spent_s / (1.2 * asked), 2)
 
 
 def name_in(bundle: Path) -> str:
@@ -279,11 +301,16 @@ def soaked(bundle: Path, minutes: float) -> dict[str, Any]:
 
 def show(found: dict[str, Any]) -> str:
     """As Markdown."""
-    lines = ["| way | images per s | p50 ms | p99 ms | wrong or refused |", "|---|---|---|---|---|"]
+    lines = [
+        "| way | images per s | p50 ms | p99 ms | CPU ms | wrong or refused |",
+        "|" + "---|" * 6,
+    ]
     for way, each in found.items():
         p50, p99 = (each["latency_ms"][name] for name in ("p50", "p99"))
         bad = sum(count for name, count in each["outcomes"].items() if name != "right")
-        lines.append(f"| {way} | {each['throughput_per_s']:g} | {p50:g} | {p99:g} | {bad} |")
+        cpu = each.get("cpu_ms_per_image", "")
+        cells = (way, f"{each['throughput_per_s']:g}", f"{p50:g}", f"{p99:g}", cpu, bad)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
@@ -296,6 +323,7 @@ def main() -> None:
     about: dict[str, Any] = {"clients": CLIENTS, "max_batch": MAX_BATCH, "max_wait_ms": MAX_WAIT_MS}
     about |= {"network": f"one convolution of {CHANNELS} channels, {SIDE} x {SIDE}, FP32, 1 thread"}
     about |= {"date": datetime.now(UTC).isoformat(timespec="seconds")}
+    about |= {"load_average": psutil.getloadavg()[0]}
     result: dict[str, Any] = about | {"environment": to_plain(describe())}
     with tempfile.TemporaryDirectory() as folder:
         bundle = make_bundle(Path(folder))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from deploykit.serving.limits import Limits
+from deploykit.serving.limits import ServiceLimits
 from deploykit.serving.rest import create_app
 from deploykit.serving.service import Service
 
@@ -60,10 +60,10 @@ def _once_it_answers(process: subprocess.Popen[str]) -> Served:
 
 @asynccontextmanager
 async def client_of(
-    model: Classifier, limits: Limits | None = None, name: str = "colours"
+    model: Classifier, limits: ServiceLimits | None = None, name: str = "colours"
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Service]]:
     """A client of a service in this event loop, which has ``model``."""
-    service = Service([(name, "1", model)], limits or Limits())
+    service = Service([(name, "1", model)], limits or ServiceLimits())
     transport = httpx.ASGITransport(create_app(service))
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:

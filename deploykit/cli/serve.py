@@ -17,7 +17,7 @@ from deploykit.cli._options import NamesBackends
 from deploykit.cli._show import progress, table
 from deploykit.core.errors import one_line
 from deploykit.core.progress import say_line
-from deploykit.serving.limits import Limits
+from deploykit.serving.limits import ServiceLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,10 +51,10 @@ def _limits(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def command(**given: Any) -> Any:
-        chosen = {each.name: given.pop(each.name) for each in fields(Limits)}
-        return function(limits=Limits(**chosen), **given)
+        chosen = {each.name: given.pop(each.name) for each in fields(ServiceLimits)}
+        return function(limits=ServiceLimits(**chosen), **given)
 
-    for each in reversed(fields(Limits)):
+    for each in reversed(fields(ServiceLimits)):
         kind, metavar = _UNITS.get(each.name.rpartition("_")[2], (int, "N"))
         option = click.option(
             f"--{each.name.replace('_', '-')}",
@@ -130,7 +130,7 @@ def command(  # noqa: PLR0913 - one parameter per option
     threads: int | None,
     fast: bool,
     trust: Path | SigstoreIdentity | None,
-    limits: Limits,
+    limits: ServiceLimits,
 ) -> Answer:
     """Serve bundles by the Open Inference Protocol (KServe v2), over HTTP and gRPC.
 

@@ -9,7 +9,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 if TYPE_CHECKING:
     import asyncio
 
-    from deploykit.serving.limits import Limits
+    from deploykit.serving.limits import ServiceLimits
 
 _FULL: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
@@ -85,7 +85,7 @@ class TimedConnection(H11Protocol):
             self.transport.close()
 
 
-def connection_within(limits: Limits) -> type[TimedConnection]:
+def connection_within(limits: ServiceLimits) -> type[TimedConnection]:
     """The kind of connection that uvicorn makes for each client."""
     own = {"read_timeout_s": limits.read_timeout_s, "max_connections": limits.max_connections}
     return type("Connection", (TimedConnection,), own)

@@ -23,7 +23,7 @@ from deploykit.serving.tensors import BYTES, Tensor, from_list, from_raw, to_raw
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 
-    from deploykit.serving.limits import Limits
+    from deploykit.serving.limits import ServiceLimits
     from deploykit.serving.requests import InferAnswer
     from deploykit.serving.service import Service
 
@@ -75,7 +75,7 @@ def _codecs(name: str) -> dict[str, Any]:
     }
 
 
-def _options(limits: Limits) -> list[tuple[str, int]]:
+def _options(limits: ServiceLimits) -> list[tuple[str, int]]:
     """Channel arguments of https://grpc.github.io/grpc/core/group__grpc__arg__keys.html."""
     return [
         ("grpc.so_reuseport", 0),  # otherwise two services would share a port without a word

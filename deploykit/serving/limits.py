@@ -1,4 +1,4 @@
-"""What a service takes on at once, and how long it waits; the defaults are for images."""
+"""ServiceLimits of a service: sizes, counts and times, with defaults for images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEFAULT_MAX_BATCH: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ServiceLimits:
     """Sizes in bytes, times in seconds; ``None`` is decided by the model.
 
     Raises:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.runtime.classifier import Classifier
-    from deploykit.serving.limits import Limits
+    from deploykit.serving.limits import ServiceLimits
     from deploykit.serving.metrics import ModelMetrics
 
     Arrays = Mapping[str, NDArray[Any]]
@@ -73,7 +73,7 @@ class Gathered:
     """Requests of images gathered into batches."""
 
     def __init__(
-        self, model: Classifier, max_batch: int, limits: Limits, metrics: ModelMetrics
+        self, model: Classifier, max_batch: int, limits: ServiceLimits, metrics: ModelMetrics
     ) -> None:
         self._names = tuple(spec.name for spec in model.outputs)
         self._batcher = MicroBatcher(
@@ -107,7 +107,7 @@ class Gathered:
 class OneByOne:
     """Requests of a model whose requests cannot share a batch: each is a run of its own."""
 
-    def __init__(self, model: Classifier, limits: Limits, metrics: ModelMetrics) -> None:
+    def __init__(self, model: Classifier, limits: ServiceLimits, metrics: ModelMetrics) -> None:
         self._model = model
         self._metrics = metrics
         self._max_queue = limits.max_queue

@@ -1,4 +1,4 @@
-"""Which bundles a service loads, under which names and versions."""
+"""Bundles that a service loads, by their names and versions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIRST_VERSION: Final = "1"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class BundlePlace:
     """A bundle's folder with its name, ``None`` for the bundle's own, and its version."""
 
     folder: Path
@@ -29,7 +29,7 @@ class Place:
     version: str = FIRST_VERSION
 
 
-def places_in(paths: Iterable[Path]) -> list[Place]:
+def places_in(paths: Iterable[Path]) -> list[BundlePlace]:
     """The bundles to load: each path is one, or a folder of versions ``NAME/1``, ``NAME/2``.
 
     Raises:
@@ -38,9 +38,9 @@ def places_in(paths: Iterable[Path]) -> list[Place]:
     return [place for path in paths for place in _places(path)]
 
 
-def _places(path: Path) -> list[Place]:
+def _places(path: Path) -> list[BundlePlace]:
     if (path / MANIFEST).is_file() or not path.is_dir():
-        return [Place(path)]  # what is wrong with it is said when it is loaded
+        return [BundlePlace(path)]  # what is wrong with it is said when it is loaded
     found = bundles_in(path)
     versions = [each for each in found if _is_version(each.name)]
     if not versions:
@@ -53,7 +53,7 @@ def _places(path: Path) -> list[Place]:
             f"{path} has bundles that are no versions beside its versions: {others}\n"
             "name them 1, 2, ..., or give them one by one"
         )
-    return [Place(each, path.resolve().name, each.name) for each in versions]
+    return [BundlePlace(each, path.resolve().name, each.name) for each in versions]
 
 
 def _is_version(name: str) -> bool:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from deploykit.core.specs import TensorSpec
     from deploykit.runtime.classifier import Classifier
     from deploykit.serving.decoder import Decoder, IsGone
-    from deploykit.serving.limits import Limits
+    from deploykit.serving.limits import ServiceLimits
     from deploykit.serving.metrics import Metrics
     from deploykit.serving.queues import Queue
     from deploykit.serving.requests import InferRequest
@@ -49,7 +49,7 @@ class ServedModel:
     """
 
     def __init__(
-        self, name: str, version: str, model: Classifier, limits: Limits, metrics: Metrics
+        self, name: str, version: str, model: Classifier, limits: ServiceLimits, metrics: Metrics
     ) -> None:
         self.name = name
         self.version = version
@@ -201,7 +201,7 @@ class ServedModel:
         return Tensor(wanted.name, BYTES, best.shape, elements)
 
 
-def _max_batch(model: Classifier, limits: Limits) -> int:
+def _max_batch(model: Classifier, limits: ServiceLimits) -> int:
     """Images that a request may have, and that a batch is gathered of."""
     profile = model.profile
     largest = (

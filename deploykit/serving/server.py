@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from deploykit.runtime.classifier import Classifier
-    from deploykit.serving.limits import Limits
+    from deploykit.serving.limits import ServiceLimits
 
     Loaded = Sequence[tuple[str, str, Classifier]]
 
@@ -91,7 +91,7 @@ class _Server(uvicorn.Server):
 
 def run(
     models: Loaded,
-    limits: Limits,
+    limits: ServiceLimits,
     address: Address,
     http: socket.socket,
     started: Callable[[Service, Ports], None],
@@ -105,7 +105,7 @@ def run(
 
 async def _run(
     models: Loaded,
-    limits: Limits,
+    limits: ServiceLimits,
     address: Address,
     http: socket.socket,
     started: Callable[[Service, Ports], None],

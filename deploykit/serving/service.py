@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from deploykit.runtime.classifier import Classifier
     from deploykit.serving.decoder import IsGone
-    from deploykit.serving.limits import Limits
+    from deploykit.serving.limits import ServiceLimits
     from deploykit.serving.requests import InferAnswer, InferRequest
 
 NAME: Final = "deploykit"
@@ -71,7 +71,9 @@ class Held:
 class Service:
     """Loaded models, and the requests in flight; used in the event loop's thread alone."""
 
-    def __init__(self, models: Sequence[tuple[str, str, Classifier]], limits: Limits) -> None:
+    def __init__(
+        self, models: Sequence[tuple[str, str, Classifier]], limits: ServiceLimits
+    ) -> None:
         self.limits = limits
         self.metrics = Metrics()
         self.tracer = Tracer()

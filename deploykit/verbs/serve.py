@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from deploykit.bundle.sigstore import SigstoreIdentity
     from deploykit.core.progress import Progress
     from deploykit.runtime.classifier import Classifier
-    from deploykit.serving.limits import Limits
-    from deploykit.serving.repository import Place
+    from deploykit.serving.limits import ServiceLimits
+    from deploykit.serving.repository import BundlePlace
     from deploykit.serving.server import Address, Ports
     from deploykit.serving.service import Service
 
@@ -67,7 +67,7 @@ def serve(
     bundles: Sequence[Path],
     *,
     loading: Loading,
-    limits: Limits,
+    limits: ServiceLimits,
     address: Address,
     started: Callable[[tuple[ServedBundle, ...], Ports], None],
     progress: Progress | None = None,
@@ -108,7 +108,7 @@ def serve(
 
 
 def _loaded(
-    place: Place, loading: Loading, stack: ExitStack, progress: Progress | None
+    place: BundlePlace, loading: Loading, stack: ExitStack, progress: Progress | None
 ) -> Classifier:
     with (progress or SilentProgress()).step(f"load {place.folder}"):
         model = load(
@@ -121,7 +121,7 @@ def _loaded(
         return require_golden(stack.enter_context(model), str(place.folder))
 
 
-def _described(service: Service, places: Sequence[Place]) -> tuple[ServedBundle, ...]:
+def _described(service: Service, places: Sequence[BundlePlace]) -> tuple[ServedBundle, ...]:
     return tuple(
         ServedBundle(
             each.name,

@@ -25,7 +25,7 @@ from starlette.requests import Request
 
 import deploykit
 from deploykit import images
-from deploykit.serving.limits import Limits
+from deploykit.serving.limits import ServiceLimits
 from tests.bundles import PLAIN, SIZE, write_bundle
 from tests.cli import deploykit as deploykit_command
 from tests.fakes.batch_model import PATIENCE_S
@@ -99,7 +99,10 @@ def test_readiness_stays_right_after_an_export_over_the_bundle(
     bundle: Path, fp16_bundle: Path
 ) -> None:
     async def scenario() -> None:
-        async with client_of(on_cpu(bundle), Limits(self_test_every_s=0), NAME) as (client, _):
+        async with client_of(on_cpu(bundle), ServiceLimits(self_test_every_s=0), NAME) as (
+            client,
+            _,
+        ):
             shutil.rmtree(bundle)
             shutil.copytree(fp16_bundle, bundle)
             assert (await client.get("/v2/health/ready")).status_code == 200
@@ -284,7 +287,10 @@ def test_large_images_hold_up_neither_refusals_nor_those_who_stay(
     first, left, stays = (encoded(Image.new("RGB", (side, 600))) for side in (600, 601, 602))
 
     async def scenario() -> None:
-        async with client_of(on_cpu(bundle), Limits(max_pixels=400_000), NAME) as (client, _):
+        async with client_of(on_cpu(bundle), ServiceLimits(max_pixels=400_000), NAME) as (
+            client,
+            _,
+        ):
             one = asyncio.create_task(client.post(INFER, content=first, headers=IMAGE))
             while (600, 600) not in decoded:
                 await asyncio.sleep(0)
@@ -328,7 +334,10 @@ def test_a_jpeg_is_reduced_only_where_the_model_sees_the_same(
     Image.new("RGB", (1200, 800), "red").save(buffer, "JPEG")
 
     async def scenario() -> None:
-        async with client_of(on_cpu(bundle), Limits(max_pixels=300_000), NAME) as (client, _):
+        async with client_of(on_cpu(bundle), ServiceLimits(max_pixels=300_000), NAME) as (
+            client,
+            _,
+        ):
             answer = await client.post(INFER, content=buffer.getvalue(), headers=IMAGE)
             assert answer.status_code == status
             if status == 400:

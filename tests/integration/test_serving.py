@@ -27,7 +27,7 @@ from deploykit.cli.serve import command
 from deploykit.core.errors import DeviceError, ModelFileError, ValidationError
 from deploykit.core.specs import Preprocessing, TensorSpec
 from deploykit.heads.multiclass import MULTICLASS
-from deploykit.serving.limits import Limits
+from deploykit.serving.limits import ServiceLimits
 from tests.bundles import SIZE, engine_record, write_bundle
 from tests.documents import ROOT
 from tests.fakes.batch_model import PATIENCE_S
@@ -191,7 +191,7 @@ def test_one_too_many_is_told_to_come_again() -> None:
     double = Double()
 
     async def scenario() -> None:
-        limits = Limits(max_in_flight=2, max_wait_ms=0)
+        limits = ServiceLimits(max_in_flight=2, max_wait_ms=0)
         async with client_of(double.as_model(), limits) as (client, service):
             double.gate.clear()
             first = asyncio.create_task(asked(client))
@@ -217,7 +217,7 @@ def test_a_full_queue_is_told_to_come_again() -> None:
     double = Double()
 
     async def scenario() -> None:
-        limits = Limits(max_queue=1, max_batch=1, max_wait_ms=0)
+        limits = ServiceLimits(max_queue=1, max_batch=1, max_wait_ms=0)
         async with client_of(double.as_model(), limits) as (client, service):
             double.gate.clear()
             first = asyncio.create_task(asked(client))
@@ -240,7 +240,7 @@ def test_bytes_of_all_requests_are_limited() -> None:
     double = Double()
 
     async def scenario() -> None:
-        limits = Limits(max_held_bytes=len(BRIGHT) + 10, max_wait_ms=0)
+        limits = ServiceLimits(max_held_bytes=len(BRIGHT) + 10, max_wait_ms=0)
         async with client_of(double.as_model(), limits) as (client, service):
             double.gate.clear()
             first = asyncio.create_task(asked(client))
@@ -261,7 +261,10 @@ def test_a_slow_model_is_not_waited_for() -> None:
     double = Double()
 
     async def scenario() -> None:
-        async with client_of(double.as_model(), Limits(infer_timeout_s=0.05)) as (client, service):
+        async with client_of(double.as_model(), ServiceLimits(infer_timeout_s=0.05)) as (
+            client,
+            service,
+        ):
             double.gate.clear()
             late = await asked(client)
             assert (late.status_code, late.json()) == (504, {"error": "no answer within 0.05 s"})
@@ -302,7 +305,7 @@ def test_readiness_is_the_golden_sample() -> None:
     double = Double()
 
     async def scenario() -> None:
-        limits = Limits(self_test_every_s=0)
+        limits = ServiceLimits(self_test_every_s=0)
         async with client_of(double.as_model(), limits) as (client, _):
             assert (await client.get("/v2/models/colours/ready")).status_code == 200
             double.test_error = ValidationError("other logits than at export")
@@ -406,7 +409,7 @@ def test_several_inputs_have_a_full_queue_too() -> None:
     ]
 
     async def scenario() -> None:
-        async with client_of(double.as_model(), Limits(max_queue=3)) as (client, service):
+        async with client_of(double.as_model(), ServiceLimits(max_queue=3)) as (client, service):
             tasks = [asyncio.create_task(client.post(INFER, json={"inputs": both}))]
             await asyncio.to_thread(entered.wait, PATIENCE_S)
             tasks.append(asyncio.create_task(client.post(INFER, json={"inputs": both})))
@@ -426,7 +429,10 @@ def test_several_outputs_share_a_batch() -> None:
     values = np.stack([np.full((3, 2, 2), each, np.float32) for each in (2, -3)])
 
     async def scenario() -> None:
-        async with client_of(OfMany().as_model(), Limits(max_wait_ms=50)) as (client, service):
+        async with client_of(OfMany().as_model(), ServiceLimits(max_wait_ms=50)) as (
+            client,
+            service,
+        ):
             bodies = [{"inputs": [tensor("x", each[None], "FP32")]} for each in values]
             answers = await asyncio.gather(*(client.post(INFER, json=each) for each in bodies))
             found = [{each["name"]: each for each in one.json()["outputs"]} for one in answers]

@@ -9,10 +9,10 @@ import pytest
 
 import deploykit
 from deploykit.core.errors import BundleError, UsageError, ValidationError
-from deploykit.serving.limits import Limits
+from deploykit.serving.limits import ServiceLimits
 from deploykit.serving.metrics import GpuMemory, Metrics
 from deploykit.serving.refusals import RefusedError
-from deploykit.serving.repository import Place, Repository, places_in, require_golden
+from deploykit.serving.repository import BundlePlace, Repository, places_in, require_golden
 from deploykit.serving.tracing import Tracer
 from tests.bundles import write_bundle
 
@@ -29,7 +29,7 @@ def test_a_bundle_stands_alone_or_is_a_version(tmp_path: Path) -> None:
     for name in ("1", "10", "9"):
         write_bundle(tmp_path / "many" / name)
     found = places_in([alone, tmp_path / "many"])
-    assert found[0] == Place(alone)
+    assert found[0] == BundlePlace(alone)
     assert {(each.name, each.version) for each in found[1:]} == {
         ("many", "1"), ("many", "9"), ("many", "10"),
     }  # fmt: skip
@@ -87,7 +87,7 @@ def test_a_model_that_fails_its_golden_sample_is_not_served(
 )  # fmt: skip
 def test_a_limit_that_lets_nothing_through_is_refused(name: str, given: Any) -> None:
     with pytest.raises(UsageError, match=rf"{name}={given} lets nothing through\nexpected"):
-        Limits(**{name: given})
+        ServiceLimits(**{name: given})
 
 
 class Nvml:
