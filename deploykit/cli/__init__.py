@@ -26,6 +26,7 @@ COMMANDS: Final = (
     "calibrate",
     "eval",
     "predict",
+    "serve",
     "bench",
     "run",
     "doctor",

@@ -43,6 +43,10 @@ _INSTALL_LINES: Final[Mapping[str, str]] = {
         ("model_signing", "cryptography", "requests", "sigstore"),
         "pip install model-signing pyopenssl",
     ),
+    **dict.fromkeys(
+        ("starlette", "uvicorn", "grpc", "google", "prometheus_client"),
+        "pip install starlette uvicorn grpcio protobuf prometheus-client",
+    ),
 }
 
 RECORDED_PACKAGES: Final = (
