@@ -24,14 +24,16 @@ case $1 in --help) cat "$STAND_IN/help"; exit 1 ;; esac
 printf '%s\\n' "$*" >>"$STAND_IN/calls"
 [ -z "${FAILS_ON-}" ] || case $* in *--device="$FAILS_ON"*) echo "no kernel"; exit 1 ;; esac
 for word in "$@"; do
-    case $word in --saveEngine=*) printf 'plan of %s' "$(cat "$STAND_IN/version")" >"${word#*=}" ;; esac
+    case $word in
+    --saveEngine=*) printf 'plan of %s' "$(cat "$STAND_IN/version")" >"${word#*=}" ;;
+    esac
 done
 """
 NVIDIA_SMI = """#!/bin/sh
 cat "$STAND_IN/gpus"
 """
 DOCKER = """#!/bin/sh
-printf '%s\\n' "$*" >>"$STAND_IN/docker"
+printf '%s\\n' "$*" >>"$STAND_IN/docker.calls"
 while [ "$1" != -v ]; do shift; done
 folder=${2%:/package}
 exec /bin/sh "$folder/build.sh" --here
@@ -103,12 +105,12 @@ def test_on_the_host_it_runs_in_the_named_container(tmp_path: Path, stand_in: Pa
     folder = package(tmp_path)
     done = run(folder, stand_in, "triton:mine")
     assert done.returncode == 0, done.stderr
-    (call,) = (stand_in / "docker").read_text().splitlines()
+    (call,) = (stand_in / "docker.calls").read_text().splitlines()
     assert f"-v {folder}:/package --entrypoint /bin/sh triton:mine /package/build.sh" in call
     assert "--gpus all" in call
     assert config(folder).platform == "tensorrt_plan"
     run(folder, stand_in)
-    assert "nvcr.io/nvidia/tritonserver:26.07-py3" in (stand_in / "docker").read_text()
+    assert "nvcr.io/nvidia/tritonserver:26.07-py3" in (stand_in / "docker.calls").read_text()
 
 
 def test_a_weakly_typed_default_is_switched_off(tmp_path: Path, stand_in: Path) -> None:
@@ -205,10 +207,8 @@ def test_every_profile_of_the_engine_is_compiled(tmp_path: Path, stand_in: Path)
 def test_open_sizes_have_their_range(tmp_path: Path, stand_in: Path) -> None:
     folder = tmp_path / "package"
     folder.mkdir()
-    sizes = {"height": SizeRange(6, 8, 12), "width": SizeRange(8, 8, 8)}
-    engine = engine_record(
-        "a.engine", compiler="tensorrt-rtx", profile=ShapeProfile(1, 2, 4, **sizes)
-    )
+    profile = ShapeProfile(1, 2, 4, height=SizeRange(6, 8, 12), width=SizeRange(8, 8, 8))
+    engine = engine_record("a.engine", compiler="tensorrt-rtx", profile=profile)
     bundle = write_bundle(tmp_path / "bundle", engine, image="H, W")
     place_named("triton").write(Bundle.open(bundle), folder, PackageChoices())
     assert run(folder, stand_in, "--here").returncode == 0

@@ -187,8 +187,8 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_triton_is_told_what_the_bundle_is(case: Case, tmp_path: Path) -> None:
-    bundle = write_bundle(tmp_path / "bundle", *case.engines)
-    bundle = changed(bundle, inputs=case.inputs, outputs=case.outputs, **case.changes)
+    folder = write_bundle(tmp_path / "bundle", *case.engines)
+    bundle = changed(folder, inputs=case.inputs, outputs=case.outputs, **case.changes)
     packed = packaged(bundle, tmp_path / "package")
     found = config(tmp_path / "package")
     assert found.name == "colours-fp32"
