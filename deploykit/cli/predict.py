@@ -164,7 +164,8 @@ def _on_ray(
 def _show_cluster(out: Console, found: ClusterReport, verdict: str) -> None:
     out.print(verdict, style="bold", markup=False, soft_wrap=True)
     resumed = f", {found.resumed} of them from before" if found.resumed else ""
-    out.print(f"{found.parts} parts{resumed}; {found.workers} workers", markup=False)
+    workers = f"; {found.workers} workers" if found.workers else ""
+    out.print(f"{found.parts} parts{resumed}{workers}", markup=False)
     for image, reason in found.named:
         why = "; ".join(reason.splitlines())
         out.print(f"problem: {one_line(image)}, {why}", style="red", markup=False)

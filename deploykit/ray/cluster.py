@@ -14,7 +14,7 @@ from deploykit.core.errors import UsageError, first_line
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_LOGGERS: Final = ("ray", "ray.data")
+_LOGGERS: Final = ("ray", "ray.data", "ray.data._internal")
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,17 @@ def cluster(address: str | None) -> Iterator[Cluster]:
         UsageError: no cluster answers at ``address``.
     """
     # Ray warns of what its next versions will do: nothing that a caller of this can change.
-    with warnings.catch_warnings(), _quiet():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ray, data = require("ray"), require("ray.data")
         ours = not ray.is_initialized()
         if ours:
             _connect(ray, address)
-        context = data.DataContext.get_current()
-        bars, context.enable_progress_bars = context.enable_progress_bars, False
         try:
-            has = ray.cluster_resources()
-            yield Cluster(ray, data, has.get("CPU", 1.0), has.get("GPU", 0.0))
+            with _quiet(data.DataContext.get_current()):
+                has = ray.cluster_resources()
+                yield Cluster(ray, data, has.get("CPU", 1.0), has.get("GPU", 0.0))
         finally:
-            context.enable_progress_bars = bars
             if ours:
                 ray.shutdown()
 
@@ -69,14 +67,19 @@ def _connect(ray: Any, address: str | None) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out what Ray says of each step; errors are still said."""
+def _quiet(context: Any) -> Iterator[None]:
+    """Leave out the bars and what Ray says of each step and of errors, which are raised too.
+
+    Its import sets the levels of its loggers, so this comes after it.
+    """
+    bars, context.enable_progress_bars = context.enable_progress_bars, False
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
+        context.enable_progress_bars = bars

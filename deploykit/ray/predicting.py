@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from deploykit import images
 from deploykit.bundle.manifest import MANIFEST, Bundle
+from deploykit.core import errors
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.environment import require
 from deploykit.core.errors import DataError, DeploykitError, UsageError, typed_first_line
@@ -33,6 +35,7 @@ _PART_BYTES: Final = 64 * 2**20
 _MOST_IMAGES: Final = 1024
 _FLOAT: Final = 4
 _AUTO: Final = "auto"
+_OWN: Final = re.compile(r"^deploykit\.core\.errors\.(\w+): (.*)\Z", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -218,6 +221,11 @@ def _translated(error: BaseException) -> DeploykitError:
         if isinstance(reason, DeploykitError):
             return type(reason)(*reason.args)
         reason = getattr(reason, "cause", None) or reason.__cause__
+    # Of an actor that failed before its first call Ray keeps the traceback alone, as a text.
+    told = _OWN.search(str(error))
+    kind = getattr(errors, told[1], None) if told else None
+    if told and isinstance(kind, type) and issubclass(kind, DeploykitError):
+        return kind(told[2].rstrip())
     return DeploykitError(
         f"the cluster could not go on: {typed_first_line(error)}\n"
         "the parts that are there are whole: run the same again to go on"
@@ -239,16 +247,16 @@ class _Decode:
     def decode(self, row: dict[str, Any]) -> dict[str, Any]:
         """What the actor needs of a part: names, reasons, and the inputs of the other images."""
         part = Part.from_text(row["text"])
-        errors: dict[int, str] = {}
+        reasons: dict[int, str] = {}
         good: list[Any] = []
         for at, content in enumerate(read_part(part)):
             made = content if isinstance(content, str) else self._prepared(content)
             if isinstance(made, str):
-                errors[at] = made
+                reasons[at] = made
             else:
                 good.append(made)
         given = np.stack(good) if good and self._takes_floats else good
-        payload = pickle.dumps((part.names, errors, given), protocol=pickle.HIGHEST_PROTOCOL)
+        payload = pickle.dumps((part.names, reasons, given), protocol=pickle.HIGHEST_PROTOCOL)
         return {"part": row["part"], "payload": payload}
 
     def _prepared(self, content: bytes) -> Any:
@@ -272,14 +280,14 @@ class _Answer:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         # From a task of this very run.
-        names, errors, given = pickle.loads(row["payload"])  # noqa: S301
+        names, reasons, given = pickle.loads(row["payload"])  # noqa: S301
         if not len(given):
             answers: Iterator[Any] = iter(())
         elif isinstance(given, np.ndarray):
             answers = iter(self._predictor.prepared(given))
         else:
             answers = iter(self._predictor.encoded(given))
-        outcomes = [errors[at] if at in errors else next(answers) for at in range(len(names))]
+        outcomes = [reasons[at] if at in reasons else next(answers) for at in range(len(names))]
         content = parquet_of(names, outcomes, self._predictor.answer_fields)
         return {"part": row["part"], "content": content}
 

@@ -95,10 +95,13 @@ def read_part(part: Part) -> Iterator[bytes | str]:
     if part.table is None:
         yield from map(_read_file, part.files)
         return
+    left = len(part.names)
     try:
-        yield from _rows(part)
-    except Exception as exc:  # likewise; the rows that came before count
-        raise DataError(f"cannot read {part.table}: {first_line(exc)}") from exc
+        for content in _rows(part):
+            yield content
+            left -= 1
+    except Exception as exc:
+        yield from [f"cannot be read: {first_line(exc)}"] * left
 
 
 def _found(fs: Any, root: str) -> list[tuple[str, int]]:
