@@ -17,6 +17,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from deploykit.core import atomic
 from deploykit.core.errors import BundleError
 from deploykit.core.progress import SilentProgress
 from deploykit.ray import parts, predicting
@@ -147,7 +148,8 @@ def test_an_actor_and_a_worker_are_killed_and_no_row_is_lost(desk: Path, tmp_pat
 def test_a_full_disk_stops_it_and_the_next_call_goes_on(
     desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output, write, written = tmp_path / "out.parquet", parts.replace_file, []
+    output, write = tmp_path / "out.parquet", atomic.replace_file
+    written: list[str] = []
 
     def fills(path: Path, content: bytes) -> None:
         if len(written) == 5:

@@ -88,7 +88,7 @@ def test_a_batch_without_the_column(bundle: Path) -> None:
 
 
 def test_prepared_images_are_answered_in_their_order(bundle: Path) -> None:
-    found = actor(bundle).prepared(prepared())
+    found: list[Any] = actor(bundle).prepared(prepared())
     logits = [{a.index: a.logit for a in each} for each in found]
     assert np.allclose([[each[0], each[1], each[2]] for each in logits], WANTED, atol=1e-6)
 
@@ -111,7 +111,7 @@ def test_an_image_that_gives_nan_does_not_spoil_the_others(bundle: Path) -> None
         found["logits"][1] = np.nan
         return found
 
-    one._model.run_all = with_nan  # type: ignore[method-assign]
+    one._model.run_all = with_nan  # type: ignore[method-assign, assignment]
     found = one.prepared(images)
     assert "NaN" in str(found[1])
     assert [each[0].index for at, each in enumerate(found) if at != 1] == [
