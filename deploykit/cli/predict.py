@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from deploykit.cli._options import RayCall
     from deploykit.ray.predicting import ClusterChoices, ClusterReport
     from deploykit.verbs.predict import PredictionReport
 
@@ -63,22 +64,7 @@ if TYPE_CHECKING:
     help="cuda (an engine; of several GPUs one: cuda:1, a PCI bus id, a UUID), DEVICES (the ONNX "
     "file), or auto.",
 )
-@click.option(
-    "--ray",
-    "on_ray",
-    is_flag=True,
-    help="On a Ray cluster: IMAGE is a folder, Parquet, or an address as s3://..., and an "
-    "interrupted run goes on. Needs the extra ray.",
-)
-@click.option(
-    "--address", metavar="HOST:PORT", help="Of the Ray cluster.  [default: workers on this machine]"
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Actors of --ray that run the bundle.  [default: one for each GPU, or two CPUs]",
-)
+@_options.ray
 @_options.max_pixels
 @_options.fast
 def command(  # noqa: PLR0913 - one parameter per option
@@ -89,9 +75,7 @@ def command(  # noqa: PLR0913 - one parameter per option
     threshold: float | None,
     output: Path | None,
     device: str,
-    on_ray: bool,
-    address: str | None,
-    workers: int | None,
+    cluster: RayCall | None,
     max_pixels: int | None,
     fast: bool,
 ) -> Answer:
@@ -100,14 +84,15 @@ def command(  # noqa: PLR0913 - one parameter per option
     An IMAGE is a file or a folder of them. An image that cannot be read, or that the model gives
     NaN for, is named at the end, the others are answered all the same, and the exit code is 1.
 
-    With --ray the answers go to a folder of Parquet as they are made, a row for each image.
+    With --ray IMAGE is one folder, Parquet file or address, as s3://..., and the answers go to a
+    folder of Parquet as they are made, a row for each image; an interrupted run goes on.
     """
-    if not on_ray:
-        _refuse_for_ray(address, workers)
-    else:
+    if cluster is not None:
         from deploykit.ray.predicting import ClusterChoices
 
-        call = ClusterChoices(address, workers, device, top_k, threshold, max_pixels)
+        call = ClusterChoices(
+            cluster.address, cluster.workers, device, top_k, threshold, max_pixels
+        )
         return _on_ray(bundle, images, output, call, fast=fast)
     from deploykit.verbs.predict import predict
 
@@ -123,12 +108,6 @@ def command(  # noqa: PLR0913 - one parameter per option
         progress=progress(),
     )
     return Answer(found.to_dict(), lambda out: _show(out, found), failed=bool(found.failed))
-
-
-def _refuse_for_ray(address: str | None, workers: int | None) -> None:
-    for option, given in {"--address": address, "--workers": workers}.items():
-        if given is not None:
-            raise UsageError(f"{option} {given} is for --ray\nadd that, or leave it out")
 
 
 def _on_ray(

@@ -92,9 +92,9 @@ def predict_on_cluster(
         DeploykitError: what an actor raised, as where no engine of the bundle runs on the cluster.
     """
     require_top_k(choices.top_k)
-    manifest = _require_images_alone(Bundle.open(bundle).manifest)
+    manifest = require_images_alone(Bundle.open(bundle).manifest)
     bundle = bundle.resolve()
-    listing = listing_of(source, _images_of_a_part(manifest))
+    listing = listing_of(source, images_of_a_part(manifest))
     sha256 = sha256_of(bundle / MANIFEST)
     plan = {
         "bundle": sha256,
@@ -109,7 +109,7 @@ def predict_on_cluster(
         placed = (0, 0.0)
         if left:
             with cluster(choices.address) as connected:
-                workers = _Workers.of(connected, manifest, choices)
+                workers = Workers.of(connected, manifest, choices)
                 placed = (workers.count, workers.gpus)
                 answered = _answered(connected, workers, bundle, sha256, left, choices)
                 images_done = listing.count - sum(len(part.names) for part in left)
@@ -129,7 +129,12 @@ def predict_on_cluster(
     return ClusterReport(output, rows, failed, named, len(listing.parts), resumed, *placed)
 
 
-def _require_images_alone(manifest: Manifest) -> Manifest:
+def require_images_alone(manifest: Manifest) -> Manifest:
+    """Refuse a bundle that takes more than images.
+
+    Raises:
+        UsageError: it does.
+    """
     others = manifest.onnx.inputs[1:]
     if others:
         named = ", ".join(repr(spec.name) for spec in others)
@@ -140,21 +145,30 @@ def _require_images_alone(manifest: Manifest) -> Manifest:
     return manifest
 
 
-def _images_of_a_part(manifest: Manifest) -> int:
+def images_of_a_part(manifest: Manifest) -> int:
+    """Images that are read, answered and written as a whole, by the size of their pixels."""
     height, width = manifest.preprocessing.crop
     return max(1, min(_MOST_IMAGES, _PART_BYTES // (3 * height * width * _FLOAT)))
 
 
 @dataclass(frozen=True)
-class _Workers:
-    """The actors: how many, and what of the cluster each of them takes."""
+class Workers:
+    """The actors: how many, and what of the cluster each of them takes.
+
+    ``cpus`` and ``gpus`` are those of one actor.
+    """
 
     count: int
     cpus: float
     gpus: float
 
     @classmethod
-    def of(cls, found: Cluster, manifest: Manifest, choices: ClusterChoices) -> _Workers:
+    def of(cls, found: Cluster, manifest: Manifest, choices: ClusterChoices) -> Workers:
+        """A GPU for each where the bundle's engine needs one, and enough CPUs left to decode.
+
+        Raises:
+            UsageError: a GPU was asked for, and the cluster has none.
+        """
         name, _ = split_device(choices.device)
         on_gpu = name == ENGINE_DEVICE or (
             name == _AUTO and bool(manifest.engines) and found.gpus >= 1
@@ -173,7 +187,7 @@ class _Workers:
 
 def _answered(
     found: Cluster,
-    workers: _Workers,
+    workers: Workers,
     bundle: Path,
     sha256: str,
     parts: Sequence[Part],
@@ -182,7 +196,7 @@ def _answered(
     """The Parquet file of each part, as it is finished, in any order."""
     manifest = Bundle.open(bundle).manifest
     takes_floats = manifest.onnx.inputs[0].dtype == "float32"
-    decoder = _Decode(manifest.preprocessing, choices.max_pixels, takes_floats=takes_floats)
+    decoder = Decoder(manifest.preprocessing, choices.max_pixels, takes_floats=takes_floats)
     arguments = {
         "bundle": str(bundle),
         "sha256": sha256,
@@ -190,22 +204,38 @@ def _answered(
         "top_k": choices.top_k,
         "threshold": choices.threshold,
     }
+    for row in results_of(found, workers, parts, decoder, (_Answer, arguments)):
+        yield int(row["part"]), row["content"]
+
+
+def results_of(
+    found: Cluster,
+    workers: Workers,
+    parts: Sequence[Part],
+    decoder: Decoder,
+    actor: tuple[type, Mapping[str, Any]],
+) -> Iterator[dict[str, Any]]:
+    """What an ``actor``, a class with its arguments, makes of each part, in any order.
+
+    Raises:
+        DeploykitError: as the actor raised it, or because of what Ray says.
+    """
     rows = [{"part": part.number, "text": part.to_text()} for part in parts]
+    kind, arguments = actor
     # A block for each part: a block is what Ray does again when a worker is lost.
     flow = (
         found.data.from_items(rows, override_num_blocks=len(rows))
         .map(decoder.decode, num_cpus=1)
         .map(
-            _Answer,
-            fn_constructor_kwargs=arguments,
+            kind,
+            fn_constructor_kwargs=dict(arguments),
             compute=found.data.ActorPoolStrategy(size=workers.count),
             num_cpus=workers.cpus,
             num_gpus=workers.gpus,
         )
     )
     try:
-        for row in flow.iter_rows():
-            yield int(row["part"]), row["content"]
+        yield from flow.iter_rows()
     except DeploykitError:
         raise
     except Exception as exc:  # Ray has an error for each way to lose a worker
@@ -219,20 +249,22 @@ def _translated(error: BaseException) -> DeploykitError:
     while reason is not None and id(reason) not in seen:
         seen.add(id(reason))
         if isinstance(reason, DeploykitError):
-            return type(reason)(*reason.args)
+            return reason
         reason = getattr(reason, "cause", None) or reason.__cause__
     # Of an actor that failed before its first call Ray keeps the traceback alone, as a text.
     told = _OWN.search(str(error))
     kind = getattr(errors, told[1], None) if told else None
     if told and isinstance(kind, type) and issubclass(kind, DeploykitError):
-        return kind(told[2].rstrip())
+        own = kind.__new__(kind)  # a kind may have a constructor of its own
+        own.args = (told[2].rstrip(),)
+        return own
     return DeploykitError(
         f"the cluster could not go on: {typed_first_line(error)}\n"
         "the parts that are there are whole: run the same again to go on"
     )
 
 
-class _Decode:
+class Decoder:
     """Reads and decodes the images of a part, in a task on a CPU."""
 
     def __init__(

@@ -187,6 +187,28 @@ def test_the_command_names_what_could_not_be_read(desk: Path, tmp_path: Path) ->
     assert f"{-(-IMAGES // PART)} parts, {-(-IMAGES // PART)} of them from before" in again.out
 
 
+def test_eval_counts_what_it_counts_on_one_machine(desk: Path, tmp_path: Path) -> None:
+    """A folder per class, in which a third of the images lies in a wrong one."""
+    for at in range(20):
+        right = int(pixels(at).mean(axis=(0, 1)).argmax())
+        name = ("red", "green", "blue")[(right + (at % 3 == 0)) % 3]
+        (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels(at)).save(tmp_path / "data" / name / f"{at}.png")
+    call = ("eval", desk / "bundle", "--data", tmp_path / "data", "--json")
+    here, there = deploykit(*call), deploykit(*call, "--ray")
+    assert (here.code, there.code) == (0, 0), there.err
+    counted = ("count", "top1", "top5", "top1_interval")
+    assert {name: there.data[name] for name in counted if name in here.data} == {
+        name: here.data[name] for name in counted if name in here.data
+    }
+    assert there.data["count"] == 20
+    (tmp_path / "data" / "red" / "bad.png").write_bytes(b"nothing")
+    refused = deploykit(*call, "--ray")
+    assert refused.code == 1
+    assert "1 of 21 images cannot be read" in refused.err
+    assert "bad.png" in refused.err
+
+
 def test_an_error_of_an_actor_is_said_as_its_own(
     desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

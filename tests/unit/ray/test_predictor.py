@@ -13,9 +13,15 @@ from PIL import Image
 
 from deploykit.bundle.manifest import MANIFEST, Bundle
 from deploykit.core.artifacts import sha256_of
-from deploykit.core.errors import BundleError, DataError, DeploykitError, UsageError
+from deploykit.core.errors import (
+    BundleError,
+    DataError,
+    DeploykitError,
+    UsageError,
+    ValidationError,
+)
 from deploykit.core.specs import HeadRecord, TensorSpec
-from deploykit.ray import Predictor, predicting
+from deploykit.ray import Predictor, evaluating, predicting
 from deploykit.ray.cluster import Cluster
 from deploykit.ray.predicting import ClusterChoices, parquet_of
 from deploykit.ray.predictor import PreparedPredictor
@@ -27,6 +33,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytest.importorskip("pyarrow")
+
+
+class SilentTask:
+    def update(self, done: float, total: float | None = None, detail: str = "") -> None:
+        """Nothing to show."""
+
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), np.uint8)
 
@@ -167,7 +179,7 @@ def test_a_part_is_decoded_but_for_what_cannot_be_read(takes_floats: bool, tmp_p
     (tmp_path / "a.png").write_bytes(png(PIXELS[0]))
     (tmp_path / "b.png").write_bytes(b"nothing")
     steps = Bundle.open(write_bundle(tmp_path / "bundle")).manifest.preprocessing
-    decoder = predicting._Decode(steps, None, takes_floats=takes_floats)
+    decoder = predicting.Decoder(steps, None, takes_floats=takes_floats)
     part = Part(7, (str(tmp_path / "a.png"), str(tmp_path / "b.png"), str(tmp_path / "c.png")))
     row = decoder.decode({"part": 7, "text": part.to_text()})
     names, errors, given = pickle.loads(row["payload"])  # noqa: S301 - made above
@@ -198,7 +210,7 @@ def test_actors_get_what_their_engine_needs(
 ) -> None:
     records = (engine_record(),) if engines else ()
     manifest = Bundle.open(write_bundle(tmp_path / "bundle", *records)).manifest
-    found = predicting._Workers.of(
+    found = predicting.Workers.of(
         Cluster(None, None, cpus, gpus), manifest, ClusterChoices(device=device)
     )
     assert (found.count, found.cpus, found.gpus) == wanted
@@ -207,14 +219,14 @@ def test_actors_get_what_their_engine_needs(
 def test_decoding_keeps_half_of_the_processors(bundle: Path) -> None:
     manifest = Bundle.open(bundle).manifest
     choices = ClusterChoices(workers=4)
-    found = predicting._Workers.of(Cluster(None, None, 2.0, 0.0), manifest, choices)
+    found = predicting.Workers.of(Cluster(None, None, 2.0, 0.0), manifest, choices)
     assert found.count * found.cpus <= 1.0
 
 
 def test_a_gpu_that_the_cluster_lacks(bundle: Path) -> None:
     manifest = Bundle.open(bundle).manifest
     with pytest.raises(UsageError, match="--device cuda: the cluster has no GPU"):
-        predicting._Workers.of(
+        predicting.Workers.of(
             Cluster(None, None, 2.0, 0.0), manifest, ClusterChoices(device="cuda")
         )
 
@@ -237,7 +249,7 @@ def test_a_bundle_of_several_inputs(bundle: Path) -> None:
     manifest = Bundle.open(bundle).manifest
     inputs = (*manifest.onnx.inputs, TensorSpec("blood", "float32", ("N", 5)))
     with pytest.raises(UsageError, match="takes 'blood' beside the images"):
-        predicting._require_images_alone(
+        predicting.require_images_alone(
             replace(manifest, onnx=replace(manifest.onnx, inputs=inputs))
         )
 
@@ -252,7 +264,57 @@ def test_a_bundle_of_several_inputs(bundle: Path) -> None:
         (["a", "--address", "x:1"], "--address x:1 is for --ray"),
     ],
 )
-def test_what_is_wrong_with_the_call(arguments: list[str], message: str, bundle: Path) -> None:
+def test_what_is_wrong_with_predict(arguments: list[str], message: str, bundle: Path) -> None:
     called = deploykit("predict", bundle, *arguments)
     assert called.code == 2
     assert message in called.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ray", "--compare", "other"], "--ray does not take --compare"),
+        (["--ray", "--fast"], "--ray does not take --fast"),
+        (["--workers", "2"], "--workers 2 is for --ray"),
+    ],
+)
+def test_what_is_wrong_with_eval(arguments: list[str], message: str, bundle: Path) -> None:
+    called = deploykit("eval", bundle, "--data", bundle, *arguments)
+    assert called.code == 2
+    assert message in called.err
+
+
+def test_eval_needs_files_that_a_cluster_can_share(bundle: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "test.npz", images=PIXELS, labels=np.arange(5) % 3)
+    called = deploykit("eval", bundle, "--data", tmp_path / "test.npz", "--ray")
+    assert called.code == 2
+    assert "is one file, whose images a cluster cannot share" in called.err
+
+
+def test_eval_needs_labels(bundle: Path, tmp_path: Path) -> None:
+    Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
+    called = deploykit("eval", bundle, "--data", tmp_path, "--ray")
+    assert called.code == 1
+    assert "have no labels" in called.err
+
+
+def test_outputs_that_are_no_numbers_end_an_evaluation() -> None:
+    outputs = np.zeros((3, 2), np.float32)
+    assert evaluating._numbers(outputs, [4, 5, 6]) is outputs
+    outputs[1] = np.nan
+    with pytest.raises(ValidationError, match="outputs of image 5 and 0 more are not numbers"):
+        evaluating._numbers(outputs, [4, 5, 6])
+
+
+def test_first_outputs_are_numpys(bundle: Path) -> None:
+    assert np.allclose(actor(bundle).first_outputs(prepared()), WANTED, atol=1e-6)
+
+
+def test_a_bundle_of_bytes_is_not_counted_on_a_cluster(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "bundle")
+    onnx = Bundle.open(folder).manifest.onnx
+    image = replace(onnx.inputs[0], dtype="uint8")
+    onnx = replace(onnx, inputs=(image,), path=onnx.path.relative_to(folder))
+    folder = write_bundle(tmp_path / "bundle", onnx=onnx)
+    with pytest.raises(UsageError, match="takes uint8 images, and eval --ray feeds float32"):
+        next(evaluating.outputs_on_cluster(folder, [], ClusterChoices(), SilentTask()))
