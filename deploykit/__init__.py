@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         export,
         inspect,
         open_bundle,
+        package,
         validate,
     )
 
@@ -53,6 +54,7 @@ __all__ = [
     "inspect",
     "load",
     "open_bundle",
+    "package",
     "run_recipe",
     "validate",
 ]
@@ -75,6 +77,7 @@ _HOMES: Final = {
             "export",
             "inspect",
             "open_bundle",
+            "package",
             "validate",
         ),
         "deploykit.verbs.from_python",

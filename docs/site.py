@@ -41,7 +41,8 @@ SECTIONS: Final = {
     "Use": (
         *(f"docs/{name}.md" for name in ("export", "bytes", "precision", "budget", "accuracy")),
         *(f"docs/{name}.md" for name in ("troubleshooting", "python", "loading")),
-        *("docs/serving/README.md", "docs/benchmarking.md", "docs/security.md"),
+        *("docs/serving/README.md", "docs/package.md", "docs/ray.md", "docs/benchmarking.md"),
+        "docs/security.md",
     ),
     "Look up": (
         *("docs/faq.md", "docs/glossary.md", "docs/commands.md"),

@@ -20,6 +20,7 @@ COMMANDS: Final = (
     "export",
     "build",
     "check",
+    "package",
     "sign",
     "verify",
     "validate",

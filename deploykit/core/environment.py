@@ -39,6 +39,7 @@ _INSTALL_LINES: Final[Mapping[str, str]] = {
     "onnxruntime": "pip install onnxruntime-gpu",
     "PIL": "pip install pillow",
     "pynvml": "pip install nvidia-ml-py",
+    **dict.fromkeys(("ray", "pyarrow", "fsspec"), "pip install ray pandas pyarrow fsspec"),
     **dict.fromkeys(
         ("model_signing", "cryptography", "requests", "sigstore"),
         "pip install model-signing pyopenssl",

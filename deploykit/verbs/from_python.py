@@ -44,11 +44,13 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from deploykit.bundle.sigstore import SigstoreIdentity
     from deploykit.core.choices import Channels
     from deploykit.costs.network import ModelSummary
     from deploykit.precision.calibration.graphs import Calibrated
     from deploykit.verbs.bench import BenchReport
     from deploykit.verbs.evaluate import AccuracyReport
+    from deploykit.verbs.package import PackageReport
     from deploykit.verbs.validate import ComparisonReport
 
     PathLike: TypeAlias = str | os.PathLike[str]
@@ -355,6 +357,53 @@ def calibrate(  # noqa: PLR0913 - the options of the command
     choices = DefinitionChoices(image_size=input_size)
     source = SourceOptions(_text(weights), seed, choices)
     return calibrate_target(os.fspath(model), options, source, _progress(quiet=quiet))[0]
+
+
+@with_argument_names
+def package(  # noqa: PLR0913 - the options of the command
+    bundle: PathLike,
+    to: str,
+    output: PathLike,
+    *,
+    replace: bool = False,
+    image: str | None = None,
+    storage_uri: str | None = None,
+    server: str | None = None,
+    wheel: PathLike | None = None,
+    trust: PathLike | SigstoreIdentity | None = None,
+    quiet: bool = False,
+) -> PackageReport:
+    """Write what a bundle needs to be served elsewhere, as one folder.
+
+    Args:
+        bundle: its folder.
+        to: the place: "triton", "docker", "kserve", or a plug-in's.
+        output: the folder of the package.
+        replace: whether a package that is there may be replaced.
+        image: the container that serves, for Triton and KServe.
+        storage_uri: where the model folder will lie, for KServe.
+        server: "triton" or "deploykit", for KServe.
+        wheel: the wheel of deploykit, for Docker.
+        trust: who has to have signed the bundle, as that of `load`.
+        quiet: whether to say nothing of the steps.
+
+    Raises:
+        UsageError: no such place, or an argument that does not go with it.
+        BundleError: ``output`` is taken, or the place cannot serve the bundle.
+        IntegrityError: a file of the bundle is not as it was written.
+    """
+    from deploykit.packaging import PackageChoices
+    from deploykit.verbs.package import package as write_package
+
+    return write_package(
+        Path(bundle),
+        to,
+        Path(output),
+        PackageChoices(image, storage_uri, server, _path(wheel)),
+        replace=replace,
+        trust=trust,
+        progress=_progress(quiet=quiet),
+    )
 
 
 @with_argument_names
