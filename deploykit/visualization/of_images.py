@@ -12,7 +12,7 @@ from deploykit.images import batches, name_of, pixels_before, prepare, sample_in
 from deploykit.visualization.gradcam import grad_cam
 from deploykit.visualization.occlusion import Square, occlusion_map
 from deploykit.visualization.pictures import heat, scaled_to
-from deploykit.visualization.results import Findings, Group, Item, Picture, Section
+from deploykit.visualization.results import Findings, Group, Item, Picture, Section, file_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -43,15 +43,24 @@ OCCLUSION_TEXT: Final = (
 )
 
 
+@dataclass(frozen=True)
+class Covered:
+    """Images as a network takes them, and the names of its classes."""
+
+    images: ImageSet
+    preprocessing: Preprocessing
+    labels: Sequence[str] | None
+
+
 def show_grad_cam(
     network: TorchNetwork,
     layers: Sequence[TracedLayer],
-    images: ImageSet,
-    labels: Sequence[str] | None,
+    covered: Covered,
     findings: Findings,
     progress: Progress,
 ) -> None:
     """Add Grad-CAM of layers with positions, on images spread evenly over those given."""
+    images, labels = covered.images, covered.labels
     chosen = sample_indices(len(images), SHOWN)
     look = network.preprocessing
     groups: list[Group] = []
@@ -64,7 +73,7 @@ def show_grad_cam(
             items = []
             for index, image, found, scores in rows:
                 answer = int(scores.argmax())
-                file = f"gradcam/{layer.name}-{index}.png"
+                file = f"gradcam/{file_name(layer.name)}-{index}.png"
                 pixels = scaled_to(pixels_before(image, look), *_SIDE_PX)
                 shown = Picture.of(file, heat(pixels, found, float(found.max())), layer.name)
                 text = f"{name_text(answer, labels)}, score {scores[answer]:.3g}"
@@ -140,8 +149,7 @@ def spread_images(images: ImageSet) -> ChosenImages:
 
 def changed_images(
     models: tuple[Seen, Seen],
-    images: ImageSet,
-    preprocessing: Preprocessing,
+    covered: Covered,
     losses: Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float64]],
     task: ProgressTask,
 ) -> ChosenImages:
@@ -152,7 +160,8 @@ def changed_images(
     changed: list[int] = []
     furthest: list[tuple[float, int]] = []
     count, seen = 0, 0
-    for prepared, indices in batches(images, preprocessing, _BATCH, on_corrupt="skip"):
+    images = covered.images
+    for prepared, indices in batches(images, covered.preprocessing, _BATCH, on_corrupt="skip"):
         wanted, got = (model.scores(prepared) for model in models)
         at = np.flatnonzero(losses(got, wanted) > 0)
         changed += [indices[each] for each in at[: max(0, SHOWN - len(changed))]]
@@ -177,13 +186,12 @@ _BATCH: Final = 16
 def show_occlusion(
     models: Sequence[Seen],
     chosen: ChosenImages,
-    images: ImageSet,
-    preprocessing: Preprocessing,
-    labels: Sequence[str] | None,
+    covered: Covered,
     findings: Findings,
     progress: Progress,
 ) -> None:
     """Add occlusion maps of each model side by side, of the first one's answer."""
+    images, preprocessing, labels = covered.images, covered.preprocessing, covered.labels
     square = Square.for_image(*preprocessing.crop)
     items, told = [], []
     for index in chosen.indices:

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from deploykit.core.progress import Progress
     from deploykit.images import ImageSet
     from deploykit.visualization.layers import TorchNetwork
-    from deploykit.visualization.maximisation import Maximised
     from deploykit.visualization.pictures import Pixels
     from deploykit.visualization.top_images import Peak, TopImages
     from deploykit.visualization.tracing import TracedLayer
