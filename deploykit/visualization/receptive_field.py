@@ -3,7 +3,9 @@
 Dumoulin, Visin 2016, "A guide to convolution arithmetic for deep learning",
 https://arxiv.org/abs/1603.07285, has the arithmetic of windows. Here it is not solved for sizes
 and strides, but applied to every position of an axis, so that padding, rounded-up pooling,
-dilation, slices and branches of different reach are exact at the edges too.
+dilation, slices and branches of different reach are exact at the edges too. Rows and columns are
+followed apart: only where one of several branches lies wholly in the padding, in one axis, do its
+pixels in the other axis count all the same.
 """
 
 from __future__ import annotations
