@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         inspect,
         open_bundle,
         validate,
+        visualize,
     )
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "open_bundle",
     "run_recipe",
     "validate",
+    "visualize",
 ]
 
 _HOMES: Final = {
@@ -76,6 +78,7 @@ _HOMES: Final = {
             "inspect",
             "open_bundle",
             "validate",
+            "visualize",
         ),
         "deploykit.verbs.from_python",
     ),

@@ -169,9 +169,8 @@ def _show_filters(
     if len(layers) > 1 and layers[0][1].filters.shape == layers[1][1].filters.shape:
         reference, own = (layer.filters for _, layer in layers)
         told["largest_difference"] = float(np.abs(own - reference).max())
-        told["relative_difference"] = float(
-            np.linalg.norm(own - reference) / max(np.linalg.norm(reference), 1e-30)
-        )
+        size = float(np.linalg.norm(reference))
+        told["relative_difference"] = float(np.linalg.norm(own - reference)) / size if size else 0.0
     findings.numbers["first_layer"] = told
 
 

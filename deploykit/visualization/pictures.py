@@ -20,6 +20,9 @@ GREY: Final = 128
 """Of what lies outside an image, and of a value of 0 where values have signs."""
 
 _GAP_PX: Final = 2
+_GAP: Final = 24
+"""Darkness of gaps between tiles: grey is a value of its own."""
+
 _COLOURS: Final = 3
 
 _WARM: Final = ((0, 0, 0), (120, 28, 109), (237, 105, 37), (252, 255, 164))
@@ -80,13 +83,13 @@ def scaled_to(pixels: Pixels, least: int, most: int) -> Pixels:
 
 
 def sheet(tiles: Sequence[Pixels], columns: int) -> Pixels:
-    """Tiles (h, w, 3) of one size in rows of ``columns``, with a grey gap between them."""
+    """Tiles (h, w, 3) of one size in rows of ``columns``, with a dark gap between them."""
     height, width = tiles[0].shape[:2]
     rows = -(len(tiles) // -columns)
     across = min(columns, len(tiles))
     whole = np.full(
         (rows * (height + _GAP_PX) - _GAP_PX, across * (width + _GAP_PX) - _GAP_PX, _COLOURS),
-        GREY,
+        _GAP,
         np.uint8,
     )
     for at, tile in enumerate(tiles):

@@ -49,7 +49,8 @@ def transposed(signal: Array, weight: Array) -> Array:
         for y in range(height):
             for z in range(width):
                 back[:, y : y + 3, z : z + 3] += signal[o, y, z] * weight[o]
-    return back[:, 1:-1, 1:-1]
+    inside: Array = back[:, 1:-1, 1:-1]
+    return inside
 
 
 def pool(x: Array) -> tuple[Array, Array]:
@@ -144,7 +145,8 @@ def test_a_sum_and_batch_normalisation_are_passed_to_both_sides() -> None:
     out = layer(network, "out")
     found = deconvnet(network, out, 0, image, [Peak(0, 0.0, 2, 2)])[0]
     value = float(module(torch.from_numpy(image))[0, 0, 2, 2])
-    scale = (bn.weight / (bn.running_var + bn.eps).sqrt()).detach().numpy()  # type: ignore[operator]
+    variance = np.asarray(bn.running_var)
+    scale = bn.weight.detach().numpy() / np.sqrt(variance + bn.eps)
     wanted = np.zeros((3, 5, 5))
     wanted[:, 1:4, 1:4] = module.conv.weight.detach().numpy()[0] * scale[0]
     wanted[0, 2, 2] += 1
