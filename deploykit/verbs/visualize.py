@@ -107,7 +107,7 @@ def visualize(call: VisualizeCall, progress: Progress | None = None) -> Visualiz
         _of_graph(call, methods, findings, shown)
     if not findings.pictures:
         raise UsageError(
-            f"there is nothing to show of {call.called}\n" + "\n".join(findings.notes[:2])
+            f"there is nothing to show of {call.called}\n" + "\n".join(findings.notes[-1:])
         )
     files = [PAGE, *(picture.file for picture in findings.pictures)]
     findings.numbers |= {
@@ -206,15 +206,12 @@ def _of_definition(
     call: VisualizeCall, methods: frozenset[Method], findings: Findings, progress: Progress
 ) -> frozenset[Method]:
     with progress.step("look at the network"):
-        import torch
-
-        from deploykit.sources.autocast import without_autocast
         from deploykit.sources.logits import network_of
         from deploykit.sources.weights import build_with_weights
-        from deploykit.visualization.layers import TorchNetwork
+        from deploykit.visualization.layers import TorchNetwork, recording
         from deploykit.visualization.of_modules import ModuleWish, show_module
 
-    with without_autocast(), torch.inference_mode(mode=False), torch.enable_grad():
+    with recording():
         with progress.step("build the network"):
             spec = _spec(call)
             module, record = build_with_weights(spec, call.weights, call.seed)

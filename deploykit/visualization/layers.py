@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -9,7 +10,7 @@ from deploykit.core.errors import UnknownNameError, UsageError
 from deploykit.visualization.tracing import trace_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor, nn
@@ -135,6 +136,17 @@ class _ReachedError(Exception):
     def __init__(self, output: Tensor) -> None:
         super().__init__("reached")
         self.output = output
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Gradients are recorded within, in the types that are written, whatever the caller chose."""
+    import torch
+
+    from deploykit.sources.autocast import without_autocast
+
+    with without_autocast(), torch.inference_mode(mode=False), torch.enable_grad():
+        yield
 
 
 def tensor_of(images: NDArray[Any], *, with_gradients: bool = False) -> Tensor:

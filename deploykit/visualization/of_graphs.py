@@ -29,7 +29,7 @@ from deploykit.visualization.of_images import (
     show_occlusion,
     spread_images,
 )
-from deploykit.visualization.results import Findings, Group, Item, Method, Picture, Section
+from deploykit.visualization.results import Findings, PictureGroup, Item, Method, Picture, Section
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -164,7 +164,7 @@ def _show_filters(
         _sheet(name, layer, number, channel_order, largest)
         for number, (name, layer) in enumerate(layers)
     )
-    findings.sections.insert(0, Section("First layer", FILTERS_TEXT, (Group("", items),)))
+    findings.sections.insert(0, Section("First layer", FILTERS_TEXT, (PictureGroup("", items),)))
     told: dict[str, Any] = {name: layer.to_dict() for name, layer in layers}
     if len(layers) > 1 and layers[0][1].filters.shape == layers[1][1].filters.shape:
         reference, own = (layer.filters for _, layer in layers)

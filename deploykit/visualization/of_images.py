@@ -1,4 +1,4 @@
-"""Where in images the evidence lies: Grad-CAM of a module, occlusion of anything that runs."""
+"""Maps of where in images the evidence lies: Grad-CAM of a module, occlusion of anything that runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from deploykit.images import batches, name_of, pixels_before, prepare, sample_in
 from deploykit.visualization.gradcam import grad_cam
 from deploykit.visualization.occlusion import Square, occlusion_map
 from deploykit.visualization.pictures import heat, scaled_to
-from deploykit.visualization.results import Findings, Group, Item, Picture, Section, file_name
+from deploykit.visualization.results import (
+    Findings,
+    PictureGroup,
+    Item,
+    Picture,
+    Section,
+    file_name,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -63,7 +70,7 @@ def show_grad_cam(
     images, labels = covered.images, covered.labels
     chosen = sample_indices(len(images), SHOWN)
     look = network.preprocessing
-    groups: list[Group] = []
+    groups: list[PictureGroup] = []
     told: list[dict[str, Any]] = []
     with progress.step("Grad-CAM") as task:
         prepared = np.stack([prepare(images, index, look) for index in chosen])
@@ -88,7 +95,7 @@ def show_grad_cam(
                         "largest": float(found.max()),
                     }
                 )
-            groups.append(Group(layer.name, tuple(items)))
+            groups.append(PictureGroup(layer.name, tuple(items)))
             task.update(done, len(layers))
     findings.sections.append(Section("Grad-CAM", GRADCAM_TEXT, tuple(groups)))
     findings.numbers["gradcam"] = told
@@ -220,7 +227,7 @@ def show_occlusion(
             }
         )
     about = f"{OCCLUSION_TEXT} Square of {square.side} px, step {square.step} px; {chosen.text}."
-    findings.sections.append(Section("Occlusion", about, (Group("", tuple(items)),)))
+    findings.sections.append(Section("Occlusion", about, (PictureGroup("", tuple(items)),)))
     findings.numbers["occlusion"] = {"square": [square.side, square.step], **chosen.numbers}
     findings.numbers["occlusion"]["maps"] = told
 

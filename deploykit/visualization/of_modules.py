@@ -22,7 +22,7 @@ from deploykit.visualization.of_units import UnitWish, rules_for, show_units
 from deploykit.visualization.results import (
     OF_UNITS,
     Findings,
-    Group,
+    PictureGroup,
     Item,
     Method,
     Picture,
@@ -126,7 +126,7 @@ def _show_filters(network: TorchNetwork, findings: Findings) -> None:
         return
     pixels = filters_sheet(layer, channel_order=network.preprocessing.channel_order)
     item = Item("", (Picture.of("filters.png", pixels, layer.name),), filters_line(layer))
-    findings.sections.append(Section("First layer", FILTERS_TEXT, (Group("", (item,)),)))
+    findings.sections.append(Section("First layer", FILTERS_TEXT, (PictureGroup("", (item,)),)))
     findings.numbers["first_layer"] = layer.to_dict()
 
 

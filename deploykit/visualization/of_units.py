@@ -1,4 +1,4 @@
-"""What single filters of layers answer to: images, the way back to their pixels, an ideal image."""
+"""Pictures of what single filters answer to: images, the way back to their pixels, an ideal image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deploykit.visualization.pictures import cut, scaled_to, sheet, signed
 from deploykit.visualization.results import (
     OF_UNITS,
     Findings,
-    Group,
+    PictureGroup,
     Item,
     Method,
     Picture,
@@ -129,7 +129,7 @@ def _layer(
     wish: UnitWish,
     found: tuple[ImageSet | None, TopImages | None],
     progress: Progress,
-) -> tuple[Group, dict[str, Any]]:
+) -> tuple[PictureGroup, dict[str, Any]]:
     images, top = found
     peaks = LayerPeaks.nothing(layer.channels) if top is None else top.peaks[layer.name]
     channels = peaks.spread(wish.filters)
@@ -149,7 +149,7 @@ def _layer(
             items.append(Item(f"filter {channel}", tuple(pictures), _item_text(told)))
             numbers.append(told)
             task.update(at + 1, len(channels))
-    return Group(layer.name, tuple(items), layer_text(layer)), {
+    return PictureGroup(layer.name, tuple(items), layer_text(layer)), {
         **layer_numbers(layer),
         "filters": numbers,
     }

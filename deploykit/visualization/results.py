@@ -1,4 +1,4 @@
-"""What `deploykit visualize` made: pictures with their captions, in sections, and the numbers."""
+"""Pictures with their captions, in sections, and the numbers: what `deploykit visualize` made."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Group:
+class PictureGroup:
     """Items under a heading, as the filters of a layer."""
 
     title: str
@@ -82,7 +82,7 @@ class Section:
 
     title: str
     text: str
-    groups: tuple[Group, ...]
+    groups: tuple[PictureGroup, ...]
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Receptive fields of a module's layers, followed through one forward pass.
 
 Every call of torch's functions is watched, so that functions in a ``forward`` count as modules do.
+One file because every rule reads a call in the same way.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def test_quantized_filters_are_real_numbers_again(per_channel: bool) -> None:
         {"s": np.array(scale), "z": np.array(zero)},
     )
     (wanted,) = ReferenceEvaluator(only).run(None, {"w": stored})
-    np.testing.assert_allclose(found[1], wanted, rtol=1e-6)
+    np.testing.assert_allclose(found[1], np.asarray(wanted, np.float32), rtol=1e-6)
 
 
 def test_a_graph_without_filters() -> None:
