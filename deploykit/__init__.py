@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         open_bundle,
         package,
         validate,
+        visualize,
     )
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "package",
     "run_recipe",
     "validate",
+    "visualize",
 ]
 
 _HOMES: Final = {
@@ -79,6 +81,7 @@ _HOMES: Final = {
             "open_bundle",
             "package",
             "validate",
+            "visualize",
         ),
         "deploykit.verbs.from_python",
     ),

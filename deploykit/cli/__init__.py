@@ -29,6 +29,7 @@ COMMANDS: Final = (
     "predict",
     "serve",
     "bench",
+    "visualize",
     "run",
     "doctor",
     "completion",

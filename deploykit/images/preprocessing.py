@@ -84,6 +84,22 @@ def preprocess_array(pixels: NDArray[np.uint8], preprocessing: Preprocessing) ->
     return preprocess(Image.fromarray(pixels), preprocessing)
 
 
+def pixels_before(prepared: NDArray[np.float32], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """RGB pixels (H, W, 3) of an image that `preprocess` made (3, H, W), as they were before.
+
+    >>> from deploykit.core.specs import Preprocessing
+    >>> grey = np.zeros((3, 1, 1), np.float32)
+    >>> pixels_before(grey, Preprocessing((1, 1), mean=(0.5, 0.25, 0), std=(1, 1, 1)))
+    array([[[128,  64,   0]]], dtype=uint8)
+    """
+    mean, std = (np.asarray(each, np.float32) for each in (preprocessing.mean, preprocessing.std))
+    pixels = np.transpose(prepared, (1, 2, 0)) * std + mean
+    if preprocessing.channel_order == "bgr":
+        pixels = pixels[..., ::-1]
+    whole: NDArray[np.uint8] = np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
+    return whole
+
+
 def check_preprocessing(preprocessing: Preprocessing) -> None:
     """Check that the steps can be applied to an image at all.
 

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from deploykit.verbs.evaluate import AccuracyReport
     from deploykit.verbs.package import PackageReport
     from deploykit.verbs.validate import ComparisonReport
+    from deploykit.verbs.visualize import Visualization
 
     PathLike: TypeAlias = str | os.PathLike[str]
     Target: TypeAlias = PathLike | nn.Module
@@ -456,6 +457,73 @@ def bench(  # noqa: PLR0913 - the options of the command
         device=device,
     )
     return benching.measure(options, _progress(quiet=quiet))
+
+
+@with_argument_names
+def visualize(  # noqa: PLR0913 - the options of the command
+    model: Target,
+    images: PathLike | None = None,
+    *,
+    layer: Sequence[str] | str = (),
+    method: Sequence[str] | str = (),
+    filters: int = 9,
+    weights: PathLike | None = None,
+    input_size: int | None = None,
+    num_classes: int | None = None,
+    mean: Channels | float | None = None,
+    std: Channels | float | None = None,
+    seed: int = 0,
+    output: PathLike | None = None,
+    replace: bool = False,
+    quiet: bool = False,
+) -> Visualization:
+    """Pictures of what a network has learnt, in a folder with one page that works offline.
+
+    Args:
+        model: as that of `export`, or a bundle. A module stays as it was.
+        images: a folder, a list, an ``.npz`` or ``.npy``; for a graph the photographs that come
+            with deploykit if not given.
+        layer: names of modules, as "layer2"; the last one of each resolution if not given.
+        method: of "filters", "top", "deconvnet", "guided", "maximise", "gradcam" and "occlusion";
+            what the others allow if not given.
+        filters: how many of each layer are shown.
+        weights: "imagenet", or a file; untrained ones from ``seed`` if not given.
+        input_size: height and width of the images in pixels.
+        num_classes: of a definition that takes it.
+        mean: subtracted from pixels of 0 to 1, one number or (R, G, B).
+        std: what they are divided by then.
+        seed: of the noise that "maximise" begins with, and of untrained weights.
+        output: the folder; ``visualized/NAME`` if not given.
+        replace: whether pictures that are there already may be replaced.
+        quiet: whether to say nothing of the steps.
+
+    Raises:
+        UsageError: something of the call is not possible for the model, or the output is there.
+        DataError: the images cannot be read.
+    """
+    _require_size(input_size)
+    _require_seed(seed)
+    from deploykit.verbs.visualize import VisualizeCall
+    from deploykit.verbs.visualize import visualize as make_pictures
+
+    look = PreprocessingChoices(mean=_channels("mean", mean), std=_channels("std", std))
+    call = VisualizeCall(
+        target=_target(model),
+        images=_path(images),
+        layers=_several(layer),
+        methods=_several(method),
+        filters=_whole("filters", filters),
+        weights=_text(weights),
+        seed=seed,
+        choices=DefinitionChoices(num_classes, input_size, preprocessing=look),
+        output=_path(output),
+        replace=replace,
+    )
+    found = make_pictures(call, _progress(quiet=quiet))
+    if not quiet:
+        arguments = signature(visualize).parameters
+        say_notes(in_python(note, arguments) for note in found.notes)
+    return found
 
 
 def _progress(*, quiet: bool) -> Progress:
