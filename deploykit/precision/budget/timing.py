@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 from deploykit.core.precision import Precision
 from deploykit.costs.network import LayerCost
 from deploykit.costs.predicted import predicted_ms
-from deploykit.graph.kernel_costs import VANISHING_OPS, fix_batch, network_cost, shape_of
+from deploykit.graph.kernel_costs import VANISHING_OPS, fix_batch, network_cost
+from deploykit.graph.products import shape_of
 from deploykit.precision.budget.solver import GroupTable
 
 if TYPE_CHECKING:
