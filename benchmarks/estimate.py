@@ -32,7 +32,7 @@ import numpy as np
 
 from deploykit.core.atomic import write_whole
 from deploykit.core.precision import Precision
-from deploykit.costs.intervals import LEVEL, half_width, interval
+from deploykit.costs.intervals import half_width
 from deploykit.costs.kernels import Kernels, for_batch, in_precision
 from deploykit.costs.latency import (
     CONSTANTS_FILE,
@@ -40,6 +40,7 @@ from deploykit.costs.latency import (
     Constants,
     Gpu,
     constants_to_plain,
+    fitted_constants,
     kernel_times,
     network_s,
     work_on,
@@ -182,7 +183,9 @@ def work_of(key: str, precision: Precision, batch: int) -> tuple[Kernels, Floats
     """Kernels of a published row, how often each is there, and the cost with all of them."""
     cost, counts = network(key)
     found = in_precision(for_batch(cost, batch), precision)
-    every = tuple(layer for layer, count in zip(found.layers, counts, strict=True) for _ in range(count))
+    every = tuple(
+        layer for layer, count in zip(found.layers, counts, strict=True) for _ in range(count)
+    )
     return Kernels.of(found.layers), np.array(counts, float), replace(found, layers=every)
 
 
@@ -199,7 +202,9 @@ class Problem:
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
-        self.work = [work_of(network_key(row), PRECISIONS[row.precision], row.batch) for row in rows]
+        self.work = [
+            work_of(network_key(row), PRECISIONS[row.precision], row.batch) for row in rows
+        ]
         lengths = [len(counts) for _, counts, _ in self.work]
         self.starts = np.cumsum([0, *lengths[:-1]])
         of_kernel = np.repeat(np.arange(len(rows)), lengths)
@@ -245,7 +250,10 @@ class Problem:
     @cached_property
     def compute_ms(self) -> Floats:
         """FLOP over the peak rate."""
-        found = (physical_limit(cost, peak_named(row.gpu)).compute_ms for row, (_, _, cost) in zip(self.rows, self.work, strict=True))
+        found = (
+            physical_limit(cost, peak_named(row.gpu)).compute_ms
+            for row, (_, _, cost) in zip(self.rows, self.work, strict=True)
+        )
         return np.array([each or 0.0 for each in found])
 
     def roofline_ms(self) -> Floats:
@@ -293,6 +301,7 @@ START: Final = Constants(
     depthwise=0.1,
     winograd=1.7,
     work0=2000.0,
+    synchronous=3.0,
     bandwidth=0.7,
     pointwise=0.6,
     cache_speed=3.0,
@@ -307,7 +316,9 @@ START: Final = Constants(
 """Where every fit begins: round numbers, by hand."""
 
 HIGHEST: Final = {
-    **dict.fromkeys(("int8", "fp16", "tf32", "vector", "grouped", "depthwise", "bandwidth", "pointwise"), 0.95),
+    **dict.fromkeys(
+        ("int8", "fp16", "tf32", "vector", "grouped", "depthwise", "bandwidth", "pointwise"), 0.95
+    ),
     "winograd": 2.25,
     "copied": 1.0,
 }
@@ -317,7 +328,7 @@ SMOOTH: Final = 0.05
 PRIOR: Final = 0.08
 """Pull of the constants to where they began, so that what no row decides stays there."""
 
-_FOLD_EVALUATIONS: Final = 12
+_FOLD_EVALUATIONS: Final = 8
 
 
 def fit(problem: Problem, used: Mask, evaluations: int = _FOLD_EVALUATIONS) -> Constants:
@@ -424,3 +435,105 @@ def coverage(problem: Problem, errors: Floats) -> dict[str, float]:
     for name, unseen in (("GPU known, family not", False), ("GPU not known", True)):
         found[name] = float(np.mean(errors <= widths(problem, errors, unseen_gpu=unseen)))
     return found
+
+
+def judge(problem: Problem, estimated: Mapping[str, Floats]) -> dict[str, Any]:
+    """Median errors of each column, by everything that rows are told apart by."""
+    return {
+        "median error": {name: medians(problem, found) for name, found in estimated.items()},
+        **{
+            name: by_label(problem, name, estimated)
+            for name in ("gpu", "family", "precision", "source")
+        },
+    }
+
+
+def results(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is written: the judgement, and the file of constants."""
+    estimated = {f"without {kind}": held_out(problem, kind) for kind in HELD_OUT}
+    errors = np.abs(np.log(estimated["without GPU and family"] / problem.measured_ms))
+    beside = {"FLOP / peak": problem.compute_ms, "roofline": problem.roofline_ms()}
+    constants = fit(problem, np.ones(len(problem.rows), bool), 2 * _FOLD_EVALUATIONS)
+    fitted = problem.estimated_ms(constants)
+    found = {
+        "rows": len(problem.rows),
+        "graph-timed rows": int(problem.graph.sum()),
+        **judge(problem, {**estimated, "fitted on all": fitted, **beside}),
+        "coverage": coverage(problem, errors),
+        "half-width": {
+            f"{gpu}, {precision}": half_width((gpu, precision), groups_of(problem, errors))
+            for gpu, precision in sorted(groups_of(problem, errors))
+        },
+        "constants": constants_to_plain(constants),
+    }
+    groups = groups_of(problem, errors)
+    model = {
+        "constants": constants_to_plain(constants),
+        "rows": len(problem.rows),
+        "sources": len(set(problem.labels("source").tolist())),
+        "median_error": medians(problem, estimated["without GPU and family"]),
+        "operators": sorted(
+            {kind for _, _, cost in problem.work for each in cost.layers for kind in each.kinds}
+        ),
+        "errors": [
+            [gpu, precision, [round(error, 3) for error in sorted(found)]]
+            for (gpu, precision), found in sorted(groups.items())
+        ],
+    }
+    return found, model
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """The results as Markdown."""
+    lines = [
+        "# Estimates beside published latencies",
+        "",
+        f"`python -m benchmarks.estimate`, {found['rows']} rows, {found['graph-timed rows']} of them "
+        "timed by a CUDA graph. Each",
+        "figure is a median of |estimate / published - 1|.",
+        "",
+        "| | all rows | graph-timed |",
+        "|---|---|---|",
+    ]
+    for name, error in found["median error"].items():
+        lines.append(f"| {name} | {error['all']:.1%} | {error['graph']:.1%} |")
+    for name, share in found["coverage"].items():
+        lines.append(f"\nIntervals of 90 % hold {share:.1%} of the rows: {name}.")
+    for name in ("gpu", "family", "precision", "source"):
+        columns = [each for each in next(iter(found[name].values())) if each != "rows"]
+        lines += ["", f"## By {name}", "", f"| {name} | rows | {' | '.join(columns)} |"]
+        lines.append("|---|---|" + "---|" * len(columns))
+        for value, row in found[name].items():
+            figures = " | ".join(f"{row[column]:.1%}" for column in columns)
+            lines.append(f"| {value} | {row['rows']} | {figures} |")
+    lines += [
+        "",
+        "## Half of an interval, as a factor",
+        "",
+        "| GPU, precision | factor |",
+        "|---|---|",
+    ]
+    lines += [f"| {name} | {np.exp(width):.2f} |" for name, width in found["half-width"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Judge, fit and write; or judge the constants of the package on other rows."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=Path, help="other rows, which nothing is fitted on")
+    asked = parser.parse_args(arguments)
+    rows = [row for row in read_rows(asked.rows) if network_key(row) in networks()]
+    problem = Problem(rows)
+    if asked.rows is not None:
+        found = judge(problem, {"estimate": problem.estimated_ms(fitted_constants())})
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+        return
+    found, model = results(problem)
+    write_whole(HERE / "results" / "estimate.json", json.dumps(found, indent=1) + "\n")
+    write_whole(HERE / "results" / "estimate.md", page(found))
+    write_whole(CONSTANTS, json.dumps(model) + "\n")
+    sys.stdout.write(page(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -69,7 +69,9 @@ def build(name: str) -> nn.Module:
     if name in WIDTHS:
         found = torchvision.models.mobilenet_v2(width_mult=WIDTHS[name])
     elif plain.endswith("_features"):
-        found = nn.Sequential(getattr(torchvision.models, plain.removesuffix("_features"))().features)
+        found = nn.Sequential(
+            getattr(torchvision.models, plain.removesuffix("_features"))().features
+        )
     elif plain in {"googlenet", "inceptionv3"}:
         chosen = plain.replace("nv3", "n_v3")
         found = torchvision.models.get_model(chosen, init_weights=False, aux_logits=False)
@@ -88,6 +90,7 @@ def counted(name: str, size: tuple[int, int]) -> NetworkCost:
     import torch
 
     from deploykit import graph
+    from deploykit.backends._registry import graph_judge
     from deploykit.graph.kernel_costs import network_cost
 
     with TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
@@ -105,7 +108,7 @@ def counted(name: str, size: tuple[int, int]) -> NetworkCost:
         )
         model = graph.read_model(path)
         graph.tidy(model, rename=True)
-        return network_cost(graph.fuse_written_out(model), 1)
+        return network_cost(graph.fuse_written_out(model), 1, graph_judge().run_once)
 
 
 def to_entry(cost: NetworkCost) -> dict[str, Any]:
@@ -143,7 +146,9 @@ def main(names: Iterable[str]) -> None:
         cost = counted(row.model, row.size)
         found[key] = to_entry(cost)
         sys.stderr.write(f"{key}: {cost.multiply_adds / 1e9:.2f} G multiply-adds\n")
-        entries = ",\n".join(f"{json.dumps(name)}: {json.dumps(found[name])}" for name in sorted(found))
+        entries = ",\n".join(
+            f"{json.dumps(name)}: {json.dumps(found[name])}" for name in sorted(found)
+        )
         write_whole(NETWORKS, f"{{\n{entries}\n}}\n")
 
 

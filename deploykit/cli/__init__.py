@@ -27,6 +27,7 @@ COMMANDS: Final = (
     "eval",
     "predict",
     "bench",
+    "estimate",
     "run",
     "doctor",
     "completion",

@@ -1,14 +1,17 @@
 """Model of the time that a compiled network takes on a GPU, kernel by kernel.
 
-    kernel = max(FLOP / (peak x efficiency) x occupancy, bytes / (bandwidth x efficiency))
+    compute = FLOP / (peak x efficiency) x occupancy
+    memory = bytes / (bandwidth x efficiency)
+    kernel = sqrt(compute^2 + memory^2), the longer of the two where they differ
     network = sum of kernels + launches, and never below the physical limit
 
 - FLOP count channels padded to the tile of the matrix instruction: 16 in INT8 and FP8, 8 in FP16
   and BF16, 4 in TF32 (NVIDIA, "Matrix Multiplication Background User's Guide"); 4 for the colours
-  of an image. Depthwise and grouped convolutions run on the vector units.
+  of an image. Depthwise and grouped convolutions run on the vector units, in FP32 arithmetic.
 - ``occupancy`` is 1 + work0 / (results per multiprocessor): with few results a multiprocessor waits
-  for the sums along the inner dimension, whose length does not get shorter.
-- Weights come from memory. Activations that fit into half of the L2 cache move faster by a factor.
+  for the sums along the inner dimension, whose length does not get shorter. Groups follow one
+  another. Before Ampere, which copies into shared memory asynchronously, FP16 waits longer.
+- Weights come from memory. As much of the activations as half of the L2 cache holds moves faster.
 - A launch costs cycles, less when a CUDA graph is replayed. Without one the host launches kernel by
   kernel, and where that takes longer than the kernels it is the time.
 
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from deploykit.costs.network import NetworkCost
+    from deploykit.costs.network import LayerCost, NetworkCost
     from deploykit.costs.peaks import DevicePeak, GpuFacts
 
     Real: TypeAlias = float | NDArray[np.float64]
@@ -49,7 +52,8 @@ PINNED_BYTES_PER_S: Final = 12e9
 
 _COLOURS: Final = 4
 _GROUP_TILE: Final = 32
-"""Columns that a kernel of a grouped convolution computes at once: narrower groups waste some."""
+_GROUP_STEP: Final = 8
+"""Columns, and channels, that a grouped convolution computes at once: narrow groups waste some."""
 _CACHE_SHARE: Final = 0.5
 
 
@@ -58,7 +62,7 @@ class Constants:
     """What is fitted.
 
     Shares of a peak are between 0 and 1; ``winograd`` and ``cache_speed`` are factors; ``work0`` are
-    results of a multiprocessor; ``launch_us`` and ``launch_unreplayed_us`` are for a kernel at
+    results of a multiprocessor, ``synchronous`` times as many for FP16 before Ampere; ``launch_us`` and ``launch_unreplayed_us`` are for a kernel at
     `CLOCK0_HZ`, with and without a CUDA graph; ``host_us`` is what a host takes to launch one, of an
     embedded GPU ``embedded_host`` times as long. A kernel without a product counts
     ``pointwise_launches``. Of a concatenation ``copied`` is the share that is really copied.
@@ -73,6 +77,7 @@ class Constants:
     depthwise: float
     winograd: float
     work0: float
+    synchronous: float
     bandwidth: float
     pointwise: float
     cache_speed: float
@@ -106,8 +111,8 @@ GRAPH: Final = Timing()
 class Gpu:
     """A GPU as the model reads it; each figure a number, or (kernels,) numbers.
 
-    ``rate_by_bits`` are FLOP per second by the width of an operand, ``matrix_by_bits`` says whether
-    matrix units compute it.
+    ``rate_8`` and its like are FLOP per second by the bits of an operand, ``matrix_8`` says whether
+    matrix units compute it, ``vector`` is the rate of the vector units.
     """
 
     rate_8: Real
@@ -117,11 +122,11 @@ class Gpu:
     matrix_16: Any
     matrix_32: Any
     vector: Real
-    vector_16: Real
     bytes_per_s: Real
     cache_bytes: Real
     multiprocessors: Real
     clock_hz: Real
+    asynchronous: Any
 
     @classmethod
     def of(cls, peak: DevicePeak, facts: GpuFacts) -> Gpu:
@@ -135,11 +140,11 @@ class Gpu:
             matrix_16=facts.matrix_units,
             matrix_32=tf32 > 0,
             vector=peak.fp32_flop_per_s,
-            vector_16=2 * peak.fp32_flop_per_s,
             bytes_per_s=peak.bytes_per_s,
             cache_bytes=peak.cache_bytes,
             multiprocessors=facts.multiprocessors,
             clock_hz=facts.clock_hz,
+            asynchronous=facts.asynchronous,
         )
 
 
@@ -165,6 +170,7 @@ class Work:
     weights_s: NDArray[np.float64]
     cached_s: NDArray[np.float64]
     passed_s: NDArray[np.float64]
+    synchronous: NDArray[np.bool_]
     has_product: NDArray[np.bool_]
     free: NDArray[np.bool_]
 
@@ -187,11 +193,11 @@ def work_on(kernels: Kernels, gpu: Gpu) -> Work:
     own = np.where(eight, gpu.rate_8, np.where(sixteen, gpu.rate_16, gpu.rate_32))
     has_matrix = np.where(eight, gpu.matrix_8, np.where(sixteen, gpu.matrix_16, gpu.matrix_32))
     matrix = has_matrix.astype(bool) & ~apart
-    vector = np.where(kernels.bits < _FP32, gpu.vector_16, gpu.vector)
-    rate = np.where(apart & (own > 0), vector, own)
+    rate = np.where(apart & (own > 0), gpu.vector, own)
     tile = np.where(matrix, np.where(eight, 16, np.where(sixteen, 8, 4)), 1)
     wide = np.where(grouped, _GROUP_TILE, tile)
     of_channels = np.where(kernels.channels <= _COLOURS, np.minimum(tile, _COLOURS), tile)
+    of_channels = np.where(grouped, _GROUP_STEP, of_channels)
     columns, channels = _up(kernels.columns, wide), _up(kernels.channels, of_channels)
     flop = 2 * kernels.rows * columns * channels * kernels.window * kernels.groups
     product = kernels.rows > 0
@@ -199,7 +205,10 @@ def work_on(kernels: Kernels, gpu: Gpu) -> Work:
         compute_s = np.where(product, flop / rate, 0.0)
     of_matrix = np.where(eight, 0, np.where(sixteen, 1, 2))
     of_vector = np.where(grouped, 4, np.where(apart, 5, 3))
-    results = np.maximum(kernels.rows * columns * kernels.groups, 1.0)
+    # Groups are computed one after the other, each as small as it is.
+    at_once = np.where(grouped, 1.0, kernels.groups)
+    results = np.maximum(kernels.rows * columns * at_once, 1.0)
+    slow = matrix & sixteen & np.logical_not(gpu.asynchronous)
     cached = np.minimum(kernels.activation_bytes, _CACHE_SHARE * np.asarray(gpu.cache_bytes))
     return Work(
         compute_s=compute_s,
@@ -209,12 +218,13 @@ def work_on(kernels: Kernels, gpu: Gpu) -> Work:
         weights_s=kernels.weight_bytes / gpu.bytes_per_s,
         cached_s=cached / gpu.bytes_per_s,
         passed_s=(kernels.activation_bytes - cached) / gpu.bytes_per_s,
+        synchronous=slow,
         has_product=product,
         free=kernels.kind == _CODE[KernelKind.FREE],
     )
 
 
-_EIGHT, _SIXTEEN, _FP32 = 8, 16, 32
+_EIGHT, _SIXTEEN = 8, 16
 
 
 def _up(sizes: NDArray[np.float64], tile: NDArray[Any]) -> NDArray[np.float64]:
@@ -225,14 +235,15 @@ def kernel_times(work: Work, constants: Constants) -> KernelTimes:
     """Both sides of each kernel."""
     shares = np.array([getattr(constants, name) for name in _UNITS])
     saving = np.where(work.winograd, constants.winograd, 1.0)
-    occupancy = 1 + constants.work0 * work.wait
+    slower = np.where(work.synchronous, constants.synchronous, 1.0)
+    occupancy = 1 + constants.work0 * work.wait * slower
     compute_s = work.compute_s / (shares[work.unit] * saving) * occupancy
     moved_s = work.weights_s + work.passed_s + work.cached_s / constants.cache_speed
     share = np.where(work.has_product, constants.bandwidth, constants.pointwise)
     memory_s = np.where(work.free, constants.copied, 1.0) * moved_s / share
     launches = np.where(work.has_product, 1.0, constants.pointwise_launches)
     launches = np.where(work.free, constants.copied, launches)
-    return KernelTimes(compute_s, memory_s, np.maximum(compute_s, memory_s), launches)
+    return KernelTimes(compute_s, memory_s, np.hypot(compute_s, memory_s), launches)
 
 
 def network_s(
@@ -270,6 +281,14 @@ def fitted() -> Mapping[str, Any]:
 def fitted_constants() -> Constants:
     """The constants of the file."""
     return Constants(**fitted()["constants"])
+
+
+def kernel_ms(layer: LayerCost, peak: DevicePeak, facts: GpuFacts, constants: Constants) -> float:
+    """Milliseconds of one kernel with its launch from a CUDA graph."""
+    times = kernel_times(work_on(Kernels.of([layer]), Gpu.of(peak, facts)), constants)
+    gpu, way = (facts.clock_hz, facts.embedded), (True, False)
+    seconds = network_s(times.busy_s, times.launches, 0.0, gpu, way, constants)
+    return float(seconds[0]) * 1e3
 
 
 def latency_ms(

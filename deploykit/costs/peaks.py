@@ -37,6 +37,7 @@ _MIB: Final = 2**20
 _RATES: Final = ("fp32", "fp16", "int8")
 """From the widest to the narrowest arithmetic, as the facts of a precision name it."""
 
+_AMPERE: Final = 8
 _VOLTA: Final = "7.0"
 """Its matrix units have no INT8; those of Xavier, 7.2, have."""
 
@@ -112,7 +113,8 @@ class GpuFacts:
     """What beside its rates decides how well a kernel fills a GPU.
 
     ``matrix_int8`` is whether its matrix units multiply INT8: Volta's multiply FP16 alone.
-    ``embedded`` GPUs share the memory of a small CPU.
+    ``embedded`` GPUs share the memory of a small CPU. ``asynchronous``: copies into shared memory
+    run beside the arithmetic, from Ampere on.
     """
 
     multiprocessors: int
@@ -120,6 +122,7 @@ class GpuFacts:
     matrix_units: bool
     matrix_int8: bool
     embedded: bool
+    asynchronous: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +287,7 @@ def _facts(row: Mapping[str, str]) -> GpuFacts:
         matrix_units=matrix,
         matrix_int8=matrix and row["compute_capability"] != _VOLTA,
         embedded=row["name"].startswith("Jetson"),
+        asynchronous=int(row["compute_capability"].partition(".")[0]) >= _AMPERE,
     )
 
 
