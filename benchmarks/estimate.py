@@ -12,7 +12,8 @@ counted on rows that had no part in them.
 The loss is the mean of |log ratio|, smoothed below 5 %; a source weighs the root of its rows, so
 that one with 410 rows does not decide alone. Fitting begins at the same constants in each fold.
 
-Results: ``results/estimate.json`` and ``.md``; the constants: ``deploykit/costs/latency_model.json``.
+Results: ``results/estimate.json`` and ``.md``; the constants:
+``deploykit/costs/latency_model.json``.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ from deploykit.costs.network import LayerCost, NetworkCost, Product
 from deploykit.costs.peaks import gpu_facts, gpu_peak
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -258,7 +259,7 @@ class Problem:
 
     def roofline_ms(self) -> Floats:
         """A roofline of each kernel, without efficiencies, launches and caches."""
-        ones = {name: 1.0 for name in asdict(START)}
+        ones = dict.fromkeys(asdict(START), 1.0)
         plain = Constants(**{**ones, "work0": 0.0, "winograd": 1.0})
         times = kernel_times(self.on_gpu, plain)
         found: Floats = np.add.reduceat(times.busy_s * self.counts, self.starts) * 1e3
@@ -488,9 +489,11 @@ def page(found: Mapping[str, Any]) -> str:
     lines = [
         "# Estimates beside published latencies",
         "",
-        f"`python -m benchmarks.estimate`, {found['rows']} rows, {found['graph-timed rows']} of them "
-        "timed by a CUDA graph. Each",
-        "figure is a median of |estimate / published - 1|.",
+        (
+            f"`python -m benchmarks.estimate`: {found['rows']} rows, of which "
+            f"{found['graph-timed rows']} were timed by a CUDA graph."
+        ),
+        "Each figure is a median of |estimate / published - 1|.",
         "",
         "| | all rows | graph-timed |",
         "|---|---|---|",

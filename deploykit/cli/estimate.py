@@ -10,8 +10,8 @@ from deploykit.cli import _options
 from deploykit.cli._command import NOTHING_DONE, Answer, Command, examples, only_checks
 from deploykit.cli._option_types import TARGET
 from deploykit.cli._show import progress, table
-from deploykit.core.precision import OWN
 from deploykit.core.errors import UsageError
+from deploykit.core.precision import OWN
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 @_options.input_size
 def command(  # noqa: PLR0913 - one parameter per option, click's way
     target: str,
+    *,
     gpus: tuple[str, ...],
     precision: str | None,
     flagged: tuple[Precision, ...],
@@ -64,7 +65,6 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     prices: tuple[str, ...],
     num_classes: int | None,
     input_size: int | None,
-    *,
     all_gpus: bool,
     graph: bool,
 ) -> Answer:

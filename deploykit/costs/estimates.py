@@ -8,7 +8,6 @@ from math import isfinite, log
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.core.errors import UnknownNameError
-from deploykit.core.precision import Precision
 from deploykit.costs.intervals import half_width, interval
 from deploykit.costs.kernels import KernelKind, kind_of
 from deploykit.costs.latency import GRAPH, Timing, fitted, fitted_constants, latency_ms
@@ -18,6 +17,7 @@ from deploykit.costs.peaks import gpu_facts, gpu_names, gpu_peak
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from deploykit.core.precision import Precision
     from deploykit.costs.network import NetworkCost
     from deploykit.costs.peaks import DevicePeak
 

@@ -61,12 +61,13 @@ _CACHE_SHARE: Final = 0.5
 class Constants:
     """What is fitted.
 
-    Shares of a peak are between 0 and 1; ``winograd`` and ``cache_speed`` are factors; ``work0`` are
-    results of a multiprocessor, ``synchronous`` times as many for FP16 before Ampere; ``launch_us`` and ``launch_unreplayed_us`` are for a kernel at
-    `CLOCK0_HZ`, with and without a CUDA graph; ``host_us`` is what a host takes to launch one, of an
-    embedded GPU ``embedded_host`` times as long. A kernel without a product counts
-    ``pointwise_launches``. Of a concatenation ``copied`` is the share that is really copied.
-    ``copy_gb_per_s`` is the rate from pageable memory of the host.
+    Shares of a peak are between 0 and 1; ``winograd`` and ``cache_speed`` are factors; ``work0``
+    are results of a multiprocessor, ``synchronous`` times as many for FP16 before Ampere.
+    ``launch_us`` and ``launch_unreplayed_us`` are for a kernel at `CLOCK0_HZ`, with and without a
+    CUDA graph; ``host_us`` is what a host takes to launch one, of an embedded GPU
+    ``embedded_host`` times as long. A kernel without a product counts ``pointwise_launches``. Of a
+    concatenation ``copied`` is the share that is really copied. ``copy_gb_per_s`` is the rate from
+    pageable memory of the host.
     """
 
     int8: float

@@ -184,7 +184,7 @@ def estimate_target(target: str | ModelSpec, call: EstimateCall) -> EstimateRepo
     costs = {batch: _cost(source.model, batch) for batch in call.batches}
     rows, left_out = [], {}
     for precision in precisions:
-        for batch, cost in costs.items():
+        for cost in costs.values():
             wanted = in_precision(cost, precision) if source.own is Precision.FP32 else cost
             here = [_row(wanted, peak, precision, call) for peak in call.peaks]
             known = [row for row in here if row is not None]
