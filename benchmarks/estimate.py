@@ -39,7 +39,7 @@ from deploykit.costs.latency import (
     CONSTANTS_FILE,
     PINNED_BYTES_PER_S,
     Constants,
-    Gpu,
+    GpuModel,
     constants_to_plain,
     fitted_constants,
     kernel_times,
@@ -216,11 +216,11 @@ class Problem:
         self.counts = np.concatenate([counts for _, counts, _ in self.work])
         facts = [gpu_facts(peak_named(row.gpu).name) for row in rows]
         gpus = [
-            Gpu.of(peak_named(row.gpu), fact)
+            GpuModel.of(peak_named(row.gpu), fact)
             for row, fact in zip(rows, facts, strict=True)
             if fact is not None
         ]
-        gpu = Gpu(
+        gpu = GpuModel(
             **{
                 name: np.array([getattr(gpu, name) for gpu in gpus])[of_kernel]
                 for name in asdict(gpus[0])
@@ -466,6 +466,9 @@ def results(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
             for gpu, precision in sorted(groups_of(problem, errors))
         },
         "constants": constants_to_plain(constants),
+        "estimated_ms": {
+            name: [float(f"{each:.4g}") for each in column] for name, column in estimated.items()
+        },
     }
     groups = groups_of(problem, errors)
     model = {

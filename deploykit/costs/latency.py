@@ -109,7 +109,7 @@ GRAPH: Final = Timing()
 
 
 @dataclass(frozen=True)
-class Gpu:
+class GpuModel:
     """A GPU as the model reads it; each figure a number, or (kernels,) numbers.
 
     ``rate_8`` and its like are FLOP per second by the bits of an operand, ``matrix_8`` says whether
@@ -130,7 +130,7 @@ class Gpu:
     asynchronous: Any
 
     @classmethod
-    def of(cls, peak: DevicePeak, facts: GpuFacts) -> Gpu:
+    def of(cls, peak: DevicePeak, facts: GpuFacts) -> GpuModel:
         """The GPU of a row of the table; a rate that is not known is 0."""
         tf32 = peak.tf32_flop_per_s or 0.0
         return cls(
@@ -156,7 +156,7 @@ _UNITS: Final = ("int8", "fp16", "tf32", "vector", "grouped", "depthwise")
 
 
 @dataclass(frozen=True)
-class Work:
+class KernelWork:
     """Kernels on their GPU before any constant: seconds at the full rates, a row per kernel.
 
     ``unit`` is the place in `_UNITS`, ``wait`` the multiprocessors over the results that they have
@@ -186,7 +186,7 @@ class KernelTimes:
     launches: NDArray[np.float64]
 
 
-def work_on(kernels: Kernels, gpu: Gpu) -> Work:
+def work_on(kernels: Kernels, gpu: GpuModel) -> KernelWork:
     """What ``kernels`` are for a GPU; infinite where it has no rate for their precision."""
     eight, sixteen = kernels.bits == _EIGHT, kernels.bits == _SIXTEEN
     grouped = kernels.kind == _CODE[KernelKind.GROUPED]
@@ -211,7 +211,7 @@ def work_on(kernels: Kernels, gpu: Gpu) -> Work:
     results = np.maximum(kernels.rows * columns * at_once, 1.0)
     slow = matrix & sixteen & np.logical_not(gpu.asynchronous)
     cached = np.minimum(kernels.activation_bytes, _CACHE_SHARE * np.asarray(gpu.cache_bytes))
-    return Work(
+    return KernelWork(
         compute_s=compute_s,
         unit=np.where(matrix, of_matrix, of_vector),
         winograd=kernels.winograd & ~matrix & ~apart,
@@ -232,7 +232,7 @@ def _up(sizes: NDArray[np.float64], tile: NDArray[Any]) -> NDArray[np.float64]:
     return np.ceil(sizes / tile) * tile
 
 
-def kernel_times(work: Work, constants: Constants) -> KernelTimes:
+def kernel_times(work: KernelWork, constants: Constants) -> KernelTimes:
     """Both sides of each kernel."""
     shares = np.array([getattr(constants, name) for name in _UNITS])
     saving = np.where(work.winograd, constants.winograd, 1.0)
@@ -286,7 +286,7 @@ def fitted_constants() -> Constants:
 
 def kernel_ms(layer: LayerCost, peak: DevicePeak, facts: GpuFacts, constants: Constants) -> float:
     """Milliseconds of one kernel with its launch from a CUDA graph."""
-    times = kernel_times(work_on(Kernels.of([layer]), Gpu.of(peak, facts)), constants)
+    times = kernel_times(work_on(Kernels.of([layer]), GpuModel.of(peak, facts)), constants)
     gpu, way = (facts.clock_hz, facts.embedded), (True, False)
     seconds = network_s(times.busy_s, times.launches, 0.0, gpu, way, constants)
     return float(seconds[0]) * 1e3
@@ -303,7 +303,7 @@ def latency_ms(
 
     Infinite where the GPU's rate in the network's precision is not known.
     """
-    gpu = Gpu.of(peak, facts)
+    gpu = GpuModel.of(peak, facts)
     times = kernel_times(work_on(Kernels.of(cost.layers), gpu), constants)
     copied_s = 0.0
     if timing.copied_bytes_per_s is not None and not facts.embedded:
