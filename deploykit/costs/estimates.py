@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import isfinite, log
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.core.errors import UnknownNameError
-from deploykit.costs.intervals import half_width, interval
+from deploykit.costs.intervals import Interval, half_width, interval
 from deploykit.costs.kernels import KernelKind, kind_of
 from deploykit.costs.latency import GRAPH, Timing, fitted, fitted_constants, latency_ms
-from deploykit.costs.limits import physical_limit
+from deploykit.costs.limits import Limit, physical_limit
 from deploykit.costs.peaks import gpu_facts, gpu_names, gpu_peak
 
 if TYPE_CHECKING:
@@ -24,15 +24,6 @@ if TYPE_CHECKING:
 NEW_PRECISION: Final = 1.3
 NEW_OPERATOR: Final = 1.5
 """Factors that an interval is wider by where no published row has the precision, the operator."""
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """An estimate and both ends of its interval of 90 %, in ms."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +79,15 @@ def estimate(
     return Estimate(
         Interval(value, max(low, limit), high), limit, len(_groups().get(group, ())), tuple(notes)
     )
+
+
+def limit_and_estimate(cost: NetworkCost, peak: DevicePeak) -> Limit:
+    """The physical limit of one batch, with its estimate where the device is a GPU of the table."""
+    limit, counts = physical_limit(cost, peak), cost.multiply_adds_in
+    if not counts:
+        return limit
+    found = estimate(cost, peak, max(counts, key=lambda each: counts[each]))
+    return limit if found is None else replace(limit, estimated_ms=found.latency_ms)
 
 
 def _runs(peak: DevicePeak, precision: Precision) -> bool:

@@ -7,6 +7,7 @@ that was never seen it is as wide as that of most groups. What has few rows lies
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import ceil, exp
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -27,6 +28,15 @@ LEAST_ROWS: Final = 5
 
 GROUP_LEVEL: Final = 0.9
 """Share of the groups whose width is at most that of a group that was never seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate and both ends of its interval, in whatever unit the field's name says."""
+
+    value: float
+    low: float
+    high: float
 
 
 def quantile(values: Sequence[float], level: float = LEVEL) -> float:

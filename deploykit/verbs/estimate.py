@@ -12,7 +12,8 @@ from deploykit.core.errors import ControlFlowError, ExportError, ModelFileError,
 from deploykit.core.html_tables import html_table
 from deploykit.core.precision import Precision
 from deploykit.core.serialization import to_plain
-from deploykit.costs.estimates import Interval, basis, estimate, known_gpu
+from deploykit.costs.estimates import basis, estimate, known_gpu
+from deploykit.costs.intervals import Interval
 from deploykit.costs.kernels import in_precision
 from deploykit.costs.latency import GRAPH, Timing
 from deploykit.costs.peaks import gpu_names

@@ -8,7 +8,7 @@ from math import ceil, hypot
 import pytest
 
 from deploykit.core.precision import Precision
-from deploykit.costs.estimates import estimate
+from deploykit.costs.estimates import estimate, limit_and_estimate
 from deploykit.costs.kernels import Kernels, for_batch, in_precision, kind_of
 from deploykit.costs.latency import (
     GRAPH,
@@ -217,6 +217,16 @@ def test_what_a_gpu_has_not_is_not_estimated() -> None:
     assert estimate(in_precision(SMALL, Precision.FP8), gpu("T4"), Precision.FP8) is None
     unlisted = replace(gpu("T4"), name="a GPU without figures")
     assert estimate(SMALL, unlisted, FP32) is None
+
+
+def test_a_limit_has_its_estimate_where_the_device_is_in_the_table() -> None:
+    cost = in_precision(SMALL, FP16)
+    found, plain = limit_and_estimate(cost, gpu("L4")), estimate(cost, gpu("L4"), FP16)
+    assert plain is not None
+    assert found.estimated_ms == plain.latency_ms
+    assert replace(found, estimated_ms=None) == physical_limit(cost, gpu("L4"))
+    unlisted = replace(gpu("L4"), name="a CPU")
+    assert limit_and_estimate(cost, unlisted) == physical_limit(cost, unlisted)
 
 
 def test_tiles_are_whole() -> None:

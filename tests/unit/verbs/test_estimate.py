@@ -135,4 +135,4 @@ def test_from_python(model: Path) -> None:
     (row,) = report.rows
     assert (row.gpu, str(row.precision), row.batch) == ("L4", "fp16", 8)
     assert row.price_per_million is not None
-    assert "L4" in report._repr_html_()  # noqa: SLF001 - as a notebook calls it
+    assert "L4" in report._repr_html_()
