@@ -2,12 +2,12 @@
 
     python -m benchmarks.estimate            # cross-validates, fits, writes the results
     python -m benchmarks.estimate --rows FILE.csv   # judges the constants as they are on other rows
+    python -m benchmarks.estimate --intervals       # the intervals again, without fitting
 
 Every row of ``deploykit/costs/published_latency.csv`` is estimated by constants that were fitted
 without it: without all rows of its GPU, without all rows of its family of networks, and without
 both at once. Beside it stand FLOP over the peak rate, and a roofline without efficiencies. The
-intervals are made of the errors of the third kind, for each GPU without its own rows, and
-counted on rows that had no part in them.
+intervals are made of the errors of the third kind, and counted on errors that had no part in them.
 
 The loss is the mean of |log ratio|, smoothed below 5 %; a source weighs the root of its rows, so
 that one with 410 rows does not decide alone. Fitting begins at the same constants in each fold.
@@ -41,6 +41,7 @@ from deploykit.costs.latency import (
     Constants,
     GpuModel,
     constants_to_plain,
+    fitted,
     fitted_constants,
     kernel_times,
     network_s,
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 HERE: Final = Path(__file__).parent
 NETWORKS: Final = HERE / "published_networks.json"
 PUBLISHED: Final = "published_latency.csv"
+RESULTS: Final = HERE / "results" / "estimate.json"
 CONSTANTS: Final = HERE.parent / "deploykit" / "costs" / CONSTANTS_FILE
 
 PRECISIONS: Final = {
@@ -404,38 +406,40 @@ def by_label(problem: Problem, name: str, columns: Mapping[str, Floats]) -> dict
     }
 
 
-def groups_of(problem: Problem, errors: Floats, used: Mask | None = None) -> dict[Any, list[float]]:
+def groups_of(problem: Problem, errors: Floats) -> dict[tuple[str, str], list[float]]:
     """|log ratio| of held-out rows by GPU and precision."""
-    found: dict[Any, list[float]] = {}
-    for at, row in enumerate(problem.rows):
-        if used is None or used[at]:
-            key = (row.gpu, str(PRECISIONS[row.precision]))
-            found.setdefault(key, []).append(float(errors[at]))
+    found: dict[tuple[str, str], list[float]] = {}
+    for row, error in zip(problem.rows, errors, strict=True):
+        key = (row.gpu, str(PRECISIONS[row.precision]))
+        found.setdefault(key, []).append(float(error))
     return found
 
 
-def widths(problem: Problem, errors: Floats, *, unseen_gpu: bool) -> Floats:
-    """Half-width for each row from rows that are not like it.
+def coverage(groups: Mapping[tuple[str, str], Sequence[float]]) -> dict[str, float]:
+    """Share of held-out errors within an interval that was made without them.
 
-    Without its GPU, or, where that is known, without its family.
+    Without all rows of the GPU, and without the row itself.
     """
-    gpus, families = problem.labels("gpu"), problem.labels("family")
-    found = np.zeros(len(problem.rows))
-    for gpu, family in sorted(set(zip(gpus, families, strict=True))):
-        like = gpus == gpu if unseen_gpu else families == family
-        groups = groups_of(problem, errors, ~like)
-        for at in np.flatnonzero((gpus == gpu) & (families == family)):
-            row = problem.rows[at]
-            found[at] = half_width((row.gpu, str(PRECISIONS[row.precision])), groups)
-    return found
+    found: dict[str, list[bool]] = {_UNSEEN: [], _SEEN: []}
+    for group, errors in groups.items():
+        others = {each: found for each, found in groups.items() if each[0] != group[0]}
+        unseen = half_width(group, others)
+        found[_UNSEEN] += [error <= unseen for error in errors]
+        for at, error in enumerate(errors):
+            rest = [*errors[:at], *errors[at + 1 :]]
+            found[_SEEN].append(error <= half_width(group, {**groups, group: rest}))
+    return {name: float(np.mean(held)) for name, held in found.items()}
 
 
-def coverage(problem: Problem, errors: Floats) -> dict[str, float]:
-    """Share of rows within intervals that were made without them."""
-    found = {}
-    for name, unseen in (("GPU known, family not", False), ("GPU not known", True)):
-        found[name] = float(np.mean(errors <= widths(problem, errors, unseen_gpu=unseen)))
-    return found
+_UNSEEN: Final = "made without all rows of the GPU"
+_SEEN: Final = "made without the row itself"
+
+
+def intervals_of(groups: Mapping[tuple[str, str], Sequence[float]]) -> dict[str, Any]:
+    """Coverage, and half of the interval of each group, and of one that was never seen."""
+    widths = {f"{gpu}, {each}": half_width((gpu, each), groups) for gpu, each in sorted(groups)}
+    widths["any other"] = half_width(("", ""), groups)
+    return {"coverage": coverage(groups), "half-width": widths}
 
 
 def judge(problem: Problem, estimated: Mapping[str, Floats]) -> dict[str, Any]:
@@ -460,11 +464,7 @@ def results(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
         "rows": len(problem.rows),
         "graph-timed rows": int(problem.graph.sum()),
         **judge(problem, {**estimated, "fitted on all": fitted, **beside}),
-        "coverage": coverage(problem, errors),
-        "half-width": {
-            f"{gpu}, {precision}": half_width((gpu, precision), groups_of(problem, errors))
-            for gpu, precision in sorted(groups_of(problem, errors))
-        },
+        **intervals_of(groups_of(problem, errors)),
         "constants": constants_to_plain(constants),
         "estimated_ms": {
             name: [float(f"{each:.4g}") for each in column] for name, column in estimated.items()
@@ -504,7 +504,7 @@ def page(found: Mapping[str, Any]) -> str:
     for name, error in found["median error"].items():
         lines.append(f"| {name} | {error['all']:.1%} | {error['graph']:.1%} |")
     for name, share in found["coverage"].items():
-        lines.append(f"\nIntervals of 90 % hold {share:.1%} of the rows: {name}.")
+        lines += ["", f"Intervals of 90 % hold {share:.1%} of the rows, {name}."]
     for name in ("gpu", "family", "precision", "source"):
         columns = [each for each in next(iter(found[name].values())) if each != "rows"]
         lines += ["", f"## By {name}", "", f"| {name} | rows | {' | '.join(columns)} |"]
@@ -527,7 +527,13 @@ def main(arguments: Sequence[str]) -> None:
     """Judge, fit and write; or judge the constants of the package on other rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=Path, help="other rows, which nothing is fitted on")
+    parser.add_argument("--intervals", action="store_true", help="the intervals alone, again")
     asked = parser.parse_args(arguments)
+    if asked.intervals:
+        groups = {(gpu, each): errors for gpu, each, errors in fitted()["errors"]}
+        found = json.loads(RESULTS.read_text("utf-8")) | intervals_of(groups)
+        _write(found)
+        return
     rows = [row for row in read_rows(asked.rows) if network_key(row) in networks()]
     problem = Problem(rows)
     if asked.rows is not None:
@@ -535,9 +541,13 @@ def main(arguments: Sequence[str]) -> None:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
         return
     found, model = results(problem)
-    write_whole(HERE / "results" / "estimate.json", json.dumps(found, indent=1) + "\n")
-    write_whole(HERE / "results" / "estimate.md", page(found))
     write_whole(CONSTANTS, json.dumps(model) + "\n")
+    _write(found)
+
+
+def _write(found: Mapping[str, Any]) -> None:
+    write_whole(RESULTS, json.dumps(found, indent=1) + "\n")
+    write_whole(RESULTS.with_suffix(".md"), page(found))
     sys.stdout.write(page(found))
 
 

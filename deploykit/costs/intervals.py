@@ -26,7 +26,7 @@ ENOUGH: Final = 20
 LEAST_ROWS: Final = 5
 """Fewer say nothing about the width for groups that were never seen."""
 
-GROUP_LEVEL: Final = 0.9
+GROUP_LEVEL: Final = 0.8
 """Share of the groups whose width is at most that of a group that was never seen."""
 
 

@@ -256,7 +256,7 @@ class Row:
     has no interval; ``p99_ms`` likewise, from `MIN_FOR_P99` queries on. ``variation`` is the
     coefficient of variation of the latency (a share), ``steps_ms`` the median of each step that was
     timed. ``limit_ms`` and ``achieved`` are ``None`` where the physical limit is not known; a note
-    says why. ``estimated_ms`` is what the cost model says of the GPU, without copies to and from it.
+    says why. ``estimated_ms`` is what the cost model says of the GPU, copies to and from it apart.
     """
 
     model: str

@@ -204,7 +204,7 @@ def test_an_interval_holds_its_value_and_is_wider_where_nothing_is_known() -> No
         assert found.limit_ms <= latency.low < latency.value < latency.high
         return latency.high / latency.value
 
-    assert width("T4", FP16) < width("L4", FP16)
+    assert width("A30", INT8) < width("A30", FP32) < width("L4", FP16)
     assert width("L4", FP16) < width("L4", Precision.BF16)
     new = network(*SMALL.layers, layer(None, kind="Bernoulli", given=8, made=8))
     assert width("T4", FP16) < width("T4", FP16, new)
