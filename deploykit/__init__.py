@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from deploykit.verbs.from_python import (
         bench,
         calibrate,
+        estimate,
         evaluate,
         export,
         inspect,
@@ -50,6 +51,7 @@ __all__ = [
     "__version__",
     "bench",
     "calibrate",
+    "estimate",
     "evaluate",
     "export",
     "inspect",
@@ -75,6 +77,7 @@ _HOMES: Final = {
         (
             "bench",
             "calibrate",
+            "estimate",
             "evaluate",
             "export",
             "inspect",

@@ -40,7 +40,10 @@ SECTIONS: Final = {
     ),
     "Use": (
         *(f"docs/{name}.md" for name in ("export", "bytes", "precision", "budget", "accuracy")),
-        *(f"docs/{name}.md" for name in ("visualize", "troubleshooting", "python", "loading")),
+        *(
+            f"docs/{name}.md"
+            for name in ("estimate", "visualize", "troubleshooting", "python", "loading")
+        ),
         *("docs/serving/README.md", "docs/package.md", "docs/ray.md", "docs/benchmarking.md"),
         "docs/security.md",
     ),

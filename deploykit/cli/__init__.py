@@ -30,6 +30,7 @@ COMMANDS: Final = (
     "serve",
     "bench",
     "visualize",
+    "estimate",
     "run",
     "doctor",
     "completion",

@@ -51,6 +51,9 @@ _OPTIONAL: Final[Mapping[type, frozenset[str]]] = {
 }
 """Fields that may be missing where they have a default: what files of before do not say."""
 
+MAY_BE_MISSING: Final = {"may be missing": True}
+"""Metadata of a field with a default that files of before do not have: as those of `_OPTIONAL`."""
+
 _EXTENSIBLE: Final = frozenset({HeadRecord, OnnxArtifact, PixelInput, Preprocessing, TensorSpec})
 """Nouns in which fields of a later release are passed over."""
 
@@ -240,7 +243,8 @@ def _form_of(kind: type) -> Any:
 
 
 def _field(kind: type, field: Any, form: Any) -> Any:
-    optional = field.name in _OPTIONAL.get(kind, ()) and field.default is not MISSING
+    missing = field.name in _OPTIONAL.get(kind, ()) or "may be missing" in field.metadata
+    optional = missing and field.default is not MISSING
     return (field.name, form, field.default) if optional else (field.name, form)
 
 

@@ -40,7 +40,7 @@ from deploykit.verbs.export import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import nn
 
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from deploykit.costs.network import ModelSummary
     from deploykit.precision.calibration.graphs import Calibrated
     from deploykit.verbs.bench import BenchReport
+    from deploykit.verbs.estimate import EstimateReport
     from deploykit.verbs.evaluate import AccuracyReport
     from deploykit.verbs.package import PackageReport
     from deploykit.verbs.validate import ComparisonReport
@@ -524,6 +525,52 @@ def visualize(  # noqa: PLR0913 - the options of the command
         arguments = signature(visualize).parameters
         say_notes(in_python(note, arguments) for note in found.notes)
     return found
+
+
+@with_argument_names
+def estimate(  # noqa: PLR0913 - the options of the command
+    model: Target,
+    gpu: Sequence[str] | str | None = None,
+    *,
+    precision: Sequence[str] | str | None = None,
+    batch: Sequence[int] | int = (1, 8, 32),
+    price_per_hour: Mapping[str, float] | None = None,
+    graph: bool = True,
+    input_size: int | None = None,
+    num_classes: int | None = None,
+) -> EstimateReport:
+    """Latency of a network on GPUs that are not here, each with an interval of 90 %.
+
+    Args:
+        model: as that of `export`, or a bundle.
+        gpu: one or several by name, as "L4"; all that are known if not given.
+        precision: one or several; "fp32", "fp16" and "int8" if not given.
+        batch: images at once, each is estimated.
+        price_per_hour: of GPUs by their names, for the price of a million images.
+        graph: whether a CUDA graph is replayed, or the host launches each kernel.
+        input_size: height and width of the images in pixels.
+        num_classes: of a definition that takes it.
+
+    Raises:
+        UsageError: no such network, GPU or precision, or it does not take these choices.
+        DeploykitError: the network cannot be read or exported.
+    """
+    from deploykit.benchmarking.matrix.cells import in_order
+    from deploykit.verbs.estimate import EstimateCall, estimate_target, prices_of
+
+    gpus = None if gpu is None else _several(gpu)
+    prices = [f"{name}={price}" for name, price in (price_per_hour or {}).items()]
+    choices = DefinitionChoices(num_classes, input_size)
+    call = EstimateCall(
+        gpus=gpus,
+        precisions=in_order(_several(precision)),
+        batches=tuple(sorted(set(_wholes("batch", batch)))),
+        prices=prices_of(prices, gpus),
+        graph=graph,
+        choices=choices,
+    )
+    require_call([os.fspath(model)] if isinstance(model, str | os.PathLike) else [])
+    return estimate_target(network_of(_target(model), choices), call)
 
 
 def _progress(*, quiet: bool) -> Progress:
