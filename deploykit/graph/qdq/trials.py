@@ -39,7 +39,7 @@ def correct_biases(model: ir.Model, shifts: Mapping[str, Floats]) -> tuple[ir.Mo
     corrected = 0
     for node in result.graph:
         shift = shifts.get(str(node.name))
-        bias = None if shift is None else _bias_of(node, len(shift))
+        bias = None if shift is None else bias_of(node, len(shift))
         if shift is None or bias is None:
             continue
         fresh = names.fresh(f"{node.name}_corrected_bias")
@@ -63,7 +63,8 @@ def set_weights(model: ir.Model, weights: Mapping[str, Floats]) -> ir.Model:
     return result
 
 
-def _bias_of(node: ir.Node, channels: int) -> Floats | None:
+def bias_of(node: ir.Node, channels: int) -> Floats | None:
+    """Bias (C,) of a layer, zeros where it has none; ``None`` where it cannot be corrected."""
     given = node.inputs[2] if len(node.inputs) > 2 else None  # noqa: PLR2004
     if given is None:
         return np.zeros(channels, np.float32)
@@ -151,7 +152,7 @@ def _parts(
 ) -> list[tuple[str | None, list[QuantizedWeight]]]:
     """The layers of each part, and the value that it ends with."""
     by_node = {weight.node: weight for weight in weights}
-    cuts = _cuts(model)
+    ends = cuts(model)
     parts: list[tuple[str | None, list[QuantizedWeight]]] = []
     current: list[QuantizedWeight] = []
     waiting = len(weights)
@@ -159,13 +160,13 @@ def _parts(
         if str(node.name) in by_node:
             current.append(by_node[str(node.name)])
             waiting -= 1
-        if node in cuts and len(current) >= LAYERS_PER_PART and waiting >= LAYERS_PER_PART:
-            parts.append((cuts[node], current))
+        if node in ends and len(current) >= LAYERS_PER_PART and waiting >= LAYERS_PER_PART:
+            parts.append((ends[node], current))
             current = []
     return [*parts, (None, current)]
 
 
-def _cuts(model: ir.Model) -> dict[ir.Node, str]:
+def cuts(model: ir.Model) -> dict[ir.Node, str]:
     """Nodes behind which a single value goes on, and nothing else that was computed; its name."""
     graph = model.graph
     if sum(not value.is_initializer() for value in graph.inputs) > 1:
