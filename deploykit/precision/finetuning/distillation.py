@@ -19,7 +19,7 @@ from torch.nn import functional as nnf
 from deploykit.precision.finetuning.state import Moved
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -46,11 +46,16 @@ PATIENCE: Final = 3
 
 @dataclass(frozen=True)
 class Distilled:
-    """The steps that were taken, those of the best state, and the loss before and there."""
+    """The steps that were taken, those of the best state, and the loss on images to stop by.
+
+    ``before`` is that of the first state, ``reconstructed`` of the last one that was given, and
+    ``after`` of the best.
+    """
 
     steps: int
     best_step: int
     before: float
+    reconstructed: float
     after: float
 
 
@@ -70,15 +75,25 @@ def value_loss(found: Tensor, wanted: Tensor) -> Tensor:
 
 def distil(
     network: TorchNetwork,
-    state: State,
+    states: Sequence[State],
     images: tuple[Tensor, Tensor],
     fit: Fit,
     loss: Loss,
     task: ProgressTask,
 ) -> tuple[State, Distilled]:
-    """Fit to the first of ``images`` (N, C, H, W), and take what does best on the others."""
+    """Fit the best of ``states`` to the first of ``images`` (N, C, H, W).
+
+    What is best is said by the others, of ``states`` and on the way.
+    """
     seen, others = images
     wanted, other_wanted = (answers(network, each, None, fit.batch) for each in images)
+
+    def look(narrow: Narrow) -> float:
+        return float(loss(answers(network, others, narrow, fit.batch), other_wanted))
+
+    starts = [look(each.narrow()) for each in states]
+    before, at = starts[0], min(range(len(states)), key=starts.__getitem__)
+    state, after = states[at], starts[at]
     free = {
         name: state.grids[name].start(state.plan.format).requires_grad_() for name in state.weights
     }
@@ -95,11 +110,7 @@ def distil(
         grids, wish = state.grids, state.plan.format
         return {name: grids[name].rounded(each, wish) for name, each in free.items()}
 
-    def look(narrow: Narrow) -> float:
-        return float(loss(answers(network, others, narrow, fit.batch), other_wanted))
-
-    best, best_step, before = state, 0, look(state.narrow())
-    after, done = before, 0
+    best, best_step, done, reconstructed = state, 0, 0, starts[-1]
     every = max(1, fit.steps // LOOKS)
     for chosen in fit.batches(len(seen)):
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
@@ -121,7 +132,7 @@ def distil(
             best, best_step, after = candidate, done, found
         elif done - best_step >= PATIENCE * every:
             break
-    return best, Distilled(done, best_step, before, after)
+    return best, Distilled(done, best_step, before, reconstructed, after)
 
 
 def answers(network: TorchNetwork, images: Tensor, narrow: Narrow | None, batch: int) -> Tensor:

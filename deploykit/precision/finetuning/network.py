@@ -113,6 +113,15 @@ class TorchNetwork:
         """The value that a block ends with; ``given`` is the one that it starts from."""
         return self._run({block.start: given}, block.nodes, block.end, narrow)
 
+    def largest_between(self, images: Tensor) -> int:
+        """Numbers of the largest value that a block starts from or ends with, of one image."""
+        sizes, given = [images[0].numel()], images
+        with torch.no_grad():
+            for block in self.blocks:
+                given = self.part(block, given)
+                sizes.append(given.numel() // len(images))
+        return max(sizes)
+
     def _run(
         self,
         given: Mapping[str, Tensor],

@@ -195,14 +195,18 @@ class State:
                 found[member] = scale * self.plan.format.largest
         return found
 
-    def layer_weights(self, model: ir.Model) -> dict[str, Floats]:
-        """Of each layer whose weight was changed the new one, as `qdq.set_weights` takes it."""
+    def layer_weights(self, model: ir.Model, given: Mapping[str, Floats]) -> dict[str, Floats]:
+        """Weights that are not the nearest numbers, by layer, as `qdq.set_weights` takes them.
+
+        ``given`` are those that were so before.
+        """
         nodes = {str(node.name): node for node in model.graph}
         plain = qdq.constants_of(model)
-        found: dict[str, Floats] = {}
+        found = dict(given)
         for name, weight in self.weights.items():
             grid = self.grids[name]
-            if torch.equal(grid.steps, Grid.of(plain[name], weight.axis, self.plan.format).steps):
+            nearest = Grid.of(plain[name], weight.axis, self.plan.format)
+            if torch.equal(grid.steps, nearest.steps) and weight.node not in given:
                 continue
             stored: Any = grid.values.numpy()
             transposed = nodes[weight.node].attributes.get_int("transB", 0)
