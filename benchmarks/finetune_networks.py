@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SIZE: Final = 32
 TRAINED_ON: Final = 700
 CALIBRATED_ON: Final = 512
-EPOCHS: Final = 12
+EPOCHS: Final = 10
 BATCH: Final = 50
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -209,7 +209,8 @@ def _flatten(node: ir.Node, inputs: Sequence[Any]) -> Tensor:
 
 def _reshape(node: ir.Node, inputs: Sequence[Any]) -> Tensor:
     x, shape = inputs[0], inputs[1].tolist()
-    _unless(known=not node.attributes.get_int("allowzero", 0), node=node, what="allowzero")
+    zeros = bool(node.attributes.get_int("allowzero", 0)) and 0 in shape
+    _unless(known=not zeros, node=node, what="a dimension of 0")
     found: Tensor = x.reshape([x.shape[at] if one == 0 else one for at, one in enumerate(shape)])
     return found
 

@@ -38,7 +38,7 @@ WARM_UP: Final = 0.2
 """Share of the steps without the penalty."""
 
 PENALTY: Final = 1.0
-"""Weight of the mean penalty of a rounding; the loss is 1 at the start."""
+"""Weight of the mean penalty of a rounding; the loss of the nearest numbers is 1."""
 
 ROUNDING_RATE: Final = 3e-2
 SCALE_RATE: Final = 1e-3
@@ -192,15 +192,15 @@ def fit_block(
             *moved.parameters(SCALE_RATE, SHIFT_RATE),
         ]
     )
-    first: float | None = None
+    # Of the nearest numbers: where the fit starts, weights lie between two of them.
+    first = float((run_all(network, block, given, state, fit.batch) - wanted).square().mean())
     for step, chosen in enumerate(fit.batches(len(given))):
         places = torch.from_numpy(chosen)
         narrow = state.narrow(
             {name: each.soft() for name, each in roundings.items()}, moved.scales, moved.shifts
         )
         noise = (network.part(block, given[places], narrow) - wanted[places]).square().mean()
-        first = first or float(noise) or 1.0
-        loss = noise / first
+        loss = noise / (first or 1.0)
         if step >= WARM_UP * fit.steps and roundings:
             far = (step / fit.steps - WARM_UP) / (1 - WARM_UP)
             sharpness = SHARPNESS[0] + far * (SHARPNESS[1] - SHARPNESS[0])
