@@ -76,7 +76,17 @@ def network(*, is_efficient: bool) -> nn.Module:
         nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), activation()
     ]  # fmt: skip
     given = 16
-    for made, stride in ((16, 1), (24, 2), (24, 1), (32, 2), (32, 1), (32, 1), (64, 2), (64, 1), (64, 1)):
+    for made, stride in (
+        (16, 1),
+        (24, 2),
+        (24, 1),
+        (32, 2),
+        (32, 1),
+        (32, 1),
+        (64, 2),
+        (64, 1),
+        (64, 1),
+    ):
         layers.append(InvertedResidual(given, made, stride, is_efficient=is_efficient))
         given = made
     head = [nn.Conv2d(given, 256, 1, bias=False), nn.BatchNorm2d(256), activation()]
@@ -99,7 +109,7 @@ def trained(*, is_efficient: bool) -> nn.Module:
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.2, total_steps=steps)
         module.train()
         for _ in range(EPOCHS):
-            for chosen in torch.randperm(TRAINED_ON).split(BATCH):
+            for chosen in torch.randperm(TRAINED_ON).reshape(-1, BATCH):
                 optimiser.zero_grad()
                 loss = nnf.cross_entropy(module(inputs[chosen]), targets[chosen])
                 torch.autograd.backward(loss)

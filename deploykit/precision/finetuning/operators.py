@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import Tensor
 
-    Operator = Callable[["ir.Node", Sequence[Tensor | None]], Tensor | Sequence[Tensor]]
+    Operator = Callable[[ir.Node, Sequence[Any]], Tensor | Sequence[Tensor]]
 
 FLOAT: Final = 1
 """Number of FP32 in ONNX."""
@@ -56,14 +56,18 @@ def _ints(node: ir.Node, inputs: Sequence[Any], at: int, name: str) -> list[int]
     """Numbers that are an input in newer opsets and an attribute in older ones."""
     if len(inputs) > at and inputs[at] is not None:
         return [int(one) for one in inputs[at].reshape(-1).tolist()]
-    given = node.attributes.get_ints(name, None)
-    return None if given is None else [int(one) for one in given]
+    return _numbers(node, name)
+
+
+def _numbers(node: ir.Node, name: str) -> list[int] | None:
+    """An attribute of several numbers, ``None`` where it is not there."""
+    return list(node.attributes.get_ints(name)) if name in node.attributes else None
 
 
 def _pads(node: ir.Node, rank: int) -> tuple[list[int], list[int]]:
     auto = node.attributes.get_string("auto_pad", "NOTSET")
     _unless(known=auto in {"NOTSET", "VALID"}, node=node, what=f"auto_pad {auto}")
-    pads = list(node.attributes.get_ints("pads", None) or [0] * (2 * rank))
+    pads = _numbers(node, "pads") or [0] * (2 * rank)
     return [int(one) for one in pads[:rank]], [int(one) for one in pads[rank:]]
 
 
@@ -84,9 +88,9 @@ def _conv(node: ir.Node, inputs: Sequence[Any]) -> Tensor:
         x,
         weight,
         bias,
-        list(node.attributes.get_ints("strides", None) or [1] * rank),
+        (_numbers(node, "strides") or [1] * rank),
         begins if even else [0] * rank,
-        list(node.attributes.get_ints("dilations", None) or [1] * rank),
+        (_numbers(node, "dilations") or [1] * rank),
         node.attributes.get_int("group", 1),
     )
     return found
@@ -96,17 +100,17 @@ def _conv_transpose(node: ir.Node, inputs: Sequence[Any]) -> Tensor:
     x, weight, bias = (*inputs, None)[:3]
     rank = weight.ndim - 2
     begins, ends = _pads(node, rank)
-    plain = begins == ends and node.attributes.get_ints("output_shape", None) is None
+    plain = begins == ends and _numbers(node, "output_shape") is None
     _unless(known=plain and rank == 2, node=node, what="uneven pads or an output_shape")  # noqa: PLR2004
     return nnf.conv_transpose2d(
         x,
         weight,
         bias,
-        list(node.attributes.get_ints("strides", None) or [1] * rank),
+        (_numbers(node, "strides") or [1] * rank),
         begins,
-        list(node.attributes.get_ints("output_padding", None) or [0] * rank),
+        (_numbers(node, "output_padding") or [0] * rank),
         node.attributes.get_int("group", 1),
-        list(node.attributes.get_ints("dilations", None) or [1] * rank),
+        (_numbers(node, "dilations") or [1] * rank),
     )
 
 
@@ -127,7 +131,7 @@ def _clip(node: ir.Node, inputs: Sequence[Any]) -> Tensor:
         low = torch.tensor(node.attributes.get_float("min"))
     if high is None and "max" in node.attributes:
         high = torch.tensor(node.attributes.get_float("max"))
-    return x if low is None and high is None else torch.clamp(x, low, high)  # type: ignore[no-any-return]
+    return x if low is None and high is None else torch.clamp(x, low, high)
 
 
 def _hard_sigmoid(node: ir.Node, inputs: Sequence[Any]) -> Tensor:
@@ -161,9 +165,9 @@ def _batch_norm(node: ir.Node, inputs: Sequence[Any]) -> Tensor:
 def _pool_setting(node: ir.Node) -> tuple[list[int], list[int], list[int], list[int], bool]:
     kernel = list(node.attributes.get_ints("kernel_shape"))
     _unless(known=len(kernel) == 2, node=node, what="another rank")  # noqa: PLR2004
-    strides = list(node.attributes.get_ints("strides", None) or [1] * len(kernel))
+    strides = _numbers(node, "strides") or [1] * len(kernel)
     begins, ends = _pads(node, len(kernel))
-    dilations = list(node.attributes.get_ints("dilations", None) or [1] * len(kernel))
+    dilations = _numbers(node, "dilations") or [1] * len(kernel)
     _unless(known=set(dilations) == {1}, node=node, what="dilations")
     return kernel, strides, begins, ends, bool(node.attributes.get_int("ceil_mode", 0))
 
@@ -192,7 +196,8 @@ def _reduce(
     def reduced(node: ir.Node, inputs: Sequence[Any]) -> Tensor:
         axes = _ints(node, inputs, 1, "axes")
         keep = bool(node.attributes.get_int("keepdims", 1))
-        if axes is None and node.attributes.get_int("noop_with_empty_axes", 0):
+        noop = node.attributes.get_int("noop_with_empty_axes", 0)
+        if axes is None and noop:
             return inputs[0]  # type: ignore[no-any-return]
         return function(inputs[0], axes or tuple(range(inputs[0].ndim)), keepdim=keep)
 
@@ -216,7 +221,7 @@ def _reshape(node: ir.Node, inputs: Sequence[Any]) -> Tensor:
 
 
 def _transpose(node: ir.Node, inputs: Sequence[Any]) -> Tensor:
-    order = node.attributes.get_ints("perm", None) or range(inputs[0].ndim)[::-1]
+    order = _numbers(node, "perm") or range(inputs[0].ndim)[::-1]
     found: Tensor = inputs[0].permute(tuple(order))
     return found
 
@@ -314,12 +319,12 @@ OPERATORS: Final[Mapping[str, Operator]] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "Div": _div,
-    "Dropout": lambda _node, inputs: inputs[0],  # type: ignore[dict-item,return-value]
-    "Elu": lambda node, x: nnf.elu(x[0], node.attributes.get_float("alpha", 1.0)),  # type: ignore[arg-type]
+    "Dropout": lambda _node, inputs: inputs[0],
+    "Elu": lambda node, x: nnf.elu(x[0], node.attributes.get_float("alpha", 1.0)),
     "Equal": _one(torch.eq),
     "Erf": _one(torch.erf),
     "Exp": _one(torch.exp),
-    "Expand": lambda _node, x: x[0] * torch.ones(x[1].tolist(), dtype=x[0].dtype),  # type: ignore[union-attr,operator]
+    "Expand": lambda _node, x: x[0] * torch.ones(x[1].tolist(), dtype=x[0].dtype),
     "Flatten": _flatten,
     "Gather": _gather,
     "Gelu": _gelu,
@@ -329,8 +334,8 @@ OPERATORS: Final[Mapping[str, Operator]] = {
     "HardSwish": _one(nnf.hardswish),
     "Identity": _one(lambda x: x),
     "LayerNormalization": _layer_norm,
-    "LeakyRelu": lambda node, x: nnf.leaky_relu(x[0], node.attributes.get_float("alpha", 0.01)),  # type: ignore[arg-type]
-    "LogSoftmax": lambda node, x: torch.log_softmax(x[0], node.attributes.get_int("axis", -1)),  # type: ignore[arg-type]
+    "LeakyRelu": lambda node, x: nnf.leaky_relu(x[0], node.attributes.get_float("alpha", 0.01)),
+    "LogSoftmax": lambda node, x: torch.log_softmax(x[0], node.attributes.get_int("axis", -1)),
     "MatMul": _one(torch.matmul),
     "Max": _fold(torch.maximum),
     "MaxPool": _max_pool,

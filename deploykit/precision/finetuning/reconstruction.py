@@ -90,7 +90,7 @@ def reconstruct(
     fit: Fit,
     task: ProgressTask,
 ) -> tuple[State, list[FittedBlock]]:
-    """Fit each block in turn; ``images`` (N, C, H, W) are those to fit to, and others to judge by."""
+    """Fit each block in turn to the first of ``images`` (N, C, H, W), and judge by the others."""
     count = len(images[0])
     exact = narrow = torch.cat(images)
     found: list[FittedBlock] = []
@@ -177,7 +177,7 @@ def _error(network: TorchNetwork, block: Block, state: State, data: BlockData, b
 def fit_block(
     network: TorchNetwork, block: Block, state: State, data: tuple[Tensor, Tensor], fit: Fit
 ) -> State:
-    """The state with this block fitted to ``data``, its inputs in eight bits and outputs in FP32."""
+    """The state with this block fitted to ``data``: inputs in eight bits, outputs in FP32."""
     names = [str(node.name) for node in block.nodes]
     roundings = {
         tensor: _Roundings(state.grids[tensor], state)

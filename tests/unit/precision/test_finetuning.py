@@ -191,7 +191,9 @@ def test_roundings_are_near_the_best_of_all() -> None:
     weight = qdq.constants_of(model)["w"]
     values = rows.numpy()
     errors = [
-        np.square(values @ (weight - np.where(ups, np.ceil(weight), np.floor(weight))).T).sum(axis=0)
+        np.square(values @ (weight - np.where(ups, np.ceil(weight), np.floor(weight))).T).sum(
+            axis=0
+        )
         for each in itertools.product((False, True), repeat=5)
         for ups in [np.array(each)]
     ]
@@ -206,9 +208,7 @@ def test_roundings_are_near_the_best_of_all() -> None:
     assert reached < 1.3 * best
 
 
-def test_a_block_that_does_not_gain_stays(
-    model: ir.Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_block_that_does_not_gain_stays(model: ir.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     from deploykit.precision.finetuning import reconstruction
 
     network, state, _ = started(model, qdq.plan_qdq(model))
@@ -234,7 +234,7 @@ def tuned(model: ir.Model) -> tuple[State, State, dict[str, float], list[str]]:
 
 
 def test_what_is_written_is_nearer_to_fp32_on_other_images(model: ir.Model) -> None:
-    """The graph with the fitted numbers, run by onnxruntime, on images that nothing was fitted to."""
+    """The graph with the fitted numbers, run by onnxruntime, on images of no earlier step."""
     _, found, amax, said = tuned(model)
     assert any(each.startswith("block 2, error") for each in said)
     assert any(each.startswith("distillation, loss") for each in said)
@@ -281,9 +281,7 @@ def test_logits_lose_nothing_where_they_are_equal() -> None:
 def calibration(images: np.ndarray, held_out: int) -> CalibrationData:
     places = list(range(len(images)))
     look = Preprocessing(resize=(8, 8), crop=(8, 8))
-    return CalibrationData(
-        ArrayImages(images), look, places[:-held_out], 0, places[-held_out:]
-    )
+    return CalibrationData(ArrayImages(images), look, places[:-held_out], 0, places[-held_out:])
 
 
 def pictures(count: int) -> np.ndarray:
