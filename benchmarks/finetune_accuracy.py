@@ -77,11 +77,17 @@ def main() -> None:
     parser.add_argument("--networks", default="mobile,efficient")
     parser.add_argument("--precisions", default="int8,fp8")
     given = parser.parse_args()
-    rows: list[Row] = []
+    networks, precisions = given.networks.split(","), given.precisions.split(",")
+    rows = [
+        each
+        for each in _known()
+        if (each.network, each.precision)
+        not in {(network, precision) for network in networks for precision in precisions}
+    ]
     with tempfile.TemporaryDirectory() as temporary:
-        for name in given.networks.split(","):
+        for name in networks:
             task = _task(name, given.data, Path(temporary))
-            for precision in given.precisions.split(","):
+            for precision in precisions:
                 for is_finetuned in (False, True):
                     rows.append(_row(task, precision, Path(temporary), is_finetuned=is_finetuned))
                     print(_line(rows[-1]), flush=True)
@@ -198,9 +204,21 @@ def _line(row: Row) -> str:
     )
 
 
+def _known() -> list[Row]:
+    """Rows of earlier runs, which stay beside those of other networks."""
+    path = RESULTS / "finetune_accuracy.json"
+    if not path.exists():
+        return []
+    return [Row(**each) for each in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+
+
 def _write(rows: list[Row]) -> None:
     machine = environment.describe()
-    plain = {"packages": dict(machine.packages), "rows": [asdict(row) for row in rows]}
+    plain = {
+        "cpu": machine.cpu,
+        "packages": dict(machine.packages),
+        "rows": [asdict(row) for row in rows],
+    }
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps(plain, indent=1) + "\n"
     (RESULTS / "finetune_accuracy.json").write_text(text, encoding="utf-8")

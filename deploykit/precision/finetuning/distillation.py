@@ -10,7 +10,6 @@ taken, which may be the one at the start.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import cos, pi
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -114,7 +113,7 @@ def distil(
     every = max(1, fit.steps // LOOKS)
     for chosen in fit.batches(len(seen)):
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate * (1 + cos(pi * done / fit.steps)) / 2
+            group["lr"] = fit.rate(rate, done)
         places = torch.from_numpy(chosen)
         narrow = state.narrow(steps(), moved.scales, moved.shifts)
         now = loss(network.whole(seen[places], narrow), wanted[places])

@@ -94,7 +94,8 @@ def sign_test(nearer: int, further: int) -> float:
     (0.03125, 1.0, 0.1875)
     """
     total = nearer + further
-    return sum(comb(total, hits) for hits in range(nearer, total + 1)) / 2**total
+    ways: int = sum(comb(total, hits) for hits in range(nearer, total + 1))
+    return float(ways / 2**total)
 
 
 def judged(head: Head, exact: Outputs, before: Outputs, after: Outputs) -> Verdict:

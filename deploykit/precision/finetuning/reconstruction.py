@@ -12,6 +12,7 @@ images that it was not fitted to come out better.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import cos, pi
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -69,6 +70,10 @@ class Fit:
     steps: int
     batch: int
     seed: int = 0
+
+    def rate(self, first: float, step: int) -> float:
+        """The rate at a step: it falls to 0 by a cosine, so that the fit comes to rest."""
+        return first * (1 + cos(pi * step / self.steps)) / 2
 
     def batches(self, count: int) -> list[NDArray[np.int64]]:
         """Places of each step's images out of ``count``: all in turn, in a new order each time."""
@@ -194,7 +199,10 @@ def fit_block(
     )
     # Of the nearest numbers: where the fit starts, weights lie between two of them.
     first = float((run_all(network, block, given, state, fit.batch) - wanted).square().mean())
+    rates = [group["lr"] for group in optimiser.param_groups]
     for step, chosen in enumerate(fit.batches(len(given))):
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = fit.rate(rate, step)
         places = torch.from_numpy(chosen)
         narrow = state.narrow(
             {name: each.soft() for name, each in roundings.items()}, moved.scales, moved.shifts
