@@ -39,7 +39,7 @@ SECTIONS: Final = {
         "docs/status.md",
     ),
     "Use": (
-        *(f"docs/{name}.md" for name in ("export", "precision", "budget", "accuracy")),
+        *(f"docs/{name}.md" for name in ("export", "precision", "finetune", "budget", "accuracy")),
         *(f"docs/{name}.md" for name in ("troubleshooting", "python", "loading")),
         *("docs/serving/README.md", "docs/benchmarking.md", "docs/security.md"),
     ),

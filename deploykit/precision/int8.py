@@ -185,10 +185,12 @@ def convert_by_trials(
         spare = Path(folder) / "equalised.onnx"
         choice, used = choose_for_side(plain, (held_out, answers), request, spare, journal)
         ranges, tuned = used.calibrated.table.select(choice.method), None
+        rounded = len(choice.errors.weights)  # what fine-tuning moves has a record of its own
         if request.finetune:
             tuned = finetune(used, choice, request.calibration.seed, journal)
             choice, ranges = replace(choice, errors=tuned.errors), tuned.amax
         result = _converted(used, choice, ranges, path, request, journal)
+        result = replace(result, rounded=rounded)
     # Ranges hold for images like those of the calibration: others would judge the data.
     report = require_valid(
         reference, result.graph, (held_out, expected), journal, made_by=FP32_GRAPH

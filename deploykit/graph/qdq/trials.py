@@ -51,7 +51,10 @@ def correct_biases(model: ir.Model, shifts: Mapping[str, Floats]) -> tuple[ir.Mo
 
 
 def set_weights(model: ir.Model, weights: Mapping[str, Floats]) -> ir.Model:
-    """A copy of an FP32 graph with other ``weights`` (K, N) in the named linear layers."""
+    """A copy of an FP32 graph with other ``weights`` in the named layers.
+
+    Those of linear layers are (K, N), those of convolutions as they are stored.
+    """
     result = model.clone()
     for node in result.graph:
         data = weights.get(str(node.name))
@@ -89,7 +92,7 @@ def trial_graph(
 ) -> SplitGraph:
     """The graph for a runner; ``shifts`` (C,) are added to the biases of the named layers.
 
-    ``weights`` (K, N) take the place of those of the named linear layers.
+    ``weights`` take the place of those of the named layers, see `set_weights`.
 
     Raises:
         DataError: ``amax`` lacks a value of the plan, or is not a number from 0 up.
