@@ -149,6 +149,12 @@ _OPTIONS = (
         help="Weights of transformers in FP8: together, so that their errors cancel; "
         "auto: if that pays.",
     ),
+    _quantizing(
+        "--finetune",
+        is_flag=True,
+        help="Fit roundings, ranges and biases to FP32 on the images of --calib, without labels; "
+        "kept only if other images come nearer to FP32. Takes minutes.",
+    ),
 )
 
 
@@ -162,6 +168,7 @@ _OPTIONS = (
         "deploykit export nets.py:small --fp16 --factory-args '{\"depth\": 18}' --input-size 96",
         "deploykit export classifier.onnx --fp16 -o engines/classifier",
         "deploykit export resnet50 --precision auto --max-drop 1% --calib images/ --gpu L4",
+        "deploykit export torchvision:mobilenet_v2 --int8 --calib images/ --finetune",
         "deploykit export open.onnx --fp16 --height 160,224,320 --width 160,224,320",
         "deploykit export resnet50 --fp16 --weights imagenet --input uint8 --result topk:5",
         "deploykit export resnet18 resnet50 vgg16 --fp16 --weights imagenet -o engines",
@@ -225,6 +232,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     equalisation: str,
     bias_correction: str,
     weight_rounding: str,
+    finetune: bool,
     weights: str | None,
     choices: DefinitionChoices,
     seed: int,
@@ -262,6 +270,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         equalisation=equalisation,
         bias_correction=bias_correction,
         weight_rounding=weight_rounding,
+        finetune=finetune,
     )
     call = ExportCall(
         target=targets[0],

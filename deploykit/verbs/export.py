@@ -123,6 +123,7 @@ class QuantizingWish:
     equalisation: str = "auto"
     bias_correction: str = "auto"
     weight_rounding: str = "auto"
+    finetune: bool = False
 
 
 @dataclass(frozen=True)
@@ -239,6 +240,36 @@ def require_export(call: ExportCall) -> None:
         images=[call.data, images_folder(call.calib)],
         labels=call.labels if isinstance(call.labels, Path) else None,
     )
+    if call.quantizing.finetune:
+        _require_finetuning(call)
+
+
+def _require_finetuning(call: ExportCall) -> None:
+    """Refuse fine-tuning where it cannot be done, or not be judged."""
+    if call.precision.is_auto:
+        raise UsageError(
+            "--finetune is for one precision of eight bits, and --precision auto mixes them\n"
+            f"use one of {calibrated_flags()}, or leave --finetune out"
+        )
+    if call.calib == RANDOM:
+        raise UsageError(
+            "--finetune needs real images, and --calib random is noise\n"
+            "give a folder or a file of images, or leave --finetune out"
+        )
+    from deploykit.core.environment import require_installed
+    from deploykit.images import open_images
+    from deploykit.precision.finetuning.tuning_images import FEWEST_IMAGES
+
+    require_installed("torch")
+    folder = images_folder(call.calib)
+    count = call.calib_count
+    if folder is not None:
+        count = min(count, len(open_images(folder, call.max_pixels)))
+    if count < FEWEST_IMAGES:
+        raise UsageError(
+            f"--finetune has {count} images to fit to, to stop by and to judge by\n"
+            f"expected {FEWEST_IMAGES} or more of --calib and --calib-count: better 512"
+        )
 
 
 def require_calibration(
@@ -402,7 +433,9 @@ def _request(call: ExportCall) -> QuantizationRequest | None:
         last_layer=_fixed(wish.last_layer),
         residual=_fixed(wish.residual),
     )
-    return QuantizationRequest(calibration, int8_choices, policy, Precision(wish.rest))
+    return QuantizationRequest(
+        calibration, int8_choices, policy, Precision(wish.rest), wish.finetune
+    )
 
 
 def _judges(call: ExportCall) -> int:

@@ -33,6 +33,7 @@ from deploykit.verbs.evaluate import evaluate_bundle
 from deploykit.verbs.export import (
     ExportCall,
     PrecisionWish,
+    QuantizingWish,
     calibration_options,
     make_bundle,
     network_of,
@@ -79,6 +80,7 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
     side_inputs: PathLike | None = None,
     calib: PathLike | Iterable[Any] | None = None,
     calib_count: int = 512,
+    finetune: bool = False,
     max_drop: float | str | None = None,
     gpu: str | None = None,
     data: PathLike | None = None,
@@ -127,6 +129,8 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
             With tensors that are normalised already ``mean`` and ``std`` must be given.
         calib_count: how many of them. With "auto" the others judge what is chosen, if ``data``
             does not.
+        finetune: whether roundings, ranges and biases of INT8 or FP8 are fitted to FP32 on
+            ``calib``, without labels; kept only if other images come nearer to FP32.
         max_drop: what "auto" may lose, as 0.01 or "1%": of the top-1 on labelled ``data``, else of
             the answers that agree with FP32.
         gpu: the name of the one that "auto" predicts times for, as "L4"; if not given that of this
@@ -183,6 +187,7 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         compiling=compiling,
         calib=calib,
         calib_count=_whole("calib_count", calib_count),
+        quantizing=QuantizingWish(finetune=finetune),
         weights=_text(weights),
         choices=choices,
         seed=seed,
