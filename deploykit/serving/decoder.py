@@ -14,7 +14,6 @@ from deploykit.serving.refusals import Reason, RefusedError, invalid
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from deploykit.core.specs import Preprocessing
@@ -79,7 +78,7 @@ class Decoder:
     def _pixels_of(self, encoded: bytes, how: Preparation) -> int:
         return images.pixels_of(encoded, how.max_pixels, reduce_for=how.steps)
 
-    def _prepare(self, encoded: bytes, how: Preparation) -> NDArray[np.float32]:
+    def _prepare(self, encoded: bytes, how: Preparation) -> NDArray[Any]:
         if self._is_closing:
             raise RefusedError(Reason.STOPPING, "the service is stopping")
         with how.metrics.timed("decode"):
@@ -87,7 +86,7 @@ class Decoder:
         with how.metrics.timed("preprocess"):
             return images.preprocess(image, how.steps)
 
-    def _beside(self, encoded: bytes, how: Preparation, pixels: int) -> NDArray[np.float32]:
+    def _beside(self, encoded: bytes, how: Preparation, pixels: int) -> NDArray[Any]:
         # Held until the pixels are gone: only what the model takes, which is small, goes on.
         with self._budget.hold(pixels):
             return self._prepare(encoded, how)
