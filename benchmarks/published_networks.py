@@ -82,7 +82,8 @@ def build(name: str) -> nn.Module:
         found = torchvision.models.get_model(plain)
     else:
         found = timm.create_model(TIMM.get(name, plain))
-    return found.eval()
+    network: nn.Module = found.eval()
+    return network
 
 
 def counted(name: str, size: tuple[int, int]) -> NetworkCost:

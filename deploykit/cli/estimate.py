@@ -109,7 +109,7 @@ def _estimated(target: str, call: EstimateCall) -> EstimateReport:
 
 def _show(out: Console, report: EstimateReport) -> None:
     priced = any(row.price_per_million is not None for row in report.rows)
-    numbers = ("batch", "ms", "90 % interval", "images/s", "at best ms", "rows")
+    numbers: tuple[str, ...] = ("batch", "ms", "90 % interval", "images/s", "at best ms", "rows")
     numbers += ("price of 1 M images",) if priced else ()
     shown = table(("GPU", "precision", *numbers), right=numbers)
     for row in report.rows:

@@ -229,7 +229,8 @@ _EIGHT, _SIXTEEN = 8, 16
 
 
 def _up(sizes: NDArray[np.float64], tile: NDArray[Any]) -> NDArray[np.float64]:
-    return np.ceil(sizes / tile) * tile
+    whole: NDArray[np.float64] = np.ceil(sizes / tile) * tile
+    return whole
 
 
 def kernel_times(work: KernelWork, constants: Constants) -> KernelTimes:

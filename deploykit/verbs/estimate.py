@@ -183,7 +183,8 @@ def estimate_target(target: str | ModelSpec, call: EstimateCall) -> EstimateRepo
     source = _read(target, call.choices)
     precisions = _precisions(source, call.precisions)
     costs = {batch: _cost(source.model, batch) for batch in call.batches}
-    rows, left_out = [], {}
+    rows: list[EstimateRow] = []
+    left_out: dict[str, str] = {}
     for precision in precisions:
         for cost in costs.values():
             wanted = in_precision(cost, precision) if source.own is Precision.FP32 else cost
