@@ -29,7 +29,7 @@ from deploykit.visualization.of_images import (
     show_occlusion,
     spread_images,
 )
-from deploykit.visualization.results import Findings, PictureGroup, Item, Method, Picture, Section
+from deploykit.visualization.results import Findings, Item, Method, Picture, PictureGroup, Section
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Maps of where in images the evidence lies: Grad-CAM of a module, occlusion of anything that runs."""
+"""Maps of where the evidence lies: Grad-CAM of a module, occlusion of anything that runs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from deploykit.visualization.occlusion import Square, occlusion_map
 from deploykit.visualization.pictures import heat, scaled_to
 from deploykit.visualization.results import (
     Findings,
-    PictureGroup,
     Item,
     Picture,
+    PictureGroup,
     Section,
     file_name,
 )

@@ -22,10 +22,10 @@ from deploykit.visualization.of_units import UnitWish, rules_for, show_units
 from deploykit.visualization.results import (
     OF_UNITS,
     Findings,
-    PictureGroup,
     Item,
     Method,
     Picture,
+    PictureGroup,
     Section,
 )
 

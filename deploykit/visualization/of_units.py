@@ -1,4 +1,4 @@
-"""Pictures of what single filters answer to: images, the way back to their pixels, an ideal image."""
+"""Pictures of what filters answer to: images, the way back to their pixels, an ideal image."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from deploykit.visualization.pictures import cut, scaled_to, sheet, signed
 from deploykit.visualization.results import (
     OF_UNITS,
     Findings,
-    PictureGroup,
     Item,
     Method,
     Picture,
+    PictureGroup,
     Section,
     file_name,
 )

@@ -68,7 +68,9 @@ def pool(x: Array) -> tuple[Array, Array]:
 
 
 def unpool(signal: Array, switches: Array) -> Array:
-    return signal.repeat(2, axis=1).repeat(2, axis=2) * switches
+    spread: Array = signal.repeat(2, axis=1).repeat(2, axis=2)
+    spread *= switches
+    return spread
 
 
 def by_hand(module: Plain, image: Array, place: tuple[int, int, int], *, guided: bool) -> Array:
