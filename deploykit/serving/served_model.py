@@ -155,17 +155,18 @@ class ServedModel:
         if 0 in tensor.shape[1:]:
             raise invalid(f"{got}: a size is 0")
         self._require_count(tensor.name, tensor.shape[0])
-        self._require_sizes(got, tensor.shape)
+        self._require_sizes(got, tensor.shape, spec)
         return tensor.array
 
     def _require_count(self, name: str, count: int) -> None:
         if not 1 <= count <= self.max_batch:
             raise invalid(f"input {name!r} has {count} images, expected 1 to {self.max_batch}")
 
-    def _require_sizes(self, got: str, shape: tuple[int, ...]) -> None:
+    def _require_sizes(self, got: str, shape: tuple[int, ...], spec: TensorSpec) -> None:
         ranges = {} if self.model.profile is None else self.model.profile.ranges
         for axis, sizes in ranges.items():
-            if axis and axis < len(shape) and shape[axis] not in sizes:
+            is_open = 0 < axis < len(shape) and isinstance(spec.shape[axis], str)
+            if is_open and shape[axis] not in sizes:
                 raise invalid(
                     f"{got}: the {IMAGE_AXES.get(axis, axis)} is not among the engine's "
                     f"{sizes.min} to {sizes.max}"

@@ -24,10 +24,12 @@ import deploykit
 from deploykit.bundle.manifest import GOLDEN, MANIFEST, MODEL
 from deploykit.cli import main
 from deploykit.cli.serve import command
-from deploykit.core.errors import DeviceError, ModelFileError, ValidationError
+from deploykit.core.errors import DeviceError, ModelFileError, UsageError, ValidationError
+from deploykit.core.sizes import ShapeProfile, SizeRange
 from deploykit.core.specs import Preprocessing, TensorSpec
 from deploykit.heads.multiclass import MULTICLASS
 from deploykit.serving.limits import ServiceLimits
+from deploykit.serving.server import Address, run
 from tests.bundles import SIZE, engine_record, write_bundle
 from tests.documents import ROOT
 from tests.fakes.batch_model import PATIENCE_S
@@ -138,7 +140,7 @@ class Double:
     labels = ("dark", "bright")
     head = MULTICLASS
     preprocessing = Preprocessing(crop=(2, 2))
-    profile = None
+    profile: Any = None
     inputs: tuple[TensorSpec, ...] = (TensorSpec("x", "float32", ("batch", 3, 2, 2)),)
     outputs: tuple[TensorSpec, ...] = (TensorSpec("y", "float32", ("batch", 2)),)
 
@@ -447,6 +449,38 @@ def test_several_outputs_share_a_batch() -> None:
     asyncio.run(scenario())
 
 
+class OfSizes(Double):
+    """Images of an open height and width, as an engine takes them: up to 4 of them at once."""
+
+    inputs = (TensorSpec("x", "float32", ("batch", 3, "h", "w")),)
+    profile: Any = ShapeProfile(1, 2, 4, height=SizeRange(2, 4, 8), width=SizeRange(2, 4, 8))
+    file = "a.engine"
+
+
+def test_sizes_and_batches_are_those_of_the_engine() -> None:
+    async def scenario() -> None:
+        async with client_of(OfSizes().as_model()) as (client, _):
+
+            async def sent(*shape: int) -> httpx.Response:
+                values = tensor("x", np.ones(shape, np.float32), "FP32")
+                return await client.post(INFER, json={"inputs": [values]})
+
+            assert (await sent(4, 3, 2, 8)).status_code == 200
+            low = await sent(1, 3, 1, 8)
+            assert low.json()["error"] == (
+                "input 'x' is FP32 (1, 3, 1, 8): the height is not among the engine's 2 to 8"
+            )
+            many = await sent(5, 3, 2, 8)
+            assert many.json() == {"error": "input 'x' has 5 images, expected 1 to 4"}
+            none = await sent(1, 3, 2, 0)
+            assert none.json() == {"error": "input 'x' is FP32 (1, 3, 2, 0): a size is 0"}
+            metadata = (await client.get("/v2/models/colours")).json()
+            assert metadata["platform"] == "tensorrt_plan"
+            assert metadata["inputs"][0]["shape"] == [-1, 3, -1, -1]
+
+    asyncio.run(scenario())
+
+
 # --- as a process: what is said before it listens, and its end
 
 
@@ -530,6 +564,16 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded(tmp_path: Path) 
             assert code == 2
             assert f"cannot listen on 127.0.0.1:{port}: " in said
             assert f"give another --host or {option}; 0 is any free port" in said
+
+
+def test_a_grpc_port_that_is_taken_meanwhile_ends_the_start() -> None:
+    double = Double()
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("", 0)) as http:
+        address = Address(grpc_port=taken.getsockname()[1])
+        loaded = [("colours", "1", double.as_model())]
+        with pytest.raises(UsageError, match=r"gRPC cannot listen on 127\.0\.0\.1:\d+: .*\ngive"):
+            run(loaded, ServiceLimits(), address, http, lambda *_: pytest.fail("it started"))
+    assert double.is_closed
 
 
 def test_wrong_calls_are_refused(tmp_path: Path) -> None:
