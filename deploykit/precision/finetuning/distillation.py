@@ -137,4 +137,4 @@ def distil(
 def answers(network: TorchNetwork, images: Tensor, narrow: Narrow | None, batch: int) -> Tensor:
     """The first output for all images."""
     with torch.no_grad():
-        return torch.cat([network.whole(each, narrow) for each in images.split(batch)])
+        return torch.cat([network.whole(each, narrow) for each in torch.split(images, batch)])

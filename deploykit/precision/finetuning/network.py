@@ -143,8 +143,8 @@ class TorchNetwork:
             for value, found in zip(node.outputs, outputs, strict=False):
                 values[str(value.name)] = found
             self._shift(node, values, narrow)
-            for value in node.inputs:
-                name = "" if value is None else str(value.name)
+            for read in node.inputs:
+                name = "" if read is None else str(read.name)
                 left[name] -= 1
                 if not left[name] and name != wanted:
                     values.pop(name, None)  # without gradients nothing else holds it

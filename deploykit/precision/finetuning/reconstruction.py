@@ -119,7 +119,7 @@ def run_all(
     """What a block makes of all images, in eight bits with a ``state``."""
     with torch.no_grad():
         narrow = None if state is None else state.narrow()
-        return torch.cat([network.part(block, each, narrow) for each in given.split(batch)])
+        return torch.cat([network.part(block, each, narrow) for each in torch.split(given, batch)])
 
 
 @dataclass(frozen=True)
