@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
 from math import isfinite
@@ -108,21 +107,6 @@ max_pixels = click.option(
     "its width and height, where that is enough for the resize and its kind allows it; what is "
     "larger is refused.  [default: 256 for each that the model sees, within 50 and 89 million]",
 )
-_ray = click.option(
-    "--ray",
-    "on_ray",
-    is_flag=True,
-    help="On a Ray cluster, which needs the extra ray: docs/ray.md.",
-)
-_address = click.option(
-    "--address", metavar="HOST:PORT", help="Of the Ray cluster.  [default: workers on this machine]"
-)
-_workers = click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Actors of --ray that run the bundle.  [default: one for each GPU, or two CPUs]",
-)
 fast = click.option(
     "--fast",
     is_flag=True,
@@ -176,26 +160,6 @@ calib_count = click.option(
     metavar="N",
     help="Images to calibrate with, at most.",
 )
-
-
-def read_ray(*, on_ray: bool, address: str | None, workers: int | None) -> RayCall | None:
-    """What --ray asks for; ``None`` without it.
-
-    Raises:
-        UsageError: an option of it is given without it.
-    """
-    for option, given in {"--address": address, "--workers": workers}.items():
-        if given is not None and not on_ray:
-            raise UsageError(f"{option} {given} is for --ray\nadd that, or leave it out")
-    return RayCall(address, workers) if on_ray else None
-
-
-@dataclass(frozen=True)
-class RayCall:
-    """Which Ray cluster, and how many actors there; ``None`` is the default."""
-
-    address: str | None
-    workers: int | None
 
 
 precision_name = click.option(
@@ -521,9 +485,6 @@ def _gathered(name: str, read: Callable[..., Any], options: Sequence[Decorator])
 
     return add
 
-
-ray = _gathered("cluster", read_ray, (_ray, _address, _workers))
-"""The options of a Ray cluster; the command gets ``cluster``, `RayCall` or ``None``."""
 
 choices = _gathered("choices", read_choices, _OPTIONS)
 """The options of a definition; the command gets ``choices``, `DefinitionChoices`."""

@@ -9,6 +9,7 @@ import click
 
 from deploykit.cli import _options
 from deploykit.cli._command import NOTHING_DONE, Answer, Command, examples, only_checks
+from deploykit.cli._ray_options import ray_options
 from deploykit.cli._show import progress, show_table, table
 from deploykit.core.errors import UsageError, one_line
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from deploykit.cli._options import RayCall
+    from deploykit.cli._ray_options import RayCall
     from deploykit.images import LabelledData
     from deploykit.verbs.evaluate import AccuracyReport
 
@@ -93,7 +94,7 @@ if TYPE_CHECKING:
     help="Images per run.",
 )
 @_options.device
-@_options.ray
+@ray_options
 @_options.max_pixels
 @_options.fast
 def command(  # noqa: PLR0913 - one parameter per option, click's way

@@ -10,6 +10,7 @@ import click
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
 from deploykit.cli._options import NamesBackends
+from deploykit.cli._ray_options import ray_options
 from deploykit.cli._show import progress, table
 from deploykit.core.errors import UsageError, one_line
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from deploykit.cli._options import RayCall
+    from deploykit.cli._ray_options import RayCall
     from deploykit.ray.predicting import ClusterChoices, ClusterReport
     from deploykit.verbs.predict import PredictionReport
 
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
     help="cuda (an engine; of several GPUs one: cuda:1, a PCI bus id, a UUID), DEVICES (the ONNX "
     "file), or auto.",
 )
-@_options.ray
+@ray_options
 @_options.max_pixels
 @_options.fast
 def command(  # noqa: PLR0913 - one parameter per option
