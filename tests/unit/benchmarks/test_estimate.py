@@ -1,4 +1,4 @@
-"""The judgement of estimates: what the rows say, and that the committed figures are reproducible."""
+"""The judgement of estimates: what rows say, and that the committed figures can be had again."""
 
 from __future__ import annotations
 
