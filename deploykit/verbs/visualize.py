@@ -18,7 +18,6 @@ from deploykit.sources.targets import (
     name_of,
     refuse_definition_options,
 )
-from deploykit.visualization.of_graphs import GraphWish, show_bundle, show_file
 from deploykit.visualization.page import PAGE, require_free, write_pictures
 from deploykit.visualization.results import Findings, Method
 
@@ -186,6 +185,9 @@ def _usual(call: VisualizeCall) -> frozenset[Method]:
 def _of_graph(
     call: VisualizeCall, methods: frozenset[Method], findings: Findings, progress: Progress
 ) -> None:
+    with progress.step("look at the graph"):
+        from deploykit.visualization.of_graphs import GraphWish, show_bundle, show_file
+
     path, wish = Path(str(call.target)), GraphWish(methods, call.images, call.max_pixels)
     if call.kind is Kind.ONNX:
         show_file(path, call.choices, wish, findings, progress)

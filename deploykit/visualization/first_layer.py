@@ -26,6 +26,12 @@ _SHEET_PX: Final = 620
 """Width of a sheet, about: a page of a desktop has room for two."""
 
 
+FILTERS_TEXT: Final = (
+    "Every filter on one scale: grey is 0, white and black are the largest weight of any filter. "
+    "Filters of three inputs are in colours."
+)
+
+
 @dataclass(frozen=True, eq=False)
 class FirstLayer:
     """Name of the first convolution, and its filters (O, I, H, W)."""
@@ -73,6 +79,16 @@ def filters_sheet(
     if inputs not in (1, _COLOURS):
         columns = max(1, columns // inputs) * inputs  # the inputs of a filter stay side by side
     return sheet(tiles, columns)
+
+
+def filters_line(layer: FirstLayer) -> str:
+    """Counts and sizes of a first layer, in a line."""
+    count, inputs, height, width = layer.filters.shape
+    largest = float(np.abs(layer.filters).max())
+    return (
+        f"{layer.name}: {count} filters of {height} x {width} on {inputs} inputs, "
+        f"largest weight {largest:.3g}"
+    )
 
 
 def _pictures(filters: NDArray[np.float32], channel_order: str) -> list[NDArray[np.float32]]:

@@ -20,7 +20,12 @@ from deploykit.graph.first_layer import first_filters
 from deploykit.heads import head_of
 from deploykit.images import notes_on_data, open_images, sample_images
 from deploykit.sources.onnx_file import assumed_preprocessing, require_image, side_inputs_of
-from deploykit.visualization.first_layer import FirstLayer, filters_sheet
+from deploykit.visualization.first_layer import (
+    FILTERS_TEXT,
+    FirstLayer,
+    filters_line,
+    filters_sheet,
+)
 from deploykit.visualization.of_images import (
     Covered,
     Seen,
@@ -43,11 +48,6 @@ if TYPE_CHECKING:
     from deploykit.core.specs import Preprocessing, Runner
     from deploykit.heads import Head
     from deploykit.images import ImageSet
-
-FILTERS_TEXT = (
-    "Every filter on one scale: grey is 0, white and black are the largest weight of any filter. "
-    "Filters of three inputs are in colours."
-)
 
 
 @dataclass(frozen=True)
@@ -178,16 +178,6 @@ def _sheet(name: str, layer: FirstLayer, number: int, channel_order: str, larges
     pixels = filters_sheet(layer, channel_order=channel_order, largest=largest)
     file = "filters.png" if number == 0 else f"filters-{number}.png"
     return Item(name, (Picture.of(file, pixels, layer.name),), filters_line(layer))
-
-
-def filters_line(layer: FirstLayer) -> str:
-    """Counts and sizes of a first layer, in a line."""
-    count, inputs, height, width = layer.filters.shape
-    largest = float(np.abs(layer.filters).max())
-    return (
-        f"{layer.name}: {count} filters of {height} x {width} on {inputs} inputs, "
-        f"largest weight {largest:.3g}"
-    )
 
 
 def _occlude(

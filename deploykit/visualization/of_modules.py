@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.core.errors import UsageError
 from deploykit.images import notes_on_data, open_images
-from deploykit.visualization.first_layer import filters_sheet, first_layer_of
+from deploykit.visualization.first_layer import (
+    FILTERS_TEXT,
+    filters_line,
+    filters_sheet,
+    first_layer_of,
+)
 from deploykit.visualization.layers import tensor_of
-from deploykit.visualization.of_graphs import FILTERS_TEXT, filters_line
 from deploykit.visualization.of_images import (
     Covered,
     Seen,
