@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from deploykit.serving.limits import ServiceLimits
 
     Loaded = Sequence[tuple[str, str, Classifier]]
+
+COLLECT_AFTER: Final = (700, 10, 10)
+"""Python's own: the command line collects rarely, and a request's cycles may hold its body."""
 
 _BACKLOG: Final = 2048
 _LEAST_GRACE_S: Final = 0.2
@@ -100,7 +104,12 @@ def run(
 
     ``started`` is told when both protocols answer. The models are closed at the end.
     """
-    return asyncio.run(_run(models, limits, address, http, started))
+    before = gc.get_threshold()
+    gc.set_threshold(*COLLECT_AFTER)
+    try:
+        return asyncio.run(_run(models, limits, address, http, started))
+    finally:
+        gc.set_threshold(*before)
 
 
 async def _run(
