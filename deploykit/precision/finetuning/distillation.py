@@ -80,7 +80,7 @@ def distil(
     loss: Loss,
     task: ProgressTask,
 ) -> tuple[TuningState, Distilled]:
-    """TuningFit the best of ``states`` to the first of ``images`` (N, C, H, W).
+    """Fit the best of ``states`` to the first of ``images`` (N, C, H, W).
 
     What is best is said by the others, of ``states`` and on the way.
     """

@@ -64,7 +64,7 @@ class Finetuned:
 
 
 def finetune(side: QuantizedSide, choice: Choice, seed: int, journal: Journal) -> Finetuned:
-    """TuningFit what ``choice`` comes to, and keep it only if other images come nearer to FP32.
+    """Fit what ``choice`` comes to, and keep it only if other images come nearer to FP32.
 
     Raises:
         DataError: too few different images.

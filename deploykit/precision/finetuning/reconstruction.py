@@ -95,7 +95,7 @@ def reconstruct(
     fit: TuningFit,
     task: ProgressTask,
 ) -> tuple[TuningState, list[FittedBlock]]:
-    """TuningFit each block in turn to the first of ``images`` (N, C, H, W), and judge by the others."""
+    """Fit each block in turn to the first of ``images`` (N, C, H, W), and judge by the others."""
     count = len(images[0])
     exact = narrow = torch.cat(images)
     found: list[FittedBlock] = []
