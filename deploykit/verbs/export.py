@@ -1,6 +1,7 @@
 """One export as it is asked for, by the command line or by a program: its rules, and what it runs.
 
-The module itself is light, because the command line's help loads it.
+The module itself is light, because the command line's help loads it. One file because the rules of
+a call and what it becomes change together.
 
 What the call alone shows to be wrong is said by `require_export`, before torch is imported. The
 messages name options, as ``--max-drop``; `deploykit.verbs.argument_names` makes arguments of them

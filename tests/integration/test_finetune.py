@@ -50,7 +50,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
+def short(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.chdir(folder)  # a project's calibration tables are kept in it
     monkeypatch.setattr(finetune, "BLOCK_STEPS", 15)
     monkeypatch.setattr(finetune, "DISTIL_STEPS", 40)
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from deploykit.core.progress import ProgressTask
     from deploykit.precision.finetuning.network import Narrow, TorchNetwork
-    from deploykit.precision.finetuning.reconstruction import Fit
-    from deploykit.precision.finetuning.state import State
+    from deploykit.precision.finetuning.reconstruction import TuningFit
+    from deploykit.precision.finetuning.state import TuningState
 
     Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -74,12 +74,12 @@ def value_loss(found: Tensor, wanted: Tensor) -> Tensor:
 
 def distil(
     network: TorchNetwork,
-    states: Sequence[State],
+    states: Sequence[TuningState],
     images: tuple[Tensor, Tensor],
-    fit: Fit,
+    fit: TuningFit,
     loss: Loss,
     task: ProgressTask,
-) -> tuple[State, Distilled]:
+) -> tuple[TuningState, Distilled]:
     """Fit the best of ``states`` to the first of ``images`` (N, C, H, W).
 
     What is best is said by the others, of ``states`` and on the way.

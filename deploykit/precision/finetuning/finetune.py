@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from deploykit.core.progress import Journal, ProgressTask
     from deploykit.core.specs import Runner
     from deploykit.graph.qdq import QdqPlan
-    from deploykit.precision.finetuning.judging import Verdict
+    from deploykit.precision.finetuning.judging import TuningVerdict
     from deploykit.precision.finetuning.network import TorchNetwork
     from deploykit.precision.finetuning.tuning_images import TuningImages
     from deploykit.precision.int8 import QuantizedSide
@@ -102,8 +102,8 @@ def _fitted(
     from deploykit.precision.finetuning.distillation import distil, logits_loss, value_loss
     from deploykit.precision.finetuning.network import TorchNetwork
     from deploykit.precision.finetuning.operators import UnknownOperatorError
-    from deploykit.precision.finetuning.reconstruction import Fit, reconstruct
-    from deploykit.precision.finetuning.state import State
+    from deploykit.precision.finetuning.reconstruction import TuningFit, reconstruct
+    from deploykit.precision.finetuning.state import TuningState
 
     reference, model = side.reference, side.reference.graph.model
     network = TorchNetwork(model, plan)
@@ -114,14 +114,14 @@ def _fitted(
         return str(error)
     if not difference <= SAME:
         return f"torch computes another output than onnxruntime, by {difference:.1e} of the largest"
-    state = State.of(model, plan, given.amax, given.errors.shifts, given.errors.weights)
+    state = TuningState.of(model, plan, given.amax, given.errors.shifts, given.errors.weights)
     both = torch.from_numpy(images.fitted), torch.from_numpy(images.stopping)
     fewer = _fewer(network, both, batch)
-    blocks_fit = Fit(BLOCK_STEPS, batch, seed)
+    blocks_fit = TuningFit(BLOCK_STEPS, batch, seed)
     rebuilt, blocks = reconstruct(network, state, fewer, blocks_fit, task)
     is_logits = reference.head.name == MULTICLASS.name and reference.head.activation == "none"
     loss = logits_loss if is_logits else value_loss
-    fit = Fit(DISTIL_STEPS, batch, seed)
+    fit = TuningFit(DISTIL_STEPS, batch, seed)
     tuned, distilled = distil(network, [state, rebuilt], both, fit, loss, task)
     errors = replace(
         given.errors,
@@ -179,7 +179,7 @@ def _fewer(
 
 def _judged(
     side: QuantizedSide, plan: QdqPlan, before: Finetuned, after: Finetuned, images: TuningImages
-) -> Verdict:
+) -> TuningVerdict:
     """Both graphs and FP32 in onnxruntime, on images that nothing was fitted to."""
     reference = side.reference
     size = _batch(images, reference.artifact.inputs[0].fixed_batch)

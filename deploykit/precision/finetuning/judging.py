@@ -1,4 +1,4 @@
-"""Verdict on a fine-tuned graph: whether it is nearer to FP32 than before, beyond chance."""
+"""TuningVerdict on a fine-tuned graph: whether it is nearer to FP32 than before, beyond chance."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Paired:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TuningVerdict:
     """The head's own measure (answers that change, of classes), and the distance of each output."""
 
     images: int
@@ -98,11 +98,11 @@ def sign_test(nearer: int, further: int) -> float:
     return float(ways / 2**total)
 
 
-def judged(head: Head, exact: Outputs, before: Outputs, after: Outputs) -> Verdict:
+def judged(head: Head, exact: Outputs, before: Outputs, after: Outputs) -> TuningVerdict:
     """The verdict by outputs (N, ...) for the same images, of FP32 and of both graphs."""
     own = Paired.of(head.loss_measure, head.losses(before, exact), head.losses(after, exact))
     name, (left, right) = _distances(head, exact, before, after)
-    return Verdict(len(exact), own, Paired.of(name, left, right))
+    return TuningVerdict(len(exact), own, Paired.of(name, left, right))
 
 
 def _distances(

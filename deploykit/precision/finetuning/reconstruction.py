@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from deploykit.core.progress import ProgressTask
     from deploykit.graph.qdq import Block
     from deploykit.precision.finetuning.network import TorchNetwork
-    from deploykit.precision.finetuning.state import Grid, State
+    from deploykit.precision.finetuning.state import Grid, TuningState
 
 STRETCH: Final = (-0.1, 1.1)
 """Ends of the sigmoid before it is cut to 0 and 1; AdaRound, below equation 23."""
@@ -64,7 +64,7 @@ class FittedBlock:
 
 
 @dataclass(frozen=True)
-class Fit:
+class TuningFit:
     """How a block or the network is fitted: so many ``steps`` on batches of ``batch`` images."""
 
     steps: int
@@ -90,11 +90,11 @@ class Fit:
 
 def reconstruct(
     network: TorchNetwork,
-    state: State,
+    state: TuningState,
     images: tuple[Tensor, Tensor],
-    fit: Fit,
+    fit: TuningFit,
     task: ProgressTask,
-) -> tuple[State, list[FittedBlock]]:
+) -> tuple[TuningState, list[FittedBlock]]:
     """Fit each block in turn to the first of ``images`` (N, C, H, W), and judge by the others."""
     count = len(images[0])
     exact = narrow = torch.cat(images)
@@ -114,7 +114,7 @@ def reconstruct(
 
 
 def run_all(
-    network: TorchNetwork, block: Block, given: Tensor, state: State | None, batch: int
+    network: TorchNetwork, block: Block, given: Tensor, state: TuningState | None, batch: int
 ) -> Tensor:
     """What a block makes of all images, in eight bits with a ``state``."""
     with torch.no_grad():
@@ -135,7 +135,7 @@ class BlockData:
 class _Roundings:
     """The variable of each rounding of a weight; AdaRound's V."""
 
-    def __init__(self, grid: Grid, state: State) -> None:
+    def __init__(self, grid: Grid, state: TuningState) -> None:
         self._lower, upper = grid.neighbours(state.plan.format)
         self._width = upper - self._lower
         self._is_free = self._width > 0
@@ -163,8 +163,8 @@ class _Roundings:
 
 
 def _fitted(
-    network: TorchNetwork, block: Block, state: State, data: BlockData, fit: Fit
-) -> tuple[State, FittedBlock]:
+    network: TorchNetwork, block: Block, state: TuningState, data: BlockData, fit: TuningFit
+) -> tuple[TuningState, FittedBlock]:
     before = _error(network, block, state, data, fit.batch)
     changed = fit_block(network, block, state, (data.given, data.wanted), fit)
     after = _error(network, block, changed, data, fit.batch)
@@ -173,15 +173,21 @@ def _fitted(
     return (changed if is_kept else state), fitted
 
 
-def _error(network: TorchNetwork, block: Block, state: State, data: BlockData, batch: int) -> float:
+def _error(
+    network: TorchNetwork, block: Block, state: TuningState, data: BlockData, batch: int
+) -> float:
     found = run_all(network, block, data.other_given, state, batch)
     power = float(data.other_wanted.square().mean())
     return float((found - data.other_wanted).square().mean()) / power if power else 0.0
 
 
 def fit_block(
-    network: TorchNetwork, block: Block, state: State, data: tuple[Tensor, Tensor], fit: Fit
-) -> State:
+    network: TorchNetwork,
+    block: Block,
+    state: TuningState,
+    data: tuple[Tensor, Tensor],
+    fit: TuningFit,
+) -> TuningState:
     """The state with this block fitted to ``data``: inputs in eight bits, outputs in FP32."""
     names = [str(node.name) for node in block.nodes]
     roundings = {

@@ -1,4 +1,4 @@
-"""What fine-tuning may change: weights on their grid, scales of activations, shifts of biases."""
+"""Variables of fine-tuning: weights on their grid, scales of activations, shifts of biases."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Grid:
 
 
 @dataclass
-class State:
+class TuningState:
     """All that a network of eight bits computes with.
 
     ``grids`` are by the name of the weight; ``scales`` by the name of the first value of a group
@@ -112,7 +112,7 @@ class State:
         amax: Mapping[str, float],
         shifts: Mapping[str, Floats],
         weights: Mapping[str, Floats],
-    ) -> State:
+    ) -> TuningState:
         """As the conversion would write them; ``weights`` (K, N) are rounded already."""
         rounded = qdq.constants_of(qdq.set_weights(model, weights) if weights else model)
         group_of = {name: min(plan.group_of(name)) for name in plan.activations}
@@ -165,13 +165,13 @@ class State:
         steps: Mapping[str, Tensor],
         scales: Mapping[str, Tensor],
         shifts: Mapping[str, Tensor],
-    ) -> State:
+    ) -> TuningState:
         """Another state with these in place of its own."""
         grids = dict(self.grids)
         for name, found in steps.items():
             old = grids[name]
             grids[name] = Grid(old.exact, found.detach(), old.scale, old.is_held)
-        return State(
+        return TuningState(
             self.plan,
             grids,
             {**self.scales, **{name: each.detach() for name, each in scales.items()}},
@@ -230,7 +230,7 @@ def _unit(grid: Grid, axis: int, scale: np.float32 | None, channels: int) -> Ten
 class Moved:
     """Scales of some groups, in logarithms, and shifts of some layers, in their units, to fit."""
 
-    def __init__(self, state: State, nodes: Iterable[str]) -> None:
+    def __init__(self, state: TuningState, nodes: Iterable[str]) -> None:
         names = frozenset(nodes)
         self._state = state
         self._logs = {
@@ -262,7 +262,7 @@ class Moved:
         return {name: before[name] + units[name] * move for name, move in self._moves.items()}
 
 
-def _groups_read_in(state: State, inside: frozenset[str]) -> frozenset[str]:
+def _groups_read_in(state: TuningState, inside: frozenset[str]) -> frozenset[str]:
     """Groups of activations that these nodes read, none of which another node reads as well."""
     read: dict[str, set[str]] = {}
     for name, readers in state.plan.activations.items():

@@ -23,8 +23,8 @@ from deploykit.precision.finetuning.distillation import distil, logits_loss, val
 from deploykit.precision.finetuning.judging import judged, sign_test
 from deploykit.precision.finetuning.network import TorchNetwork
 from deploykit.precision.finetuning.operators import UnknownOperatorError, apply
-from deploykit.precision.finetuning.reconstruction import Fit, fit_block, reconstruct
-from deploykit.precision.finetuning.state import Grid, State
+from deploykit.precision.finetuning.reconstruction import TuningFit, fit_block, reconstruct
+from deploykit.precision.finetuning.state import Grid, TuningState
 from deploykit.precision.finetuning.tuning_images import load_tuning_images
 from tests import graphs
 
@@ -92,9 +92,9 @@ def images_of(count: int, seed: int) -> np.ndarray:
     return graphs.normal(count, 3, 8, 8, seed=seed)
 
 
-def started(model: ir.Model, plan: QdqPlan) -> tuple[TorchNetwork, State, dict[str, float]]:
+def started(model: ir.Model, plan: QdqPlan) -> tuple[TorchNetwork, TuningState, dict[str, float]]:
     amax = ranges(model, images_of(32, 20))
-    return TorchNetwork(model, plan), State.of(model, plan, amax, {}, {}), amax
+    return TorchNetwork(model, plan), TuningState.of(model, plan, amax, {}, {}), amax
 
 
 # --- the network in torch
@@ -183,11 +183,11 @@ def test_roundings_are_near_the_best_of_all() -> None:
     """All roundings up and down of the four free numbers in each of four outputs."""
     model, plan, rows = tiny()
     network = TorchNetwork(model, plan)
-    state = State.of(model, plan, {"x": 3.0}, {}, {})
+    state = TuningState.of(model, plan, {"x": 3.0}, {}, {})
     state = replace(state, shifts={}, units={})
     wanted = network.whole(rows)
     block = network.blocks[0]
-    found = fit_block(network, block, state, (rows, wanted), Fit(200, 64))
+    found = fit_block(network, block, state, (rows, wanted), TuningFit(200, 64))
     weight = qdq.constants_of(model)["w"]
     values = rows.numpy()
     errors = [
@@ -214,7 +214,7 @@ def test_a_block_that_does_not_gain_stays(model: ir.Model, monkeypatch: pytest.M
     network, state, _ = started(model, qdq.plan_qdq(model))
     monkeypatch.setattr(reconstruction, "GAIN", 1.0)
     sets = torch.from_numpy(images_of(32, 30)), torch.from_numpy(images_of(16, 31))
-    found, blocks = reconstruct(network, state, sets, Fit(2, 16), Steps())
+    found, blocks = reconstruct(network, state, sets, TuningFit(2, 16), Steps())
     assert [block.is_kept for block in blocks] == [False, False]
     assert all(found.grids[name] is grid for name, grid in state.grids.items())
     assert found.scales == state.scales
@@ -223,12 +223,12 @@ def test_a_block_that_does_not_gain_stays(model: ir.Model, monkeypatch: pytest.M
 # --- the whole
 
 
-def tuned(model: ir.Model) -> tuple[State, State, dict[str, float], list[str]]:
+def tuned(model: ir.Model) -> tuple[TuningState, TuningState, dict[str, float], list[str]]:
     network, state, amax = started(model, qdq.plan_qdq(model))
     steps = Steps()
     sets = torch.from_numpy(images_of(96, 30)), torch.from_numpy(images_of(32, 31))
-    rebuilt, _ = reconstruct(network, state, sets, Fit(20, 16), steps)
-    found, distilled = distil(network, [state, rebuilt], sets, Fit(60, 16), value_loss, steps)
+    rebuilt, _ = reconstruct(network, state, sets, TuningFit(20, 16), steps)
+    found, distilled = distil(network, [state, rebuilt], sets, TuningFit(60, 16), value_loss, steps)
     assert distilled.after <= min(distilled.before, distilled.reconstructed)
     return state, found, amax, steps.said
 
