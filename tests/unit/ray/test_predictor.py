@@ -22,7 +22,7 @@ from deploykit.core.errors import (
 )
 from deploykit.core.specs import HeadRecord, TensorSpec
 from deploykit.ray import Predictor, evaluating, predicting
-from deploykit.ray.cluster import Cluster
+from deploykit.ray.cluster import Cluster, _connect
 from deploykit.ray.predicting import ClusterChoices, parquet_of
 from deploykit.ray.predictor import PreparedPredictor
 from deploykit.ray.sources import Part
@@ -318,3 +318,20 @@ def test_a_bundle_of_bytes_is_not_counted_on_a_cluster(tmp_path: Path) -> None:
     folder = write_bundle(tmp_path / "bundle", onnx=onnx)
     with pytest.raises(UsageError, match="takes uint8 images, and eval --ray feeds float32"):
         next(evaluating.outputs_on_cluster(folder, [], ClusterChoices(), SilentTask()))
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "message"),
+    [
+        ("10.0.0.1:6379", ConnectionError("no answer"), "answers at 10.0.0.1:6379: no answer"),
+        (None, Exception("timed out during startup"), "answers at this machine: timed out"),
+    ],
+)
+def test_a_cluster_that_does_not_answer(
+    address: str | None, error: Exception, message: str
+) -> None:
+    def init(**_: object) -> None:
+        raise error
+
+    with pytest.raises(UsageError, match=message):
+        _connect(SimpleNamespace(init=init), address)
