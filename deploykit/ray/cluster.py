@@ -58,7 +58,7 @@ def _connect(ray: Any, address: str | None) -> None:
     own = {} if address is not None else {"include_dashboard": False}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
-    except (ConnectionError, ValueError, RuntimeError) as exc:
+    except Exception as exc:  # it raises a plain Exception where its processes do not start in time
         raise UsageError(
             f"no Ray cluster answers at {address or 'this machine'}: {first_line(exc)}\n"
             "give the address of its head, as --address 10.0.0.1:6379, or leave it out to start "

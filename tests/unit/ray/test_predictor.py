@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from io import BytesIO
 from types import SimpleNamespace
@@ -20,9 +21,11 @@ from deploykit.core.errors import (
     UsageError,
     ValidationError,
 )
+from deploykit.core.progress import SilentProgress
 from deploykit.core.specs import HeadRecord, TensorSpec
+from deploykit.images import LabelledData
 from deploykit.ray import Predictor, evaluating, predicting
-from deploykit.ray.cluster import Cluster
+from deploykit.ray.cluster import Cluster, _connect
 from deploykit.ray.predicting import ClusterChoices, parquet_of
 from deploykit.ray.predictor import PreparedPredictor
 from deploykit.ray.sources import Part
@@ -318,3 +321,50 @@ def test_a_bundle_of_bytes_is_not_counted_on_a_cluster(tmp_path: Path) -> None:
     folder = write_bundle(tmp_path / "bundle", onnx=onnx)
     with pytest.raises(UsageError, match="takes uint8 images, and eval --ray feeds float32"):
         next(evaluating.outputs_on_cluster(folder, [], ClusterChoices(), SilentTask()))
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "message"),
+    [
+        ("10.0.0.1:6379", ConnectionError("no answer"), "answers at 10.0.0.1:6379: no answer"),
+        (None, Exception("timed out during startup"), "answers at this machine: timed out"),
+    ],
+)
+def test_a_cluster_that_does_not_answer(
+    address: str | None, error: Exception, message: str
+) -> None:
+    def init(**_: object) -> None:
+        raise error
+
+    with pytest.raises(UsageError, match=message):
+        _connect(SimpleNamespace(init=init), address)
+
+
+def test_a_part_that_somebody_changed_is_found(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(png(PIXELS[0]))
+    here = nullcontext(Cluster(None, None, 2.0, 0.0))
+    monkeypatch.setattr(predicting, "cluster", lambda _: here)
+    empty = parquet_of([], [], {"index": "int"})
+    monkeypatch.setattr(predicting, "_answered", lambda *_: iter([(0, empty)]))
+    with pytest.raises(DataError, match="has 0 rows for 1 images"):
+        predicting.predict_on_cluster(
+            bundle, str(tmp_path / "images"), tmp_path / "out", ClusterChoices(), SilentTask()
+        )
+
+
+def test_an_evaluation_of_fewer_images_is_no_answer(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deploykit.verbs import evaluate_on_cluster as verb
+
+    for name in ("red", "green", "blue"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "a.png").write_bytes(png(PIXELS[0]))
+    monkeypatch.setattr(verb, "outputs_on_cluster", lambda *_: iter([([0], WANTED[:1])]))
+    with pytest.raises(DataError, match="1 of 3 images were counted"):
+        verb.evaluate_on_cluster(
+            bundle, LabelledData(tmp_path / "data"), ClusterChoices(), SilentProgress()
+        )
