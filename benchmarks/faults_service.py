@@ -1,6 +1,6 @@
-"""Hostile clients beside good ones against the service of docs/serving, for `faults.py`.
+"""Hostile clients beside good ones against `deploykit serve`, for `faults.py`.
 
-The service runs as a process of its own with its default limits, as its page says to start it. The
+The service runs as a process of its own with its default limits but for the size of a request. The
 right answers are means of colours that numpy computes from the pixels. The kernel keeps the peak of
 the service's memory.
 """
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-APP: Final = Path(__file__).parents[1] / "docs" / "serving" / "app.py"
+IMAGE: Final = {"Content-Type": "image/png"}
+INFER: Final = "/v2/models/colours-fp32/infer"
 MIB: Final = 2**20
 MAX_PIXELS: Final = 50_000_000
 """What the service takes by default for a model of small images."""
@@ -47,12 +48,15 @@ BYTES_PER_PIXEL: Final = 12
 """Of PNG and JPEG, at most; the service decodes two images' worth of pixels at a time."""
 
 UPLOAD: Final = 10 * MIB
+OPTIONS: Final = ("--max-request-bytes", str(UPLOAD), "--self-test-every-s", "0")
+"""Readiness runs the golden sample each time, which an export below the service must not change."""
+
 READ_TIMEOUT_S: Final = 10.0
 PATIENCE_S: Final = 60.0
 """A client that has waited so long for an answer, or for its connection's end, calls it a hang."""
 
 LEFT: Final = f"left after {PATIENCE_S:g} s"
-HEALTH: Final = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+HEALTH: Final = b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 SIGTERM_S: Final = 20
 """Bound for the service's end: 8 s for requests that were accepted, and what is being decoded."""
 
@@ -91,7 +95,8 @@ class Service:
 def served(bundle: Path, *options: str) -> Iterator[Service]:
     """The service over ``bundle``, once it answers."""
     log = bundle.with_name(f"{bundle.name}.log")
-    command = [sys.executable, str(APP), str(bundle), "--device", "cpu", "--port", "0", *options]
+    command = [sys.executable, "-m", "deploykit", "serve", str(bundle), "--device", "cpu"]
+    command += ["--http-port", "0", "--grpc-port", "0", *OPTIONS, *options]
     with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
         try:
             yield Service(process, _port(process, log), log)
@@ -101,7 +106,7 @@ def served(bundle: Path, *options: str) -> Iterator[Service]:
 
 def _port(process: subprocess.Popen[bytes], log: Path) -> int:
     while process.poll() is None:
-        found = re.search(r"running on http://\S+:(\d+)", log.read_text(encoding="utf-8"))
+        found = re.search(r"listening on http://[^,\s]+:(\d+)", log.read_text(encoding="utf-8"))
         if found:
             return int(found[1])
         time.sleep(0.05)
@@ -142,8 +147,8 @@ class Upload:
     status: int
 
     def outcomes(self) -> set[str]:
-        """What may come of it; large images wait for one another, so their clients may give up."""
-        return {"200", LEFT} if self.status == http.HTTPStatus.OK else {str(self.status)}
+        """What may come of it; large images wait for one another, so they may be too late."""
+        return {"200", "504", LEFT} if self.status == http.HTTPStatus.OK else {str(self.status)}
 
 
 def hostile_uploads() -> list[Upload]:
@@ -175,15 +180,14 @@ class Good:
         """What is wrong with an answer, or ``None``."""
         names = ("red", "green", "blue")
         order = np.argsort(-self.logits)
-        odds = np.exp(self.logits) / np.exp(self.logits).sum()
-        found = answer["predictions"]
-        if [each["index"] for each in found] != order.tolist():
-            return f"classes {[each['index'] for each in found]}, right are {order.tolist()}"
-        for each, index in zip(found, order, strict=True):
-            off = abs(each["logit"] - self.logits[index])
-            off = max(off, abs(each["probability"] - odds[index]))
-            if each["label"] != names[index] or not off < 1e-5:  # noqa: PLR2004 - FP32's rounding
-                return f"class {index} is {each}, right is {self.logits[index]:.6f}"
+        (output,) = answer["outputs"]
+        found = [each.split(":") for each in output["data"]]
+        if [int(index) for _, index, _ in found] != order.tolist():
+            return f"classes {found}, right are {order.tolist()}"
+        for (value, _, label), index in zip(found, order, strict=True):
+            off = abs(float(value) - self.logits[index])
+            if label != names[index] or not off < 1e-5:  # noqa: PLR2004 - FP32's rounding
+                return f"class {index} is {value} {label}, right is {self.logits[index]:.6f}"
         return None
 
 
@@ -203,7 +207,8 @@ def good_images(count: int, seed: int = 0) -> list[Good]:
 
 
 def request(body: bytes, *, length: int | None = None, query: str = "") -> bytes:
-    head = f"POST /predict{query} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: "
+    head = f"POST {INFER}{query} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    head += "Content-Type: image/png\r\nContent-Length: "
     return f"{head}{len(body) if length is None else length}\r\n\r\n".encode() + body
 
 
@@ -273,7 +278,11 @@ def hostile_acts() -> list[Hostile]:
         ("a client that goes away", lambda s, _: left(s, request(bytes(MIB))), {"left"}),
         ("no HTTP", lambda s, _: sent(s, b"\x16\x03\x01\x02\x00\x01\r\n\r\n" * 9), {"400"}),
         ("a head of 200 KB", lambda s, _: sent(s, b"GET /" + b"a" * 200_000), {"400", "closed"}),
-        ("top_k of 10^9", lambda s, _: sent(s, request(b"x", query="?top_k=1000000000")), {"422"}),
+        (
+            "10^9 classes",
+            lambda s, _: sent(s, request(b"x", query="?classification=1000000000")),
+            {"400"},
+        ),
         ("a length below zero", lambda s, _: sent(s, request(b"x", length=-1)), {"400"}),
     ]
 
@@ -312,7 +321,7 @@ def ask(service: Service, images: list[Good], client: int, every_s: float, stop:
         image = images[int(random.integers(len(images)))]
         start = time.monotonic()
         try:
-            link.request("POST", "/predict?top_k=3", image.body)
+            link.request("POST", f"{INFER}?classification=3", image.body, IMAGE)
             answer = link.getresponse()
             body = answer.read()
             problem = image.problem(json.loads(body)) if answer.status == http.HTTPStatus.OK else ""
@@ -410,7 +419,7 @@ def show(result: dict[str, Any]) -> str:
     good = ", ".join(f"{count} {name}" for name, count in result["good"].items())
     latencies = ", ".join(f"{name} {value:g} ms" for name, value in latency.items())
     sizes = f"MiB: {memory['before_mib']:.0f}, at most {memory['peak_mib']:.0f}"
-    after = f"/health afterwards: {result['health']}; SIGTERM: {result['sigterm_s']:.1f} s"
+    after = f"ready afterwards: {result['health']}; SIGTERM: {result['sigterm_s']:.1f} s"
     faults = f"tracebacks in the log: {result['tracebacks']}, problems: {len(result['problems'])}"
     lines += [
         "",
@@ -448,7 +457,7 @@ def _is(right: str) -> Callable[[Any], str]:
 def _ask_once(service: Service, image: Good) -> str:
     """What is wrong with the answer to one good request; empty where nothing is."""
     with service.connect() as client:
-        client.sendall(request(image.body))
+        client.sendall(request(image.body, query="?classification=3"))
         head, _, body = said(client).partition(b"\r\n\r\n")
     if not head.startswith(b"HTTP/1.1 200"):
         return head.decode(errors="replace")
@@ -463,7 +472,7 @@ def stalled_clients(folder: Path, count: int, row: Row) -> None:
     with served(bundle, "--read-timeout-s", "1", "--max-in-flight", "4") as service:
         for turn in range(count):
             data = begun[turn % len(begun)]
-            right = {"closed"} if data in begun[:3] else {"408", "503"}
+            right = {"closed"} if data in begun[:3] else {"408", "429"}
             with ThreadPoolExecutor(8) as pool:
                 for each in [pool.submit(sent, service, data) for _ in range(8)]:
                     row.plant(f"turn {turn}", each.result, partial(_is_of, right))

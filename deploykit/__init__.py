@@ -30,11 +30,14 @@ if TYPE_CHECKING:
     from deploykit.verbs.from_python import (
         bench,
         calibrate,
+        estimate,
         evaluate,
         export,
         inspect,
         open_bundle,
+        package,
         validate,
+        visualize,
     )
 
 __all__ = [
@@ -48,13 +51,16 @@ __all__ = [
     "__version__",
     "bench",
     "calibrate",
+    "estimate",
     "evaluate",
     "export",
     "inspect",
     "load",
     "open_bundle",
+    "package",
     "run_recipe",
     "validate",
+    "visualize",
 ]
 
 _HOMES: Final = {
@@ -71,11 +77,14 @@ _HOMES: Final = {
         (
             "bench",
             "calibrate",
+            "estimate",
             "evaluate",
             "export",
             "inspect",
             "open_bundle",
+            "package",
             "validate",
+            "visualize",
         ),
         "deploykit.verbs.from_python",
     ),

@@ -39,9 +39,10 @@ SECTIONS: Final = {
         "docs/status.md",
     ),
     "Use": (
-        *(f"docs/{name}.md" for name in ("export", "precision", "budget", "accuracy")),
-        *(f"docs/{name}.md" for name in ("troubleshooting", "python", "loading")),
-        *("docs/serving/README.md", "docs/benchmarking.md", "docs/security.md"),
+        *(f"docs/{name}.md" for name in ("export", "bytes", "precision", "finetune", "budget")),
+        *(f"docs/{name}.md" for name in ("accuracy", "estimate", "visualize", "troubleshooting")),
+        *("docs/python.md", "docs/loading.md", "docs/serving/README.md", "docs/package.md"),
+        *("docs/ray.md", "docs/benchmarking.md", "docs/security.md"),
     ),
     "Look up": (
         *("docs/faq.md", "docs/glossary.md", "docs/commands.md"),

@@ -41,6 +41,7 @@ LONGEST = (
     "test_auto.py", "test_on_stand_in.py", "test_documents.py", "test_int8.py", "test_bench.py",
     "test_bench_heads.py", "test_timm_targets.py", "test_torchvision_targets.py", "test_proof.py",
     "test_toy_architecture.py", "test_toy_target.py", "test_commands.py", "test_torch_export.py",
+    "test_ray.py", "test_visualize.py",
 )  # fmt: skip
 """Files with tests of more than ten seconds."""
 

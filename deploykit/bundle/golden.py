@@ -40,7 +40,7 @@ _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 @dataclass(frozen=True, eq=False)
 class Golden:
-    """``batch`` (N, C, H, W) and the reference's ``outputs`` (N, ...).
+    """``batch`` (N, C, H, W), or bytes as the graph takes them, and the reference's ``outputs``.
 
     ``beside`` is what the model was fed beside the images, by name; ``head`` says what the outputs
     mean. ``others`` are the outputs beside the first that are compared too, by name: all of them
@@ -48,7 +48,7 @@ class Golden:
     bundles have none.
     """
 
-    batch: NDArray[np.float32]
+    batch: Array
     outputs: NDArray[np.float32]
     beside: Mapping[str, Array] = field(default_factory=dict)
     head: Head = MULTICLASS
@@ -127,9 +127,11 @@ def _require_numbers(arrays: Mapping[str, Array]) -> None:
             raise ValueError(f"{name} is {each.dtype} {each.shape}, expected numbers")
     if not arrays["input"].ndim or not arrays["logits"].ndim:
         raise ValueError("input or logits is a single number, expected one for each image")
-    if arrays["input"].dtype != np.float32 or arrays["logits"].dtype.kind != "f":
-        kinds = f"{arrays['input'].dtype} and {arrays['logits'].dtype}"
-        raise ValueError(f"input and logits are {kinds}, expected float32")
+    images, logits = arrays["input"].dtype, arrays["logits"].dtype
+    if images not in (np.float32, np.uint8) or logits.kind != "f":
+        raise ValueError(
+            f"input and logits are {images} and {logits}, expected float32, or uint8 images"
+        )
 
 
 class Compared(NamedTuple):

@@ -31,7 +31,9 @@ _WIDE = 120
 _CELL = ("model", "backend", "precision", "batch")
 _FIGURES = ("p50 ms", "p99", "images/s", "of limit", "")
 _MORE = ("99 % interval", "p90", "GFLOP/s", "binds")
-_NUMBERS = {"batch", *_FIGURES, *_MORE} - {"binds", ""}
+_ESTIMATED = "estimated ms"
+"""Of GPUs that are in the table; shown where a row has it."""
+_NUMBERS = {"batch", *_FIGURES, *_MORE, _ESTIMATED} - {"binds", ""}
 
 _NUMBER = re.compile(r"[0-9][0-9.,]*")
 _SHOWN = 3
@@ -50,6 +52,8 @@ def show_run(out: Console, report: BenchReport) -> None:
     """
     if report.rows:
         more = _MORE if out.width >= _WIDE else ()
+        if any(row.estimated_ms is not None for row in report.rows):
+            more = (*more, _ESTIMATED)
         out.print(_rows(report.rows, (*_FIGURES[:-1], *more, _FIGURES[-1])), "")
         _show_machine(out, report)
         _show_remarks(out, report.rows)
@@ -96,6 +100,7 @@ def _cells(row: Row) -> dict[str, str]:
         "GFLOP/s": "" if share is None else figure(share.flop_per_s / 1e9),
         "of limit": "" if share is None else f"{share.share:.0%}",
         "binds": row.binds or "",
+        _ESTIMATED: "" if row.estimated_ms is None else figure(row.estimated_ms.value),
         "": _mark(row),
     }
 

@@ -99,10 +99,19 @@ def _lines(report: ExportReport) -> Iterator[Line]:
         yield "compared", _comparison(found)
     for engine in manifest.engines:
         yield from _engine(engine)
-    order = manifest.preprocessing.channel_order.upper()
-    yield "input", f"{report.input_range.min:.4g} to {report.input_range.max:.4g}, {order}"
+    yield "input", _input(report)
     yield "head", head_line(manifest.head)
     yield "took", _times(report.stages)
+
+
+def _input(report: ExportReport) -> str:
+    preprocessing, found = report.bundle.manifest.preprocessing, report.input_range
+    values = f"{found.min:.4g} to {found.max:.4g}, {preprocessing.channel_order.upper()}"
+    pixels = preprocessing.pixels
+    if pixels is None:
+        return values
+    given = f"{pixels.dtype}, {pixels.layout.upper()}, {pixels.order.upper()}"
+    return f"{given}; the graph makes {values} of it; outside: {', '.join(pixels.outside)}"
 
 
 def _network(manifest: Manifest) -> str:

@@ -9,13 +9,18 @@ import click
 
 from deploykit.cli import _options
 from deploykit.cli._command import NOTHING_DONE, Answer, Command, examples, only_checks
+from deploykit.cli._ray_options import ray_options
 from deploykit.cli._show import progress, show_table, table
-from deploykit.core.errors import one_line
+from deploykit.core.errors import UsageError, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
+
+    from deploykit.cli._ray_options import RayCall
+    from deploykit.images import LabelledData
+    from deploykit.verbs.evaluate import AccuracyReport
 
 
 @click.command(
@@ -89,6 +94,7 @@ if TYPE_CHECKING:
     help="Images per run.",
 )
 @_options.device
+@ray_options
 @_options.max_pixels
 @_options.fast
 def command(  # noqa: PLR0913 - one parameter per option, click's way
@@ -104,6 +110,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     confusion: int,
     batch: int,
     device: str,
+    cluster: RayCall | None,
     max_pixels: int | None,
     fast: bool,
 ) -> Answer:
@@ -111,7 +118,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
 
     Runs ONNX files on onnxruntime, where no GPU is needed; with --device cuda the engines of the
     bundles. With --compare, each model prepares the images in its own way, and the agreement is
-    with OTHER.
+    with OTHER. With --ray a cluster works through the images, without another model beside.
     """
     from deploykit.images import LabelledData
     from deploykit.sources.calls import require_call
@@ -121,16 +128,20 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     if only_checks():
         require_call([], images=[data], files=[labels_file, classes_file, reference, compare])
         return NOTHING_DONE
-    report = evaluate_bundle(
-        bundle,
-        labelled,
-        reference=reference,
-        compare=compare,
-        batch=batch,
-        fast=fast,
-        device=device,
-        progress=progress(),
-    )
+    if cluster is not None:
+        beside = {"--reference": reference, "--compare": compare, "--fast": fast or None}
+        report = _on_ray(bundle, labelled, cluster, device, beside)
+    else:
+        report = evaluate_bundle(
+            bundle,
+            labelled,
+            reference=reference,
+            compare=compare,
+            batch=batch,
+            fast=fast,
+            device=device,
+            progress=progress(),
+        )
     found, tables = report.evaluation, {}
     if per_class:
         tables["per_class"] = report.per_class()
@@ -146,10 +157,27 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         for note in report.notes:
             out.print(f"note: {note}", style="yellow", markup=False)
 
-    beside = {"skipped": list(report.skipped), "notes": list(report.notes)}
+    more = {"skipped": list(report.skipped), "notes": list(report.notes)}
     ran = {"graph": report.graph, "device": report.device, "choice": report.choice}
     answer = {"bundle": str(bundle), **ran, **found.to_dict()}
-    return Answer({**answer, **tables, **beside}, show)
+    return Answer({**answer, **tables, **more}, show)
+
+
+def _on_ray(
+    bundle: Path,
+    data: LabelledData,
+    cluster: RayCall,
+    device: str,
+    others: Mapping[str, object],
+) -> AccuracyReport:
+    for option, given in others.items():
+        if given is not None:
+            raise UsageError(f"--ray does not take {option}\nleave one of the two out")
+    from deploykit.ray.predicting import ClusterChoices
+    from deploykit.verbs.evaluate_on_cluster import evaluate_on_cluster
+
+    choices = ClusterChoices(cluster.address, cluster.workers, device, max_pixels=data.max_pixels)
+    return evaluate_on_cluster(bundle, data, choices, progress())
 
 
 def _show_per_class(out: Console, found: Sequence[dict[str, Any]]) -> None:

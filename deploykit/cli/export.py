@@ -21,6 +21,7 @@ from deploykit.cli._command import (
     show_answer,
     surviving,
 )
+from deploykit.cli._deployed_form import deployed_form
 from deploykit.cli._option_types import TARGET, BudgetOption, PathOr, QuantizingOption
 from deploykit.cli._report import report_option, require_report, with_report
 from deploykit.cli._show import console, progress, show_comparison
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from deploykit.backends import CompileOptions
     from deploykit.core.choices import DefinitionChoices
+    from deploykit.core.deployed import DeployedForm
     from deploykit.exporting.steps import ExportReport
 
 
@@ -147,6 +149,12 @@ _OPTIONS = (
         help="Weights of transformers in FP8: together, so that their errors cancel; "
         "auto: if that pays.",
     ),
+    _quantizing(
+        "--finetune",
+        is_flag=True,
+        help="Fit roundings, ranges and biases to FP32 on the images of --calib, without labels; "
+        "kept only if other images come nearer to FP32. Takes minutes.",
+    ),
 )
 
 
@@ -160,7 +168,9 @@ _OPTIONS = (
         "deploykit export nets.py:small --fp16 --factory-args '{\"depth\": 18}' --input-size 96",
         "deploykit export classifier.onnx --fp16 -o engines/classifier",
         "deploykit export resnet50 --precision auto --max-drop 1% --calib images/ --gpu L4",
+        "deploykit export torchvision:mobilenet_v2 --int8 --calib images/ --finetune",
         "deploykit export open.onnx --fp16 --height 160,224,320 --width 160,224,320",
+        "deploykit export resnet50 --fp16 --weights imagenet --input uint8 --result topk:5",
         "deploykit export resnet18 resnet50 vgg16 --fp16 --weights imagenet -o engines",
     ),
 )
@@ -183,6 +193,7 @@ _OPTIONS = (
     metavar="FILE",
     help="Names of the classes, one per line.  [default: the definition's or the weights' own]",
 )
+@deployed_form
 @_options.backend
 @_options.gpu
 @_options.compiling
@@ -221,12 +232,14 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     equalisation: str,
     bias_correction: str,
     weight_rounding: str,
+    finetune: bool,
     weights: str | None,
     choices: DefinitionChoices,
     seed: int,
     data: Path | None,
     max_pixels: int | None,
     labels: Path | None,
+    form: DeployedForm,
     backend: str,
     device: str,
     compiling: CompileOptions,
@@ -257,6 +270,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         equalisation=equalisation,
         bias_correction=bias_correction,
         weight_rounding=weight_rounding,
+        finetune=finetune,
     )
     call = ExportCall(
         target=targets[0],
@@ -272,6 +286,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         data=data,
         max_pixels=max_pixels,
         labels=labels,
+        form=form,
         backend=backend,
         device=device,
         timing_cache=not no_timing_cache,

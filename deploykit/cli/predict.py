@@ -10,12 +10,17 @@ import click
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
 from deploykit.cli._options import NamesBackends
+from deploykit.cli._ray_options import ray_options
 from deploykit.cli._show import progress, table
-from deploykit.core.errors import one_line
+from deploykit.core.errors import UsageError, one_line
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
+    from deploykit.cli._ray_options import RayCall
+    from deploykit.ray.predicting import ClusterChoices, ClusterReport
     from deploykit.verbs.predict import PredictionReport
 
 
@@ -25,12 +30,11 @@ if TYPE_CHECKING:
     epilog=examples(
         "deploykit predict engines/resnet50-fp16 cat.jpg dog.png",
         "deploykit predict engines/resnet50-fp16 photographs/ --device cpu --json",
+        "deploykit predict engines/resnet50-fp16 s3://photographs --ray -o answers.parquet",
     ),
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument(
-    "images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE..."
-)
+@click.argument("images", nargs=-1, required=True, type=click.Path(), metavar="IMAGE...")
 @click.option(
     "--top-k",
     default=5,
@@ -50,7 +54,7 @@ if TYPE_CHECKING:
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="FOLDER",
-    help="Write the arrays of a raw head there, as .npy files.",
+    help="Write the arrays of a raw head there, as .npy files; with --ray the answers, as Parquet.",
 )
 @click.option(
     "--device",
@@ -61,16 +65,18 @@ if TYPE_CHECKING:
     help="cuda (an engine; of several GPUs one: cuda:1, a PCI bus id, a UUID), DEVICES (the ONNX "
     "file), or auto.",
 )
+@ray_options
 @_options.max_pixels
 @_options.fast
 def command(  # noqa: PLR0913 - one parameter per option
     *,
     bundle: Path,
-    images: tuple[Path, ...],
+    images: tuple[str, ...],
     top_k: int,
     threshold: float | None,
     output: Path | None,
     device: str,
+    cluster: RayCall | None,
     max_pixels: int | None,
     fast: bool,
 ) -> Answer:
@@ -78,12 +84,22 @@ def command(  # noqa: PLR0913 - one parameter per option
 
     An IMAGE is a file or a folder of them. An image that cannot be read, or that the model gives
     NaN for, is named at the end, the others are answered all the same, and the exit code is 1.
+
+    With --ray IMAGE is one folder, Parquet file or address, as s3://..., and the answers go to a
+    folder of Parquet as they are made, a row for each image; an interrupted run goes on.
     """
+    if cluster is not None:
+        from deploykit.ray.predicting import ClusterChoices
+
+        call = ClusterChoices(
+            cluster.address, cluster.workers, device, top_k, threshold, max_pixels
+        )
+        return _on_ray(bundle, images, output, call, fast=fast)
     from deploykit.verbs.predict import predict
 
     found = predict(
         bundle,
-        images,
+        [Path(image) for image in images],
         top_k=top_k,
         threshold=threshold,
         device=device,
@@ -93,6 +109,46 @@ def command(  # noqa: PLR0913 - one parameter per option
         progress=progress(),
     )
     return Answer(found.to_dict(), lambda out: _show(out, found), failed=bool(found.failed))
+
+
+def _on_ray(
+    bundle: Path,
+    sources: Sequence[str],
+    output: Path | None,
+    choices: ClusterChoices,
+    *,
+    fast: bool,
+) -> Answer:
+    if output is None:
+        raise UsageError(
+            "--ray writes the answers as it goes\nsay where: -o answers.parquet, a folder"
+        )
+    if len(sources) != 1 or fast:
+        what = "--fast" if fast else f"{len(sources)} sources"
+        raise UsageError(
+            f"--ray does not take {what}\ngive one folder, Parquet file or address, without --fast"
+        )
+    from deploykit.ray.predicting import predict_on_cluster
+
+    with progress().step("predict on Ray") as task:
+        found = predict_on_cluster(bundle, sources[0], output, choices, task)
+    verdict = f"{found.rows} images, {found.failed} of them without an answer: {found.output}"
+    return Answer(
+        found.to_dict(),
+        lambda out: _show_cluster(out, found, verdict),
+        failed=bool(found.failed),
+        verdict=verdict,
+    )
+
+
+def _show_cluster(out: Console, found: ClusterReport, verdict: str) -> None:
+    out.print(verdict, style="bold", markup=False, soft_wrap=True)
+    resumed = f", {found.resumed} of them from before" if found.resumed else ""
+    workers = f"; {found.workers} workers" if found.workers else ""
+    out.print(f"{found.parts} parts{resumed}{workers}", markup=False)
+    for image, reason in found.named:
+        why = "; ".join(reason.splitlines())
+        out.print(f"problem: {one_line(image)}, {why}", style="red", markup=False)
 
 
 def _show(out: Console, found: PredictionReport) -> None:

@@ -39,9 +39,14 @@ _INSTALL_LINES: Final[Mapping[str, str]] = {
     "onnxruntime": "pip install onnxruntime-gpu",
     "PIL": "pip install pillow",
     "pynvml": "pip install nvidia-ml-py",
+    **dict.fromkeys(("ray", "pyarrow", "fsspec"), "pip install ray pandas pyarrow fsspec"),
     **dict.fromkeys(
         ("model_signing", "cryptography", "requests", "sigstore"),
         "pip install model-signing pyopenssl",
+    ),
+    **dict.fromkeys(
+        ("starlette", "uvicorn", "grpc", "google", "prometheus_client"),
+        "pip install starlette uvicorn grpcio protobuf prometheus-client",
     ),
 }
 

@@ -18,7 +18,7 @@ _COMMAND: Final = re.compile(r"\b(?:deploykit [a-z]+\b|hf download|pip install|t
 _OPTION: Final = re.compile(
     r"(?<![\w/'-])(?:--(?P<long>[a-z][a-z0-9]*(?:-[a-z0-9]+)*)|-(?P<short>o))(?![\w-])"
     r"(?: (?P<value>[A-Z][A-Z|#.,]*(?![\w'])|\d(?:[\d.,]*\d)?%?(?!\w)"
-    r"|(?:auto|random|raw|none|imagenet)\b))?"
+    r"|(?:auto|random|raw|none|imagenet|uint8|nchw|nhwc|rgb|bgr)\b))?"
 )
 """An option, and what it is given where that is plain: PATH, 1%, auto.
 

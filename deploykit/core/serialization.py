@@ -35,7 +35,7 @@ from deploykit.core.artifacts import EngineRecord, OnnxArtifact, sha256_of_bytes
 from deploykit.core.errors import DataError, DeploykitError, UsageError
 from deploykit.core.precision import Precision, precisions
 from deploykit.core.sizes import ShapeProfile, SizeRange
-from deploykit.core.specs import HeadRecord, Preprocessing, TensorSpec
+from deploykit.core.specs import HeadRecord, PixelInput, Preprocessing, TensorSpec
 
 Noun = TypeVar("Noun")
 
@@ -44,13 +44,17 @@ _ARRAYS: Final = frozenset({SizeRange})
 
 _OPTIONAL: Final[Mapping[type, frozenset[str]]] = {
     ShapeProfile: frozenset(field.name for field in fields(ShapeProfile)),
-    Preprocessing: frozenset({"channel_order"}),
+    PixelInput: frozenset({"dtype", "outside"}),
+    Preprocessing: frozenset({"channel_order", "pixels"}),
     EngineRecord: frozenset({"ran_on", "optimization_level", "hardware_compatibility"}),
     OnnxArtifact: frozenset({"has_bf16"}),
 }
 """Fields that may be missing where they have a default: what files of before do not say."""
 
-_EXTENSIBLE: Final = frozenset({HeadRecord, OnnxArtifact, Preprocessing, TensorSpec})
+MAY_BE_MISSING: Final = {"may be missing": True}
+"""Metadata of a field with a default that files of before do not have: as those of `_OPTIONAL`."""
+
+_EXTENSIBLE: Final = frozenset({HeadRecord, OnnxArtifact, PixelInput, Preprocessing, TensorSpec})
 """Nouns in which fields of a later release are passed over."""
 
 _PARTS: Final = "parts"
@@ -239,7 +243,8 @@ def _form_of(kind: type) -> Any:
 
 
 def _field(kind: type, field: Any, form: Any) -> Any:
-    optional = field.name in _OPTIONAL.get(kind, ()) and field.default is not MISSING
+    missing = field.name in _OPTIONAL.get(kind, ()) or "may be missing" in field.metadata
+    optional = missing and field.default is not MISSING
     return (field.name, form, field.default) if optional else (field.name, form)
 
 

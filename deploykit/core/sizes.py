@@ -50,6 +50,15 @@ def are_channels_last(shape: Sequence[int | str | None]) -> bool:
     return len(shape) == IMAGE_DIMS and shape[-1] == RGB and not are_images(shape)
 
 
+def is_any_images(shape: Sequence[int | str | None]) -> bool:
+    """Whether a tensor of ``shape`` can be a batch of images, wherever its channels are.
+
+    >>> is_any_images(("batch", 224, 224, 3)), is_any_images(("batch", 1000))
+    (True, False)
+    """
+    return are_images(shape) or are_channels_last(shape)
+
+
 @dataclass(frozen=True, slots=True)
 class SizeRange:
     """Smallest, preferred and largest height or width, in pixels.

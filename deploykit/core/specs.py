@@ -116,13 +116,29 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class PixelInput:
+    """Images as bytes: what is left to the caller of a graph that converts and normalises itself.
+
+    The graph takes ``dtype`` of 0 to 255, in ``layout`` "nhwc" (N, H, W, 3) or "nchw"
+    (N, 3, H, W), with the colours in ``order`` "rgb" or "bgr". ``outside`` is all of the
+    preprocessing that is not in the graph.
+    """
+
+    layout: str = "nhwc"
+    order: str = "rgb"
+    dtype: str = "uint8"
+    outside: tuple[str, ...] = ("decode", "resize", "crop")
+
+
+@dataclass(frozen=True, slots=True)
 class Preprocessing:
     """How an image becomes the model's input.
 
     Decode to RGB, scale the shorter side to ``resize`` (``None``: leave it; a pair: to exactly
     that height and width), cut ``crop`` pixels (height, width) from the centre, put the channels
     in ``channel_order`` ("rgb" or "bgr"), divide by 255, subtract ``mean``, divide by ``std``.
-    Both are of pixels of 0 to 1, and in the order of the network's channels.
+    Both are of pixels of 0 to 1, and in the order of the network's channels. With ``pixels`` the
+    graph does all of it that comes after the crop, and is given bytes.
     """
 
     crop: tuple[int, int]
@@ -131,6 +147,12 @@ class Preprocessing:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     channel_order: str = "rgb"
+    pixels: PixelInput | None = None
+
+    @property
+    def as_floats(self) -> Self:
+        """The same for a graph that takes prepared images, float32 (N, 3, H, W)."""
+        return replace(self, pixels=None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,13 @@ charged to memory: published latencies beat a limit that does, because they stay
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import TYPE_CHECKING, Literal
 
 from deploykit.core.errors import UsageError
+from deploykit.core.serialization import MAY_BE_MISSING
+from deploykit.costs.intervals import Interval  # noqa: TC001  (read back by this type)
 
 if TYPE_CHECKING:
     from deploykit.costs.network import NetworkCost
@@ -37,6 +39,8 @@ class Limit:
     uncached_ms: float
     peak_measured: bool
     """True if the peaks were measured on the machine, False if they are from a data sheet."""
+    estimated_ms: Interval | None = field(default=None, metadata=MAY_BE_MISSING)
+    """What `deploykit estimate` says of it, copies apart; ``None`` for what is not in the table."""
 
     @property
     def is_known(self) -> bool:

@@ -121,6 +121,29 @@ FLOP_PER_MULTIPLY_ADD: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
+class Product:
+    """A convolution or matrix product as ``groups`` products (rows, inner) by (inner, columns).
+
+    ``rows`` are the output positions of the whole batch, ``inner`` is ``channels`` x ``window``:
+    input channels of a group, and places of the kernel, 9 for 3x3.
+
+    >>> Product(rows=56 * 56, columns=64, channels=64, window=9, groups=1).multiply_adds
+    115605504
+    """
+
+    rows: int
+    columns: int
+    channels: int
+    window: int
+    groups: int
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of all groups."""
+        return self.rows * self.columns * self.channels * self.window * self.groups
+
+
+@dataclass(frozen=True, slots=True)
 class LayerCost:
     """One kernel of the compiled network, named after the first of the nodes fused into it.
 
@@ -140,6 +163,8 @@ class LayerCost:
     """A dense-step 3x3 convolution, which Winograd's algorithm may compute."""
     nodes: tuple[str, ...] = ()
     """Names of the nodes that were fused, in the order of ``kinds``."""
+    product: Product | None = None
+    """Sizes of the convolution or matrix product that it begins with; ``None`` without one."""
 
     @property
     def flop(self) -> int:

@@ -32,9 +32,14 @@ WINOGRAD_SAVING: Final = 2.25
 
 _TERA: Final = 1e12
 _GIGA: Final = 1e9
+_MEGA: Final = 1e6
 _MIB: Final = 2**20
 _RATES: Final = ("fp32", "fp16", "int8")
 """From the widest to the narrowest arithmetic, as the facts of a precision name it."""
+
+_AMPERE: Final = 8
+_VOLTA: Final = "7.0"
+"""Its matrix units have no INT8; those of Xavier, 7.2, have."""
 
 _VENDOR_WORDS: Final = frozenset({"nvidia", "tesla", "geforce"})
 # One for each BLAS that numpy may be built with.
@@ -101,6 +106,23 @@ class DevicePeak:
 def peak_to_plain(peak: DevicePeak) -> dict[str, Any]:
     """Plain data for a result file, the same in each process: a set has another order in each."""
     return {**to_plain(peak), "winograd": sorted(map(str, peak.winograd))}
+
+
+@dataclass(frozen=True, slots=True)
+class GpuFacts:
+    """What beside its rates decides how well a kernel fills a GPU.
+
+    ``matrix_int8`` is whether its matrix units multiply INT8: Volta's multiply FP16 alone.
+    ``embedded`` GPUs share the memory of a small CPU. ``asynchronous``: copies into shared memory
+    run beside the arithmetic, from Ampere on.
+    """
+
+    multiprocessors: int
+    clock_hz: float
+    matrix_units: bool
+    matrix_int8: bool
+    embedded: bool
+    asynchronous: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,12 +265,41 @@ def gpu_names() -> tuple[str, ...]:
     return tuple(peak.name for _, peak in _gpu_table())
 
 
+def gpu_facts(name: str) -> GpuFacts | None:
+    """The facts of the GPU that the table calls ``name``; ``None`` for any other device.
+
+    >>> gpu_facts("L4").multiprocessors, gpu_facts("Xeon")
+    (58, None)
+    """
+    return _facts_table().get(name)
+
+
+@cache
+def _facts_table() -> Mapping[str, GpuFacts]:
+    return {row["name"]: _facts(row) for row in _rows()}
+
+
+def _facts(row: Mapping[str, str]) -> GpuFacts:
+    matrix = row["matrix_units"] == "yes"
+    return GpuFacts(
+        multiprocessors=int(row["sms"]),
+        clock_hz=float(row["clock_mhz"]) * _MEGA,
+        matrix_units=matrix,
+        matrix_int8=matrix and row["compute_capability"] != _VOLTA,
+        embedded=row["name"].startswith("Jetson"),
+        asynchronous=int(row["compute_capability"].partition(".")[0]) >= _AMPERE,
+    )
+
+
+def _rows() -> list[dict[str, str]]:
+    text = resources.files(__package__).joinpath("gpu_peaks.csv").read_text("utf-8")
+    return list(csv.DictReader(text.splitlines()))
+
+
 @cache
 def _gpu_table() -> tuple[tuple[tuple[str, ...], DevicePeak], ...]:
     """Rows of the table, each with all names of its GPU."""
-    text = resources.files(__package__).joinpath("gpu_peaks.csv").read_text("utf-8")
-    rows = csv.DictReader(text.splitlines())
-    return tuple(((row["name"], *row["driver_names"].split(";")), _peak(row)) for row in rows)
+    return tuple(((row["name"], *row["driver_names"].split(";")), _peak(row)) for row in _rows())
 
 
 def _peak(row: Mapping[str, str]) -> DevicePeak:

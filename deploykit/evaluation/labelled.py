@@ -25,10 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedModel:
-    """A model and what happens to an image before it looks at it."""
+    """A model and what happens to an image before it looks at it.
+
+    ``head`` says what its outputs mean, where that is its own.
+    """
 
     runner: Runner
     preprocessing: Preprocessing
+    head: Head | None = None
 
 
 def evaluate(
@@ -42,10 +46,11 @@ def evaluate(
 ) -> Evaluation:
     """Run every image through the model, and through ``other`` where there is one.
 
-    ``head`` says what the outputs of both mean. Each has its own preprocessing; where it is the
-    same, an image is prepared once. Where a model's batch is fixed, its last batch is filled up and
-    the filling not counted. An image that cannot be read ends the evaluation, once it is known how
-    many there are: a share of fewer images than were given would be another number.
+    ``head`` says what the outputs of both mean, unless a model has its own. Each has its own
+    preprocessing; where it is the same, an image is prepared once. Where a model's batch is fixed,
+    its last batch is filled up and the filling not counted. An image that cannot be read ends the
+    evaluation, once it is known how many there are: a share of fewer images than were given would
+    be another number.
 
     Raises:
         DataError: no labels, a label that a model has no output for, models that tell different
@@ -55,7 +60,9 @@ def evaluate(
     """
     labels = _require_labels(source)
     subjects = [subject] if other is None else [subject, other]
-    tallies = [head.tally(labels) for _ in subjects]
+    heads = [one.head for one in subjects]
+    own = [head if each is None or each.name != head.name else each for each in heads]
+    tallies = [each.tally(labels) for each in own]
     with progress.step("evaluate") as task:
         for indices, prepared in _prepared(subjects, source, _batch_size(subjects, batch)):
             for one, tally, inputs in zip(subjects, tallies, prepared, strict=True):

@@ -29,16 +29,19 @@ from deploykit.comparison.validation import outputs_of, same_images, validate
 from deploykit.core import environment
 from deploykit.core.artifacts import AMPERE, AMPERE_PLUS, THIS_GPU, sha256_of
 from deploykit.core.atomic import beside, staged_folder
+from deploykit.core.deployed import DeployedForm
 from deploykit.core.errors import UsageError
 from deploykit.core.precision import AUTO, Precision, require_images
 from deploykit.core.progress import Journal, Progress, SilentProgress, StageTime
 from deploykit.core.serialization import engine_to_plain, to_plain
 from deploykit.core.sizes import ShapeProfile, require_sizes
 from deploykit.core.specs import DEFAULT_HEAD, HeadRecord
+from deploykit.exporting.deployed_form import Around, put_around, require_form
 from deploykit.exporting.engine_run import EngineRun, Expected
 from deploykit.exporting.engines import build_engine, require_options
 from deploykit.exporting.replacing import Replacement, origin_of, origin_of_call
 from deploykit.graph import LoadedGraph, write_model
+from deploykit.graph.card import Card, add_card
 from deploykit.graph.rounding import computes_narrow, rounding_form
 from deploykit.heads import head_named
 from deploykit.heads.binary import BINARY
@@ -90,6 +93,8 @@ class ExportOptions:
     """Whether a bundle of another model, or with more engines, may be replaced."""
     budget: Budget | None = None
     """What may be lost, for the precision that is then chosen layer by layer."""
+    form: DeployedForm = field(default_factory=DeployedForm)
+    """Whether the graph takes bytes, and what it ends in."""
 
     def __post_init__(self) -> None:
         if self.budget is not None:
@@ -176,7 +181,9 @@ def export_bundle(
     # Everything that can be wrong with the call is found before the first slow step.
     here = machine or Machine()
     options = _with_budget(options, here, say)
+    options.form.require_sizes(options.profile)
     source = _resolve(target, options, journal)
+    require_form(source, options.form, options.source.choices.preprocessing)
     labels = (
         read_class_names(options.labels) if isinstance(options.labels, Path) else options.labels
     )
@@ -310,7 +317,11 @@ def _fill(
     plan.replacement.require(origin_of(reference.model, reference.weights))
     shape = reference.outputs[0].shape
     labels = reference.head.fitting_labels(plan.labels, reference.labels, shape)
+    around = Around.of(reference, options.form)  # refuses before a conversion takes its time
     converted = _converted(reference, folder / MODEL, options, journal)
+    input_range = InputRange.of(reference.batches)
+    reference, converted = put_around(around, reference, converted, journal)
+    reference, converted = _with_card(reference, converted, labels)
     precision = converted.artifact.precision
     others, notes, steady = judge_others(
         reference.artifact,
@@ -351,9 +362,27 @@ def _fill(
         packages={"deploykit": here.deploykit, **here.packages},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         calibration=converted.calibration,
-        head=HeadRecord(reference.head.name, reference.output, reference.head.activation),
+        head=_head_record(reference),
     )
-    return manifest, reports, InputRange.of(reference.batches)
+    return manifest, reports, input_range
+
+
+def _with_card(
+    reference: Reference, converted: Converted, labels: tuple[str, ...] | None
+) -> tuple[Reference, Converted]:
+    """The graph of the bundle with what its user must know in the file too."""
+    card = Card(reference.preprocessing, _head_record(reference), labels)
+    before = converted.artifact
+    artifact = add_card(before, card)
+    # The same object for the file that is both, so that nobody compares it with itself.
+    graph = (converted.graph or LoadedGraph(before)).described(artifact)
+    if reference.artifact.path == artifact.path:
+        reference = replace(reference, graph=graph)
+    return reference, replace(converted, artifact=artifact, graph=graph)
+
+
+def _head_record(reference: Reference) -> HeadRecord:
+    return HeadRecord(reference.head.name, reference.output, reference.head.activation)
 
 
 def _converted(

@@ -27,6 +27,7 @@ from deploykit.graph.external_weights import split
 from deploykit.graph.files import infer_shapes
 from deploykit.graph.foreign import mended_of
 from deploykit.graph.half import HEAVY_OPS
+from deploykit.graph.products import multiply_adds, product_of, shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -169,29 +170,6 @@ def _counts_places(node: ir.Node) -> bool:
     return not _is_known(value) and value.dtype is not None and value.dtype.is_integer()
 
 
-def multiply_adds(node: ir.Node) -> int:
-    """Multiply-adds by the operators' definitions in the ONNX standard, bias not counted.
-
-    Raises:
-        ModelFileError: the shape of an operand or of the result is not known.
-    """
-    if node.op_type not in {"Conv", "ConvTranspose", "Gemm", "MatMul"}:
-        return 0
-    output = shape_of(node.outputs[0])
-    data, weight = (shape_of(value) for value in node.inputs[:2] if value is not None)
-    if node.op_type == "Conv":  # weight (M, C / group, kH, kW)
-        return prod(output) * prod(weight[1:])
-    if node.op_type == "ConvTranspose":  # weight (C, M / group, kH, kW)
-        return prod(data) * prod(weight[1:])
-    return prod(output) * _inner_length(node, data)
-
-
-def _inner_length(node: ir.Node, left: Sequence[int]) -> int:
-    attribute = node.attributes.get("transA")
-    transposed = attribute is not None and bool(attribute.as_int())
-    return left[0] if transposed else left[-1]
-
-
 def _weights(node: ir.Node) -> Iterator[ir.Value]:
     """Constants that were trained: neither scales and zero points, nor shapes."""
     quantizes = node.op_type in {"DequantizeLinear", "QuantizeLinear"}
@@ -200,18 +178,6 @@ def _weights(node: ir.Node) -> Iterator[ir.Value]:
             continue
         if quantizes or value.dtype.is_floating_point():
             yield value
-
-
-def shape_of(value: ir.Value) -> tuple[int, ...]:
-    """The shape of a value in which no dimension is open.
-
-    Raises:
-        ModelFileError: shape inference found none.
-    """
-    dims = None if value.shape is None else value.shape.dims
-    if dims is None or not all(isinstance(dim, int) for dim in dims):
-        raise ModelFileError(f"no shape can be inferred for {value.name!r}")
-    return tuple(int(dim) for dim in dims if isinstance(dim, int))
 
 
 VANISHING_OPS: Final = frozenset({
@@ -417,6 +383,7 @@ def _layer(kernel: _Kernel, flow: _Flow) -> LayerCost:
         output_bytes=_total(item for item in outputs.items() if item[1]),
         winograd=_may_be_winograd(kernel.head),
         nodes=tuple(str(node.name) for node in kernel.nodes),
+        product=product_of(kernel.head),
     )
 
 

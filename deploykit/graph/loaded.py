@@ -45,6 +45,10 @@ class LoadedGraph:
         """Let go of the model, which takes its size in memory; the file stays."""
         self._model = None
 
+    def described(self, artifact: OnnxArtifact) -> LoadedGraph:
+        """The same graph with another description of its file, in memory or not as this one."""
+        return LoadedGraph(artifact, self._model)
+
     def split(self) -> SplitGraph:
         """The model for a runner, which shares its weights until it has loaded them.
 

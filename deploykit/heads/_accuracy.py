@@ -363,7 +363,7 @@ class ClassTally:
     """One model's answers, as they come in."""
 
     def __init__(self, labels: NDArray[np.int64]) -> None:
-        self.classes = 0
+        self.classes = 0  # as long as it is not known
         self._labels = labels
         self._top1 = np.zeros_like(labels)
         self._ranks = np.zeros_like(labels)
@@ -385,7 +385,7 @@ class ClassTally:
         Raises:
             DataError: it does.
         """
-        if self.classes != other.classes:
+        if self.classes != other.classes and 0 not in (self.classes, other.classes):
             raise DataError(
                 f"the models tell {self.classes} and {other.classes} classes apart\n"
                 "one label cannot mean the same to both: compare models of the same classes"

@@ -107,8 +107,15 @@ class Multiclass(Head):
         return compare(candidate, reference, self.activation)
 
     def problems_of(self, figures: BatchComparison, limits: Limits) -> list[str]:
-        """What is beyond its limit, a sentence each; all limits are judged."""
-        return problems_of(figures, limits)
+        """What is beyond its limit, a sentence each; all limits are judged.
+
+        Class numbers are no quantities, so that only the first of an image is compared.
+        """
+        return (
+            self.problems([figures], limits)
+            if self._has_classes_alone
+            else problems_of(figures, limits)
+        )
 
     def problems(self, batches: Sequence[BatchComparison], limits: Limits) -> list[str]:
         """As `problems_of` each batch; class numbers alone are judged over all of them.
@@ -412,6 +419,24 @@ def best_classes(
             for at in best
         ]
         for best, chances, row in zip(order.tolist(), probabilities, rows, strict=True)
+    ]
+
+
+def with_probabilities(
+    answers: Sequence[Sequence[Prediction]], chances: NDArray[Any]
+) -> list[list[Prediction]]:
+    """The answers of class numbers (N, K) with what the graph gives beside them, (N, K).
+
+    Raises:
+        ValidationError: a probability is NaN or infinite.
+    """
+    require_finite(chances, "probabilities")
+    return [
+        [
+            replace(each, probability=float(chance))
+            for each, chance in zip(row, of_row, strict=False)
+        ]
+        for row, of_row in zip(answers, chances, strict=True)
     ]
 
 

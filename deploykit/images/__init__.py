@@ -29,6 +29,7 @@ from deploykit.images.preprocessing import (
     INTERPOLATIONS,
     InputRange,
     doubts,
+    pixels_before,
     preprocess,
     preprocess_array,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "notes_on_skipped",
     "open_images",
     "open_labelled",
+    "pixels_before",
     "pixels_of",
     "prepare",
     "preprocess",

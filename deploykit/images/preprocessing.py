@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-    from deploykit.core.specs import Preprocessing
+    from deploykit.core.specs import PixelInput, Preprocessing
 
 INTERPOLATIONS: Final = ("bilinear", "bicubic", "nearest", "lanczos")
 
@@ -24,15 +24,15 @@ MAX_RESIZED_PIXELS: Final = 89_478_485
 """Pillow's own default limit for one image (`PIL.Image.MAX_IMAGE_PIXELS`)."""
 
 
-def preprocess(
-    image: Image, preprocessing: Preprocessing, *, pad: bool = True
-) -> NDArray[np.float32]:
-    """Scale, crop, divide by 255 and normalise one RGB image to (3, H, W).
+def preprocess(image: Image, preprocessing: Preprocessing, *, pad: bool = True) -> NDArray[Any]:
+    """Scale, crop, divide by 255 and normalise one RGB image to float32 (3, H, W).
 
     Bit for bit what torchvision's ``Resize``, ``CenterCrop``, ``ToTensor`` and ``Normalize`` give
     for a Pillow image: the longer side is rounded down, downscaling is antialiased, and a crop
     larger than the image is filled up with black before normalising; not with ``pad=False``. For
-    a network that takes BGR the channels change places before they are normalised.
+    a network that takes BGR the channels change places before they are normalised. Where
+    ``preprocessing`` has ``pixels``, the graph does what comes after the crop: the image is uint8,
+    (H, W, 3) or (3, H, W), and no number of it is a float.
 
     Raises:
         UsageError: the image is not RGB, or ``preprocessing`` makes no sense.
@@ -48,6 +48,8 @@ def preprocess(
     if not pad:
         _require_covered(resized, preprocessing.crop)
     cropped = _center_crop(resized, preprocessing.crop)
+    if preprocessing.pixels is not None:
+        return _as_bytes(cropped, preprocessing.pixels)
     channels = np.asarray(cropped).transpose(2, 0, 1)
     if preprocessing.channel_order == "bgr":
         channels = channels[::-1]
@@ -59,9 +61,14 @@ def preprocess(
     return pixels
 
 
-def preprocess_array(
-    pixels: NDArray[np.uint8], preprocessing: Preprocessing
-) -> NDArray[np.float32]:
+def _as_bytes(image: Image, wanted: PixelInput) -> NDArray[np.uint8]:
+    pixels = np.asarray(image)
+    if wanted.order == "bgr":
+        pixels = pixels[..., ::-1]
+    return np.ascontiguousarray(pixels if wanted.layout == "nhwc" else pixels.transpose(2, 0, 1))
+
+
+def preprocess_array(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[Any]:
     """Same as ``preprocess``, for RGB pixels (H, W, 3).
 
     Raises:
@@ -75,6 +82,22 @@ def preprocess_array(
             f"an image of {pixels.dtype} {pixels.shape} was given\nexpected uint8 (H, W, 3), RGB"
         )
     return preprocess(Image.fromarray(pixels), preprocessing)
+
+
+def pixels_before(prepared: NDArray[np.float32], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """RGB pixels (H, W, 3) of an image that `preprocess` made (3, H, W), as they were before.
+
+    >>> from deploykit.core.specs import Preprocessing
+    >>> grey = np.zeros((3, 1, 1), np.float32)
+    >>> pixels_before(grey, Preprocessing((1, 1), mean=(0.5, 0.25, 0), std=(1, 1, 1)))
+    array([[[128,  64,   0]]], dtype=uint8)
+    """
+    mean, std = (np.asarray(each, np.float32) for each in (preprocessing.mean, preprocessing.std))
+    pixels = np.transpose(prepared, (1, 2, 0)) * std + mean
+    if preprocessing.channel_order == "bgr":
+        pixels = pixels[..., ::-1]
+    whole: NDArray[np.uint8] = np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
+    return whole
 
 
 def check_preprocessing(preprocessing: Preprocessing) -> None:

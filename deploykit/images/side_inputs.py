@@ -112,12 +112,12 @@ class SideInputs:
         ]
         return sha256_of_bytes("\n".join(parts).encode())
 
-    def beside(self, images: Images) -> dict[str, Array]:
-        """The values for a batch (N, C, H, W)."""
+    def beside(self, images: NDArray[Any]) -> dict[str, Array]:
+        """The values for a batch (N, C, H, W), or of bytes as the model takes them."""
         if not self.rows:
             return {}
         # crc32 and not hash(), which differs between processes.
-        content = [crc32(image.tobytes()) for image in images]
+        content = [crc32(image.astype(np.float32, copy=False).tobytes()) for image in images]
         return {
             name: value[[number % len(value) for number in content]]
             for name, value in self.rows.items()
@@ -164,7 +164,7 @@ class WithSideInputs(Closing):
 
     def beside(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Values that are added to ``feeds``."""
-        return self._side.beside(feeds[self.inputs[0].name].astype(np.float32, copy=False))
+        return self._side.beside(feeds[self.inputs[0].name])
 
     def close(self) -> None:
         """Close the runner below."""

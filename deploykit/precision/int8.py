@@ -21,6 +21,7 @@ from deploykit.graph.qdq import QdqPolicy, linear_groups
 from deploykit.graph.shapes import fix_image_size
 from deploykit.precision import Conversion, Converted
 from deploykit.precision.calibration.graphs import calibrate_graph
+from deploykit.precision.finetuning.finetune import finetune
 from deploykit.precision.fp16 import HEADROOM, halve, measure_magnitudes, measure_unfit
 from deploykit.precision.quantization.choice import (
     AUTO,
@@ -133,6 +134,8 @@ class QuantizedOutcome:
     choice: Choice
     strengths: Mapping[str, float] = field(default_factory=dict)
     """Of equalised values, by name; see `equalising.Equalised`."""
+    finetuned: Mapping[str, Any] | None = None
+    """What fine-tuning came to, where it was asked; see `finetune.Finetuned`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the manifest."""
@@ -142,6 +145,7 @@ class QuantizedOutcome:
             "policy": asdict(self.choice.policy),
             "trials": [asdict(trial) for trial in self.choice.trials],
             "equalised": dict(self.strengths),
+            **({} if self.finetuned is None else {"finetuned": dict(self.finetuned)}),
         }
 
 
@@ -180,7 +184,13 @@ def convert_by_trials(
     with tempfile.TemporaryDirectory() as folder:
         spare = Path(folder) / "equalised.onnx"
         choice, used = choose_for_side(plain, (held_out, answers), request, spare, journal)
-        result = _converted(used, choice, path, request, journal)
+        ranges, tuned = used.calibrated.table.select(choice.method), None
+        rounded = len(choice.errors.weights)  # what fine-tuning moves has a record of its own
+        if request.finetune:
+            tuned = finetune(used, choice, request.calibration.seed, journal)
+            choice, ranges = replace(choice, errors=tuned.errors), tuned.amax
+        result = _converted(used, choice, ranges, path, request, journal)
+        result = replace(result, rounded=rounded)
     # Ranges hold for images like those of the calibration: others would judge the data.
     report = require_valid(
         reference, result.graph, (held_out, expected), journal, made_by=FP32_GRAPH
@@ -188,7 +198,13 @@ def convert_by_trials(
     journal.notes += _beyond(report, used.calibrated)
     journal.notes += _other_sizes(result.graph, reference)
     return QuantizedOutcome(
-        result, (held_out, expected), report, used.calibrated, choice, strengths=used.strengths
+        result,
+        (held_out, expected),
+        report,
+        used.calibrated,
+        choice,
+        used.strengths,
+        None if tuned is None else tuned.record,
     )
 
 
@@ -223,7 +239,12 @@ def choose_for_side(
 
 
 def _converted(
-    used: QuantizedSide, choice: Choice, path: Path, request: QuantizationRequest, journal: Journal
+    used: QuantizedSide,
+    choice: Choice,
+    ranges: Mapping[str, float],
+    path: Path,
+    request: QuantizationRequest,
+    journal: Journal,
 ) -> QuantizedResult:
     """The graph of eight bits at ``path``."""
     graph, kind = used.reference.graph, used.kind
@@ -232,7 +253,7 @@ def _converted(
         return quantize_by_plan(
             graph,
             plan,
-            used.calibrated.table.select(choice.method),
+            ranges,
             path,
             kind.precision,
             halve=halving(used.reference, plan.layers, request.rest, task),

@@ -23,7 +23,15 @@ from deploykit.graph import read_graph, read_model, tidy
 from deploykit.graph.node_precisions import Known, read_precision
 from deploykit.graph.shapes import fix_image_size
 from deploykit.heads import head_of
-from deploykit.images import batches, name_of, open_images, sample_images, sample_indices
+from deploykit.images import (
+    batches,
+    name_of,
+    open_images,
+    pixels_before,
+    sample_images,
+    sample_indices,
+)
+from deploykit.images.byte_images import floats_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -227,15 +235,15 @@ def _text(head: Head, output: NDArray[np.float32], labels: tuple[str, ...] | Non
 
 
 def picture_of(image: Images, preprocessing: Preprocessing) -> str:
-    """A data URI of a small PNG of a prepared image (3, H, W), its pixels as they were before."""
+    """A data URI of a small PNG of a prepared image (3, H, W), its pixels as they were before.
+
+    An image of bytes is as ``preprocessing.pixels`` has it.
+    """
     from PIL import Image
 
-    mean, std = (np.asarray(each, np.float32) for each in (preprocessing.mean, preprocessing.std))
-    pixels = np.transpose(image, (1, 2, 0)) * std + mean
-    if preprocessing.channel_order == "bgr":
-        pixels = pixels[..., ::-1]
-    whole = np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
-    shown = Image.fromarray(whole)
+    if preprocessing.pixels is not None:
+        image = floats_of(image[None], preprocessing)[0]
+    shown = Image.fromarray(pixels_before(image, preprocessing))
     shown.thumbnail((PICTURE_PX, PICTURE_PX))
     file = io.BytesIO()
     shown.save(file, "PNG")

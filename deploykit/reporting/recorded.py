@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from deploykit.bundle.manifest import Bundle, Manifest
     from deploykit.core.artifacts import EngineRecord
+    from deploykit.core.specs import PixelInput
     from deploykit.precision.budget.frontier import Frontier, Point
 
 
@@ -52,6 +53,7 @@ def _facts(manifest: Manifest) -> dict[str, str]:
         "Image": " x ".join(map(str, preprocessing.crop)) + " px",
         "Resized to": "" if preprocessing.resize is None else f"{preprocessing.resize} px",
         "Channels": preprocessing.channel_order,
+        "Graph takes": _taken(preprocessing.pixels),
         "Mean": _numbers(preprocessing.mean),
         "Deviation": _numbers(preprocessing.std),
         "Opset": str(manifest.onnx.opset),
@@ -65,6 +67,13 @@ def _facts(manifest: Manifest) -> dict[str, str]:
 
 def _yes(value: object) -> str:
     return {True: "yes", False: "no"}.get(value, "") if isinstance(value, bool) else ""
+
+
+def _taken(pixels: PixelInput | None) -> str:
+    """How images are given to the graph; nothing where they are prepared."""
+    if pixels is None:
+        return ""
+    return f"{pixels.dtype}, {pixels.layout.upper()}, {pixels.order}: it normalises them itself"
 
 
 def _numbers(values: object) -> str:

@@ -23,6 +23,8 @@ from deploykit.core.errors import (
 )
 from deploykit.core.specs import Closing, StepTimes
 from deploykit.heads import head_of
+from deploykit.heads._results import chances_of
+from deploykit.heads.multiclass import with_probabilities
 from deploykit.images import is_one_image
 from deploykit.runtime.inputs import AnyBatchRunner, BatchSplitWarning, Inputs
 
@@ -169,6 +171,7 @@ class Classifier(Closing):
         is_engine = isinstance(chosen.runner, EngineRunner)
         self._inputs = Inputs(self.inputs, takes_gpu_arrays=is_engine, profile=chosen.profile)
         self._output = self.outputs[0].name
+        self._chances = chances_of(self.head, bundle.manifest.conversion)
         self._pid = os.getpid()
         self._is_closed = False
         self._has_warned = False
@@ -186,9 +189,10 @@ class Classifier(Closing):
         says it. Of a model of several outputs it is the first, see `run_all`.
 
         Args:
-            batch: an array of numpy or of any package with DLPack. On ``device="cuda"`` one that
-                lies on the GPU is used there, without a copy and without a look for NaN. A model
-                of several inputs takes arrays by name. A batch larger than the engine's profile
+            batch: an array of numpy or of any package with DLPack; pixels of 0 to 255 for a bundle
+                of bytes, as `inputs` says. On ``device="cuda"`` one that lies on the GPU is used
+                there, without a copy and without a look for NaN. A model of several inputs takes
+                arrays by name. A batch larger than the engine's profile
                 is run in parts (`BatchSplitWarning`, once), a smaller one is filled up.
             keep_on_device: leave the outputs on the GPU, as an array with DLPack and
                 ``__cuda_array_interface__``. On the CPU they are where they always are.
@@ -423,8 +427,8 @@ class Classifier(Closing):
     ) -> list[list[Prediction] | DataError]:
         """The answers for prepared images by their place among all."""
         self._require_usable()  # again: somebody may have closed it between two batches
-        count, feeds = len(prepared), {self.inputs[0].name: np.stack(list(prepared.values()))}
-        if head.judges_all:
+        count, feeds = len(prepared), {self.inputs[0].name: _stacked(list(prepared.values()))}
+        if head.judges_all or self._chances is not None:
             found: Mapping[str, Array] = self._limits.run_all(self.runner.run, feeds, count)
         else:
             found = {self._output: self._outputs_of(feeds, count, self.runner.run)}
@@ -442,7 +446,10 @@ class Classifier(Closing):
         if head.judges_all:
             return head.answers_of_all(found, count)
         outputs: Outputs = found[self._output].astype(np.float32, copy=False)
-        return head.answers(outputs, self.labels, top_k)
+        answers = head.answers(outputs, self.labels, top_k)
+        if self._chances is None:
+            return answers
+        return with_probabilities(answers, found[self._chances])
 
     def _answer_alone(
         self, alone: Mapping[str, Array], index: int, head: Head, top_k: int
@@ -454,6 +461,11 @@ class Classifier(Closing):
             named = NoAnswerError(f"image {index}: {error}")
             named.__cause__ = error
             return named
+
+
+def _stacked(images: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Images in one batch; a single one is not copied for it."""
+    return images[0][None] if len(images) == 1 else np.stack(images)
 
 
 def _of_image(found: Mapping[str, Array], at: int, count: int) -> dict[str, Array]:

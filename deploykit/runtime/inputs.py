@@ -236,9 +236,11 @@ class Input:
         return f"{self._dtype} ({', '.join(map(str, ('N', *named)))})"
 
     def _misfit(self, dtype: Any, shape: tuple[int, ...]) -> UsageError:
+        takes_bytes = self._dtype == np.uint8
+        remedy = self._remedy_for_bytes(shape) if takes_bytes else self._remedy(dtype, shape)
         return UsageError(
             f"input {self.name!r} was given as {dtype} {shape}, the model takes {self._expected}\n"
-            f"{self._remedy(dtype, shape)}"
+            f"{remedy}"
         )
 
     def _remedy(self, dtype: Any, shape: tuple[int, ...]) -> str:
@@ -254,9 +256,34 @@ class Input:
             return "predict() resizes, crops and normalises images as the model needs it"
         return f"convert it: batch.astype(numpy.{self._dtype})"
 
+    def _remedy_for_bytes(self, shape: tuple[int, ...]) -> str:
+        """What to do about a batch for a graph that normalises itself."""
+        found = (
+            (self._is_image(shape), "one image lacks the batch dimension: batch[None]"),
+            (not shape[:1] or not shape[0], "the batch is empty: give at least one image"),
+            (
+                self._is_image(_channels_first(shape)),
+                "its layout is (N, H, W, C), turn it: batch.transpose(0, 3, 1, 2)",
+            ),
+            (
+                self._is_image(_channels_last(shape)),
+                "its layout is (N, C, H, W), turn it: batch.transpose(0, 2, 3, 1)",
+            ),
+            (
+                self._is_image(shape[1:]),
+                "the graph takes pixels of 0 to 255, and normalises them itself",
+            ),
+        )
+        other = "predict() resizes and crops images as the model needs it"
+        return next((remedy for fits, remedy in found if fits), other)
+
 
 def _channels_first(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[-1:], *shape[1:-1])
+
+
+def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape[2:], *shape[1:2])
 
 
 _PREFERRED_ON_CPU: Final = 8

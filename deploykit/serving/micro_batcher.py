@@ -18,7 +18,7 @@ from deploykit.runtime.inputs import Input
 from deploykit.serving.waiting_line import Request, WaitingLine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -189,6 +189,9 @@ class MicroBatcher:
     `run_as_batch`. A cancelled request is not computed, or its answer is dropped. The model stays
     the caller's, to be closed after the batcher.
 
+    ``on_batch`` is called before each batch, in the thread that runs it, with the seconds that each
+    of its requests has waited.
+
     Raises:
         UsageError: a limit makes no sense.
     """
@@ -201,12 +204,14 @@ class MicroBatcher:
         max_wait_ms: float = 2.0,
         max_queue: int = 256,
         workers: int = 1,
+        on_batch: Callable[[Sequence[float]], None] | None = None,
     ) -> None:
         _check_limits(max_batch, max_wait_ms, max_queue, workers)
         self._model = model
         self._input = _input_of(model)
         self._max_batch = max_batch
         self._max_queue = max_queue
+        self._on_batch = on_batch
         self._pid = os.getpid()
         # One lock with two conditions: workers wait for work, callers for room in the queue.
         lock = threading.Lock()
@@ -349,6 +354,9 @@ class MicroBatcher:
         if requests is None:
             return False
         images = [request.images for request in requests]
+        if self._on_batch is not None and requests:
+            now_s = time.monotonic()
+            self._on_batch([now_s - request.arrived_s for request in requests])
         outcomes = run_as_batch(self._model, images) if images else iter(())
         for number, outcome in enumerate(outcomes):
             self._deliver(requests[number], outcome)

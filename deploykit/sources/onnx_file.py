@@ -31,9 +31,11 @@ from deploykit.graph import (
     tidy,
     write_graph,
 )
+from deploykit.graph.card import card_of
 from deploykit.heads.multiclass import MULTICLASS
 from deploykit.images.batching import BATCHES, sample_batches
 from deploykit.images.side_inputs import SideInputs, require_per_image
+from deploykit.sources.cards import as_written, notes_on_card, require_floats, wished
 from deploykit.sources.definition import notes_on_images
 from deploykit.sources.head_choice import choose_output
 from deploykit.sources.image_sizes import (
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from deploykit.core.progress import Journal
     from deploykit.core.specs import Runner, SplitGraph, TensorSpec
     from deploykit.graph import ChannelsMoved, Tail
+    from deploykit.graph.card import Card
     from deploykit.heads import Head
     from deploykit.sources.definition import SourceOptions
     from deploykit.sources.head_choice import OutputChoice, Wish
@@ -198,19 +201,18 @@ def from_onnx(
         ValidationError: the graph computes something else once it is tidied.
     """
     with journal.stage("read"):
-        source, model, runnable = _read(original, journal)
+        source, model, runnable, card = _read(original, journal)
         image, is_last = require_image_classifier(source)
-        assumed = assumed_preprocessing(original.name, image, profile)
+        known = as_written(card, assumed_preprocessing(original.name, image, profile))
         profile = profile or ShapeProfile()
         int8_choices = source_options.choices.preprocessing
-        preprocessing = int8_choices.applied_to(assumed)
+        preprocessing = int8_choices.applied_to(known)
         runners = Runners(side_inputs_of(source, image, source_options.choices.side_inputs))
         batches = _sample(image, preprocessing, source_options, profile)
         opener = partial(runners.open_channels_last, image=image.name) if is_last else runners.open
         open_original = partial(opener, runnable)
-        asked = _ask_original(
-            original.name, open_original(), read_tails(model), batches, source_options.wish
-        )
+        wish = wished(source_options.wish, card, source)
+        asked = _ask_original(original.name, open_original(), read_tails(model), batches, wish)
         compared, choice = asked
         if is_last:
             moved = put_channels_first(model, image.name)
@@ -223,8 +225,8 @@ def from_onnx(
         own = OwnGraph(model, open_original, path, parents, compared, runners)
         own.done += ["putting the channels first"] if is_last else []
     journal.notes += notes_on_images(source_options, preprocessing)
-    journal.notes += int8_choices.assumptions(preprocessing) + note_of_sizes(image, profile)
-    journal.notes += [*runners.side.notes(), *choice.notes()]
+    journal.notes += notes_on_card(card, original.name, source_options, preprocessing)
+    journal.notes += [*note_of_sizes(image, profile), *runners.side.notes(), *choice.notes()]
     own.attempt("raising the opset", raise_opset, journal)
     single = sample_batches(preprocessing, source_options.data, BATCHES, source_options.max_pixels)
     _open_batch(own, image, single, profile, journal, choice)
@@ -245,6 +247,7 @@ def from_onnx(
         },
         weights={"source": original.name, "sha256": source.sha256, "trained": True},
         preprocessing=preprocessing,
+        labels=card.classes,
         conversion={"steps": own.done},
         runners=runners,
         head=choice.head,
@@ -252,19 +255,22 @@ def from_onnx(
     )
 
 
-def _read(original: Path, journal: Journal) -> tuple[OnnxArtifact, Model, Path | SplitGraph]:
+def _read(original: Path, journal: Journal) -> tuple[OnnxArtifact, Model, Path | SplitGraph, Card]:
     """The description of the file, its graph without functions and constant branches, and itself.
 
-    The last is what a runner opens: the file, or its graph with the dimensions that it was read
-    with where a runtime would take those of the file literally.
+    The third is what a runner opens: the file, or its graph with the dimensions that it was read
+    with where a runtime would take those of the file literally. The last is what the file says of
+    itself.
     """
     first_look(original)
     read = read_graph(original)
+    card = card_of(read.model.metadata_props, original.name)
+    require_floats(original.name, card)
     mended = mended_of(read.model)
     journal.notes += mended.notes
     require_usable(read.model, original.name)
     runnable = read.artifact.path if mended.runs_as_written else read.split()
-    return read.artifact, plain(read.model, original.name), runnable
+    return read.artifact, plain(read.model, original.name), runnable, card
 
 
 def _sample(

@@ -14,6 +14,7 @@ from deploykit.core.errors import BundleError, UsageError
 from deploykit.core.progress import Journal, Progress, SilentProgress
 from deploykit.core.sizes import ShapeProfile, require_sizes
 from deploykit.graph import LoadedGraph, read_graph
+from deploykit.graph.card import card_of
 from deploykit.precision.calibration.graphs import Calibrated, calibrate_graph
 from deploykit.sources.definition import notes_on_images
 from deploykit.sources.references import find_source, make_reference
@@ -90,7 +91,13 @@ def _fp32_graph(
 
 
 def _read(bundle: Bundle) -> tuple[Bundle, LoadedGraph, Runners]:
-    """The bundle's FP32 graph, and what it takes beside images."""
+    """The bundle's FP32 graph, and what it takes beside images.
+
+    Raises:
+        UsageError: bytes or results were put around it, which ranges are not measured with.
+        BundleError: the bundle has none.
+    """
+    _require_plain(bundle)
     own = bundle.manifest.precision.facts.is_source
     name = bundle.model_path.name if own else REFERENCE
     if name not in bundle.manifest.files or not (bundle.folder / name).exists():
@@ -99,4 +106,21 @@ def _read(bundle: Bundle) -> tuple[Bundle, LoadedGraph, Runners]:
             "calibrate what it was exported from, or export it again"
         )
     bundle.require_unchanged(name)
-    return bundle, read_graph(bundle.folder / name), runners_of_bundle(bundle)
+    return bundle, _as_exported(read_graph(bundle.folder / name)), runners_of_bundle(bundle)
+
+
+def _require_plain(bundle: Bundle) -> None:
+    added = [each for each in ("input", "result") if each in bundle.manifest.conversion]
+    if added:
+        raise UsageError(
+            f"{bundle.folder} was exported with --{added[0]}: its graphs are no longer those that "
+            "ranges are of\ncalibrate what it was exported from: deploykit calibrate TARGET"
+        )
+
+
+def _as_exported(graph: LoadedGraph) -> LoadedGraph:
+    """The graph under the hash that it had before its card was added, as a later export has it."""
+    before = card_of(graph.model.metadata_props, graph.artifact.path.name).graph_sha256
+    if before is None:
+        return graph
+    return LoadedGraph(replace(graph.artifact, sha256=before), graph.model)

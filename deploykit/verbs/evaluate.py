@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deploykit.bundle.manifest import Bundle
-    from deploykit.core.specs import Preprocessing, Runner, TensorSpec
-    from deploykit.heads import Evaluation
+    from deploykit.core.specs import Runner, TensorSpec
+    from deploykit.heads import Evaluation, Head
     from deploykit.images import LabelledData
     from deploykit.runtime.choice import Machine
 
@@ -115,9 +115,9 @@ def evaluate_bundle(  # noqa: PLR0913 - the options of `deploykit eval`
         own = EvaluatedModel(opened.runner, bundle.manifest.preprocessing)
         other = None if opened.reference is None else replace(own, runner=opened.reference)
         if reference is not None:
-            other = replace(own, runner=_open_reference(reference, stack, opening))
+            other = _fed_as(bundle, _open_reference(reference, stack, opening))
         elif compare is not None:
-            other = _open_other(compare, own.preprocessing, stack, opening)
+            other = _open_other(compare, bundle, stack, opening)
         found = evaluate(
             own,
             source,
@@ -231,33 +231,68 @@ def _own_reference(bundle: Bundle) -> Path | None:
     return bundle.model_path if bundle.manifest.precision.facts.is_source else None
 
 
-def _open_reference(path: Path, stack: ExitStack, opening: _Opening) -> Runner:
+def _fed_as(bundle: Bundle, other: EvaluatedModel | Runner) -> EvaluatedModel:
+    """A model that is given what ``bundle`` is given: prepared images where it takes no bytes."""
+    if isinstance(other, EvaluatedModel):
+        pixels = other.preprocessing.pixels
+        look = replace(bundle.manifest.preprocessing, pixels=pixels)
+        return replace(other, preprocessing=look)
+    look = bundle.manifest.preprocessing
+    takes = other.inputs[0].dtype
+    if look.pixels is not None and takes != look.pixels.dtype:
+        look = look.as_floats
+    return EvaluatedModel(other, look, _head_of_file(bundle, other.outputs[0]))
+
+
+def _head_of_file(bundle: Bundle, output: TensorSpec) -> Head | None:
+    """What a file gives: as the bundle, or as the bundle did before its result was put behind it.
+
+    ``None`` is the bundle's own head.
+    """
+    found = bundle.manifest.conversion.get("result", {})
+    if not found.get("added") or output.name in found["outputs"]:
+        return None
+    return head_of(bundle.manifest.head).applied(found.get("before", "none"))
+
+
+def _open_reference(path: Path, stack: ExitStack, opening: _Opening) -> EvaluatedModel | Runner:
     if path.is_dir():
-        return stack.enter_context(_open_model(path, opening)).runner
+        return _evaluated(stack.enter_context(_open_model(path, opening)))
     # Weights beside what a link leads to are found there; in a cache of links, beside the link.
     real = path.resolve()
     graph = path if real.parent.name == "blobs" else real
     return stack.enter_context(graph_judge().open(graph, GraphOptions()))
 
 
-def _open_other(
-    path: Path, own: Preprocessing, stack: ExitStack, opening: _Opening
-) -> EvaluatedModel:
+def _evaluated(opened: _Opened) -> EvaluatedModel:
+    """A bundle with its own preprocessing and its own head."""
+    manifest = opened.bundle.manifest
+    return EvaluatedModel(opened.runner, manifest.preprocessing, head_of(manifest.head))
+
+
+def _open_other(path: Path, bundle: Bundle, stack: ExitStack, opening: _Opening) -> EvaluatedModel:
     """A model to compare with; an ``.onnx`` file does not say how it is fed: as the bundle is."""
     if path.is_dir():
-        opened = stack.enter_context(_open_model(path, opening))
-        return EvaluatedModel(opened.runner, opened.bundle.manifest.preprocessing)
+        return _evaluated(stack.enter_context(_open_model(path, opening)))
     from deploykit import graph
 
+    own = bundle.manifest.preprocessing
     artifact = graph.read_artifact(path)
-    if len(artifact.inputs) != 1 or not _takes(artifact.inputs[0], (3, *own.crop)):
+    same = artifact.inputs[:1] and _is_fed_alike(artifact.inputs[0], bundle)
+    if len(artifact.inputs) != 1 or not (same or _takes(artifact.inputs[0], (3, *own.crop))):
         found = ", ".join(f"{one.name} {one.dtype} {one.shape_text}" for one in artifact.inputs)
         raise UsageError(
             f"{path.name} takes {found or 'nothing'}, the bundle float32 images (3, "
             f"{own.crop[0]}, {own.crop[1]})\n"
             "an .onnx is fed as the bundle is: export it, and compare with its own bundle"
         )
-    return EvaluatedModel(stack.enter_context(graph_judge().open_artifact(artifact)), own)
+    return _fed_as(bundle, stack.enter_context(graph_judge().open_artifact(artifact)))
+
+
+def _is_fed_alike(tensor: TensorSpec, bundle: Bundle) -> bool:
+    """Whether a file takes bytes as the bundle does."""
+    pixels, own = bundle.manifest.preprocessing.pixels, bundle.manifest.onnx.inputs[0]
+    return pixels is not None and (tensor.dtype, tensor.shape[1:]) == (own.dtype, own.shape[1:])
 
 
 def _takes(tensor: TensorSpec, image: tuple[int, ...]) -> bool:

@@ -1,6 +1,7 @@
 """One export as it is asked for, by the command line or by a program: its rules, and what it runs.
 
-The module itself is light, because the command line's help loads it.
+The module itself is light, because the command line's help loads it. One file because the rules of
+a call and what it becomes change together.
 
 What the call alone shows to be wrong is said by `require_export`, before torch is imported. The
 messages name options, as ``--max-drop``; `deploykit.verbs.argument_names` makes arguments of them
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from deploykit.bundle.folders import DEFAULT_FOLDER, MANIFEST
 from deploykit.core.choices import DefinitionChoices
+from deploykit.core.deployed import DeployedForm
 from deploykit.core.errors import UsageError
 from deploykit.core.gpu_choice import ENGINE_DEVICE
 from deploykit.core.precision import (
@@ -27,6 +29,7 @@ from deploykit.core.precision import (
     require_images,
 )
 from deploykit.core.progress import Progress, SilentProgress
+from deploykit.verbs.byte_calls import require_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -121,6 +124,7 @@ class QuantizingWish:
     equalisation: str = "auto"
     bias_correction: str = "auto"
     weight_rounding: str = "auto"
+    finetune: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,7 @@ class ExportCall:
     output: Path | None = None
     replace: bool = False
     name: str | None = None
+    form: DeployedForm = field(default_factory=DeployedForm)
 
     @property
     def report_images(self) -> Path | None:
@@ -225,6 +230,8 @@ def require_export(call: ExportCall) -> None:
     _require_name(call)
     _require_count(call.calib_count)
     _require_use(call)
+    call.form.require_sizes(call.compiling.profile)
+    require_bytes(call.target, call.name, call.form, call.choices.preprocessing)
     from deploykit.sources.calls import require_call
 
     targets = [call.target] if isinstance(call.target, str) else []
@@ -234,6 +241,36 @@ def require_export(call: ExportCall) -> None:
         images=[call.data, images_folder(call.calib)],
         labels=call.labels if isinstance(call.labels, Path) else None,
     )
+    if call.quantizing.finetune:
+        _require_finetuning(call)
+
+
+def _require_finetuning(call: ExportCall) -> None:
+    """Refuse fine-tuning where it cannot be done, or not be judged."""
+    if call.precision.is_auto:
+        raise UsageError(
+            "--finetune is for one precision of eight bits, and --precision auto mixes them\n"
+            f"use one of {calibrated_flags()}, or leave --finetune out"
+        )
+    if call.calib == RANDOM:
+        raise UsageError(
+            "--finetune needs real images, and --calib random is noise\n"
+            "give a folder or a file of images, or leave --finetune out"
+        )
+    from deploykit.core.environment import require_installed
+    from deploykit.images import open_images
+    from deploykit.precision.finetuning.tuning_images import FEWEST_IMAGES
+
+    require_installed("torch")
+    folder = images_folder(call.calib)
+    count = call.calib_count
+    if folder is not None:
+        count = min(count, len(open_images(folder, call.max_pixels)))
+    if count < FEWEST_IMAGES:
+        raise UsageError(
+            f"--finetune has {count} images to fit to, to stop by and to judge by\n"
+            f"expected {FEWEST_IMAGES} or more of --calib and --calib-count: better 512"
+        )
 
 
 def require_calibration(
@@ -328,6 +365,7 @@ def export_options(call: ExportCall) -> ExportOptions:
         quantization=_request(call),
         replace=call.replace,
         budget=call.precision.budget(),
+        form=call.form,
     )
 
 
@@ -396,7 +434,9 @@ def _request(call: ExportCall) -> QuantizationRequest | None:
         last_layer=_fixed(wish.last_layer),
         residual=_fixed(wish.residual),
     )
-    return QuantizationRequest(calibration, int8_choices, policy, Precision(wish.rest))
+    return QuantizationRequest(
+        calibration, int8_choices, policy, Precision(wish.rest), wish.finetune
+    )
 
 
 def _judges(call: ExportCall) -> int:

@@ -19,6 +19,7 @@ from deploykit.backends import CompileOptions
 from deploykit.bundle.folders import DEFAULT_FOLDER
 from deploykit.bundle.manifest import Bundle
 from deploykit.core.choices import DefinitionChoices, PreprocessingChoices
+from deploykit.core.deployed import DeployedForm
 from deploykit.core.errors import UsageError
 from deploykit.core.gpu_choice import ENGINE_DEVICE
 from deploykit.core.precision import Precision
@@ -32,6 +33,7 @@ from deploykit.verbs.evaluate import evaluate_bundle
 from deploykit.verbs.export import (
     ExportCall,
     PrecisionWish,
+    QuantizingWish,
     calibration_options,
     make_bundle,
     network_of,
@@ -39,16 +41,20 @@ from deploykit.verbs.export import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import nn
 
+    from deploykit.bundle.sigstore import SigstoreIdentity
     from deploykit.core.choices import Channels
     from deploykit.costs.network import ModelSummary
     from deploykit.precision.calibration.graphs import Calibrated
     from deploykit.verbs.bench import BenchReport
+    from deploykit.verbs.estimate import EstimateReport
     from deploykit.verbs.evaluate import AccuracyReport
+    from deploykit.verbs.package import PackageReport
     from deploykit.verbs.validate import ComparisonReport
+    from deploykit.verbs.visualize import Visualization
 
     PathLike: TypeAlias = str | os.PathLike[str]
     Target: TypeAlias = PathLike | nn.Module
@@ -74,10 +80,15 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
     side_inputs: PathLike | None = None,
     calib: PathLike | Iterable[Any] | None = None,
     calib_count: int = 512,
+    finetune: bool = False,
     max_drop: float | str | None = None,
     gpu: str | None = None,
     data: PathLike | None = None,
     max_pixels: int | None = None,
+    input: str | None = None,  # noqa: A002 - as the option is called
+    input_layout: str | None = None,
+    input_order: str | None = None,
+    result: str | None = None,
     batch: Sizes = (1, 8, 32),
     height: Sizes | None = None,
     width: Sizes | None = None,
@@ -118,6 +129,8 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
             With tensors that are normalised already ``mean`` and ``std`` must be given.
         calib_count: how many of them. With "auto" the others judge what is chosen, if ``data``
             does not.
+        finetune: whether roundings, ranges and biases of INT8 or FP8 are fitted to FP32 on
+            ``calib``, without labels; kept only if other images come nearer to FP32.
         max_drop: what "auto" may lose, as 0.01 or "1%": of the top-1 on labelled ``data``, else of
             the answers that agree with FP32.
         gpu: the name of the one that "auto" predicts times for, as "L4"; if not given that of this
@@ -125,6 +138,12 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         data: images that the graph is compared with the original on; photographs that come with
             deploykit if not given.
         max_pixels: what an image file may have; a larger one is refused.
+        input: "uint8" for a graph that takes pixels of 0 to 255 and normalises them itself;
+            "float32" if not given: prepared images.
+        input_layout: of bytes, "nhwc" if not given, or "nchw".
+        input_order: of bytes, "rgb" if not given, or "bgr".
+        result: what the graph ends in: "probabilities", "classes" or "topk:5"; as the network ends
+            if not given.
         batch: smallest, preferred and largest batch of the engine, or one number.
         height: likewise, of a graph that leaves its height open.
         width: likewise.
@@ -168,6 +187,7 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         compiling=compiling,
         calib=calib,
         calib_count=_whole("calib_count", calib_count),
+        quantizing=QuantizingWish(finetune=finetune),
         weights=_text(weights),
         choices=choices,
         seed=seed,
@@ -179,6 +199,7 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         output=_path(output),
         replace=replace,
         name=name,
+        form=DeployedForm.of(input, input_layout, input_order, _results(result)),
     )
     made = make_bundle(call, _progress(quiet=quiet))
     if not quiet:
@@ -346,6 +367,53 @@ def calibrate(  # noqa: PLR0913 - the options of the command
 
 
 @with_argument_names
+def package(  # noqa: PLR0913 - the options of the command
+    bundle: PathLike,
+    to: str,
+    output: PathLike,
+    *,
+    replace: bool = False,
+    image: str | None = None,
+    storage_uri: str | None = None,
+    server: str | None = None,
+    wheel: PathLike | None = None,
+    trust: PathLike | SigstoreIdentity | None = None,
+    quiet: bool = False,
+) -> PackageReport:
+    """Write what a bundle needs to be served elsewhere, as one folder.
+
+    Args:
+        bundle: its folder.
+        to: the place: "triton", "docker", "kserve", or a plug-in's.
+        output: the folder of the package.
+        replace: whether a package that is there may be replaced.
+        image: the container that serves, for Triton and KServe.
+        storage_uri: where the model folder will lie, for KServe.
+        server: "triton" or "deploykit", for KServe.
+        wheel: the wheel of deploykit, for Docker.
+        trust: who has to have signed the bundle, as that of `load`.
+        quiet: whether to say nothing of the steps.
+
+    Raises:
+        UsageError: no such place, or an argument that does not go with it.
+        BundleError: ``output`` is taken, or the place cannot serve the bundle.
+        IntegrityError: a file of the bundle is not as it was written.
+    """
+    from deploykit.packaging import PackageChoices
+    from deploykit.verbs.package import package as write_package
+
+    return write_package(
+        Path(bundle),
+        to,
+        Path(output),
+        PackageChoices(image, storage_uri, server, _path(wheel)),
+        replace=replace,
+        trust=trust,
+        progress=_progress(quiet=quiet),
+    )
+
+
+@with_argument_names
 def bench(  # noqa: PLR0913 - the options of the command
     *targets: PathLike,
     batch: Sequence[int] | int = (1, 8, 32),
@@ -395,6 +463,119 @@ def bench(  # noqa: PLR0913 - the options of the command
         device=device,
     )
     return benching.measure(options, _progress(quiet=quiet))
+
+
+@with_argument_names
+def visualize(  # noqa: PLR0913 - the options of the command
+    model: Target,
+    images: PathLike | None = None,
+    *,
+    layer: Sequence[str] | str = (),
+    method: Sequence[str] | str = (),
+    filters: int = 9,
+    weights: PathLike | None = None,
+    input_size: int | None = None,
+    num_classes: int | None = None,
+    mean: Channels | float | None = None,
+    std: Channels | float | None = None,
+    seed: int = 0,
+    output: PathLike | None = None,
+    replace: bool = False,
+    quiet: bool = False,
+) -> Visualization:
+    """Pictures of what a network has learnt, in a folder with one page that works offline.
+
+    Args:
+        model: as that of `export`, or a bundle. A module stays as it was.
+        images: a folder, a list, an ``.npz`` or ``.npy``; for a graph the photographs that come
+            with deploykit if not given.
+        layer: names of modules, as "layer2"; the last one of each resolution if not given.
+        method: of "filters", "top", "deconvnet", "guided", "maximise", "gradcam" and "occlusion";
+            what the others allow if not given.
+        filters: how many of each layer are shown.
+        weights: "imagenet", or a file; untrained ones from ``seed`` if not given.
+        input_size: height and width of the images in pixels.
+        num_classes: of a definition that takes it.
+        mean: subtracted from pixels of 0 to 1, one number or (R, G, B).
+        std: what they are divided by then.
+        seed: of the noise that "maximise" begins with, and of untrained weights.
+        output: the folder; ``visualized/NAME`` if not given.
+        replace: whether pictures that are there already may be replaced.
+        quiet: whether to say nothing of the steps.
+
+    Raises:
+        UsageError: something of the call is not possible for the model, or the output is there.
+        DataError: the images cannot be read.
+    """
+    _require_size(input_size)
+    _require_seed(seed)
+    from deploykit.verbs.visualize import VisualizeCall
+    from deploykit.verbs.visualize import visualize as make_pictures
+
+    look = PreprocessingChoices(mean=_channels("mean", mean), std=_channels("std", std))
+    call = VisualizeCall(
+        target=_target(model),
+        images=_path(images),
+        layers=_several(layer),
+        methods=_several(method),
+        filters=_whole("filters", filters),
+        weights=_text(weights),
+        seed=seed,
+        choices=DefinitionChoices(num_classes, input_size, preprocessing=look),
+        output=_path(output),
+        replace=replace,
+    )
+    found = make_pictures(call, _progress(quiet=quiet))
+    if not quiet:
+        arguments = signature(visualize).parameters
+        say_notes(in_python(note, arguments) for note in found.notes)
+    return found
+
+
+@with_argument_names
+def estimate(  # noqa: PLR0913 - the options of the command
+    model: Target,
+    gpu: Sequence[str] | str | None = None,
+    *,
+    precision: Sequence[str] | str | None = None,
+    batch: Sequence[int] | int = (1, 8, 32),
+    price_per_hour: Mapping[str, float] | None = None,
+    graph: bool = True,
+    input_size: int | None = None,
+    num_classes: int | None = None,
+) -> EstimateReport:
+    """Latency of a network on GPUs that are not here, each with an interval of 90 %.
+
+    Args:
+        model: as that of `export`, or a bundle.
+        gpu: one or several by name, as "L4"; all that are known if not given.
+        precision: one or several; "fp32", "fp16" and "int8" if not given.
+        batch: images at once, each is estimated.
+        price_per_hour: of GPUs by their names, for the price of a million images.
+        graph: whether a CUDA graph is replayed, or the host launches each kernel.
+        input_size: height and width of the images in pixels.
+        num_classes: of a definition that takes it.
+
+    Raises:
+        UsageError: no such network, GPU or precision, or it does not take these choices.
+        DeploykitError: the network cannot be read or exported.
+    """
+    from deploykit.benchmarking.matrix.cells import in_order
+    from deploykit.verbs.estimate import EstimateCall, estimate_target, prices_of
+
+    gpus = None if gpu is None else _several(gpu)
+    prices = [f"{name}={price}" for name, price in (price_per_hour or {}).items()]
+    choices = DefinitionChoices(num_classes, input_size)
+    call = EstimateCall(
+        gpus=gpus,
+        precisions=in_order(_several(precision)),
+        batches=tuple(sorted(set(_wholes("batch", batch)))),
+        prices=prices_of(prices, gpus),
+        graph=graph,
+        choices=choices,
+    )
+    require_call([os.fspath(model)] if isinstance(model, str | os.PathLike) else [])
+    return estimate_target(network_of(_target(model), choices), call)
 
 
 def _progress(*, quiet: bool) -> Progress:
@@ -481,6 +662,10 @@ def _channels(name: str, given: Channels | float | None) -> Channels | None:
         raise UsageError(f"{name}={given!r}\nexpected one number, or three: (red, green, blue)")
     red, green, blue = map(float, several)
     return red, green, blue
+
+
+def _results(result: str | Sequence[str] | None) -> tuple[str, ...]:
+    return tuple(str(each) for each in _several(result))
 
 
 def _name(output: str | int | None) -> str | None:

@@ -11,6 +11,7 @@ from deploykit.bundle.golden import limits_for, runners_of_bundle
 from deploykit.bundle.manifest import REFERENCE
 from deploykit.bundle.reading import read_bundles
 from deploykit.comparison.converted import notes_on_every_value, open_as_engine
+from deploykit.comparison.forms import Deployed, Forms
 from deploykit.comparison.layerwise import LayerReport, compare_layers
 from deploykit.comparison.reference import Runners
 from deploykit.comparison.validation import (
@@ -24,6 +25,7 @@ from deploykit.core.html_tables import html_table
 from deploykit.core.progress import Progress, SilentProgress
 from deploykit.core.sizes import ShapeProfile
 from deploykit.graph import mended_of
+from deploykit.graph.card import card_of
 from deploykit.graph.foreign import Mended
 from deploykit.heads import head_of
 from deploykit.images import notes_on_data
@@ -163,11 +165,14 @@ def _compare(
     reference = _own_reference(first, bundles) if second is None else _open(second, bundles)
     candidate, reference = _in_order(candidate, reference)
     _require_one_network(candidate, reference)
+    forms = Forms.of([_deployed(side) for side in (candidate, reference)], layers=options.layers)
     counts = _counts(candidate, reference, options.batch)
     preprocessing, notes = _preprocessing(candidate, reference, options.sizes)
+    preprocessing = replace(preprocessing, pixels=forms.pixels)
     runners = _runners(candidate, reference, options.side_inputs)
     notes = (*notes, *candidate.mended.notes, *reference.mended.notes, *runners.side.notes())
     notes = (*notes, *notes_on_data(options.data))
+    forms.require_images_alone(runners.side)
     names = (candidate.name, reference.name)
     precision = limits_for(candidate.artifact.precision, options.device)
     open_candidate = _opener(candidate, runners, options, machine)
@@ -175,24 +180,25 @@ def _compare(
         batches = sample_batches(preprocessing, options.data, counts)
         usual = _smallest(batches, candidate, reference)
         batches += _of_other_sizes(candidate, preprocessing, options, counts)
-        outputs = [
-            _outputs(opened, batches)
-            for opened in (open_candidate(), _runner(reference, runners, fast=options.fast))
-        ]
+        opened = open_candidate(), _runner(reference, runners, fast=options.fast)
+        outputs = _alike(forms, opened, batches, preprocessing)
         head = _head(candidate, reference, outputs[1])
         compared = validate(outputs[0], outputs[1], precision=precision, names=names, head=head)
         compared = compared.doubted(same_images(batches))
-        others, more, _ = judge_others(
-            reference.artifact,
-            candidate.artifact,
-            batches,
-            runners,
-            compared.head,
-            None if options.device == CPU else open_candidate,
-        )
+        others: tuple[ValidationReport, ...] = ()
+        more: list[str] = []
+        if forms.are_alike:
+            others, more, _ = judge_others(
+                reference.artifact,
+                candidate.artifact,
+                batches,
+                runners,
+                compared.head,
+                None if options.device == CPU else open_candidate,
+            )
         if options.device != CPU:
             more += [f"the engine of {candidate.name} ran, the reference on the CPU"]
-        elif not precision.facts.is_source:
+        elif not precision.facts.is_source and forms.are_alike:
             sides = candidate, reference
             pair = batches, outputs[1]
             more += _notes_on_rounding(sides, runners, pair, compared, fast=options.fast)
@@ -214,30 +220,37 @@ _AS_WRITTEN: Final = Mended()
 
 @dataclass(frozen=True)
 class _Side:
-    """One of the two; a lone file says nothing of its preprocessing."""
+    """One of the two, with its images as (N, C, H, W); a file may not say how it prepares them."""
 
     name: str
     artifact: OnnxArtifact
     image: TensorSpec
     bundle: Bundle | None = None
     mended: Mended = _AS_WRITTEN
-
-    @property
-    def preprocessing(self) -> Preprocessing | None:
-        return None if self.bundle is None else self.bundle.manifest.preprocessing
+    preprocessing: Preprocessing | None = None
 
     @property
     def others(self) -> list[str]:
-        return sorted(spec.name for spec in self.artifact.inputs if spec != self.image)
+        return sorted(spec.name for spec in self.artifact.inputs if spec.name != self.image.name)
+
+
+def _deployed(side: _Side) -> Deployed:
+    known, bundle = side.preprocessing, side.bundle
+    pixels = None if known is None else known.pixels
+    first = side.artifact.outputs[0].name
+    return Deployed(side.name, pixels, first, None if bundle is None else bundle.manifest)
 
 
 def _open(path: Path, bundles: Mapping[Path, Bundle]) -> _Side:
     bundle = bundles.get(path)
     if bundle is None:
         read = graph.read_graph(path)
-        return replace(_image_model(str(path), read.artifact), mended=mended_of(read.model))
+        known = card_of(read.model.metadata_props, path.name).preprocessing
+        side = _image_model(str(path), read.artifact, known)
+        return replace(side, mended=mended_of(read.model))
     bundle.require_unchanged(bundle.model_path.name)
-    return _image_model(str(path), bundle.manifest.onnx, bundle)
+    manifest = bundle.manifest
+    return _image_model(str(path), manifest.onnx, manifest.preprocessing, bundle)
 
 
 def _own_reference(first: Path, bundles: Mapping[Path, Bundle]) -> _Side:
@@ -254,11 +267,20 @@ def _own_reference(first: Path, bundles: Mapping[Path, Bundle]) -> _Side:
             f"name what to compare it with: deploykit validate {first} OTHER"
         )
     bundle.require_unchanged(REFERENCE)
-    return _open(kept, {})
+    # It has the form of the bundle, and no card that says so.
+    artifact = graph.read_artifact(kept)
+    return _image_model(str(kept), artifact, bundle.manifest.preprocessing)
 
 
-def _image_model(name: str, artifact: OnnxArtifact, bundle: Bundle | None = None) -> _Side:
-    return _Side(name, artifact, require_image(name, artifact.inputs), bundle)
+def _image_model(
+    name: str, artifact: OnnxArtifact, known: Preprocessing | None, bundle: Bundle | None = None
+) -> _Side:
+    image = artifact.inputs[0]
+    if known is not None and known.pixels is not None and image.dtype == known.pixels.dtype:
+        image = image.channels_first() if known.pixels.layout == "nhwc" else image
+    else:
+        image = require_image(name, artifact.inputs)
+    return _Side(name, artifact, image, bundle, preprocessing=known)
 
 
 def _runners(candidate: _Side, reference: _Side, side_inputs: Path | None) -> Runners:
@@ -331,6 +353,16 @@ def _head(candidate: _Side, reference: _Side, outputs: Batches) -> Head:
     tails = graph.read_tails(graph.read_model(reference.artifact.path))
     answers = [{first.name: one} for one in outputs]
     return choose_output(reference.name, (first,), answers, tails, Wish()).head
+
+
+def _alike(
+    forms: Forms, opened: tuple[Runner, Runner], batches: Batches, preprocessing: Preprocessing
+) -> list[Batches]:
+    """The outputs of both, each fed in its own form, with the end that the other one has."""
+    return [
+        forms.outputs(place, _outputs(forms.fed(place, one, preprocessing), batches))
+        for place, one in enumerate(opened)
+    ]
 
 
 def _outputs(opened: Runner, batches: Batches) -> Batches:

@@ -28,6 +28,7 @@ _NUMPY = {
     "tensor(float)": ("FLOAT", np.float32),
     "tensor(float16)": ("HALF", np.float16),
     "tensor(int64)": ("INT64", np.int64),
+    "tensor(uint8)": ("UINT8", np.uint8),
 }
 
 
@@ -93,6 +94,7 @@ def host_work() -> HostWork:
 class DataType(Enum):
     FLOAT = 0
     HALF = 1
+    UINT8 = 5
     BF16 = 7
     INT64 = 8
 

@@ -33,6 +33,23 @@ def fp16_bundle(digits: Digits, made_once: Callable[[str, Callable[[Path], objec
     return made_once("digits-fp16", lambda folder: export_digits(digits, folder, "fp16"))
 
 
+@pytest.fixture(scope="session")
+def cifar_bundle(
+    shared_data: Path, made_once: Callable[[str, Callable[[Path], object]], Path]
+) -> Path:
+    """ResNet-20 with its published weights for CIFAR-10, in FP16. Read only."""
+
+    def make(folder: Path) -> None:
+        called = deploykit(
+            "export", "resnet20", "--fp16", "-o", folder, "--backend", "none",
+            "--weights", shared_data / "resnet20_cifar10.npz",
+            "--data", shared_data / "cifar10_calib512.npz",
+        )  # fmt: skip
+        assert called.code == 0, called.err
+
+    return made_once("cifar-fp16", make)
+
+
 @pytest.fixture
 def known_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of `bench`: the peak of this CPU need not be measured."""

@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from deploykit.bundle.manifest import Bundle
+from deploykit.graph.card import card_in
 from deploykit.precision.budget import conversion
 from tests.cli import Called, deploykit
 
@@ -171,7 +172,7 @@ def test_a_tight_budget_is_of_a_higher_precision_without_measuring_again(
     assert record["chosen"] < before["chosen"]
     assert bits(record) > bits(before)
     made = record["points"][record["chosen"]]
-    assert made["sha256"] == Bundle.open(copied / "bundle").manifest.onnx.sha256
+    assert made["sha256"] == card_in(copied / "bundle" / "model.onnx").graph_sha256
 
 
 def _let_the_fastest_lose(path: Path) -> float:

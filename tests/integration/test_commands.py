@@ -222,16 +222,10 @@ def test_doctor_names_what_is_missing() -> None:
 
 
 def test_a_cifar_network_keeps_its_published_accuracy_in_fp16(
-    shared_data: Path, tmp_path: Path
+    shared_data: Path, cifar_bundle: Path
 ) -> None:
-    exported = deploykit(
-        "export", "resnet20", "--fp16", "-o", tmp_path / "bundle", "--backend", "none",
-        "--weights", shared_data / "resnet20_cifar10.npz",
-        "--data", shared_data / "cifar10_calib512.npz",
-    )  # fmt: skip
-    assert exported.code == 0, exported.err
     images = shared_data / "cifar10_test1000.npz"
-    found = deploykit("eval", tmp_path / "bundle", "--data", images, "--json").data
+    found = deploykit("eval", cifar_bundle, "--data", images, "--json").data
     assert found["count"] == 1000
     assert found["agreement"] >= 0.998
     # FP16 may turn near ties: one image in a thousand either way.

@@ -54,11 +54,10 @@ def test_root_and_torch_are_not_in_it(instructions: list[tuple[str, str]]) -> No
     (user,) = values(instructions, "USER")
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = values(instructions, "ARG")[1].partition("=")[2].split(",")
+    extras = ["serve", *values(instructions, "ARG")[1].partition("=")[2].split(",")]
     lines = [line for extra in extras for line in project["optional-dependencies"][extra]]
-    beside = (FILE.parent / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    found = closure([*project["dependencies"], *lines, *beside])
-    assert {"numpy", "fastapi", "cuda-core"} <= found
+    found = closure([*project["dependencies"], *lines])
+    assert {"numpy", "starlette", "grpcio", "cuda-core"} <= found
     assert found & {"torch", "torchvision", "onnx", "onnxscript"} == set()
 
 
@@ -175,7 +174,8 @@ def service(image: tuple[Path, dict[str, str]], instructions: Any, tmp_path: Pat
     (folder / "bundle").symlink_to(bundle)
     (entry,) = values(instructions, "ENTRYPOINT")
     assert values(instructions, "CMD") == ['["--device", "auto"]']
-    command = [*json.loads(entry), "--device", "cpu", "--host", "127.0.0.1", "--port", "0"]
+    command = [*json.loads(entry), "--device", "cpu", "--host", "127.0.0.1"]
+    command += ["--http-port", "0", "--grpc-port", "0"]
     program = shutil.which(command[0], path=environment["PATH"])
     assert program is not None
     assert Path(program).is_relative_to(folder)
@@ -186,7 +186,7 @@ def service(image: tuple[Path, dict[str, str]], instructions: Any, tmp_path: Pat
         seen = []
         for line in process.stderr:
             seen.append(line)
-            found = re.search(r"running on http://127\.0\.0\.1:(\d+)", line)
+            found = re.search(r"listening on http://127\.0\.0\.1:(\d+)", line)
             if found:
                 yield int(found[1])
                 break

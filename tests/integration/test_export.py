@@ -20,7 +20,7 @@ from deploykit.bundle.manifest import Bundle
 from deploykit.models import get
 from deploykit.verbs.check import check
 from tests.bundles import write_classifier
-from tests.cli import deploykit
+from tests.cli import deploykit, options_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,12 +79,8 @@ def test_names_no_local_path(fp16_bundle: Path) -> None:
 def test_accuracy_holds_through_both_precisions(
     fp16_bundle: Path, digits: Digits, tmp_path: Path
 ) -> None:
-    mean, std = (
-        ",".join(map(str, figures))
-        for figures in (get("resnet20").preprocessing.mean, get("resnet20").preprocessing.std)
-    )
     called = deploykit(
-        "export", fp16_bundle / "reference.onnx", "--mean", mean, "--std", std, "--resize", "8x8",
+        "export", fp16_bundle / "reference.onnx", *options_of(get("resnet20").preprocessing, 8),
         "--backend", "none", "-o", tmp_path / "fp32",
     )  # fmt: skip
     assert called.code == 0, called.err

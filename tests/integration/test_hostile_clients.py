@@ -1,9 +1,10 @@
-"""The service of docs/serving under clients that stall, and under images that are bombs."""
+"""`deploykit serve` under clients that stall, and under images that are bombs."""
 
 from __future__ import annotations
 
 import asyncio
 import io
+import re
 import shutil
 import signal
 import socket
@@ -24,11 +25,11 @@ from starlette.requests import Request
 
 import deploykit
 from deploykit import images
-from docs.serving.app import Limits
+from deploykit.serving.limits import ServiceLimits
 from tests.bundles import PLAIN, SIZE, write_bundle
 from tests.cli import deploykit as deploykit_command
 from tests.fakes.batch_model import PATIENCE_S
-from tests.integration.test_serving import client_of, on_cpu, served
+from tests.services import client_of, served
 from tests.unit.images.test_pixel_limit import png_header
 
 if TYPE_CHECKING:
@@ -36,7 +37,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIB = 2**20
-HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+INFER = "/v2/models/colours-fp32/infer"
+NAME = "colours-fp32"
+IMAGE = {"Content-Type": "image/png"}
+HEAD = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n".encode()
+
+
+def on_cpu(bundle: Path) -> deploykit.Classifier:
+    return deploykit.load(bundle, device="cpu", threads=1)
 
 
 @pytest.fixture
@@ -48,8 +56,8 @@ def bundle(tmp_path: Path) -> Path:
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a service that waits for a second, and takes two images at a time."""
     bundle = write_bundle(tmp_path_factory.mktemp("impatient") / "colours")
-    with served(bundle, "--read-timeout-s", 1, "--max-in-flight", 2) as (_, address):
-        yield address
+    with served(bundle, "--read-timeout-s", 1, "--max-in-flight", 2) as running:
+        yield running.http
 
 
 def encoded(image: Image.Image) -> bytes:
@@ -59,6 +67,16 @@ def encoded(image: Image.Image) -> bytes:
 
 
 RED = encoded(Image.new("RGB", (SIZE, SIZE), "red"))
+
+
+def upload(client: httpx.Client, image: bytes, classes: int = 3) -> httpx.Response:
+    return client.post(f"{INFER}?classification={classes}", content=image, headers=IMAGE)
+
+
+def in_flight(client: httpx.Client) -> float:
+    found = re.search(r"\ndeploykit_in_flight_requests (\S+)", client.get("/metrics").text)
+    assert found is not None
+    return float(found[1])
 
 
 def connect(address: str) -> socket.socket:
@@ -77,17 +95,19 @@ def answer_of(client: socket.socket) -> bytes:
 # --- a re-export below a running service
 
 
-def test_health_stays_right_after_an_export_over_the_bundle(
+def test_readiness_stays_right_after_an_export_over_the_bundle(
     bundle: Path, fp16_bundle: Path
 ) -> None:
     async def scenario() -> None:
-        async with client_of(on_cpu(bundle)) as client:
+        async with client_of(on_cpu(bundle), ServiceLimits(self_test_every_s=0), NAME) as (
+            client,
+            _,
+        ):
             shutil.rmtree(bundle)
             shutil.copytree(fp16_bundle, bundle)
-            answer = await client.get("/health")
-            assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+            assert (await client.get("/v2/health/ready")).status_code == 200
             shutil.rmtree(bundle)
-            assert (await client.get("/health")).status_code == 200
+            assert (await client.get("/v2/health/ready")).status_code == 200
 
     asyncio.run(scenario())
 
@@ -100,21 +120,21 @@ def test_a_body_that_does_not_come_gives_its_place_back(impatient: str) -> None:
         stalled = [connect(impatient) for _ in range(2)]
         for client in stalled:
             client.sendall(HEAD + b"half")
-        while good.get("/stats").json()["in_flight"] < 2:
+        while in_flight(good) < 2:
             pass
-        assert good.post("/predict", content=RED).status_code == 503
+        assert upload(good, RED).status_code == 429
         for client in stalled:
             said = answer_of(client)
             assert said.startswith(b"HTTP/1.1 408 Request Timeout")
-            assert b"the image did not come within 1 s" in said
+            assert b"the request did not come within 1 s" in said
             client.close()
-        assert good.post("/predict", content=RED).status_code == 200
-        assert good.get("/stats").json()["in_flight"] == 0
+        assert upload(good, RED).status_code == 200
+        assert in_flight(good) == 0
 
 
 @pytest.mark.parametrize(
     "begun",
-    [b"", b"POST /predict HT", b"GET /stats HTTP/1.1\r\nHost: x\r\n"],
+    [b"", b"POST /predict HT", b"GET /metrics HTTP/1.1\r\nHost: x\r\n"],
     ids=["nothing", "half a line", "half a head"],
 )
 def test_a_head_that_does_not_come_closes_the_connection(impatient: str, begun: bytes) -> None:
@@ -125,7 +145,7 @@ def test_a_head_that_does_not_come_closes_the_connection(impatient: str, begun: 
 
 def test_a_second_head_that_trickles_closes_the_connection(impatient: str) -> None:
     with connect(impatient) as client:
-        client.sendall(b"GET /stats HTTP/1.1\r\nHost: x\r\n\r\n")
+        client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
         assert client.recv(65536).startswith(b"HTTP/1.1 200 OK")
         stopped = threading.Event()
 
@@ -151,30 +171,31 @@ def test_a_slow_answer_is_no_stalled_client(bundle: Path) -> None:
     """Time that the model or the decoder takes does not count."""
     large = encoded(Image.new("RGBA", (5000, 5000)))
     with (
-        served(bundle, "--read-timeout-s", 0.2) as (_, address),
-        httpx.Client(base_url=address, timeout=PATIENCE_S) as good,
+        served(bundle, "--read-timeout-s", 0.2) as running,
+        httpx.Client(base_url=running.http, timeout=PATIENCE_S) as good,
     ):
-        assert good.post("/predict", content=large).status_code == 200
-        assert good.post("/predict", content=RED).status_code == 200
+        assert upload(good, large).status_code == 200
+        assert upload(good, RED).status_code == 200
 
 
 def test_sigterm_does_not_wait_for_stalled_clients(bundle: Path) -> None:
     options = ("--read-timeout-s", 3600, "--graceful-timeout-s", 1)
-    with served(bundle, *options) as (process, address), httpx.Client(base_url=address) as good:
-        stalled = [connect(address) for _ in range(6)]
+    with served(bundle, *options) as running, httpx.Client(base_url=running.http) as good:
+        process = running.process
+        stalled = [connect(running.http) for _ in range(6)]
         for client in stalled[:3]:
             client.sendall(HEAD + b"half")
         for client in stalled[3:]:
             client.sendall(b"POST /pre")
-        while good.get("/stats").json()["in_flight"] < 3:
+        while in_flight(good) < 3:
             pass
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=PATIENCE_S)
         assert b"503 Service Unavailable" in answer_of(stalled[0])
         for client in stalled:
             client.close()
-    assert "timeout graceful shutdown exceeded" in said
-    assert "Application shutdown complete" in said
+    assert process.returncode == 0
+    assert "stopping: 3 requests are in flight" in said
     assert "Traceback" not in said
 
 
@@ -223,24 +244,20 @@ def test_memory_is_bounded_under_hostile_images(bundle: Path) -> None:
     with deploykit.load(bundle, device="cpu") as model:
         expected = model.predict([RED], top_k=1)[0][0].index
     with (
-        served(bundle, "--max-pixels", most) as (process, address),
-        httpx.Client(base_url=address, timeout=PATIENCE_S) as client,
+        served(bundle, "--max-pixels", most) as running,
+        httpx.Client(base_url=running.http, timeout=PATIENCE_S) as client,
     ):
         warm = encoded(Image.new("LA", (1200, 1200)))
-        assert client.post("/predict", content=warm).status_code == 200
-
-        def send(upload: bytes) -> httpx.Response:
-            return client.post("/predict?top_k=1", content=upload)
-
-        with Peak(process.pid) as peak, ThreadPoolExecutor(32) as pool:
-            bad = [pool.submit(send, upload) for upload, _ in uploads]
-            good = [pool.submit(send, RED) for _ in range(40)]
+        assert upload(client, warm).status_code == 200
+        with Peak(running.process.pid) as peak, ThreadPoolExecutor(32) as pool:
+            bad = [pool.submit(upload, client, image) for image, _ in uploads]
+            good = [pool.submit(upload, client, RED, 1) for _ in range(40)]
             for answer in good:
-                found = answer.result().json()["predictions"][0]["index"]
-                assert found == expected
+                (found,) = answer.result().json()["outputs"][0]["data"]
+                assert int(found.split(":")[1]) == expected
             for answer, (_, status) in zip(bad, uploads, strict=True):
                 assert answer.result().status_code == status, answer.result().text
-        assert client.get("/health").status_code == 200
+        assert client.get("/v2/health/ready").status_code == 200
     assert peak.bytes - peak.before < 2 * 12 * most + 48 * MIB
 
 
@@ -265,25 +282,29 @@ def test_large_images_hold_up_neither_refusals_nor_those_who_stay(
 
     monkeypatch.setattr(Request, "is_disconnected", is_gone)
     monkeypatch.setattr(
-        "docs.serving.app.images", SimpleNamespace(**vars(images) | {"decode": decode})
+        "deploykit.serving.decoder.images", SimpleNamespace(**vars(images) | {"decode": decode})
     )
     first, left, stays = (encoded(Image.new("RGB", (side, 600))) for side in (600, 601, 602))
 
     async def scenario() -> None:
-        async with client_of(on_cpu(bundle), Limits(max_pixels=400_000)) as client:
-            one = asyncio.create_task(client.post("/predict", content=first))
+        async with client_of(on_cpu(bundle), ServiceLimits(max_pixels=400_000), NAME) as (
+            client,
+            _,
+        ):
+            one = asyncio.create_task(client.post(INFER, content=first, headers=IMAGE))
             while (600, 600) not in decoded:
                 await asyncio.sleep(0)
-            away = {"x-gone": "1"}
-            gone = asyncio.create_task(client.post("/predict", content=left, headers=away))
-            last = asyncio.create_task(client.post("/predict", content=stays))
-            refused = await client.post("/predict", content=encoded(Image.new("L", (1000, 401))))
+            away = IMAGE | {"x-gone": "1"}
+            gone = asyncio.create_task(client.post(INFER, content=left, headers=away))
+            last = asyncio.create_task(client.post(INFER, content=stays, headers=IMAGE))
+            wide = encoded(Image.new("L", (1000, 401)))
+            refused = await client.post(INFER, content=wide, headers=IMAGE)
             assert refused.status_code == 400
             assert not one.done()
             held.set()
             answers = await asyncio.gather(one, gone, last)
             assert [answer.status_code for answer in answers] == [200, 400, 200]
-            assert answers[1].json() == {"detail": "the client went away"}
+            assert answers[1].json() == {"error": "the client went away"}
 
     asyncio.run(scenario())
     assert decoded == [(600, 600), (602, 600)]
@@ -291,11 +312,11 @@ def test_large_images_hold_up_neither_refusals_nor_those_who_stay(
 
 def test_a_refused_image_is_told_the_limit(bundle: Path) -> None:
     async def scenario() -> None:
-        async with client_of(on_cpu(bundle)) as client:
-            answer = await client.post("/predict", content=png_header(13300, 13300))
+        async with client_of(on_cpu(bundle), None, NAME) as (client, _):
+            answer = await client.post(INFER, content=png_header(13300, 13300), headers=IMAGE)
             assert answer.status_code == 400
             # Nothing of the options of the service, which its clients cannot change.
-            assert answer.json()["detail"] == (
+            assert answer.json()["error"] == (
                 "the image has 13300 x 13300 = 176,890,000 pixels, the limit is 50,000,000\n"
                 "scale it down"
             )
@@ -313,11 +334,14 @@ def test_a_jpeg_is_reduced_only_where_the_model_sees_the_same(
     Image.new("RGB", (1200, 800), "red").save(buffer, "JPEG")
 
     async def scenario() -> None:
-        async with client_of(on_cpu(bundle), Limits(max_pixels=300_000)) as client:
-            answer = await client.post("/predict", content=buffer.getvalue())
+        async with client_of(on_cpu(bundle), ServiceLimits(max_pixels=300_000), NAME) as (
+            client,
+            _,
+        ):
+            answer = await client.post(INFER, content=buffer.getvalue(), headers=IMAGE)
             assert answer.status_code == status
             if status == 400:
-                assert answer.json()["detail"] == (
+                assert answer.json()["error"] == (
                     "the image has 1200 x 800 = 960,000 pixels, the limit is 300,000\nscale it down"
                 )
 
@@ -332,19 +356,21 @@ def test_a_bundle_that_nobody_trusted_signed_is_not_served(tmp_path: Path) -> No
     with pytest.raises(AssertionError, match=r"colours is not signed"), served(bundle, *call):
         raise OSError("it was served")
     assert deploykit_command("sign", bundle, "--key", key).code == 0
-    with served(bundle, *call) as (_, address):
-        assert httpx.get(f"{address}/health").status_code == 200
+    with served(bundle, *call) as running:
+        assert httpx.get(f"{running.http}/v2/health/ready").status_code == 200
 
 
 def test_pixels_of_good_images_are_what_they_were(bundle: Path) -> None:
     random = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
 
     async def scenario() -> None:
-        async with client_of(on_cpu(bundle)) as client:
-            answer = await client.post("/predict", content=encoded(Image.fromarray(random)))
+        async with client_of(on_cpu(bundle), None, NAME) as (client, _):
+            image = encoded(Image.fromarray(random))
+            answer = await client.post(INFER, content=image, headers=IMAGE)
             with deploykit.load(bundle, device="cpu") as model:
                 (expected,) = model.predict([random])
-            found = [each["logit"] for each in answer.json()["predictions"]]
-            assert found == pytest.approx([each.logit for each in expected], abs=1e-6)
+            found = answer.json()["outputs"][0]["data"]
+            logits = {each.index: each.logit for each in expected}
+            assert found == pytest.approx([logits[index] for index in range(3)], abs=1e-6)
 
     asyncio.run(scenario())

@@ -48,6 +48,13 @@ def wheel(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     return found
 
 
+def test_it_has_what_estimates_are_made_of(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as opened:
+        names = set(opened.namelist())
+    for name in ("gpu_peaks.csv", "latency_model.json", "published_latency.csv"):
+        assert f"deploykit/costs/{name}" in names
+
+
 def test_it_is_named_after_our_distribution(wheel: Path) -> None:
     assert wheel.name.startswith("deploykit_vision-")
     with zipfile.ZipFile(wheel) as opened:

@@ -30,7 +30,7 @@ from deploykit.core import environment
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import DataError, DeploykitError, IntegrityError, UsageError
 from deploykit.core.serialization import to_plain
-from deploykit.core.sizes import BATCH_AXIS, IMAGE_AXES
+from deploykit.core.sizes import BATCH_AXIS, IMAGE_AXES, IMAGE_DIMS
 from deploykit.sources.targets import find_definition
 from deploykit.sources.weights import build_with_weights
 
@@ -199,8 +199,8 @@ def noise(
 ) -> dict[str, Array]:
     """A batch for each input, normal with mean 0 and deviation 1, as prepared images are.
 
-    ``image`` is the height and width where they are open. Whole numbers, which may be places in a
-    table, are 0.
+    ``image`` is the height and width where they are open. Pixels of uint8 are from 0 to 255; other
+    whole numbers, which may be places in a table, are 0.
 
     Raises:
         UsageError: the model's batch is fixed at another number, or another dimension is open.
@@ -214,12 +214,15 @@ def noise(
     random = np.random.default_rng(seed)
     sizes = {BATCH_AXIS: batch, **dict(zip(IMAGE_AXES, image or (), strict=False))}
     shapes = {spec: spec.with_sizes(sizes) for spec in inputs}
-    return {
-        spec.name: random.standard_normal(shape).astype(spec.dtype)
-        if spec.dtype.startswith("float")
-        else np.zeros(shape, spec.dtype)
-        for spec, shape in shapes.items()
-    }
+    return {each.name: _noise(each, shape, random) for each, shape in shapes.items()}
+
+
+def _noise(spec: TensorSpec, shape: tuple[int, ...], random: np.random.Generator) -> Array:
+    if spec.dtype.startswith("float"):
+        return random.standard_normal(shape).astype(spec.dtype)
+    if spec.dtype == "uint8" and len(shape) == IMAGE_DIMS:
+        return random.integers(0, 256, shape, np.uint8)
+    return np.zeros(shape, spec.dtype)
 
 
 def _measure(system: SystemUnderTest, switches: Switches, task: ProgressTask) -> _Measured:

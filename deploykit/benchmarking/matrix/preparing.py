@@ -35,7 +35,7 @@ from deploykit.core.sizes import (
     SizeRange,
     require_sizes,
 )
-from deploykit.costs.limits import physical_limit
+from deploykit.costs.estimates import limit_and_estimate
 from deploykit.exporting.engines import build_engine
 from deploykit.exporting.steps import ExportOptions, export_bundle
 from deploykit.heads import head_named
@@ -330,7 +330,7 @@ class _Costs:
             return cls()
         counts = next(iter(costs.values())).multiply_adds_in
         limits = {
-            device: {batch: physical_limit(cost, peak) for batch, cost in costs.items()}
+            device: {batch: limit_and_estimate(cost, peak) for batch, cost in costs.items()}
             for device, peak in peaks.items()
         }
         return cls(max(counts, key=lambda each: counts[each], default=None), limits)

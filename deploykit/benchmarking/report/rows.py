@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from deploykit.benchmarking.results import BenchmarkResult, Samples, Switches
     from deploykit.core.precision import Precision
+    from deploykit.costs.intervals import Interval
     from deploykit.costs.limits import Achieved
 
     Series = NDArray[np.float64]
@@ -255,7 +256,7 @@ class Row:
     has no interval; ``p99_ms`` likewise, from `MIN_FOR_P99` queries on. ``variation`` is the
     coefficient of variation of the latency (a share), ``steps_ms`` the median of each step that was
     timed. ``limit_ms`` and ``achieved`` are ``None`` where the physical limit is not known; a note
-    says why.
+    says why. ``estimated_ms`` is what the cost model says of the GPU, copies to and from it apart.
     """
 
     model: str
@@ -278,6 +279,7 @@ class Row:
     warnings: tuple[str, ...]
     condition: tuple[str, ...]
     notes: tuple[str, ...]
+    estimated_ms: Interval | None = None
 
     @property
     def has_brackets(self) -> bool:
@@ -331,6 +333,7 @@ def row_of(result: BenchmarkResult) -> Row:
         warnings=tuple(warnings_of(result.samples, result.switches)),
         condition=result.condition,
         notes=(*result.notes, *_no_limit(result)),
+        estimated_ms=None if limit is None else limit.estimated_ms,
     )
 
 

@@ -92,6 +92,9 @@ _COLUMNS: Final = (
     "limit_ms",
     "limit_share",
     "binds",
+    "estimated_ms",
+    "estimated_low_ms",
+    "estimated_high_ms",
     "flop_per_s",
     "bytes_per_s",
     *(f"{kind}s" for kind in KINDS),
@@ -166,6 +169,10 @@ def _fields(result: BenchmarkResult) -> dict[str, Any]:
     if row.achieved is not None:
         given["limit_share"] = row.achieved.share
         given |= {name: getattr(row.achieved, name) for name in ("flop_per_s", "bytes_per_s")}
+    if row.estimated_ms is not None:
+        found_ms = row.estimated_ms
+        given |= {"estimated_ms": found_ms.value}
+        given |= {"estimated_low_ms": found_ms.low, "estimated_high_ms": found_ms.high}
     for kind in KINDS:
         sentences = (each.sentence for each in remarks_of(row) if each.kind == kind)
         given[f"{kind}s"] = "; ".join(map(_one_line, sentences))

@@ -6,6 +6,13 @@ from deploykit.graph.qdq.attention_places import (
     find_keys,
     number_channels,
 )
+from deploykit.graph.qdq.blocks import (
+    Block,
+    biased_layers,
+    blocks_of,
+    constants_of,
+    own_weights,
+)
 from deploykit.graph.qdq.equalisation import (
     LinearGroup,
     Scaling,
@@ -44,6 +51,7 @@ __all__ = [
     "LEVELS",
     "NARROW",
     "SWITCHES",
+    "Block",
     "LinearGroup",
     "LinearSource",
     "Probe",
@@ -53,9 +61,12 @@ __all__ = [
     "Reader",
     "Scaling",
     "activation_scales",
+    "biased_layers",
+    "blocks_of",
     "calibration_tensors",
     "channel_scales",
     "channels_of",
+    "constants_of",
     "correct_biases",
     "dequantize",
     "equalise",
@@ -64,6 +75,7 @@ __all__ = [
     "insert_qdq",
     "linear_groups",
     "number_channels",
+    "own_weights",
     "plan_fp8",
     "plan_qdq",
     "probe_errors",

@@ -39,7 +39,7 @@ def correct_biases(model: ir.Model, shifts: Mapping[str, Floats]) -> tuple[ir.Mo
     corrected = 0
     for node in result.graph:
         shift = shifts.get(str(node.name))
-        bias = None if shift is None else _bias_of(node, len(shift))
+        bias = None if shift is None else bias_of(node, len(shift))
         if shift is None or bias is None:
             continue
         fresh = names.fresh(f"{node.name}_corrected_bias")
@@ -51,7 +51,10 @@ def correct_biases(model: ir.Model, shifts: Mapping[str, Floats]) -> tuple[ir.Mo
 
 
 def set_weights(model: ir.Model, weights: Mapping[str, Floats]) -> ir.Model:
-    """A copy of an FP32 graph with other ``weights`` (K, N) in the named linear layers."""
+    """A copy of an FP32 graph with other ``weights`` in the named layers.
+
+    Those of linear layers are (K, N), those of convolutions as they are stored.
+    """
     result = model.clone()
     for node in result.graph:
         data = weights.get(str(node.name))
@@ -63,7 +66,8 @@ def set_weights(model: ir.Model, weights: Mapping[str, Floats]) -> ir.Model:
     return result
 
 
-def _bias_of(node: ir.Node, channels: int) -> Floats | None:
+def bias_of(node: ir.Node, channels: int) -> Floats | None:
+    """Bias (C,) of a layer, zeros where it has none; ``None`` where it cannot be corrected."""
     given = node.inputs[2] if len(node.inputs) > 2 else None  # noqa: PLR2004
     if given is None:
         return np.zeros(channels, np.float32)
@@ -88,7 +92,7 @@ def trial_graph(
 ) -> SplitGraph:
     """The graph for a runner; ``shifts`` (C,) are added to the biases of the named layers.
 
-    ``weights`` (K, N) take the place of those of the named linear layers.
+    ``weights`` take the place of those of the named layers, see `set_weights`.
 
     Raises:
         DataError: ``amax`` lacks a value of the plan, or is not a number from 0 up.
@@ -151,7 +155,7 @@ def _parts(
 ) -> list[tuple[str | None, list[QuantizedWeight]]]:
     """The layers of each part, and the value that it ends with."""
     by_node = {weight.node: weight for weight in weights}
-    cuts = _cuts(model)
+    ends = cuts(model)
     parts: list[tuple[str | None, list[QuantizedWeight]]] = []
     current: list[QuantizedWeight] = []
     waiting = len(weights)
@@ -159,13 +163,13 @@ def _parts(
         if str(node.name) in by_node:
             current.append(by_node[str(node.name)])
             waiting -= 1
-        if node in cuts and len(current) >= LAYERS_PER_PART and waiting >= LAYERS_PER_PART:
-            parts.append((cuts[node], current))
+        if node in ends and len(current) >= LAYERS_PER_PART and waiting >= LAYERS_PER_PART:
+            parts.append((ends[node], current))
             current = []
     return [*parts, (None, current)]
 
 
-def _cuts(model: ir.Model) -> dict[ir.Node, str]:
+def cuts(model: ir.Model) -> dict[ir.Node, str]:
     """Nodes behind which a single value goes on, and nothing else that was computed; its name."""
     graph = model.graph
     if sum(not value.is_initializer() for value in graph.inputs) > 1:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Final
 
 from deploykit.core.precision import Precision
+from deploykit.costs.kernels import layer_in
 from deploykit.costs.network import LayerCost
 from deploykit.costs.predicted import predicted_ms
-from deploykit.graph.kernel_costs import VANISHING_OPS, fix_batch, network_cost, shape_of
+from deploykit.graph.kernel_costs import VANISHING_OPS, fix_batch, network_cost
+from deploykit.graph.products import shape_of
 from deploykit.precision.budget.solver import GroupTable
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class GroupCosts:
         found = 0.0
         for kernel in self.kernels.get(group, ()):
             narrow = not wanted.facts.quantized or kernel.name in can_narrow
-            found += predicted_ms(_in(kernel, wanted if narrow else Precision.FP16), peak)
+            found += predicted_ms(layer_in(kernel, wanted if narrow else Precision.FP16), peak)
         return found
 
     def reformat_ms(
@@ -147,15 +149,3 @@ def _stored_operands(node: ir.Node) -> Iterator[ir.Value]:
             value = maker.inputs[0]
         if value is not None and not value.is_initializer() and value.producer() is not None:
             yield value
-
-
-def _in(kernel: LayerCost, wanted: Precision) -> LayerCost:
-    """An FP32 kernel as it would be in another format, with all its operands in it."""
-    bits = wanted.facts.operand_bits
-    return replace(
-        kernel,
-        precision=wanted,
-        weight_bytes=kernel.weight_bytes * bits // 32,
-        input_bytes=kernel.input_bytes * bits // 32,
-        output_bytes=kernel.output_bytes * bits // 32,
-    )

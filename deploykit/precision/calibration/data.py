@@ -76,6 +76,8 @@ class CalibrationData:
         if (limit := getattr(self.source, "max_pixels", None)) is not None:
             settings["max_pixels"] = limit
         preprocessing = to_plain(self.preprocessing)
+        # Ranges are those of prepared images; tables of before do not have the field.
+        del preprocessing["pixels"]
         return CalibrationKey(model_sha256, self._digest(), preprocessing, settings)
 
     def _digest(self) -> str:

@@ -56,8 +56,8 @@ class QuantizationErrors:
 
     ``shifts`` are mean(exact - quantized) of a layer's output channels, shape (C,), by layer;
     ``activation_sqnr_db`` the signal to noise ratio of each value that becomes INT8 or FP8.
-    ``weights`` (K, N) are rounded already, so that their errors cancel; the others are rounded to
-    the nearest number.
+    ``weights`` are on the grid already, rounded together or fine-tuned: (K, N) of linear layers,
+    those of convolutions as they are stored. The others are rounded to the nearest number.
     """
 
     shifts: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)

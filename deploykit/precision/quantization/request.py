@@ -26,6 +26,8 @@ class QuantizationRequest:
     int8_choices: Int8Choices = field(default_factory=Int8Choices)
     policy: QdqPolicy = field(default_factory=QdqPolicy)
     rest: Precision = Precision.FP16
+    finetune: bool = False
+    """Whether roundings, scales and biases are fitted to FP32 after the choices are made."""
 
     def __post_init__(self) -> None:
         known = (AUTO, *METHODS)

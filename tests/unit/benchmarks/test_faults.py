@@ -179,20 +179,15 @@ def test_a_command_is_bounded(tmp_path: Path) -> None:
 def test_wrong_answers_of_the_service_are_told() -> None:
     (image,) = good_images(1)
     order = np.argsort(-image.logits)
-    odds = np.exp(image.logits) / np.exp(image.logits).sum()
-    right = [
-        {
-            "index": int(at),
-            "label": ("red", "green", "blue")[at],
-            "logit": float(image.logits[at]),
-            "probability": float(odds[at]),
-        }
-        for at in order
-    ]
-    assert image.problem({"predictions": right}) is None
-    assert "classes" in str(image.problem({"predictions": right[::-1]}))
-    changed = [{**right[0], "logit": 0.1}, *right[1:]]
-    assert "right is" in str(image.problem({"predictions": changed}))
+    right = [f"{image.logits[at]:f}:{at}:{('red', 'green', 'blue')[at]}" for at in order]
+
+    def problem(data: list[str]) -> str:
+        return str(image.problem({"outputs": [{"name": "logits", "data": data}]}))
+
+    assert problem(right) == "None"
+    assert "classes" in problem(right[::-1])
+    assert "right is" in problem(["0.1:" + right[0].partition(":")[2], *right[1:]])
+    assert "right is" in problem([right[0] + "dish", *right[1:]])
 
 
 def test_images_of_zeros_have_the_size_that_they_say() -> None:

@@ -258,7 +258,7 @@ def test_statistics_say_what_happened(busy: MicroBatcher, gate: threading.Event)
         ),
     ],
 )
-def test_limits_that_make_no_sense(limits: dict[str, int], message: str) -> None:
+def test_limits_that_make_no_sense(limits: dict[str, Any], message: str) -> None:
     before = threading.active_count()
     with pytest.raises(UsageError) as caught:
         MicroBatcher(NumberModel(), **limits)

@@ -8,11 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from deploykit.benchmarking.report.rows import LEVELS, row_of
+from deploykit.benchmarking.report.rows import LEVELS, row_of, row_to_plain
 from deploykit.benchmarking.report.table import csv_of, escaped, markdown_of
 from deploykit.benchmarking.results import BenchmarkRun, CellFailure
 from deploykit.benchmarking.statistics.percentiles import percentile
 from deploykit.core.precision import Precision
+from deploykit.core.serialization import Source, from_plain, to_plain
+from deploykit.costs.intervals import Interval
+from deploykit.costs.limits import Limit
 from tests.unit.benchmarking.report.reported import (
     BUSY,
     DOUBT,
@@ -226,3 +229,27 @@ def test_markdown_shows_text_as_it_is(given: str, expected: str) -> None:
 
 def test_a_run_without_results_says_so() -> None:
     assert markdown_of(BenchmarkRun(())) == "# Benchmark\n\n0 results, 0 failures.\n"
+
+
+def test_an_estimate_stands_beside_the_measurement() -> None:
+    plain = next(each for each in gpu_run().results if each.limit is not None)
+    assert plain.limit is not None
+    estimated = replace(plain.limit, estimated_ms=Interval(0.75, 0.5, 1.125))
+    run = BenchmarkRun((replace(plain, limit=estimated),))
+    (record,) = records(run)
+    names = ("estimated_ms", "estimated_low_ms", "estimated_high_ms")
+    assert [record[name] for name in names] == ["0.75", "0.5", "1.125"]
+    assert row_to_plain(row_of(run.results[0]))["estimated_ms"] == {
+        "value": 0.75,
+        "low": 0.5,
+        "high": 1.125,
+    }
+    (without,) = records(BenchmarkRun((plain,)))
+    assert [without[name] for name in names] == ["", "", ""]
+
+
+def test_a_limit_of_a_file_of_before_has_no_estimate() -> None:
+    written = to_plain(replace(LIMIT, estimated_ms=Interval(2.0, 1.0, 4.0)))
+    assert from_plain(Limit, written, Source("a file")).estimated_ms == Interval(2.0, 1.0, 4.0)
+    del written["estimated_ms"]
+    assert from_plain(Limit, written, Source("a file")) == LIMIT

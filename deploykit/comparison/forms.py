@@ -1,0 +1,191 @@
+"""Two forms of one network: with bytes in or prepared images, with results or what they are of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import numpy as np
+
+from deploykit.core.deployed import Result
+from deploykit.core.errors import UsageError
+from deploykit.core.specs import Closing
+from deploykit.heads._results import End
+from deploykit.images.byte_images import floats_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from deploykit.core.specs import (
+        Array,
+        HeadRecord,
+        PixelInput,
+        Preprocessing,
+        Runner,
+        StepTimes,
+        TensorSpec,
+    )
+    from deploykit.images.side_inputs import SideInputs
+
+    Outputs = list[NDArray[np.float32]]
+
+
+class Recorded(Protocol):
+    """What a manifest says of the form of its graph."""
+
+    @property
+    def head(self) -> HeadRecord:
+        """What the outputs mean."""
+
+    @property
+    def conversion(self) -> Mapping[str, Any]:
+        """What was done to the graph."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """One of two: its name, how it takes bytes, its first output, what its manifest says."""
+
+    name: str
+    pixels: PixelInput | None
+    output: str
+    manifest: Recorded | None = None
+
+    @property
+    def end(self) -> End | None:
+        """What was put behind its graph, if anything was."""
+        found = {} if self.manifest is None else self.manifest.conversion.get("result", {})
+        if not found.get("added"):
+            return None
+        wanted = Result.parse(found["asked"])
+        added, names = tuple(found["added"]), tuple(found["outputs"])
+        return End(str(wanted), added, names, count=wanted.count)
+
+
+@dataclass(frozen=True, slots=True)
+class Forms:
+    """How two of one network differ in form; ``ends`` are put behind the outputs of each.
+
+    ``pixels`` is how both are given bytes, where one of them takes these.
+    """
+
+    names: tuple[str, ...]
+    pixels: PixelInput | None
+    converts: tuple[bool, ...]
+    ends: tuple[End | None, ...]
+
+    @classmethod
+    def of(cls, sides: Sequence[Deployed], *, layers: bool) -> Self:
+        """Of both sides; with ``layers`` their activations are to be compared.
+
+        Raises:
+            UsageError: they take bytes in two layouts or orders, end in different results, or
+                their activations cannot be compared.
+        """
+        kinds = {side.pixels for side in sides if side.pixels is not None}
+        if len(kinds) > 1:
+            each = ", ".join(f"{s.name}: {_words(s.pixels)}" for s in sides if s.pixels)
+            raise UsageError(
+                f"the two take bytes in other forms, {each}\n"
+                "compare each with one that takes prepared images, as the file it was made from"
+            )
+        pixels = next(iter(kinds), None)
+        converts = tuple(pixels is not None and side.pixels is None for side in sides)
+        ends = _ends(sides)
+        if layers and (any(converts) or any(ends)):
+            raise UsageError(
+                f"--layers: {' and '.join(side.name for side in sides)} have not the same form\n"
+                "leave --layers out; or export both with the same --input and --result"
+            )
+        return cls(tuple(side.name for side in sides), pixels, converts, ends)
+
+    @property
+    def are_alike(self) -> bool:
+        """Whether both take and give the same."""
+        return not any(self.converts) and not any(self.ends)
+
+    def require_images_alone(self, side: SideInputs) -> None:
+        """Refuse values beside images, which are chosen by what each of the two is given.
+
+        Raises:
+            UsageError: there are such, and one of the two takes bytes.
+        """
+        if side.rows and any(self.converts):
+            raise UsageError(
+                f"{' and '.join(self.names)} take {', '.join(side.rows)} beside images, which one "
+                "of them takes as bytes\nexport both with the same --input to compare them"
+            )
+
+    def fed(self, place: int, runner: Runner, preprocessing: Preprocessing) -> Runner:
+        """The runner of the side at ``place``, which is then fed as the other one is."""
+        return FromBytes(runner, preprocessing) if self.converts[place] else runner
+
+    def outputs(self, place: int, outputs: Outputs) -> Outputs:
+        """The outputs of the side at ``place`` with the end of the other one behind them."""
+        end = self.ends[place]
+        if end is None:
+            return outputs
+        first = end.names[0]
+        return [end.applied_to(each)[first].astype(np.float32) for each in outputs]
+
+
+def _ends(sides: Sequence[Deployed]) -> tuple[End | None, ...]:
+    """For each side what the other one has behind its graph, and it has not."""
+    first, second = sides
+    found = []
+    for side, other in ((first, second), (second, first)):
+        end = other.end
+        # A file says nothing of its end but the name of what it gives.
+        is_same = end is None or end == side.end or (not side.end and side.output == end.names[0])
+        found.append(None if is_same else end)
+    both = [side.manifest.head.activation for side in sides if side.manifest is not None]
+    if any(found) and len(set(both)) > 1:
+        raise UsageError(
+            f"{first.name} and {second.name} end in different results: {first.output!r} and "
+            f"{second.output!r}\nexport both with the same --result to compare them"
+        )
+    return tuple(found)
+
+
+def _words(pixels: PixelInput) -> str:
+    return f"{pixels.layout} {pixels.order}"
+
+
+class FromBytes(Closing):
+    """A runner that is fed bytes as ``preprocessing.pixels`` has them, of a model of floats.
+
+    The images are its first input.
+    """
+
+    def __init__(self, runner: Runner, preprocessing: Preprocessing) -> None:
+        self._runner = runner
+        self._preprocessing = preprocessing
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Inputs that the caller feeds."""
+        image, *others = self._runner.inputs
+        return replace(image, dtype="uint8"), *others
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Specs of the arrays that ``run`` returns."""
+        return self._runner.outputs
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name for one batch."""
+        return self._runner.run(self._prepared(feeds))
+
+    def run_timed(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], StepTimes]:
+        """As ``run``, with the duration of each step."""
+        return self._runner.run_timed(self._prepared(feeds))
+
+    def _prepared(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        name = self._runner.inputs[0].name
+        return {**feeds, name: floats_of(feeds[name], self._preprocessing)}
+
+    def close(self) -> None:
+        """Close the runner below."""
+        self._runner.close()

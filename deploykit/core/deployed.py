@@ -1,0 +1,133 @@
+"""The form that a network is deployed in: what its graph takes, and what it ends in.
+
+``--input uint8`` puts conversion, layout and normalisation into the graph, ``--result`` the end of
+its head. Both are choices of an export; neither changes what the network computes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
+
+from deploykit.core.choices import CHANNEL_ORDERS
+from deploykit.core.errors import UnknownNameError, UsageError
+from deploykit.core.specs import PixelInput
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from deploykit.core.choices import PreprocessingChoices
+    from deploykit.core.sizes import ShapeProfile
+
+FLOATS: Final = "float32"
+BYTES: Final = "uint8"
+INPUTS: Final = (FLOATS, BYTES)
+LAYOUTS: Final = ("nhwc", "nchw")
+
+PROBABILITIES: Final = "probabilities"
+CLASSES: Final = "classes"
+TOP_K: Final = "topk"
+RESULTS: Final = f"{PROBABILITIES}, {CLASSES} or {TOP_K}:K, as {TOP_K}:5"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a graph shall end in; ``count`` is how many classes ``topk`` gives."""
+
+    kind: str
+    count: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``probabilities``, ``classes`` or ``topk:K``.
+
+        >>> Result.parse("topk:5")
+        Result(kind='topk', count=5)
+        >>> str(Result.parse("classes"))
+        'classes'
+
+        Raises:
+            UsageError: it is none of these.
+        """
+        kind, mark, count = text.strip().lower().partition(":")
+        if kind in (PROBABILITIES, CLASSES) and not mark:
+            return cls(kind)
+        if kind == TOP_K and count.isascii() and count.isdecimal() and int(count) > 0:
+            return cls(kind, int(count))
+        raise UsageError(f"--result is {text!r}\npossible: {RESULTS}")
+
+    def __str__(self) -> str:
+        """As the option has it."""
+        return self.kind if self.count is None else f"{self.kind}:{self.count}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeployedForm:
+    """What is put around a network; by default nothing, and it takes prepared images."""
+
+    pixels: PixelInput | None = None
+    result: Result | None = None
+
+    @classmethod
+    def of(
+        cls,
+        given: str | None = None,
+        layout: str | None = None,
+        order: str | None = None,
+        results: Sequence[str] = (),
+    ) -> Self:
+        """The form that ``--input``, ``--input-layout``, ``--input-order``, ``--result`` ask for.
+
+        Raises:
+            UnknownNameError: one of the first three is none that there is.
+            UsageError: layout or order is given without bytes; or results are several, or none
+                that there is.
+        """
+        _require_known("input", given, INPUTS)
+        _require_known("input layout", layout, LAYOUTS)
+        _require_known("input order", order, CHANNEL_ORDERS)
+        is_bytes = given == BYTES
+        for option, value in (("--input-layout", layout), ("--input-order", order)):
+            if value is not None and not is_bytes:
+                raise UsageError(
+                    f"{option} {value} is for bytes, and the graph takes float32 (N, 3, H, W)\n"
+                    f"add --input {BYTES}, or leave {option} out"
+                )
+        if len(results) > 1:
+            raise UsageError(
+                f"--result is given {len(results)} times: {', '.join(results)}\n"
+                "a graph ends in one of them: export it once for each"
+            )
+        pixels = PixelInput(layout or "nhwc", order or "rgb") if is_bytes else None
+        return cls(pixels, Result.parse(results[0]) if results else None)
+
+    def require_sizes(self, profile: ShapeProfile) -> None:
+        """Refuse a layout in which open heights and widths cannot be told.
+
+        Raises:
+            UsageError: the axes of ``profile`` are those of (N, C, H, W), the layout is another.
+        """
+        pixels = self.pixels
+        if pixels is not None and pixels.layout != "nchw" and profile.has_image_sizes:
+            raise UsageError(
+                "--height and --width of a graph of bytes need its channels first\n"
+                "add --input-layout nchw, or leave the sizes out"
+            )
+
+
+def require_normalisation(name: str, choices: PreprocessingChoices, *, known: bool) -> None:
+    """Refuse bytes for a network called ``name`` of which nobody said how they are normalised.
+
+    Raises:
+        UsageError: it is not ``known``, and ``choices`` leave mean or deviation open.
+    """
+    if not known and (choices.mean is None or choices.std is None):
+        raise UsageError(
+            f"--input {BYTES} puts the normalisation into the graph, and that of {name} is not "
+            "known\nsay it: --mean and --std, as in training"
+        )
+
+
+def _require_known(what: str, given: str | None, known: Sequence[str]) -> None:
+    if given is not None and given not in known:
+        raise UnknownNameError(what, given, known, ", ".join(known))

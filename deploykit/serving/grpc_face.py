@@ -1,0 +1,234 @@
+"""The Open Inference Protocol over gRPC: messages, status codes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+
+from deploykit.serving.compiled import SERVICE, message
+from deploykit.serving.refusals import RETRY_AFTER_S, Reason, RefusedError, invalid
+from deploykit.serving.requests import (
+    InferRequest,
+    Wanted,
+    checked_id,
+    classes_of,
+    timeout_of,
+)
+from deploykit.serving.rest import described
+from deploykit.serving.service import EXTENSIONS, NAME, VERSION
+from deploykit.serving.tensors import BYTES, Tensor, from_list, from_raw, to_raw
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+
+    from deploykit.serving.limits import ServiceLimits
+    from deploykit.serving.requests import InferAnswer
+    from deploykit.serving.service import Service
+
+PROTOCOL: Final = "grpc"
+_FIELD_OF: Final = {
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    BYTES: "bytes_contents",
+}
+"""Where a tensor's values are that did not come as bytes; FP16 comes as bytes alone."""
+
+_OVERHEAD_BYTES: Final = 64 * 1024
+"""Of a message beside its tensors."""
+
+
+def create_server(service: Service) -> Any:
+    """A server of ``grpc.aio`` over a service, without a port; made in the event loop's thread."""
+    faces = _Faces(service)
+    server = grpc.aio.server(options=_options(service.limits))
+    unary = {
+        "ServerLive": faces.live,
+        "ServerReady": faces.ready,
+        "ModelReady": faces.model_ready,
+        "ServerMetadata": faces.server,
+        "ModelMetadata": faces.model,
+    }
+    handlers = {
+        name: grpc.unary_unary_rpc_method_handler(answer, **_codecs(name))
+        for name, answer in unary.items()
+    }
+    # As a stream, which is the same on the wire: so its place is taken, and the time for it to
+    # come begins, before its message is there.
+    handlers["ModelInfer"] = grpc.stream_unary_rpc_method_handler(
+        faces.infer, **_codecs("ModelInfer")
+    )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    return server
+
+
+def _codecs(name: str) -> dict[str, Any]:
+    return {
+        "request_deserializer": message(f"{name}Request").FromString,
+        "response_serializer": message(f"{name}Response").SerializeToString,
+    }
+
+
+def _options(limits: ServiceLimits) -> list[tuple[str, int]]:
+    """Channel arguments of https://grpc.github.io/grpc/core/group__grpc__arg__keys.html."""
+    return [
+        ("grpc.so_reuseport", 0),  # otherwise two services would share a port without a word
+        ("grpc.max_receive_message_length", limits.max_request_bytes + _OVERHEAD_BYTES),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_metadata_size", limits.max_header_bytes),
+        ("grpc.absolute_max_metadata_size", limits.max_header_bytes),
+        ("grpc.max_concurrent_streams", limits.max_in_flight),
+        ("grpc.max_allowed_incoming_connections", limits.max_connections),
+        ("grpc.server_handshake_timeout_ms", round(limits.read_timeout_s * 1e3)),
+    ]
+
+
+class _Faces:
+    """What each call answers."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def live(self, _request: Any, _context: Any) -> Any:
+        return message("ServerLiveResponse")(live=True)
+
+    async def ready(self, _request: Any, _context: Any) -> Any:
+        problem = await self._service.problem()
+        return message("ServerReadyResponse")(ready=problem is None)
+
+    async def server(self, _request: Any, _context: Any) -> Any:
+        return message("ServerMetadataResponse")(name=NAME, version=VERSION, extensions=EXTENSIONS)
+
+    async def model_ready(self, request: Any, context: Any) -> Any:
+        async def answer() -> Any:
+            problem = await self._service.problem(request.name, request.version)
+            return message("ModelReadyResponse")(ready=problem is None)
+
+        return await _or_abort(answer, context)
+
+    async def model(self, request: Any, context: Any) -> Any:
+        async def answer() -> Any:
+            models = self._service.models
+            model = models.find(request.name, request.version)
+            return message("ModelMetadataResponse")(
+                **described(model, models.versions_of(model.name))
+            )
+
+        return await _or_abort(answer, context)
+
+    async def infer(self, requests: AsyncIterator[Any], context: Any) -> Any:
+        return await _or_abort(lambda: self._infer(requests, context), context)
+
+    async def _infer(self, requests: AsyncIterator[Any], context: Any) -> Any:
+        service = self._service
+        with service.place() as held:
+            request = await self._read(requests)
+            if request is None:
+                return message("ModelInferResponse")()
+            with service.counted(request.model_name, request.model_version, PROTOCOL):
+                held.grow(request.ByteSize())
+                answer = await service.infer(
+                    request.model_name,
+                    request.model_version,
+                    from_message(request),
+                    protocol=PROTOCOL,
+                    headers=_headers(context),
+                    is_gone=lambda: _is_done(context),
+                )
+        return to_message(answer)
+
+    async def _read(self, requests: AsyncIterator[Any]) -> Any:
+        """The message of a call; ``None`` where grpc itself has refused it, as for its size.
+
+        Raises:
+            RefusedError: it did not come in time.
+        """
+        limit_s = self._service.limits.read_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await anext(requests, None)
+        except TimeoutError:
+            text = f"the request did not come within {limit_s:g} s"
+            raise RefusedError(Reason.NOT_READ, text) from None
+
+
+async def _or_abort(answer: Callable[[], Awaitable[Any]], context: Any) -> Any:
+    """The answer, or the call's end with the status of its refusal."""
+    try:
+        return await answer()
+    except RefusedError as error:
+        refused = error
+    if refused.reason.is_retryable:
+        # https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback
+        context.set_trailing_metadata((("grpc-retry-pushback-ms", str(RETRY_AFTER_S * 1000)),))
+    return await context.abort(getattr(grpc.StatusCode, refused.reason.grpc), str(refused))
+
+
+async def _is_done(context: Any) -> bool:
+    return bool(context.cancelled())
+
+
+def _headers(context: Any) -> dict[str, str]:
+    found: Iterable[tuple[str, str | bytes]] = context.invocation_metadata() or ()
+    return {key: value for key, value in found if isinstance(value, str)}
+
+
+def from_message(given: Any) -> InferRequest:
+    """The request in a ModelInferRequest.
+
+    Raises:
+        RefusedError: it is not whole.
+    """
+    raw = given.raw_input_contents
+    if raw and len(raw) != len(given.inputs):
+        raise invalid(f"{len(raw)} raw_input_contents came for {len(given.inputs)} inputs")
+    inputs = tuple(
+        _tensor(each, raw[index] if raw else None) for index, each in enumerate(given.inputs)
+    )
+    wanted = tuple(
+        Wanted(each.name, classes=classes_of(each.name, _plain(each.parameters)))
+        for each in given.outputs
+    )
+    timeout_s = timeout_of(_plain(given.parameters))
+    return InferRequest(inputs, wanted, id=checked_id(given.id), timeout_s=timeout_s)
+
+
+def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    chosen = {name: each.WhichOneof("parameter_choice") for name, each in parameters.items()}
+    return {name: getattr(parameters[name], kind) for name, kind in chosen.items() if kind}
+
+
+def _tensor(given: Any, raw: bytes | None) -> Tensor:
+    shape = tuple(given.shape)
+    if raw is not None:
+        if given.HasField("contents"):
+            raise invalid(f"input {given.name!r:.80} has contents beside raw_input_contents")
+        return from_raw(given.name, given.datatype, shape, memoryview(raw))
+    field = _FIELD_OF.get(given.datatype)
+    # An unknown type is refused by its name there.
+    values = () if field is None else getattr(given.contents, field)
+    others = [one.name for one, _ in given.contents.ListFields() if one.name != field]
+    if others:
+        expected = field or "raw_input_contents"
+        raise invalid(
+            f"input {given.name!r:.80} is {given.datatype!r:.40} and has {others[0]}, expected "
+            f"{expected}"
+        )
+    return from_list(given.name, given.datatype, shape, values)
+
+
+def to_message(answer: InferAnswer) -> Any:
+    """A ModelInferResponse with its tensors as bytes, which gRPC carries fastest."""
+    made = message("ModelInferResponse")(
+        model_name=answer.model, model_version=answer.version, id=answer.id
+    )
+    for tensor, _ in answer.outputs:
+        made.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        made.raw_output_contents.append(to_raw(tensor))
+    return made

@@ -1,0 +1,79 @@
+"""The card of an ``.onnx`` that is a TARGET: its preprocessing, head and classes."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING
+
+from deploykit.core.errors import ModelFileError
+
+if TYPE_CHECKING:
+    from deploykit.core.artifacts import OnnxArtifact
+    from deploykit.core.specs import Preprocessing
+    from deploykit.graph.card import Card
+    from deploykit.sources.definition import SourceOptions
+    from deploykit.sources.head_choice import Wish
+
+
+def require_floats(name: str, card: Card) -> None:
+    """Refuse a file that takes bytes: what is converted takes prepared images.
+
+    Raises:
+        ModelFileError: it was exported with ``--input uint8``.
+    """
+    if card.preprocessing is not None and card.preprocessing.pixels is not None:
+        raise ModelFileError(
+            f"{name} takes bytes already: it was exported with --input uint8\n"
+            "export what it was made from, which takes float32 (N, 3, H, W)"
+        )
+
+
+def as_written(card: Card, assumed: Preprocessing) -> Preprocessing:
+    """The preprocessing that the file says, or what is ``assumed`` where it says none.
+
+    The crop is always that of the graph's input.
+    """
+    known = card.preprocessing
+    if known is None:
+        return assumed
+    resize = known.resize if known.crop == assumed.crop else assumed.resize
+    return replace(known, crop=assumed.crop, resize=resize)
+
+
+def wished(wish: Wish, card: Card, source: OnnxArtifact) -> Wish:
+    """``wish``, with the head that the file says where the user says none."""
+    known = card.head
+    if known is None or wish.head is not None:
+        return wish
+    is_there = known.output in {spec.name for spec in source.outputs}
+    output = wish.output or (known.output if is_there else None)
+    return replace(wish, head=known.kind, output=output)
+
+
+def notes_on_card(
+    card: Card, name: str, options: SourceOptions, preprocessing: Preprocessing
+) -> list[str]:
+    """What was taken from the file and which options stand in its place; else what is assumed."""
+    known = {
+        "preprocessing": card.preprocessing is not None,
+        "head": card.head is not None,
+        "class names": card.classes is not None,
+    }
+    taken = [what for what, is_known in known.items() if is_known]
+    assumed = [] if card.preprocessing else options.choices.preprocessing.assumptions(preprocessing)
+    if not taken:
+        return assumed
+    version = "" if card.version is None else f", written by deploykit {card.version}"
+    notes = [f"{', '.join(taken)} are those that {name} says{version}"]
+    chosen = options.choices
+    given = [
+        field.name
+        for field in fields(chosen.preprocessing)
+        if getattr(chosen.preprocessing, field.name) is not None
+    ]
+    given += ["head"] if chosen.head is not None and card.head is not None else []
+    given += ["labels"] if options.labels is not None and card.classes is not None else []
+    if given:
+        said = ", ".join(f"--{each.replace('_', '-')}" for each in given)
+        notes.append(f"in place of what {name} says: {said}")
+    return [*notes, *assumed]

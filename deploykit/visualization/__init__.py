@@ -1,0 +1,1 @@
+"""Pictures of what a network has learnt: filters, images that activate units, attributions."""

@@ -1,0 +1,73 @@
+"""DeconvNet: from one activation of a layer back to the pixels that it came from.
+
+Zeiler, Fergus 2013, "Visualizing and Understanding Convolutional Networks", section 2.1,
+https://arxiv.org/abs/1311.2901: all other activations of the layer are set to 0; what is left is
+unpooled with the switches of the forward pass, rectified, and filtered with transposed filters,
+again and again. Sums, concatenations and batch normalisation, which the paper's networks did not
+have, are linear, and have the transposed operator in the same way. For other functions, as a
+sigmoid or a product of two activations, there is no rule.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deploykit.core.errors import UsageError
+from deploykit.visualization.layers import require_recorded, tensor_of
+from deploykit.visualization.relu_rules import Rule, backwards, one_unit, operations_behind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from deploykit.visualization.layers import TorchNetwork
+    from deploykit.visualization.top_images import Peak
+    from deploykit.visualization.tracing import TracedLayer
+
+
+def without_rule(network: TorchNetwork, layer: TracedLayer) -> tuple[str, ...]:
+    """The operations before a layer that DeconvNet has no rule for, in words."""
+    import numpy as np
+
+    blank = np.zeros((1, 3, *network.preprocessing.crop), np.float32)
+    images = tensor_of(blank, with_gradients=True)
+    output = require_recorded(network.up_to(layer, images))
+    return operations_behind(output).without_rule
+
+
+def require_rules(network: TorchNetwork, layer: TracedLayer) -> None:
+    """Refuse a layer that DeconvNet has no rule for.
+
+    Raises:
+        UsageError: an operation before it is neither linear, nor a maximum, nor a ReLU.
+    """
+    unknown = without_rule(network, layer)
+    if unknown:
+        raise UsageError(
+            f"DeconvNet has no rule for {', '.join(unknown)}, which is before {layer.name!r}\n"
+            "it is defined for convolutions, poolings, ReLU, and what is linear\n"
+            "guided backpropagation takes any gradient: --method guided"
+        )
+
+
+def deconvnet(
+    network: TorchNetwork,
+    layer: TracedLayer,
+    channel: int,
+    images: NDArray[np.float32],
+    peaks: Sequence[Peak],
+) -> NDArray[np.float32]:
+    """What of ``images`` (N, 3, H, W) the units at ``peaks`` of ``channel`` came from.
+
+    One unit of each image; the values (N, 3, H, W) are in the network's units. A layer is taken as
+    it is: name one behind its ReLU, as the paper does.
+    """
+    leaf = tensor_of(images, with_gradients=True)
+    output = require_recorded(network.up_to(layer, leaf))
+    seed = one_unit(output, channel, peaks)
+    found: NDArray[np.float32] = backwards(
+        leaf, output, output.detach() * seed, Rule.DECONVNET
+    ).numpy()
+    return found

@@ -1,0 +1,48 @@
+"""Guided backpropagation: the gradient of one unit, without what would lessen it.
+
+Springenberg et al. 2014, "Striving for Simplicity: The All Convolutional Net", section 3.4,
+https://arxiv.org/abs/1412.6806: at each ReLU a gradient passes where the forward pass was positive
+and the gradient is. Other functions keep their own gradient; without any ReLU it is the plain one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deploykit.visualization.layers import require_recorded, tensor_of
+from deploykit.visualization.relu_rules import Rule, backwards, one_unit, operations_behind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from deploykit.visualization.layers import TorchNetwork
+    from deploykit.visualization.top_images import Peak
+    from deploykit.visualization.tracing import TracedLayer
+
+
+def guided_backpropagation(
+    network: TorchNetwork,
+    layer: TracedLayer,
+    channel: int,
+    images: NDArray[np.float32],
+    peaks: Sequence[Peak],
+) -> NDArray[np.float32]:
+    """Guided gradients (N, 3, H, W) of the units at ``peaks`` of ``channel``, one of each image."""
+    leaf = tensor_of(images, with_gradients=True)
+    output = require_recorded(network.up_to(layer, leaf))
+    seed = one_unit(output, channel, peaks)
+    found: NDArray[np.float32] = backwards(leaf, output, seed, Rule.GUIDED).numpy()
+    return found
+
+
+def has_rectifier(network: TorchNetwork, layer: TracedLayer) -> bool:
+    """Whether there is a ReLU before the layer's output; without one the gradient is plain."""
+    import numpy as np
+
+    blank = np.zeros((1, 3, *network.preprocessing.crop), np.float32)
+    images = tensor_of(blank, with_gradients=True)
+    output = require_recorded(network.up_to(layer, images))
+    return bool(operations_behind(output).rectifiers)

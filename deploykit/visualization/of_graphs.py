@@ -1,0 +1,222 @@
+"""Pictures of graphs, which have no gradients: the filters of the first layer, and occlusion.
+
+For a bundle of lower precision the FP32 graph that it keeps is shown beside it.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deploykit.bundle.golden import runners_of_bundle
+from deploykit.bundle.manifest import REFERENCE
+from deploykit.comparison.converted import open_as_engine
+from deploykit.comparison.reference import Runners
+from deploykit.graph import LoadedGraph, mended_of, read_graph, read_model
+from deploykit.graph.first_layer import first_filters
+from deploykit.heads import head_of
+from deploykit.images import notes_on_data, open_images, sample_images
+from deploykit.sources.onnx_file import assumed_preprocessing, require_image, side_inputs_of
+from deploykit.visualization.first_layer import (
+    FILTERS_TEXT,
+    FirstLayer,
+    filters_line,
+    filters_sheet,
+)
+from deploykit.visualization.of_images import (
+    Covered,
+    Seen,
+    changed_images,
+    scores_of,
+    show_occlusion,
+    spread_images,
+)
+from deploykit.visualization.results import Findings, Item, Method, Picture, PictureGroup, Section
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from deploykit.bundle.manifest import Bundle
+    from deploykit.core.choices import DefinitionChoices
+    from deploykit.core.progress import Progress
+    from deploykit.core.specs import Preprocessing, Runner
+    from deploykit.heads import Head
+    from deploykit.images import ImageSet
+
+
+@dataclass(frozen=True)
+class GraphWish:
+    """What is asked of a graph; without ``images`` the photographs that come with deploykit."""
+
+    methods: frozenset[Method]
+    images: Path | None
+    max_pixels: int | None = None
+
+    def opened(self) -> ImageSet:
+        """The images.
+
+        Raises:
+            DataError: they cannot be read.
+        """
+        return sample_images() if self.images is None else open_images(self.images, self.max_pixels)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One graph: what it is called, how it is opened, and its first convolution."""
+
+    name: str
+    graph: LoadedGraph
+    open: Callable[[], Runner]
+
+
+@dataclass(frozen=True)
+class _Look:
+    """How images are prepared, what outputs mean where that is known, and names of classes."""
+
+    preprocessing: Preprocessing
+    head: Head | None = None
+    labels: Sequence[str] | None = None
+
+
+def show_file(
+    path: Path,
+    choices: DefinitionChoices,
+    wish: GraphWish,
+    findings: Findings,
+    progress: Progress,
+) -> None:
+    """Pictures of an ``.onnx`` file.
+
+    Raises:
+        ModelFileError: it cannot be read, or takes no images.
+        UsageError: it has no score per class to cover up.
+    """
+    with progress.step(f"read {path.name}"):
+        read = read_graph(path)
+    image = require_image(path.name, read.artifact.inputs)
+    runners = Runners(side_inputs_of(read.artifact, image, choices.side_inputs))
+
+    def opened() -> Runner:
+        if mended_of(read.model).runs_as_written:
+            return open_as_engine(runners, read.artifact)
+        return runners.open(read.split())
+
+    side = _Side(path.stem, read, opened)
+    _show_filters([side], "rgb", wish, findings)
+    if Method.OCCLUSION not in wish.methods:
+        return
+    assumed = assumed_preprocessing(path.name, image)
+    look = choices.preprocessing.applied_to(assumed)
+    findings.notes += choices.preprocessing.assumptions(look)
+    _occlude([side], _Look(look), wish, findings, progress)
+
+
+def show_bundle(bundle: Bundle, wish: GraphWish, findings: Findings, progress: Progress) -> None:
+    """Pictures of a bundle's graph, beside those of the FP32 graph that it keeps.
+
+    Raises:
+        IntegrityError: a file is not as it was written.
+        UsageError: it has no score per class to cover up.
+    """
+    manifest = bundle.manifest
+    bundle.require_unchanged(bundle.model_path.name)
+    runners = runners_of_bundle(bundle)
+    own = LoadedGraph(manifest.onnx, read_model(bundle.model_path))
+    sides = [_Side(_upper(bundle), own, lambda: open_as_engine(runners, manifest.onnx))]
+    kept = bundle.folder / REFERENCE
+    if REFERENCE in manifest.files and kept.is_file():
+        bundle.require_unchanged(REFERENCE)
+        reference = read_graph(kept)
+        sides.insert(0, _Side("FP32", reference, lambda: runners.of_artifact(reference.artifact)))
+    else:
+        why = "it is FP32 itself" if manifest.precision.facts.is_source else "it was deleted"
+        findings.notes.append(f"the bundle keeps no {REFERENCE} to compare with: {why}")
+    order = manifest.preprocessing.channel_order
+    _show_filters(sides, order, wish, findings)
+    if Method.OCCLUSION in wish.methods:
+        look = _Look(manifest.preprocessing, head_of(manifest.head), bundle.labels)
+        _occlude(sides, look, wish, findings, progress)
+
+
+def _upper(bundle: Bundle) -> str:
+    return str(bundle.manifest.precision).upper()
+
+
+def _show_filters(
+    sides: Sequence[_Side], channel_order: str, wish: GraphWish, findings: Findings
+) -> None:
+    if Method.FILTERS not in wish.methods:
+        return
+    found = [(side.name, first_filters(side.graph.model)) for side in sides]
+    layers = [(name, FirstLayer(*each)) for name, each in found if each is not None]
+    if len(layers) < len(sides):
+        findings.notes.append("filters: there is no convolution of constant filters (O, I, H, W)")
+        return
+    largest = max(float(np.abs(layer.filters).max()) for _, layer in layers)
+    items = tuple(
+        _sheet(name, layer, number, channel_order, largest)
+        for number, (name, layer) in enumerate(layers)
+    )
+    findings.sections.insert(0, Section("First layer", FILTERS_TEXT, (PictureGroup("", items),)))
+    told: dict[str, Any] = {name: layer.to_dict() for name, layer in layers}
+    if len(layers) > 1 and layers[0][1].filters.shape == layers[1][1].filters.shape:
+        reference, own = (layer.filters for _, layer in layers)
+        told["largest_difference"] = float(np.abs(own - reference).max())
+        size = float(np.linalg.norm(reference))
+        told["relative_difference"] = float(np.linalg.norm(own - reference)) / size if size else 0.0
+    findings.numbers["first_layer"] = told
+
+
+def _sheet(name: str, layer: FirstLayer, number: int, channel_order: str, largest: float) -> Item:
+    pixels = filters_sheet(layer, channel_order=channel_order, largest=largest)
+    file = "filters.png" if number == 0 else f"filters-{number}.png"
+    return Item(name, (Picture.of(file, pixels, layer.name),), filters_line(layer))
+
+
+def _occlude(
+    sides: Sequence[_Side],
+    look: _Look,
+    wish: GraphWish,
+    findings: Findings,
+    progress: Progress,
+) -> None:
+    images = wish.opened()
+    findings.notes += notes_on_data(wish.images)
+    if wish.images is None:
+        findings.notes.append("the images are the photographs that come with deploykit: --images")
+    with ExitStack() as stack:
+        models = [
+            Seen(side.name, scores_of(_first_output(stack.enter_context(side.open())), side.name))
+            for side in sides
+        ]
+        covered = Covered(images, look.preprocessing, look.labels)
+        if look.head is not None and len(models) > 1:
+            pair = models[0], models[1]
+            with progress.step("answers") as task:
+                chosen = changed_images(pair, covered, look.head.losses, task)
+        else:
+            chosen = spread_images(images)
+        show_occlusion(models, chosen, covered, findings, progress)
+
+
+def _first_output(runner: Runner) -> Callable[[NDArray[np.float32]], NDArray[Any]]:
+    """Runs images (N, 3, H, W) in batches that the graph takes; the last one is filled up."""
+    feed, first = runner.inputs[0], runner.outputs[0].name
+
+    def run(images: NDArray[np.float32]) -> NDArray[Any]:
+        size = feed.fixed_batch or len(images)
+        found = []
+        for start in range(0, len(images), size):
+            batch = images[start : start + size]
+            full = np.resize(batch, (size, *batch.shape[1:]))
+            found.append(np.asarray(runner.run({feed.name: full})[first])[: len(batch)])
+        return np.concatenate(found)
+
+    return run

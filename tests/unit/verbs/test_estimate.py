@@ -1,0 +1,138 @@
+"""`deploykit estimate` through the command line and from Python, on small graphs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import pytest
+from click.testing import CliRunner
+
+import deploykit
+from deploykit.cli import main
+from deploykit.core.errors import UnknownNameError, UsageError
+from deploykit.verbs.estimate import EstimateCall, prices_of
+from tests.graphs import graph, normal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NET = """net (float[N, 3, 64, 64] x) => (float[N, 10] y) {
+    [conv] c = Conv <strides = [2,2], pads = [1,1,1,1]> (x, w1)
+    [relu] r = Relu (c)
+    [pool] p = GlobalAveragePool (r)
+    [flat] f = Flatten (p)
+    [fc] y = Gemm <transB = 1> (f, w2)
+}"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("estimate") / "net.onnx"
+    weights = {"w1": normal(32, 3, 3, 3, seed=1), "w2": normal(10, 32, seed=2)}
+    onnx.save(graph(NET, weights), path)
+    return path
+
+
+def run(*arguments: str) -> dict[str, Any]:
+    done = CliRunner().invoke(main, ["estimate", *arguments, "--json"])
+    assert done.exit_code == 0, done.output
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def refused(*arguments: str) -> str:
+    done = CliRunner().invoke(main, ["estimate", *arguments])
+    assert done.exit_code == 2, done.output
+    return done.output
+
+
+def test_a_row_for_each_gpu_precision_and_batch(model: Path) -> None:
+    found = run(str(model), "--gpu", "L4", "--gpu", "T4", "--fp16", "--int8", "--batch", "1,8")
+    keys = {(row["gpu"], row["precision"], row["batch"]) for row in found["rows"]}
+    gpus, precisions = ("L4", "Tesla T4"), ("fp16", "int8")
+    assert keys == {(g, p, b) for g in gpus for p in precisions for b in (1, 8)}
+    for row in found["rows"]:
+        latency, rate = row["latency_ms"], row["throughput_per_s"]
+        assert row["limit_ms"] <= latency["low"] < latency["value"] < latency["high"]
+        assert rate["value"] == pytest.approx(row["batch"] / latency["value"] * 1e3)
+        assert rate["low"] == pytest.approx(row["batch"] / latency["high"] * 1e3)
+        assert row["price_per_million"] is None
+    assert found["fitted_on"]["rows"] > 700
+    assert found["left_out"] == {}
+
+
+def test_all_gpus_are_ranked_and_those_without_the_precision_left_out(model: Path) -> None:
+    found = run(str(model), "--all-gpus", "--precision", "fp8", "--batch", "8")
+    times = [row["latency_ms"]["value"] for row in found["rows"]]
+    assert times == sorted(times)
+    assert found["left_out"]["Tesla T4, fp8"] == "Tesla T4 has no FP8"
+    assert "no published latency is in FP8: the interval is a guess" in found["notes"]
+
+
+def test_the_price_of_a_million_images(model: Path) -> None:
+    prices = ("--price-per-hour", "L4=0.72", "--price-per-hour", "T4=0.36")
+    asked = ("--gpu", "L4", "--gpu", "T4", "--fp16", "--batch", "8")
+    by_gpu = {row["gpu"]: row for row in run(str(model), *asked, *prices)["rows"]}
+    for name, per_hour in (("L4", 0.72), ("Tesla T4", 0.36)):
+        row = by_gpu[name]
+        hours = 1e6 / row["throughput_per_s"]["value"] / 3600
+        assert row["price_per_million"]["value"] == pytest.approx(per_hour * hours)
+    alone = run(str(model), "--gpu", "L4", "--fp16", "--batch", "8", "--price-per-hour", "0.72")
+    assert alone["rows"][0]["price_per_million"] == by_gpu["L4"]["price_per_million"]
+
+
+def test_without_a_graph_it_is_not_faster(model: Path) -> None:
+    asked = (str(model), "--gpu", "A10", "--fp16", "--batch", "1")
+    (replayed,), (launched,) = run(*asked)["rows"], run(*asked, "--no-graph")["rows"]
+    assert launched["latency_ms"]["value"] > replayed["latency_ms"]["value"]
+
+
+def test_a_table_says_that_nothing_was_measured(model: Path) -> None:
+    done = CliRunner().invoke(
+        main, ["estimate", str(model), "--gpu", "L4", "--fp16", "--price-per-hour", "1"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "estimated, not measured" in done.stdout
+    assert "price of 1 M images" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "no GPU is named\ngive one, as --gpu L4, or all that are known: --all-gpus"),
+        (("--gpu", "L4", "--all-gpus"), "--all-gpus and --gpu exclude each other"),
+        (("--gpu", "GeForce RTX 3080"), "did you mean: GeForce RTX 3090"),
+        (("--gpu", "A100"), "all of them: A100 SXM 40GB, A100 PCIe 40GB"),
+        (("--gpu", "L4", "--batch", "0"), "expected whole numbers from 1 up"),
+        (("--gpu", "L4", "--price-per-hour", "cheap"), "expected a number above 0"),
+        (("--gpu", "L4", "--gpu", "T4", "--price-per-hour", "1"), "several are estimated"),
+        (("--gpu", "L4", "--price-per-hour", "T4=1"), "is for a GPU that is not estimated"),
+        (("--gpu", "T4", "--precision", "fp8"), "Tesla T4 has no FP8"),
+        (("--gpu", "L4", "--num-classes", "3"), "are for definitions only"),
+    ],
+)
+def test_what_is_wrong_is_said(model: Path, arguments: tuple[str, ...], message: str) -> None:
+    assert message in refused(str(model), *arguments)
+
+
+def test_a_batch_of_nothing_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"--batch is -1\nexpected whole numbers from 1 up"):
+        EstimateCall(gpus=("L4",), batches=(-1,))
+
+
+def test_prices_are_by_the_tables_name() -> None:
+    assert prices_of(["NVIDIA L4=2"], ("L4",)) == {"L4": 2.0}
+    with pytest.raises(UnknownNameError, match="unknown GPU 'L5'"):
+        prices_of(["L5=2"], None)
+
+
+def test_from_python(model: Path) -> None:
+    report = deploykit.estimate(
+        model, gpu="L4", precision="fp16", batch=8, price_per_hour={"L4": 1.0}
+    )
+    (row,) = report.rows
+    assert (row.gpu, str(row.precision), row.batch) == ("L4", "fp16", 8)
+    assert row.price_per_million is not None
+    assert "L4" in report._repr_html_()
