@@ -159,10 +159,11 @@ def _train(module: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> Non
     steps = EPOCHS * (-(-len(inputs) // BATCH))
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for _ in range(EPOCHS):
-        for chosen in torch.randperm(len(inputs)).split(BATCH):
+        order = torch.randperm(len(inputs))
+        for chosen in (order[at : at + BATCH] for at in range(0, len(inputs), BATCH)):
             loss = torch.nn.functional.cross_entropy(module(inputs[chosen]), labels[chosen])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             rate.step()
 

@@ -188,7 +188,7 @@ def convert_by_trials(
         rounded = len(choice.errors.weights)  # what fine-tuning moves has a record of its own
         if request.finetune:
             tuned = finetune(used, choice, request.calibration.seed, journal)
-            choice, ranges = replace(choice, errors=tuned.errors), tuned.amax
+            choice, ranges = replace(choice, errors=tuned.errors), dict(tuned.amax)
         result = _converted(used, choice, ranges, path, request, journal)
         result = replace(result, rounded=rounded)
     # Ranges hold for images like those of the calibration: others would judge the data.

@@ -147,7 +147,8 @@ def _batch(images: TuningImages, fixed: int | None) -> int:
     if fixed is not None:
         return fixed
     height, width = images.fitted.shape[2:]
-    return max(1, min(LARGEST_BATCH, BATCH_PIXELS // (height * width), len(images.fitted)))
+    most: int = BATCH_PIXELS // (height * width)
+    return max(1, min(LARGEST_BATCH, most, len(images.fitted)))
 
 
 def _difference(side: QuantizedSide, network: TorchNetwork, some: Floats) -> float:
@@ -171,10 +172,10 @@ def _fewer(
     largest = network.largest_between(images[0][:batch])
     most = max(batch, STORED_BYTES // (STORED_VALUES * 4 * largest))
     share = min(1.0, most / (len(images[0]) + len(images[1])))
-    return tuple(
-        each[: max(batch, int(len(each) * share) // batch * batch)] if share < 1 else each
-        for each in images
-    )
+    if share == 1:
+        return images
+    first, second = (each[: max(batch, int(len(each) * share) // batch * batch)] for each in images)
+    return first, second
 
 
 def _judged(

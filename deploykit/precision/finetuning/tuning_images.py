@@ -75,7 +75,8 @@ def load_tuning_images(data: CalibrationData, artifact: OnnxArtifact) -> TuningI
             f"{f' ({repeated} were there twice)' if repeated else ''}\n"
             f"expected {FEWEST_JUDGES} or more: give at least {FEWEST_IMAGES} different images"
         )
-    return TuningImages(*(np.stack(each) for each in sets), repeated)
+    fitted, stopping, judging = (np.stack(each) for each in sets)
+    return TuningImages(fitted, stopping, judging, repeated)
 
 
 def _read(data: CalibrationData, indices: Sequence[int]) -> list[Images]:

@@ -22,17 +22,24 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(str(deploykit.__file__)).parent
 OPTION = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]+)")
-FUNCTIONS = ("bench", "calibrate", "evaluate", "export", "inspect", "run_recipe", "validate")
+FUNCTIONS = (
+    *("bench", "calibrate", "evaluate", "export", "inspect", "package", "run_recipe", "validate"),
+)
 ARGUMENTS = {name: frozenset(signature(getattr(deploykit, name)).parameters) for name in FUNCTIONS}
 
-OTHER_PROGRAMS = frozenset({"local-dir"})
-"""Options of `hf`."""
+OTHER_PROGRAMS = frozenset({
+    "cap-drop", "concurrency-range", "gpus", "grpc-port", "host", "http-port", "local-dir",
+    "model-repository", "net", "profile", "read-only", "rm", "shape", "show", "tmpfs",
+})  # fmt: skip
+"""Options of `hf`, docker, dpkg, trtexec, Triton, perf_analyzer and the packaged service."""
 
 COMMANDS_ALONE = frozenset({
-    "ab", "all", "calib-table", "certificate", "chain", "compare-speed", "confusion", "exclude",
+    "ab", "address", "all", "calib-table", "certificate", "chain", "compare-speed",
+    "confusion", "exclude",
     "factory-args", "hardware-compatibility", "help", "identity", "identity-token", "issuer",
-    "key", "method", "optimization-level", "overlap", "password-file", "per-class", "rest",
-    "sensitive-layers", "sigstore", "threshold", "timm", "torchvision", "trust", "work",
+    "key", "method", "optimization-level", "overlap", "password-file", "per-class", "ray",
+    "rest",
+    "sensitive-layers", "sigstore", "threshold", "timm", "torchvision", "work",
 })  # fmt: skip
 """What no function for programs takes: a message that names one says it as it is typed."""
 
