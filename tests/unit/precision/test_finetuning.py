@@ -358,4 +358,6 @@ def test_other_heads_are_judged_by_their_own_measure() -> None:
     assert verdict.own.measure == verdict.distance.measure == "error"
     assert verdict.is_kept
     assert "agreement_before" not in verdict.to_dict()
-    assert not judged(RAW, exact, exact + np.float32(0.1) * noise, exact + np.float32(0.1) * noise).is_kept
+    assert not judged(
+        RAW, exact, exact + np.float32(0.1) * noise, exact + np.float32(0.1) * noise
+    ).is_kept
