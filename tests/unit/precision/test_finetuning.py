@@ -330,7 +330,7 @@ def test_chance_is_that_of_a_fair_coin() -> None:
 
 
 def test_more_equal_answers_beyond_chance_are_kept() -> None:
-    exact = np.eye(10, dtype=np.float32)[np.arange(40) % 10] * np.float32(5)
+    exact = 5 * np.eye(10, dtype=np.float32)[np.arange(40) % 10]
     wrong = np.roll(exact, 1, axis=1)
     before = np.concatenate([wrong[:6], exact[6:]])
     assert judged(MULTICLASS, exact, before, exact).is_kept
@@ -341,9 +341,10 @@ def test_more_equal_answers_beyond_chance_are_kept() -> None:
 
 
 def test_nearer_outputs_count_only_where_no_more_answers_change() -> None:
-    exact = np.eye(10, dtype=np.float32)[np.arange(40) % 10] * np.float32(5)
+    exact: Floats = 5 * np.eye(10, dtype=np.float32)[np.arange(40) % 10]
     noise = graphs.normal(40, 10, seed=1)
-    before, after = exact + np.float32(0.5) * noise, exact + np.float32(0.1) * noise
+    before: Floats = exact + np.float32(0.5) * noise
+    after: Floats = exact + np.float32(0.1) * noise
     assert judged(MULTICLASS, exact, before, after).is_kept
     after[0] = np.roll(exact[0], 1)
     worse = judged(MULTICLASS, exact, before, after)
