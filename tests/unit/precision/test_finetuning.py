@@ -330,7 +330,7 @@ def test_chance_is_that_of_a_fair_coin() -> None:
 
 
 def test_more_equal_answers_beyond_chance_are_kept() -> None:
-    exact = 5 * np.eye(10, dtype=np.float32)[np.arange(40) % 10]
+    exact = np.asarray(5 * np.eye(10)[np.arange(40) % 10], np.float32)
     wrong = np.roll(exact, 1, axis=1)
     before = np.concatenate([wrong[:6], exact[6:]])
     assert judged(MULTICLASS, exact, before, exact).is_kept
@@ -341,10 +341,10 @@ def test_more_equal_answers_beyond_chance_are_kept() -> None:
 
 
 def test_nearer_outputs_count_only_where_no_more_answers_change() -> None:
-    exact: Floats = 5 * np.eye(10, dtype=np.float32)[np.arange(40) % 10]
+    exact = np.asarray(5 * np.eye(10)[np.arange(40) % 10], np.float32)
     noise = graphs.normal(40, 10, seed=1)
-    before: Floats = exact + np.float32(0.5) * noise
-    after: Floats = exact + np.float32(0.1) * noise
+    before = np.asarray(exact + 0.5 * noise, np.float32)
+    after = np.asarray(exact + 0.1 * noise, np.float32)
     assert judged(MULTICLASS, exact, before, after).is_kept
     after[0] = np.roll(exact[0], 1)
     worse = judged(MULTICLASS, exact, before, after)
