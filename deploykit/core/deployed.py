@@ -27,6 +27,9 @@ LAYOUTS: Final = ("nhwc", "nchw")
 PROBABILITIES: Final = "probabilities"
 CLASSES: Final = "classes"
 TOP_K: Final = "topk"
+_DIGITS: Final = 10
+"""Of a number of classes: more than any network has."""
+
 RESULTS: Final = f"{PROBABILITIES}, {CLASSES} or {TOP_K}:K, as {TOP_K}:5"
 
 
@@ -52,7 +55,8 @@ class Result:
         kind, mark, count = text.strip().lower().partition(":")
         if kind in (PROBABILITIES, CLASSES) and not mark:
             return cls(kind)
-        if kind == TOP_K and count.isascii() and count.isdecimal() and int(count) > 0:
+        is_number = count.isascii() and count.isdecimal() and len(count) < _DIGITS
+        if kind == TOP_K and is_number and int(count) > 0:
             return cls(kind, int(count))
         raise UsageError(f"--result is {text!r}\npossible: {RESULTS}")
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import category
 
 from deploykit.backends import CompileOptions
 from deploykit.backends._registry import choose_compiler
@@ -30,7 +31,7 @@ from deploykit.core import environment
 from deploykit.core.artifacts import AMPERE, AMPERE_PLUS, THIS_GPU, sha256_of
 from deploykit.core.atomic import beside, staged_folder
 from deploykit.core.deployed import DeployedForm
-from deploykit.core.errors import UsageError
+from deploykit.core.errors import DataError, UsageError
 from deploykit.core.precision import AUTO, Precision, require_images
 from deploykit.core.progress import Journal, Progress, SilentProgress, StageTime
 from deploykit.core.serialization import engine_to_plain, to_plain
@@ -187,6 +188,7 @@ def export_bundle(
     labels = (
         read_class_names(options.labels) if isinstance(options.labels, Path) else options.labels
     )
+    _require_lines(labels)
     if labels is not None and not isinstance(source, Path):
         _require_labels(source, labels)
     told = replace(options.source, labels=None if labels is None else len(labels))
@@ -286,6 +288,20 @@ def _require_labels(source: ModelSpec, labels: tuple[str, ...]) -> None:
         head.fitting_labels(labels, None, shape)
 
 
+def _require_lines(labels: tuple[str, ...] | None) -> None:
+    """Refuse names that are no line of a file: what comes after a break would name the next class.
+
+    Raises:
+        DataError: a name has a control character or another break.
+    """
+    for label in labels or ():
+        if "".join(label.splitlines()) != label or any(category(each) == "Cc" for each in label):
+            raise DataError(
+                f"the class name {label!r} has a line break or another control character\n"
+                "expected names of one line each"
+            )
+
+
 def _with_bundle(options: ExportOptions, place: Path) -> ExportOptions:
     """The options with the bundle that a calibration table is kept beside."""
     request = options.quantization
@@ -317,6 +333,7 @@ def _fill(
     plan.replacement.require(origin_of(reference.model, reference.weights))
     shape = reference.outputs[0].shape
     labels = reference.head.fitting_labels(plan.labels, reference.labels, shape)
+    _require_lines(labels)
     around = Around.of(reference, options.form)  # refuses before a conversion takes its time
     converted = _converted(reference, folder / MODEL, options, journal)
     input_range = InputRange.of(reference.batches)

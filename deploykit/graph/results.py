@@ -20,16 +20,19 @@ def end_in(
     """A copy of ``model`` whose first output goes through ``operators``, which give ``names``.
 
     Each works along the classes, the second axis: ``Softmax``, ``Sigmoid``, ``Exp``, ``ArgMax``,
-    or ``TopK`` of ``count``, which gives class numbers and their values in this order. The last
-    one's results take the place of the first output, under ``names`` or the nearest that are free.
+    or ``TopK`` of ``count``, which gives class numbers and their values in this order. It ranks by
+    the output as it was: probabilities that are 0 in FP32 have no order any more. The last one's
+    results take the place of the first output, under ``names`` or the nearest that are free.
     """
     model = model.clone()
     graph = model.graph
-    value = graph.outputs.pop(0)
+    first = value = graph.outputs.pop(0)
     taken = Names(_values_of(graph))
     made: list[ir.Value] = []
     for op_type in operators:
-        made = _node(graph, op_type, value, taken, count)
+        made = _node(graph, op_type, first if op_type == "TopK" else value, taken, count)
+        if op_type == "TopK" and value is not first:
+            made[0] = _gathered(graph, value, made, taken)
         value = made[0]
     if len(made) > 1:
         made.reverse()  # class numbers first: they are what the head is about
@@ -66,3 +69,18 @@ def _node(
         ir.Node("", op_type, inputs, made, outputs=results, name=names.fresh(f"result/{op_type}"))
     )
     return results
+
+
+def _gathered(
+    graph: ir.Graph, values: ir.Value, ranked: Sequence[ir.Value], taken: Names
+) -> ir.Value:
+    """``values`` (N, K) at the places that a ``TopK`` of something else gives."""
+    found = ir.Value(
+        name=taken.fresh("gathered"), type=ir.TensorType(ir.DataType.FLOAT), shape=ranked[0].shape
+    )
+    name = Names(str(node.name) for node in graph).fresh("result/GatherElements")
+    axis = ir.convenience.convert_attributes({"axis": 1})
+    graph.append(
+        ir.Node("", "GatherElements", [values, ranked[1]], axis, outputs=[found], name=name)
+    )
+    return found

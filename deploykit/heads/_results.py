@@ -55,10 +55,10 @@ class End:
         """
         found: list[NDArray[Any]] = [values]
         for operator in self.operators:
-            found = self._applied(operator, found[0])
+            found = self._applied(operator, found[0], values)
         return dict(zip(self.names, found, strict=True)) if self.operators else {}
 
-    def _applied(self, operator: str, values: NDArray[Any]) -> list[NDArray[Any]]:
+    def _applied(self, operator: str, values: NDArray[Any], first: Outputs) -> list[NDArray[Any]]:
         match operator:
             case "Softmax":
                 return [softmax(values.astype(np.float64)).astype(np.float32)]
@@ -68,7 +68,8 @@ class End:
                 return [np.exp(values)]
             case "ArgMax":
                 return [values.argmax(axis=1)]
-        order = np.argsort(-values, axis=1, kind="stable")[:, : self.count]
+        # By the outputs as they were: probabilities that are 0 in FP32 have no order any more.
+        order = np.argsort(-first, axis=1, kind="stable")[:, : self.count]
         return [order, np.take_along_axis(values, order, axis=1)]
 
 

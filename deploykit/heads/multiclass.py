@@ -222,13 +222,13 @@ class Multiclass(Head):
         Raises:
             DataError: not one for each class.
         """
-        classes = self.classes(shape)
-        if given is not None and classes is not None and len(given) != classes:
+        classes, labels = self.classes(shape), known if given is None else given
+        if labels is not None and classes is not None and len(labels) != classes:
             raise DataError(
-                f"there are {len(given)} labels, the model has {classes} classes\n"
-                "expected one name for each, in the order of the logits"
+                f"there are {len(labels)} labels, the model has {classes} classes\n"
+                "expected one name for each, in the order of the logits: --labels FILE"
             )
-        return known if given is None else given
+        return labels
 
     def tally(self, labels: NDArray[np.int64]) -> ClassTally:
         """Top-1 and the rank of the label of each image."""

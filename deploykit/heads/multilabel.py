@@ -232,12 +232,13 @@ class Multilabel(Head):
         Raises:
             DataError: not one for each label.
         """
-        if given is not None and len(given) != shape[-1]:
+        labels = known if given is None else given
+        if labels is not None and len(labels) != shape[-1]:
             raise DataError(
-                f"there are {len(given)} labels, the model has {shape[-1]} labels\n"
-                "expected one name for each, in the order of the outputs"
+                f"there are {len(labels)} labels, the model has {shape[-1]} labels\n"
+                "expected one name for each, in the order of the outputs: --labels FILE"
             )
-        return known if given is None else given
+        return labels
 
 
 _NOTHING: Final[dict[str, Any]] = {

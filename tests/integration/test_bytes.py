@@ -388,6 +388,7 @@ BAD: list[tuple[tuple[object, ...], str]] = [
     (("--result", "topk:0"), "--result is 'topk:0'\npossible: probabilities, classes or topk:K"),
     (("--result", "topk:x"), "--result is 'topk:x'"),
     (("--result", "top5"), "--result is 'top5'"),
+    (("--result", "topk:" + "9" * 5000), "possible: probabilities, classes or topk:K"),
     (("--result", "topk:5"), "--result topk:5 for 4 classes\npossible: topk:1 to topk:4"),
     (
         ("--result", "classes", "--result", "topk:2"),

@@ -106,6 +106,13 @@ def test_one_label_for_each_class(original: Path, tmp_path: Path, names: int) ->
     assert left_in(tmp_path / "out") == []
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a\r", "a\u2028b", "\x1b[2J", "\x00"])
+def test_a_class_name_is_one_line(original: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=r"^the class name .* has a line break or another control"):
+        export(original, labels=("x", name, "y", "z"))
+    assert left_in(tmp_path / "out") == []
+
+
 def test_an_unknown_backend_is_found_before_the_file_is_read(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match=r"tensorflow"):
         export(tmp_path / "none.onnx", backend="tensorflow")

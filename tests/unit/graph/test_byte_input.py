@@ -61,6 +61,9 @@ def test_a_graph_of_floats_has_no_front() -> None:
         take_bytes(ir.from_proto(PLAIN), LOOK)
 
 
+PLAIN_SCORES = graph("g (float[N,4] x) => (float[N,4] y) { y = Identity (x) }")
+
+
 def test_names_of_results_that_are_taken_get_a_number() -> None:
     taken = graph(
         "g (float[N,4] x) => (float[N,4] y, float[N,4] classes) { y = Relu (x) classes = Neg (x) }"
@@ -71,6 +74,16 @@ def test_names_of_results_that_are_taken_get_a_number() -> None:
     assert [value.name for value in proto.graph.output] == ["classes_2", "probabilities", "classes"]
     found = run_reference(proto, {"x": np.array([[1, 4, 3, 2]], np.float32)})
     assert found["classes_2"].tolist() == [[1, 2]]
+
+
+def test_classes_whose_probability_is_zero_keep_their_order() -> None:
+    made = end_in(ir.from_proto(PLAIN_SCORES), ("Softmax", "TopK"), ("classes", "chances"), 4)
+    proto = ir.to_proto(made)
+    onnx.checker.check_model(proto, full_check=True)
+    scores = np.array([[-900, 0, 3000, -300]], np.float32)
+    found = run_reference(proto, {"x": scores})
+    assert found["classes"].tolist() == [[2, 1, 3, 0]]
+    assert found["chances"].tolist() == [[1, 0, 0, 0]]
 
 
 def _with(look: Preprocessing, pixels: PixelInput) -> Preprocessing:

@@ -148,6 +148,10 @@ def test_labels_of_a_yes_or_no() -> None:
         BINARY.fitting_labels(("a", "b", "c"), None, (1, 1))
     with pytest.raises(DataError, match="there are 1 labels, the model has 4 labels"):
         MULTILABEL.fitting_labels(("a",), None, (1, 4))
+    with pytest.raises(DataError, match=r"2 labels, the model has 4 labels\n.*--labels FILE"):
+        MULTILABEL.fitting_labels(None, ("a", "b"), (1, 4))
+    with pytest.raises(DataError, match=r"2 labels, the model has 4 classes\n.*--labels FILE"):
+        MULTICLASS.fitting_labels(None, ("a", "b"), (1, 4))
 
 
 @pytest.mark.parametrize("head", OWN)

@@ -64,6 +64,9 @@ def test_what_an_end_makes_of_values() -> None:
     found = end_for(MULTICLASS, SHAPE, Result.parse("topk:2")).applied_to(values)
     assert found["classes"].tolist() == [[3, 2], [0, 2]]
     np.testing.assert_allclose(found["probabilities"], [[0.4, 0.3], [0.7, 0.15]], atol=1e-6)
+    far = np.array([[-900, 0, 3000, -300]], np.float32)  # three probabilities of 0 in FP32
+    ranked = end_for(MULTICLASS, SHAPE, Result.parse("topk:4")).applied_to(far)
+    assert ranked["classes"].tolist() == [[2, 1, 3, 0]]
     chosen = end_for(MULTICLASS, SHAPE, Result.parse("classes")).applied_to(values)
     assert chosen["classes"].tolist() == [3, 0]
     yes = end_for(MULTILABEL, SHAPE, Result.parse("probabilities")).applied_to(values)
