@@ -13,6 +13,7 @@ from deploykit import images
 from deploykit.core.errors import DeploykitError, DeviceError, first_line
 from deploykit.core.sizes import IMAGE_AXES, shape_text
 from deploykit.runtime.inputs import BatchLimits
+from deploykit.serving.classification import Classification
 from deploykit.serving.decoder import Preparation
 from deploykit.serving.limits import DEFAULT_MAX_BATCH
 from deploykit.serving.metrics import ModelMetrics
@@ -64,6 +65,7 @@ class ServedModel:
         self.gathers = len(model.inputs) == 1 and all(
             _is_per_image(spec, model.inputs[0]) for spec in model.outputs
         )
+        self._classification = Classification(model)
         self._queue: Queue = (
             Gathered(model, self.max_batch, limits, own)
             if self.gathers
@@ -180,26 +182,15 @@ class ServedModel:
                 raise invalid(
                     f"output {each.name!r:.80} is unknown, the model gives {_listed(self.outputs)}"
                 )
+            if each.classes:
+                self._classification.require(each.name)
         everything = tuple(Wanted(name, request.is_binary) for name in self.outputs)
         return request.wanted or everything
 
     def _output(self, found: Mapping[str, NDArray[Any]], wanted: Wanted) -> Tensor:
-        array = found[wanted.name]
         if not wanted.classes:
-            return output_tensor(wanted.name, array)
-        return self._classified(wanted, array.reshape(len(array), -1))
-
-    def _classified(self, wanted: Wanted, rows: NDArray[Any]) -> Tensor:
-        """The largest values of each image as ``value:index:label``, Triton's way."""
-        count = min(wanted.classes, rows.shape[1])
-        best = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :count]
-        labels = self.model.labels if wanted.name == self.model.outputs[0].name else None
-        elements = []
-        for row, indices in zip(rows, best.tolist(), strict=True):
-            for index in indices:
-                label = f":{labels[index]}" if labels and index < len(labels) else ""
-                elements.append(f"{row[index]:f}:{index}{label}".encode())
-        return Tensor(wanted.name, BYTES, best.shape, elements)
+            return output_tensor(wanted.name, found[wanted.name])
+        return self._classification.of(found, wanted.name, wanted.classes)
 
 
 def _max_batch(model: Classifier, limits: ServiceLimits) -> int:
