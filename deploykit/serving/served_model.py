@@ -61,6 +61,7 @@ class ServedModel:
         self.outputs = {spec.name: (datatype_of(spec), spec) for spec in model.outputs}
         own = ModelMetrics(metrics, name, version)
         self._ready = metrics.ready.labels(name, version)
+        self._ready.set(1)  # loading ran the golden sample
         self._preparation = Preparation(model.preprocessing, self.max_pixels, own)
         self.gathers = len(model.inputs) == 1 and all(
             _is_per_image(spec, model.inputs[0]) for spec in model.outputs
@@ -99,6 +100,7 @@ class ServedModel:
             found = self._queue.result_of(await asyncio.wrap_future(future))
         except DeviceError as error:
             self._test.fail(error)
+            self._ready.set(0)
             raise
         finally:
             future.cancel()  # of a sender that gave up; does nothing to one that is done

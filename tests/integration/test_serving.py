@@ -330,6 +330,23 @@ def test_readiness_is_the_golden_sample() -> None:
     asyncio.run(scenario())
 
 
+READY = 'deploykit_ready{model="colours",version="1"}'
+
+
+def test_the_ready_metric_needs_no_one_who_asks() -> None:
+    double = Double()
+
+    async def scenario() -> None:
+        async with client_of(double.as_model()) as (client, _):
+            assert f"{READY} 1.0\n" in (await client.get("/metrics")).text
+            double.run_error = DeviceError("the context is lost")
+            assert (await asked(client)).status_code == 503
+            assert f"{READY} 0.0\n" in (await client.get("/metrics")).text
+
+    asyncio.run(scenario())
+    assert double.tests == 0
+
+
 def test_a_fresh_golden_sample_is_not_run_again() -> None:
     double = Double()
 
