@@ -11,7 +11,7 @@ import numpy as np
 
 from deploykit import images
 from deploykit.core.errors import DeploykitError, DeviceError, first_line
-from deploykit.core.sizes import IMAGE_AXES, shape_text
+from deploykit.core.sizes import IMAGE_AXES, are_images, shape_text
 from deploykit.runtime.inputs import BatchLimits
 from deploykit.serving.classification import Classification
 from deploykit.serving.decoder import Preparation
@@ -79,6 +79,16 @@ class ServedModel:
     def platform(self) -> str:
         """What runs it, in a name of the protocol."""
         return ENGINE_PLATFORM if self.model.file.endswith(".engine") else GRAPH_PLATFORM
+
+    @property
+    def pixels(self) -> dict[str, str]:
+        """Axes and colours of the image as a tensor; empty where nobody knows the axes."""
+        steps, shape = self.model.preprocessing, self.model.inputs[0].shape
+        if steps.pixels is not None:
+            return {"layout": steps.pixels.layout, "channel_order": steps.pixels.order}
+        if not are_images(shape):
+            return {}
+        return {"layout": "nchw", "channel_order": steps.channel_order}
 
     async def problem(self) -> str | None:
         """Why it is not ready, ``None`` where its golden sample agrees."""

@@ -26,7 +26,7 @@ from deploykit.cli import main
 from deploykit.cli.serve import command
 from deploykit.core.errors import DeviceError, ModelFileError, UsageError, ValidationError
 from deploykit.core.sizes import ShapeProfile, SizeRange
-from deploykit.core.specs import Preprocessing, TensorSpec
+from deploykit.core.specs import PixelInput, Preprocessing, TensorSpec
 from deploykit.heads.binary import BINARY
 from deploykit.heads.multiclass import MULTICLASS
 from deploykit.serving.limits import ServiceLimits
@@ -141,7 +141,7 @@ class Double:
     name, device, choice, file = "double", "cpu", "none", "model.onnx"
     labels: tuple[str, ...] = ("dark", "bright")
     head: Head = MULTICLASS
-    preprocessing = Preprocessing(crop=(2, 2))
+    preprocessing: Preprocessing = Preprocessing(crop=(2, 2))
     profile: Any = None
     inputs: tuple[TensorSpec, ...] = (TensorSpec("x", "float32", ("batch", 3, 2, 2)),)
     outputs: tuple[TensorSpec, ...] = (TensorSpec("y", "float32", ("batch", 2)),)
@@ -326,6 +326,36 @@ def test_readiness_is_the_golden_sample() -> None:
             double.test_error = None
             assert (await client.get("/v2/health/ready")).status_code == 200
             assert double.tests == 5
+
+    asyncio.run(scenario())
+
+
+class OfBytes(Double):
+    """Bytes (N, 2, 2, 3) of blue, green and red."""
+
+    preprocessing = Preprocessing(crop=(2, 2), pixels=PixelInput("nhwc", "bgr"))
+    inputs = (TensorSpec("x", "uint8", ("batch", 2, 2, 3)),)
+
+
+@pytest.mark.parametrize(
+    ("double", "layout", "order"), [(OfBytes, "nhwc", "bgr"), (Double, "nchw", "rgb")]
+)
+def test_metadata_say_axes_and_colours(double: type[Double], layout: str, order: str) -> None:
+    async def scenario() -> None:
+        async with client_of(double().as_model()) as (client, _):
+            (image,) = (await client.get("/v2/models/colours")).json()["inputs"]
+            assert image["parameters"] == {"layout": layout, "channel_order": order}
+
+    asyncio.run(scenario())
+
+
+def test_metadata_do_not_guess_axes() -> None:
+    async def scenario() -> None:
+        double = Double()
+        double.inputs = (TensorSpec("x", "float32", ("batch", 12)),)
+        async with client_of(double.as_model()) as (client, _):
+            (given,) = (await client.get("/v2/models/colours")).json()["inputs"]
+            assert "parameters" not in given
 
     asyncio.run(scenario())
 
