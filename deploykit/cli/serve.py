@@ -168,10 +168,11 @@ def _log_to_stderr() -> None:
 
 def _say(models: tuple[ServedBundle, ...], host: str, ports: Ports) -> None:
     for each in models:
+        pixels = f"; pixels {', '.join(each.pixels.values())}" if each.pixels else ""
         alone = "" if each.gathers else "; its requests are run one by one"
         say_line(
             f"serving {one_line(each.model)}, version {each.version}, on {each.device}: "
-            f"{one_line(each.choice)}{alone}"
+            f"{one_line(each.choice)}{pixels}{alone}"
         )
     shown = f"[{host}]" if ":" in host else host
     grpc = "" if ports.grpc is None else f", gRPC on {shown}:{ports.grpc}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from deploykit._version import __version__
 from deploykit.core.sizes import are_images
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _NAMELESS = "IMAGE"
 """Stands for a container that nobody knows the name of."""
 
+_LAYOUTS: Final = {"nhwc": "(N, H, W, 3)", "nchw": "(N, 3, H, W)"}
+
 
 @dataclass(frozen=True)
 class Repository:
@@ -33,7 +35,8 @@ class Repository:
 
     ``version`` is that of TensorRT whose plans are in it; ``container`` is the image that should
     run it, ``known`` the row that it comes from. ``plans`` are files by compute capability.
-    ``graph`` is the file of the bundle that onnxruntime runs.
+    ``graph`` is the file of the bundle that onnxruntime runs. ``has_class_names``: `labels.txt` is
+    there, whether or not Triton reads it.
     """
 
     bundle: Bundle
@@ -49,6 +52,7 @@ class Repository:
     plans: Mapping[str, str] = field(default_factory=dict)
     graph: str | None = None
     has_build: bool = False
+    has_class_names: bool = False
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -143,6 +147,9 @@ def _inside(it: Repository) -> list[str]:
         rows.append((f"`{folder}/1/model.onnx`", f"the bundle's {it.graph}"))
     if it.model.labels is not None:
         rows.append((f"`{folder}/labels.txt`", f"names of the classes of `{it.model.labels}`"))
+    elif it.has_class_names:
+        text = "names of the classes: class number 0 is the first line"
+        rows.append((f"`{folder}/labels.txt`", text))
     if it.model.warm_up.files:
         rows.append(
             (f"`{folder}/warmup/`", "an image of the golden sample; ready only after it ran")
@@ -255,6 +262,12 @@ def _pixels(steps: Preprocessing, *, takes_bytes: bool) -> str:
         f"divide by {_numbers(steps.std)}",
     ]
     sentence = f"Whoever sends an image prepares it: {', '.join(filter(None, done))}"
+    if steps.pixels is not None:
+        layout = _LAYOUTS[steps.pixels.layout]
+        return (
+            f"{sentence}. The model takes bytes of 0 to 255, {layout}, with the colours in the "
+            f"order {steps.pixels.order}, and does the rest itself."
+        )
     if takes_bytes:
         return f"{sentence}. The model takes the bytes and does the rest itself."
     return f"{sentence}, {', '.join(rest)}."

@@ -167,6 +167,8 @@ class Triton(ShippingPlace):
         warm_up, notes = _write_warm_up(bundle, model, files.model / WARM_UP_FOLDER)
         model = replace(model, warm_up=warm_up)
         repository = Repository(bundle, model, plans.version, choices.image, plans.left_out, notes)
+        has_names = (files.model / LABELS_FILE).is_file()
+        repository = replace(repository, has_class_names=has_names)
         if plans.records:
             repository = _write_plans(repository, plans, files)
         else:
@@ -311,10 +313,16 @@ def _write_config(files: _Files, text: str) -> None:
 
 
 def _copy_labels(bundle: Bundle, folder: Path) -> str | None:
-    """The output that has a value for each label, whose names are copied; ``None`` without."""
+    """The output that has a value for each label, whose names are copied; ``None`` without.
+
+    The names of class numbers are copied too, for who looks a number up.
+    """
     names, head, onnx = bundle.labels, bundle.manifest.head, bundle.manifest.onnx
     output = next((each for each in onnx.outputs if each.name == head.output), onnx.outputs[0])
-    if names is None or head.kind not in _CLASSES or head.activation in _NO_SCORES:
+    if names is None or head.kind not in _CLASSES:
+        return None
+    if head.activation in _NO_SCORES:  # Triton would name the places of the numbers by it
+        copy_file(bundle, LABELS, folder / LABELS_FILE)
         return None
     if output.shape[-1:] != (len(names),):
         return None

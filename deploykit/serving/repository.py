@@ -88,7 +88,8 @@ class Repository:
             if each.version in versions:
                 raise UsageError(
                     f"two bundles are called {each.name}, version {each.version}\n"
-                    f"put them into one folder as versions: {each.name}/1, {each.name}/2"
+                    f"versions of one model are put into one folder: {each.name}/1, {each.name}/2\n"
+                    "another model needs a folder of its own name: OTHER/1"
                 )
             versions[each.version] = each
 

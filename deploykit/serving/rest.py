@@ -85,7 +85,10 @@ class _Faces:
 
     async def model(self, request: Request) -> Response:
         model = self._service.models.find(*_named(request))
-        return JSONResponse(described(model, self._service.models.versions_of(model.name)))
+        found = described(model, self._service.models.versions_of(model.name))
+        if model.pixels:  # gRPC's message has no field for it
+            found["inputs"][0]["parameters"] = model.pixels
+        return JSONResponse(found)
 
     async def model_ready(self, request: Request) -> Response:
         name, version = _named(request)

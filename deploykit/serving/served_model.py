@@ -11,8 +11,9 @@ import numpy as np
 
 from deploykit import images
 from deploykit.core.errors import DeploykitError, DeviceError, first_line
-from deploykit.core.sizes import IMAGE_AXES, shape_text
+from deploykit.core.sizes import IMAGE_AXES, are_images, shape_text
 from deploykit.runtime.inputs import BatchLimits
+from deploykit.serving.classification import Classification
 from deploykit.serving.decoder import Preparation
 from deploykit.serving.limits import DEFAULT_MAX_BATCH
 from deploykit.serving.metrics import ModelMetrics
@@ -60,10 +61,12 @@ class ServedModel:
         self.outputs = {spec.name: (datatype_of(spec), spec) for spec in model.outputs}
         own = ModelMetrics(metrics, name, version)
         self._ready = metrics.ready.labels(name, version)
+        self._ready.set(1)  # loading ran the golden sample
         self._preparation = Preparation(model.preprocessing, self.max_pixels, own)
         self.gathers = len(model.inputs) == 1 and all(
             _is_per_image(spec, model.inputs[0]) for spec in model.outputs
         )
+        self._classification = Classification(model)
         self._queue: Queue = (
             Gathered(model, self.max_batch, limits, own)
             if self.gathers
@@ -76,6 +79,16 @@ class ServedModel:
     def platform(self) -> str:
         """What runs it, in a name of the protocol."""
         return ENGINE_PLATFORM if self.model.file.endswith(".engine") else GRAPH_PLATFORM
+
+    @property
+    def pixels(self) -> dict[str, str]:
+        """Axes and colours of the image as a tensor; empty where nobody knows the axes."""
+        steps, shape = self.model.preprocessing, self.model.inputs[0].shape
+        if steps.pixels is not None:
+            return {"layout": steps.pixels.layout, "channel_order": steps.pixels.order}
+        if not are_images(shape):
+            return {}
+        return {"layout": "nchw", "channel_order": steps.channel_order}
 
     async def problem(self) -> str | None:
         """Why it is not ready, ``None`` where its golden sample agrees."""
@@ -97,6 +110,7 @@ class ServedModel:
             found = self._queue.result_of(await asyncio.wrap_future(future))
         except DeviceError as error:
             self._test.fail(error)
+            self._ready.set(0)
             raise
         finally:
             future.cancel()  # of a sender that gave up; does nothing to one that is done
@@ -180,26 +194,15 @@ class ServedModel:
                 raise invalid(
                     f"output {each.name!r:.80} is unknown, the model gives {_listed(self.outputs)}"
                 )
+            if each.classes:
+                self._classification.require(each.name)
         everything = tuple(Wanted(name, request.is_binary) for name in self.outputs)
         return request.wanted or everything
 
     def _output(self, found: Mapping[str, NDArray[Any]], wanted: Wanted) -> Tensor:
-        array = found[wanted.name]
         if not wanted.classes:
-            return output_tensor(wanted.name, array)
-        return self._classified(wanted, array.reshape(len(array), -1))
-
-    def _classified(self, wanted: Wanted, rows: NDArray[Any]) -> Tensor:
-        """The largest values of each image as ``value:index:label``, Triton's way."""
-        count = min(wanted.classes, rows.shape[1])
-        best = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :count]
-        labels = self.model.labels if wanted.name == self.model.outputs[0].name else None
-        elements = []
-        for row, indices in zip(rows, best.tolist(), strict=True):
-            for index in indices:
-                label = f":{labels[index]}" if labels and index < len(labels) else ""
-                elements.append(f"{row[index]:f}:{index}{label}".encode())
-        return Tensor(wanted.name, BYTES, best.shape, elements)
+            return output_tensor(wanted.name, found[wanted.name])
+        return self._classification.of(found, wanted.name, wanted.classes)
 
 
 def _max_batch(model: Classifier, limits: ServiceLimits) -> int:

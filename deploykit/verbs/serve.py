@@ -40,7 +40,10 @@ class Loading:
 
 @dataclass(frozen=True, slots=True)
 class ServedBundle:
-    """A bundle that is served: its name and version, what runs it and why."""
+    """A bundle that is served: its name and version, what runs it and why.
+
+    ``pixels`` are ``layout`` and ``channel_order`` of images as tensors, empty where unknown.
+    """
 
     model: str
     version: str
@@ -49,6 +52,7 @@ class ServedBundle:
     choice: str
     max_batch: int
     gathers: bool
+    pixels: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,7 @@ def _described(service: Service, places: Sequence[BundlePlace]) -> tuple[ServedB
             each.model.choice,
             each.max_batch,
             each.gathers,
+            each.pixels,
         )
         for each, place in zip(service.models.in_order, places, strict=True)
     )

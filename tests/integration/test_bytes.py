@@ -11,6 +11,7 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import onnx
@@ -24,6 +25,7 @@ from tests import own_files
 from tests.bundles import write_classifier
 from tests.cli import Called, deploykit
 from tests.graphs import graph, normal, save
+from tests.services import served
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -508,3 +510,49 @@ def test_it_compiles_for_every_gpu_from_ampere_on(
     assert engine["compute_capabilities"][0] == "8.0"
     assert engine["compute_capabilities"][-2:] == ["12.0", "12.1"]
     assert engine["precision"] == precision.removeprefix("--")
+
+
+def classified(client: Any, pixels: Array, output: str, count: int) -> list[list[list[str]]]:
+    """``[value, index, label]`` of each image, by Triton's own client."""
+    kind = pytest.importorskip("tritonclient.http")
+    given = kind.InferInput("input", pixels.shape, "UINT8")
+    given.set_data_from_numpy(pixels)
+    wanted = kind.InferRequestedOutput(output, class_count=count)
+    found = client.infer("net", [given], outputs=[wanted]).as_numpy(output)
+    return [[each.decode().split(":") for each in row] for row in found]
+
+
+def test_a_service_names_the_classes_of_class_numbers(
+    original: Path, photos: Array, tmp_path: Path
+) -> None:
+    kind = pytest.importorskip("tritonclient.http")
+    utils = pytest.importorskip("tritonclient.utils")
+    names = ("ant", "bee", "cat", "dog")
+    (tmp_path / "names.txt").write_text("\n".join(names), encoding="utf-8")
+    for version, result in (("1", "classes"), ("2", "topk:3")):
+        called = export(
+            original, tmp_path / "net" / version, "--input", "uint8", "--result", result,
+            "--labels", tmp_path / "names.txt",
+        )  # fmt: skip
+        assert called.code == 0, called.err
+    chances = soft(logits_of(original, photos))
+    best = np.argsort(-chances, axis=1)
+    with served(tmp_path / "net") as running:
+        client = kind.InferenceServerClient(urlsplit(running.http).netloc)
+        for output, count in (("classes", 2), ("probabilities", 3)):
+            found = classified(client, photos, output, count)
+            for row, order, chance in zip(found, best[:, :count], chances, strict=True):
+                assert [(index, name) for _, index, name in row] == [
+                    (str(at), names[at]) for at in order
+                ]
+                values = [float(value) for value, _, _ in row]
+                assert values == pytest.approx(chance[order].tolist(), abs=1e-5)
+        given = kind.InferInput("input", photos.shape, "UINT8")
+        given.set_data_from_numpy(photos)
+        wanted = [kind.InferRequestedOutput("classes", class_count=1)]
+        with pytest.raises(
+            utils.InferenceServerException, match="'classes' is class numbers already"
+        ) as refused:
+            client.infer("net", [given], model_version="1", outputs=wanted)
+        assert refused.value.status() == "400"
+        client.close()

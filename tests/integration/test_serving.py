@@ -26,7 +26,8 @@ from deploykit.cli import main
 from deploykit.cli.serve import command
 from deploykit.core.errors import DeviceError, ModelFileError, UsageError, ValidationError
 from deploykit.core.sizes import ShapeProfile, SizeRange
-from deploykit.core.specs import Preprocessing, TensorSpec
+from deploykit.core.specs import PixelInput, Preprocessing, TensorSpec
+from deploykit.heads.binary import BINARY
 from deploykit.heads.multiclass import MULTICLASS
 from deploykit.serving.limits import ServiceLimits
 from deploykit.serving.server import Address, run
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit import Classifier
+    from deploykit.heads import Head
     from tests.digits import Digits
 
 COUNT = 40
@@ -137,9 +139,9 @@ class Double:
     """A classifier of 2 x 2 images whose ``run_all`` waits for a gate, or fails as it is told."""
 
     name, device, choice, file = "double", "cpu", "none", "model.onnx"
-    labels = ("dark", "bright")
-    head = MULTICLASS
-    preprocessing = Preprocessing(crop=(2, 2))
+    labels: tuple[str, ...] = ("dark", "bright")
+    head: Head = MULTICLASS
+    preprocessing: Preprocessing = Preprocessing(crop=(2, 2))
     profile: Any = None
     inputs: tuple[TensorSpec, ...] = (TensorSpec("x", "float32", ("batch", 3, 2, 2)),)
     outputs: tuple[TensorSpec, ...] = (TensorSpec("y", "float32", ("batch", 2)),)
@@ -328,6 +330,53 @@ def test_readiness_is_the_golden_sample() -> None:
     asyncio.run(scenario())
 
 
+class OfBytes(Double):
+    """Bytes (N, 2, 2, 3) of blue, green and red."""
+
+    preprocessing = Preprocessing(crop=(2, 2), pixels=PixelInput("nhwc", "bgr"))
+    inputs = (TensorSpec("x", "uint8", ("batch", 2, 2, 3)),)
+
+
+@pytest.mark.parametrize(
+    ("double", "layout", "order"), [(OfBytes, "nhwc", "bgr"), (Double, "nchw", "rgb")]
+)
+def test_metadata_say_axes_and_colours(double: type[Double], layout: str, order: str) -> None:
+    async def scenario() -> None:
+        async with client_of(double().as_model()) as (client, _):
+            (image,) = (await client.get("/v2/models/colours")).json()["inputs"]
+            assert image["parameters"] == {"layout": layout, "channel_order": order}
+
+    asyncio.run(scenario())
+
+
+def test_metadata_do_not_guess_axes() -> None:
+    async def scenario() -> None:
+        double = Double()
+        double.inputs = (TensorSpec("x", "float32", ("batch", 12)),)
+        async with client_of(double.as_model()) as (client, _):
+            (given,) = (await client.get("/v2/models/colours")).json()["inputs"]
+            assert "parameters" not in given
+
+    asyncio.run(scenario())
+
+
+READY = 'deploykit_ready{model="colours",version="1"}'
+
+
+def test_the_ready_metric_needs_no_one_who_asks() -> None:
+    double = Double()
+
+    async def scenario() -> None:
+        async with client_of(double.as_model()) as (client, _):
+            assert f"{READY} 1.0\n" in (await client.get("/metrics")).text
+            double.run_error = DeviceError("the context is lost")
+            assert (await asked(client)).status_code == 503
+            assert f"{READY} 0.0\n" in (await client.get("/metrics")).text
+
+    asyncio.run(scenario())
+    assert double.tests == 0
+
+
 def test_a_fresh_golden_sample_is_not_run_again() -> None:
     double = Double()
 
@@ -359,6 +408,34 @@ class OfMany(Double):
     def run_all(self, batch: Any) -> Mapping[str, NDArray[Any]]:
         found = self.answer(batch)
         return {"y": found, "best": found.argmax(axis=1)}
+
+
+class OfBinary(Double):
+    """One value for each image, of the positive class."""
+
+    head = BINARY
+    outputs = (TensorSpec("y", "float32", ("batch", 1)),)
+
+    def answer(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.stack([batch.mean(axis=(1, 2, 3))], axis=1)
+
+
+class OfMoreLabels(Double):
+    """Labels that are not those of the columns."""
+
+    labels = ("dark", "bright", "neither")
+
+
+@pytest.mark.parametrize(("double", "entry"), [(OfBinary, "0:bright"), (OfMoreLabels, "1")])
+def test_a_value_has_the_name_of_its_own_class(double: type[Double], entry: str) -> None:
+    async def scenario() -> None:
+        async with client_of(double().as_model()) as (client, _):
+            values = tensor("x", np.full((1, 3, 2, 2), 0.25, np.float32), "FP32")
+            wanted = {"name": "y", "parameters": {"classification": 1}}
+            answer = await client.post(INFER, json={"inputs": [values], "outputs": [wanted]})
+            assert answer.json()["outputs"][0]["data"] == [f"0.250000:{entry}"]
+
+    asyncio.run(scenario())
 
 
 def tensor(name: str, array: NDArray[Any], datatype: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from deploykit.core.artifacts import AMPERE_PLUS, EngineRecord, sha256_of
 from deploykit.core.errors import BundleError, IntegrityError
 from deploykit.core.precision import Precision
 from deploykit.core.sizes import ShapeProfile, SizeRange
-from deploykit.core.specs import HeadRecord, Preprocessing, TensorSpec
+from deploykit.core.specs import HeadRecord, PixelInput, Preprocessing, TensorSpec
 from deploykit.packaging import PackageChoices, Packed, place_named
 from deploykit.packaging._triton_containers import container_for, triton_containers
 from tests.bundles import SIZE, engine_record, write_bundle
@@ -329,15 +329,39 @@ def test_labels_name_the_values_of_the_heads_output(tmp_path: Path) -> None:
     assert file.read_text(encoding="utf-8") == "red\ngreen\nblue\n"
 
 
-@pytest.mark.parametrize(
-    "head",
-    [HeadRecord("raw"), HeadRecord("multiclass", None, "argmax")],
-    ids=["maps", "an index"],
-)
-def test_labels_stay_away_from_what_they_do_not_name(head: HeadRecord, tmp_path: Path) -> None:
-    packaged(changed(write_bundle(tmp_path / "bundle", SM90), head=head), tmp_path / "package")
+def test_labels_stay_away_from_what_they_do_not_name(tmp_path: Path) -> None:
+    bundle = changed(write_bundle(tmp_path / "bundle", SM90), head=HeadRecord("raw"))
+    packaged(bundle, tmp_path / "package")
     assert config(tmp_path / "package").output[0].label_filename == ""
     assert not list((tmp_path / "package").rglob(LABELS))
+
+
+@pytest.mark.parametrize("activation", ["argmax", "top_k"])
+def test_names_of_class_numbers_are_for_the_reader_alone(activation: str, tmp_path: Path) -> None:
+    head = HeadRecord("multiclass", None, activation)
+    packaged(changed(write_bundle(tmp_path / "bundle", SM90), head=head), tmp_path / "package")
+    assert config(tmp_path / "package").output[0].label_filename == ""
+    file = tmp_path / "package" / "models" / "colours-fp32" / "labels.txt"
+    assert file.read_text(encoding="utf-8") == "red\ngreen\nblue\n"
+    page = (tmp_path / "package" / "README.md").read_text(encoding="utf-8")
+    assert "/labels.txt` | names of the classes: class number 0 is the first line |" in page
+
+
+@pytest.mark.parametrize(
+    ("pixels", "said"),
+    [
+        (PixelInput("nhwc", "rgb"), "(N, H, W, 3), with the colours in the order rgb"),
+        (PixelInput("nchw", "bgr"), "(N, 3, H, W), with the colours in the order bgr"),
+        (None, ", channels rgb, divide by 255, "),
+    ],
+)  # fmt: skip
+def test_the_page_says_the_order_of_the_colours(
+    pixels: PixelInput | None, said: str, tmp_path: Path
+) -> None:
+    opened = Bundle.open(write_bundle(tmp_path / "bundle", SM90))
+    steps = replace(opened.manifest.preprocessing, pixels=pixels)
+    packaged(changed(opened.folder, preprocessing=steps), tmp_path / "package")
+    assert said in (tmp_path / "package" / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_queue_is_bounded(tmp_path: Path) -> None:

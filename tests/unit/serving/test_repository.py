@@ -60,8 +60,20 @@ def test_the_highest_version_answers_for_its_name() -> None:
 
 
 def test_two_of_one_name_and_version_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"two bundles are called a, version 1\nput them into one"):
+    with pytest.raises(
+        UsageError,
+        match=r"called a, version 1\nversions of one .*: a/1, a/2\nanother model .*: OTHER/1$",
+    ):
         Repository([served("a", "1"), served("a", "1")])
+
+
+def test_another_model_of_the_same_name_is_served_from_a_folder_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    alone, versions = write_bundle(tmp_path / "colours"), tmp_path / "other"
+    write_bundle(versions / "1")
+    places = places_in([alone, versions])
+    models = Repository([served(each.name or "colours-fp32", each.version) for each in places])
+    assert models.versions_of("colours-fp32") == models.versions_of("other") == ["1"]
 
 
 def test_a_model_that_fails_its_golden_sample_is_not_served(
