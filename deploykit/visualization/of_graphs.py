@@ -6,7 +6,7 @@ For a bundle of lower precision the FP32 graph that it keeps is shown beside it.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from deploykit.graph import LoadedGraph, mended_of, read_graph, read_model
 from deploykit.graph.first_layer import first_filters
 from deploykit.heads import head_of
 from deploykit.images import notes_on_data, open_images, sample_images
+from deploykit.images.byte_images import bytes_of
 from deploykit.sources.onnx_file import assumed_preprocessing, require_image, side_inputs_of
 from deploykit.visualization.first_layer import (
     FILTERS_TEXT,
@@ -78,7 +79,12 @@ class _Side:
 
 @dataclass(frozen=True)
 class _Look:
-    """How images are prepared, what outputs mean where that is known, and names of classes."""
+    """How images are prepared, what outputs mean where that is known, and names of classes.
+
+    Where ``preprocessing`` has ``pixels``, the graph takes these bytes. They are made of prepared
+    images right before it runs: what is covered and shown are always prepared images, in which 0
+    is the mean colour.
+    """
 
     preprocessing: Preprocessing
     head: Head | None = None
@@ -192,11 +198,12 @@ def _occlude(
     if wish.images is None:
         findings.notes.append("the images are the photographs that come with deploykit: --images")
     with ExitStack() as stack:
+        runners = [(side.name, stack.enter_context(side.open())) for side in sides]
         models = [
-            Seen(side.name, scores_of(_first_output(stack.enter_context(side.open())), side.name))
-            for side in sides
+            Seen(name, scores_of(_first_output(runner, look.preprocessing), name))
+            for name, runner in runners
         ]
-        covered = Covered(images, look.preprocessing, look.labels)
+        covered = Covered(images, replace(look.preprocessing, pixels=None), look.labels)
         if look.head is not None and len(models) > 1:
             pair = models[0], models[1]
             with progress.step("answers") as task:
@@ -206,8 +213,10 @@ def _occlude(
         show_occlusion(models, chosen, covered, findings, progress)
 
 
-def _first_output(runner: Runner) -> Callable[[NDArray[np.float32]], NDArray[Any]]:
-    """Runs images (N, 3, H, W) in batches that the graph takes; the last one is filled up."""
+def _first_output(
+    runner: Runner, preprocessing: Preprocessing
+) -> Callable[[NDArray[np.float32]], NDArray[Any]]:
+    """Runs prepared images (N, 3, H, W) in batches that the graph takes; the last is filled up."""
     feed, first = runner.inputs[0], runner.outputs[0].name
 
     def run(images: NDArray[np.float32]) -> NDArray[Any]:
@@ -216,7 +225,8 @@ def _first_output(runner: Runner) -> Callable[[NDArray[np.float32]], NDArray[Any
         for start in range(0, len(images), size):
             batch = images[start : start + size]
             full = np.resize(batch, (size, *batch.shape[1:]))
-            found.append(np.asarray(runner.run({feed.name: full})[first])[: len(batch)])
+            given = full if preprocessing.pixels is None else bytes_of(full, preprocessing)
+            found.append(np.asarray(runner.run({feed.name: given})[first])[: len(batch)])
         return np.concatenate(found)
 
     return run

@@ -16,7 +16,7 @@ import deploykit as package
 from deploykit.core.errors import UnknownNameError, UsageError
 from deploykit.models import get
 from deploykit.visualization import page
-from tests.bundles import write_bundle
+from tests.bundles import write_bundle, write_classifier
 from tests.cli import deploykit
 from tests.graphs import graph, normal, save
 from tests.reported_bundles import IMAGES, make_reported
@@ -294,6 +294,46 @@ def test_a_bundle_that_is_fp32_has_nothing_beside_it(tmp_path: Path, pixels: Pat
         package.visualize(
             tmp_path / "colours", method="filters", output=tmp_path / "none", quiet=True
         )
+
+
+BYTES: dict[str, tuple[str, Made]] = {
+    "nchw, rgb": ("fp32", {"input_layout": "nchw"}),
+    "nhwc, bgr": ("fp16", {"input_order": "bgr"}),
+}
+
+
+@pytest.mark.parametrize("form", BYTES)
+def test_bytes_show_what_floats_show(tmp_path: Path, pixels: Path, form: str) -> None:
+    """A bundle of the same network that takes prepared images is the right value."""
+    network = write_classifier(tmp_path / "net.onnx")
+    precision, how = BYTES[form]
+    # Means and deviations of whole pixels: the square is the very colour in bytes too.
+    look: Made = {"mean": (0.4, 0.6, 0.2), "std": (0.2, 0.3, 0.25)}
+
+    def shown(name: str, more: Made) -> tuple[Path, Made]:
+        made = package.export(
+            network, precision=precision, backend="none", quiet=True,
+            output=tmp_path / name, **look, **more,
+        )  # fmt: skip
+        found = package.visualize(made, pixels, output=tmp_path / f"{name}-shown", quiet=True)
+        return found.folder, found.numbers
+
+    floats, wanted = shown("floats", {})
+    folder, got = shown("bytes", {"input": "uint8", **how})
+    assert files_of(folder) == files_of(floats)
+    for name in files_of(folder):
+        if name.endswith("-image.png") or name.startswith("filters"):
+            assert (folder / name).read_bytes() == (floats / name).read_bytes()
+    maps, expected = got["occlusion"]["maps"], wanted["occlusion"]["maps"]
+    assert [each["index"] for each in maps] == [each["index"] for each in expected]
+    limit = 1e-4 if precision == "fp32" else 5e-3
+    for one, other in zip(maps, expected, strict=True):
+        assert one["answers"] == other["answers"]
+        assert one["largest"] == pytest.approx(other["largest"], rel=limit, abs=limit)
+        for file in sorted(files_of(folder)):
+            if file.startswith(f"occlusion/{one['index']}-"):
+                pictures = [np.asarray(Image.open(at / file), np.int16) for at in (folder, floats)]
+                assert np.abs(pictures[0] - pictures[1]).max() <= 4
 
 
 # --- what the call alone shows to be wrong
