@@ -12,7 +12,7 @@ from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import DataError, UsageError, ValidationError, one_line
 from deploykit.ray.cluster import cluster
 from deploykit.ray.predicting import (
-    Decoder,
+    RowDecoder,
     Workers,
     images_of_a_part,
     require_images_alone,
@@ -59,7 +59,7 @@ def outputs_on_cluster(
         Part(number, tuple(str(path.resolve()) for path in files[at : at + size]))
         for number, at in enumerate(range(0, len(files), size))
     ]
-    decoder = Decoder(manifest.preprocessing, choices.max_pixels, takes_floats=True)
+    decoder = RowDecoder(manifest.preprocessing, choices.max_pixels, takes_floats=True)
     sha256, done = sha256_of(bundle / MANIFEST), 0
     unreadable: dict[int, str] = {}
     with cluster(choices.address) as found:

@@ -196,7 +196,7 @@ def _answered(
     """The Parquet file of each part, as it is finished, in any order."""
     manifest = Bundle.open(bundle).manifest
     takes_floats = manifest.onnx.inputs[0].dtype == "float32"
-    decoder = Decoder(manifest.preprocessing, choices.max_pixels, takes_floats=takes_floats)
+    decoder = RowDecoder(manifest.preprocessing, choices.max_pixels, takes_floats=takes_floats)
     arguments = {
         "bundle": str(bundle),
         "sha256": sha256,
@@ -212,7 +212,7 @@ def results_of(
     found: Cluster,
     workers: Workers,
     parts: Sequence[Part],
-    decoder: Decoder,
+    decoder: RowDecoder,
     actor: tuple[type, Mapping[str, Any]],
 ) -> Iterator[dict[str, Any]]:
     """What an ``actor``, a class with its arguments, makes of each part, in any order.
@@ -264,7 +264,7 @@ def _translated(error: BaseException) -> DeploykitError:
     )
 
 
-class Decoder:
+class RowDecoder:
     """Reads and decodes the images of a part, in a task on a CPU."""
 
     def __init__(

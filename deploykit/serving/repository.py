@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deploykit.runtime.classifier import Classifier
-    from deploykit.serving.served_model import ServedModel
+    from deploykit.serving.served_model import ServingModel
 
 FIRST_VERSION: Final = "1"
 """The version of a bundle that stands alone."""
@@ -73,15 +73,15 @@ def require_golden(model: Classifier, name: str) -> Classifier:
     return model
 
 
-class Repository:
+class BundleRepository:
     """Loaded models by name and version.
 
     Raises:
         UsageError: two have the same name and version.
     """
 
-    def __init__(self, models: Iterable[ServedModel]) -> None:
-        self._models: dict[str, dict[str, ServedModel]] = {}
+    def __init__(self, models: Iterable[ServingModel]) -> None:
+        self._models: dict[str, dict[str, ServingModel]] = {}
         self._in_order = tuple(models)
         for each in self._in_order:
             versions = self._models.setdefault(each.name, {})
@@ -94,7 +94,7 @@ class Repository:
             versions[each.version] = each
 
     @property
-    def in_order(self) -> tuple[ServedModel, ...]:
+    def in_order(self) -> tuple[ServingModel, ...]:
         """All models, in the order in which they were given."""
         return self._in_order
 
@@ -102,13 +102,13 @@ class Repository:
         """Versions of a model, the lowest first."""
         return sorted(self._models[name], key=int)
 
-    def find(self, name: str, version: str = "") -> ServedModel:
+    def find(self, name: str, version: str = "") -> ServingModel:
         """A model; without a version the highest.
 
         Raises:
             RefusedError: there is none.
         """
-        versions: Mapping[str, ServedModel] | None = self._models.get(name)
+        versions: Mapping[str, ServingModel] | None = self._models.get(name)
         if versions is None:
             known = ", ".join(self._models)
             raise RefusedError(

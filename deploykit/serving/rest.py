@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from deploykit.core.specs import TensorSpec
-    from deploykit.serving.served_model import ServedModel
+    from deploykit.serving.served_model import ServingModel
     from deploykit.serving.service import Held, Service
 
 PROTOCOL: Final = "http"
@@ -137,7 +137,7 @@ class _Faces:
         return await asyncio.to_thread(from_http, body, length)
 
 
-def described(model: ServedModel, versions: list[str]) -> dict[str, Any]:
+def described(model: ServingModel, versions: list[str]) -> dict[str, Any]:
     """A model's metadata."""
     return {
         "name": model.name,
@@ -161,7 +161,7 @@ def _named(request: Request) -> tuple[str, str]:
     return request.path_params["model"], request.path_params.get("version", "")
 
 
-def _image_request(encoded: bytes, request: Request, model: ServedModel) -> InferRequest:
+def _image_request(encoded: bytes, request: Request, model: ServingModel) -> InferRequest:
     """A body that is one encoded image: every output, or the ``?classification=N`` best classes.
 
     Raises:

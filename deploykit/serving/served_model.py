@@ -42,7 +42,7 @@ GRAPH_PLATFORM: Final = "onnx_onnxv1"
 log = logging.getLogger("deploykit.serving")
 
 
-class ServedModel:
+class ServingModel:
     """A loaded bundle with its queue; made in the event loop's thread.
 
     Raises:

@@ -12,8 +12,8 @@ from deploykit._version import __version__
 from deploykit.serving.decoder import Decoder
 from deploykit.serving.metrics import Metrics
 from deploykit.serving.refusals import Reason, RefusedError, refusal_of
-from deploykit.serving.repository import Repository
-from deploykit.serving.served_model import ServedModel
+from deploykit.serving.repository import BundleRepository
+from deploykit.serving.served_model import ServingModel
 from deploykit.serving.tracing import Tracer
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ class Service:
         self.limits = limits
         self.metrics = Metrics()
         self.tracer = Tracer()
-        self.models = Repository(
-            ServedModel(name, version, model, limits, self.metrics)
+        self.models = BundleRepository(
+            ServingModel(name, version, model, limits, self.metrics)
             for name, version, model in models
         )
         self._decoder = Decoder(max(each.max_pixels for each in self.models.in_order))
@@ -155,7 +155,7 @@ class Service:
         return answer
 
     async def _within_time(
-        self, model: ServedModel, request: InferRequest, is_gone: IsGone
+        self, model: ServingModel, request: InferRequest, is_gone: IsGone
     ) -> InferAnswer:
         limit_s = min(self.limits.infer_timeout_s, request.timeout_s or self.limits.infer_timeout_s)
         try:

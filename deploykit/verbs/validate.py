@@ -275,11 +275,12 @@ def _own_reference(first: Path, bundles: Mapping[Path, Bundle]) -> _Side:
 def _image_model(
     name: str, artifact: OnnxArtifact, known: Preprocessing | None, bundle: Bundle | None = None
 ) -> _Side:
-    image = artifact.inputs[0]
-    if known is not None and known.pixels is not None and image.dtype == known.pixels.dtype:
-        image = image.channels_first() if known.pixels.layout == "nhwc" else image
-    else:
+    pixels = None if known is None else known.pixels
+    if pixels is None or [spec.dtype for spec in artifact.inputs[:1]] != [pixels.dtype]:
         image = require_image(name, artifact.inputs)
+    else:
+        image = artifact.inputs[0]
+        image = image.channels_first() if pixels.layout == "nhwc" else image
     return _Side(name, artifact, image, bundle, preprocessing=known)
 
 

@@ -210,7 +210,7 @@ def _of_definition(
     with progress.step("look at the network"):
         from deploykit.sources.logits import network_of
         from deploykit.sources.weights import build_with_weights
-        from deploykit.visualization.layers import TorchNetwork, recording
+        from deploykit.visualization.layers import ShownNetwork, recording
         from deploykit.visualization.of_modules import ModuleWish, show_module
 
     with recording():
@@ -219,7 +219,7 @@ def _of_definition(
             module, record = build_with_weights(spec, call.weights, call.seed)
             known = record.preprocessing or spec.preprocessing
             look = call.choices.preprocessing.applied_to(known)
-            network = TorchNetwork.of(module, network_of(module), look)
+            network = ShownNetwork.of(module, network_of(module), look)
         findings.numbers["weights"] = record.source
         findings.notes += _notes(call, spec, trained=record.trained, source=record.source)
         wish = ModuleWish(

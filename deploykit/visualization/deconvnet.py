@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from deploykit.visualization.layers import TorchNetwork
+    from deploykit.visualization.layers import ShownNetwork
     from deploykit.visualization.top_images import Peak
     from deploykit.visualization.tracing import TracedLayer
 
 
-def without_rule(network: TorchNetwork, layer: TracedLayer) -> tuple[str, ...]:
+def without_rule(network: ShownNetwork, layer: TracedLayer) -> tuple[str, ...]:
     """The operations before a layer that DeconvNet has no rule for, in words."""
     import numpy as np
 
@@ -37,7 +37,7 @@ def without_rule(network: TorchNetwork, layer: TracedLayer) -> tuple[str, ...]:
     return operations_behind(output).without_rule
 
 
-def require_rules(network: TorchNetwork, layer: TracedLayer) -> None:
+def require_rules(network: ShownNetwork, layer: TracedLayer) -> None:
     """Refuse a layer that DeconvNet has no rule for.
 
     Raises:
@@ -53,7 +53,7 @@ def require_rules(network: TorchNetwork, layer: TracedLayer) -> None:
 
 
 def deconvnet(
-    network: TorchNetwork,
+    network: ShownNetwork,
     layer: TracedLayer,
     channel: int,
     images: NDArray[np.float32],

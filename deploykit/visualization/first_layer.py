@@ -17,7 +17,7 @@ from deploykit.visualization.pictures import scaled_to, sheet, signed
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from deploykit.visualization.layers import TorchNetwork
+    from deploykit.visualization.layers import ShownNetwork
     from deploykit.visualization.pictures import Pixels
 
 _COLOURS: Final = 3
@@ -51,7 +51,7 @@ class FirstLayer:
         }
 
 
-def first_layer_of(network: TorchNetwork) -> FirstLayer | None:
+def first_layer_of(network: ShownNetwork) -> FirstLayer | None:
     """Of a module, the first convolution that an image meets; ``None`` where there is none."""
     from torch import nn
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from deploykit.visualization.layers import TorchNetwork
+    from deploykit.visualization.layers import ShownNetwork
     from deploykit.visualization.tracing import TracedLayer
 
 _SCORES = 2
@@ -28,7 +28,7 @@ _SCORES = 2
 
 
 def grad_cam(
-    network: TorchNetwork,
+    network: ShownNetwork,
     layer: TracedLayer,
     images: NDArray[np.float32],
     classes: Sequence[int] | None = None,
@@ -58,7 +58,7 @@ def grad_cam(
 
 
 def _run(
-    network: TorchNetwork, layer: TracedLayer, images: NDArray[np.float32]
+    network: ShownNetwork, layer: TracedLayer, images: NDArray[np.float32]
 ) -> tuple[Tensor, Tensor]:
     kept: list[Tensor] = []
 

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from deploykit.visualization.layers import TorchNetwork
+    from deploykit.visualization.layers import ShownNetwork
     from deploykit.visualization.top_images import Peak
     from deploykit.visualization.tracing import TracedLayer
 
 
 def guided_backpropagation(
-    network: TorchNetwork,
+    network: ShownNetwork,
     layer: TracedLayer,
     channel: int,
     images: NDArray[np.float32],
@@ -38,7 +38,7 @@ def guided_backpropagation(
     return found
 
 
-def has_rectifier(network: TorchNetwork, layer: TracedLayer) -> bool:
+def has_rectifier(network: ShownNetwork, layer: TracedLayer) -> bool:
     """Whether there is a ReLU before the layer's output; without one the gradient is plain."""
     import numpy as np
 

@@ -25,7 +25,7 @@ _DEFAULT_LAYERS: Final = 4
 
 
 @dataclass(frozen=True, eq=False)
-class TorchNetwork:
+class ShownNetwork:
     """A module in evaluation mode, without gradients of its parameters, and its layers.
 
     ``network`` takes images (N, 3, H, W); ``root`` is the part whose modules are named, itself or
@@ -38,7 +38,7 @@ class TorchNetwork:
     layers: tuple[TracedLayer, ...]
 
     @classmethod
-    def of(cls, network: nn.Module, root: nn.Module, preprocessing: Preprocessing) -> TorchNetwork:
+    def of(cls, network: nn.Module, root: nn.Module, preprocessing: Preprocessing) -> ShownNetwork:
         """Trace the layers of a network, which is put into evaluation mode.
 
         Raises:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from deploykit.core.progress import ProgressTask
     from deploykit.core.specs import Preprocessing
-    from deploykit.visualization.layers import TorchNetwork
+    from deploykit.visualization.layers import ShownNetwork
     from deploykit.visualization.tracing import TracedLayer
 
 _MAP_AXES: Final = (2, 3)
@@ -60,7 +60,7 @@ DEFAULT_ASCENT: Final = Ascent()
 
 
 def maximise(
-    network: TorchNetwork,
+    network: ShownNetwork,
     layer: TracedLayer,
     channels: Sequence[int],
     *,
@@ -121,7 +121,7 @@ def _noise(preprocessing: Preprocessing, channels: Sequence[int], seed: int) -> 
 
 
 def _activations(
-    network: TorchNetwork, layer: TracedLayer, images: Tensor, channels: Sequence[int]
+    network: ShownNetwork, layer: TracedLayer, images: Tensor, channels: Sequence[int]
 ) -> Tensor:
     """Of image f the mean of the map of ``channels[f]``, (F,)."""
     import torch

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from deploykit.core.progress import Progress, ProgressTask
     from deploykit.core.specs import Preprocessing
     from deploykit.images import ImageSet
-    from deploykit.visualization.layers import TorchNetwork
+    from deploykit.visualization.layers import ShownNetwork
     from deploykit.visualization.occlusion import Scores
     from deploykit.visualization.tracing import TracedLayer
 
@@ -60,7 +60,7 @@ class Covered:
 
 
 def show_grad_cam(
-    network: TorchNetwork,
+    network: ShownNetwork,
     layers: Sequence[TracedLayer],
     covered: Covered,
     findings: Findings,

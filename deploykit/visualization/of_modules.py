@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.core.progress import Progress
-    from deploykit.visualization.layers import TorchNetwork
+    from deploykit.visualization.layers import ShownNetwork
     from deploykit.visualization.tracing import TracedLayer
 
 
@@ -59,7 +59,7 @@ class ModuleWish:
 
 
 def show_module(
-    network: TorchNetwork,
+    network: ShownNetwork,
     wish: ModuleWish,
     labels: Sequence[str] | None,
     findings: Findings,
@@ -102,7 +102,7 @@ def show_module(
 
 
 def _cam_layers(
-    network: TorchNetwork, wish: ModuleWish, findings: Findings
+    network: ShownNetwork, wish: ModuleWish, findings: Findings
 ) -> tuple[TracedLayer, ...]:
     """Layers for Grad-CAM: of those that were named the ones with positions, else the last."""
     if Method.GRADCAM not in wish.methods:
@@ -123,7 +123,7 @@ def _cam_layers(
     return maps
 
 
-def _show_filters(network: TorchNetwork, findings: Findings) -> None:
+def _show_filters(network: ShownNetwork, findings: Findings) -> None:
     layer = first_layer_of(network)
     if layer is None:
         findings.notes.append("filters: the network has no convolution to show")
@@ -135,7 +135,7 @@ def _show_filters(network: TorchNetwork, findings: Findings) -> None:
 
 
 def _show_images(
-    network: TorchNetwork,
+    network: ShownNetwork,
     wish: ModuleWish,
     covered: Covered,
     findings: Findings,
@@ -149,7 +149,7 @@ def _show_images(
         show_occlusion([model], spread_images(covered.images), covered, findings, progress)
 
 
-def _runs(network: TorchNetwork) -> Any:
+def _runs(network: ShownNetwork) -> Any:
     def run(images: NDArray[np.float32]) -> NDArray[Any]:
         import torch
 

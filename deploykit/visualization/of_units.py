@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from deploykit.core.progress import Progress
     from deploykit.images import ImageSet
-    from deploykit.visualization.layers import TorchNetwork
+    from deploykit.visualization.layers import ShownNetwork
     from deploykit.visualization.pictures import Pixels
     from deploykit.visualization.top_images import Peak, TopImages
     from deploykit.visualization.tracing import TracedLayer
@@ -66,7 +66,7 @@ class UnitWish:
 
 
 def rules_for(
-    network: TorchNetwork,
+    network: ShownNetwork,
     layers: Sequence[TracedLayer],
     methods: frozenset[Method],
     *,
@@ -98,7 +98,7 @@ def rules_for(
 
 
 def show_units(
-    network: TorchNetwork,
+    network: ShownNetwork,
     wish: UnitWish,
     images: ImageSet | None,
     findings: Findings,
@@ -124,7 +124,7 @@ def _notes(top: TopImages) -> list[str]:
 
 
 def _layer(
-    network: TorchNetwork,
+    network: ShownNetwork,
     layer: TracedLayer,
     wish: UnitWish,
     found: tuple[ImageSet | None, TopImages | None],
@@ -195,7 +195,7 @@ def _item_text(told: dict[str, Any]) -> str:
 class _Unit:
     """One filter of a layer, and the images that it answers to most."""
 
-    network: TorchNetwork
+    network: ShownNetwork
     layer: TracedLayer
     channel: int
     peaks: tuple[Peak, ...]
@@ -257,7 +257,7 @@ def _montage(tiles: Sequence[Pixels]) -> Pixels:
 
 
 def _made_picture(
-    network: TorchNetwork, layer: TracedLayer, channel: int, image: NDArray[np.float32]
+    network: ShownNetwork, layer: TracedLayer, channel: int, image: NDArray[np.float32]
 ) -> Picture:
     pixels = scaled_to(pixels_before(image, network.preprocessing), 150, 224)
     file = f"{file_name(layer.name)}/{channel}-{Method.MAXIMISE}.png"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from deploykit.core.progress import ProgressTask
     from deploykit.images import ImageSet
-    from deploykit.visualization.layers import TorchNetwork
+    from deploykit.visualization.layers import ShownNetwork
     from deploykit.visualization.tracing import TracedLayer
 
 TOP: Final = 9
@@ -97,7 +97,7 @@ class TopImages:
 
 
 def find_top_images(
-    network: TorchNetwork,
+    network: ShownNetwork,
     layers: Sequence[TracedLayer],
     images: ImageSet,
     *,

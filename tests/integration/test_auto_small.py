@@ -35,6 +35,9 @@ NETWORK = """net (float[N, 3, 8, 8] x) => (float[N, 10] logits) {
     [relu3] r = Relu (h)
     [last] logits = Gemm <transB = 1> (r, w4)
 }"""
+BATCH = "1,4096,4096"
+"""So that eight bits pay in a network of 8x8 pixels; the starts of kernels take the time of few."""
+
 WEIGHTS = {
     "w1": normal(64, 3, 3, 3, seed=1, scale=0.2),
     "w2": normal(64, 64, 3, 3, seed=2, scale=0.05),
@@ -59,7 +62,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def export(drop: str, *more: object) -> Called:
     return deploykit(
         "export", "net.onnx", "--precision", "auto", "--max-drop", drop, "--calib", "images.npz",
-        "--calib-count", 40, "--gpu", "L4", "--backend", "none", "-o", "bundle", "--json", *more,
+        "--calib-count", 40, "--gpu", "L4", "--batch", BATCH, "--backend", "none", "-o", "bundle",
+        "--json", *more,
     )  # fmt: skip
 
 

@@ -82,7 +82,7 @@ def test_names_the_layer_that_was_corrupted(
     fault = data["layers"]["first_fault"]
     assert (fault["node"], fault["op_type"], fault["kind"]) == (node, "Conv", "sqnr")
     assert [each["node"] for each in fault["inputs"]] == ["layer2.1.relu/Relu"]
-    assert data["notes"][0].startswith("preprocessing is assumed: ")
+    assert not any("assumed" in note for note in data["notes"])  # the file says its preprocessing
 
 
 def test_says_where_to_look(fp16_bundle: Path, tmp_path: Path) -> None:
@@ -93,7 +93,6 @@ def test_says_where_to_look(fp16_bundle: Path, tmp_path: Path) -> None:
         "it begins at layer2.1.conv2/Conv (Conv)",
         "its input layer2.1.relu/Relu_output_0: SQNR ",
         "try: the weights or attributes of layer2.1.conv2/Conv differ",
-        "note: preprocessing is assumed",
     ):
         assert line in shown.out
     without = deploykit("validate", broken, fp16_bundle / REFERENCE)

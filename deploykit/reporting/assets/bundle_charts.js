@@ -28,6 +28,8 @@ function frontierModel(frontier) {
   const points = frontier.points.map((point, at) => frontierPoint(point, at, frontier));
   const chosen = points[frontier.chosen];
   const across = logDomain(points.map((point) => point.x), 1.15);
+  // The name of the chosen point needs the wider side of it.
+  const isRight = Math.log(chosen.x) - Math.log(across[0]) > Math.log(across[1]) - Math.log(chosen.x);
   const high = Math.max(frontier.max_drop, ...points.map((point) => point.y)) * 1.1 || 1;
   const low = Math.min(0, ...frontier.points.map((point) => point.loss));
   const ticks = {
@@ -47,7 +49,7 @@ function frontierModel(frontier) {
       Plot.line(points, { x: "x", y: "y", stroke: "var(--edge)" }),
       points.map((point) => Plot.dot([point], ofSeries(point.series, `mark ${point.colour}`, { x: "x", y: "y", r: 5, stroke: "var(--surface)", ariaLabel: spoken }))),
       Plot.dot([chosen], { className: "chosen", x: "x", y: "y", r: 9.5, stroke: "currentColor", strokeWidth: 1.8 }),
-      Plot.text([chosen], { className: "dot-name", x: "x", y: "y", dx: 15, textAnchor: "start", text: (point) => `chosen: ${point.formats}` }),
+      Plot.text([chosen], { className: "dot-name", x: "x", y: "y", dx: isRight ? -15 : 15, textAnchor: isRight ? "end" : "start", text: (point) => `chosen: ${point.formats}` }),
       dotNames([points[0]], (point) => point.formats),
     ],
   };

@@ -182,7 +182,7 @@ def test_a_part_is_decoded_but_for_what_cannot_be_read(takes_floats: bool, tmp_p
     (tmp_path / "a.png").write_bytes(png(PIXELS[0]))
     (tmp_path / "b.png").write_bytes(b"nothing")
     steps = Bundle.open(write_bundle(tmp_path / "bundle")).manifest.preprocessing
-    decoder = predicting.Decoder(steps, None, takes_floats=takes_floats)
+    decoder = predicting.RowDecoder(steps, None, takes_floats=takes_floats)
     part = Part(7, (str(tmp_path / "a.png"), str(tmp_path / "b.png"), str(tmp_path / "c.png")))
     row = decoder.decode({"part": 7, "text": part.to_text()})
     names, errors, given = pickle.loads(row["payload"])  # noqa: S301 - made above

@@ -12,7 +12,7 @@ from deploykit.core.errors import BundleError, UsageError, ValidationError
 from deploykit.serving.limits import ServiceLimits
 from deploykit.serving.metrics import GpuMemory, Metrics
 from deploykit.serving.refusals import RefusedError
-from deploykit.serving.repository import BundlePlace, Repository, places_in, require_golden
+from deploykit.serving.repository import BundlePlace, BundleRepository, places_in, require_golden
 from deploykit.serving.tracing import Tracer
 from tests.bundles import write_bundle
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from deploykit.serving.served_model import ServedModel
+    from deploykit.serving.served_model import ServingModel
 
 
 def test_a_bundle_stands_alone_or_is_a_version(tmp_path: Path) -> None:
@@ -44,12 +44,12 @@ def test_a_folder_without_versions_is_refused(tmp_path: Path) -> None:
         places_in([tmp_path])
 
 
-def served(name: str, version: str) -> ServedModel:
-    return cast("ServedModel", SimpleNamespace(name=name, version=version))
+def served(name: str, version: str) -> ServingModel:
+    return cast("ServingModel", SimpleNamespace(name=name, version=version))
 
 
 def test_the_highest_version_answers_for_its_name() -> None:
-    models = Repository([served("a", "9"), served("a", "10"), served("b", "1")])
+    models = BundleRepository([served("a", "9"), served("a", "10"), served("b", "1")])
     assert models.find("a").version == "10"
     assert models.find("a", "9").version == "9"
     assert models.versions_of("a") == ["9", "10"]
@@ -64,7 +64,7 @@ def test_two_of_one_name_and_version_are_refused() -> None:
         UsageError,
         match=r"called a, version 1\nversions of one .*: a/1, a/2\nanother model .*: OTHER/1$",
     ):
-        Repository([served("a", "1"), served("a", "1")])
+        BundleRepository([served("a", "1"), served("a", "1")])
 
 
 def test_another_model_of_the_same_name_is_served_from_a_folder_of_its_own(tmp_path: Path) -> None:
@@ -72,7 +72,9 @@ def test_another_model_of_the_same_name_is_served_from_a_folder_of_its_own(tmp_p
     alone, versions = write_bundle(tmp_path / "colours"), tmp_path / "other"
     write_bundle(versions / "1")
     places = places_in([alone, versions])
-    models = Repository([served(each.name or "colours-fp32", each.version) for each in places])
+    models = BundleRepository(
+        [served(each.name or "colours-fp32", each.version) for each in places]
+    )
     assert models.versions_of("colours-fp32") == models.versions_of("other") == ["1"]
 
 

@@ -23,18 +23,19 @@ if TYPE_CHECKING:
 PACKAGE = Path(str(deploykit.__file__)).parent
 OPTION = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]+)")
 FUNCTIONS = (
-    *("bench", "calibrate", "evaluate", "export", "inspect", "package", "run_recipe", "validate"),
+    *("bench", "calibrate", "estimate", "evaluate", "export", "inspect", "package", "run_recipe"),
+    *("validate", "visualize"),
 )
 ARGUMENTS = {name: frozenset(signature(getattr(deploykit, name)).parameters) for name in FUNCTIONS}
 
 OTHER_PROGRAMS = frozenset({
-    "cap-drop", "concurrency-range", "gpus", "grpc-port", "host", "http-port", "local-dir",
+    "cap-drop", "concurrency-range", "descriptor", "gpus", "grpc-port", "host", "http-port", "local-dir",
     "model-repository", "net", "profile", "read-only", "rm", "shape", "show", "tmpfs",
 })  # fmt: skip
-"""Options of `hf`, docker, dpkg, trtexec, Triton, perf_analyzer and the packaged service."""
+"""Options of `hf`, docker, dpkg, trtexec, Triton, perf_analyzer, protoc and the packaged service."""
 
 COMMANDS_ALONE = frozenset({
-    "ab", "address", "all", "calib-table", "certificate", "chain", "compare-speed",
+    "ab", "address", "all", "all-gpus", "calib-table", "certificate", "chain", "compare-speed",
     "confusion", "exclude",
     "factory-args", "hardware-compatibility", "help", "identity", "identity-token", "issuer",
     "key", "method", "optimization-level", "overlap", "password-file", "per-class", "ray",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deploykit.core.specs import Preprocessing
-from deploykit.visualization.layers import TorchNetwork
+from deploykit.visualization.layers import ShownNetwork
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,8 +20,8 @@ def look(size: int, width: int | None = None) -> Preprocessing:
     return Preprocessing((size, width or size), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 
 
-def network_of(module: nn.Module, size: int, width: int | None = None) -> TorchNetwork:
-    return TorchNetwork.of(module, module, look(size, width))
+def network_of(module: nn.Module, size: int, width: int | None = None) -> ShownNetwork:
+    return ShownNetwork.of(module, module, look(size, width))
 
 
 def seeded(module: nn.Module, seed: int = 0) -> nn.Module:

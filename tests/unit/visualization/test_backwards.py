@@ -17,14 +17,14 @@ from deploykit.visualization.top_images import Peak
 from tests.unit.visualization.networks import Plain, network_of, noise, seeded
 
 if TYPE_CHECKING:
-    from deploykit.visualization.layers import TorchNetwork
+    from deploykit.visualization.layers import ShownNetwork
     from deploykit.visualization.tracing import TracedLayer
 
 SIZE = 8
 Array = np.ndarray
 
 
-def layer(network: TorchNetwork, name: str) -> TracedLayer:
+def layer(network: ShownNetwork, name: str) -> TracedLayer:
     (found,) = network.chosen([name])
     return found
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deploykit.core.progress import ProgressTask
-    from deploykit.visualization.layers import TorchNetwork
+    from deploykit.visualization.layers import ShownNetwork
     from deploykit.visualization.top_images import TopImages
 
 SIZE, COUNT = 8, 41
@@ -36,7 +36,7 @@ def pixels() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def network() -> TorchNetwork:
+def network() -> ShownNetwork:
     return network_of(seeded(Plain()), SIZE)
 
 
@@ -46,7 +46,7 @@ def task() -> ProgressTask:
         return shown
 
 
-def top_of(network: TorchNetwork, pixels: np.ndarray, names: list[str], batch: int) -> TopImages:
+def top_of(network: ShownNetwork, pixels: np.ndarray, names: list[str], batch: int) -> TopImages:
     with SilentProgress().step("test") as task:
         layers = network.chosen(names)
         return find_top_images(network, layers, ArrayImages(pixels), batch=batch, task=task)
@@ -55,7 +55,7 @@ def top_of(network: TorchNetwork, pixels: np.ndarray, names: list[str], batch: i
 @pytest.mark.parametrize("batch", [1, 7, 64])
 @pytest.mark.parametrize("name", ["conv1", "relu", "head"])
 def test_the_top_nine_by_looking_at_all(
-    network: TorchNetwork, pixels: np.ndarray, name: str, batch: int
+    network: ShownNetwork, pixels: np.ndarray, name: str, batch: int
 ) -> None:
     (layer,) = network.chosen([name])
     prepared = np.stack([preprocess_array(one, network.preprocessing) for one in pixels])
@@ -76,7 +76,7 @@ def test_the_top_nine_by_looking_at_all(
 
 
 def test_of_images_that_are_alike_the_first_comes_first(
-    network: TorchNetwork, pixels: np.ndarray
+    network: ShownNetwork, pixels: np.ndarray
 ) -> None:
     peaks = top_of(network, pixels[[3, 7]], ["conv1"], 1).peaks["conv1"]
     assert peaks.images.tolist() == [[0] * 4, [1] * 4]
@@ -106,7 +106,7 @@ def test_filters_are_spread_over_those_that_answer() -> None:
 
 
 def test_an_image_that_cannot_be_read_is_left_out(
-    network: TorchNetwork, pixels: np.ndarray, tmp_path: Path, task: ProgressTask
+    network: ShownNetwork, pixels: np.ndarray, tmp_path: Path, task: ProgressTask
 ) -> None:
     from PIL import Image
 
@@ -182,7 +182,7 @@ def test_occlusion_needs_scores() -> None:
 
 @pytest.mark.parametrize("name", ["conv1", "relu", "head"])
 def test_maximisation_raises_the_activation(
-    network: TorchNetwork, name: str, task: ProgressTask
+    network: ShownNetwork, name: str, task: ProgressTask
 ) -> None:
     (layer,) = network.chosen([name])
     ascent = Ascent(steps=24)
@@ -202,7 +202,7 @@ def test_maximisation_raises_the_activation(
     assert (made.images <= high[None, :, None, None] + 1e-5).all()
 
 
-def test_maximisation_is_of_its_seed(network: TorchNetwork, task: ProgressTask) -> None:
+def test_maximisation_is_of_its_seed(network: ShownNetwork, task: ProgressTask) -> None:
     (layer,) = network.chosen(["relu"])
     ascent = Ascent(steps=6)
 

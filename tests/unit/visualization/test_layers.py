@@ -11,10 +11,10 @@ from deploykit.models import get
 from tests.unit.visualization.networks import Branches, network_of
 
 if TYPE_CHECKING:
-    from deploykit.visualization.layers import TorchNetwork
+    from deploykit.visualization.layers import ShownNetwork
 
 
-def resnet20() -> TorchNetwork:
+def resnet20() -> ShownNetwork:
     return network_of(get("resnet20").build(), 32)
 
 
