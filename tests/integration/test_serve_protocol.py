@@ -385,5 +385,5 @@ def test_metrics_are_what_happened(rest: httpx.Client) -> None:
 
 def test_it_says_what_runs_each_bundle(service: Served) -> None:
     line = "serving colours-fp32, version 1, on cpu: model.onnx on onnxruntime (cpu): asked for"
-    assert f"{line}; pixels nchw, rgb" in service.said
+    assert f"{line} with device='cpu'; pixels nchw, rgb\n" in service.said
     assert service.said.count("\nserving many, version") == 2
