@@ -387,6 +387,33 @@ def require_image(name: str, inputs: tuple[TensorSpec, ...]) -> TensorSpec:
     )
 
 
+def image_of(name: str, inputs: tuple[TensorSpec, ...], known: Preprocessing | None) -> TensorSpec:
+    """As `require_image`, or the bytes of a file that is ``known`` to take them, channels first.
+
+    Raises:
+        ModelFileError: it takes no images.
+    """
+    pixels = None if known is None else known.pixels
+    if pixels is not None and inputs and inputs[0].dtype == pixels.dtype:
+        first, is_last = inputs[0], pixels.layout == "nhwc"
+        if is_last and are_channels_last(first.shape):
+            return first.channels_first()
+        if not is_last and are_images(first.shape):
+            return first
+    return require_image(name, inputs)
+
+
+def preprocessing_of(card: Card, name: str, image: TensorSpec) -> Preprocessing:
+    """What the file says, at the size of ``image`` (N, 3, H, W); else what is assumed.
+
+    Raises:
+        UsageError: height or width is open, and the file does not say its size either.
+    """
+    if card.preprocessing is not None and any(isinstance(dim, str) for dim in image.shape[2:]):
+        return card.preprocessing
+    return as_written(card, assumed_preprocessing(name, image))
+
+
 def side_inputs_of(source: OnnxArtifact, image: TensorSpec, given: Path | None) -> SideInputs:
     """Values for what ``source`` takes beside its images: those of a file, or noise.
 
