@@ -35,7 +35,13 @@ from deploykit.graph.card import card_of
 from deploykit.heads.multiclass import MULTICLASS
 from deploykit.images.batching import BATCHES, sample_batches
 from deploykit.images.side_inputs import SideInputs, require_per_image
-from deploykit.sources.cards import as_written, notes_on_card, require_floats, wished
+from deploykit.sources.cards import (
+    as_written,
+    note_of_output,
+    notes_on_card,
+    require_floats,
+    wished,
+)
 from deploykit.sources.definition import notes_on_images
 from deploykit.sources.head_choice import choose_output
 from deploykit.sources.image_sizes import (
@@ -226,6 +232,7 @@ def from_onnx(
         own.done += ["putting the channels first"] if is_last else []
     journal.notes += notes_on_images(source_options, preprocessing)
     journal.notes += notes_on_card(card, original.name, source_options, preprocessing)
+    journal.notes += note_of_output(source_options.wish, card, source)
     journal.notes += [*note_of_sizes(image, profile), *runners.side.notes(), *choice.notes()]
     own.attempt("raising the opset", raise_opset, journal)
     single = sample_batches(preprocessing, source_options.data, BATCHES, source_options.max_pixels)
@@ -265,7 +272,7 @@ def _read(original: Path, journal: Journal) -> tuple[OnnxArtifact, Model, Path |
     first_look(original)
     read = read_graph(original)
     card = card_of(read.model.metadata_props, original.name)
-    require_floats(original.name, card)
+    require_floats(original.name, card, read.model)
     mended = mended_of(read.model)
     journal.notes += mended.notes
     require_usable(read.model, original.name)
