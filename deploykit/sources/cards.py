@@ -56,22 +56,17 @@ def wished(wish: Wish, card: Card, source: OnnxArtifact) -> Wish:
     return replace(wish, head=known.kind, output=output)
 
 
-def note_of_output(wish: Wish, card: Card, source: OnnxArtifact) -> list[str]:
-    """What was taken in place of an output that the file names and does not have."""
-    known, names = card.head, [spec.name for spec in source.outputs]
-    if known is None or known.output in names or wish.head is not None or wish.output is not None:
-        return []
-    note = (
-        f"{source.path.name} says that its head is output {known.output!r}, which it does not have "
-        f"(it has {', '.join(names)}): only the kind, {known.kind}, is taken from there"
-    )
-    return [note]
-
-
 def notes_on_card(
-    card: Card, name: str, options: SourceOptions, preprocessing: Preprocessing
+    card: Card,
+    name: str,
+    options: SourceOptions,
+    preprocessing: Preprocessing,
+    source: OnnxArtifact | None = None,
 ) -> list[str]:
-    """What was taken from the file and which options stand in its place; else what is assumed."""
+    """What was taken from the file and which options stand in its place; else what is assumed.
+
+    With the ``source`` whose head is looked for, also whether it has the output that is named.
+    """
     known = {
         "preprocessing": card.preprocessing is not None,
         "head": card.head is not None,
@@ -94,4 +89,17 @@ def notes_on_card(
     if given:
         said = ", ".join(f"--{each.replace('_', '-')}" for each in given)
         notes.append(f"in place of what {name} says: {said}")
-    return [*notes, *assumed]
+    missing = [] if source is None else _note_of_output(options.wish, card, source)
+    return [*notes, *missing, *assumed]
+
+
+def _note_of_output(wish: Wish, card: Card, source: OnnxArtifact) -> list[str]:
+    """What was taken in place of an output that the file names and does not have."""
+    known, names = card.head, [spec.name for spec in source.outputs]
+    if known is None or known.output in names or wish.head is not None or wish.output is not None:
+        return []
+    note = (
+        f"{source.path.name} says that its head is output {known.output!r}, which it does not have "
+        f"(it has {', '.join(names)}): only the kind, {known.kind}, is taken from there"
+    )
+    return [note]

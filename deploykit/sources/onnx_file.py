@@ -37,7 +37,6 @@ from deploykit.images.batching import BATCHES, sample_batches
 from deploykit.images.side_inputs import SideInputs, require_per_image
 from deploykit.sources.cards import (
     as_written,
-    note_of_output,
     notes_on_card,
     require_floats,
     wished,
@@ -231,8 +230,7 @@ def from_onnx(
         own = OwnGraph(model, open_original, path, parents, compared, runners)
         own.done += ["putting the channels first"] if is_last else []
     journal.notes += notes_on_images(source_options, preprocessing)
-    journal.notes += notes_on_card(card, original.name, source_options, preprocessing)
-    journal.notes += note_of_output(source_options.wish, card, source)
+    journal.notes += notes_on_card(card, original.name, source_options, preprocessing, source)
     journal.notes += [*note_of_sizes(image, profile), *runners.side.notes(), *choice.notes()]
     own.attempt("raising the opset", raise_opset, journal)
     single = sample_batches(preprocessing, source_options.data, BATCHES, source_options.max_pixels)
