@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from deploykit.core.specs import Preprocessing
 
 _RANK = 4
+_PREPARED = "_prepared"
 
 
 def take_bytes(model: ir.Model, preprocessing: Preprocessing) -> ir.Model:
@@ -54,6 +55,15 @@ def take_bytes(model: ir.Model, preprocessing: Preprocessing) -> ir.Model:
     return model
 
 
+def is_of_bytes(model: ir.Model) -> bool:
+    """Whether `take_bytes` made ``model``, by the names that it gives."""
+    made = {str(value.name) for node in model.graph for value in node.outputs}
+    return any(
+        value.dtype == ir.DataType.UINT8 and f"{value.name}{_PREPARED}" in made
+        for value in model.graph.inputs
+    )
+
+
 class _Front:
     """Nodes that are put before all others of a graph, one behind the other."""
 
@@ -72,7 +82,7 @@ class _Front:
         if layout == "nhwc" and len(shape) == _RANK:
             shape = [shape[axis] for axis in CHANNELS_LAST]
         graph.inputs.pop(0)
-        prepared.name = self._values.fresh(f"{self._name}_prepared")
+        prepared.name = self._values.fresh(f"{self._name}{_PREPARED}")
         given = ir.Value(
             name=self._name, type=ir.TensorType(ir.DataType.UINT8), shape=ir.Shape(shape)
         )

@@ -6,8 +6,11 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 from deploykit.core.errors import ModelFileError
+from deploykit.graph.byte_input import is_of_bytes
 
 if TYPE_CHECKING:
+    from onnx_ir import Model
+
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.specs import Preprocessing
     from deploykit.graph.card import Card
@@ -15,13 +18,16 @@ if TYPE_CHECKING:
     from deploykit.sources.head_choice import Wish
 
 
-def require_floats(name: str, card: Card) -> None:
+def require_floats(name: str, card: Card, model: Model) -> None:
     """Refuse a file that takes bytes: what is converted takes prepared images.
+
+    A ``reference.onnx`` has no card, and is known by its graph.
 
     Raises:
         ModelFileError: it was exported with ``--input uint8``.
     """
-    if card.preprocessing is not None and card.preprocessing.pixels is not None:
+    says_bytes = card.preprocessing is not None and card.preprocessing.pixels is not None
+    if says_bytes or is_of_bytes(model):
         raise ModelFileError(
             f"{name} takes bytes already: it was exported with --input uint8\n"
             "export what it was made from, which takes float32 (N, 3, H, W)"
@@ -51,9 +57,16 @@ def wished(wish: Wish, card: Card, source: OnnxArtifact) -> Wish:
 
 
 def notes_on_card(
-    card: Card, name: str, options: SourceOptions, preprocessing: Preprocessing
+    card: Card,
+    name: str,
+    options: SourceOptions,
+    preprocessing: Preprocessing,
+    source: OnnxArtifact | None = None,
 ) -> list[str]:
-    """What was taken from the file and which options stand in its place; else what is assumed."""
+    """What was taken from the file and which options stand in its place; else what is assumed.
+
+    With the ``source`` whose head is looked for, also whether it has the output that is named.
+    """
     known = {
         "preprocessing": card.preprocessing is not None,
         "head": card.head is not None,
@@ -76,4 +89,17 @@ def notes_on_card(
     if given:
         said = ", ".join(f"--{each.replace('_', '-')}" for each in given)
         notes.append(f"in place of what {name} says: {said}")
-    return [*notes, *assumed]
+    missing = [] if source is None else _note_of_output(options.wish, card, source)
+    return [*notes, *missing, *assumed]
+
+
+def _note_of_output(wish: Wish, card: Card, source: OnnxArtifact) -> list[str]:
+    """What was taken in place of an output that the file names and does not have."""
+    known, names = card.head, [spec.name for spec in source.outputs]
+    if known is None or known.output in names or wish.head is not None or wish.output is not None:
+        return []
+    note = (
+        f"{source.path.name} says that its head is output {known.output!r}, which it does not have "
+        f"(it has {', '.join(names)}): only the kind, {known.kind}, is taken from there"
+    )
+    return [note]

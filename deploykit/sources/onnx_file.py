@@ -35,7 +35,12 @@ from deploykit.graph.card import card_of
 from deploykit.heads.multiclass import MULTICLASS
 from deploykit.images.batching import BATCHES, sample_batches
 from deploykit.images.side_inputs import SideInputs, require_per_image
-from deploykit.sources.cards import as_written, notes_on_card, require_floats, wished
+from deploykit.sources.cards import (
+    as_written,
+    notes_on_card,
+    require_floats,
+    wished,
+)
 from deploykit.sources.definition import notes_on_images
 from deploykit.sources.head_choice import choose_output
 from deploykit.sources.image_sizes import (
@@ -225,7 +230,7 @@ def from_onnx(
         own = OwnGraph(model, open_original, path, parents, compared, runners)
         own.done += ["putting the channels first"] if is_last else []
     journal.notes += notes_on_images(source_options, preprocessing)
-    journal.notes += notes_on_card(card, original.name, source_options, preprocessing)
+    journal.notes += notes_on_card(card, original.name, source_options, preprocessing, source)
     journal.notes += [*note_of_sizes(image, profile), *runners.side.notes(), *choice.notes()]
     own.attempt("raising the opset", raise_opset, journal)
     single = sample_batches(preprocessing, source_options.data, BATCHES, source_options.max_pixels)
@@ -265,7 +270,7 @@ def _read(original: Path, journal: Journal) -> tuple[OnnxArtifact, Model, Path |
     first_look(original)
     read = read_graph(original)
     card = card_of(read.model.metadata_props, original.name)
-    require_floats(original.name, card)
+    require_floats(original.name, card, read.model)
     mended = mended_of(read.model)
     journal.notes += mended.notes
     require_usable(read.model, original.name)
@@ -385,6 +390,33 @@ def require_image(name: str, inputs: tuple[TensorSpec, ...]) -> TensorSpec:
     raise ModelFileError(
         f"{name} takes {found}\nexpected images, float32 (batch, 3, H, W)" + _advice(inputs)
     )
+
+
+def image_of(name: str, inputs: tuple[TensorSpec, ...], known: Preprocessing | None) -> TensorSpec:
+    """As `require_image`, or the bytes of a file that is ``known`` to take them, channels first.
+
+    Raises:
+        ModelFileError: it takes no images.
+    """
+    pixels = None if known is None else known.pixels
+    if pixels is not None and inputs and inputs[0].dtype == pixels.dtype:
+        first, is_last = inputs[0], pixels.layout == "nhwc"
+        if is_last and are_channels_last(first.shape):
+            return first.channels_first()
+        if not is_last and are_images(first.shape):
+            return first
+    return require_image(name, inputs)
+
+
+def preprocessing_of(card: Card, name: str, image: TensorSpec) -> Preprocessing:
+    """What the file says, at the size of ``image`` (N, 3, H, W); else what is assumed.
+
+    Raises:
+        UsageError: height or width is open, and the file does not say its size either.
+    """
+    if card.preprocessing is not None and any(isinstance(dim, str) for dim in image.shape[2:]):
+        return card.preprocessing
+    return as_written(card, assumed_preprocessing(name, image))
 
 
 def side_inputs_of(source: OnnxArtifact, image: TensorSpec, given: Path | None) -> SideInputs:

@@ -19,9 +19,10 @@ from deploykit.core.choices import DefinitionChoices
 from deploykit.core.errors import DataError, UsageError
 from deploykit.core.precision import Precision
 from deploykit.core.progress import Journal, Progress, SilentProgress
-from deploykit.core.sizes import IMAGE_AXES, ShapeProfile, SizeRange, are_images
+from deploykit.core.sizes import IMAGE_AXES, ShapeProfile, SizeRange, are_channels_last, are_images
 from deploykit.core.specs import TensorSpec
 from deploykit.graph import LoadedGraph, read_graph, read_model, tidy
+from deploykit.graph.card import Card, card_in
 from deploykit.graph.foreign import mended_of
 from deploykit.graph.half_range import FP16_MAX
 from deploykit.graph.kernel_costs import network_cost
@@ -32,8 +33,9 @@ from deploykit.images.batching import BATCHES, sample_batches
 from deploykit.images.preprocessing import MAX_RESIZED_PIXELS
 from deploykit.precision import PlanSource, conversion_of
 from deploykit.precision.fp16 import HEADROOM, measure_magnitudes, measure_unfit
+from deploykit.sources.cards import notes_on_card
 from deploykit.sources.definition import SourceOptions, notes_on_images
-from deploykit.sources.onnx_file import assumed_preprocessing
+from deploykit.sources.onnx_file import preprocessing_of
 from deploykit.sources.references import make_reference
 from deploykit.sources.targets import Kind, find_definition, kind_of, refuse_definition_options
 
@@ -424,17 +426,21 @@ def inspect_with_input(
     if kind_of(target) is Kind.DEFINITION:
         spec = find_definition(target, source_options.choices)
         summary = _inspect_definition(spec, batch)
-        known, is_assumed = spec.preprocessing, spec.preprocessing_assumed
+        known, card = spec.preprocessing, Card() if spec.preprocessing_assumed else None
     elif kind_of(target) is Kind.BUNDLE:
         summary, known = _inspect_bundle(target, source_options.choices, batch)
-        is_assumed = False
+        card = None
     else:
         summary = inspect(target, source_options.choices, batch=batch)
         image = TensorSpec("input", "float32", summary.input_shape)
+        card = replace(card_in(Path(target)), head=None, classes=None)
+        pixels = None if card.preprocessing is None else card.preprocessing.pixels
+        if pixels is not None and pixels.layout == "nhwc" and are_channels_last(image.shape):
+            image = image.channels_first()
         if not are_images(image.shape):
             return summary, None
-        known, is_assumed = assumed_preprocessing(target, image), True
-    return summary, _prepared_input(known, source_options, is_assumed=is_assumed)
+        known = preprocessing_of(card, target, image)
+    return summary, _prepared_input(known, source_options, card, Path(target).name)
 
 
 _SAMPLE: Final = 8
@@ -442,15 +448,15 @@ _SAMPLE: Final = 8
 
 
 def _prepared_input(
-    known: Preprocessing, source_options: SourceOptions, *, is_assumed: bool
+    known: Preprocessing, source_options: SourceOptions, card: Card | None, name: str
 ) -> PreparedInput | None:
     choices, data = source_options.choices.preprocessing, source_options.data
     prepared = choices.applied_to(known)
     if prod(prepared.crop) > MAX_RESIZED_PIXELS:
         return None
     notes = notes_on_images(source_options, prepared)
-    if is_assumed:
-        notes += choices.assumptions(prepared)
+    if card is not None:
+        notes += notes_on_card(card, name, source_options, prepared)
     source = sample_images() if data is None else open_images(data)
     chosen = np.linspace(0, len(source) - 1, min(_SAMPLE, len(source))).round().astype(int)
     try:

@@ -34,7 +34,12 @@ from deploykit.images.side_inputs import with_side_inputs
 from deploykit.runtime.loading import load_opened, machine_for
 from deploykit.sources.head_choice import Wish, choose_output
 from deploykit.sources.image_sizes import other_sizes, sample_other_sizes
-from deploykit.sources.onnx_file import assumed_preprocessing, require_image, side_inputs_of
+from deploykit.sources.onnx_file import (
+    assumed_preprocessing,
+    image_of,
+    preprocessing_of,
+    side_inputs_of,
+)
 from deploykit.sources.onnx_outputs import judge_others
 
 if TYPE_CHECKING:
@@ -245,8 +250,10 @@ def _open(path: Path, bundles: Mapping[Path, Bundle]) -> _Side:
     bundle = bundles.get(path)
     if bundle is None:
         read = graph.read_graph(path)
-        known = card_of(read.model.metadata_props, path.name).preprocessing
-        side = _image_model(str(path), read.artifact, known)
+        card = card_of(read.model.metadata_props, path.name)
+        side = _image_model(str(path), read.artifact, card.preprocessing)
+        if card.preprocessing is not None:
+            side = replace(side, preprocessing=preprocessing_of(card, path.name, side.image))
         return replace(side, mended=mended_of(read.model))
     bundle.require_unchanged(bundle.model_path.name)
     manifest = bundle.manifest
@@ -275,12 +282,7 @@ def _own_reference(first: Path, bundles: Mapping[Path, Bundle]) -> _Side:
 def _image_model(
     name: str, artifact: OnnxArtifact, known: Preprocessing | None, bundle: Bundle | None = None
 ) -> _Side:
-    pixels = None if known is None else known.pixels
-    if pixels is None or [spec.dtype for spec in artifact.inputs[:1]] != [pixels.dtype]:
-        image = require_image(name, artifact.inputs)
-    else:
-        image = artifact.inputs[0]
-        image = image.channels_first() if pixels.layout == "nhwc" else image
+    image = image_of(name, artifact.inputs, known)
     return _Side(name, artifact, image, bundle, preprocessing=known)
 
 

@@ -16,11 +16,14 @@ from deploykit.bundle.manifest import REFERENCE
 from deploykit.comparison.converted import open_as_engine
 from deploykit.comparison.reference import Runners
 from deploykit.graph import LoadedGraph, mended_of, read_graph, read_model
+from deploykit.graph.card import card_of
 from deploykit.graph.first_layer import first_filters
 from deploykit.heads import head_of
 from deploykit.images import notes_on_data, open_images, sample_images
 from deploykit.images.byte_images import bytes_of
-from deploykit.sources.onnx_file import assumed_preprocessing, require_image, side_inputs_of
+from deploykit.sources.cards import notes_on_card
+from deploykit.sources.definition import SourceOptions
+from deploykit.sources.onnx_file import image_of, preprocessing_of, side_inputs_of
 from deploykit.visualization.first_layer import (
     FILTERS_TEXT,
     FirstLayer,
@@ -98,15 +101,17 @@ def show_file(
     findings: Findings,
     progress: Progress,
 ) -> None:
-    """Pictures of an ``.onnx`` file.
+    """Pictures of an ``.onnx`` file, prepared as it says itself and with its names of classes.
 
     Raises:
-        ModelFileError: it cannot be read, or takes no images.
+        ModelFileError: it cannot be read, takes no images, or says what deploykit does not write.
         UsageError: it has no score per class to cover up.
     """
     with progress.step(f"read {path.name}"):
         read = read_graph(path)
-    image = require_image(path.name, read.artifact.inputs)
+    # One output is looked at, whatever kind of head it has.
+    card = replace(card_of(read.model.metadata_props, path.name), head=None)
+    image = image_of(path.name, read.artifact.inputs, card.preprocessing)
     runners = Runners(side_inputs_of(read.artifact, image, choices.side_inputs))
 
     def opened() -> Runner:
@@ -115,13 +120,13 @@ def show_file(
         return runners.open(read.split())
 
     side = _Side(path.stem, read, opened)
-    _show_filters([side], "rgb", wish, findings)
+    order = "rgb" if card.preprocessing is None else card.preprocessing.channel_order
+    _show_filters([side], choices.preprocessing.channel_order or order, wish, findings)
     if Method.OCCLUSION not in wish.methods:
         return
-    assumed = assumed_preprocessing(path.name, image)
-    look = choices.preprocessing.applied_to(assumed)
-    findings.notes += choices.preprocessing.assumptions(look)
-    _occlude([side], _Look(look), wish, findings, progress)
+    look = choices.preprocessing.applied_to(preprocessing_of(card, path.name, image))
+    findings.notes += notes_on_card(card, path.name, SourceOptions(choices=choices), look)
+    _occlude([side], _Look(look, labels=card.classes), wish, findings, progress)
 
 
 def show_bundle(bundle: Bundle, wish: GraphWish, findings: Findings, progress: Progress) -> None:

@@ -424,6 +424,11 @@ def test_files_that_bytes_cannot_be_put_before(original: Path, tmp_path: Path) -
     assert export(original, tmp_path / "first", "--input", "uint8").code == 0
     again = export(tmp_path / "first" / "model.onnx", tmp_path / "second", look=())
     assert "model.onnx takes bytes already: it was exported with --input uint8" in again.err
+    # One that keeps its FP32 graph, which has no card.
+    assert export(original, tmp_path / "half", "--fp16", "--input", "uint8").code == 0
+    again = export(tmp_path / "half" / "reference.onnx", tmp_path / "second", look=())
+    assert "reference.onnx takes bytes already: it was exported with --input uint8" in again.err
+    assert "let it begin after the division" not in again.err
     table = graph("g (float[N,7] x) => (float[N,4] y) { y = MatMul (x, w) }", {"w": normal(7, 4)})
     save(table, tmp_path / "table.onnx")
     called = export(tmp_path / "table.onnx", tmp_path / "third", "--input", "uint8", look=())
@@ -436,6 +441,7 @@ def test_files_that_bytes_cannot_be_put_before(original: Path, tmp_path: Path) -
     save(other, tmp_path / "other.onnx")
     called = export(tmp_path / "other.onnx", tmp_path / "third", "--input", "uint8", look=())
     assert "x uint8 (N, 8, 8, 3)\nexpected images, float32 (batch, 3, H, W)" in called.err
+    assert "let it begin after the division by 255" in called.err
 
 
 CLASS_NUMBERS = [
@@ -463,6 +469,23 @@ def test_an_entry_that_deploykit_did_not_write(original: Path, tmp_path: Path) -
     save(model, tmp_path / "odd.onnx")
     called = export(tmp_path / "odd.onnx", tmp_path / "made")
     assert "the metadata of odd.onnx: deploykit.preprocessing: it is not JSON" in called.err
+
+
+def test_an_output_that_the_file_names_and_does_not_have(original: Path, tmp_path: Path) -> None:
+    model = onnx.load(original)
+    said = {"kind": "multilabel", "output": "scores", "activation": "none"}
+    onnx.helper.set_model_props(model, {"deploykit.head": json.dumps(said)})
+    save(model, tmp_path / "odd.onnx")
+    called = export(tmp_path / "odd.onnx", tmp_path / "made")
+    assert called.code == 0, called.err
+    assert (
+        "odd.onnx says that its head is output 'scores', which it does not have (it has logits): "
+        "only the kind, multilabel, is taken from there"
+    ) in called.data["notes"]
+    head = json.loads((tmp_path / "made" / "manifest.json").read_text())["head"]
+    assert (head["kind"], head["output"]) == ("multilabel", "logits")
+    own = export(tmp_path / "odd.onnx", tmp_path / "own", "--head", "multiclass")
+    assert not any("does not have" in note for note in own.data["notes"])
 
 
 def test_from_python(original: Path, photos: Array, tmp_path: Path) -> None:

@@ -336,6 +336,38 @@ def test_bytes_show_what_floats_show(tmp_path: Path, pixels: Path, form: str) ->
                 assert np.abs(pictures[0] - pictures[1]).max() <= 4
 
 
+@pytest.mark.parametrize("form", ["float32", "uint8"])
+def test_a_file_is_taken_at_its_word(tmp_path: Path, pixels: Path, form: str) -> None:
+    """What it says of itself: numbers of its bundle, answers of the original by onnxruntime."""
+    mean, std = np.array([[0.4, 0.6, 0.2], [0.2, 0.3, 0.25]])
+    network = write_classifier(tmp_path / "net.onnx", image="16, 16")
+    made = package.export(
+        network, backend="none", quiet=True, output=tmp_path / "made", mean=(0.4, 0.6, 0.2),
+        std=(0.2, 0.3, 0.25), resize=16, channel_order="bgr", labels=["ant", "bee", "cat", "dog"],
+        input=form,
+    )  # fmt: skip
+    shown = [
+        package.visualize(target, pixels, output=tmp_path / name, quiet=True)
+        for name, target in (("bundle", made), ("file", tmp_path / "made" / "model.onnx"))
+    ]
+    told = [each.numbers["occlusion"]["maps"] for each in shown]
+    assert [each["largest"]["FP32"] for each in told[0]] == pytest.approx(
+        [each["largest"]["model"] for each in told[1]], rel=1e-4
+    )
+    with np.load(pixels) as kept:
+        given = ((kept["images"][..., ::-1] / 255 - mean) / std).transpose(0, 3, 1, 2)
+    (logits,) = ort.InferenceSession(network).run(None, {"input": given.astype(np.float32)})
+    assert [each["answer"] for each in told[1]] == [
+        logits[each["index"]].argmax() for each in told[1]
+    ]
+    for name in ("filters.png", "occlusion/0-image.png"):
+        pictures = [(each.folder / name).read_bytes() for each in shown]
+        assert pictures[0] == pictures[1]
+    assert shown[1].notes[0].startswith("preprocessing, class names are those that model.onnx says")
+    page_text = (tmp_path / "file" / "index.html").read_text(encoding="utf-8")
+    assert f"covered up for {('ant', 'bee', 'cat', 'dog')[told[1][0]['answer']]}" in page_text
+
+
 # --- what the call alone shows to be wrong
 
 REFUSED: dict[str, tuple[list[str], str]] = {

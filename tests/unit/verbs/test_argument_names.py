@@ -29,16 +29,17 @@ FUNCTIONS = (
 ARGUMENTS = {name: frozenset(signature(getattr(deploykit, name)).parameters) for name in FUNCTIONS}
 
 OTHER_PROGRAMS = frozenset({
-    "cap-drop", "concurrency-range", "descriptor", "gpus", "grpc-port", "host", "http-port", "local-dir",
+    "cap-drop", "concurrency-range", "descriptor", "gpus", "grpc-port", "host", "http-port",
+    "local-dir",
     "model-repository", "net", "profile", "read-only", "rm", "shape", "show", "tmpfs",
 })  # fmt: skip
-"""Options of `hf`, docker, dpkg, trtexec, Triton, perf_analyzer, protoc and the packaged service."""
+"""Of `hf`, docker, dpkg, trtexec, Triton, perf_analyzer, protoc and the packaged service."""
 
 COMMANDS_ALONE = frozenset({
     "ab", "address", "all", "all-gpus", "calib-table", "certificate", "chain", "compare-speed",
     "confusion", "exclude",
     "factory-args", "hardware-compatibility", "help", "identity", "identity-token", "issuer",
-    "key", "method", "optimization-level", "overlap", "password-file", "per-class", "ray",
+    "key", "optimization-level", "overlap", "password-file", "per-class", "ray",
     "rest",
     "sensitive-layers", "sigstore", "threshold", "timm", "torchvision", "work",
 })  # fmt: skip

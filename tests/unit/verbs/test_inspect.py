@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
+import numpy as np
+import onnx
 import pytest
 
+import deploykit
 from deploykit.bundle.manifest import MODEL
 from deploykit.core.choices import DefinitionChoices, PreprocessingChoices
 from deploykit.core.errors import (
@@ -17,6 +21,8 @@ from deploykit.core.errors import (
     UsageError,
 )
 from deploykit.core.precision import Precision
+from deploykit.core.serialization import to_plain
+from deploykit.core.specs import Preprocessing
 from deploykit.graph import convert_to_half, plan_half, read_model, tidy, write_model
 from deploykit.sources.definition import SourceOptions
 from deploykit.verbs.inspect import inspect, inspect_with_input
@@ -135,6 +141,37 @@ def test_the_input_of_a_file_is_that_of_prepared_images(tmp_path: Path) -> None:
     assert prepared.preprocessing.channel_order == "bgr"
     (note,) = prepared.notes
     assert note.startswith("preprocessing is assumed: resize 9, interpolation bilinear; as in")
+
+
+def test_a_file_that_says_how_images_are_prepared(tmp_path: Path) -> None:
+    path = write_classifier(tmp_path / "mine.onnx")
+    model = onnx.load(path)
+    said = to_plain(Preprocessing((8, 8), mean=(0.25,) * 3, std=(0.5,) * 3))
+    onnx.helper.set_model_props(model, {"deploykit.preprocessing": json.dumps(said)})
+    save(model, path)
+    halves = np.zeros((1, 8, 8, 3), np.uint8)
+    halves[:, 4:] = 255
+    np.savez(tmp_path / "halves.npz", images=halves)
+    options = SourceOptions(data=tmp_path / "halves.npz")
+    _, prepared = inspect_with_input(str(path), options)
+    assert prepared is not None
+    assert (prepared.range.min, prepared.range.max) == ((0 - 0.25) / 0.5, (1 - 0.25) / 0.5)
+    assert "preprocessing are those that mine.onnx says" in prepared.notes
+    assert not any("is assumed" in note for note in prepared.notes)
+
+
+@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
+def test_a_file_of_bytes_has_the_range_of_bytes(tmp_path: Path, layout: str) -> None:
+    made = deploykit.export(
+        write_classifier(tmp_path / "mine.onnx"), mean=0.25, std=0.5, input="uint8",
+        input_layout=layout, backend="none", output=tmp_path / "made", quiet=True,
+    )  # fmt: skip
+    _, prepared = inspect_with_input(str(made.folder / MODEL), SourceOptions())
+    _, wanted = inspect_with_input(str(made.folder), SourceOptions())
+    assert prepared is not None
+    assert wanted is not None
+    assert prepared.range == wanted.range
+    assert 128 < prepared.range.max <= 255
 
 
 @pytest.mark.parametrize("shape", ["N, 5", "N, 1, 8, 8", "N, 3, 16000, 16000"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from deploykit.core.errors import (
     ValidationError,
 )
 from deploykit.core.precision import Precision
+from deploykit.core.serialization import to_plain
+from deploykit.core.specs import Preprocessing
 from deploykit.verbs.validate import ComparisonOptions, compare_artifacts
 from tests.bundles import engine_record, write_bundle, write_classifier
 from tests.fakes.engine_fake import FakeMachine
@@ -190,6 +193,17 @@ def test_what_an_engine_that_stores_every_value_would_compute(tmp_path: Path, fa
         assert said[0].startswith(str(half.artifact.path))
         fast = compare_artifacts(*pair, ComparisonOptions(fast=True))
         assert not any("stores every value" in note for note in fast.notes)
+
+
+def test_a_file_says_how_images_are_prepared_and_its_graph_how_large(tmp_path: Path) -> None:
+    first = write_classifier(tmp_path / "a.onnx")
+    said = to_plain(Preprocessing((32, 24), resize=40, mean=(0.25,) * 3, std=(0.5,) * 3))
+    model = onnx.load(first)
+    onnx.helper.set_model_props(model, {"deploykit.preprocessing": json.dumps(said)})
+    save(model, first)
+    report = compare_artifacts(first, shifted(first, tmp_path / "b.onnx", 0), ComparisonOptions())
+    assert report.passed
+    assert not any("preprocessing is assumed" in note for note in report.notes)
 
 
 # --- on a device
