@@ -49,7 +49,7 @@ class Docker(ShippingPlace):
         copy_bundle(bundle, folder / "bundle")
         extra = ",".join(("serve", *_runtimes(bundle)))
         tag, has_engine = _tag(bundle.manifest.name), bool(_runtimes(bundle))
-        values = {"name": bundle.manifest.name, "tag": tag, "extra": extra}
+        values = {"tag": tag, "extra": extra}
         values["run"] = _run_options(has_engine=has_engine)
         (folder / "Dockerfile").write_text(asset("Dockerfile", **values), encoding="utf-8")
         (folder / ".dockerignore").write_text(_IGNORED, encoding="utf-8")
@@ -67,6 +67,7 @@ class Docker(ShippingPlace):
         text = asset(
             "docker.md",
             **values,
+            name=bundle.manifest.name,
             version=__version__,
             created=bundle.manifest.created,
             precision=str(bundle.manifest.precision),
