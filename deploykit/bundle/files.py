@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from deploykit.core.artifacts import WEIGHTS_SUFFIX, sha256_of_bytes
-from deploykit.core.errors import BundleError, IntegrityError
+from deploykit.core.errors import BundleError, IntegrityError, one_line
 from deploykit.core.regular_files import open_regular, read_regular
 
 if TYPE_CHECKING:
@@ -108,6 +108,19 @@ def require_plain_names(names: Iterable[str], source: Source) -> None:
         plain = name.isprintable() and not any(char in name for char in _SEPARATORS)
         if not plain or name in {"", ".", ".."} or len(name.encode()) > _LONGEST_NAME:
             raise source.refusal(f"it names {name!r:.80}, which is no plain name of a file")
+
+
+def require_one_line(texts: Mapping[str, str], source: Source) -> None:
+    """Refuse line breaks and other control characters; ``texts`` are values by field.
+
+    They are written into files that others run, as a Dockerfile, where a line is an instruction.
+
+    Raises:
+        DeploykitError: the error of ``source``.
+    """
+    for field_name, text in texts.items():
+        if one_line(text) != text:
+            raise source.refusal(f"its {field_name} has a control character: {text!r:.80}")
 
 
 _LONGEST_NAME: Final = 255  # bytes, on nearly every disk

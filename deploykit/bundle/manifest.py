@@ -18,7 +18,7 @@ from pathlib import Path  # noqa: TC003
 from typing import TYPE_CHECKING, Any, Final, Required, Self, TypedDict
 
 from deploykit._version import __version__
-from deploykit.bundle.files import BundleFiles, require_plain_names, stamp_of
+from deploykit.bundle.files import BundleFiles, require_one_line, require_plain_names, stamp_of
 from deploykit.bundle.folders import MANIFEST as MANIFEST  # noqa: PLC0414 - others read it here
 from deploykit.bundle.folders import way_to_bundle
 from deploykit.core.artifacts import (
@@ -218,6 +218,7 @@ def read_manifest(text: str, folder: Path) -> Manifest:
     manifest = from_plain(Manifest, known, source)
     for name, form in _RECORDS.items():
         from_plain(form, known[name], replace(source, name=f"{source.name}: {name}"))
+    require_one_line({"name": manifest.name, "created": manifest.created}, source)
     _require_plain_files(manifest, source)
     return replace(manifest, onnx=replace(manifest.onnx, path=folder / manifest.onnx.path))
 

@@ -47,7 +47,11 @@ class _NamesPlaces(click.Option):
     metavar="FOLDER",
     help="Where the package goes.",
 )
-@click.option("--replace", is_flag=True, help="Replace a package that is there.")
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Replace a package that is there, if every file in it is as it was written.",
+)
 @click.option(
     "--image",
     metavar="IMAGE",

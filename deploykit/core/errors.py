@@ -58,16 +58,16 @@ def typed_first_line(error: BaseException) -> str:
     return f"{kind}: {first_line(error)}" if str(error).strip() else f"{kind}: no message"
 
 
-_LINE_BREAKS: Final = re.compile("[\t\n\v\f\r\x85\u2028\u2029]")
+_BREAKS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def one_line(name: object) -> str:
-    r"""A name that somebody else gave, with line breaks as escapes: no line of ours is forged.
+    r"""A name that somebody else gave, with control characters as escapes: it forges no line.
 
     >>> one_line("x\nall files are good")
     'x\\nall files are good'
     """
-    return _LINE_BREAKS.sub(lambda found: found[0].encode("unicode_escape").decode(), str(name))
+    return _BREAKS.sub(lambda found: found[0].encode("unicode_escape").decode(), str(name))
 
 
 class DeploykitError(Exception):

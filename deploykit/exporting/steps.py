@@ -31,7 +31,7 @@ from deploykit.core import environment
 from deploykit.core.artifacts import AMPERE, AMPERE_PLUS, THIS_GPU, sha256_of
 from deploykit.core.atomic import beside, staged_folder
 from deploykit.core.deployed import DeployedForm
-from deploykit.core.errors import DataError, UsageError
+from deploykit.core.errors import DataError, UsageError, one_line
 from deploykit.core.precision import AUTO, Precision, require_images
 from deploykit.core.progress import Journal, Progress, SilentProgress, StageTime
 from deploykit.core.serialization import engine_to_plain, to_plain
@@ -366,7 +366,7 @@ def _fill(
     here = environment.describe()
     files = [file for file in sorted(folder.iterdir()) if file.suffix != ".engine"]
     manifest = Manifest(
-        name=f"{reference.model['name']}-{options.asked}",
+        name=one_line(f"{reference.model['name']}-{options.asked}"),
         model=reference.model,
         weights=reference.weights,
         preprocessing=reference.preprocessing,

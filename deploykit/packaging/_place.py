@@ -65,6 +65,10 @@ class ShippingPlace(ABC):
             UsageError: a choice is missing, or not possible.
         """
 
+    def carried(self, before: Path, choices: PackageChoices) -> PackageChoices:  # noqa: ARG002 - for places that keep something
+        """The choices, with what the user put into the package ``before`` that is replaced."""
+        return choices
+
     @abstractmethod
     def write(self, bundle: Bundle, folder: Path, choices: PackageChoices) -> Packed:
         """Fill an empty ``folder``; every file of the bundle is compared with its hash first.

@@ -10,6 +10,7 @@ from deploykit._version import __version__
 from deploykit.core.sizes import are_images
 from deploykit.packaging._triton_config import ONNXRUNTIME, TENSORRT
 from deploykit.packaging._triton_containers import (
+    IMAGE,
     MATRIX,
     SDK_SUFFIX,
     TritonContainer,
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 _NAMELESS = "IMAGE"
 """Stands for a container that nobody knows the name of."""
+
+_CLIENTS = "SDK_IMAGE"
+"""Stands for a container with Triton's clients."""
 
 _LAYOUTS: Final = {"nhwc": "(N, H, W, 3)", "nchw": "(N, 3, H, W)"}
 
@@ -299,8 +303,9 @@ def _measure(it: Repository) -> list[str]:
             dims = model.warm_up.dims[spec.name]
             arguments += ["--shape", f"{spec.name}:{','.join(map(str, dims))}"]
     arguments += ["--concurrency-range", "1:16:4"]
-    image = _image(it) if it.container is None else f"{it.container}{SDK_SUFFIX}"
-    return [
+    # Only of NVIDIA's own containers is it known that one with the clients goes with them.
+    image = _CLIENTS if it.known is None else shlex.quote(f"{it.known.image}{SDK_SUFFIX}")
+    lines = [
         "## Measure",
         "",
         "```",
@@ -308,6 +313,10 @@ def _measure(it: Repository) -> list[str]:
         f"    {shlex.join(arguments)}",
         "```",
     ]
+    if it.known is None:
+        named = f"`{IMAGE}:RELEASE-py3{SDK_SUFFIX}`"
+        lines += ["", f"{_CLIENTS} is a container with `perf_analyzer`, as NVIDIA's {named}."]
+    return lines
 
 
 def _image(it: Repository) -> str:

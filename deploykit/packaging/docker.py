@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import zipfile
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from deploykit._version import __version__
@@ -44,12 +45,19 @@ class Docker(ShippingPlace):
         if choices.wheel is not None:
             _require_wheel(choices.wheel)
 
+    def carried(self, before: Path, choices: PackageChoices) -> PackageChoices:
+        """With the wheel of ``before``, where it has one of ours and no other is named."""
+        wheels = list((before / "wheel").glob("*.whl"))
+        if choices.wheel is not None or len(wheels) != 1 or not _is_our_wheel(wheels[0]):
+            return choices
+        return replace(choices, wheel=wheels[0])
+
     def write(self, bundle: Bundle, folder: Path, choices: PackageChoices) -> Packed:
         """Fill ``folder``."""
         copy_bundle(bundle, folder / "bundle")
         extra = ",".join(("serve", *_runtimes(bundle)))
         tag, has_engine = _tag(bundle.manifest.name), bool(_runtimes(bundle))
-        values = {"name": bundle.manifest.name, "tag": tag, "extra": extra}
+        values = {"tag": tag, "extra": extra}
         values["run"] = _run_options(has_engine=has_engine)
         (folder / "Dockerfile").write_text(asset("Dockerfile", **values), encoding="utf-8")
         (folder / ".dockerignore").write_text(_IGNORED, encoding="utf-8")
@@ -67,6 +75,7 @@ class Docker(ShippingPlace):
         text = asset(
             "docker.md",
             **values,
+            name=bundle.manifest.name,
             version=__version__,
             created=bundle.manifest.created,
             precision=str(bundle.manifest.precision),
@@ -79,16 +88,19 @@ class Docker(ShippingPlace):
 
 def _require_wheel(path: Path) -> None:
     """Our own wheel is meant, with which everything else is installed."""
-    try:
-        with zipfile.ZipFile(path) as opened:
-            is_ours = "deploykit/_version.py" in opened.namelist()
-    except (OSError, zipfile.BadZipFile):
-        is_ours = False
-    if not is_ours or path.suffix != ".whl":
+    if not _is_our_wheel(path):
         raise UsageError(
             f"--wheel {path} is no wheel of deploykit\n"
             "it is made in a checkout: python -m build --wheel, and lies in dist/ then"
         )
+
+
+def _is_our_wheel(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as opened:
+            return path.suffix == ".whl" and "deploykit/_version.py" in opened.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _runtimes(bundle: Bundle) -> list[str]:

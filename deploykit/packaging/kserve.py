@@ -89,6 +89,8 @@ class KServe(ShippingPlace):
             folder=model_folder,
             uri=str(choices.storage_uri),
             server=_SERVERS[own],
+            rows=_rows(folder),
+            build=_BUILD if packed.facts.get("build") else "",
             notes="".join(f"\nNote: {note}.\n" for note in packed.notes),
         )
         (folder / "README.md").write_text(text, encoding="utf-8")
@@ -102,6 +104,34 @@ _SERVERS: Final[Mapping[bool, str]] = {
     True: "the container of `deploykit package --to docker`, which reads the bundle in `bundle/` "
     "in place of its own",
 }
+
+
+_BESIDE: Final = (
+    ("TRITON.md", "what the model repository holds, and which container loads it"),
+    ("build.sh", "compiles the plans, before the upload"),
+    ("config.tensorrt.pbtxt", "the configuration that `build.sh` puts into the model folder"),
+    ("source", "the graph that `build.sh` compiles"),
+)
+"""What a package for Triton has beside the model folder, and what it is; none of it is uploaded."""
+
+_BUILD: Final = """## Before the upload: the plans
+
+On a machine with the GPU of the cluster's nodes, docker and NVIDIA's container toolkit:
+
+```
+./build.sh
+```
+
+It compiles the plans into the model folder, in the container that `inferenceservice.yaml` names.
+Without it Triton runs the graph on onnxruntime. TRITON.md says more.
+
+"""
+
+
+def _rows(folder: Path) -> str:
+    """Lines of the table of what is inside."""
+    there = [(name, what) for name, what in _BESIDE if (folder / name).exists()]
+    return "".join(f"\n| `{name}` | {what} |" for name, what in there)
 
 
 def inference_service(

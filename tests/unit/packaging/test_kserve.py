@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,28 @@ def test_triton_serves_the_repository(tmp_path: Path) -> None:
     assert "`models/`" in page
     assert "TRITON.md" in page
     assert (tmp_path / "package/TRITON.md").is_file()
+
+
+def test_the_page_says_that_plans_are_compiled_before_the_upload(tmp_path: Path) -> None:
+    """In the container that serves: plans of another would not load."""
+    found = service(tmp_path)
+    page = (tmp_path / "package/README.md").read_text(encoding="utf-8")
+    assert 0 < page.find("\n./build.sh\n") < page.find("\nUpload what is in")
+    script = (tmp_path / "package/build.sh").read_text(encoding="utf-8")
+    assert f"image={found['spec']['predictor']['model']['image']}\n" in script
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("engines", [(), (engine_record(),)])
+def test_the_page_names_what_is_in_the_folder_and_no_more(
+    engines: tuple[Any, ...], own: bool, tmp_path: Path
+) -> None:
+    service(tmp_path, *engines, **({"server": "deploykit", "image": "a"} if own else {}))
+    page = (tmp_path / "package/README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    found = {path.name for path in (tmp_path / "package").iterdir()}
+    assert {name.rstrip("/") for name in listed} == found - {"README.md"}
+    assert ("build.sh" in page) == ("build.sh" in found)
 
 
 def test_an_unknown_container_is_left_to_the_runtime(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -485,6 +486,31 @@ def test_a_named_container_is_taken_and_called_uncompared(tmp_path: Path) -> Non
     packed = packaged(bundle, tmp_path / "package", image="triton:mine")
     assert packed.facts["container"] == "triton:mine"
     assert "nobody compared" in (tmp_path / "package/README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("engines", [(), (SM90,)])
+@pytest.mark.parametrize("image", ["triton:mine", "registry.local/a b;reboot:1"])
+def test_no_container_of_clients_is_made_up_beside_a_named_one(
+    engines: tuple[EngineRecord, ...], image: str, tmp_path: Path
+) -> None:
+    bundle = Bundle.open(write_bundle(tmp_path / "bundle", *engines))
+    packaged(bundle, tmp_path / "package", image=image)
+    page = (tmp_path / "package/README.md").read_text(encoding="utf-8")
+    assert f"{image}-sdk" not in page
+    assert "\nSDK_IMAGE is a container with `perf_analyzer`" in page
+    commands = [shlex.split(text.replace("\\\n", " ")) for text in page.split("```\n")[1::2]]
+    runs = [words for words in commands if words[:2] == ["docker", "run"]]
+    assert [len({image, "SDK_IMAGE"} & set(words)) for words in runs] == [1, 1, 1]
+    assert "SDK_IMAGE" in runs[-1]
+
+
+def test_the_clients_of_a_known_release_go_with_a_named_container(tmp_path: Path) -> None:
+    known = triton_containers()[0]
+    engine = replace(SM90, compiler_version=known.tensorrt)
+    bundle = Bundle.open(write_bundle(tmp_path / "bundle", engine))
+    packaged(bundle, tmp_path / "package", image="triton:mine")
+    page = (tmp_path / "package/README.md").read_text(encoding="utf-8")
+    assert f"--net=host {known.image}-sdk \\\n" in page
 
 
 def test_every_row_of_the_table_has_a_source() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -54,6 +55,84 @@ def test_a_package_is_replaced_only_where_it_was_allowed(bundle: Path, tmp_path:
     package(bundle, "triton", tmp_path / "out", replace=True)
     assert (tmp_path / "out" / "models").is_dir()
     assert not (tmp_path / "out" / "Dockerfile").exists()
+
+
+@pytest.mark.parametrize("name", ["mine.txt", "models/colours-fp32/1/model-sm80.plan", "README.md"])
+def test_files_of_the_user_stop_a_replacement(name: str, bundle: Path, tmp_path: Path) -> None:
+    package(bundle, "triton", tmp_path / "out")
+    (tmp_path / "out" / name).write_text("hours")
+    before = snapshot(tmp_path / "out")
+    with pytest.raises(BundleError, match=rf"did not write, or .*: {name}\nmove them away, or"):
+        package(bundle, "triton", tmp_path / "out", replace=True)
+    assert snapshot(tmp_path / "out") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "out"]
+
+
+def test_many_files_of_the_user_are_counted(bundle: Path, tmp_path: Path) -> None:
+    package(bundle, "triton", tmp_path / "out")
+    for number in range(6):
+        (tmp_path / "out" / f"{number}\n.txt").touch()
+    (tmp_path / "out" / "6").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(BundleError, match=r": 0\\n\.txt, .*, 3\\n\.txt and 3 more\n"):
+        package(bundle, "triton", tmp_path / "out", replace=True)
+
+
+def test_what_comes_meanwhile_stops_a_replacement(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package(bundle, "triton", tmp_path / "out")
+    place = place_named("triton")
+    write = place.write
+
+    def slow(opened: Bundle, folder: Path, choices: PackageChoices) -> Any:
+        (tmp_path / "out" / "build.log").write_text("compiling")
+        return write(opened, folder, choices)
+
+    monkeypatch.setattr(type(place), "write", lambda _, *given: slow(*given))
+    with pytest.raises(BundleError, match=r"did not write, or .*: build\.log\n"):
+        package(bundle, "triton", tmp_path / "out", replace=True)
+    assert (tmp_path / "out" / "build.log").read_text() == "compiling"
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"files": 3}', "{}"])
+def test_a_record_that_cannot_be_read_stops_a_replacement(
+    text: str, bundle: Path, tmp_path: Path
+) -> None:
+    package(bundle, "triton", tmp_path / "out")
+    (tmp_path / "out" / RECORD).write_text(text)
+    with pytest.raises(BundleError, match="so which files deploykit wrote is not known"):
+        package(bundle, "triton", tmp_path / "out", replace=True)
+
+
+def wheel_at(path: Path, name: str = "deploykit/_version.py") -> Path:
+    with zipfile.ZipFile(path, "w") as made:
+        made.writestr(name, "")
+    return path
+
+
+def test_the_wheel_that_was_put_there_is_taken_over_each_time(bundle: Path, tmp_path: Path) -> None:
+    package(bundle, "docker", tmp_path / "out")
+    wheel = wheel_at(tmp_path / "out" / "wheel" / "deploykit_vision-1-py3-none-any.whl")
+    before = wheel.read_bytes()
+    for _ in range(2):
+        report = package(bundle, "docker", tmp_path / "out", replace=True)
+        assert wheel.read_bytes() == before
+        assert not any("put the wheel" in note for note in report.packed.notes)
+    other = PackageChoices(wheel=wheel_at(tmp_path / "deploykit_vision-2-py3-none-any.whl"))
+    package(bundle, "docker", tmp_path / "out", other, replace=True)
+    assert [path.name for path in wheel.parent.iterdir()] == ["deploykit_vision-2-py3-none-any.whl"]
+
+
+def test_a_wheel_that_would_be_lost_is_named(bundle: Path, tmp_path: Path) -> None:
+    package(bundle, "docker", tmp_path / "out")
+    wheel = wheel_at(tmp_path / "out" / "wheel" / "deploykit_vision-1-py3-none-any.whl")
+    other = PackageChoices(wheel=wheel_at(tmp_path / "deploykit_vision-2-py3-none-any.whl"))
+    for place, choices in (("docker", other), ("triton", None)):
+        with pytest.raises(BundleError, match=rf"did not write, or .*: wheel/{wheel.name}\n"):
+            package(bundle, place, tmp_path / "out", choices, replace=True)
+    wheel_at(wheel, "other.py")
+    with pytest.raises(BundleError, match=rf"did not write, or .*: wheel/{wheel.name}\n"):
+        package(bundle, "docker", tmp_path / "out", replace=True)
 
 
 def test_what_is_no_package_is_never_replaced(bundle: Path, tmp_path: Path) -> None:
