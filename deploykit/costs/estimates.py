@@ -92,7 +92,10 @@ def limit_and_estimate(cost: NetworkCost, peak: DevicePeak) -> Limit:
 
 def _runs(peak: DevicePeak, precision: Precision) -> bool:
     capability = peak.compute_capability
-    return capability is None or precision.facts.runs_on(capability)
+    if capability is not None and not precision.facts.runs_on(capability):
+        return False
+    # Kernels that stay in FP16 have a time even where the GPU cannot compute the rest.
+    return peak.flop_per_s(precision) is not None
 
 
 def _operators(cost: NetworkCost) -> set[str]:

@@ -85,7 +85,9 @@ class Budget:
             lacking = [capability for capability in where if not each.facts.runs_on(capability)]
             if lacking:
                 notes.append(f"no {each.upper()}: compute capability {lacking[0]} has none")
-            elif (peak.int8_op_per_s or 0.0) <= plain:
+            elif peak.int8_op_per_s is None:
+                notes.append(f"no {each.upper()}: {peak.name} has none")
+            elif peak.int8_op_per_s <= plain:
                 notes.append(f"no {each.upper()}: {peak.name} is not faster in it than in FP16")
             else:
                 usable.append(each)

@@ -59,10 +59,12 @@ def test_each_row_is_what_its_clock_gives(row: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=[row["name"] for row in ROWS])
 def test_precisions_are_in_proportion(row: dict[str, str]) -> None:
-    fp32, fp16, int8 = (float(row[key]) for key in ("fp32_tflops", "fp16_tflops", "int8_tops"))
+    fp32, fp16 = float(row["fp32_tflops"]), float(row["fp16_tflops"])
+    int8 = float(row["int8_tops"] or "nan")
     assert fp16 >= 1.9 * fp32
     if row["matrix_units"] == "no":
-        assert int8 == fp16 == pytest.approx(2 * fp32, rel=0.02)
+        assert row["int8_tops"] == ""  # Maxwell and Pascal of Jetson have no DP4A
+        assert fp16 == pytest.approx(2 * fp32, rel=0.02)
     elif row["name"].startswith("Tesla V100"):
         assert int8 == pytest.approx(4 * fp32, rel=0.01)  # DP4A on CUDA cores
     else:

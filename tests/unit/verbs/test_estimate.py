@@ -71,6 +71,17 @@ def test_all_gpus_are_ranked_and_those_without_the_precision_left_out(model: Pat
     assert "no published latency is in FP8: the interval is a guess" in found["notes"]
 
 
+def test_a_gpu_without_int8_is_left_out(model: Path) -> None:
+    jetsons = ("Jetson Nano", "Jetson TX2", "Jetson Xavier NX")
+    asked = [word for name in jetsons for word in ("--gpu", name)]
+    found = run(str(model), *asked, "--int8", "--fp16", "--batch", "1")
+    assert {row["gpu"] for row in found["rows"] if row["precision"] == "fp16"} == set(jetsons)
+    assert {row["gpu"] for row in found["rows"] if row["precision"] == "int8"} == {jetsons[2]}
+    assert found["left_out"] == {
+        f"{name}, int8": f"{name} has no INT8" for name in ("Jetson Nano", "Jetson TX2")
+    }
+
+
 def test_the_price_of_a_million_images(model: Path) -> None:
     prices = ("--price-per-hour", "L4=0.72", "--price-per-hour", "T4=0.36")
     asked = ("--gpu", "L4", "--gpu", "T4", "--fp16", "--batch", "8")
