@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("target", type=TARGET)
-@click.option("--gpu", "gpus", multiple=True, metavar="NAME", help="As L4; may be repeated.")
+@click.option("--gpu", "gpus", multiple=True, metavar="NAME", help="As L4 or L4,T4; repeatable.")
 @click.option("--all-gpus", is_flag=True, help="Every GPU that is known, the fastest first.")
 @click.option(
     "--precision",
@@ -77,12 +77,12 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     from deploykit.benchmarking.matrix.cells import in_order, parse_batches
     from deploykit.core.choices import DefinitionChoices
     from deploykit.sources.calls import require_call
-    from deploykit.verbs.estimate import EstimateCall, prices_of
+    from deploykit.verbs.estimate import EstimateCall, gpus_of, prices_of
 
     if all_gpus and gpus:
         raise UsageError("--all-gpus and --gpu exclude each other\ngive one of the two")
     names = [part.strip() for part in (precision or "").split(",") if part.strip()]
-    asked = None if all_gpus else gpus
+    asked = None if all_gpus else gpus_of(gpus)
     call = EstimateCall(
         gpus=asked,
         precisions=in_order([*flagged, *names]),

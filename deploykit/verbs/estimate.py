@@ -67,6 +67,7 @@ class EstimateCall:
 
         Raises:
             UnknownNameError: one is not in the table.
+            UsageError: one may be several of the table.
         """
         names = gpu_names() if self.gpus is None else self.gpus
         return tuple({peak.name: peak for peak in map(known_gpu, names)}.values())
@@ -123,6 +124,15 @@ def estimate_to_plain(report: EstimateReport) -> dict[str, Any]:
         "fitted_on": basis(),
         "notes": list(report.notes),
     }
+
+
+def gpus_of(texts: Sequence[str]) -> tuple[str, ...]:
+    """The names in ``texts``, each one or several with commas between: no GPU's name has one.
+
+    >>> gpus_of(["L4,T4", "A10"])
+    ('L4', 'T4', 'A10')
+    """
+    return tuple(name for text in texts for part in text.split(",") if (name := part.strip()))
 
 
 def parse_price(text: str) -> tuple[str | None, float]:

@@ -561,9 +561,9 @@ def estimate(  # noqa: PLR0913 - the options of the command
         DeploykitError: the network cannot be read or exported.
     """
     from deploykit.benchmarking.matrix.cells import in_order
-    from deploykit.verbs.estimate import EstimateCall, estimate_target, prices_of
+    from deploykit.verbs.estimate import EstimateCall, estimate_target, gpus_of, prices_of
 
-    gpus = None if gpu is None else _several(gpu)
+    gpus = None if gpu is None else gpus_of(_several(gpu))
     prices = [f"{name}={price}" for name, price in (price_per_hour or {}).items()]
     choices = DefinitionChoices(num_classes, input_size)
     call = EstimateCall(

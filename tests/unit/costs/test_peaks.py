@@ -134,6 +134,8 @@ def test_names_that_drivers_give(driver_name: str, expected: str) -> None:
         ("NVIDIA GeForce RTX 4090 Laptop GPU", {"GeForce RTX 4090"}),
         ("NVIDIA GeForce RTX 3060 Ti", {"GeForce RTX 3060"}),
         ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", {"A100 SXM 40GB"}),
+        ("L40 S", {"L40S"}),
+        ("rtx4090", {"GeForce RTX 4090"}),
         ("NVIDIA A10G", set()),
         ("NVIDIA", set()),
         ("", set()),

@@ -60,7 +60,7 @@ def test_no_budget_is_nothing_or_everything(drop: float) -> None:
 def test_a_gpu_must_be_known_and_one() -> None:
     with pytest.raises(UnknownNameError, match=r"unknown GPU 'H300 SXM'\ndid you mean: .*H200 SXM"):
         Budget(0.01, "H300 SXM")
-    with pytest.raises(UnknownNameError, match="all of them: A100 SXM 40GB, A100 PCIe 40GB"):
+    with pytest.raises(UsageError, match="'A100' may be several GPUs: A100 SXM 40GB, A100 PCIe"):
         Budget(0.01, "A100")
     assert Budget(0.01).peak.name == "A10"
 

@@ -71,6 +71,12 @@ def test_all_gpus_are_ranked_and_those_without_the_precision_left_out(model: Pat
     assert "no published latency is in FP8: the interval is a guess" in found["notes"]
 
 
+def test_gpus_with_commas_between_are_several(model: Path) -> None:
+    asked = ("--fp16", "--batch", "1")
+    several = run(str(model), "--gpu", "L4", "--gpu", "T4", *asked)
+    assert run(str(model), "--gpu", "L4, T4", *asked) == several
+
+
 def test_a_gpu_without_int8_is_left_out(model: Path) -> None:
     jetsons = ("Jetson Nano", "Jetson TX2", "Jetson Xavier NX")
     asked = [word for name in jetsons for word in ("--gpu", name)]
@@ -115,7 +121,11 @@ def test_a_table_says_that_nothing_was_measured(model: Path) -> None:
         ((), "no GPU is named\ngive one, as --gpu L4, or all that are known: --all-gpus"),
         (("--gpu", "L4", "--all-gpus"), "--all-gpus and --gpu exclude each other"),
         (("--gpu", "GeForce RTX 3080"), "did you mean: GeForce RTX 3090"),
-        (("--gpu", "A100"), "all of them: A100 SXM 40GB, A100 PCIe 40GB"),
+        (("--gpu", "A100"), "'A100' may be several GPUs: A100 SXM 40GB, A100 PCIe 40GB"),
+        (("--gpu", "4090"), "did you mean: GeForce RTX 4090?\nall of them: Tesla T4, "),
+        (("--gpu", "L40 S"), "did you mean: L40S?\nall of them: Tesla T4, "),
+        (("--gpu", "L4,A1000"), "unknown GPU 'A1000'"),
+        (("--gpu", ","), "no GPU is named"),
         (("--gpu", "L4", "--batch", "0"), "expected whole numbers from 1 up"),
         (("--gpu", "L4", "--price-per-hour", "cheap"), "expected a number above 0"),
         (("--gpu", "L4", "--gpu", "T4", "--price-per-hour", "1"), "several are estimated"),
