@@ -157,3 +157,31 @@ def test_from_python(model: Path) -> None:
     assert (row.gpu, str(row.precision), row.batch) == ("L4", "fp16", 8)
     assert row.price_per_million is not None
     assert "L4" in report._repr_html_()
+
+
+def test_from_python_a_price_of_one_gpu_needs_no_name(model: Path) -> None:
+    def price(**call: Any) -> Any:
+        (row,) = deploykit.estimate(model, precision="fp16", batch=1, **call).rows
+        return row.price_per_million
+
+    assert price(gpu="L4", price_per_hour=0.8) == price(gpu="L4", price_per_hour={"L4": 0.8})
+    assert price(gpu="L4", price_per_hour=1) == price(gpu="L4", price_per_hour=1.0) is not None
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"gpu": 5}, "gpu=5\nexpected a name, or a list of names"),
+        ({"gpu": ["L4", 5]}, "gpu=['L4', 5]\nexpected a name, or a list of names"),
+        ({"gpu": []}, "no GPU is named"),
+        ({"gpu": "L4", "precision": 8}, "precision=8\nexpected a name, or a list of names"),
+        ({"gpu": "L4", "input_size": 0}, "input_size=0\nexpected height and width in pixels"),
+        ({"gpu": "L4", "price_per_hour": -1.0}, "expected a number above 0"),
+        ({"gpu": "L4", "price_per_hour": True}, "expected a number above 0"),
+        ({"gpu": "L4,T4", "price_per_hour": 1.0}, "is for one GPU, and several are estimated"),
+    ],
+)
+def test_from_python_what_is_wrong_is_said(model: Path, call: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        deploykit.estimate(model, **call)
+    assert message in str(error.value)
