@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deploykit.cli import _options
-from deploykit.cli._command import NOTHING_DONE, Answer, Command, examples, only_checks
+from deploykit.cli._command import NOTHING_DONE, Answer, Command, examples, is_quiet, only_checks
 from deploykit.cli._option_types import TARGET
 from deploykit.cli._show import progress, table
 from deploykit.core.errors import UsageError
@@ -140,5 +140,5 @@ def _show(out: Console, report: EstimateReport) -> None:
     )
     for name in report.left_out.values():
         out.print(f"left out: {name}", style="yellow", markup=False)
-    for note in report.notes:
+    for note in () if is_quiet() else report.notes:
         out.print(f"note: {note}", style="yellow", markup=False)

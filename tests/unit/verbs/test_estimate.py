@@ -115,6 +115,15 @@ def test_a_table_says_that_nothing_was_measured(model: Path) -> None:
     assert "price of 1 M images" in done.stdout
 
 
+def test_quiet_leaves_out_the_notes(model: Path) -> None:
+    asked = ["estimate", str(model), "--gpu", "L4", "--precision", "fp8", "--batch", "1"]
+    loud, quiet = CliRunner().invoke(main, asked), CliRunner().invoke(main, [*asked, "--quiet"])
+    rows, _, notes = loud.stdout.partition("note: ")
+    assert "no published latency is in FP8" in notes
+    assert quiet.stdout == rows
+    assert "estimated, not measured" in quiet.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
