@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from deploykit.core.precision import Precision
-    from deploykit.verbs.estimate import EstimateCall, EstimateReport
+    from deploykit.verbs.estimate import EstimateReport
 
 
 @click.command(
@@ -77,7 +77,13 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     from deploykit.benchmarking.matrix.cells import in_order, parse_batches
     from deploykit.core.choices import DefinitionChoices
     from deploykit.sources.calls import require_call
-    from deploykit.verbs.estimate import EstimateCall, gpus_of, prices_of
+    from deploykit.verbs.estimate import (
+        EstimateCall,
+        estimate_target,
+        estimate_to_plain,
+        gpus_of,
+        prices_of,
+    )
 
     if all_gpus and gpus:
         raise UsageError("--all-gpus and --gpu exclude each other\ngive one of the two")
@@ -94,17 +100,8 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     require_call([target])
     if only_checks():
         return NOTHING_DONE
-    report = _estimated(target, call)
-    from deploykit.verbs.estimate import estimate_to_plain
-
+    report = estimate_target(target, call, progress())
     return Answer(estimate_to_plain(report), lambda out: _show(out, report))
-
-
-def _estimated(target: str, call: EstimateCall) -> EstimateReport:
-    with progress().step("estimate"):
-        from deploykit.verbs.estimate import estimate_target
-
-        return estimate_target(target, call)
 
 
 def _show(out: Console, report: EstimateReport) -> None:

@@ -544,6 +544,7 @@ def estimate(  # noqa: PLR0913 - the options of the command
     graph: bool = True,
     input_size: int | None = None,
     num_classes: int | None = None,
+    quiet: bool = False,
 ) -> EstimateReport:
     """Latency of a network on GPUs that are not here, each with an interval of 90 %.
 
@@ -556,6 +557,7 @@ def estimate(  # noqa: PLR0913 - the options of the command
         graph: whether a CUDA graph is replayed, or the host launches each kernel.
         input_size: height and width of the images in pixels.
         num_classes: of a definition that takes it.
+        quiet: whether to say nothing of the steps.
 
     Raises:
         UsageError: no such network, GPU or precision, or it does not take these choices.
@@ -576,7 +578,7 @@ def estimate(  # noqa: PLR0913 - the options of the command
         choices=choices,
     )
     require_call([os.fspath(model)] if isinstance(model, str | os.PathLike) else [])
-    return estimate_target(network_of(_target(model), choices), call)
+    return estimate_target(network_of(_target(model), choices), call, _progress(quiet=quiet))
 
 
 def _progress(*, quiet: bool) -> Progress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -11,12 +12,17 @@ from click.testing import CliRunner
 
 import deploykit
 from deploykit.cli import main
+from deploykit.core.choices import DefinitionChoices
 from deploykit.core.errors import UnknownNameError, UsageError
-from deploykit.verbs.estimate import EstimateCall, prices_of
+from deploykit.core.progress import SilentProgress
+from deploykit.verbs.estimate import EstimateCall, estimate_target, prices_of
 from tests.graphs import graph, normal
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from pathlib import Path
+
+    from deploykit.core.progress import ProgressTask
 
 NET = """net (float[N, 3, 64, 64] x) => (float[N, 10] y) {
     [conv] c = Conv <strides = [2,2], pads = [1,1,1,1]> (x, w1)
@@ -113,6 +119,40 @@ def test_a_table_says_that_nothing_was_measured(model: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "estimated, not measured" in done.stdout
     assert "price of 1 M images" in done.stdout
+
+
+class Steps:
+    """The names of the steps that were begun."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def step(self, name: str) -> AbstractContextManager[ProgressTask]:
+        self.names.append(name)
+        return SilentProgress().step(name)
+
+
+SMALL_NET = """import torch
+
+def small():
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 9, stride=4), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    )
+"""
+
+
+def test_the_steps_of_a_definition_are_shown_and_a_bad_size_comes_before_the_export(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "nets.py").write_text(SMALL_NET)
+    call = EstimateCall(gpus=("L4",), batches=(1,), choices=DefinitionChoices(image_size=32))
+    steps = Steps()
+    assert estimate_target(f"{tmp_path}/nets.py:small", call, steps).rows
+    assert steps.names == ["definition", "build", "export by torch.export", "count kernels"]
+    steps, tiny = Steps(), replace(call, choices=DefinitionChoices(image_size=4))
+    with pytest.raises(UsageError, match=r"nets.py:small does not take images \(2, 3, 4, 4\)"):
+        estimate_target(f"{tmp_path}/nets.py:small", tiny, steps)
+    assert steps.names == ["definition"]
 
 
 def test_quiet_leaves_out_the_notes(model: Path) -> None:
