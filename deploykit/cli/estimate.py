@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deploykit.cli import _options
-from deploykit.cli._command import NOTHING_DONE, Answer, Command, examples, only_checks
+from deploykit.cli._command import NOTHING_DONE, Answer, Command, examples, is_quiet, only_checks
 from deploykit.cli._option_types import TARGET
 from deploykit.cli._show import progress, table
 from deploykit.core.errors import UsageError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from deploykit.core.precision import Precision
-    from deploykit.verbs.estimate import EstimateCall, EstimateReport
+    from deploykit.verbs.estimate import EstimateReport
 
 
 @click.command(
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     ),
 )
 @click.argument("target", type=TARGET)
-@click.option("--gpu", "gpus", multiple=True, metavar="NAME", help="As L4; may be repeated.")
+@click.option("--gpu", "gpus", multiple=True, metavar="NAME", help="As L4 or L4,T4; repeatable.")
 @click.option("--all-gpus", is_flag=True, help="Every GPU that is known, the fastest first.")
 @click.option(
     "--precision",
@@ -77,12 +77,18 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     from deploykit.benchmarking.matrix.cells import in_order, parse_batches
     from deploykit.core.choices import DefinitionChoices
     from deploykit.sources.calls import require_call
-    from deploykit.verbs.estimate import EstimateCall, prices_of
+    from deploykit.verbs.estimate import (
+        EstimateCall,
+        estimate_target,
+        estimate_to_plain,
+        gpus_of,
+        prices_of,
+    )
 
     if all_gpus and gpus:
         raise UsageError("--all-gpus and --gpu exclude each other\ngive one of the two")
     names = [part.strip() for part in (precision or "").split(",") if part.strip()]
-    asked = None if all_gpus else gpus
+    asked = None if all_gpus else gpus_of(gpus)
     call = EstimateCall(
         gpus=asked,
         precisions=in_order([*flagged, *names]),
@@ -94,17 +100,8 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     require_call([target])
     if only_checks():
         return NOTHING_DONE
-    report = _estimated(target, call)
-    from deploykit.verbs.estimate import estimate_to_plain
-
+    report = estimate_target(target, call, progress())
     return Answer(estimate_to_plain(report), lambda out: _show(out, report))
-
-
-def _estimated(target: str, call: EstimateCall) -> EstimateReport:
-    with progress().step("estimate"):
-        from deploykit.verbs.estimate import estimate_target
-
-        return estimate_target(target, call)
 
 
 def _show(out: Console, report: EstimateReport) -> None:
@@ -140,5 +137,5 @@ def _show(out: Console, report: EstimateReport) -> None:
     )
     for name in report.left_out.values():
         out.print(f"left out: {name}", style="yellow", markup=False)
-    for note in report.notes:
+    for note in () if is_quiet() else report.notes:
         out.print(f"note: {note}", style="yellow", markup=False)

@@ -94,9 +94,13 @@ class UnknownNameError(UsageError):
     all of them: deploykit list
     """
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], listing: str) -> None:
+    def __init__(
+        self, kind: str, name: str, known: Iterable[str], listing: str, meant: Iterable[str] = ()
+    ) -> None:
+        """``meant`` are what is suggested where the caller knows better than spelling tells."""
         self.name = name
-        self.matches = tuple(get_close_matches(name, list(known), n=3, cutoff=0.6))
+        close = get_close_matches(name, list(known), n=3, cutoff=0.6)
+        self.matches = tuple(meant) or tuple(close)
         lines = [f"unknown {kind} {name!r}"]
         if self.matches:
             lines.append(f"did you mean: {', '.join(self.matches)}?")

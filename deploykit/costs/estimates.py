@@ -7,7 +7,7 @@ from functools import cache
 from math import isfinite, log
 from typing import TYPE_CHECKING, Any, Final
 
-from deploykit.core.errors import UnknownNameError
+from deploykit.core.errors import UnknownNameError, UsageError
 from deploykit.costs.intervals import Interval, half_width, interval
 from deploykit.costs.kernels import KernelKind, kind_of
 from deploykit.costs.latency import GRAPH, Timing, fitted, fitted_constants, latency_ms
@@ -43,13 +43,18 @@ def known_gpu(name: str) -> DevicePeak:
     """The GPU of the table that ``name`` means.
 
     Raises:
-        UnknownNameError: none has this name, or several have.
+        UnknownNameError: none has this name; suggests the one that resembles it.
+        UsageError: several may be meant.
     """
     found = gpu_peak(name)
-    if found.peak is None:
-        known = found.candidates or gpu_names()
-        raise UnknownNameError("GPU", name, known, ", ".join(known))
-    return found.peak
+    if found.peak is not None:
+        return found.peak
+    if len(found.candidates) > 1:
+        raise UsageError(
+            f"{name!r} may be several GPUs: {', '.join(found.candidates)}\nname one of them"
+        )
+    known = gpu_names()
+    raise UnknownNameError("GPU", name, known, ", ".join(known), found.candidates)
 
 
 def estimate(
@@ -92,7 +97,10 @@ def limit_and_estimate(cost: NetworkCost, peak: DevicePeak) -> Limit:
 
 def _runs(peak: DevicePeak, precision: Precision) -> bool:
     capability = peak.compute_capability
-    return capability is None or precision.facts.runs_on(capability)
+    if capability is not None and not precision.facts.runs_on(capability):
+        return False
+    # Kernels that stay in FP16 have a time even where the GPU cannot compute the rest.
+    return peak.flop_per_s(precision) is not None
 
 
 def _operators(cost: NetworkCost) -> set[str]:

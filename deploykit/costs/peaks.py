@@ -138,7 +138,7 @@ def gpu_peak(device_name: str) -> PeakLookup:
 
     A name that fits exactly wins; otherwise capital letters, punctuation and the words NVIDIA,
     Tesla and GeForce do not count. A name that several rows have (all Jetson Orin say "Orin"), or
-    that only resembles some, gives candidates and no peak.
+    that only resembles some, gives candidates and no peak; so does one whose spaces are elsewhere.
 
     >>> gpu_peak("NVIDIA A100-SXM4-80GB").peak.name
     'A100 SXM 80GB'
@@ -153,7 +153,8 @@ def gpu_peak(device_name: str) -> PeakLookup:
     alike = [peak for names, peak in table if any(_words(name) == wanted for name in names)]
     if len(alike) == 1 and not exact:
         return PeakLookup(alike[0])
-    near = exact or alike or [peak for names, peak in table if _resembles(wanted, names)]
+    near = exact or alike or _spaced_otherwise(wanted, table)
+    near = near or [peak for names, peak in table if _resembles(wanted, names)]
     return PeakLookup(None, tuple(peak.name for peak in near))
 
 
@@ -326,6 +327,16 @@ def _tera(text: str) -> float | None:
 def _words(name: str) -> tuple[str, ...]:
     found = re.findall(r"[a-z0-9]+", name.casefold())
     return tuple(word for word in found if word not in _VENDOR_WORDS)
+
+
+def _spaced_otherwise(
+    wanted: tuple[str, ...], table: Sequence[tuple[tuple[str, ...], DevicePeak]]
+) -> list[DevicePeak]:
+    """GPUs one of whose names has the same letters and digits in a row: L40 S is no L40."""
+    joined = "".join(wanted)
+    return [
+        peak for names, peak in table if joined and joined in {"".join(_words(n)) for n in names}
+    ]
 
 
 def _resembles(wanted: tuple[str, ...], names: tuple[str, ...]) -> bool:

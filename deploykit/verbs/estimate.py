@@ -11,6 +11,7 @@ from deploykit.core.choices import DefinitionChoices
 from deploykit.core.errors import ControlFlowError, ExportError, ModelFileError, UsageError
 from deploykit.core.html_tables import html_table
 from deploykit.core.precision import Precision
+from deploykit.core.progress import SilentProgress
 from deploykit.core.serialization import to_plain
 from deploykit.costs.estimates import basis, estimate, known_gpu
 from deploykit.costs.intervals import Interval
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from deploykit.bundle.manifest import Bundle
+    from deploykit.core.progress import Progress
     from deploykit.core.specs import ModelSpec
     from deploykit.costs.network import NetworkCost
     from deploykit.costs.peaks import DevicePeak
@@ -67,6 +69,7 @@ class EstimateCall:
 
         Raises:
             UnknownNameError: one is not in the table.
+            UsageError: one may be several of the table.
         """
         names = gpu_names() if self.gpus is None else self.gpus
         return tuple({peak.name: peak for peak in map(known_gpu, names)}.values())
@@ -125,6 +128,15 @@ def estimate_to_plain(report: EstimateReport) -> dict[str, Any]:
     }
 
 
+def gpus_of(texts: Sequence[str]) -> tuple[str, ...]:
+    """The names in ``texts``, each one or several with commas between: no GPU's name has one.
+
+    >>> gpus_of(["L4,T4", "A10"])
+    ('L4', 'T4', 'A10')
+    """
+    return tuple(name for text in texts for part in text.split(",") if (name := part.strip()))
+
+
 def parse_price(text: str) -> tuple[str | None, float]:
     """A price per hour, of a GPU that is named or of the only one.
 
@@ -173,16 +185,21 @@ def prices_of(texts: Sequence[str], gpus: tuple[str, ...] | None) -> dict[str, f
     return found
 
 
-def estimate_target(target: str | ModelSpec, call: EstimateCall) -> EstimateReport:
+def estimate_target(
+    target: str | ModelSpec, call: EstimateCall, progress: Progress | None = None
+) -> EstimateReport:
     """Estimate every GPU in every precision and batch.
+
+    ``progress`` shows the steps: of a definition most of the time is its export.
 
     Raises:
         UsageError: the target does not take these choices, or has another precision.
         DeploykitError: the target cannot be read or exported.
     """
-    source = _read(target, call.choices)
+    progress = progress or SilentProgress()
+    source = _read(target, call.choices, progress)
     precisions = _precisions(source, call.precisions)
-    costs = {batch: _cost(source.model, batch) for batch in call.batches}
+    costs = _costs(source.model, call.batches, progress)
     rows: list[EstimateRow] = []
     left_out: dict[str, str] = {}
     for precision in precisions:
@@ -251,6 +268,15 @@ def _precisions(source: _Source, asked: tuple[Precision, ...]) -> tuple[Precisio
     return (source.own,)
 
 
+def _costs(model: ir.Model, batches: tuple[int, ...], progress: Progress) -> dict[int, NetworkCost]:
+    found: dict[int, NetworkCost] = {}
+    with progress.step("count kernels") as task:
+        for batch in batches:
+            task.update(len(found), len(batches), f"batch {batch}")
+            found[batch] = _cost(model, batch)
+    return found
+
+
 def _cost(model: ir.Model, batch: int) -> NetworkCost:
     from deploykit.backends._registry import graph_judge
     from deploykit.graph.kernel_costs import network_cost
@@ -258,15 +284,17 @@ def _cost(model: ir.Model, batch: int) -> NetworkCost:
     return network_cost(model, batch, graph_judge().run_once)
 
 
-def _read(target: str | ModelSpec, choices: DefinitionChoices) -> _Source:
+def _read(target: str | ModelSpec, choices: DefinitionChoices, progress: Progress) -> _Source:
     from deploykit.bundle.reading import read_bundle
     from deploykit.sources.targets import Kind, find_definition, kind_of
 
     if not isinstance(target, str):
-        return _of_definition(target)
+        return _of_definition(target, progress)
     kind = kind_of(target)
     if kind is Kind.DEFINITION:
-        return _of_definition(find_definition(target, choices))
+        with progress.step("definition"):  # which refuses a size that it does not take
+            spec = find_definition(target, choices)
+        return _of_definition(spec, progress)
     if kind is Kind.ONNX:
         return _of_file(target, Path(target), choices, None)
 
@@ -294,16 +322,16 @@ def _of_file(
     return _Source(target, read.model, read.artifact.precision, mended_of(read.model).notes)
 
 
-def _of_definition(spec: ModelSpec) -> _Source:
+def _of_definition(spec: ModelSpec, progress: Progress) -> _Source:
     """The graph of a definition whose values nobody drew: what it costs does not depend on them."""
     from deploykit.models._initialise import nothing_drawn
     from deploykit.sources.torch_export import EXPORTERS, export_module
 
-    with nothing_drawn():
+    with progress.step("build"), nothing_drawn():
         module = spec.build().eval()
     refused: ExportError | ModelFileError | None = None
     for exporter in EXPORTERS:
-        with TemporaryDirectory() as folder:
+        with progress.step(f"export by {exporter}"), TemporaryDirectory() as folder:
             try:
                 graph = export_module(spec, module, Path(folder) / "model.onnx", exporter)
                 return _Source(spec.name, graph.model, Precision.FP32)

@@ -9,6 +9,7 @@ the same way.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from inspect import signature
 from numbers import Real
 from operator import index
@@ -41,7 +42,7 @@ from deploykit.verbs.export import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import nn
 
@@ -539,10 +540,11 @@ def estimate(  # noqa: PLR0913 - the options of the command
     *,
     precision: Sequence[str] | str | None = None,
     batch: Sequence[int] | int = (1, 8, 32),
-    price_per_hour: Mapping[str, float] | None = None,
+    price_per_hour: Mapping[str, float] | float | None = None,
     graph: bool = True,
     input_size: int | None = None,
     num_classes: int | None = None,
+    quiet: bool = False,
 ) -> EstimateReport:
     """Latency of a network on GPUs that are not here, each with an interval of 90 %.
 
@@ -551,31 +553,32 @@ def estimate(  # noqa: PLR0913 - the options of the command
         gpu: one or several by name, as "L4"; all that are known if not given.
         precision: one or several; "fp32", "fp16" and "int8" if not given.
         batch: images at once, each is estimated.
-        price_per_hour: of GPUs by their names, for the price of a million images.
+        price_per_hour: of the GPU, or of several by their names, for the price of a million images.
         graph: whether a CUDA graph is replayed, or the host launches each kernel.
         input_size: height and width of the images in pixels.
         num_classes: of a definition that takes it.
+        quiet: whether to say nothing of the steps.
 
     Raises:
         UsageError: no such network, GPU or precision, or it does not take these choices.
         DeploykitError: the network cannot be read or exported.
     """
+    _require_size(input_size)
     from deploykit.benchmarking.matrix.cells import in_order
-    from deploykit.verbs.estimate import EstimateCall, estimate_target, prices_of
+    from deploykit.verbs.estimate import EstimateCall, estimate_target, gpus_of, prices_of
 
-    gpus = None if gpu is None else _several(gpu)
-    prices = [f"{name}={price}" for name, price in (price_per_hour or {}).items()]
+    gpus = None if gpu is None else gpus_of(_texts("gpu", gpu))
     choices = DefinitionChoices(num_classes, input_size)
     call = EstimateCall(
         gpus=gpus,
-        precisions=in_order(_several(precision)),
+        precisions=in_order(_texts("precision", precision)),
         batches=tuple(sorted(set(_wholes("batch", batch)))),
-        prices=prices_of(prices, gpus),
+        prices=prices_of(_prices(price_per_hour), gpus),
         graph=graph,
         choices=choices,
     )
     require_call([os.fspath(model)] if isinstance(model, str | os.PathLike) else [])
-    return estimate_target(network_of(_target(model), choices), call)
+    return estimate_target(network_of(_target(model), choices), call, _progress(quiet=quiet))
 
 
 def _progress(*, quiet: bool) -> Progress:
@@ -640,6 +643,21 @@ def _whole(name: str, given: Any) -> int:
 
 def _several(given: Sequence[str] | str | None) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given or ())
+
+
+def _texts(name: str, given: Any) -> tuple[str, ...]:
+    """One text, or several."""
+    several = (given,) if isinstance(given, str) else () if given is None else given
+    if not isinstance(several, Iterable) or not all(isinstance(each, str) for each in several):
+        raise UsageError(f"{name}={given!r}\nexpected a name, or a list of names")
+    return tuple(several)
+
+
+def _prices(given: Any) -> list[str]:
+    """As the command line takes them: of the one GPU, or of each by its name."""
+    if isinstance(given, Mapping):
+        return [f"{name}={price}" for name, price in given.items()]
+    return [] if given is None else [str(given)]
 
 
 def _require_size(input_size: Any) -> None:

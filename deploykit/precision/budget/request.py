@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
 from deploykit import images
-from deploykit.core.errors import DataError, UnknownNameError, UsageError
+from deploykit.core.errors import DataError, UsageError
 from deploykit.core.precision import AUTO, RANDOM, Precision, require_images
-from deploykit.costs.peaks import gpu_names, gpu_peak
+from deploykit.costs.estimates import known_gpu
+from deploykit.costs.peaks import gpu_peak
 from deploykit.precision.budget.bounds import images_needed, least_bound
 from deploykit.precision.calibration.data import choose_images
 
@@ -66,14 +67,10 @@ class Budget:
         """Rates of the GPU.
 
         Raises:
-            UnknownNameError: none of the table has this name, or several have.
+            UnknownNameError: none of the table has this name.
+            UsageError: several have.
         """
-        name = self.gpu or ASSUMED_GPU
-        found = gpu_peak(name)
-        if found.peak is None:
-            known = found.candidates or gpu_names()
-            raise UnknownNameError("GPU", name, known, ", ".join(known))
-        return found.peak
+        return known_gpu(self.gpu or ASSUMED_GPU)
 
     def formats(self) -> tuple[tuple[Precision, ...], tuple[str, ...]]:
         """The eight-bit formats that the GPU gains by, and a sentence for each of the others."""
@@ -85,7 +82,9 @@ class Budget:
             lacking = [capability for capability in where if not each.facts.runs_on(capability)]
             if lacking:
                 notes.append(f"no {each.upper()}: compute capability {lacking[0]} has none")
-            elif (peak.int8_op_per_s or 0.0) <= plain:
+            elif peak.int8_op_per_s is None:
+                notes.append(f"no {each.upper()}: {peak.name} has none")
+            elif peak.int8_op_per_s <= plain:
                 notes.append(f"no {each.upper()}: {peak.name} is not faster in it than in FP16")
             else:
                 usable.append(each)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -11,12 +12,17 @@ from click.testing import CliRunner
 
 import deploykit
 from deploykit.cli import main
+from deploykit.core.choices import DefinitionChoices
 from deploykit.core.errors import UnknownNameError, UsageError
-from deploykit.verbs.estimate import EstimateCall, prices_of
+from deploykit.core.progress import SilentProgress
+from deploykit.verbs.estimate import EstimateCall, estimate_target, prices_of
 from tests.graphs import graph, normal
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from pathlib import Path
+
+    from deploykit.core.progress import ProgressTask
 
 NET = """net (float[N, 3, 64, 64] x) => (float[N, 10] y) {
     [conv] c = Conv <strides = [2,2], pads = [1,1,1,1]> (x, w1)
@@ -71,6 +77,23 @@ def test_all_gpus_are_ranked_and_those_without_the_precision_left_out(model: Pat
     assert "no published latency is in FP8: the interval is a guess" in found["notes"]
 
 
+def test_gpus_with_commas_between_are_several(model: Path) -> None:
+    asked = ("--fp16", "--batch", "1")
+    several = run(str(model), "--gpu", "L4", "--gpu", "T4", *asked)
+    assert run(str(model), "--gpu", "L4, T4", *asked) == several
+
+
+def test_a_gpu_without_int8_is_left_out(model: Path) -> None:
+    jetsons = ("Jetson Nano", "Jetson TX2", "Jetson Xavier NX")
+    asked = [word for name in jetsons for word in ("--gpu", name)]
+    found = run(str(model), *asked, "--int8", "--fp16", "--batch", "1")
+    assert {row["gpu"] for row in found["rows"] if row["precision"] == "fp16"} == set(jetsons)
+    assert {row["gpu"] for row in found["rows"] if row["precision"] == "int8"} == {jetsons[2]}
+    assert found["left_out"] == {
+        f"{name}, int8": f"{name} has no INT8" for name in ("Jetson Nano", "Jetson TX2")
+    }
+
+
 def test_the_price_of_a_million_images(model: Path) -> None:
     prices = ("--price-per-hour", "L4=0.72", "--price-per-hour", "T4=0.36")
     asked = ("--gpu", "L4", "--gpu", "T4", "--fp16", "--batch", "8")
@@ -98,13 +121,60 @@ def test_a_table_says_that_nothing_was_measured(model: Path) -> None:
     assert "price of 1 M images" in done.stdout
 
 
+class Steps:
+    """The names of the steps that were begun."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def step(self, name: str) -> AbstractContextManager[ProgressTask]:
+        self.names.append(name)
+        return SilentProgress().step(name)
+
+
+SMALL_NET = """import torch
+
+def small():
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 9, stride=4), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    )
+"""
+
+
+def test_the_steps_of_a_definition_are_shown_and_a_bad_size_comes_before_the_export(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "nets.py").write_text(SMALL_NET)
+    call = EstimateCall(gpus=("L4",), batches=(1,), choices=DefinitionChoices(image_size=32))
+    steps = Steps()
+    assert estimate_target(f"{tmp_path}/nets.py:small", call, steps).rows
+    assert steps.names == ["definition", "build", "export by torch.export", "count kernels"]
+    steps, tiny = Steps(), replace(call, choices=DefinitionChoices(image_size=4))
+    with pytest.raises(UsageError, match=r"nets.py:small does not take images \(2, 3, 4, 4\)"):
+        estimate_target(f"{tmp_path}/nets.py:small", tiny, steps)
+    assert steps.names == ["definition"]
+
+
+def test_quiet_leaves_out_the_notes(model: Path) -> None:
+    asked = ["estimate", str(model), "--gpu", "L4", "--precision", "fp8", "--batch", "1"]
+    loud, quiet = CliRunner().invoke(main, asked), CliRunner().invoke(main, [*asked, "--quiet"])
+    rows, _, notes = loud.stdout.partition("note: ")
+    assert "no published latency is in FP8" in notes
+    assert quiet.stdout == rows
+    assert "estimated, not measured" in quiet.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((), "no GPU is named\ngive one, as --gpu L4, or all that are known: --all-gpus"),
         (("--gpu", "L4", "--all-gpus"), "--all-gpus and --gpu exclude each other"),
         (("--gpu", "GeForce RTX 3080"), "did you mean: GeForce RTX 3090"),
-        (("--gpu", "A100"), "all of them: A100 SXM 40GB, A100 PCIe 40GB"),
+        (("--gpu", "A100"), "'A100' may be several GPUs: A100 SXM 40GB, A100 PCIe 40GB"),
+        (("--gpu", "4090"), "did you mean: GeForce RTX 4090?\nall of them: Tesla T4, "),
+        (("--gpu", "L40 S"), "did you mean: L40S?\nall of them: Tesla T4, "),
+        (("--gpu", "L4,A1000"), "unknown GPU 'A1000'"),
+        (("--gpu", ","), "no GPU is named"),
         (("--gpu", "L4", "--batch", "0"), "expected whole numbers from 1 up"),
         (("--gpu", "L4", "--price-per-hour", "cheap"), "expected a number above 0"),
         (("--gpu", "L4", "--gpu", "T4", "--price-per-hour", "1"), "several are estimated"),
@@ -136,3 +206,31 @@ def test_from_python(model: Path) -> None:
     assert (row.gpu, str(row.precision), row.batch) == ("L4", "fp16", 8)
     assert row.price_per_million is not None
     assert "L4" in report._repr_html_()
+
+
+def test_from_python_a_price_of_one_gpu_needs_no_name(model: Path) -> None:
+    def price(**call: Any) -> Any:
+        (row,) = deploykit.estimate(model, precision="fp16", batch=1, **call).rows
+        return row.price_per_million
+
+    assert price(gpu="L4", price_per_hour=0.8) == price(gpu="L4", price_per_hour={"L4": 0.8})
+    assert price(gpu="L4", price_per_hour=1) == price(gpu="L4", price_per_hour=1.0) is not None
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"gpu": 5}, "gpu=5\nexpected a name, or a list of names"),
+        ({"gpu": ["L4", 5]}, "gpu=['L4', 5]\nexpected a name, or a list of names"),
+        ({"gpu": []}, "no GPU is named"),
+        ({"gpu": "L4", "precision": 8}, "precision=8\nexpected a name, or a list of names"),
+        ({"gpu": "L4", "input_size": 0}, "input_size=0\nexpected height and width in pixels"),
+        ({"gpu": "L4", "price_per_hour": -1.0}, "expected a number above 0"),
+        ({"gpu": "L4", "price_per_hour": True}, "expected a number above 0"),
+        ({"gpu": "L4,T4", "price_per_hour": 1.0}, "is for one GPU, and several are estimated"),
+    ],
+)
+def test_from_python_what_is_wrong_is_said(model: Path, call: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        deploykit.estimate(model, **call)
+    assert message in str(error.value)
