@@ -214,7 +214,7 @@ def _occlude(
             with progress.step("answers") as task:
                 chosen = changed_images(pair, covered, look.head.losses, task)
         else:
-            chosen = spread_images(images)
+            chosen = spread_images(covered)
         show_occlusion(models, chosen, covered, findings, progress)
 
 

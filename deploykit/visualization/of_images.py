@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from deploykit.core.errors import UsageError
+from deploykit.core.errors import DataError, UsageError
 from deploykit.images import batches, name_of, pixels_before, prepare, sample_indices
 from deploykit.visualization.gradcam import grad_cam
 from deploykit.visualization.occlusion import Square, occlusion_map
@@ -68,8 +68,8 @@ def show_grad_cam(
 ) -> None:
     """Add Grad-CAM of layers with positions, on images spread evenly over those given."""
     images, labels = covered.images, covered.labels
-    chosen = sample_indices(len(images), SHOWN)
     look = network.preprocessing
+    chosen = spread_images(Covered(images, look, labels)).indices
     groups: list[PictureGroup] = []
     told: list[dict[str, Any]] = []
     with progress.step("Grad-CAM") as task:
@@ -148,10 +148,30 @@ class ChosenImages:
     numbers: Mapping[str, Any]
 
 
-def spread_images(images: ImageSet) -> ChosenImages:
-    """At most eight, spread evenly."""
-    indices = tuple(sample_indices(len(images), SHOWN))
-    return ChosenImages(indices, f"{len(indices)} of {len(images)} images, spread evenly", {})
+def spread_images(covered: Covered) -> ChosenImages:
+    """At most eight, spread evenly; the next one stands in for one that cannot be read.
+
+    Raises:
+        DataError: that of the first image, if none can be read.
+    """
+    images = covered.images
+    spread = sample_indices(len(images), SHOWN)
+    indices: list[int] = []
+    errors: list[DataError] = []
+    for first, end in zip(spread, [*spread[1:], len(images)], strict=True):
+        for index in range(first, end):
+            try:
+                prepare(images, index, covered.preprocessing)
+            except DataError as exc:
+                errors.append(exc)
+            else:
+                indices.append(index)
+                break
+    if not indices:
+        raise errors[0]
+    said = f"{len(indices)} of {len(images)} images, spread evenly"
+    said += f"; {len(errors)} cannot be read" if errors else ""
+    return ChosenImages(tuple(indices), said, {})
 
 
 def changed_images(

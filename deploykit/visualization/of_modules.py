@@ -146,7 +146,7 @@ def _show_images(
         show_grad_cam(network, cam_layers, covered, findings, progress)
     if Method.OCCLUSION in wish.methods:
         model = Seen("network", scores_of(_runs(network), "the network"))
-        show_occlusion([model], spread_images(covered.images), covered, findings, progress)
+        show_occlusion([model], spread_images(covered), covered, findings, progress)
 
 
 def _runs(network: ShownNetwork) -> Any:

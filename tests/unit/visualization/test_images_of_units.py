@@ -14,7 +14,7 @@ from deploykit.core.progress import SilentProgress
 from deploykit.images import ArrayImages, FileImages, preprocess_array
 from deploykit.visualization.maximisation import Ascent, maximise
 from deploykit.visualization.occlusion import Square, occlusion_map
-from deploykit.visualization.of_images import scores_of
+from deploykit.visualization.of_images import Covered, scores_of, spread_images
 from deploykit.visualization.top_images import LayerPeaks, find_top_images
 from tests.unit.visualization.networks import Plain, network_of, noise, seeded
 
@@ -120,6 +120,25 @@ def test_an_image_that_cannot_be_read_is_left_out(
     broken = FileImages((tmp_path / "1.png",))
     with pytest.raises(DataError, match="none of the 1 images can be read"):
         find_top_images(network, network.chosen(["relu"]), broken, batch=2, task=task)
+
+
+def test_the_next_image_stands_in_for_one_that_cannot_be_read(
+    network: ShownNetwork, pixels: np.ndarray, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    for index in range(16):
+        Image.fromarray(pixels[index]).save(tmp_path / f"{index:02}.png")
+    for index in (0, 2, 3, 15):  # 0, 2, 4, 6, 9, 11, 13 and 15 are spread evenly
+        (tmp_path / f"{index:02}.png").write_bytes(b"no image")
+    files = tuple(sorted(tmp_path.iterdir()))
+    covered = Covered(FileImages(files), network.preprocessing, None)
+    chosen = spread_images(covered)
+    assert chosen.indices == (1, 4, 6, 9, 11, 13)
+    assert chosen.text == "6 of 16 images, spread evenly; 4 cannot be read"
+    none = Covered(FileImages(files[:1]), network.preprocessing, None)
+    with pytest.raises(DataError, match=r"cannot read .*00\.png"):
+        spread_images(none)
 
 
 def test_a_layer_that_gives_nan_is_told(pixels: np.ndarray) -> None:
