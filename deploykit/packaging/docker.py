@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from deploykit._version import __version__
-from deploykit.core.errors import UsageError
+from deploykit.core.errors import UsageError, one_line
 from deploykit.packaging._place import (
     PackageChoices,
     Packed,
@@ -27,7 +27,18 @@ if TYPE_CHECKING:
 _RUNTIMES: Final[Mapping[str, str]] = {"tensorrt-rtx": "rtx", "tensorrt": "tensorrt"}
 """Extras of deploykit by the compiler whose engines they run."""
 
-_IGNORED: Final = "*\n!bundle\n!wheel/*.whl\n"
+_PINS: Final[Mapping[str, str]] = {
+    "tensorrt-rtx": "tensorrt-rtx-cu13=={}",
+    "tensorrt": "tensorrt=={}.*",  # some releases are 10.13.3.9.post1 for pip alone
+}
+"""What pip is held to, by compiler: the distribution of its extra, at the engines' version."""
+
+_PLAIN_VERSION: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
+"""So that nothing else out of a manifest gets into a file that pip obeys."""
+
+_CONSTRAINTS: Final = "constraints.txt"
+
+_IGNORED: Final = f"*\n!bundle\n!{_CONSTRAINTS}\n!wheel/*.whl\n"
 
 
 class Docker(ShippingPlace):
@@ -62,7 +73,9 @@ class Docker(ShippingPlace):
         (folder / "Dockerfile").write_text(asset("Dockerfile", **values), encoding="utf-8")
         (folder / ".dockerignore").write_text(_IGNORED, encoding="utf-8")
         (folder / "wheel").mkdir()
-        notes = []
+        pins, notes = _pins(bundle)
+        lines = ["# The engines load in the runtime of their own version alone.", *pins]
+        (folder / _CONSTRAINTS).write_text("\n".join(lines) + "\n", encoding="utf-8")
         if choices.wheel is None:
             notes.append(
                 "put the wheel of deploykit into wheel/ before the image is built: "
@@ -83,7 +96,7 @@ class Docker(ShippingPlace):
             notes="".join(f"\nNote: {note}.\n" for note in notes),
         )
         (folder / "README.md").write_text(text, encoding="utf-8")
-        return Packed({"extra": extra, "tag": tag}, tuple(notes))
+        return Packed({"extra": extra, "tag": tag, "pinned": pins}, tuple(notes))
 
 
 def _require_wheel(path: Path) -> None:
@@ -109,6 +122,22 @@ def _runtimes(bundle: Bundle) -> list[str]:
     return sorted((_RUNTIMES[each] for each in compilers & _RUNTIMES.keys()), reverse=True)
 
 
+def _pins(bundle: Bundle) -> tuple[list[str], list[str]]:
+    """Lines that hold pip to the version of the engines, and notes where there is no such one."""
+    pins, notes = [], []
+    for compiler, line in _PINS.items():
+        engines = [each for each in bundle.manifest.engines if each.compiler == compiler]
+        versions = sorted({each.compiler_version for each in engines})
+        if len(versions) == 1 and _PLAIN_VERSION.fullmatch(versions[0]):
+            pins.append(line.format(versions[0]))
+        elif versions:
+            notes.append(
+                f"the version of {compiler} is not pinned, for the engines are of "
+                f"{one_line(', '.join(versions))}: name one in {_CONSTRAINTS}"
+            )
+    return pins, notes
+
+
 def _tag(name: str) -> str:
     """The bundle's name as a container may be called: lower case, and few characters."""
     return re.sub(r"[^a-z0-9_.-]+", "-", name.lower()).strip("._-") or "model"
@@ -125,7 +154,7 @@ def _engines(bundle: Bundle) -> str:
         f"{engine.targets}"
         for engine in bundle.manifest.engines
     ]
-    return "\n".join(rows) or "- none: the service runs the graph on the CPU"
+    return "\n".join(map(one_line, rows)) or "- none: the service runs the graph on the CPU"
 
 
 PLACE = Docker()

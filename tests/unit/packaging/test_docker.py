@@ -9,12 +9,14 @@ import shutil
 import subprocess
 import sys
 import threading
+import tomllib
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from packaging.requirements import Requirement
 
 from deploykit.bundle.manifest import MANIFEST, REFERENCE, SIGNATURE, Bundle
 from deploykit.core.artifacts import sha256_of
@@ -22,9 +24,12 @@ from deploykit.core.errors import IntegrityError, UsageError
 from deploykit.packaging import PackageChoices, Packed, place_named
 from deploykit.runtime.loading import load
 from tests.bundles import engine_record, write_bundle
+from tests.documents import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from deploykit.core.artifacts import EngineRecord
 
 RTX = engine_record("rtx.engine", compiler="tensorrt-rtx", compiler_version="1.7.1.116")
 
@@ -84,7 +89,7 @@ def test_no_name_is_an_instruction(tmp_path: Path) -> None:
 
 def test_what_is_copied_is_there_and_the_context_has_no_more(folder: Path) -> None:
     copied = [value.split()[0].rstrip("/") for value in values(folder, "COPY")]
-    assert all((folder / name).is_dir() for name in copied)
+    assert all((folder / name).exists() for name in copied)
     ignored = (folder / ".dockerignore").read_text(encoding="utf-8").split()
     assert ignored[0] == "*"
     assert {line[1:].partition("/")[0] for line in ignored[1:]} == set(copied)
@@ -113,6 +118,60 @@ def test_the_runtime_is_that_of_the_engines(
     packed = packaged(write_bundle(tmp_path / "bundle", *engines), tmp_path / "package")
     assert packed.facts["extra"] == extra
     assert any("no engine" in note for note in packed.notes) is not bool(compilers)
+
+
+def constraints(folder: Path) -> list[Requirement]:
+    lines = (folder / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return [Requirement(line) for line in lines if not line.startswith("#")]
+
+
+@pytest.mark.parametrize(
+    ("engine", "taken", "refused"),
+    [
+        (RTX, ["1.7.1.116"], ["1.7.1.117", "1.7.1", "1.8.0.1"]),
+        (engine_record(), ["11.4.0.106", "11.4.0.106.post1"], ["11.4.0.1060", "11.5.0.1"]),
+    ],
+)
+def test_pip_is_held_to_the_version_of_the_engines(
+    engine: EngineRecord, taken: list[str], refused: list[str], tmp_path: Path
+) -> None:
+    same = {"compiler": engine.compiler, "compiler_version": engine.compiler_version}
+    other = engine_record("other.engine", **same)
+    packed = packaged(write_bundle(tmp_path / "bundle", engine, other), tmp_path / "package")
+    (pin,) = constraints(tmp_path / "package")
+    assert packed.facts["pinned"] == [str(pin)]
+    assert [each for each in taken + refused if each in pin.specifier] == taken
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extra = packed.facts["extra"].removeprefix("serve,")
+    asked = {Requirement(line).name for line in project["optional-dependencies"][extra]}
+    assert pin.name in asked
+    (installs,) = (each for each in values(tmp_path / "package", "RUN") if "pip install" in each)
+    assert "--constraint constraints.txt" in installs
+
+
+@pytest.mark.parametrize(
+    ("versions", "said"),
+    [
+        (("1.7.1.116", "1.8.0.5"), "engines are of 1.7.1.116, 1.8.0.5: name one"),
+        (("1.7\n-r http://evil",), r"engines are of 1.7\n-r http://evil: name one"),
+    ],
+)
+def test_what_is_no_one_version_is_not_pinned(
+    versions: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    engines = [
+        engine_record(f"{at}.engine", compiler=RTX.compiler, compiler_version=version)
+        for at, version in enumerate(versions)
+    ]
+    packed = packaged(write_bundle(tmp_path / "bundle", *engines), tmp_path / "package")
+    assert constraints(tmp_path / "package") == packed.facts["pinned"] == []
+    assert any(said in note for note in packed.notes)
+
+
+def test_without_engines_nothing_is_pinned(tmp_path: Path) -> None:
+    packed = packaged(write_bundle(tmp_path / "bundle"), tmp_path / "package")
+    assert constraints(tmp_path / "package") == packed.facts["pinned"] == []
+    assert not any("pinned" in note for note in packed.notes)
 
 
 # --- the bundle in it
