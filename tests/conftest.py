@@ -6,6 +6,7 @@ import functools
 import gc
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,3 +128,15 @@ def digits(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Digits
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that calibrate: in a project like this one, tables go to its folder for them."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def known_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of `bench`: the peak of this CPU need not be measured."""
+    from deploykit.costs.peaks import gpu_peak
+    from deploykit.verbs import bench
+
+    peak = gpu_peak("NVIDIA L4").peak
+    assert peak is not None
+    known = replace(peak, name="a CPU", measured="2026-11-22T00:00:00+00:00")
+    monkeypatch.setattr(bench, "measure_cpu_peaks", lambda _threads, **_: known)

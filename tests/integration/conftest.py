@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from deploykit.costs.peaks import gpu_peak
-from deploykit.verbs import bench
 from tests.cli import deploykit
 
 if TYPE_CHECKING:
@@ -48,15 +45,6 @@ def cifar_bundle(
         assert called.code == 0, called.err
 
     return made_once("cifar-fp16", make)
-
-
-@pytest.fixture
-def known_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of `bench`: the peak of this CPU need not be measured."""
-    peak = gpu_peak("NVIDIA L4").peak
-    assert peak is not None
-    known = replace(peak, name="a CPU", measured="2026-11-22T00:00:00+00:00")
-    monkeypatch.setattr(bench, "measure_cpu_peaks", lambda _threads, **_: known)
 
 
 @pytest.fixture

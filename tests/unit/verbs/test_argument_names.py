@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,9 +62,13 @@ def texts(path: Path) -> Iterator[str]:
             yield node.value
 
 
-def named_in_messages() -> set[str]:
+@cache
+def named_in_messages() -> frozenset[str]:
+    """In every file of the package but the command line's own."""
     paths = (path for path in PACKAGE.rglob("*.py") if path.parent.name != "cli")
-    return {name for path in paths for text in texts(path) for name in OPTION.findall(text)}
+    return frozenset(
+        name for path in paths for text in texts(path) for name in OPTION.findall(text)
+    )
 
 
 def of_the_command_line() -> set[str]:

@@ -153,6 +153,7 @@ def test_a_table_of_ranges(original: Path, tmp_path: Path) -> None:
     assert (tmp_path / "table.json").is_file()
 
 
+@pytest.mark.usefixtures("known_peak")
 def test_a_measurement(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     report = deploykit.bench(
