@@ -12,8 +12,11 @@ from deploykit.models import get, names
 NAMES = [name for name in names() if get(name).torchvision]
 SIZES = (64, 96)
 
-BETWEEN = ("vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "resnet34", "resnet101")
-"""Depths between those of the family that are run: layers of the same kinds, in other numbers."""
+BETWEEN = (
+    *("vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "resnet34", "resnet101"),
+    *("wide_resnet50_2", "resnext50_32x4d"),
+)
+"""Beside those of the family that are run: layers of the same kinds, in other numbers."""
 
 
 def torchvisions(

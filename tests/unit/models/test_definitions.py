@@ -18,8 +18,14 @@ from deploykit.sources.weights import training_heads
 
 FP16_MAX = 65_504
 TORCHVISION_NAMES = [name for name in names() if get(name).torchvision]
-BETWEEN = ("vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "resnet34", "resnet101", "resnet44")
-"""A signal that lives through the deepest network of a family, and the flattest, lives in these."""
+BETWEEN = (
+    *("vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "resnet34", "resnet101"),
+    *("wide_resnet50_2", "resnext50_32x4d", "resnet44"),
+)
+"""A signal that lives through the deepest network of a family, and the flattest, lives in these.
+
+VGG is run at both ends, once with normalisations and once without.
+"""
 
 
 def on_meta(name: str, num_classes: int | None = None, image_size: int | None = None) -> nn.Module:
