@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-import numpy as np
-
 from deploykit.core.deployed import Result
 from deploykit.core.errors import UsageError
 from deploykit.core.specs import Closing
@@ -16,6 +14,7 @@ from deploykit.images.byte_images import floats_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from deploykit.core.specs import (
@@ -125,10 +124,7 @@ class Forms:
     def outputs(self, place: int, outputs: Outputs) -> Outputs:
         """The outputs of the side at ``place`` with the end of the other one behind them."""
         end = self.ends[place]
-        if end is None:
-            return outputs
-        first = end.names[0]
-        return [end.applied_to(each)[first].astype(np.float32) for each in outputs]
+        return outputs if end is None else end.first_of(outputs)
 
 
 def _ends(sides: Sequence[Deployed]) -> tuple[End | None, ...]:

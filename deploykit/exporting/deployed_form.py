@@ -133,10 +133,7 @@ class Around:
 
     def outputs(self, outputs: Batches) -> Batches:
         """What the end makes of the values (N, ...) that it is put behind."""
-        if not self.end.operators:
-            return outputs
-        first = self.end.names[0]
-        return [self.end.applied_to(each)[first].astype(np.float32) for each in outputs]
+        return self.end.first_of(outputs) if self.end.operators else outputs
 
     def record(self) -> dict[str, Any]:
         """For the manifest."""

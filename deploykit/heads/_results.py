@@ -14,7 +14,7 @@ from deploykit.heads.multiclass import CLASSES_ALONE, MULTICLASS, softmax
 from deploykit.heads.multilabel import MULTILABEL, sigmoid
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -57,6 +57,11 @@ class End:
         for operator in self.operators:
             found = self._applied(operator, found[0], values)
         return dict(zip(self.names, found, strict=True)) if self.operators else {}
+
+    def first_of(self, batches: Iterable[Outputs]) -> list[Outputs]:
+        """The first of what the operators give for each batch, as numbers that a head compares."""
+        first = self.names[0]
+        return [self.applied_to(values)[first].astype(np.float32) for values in batches]
 
     def _applied(self, operator: str, values: NDArray[Any], first: Outputs) -> list[NDArray[Any]]:
         match operator:
