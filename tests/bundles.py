@@ -53,11 +53,15 @@ def write_bundle(
     *engines: EngineRecord,
     batch: str = "N",
     image: str = f"{SIZE}, {SIZE}",
+    source: str = COLOURS,
     **changes: Any,
 ) -> Path:
-    """The bundle in ``folder``; the content of each engine's file is its own name."""
+    """The bundle in ``folder``; the content of each engine's file is its own name.
+
+    ``source`` is another graph, with the answers of `COLOURS` for the golden sample.
+    """
     folder.mkdir(exist_ok=True)
-    save(graph(COLOURS.format(batch=batch, image=image)), folder / MODEL)
+    save(graph(source.format(batch=batch, image=image)), folder / MODEL)
     (folder / LABELS).write_text("red\ngreen\nblue\n", encoding="utf-8")
     sample = normal(2, 3, SIZE, SIZE)
     np.savez(folder / GOLDEN, input=sample, logits=colours_of(sample))
