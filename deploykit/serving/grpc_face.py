@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
 
@@ -22,7 +22,14 @@ from deploykit.serving.service import EXTENSIONS, NAME, VERSION
 from deploykit.serving.tensors import BYTES, Tensor, from_list, from_raw, to_raw
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Iterable,
+        Mapping,
+    )
 
     from deploykit.serving.limits import ServiceLimits
     from deploykit.serving.requests import InferAnswer
@@ -220,7 +227,7 @@ class _Faces:
 
 async def _only_one(requests: AsyncIterator[Any]) -> Any:
     # Closed, because the iterator keeps the bytes of what it gave last as long as its call lives.
-    async with aclosing(aiter(requests)) as one:
+    async with aclosing(cast("AsyncGenerator[Any]", aiter(requests))) as one:
         return await anext(one, None)
 
 
