@@ -14,7 +14,7 @@ from deploykit.cli._show import progress, show_table, table
 from deploykit.core.errors import UsageError, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
@@ -152,25 +152,31 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
             device=device,
             progress=progress(),
         )
-    found, tables = report.evaluation, {}
+    tables = {}
     if per_class:
         tables["per_class"] = report.per_class()
     if confusion:
         tables["confusions"] = report.confusions(confusion)
-
-    def show(out: Console) -> None:
-        for shown in found.tables((str(bundle), None if compare is None else str(compare))):
-            show_table(out, shown)
-        out.print(f"{bundle}: {report.choice}", markup=False)
-        for name, rows in tables.items():
-            _TABLES[name](out, rows)
-        for note in report.notes:
-            out.print(f"note: {note}", style="yellow", markup=False)
-
+    names = (str(bundle), None if compare is None else str(compare))
     more = {"skipped": list(report.skipped), "notes": list(report.notes)}
     ran = {"graph": report.graph, "device": report.device, "choice": report.choice}
-    answer = {"bundle": str(bundle), **ran, **found.to_dict()}
-    return Answer({**answer, **tables, **more}, show)
+    answer = {"bundle": str(bundle), **ran, **report.evaluation.to_dict()}
+    return Answer({**answer, **tables, **more}, lambda out: _show(out, report, names, tables))
+
+
+def _show(
+    out: Console,
+    report: AccuracyReport,
+    names: tuple[str, str | None],
+    tables: Mapping[str, Sequence[dict[str, Any]]],
+) -> None:
+    for shown in report.evaluation.tables(names):
+        show_table(out, shown)
+    out.print(f"{names[0]}: {report.choice}", markup=False)
+    for name, rows in tables.items():
+        _TABLES[name](out, rows)
+    for note in report.notes:
+        out.print(f"note: {note}", style="yellow", markup=False)
 
 
 def _on_ray(

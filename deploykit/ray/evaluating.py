@@ -124,7 +124,7 @@ class _Decoder:
         self._max_pixels = max_pixels
 
     def decode(self, row: dict[str, Any]) -> dict[str, Any]:
-        """As `Decoder.decode`."""
+        """As `PartDecoder.decode`."""
         contents = list(read_part(Part.from_text(row["text"])))
         reasons: dict[int, str] = {}
         inputs: list[Any] = []

@@ -227,7 +227,7 @@ def results_of(
     found: Cluster,
     workers: Workers,
     parts: Sequence[Part],
-    decoder: Decoder,
+    decoder: PartDecoder,
     actor: tuple[type, Mapping[str, Any]],
 ) -> Iterator[dict[str, Any]]:
     """What an ``actor``, a class with its arguments, makes of each part, in any order.
@@ -279,7 +279,7 @@ def _translated(error: BaseException) -> DeploykitError:
     )
 
 
-class Decoder(Protocol):
+class PartDecoder(Protocol):
     """Reads and decodes the images of a part, in a task on a CPU."""
 
     def decode(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -152,13 +152,9 @@ class OpenedSubjects:
     """A bundle that is loaded, and the model beside it, each with what happens to an image."""
 
     subject: _Opened
+    head: Head
     own: EvaluatedModel
     other: EvaluatedModel | None
-
-    @property
-    def head(self) -> Head:
-        """What the bundle's outputs mean."""
-        return head_of(self.subject.bundle.manifest.head)
 
     @property
     def models(self) -> list[EvaluatedModel]:
@@ -199,13 +195,14 @@ class Subjects:
             alone = self.reference is None and self.compare is None
             opened = stack.enter_context(_open_model(self.folder, opening, beside_reference=alone))
             bundle = opened.bundle
+            head = head_of(bundle.manifest.head)
             own = EvaluatedModel(opened.runner, bundle.manifest.preprocessing)
             other = None if opened.reference is None else replace(own, runner=opened.reference)
             if self.reference is not None:
                 other = _fed_as(bundle, _open_reference(self.reference, stack, opening))
             elif self.compare is not None:
                 other = _open_other(self.compare, bundle, stack, opening)
-            yield OpenedSubjects(opened, own, other)
+            yield OpenedSubjects(opened, head, own, other)
 
 
 @dataclass(frozen=True)
