@@ -15,6 +15,7 @@ from deploykit.core.specs import Preprocessing, TensorSpec
 from tests.graphs import graph, normal, save
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -53,14 +54,19 @@ def write_bundle(
     *engines: EngineRecord,
     batch: str = "N",
     image: str = f"{SIZE}, {SIZE}",
+    source: str = COLOURS,
+    answers: Callable[[Any], Any] = colours_of,
     **changes: Any,
 ) -> Path:
-    """The bundle in ``folder``; the content of each engine's file is its own name."""
+    """The bundle in ``folder``; the content of each engine's file is its own name.
+
+    ``source`` is another graph, and ``answers`` what it gives for the golden sample.
+    """
     folder.mkdir(exist_ok=True)
-    save(graph(COLOURS.format(batch=batch, image=image)), folder / MODEL)
+    save(graph(source.format(batch=batch, image=image)), folder / MODEL)
     (folder / LABELS).write_text("red\ngreen\nblue\n", encoding="utf-8")
     sample = normal(2, 3, SIZE, SIZE)
-    np.savez(folder / GOLDEN, input=sample, logits=colours_of(sample))
+    np.savez(folder / GOLDEN, input=sample, logits=answers(sample))
     for engine in engines:
         (folder / engine.file).write_text(engine.file, encoding="utf-8")
     sizes = (int(size) if size.isdecimal() else size for size in image.split(", "))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from math import isfinite
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
@@ -167,6 +168,17 @@ def _translated() -> Iterator[None]:
             "look at the name, the permissions and the space left, also where temporary files "
             "go (TMPDIR); --debug shows which step it was"
         ) from error
+
+
+def end_process(error: DeploykitError, *, as_json: bool) -> NoReturn:
+    """End this process as a failed command does, from any thread and whatever others still do."""
+    if as_json:
+        click.echo(to_json({"error": _describe(error)}))
+    CommandFailure(str(error)).show()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # sys.exit would end this thread alone, and the interpreter's own end waits for all others.
+    os._exit(1)
 
 
 def is_json() -> bool:

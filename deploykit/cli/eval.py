@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from deploykit.cli._ray_options import RayCall
     from deploykit.images import LabelledData
-    from deploykit.verbs.evaluate import AccuracyReport
+    from deploykit.verbs.evaluate import AccuracyReport, Subjects
 
 
 @click.command(
@@ -93,6 +93,13 @@ if TYPE_CHECKING:
     metavar="N",
     help="Images per run.",
 )
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="With --ray: where to write what was counted, as Parquet; the same call goes on there.",
+)
 @_options.device
 @ray_options
 @_options.max_pixels
@@ -109,6 +116,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     per_class: bool,
     confusion: int,
     batch: int,
+    output: Path | None,
     device: str,
     cluster: RayCall | None,
     max_pixels: int | None,
@@ -118,19 +126,21 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
 
     Runs ONNX files on onnxruntime, where no GPU is needed; with --device cuda the engines of the
     bundles. With --compare, each model prepares the images in its own way, and the agreement is
-    with OTHER. With --ray a cluster works through the images, without another model beside.
+    with OTHER. With --ray a cluster works through the images, and counts the same.
     """
     from deploykit.images import LabelledData
     from deploykit.sources.calls import require_call
-    from deploykit.verbs.evaluate import evaluate_bundle
+    from deploykit.verbs.evaluate import Subjects, evaluate_bundle
 
+    if output is not None and cluster is None:
+        raise UsageError(f"-o {output} is for --ray\nadd that, or leave it out")
     labelled = LabelledData(data, labels_file, classes_file, class_order, max_pixels)
     if only_checks():
         require_call([], images=[data], files=[labels_file, classes_file, reference, compare])
         return NOTHING_DONE
     if cluster is not None:
-        beside = {"--reference": reference, "--compare": compare, "--fast": fast or None}
-        report = _on_ray(bundle, labelled, cluster, device, beside)
+        subjects = Subjects(bundle, reference, compare, device, fast)
+        report = _on_ray(subjects, labelled, cluster, batch=batch, output=output)
     else:
         report = evaluate_bundle(
             bundle,
@@ -142,42 +152,50 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
             device=device,
             progress=progress(),
         )
-    found, tables = report.evaluation, {}
+    tables = {}
     if per_class:
         tables["per_class"] = report.per_class()
     if confusion:
         tables["confusions"] = report.confusions(confusion)
-
-    def show(out: Console) -> None:
-        for shown in found.tables((str(bundle), None if compare is None else str(compare))):
-            show_table(out, shown)
-        out.print(f"{bundle}: {report.choice}", markup=False)
-        for name, rows in tables.items():
-            _TABLES[name](out, rows)
-        for note in report.notes:
-            out.print(f"note: {note}", style="yellow", markup=False)
-
+    names = (str(bundle), None if compare is None else str(compare))
     more = {"skipped": list(report.skipped), "notes": list(report.notes)}
     ran = {"graph": report.graph, "device": report.device, "choice": report.choice}
-    answer = {"bundle": str(bundle), **ran, **found.to_dict()}
-    return Answer({**answer, **tables, **more}, show)
+    answer = {"bundle": str(bundle), **ran, **report.evaluation.to_dict()}
+    return Answer({**answer, **tables, **more}, lambda out: _show(out, report, names, tables))
+
+
+def _show(
+    out: Console,
+    report: AccuracyReport,
+    names: tuple[str, str | None],
+    tables: Mapping[str, Sequence[dict[str, Any]]],
+) -> None:
+    for shown in report.evaluation.tables(names):
+        show_table(out, shown)
+    out.print(f"{names[0]}: {report.choice}", markup=False)
+    for name, rows in tables.items():
+        _TABLES[name](out, rows)
+    for note in report.notes:
+        out.print(f"note: {note}", style="yellow", markup=False)
 
 
 def _on_ray(
-    bundle: Path,
+    subjects: Subjects,
     data: LabelledData,
     cluster: RayCall,
-    device: str,
-    others: Mapping[str, object],
+    *,
+    batch: int,
+    output: Path | None,
 ) -> AccuracyReport:
-    for option, given in others.items():
-        if given is not None:
-            raise UsageError(f"--ray does not take {option}\nleave one of the two out")
     from deploykit.ray.predicting import ClusterChoices
     from deploykit.verbs.evaluate_on_cluster import evaluate_on_cluster
 
-    choices = ClusterChoices(cluster.address, cluster.workers, device, max_pixels=data.max_pixels)
-    return evaluate_on_cluster(bundle, data, choices, progress())
+    choices = ClusterChoices(
+        cluster.address, cluster.workers, subjects.device, max_pixels=data.max_pixels
+    )
+    return evaluate_on_cluster(
+        subjects, data, choices, batch=batch, output=output, progress=progress()
+    )
 
 
 def _show_per_class(out: Console, found: Sequence[dict[str, Any]]) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import fields
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from deploykit.cli import _options
-from deploykit.cli._command import Answer, Command, examples
+from deploykit.cli._command import Answer, Command, end_process, examples, is_json
 from deploykit.cli._options import NamesBackends
 from deploykit.cli._show import progress, table
 from deploykit.core.errors import one_line
@@ -41,6 +41,7 @@ _HELP: Final = {
     "read_timeout_s": "Time for a request to come (408), and for an answer to be taken.",
     "infer_timeout_s": "Time from a request's end to its answer (504).",
     "graceful_timeout_s": "Time for accepted requests after SIGTERM.",
+    "end_timeout_s": "Time after that for a computation that does not end: exit code 1 then.",
     "self_test_every_s": "Age of the golden sample's last run from which readiness runs it again.",
 }
 _UNITS: Final = {"ms": (float, "MS"), "s": (float, "S")}
@@ -141,7 +142,8 @@ def command(  # noqa: PLR0913 - one parameter per option
     machine a bundle is served by onnxruntime on the CPU, and the log says so.
 
     /metrics is for Prometheus, /v2/health/ready for an orchestrator. SIGTERM answers what was
-    accepted, refuses the rest with 503, and ends with exit code 0.
+    accepted, refuses the rest with 503, and ends with exit code 0; with 1 where a model computes on
+    after the time for that.
     """
     from deploykit.serving.server import Address
     from deploykit.verbs.serve import Loading, serve
@@ -153,6 +155,7 @@ def command(  # noqa: PLR0913 - one parameter per option
         limits=limits,
         address=Address(host, http_port, None if no_grpc else grpc_port),
         started=lambda models, ports: _say(models, host, ports),
+        give_up=partial(end_process, as_json=is_json()),
         progress=progress(),
     )
     return Answer(report.to_dict(), lambda out: _show(out, report))

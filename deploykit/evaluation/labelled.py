@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from deploykit.core.progress import Progress
     from deploykit.core.specs import Preprocessing, Runner
     from deploykit.heads import Evaluation, Head
+    from deploykit.heads._head import Tally
     from deploykit.images import ImageSet
 
 
@@ -58,19 +59,50 @@ def evaluate(
         UsageError: labels say nothing about outputs of this head.
         ValidationError: outputs that are not numbers.
     """
-    labels = _require_labels(source)
     subjects = [subject] if other is None else [subject, other]
-    heads = [one.head for one in subjects]
-    own = [head if each is None or each.name != head.name else each for each in heads]
-    tallies = [each.tally(labels) for each in own]
+    tallies = tallies_of(subjects, source, head)
     with progress.step("evaluate") as task:
-        for indices, prepared in _prepared(subjects, source, _batch_size(subjects, batch)):
-            for one, tally, inputs in zip(subjects, tallies, prepared, strict=True):
-                tally.add(indices, _outputs(one.runner, inputs, indices, head.noun))
-            for first, second in pairwise(tallies):
-                first.require_same(second)
+        for indices, prepared in _prepared(subjects, source, batch_size(subjects, batch)):
+            found = [
+                first_outputs(one.runner, inputs)
+                for one, inputs in zip(subjects, prepared, strict=True)
+            ]
+            count(tallies, indices, found, head.noun)
             task.update(indices[-1] + 1, len(source), "images")
     return head.evaluation(tallies[0], None if other is None else tallies[1])
+
+
+def tallies_of(subjects: Sequence[EvaluatedModel], source: ImageSet, head: Head) -> list[Tally]:
+    """A tally for each model over all images of ``source``.
+
+    Raises:
+        DataError: there are no labels.
+        UsageError: labels say nothing about outputs of this head.
+    """
+    labels = require_labels(source)
+    heads = [one.head for one in subjects]
+    own = [head if each is None or each.name != head.name else each for each in heads]
+    return [each.tally(labels) for each in own]
+
+
+def count(
+    tallies: Sequence[Tally],
+    indices: Sequence[int],
+    found: Sequence[NDArray[np.float32]],
+    noun: str,
+) -> None:
+    """Count the first outputs (N, K) of each model for the images at ``indices``.
+
+    Raises:
+        DataError: a label that a model has no output for, or models that tell different numbers of
+            classes apart.
+        ValidationError: outputs that are not numbers.
+    """
+    for tally, outputs in zip(tallies, found, strict=True):
+        _require_numbers(outputs, indices, noun)
+        tally.add(indices, outputs)
+    for first, second in pairwise(tallies):
+        first.require_same(second)
 
 
 def _prepared(
@@ -96,7 +128,12 @@ def _of_all_images(error: DataError, source: ImageSet, kinds: Sequence[Preproces
     return error
 
 
-def _require_labels(source: ImageSet) -> NDArray[np.int64]:
+def require_labels(source: ImageSet) -> NDArray[np.int64]:
+    """The class of each image (N,).
+
+    Raises:
+        DataError: there are no labels.
+    """
     if source.labels is None:
         raise DataError(
             "these images have no labels\n"
@@ -106,28 +143,28 @@ def _require_labels(source: ImageSet) -> NDArray[np.int64]:
     return source.labels
 
 
-def _batch_size(subjects: Sequence[EvaluatedModel], wanted: int) -> int:
+def batch_size(subjects: Sequence[EvaluatedModel], wanted: int) -> int:
     """At least the largest fixed batch, so that no model computes more filling than images."""
     return max(wanted, *(one.runner.inputs[0].fixed_batch or 1 for one in subjects))
 
 
-def _outputs(
-    runner: Runner, inputs: NDArray[np.float32], indices: Sequence[int], noun: str
-) -> NDArray[np.float32]:
+def first_outputs(runner: Runner, inputs: NDArray[Any]) -> NDArray[np.float32]:
     """First outputs (N, K) of inputs (N, C, H, W), in pieces where the runner's batch is fixed."""
     size = runner.inputs[0].fixed_batch or len(inputs)
     pieces = [_run(runner, inputs[at : at + size], size) for at in range(0, len(inputs), size)]
-    outputs = np.concatenate(pieces)
+    return np.concatenate(pieces)
+
+
+def _require_numbers(outputs: NDArray[np.float32], indices: Sequence[int], noun: str) -> None:
     wrong = np.flatnonzero(np.isnan(outputs).any(axis=1))
     if wrong.size:
         raise ValidationError(
             f"the {noun} of image {indices[wrong[0]]} and {wrong.size - 1} more are not numbers\n"
             "values beyond the range of FP16 are the usual reason: does the FP32 model do it too?"
         )
-    return outputs
 
 
-def _run(runner: Runner, inputs: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+def _run(runner: Runner, inputs: NDArray[Any], size: int) -> NDArray[np.float32]:
     fed = np.resize(inputs, (size, *inputs.shape[1:]))
     outputs = runner.run({runner.inputs[0].name: fed})[runner.outputs[0].name]
     return outputs.reshape(len(outputs), -1)[: len(inputs)].astype(np.float32)

@@ -12,7 +12,7 @@ from deploykit.core.errors import DataError
 from deploykit.heads._head import Evaluation, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -378,6 +378,17 @@ class ClassTally:
         _require_known(self._labels, self.classes)
         self._top1[indices] = logits.argmax(axis=1)
         self._ranks[indices] = label_ranks(logits, self._labels[indices])
+
+    def counted(self, indices: Sequence[int]) -> Mapping[str, NDArray[np.int64]]:
+        """First class and rank of the label of the images at ``indices``, and how many classes."""
+        classes = np.full(len(indices), self.classes, np.int64)
+        return {"top1": self._top1[indices], "rank": self._ranks[indices], "classes": classes}
+
+    def restore(self, indices: Sequence[int], counted: Mapping[str, NDArray[np.int64]]) -> None:
+        """Take over what `counted` gave for the images at ``indices``."""
+        self._top1[indices] = counted["top1"]
+        self._ranks[indices] = counted["rank"]
+        self.classes = int(counted["classes"][0])
 
     def require_same(self, other: ClassTally) -> None:
         """Refuse a model that tells another number of classes apart.

@@ -77,6 +77,12 @@ class Tally(Protocol):
             DataError: a label does not fit the outputs.
         """
 
+    def counted(self, indices: Sequence[int]) -> Mapping[str, NDArray[np.int64]]:
+        """What was counted of the images at ``indices``, each (N,), by names for columns."""
+
+    def restore(self, indices: Sequence[int], counted: Mapping[str, NDArray[np.int64]]) -> None:
+        """Take over what `counted` gave for the images at ``indices``."""
+
     def require_same(self, other: Any) -> None:
         """Refuse another model's tally that cannot be compared with this one.
 

@@ -59,7 +59,7 @@ class PartsFolder:
             BundleError: the disk refuses it; the parts before stay.
         """
         try:
-            replace_file(self._path(part), content)
+            replace_file(self.path(part), content)
         except OSError as exc:
             raise self._refusal(exc) from exc
 
@@ -69,7 +69,7 @@ class PartsFolder:
         rows, failed = 0, 0
         named: list[tuple[str, str]] = []
         for part in sorted(self._done()):
-            table = parquet.read_table(self._path(part), columns=["image", "error"])
+            table = parquet.read_table(self.path(part), columns=["image", "error"])
             rows += table.num_rows
             errors = table.column("error")
             failed += table.num_rows - errors.null_count
@@ -86,7 +86,8 @@ class PartsFolder:
             return
         if any(self.folder.iterdir()):
             raise BundleError(
-                f"{self.folder} holds something else than predictions\nchoose another with -o"
+                f"{self.folder} holds something else than what this command writes\n"
+                "choose another with -o"
             )
         replace_file(path, (json.dumps(self._plan, indent=2) + "\n").encode())
 
@@ -107,7 +108,8 @@ class PartsFolder:
     def _done(self) -> set[int]:
         return {int(path.stem.partition("-")[2]) for path in self.folder.glob("part-*.parquet")}
 
-    def _path(self, part: int) -> Path:
+    def path(self, part: int) -> Path:
+        """The file of a part, there or not."""
         return self.folder / f"part-{part:06d}.parquet"
 
     def _refusal(self, exc: OSError) -> BundleError:

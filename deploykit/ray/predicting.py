@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from deploykit.runtime.classifier import require_top_k
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from deploykit.bundle.manifest import Manifest
     from deploykit.core.progress import ProgressTask
@@ -151,6 +153,19 @@ def images_of_a_part(manifest: Manifest) -> int:
     return max(1, min(_MOST_IMAGES, _PART_BYTES // (3 * height * width * _FLOAT)))
 
 
+def prepared_or_reason(
+    content: bytes | str, steps: Preprocessing, max_pixels: int | None
+) -> NDArray[Any] | str:
+    """The input (C, H, W) of an encoded image, or why there is none; a reason stays what it is."""
+    if isinstance(content, str):
+        return content
+    limit = images.default_max_pixels(steps) if max_pixels is None else max_pixels
+    try:
+        return images.preprocess(images.decode(content, limit, reduce_for=steps), steps)
+    except DataError as error:
+        return str(error)
+
+
 @dataclass(frozen=True)
 class Workers:
     """The actors: how many, and what of the cluster each of them takes.
@@ -212,7 +227,7 @@ def results_of(
     found: Cluster,
     workers: Workers,
     parts: Sequence[Part],
-    decoder: RowDecoder,
+    decoder: PartDecoder,
     actor: tuple[type, Mapping[str, Any]],
 ) -> Iterator[dict[str, Any]]:
     """What an ``actor``, a class with its arguments, makes of each part, in any order.
@@ -264,6 +279,13 @@ def _translated(error: BaseException) -> DeploykitError:
     )
 
 
+class PartDecoder(Protocol):
+    """Reads and decodes the images of a part, in a task on a CPU."""
+
+    def decode(self, row: dict[str, Any]) -> dict[str, Any]:
+        """``part``, and what the actor needs of it, for a row with ``part`` and ``text``."""
+
+
 class RowDecoder:
     """Reads and decodes the images of a part, in a task on a CPU."""
 
@@ -272,9 +294,7 @@ class RowDecoder:
     ) -> None:
         self._steps = preprocessing
         self._takes_floats = takes_floats
-        self._max_pixels = (
-            images.default_max_pixels(preprocessing) if max_pixels is None else max_pixels
-        )
+        self._max_pixels = max_pixels
 
     def decode(self, row: dict[str, Any]) -> dict[str, Any]:
         """What the actor needs of a part: names, reasons, and the inputs of the other images."""
@@ -282,7 +302,9 @@ class RowDecoder:
         reasons: dict[int, str] = {}
         good: list[Any] = []
         for at, content in enumerate(read_part(part)):
-            made = content if isinstance(content, str) else self._prepared(content)
+            made: Any = content  # the bytes, where the model prepares them
+            if self._takes_floats:
+                made = prepared_or_reason(content, self._steps, self._max_pixels)
             if isinstance(made, str):
                 reasons[at] = made
             else:
@@ -290,16 +312,6 @@ class RowDecoder:
         given = np.stack(good) if good and self._takes_floats else good
         payload = pickle.dumps((part.names, reasons, given), protocol=pickle.HIGHEST_PROTOCOL)
         return {"part": row["part"], "payload": payload}
-
-    def _prepared(self, content: bytes) -> Any:
-        """The input (C, H, W) of an image, the bytes where the model prepares them, or a reason."""
-        if not self._takes_floats:
-            return content
-        try:
-            image = images.decode(content, self._max_pixels, reduce_for=self._steps)
-            return images.preprocess(image, self._steps)
-        except DataError as error:
-            return str(error)
 
 
 class _Answer:

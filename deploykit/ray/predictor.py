@@ -157,16 +157,6 @@ class PreparedPredictor:
             found += self._run(images[at : at + size])
         return found
 
-    def first_outputs(self, images: NDArray[np.generic]) -> NDArray[np.float32]:
-        """The first output of prepared images (N, C, H, W), as (N, K)."""
-        size = self._model.profile.opt_batch if self._model.profile else CHUNK
-        name = self._model.inputs[0].name
-        pieces = [
-            np.asarray(self._model.run({name: images[at : at + size]}), np.float32)
-            for at in range(0, len(images), size)
-        ]
-        return np.concatenate([piece.reshape(len(piece), -1) for piece in pieces])
-
     def _run(self, images: NDArray[np.generic]) -> list[list[Any] | str]:
         outputs = self._model.run_all({self._model.inputs[0].name: images})
         try:

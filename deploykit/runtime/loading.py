@@ -139,10 +139,15 @@ def load(  # noqa: PLR0913 - one parameter per choice of the caller
 
 
 def load_opened(
-    bundle: Bundle, device: str, *, fast: bool = False, machine: Machine | None = None
+    bundle: Bundle,
+    device: str,
+    *,
+    fast: bool = False,
+    threads: int | None = None,
+    machine: Machine | None = None,
 ) -> Classifier:
     """As `load`, for a bundle that is open already: by a reader within `read_bundle`."""
-    wanted = _understand(bundle.folder, device, cuda_graphs=True, threads=None, fast=fast)
+    wanted = _understand(bundle.folder, device, cuda_graphs=True, threads=threads, fast=fast)
     return _load(wanted, bundle, (machine or Machine()).on(wanted.gpu))
 
 

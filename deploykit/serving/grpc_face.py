@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
 
@@ -21,7 +22,14 @@ from deploykit.serving.service import EXTENSIONS, NAME, VERSION
 from deploykit.serving.tensors import BYTES, Tensor, from_list, from_raw, to_raw
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Iterable,
+        Mapping,
+    )
 
     from deploykit.serving.limits import ServiceLimits
     from deploykit.serving.requests import InferAnswer
@@ -42,6 +50,9 @@ _FIELD_OF: Final = {
 
 _OVERHEAD_BYTES: Final = 64 * 1024
 """Of a message beside its tensors."""
+
+_HURRIED_S: Final = 1.0
+"""Time for a message while other calls wait to be read."""
 
 
 def create_server(service: Service) -> Any:
@@ -84,9 +95,75 @@ def _options(limits: ServiceLimits) -> list[tuple[str, int]]:
         ("grpc.max_metadata_size", limits.max_header_bytes),
         ("grpc.absolute_max_metadata_size", limits.max_header_bytes),
         ("grpc.max_concurrent_streams", limits.max_in_flight),
+        # What a call may send before its message is read; the first grows with a fast line.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", _OVERHEAD_BYTES),
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
         ("grpc.server_handshake_timeout_ms", round(limits.read_timeout_s * 1e3)),
     ]
+
+
+class _Turns:
+    """Who reads a message: as many at once as messages of the largest size may be held.
+
+    gRPC reads a message whole and says its size afterwards, so that it cannot be refused before.
+    Whoever keeps others waiting, as by a call without a message, has a second for it.
+    """
+
+    def __init__(self, limits: ServiceLimits) -> None:
+        self._limit_s = limits.read_timeout_s
+        self._free = asyncio.Semaphore(max(1, limits.max_held_bytes // limits.max_request_bytes))
+        self._readers: dict[asyncio.Timeout, float] = {}
+        """The end of each one's time, and when it began."""
+        self._waiting = 0
+
+    async def read(self, requests: AsyncIterator[Any]) -> Any:
+        """The message of a call; ``None`` where grpc itself has refused it, as for its size.
+
+        Raises:
+            RefusedError: it did not come in time, or others were not read in time.
+        """
+        await self._turn()
+        now_s = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(self._limit_s) as end:
+                self._readers[end] = now_s
+                if self._waiting:
+                    self._hurry()
+                return await _only_one(requests)
+        except TimeoutError:
+            raise self._refusal(asyncio.get_running_loop().time() - now_s) from None
+        finally:
+            self._readers.pop(end, None)
+            self._free.release()
+
+    async def _turn(self) -> None:
+        self._waiting += 1
+        try:
+            if self._free.locked():
+                self._hurry()
+            async with asyncio.timeout(self._limit_s):
+                await self._free.acquire()
+        except TimeoutError:
+            raise RefusedError(
+                Reason.BUSY, f"other requests were read for {self._limit_s:g} s, try again later"
+            ) from None
+        finally:
+            self._waiting -= 1
+
+    def _hurry(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        for end, start_s in self._readers.items():
+            due_s = max(now_s, start_s + min(_HURRIED_S, self._limit_s))
+            if not end.expired() and due_s < (end.when() or due_s):
+                end.reschedule(due_s)
+
+    def _refusal(self, after_s: float) -> RefusedError:
+        if after_s < self._limit_s:
+            text = f"the request did not come within {_HURRIED_S:g} s, and others waited for it"
+            return RefusedError(Reason.BUSY, text)
+        text = f"the request did not come within {self._limit_s:g} s"
+        return RefusedError(Reason.NOT_READ, text)
 
 
 class _Faces:
@@ -94,6 +171,7 @@ class _Faces:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._turns = _Turns(service.limits)
 
     async def live(self, _request: Any, _context: Any) -> Any:
         return message("ServerLiveResponse")(live=True)
@@ -128,34 +206,29 @@ class _Faces:
     async def _infer(self, requests: AsyncIterator[Any], context: Any) -> Any:
         service = self._service
         with service.place() as held:
-            request = await self._read(requests)
+            request = await self._turns.read(requests)
             if request is None:
                 return message("ModelInferResponse")()
-            with service.counted(request.model_name, request.model_version, PROTOCOL):
+            name, version = request.model_name, request.model_version
+            with service.counted(name, version, PROTOCOL):
                 held.grow(request.ByteSize())
+                asked = from_message(request)
+                del request  # its bytes are in the arrays once more
                 answer = await service.infer(
-                    request.model_name,
-                    request.model_version,
-                    from_message(request),
+                    name,
+                    version,
+                    asked,
                     protocol=PROTOCOL,
                     headers=_headers(context),
                     is_gone=lambda: _is_done(context),
                 )
         return to_message(answer)
 
-    async def _read(self, requests: AsyncIterator[Any]) -> Any:
-        """The message of a call; ``None`` where grpc itself has refused it, as for its size.
 
-        Raises:
-            RefusedError: it did not come in time.
-        """
-        limit_s = self._service.limits.read_timeout_s
-        try:
-            async with asyncio.timeout(limit_s):
-                return await anext(requests, None)
-        except TimeoutError:
-            text = f"the request did not come within {limit_s:g} s"
-            raise RefusedError(Reason.NOT_READ, text) from None
+async def _only_one(requests: AsyncIterator[Any]) -> Any:
+    # Closed, because the iterator keeps the bytes of what it gave last as long as its call lives.
+    async with aclosing(cast("AsyncGenerator[Any]", aiter(requests))) as one:
+        return await anext(one, None)
 
 
 async def _or_abort(answer: Callable[[], Awaitable[Any]], context: Any) -> Any:
@@ -163,11 +236,12 @@ async def _or_abort(answer: Callable[[], Awaitable[Any]], context: Any) -> Any:
     try:
         return await answer()
     except RefusedError as error:
-        refused = error
-    if refused.reason.is_retryable:
+        # Not the error itself: a frame that holds it would be held by it, and with it the message.
+        reason, text = error.reason, str(error)
+    if reason.is_retryable:
         # https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback
         context.set_trailing_metadata((("grpc-retry-pushback-ms", str(RETRY_AFTER_S * 1000)),))
-    return await context.abort(getattr(grpc.StatusCode, refused.reason.grpc), str(refused))
+    return await context.abort(getattr(grpc.StatusCode, reason.grpc), text)
 
 
 async def _is_done(context: Any) -> bool:

@@ -42,6 +42,8 @@ class ServiceLimits:
     """From a request's last byte to its answer."""
     graceful_timeout_s: float = 8.0
     """For accepted requests after SIGTERM. Docker kills after 10 s, Kubernetes after 30."""
+    end_timeout_s: float = 1.5
+    """For a computation that runs on after that; then the process ends without it."""
     self_test_every_s: float = 10.0
     """Age of the golden sample's last run from which a question about readiness runs it again."""
 

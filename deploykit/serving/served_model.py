@@ -24,6 +24,7 @@ from deploykit.serving.tensors import BYTES, Tensor, datatype_of, output_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from concurrent.futures import Future
 
     from numpy.typing import NDArray
 
@@ -72,6 +73,7 @@ class ServingModel:
             if self.gathers
             else OneByOne(model, limits, own)
         )
+        self._requests: set[Future[Any]] = set()
         own.watch_queue(lambda: self._queue.waiting)
         self._test = _SelfTest(model, limits.self_test_every_s)
 
@@ -90,6 +92,11 @@ class ServingModel:
             return {}
         return {"layout": "nchw", "channel_order": steps.channel_order}
 
+    @property
+    def is_computing(self) -> bool:
+        """Whether a request is being computed, or the golden sample; from any thread."""
+        return self._test.is_running or any(each.running() for each in self._requests.copy())
+
     async def problem(self) -> str | None:
         """Why it is not ready, ``None`` where its golden sample agrees."""
         problem = await self._test.problem()
@@ -106,6 +113,8 @@ class ServingModel:
         wanted = self._wanted(request)
         feeds = await self._feeds(request, decoder, is_gone)
         future = self._queue.submit(feeds)
+        self._requests.add(future)
+        future.add_done_callback(self._requests.discard)
         try:
             found = self._queue.result_of(await asyncio.wrap_future(future))
         except DeviceError as error:
@@ -239,6 +248,11 @@ class _SelfTest:
         self._problem: str | None = None
         self._failed = False
         self._ran_s = time.monotonic()  # loading ran it
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the golden sample is being computed."""
+        return self._lock.locked()
 
     def fail(self, error: DeviceError) -> None:
         """The GPU failed: no later run of this process would do better."""

@@ -8,6 +8,7 @@ import gc
 import logging
 import signal
 import socket
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from deploykit.runtime.classifier import Classifier
     from deploykit.serving.limits import ServiceLimits
+    from deploykit.serving.service import UnfinishedError
 
     Loaded = Sequence[tuple[str, str, Classifier]]
 
@@ -99,17 +101,46 @@ def run(
     address: Address,
     http: socket.socket,
     started: Callable[[Service, Ports], None],
+    give_up: Callable[[UnfinishedError], None],
 ) -> Service:
     """Serve until SIGTERM or SIGINT; then answer what was accepted, and give everything back.
 
-    ``started`` is told when both protocols answer. The models are closed at the end.
+    ``started`` is told when both protocols answer. The models are closed at the end. Where that
+    has not come when ``graceful_timeout_s`` and ``end_timeout_s`` are over, ``give_up`` is called
+    in a thread of its own, once.
     """
     before = gc.get_threshold()
     gc.set_threshold(*COLLECT_AFTER)
+    end = _LastResort(limits.graceful_timeout_s + limits.end_timeout_s, give_up)
     try:
-        return asyncio.run(_run(models, limits, address, http, started))
+        return asyncio.run(_run(models, limits, address, http, started, end))
     finally:
+        end.cancel()
         gc.set_threshold(*before)
+
+
+class _LastResort:
+    """Calls ``give_up`` when the end of a service takes longer than it may.
+
+    In a thread: closing a model waits for its computation, and Python itself waits for the threads
+    that compute, at the event loop's end and at the interpreter's.
+    """
+
+    def __init__(self, within_s: float, give_up: Callable[[UnfinishedError], None]) -> None:
+        self._within_s = within_s
+        self._give_up = give_up
+        self._timer: threading.Timer | None = None
+
+    def begin(self, service: Service) -> None:
+        """The service is to end from now on."""
+        self._timer = threading.Timer(self._within_s, lambda: self._give_up(service.unfinished()))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def cancel(self) -> None:
+        """It has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 async def _run(
@@ -118,11 +149,13 @@ async def _run(
     address: Address,
     http: socket.socket,
     started: Callable[[Service, Ports], None],
+    end: _LastResort,
 ) -> Service:
     service = Service(models, limits)
     try:
         async with _grpc(service, address) as port:
-            await _serve_http(service, http, lambda: started(service, Ports(_port(http), port)))
+            ports = Ports(_port(http), port)
+            await _serve_http(service, http, lambda: started(service, ports), end)
     finally:
         await service.close()
     return service
@@ -157,7 +190,9 @@ def _port(bound: socket.socket) -> int:
     return int(bound.getsockname()[1])
 
 
-async def _serve_http(service: Service, bound: socket.socket, started: Callable[[], None]) -> None:
+async def _serve_http(
+    service: Service, bound: socket.socket, started: Callable[[], None], end: _LastResort
+) -> None:
     limits = service.limits
     config = uvicorn.Config(
         create_app(service),
@@ -173,7 +208,7 @@ async def _serve_http(service: Service, bound: socket.socket, started: Callable[
     )
     server = _Server(config)
     ending = asyncio.Event()
-    drained = asyncio.create_task(_drain(service, server, ending))
+    drained = asyncio.create_task(_drain(service, server, ending, end))
     with _signals(ending):
         serving = asyncio.create_task(server.serve(sockets=[bound]))
         while not (server.started or serving.done()):
@@ -185,9 +220,12 @@ async def _serve_http(service: Service, bound: socket.socket, started: Callable[
     drained.cancel()
 
 
-async def _drain(service: Service, server: uvicorn.Server, ending: asyncio.Event) -> None:
+async def _drain(
+    service: Service, server: uvicorn.Server, ending: asyncio.Event, end: _LastResort
+) -> None:
     """On a signal: refuse what is new, wait for what is there, then stop listening."""
     await ending.wait()
+    end.begin(service)
     start = time.monotonic()
     log.info("stopping: %d requests are in flight", service.in_flight)
     await service.drain()

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from deploykit._version import __version__
+from deploykit.core.errors import DeploykitError, one_line
 from deploykit.serving.decoder import Decoder
 from deploykit.serving.metrics import Metrics
 from deploykit.serving.refusals import Reason, RefusedError, refusal_of
@@ -38,6 +39,10 @@ UNKNOWN_MODEL: Final = "(unknown)"
 """A model's name in metrics where there is none: names that clients invent would never end."""
 
 log = logging.getLogger("deploykit.serving")
+
+
+class UnfinishedError(DeploykitError):
+    """The service should have ended, and something in it runs on."""
 
 
 class Held:
@@ -85,6 +90,8 @@ class Service:
         self.in_flight = 0
         self.held_bytes = 0
         self.is_draining = False
+        self.given_up = 0
+        """Requests that were accepted and not done within the graceful time."""
         self._is_empty = asyncio.Event()
         self._is_empty.set()
 
@@ -217,7 +224,22 @@ class Service:
         with suppress(TimeoutError):
             async with asyncio.timeout(self.limits.graceful_timeout_s):
                 await self._is_empty.wait()
-        return self.in_flight == 0
+        self.given_up = self.in_flight
+        return self.given_up == 0
+
+    def unfinished(self) -> UnfinishedError:
+        """What runs on, for whoever waited for the end; may be asked from any thread."""
+        computing = [
+            f"{one_line(each.name)}, version {each.version}, is still computing"
+            for each in self.models.in_order
+            if each.is_computing
+        ]
+        what = "; ".join(computing) or "an image is still being decoded, or an answer written"
+        requests = "1 request was" if self.given_up == 1 else f"{self.given_up} requests were"
+        return UnfinishedError(
+            f"{what}; {requests} given up\nthe process ends all the same: a model that hangs needs "
+            "it, for a slow one raise --graceful-timeout-s or --end-timeout-s"
+        )
 
     async def close(self) -> None:
         """Give everything back, once the models have answered what waits for them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +20,13 @@ from deploykit.heads import head_of
 from deploykit.runtime.loading import load_opened
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from deploykit.bundle.manifest import Bundle
     from deploykit.core.specs import Runner, TensorSpec
     from deploykit.heads import Evaluation, Head
-    from deploykit.images import LabelledData
+    from deploykit.images import ImageSet, LabelledData
     from deploykit.runtime.choice import Machine
 
 
@@ -98,45 +99,110 @@ def evaluate_bundle(  # noqa: PLR0913 - the options of `deploykit eval`
             that takes more than images, or an unknown device.
         DataError: the images or their labels cannot be used.
     """
-    if reference is not None and compare is not None:
-        raise UsageError(
-            "--reference and --compare are two models to hold this one against\ngive one of them"
-        )
-    opening = _Opening(device, fast, machine)
-    with ExitStack() as stack:
-        # What a bundle keeps is opened with it: a later export may put another bundle there.
-        alone = reference is None and compare is None
-        opened = stack.enter_context(_open_model(folder, opening, beside_reference=alone))
-        bundle = opened.bundle
-        head = head_of(bundle.manifest.head)
-        count = head.classes(bundle.manifest.onnx.outputs[0].shape)
-        classes = images.ModelClasses(count, _names_of(opened.labels, count))
-        source = images.open_labelled(data, classes)
-        own = EvaluatedModel(opened.runner, bundle.manifest.preprocessing)
-        other = None if opened.reference is None else replace(own, runner=opened.reference)
-        if reference is not None:
-            other = _fed_as(bundle, _open_reference(reference, stack, opening))
-        elif compare is not None:
-            other = _open_other(compare, bundle, stack, opening)
+    subjects = Subjects(folder, reference, compare, device, fast, machine=machine)
+    # What a bundle keeps is opened with it: a later export may put another bundle there.
+    with subjects.opened() as opened:
+        source, classes = labelled_images(opened, data)
+        own = opened.own
         found = evaluate(
             own,
             source,
             batch=batch,
-            other=other,
+            other=opened.other,
             progress=progress or SilentProgress(),
-            head=head,
+            head=opened.head,
         )
+    return accuracy_report(found, opened, source, classes)
+
+
+def labelled_images(
+    opened: OpenedSubjects, data: LabelledData
+) -> tuple[ImageSet, images.ModelClasses]:
+    """The images of ``data`` for a bundle, and what is known of its classes.
+
+    Raises:
+        DataError: the images or their labels cannot be used.
+    """
+    subject = opened.subject
+    count = opened.head.classes(subject.bundle.manifest.onnx.outputs[0].shape)
+    classes = images.ModelClasses(count, _names_of(subject.labels, count))
+    return images.open_labelled(data, classes), classes
+
+
+def accuracy_report(
+    found: Evaluation, opened: OpenedSubjects, source: ImageSet, classes: images.ModelClasses
+) -> AccuracyReport:
+    """What was counted, with what ran and what is to be said of the images."""
     skipped = source.skipped if isinstance(source, images.FileImages) else ()
-    reduced = images.notes_on_reduced(source, own.preprocessing)
+    reduced = images.notes_on_reduced(source, opened.own.preprocessing)
+    subject = opened.subject
     return AccuracyReport(
         found,
         _fitting_names(classes, source.classes),
-        opened.graph,
-        opened.device,
-        opened.choice,
+        subject.graph,
+        subject.device,
+        subject.choice,
         skipped=tuple(map(str, skipped)),
         notes=(*images.notes_on_skipped(skipped), *reduced),
     )
+
+
+@dataclass(frozen=True)
+class OpenedSubjects:
+    """A bundle that is loaded, and the model beside it, each with what happens to an image."""
+
+    subject: _Opened
+    head: Head
+    own: EvaluatedModel
+    other: EvaluatedModel | None
+
+    @property
+    def models(self) -> list[EvaluatedModel]:
+        """One or both."""
+        return [self.own] if self.other is None else [self.own, self.other]
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """A bundle and what it is held against, by their paths: to be opened here or elsewhere.
+
+    ``threads`` are those of onnxruntime on a CPU, ``None`` for all cores. ``machine`` is what
+    engines have to fit, for tests.
+    """
+
+    folder: Path
+    reference: Path | None = None
+    compare: Path | None = None
+    device: str = CPU
+    fast: bool = False
+    threads: int | None = None
+    machine: Machine | None = None
+
+    @contextmanager
+    def opened(self) -> Iterator[OpenedSubjects]:
+        """Both, loaded.
+
+        Raises:
+            DeploykitError: as `evaluate_bundle`.
+        """
+        if self.reference is not None and self.compare is not None:
+            raise UsageError(
+                "--reference and --compare are two models to hold this one against\n"
+                "give one of them"
+            )
+        opening = _Opening(self.device, self.fast, self.threads, self.machine)
+        with ExitStack() as stack:
+            alone = self.reference is None and self.compare is None
+            opened = stack.enter_context(_open_model(self.folder, opening, beside_reference=alone))
+            bundle = opened.bundle
+            head = head_of(bundle.manifest.head)
+            own = EvaluatedModel(opened.runner, bundle.manifest.preprocessing)
+            other = None if opened.reference is None else replace(own, runner=opened.reference)
+            if self.reference is not None:
+                other = _fed_as(bundle, _open_reference(self.reference, stack, opening))
+            elif self.compare is not None:
+                other = _open_other(self.compare, bundle, stack, opening)
+            yield OpenedSubjects(opened, head, own, other)
 
 
 @dataclass(frozen=True)
@@ -145,6 +211,7 @@ class _Opening:
 
     device: str
     fast: bool
+    threads: int | None
     machine: Machine | None
 
 
@@ -177,7 +244,8 @@ def _open_model(folder: Path, opening: _Opening, *, beside_reference: bool = Fal
             opened = stack.enter_context(_open_on(bundle, opening))
             kept = _own_reference(bundle) if beside_reference else None
             if kept is not None:
-                reference = stack.enter_context(graph_judge().open(kept, GraphOptions()))
+                options = GraphOptions(threads=opening.threads)
+                reference = stack.enter_context(graph_judge().open(kept, options))
                 opened = replace(opened, reference=reference)
             stack.pop_all()
         return opened
@@ -191,10 +259,18 @@ def _open_on(bundle: Bundle, opening: _Opening) -> _Opened:
         graph = bundle.on_cpu(fast=opening.fast)
         choice = f"{graph.name} on onnxruntime"
         with ExitStack() as stack:
-            runner = stack.enter_context(graph_judge().open_artifact(graph.artifact))
+            runner = stack.enter_context(
+                graph_judge().open_artifact(graph.artifact, threads=opening.threads)
+            )
             stack.pop_all()
         return _Opened(bundle, bundle.labels, graph.name, CPU, choice, runner)
-    model = load_opened(bundle, opening.device, fast=opening.fast, machine=opening.machine)
+    model = load_opened(
+        bundle,
+        opening.device,
+        fast=opening.fast,
+        threads=opening.threads,
+        machine=opening.machine,
+    )
     runner = model.as_runner((model.outputs[0].name,))
     return _Opened(bundle, model.labels, model.file, model.device, model.choice, runner)
 
@@ -261,7 +337,7 @@ def _open_reference(path: Path, stack: ExitStack, opening: _Opening) -> Evaluate
     # Weights beside what a link leads to are found there; in a cache of links, beside the link.
     real = path.resolve()
     graph = path if real.parent.name == "blobs" else real
-    return stack.enter_context(graph_judge().open(graph, GraphOptions()))
+    return stack.enter_context(graph_judge().open(graph, GraphOptions(threads=opening.threads)))
 
 
 def _evaluated(opened: _Opened) -> EvaluatedModel:
@@ -286,7 +362,8 @@ def _open_other(path: Path, bundle: Bundle, stack: ExitStack, opening: _Opening)
             f"{own.crop[0]}, {own.crop[1]})\n"
             "an .onnx is fed as the bundle is: export it, and compare with its own bundle"
         )
-    return _fed_as(bundle, stack.enter_context(graph_judge().open_artifact(artifact)))
+    runner = graph_judge().open_artifact(artifact, threads=opening.threads)
+    return _fed_as(bundle, stack.enter_context(runner))
 
 
 def _is_fed_alike(tensor: TensorSpec, bundle: Bundle) -> bool:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from deploykit.serving.limits import ServiceLimits
     from deploykit.serving.repository import BundlePlace
     from deploykit.serving.server import Address, Ports
-    from deploykit.serving.service import Service
+    from deploykit.serving.service import Service, UnfinishedError
 
 NEEDED: Final = ("starlette", "uvicorn", "grpc", "google.protobuf", "prometheus_client")
 """The packages of the extra ``serve``."""
@@ -67,16 +67,20 @@ class ServeReport:
         return {"models": list(map(to_plain, self.models)), "requests": self.requests}
 
 
-def serve(
+def serve(  # noqa: PLR0913 - what a service is told, and whom it tells
     bundles: Sequence[Path],
     *,
     loading: Loading,
     limits: ServiceLimits,
     address: Address,
     started: Callable[[tuple[ServedBundle, ...], Ports], None],
+    give_up: Callable[[UnfinishedError], None],
     progress: Progress | None = None,
 ) -> ServeReport:
     """Serve ``bundles`` until SIGTERM or SIGINT; ``started`` is called once both ports answer.
+
+    ``give_up`` is called in a thread of its own where a model computes on after the time for the
+    end. It has to end the process: nothing else can.
 
     Everything that can be wrong with a bundle is found before anything listens: its golden sample
     has run and agreed.
@@ -107,7 +111,7 @@ def serve(
             (place.name or model.name, place.version, model)
             for place, model in zip(places, loaded, strict=True)
         ]
-        service = run(models, limits, address, http, when_started)
+        service = run(models, limits, address, http, when_started, give_up)
     return ServeReport(said, service.metrics.outcomes())
 
 

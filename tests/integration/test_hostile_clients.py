@@ -10,12 +10,14 @@ import signal
 import socket
 import threading
 import zlib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import grpc
 import httpx
 import numpy as np
 import psutil
@@ -259,6 +261,75 @@ def test_memory_is_bounded_under_hostile_images(bundle: Path) -> None:
                 assert answer.result().status_code == status, answer.result().text
         assert client.get("/v2/health/ready").status_code == 200
     assert peak.bytes - peak.before < 2 * 12 * most + 48 * MIB
+
+
+def infer_call(address: str) -> tuple[Any, Any]:
+    """A channel of its own, and the call of ModelInfer with bytes."""
+    options = (("grpc.use_local_subchannel_pool", 1),)
+    channel = grpc.insecure_channel(address, options=options)
+    return channel, channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+
+
+def message_of(side: int) -> bytes:
+    """A ModelInferRequest of one image of zeros, as Triton's client has it generated."""
+    messages = pytest.importorskip("tritonclient.grpc.service_pb2")
+    made = messages.ModelInferRequest(model_name="colours-fp32")
+    made.inputs.add(name="input", datatype="FP32", shape=(1, 3, side, side))
+    made.raw_input_contents.append(bytes(12 * side * side))
+    return bytes(made.SerializeToString())
+
+
+def test_memory_is_bounded_under_large_messages_of_grpc(tmp_path: Path) -> None:
+    """160 messages of 7.5 MB, where 16 MB may be held and as much be read."""
+    bundle = write_bundle(tmp_path / "colours", image="H, W")
+    most, sent = 8_000_000, message_of(790)
+    # Waiting for one another, so that there is always one too many.
+    gathered = ("--max-batch", 16, "--max-wait-ms", 100)
+    limits = ("--max-request-bytes", most, "--max-held-bytes", 2 * most)
+
+    def ask(address: str) -> Counter[str]:
+        channel, call = infer_call(address)
+        with channel:
+            asked = [call.future(iter([sent]), timeout=PATIENCE_S) for _ in range(10)]
+            refusals = [each.exception() for each in asked]
+            for each in filter(None, refusals):
+                assert each.details().startswith("requests in flight hold ")
+                assert dict(each.trailing_metadata()) == {"grpc-retry-pushback-ms": "1000"}
+            return Counter(each.code().name for each in asked)
+
+    with served(bundle, *limits, *gathered) as running:
+        assert ask(running.grpc).total() == 10
+        with Peak(running.process.pid) as peak, ThreadPoolExecutor(16) as pool:
+            found = sum(pool.map(ask, [running.grpc] * 16), Counter[str]())
+        assert found.keys() == {"OK", "RESOURCE_EXHAUSTED"}
+        assert found.total() == 160
+        held = httpx.get(f"{running.http}/metrics").text
+        assert "deploykit_held_bytes 0.0" in held
+    # What is held and what is read, with the copies that parsing makes; all that came is 1200 MB.
+    assert peak.bytes - peak.before < 5 * (2 * most + 2 * most)
+
+
+def test_a_call_without_a_message_does_not_hold_up_others(bundle: Path) -> None:
+    """One message is read at a time, and the first call has an hour for its own."""
+    ended = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        ended.wait(PATIENCE_S)
+        yield from ()
+
+    options = ("--read-timeout-s", 3600, "--max-held-bytes", 10**6, "--max-request-bytes", 10**6)
+    with served(bundle, *options) as running, httpx.Client(base_url=running.http) as good:
+        channel, call = infer_call(running.grpc)
+        with channel:
+            stalled = call.future(nothing())
+            while in_flight(good) < 1:
+                pass
+            assert call(iter([message_of(SIZE)]), timeout=PATIENCE_S)
+            with pytest.raises(grpc.RpcError, match=r"within 1 s, and others waited") as refused:
+                stalled.result(PATIENCE_S)
+            ended.set()
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert dict(refused.value.trailing_metadata()) == {"grpc-retry-pushback-ms": "1000"}
 
 
 def test_large_images_hold_up_neither_refusals_nor_those_who_stay(

@@ -10,6 +10,7 @@ import os
 import signal
 import warnings
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,12 +18,15 @@ import psutil
 import pytest
 from PIL import Image
 
+from deploykit.bundle.manifest import Bundle
 from deploykit.core import atomic
 from deploykit.core.errors import BundleError
 from deploykit.core.progress import SilentProgress
+from deploykit.core.specs import PixelInput, TensorSpec
 from deploykit.ray import parts, predicting
 from deploykit.ray.predicting import ClusterChoices, predict_on_cluster
-from tests.bundles import SIZE, colours_of, write_bundle
+from deploykit.verbs import evaluate_on_cluster
+from tests.bundles import PLAIN, SIZE, colours_of, write_bundle
 from tests.cli import deploykit
 
 if TYPE_CHECKING:
@@ -187,26 +191,159 @@ def test_the_command_names_what_could_not_be_read(desk: Path, tmp_path: Path) ->
     assert f"{-(-IMAGES // PART)} parts, {-(-IMAGES // PART)} of them from before" in again.out
 
 
-def test_eval_counts_what_it_counts_on_one_machine(desk: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
     """A folder per class, in which a third of the images lies in a wrong one."""
     for at in range(20):
         right = int(pixels(at).mean(axis=(0, 1)).argmax())
         name = ("red", "green", "blue")[(right + (at % 3 == 0)) % 3]
         (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels(at)).save(tmp_path / "data" / name / f"{at}.png")
-    call = ("eval", desk / "bundle", "--data", tmp_path / "data", "--json")
+    return tmp_path / "data"
+
+
+def turned(folder: Path) -> Path:
+    """A bundle that takes red for green, green for blue, and blue for red."""
+    return write_bundle(folder / "turned", source=TURNED, answers=turn)
+
+
+def turn(sample: Any) -> Any:
+    return np.roll(colours_of(sample), 1, axis=1)
+
+
+TURNED = """colours (float[{batch}, 3, {image}] input) => (float[{batch}, 3] logits)
+{{ mean = GlobalAveragePool (input)  flat = Flatten (mean)
+   order = Constant <value_ints = [2, 0, 1]> ()
+   logits = Gather <axis = 1> (flat, order) }}"""
+
+
+def of_bytes(folder: Path) -> Path:
+    """The bundle of `desk`, which takes pixels (N, H, W, 3)."""
+    onnx = Bundle.open(write_bundle(folder / "bytes")).manifest.onnx
+    image = TensorSpec("input", "uint8", ("N", SIZE, SIZE, 3))
+    onnx = replace(onnx, inputs=(image,), path=onnx.path.relative_to(folder / "bytes"))
+    steps = replace(PLAIN, pixels=PixelInput("nhwc", "rgb"))
+    return write_bundle(folder / "bytes", source=OF_BYTES, onnx=onnx, preprocessing=steps)
+
+
+OF_BYTES = """colours (uint8[{batch}, {image}, 3] input) => (float[{batch}, 3] logits)
+{{ floats = Cast <to = 1> (input)  nchw = Transpose <perm = [0, 3, 1, 2]> (floats)
+   most = Constant <value_float = 255.0> ()  scaled = Div (nchw, most)
+   mean = GlobalAveragePool (scaled)  logits = Flatten (mean) }}"""
+
+
+def test_eval_counts_a_bundle_of_bytes_beside_one_of_floats(
+    desk: Path, classes: Path, tmp_path: Path
+) -> None:
+    bundle = of_bytes(tmp_path)
+    call = ("eval", bundle, "--data", classes, "--json", "--compare", desk / "bundle")
     here, there = deploykit(*call), deploykit(*call, "--ray")
     assert (here.code, there.code) == (0, 0), there.err
-    counted = ("count", "top1", "top5", "top1_interval")
-    assert {name: there.data[name] for name in counted if name in here.data} == {
-        name: here.data[name] for name in counted if name in here.data
+    counts = {name: there.data[name] for name in ("count", "top1", "agreement")}
+    assert counts == {name: here.data[name] for name in counts}
+    assert counts == {"count": 20, "top1": 13 / 20, "agreement": 1.0}
+
+
+@pytest.mark.parametrize("beside", [(), ("--reference",), ("--compare",)])
+def test_eval_counts_what_it_counts_on_one_machine(
+    desk: Path, classes: Path, tmp_path: Path, beside: tuple[str, ...]
+) -> None:
+    call = (
+        *("eval", desk / "bundle", "--data", classes, "--batch", 3, "--json", "--confusion", 5),
+        *("--per-class", *beside, *[turned(tmp_path)] * len(beside)),
+    )
+    here, there = deploykit(*call), deploykit(*call, "--ray")
+    assert (here.code, there.code) == (0, 0), there.err
+    ran = {"device", "choice"}
+    assert {k: v for k, v in there.data.items() if k not in ran} == {
+        k: v for k, v in here.data.items() if k not in ran
     }
     assert there.data["count"] == 20
-    (tmp_path / "data" / "red" / "bad.png").write_bytes(b"nothing")
-    refused = deploykit(*call, "--ray")
+    assert there.data["top1"] == 13 / 20
+    if beside:
+        assert there.data["agreement"] == 0.0
+
+
+def test_eval_says_which_images_cannot_be_read_and_counts_the_others(
+    desk: Path, classes: Path, tmp_path: Path
+) -> None:
+    (classes / "red" / "bad.png").write_bytes(b"nothing")
+    output = tmp_path / "counts"
+    call = ("eval", desk / "bundle", "--data", classes, "--batch", 3, "--ray", "-o", output)
+    refused = deploykit(*call)
     assert refused.code == 1
     assert "1 of 21 images cannot be read" in refused.err
     assert "bad.png" in refused.err
+    there = {path.name: path.stat().st_mtime_ns for path in output.glob("*.parquet")}
+    assert len(there) == 6  # of 7 parts of three images
+    Image.fromarray(pixels(40)).save(classes / "red" / "bad.png")
+    again = deploykit(*call, "--json")
+    assert again.code == 0, again.err
+    assert again.data["count"] == 21
+    after = {path.name: path.stat().st_mtime_ns for path in output.glob("*.parquet")}
+    assert len(after) == 7
+    assert there.items() <= after.items()
+
+
+def test_an_interrupted_eval_goes_on_with_the_same_counts(
+    desk: Path, classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow.dataset
+
+    output, write = tmp_path / "counts", atomic.replace_file
+    call = (
+        *("eval", desk / "bundle", "--data", classes, "--batch", 3, "--json", "--confusion", 5),
+        *("--reference", turned(tmp_path)),
+    )
+    written: list[str] = []
+
+    def fills(path: Path, content: bytes) -> None:
+        if len(written) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path.name)
+        write(path, content)
+
+    monkeypatch.setattr(parts, "replace_file", fills)
+    stopped = deploykit(*call, "--ray", "-o", output)
+    assert stopped.code == 1
+    assert "No space left on device" in stopped.err
+    monkeypatch.setattr(parts, "replace_file", write)
+    before = {path.name: path.stat().st_mtime_ns for path in output.glob("*.parquet")}
+    assert len(before) == 3  # and the plan
+    changed, damaged = sorted(before)[:2]
+    (output / damaged).write_bytes(b"nothing")
+    at = int(changed[5:-8])
+    image = sorted(classes.rglob("*.png"))[at * 3]
+    with image.open("ab") as file:
+        file.write(bytes(3))  # a decoder does not mind, and who counts does not know
+    here = deploykit(*call)
+    there = deploykit(*call, "--ray", "-o", output)
+    assert (here.code, there.code) == (0, 0), there.err
+    ran = {"device", "choice"}
+    assert {k: v for k, v in there.data.items() if k not in ran} == {
+        k: v for k, v in here.data.items() if k not in ran
+    }
+    after = {path.name: path.stat().st_mtime_ns for path in output.glob("*.parquet")}
+    assert [name for name in before if before[name] == after[name]] == sorted(before)[2:]
+    finished = deploykit(*call, "--ray", "-o", output)  # without a cluster: all is counted
+    assert finished.data == there.data
+    rows = pyarrow.dataset.dataset(output, format="parquet").to_table().to_pylist()
+    assert len({row["image"] for row in rows}) == len(rows) == 20
+    assert sum(row["rank"] == 0 for row in rows) == 13
+    for row in rows:
+        mean = pixels(int(row["image"].rpartition("/")[2][:-4])).mean(axis=(0, 1))
+        assert (row["top1"], row["other_top1"]) == (mean.argmax(), (mean.argmax() + 1) % 3)
+    other = deploykit(*call[:-2], "--ray", "-o", output)
+    assert "was begun with another reference" in other.err
+
+
+def test_an_actor_refuses_a_model_that_was_replaced(
+    desk: Path, classes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate_on_cluster, "sha256_of", lambda _: "0" * 64)
+    refused = deploykit("eval", desk / "bundle", "--data", classes, "--ray")
+    assert refused.code == 1
+    assert "was replaced since this run began" in refused.err
 
 
 def test_an_error_of_an_actor_is_said_as_its_own(

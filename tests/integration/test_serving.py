@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
 
@@ -584,6 +585,43 @@ def test_sigterm_answers_what_was_accepted_and_refuses_the_rest(tmp_path: Path) 
     assert "Traceback" not in said
 
 
+HANGS = """colours (float[{batch}, 3, {image}] input) => (float[{batch}, 3] logits)
+{{
+    mean = GlobalAveragePool (input)  logits0 = Flatten (mean)
+    most = ReduceMax <keepdims = 0> (input)  limit = Constant <value_float = 100.0> ()
+    above = Sub (most, limit)  count0 = Relu (above)
+    huge = Constant <value_float = 1e12> ()  count1 = Mul (count0, huge)
+    count = Cast <to = 7> (count1)
+    logits = Loop (count, , logits0) <body = step
+        (int64 i, bool going, float[a, b] x) => (bool on, float[a, b] y)
+        {{ on = Identity (going)  y = Identity (x) }}>
+}}"""
+"""`COLOURS` for pixels, and a loop that takes years where a value is beyond 100."""
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_model_that_hangs_does_not_hold_the_end(tmp_path: Path, *, as_json: bool) -> None:
+    bundle = write_bundle(tmp_path / "colours", source=HANGS)
+    given = tensor("input", np.full((1, 3, SIZE, SIZE), 1000.0, np.float32), "FP32")
+    options = ("--graceful-timeout-s", 0.5, "--end-timeout-s", 0.5, *["--json"] * as_json)
+
+    def ask(address: str) -> httpx.Response:
+        path = f"{address}/v2/models/colours-fp32/infer"
+        return httpx.post(path, json={"inputs": [given]}, timeout=PATIENCE_S)
+
+    with served(bundle, *options) as running, ThreadPoolExecutor(2) as clients:
+        answers = [clients.submit(ask, running.http) for _ in range(2)]
+        with httpx.Client(base_url=running.http) as other:
+            while "in_flight_requests 2.0" not in other.get("/metrics").text:
+                time.sleep(0.01)
+        running.process.send_signal(signal.SIGTERM)
+        _, said = running.process.communicate(timeout=PATIENCE_S)
+        assert [each.result().status_code for each in answers] == [503, 503]
+    assert running.process.returncode == 1, said
+    assert "Error: colours-fp32, version 1, is still computing; 2 requests were given up\n" in said
+    assert "Traceback" not in said
+
+
 def refusal(*arguments: object) -> tuple[int, str]:
     found = CliRunner().invoke(main, ["serve", *map(str, arguments)])
     return found.exit_code, found.output
@@ -649,7 +687,14 @@ def test_a_grpc_port_that_is_taken_meanwhile_ends_the_start() -> None:
         address = Address(grpc_port=taken.getsockname()[1])
         loaded = [("colours", "1", double.as_model())]
         with pytest.raises(UsageError, match=r"gRPC cannot listen on 127\.0\.0\.1:\d+: .*\ngive"):
-            run(loaded, ServiceLimits(), address, http, lambda *_: pytest.fail("it started"))
+            run(
+                loaded,
+                ServiceLimits(),
+                address,
+                http,
+                lambda *_: pytest.fail("it started"),
+                lambda error: pytest.fail(str(error)),
+            )
     assert double.is_closed
 
 

@@ -19,21 +19,24 @@ from deploykit.core.errors import (
     DataError,
     DeploykitError,
     UsageError,
-    ValidationError,
 )
 from deploykit.core.progress import SilentProgress
 from deploykit.core.specs import HeadRecord, TensorSpec
 from deploykit.images import LabelledData
-from deploykit.ray import Predictor, evaluating, predicting
+from deploykit.ray import Predictor, predicting
 from deploykit.ray.cluster import Cluster, _connect
 from deploykit.ray.predicting import ClusterChoices, parquet_of
 from deploykit.ray.predictor import PreparedPredictor
 from deploykit.ray.sources import Part
+from deploykit.verbs.evaluate import Subjects
 from tests.bundles import SIZE, colours_of, engine_record, write_bundle
 from tests.cli import deploykit
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from deploykit.ray.evaluating import LabelledParts
 
 pytest.importorskip("pyarrow")
 
@@ -276,9 +279,9 @@ def test_what_is_wrong_with_predict(arguments: list[str], message: str, bundle: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--ray", "--compare", "other"], "--ray does not take --compare"),
-        (["--ray", "--fast"], "--ray does not take --fast"),
+        (["--ray", "--compare", "other", "--reference", "a"], "are two models to hold this one"),
         (["--workers", "2"], "--workers 2 is for --ray"),
+        (["-o", "counts"], "-o counts is for --ray"),
     ],
 )
 def test_what_is_wrong_with_eval(arguments: list[str], message: str, bundle: Path) -> None:
@@ -299,28 +302,6 @@ def test_eval_needs_labels(bundle: Path, tmp_path: Path) -> None:
     called = deploykit("eval", bundle, "--data", tmp_path, "--ray")
     assert called.code == 1
     assert "have no labels" in called.err
-
-
-def test_outputs_that_are_no_numbers_end_an_evaluation() -> None:
-    outputs = np.zeros((3, 2), np.float32)
-    assert evaluating._numbers(outputs, [4, 5, 6]) is outputs
-    outputs[1] = np.nan
-    with pytest.raises(ValidationError, match="outputs of image 5 and 0 more are not numbers"):
-        evaluating._numbers(outputs, [4, 5, 6])
-
-
-def test_first_outputs_are_numpys(bundle: Path) -> None:
-    assert np.allclose(actor(bundle).first_outputs(prepared()), WANTED, atol=1e-6)
-
-
-def test_a_bundle_of_bytes_is_not_counted_on_a_cluster(tmp_path: Path) -> None:
-    folder = write_bundle(tmp_path / "bundle")
-    onnx = Bundle.open(folder).manifest.onnx
-    image = replace(onnx.inputs[0], dtype="uint8")
-    onnx = replace(onnx, inputs=(image,), path=onnx.path.relative_to(folder))
-    folder = write_bundle(tmp_path / "bundle", onnx=onnx)
-    with pytest.raises(UsageError, match="takes uint8 images, and eval --ray feeds float32"):
-        next(evaluating.outputs_on_cluster(folder, [], ClusterChoices(), SilentTask()))
 
 
 @pytest.mark.parametrize(
@@ -360,11 +341,21 @@ def test_an_evaluation_of_fewer_images_is_no_answer(
 ) -> None:
     from deploykit.verbs import evaluate_on_cluster as verb
 
+    monkeypatch.setattr(predicting, "_MOST_IMAGES", 1)
     for name in ("red", "green", "blue"):
         (tmp_path / "data" / name).mkdir(parents=True)
         (tmp_path / "data" / name / "a.png").write_bytes(png(PIXELS[0]))
-    monkeypatch.setattr(verb, "outputs_on_cluster", lambda *_: iter([([0], WANTED[:1])]))
-    with pytest.raises(DataError, match="1 of 3 images were counted"):
+
+    def first(labelled: LabelledParts, *_: object) -> Iterator[tuple[Part, list[Any]]]:
+        yield labelled.parts[0], [WANTED[:1]] * 2
+
+    monkeypatch.setattr(verb, "outputs_on_cluster", first)
+    with pytest.raises(DataError, match="1 of 3 parts were counted"):
         verb.evaluate_on_cluster(
-            bundle, LabelledData(tmp_path / "data"), ClusterChoices(), SilentProgress()
+            Subjects(bundle),
+            LabelledData(tmp_path / "data"),
+            ClusterChoices(),
+            batch=1,
+            output=None,
+            progress=SilentProgress(),
         )
