@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
@@ -20,7 +21,7 @@ from deploykit.costs.latency import GRAPH, Timing
 from deploykit.costs.peaks import gpu_names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import onnx_ir as ir
 
@@ -56,11 +57,9 @@ class EstimateCall:
 
     def __post_init__(self) -> None:
         if not self.peaks:
-            raise UsageError(
-                "no GPU is named\ngive one, as --gpu L4, or all that are known: --all-gpus"
-            )
-        wrong = next((batch for batch in self.batches if batch < 1), None)
-        if wrong is not None or not self.batches:
+            raise UsageError("no GPU is named\ngive one, as --gpu L4")
+        if not self.batches or min(self.batches) < 1:
+            wrong = min(self.batches, default="empty")
             raise UsageError(f"--batch is {wrong}\nexpected whole numbers from 1 up, as 1,8,32")
 
     @property
@@ -144,42 +143,46 @@ def parse_price(text: str) -> tuple[str | None, float]:
     (('L4', 0.8), (None, 2.0))
 
     Raises:
-        UsageError: there is no number above 0.
+        UsageError: there is no number.
     """
     name, _, number = text.rpartition("=")
     try:
-        price = float(number)
+        return name or None, float(number)
     except ValueError:
-        price = 0.0
-    if not 0 < price < float("inf"):
-        raise UsageError(
-            f"--price-per-hour is {text!r}\nexpected a number above 0, for one GPU or by its name: "
-            "0.8, or L4=0.8"
-        )
-    return name or None, price
+        raise UsageError(f"--price-per-hour is {text!r}\n{_EXPECTED_PRICE}") from None
 
 
-def prices_of(texts: Sequence[str], gpus: tuple[str, ...] | None) -> dict[str, float]:
+_EXPECTED_PRICE: Final = (
+    "expected a number above 0: --price-per-hour 0.8 of the one GPU, --price-per-hour L4=0.8 of "
+    "several"
+)
+
+
+def prices_of(
+    given: Iterable[tuple[str | None, float]], gpus: tuple[str, ...] | None
+) -> dict[str, float]:
     """Prices by the table's name of their GPU.
 
     Raises:
-        UsageError: a price names no GPU and there are several, or one that is not estimated.
+        UsageError: one is not above 0, names no GPU where there are several, or names one that is
+            not estimated.
         UnknownNameError: it names a GPU that is not in the table.
     """
     asked = None if gpus is None else {known_gpu(name).name for name in gpus}
     found: dict[str, float] = {}
-    for text in texts:
-        name, price = parse_price(text)
+    for name, price in given:
+        if not 0 < price < inf:
+            raise UsageError(f"--price-per-hour is {price:g}\n{_EXPECTED_PRICE}")
         if name is None and (asked is None or len(asked) != 1):
             raise UsageError(
-                f"--price-per-hour {text} is for one GPU, and several are estimated\n"
-                "say which: --price-per-hour L4=0.8 --price-per-hour T4=0.35"
+                f"a price of {price:g} is for one GPU, and several are estimated\n"
+                "say of which it is, as --price-per-hour L4=0.8"
             )
         gpu = next(iter(asked or ())) if name is None else known_gpu(name).name
         if asked is not None and gpu not in asked:
             raise UsageError(
-                f"--price-per-hour {text} is for a GPU that is not estimated\n"
-                f"estimate it too: --gpu {name}"
+                f"the price of {name} is for a GPU that is not estimated\n"
+                "add it to --gpu, or leave out its price"
             )
         found[gpu] = price
     return found

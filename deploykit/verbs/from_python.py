@@ -653,11 +653,19 @@ def _texts(name: str, given: Any) -> tuple[str, ...]:
     return tuple(several)
 
 
-def _prices(given: Any) -> list[str]:
-    """As the command line takes them: of the one GPU, or of each by its name."""
-    if isinstance(given, Mapping):
-        return [f"{name}={price}" for name, price in given.items()]
-    return [] if given is None else [str(given)]
+def _prices(given: Any) -> list[tuple[str | None, float]]:
+    """Of the one GPU, or of each by its name."""
+    if given is None:
+        return []
+    prices = list(given.items()) if isinstance(given, Mapping) else [(None, given)]
+    for name, price in prices:
+        named = isinstance(name, str) or not isinstance(given, Mapping)
+        if not named or not isinstance(price, Real) or isinstance(price, bool):
+            raise UsageError(
+                f"price_per_hour={given!r}\n"
+                'expected a number above 0, or one for each GPU by its name: {"L4": 0.8}'
+            )
+    return [(name, float(price)) for name, price in prices]
 
 
 def _require_size(input_size: Any) -> None:
