@@ -58,7 +58,11 @@ _PRICE_ENDS: Final = "90 % interval of the price"
     help="Precisions.  [default: fp32,fp16,int8; of a converted graph its own]",
 )
 @_options.precision_flags({each: f"As --precision {each}; may be combined." for each in OWN})
-@click.option("--batch", default="1,8,32", show_default=True, metavar="1,8,32", help="Batches.")
+@click.option(
+    "--batch",
+    metavar="1,8,32",
+    help="Batches.  [default: 1,8,32; of a graph with a fixed batch that one]",
+)
 @click.option(
     "--price-per-hour",
     "prices",
@@ -80,7 +84,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     gpus: tuple[str, ...],
     precision: str | None,
     flagged: tuple[Precision, ...],
-    batch: str,
+    batch: str | None,
     prices: tuple[str, ...],
     num_classes: int | None,
     input_size: int | None,
@@ -116,7 +120,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     call = EstimateCall(
         gpus=asked,
         precisions=in_order([*flagged, *names]),
-        batches=parse_batches(batch),
+        batches=None if batch is None else parse_batches(batch),
         prices=prices_of(map(parse_price, prices), asked),
         graph=graph,
         choices=DefinitionChoices(num_classes, input_size),

@@ -45,12 +45,13 @@ class EstimateCall:
 
     ``gpus`` are names as `costs.peaks.gpu_peak` takes them, ``None`` all that are known.
     ``precisions`` is empty for FP32, FP16 and INT8 of an FP32 network, and for what a converted
-    graph has. ``prices`` are per hour, by the table's name of the GPU, in whatever currency.
+    graph has. ``batches`` are ``None`` for 1, 8 and 32, and for the one of a graph that has a fixed
+    one. ``prices`` are per hour, by the table's name of the GPU, in whatever currency.
     """
 
     gpus: tuple[str, ...] | None
     precisions: tuple[Precision, ...] = ()
-    batches: tuple[int, ...] = BATCHES
+    batches: tuple[int, ...] | None = None
     prices: Mapping[str, float] = field(default_factory=dict)
     graph: bool = True
     choices: DefinitionChoices = field(default_factory=DefinitionChoices)
@@ -58,7 +59,7 @@ class EstimateCall:
     def __post_init__(self) -> None:
         if not self.peaks:
             raise UsageError("no GPU is named\ngive one, as --gpu L4")
-        if not self.batches or min(self.batches) < 1:
+        if self.batches is not None and min(self.batches, default=0) < 1:
             wrong = min(self.batches, default="empty")
             raise UsageError(f"--batch is {wrong}\nexpected whole numbers from 1 up, as 1,8,32")
 
@@ -202,7 +203,8 @@ def estimate_target(
     progress = progress or SilentProgress()
     source = _read(target, call.choices, progress)
     precisions = _precisions(source, call.precisions)
-    costs = _costs(source.model, call.batches, progress)
+    batches = call.batches or _usual_batches(source.model)
+    costs = _costs(source.model, batches, progress)
     rows: list[EstimateRow] = []
     left_out: dict[str, str] = {}
     for precision in precisions:
@@ -269,6 +271,13 @@ def _precisions(source: _Source, asked: tuple[Precision, ...]) -> tuple[Precisio
             f"leave out --precision {other}, or give its FP32 network"
         )
     return (source.own,)
+
+
+def _usual_batches(model: ir.Model) -> tuple[int, ...]:
+    from deploykit.graph.shapes import fixed_batch
+
+    only = fixed_batch(model)
+    return BATCHES if only is None else (only,)
 
 
 def _costs(model: ir.Model, batches: tuple[int, ...], progress: Progress) -> dict[int, NetworkCost]:

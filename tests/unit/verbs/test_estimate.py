@@ -116,6 +116,21 @@ def test_the_price_of_a_million_images(model: Path) -> None:
     assert alone["rows"][0]["price_per_million"] == by_gpu["L4"]["price_per_million"]
 
 
+def test_the_default_batch_of_a_graph_with_a_fixed_one_is_that_one(
+    model: Path, tmp_path: Path
+) -> None:
+    fixed = onnx.load(model)
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    fixed.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 4
+    path = tmp_path / "fixed.onnx"
+    onnx.save(fixed, path)
+    rows = run(str(path), "--gpu", "L4", "--fp16")["rows"]
+    assert [row["batch"] for row in rows] == [4]
+    assert rows == run(str(model), "--gpu", "L4", "--fp16", "--batch", "4")["rows"]
+    assert [row.batch for row in deploykit.estimate(path, "L4", precision="fp16").rows] == [4]
+    assert "a fixed batch of 4, not 8" in refused(str(path), "--gpu", "L4", "--batch", "8")
+
+
 def test_without_a_graph_it_is_not_faster(model: Path) -> None:
     asked = (str(model), "--gpu", "A10", "--fp16", "--batch", "1")
     (replayed,), (launched,) = run(*asked)["rows"], run(*asked, "--no-graph")["rows"]
