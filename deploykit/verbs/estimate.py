@@ -14,7 +14,7 @@ from deploykit.core.html_tables import html_table
 from deploykit.core.precision import Precision
 from deploykit.core.progress import SilentProgress
 from deploykit.core.serialization import to_plain
-from deploykit.costs.estimates import basis, estimate, known_gpu
+from deploykit.costs.estimates import basis, estimate, known_gpu, runs
 from deploykit.costs.intervals import Interval
 from deploykit.costs.kernels import in_precision
 from deploykit.costs.latency import GRAPH, Timing
@@ -201,6 +201,7 @@ def estimate_target(
         DeploykitError: the target cannot be read or exported.
     """
     progress = progress or SilentProgress()
+    _require_rates(call)  # before an export
     source = _read(target, call.choices, progress)
     precisions = _precisions(source, call.precisions)
     batches = call.batches or _usual_batches(source.model)
@@ -214,16 +215,29 @@ def estimate_target(
             known = [row for row in here if row is not None]
             rows += sorted(known, key=lambda row: row.latency_ms.value)
             left_out |= {
-                f"{peak.name}, {precision}": f"{peak.name} has no {precision.upper()}"
+                f"{peak.name}, {precision}": _has_none(peak, precision)
                 for peak, row in zip(call.peaks, here, strict=True)
                 if row is None
             }
     if not rows:
-        raise UsageError(
-            f"{'; '.join(left_out.values())}\nask for another precision or GPU: --precision fp16"
-        )
+        raise _nothing(left_out.values())
     notes = dict.fromkeys((*source.notes, *(note for row in rows for note in row.notes)))
     return EstimateReport(source.name, tuple(rows), left_out, tuple(notes))
+
+
+def _require_rates(call: EstimateCall) -> None:
+    """Refuse a call of precisions that none of its GPUs has."""
+    cells = [(peak, precision) for precision in call.precisions for peak in call.peaks]
+    if cells and not any(runs(*cell) for cell in cells):
+        raise _nothing(_has_none(*cell) for cell in cells)
+
+
+def _has_none(peak: DevicePeak, precision: Precision) -> str:
+    return f"{peak.name} has no {precision.upper()}"
+
+
+def _nothing(reasons: Iterable[str]) -> UsageError:
+    return UsageError(f"{'; '.join(reasons)}\nask for another precision or GPU: --precision fp16")
 
 
 def _row(

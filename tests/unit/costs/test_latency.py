@@ -217,9 +217,30 @@ def test_an_interval_holds_its_value_and_is_wider_where_nothing_is_known() -> No
     assert width("L4", FP16) < width("L4", Precision.BF16)
     new = network(*SMALL.layers, layer(None, kind="Bernoulli", given=8, made=8))
     assert width("T4", FP16) < width("T4", FP16, new)
-    found = estimate(new, gpu("T4"), FP32)
+    found = estimate(for_batch(new, 256), gpu("T4"), FP32)
     assert found is not None
     assert found.notes == ("no published network has Bernoulli: the interval is a guess",)
+
+
+@pytest.mark.parametrize(
+    ("batch", "note"),
+    [
+        (1, ("no published latency is shorter than 0.33 ms: the interval is a guess",)),
+        (256, ()),
+        (10**6, ("no published latency is longer than 324 ms: the interval is a guess",)),
+    ],
+)
+def test_outside_the_published_latencies_the_interval_is_wider(
+    batch: int, note: tuple[str, ...]
+) -> None:
+    found = estimate(for_batch(SMALL, batch), gpu("T4"), FP32)
+    inside = estimate(for_batch(SMALL, 256), gpu("T4"), FP32)
+    assert found is not None
+    assert inside is not None
+    assert found.notes == note
+    factor = found.latency_ms.high / found.latency_ms.value
+    usual = inside.latency_ms.high / inside.latency_ms.value
+    assert factor == pytest.approx(usual * (1.3 if note else 1))
 
 
 def test_what_a_gpu_has_not_is_not_estimated() -> None:

@@ -14,6 +14,7 @@ import deploykit
 from deploykit.cli import main
 from deploykit.core.choices import DefinitionChoices
 from deploykit.core.errors import UnknownNameError, UsageError
+from deploykit.core.precision import Precision
 from deploykit.core.progress import SilentProgress
 from deploykit.verbs.estimate import EstimateCall, estimate_target, prices_of
 from tests.graphs import graph, normal
@@ -260,6 +261,10 @@ def test_the_steps_of_a_definition_are_shown_and_a_bad_size_comes_before_the_exp
     with pytest.raises(UsageError, match=r"nets.py:small does not take images \(2, 3, 4, 4\)"):
         estimate_target(f"{tmp_path}/nets.py:small", tiny, steps)
     assert steps.names == ["definition"]
+    steps = Steps()
+    with pytest.raises(UsageError, match=r"^Tesla T4 has no FP8\nask for another precision"):
+        estimate_target("resnet18", EstimateCall(gpus=("T4",), precisions=(Precision.FP8,)), steps)
+    assert steps.names == []
 
 
 def test_quiet_leaves_out_the_notes(model: Path) -> None:
