@@ -307,7 +307,7 @@ START: Final = Constants(
     synchronous=3.0,
     bandwidth=0.7,
     pointwise=0.6,
-    cache_speed=3.0,
+    cache_bytes=20.0,
     launch_us=6.0,
     launch_unreplayed_us=12.0,
     host_us=12.0,
@@ -316,7 +316,11 @@ START: Final = Constants(
     copied=0.2,
     copy_gb_per_s=2.0,
 )
-"""Where every fit begins: round numbers, by hand."""
+"""Where every fit begins: round numbers, by hand.
+
+``cache_bytes`` is about what Jia and others measured of the L2 caches of T4 and V100
+(arXiv:1903.07486).
+"""
 
 HIGHEST: Final = {
     **dict.fromkeys(
@@ -415,13 +419,17 @@ def groups_of(problem: Problem, errors: Floats) -> dict[tuple[str, str], list[fl
     return found
 
 
-def coverage(groups: Mapping[tuple[str, str], Sequence[float]]) -> dict[str, float]:
-    """Share of held-out errors within an interval that was made without them.
+def coverage(
+    groups: Mapping[tuple[str, str], Sequence[float]], gpu: str | None = None
+) -> dict[str, float]:
+    """Share of held-out errors, of all GPUs or one, within an interval that was made without them.
 
     Without all rows of the GPU, and without the row itself.
     """
     found: dict[str, list[bool]] = {_UNSEEN: [], _SEEN: []}
     for group, errors in groups.items():
+        if gpu not in {None, group[0]}:
+            continue
         others = {each: found for each, found in groups.items() if each[0] != group[0]}
         unseen = half_width(group, others)
         found[_UNSEEN] += [error <= unseen for error in errors]
@@ -439,7 +447,12 @@ def intervals_of(groups: Mapping[tuple[str, str], Sequence[float]]) -> dict[str,
     """Coverage, and half of the interval of each group, and of one that was never seen."""
     widths = {f"{gpu}, {each}": half_width((gpu, each), groups) for gpu, each in sorted(groups)}
     widths["any other"] = half_width(("", ""), groups)
-    return {"coverage": coverage(groups), "half-width": widths}
+    gpus = sorted({gpu for gpu, _ in groups})
+    return {
+        "coverage": coverage(groups),
+        "coverage by GPU": {gpu: coverage(groups, gpu)[_SEEN] for gpu in gpus},
+        "half-width": widths,
+    }
 
 
 def judge(problem: Problem, estimated: Mapping[str, Floats]) -> dict[str, Any]:
@@ -475,6 +488,7 @@ def results(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
         "constants": constants_to_plain(constants),
         "rows": len(problem.rows),
         "sources": len(set(problem.labels("source").tolist())),
+        "latency_ms": [float(problem.measured_ms.min()), float(problem.measured_ms.max())],
         "median_error": medians(problem, estimated["without GPU and family"]),
         "operators": sorted(
             {kind for _, _, cost in problem.work for each in cost.layers for kind in each.kinds}
@@ -512,6 +526,8 @@ def page(found: Mapping[str, Any]) -> str:
         for value, row in found[name].items():
             figures = " | ".join(f"{row[column]:.1%}" for column in columns)
             lines.append(f"| {value} | {row['rows']} | {figures} |")
+    lines += ["", f"Intervals that hold a row, {_SEEN}:", "", "| GPU | share |", "|---|---|"]
+    lines += [f"| {gpu} | {share:.0%} |" for gpu, share in found["coverage by GPU"].items()]
     lines += [
         "",
         "## Half of an interval, as a factor",

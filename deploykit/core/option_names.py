@@ -17,10 +17,11 @@ _COMMAND: Final = re.compile(r"\b(?:deploykit [a-z]+\b|hf download|pip install|t
 
 _OPTION: Final = re.compile(
     r"(?<![\w/'-])(?:--(?P<long>[a-z][a-z0-9]*(?:-[a-z0-9]+)*)|-(?P<short>o))(?![\w-])"
-    r"(?: (?P<value>[A-Z][A-Z|#.,]*(?![\w'])|\d(?:[\d.,]*\d)?%?(?!\w)"
-    r"|(?:auto|random|raw|none|imagenet|uint8|nchw|nhwc|rgb|bgr)\b))?"
+    r"(?: (?P<value>[A-Z]+\d+(?:=\d(?:[\d.]*\d)?)?(?!\w)"
+    r"|[A-Z][A-Z|#.,]*(?![\w'])|\d(?:[\d.,]*\d)?%?(?!\w)"
+    r"|(?:fp16|auto|random|raw|none|imagenet|uint8|nchw|nhwc|rgb|bgr)\b))?"
 )
-"""An option, and what it is given where that is plain: PATH, 1%, auto.
+"""An option, and what it is given where that is plain: PATH, 1%, auto, L4, L4=0.8.
 
 What a message quotes is what it was given, as a network that is called '--help'.
 """
@@ -56,7 +57,8 @@ def with_other_names(message: str, rename: Callable[[str, str | None], str | Non
 def quoted(value: str) -> str:
     """A number or a placeholder as it is, a text in quotes.
 
-    >>> quoted("8"), quoted("1%"), quoted("PATH"), quoted("auto")
-    ('8', '"1%"', 'PATH', '"auto"')
+    >>> quoted("8"), quoted("1%"), quoted("PATH"), quoted("auto"), quoted("L4")
+    ('8', '"1%"', 'PATH', '"auto"', '"L4"')
     """
-    return value if value.isupper() or re.fullmatch(r"[\d.]+", value) else f'"{value}"'
+    is_placeholder = value.isupper() and not re.search(r"\d", value)
+    return value if is_placeholder or re.fullmatch(r"[\d.]+", value) else f'"{value}"'

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 NEW_PRECISION: Final = 1.3
 NEW_OPERATOR: Final = 1.5
-"""Factors that an interval is wider by where no published row has the precision, the operator."""
+NEW_LATENCY: Final = 1.3
+"""Factors that an interval is wider by where no published row has the precision, the operator, or
+a latency as short, or as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ def estimate(
     ``precision`` is that of most of the arithmetic in ``cost``.
     """
     facts = gpu_facts(peak.name)
-    if facts is None or not _runs(peak, precision):
+    if facts is None or not runs(peak, precision):
         return None
     value = latency_ms(cost, peak, facts, fitted_constants(), timing)
     if not isfinite(value):
@@ -80,6 +82,11 @@ def estimate(
     if new:
         width += log(NEW_OPERATOR)
         notes.append(f"no published network has {', '.join(new)}: the interval is a guess")
+    shortest, longest = fitted()["latency_ms"]
+    if not shortest <= value <= longest:
+        width += log(NEW_LATENCY)
+        bound = f"shorter than {shortest:.2g}" if value < shortest else f"longer than {longest:.0f}"
+        notes.append(f"no published latency is {bound} ms: the interval is a guess")
     low, high = interval(value, width)
     return Estimate(
         Interval(value, max(low, limit), high), limit, len(_groups().get(group, ())), tuple(notes)
@@ -95,7 +102,8 @@ def limit_and_estimate(cost: NetworkCost, peak: DevicePeak) -> Limit:
     return limit if found is None else replace(limit, estimated_ms=found.latency_ms)
 
 
-def _runs(peak: DevicePeak, precision: Precision) -> bool:
+def runs(peak: DevicePeak, precision: Precision) -> bool:
+    """Whether a device computes in ``precision``."""
     capability = peak.compute_capability
     if capability is not None and not precision.facts.runs_on(capability):
         return False

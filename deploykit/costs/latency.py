@@ -11,7 +11,8 @@
 - ``occupancy`` is 1 + work0 / (results per multiprocessor): with few results a multiprocessor waits
   for the sums along the inner dimension, whose length does not get shorter. Groups follow one
   another. Before Ampere, which copies into shared memory asynchronously, FP16 waits longer.
-- Weights come from memory. As much of the activations as half of the L2 cache holds moves faster.
+- Weights come from memory. As much of the activations as half of the L2 cache holds moves at the
+  rate of the cache, which grows with the multiprocessors and their clock, not with the memory.
 - A launch costs cycles, less when a CUDA graph is replayed. Without one the host launches kernel by
   kernel, and where that takes longer than the kernels it is the time.
 
@@ -61,13 +62,13 @@ _CACHE_SHARE: Final = 0.5
 class Constants:
     """What is fitted.
 
-    Shares of a peak are between 0 and 1; ``winograd`` and ``cache_speed`` are factors; ``work0``
-    are results of a multiprocessor, ``synchronous`` times as many for FP16 before Ampere.
-    ``launch_us`` and ``launch_unreplayed_us`` are for a kernel at `CLOCK0_HZ`, with and without a
-    CUDA graph; ``host_us`` is what a host takes to launch one, of an embedded GPU
-    ``embedded_host`` times as long. A kernel without a product counts ``pointwise_launches``. Of a
-    concatenation ``copied`` is the share that is really copied. ``copy_gb_per_s`` is the rate from
-    pageable memory of the host.
+    Shares of a peak are between 0 and 1; ``winograd`` is a factor; a multiprocessor moves
+    ``cache_bytes`` to or from the L2 cache in a clock. ``work0`` are results of a multiprocessor,
+    ``synchronous`` times as many for FP16 before Ampere. ``launch_us`` and
+    ``launch_unreplayed_us`` are for a kernel at `CLOCK0_HZ`, with and without a CUDA graph;
+    ``host_us`` is what a host takes to launch one, of an embedded GPU ``embedded_host`` times as
+    long. A kernel without a product counts ``pointwise_launches``. Of a concatenation ``copied`` is
+    the share that is really copied. ``copy_gb_per_s`` is the rate from pageable memory of the host.
     """
 
     int8: float
@@ -81,7 +82,7 @@ class Constants:
     synchronous: float
     bandwidth: float
     pointwise: float
-    cache_speed: float
+    cache_bytes: float
     launch_us: float
     launch_unreplayed_us: float
     host_us: float
@@ -161,7 +162,8 @@ class KernelWork:
 
     ``unit`` is the place in `_UNITS`, ``wait`` the multiprocessors over the results that they have
     to compute. Activations go through the cache or through memory, ``cached_s`` and ``passed_s``,
-    both in seconds at the bandwidth of the memory.
+    both in seconds at the bandwidth of the memory; ``cached_clocks_s`` are those of the cache at a
+    byte in a clock of each multiprocessor.
     """
 
     compute_s: NDArray[np.float64]
@@ -170,6 +172,7 @@ class KernelWork:
     wait: NDArray[np.float64]
     weights_s: NDArray[np.float64]
     cached_s: NDArray[np.float64]
+    cached_clocks_s: NDArray[np.float64]
     passed_s: NDArray[np.float64]
     synchronous: NDArray[np.bool_]
     has_product: NDArray[np.bool_]
@@ -218,6 +221,7 @@ def work_on(kernels: Kernels, gpu: GpuModel) -> KernelWork:
         wait=np.where(product, gpu.multiprocessors / results, 0.0),
         weights_s=kernels.weight_bytes / gpu.bytes_per_s,
         cached_s=cached / gpu.bytes_per_s,
+        cached_clocks_s=cached / (np.asarray(gpu.multiprocessors) * gpu.clock_hz),
         passed_s=(kernels.activation_bytes - cached) / gpu.bytes_per_s,
         synchronous=slow,
         has_product=product,
@@ -240,7 +244,9 @@ def kernel_times(work: KernelWork, constants: Constants) -> KernelTimes:
     slower = np.where(work.synchronous, constants.synchronous, 1.0)
     occupancy = 1 + constants.work0 * work.wait * slower
     compute_s = work.compute_s / (shares[work.unit] * saving) * occupancy
-    moved_s = work.weights_s + work.passed_s + work.cached_s / constants.cache_speed
+    # A cache is not slower than the memory behind it.
+    cached_s = np.minimum(work.cached_clocks_s / constants.cache_bytes, work.cached_s)
+    moved_s = work.weights_s + work.passed_s + cached_s
     share = np.where(work.has_product, constants.bandwidth, constants.pointwise)
     memory_s = np.where(work.free, constants.copied, 1.0) * moved_s / share
     launches = np.where(work.has_product, 1.0, constants.pointwise_launches)

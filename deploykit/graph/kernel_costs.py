@@ -28,6 +28,7 @@ from deploykit.graph.files import infer_shapes
 from deploykit.graph.foreign import mended_of
 from deploykit.graph.half import HEAVY_OPS
 from deploykit.graph.products import multiply_adds, product_of, shape_of
+from deploykit.graph.shapes import fixed_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -246,9 +247,9 @@ def _most_alive(kernels: Sequence[_Kernel], flow: _Flow) -> int:
 def _check_batch(model: ir.Model, batch: int) -> None:
     if batch < 1:
         raise UsageError(f"a batch of {batch} has no cost\nexpected a whole number from 1 up")
-    images = next((value for value in model.graph.inputs if not value.is_initializer()), None)
-    size = images.shape[0] if images is not None and images.shape else batch
-    if images is not None and isinstance(size, int) and size != batch:
+    size = fixed_batch(model)
+    if size is not None and size != batch:
+        images = next(value for value in model.graph.inputs if not value.is_initializer())
         raise UsageError(
             f"input {images.name!r} has a fixed batch of {size}, not {batch}\n"
             "ask for that batch, or export the model with an open one"

@@ -16,6 +16,7 @@ from deploykit.graph.half_range import NOTHING_UNFIT, Unfit
 from deploykit.graph.kernel_costs import network_cost
 from deploykit.graph.qdq import QdqPlan, insert_qdq, plan_qdq
 from deploykit.graph.qdq.placement import MOVING_OPS
+from deploykit.graph.shapes import fixed_batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -172,7 +173,7 @@ def read_precision(
         UsageError: a dimension beside the batch is open.
         ModelFileError: nodes share names, or shape inference finds no shape for a value.
     """
-    cost = network_cost(model, _fixed_batch(model) or batch, run)
+    cost = network_cost(model, fixed_batch(model) or batch, run)
     kernels = {name: layer for layer in cost.layers for name in layer.nodes}
     reader = _Reader(model, asked, known)
     nodes = tuple(reader.read(node, kernels) for node in model.graph if _is_shown(node))
@@ -290,12 +291,6 @@ def _is_quantized(value: ir.Value) -> bool:
 def _carried_inputs(node: ir.Node) -> Iterator[ir.Value]:
     values = node.inputs if node.op_type == "Concat" else node.inputs[:1]
     return (value for value in values if value is not None)
-
-
-def _fixed_batch(model: ir.Model) -> int | None:
-    image = next((value for value in model.graph.inputs if not value.is_initializer()), None)
-    size = image.shape[0] if image is not None and image.shape else None
-    return size if isinstance(size, int) else None
 
 
 def _is_shown(node: ir.Node) -> bool:

@@ -43,6 +43,13 @@ _TRIED: Final = (2, 14)
 """Two batches to propagate; a dimension of 2 at the first and 14 at the second is the batch."""
 
 
+def fixed_batch(model: ir.Model) -> int | None:
+    """The batch that the first input has whoever calls; ``None`` where it is open."""
+    image = next((value for value in model.graph.inputs if not value.is_initializer()), None)
+    size = image.shape[0] if image is not None and image.shape else None
+    return size if isinstance(size, int) else None
+
+
 class ShapesAt:
     """Shapes, types and small contents of all values at one size of the batch.
 

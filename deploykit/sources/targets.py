@@ -69,10 +69,17 @@ def refuse_definition_options(
     if kind_of(target) is not Kind.ONNX:
         _refuse_side_inputs(target, choices)
         _refuse_head(target, choices)
-    if weights or choices.num_classes or choices.image_size or choices.arguments:
+    given = {
+        "--weights": weights,
+        "--num-classes": choices.num_classes,
+        "--input-size": choices.image_size,
+        "--factory-args": choices.arguments,
+    }
+    needless = [option for option, value in given.items() if value]
+    if needless:
         raise UsageError(
             f"{target} brings its own weights, classes and size\n"
-            "--weights, --num-classes, --input-size and --factory-args are for definitions only"
+            f"leave out what is for definitions only: {', '.join(needless)}"
         )
 
 

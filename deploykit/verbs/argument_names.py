@@ -48,6 +48,8 @@ def in_python(
 
     >>> in_python("--max-drop, or --precision auto", {"max_drop", "precision"})
     'max_drop, or precision="auto"'
+    >>> in_python("as --price-per-hour L4=0.8", {"price_per_hour"})
+    'as price_per_hour={"L4": 0.8}'
     """
     flags = frozenset(map(str, precisions()))
 
@@ -59,6 +61,9 @@ def in_python(
             return None
         if value is not None and "," in value:
             return f"{name}=({value})"
+        if value is not None and "=" in value:
+            key, _, number = value.partition("=")
+            return f"{name}={{{quoted(key)}: {number}}}"
         return name if value is None else f"{name}={quoted(value)}"
 
     return with_other_names(message, argument)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
@@ -13,14 +14,14 @@ from deploykit.core.html_tables import html_table
 from deploykit.core.precision import Precision
 from deploykit.core.progress import SilentProgress
 from deploykit.core.serialization import to_plain
-from deploykit.costs.estimates import basis, estimate, known_gpu
+from deploykit.costs.estimates import basis, estimate, known_gpu, runs
 from deploykit.costs.intervals import Interval
 from deploykit.costs.kernels import in_precision
 from deploykit.costs.latency import GRAPH, Timing
 from deploykit.costs.peaks import gpu_names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import onnx_ir as ir
 
@@ -44,23 +45,22 @@ class EstimateCall:
 
     ``gpus`` are names as `costs.peaks.gpu_peak` takes them, ``None`` all that are known.
     ``precisions`` is empty for FP32, FP16 and INT8 of an FP32 network, and for what a converted
-    graph has. ``prices`` are per hour, by the table's name of the GPU, in whatever currency.
+    graph has. ``batches`` are ``None`` for 1, 8 and 32, and for the one of a graph that has a fixed
+    one. ``prices`` are per hour, by the table's name of the GPU, in whatever currency.
     """
 
     gpus: tuple[str, ...] | None
     precisions: tuple[Precision, ...] = ()
-    batches: tuple[int, ...] = BATCHES
+    batches: tuple[int, ...] | None = None
     prices: Mapping[str, float] = field(default_factory=dict)
     graph: bool = True
     choices: DefinitionChoices = field(default_factory=DefinitionChoices)
 
     def __post_init__(self) -> None:
         if not self.peaks:
-            raise UsageError(
-                "no GPU is named\ngive one, as --gpu L4, or all that are known: --all-gpus"
-            )
-        wrong = next((batch for batch in self.batches if batch < 1), None)
-        if wrong is not None or not self.batches:
+            raise UsageError("no GPU is named\ngive one, as --gpu L4")
+        if self.batches is not None and min(self.batches, default=0) < 1:
+            wrong = min(self.batches, default="empty")
             raise UsageError(f"--batch is {wrong}\nexpected whole numbers from 1 up, as 1,8,32")
 
     @property
@@ -144,42 +144,46 @@ def parse_price(text: str) -> tuple[str | None, float]:
     (('L4', 0.8), (None, 2.0))
 
     Raises:
-        UsageError: there is no number above 0.
+        UsageError: there is no number.
     """
     name, _, number = text.rpartition("=")
     try:
-        price = float(number)
+        return name or None, float(number)
     except ValueError:
-        price = 0.0
-    if not 0 < price < float("inf"):
-        raise UsageError(
-            f"--price-per-hour is {text!r}\nexpected a number above 0, for one GPU or by its name: "
-            "0.8, or L4=0.8"
-        )
-    return name or None, price
+        raise UsageError(f"--price-per-hour is {text!r}\n{_EXPECTED_PRICE}") from None
 
 
-def prices_of(texts: Sequence[str], gpus: tuple[str, ...] | None) -> dict[str, float]:
+_EXPECTED_PRICE: Final = (
+    "expected a number above 0: --price-per-hour 0.8 of the one GPU, --price-per-hour L4=0.8 of "
+    "several"
+)
+
+
+def prices_of(
+    given: Iterable[tuple[str | None, float]], gpus: tuple[str, ...] | None
+) -> dict[str, float]:
     """Prices by the table's name of their GPU.
 
     Raises:
-        UsageError: a price names no GPU and there are several, or one that is not estimated.
+        UsageError: one is not above 0, names no GPU where there are several, or names one that is
+            not estimated.
         UnknownNameError: it names a GPU that is not in the table.
     """
     asked = None if gpus is None else {known_gpu(name).name for name in gpus}
     found: dict[str, float] = {}
-    for text in texts:
-        name, price = parse_price(text)
+    for name, price in given:
+        if not 0 < price < inf:
+            raise UsageError(f"--price-per-hour is {price:g}\n{_EXPECTED_PRICE}")
         if name is None and (asked is None or len(asked) != 1):
             raise UsageError(
-                f"--price-per-hour {text} is for one GPU, and several are estimated\n"
-                "say which: --price-per-hour L4=0.8 --price-per-hour T4=0.35"
+                f"a price of {price:g} is for one GPU, and several are estimated\n"
+                "say of which it is, as --price-per-hour L4=0.8"
             )
         gpu = next(iter(asked or ())) if name is None else known_gpu(name).name
         if asked is not None and gpu not in asked:
             raise UsageError(
-                f"--price-per-hour {text} is for a GPU that is not estimated\n"
-                f"estimate it too: --gpu {name}"
+                f"the price of {name} is for a GPU that is not estimated\n"
+                "add it to --gpu, or leave out its price"
             )
         found[gpu] = price
     return found
@@ -197,9 +201,11 @@ def estimate_target(
         DeploykitError: the target cannot be read or exported.
     """
     progress = progress or SilentProgress()
+    _require_rates(call)  # before an export
     source = _read(target, call.choices, progress)
     precisions = _precisions(source, call.precisions)
-    costs = _costs(source.model, call.batches, progress)
+    batches = call.batches or _usual_batches(source.model)
+    costs = _costs(source.model, batches, progress)
     rows: list[EstimateRow] = []
     left_out: dict[str, str] = {}
     for precision in precisions:
@@ -209,16 +215,29 @@ def estimate_target(
             known = [row for row in here if row is not None]
             rows += sorted(known, key=lambda row: row.latency_ms.value)
             left_out |= {
-                f"{peak.name}, {precision}": f"{peak.name} has no {precision.upper()}"
+                f"{peak.name}, {precision}": _has_none(peak, precision)
                 for peak, row in zip(call.peaks, here, strict=True)
                 if row is None
             }
     if not rows:
-        raise UsageError(
-            f"{'; '.join(left_out.values())}\nask for another precision or GPU: --precision fp16"
-        )
+        raise _nothing(left_out.values())
     notes = dict.fromkeys((*source.notes, *(note for row in rows for note in row.notes)))
     return EstimateReport(source.name, tuple(rows), left_out, tuple(notes))
+
+
+def _require_rates(call: EstimateCall) -> None:
+    """Refuse a call of precisions that none of its GPUs has."""
+    cells = [(peak, precision) for precision in call.precisions for peak in call.peaks]
+    if cells and not any(runs(*cell) for cell in cells):
+        raise _nothing(_has_none(*cell) for cell in cells)
+
+
+def _has_none(peak: DevicePeak, precision: Precision) -> str:
+    return f"{peak.name} has no {precision.upper()}"
+
+
+def _nothing(reasons: Iterable[str]) -> UsageError:
+    return UsageError(f"{'; '.join(reasons)}\nask for another precision or GPU: --precision fp16")
 
 
 def _row(
@@ -266,6 +285,13 @@ def _precisions(source: _Source, asked: tuple[Precision, ...]) -> tuple[Precisio
             f"leave out --precision {other}, or give its FP32 network"
         )
     return (source.own,)
+
+
+def _usual_batches(model: ir.Model) -> tuple[int, ...]:
+    from deploykit.graph.shapes import fixed_batch
+
+    only = fixed_batch(model)
+    return BATCHES if only is None else (only,)
 
 
 def _costs(model: ir.Model, batches: tuple[int, ...], progress: Progress) -> dict[int, NetworkCost]:

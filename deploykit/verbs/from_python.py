@@ -539,7 +539,7 @@ def estimate(  # noqa: PLR0913 - the options of the command
     gpu: Sequence[str] | str | None = None,
     *,
     precision: Sequence[str] | str | None = None,
-    batch: Sequence[int] | int = (1, 8, 32),
+    batch: Sequence[int] | int | None = None,
     price_per_hour: Mapping[str, float] | float | None = None,
     graph: bool = True,
     input_size: int | None = None,
@@ -552,7 +552,8 @@ def estimate(  # noqa: PLR0913 - the options of the command
         model: as that of `export`, or a bundle.
         gpu: one or several by name, as "L4"; all that are known if not given.
         precision: one or several; "fp32", "fp16" and "int8" if not given.
-        batch: images at once, each is estimated.
+        batch: images at once, each is estimated; 1, 8 and 32 if not given, and of a graph with a
+            fixed batch that one.
         price_per_hour: of the GPU, or of several by their names, for the price of a million images.
         graph: whether a CUDA graph is replayed, or the host launches each kernel.
         input_size: height and width of the images in pixels.
@@ -572,7 +573,7 @@ def estimate(  # noqa: PLR0913 - the options of the command
     call = EstimateCall(
         gpus=gpus,
         precisions=in_order(_texts("precision", precision)),
-        batches=tuple(sorted(set(_wholes("batch", batch)))),
+        batches=None if batch is None else tuple(sorted(set(_wholes("batch", batch)))),
         prices=prices_of(_prices(price_per_hour), gpus),
         graph=graph,
         choices=choices,
@@ -653,11 +654,19 @@ def _texts(name: str, given: Any) -> tuple[str, ...]:
     return tuple(several)
 
 
-def _prices(given: Any) -> list[str]:
-    """As the command line takes them: of the one GPU, or of each by its name."""
-    if isinstance(given, Mapping):
-        return [f"{name}={price}" for name, price in given.items()]
-    return [] if given is None else [str(given)]
+def _prices(given: Any) -> list[tuple[str | None, float]]:
+    """Of the one GPU, or of each by its name."""
+    if given is None:
+        return []
+    prices = list(given.items()) if isinstance(given, Mapping) else [(None, given)]
+    for name, price in prices:
+        named = isinstance(name, str) or not isinstance(given, Mapping)
+        if not named or not isinstance(price, Real) or isinstance(price, bool):
+            raise UsageError(
+                f"price_per_hour={given!r}\n"
+                'expected a number above 0, or one for each GPU by its name: {"L4": 0.8}'
+            )
+    return [(name, float(price)) for name, price in prices]
 
 
 def _require_size(input_size: Any) -> None:

@@ -60,6 +60,7 @@ def test_the_page_and_the_intervals_are_those_of_the_figures() -> None:
     groups = {(gpu, each): errors for gpu, each, errors in fitted()["errors"]}
     again = intervals_of(groups)
     assert again["coverage"] == pytest.approx(found["coverage"])
+    assert again["coverage by GPU"] == pytest.approx(found["coverage by GPU"])
     assert all(0.85 <= share <= 0.95 for share in again["coverage"].values())
 
 

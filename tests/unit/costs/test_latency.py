@@ -95,8 +95,8 @@ def test_one_convolution_by_hand() -> None:
     weights, activations = 2 * 120 * 100 * 9, 2 * places * (100 + 120)
     cache = 6 * 2**20 / 2
     assert activations < cache
-    rate = 600e9 * constants.bandwidth
-    memory_s = (weights + activations / constants.cache_speed) / rate
+    of_cache = 72 * 1695e6 * constants.cache_bytes  # bytes per second
+    memory_s = (weights / 600e9 + activations / of_cache) / constants.bandwidth
     assert times.compute_s[0] == pytest.approx(compute_s)
     assert times.memory_s[0] == pytest.approx(memory_s)
     assert times.busy_s[0] == pytest.approx(hypot(compute_s, memory_s))
@@ -112,9 +112,18 @@ def test_what_the_cache_does_not_hold_moves_at_the_memorys_rate() -> None:
     assert facts is not None
     times = kernel_times(work_on(Kernels.of([add]), GpuModel.of(gpu("T4"), facts)), constants)
     moved, held = 4 * 3 * 10**7, 2 * 2**20
-    rate = 320e9 * constants.pointwise
-    by_hand = (moved - held + held / constants.cache_speed) / rate
+    of_cache = 40 * 1590e6 * constants.cache_bytes
+    by_hand = ((moved - held) / 320e9 + held / of_cache) / constants.pointwise
     assert times.busy_s[0] == pytest.approx(by_hand)
+
+
+def test_a_cache_is_not_slower_than_the_memory_behind_it() -> None:
+    add = layer(None, kind="Add", given=2 * 10**4, made=10**4)
+    facts = gpu_facts("Tesla T4")
+    assert facts is not None
+    slow = replace(fitted_constants(), cache_bytes=0.001)
+    times = kernel_times(work_on(Kernels.of([add]), GpuModel.of(gpu("T4"), facts)), slow)
+    assert times.busy_s[0] == pytest.approx(4 * 3 * 10**4 / (320e9 * slow.pointwise))
 
 
 def test_narrow_groups_are_as_slow_as_a_whole_tile() -> None:
@@ -208,9 +217,30 @@ def test_an_interval_holds_its_value_and_is_wider_where_nothing_is_known() -> No
     assert width("L4", FP16) < width("L4", Precision.BF16)
     new = network(*SMALL.layers, layer(None, kind="Bernoulli", given=8, made=8))
     assert width("T4", FP16) < width("T4", FP16, new)
-    found = estimate(new, gpu("T4"), FP32)
+    found = estimate(for_batch(new, 256), gpu("T4"), FP32)
     assert found is not None
     assert found.notes == ("no published network has Bernoulli: the interval is a guess",)
+
+
+@pytest.mark.parametrize(
+    ("batch", "note"),
+    [
+        (1, ("no published latency is shorter than 0.33 ms: the interval is a guess",)),
+        (256, ()),
+        (10**6, ("no published latency is longer than 324 ms: the interval is a guess",)),
+    ],
+)
+def test_outside_the_published_latencies_the_interval_is_wider(
+    batch: int, note: tuple[str, ...]
+) -> None:
+    found = estimate(for_batch(SMALL, batch), gpu("T4"), FP32)
+    inside = estimate(for_batch(SMALL, 256), gpu("T4"), FP32)
+    assert found is not None
+    assert inside is not None
+    assert found.notes == note
+    factor = found.latency_ms.high / found.latency_ms.value
+    usual = inside.latency_ms.high / inside.latency_ms.value
+    assert factor == pytest.approx(usual * (1.3 if note else 1))
 
 
 def test_what_a_gpu_has_not_is_not_estimated() -> None:

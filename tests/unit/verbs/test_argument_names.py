@@ -37,7 +37,7 @@ OTHER_PROGRAMS = frozenset({
 """Of `hf`, docker, dpkg, trtexec, Triton, perf_analyzer, protoc and the packaged service."""
 
 COMMANDS_ALONE = frozenset({
-    "ab", "address", "all", "all-gpus", "calib-table", "certificate", "chain", "compare-speed",
+    "ab", "address", "all", "calib-table", "certificate", "chain", "compare-speed",
     "confusion", "exclude",
     "factory-args", "hardware-compatibility", "help", "identity", "identity-token", "issuer",
     "key", "optimization-level", "overlap", "password-file", "per-class", "ray",
@@ -111,6 +111,8 @@ SAID = {
     "for example --batch 1,8,32": "for example batch=(1,8,32)",
     "choose another place with -o": "choose another place with output",
     "give -o FOLDER": "give output=FOLDER",
+    "--gpu L4, or --gpu L40": 'gpu="L4", or gpu="L40"',
+    "ask for --precision fp16": 'ask for precision="fp16"',
     "--head-output 0, or --head raw": 'head_output=0, or head="raw"',
     "later: deploykit build X --batch 8\nor --batch 8": (
         "later: deploykit build X --batch 8\nor batch=8"
