@@ -3,7 +3,7 @@
 Run it from the root of the repository: ``python -m benchmarks.faults``. Every kind of fault is a
 process of its own, so that a crash is an outcome and not the end; ``--only WORD`` runs the kinds
 whose name has the word, and puts their rows in place of those of before. Commands, `deploykit.load`
-and the service of docs/serving are the real ones. `faults_judge.py` says what the outcomes mean;
+and `deploykit serve` are the real ones. `faults_judge.py` says what the outcomes mean;
 what is right is computed by numpy.
 
 ``--hostile-minutes 10`` runs the service with 64 hostile clients beside good ones instead.

@@ -112,14 +112,19 @@ fast = click.option(
     is_flag=True,
     help="Compute in plain FP32 on the CPU, without an engine's rounding: faster, proves less.",
 )
-device = click.option(
-    "--device",
-    cls=NamesBackends,
-    default="cpu",
-    show_default=True,
-    metavar="NAME",
-    help="cuda (the engine that will serve; of several GPUs one: cuda:1, a PCI bus id, a UUID), "
-    "DEVICES (the ONNX file), or auto.",
+_GPU_OR_GRAPH = (
+    "of several GPUs one: cuda:1, a PCI bus id, a UUID), DEVICES (the ONNX file), or auto."
+)
+device, best_device = (
+    click.option(
+        "--device",
+        cls=NamesBackends,
+        default=default,
+        show_default=True,
+        metavar="NAME",
+        help=f"cuda ({engine}; {_GPU_OR_GRAPH}",
+    )
+    for default, engine in (("cpu", "the engine that will serve"), ("auto", "an engine"))
 )
 gpu = click.option(
     "--device",

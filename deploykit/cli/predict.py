@@ -9,7 +9,6 @@ import click
 
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
-from deploykit.cli._options import NamesBackends
 from deploykit.cli._ray_options import ray_options
 from deploykit.cli._show import progress, table
 from deploykit.core.errors import UsageError, one_line
@@ -56,15 +55,7 @@ if TYPE_CHECKING:
     metavar="FOLDER",
     help="Write the arrays of a raw head there, as .npy files; with --ray the answers, as Parquet.",
 )
-@click.option(
-    "--device",
-    cls=NamesBackends,
-    default="auto",
-    show_default=True,
-    metavar="NAME",
-    help="cuda (an engine; of several GPUs one: cuda:1, a PCI bus id, a UUID), DEVICES (the ONNX "
-    "file), or auto.",
-)
+@_options.best_device
 @ray_options
 @_options.max_pixels
 @_options.fast
@@ -132,7 +123,9 @@ def _on_ray(
 
     with progress().step("predict on Ray") as task:
         found = predict_on_cluster(bundle, sources[0], output, choices, task)
-    verdict = f"{found.rows} images, {found.failed} of them without an answer: {found.output}"
+    verdict = (
+        f"{_counted(found.rows, 'image')}, {found.failed} of them without an answer: {found.output}"
+    )
     return Answer(
         found.to_dict(),
         lambda out: _show_cluster(out, found, verdict),
@@ -144,11 +137,15 @@ def _on_ray(
 def _show_cluster(out: Console, found: ClusterReport, verdict: str) -> None:
     out.print(verdict, style="bold", markup=False, soft_wrap=True)
     resumed = f", {found.resumed} of them from before" if found.resumed else ""
-    workers = f"; {found.workers} workers" if found.workers else ""
-    out.print(f"{found.parts} parts{resumed}{workers}", markup=False)
+    workers = f"; {_counted(found.workers, 'worker')}" if found.workers else ""
+    out.print(f"{_counted(found.parts, 'part')}{resumed}{workers}", markup=False)
     for image, reason in found.named:
         why = "; ".join(reason.splitlines())
         out.print(f"problem: {one_line(image)}, {why}", style="red", markup=False)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _show(out: Console, found: PredictionReport) -> None:

@@ -13,7 +13,6 @@ import click
 
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, end_process, examples, is_json
-from deploykit.cli._options import NamesBackends
 from deploykit.cli._show import progress, table
 from deploykit.core.errors import one_line
 from deploykit.core.progress import say_line
@@ -102,15 +101,7 @@ def _limits(function: Callable[..., Any]) -> Callable[..., Any]:
     help="0 is any free one.",
 )
 @click.option("--no-grpc", is_flag=True, help="Serve HTTP alone.")
-@click.option(
-    "--device",
-    cls=NamesBackends,
-    default="auto",
-    show_default=True,
-    metavar="NAME",
-    help="cuda (an engine; of several GPUs one: cuda:1, a PCI bus id, a UUID), DEVICES (the ONNX "
-    "file), or auto.",
-)
+@_options.best_device
 @click.option(
     "--threads",
     type=click.IntRange(min=1),

@@ -18,9 +18,14 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from deploykit.core.errors import MissingDependencyError, UsageError, typed_first_line
+from deploykit.core.errors import (
+    MissingDependencyError,
+    UnknownNameError,
+    UsageError,
+    typed_first_line,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,6 +70,36 @@ def import_plug(room: str, name: str) -> ModuleType:
             f"{module}: {typed_first_line(exc)}\n"
             "repair or uninstall the package that it comes from"
         ) from exc
+
+
+def plug_object(room: str, name: str, attribute: str, kind: type) -> Any:
+    """What the module of the plug ``name`` sets ``attribute`` to, an object of ``kind``.
+
+    Raises:
+        MissingDependencyError: an installed package's module cannot be imported, or sets it to
+            something else.
+    """
+    found = getattr(import_plug(room, name), attribute, None)
+    if not isinstance(found, kind):
+        raise MissingDependencyError(
+            f"the plug-in {name!r} of deploykit.{room} has no {attribute}\n"
+            f"{plugs(room)[name]} must set {attribute} to an object of deploykit.{room}."
+            f"{kind.__name__}"
+        )
+    return found
+
+
+def plug_named(room: str, word: str, name: str, attribute: str, kind: type) -> Any:
+    """As `plug_object`, for a ``name`` that somebody gave; ``word`` is what such a plug is called.
+
+    Raises:
+        UnknownNameError: neither deploykit nor an installed package has one.
+        MissingDependencyError: as `plug_object`.
+    """
+    known = plugs(room)
+    if name not in known:
+        raise UnknownNameError(word, name, known, ", ".join(sorted(known)))
+    return plug_object(room, name, attribute, kind)
 
 
 def source_of(room: str, name: str) -> Path:

@@ -12,12 +12,10 @@ import numpy as np
 
 from deploykit.core.errors import (
     DataError,
-    MissingDependencyError,
-    UnknownNameError,
     UsageError,
     ValidationError,
 )
-from deploykit.core.plugs import import_plug, plugs
+from deploykit.core.plugs import plug_named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -381,15 +379,7 @@ def head_named(name: str) -> Head:
         UnknownNameError: neither deploykit nor an installed package has one.
         MissingDependencyError: an installed package's module cannot be used.
     """
-    known = plugs(_ROOM)
-    if name not in known:
-        raise UnknownNameError("head", name, known, ", ".join(sorted(known)))
-    head = getattr(import_plug(_ROOM, name), "HEAD", None)
-    if not isinstance(head, Head):
-        raise MissingDependencyError(
-            f"the plug-in {name!r} of deploykit.{_ROOM} has no HEAD\n"
-            f"{known[name]} must set HEAD to an object of deploykit.heads.Head"
-        )
+    head: Head = plug_named(_ROOM, "head", name, "HEAD", Head)
     return head
 
 

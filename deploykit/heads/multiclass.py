@@ -185,8 +185,11 @@ class Multiclass(Head):
     def comparison_row(self, figures: Mapping[str, Any]) -> tuple[str, ...]:
         """The figures of one batch, as plain data, under `comparison_columns`."""
         flipped, kl = figures["flipped_margins"], figures["max_kl"]
+        common = super().comparison_row(figures)
+        if kl is None:  # class numbers, which are near or far from one another by chance
+            common = (common[0], *["-"] * (len(common) - 1))
         return (
-            *super().comparison_row(figures),
+            *common,
             "-" if kl is None else f"{kl:.2e}",
             f"{figures['agreement']:.1%}",
             f"{min(flipped):.2e}" if flipped else "-",

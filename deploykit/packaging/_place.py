@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from deploykit.bundle.manifest import MANIFEST, OPTIONAL, REFERENCE, SIGNATURE
 from deploykit.core.artifacts import WEIGHTS_SUFFIX
-from deploykit.core.errors import MissingDependencyError, UnknownNameError, UsageError
-from deploykit.core.plugs import import_plug, plugs
+from deploykit.core.errors import UsageError
+from deploykit.core.plugs import plug_named, plugs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,15 +93,7 @@ def place_named(name: str) -> ShippingPlace:
         UnknownNameError: neither deploykit nor an installed package has one.
         MissingDependencyError: an installed package's module cannot be used.
     """
-    known = plugs(_ROOM)
-    if name not in known:
-        raise UnknownNameError("place", name, known, ", ".join(sorted(known)))
-    place = getattr(import_plug(_ROOM, name), "PLACE", None)
-    if not isinstance(place, ShippingPlace):
-        raise MissingDependencyError(
-            f"the plug-in {name!r} of deploykit.{_ROOM} has no PLACE\n"
-            f"{known[name]} must set PLACE to an object of deploykit.packaging.ShippingPlace"
-        )
+    place: ShippingPlace = plug_named(_ROOM, "place", name, "PLACE", ShippingPlace)
     return place
 
 

@@ -77,7 +77,7 @@ def notes_on_card(
     if not taken:
         return assumed
     version = "" if card.version is None else f", written by deploykit {card.version}"
-    notes = [f"{', '.join(taken)} are those that {name} says{version}"]
+    notes = [f"{name} says its {', '.join(taken)}{version}"]
     chosen = options.choices
     given = [
         field.name

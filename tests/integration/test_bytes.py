@@ -341,7 +341,7 @@ def test_the_file_says_what_its_user_must_know(original: Path, tmp_path: Path) -
     assert called.code == 0, called.err
     notes = called.data["notes"]
     version = f"written by deploykit {library.__version__}"
-    assert f"preprocessing, head, class names are those that model.onnx says, {version}" in notes
+    assert f"model.onnx says its preprocessing, head, class names, {version}" in notes
     assert "in place of what model.onnx says: --std" in notes
     made = json.loads((tmp_path / "second" / "manifest.json").read_text())["preprocessing"]
     assert (made["mean"], made["std"], made["resize"]) == (list(MEAN), [0.5] * 3, RESIZE)

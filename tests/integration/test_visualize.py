@@ -363,7 +363,7 @@ def test_a_file_is_taken_at_its_word(tmp_path: Path, pixels: Path, form: str) ->
     for name in ("filters.png", "occlusion/0-image.png"):
         pictures = [(each.folder / name).read_bytes() for each in shown]
         assert pictures[0] == pictures[1]
-    assert shown[1].notes[0].startswith("preprocessing, class names are those that model.onnx says")
+    assert shown[1].notes[0].startswith("model.onnx says its preprocessing, class names")
     page_text = (tmp_path / "file" / "index.html").read_text(encoding="utf-8")
     assert f"covered up for {('ant', 'bee', 'cat', 'dog')[told[1][0]['answer']]}" in page_text
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.environment import require_installed
-from deploykit.core.errors import MissingDependencyError, UsageError
-from deploykit.core.plugs import import_plug, plugs
+from deploykit.core.errors import UsageError
+from deploykit.core.plugs import plug_object, plugs
 
 if TYPE_CHECKING:
     from deploykit.core.choices import DefinitionChoices
@@ -103,12 +103,7 @@ def kind_for(target: str) -> TargetKind:
 
 
 def _load(name: str) -> TargetKind:
-    kind = getattr(import_plug(ROOM, name), "KIND", None)
-    if not isinstance(kind, TargetKind):
-        raise MissingDependencyError(
-            f"the plug-in {name!r} of deploykit.{ROOM} has no KIND\n"
-            f"{plugs(ROOM)[name]} must set KIND to an object of deploykit.sources.kinds.TargetKind"
-        )
+    kind: TargetKind = plug_object(ROOM, name, "KIND", TargetKind)
     return kind
 
 

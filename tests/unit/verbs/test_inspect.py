@@ -156,7 +156,7 @@ def test_a_file_that_says_how_images_are_prepared(tmp_path: Path) -> None:
     _, prepared = inspect_with_input(str(path), options)
     assert prepared is not None
     assert (prepared.range.min, prepared.range.max) == ((0 - 0.25) / 0.5, (1 - 0.25) / 0.5)
-    assert "preprocessing are those that mine.onnx says" in prepared.notes
+    assert "mine.onnx says its preprocessing" in prepared.notes
     assert not any("is assumed" in note for note in prepared.notes)
 
 
