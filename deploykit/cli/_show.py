@@ -1,34 +1,27 @@
-"""Figures in a terminal: tables, sizes, a progress bar, tables that commands share."""
+"""Figures in a terminal: tables, sizes, tables that commands share.
+
+Every command imports this, and so does ``deploykit --help``: rich is imported where it is used.
+"""
 
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as RichBars
-from rich.table import Table
-
 from deploykit.cli._command import is_quiet
-from deploykit.cli._printable import printable
 from deploykit.core.artifacts import THIS_GPU
 from deploykit.core.byte_sizes import byte_size
 from deploykit.core.precision import Precision
-from deploykit.core.progress import LineProgress, Progress, ProgressTask, SilentProgress
+from deploykit.core.progress import LineProgress, Progress, SilentProgress
 from deploykit.core.sizes import AXIS_NAMES
 from deploykit.core.specs import DEFAULT_HEAD
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from rich.console import ConsoleOptions, RenderableType
-    from rich.progress import TaskID
-    from rich.segment import Segment
-    from rich.text import Text
+    from rich.console import Console
+    from rich.table import Table
 
     from deploykit.bundle.listing import ListedBundle
     from deploykit.bundle.manifest import Bundle
@@ -39,27 +32,14 @@ if TYPE_CHECKING:
     from deploykit.images import InputRange
 
 
-class PrintableConsole(Console):
-    """Shows control characters in what it prints as escapes, and obeys its own styles alone."""
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        """Text as it is measured and shown; rich would drop some controls and pass others on."""
-        return super().render_str(printable(text), **options)
-
-    def render(
-        self, renderable: RenderableType, options: ConsoleOptions | None = None
-    ) -> Iterable[Segment]:
-        """The pieces of what is shown; also of texts that others than a console made."""
-        for piece in super().render(renderable, options):
-            yield piece if piece.control else piece._replace(text=printable(piece.text))
-
-
 _WIDTH_OF_A_FILE = 160
 """Where there is no terminal to ask; rich would fold at 80 columns."""
 
 
 def console(*, stderr: bool = False) -> Console:
     """Where answers (or, with ``stderr``, everything else) are shown."""
+    from deploykit.cli._terminal import PrintableConsole
+
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else _WIDTH_OF_A_FILE
     # The stream itself: what catches a library's own words meanwhile must not catch the bar.
@@ -70,15 +50,28 @@ def progress() -> Progress:
     """On standard error a bar if a person watches it, otherwise lines; nothing where asked."""
     if is_quiet():
         return SilentProgress()
-    return BarProgress(console(stderr=True)) if sys.stderr.isatty() else LineProgress()
+    if not sys.stderr.isatty():
+        return LineProgress()
+    from deploykit.cli._terminal import BarProgress
+
+    return BarProgress(console(stderr=True))
 
 
 def table(columns: Sequence[str], *, title: str | None = None, right: Sequence[str] = ()) -> Table:
     """An empty table; the columns named in ``right`` hold numbers."""
+    from rich.table import Table
+
     result = Table(title=title, title_justify="left", header_style="bold", pad_edge=False, box=None)
     for column in columns:
         result.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return result
+
+
+def escape(text: str) -> str:
+    """Text in which rich finds no markup."""
+    from rich.markup import escape as of_rich
+
+    return of_rich(text)
 
 
 def show_table(out: Console, shown: HeadTable) -> None:
@@ -114,35 +107,6 @@ def census_line(census: Mapping[str, int]) -> str:
     """
     ordered = sorted(census.items(), key=lambda item: -item[1])
     return ", ".join(f"{count} {kind}" for kind, count in ordered)
-
-
-class BarProgress:
-    """One line per running step, gone when it has ended."""
-
-    def __init__(self, target: Console) -> None:
-        self._console = target
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[ProgressTask]:
-        """Show a bar until the block ends; it pulses as long as no total is known."""
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(),
-        )
-        with RichBars(*columns, console=self._console, transient=True) as bars:
-            yield _Bar(bars, bars.add_task(name, total=None, detail=""))
-
-
-class _Bar:
-    def __init__(self, bars: RichBars, task: TaskID) -> None:
-        self._bars, self._task = bars, task
-
-    def update(self, done: float, total: float | None = None, detail: str = "") -> None:
-        """Move the bar."""
-        self._bars.update(self._task, completed=done, total=total, detail=detail)
 
 
 def show_stages(out: Console, stages: Sequence[StageTime]) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
-from rich.markup import escape
 
 from deploykit.cli._command import Answer, Command, examples
-from deploykit.cli._show import progress, table
+from deploykit.cli._show import escape, progress, table
 
 if TYPE_CHECKING:
     from rich.console import Console

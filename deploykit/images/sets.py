@@ -238,13 +238,19 @@ class ArrayImages:
 
 
 def require_images_at(path: Path) -> None:
-    """Refuse a path where nothing is; what is there is not opened.
+    """Refuse a path where nothing is, or an empty folder; what is there is not opened.
 
     Raises:
-        DataError: nothing is there.
+        DataError: nothing is there, or a folder cannot be listed.
     """
     if not path.exists():
         raise DataError(f"no images at {path}: it does not exist")
+    try:
+        is_empty = path.is_dir() and not any(path.iterdir())
+    except OSError as error:
+        raise DataError(f"cannot list {path}: {error}") from error
+    if is_empty:
+        raise _no_images(path)
 
 
 def open_images(path: Path, max_pixels: int | None = None) -> ImageSet:

@@ -451,7 +451,7 @@ def _advice(inputs: tuple[TensorSpec, ...]) -> str:
                 "\nits channels are last; deploykit export makes a graph of it that takes them "
                 "first: compare that"
             )
-        if len(tensor.shape) < 4:  # noqa: PLR2004 - batch, channels, height, width
+        if len(tensor.shape) == 3:  # noqa: PLR2004 - channels, height, width
             return "\nit has no batch axis; export it with a batch: torch.zeros(1, 3, H, W)"
     return ""
 

@@ -661,7 +661,7 @@ def _prices(given: Any) -> list[tuple[str | None, float]]:
     prices = list(given.items()) if isinstance(given, Mapping) else [(None, given)]
     for name, price in prices:
         named = isinstance(name, str) or not isinstance(given, Mapping)
-        if not named or not isinstance(price, Real) or isinstance(price, bool):
+        if not named or isinstance(price, bool) or not isinstance(price, Real):
             raise UsageError(
                 f"price_per_hour={given!r}\n"
                 'expected a number above 0, or one for each GPU by its name: {"L4": 0.8}'

@@ -110,7 +110,7 @@ def visualize(call: VisualizeCall, progress: Progress | None = None) -> Visualiz
         )
     files = [PAGE, *(picture.file for picture in findings.pictures)]
     findings.numbers |= {
-        "methods": [str(each) for each in Method if each in methods],
+        "methods": [str(each) for each in Method if each in methods and _is_made(each, findings)],
         "output": str(call.folder),
         "page": str(call.folder / PAGE),
         "files": files,
@@ -118,6 +118,18 @@ def visualize(call: VisualizeCall, progress: Progress | None = None) -> Visualiz
     }
     write_pictures(call.folder, findings, replace=call.replace)
     return Visualization(call.folder, findings.numbers, tuple(findings.notes))
+
+
+_MADE: Final = {
+    Method.FILTERS: "first_layer",
+    Method.GRADCAM: "gradcam",
+    Method.OCCLUSION: "occlusion",
+}
+"""Methods that a network may have nothing for, and their numbers."""
+
+
+def _is_made(method: Method, findings: Findings) -> bool:
+    return method not in _MADE or _MADE[method] in findings.numbers
 
 
 def _target_text(call: VisualizeCall) -> str:
@@ -188,7 +200,10 @@ def _of_graph(
     with progress.step("look at the graph"):
         from deploykit.visualization.of_graphs import GraphWish, show_bundle, show_file
 
-    path, wish = Path(str(call.target)), GraphWish(methods, call.images, call.max_pixels)
+    path, wish = (
+        Path(str(call.target)),
+        GraphWish(methods, bool(call.methods), call.images, call.max_pixels),
+    )
     if call.kind is Kind.ONNX:
         show_file(path, call.choices, wish, findings, progress)
         return

@@ -13,8 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploykit.core.errors import UsageError
-from deploykit.visualization.layers import require_recorded, tensor_of
-from deploykit.visualization.relu_rules import Rule, backwards, one_unit, operations_behind
+from deploykit.visualization.relu_rules import Rule, from_units, operations_before
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,12 +28,7 @@ if TYPE_CHECKING:
 
 def without_rule(network: ShownNetwork, layer: TracedLayer) -> tuple[str, ...]:
     """The operations before a layer that DeconvNet has no rule for, in words."""
-    import numpy as np
-
-    blank = np.zeros((1, 3, *network.preprocessing.crop), np.float32)
-    images = tensor_of(blank, with_gradients=True)
-    output = require_recorded(network.up_to(layer, images))
-    return operations_behind(output).without_rule
+    return operations_before(network, layer).without_rule
 
 
 def require_rules(network: ShownNetwork, layer: TracedLayer) -> None:
@@ -64,10 +58,4 @@ def deconvnet(
     One unit of each image; the values (N, 3, H, W) are in the network's units. A layer is taken as
     it is: name one behind its ReLU, as the paper does.
     """
-    leaf = tensor_of(images, with_gradients=True)
-    output = require_recorded(network.up_to(layer, leaf))
-    seed = one_unit(output, channel, peaks)
-    found: NDArray[np.float32] = backwards(
-        leaf, output, output.detach() * seed, Rule.DECONVNET
-    ).numpy()
-    return found
+    return from_units(network, layer, channel, images, peaks, Rule.DECONVNET)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deploykit.visualization.layers import require_recorded, tensor_of
-from deploykit.visualization.relu_rules import Rule, backwards, one_unit, operations_behind
+from deploykit.visualization.relu_rules import Rule, from_units, operations_before
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,18 +30,9 @@ def guided_backpropagation(
     peaks: Sequence[Peak],
 ) -> NDArray[np.float32]:
     """Guided gradients (N, 3, H, W) of the units at ``peaks`` of ``channel``, one of each image."""
-    leaf = tensor_of(images, with_gradients=True)
-    output = require_recorded(network.up_to(layer, leaf))
-    seed = one_unit(output, channel, peaks)
-    found: NDArray[np.float32] = backwards(leaf, output, seed, Rule.GUIDED).numpy()
-    return found
+    return from_units(network, layer, channel, images, peaks, Rule.GUIDED)
 
 
 def has_rectifier(network: ShownNetwork, layer: TracedLayer) -> bool:
     """Whether there is a ReLU before the layer's output; without one the gradient is plain."""
-    import numpy as np
-
-    blank = np.zeros((1, 3, *network.preprocessing.crop), np.float32)
-    images = tensor_of(blank, with_gradients=True)
-    output = require_recorded(network.up_to(layer, images))
-    return bool(operations_behind(output).rectifiers)
+    return bool(operations_before(network, layer).rectifiers)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from deploykit.visualization.first_layer import (
 )
 from deploykit.visualization.of_images import (
     Covered,
+    NoScoresError,
     Seen,
     changed_images,
     scores_of,
@@ -56,9 +57,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GraphWish:
-    """What is asked of a graph; without ``images`` the photographs that come with deploykit."""
+    """What is asked of a graph; without ``images`` the photographs that come with deploykit.
+
+    ``is_asked`` says that the user named the methods.
+    """
 
     methods: frozenset[Method]
+    is_asked: bool
     images: Path | None
     max_pixels: int | None = None
 
@@ -126,6 +131,9 @@ def show_file(
         return
     look = choices.preprocessing.applied_to(preprocessing_of(card, path.name, image))
     findings.notes += notes_on_card(card, path.name, SourceOptions(choices=choices), look)
+    others = [each.name for each in read.artifact.inputs if each.name != image.name]
+    if others and choices.side_inputs is None:
+        findings.notes.append(f"{', '.join(others)}: noise; values of yours: --side-inputs FILE")
     _occlude([side], _Look(look, labels=card.classes), wish, findings, progress)
 
 
@@ -199,9 +207,6 @@ def _occlude(
     progress: Progress,
 ) -> None:
     images = wish.opened()
-    findings.notes += notes_on_data(wish.images)
-    if wish.images is None:
-        findings.notes.append("the images are the photographs that come with deploykit: --images")
     with ExitStack() as stack:
         runners = [(side.name, stack.enter_context(side.open())) for side in sides]
         models = [
@@ -209,13 +214,35 @@ def _occlude(
             for name, runner in runners
         ]
         covered = Covered(images, replace(look.preprocessing, pixels=None), look.labels)
+        try:
+            _require_scores(models, covered)
+        except NoScoresError as error:
+            if wish.is_asked:
+                raise
+            findings.notes.append(f"no occlusion: {str(error).splitlines()[0]}")
+            return
+        findings.notes += notes_on_data(wish.images)
+        if wish.images is None:
+            findings.notes.append(_OWN_IMAGES)
         if look.head is not None and len(models) > 1:
             pair = models[0], models[1]
             with progress.step("answers") as task:
                 chosen = changed_images(pair, covered, look.head.losses, task)
         else:
             chosen = spread_images(covered)
+        if chosen.unreadable:
+            findings.notes.append(f"{chosen.unreadable} of {len(images)} images cannot be read")
         show_occlusion(models, chosen, covered, findings, progress)
+
+
+_OWN_IMAGES: Final = "the images are the photographs that come with deploykit: --images"
+
+
+def _require_scores(models: Sequence[Seen], covered: Covered) -> None:
+    """Refuse outputs that are no scores, by a blank image, before any image is read."""
+    blank = np.zeros((1, 3, *covered.preprocessing.crop), np.float32)
+    for model in models:
+        model.scores(blank)
 
 
 def _first_output(

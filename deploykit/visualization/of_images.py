@@ -120,17 +120,21 @@ class Seen:
     scores: Scores
 
 
+class NoScoresError(UsageError):
+    """The network's output is no score per class, which occlusion watches."""
+
+
 def scores_of(run: Callable[[NDArray[np.float32]], NDArray[Any]], name: str) -> Scores:
     """``run``, whose outputs are checked to have a value per class.
 
     Raises:
-        UsageError: by the function that is returned: they have not.
+        NoScoresError: by the function that is returned: they have not.
     """
 
     def scores(images: NDArray[np.float32]) -> NDArray[np.float32]:
         found = run(images)
         if found.ndim != _SCORES or found.dtype.kind != "f":
-            raise UsageError(
+            raise NoScoresError(
                 f"{name} gives {found.dtype} {found.shape}: occlusion needs a score per class, "
                 "(N, K) floating-point values\npossible for it: --method filters"
             )
@@ -141,11 +145,12 @@ def scores_of(run: Callable[[NDArray[np.float32]], NDArray[Any]], name: str) -> 
 
 @dataclass(frozen=True)
 class ChosenImages:
-    """Images to be covered up: their indices, and why these."""
+    """Images to be covered up: their indices, and why these; how many cannot be read."""
 
     indices: tuple[int, ...]
     text: str
     numbers: Mapping[str, Any]
+    unreadable: int = 0
 
 
 def spread_images(covered: Covered) -> ChosenImages:
@@ -171,7 +176,7 @@ def spread_images(covered: Covered) -> ChosenImages:
         raise errors[0]
     said = f"{len(indices)} of {len(images)} images, spread evenly"
     said += f"; {len(errors)} cannot be read" if errors else ""
-    return ChosenImages(tuple(indices), said, {})
+    return ChosenImages(tuple(indices), said, {}, len(errors))
 
 
 def changed_images(
@@ -199,12 +204,13 @@ def changed_images(
         seen += len(indices)
         task.update(indices[-1] + 1, len(images))
     numbers = {"images": seen, "changed": count}
+    unreadable = len(images) - seen
     if changed:
         text = f"{count} of {seen} answers changed; {len(changed)} are shown"
-        return ChosenImages(tuple(changed), text, numbers)
+        return ChosenImages(tuple(changed), text, numbers, unreadable)
     indices_found = tuple(index for _, index in furthest)
     text = f"none of {seen} answers changed; shown are those whose scores differ most"
-    return ChosenImages(indices_found, text, numbers)
+    return ChosenImages(indices_found, text, numbers, unreadable)
 
 
 _BATCH: Final = 16

@@ -48,12 +48,6 @@ _CAPTIONS: Final = {
     Method.MAXIMISE: "activation maximised",
 }
 
-_TEXT: Final = (
-    "Nine images that activate a filter most, the strongest first, each cut to the receptive field "
-    "of its strongest unit; beside them the way back from that unit to the pixels, and an image "
-    "made from noise. Filters are spread evenly over those that answer to any image."
-)
-
 
 @dataclass(frozen=True)
 class UnitWish:
@@ -114,7 +108,23 @@ def show_units(
     pairs = [_layer(network, layer, wish, (images, top), progress) for layer in wish.layers]
     groups = tuple(group for group, _ in pairs)
     findings.numbers["layers"] = [numbers for _, numbers in pairs]
-    findings.sections.append(Section("What filters answer to", _TEXT, groups))
+    findings.sections.append(Section("What filters answer to", _text(wish.methods), groups))
+
+
+def _text(methods: frozenset[Method]) -> str:
+    parts = []
+    if Method.TOP in methods:
+        parts.append(
+            "Nine images that activate a filter most, the strongest first, each cut to the "
+            "receptive field of its strongest unit."
+        )
+    if methods & {*_BACKWARDS}:
+        of_these = "these" if Method.TOP in methods else "the nine images that activate it most"
+        parts.append(f"What of {of_these} the strongest unit came from, back to the pixels.")
+    if Method.MAXIMISE in methods:
+        parts.append("An image made from noise that activates the filter.")
+    parts.append("Filters are spread evenly over those that any image activates.")
+    return " ".join(parts)
 
 
 def _notes(top: TopImages) -> list[str]:
@@ -185,7 +195,7 @@ def _item_text(told: dict[str, Any]) -> str:
     parts = []
     if told["images"]:
         strengths = [each["activation"] for each in told["images"]]
-        parts.append(f"{strengths[0]:.3g} to {strengths[-1]:.3g}")
+        parts.append(f"activation {strengths[0]:.3g} to {strengths[-1]:.3g}")
     if "maximised" in told:
         parts.append(f"mean {told['maximised']['before']:.3g} to {told['maximised']['after']:.3g}")
     return "; ".join(parts)

@@ -13,13 +13,19 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
+from deploykit.visualization.layers import require_recorded, tensor_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
     from torch.autograd.graph import Node
 
+    from deploykit.visualization.layers import ShownNetwork
     from deploykit.visualization.top_images import Peak
+    from deploykit.visualization.tracing import TracedLayer
 
     Gradients = Sequence[Tensor | None]
 
@@ -106,6 +112,40 @@ def _has_rule(node: Node, kind: str) -> bool:
     if kind in _SCALING:
         return sum(before is not None for before, _ in node.next_functions) == 1
     return kind in _LINEAR | _SWITCHED or kind in {_RECTIFIER, _LEAF}
+
+
+def operations_before(network: ShownNetwork, layer: TracedLayer) -> Operations:
+    """The operations between the images and a layer's output, found on a blank image.
+
+    Raises:
+        UsageError: the network keeps no record of gradients.
+    """
+    import numpy as np
+
+    blank = np.zeros((1, 3, *network.preprocessing.crop), np.float32)
+    images = tensor_of(blank, with_gradients=True)
+    return operations_behind(require_recorded(network.up_to(layer, images)))
+
+
+def from_units(
+    network: ShownNetwork,
+    layer: TracedLayer,
+    channel: int,
+    images: NDArray[np.float32],
+    peaks: Sequence[Peak],
+    rule: Rule,
+) -> NDArray[np.float32]:
+    """One unit of each image, at ``peaks`` of ``channel``, carried back to ``images`` (N, 3, H, W).
+
+    DeconvNet carries the activation, guided backpropagation the gradient, which begins as 1.
+    """
+    leaf = tensor_of(images, with_gradients=True)
+    output = require_recorded(network.up_to(layer, leaf))
+    seed = one_unit(output, channel, peaks)
+    if rule is Rule.DECONVNET:
+        seed = output.detach() * seed
+    found: NDArray[np.float32] = backwards(leaf, output, seed, rule).numpy()
+    return found
 
 
 def one_unit(output: Tensor, channel: int, peaks: Sequence[Peak]) -> Tensor:

@@ -42,6 +42,14 @@ def test_loads_no_heavy_package(statement: str) -> None:
     assert modules_after(statement).isdisjoint((*HEAVY, "numpy"))
 
 
+def test_help_does_without_rich() -> None:
+    help_page = (
+        "from click.testing import CliRunner; from deploykit.cli import main\n"
+        "assert CliRunner().invoke(main, ['--help']).exit_code == 0"
+    )
+    assert "rich" not in modules_after(help_page)
+
+
 PUBLIC = """import deploykit
 for name in ("Classifier", "Prediction", "MicroBatcher", "BatchSplitWarning", "DeploykitError"):
     getattr(deploykit, name)

@@ -16,7 +16,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from deploykit.bundle.manifest import LABELS, MANIFEST, MODEL
-from deploykit.cli._show import PrintableConsole
+from deploykit.cli._terminal import PrintableConsole
 from deploykit.core.artifacts import sha256_of, sha256_of_bytes
 from tests.bundles import SIZE, engine_record, write_bundle
 from tests.cli import deploykit

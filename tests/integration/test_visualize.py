@@ -283,6 +283,36 @@ def test_a_file_by_brute_force(tmp_path: Path, pixels: Path) -> None:
     assert any(note.startswith("preprocessing is assumed") for note in found.notes)
 
 
+DETECTOR = """net (float[N, 3, 16, 16] x, float[N, 2] z) => (float[N, 4, 16, 16] y, float[N, 2] v) {
+    [a] y = Conv <pads = [1,1,1,1]> (x, w)
+    v = Relu (z) }"""
+
+
+def test_a_file_without_scores_has_its_filters(tmp_path: Path, pixels: Path) -> None:
+    save(graph(DETECTOR, {"w": normal(4, 3, 3, 3)}), tmp_path / "net.onnx")
+    found = package.visualize(tmp_path / "net.onnx", pixels, output=tmp_path / "out", quiet=True)
+    assert found.numbers["methods"] == ["filters"]
+    assert "occlusion" not in found.numbers
+    noise, no_occlusion = found.notes[1:]
+    assert noise == "z: noise; values of yours: --side-inputs FILE"
+    assert no_occlusion.startswith("no occlusion: net gives float32 (1, 4, 16, 16): occlusion")
+    with pytest.raises(UsageError, match=r"net gives float32 \(1, 4, 16, 16\)"):
+        package.visualize(tmp_path / "net.onnx", pixels, method="occlusion", output=tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+def test_images_that_cannot_be_read_are_noted(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "colours")
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "images" / "a.png")
+    (tmp_path / "images" / "b.png").write_bytes(b"no image")
+    found = package.visualize(
+        tmp_path / "colours", tmp_path / "images", output=tmp_path / "out", quiet=True
+    )
+    assert found.numbers["methods"] == ["occlusion"]
+    assert "1 of 2 images cannot be read" in found.notes
+
+
 def test_a_bundle_that_is_fp32_has_nothing_beside_it(tmp_path: Path, pixels: Path) -> None:
     write_bundle(tmp_path / "colours")
     found = package.visualize(
@@ -373,6 +403,7 @@ def test_a_file_is_taken_at_its_word(tmp_path: Path, pixels: Path, form: str) ->
 REFUSED: dict[str, tuple[list[str], str]] = {
     "no images": (["resnet20", "--method", "top"], "top: which images?\ngive them with --images"),
     "no such images": (["resnet20", "--images", "nowhere"], "no images at nowhere"),
+    "an empty folder": (["resnet20", "--images", "empty"], "no images in empty\nexpected files"),
     "no such network": (["resnet21"], "unknown architecture 'resnet21'"),
     "no such weights": (["resnet20", "--weights", "none.npz"], "none.npz"),
     "no such file": (["none.onnx"], "none.onnx"),
@@ -402,6 +433,7 @@ def test_a_call_that_cannot_be(case: str, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     write_bundle(tmp_path / "colours")
     save(graph(RELU), tmp_path / "net.onnx")
+    (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine", encoding="utf-8")
     before = files_of(tmp_path)

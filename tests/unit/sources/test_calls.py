@@ -28,6 +28,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no weights": ({"weights": "none.pth"}, "no weights file none.pth"),
     "entry": ({"weights": "none.ckpt#model_ema"}, "no weights file none.ckpt"),
     "images": ({"images": [None, Path("none")]}, "no images at none: it does not exist"),
+    "empty": ({"images": [Path("empty")]}, "no images in empty\nexpected files ending in .apng"),
     "labels": ({"labels": Path("none.txt")}, "cannot read none.txt"),
 }
 
@@ -37,7 +38,9 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in FILES:
         (tmp_path / name).write_text("cat\n", encoding="utf-8")
+    (tmp_path / "empty").mkdir()
     (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.png").touch()
 
 
 @pytest.mark.usefixtures("_files")

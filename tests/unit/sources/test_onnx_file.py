@@ -69,6 +69,7 @@ def test_the_first_input_of_images_is_taken() -> None:
         ),
         (TensorSpec("x", "float32", (3, 8, 8)), "it has no batch axis"),
         (TensorSpec("x", "float32", ("n", 1, 8, 8)), "H, W\\)$"),
+        (TensorSpec("x", "float32", ("n", 32)), "H, W\\)$"),
     ],
 )
 def test_what_is_no_image_is_refused_with_advice(tensor: TensorSpec, advice: str) -> None:
