@@ -112,9 +112,7 @@ fast = click.option(
     is_flag=True,
     help="Compute in plain FP32 on the CPU, without an engine's rounding: faster, proves less.",
 )
-_GPU_OR_GRAPH = (
-    "of several GPUs one: cuda:1, a PCI bus id, a UUID), DEVICES (the ONNX file), or auto."
-)
+_WHERE = "of several GPUs one: cuda:1, a PCI bus id, a UUID), DEVICES (the ONNX file), or auto."
 device, best_device = (
     click.option(
         "--device",
@@ -122,7 +120,7 @@ device, best_device = (
         default=default,
         show_default=True,
         metavar="NAME",
-        help=f"cuda ({engine}; {_GPU_OR_GRAPH}",
+        help=f"cuda ({engine}; {_WHERE}",
     )
     for default, engine in (("cpu", "the engine that will serve"), ("auto", "an engine"))
 )
