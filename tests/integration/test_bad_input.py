@@ -297,6 +297,7 @@ def test_base_installation_names_what_is_missing(
 ) -> None:
     (tmp_path / "m.onnx").touch()
     (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "one.png").touch()
     hidden = "import sys\nfor name in ('torch', 'onnx', 'onnx_ir'): sys.modules[name] = None\n"
     code = f"{hidden}from deploykit.cli import main; main()"
     command = [sys.executable, "-c", code, *map(str, arguments)]
