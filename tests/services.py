@@ -40,7 +40,9 @@ def served(*arguments: object) -> Iterator[Served]:
     """``deploykit serve`` with free ports on the CPU, once it answers."""
     command: list[Any] = [sys.executable, "-W", "error", "-m", "deploykit", "serve"]
     command += ["--http-port", "0", "--grpc-port", "0", "--device", "cpu", *map(str, arguments)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             yield _once_it_answers(process)
         finally:

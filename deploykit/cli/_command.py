@@ -172,11 +172,9 @@ def _translated() -> Iterator[None]:
 
 def end_process(error: DeploykitError, *, as_json: bool) -> NoReturn:
     """End this process as a failed command does, from any thread and whatever others still do."""
-    if as_json:
-        click.echo(to_json({"error": _describe(error)}))
+    if as_json:  # where a command runs, sys.stdout leads to standard error
+        click.echo(to_json({"error": _describe(error)}), file=sys.__stdout__)
     CommandFailure(str(error)).show()
-    sys.stdout.flush()
-    sys.stderr.flush()
     # sys.exit would end this thread alone, and the interpreter's own end waits for all others.
     os._exit(1)
 
