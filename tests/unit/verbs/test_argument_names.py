@@ -38,8 +38,9 @@ OTHER_PROGRAMS = frozenset({
 
 COMMANDS_ALONE = frozenset({
     "ab", "address", "all", "calib-table", "certificate", "chain", "compare-speed",
-    "confusion", "exclude",
-    "factory-args", "hardware-compatibility", "help", "identity", "identity-token", "issuer",
+    "confusion", "end-timeout-s", "exclude",
+    "factory-args", "graceful-timeout-s", "hardware-compatibility", "help",
+    "identity", "identity-token", "issuer",
     "key", "optimization-level", "overlap", "password-file", "per-class", "ray",
     "rest",
     "sensitive-layers", "sigstore", "threshold", "timm", "torchvision", "work",
