@@ -43,13 +43,18 @@ _MODULE: Final = "onnxruntime"
 _DEFAULTS: Final = GraphOptions()
 _PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
-_LEFT_OUT: Final = {"cpu": ("MatmulTransposeFusion", "Pad_Fusion"), "cuda": ("Pad_Fusion",)}
+_LEFT_OUT: Final = {
+    "cpu": ("DivMulFusion", "MatmulTransposeFusion", "Pad_Fusion"),
+    "cuda": ("DivMulFusion", "Pad_Fusion"),
+}
 """Optimisers that are not used.
 
-Behind the first, FP16 attention (``Transpose -> MatMul``) makes another read a null pointer, and
-the process dies: microsoft/onnxruntime#28392, 1.24 to 1.31 on x86-64. Without it a ViT takes
-1.5 % longer. The second makes ``Pad -> MaxPool`` one node that ignores the zeros, and so is wrong
-where a window is negative: microsoft/onnxruntime#24737, 1.31 too. BiT begins that way.
+The first turns ``1 / x * y`` into ``y / x``, and refuses the file where y comes from an Identity
+or a Cast that changes nothing (1.31). Behind the second, FP16 attention (``Transpose -> MatMul``)
+makes another read a null pointer, and the process dies: microsoft/onnxruntime#28392, 1.24 to 1.31
+on x86-64. Without it a ViT takes 1.5 % longer. The third makes ``Pad -> MaxPool`` one node that
+ignores the zeros, and so is wrong where a window is negative: microsoft/onnxruntime#24737, 1.31
+too. BiT begins that way.
 """
 
 _FATAL: Final = 4

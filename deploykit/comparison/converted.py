@@ -138,6 +138,10 @@ def notes_on_every_value(
 
 def _difference(fused: ValidationReport, every: ValidationReport) -> list[str]:
     limits = fused.precision.facts.limits
+    broken = sum(batch.non_finite for batch in every.batches)
+    if broken and not any(batch.non_finite for batch in fused.batches):
+        said = f"{broken} of its {fused.head.noun} are NaN or infinite in an engine that stores"
+        return [f"{fused.candidate} may overflow: {said} every value, none in one that fuses"]
     error, cosine = _worst(fused)
     other_error, other_cosine = _worst(every)
     near = abs(error - other_error) <= limits.max_relative / 2

@@ -17,7 +17,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from deploykit.core.errors import ModelFileError, UsageError
 from deploykit.core.sizes import are_images
-from deploykit.graph.editing import Names, add_constant
+from deploykit.graph.editing import Names, add_constant, all_names
 from deploykit.graph.external_weights import split
 from deploykit.graph.files import infer_shapes
 
@@ -85,7 +85,7 @@ def expose_magnitudes(model: ir.Model) -> tuple[SplitGraph, Mapping[str, Extreme
     """
     shown = model.clone()
     graph = shown.graph
-    names = Names(ir.convenience.create_value_mapping(graph))
+    names = all_names(graph)
     zero = add_constant(graph, names.fresh("nothing"), np.zeros((), np.float32))
     found: dict[str, Extremes] = {}
     for node in list(graph):

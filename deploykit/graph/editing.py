@@ -55,6 +55,15 @@ class Names:
         return name
 
 
+def all_names(graph: ir.Graph) -> Names:
+    """The names of values and of nodes, for nodes that are called as what they give.
+
+    A runtime wants the names of nodes to differ from one another, and so those of values.
+    """
+    nodes = (str(node.name) for node in graph)
+    return Names((*ir.convenience.create_value_mapping(graph), *nodes))
+
+
 def insert_cast(
     graph: ir.Graph, value: ir.Value, to: ir.DataType, name: str, nodes: Names
 ) -> ir.Value:

@@ -23,7 +23,7 @@ from deploykit.core.errors import ModelFileError, first_line
 from deploykit.core.precision import Precision
 from deploykit.core.regular_files import require_regular, require_utf8
 from deploykit.core.specs import TensorSpec
-from deploykit.graph.editing import Names
+from deploykit.graph.editing import Names, all_names
 from deploykit.graph.element_types import declared_precision, has_bf16
 from deploykit.graph.external_weights import (
     MAPPED_BYTES,
@@ -126,12 +126,13 @@ def _followed(
 ) -> ir.Value:
     """``op_type`` behind ``value``, whose name goes to the result, of shape ``dims``."""
     name = str(value.name)
-    taken = Names(str(v.name) for node in graph for v in (*node.inputs, *node.outputs) if v)
+    taken, nodes = all_names(graph), Names(str(node.name) for node in graph)
     value.name = taken.fresh(f"{name}_un{'flattened' if op_type == 'Flatten' else 'transposed'}")
     shape = None if dims is None else ir.Shape(dims)
     result = ir.Value(name=name, type=value.type, shape=shape)
     made = [ir.AttrInt64s(key, given) for key, given in attributes.items()]
-    graph.append(ir.Node("", op_type, [value], made, outputs=[result], name=f"{name}/{op_type}"))
+    called = nodes.fresh(f"{name}/{op_type}")
+    graph.append(ir.Node("", op_type, [value], made, outputs=[result], name=called))
     return result
 
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from deploykit.core.errors import ModelFileError
 from deploykit.graph.editing import Names, add_constant, insert_cast
+from deploykit.graph.guards import reaches_guarded, vanishing_guards, weak_guards
 from deploykit.graph.half_range import (
     FP16_EXACT,
     FP16_MAX,
@@ -21,8 +22,6 @@ from deploykit.graph.half_range import (
     growth,
     is_exponential,
     jumping,
-    reaches_guarded,
-    vanishing_guards,
 )
 from deploykit.graph.whole_numbers import counted
 
@@ -195,7 +194,8 @@ def _not_to_round(model: ir.Model, half: HalfType) -> Unfit:
 
 def _out_of_range(model: ir.Model, amax: Mapping[str, float], headroom: float) -> Unfit:
     """What FP16 is not for, by its rules and by the magnitudes."""
-    unfit = vanishing_guards(model).joined(attention_beyond_range(model, amax))
+    unfit = vanishing_guards(model).joined(weak_guards(model))
+    unfit = unfit.joined(attention_beyond_range(model, amax))
     beyond = _beyond_range(model, amax, headroom)
     return Unfit(beyond, _vanishing_weights(model, amax)).joined(unfit)
 

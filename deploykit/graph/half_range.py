@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import onnx_ir as ir
 
-from deploykit.graph.editing import Names, add_constant
+from deploykit.graph.editing import add_constant, all_names
 from deploykit.graph.external_weights import split
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence, Set
+    from collections.abc import Mapping, Sequence, Set
 
     from deploykit.core.specs import SplitGraph
 
@@ -59,27 +59,8 @@ _CARRYING: Final = frozenset(
 )  # fmt: skip
 """Operators whose results grow as their inputs do."""
 
-_PASSING: Final = frozenset(
-    {
-        "Abs", "Add", "Asin", "Asinh", "Atan", "Atanh", "AveragePool", "Cast", "Celu",
-        "CenterCropPad", "Clip", "Compress", "Concat", "DepthToSpace", "Dropout", "Elu", "Erf",
-        "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Gelu",
-        "GlobalAveragePool", "GlobalMaxPool", "GridSample", "HardSwish", "Identity", "LeakyRelu",
-        "Max", "MaxPool", "Mean", "Min", "Mish", "Mul", "Neg", "PRelu", "Pad", "Pow", "ReduceL2",
-        "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize",
-        "ReverseSequence", "RoiAlign", "Selu", "Sin", "Sinh", "Slice", "Softsign",
-        "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sum", "Tan", "Tanh", "ThresholdedRelu",
-        "Tile", "TopK", "Transpose", "Trilu", "Unsqueeze", "Where",
-    }
-)  # fmt: skip
-"""Operators through which a guard reaches what it guards."""
-
 _LARGEST_POWER: Final = 16.0
 """Beyond it any headroom leaves nothing of FP16's range."""
-
-_GUARDING: Final = frozenset({"Add", "Clip", "Max", "Sub", "Where"})
-_LONGEST_WAY: Final = 8
-"""Nodes between a guard and what it guards; in the norms that people write there are up to six."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +100,13 @@ def growth(model: ir.Model) -> dict[str, float]:
 
 
 def _power_of(node: ir.Node, power: Mapping[ir.Value, float]) -> float:
-    given = [power.get(v, 1.0) for v in node.inputs if v is not None and not _is_constant(v)]
+    given = [power.get(v, 1.0) for v in node.inputs if v is not None and not is_constant(v)]
     if node.op_type in _BOUNDED:
         return 0.0
     if node.op_type == "Mul":
         return sum(given)
     if node.op_type == "Pow" and given:
-        exponent = _number(node.inputs[1])
+        exponent = number_of(node.inputs[1])
         return given[0] * (1.0 if exponent is None else max(exponent, 0.0))
     if node.op_type == "Sqrt":
         return max(given, default=1.0) / 2
@@ -138,69 +119,7 @@ def is_exponential(value: ir.Value) -> bool:
     return node is not None and node.op_type == "Exp"
 
 
-# --- guards
-
-
-def vanishing_guards(model: ir.Model) -> Unfit:
-    """Nodes between a guard that FP16 cannot hold and what it guards, each with the reason.
-
-    A guard is a constant that keeps the operand of a division, a root or a logarithm away from 0:
-    1e-12 is 0 in FP16, and the one image that needs it gives NaN. Where the guarded operator is an
-    inverse, the image that needs the guard makes its result too large for FP16 as well.
-    """
-    found: dict[str, str] = {}
-    values: dict[str, str] = {}
-    for node in model.graph:
-        tiny = _tiny_constant(node)
-        if tiny is None:
-            continue
-        for way in _ways(node, (node,)):
-            operand = f"the operand of {way[-1].op_type} {way[-1].name}"
-            reason = f"{tiny:.3g} keeps {operand} from 0, and FP16 loses it"
-            for each in way:
-                found.setdefault(str(each.name), reason)
-            if _is_inverse(way[-1]):
-                name = str(way[-1].outputs[0].name)
-                values[name] = f"{name} may pass 65504 where {tiny:.3g} is all that is left"
-    return Unfit(values, found)
-
-
-def _is_inverse(node: ir.Node) -> bool:
-    if node.op_type == "Div":
-        return node.inputs[0] is not None and _is_constant(node.inputs[0])
-    exponent = _number(node.inputs[1]) if node.op_type == "Pow" else None
-    return node.op_type == "Reciprocal" or (exponent is not None and exponent < 0)
-
-
-def reaches_guarded(value: ir.Value) -> bool:
-    """Whether a division, a root or a logarithm depends on ``value`` being no 0."""
-    node = value.producer()
-    return node is not None and any(True for _ in _ways(node, (node,)))
-
-
-def _tiny_constant(node: ir.Node) -> float | None:
-    if node.op_type not in _GUARDING:
-        return None
-    for value in node.inputs:
-        data = _array(value)
-        if data is not None and data.size and data.dtype.kind == "f":
-            largest = float(np.abs(data).max())
-            if 0 < largest < FP16_NORMAL:
-                return largest
-    return None
-
-
-def _ways(node: ir.Node, way: tuple[ir.Node, ...]) -> Iterator[tuple[ir.Node, ...]]:
-    """Ways from the last node of ``way`` to the first guarded operator on each."""
-    if len(way) > _LONGEST_WAY:
-        return
-    for value in node.outputs:
-        for reader, index in value.uses():
-            if index in guarded_operands(reader):
-                yield (*way, reader)
-            # The root of a guarded sum is guarded too, and a division by the root needs it.
-            if reader.op_type in _PASSING:
-                yield from _ways(reader, (*way, reader))
+# --- what must not vanish
 
 
 def guarded_operands(node: ir.Node) -> tuple[int, ...]:
@@ -209,7 +128,7 @@ def guarded_operands(node: ir.Node) -> tuple[int, ...]:
         return (0,)
     if node.op_type in {"Div", "Mod"}:
         return (1,)
-    exponent = _number(node.inputs[1]) if node.op_type == "Pow" else None
+    exponent = number_of(node.inputs[1]) if node.op_type == "Pow" else None
     # A square of 0 is right; a root or an inverse of it is not what was meant.
     is_root = exponent is not None and (exponent < 0 or exponent != int(exponent))
     return (0,) if is_root else ()
@@ -317,7 +236,7 @@ def _weight_factor(node: ir.Node, amax: Mapping[str, float]) -> float | None:
     if node.op_type == "Einsum":
         return None
     value = node.inputs[1]
-    data = _array(value)
+    data = array_of(value)
     if data is None:
         terms = None if value is None or value.shape is None else value.shape[-2:][0]
         known = amax.get(str(getattr(value, "name", "")), 0.0)
@@ -358,7 +277,7 @@ def _axes(node: ir.Node, rank: int | None) -> Sequence[int] | None:
         return range(2, rank)
     given = node.attributes.get_ints("axes", None)
     if given is None and len(node.inputs) > 1 and node.inputs[1] is not None:
-        data = _array(node.inputs[1])
+        data = array_of(node.inputs[1])
         return None if data is None else [int(axis) for axis in data.reshape(-1)]
     return range(rank) if given is None else list(given)
 
@@ -386,7 +305,7 @@ class _Builder:
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
-        self._names = Names(ir.convenience.create_value_mapping(graph))
+        self._names = all_names(graph)
         self._infinity = add_constant(graph, self._names.fresh("inf"), np.array(np.inf, np.float32))
 
     def least_of(self, node: ir.Node, probe: RangeProbe) -> ir.Value:
@@ -466,16 +385,19 @@ def _is_float(value: ir.Value | None) -> bool:
     return value is not None and value.dtype == ir.DataType.FLOAT
 
 
-def _is_constant(value: ir.Value) -> bool:
+def is_constant(value: ir.Value) -> bool:
+    """Whether the numbers of a value are in the file."""
     maker = value.producer()
     return value.is_initializer() or (maker is not None and maker.op_type == "Constant")
 
 
-def _array(value: ir.Value | None) -> np.ndarray | None:
+def array_of(value: ir.Value | None) -> np.ndarray | None:
+    """The numbers of a constant."""
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
 
 
-def _number(value: ir.Value | None) -> float | None:
-    data = _array(value)
+def number_of(value: ir.Value | None) -> float | None:
+    """The number of a constant that has one."""
+    data = array_of(value)
     return float(data.reshape(-1)[0]) if data is not None and data.size == 1 else None

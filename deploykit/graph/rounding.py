@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import onnx_ir as ir
 
 from deploykit.graph.editing import Names, insert_cast
+from deploykit.graph.files import infer_shapes
 from deploykit.graph.half import HEAVY_OPS
 from deploykit.graph.half_range import Unfit, guarded_operands
 
@@ -62,15 +63,23 @@ def rounding_form(model: ir.Model, stored: Stored = Stored.FUSED) -> ir.Model:
     """A copy in FP32 that rounds to the narrow type of each value that is ``stored``.
 
     Names of nodes and values are kept, so is every output. A graph that has no narrow values
-    comes back as it is.
+    comes back as it is. Types that a file leaves out are inferred: nothing of unknown type would
+    be rounded.
     """
-    result = model.clone()
+    result = _typed(model.clone())
     form = _Form(result, _inside(result) if stored is Stored.FUSED else frozenset())
     for value in list(result.graph.initializers.values()):
         form.raise_constant(value)
     for node in list(result.graph):
         form.raise_node(node)
     return result
+
+
+def _typed(model: ir.Model) -> ir.Model:
+    """The model with a type for each value that a node makes, as far as operators say it."""
+    if any(value.dtype is None and value.name for node in model.graph for value in node.outputs):
+        infer_shapes(model)
+    return model
 
 
 class _Form:
@@ -279,5 +288,8 @@ def _type_name(value: ir.Value) -> str:
 
 
 def computes_narrow(model: ir.Model) -> bool:
-    """Whether a node of the graph makes a narrow value."""
-    return any(value.dtype in NARROW_TYPES for node in model.graph for value in node.outputs)
+    """Whether a node of the graph makes a narrow value, also of types that the file leaves out."""
+    made = [value for node in model.graph for value in node.outputs if value.name]
+    if any(value.dtype is None for value in made):
+        made = [value for node in _typed(model.clone()).graph for value in node.outputs]
+    return any(value.dtype in NARROW_TYPES for value in made)

@@ -11,11 +11,13 @@ from deploykit.core.errors import ModelFileError
 from deploykit.graph import convert_to_half, plan_half, read_model, tidy
 from deploykit.graph.activations import (
     ActivationPair,
+    expose_magnitudes,
     expose_only,
     input_names,
     pair_activations,
     with_input_shape,
 )
+from deploykit.graph.half_range import RangeProbe, expose_probes
 from deploykit.graph.qdq import QdqPolicy, insert_qdq, plan_qdq
 from tests.graphs import graph, normal, run_ort, save
 
@@ -171,3 +173,20 @@ def test_a_graph_without_input() -> None:
     model = ir.from_proto(graph("net () => (float[4] y) { y = Abs (a) }", {"a": normal(4)}))
     with pytest.raises(ModelFileError, match="takes no input, so it has no activations to compare"):
         with_input_shape(model, (1, 4))
+
+
+def test_nodes_that_are_called_as_what_is_added_keep_their_names() -> None:
+    """onnxruntime refuses two nodes of one name."""
+    text = """net (float[N,4] x) => (float[N,4] y) {
+        [t_ReduceMax] t = Abs (x)
+        [t_ReduceSum] u = Add (t, t)
+        [t_nothing_Abs] y = Div (t, u)
+    }"""
+    model = parsed(text)
+    shown, extremes = expose_magnitudes(model)
+    x = normal(3, 4)
+    found = run_ort(shown, {"x": x})
+    assert found[extremes["u"].largest] == 2 * np.abs(x).max()
+    probes = [RangeProbe("t_ReduceSum", "t"), RangeProbe("t_nothing_Abs", "u")]
+    (least, other) = run_ort(expose_probes(model, probes), {"x": x}).values()
+    assert (least, other) == (np.abs(x).min(), 2 * np.abs(x).min())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import onnx_ir as ir
 import pytest
+from onnx.reference import ReferenceEvaluator
 
-from deploykit.graph import plan_half, read_model, tidy
+from deploykit.graph import convert_to_half, plan_half, read_model, tidy
+from deploykit.graph.guards import vanishing_guards, weak_guards
 from deploykit.graph.half_range import (
     Unfit,
     attention_beyond_range,
@@ -15,15 +18,14 @@ from deploykit.graph.half_range import (
     find_probes,
     growth,
     unfit_by_probes,
-    vanishing_guards,
 )
+from deploykit.graph.rounding import Stored, rounding_form
 from tests.graphs import graph, normal, run_ort, save
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    import onnx_ir as ir
     from numpy.typing import NDArray
 
 HEADROOM = 4.0
@@ -170,6 +172,70 @@ def test_what_multiplies_by_an_inverse_stays_too(form: str, tmp_path: Path) -> N
     kept = plan_half(tidied(text, tmp_path, used), {}, HEADROOM).kept
     assert {"guard", "inverse", "scale"} <= kept.keys()
     assert kept["scale"] == "i may pass 65504 where 1e-12 is all that is left"
+
+
+LOST_ON_THE_WAY = {
+    "squared": ("[twice] q = Mul (e, e) [last] i = Div (one, q)", {"eps": 1e-4, "one": 1}),
+    "cubed": ("[last] i = Pow (e, three)", {"eps": 1e-2, "three": -3}),
+    "scaled": ("[twice] q = Mul (e, low) [last] i = Reciprocal (q)", {"eps": 1e-3, "low": 1e-3}),
+    "divided": ("[last] i = Div (ten, e)", {"eps": 1e-4, "ten": 10}),
+    "inverse": ("[one] q = Reciprocal (e) [last] i = Mul (q, ten)", {"eps": 1e-4, "ten": 10}),
+    "root": ("[root] r = Sqrt (e) [one] q = Div (ten, r) [last] i = Pow (q, four)",
+             {"eps": 1e-2, "ten": 10, "four": 4}),
+}  # fmt: skip
+
+
+def in_half(text: str, numbers: Mapping[str, NDArray[Any]], x: NDArray[np.float32]) -> Any:
+    """What the graph gives where every value is FP16, by onnx's own evaluator."""
+    down, up = "[down] x = Cast <to = 10> (given)", "[up] y = Cast <to = 1> (all)"
+    body = text.replace("float[N,8] x)", "float[N,8] given)").replace("{", "{\n" + down, 1)
+    body = body.replace(" y = ", " all = ").replace("}", up + "\n}")
+    halves = {n: v.astype(np.float16) if v.dtype.kind == "f" else v for n, v in numbers.items()}
+    with np.errstate(all="ignore"):
+        return cast("list[Any]", ReferenceEvaluator(graph(body, halves)).run(None, {"given": x}))[0]
+
+
+@pytest.mark.parametrize("form", sorted(LOST_ON_THE_WAY))
+def test_a_guard_that_is_lost_on_the_way_keeps_its_nodes(form: str, tmp_path: Path) -> None:
+    """FP16 has each of these guards; the image that needs it gives NaN or infinity all the same."""
+    body, values = LOST_ON_THE_WAY[form]
+    text = f"""g (float[N,8] x) => (float[N,8] y) {{
+    [sum] t = ReduceSum <keepdims = 1> (x, axes)
+    [guard] e = Add (t, eps)
+    {body.replace(") [", ")" + chr(10) + "    [")}
+    [scale] y = Mul (x, i)
+}}"""
+    numbers: dict[str, NDArray[Any]] = {name: number(v) for name, v in values.items()}
+    numbers["axes"] = AXES
+    nothing = np.zeros((1, 8), np.float32)
+    assert not np.isfinite(in_half(text, numbers, nothing)).all()
+    model = tidied(text, tmp_path, numbers)
+    assert not run_ort(graph(text, numbers), {"x": nothing})["y"].any()
+    plan = plan_half(model, {}, HEADROOM)
+    assert {"last", "scale"} <= plan.kept.keys()
+    made = run_ort(
+        ir.to_proto(rounding_form(convert_to_half(model, plan), Stored.EVERY)), {"x": nothing}
+    )
+    assert not made["y"].any()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[last] i = Reciprocal (e)",
+        "[root] r = Sqrt (e) [last] i = Div (one, r)",
+        "[twice] q = Mul (e, x) [last] i = Div (one, q)",  # nobody knows what is left of it
+    ],
+)
+def test_a_guard_that_holds_keeps_nothing(body: str, tmp_path: Path) -> None:
+    text = f"""g (float[N,8] x) => (float[N,8] y) {{
+    [guard] e = Add (x, eps)
+    {body.replace(") [", ")" + chr(10) + "    [")}
+    [scale] y = Mul (x, i)
+}}"""
+    numbers = {"eps": number(1e-4), "one": number(1)}
+    used = {name: value for name, value in numbers.items() if f"{name}" in text}
+    assert weak_guards(tidied(text, tmp_path, used)) == Unfit()
 
 
 # --- what is measured

@@ -47,3 +47,11 @@ def test_an_output_that_is_read_in_the_graph_too() -> None:
     got = run_ort(ir.to_proto(changed), images)
     np.testing.assert_array_equal(got["z"], run_ort(source, images)["z"])
     assert list(got) == ["y", "n", "z"]
+
+
+def test_the_node_that_flattens_has_a_name_of_its_own() -> None:
+    source = two_outputs()
+    source.graph.node[-1].name = "y/Flatten"
+    changed = ir.from_proto(source)
+    put_first(changed, "y", flatten=True)
+    assert run_ort(ir.to_proto(changed), {"x": normal(2, 3, 8, 8)})["y"].shape == (2, 4)

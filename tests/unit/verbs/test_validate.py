@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from deploykit.bundle.manifest import REFERENCE
 from deploykit.core.errors import (
@@ -193,6 +195,54 @@ def test_what_an_engine_that_stores_every_value_would_compute(tmp_path: Path, fa
         assert said[0].startswith(str(half.artifact.path))
         fast = compare_artifacts(*pair, ComparisonOptions(fast=True))
         assert not any("stores every value" in note for note in fast.notes)
+
+
+def twins(folder: Path, body: str) -> tuple[Path, Path]:
+    """A file of somebody's FP16 conversion, without types between its nodes, and its FP32 one."""
+    made = []
+    for bits, kind in ((16, 10), (32, 1)):
+        text = f"""net (float[N,3,8,8] x) => (float[N,4] y) {{
+            i = Cast <to = {kind}> (x)
+            c = Conv (i, w)
+            r = Relu (c)
+            {body}
+            f = ReduceMean <keepdims = 0> (q, axes)
+            l = Gemm (f, h)
+            y = Cast <to = 1> (l)
+        }}"""
+        numbers = {"w": normal(8, 3, 1, 1) * 400, "h": normal(8, 4), "cube": np.array(3.0)}
+        numbers["root"] = np.array(1 / 3)
+        constants = {
+            n: v.astype(np.float16 if bits < 32 else np.float32) for n, v in numbers.items()
+        }
+        constants["axes"], constants["all"] = np.array([2, 3]), np.array([1, 2, 3])
+        used = {n: v for n, v in constants.items() if f"{n})" in text or f" {n}," in text}
+        made.append(save(graph(text, used), folder / f"of{bits}.onnx"))
+    return made[0], made[1]
+
+
+def test_a_foreign_half_that_overflows_in_a_sum_is_found(tmp_path: Path) -> None:
+    half, whole = twins(tmp_path, "s = ReduceSum (r, all)\n q = Div (r, s)")
+    x = normal(1, 3, 8, 8) * 10
+    with np.errstate(all="ignore"):
+        (found,) = cast("list[Any]", ReferenceEvaluator(onnx.load(half)).run(None, {"x": x}))
+    assert not found.any()
+    report = compare_artifacts(half, whole, ComparisonOptions())
+    assert not report.passed
+    assert compare_artifacts(half, whole, ComparisonOptions(fast=True)).passed
+
+
+def test_a_foreign_half_that_may_overflow_is_said_to(tmp_path: Path) -> None:
+    """A cube and its root in one kernel hold; stored, the cube is infinite."""
+    half, whole = twins(tmp_path, "p = Pow (r, cube)\n q = Pow (p, root)")
+    x = normal(1, 3, 8, 8)
+    with np.errstate(all="ignore"):
+        (found,) = cast("list[Any]", ReferenceEvaluator(onnx.load(half)).run(None, {"x": x}))
+    assert not np.isfinite(found).all()
+    report = compare_artifacts(half, whole, ComparisonOptions())
+    (note,) = [note for note in report.notes if "may overflow" in note]
+    assert note.startswith(f"{half} may overflow: ")
+    assert "NaN or infinite in an engine that stores every value" in note
 
 
 def test_a_file_says_how_images_are_prepared_and_its_graph_how_large(tmp_path: Path) -> None:
