@@ -79,7 +79,7 @@ TRIAL_PIXELS: Final = 8 * 224 * 224
 BIAS_PIXELS: Final = 16 * 224 * 224
 """Of the images that biases are corrected on: each channel's mean is over all places of these."""
 
-EQUALISATION_PIXELS: Final = 24 * 224 * 224
+EQUALISATION_PIXELS: Final = 48 * 224 * 224
 """Of the images that show the channels: ranges of two thirds of them, noise on the others."""
 
 ROUNDING_PIXELS: Final = 32 * 224 * 224
