@@ -185,3 +185,66 @@ class FromBytes(Closing):
     def close(self) -> None:
         """Close the runner below."""
         self._runner.close()
+
+
+class LaidOut(Closing):
+    """A runner of a user's own file whose first output is as ``wanted``, that of its bundle.
+
+    An export makes the output that is meant the first, drops dimensions of 1 around classes, puts
+    the batch first, and gives it to what a file for one image returns without it.
+    """
+
+    def __init__(self, runner: Runner, wanted: TensorSpec, *, is_second: bool) -> None:
+        self._runner = runner
+        self._wanted = wanted
+        self._is_second = is_second
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Inputs that the caller feeds."""
+        return self._runner.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Specs of the arrays that ``run`` returns."""
+        others = (spec for spec in self._runner.outputs if spec.name != self._wanted.name)
+        return self._wanted, *others
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name for one batch."""
+        return self._laid_out(self._runner.run(feeds), feeds)
+
+    def run_timed(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], StepTimes]:
+        """As ``run``, with the duration of each step."""
+        outputs, times = self._runner.run_timed(feeds)
+        return self._laid_out(outputs, feeds), times
+
+    def _laid_out(
+        self, outputs: Mapping[str, Array], feeds: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        name = self._wanted.name
+        value, rank = outputs[name], len(self._wanted.shape)
+        if value.ndim == rank:
+            return {**outputs, name: np.swapaxes(value, 0, 1) if self._is_second else value}
+        count = len(feeds[self._runner.inputs[0].name])
+        shape = (1, *value.shape) if value.ndim < rank else (count, -1)
+        return {**outputs, name: value.reshape(shape)}
+
+    def close(self) -> None:
+        """Close the runner below."""
+        self._runner.close()
+
+
+def laid_out(runner: Runner, own: Sequence[TensorSpec], wanted: TensorSpec) -> Runner:
+    """The runner of a file with the outputs ``own``, with the first one as ``wanted``.
+
+    It stays as it is where the file has no output of that name, or has it so already.
+    """
+    written = next((spec for spec in own if spec.name == wanted.name), None)
+    if written is None:
+        return runner
+    here, there = written.shape, wanted.shape
+    is_second = min(len(here), len(there)) > 1 and here[0] == there[1] != there[0]
+    if written is own[0] and len(here) == len(there) and not is_second:
+        return runner
+    return LaidOut(runner, wanted, is_second=is_second)

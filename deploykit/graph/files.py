@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.descriptor import FieldDescriptor
@@ -23,7 +24,7 @@ from deploykit.core.errors import ModelFileError, first_line
 from deploykit.core.precision import Precision
 from deploykit.core.regular_files import require_regular, require_utf8
 from deploykit.core.specs import TensorSpec
-from deploykit.graph.editing import Names, all_names
+from deploykit.graph.editing import Names, add_constant, all_names
 from deploykit.graph.element_types import declared_precision, has_bf16
 from deploykit.graph.external_weights import (
     MAPPED_BYTES,
@@ -92,18 +93,35 @@ def put_image_first(model: ir.Model, name: str) -> None:
     inputs.insert(0, inputs.pop(at))
 
 
-def put_first(model: ir.Model, name: str, *, flatten: bool, batch_axis: int = 0) -> None:
+def put_first(
+    model: ir.Model, name: str, *, flatten: bool, batch_axis: int = 0, single: bool = False
+) -> None:
     """Make ``name`` the first of the outputs; the others keep their order. In place.
 
     With ``flatten`` its dimensions of 1 are dropped: (N, K, 1, 1) and (N, 1, K) become (N, K).
     With a ``batch_axis`` that axis and the first change places: (T, N, K) becomes (N, T, K).
+    A ``single`` one gets an axis for the batch, of one image: (K,) becomes (1, K).
     """
     outputs = model.graph.outputs
     at = next(index for index, value in enumerate(outputs) if value.name == name)
     chosen = outputs.pop(at)
+    if single:
+        chosen = _with_batch(model.graph, chosen)
     if batch_axis:
         chosen = _transposed(model.graph, chosen, batch_axis)
     outputs.insert(0, _flattened(model.graph, chosen) if flatten else chosen)
+
+
+def _with_batch(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    dims = None if value.shape is None else [1, *value.shape]
+    if graph.opset_imports.get("", 0) < _AXES_ARE_INPUTS:
+        return _followed(graph, [value], "Unsqueeze", dims, axes=[0])
+    axes = add_constant(graph, all_names(graph).fresh(f"{value.name}_axes"), np.array([0]))
+    return _followed(graph, [value, axes], "Unsqueeze", dims)
+
+
+_AXES_ARE_INPUTS: Final = 13
+"""The opset from which Unsqueeze takes its axes as an input."""
 
 
 def _flattened(graph: ir.Graph, value: ir.Value) -> ir.Value:
@@ -111,28 +129,29 @@ def _flattened(graph: ir.Graph, value: ir.Value) -> ir.Value:
     if value.shape is not None:
         numbers = [size for size in value.shape[1:] if size != 1]
         dims = [value.shape[0], numbers[0] if numbers else 1]
-    return _followed(graph, value, "Flatten", dims)
+    return _followed(graph, [value], "Flatten", dims)
 
 
 def _transposed(graph: ir.Graph, value: ir.Value, axis: int) -> ir.Value:
     dims = list(value.shape or ())
     order = list(range(len(dims)))
     order[0], order[axis] = axis, 0
-    return _followed(graph, value, "Transpose", [dims[at] for at in order], perm=order)
+    return _followed(graph, [value], "Transpose", [dims[at] for at in order], perm=order)
 
 
 def _followed(
-    graph: ir.Graph, value: ir.Value, op_type: str, dims: Any, **attributes: list[int]
+    graph: ir.Graph, inputs: list[ir.Value], op_type: str, dims: Any, **attributes: list[int]
 ) -> ir.Value:
-    """``op_type`` behind ``value``, whose name goes to the result, of shape ``dims``."""
+    """``op_type`` behind the first of ``inputs``, whose name goes to the result, of ``dims``."""
+    value = inputs[0]
     name = str(value.name)
     taken, nodes = all_names(graph), Names(str(node.name) for node in graph)
-    value.name = taken.fresh(f"{name}_un{'flattened' if op_type == 'Flatten' else 'transposed'}")
+    value.name = taken.fresh(f"{name}_before_{op_type.lower()}")
     shape = None if dims is None else ir.Shape(dims)
     result = ir.Value(name=name, type=value.type, shape=shape)
     made = [ir.AttrInt64s(key, given) for key, given in attributes.items()]
     called = nodes.fresh(f"{name}/{op_type}")
-    graph.append(ir.Node("", op_type, [value], made, outputs=[result], name=called))
+    graph.append(ir.Node("", op_type, inputs, made, outputs=[result], name=called))
     return result
 
 

@@ -85,6 +85,8 @@ class Tail:
             as the column of one class is.
         is_mean: whether they are such values weighted by other numbers than 0 and 1, as an age is
             the mean of all ages.
+        ranked: the probabilities, one for each class, of which an ArgMax, TopK or ReduceMax takes
+            the largest; ``None`` where these are no probabilities.
     """
 
     output: str
@@ -97,6 +99,7 @@ class Tail:
     is_inner: bool = False
     is_of_probabilities: bool = False
     is_mean: bool = False
+    ranked: str | None = None
 
 
 def read_tails(model: ir.Model) -> dict[str, Tail]:
@@ -132,7 +135,15 @@ def _tail(name: str, root: ir.Value, feeds: frozenset[str], layers: int) -> Tail
         layers=layers,
         is_of_probabilities=_is_of_probabilities(root),
         is_mean=_is_mean(root),
+        ranked=_ranked(activation, value),
     )
+
+
+def _ranked(activation: str, value: ir.Value) -> str | None:
+    if activation not in {"argmax", "maximum", "top_k", "top_values"}:
+        return None
+    value = _behind_layout(value)
+    return str(value.name) if _activation(value)[0] in {"sigmoid", "softmax"} else None
 
 
 def _is_of_probabilities(value: ir.Value, steps: int = _FARTHEST) -> bool:

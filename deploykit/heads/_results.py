@@ -132,8 +132,12 @@ def _of_class_numbers(head: Head, shape: Sequence[int | str], wanted: Result) ->
 
 
 def chances_of(head: Head, conversion: Mapping[str, Any]) -> str | None:
-    """The output with the probabilities of class numbers, by what a manifest says was added."""
-    if head.activation != "top_k":
+    """The output with the probabilities of class numbers, by what a manifest says.
+
+    It was added by ``--result``, or was in the file beside its class numbers.
+    """
+    if head.activation not in CLASSES_ALONE:
         return None
     _, *others = conversion.get("result", {}).get("outputs") or (None,)
-    return str(others[0]) if others else None
+    found = others[0] if others else conversion.get(PROBABILITIES)
+    return None if found is None else str(found)

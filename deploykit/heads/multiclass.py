@@ -428,11 +428,12 @@ def best_classes(
 def with_probabilities(
     answers: Sequence[Sequence[Prediction]], chances: NDArray[Any]
 ) -> list[list[Prediction]]:
-    """The answers of class numbers (N, K) with what the graph gives beside them, (N, K).
+    """The answers of class numbers (N, K) with what the graph gives beside them, (N, K) or (N,).
 
     Raises:
         ValidationError: a probability is NaN or infinite.
     """
+    chances = rows_of(chances)
     require_finite(chances, "probabilities")
     return [
         [

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from deploykit.comparison.reference import Reference, Runners
 from deploykit.comparison.validation import validate
+from deploykit.core.deployed import PROBABILITIES
 from deploykit.core.errors import ModelFileError, UsageError, ValidationError
 from deploykit.core.precision import Precision
 from deploykit.core.sizes import ShapeProfile, are_channels_last, are_images
@@ -224,7 +225,7 @@ def from_onnx(
             journal.notes.append(_note_of_channels(source, image, moved))
         declare_ranks(model, {name: got.ndim for name, got in compared.answers[0].items()})
         put_image_first(model, image.name)
-        put_first(model, choice.name, flatten=not choice.flat, batch_axis=choice.batch_axis)
+        _put_meant_first(model, choice)
     with journal.stage("validate fp32"):
         parents = (source.sha256, *source.parents)
         own = OwnGraph(model, open_original, path, parents, compared, runners)
@@ -253,11 +254,25 @@ def from_onnx(
         weights={"source": original.name, "sha256": source.sha256, "trained": True},
         preprocessing=preprocessing,
         labels=card.classes,
-        conversion={"steps": own.done},
+        conversion={"steps": own.done} | _recorded_chances(choice),
         runners=runners,
         head=choice.head,
         output=choice.name,
     )
+
+
+def _put_meant_first(model: Model, choice: OutputChoice) -> None:
+    put_first(
+        model,
+        choice.name,
+        flatten=not choice.flat,
+        batch_axis=choice.batch_axis,
+        single=choice.single,
+    )
+
+
+def _recorded_chances(choice: OutputChoice) -> dict[str, str]:
+    return {} if choice.chances is None else {PROBABILITIES: choice.chances}
 
 
 def _read(original: Path, journal: Journal) -> tuple[OnnxArtifact, Model, Path | SplitGraph, Card]:
@@ -306,7 +321,8 @@ def _ask_original(
     """What the original answers to ``batches``, and which of its outputs is meant."""
     with opened as runner:
         answers = answers_of(runner, batches)
-        choice = choose_output(name, runner.outputs, answers, tails, wish)
+        fixed = runner.inputs[0].fixed_batch
+        choice = choose_output(name, runner.outputs, answers, tails, wish, fixed)
     return StepCheck(batches, settled(answers, choice), choice.name, choice.head), choice
 
 

@@ -68,6 +68,8 @@ def settled(answers: Sequence[Answers], choice: OutputChoice) -> list[Answers]:
 
 
 def _settled(value: Array, choice: OutputChoice) -> Array:
+    if choice.single:
+        value = value[None]
     if choice.batch_axis:
         value = np.swapaxes(value, 0, choice.batch_axis)
     return value if choice.flat else value.reshape(len(value), -1)

@@ -11,7 +11,7 @@ from deploykit.bundle.golden import limits_for, runners_of_bundle
 from deploykit.bundle.manifest import REFERENCE
 from deploykit.bundle.reading import read_bundles
 from deploykit.comparison.converted import notes_on_every_value, open_as_engine
-from deploykit.comparison.forms import Deployed, Forms
+from deploykit.comparison.forms import Deployed, Forms, laid_out
 from deploykit.comparison.layerwise import LayerReport, compare_layers
 from deploykit.comparison.reference import Runners
 from deploykit.comparison.validation import (
@@ -170,22 +170,23 @@ def _compare(
     reference = _own_reference(first, bundles) if second is None else _open(second, bundles)
     candidate, reference = _in_order(candidate, reference)
     _require_one_network(candidate, reference)
-    forms = Forms.of([_deployed(side) for side in (candidate, reference)], layers=options.layers)
+    sides = candidate, reference
+    forms = Forms.of([_deployed(side) for side in sides], layers=options.layers)
     counts = _counts(candidate, reference, options.batch)
     preprocessing, notes = _preprocessing(candidate, reference, options.sizes)
     preprocessing = replace(preprocessing, pixels=forms.pixels)
     runners = _runners(candidate, reference, options.side_inputs)
-    notes = (*notes, *candidate.mended.notes, *reference.mended.notes, *runners.side.notes())
-    notes = (*notes, *notes_on_data(options.data))
+    of_files = (*candidate.mended.notes, *reference.mended.notes, *runners.side.notes())
+    notes = (*notes, *of_files, *notes_on_data(options.data))
     forms.require_images_alone(runners.side)
-    names = (candidate.name, reference.name)
+    names = candidate.name, reference.name
     precision = limits_for(candidate.artifact.precision, options.device)
     open_candidate = _opener(candidate, runners, options, machine)
     with shown.step("outputs"):
         batches = sample_batches(preprocessing, options.data, counts)
         usual = _smallest(batches, candidate, reference)
         batches += _of_other_sizes(candidate, preprocessing, options, counts)
-        opened = open_candidate(), _runner(reference, runners, fast=options.fast)
+        opened, is_laid_out = _opened(sides, runners, options, open_candidate)
         outputs = _alike(forms, opened, batches, preprocessing)
         head = _head(candidate, reference, outputs[1])
         compared = validate(outputs[0], outputs[1], precision=precision, names=names, head=head)
@@ -204,8 +205,7 @@ def _compare(
         if options.device != CPU:
             more += [f"the engine of {candidate.name} ran, the reference on the CPU"]
         elif not precision.facts.is_source and forms.are_alike:
-            sides = candidate, reference
-            pair = batches, outputs[1]
+            pair = None if is_laid_out else (batches, outputs[1])
             more += _notes_on_rounding(sides, runners, pair, compared, fast=options.fast)
     found = None
     if options.layers:
@@ -368,6 +368,26 @@ def _alike(
     ]
 
 
+def _opened(
+    sides: tuple[_Side, _Side],
+    runners: Runners,
+    options: ComparisonOptions,
+    open_candidate: Callable[[], Runner],
+) -> tuple[tuple[Runner, Runner], bool]:
+    """Both sides; a lone file beside a bundle gives the output that is meant in the bundle's form.
+
+    Also whether that changes the candidate.
+    """
+    opened = open_candidate(), _runner(sides[1], runners, fast=options.fast)
+    first, second = opened
+    candidate, reference = (side.artifact.outputs for side in sides)
+    if sides[0].bundle is None and sides[1].bundle is not None:
+        first = laid_out(first, candidate, reference[0])
+    if sides[1].bundle is None and sides[0].bundle is not None:
+        second = laid_out(second, reference, candidate[0])
+    return (first, second), first is not opened[0]
+
+
 def _outputs(opened: Runner, batches: Batches) -> Batches:
     with opened as runner:
         return outputs_of(runner, batches)
@@ -419,17 +439,21 @@ def _of_other_sizes(
 def _notes_on_rounding(
     sides: tuple[_Side, _Side],
     runners: Runners,
-    compared: tuple[Batches, Batches],
+    compared: tuple[Batches, Batches] | None,
     report: ValidationReport,
     *,
     fast: bool,
 ) -> list[str]:
-    """In which arithmetic the candidate ran, and where an engine may compute something else."""
+    """In which arithmetic the candidate ran, and where an engine may compute something else.
+
+    The second only of what was ``compared`` as the file gives it.
+    """
     candidate, reference = sides
     if fast and not candidate.artifact.needs_cpu_form:
         return [f"the CPU computes in FP32, as asked, in {candidate.name}"]
     notes = [f"the CPU rounds where an engine rounds in {candidate.name}"]
-    if reference.artifact.precision.facts.is_source and candidate.mended.runs_as_written:
+    is_source = reference.artifact.precision.facts.is_source
+    if is_source and candidate.mended.runs_as_written and compared is not None:
         loaded = graph.LoadedGraph(candidate.artifact)
         notes += notes_on_every_value(runners, loaded, compared, report)
     return notes

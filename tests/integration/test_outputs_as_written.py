@@ -1,0 +1,204 @@
+"""Outputs in the shapes that files write them in: without a batch, with axes of 1, beside others.
+
+The right values are those of the file itself, on onnxruntime, for images that are decoded here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+
+from tests import cli
+from tests.integration.test_heads import by_index, export, predict
+from tests.small_tails import SIZE, network, original, pictures
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.graphs import Array
+
+
+def of_one_image(model: Path) -> Path:
+    """The same file with a batch of 1 written into it."""
+    proto = onnx.load(model)
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(proto, model)
+    return model
+
+
+def one_by_one(model: Path, images: list[Path]) -> list[Array]:
+    """All outputs of the file for each image, which it takes alone."""
+    return [np.asarray(original(model, [image])[0]) for image in images]
+
+
+def softmax(row: Array) -> Array:
+    exponentials = np.exp(row - row.max())
+    return np.asarray(exponentials / exponentials.sum())
+
+
+SINGLE: dict[str, tuple[str, str, str]] = {
+    "logits": ("l = Gemm <transB = 1> (f, k5)  y = Squeeze (l)", "float[5] y", "multiclass"),
+    "reshaped": ("l = Gemm <transB = 1> (f, k7)  y = Reshape (l, flat)", "float[7] y",
+                 "multiclass"),
+    "chances": ("l = Gemm <transB = 1> (f, k5)  s = Softmax <axis = 1> (l)  y = Squeeze (s, first)",
+                "float[5] y", "multiclass"),
+    "labels": ("l = Gemm <transB = 1> (f, k4)  s = Sigmoid (l)  y = Squeeze (s, first)",
+               "float[4] y", "multilabel"),
+    "yes": ("l = Gemm <transB = 1> (f, k1)  s = Sigmoid (l)  y = Squeeze (s)", "float y", "binary"),
+    "best": (("l = Gemm <transB = 1> (f, k6)  z = Squeeze (l)"
+              "  y = ArgMax <axis = 0, keepdims = 0> (z)"), "int64 y", "multiclass"),
+    "depth": ("m = Conv (r, depth)  y = Squeeze (m)", f"float[{SIZE}, {SIZE}] y", "raw"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_what_a_file_for_one_image_gives_without_a_batch(name: str, tmp_path: Path) -> None:
+    """Five logits (5,) of one image are no five images with a yes or no each."""
+    nodes, outputs, kind = SINGLE[name]
+    depth = np.linspace(-1, 1, 16, dtype=np.float32).reshape(1, 16, 1, 1)
+    axes = {"first": np.array([0]), "flat": np.array([-1])}
+    model = network(nodes, outputs, tmp_path, name, depth=depth, **axes)
+    images = pictures(tmp_path / "images", 3)
+    found = export(of_one_image(model))
+    assert found["head"]["kind"] == kind
+    assert "'y' has no axis for the batch: it got one, of one image" in found["notes"]
+    expected = one_by_one(model, images)
+    answers = predict(model, *images)
+    for top, row in zip(answers, expected, strict=True):
+        if name == "best":
+            assert [each["index"] for each in top] == [int(row)]
+        elif kind == "raw":
+            np.testing.assert_allclose(np.array(top[0]["values"]), row, rtol=1e-4, atol=1e-5)
+        else:
+            wanted = softmax(row) if name in ("logits", "reshaped") else row.ravel()
+            assert by_index(top) == pytest.approx(wanted.tolist(), abs=1e-5)
+    compared = cli.deploykit("validate", model.with_suffix(""), model, "--json")
+    assert (compared.code, compared.data["passed"]) == (0, True)
+
+
+def test_boxes_that_are_found_stay_a_list(tmp_path: Path) -> None:
+    """A network of several raw outputs is left as it is."""
+    nodes = "l = Gemm <transB = 1> (f, k9)  a = Reshape (l, three)  b = Squeeze (l)"
+    model = network(nodes, "float[3, 3] a, float[9] b", tmp_path, "boxes", three=np.array([3, 3]))
+    found = export(of_one_image(model), "--head", "raw")
+    assert not any("axis for the batch" in note for note in found["notes"])
+    (top,) = predict(model, *pictures(tmp_path / "images", 1))
+    assert [each["output"] for each in top] == ["a", "b"]
+
+
+ROWS = {
+    "tokens": ("l = Gemm <transB = 1> (f, k5)  y = Unsqueeze (l, one)", "float[N, 1, 5] y"),
+    "pixels": ("l = Gemm <transB = 1> (f, k5)  y = Unsqueeze (l, two)", "float[N, 1, 1, 5] y"),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("said", ["head", "labels"])
+def test_classes_behind_axes_of_one_are_taken_at_the_users_word(
+    name: str, said: str, tmp_path: Path
+) -> None:
+    nodes, outputs = ROWS[name]
+    axes = {"one": np.array([1]), "two": np.array([1, 2])}
+    model, images = network(nodes, outputs, tmp_path, name, **axes), pictures(tmp_path / "i", 3)
+    (note,) = [each for each in export(model)["notes"] if "may be a sequence" in each]
+    assert note.endswith("taken as it is; where it is a classifier: --head multiclass")
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\nc\nd\ne\n", encoding="utf-8")
+    words = ["--head", "multiclass"] if said == "head" else ["--labels", names]
+    found = export(model, *words, "--replace")
+    assert found["head"]["kind"] == "multiclass"
+    for top, row in zip(predict(model, *images), original(model, images)[0], strict=True):
+        assert by_index(top) == pytest.approx(softmax(row.ravel()).tolist(), abs=1e-5)
+
+
+RANKED: dict[str, tuple[str, str, int | None]] = {
+    "three": ("s = Softmax <axis = 1> (l)  v, y = TopK (s, three)",
+              "float[N, 3] v, int64[N, 3] y", 0),
+    "yes": ("s = Sigmoid (l)  v, y = TopK (s, three)", "int64[N, 3] y, float[N, 3] v", 1),
+    "best": (("s = Softmax <axis = 1> (l)  y = ArgMax <axis = 1, keepdims = 0> (s)"
+             "  v = ReduceMax <keepdims = 0> (s, one)"), "int64[N] y, float[N] v", 1),
+    "logits": ("v, y = TopK (l, three)", "int64[N, 3] y, float[N, 3] v", None),
+    "another": (("s = Softmax <axis = 1> (l)  y = ArgMax <axis = 1> (s)  m = Sigmoid (l)"
+                "  v = ReduceMax (m, one)"), "int64[N, 1] y, float[N, 1] v", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RANKED)
+def test_class_numbers_have_the_probabilities_beside_them(name: str, tmp_path: Path) -> None:
+    nodes, outputs, place = RANKED[name]
+    model = network(
+        f"l = Gemm <transB = 1> (f, k6)  {nodes}", outputs, tmp_path, name,
+        three=np.array([3]), one=np.array([1]),
+    )  # fmt: skip
+    images = pictures(tmp_path / "images", 3)
+    export(model)
+    found = original(model, images)
+    numbers = next(each for each in found if each.dtype == np.int64).reshape(3, -1)
+    for at, top in enumerate(predict(model, *images)):
+        assert [each["index"] for each in top] == numbers[at].tolist()
+        chances = [each["probability"] for each in top]
+        if place is None:
+            assert set(chances) == {None}
+        else:
+            assert chances == pytest.approx(found[place][at].ravel().tolist(), abs=1e-5)
+
+
+FORMS: dict[str, tuple[str, str, list[str]]] = {
+    "flattened": ("l = Gemm <transB = 1> (f, k5)  y = Unsqueeze (l, axes)", "float[N, 5, 1, 1] y",
+                  []),
+    "second": ("z = Gemm <transB = 1> (f, k5)  y = Gemm <transB = 1> (f, k4)",
+               "float[N, 5] z, float[N, 4] y", ["--head-output", "y"]),
+    "alike": ("z = Gemm <transB = 1> (f, k5)  m = Neg (z)  y = Gemm <transB = 1> (m, k)",
+              "float[N, 5] z, float[N, 5] y", ["--head-output", "y"]),
+    "sequence": (("m = ReduceMean <keepdims = 0> (r, row)  t = Transpose <perm = [2, 0, 1]> (m)"
+                 "  y = MatMul (t, signs)"), f"float[{SIZE}, N, 6] y", []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_bundle_is_compared_with_the_file_it_came_from(name: str, tmp_path: Path) -> None:
+    nodes, outputs, words = FORMS[name]
+    rng = np.random.default_rng(3)
+    constants: dict[str, Array] = {
+        "axes": np.array([2, 3]),
+        "row": np.array([2]),
+        "k": rng.standard_normal((5, 5)).astype(np.float32),
+        "signs": rng.standard_normal((16, 6)).astype(np.float32),
+    }
+    model = network(nodes, outputs, tmp_path, name, **constants)
+    export(model, "--fp16", *words)
+    for order in ([model.with_suffix(""), model], [model, model.with_suffix("")]):
+        found = cli.deploykit("validate", *order, "--json")
+        assert (found.code, found.data["passed"]) == (0, True)
+    broken = onnx.load(model)
+    (last,) = [node for node in broken.graph.node if "y" in node.output]
+    last.output[0] = "before"
+    broken.graph.node.append(onnx.helper.make_node("Neg", ["before"], ["y"]))
+    onnx.save(broken, tmp_path / "broken.onnx")
+    found = cli.deploykit("validate", model.with_suffix(""), tmp_path / "broken.onnx", "--json")
+    assert (found.code, found.data["passed"]) == (1, False)
+
+
+def test_a_lone_half_beside_a_bundle_of_its_original(tmp_path: Path) -> None:
+    """What is flattened in the bundle is not in the file, which is the one that rounds."""
+    nodes = "l = Gemm <transB = 1> (f, k5)  y = Unsqueeze (l, axes)"
+    model = network(nodes, "float[N, 5, 1, 1] y", tmp_path, "whole", axes=np.array([2, 3]))
+    export(model)
+    half = onnx.load(model)
+    for tensor in half.graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor)
+        if array.dtype == np.float32:
+            changed = onnx.numpy_helper.from_array(array.astype(np.float16), tensor.name)
+            tensor.CopyFrom(changed)
+    for node in half.graph.node:
+        node.input[:] = ["xh" if name == "x" else name for name in node.input]
+        node.output[:] = ["yh" if name == "y" else name for name in node.output]
+    half.graph.node.insert(0, onnx.helper.make_node("Cast", ["x"], ["xh"], to=10))
+    half.graph.node.append(onnx.helper.make_node("Cast", ["yh"], ["y"], to=1))
+    onnx.save(half, tmp_path / "half.onnx")
+    found = cli.deploykit("validate", tmp_path / "half.onnx", model.with_suffix(""), "--json")
+    assert (found.code, found.data["passed"]) == (0, True)
+    assert any("rounds where an engine rounds" in note for note in found.data["notes"])
