@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+import numpy as np
+
 from deploykit.core.deployed import Result
 from deploykit.core.errors import UsageError
 from deploykit.core.specs import Closing
@@ -14,7 +16,6 @@ from deploykit.images.byte_images import floats_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from deploykit.core.specs import (
