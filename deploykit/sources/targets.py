@@ -70,9 +70,11 @@ def refuse_definition_options(
         _refuse_side_inputs(target, choices)
         _refuse_head(target, choices)
     if weights or choices.num_classes or choices.image_size or choices.arguments:
+        is_size_of_file = choices.image_size and kind_of(target) is Kind.ONNX
         raise UsageError(
             f"{target} brings its own weights, classes and size\n"
             "--weights, --num-classes, --input-size and --factory-args are for definitions only"
+            + ("\nwhere it leaves its size open: --height and --width" if is_size_of_file else "")
         )
 
 
