@@ -81,7 +81,8 @@ def mend(proto: onnx.ModelProto, name: str) -> Mended:
     for value in _true_inputs(proto.graph):
         if _shape_text(value) != written[value.name]:
             before, now = written[value.name], _shape_text(value)
-            notes.append(f"{name} has {value.name!r} as {before}: read as {now}, ? is open")
+            legend = ", ? is open" if "?" in now else ""
+            notes.append(f"{name} has {value.name!r} as {before}: read as {now}{legend}")
     changed = not is_sorted or is_open or any(is_shaped) or is_declared
     return Mended(tuple(notes), changed, runs_as_written=not literal)
 
@@ -243,7 +244,8 @@ def _shape_text(value: onnx.ValueInfoProto) -> str:
 def _shape_input(value: onnx.ValueInfoProto, graph: onnx.GraphProto, name: str) -> bool:
     """Give an input the shape that its first layer shows; True if it had none, or no channels.
 
-    Images that no convolution reads are taken for RGB ones, (N, 3, H, W).
+    Images that no convolution reads are taken for RGB ones, (N, 3, H, W). Sizes and names that the
+    file has stay.
     """
     tensor = value.type.tensor_type
     if not value.type.HasField("tensor_type"):
@@ -251,7 +253,7 @@ def _shape_input(value: onnx.ValueInfoProto, graph: onnx.GraphProto, name: str) 
     is_bare = lacks_shape(value.type)
     known = [dim.HasField("dim_value") or bool(dim.dim_param) for dim in tensor.shape.dim]
     if not is_bare and (len(known) != IMAGE_DIMS or any(known)):
-        return False
+        return len(known) == IMAGE_DIMS and _fill_channels(value, graph)
     shown = _shown_shape(graph, value.name)
     if shown is None and tensor.elem_type == onnx.TensorProto.FLOAT:
         shown = [None, RGB, None, None]
@@ -266,6 +268,22 @@ def _shape_input(value: onnx.ValueInfoProto, graph: onnx.GraphProto, name: str) 
         if size is not None:
             dim.dim_value = size
     return True
+
+
+def _fill_channels(value: onnx.ValueInfoProto, graph: onnx.GraphProto) -> bool:
+    """Write the number of channels where it is open, as exporters of "any image" leave it."""
+    dims = value.type.tensor_type.shape.dim
+    shown = _shown_shape(graph, value.name) or []
+    if len(shown) != len(dims):
+        return False
+    open_ones = [
+        (dim, size)
+        for dim, size in zip(dims, shown, strict=True)
+        if size is not None and not dim.HasField("dim_value")
+    ]
+    for dim, size in open_ones:
+        dim.dim_value = size
+    return bool(open_ones)
 
 
 def _shown_shape(graph: onnx.GraphProto, name: str) -> Dims | None:

@@ -76,10 +76,12 @@ def refuse_definition_options(
         "--factory-args": choices.arguments,
     }
     needless = [option for option, value in given.items() if value]
+    is_size_of_file = choices.image_size and kind_of(target) is Kind.ONNX
     if needless:
         raise UsageError(
             f"{target} brings its own weights, classes and size\n"
             f"leave out what is for definitions only: {', '.join(needless)}"
+            + ("\nwhere it leaves its size open: --height and --width" if is_size_of_file else "")
         )
 
 

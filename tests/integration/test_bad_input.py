@@ -234,6 +234,8 @@ def test_labels_that_are_not_there(tmp_path: Path) -> None:
 def test_options_of_architectures_with_a_file(fp16_bundle: Path, tmp_path: Path) -> None:
     called = export(tmp_path, fp16_bundle / "reference.onnx", "--num-classes", 5)
     assert_refused(called, 2, "leave out what is for definitions only: --num-classes")
+    called = export(tmp_path, fp16_bundle / "reference.onnx", "--input-size", 64)
+    assert_refused(called, 2, "where it leaves its size open: --height and --width")
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "golden.npz", "engine"])

@@ -59,6 +59,9 @@ def network(
         (["n", 3, "side", "side"], ("n", 3, "side", "side")),
         (["unk__6", 3, 8, 8], ("unk__6", 3, 8, 8)),
         ([None, None, None, None], ("x_0", 3, "x_2", "x_3")),
+        ([-1, -1, 8, 8], ("x_0", 3, 8, 8)),
+        (["batch", "num_channels", "height", "width"], ("batch", 3, "height", "width")),
+        (["n", "?", 8, None], ("n", 3, 8, "x_3")),
         (None, ("x_0", 3, "x_2", "x_3")),
     ],
 )
@@ -93,6 +96,8 @@ def test_notes_of_what_is_read_otherwise(tmp_path: Path) -> None:
     (note,) = mended_of(model).notes
     assert note == "m.onnx has 'x' as (-1, 3, 8, 8): read as (?, 3, 8, 8), ? is open"
     assert mended_of(model).runs_as_written
+    model = read_model(save(network(["n", "c", 8, 8]), tmp_path / "m.onnx"))
+    assert mended_of(model).notes == ("m.onnx has 'x' as (n, c, 8, 8): read as (n, 3, 8, 8)",)
     model = read_model(save(network([0, 3, 8, 8]), tmp_path / "m.onnx"))
     assert not mended_of(model).runs_as_written
     model = read_model(save(network(["n", 3, 8, 8]), tmp_path / "m.onnx"))
