@@ -178,6 +178,7 @@ def test_a_converted_bundle_has_no_plan(
 
 
 def test_a_converted_file_has_no_plan(int8_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "image.png").touch()  # an empty folder is refused before
     called = deploykit("inspect", int8_bundle / "model.onnx", "--precision", "--data", tmp_path)
     assert called.code == 2
     assert "is int8 already, and --data is for a plan of what is FP32" in called.err

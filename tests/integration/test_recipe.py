@@ -186,6 +186,7 @@ def test_every_option_is_a_key(command: str) -> None:
 @pytest.mark.parametrize("command", AFTER)
 def test_a_call_can_be_judged_and_nothing_is_done(command: str, tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "image.png").touch()  # an empty folder is refused
     needed = ("--data", str(tmp_path / "x")) if command == "eval" else ()
     bundle = tmp_path / "bundle"
     COMMANDS.require(command, (str(bundle), *needed))

@@ -160,5 +160,7 @@ def test_inspect_shows_the_size_of_the_bundle_or_the_one_that_is_asked(bundle: B
 def test_inspect_of_a_fixed_size_cannot_be_asked_for_another(tmp_path: Path) -> None:
     folder = write_bundle(tmp_path / "fixed")
     for target in (folder, folder / "model.onnx"):
-        with pytest.raises(UsageError, match="brings its own weights, classes and size\n--w"):
+        with pytest.raises(
+            UsageError, match="brings its own weights, classes and size\nleave .*: --input-size"
+        ):
             inspect(str(target), DefinitionChoices(image_size=9))
