@@ -146,8 +146,7 @@ _OPTIONS = (
         type=click.Choice(["auto", "nearest"]),
         default="auto",
         show_default=True,
-        help="Weights of transformers in FP8: together, so that their errors cancel; "
-        "auto: if that pays.",
+        help="Weights of transformers: together, so that their errors cancel; auto: if that pays.",
     ),
     _quantizing(
         "--finetune",

@@ -79,9 +79,6 @@ TRIAL_PIXELS: Final = 8 * 224 * 224
 BIAS_PIXELS: Final = 16 * 224 * 224
 """Of the images that biases are corrected on: each channel's mean is over all places of these."""
 
-EQUALISATION_PIXELS: Final = 48 * 224 * 224
-"""Of the images that show the channels: ranges of two thirds of them, noise on the others."""
-
 ROUNDING_PIXELS: Final = 32 * 224 * 224
 """Of the images whose tokens say how weights are rounded together: thousands for each layer."""
 
@@ -304,7 +301,7 @@ def equalise_side(
     if request.int8_choices.equalisation == "off" or not linear_groups(reference.graph.model, plan):
         return None
     with journal.stage("equalise") as task:
-        seen = load_images(data, data.indices, reference.artifact, EQUALISATION_PIXELS)
+        seen = load_images(data, data.indices, reference.artifact, plain.kind.equalisation_pixels)
         given = EqualisationImages(seen, held_out, data, plain.calibrated.table)
         found = equalise_channels(reference, plan, given, path, task)
     journal.notes += filter(None, [found.left_out])

@@ -31,7 +31,8 @@ class QuantizedKind:
 
     ``place`` decides where its pairs go, ``calibrated`` names the values that any of its plans may
     need ranges of, ``methods`` are those that trials compare; its pairs need ``opset``.
-    ``rounds_together`` says that weights rounded together are tried.
+    ``rounds_together`` says that weights rounded together are tried. ``equalisation_pixels`` are
+    those of the images that show the channels: ranges of two thirds of them, noise on the others.
     """
 
     precision: Precision
@@ -40,6 +41,7 @@ class QuantizedKind:
     methods: tuple[str, ...]
     opset: int
     rounds_together: bool
+    equalisation_pixels: int
 
     def plan(self, graph: LoadedGraph, policy: QdqPolicy, name: str | None = None) -> QdqPlan:
         """What would be of eight bits; ``name`` is how the user calls the network.
@@ -65,10 +67,14 @@ INT8: Final = QuantizedKind(
     qdq.calibration_tensors,
     tuple(METHODS),
     OLDEST_FOR_INT8,
-    rounds_together=False,
+    rounds_together=True,
+    equalisation_pixels=48 * 224 * 224,
 )
-"""Its weights have seven digits, and inputs make most of the noise: rounding them together lost
-0.7 dB on a vision transformer."""
+"""Scales of single channels want more images: of 24, a vision transformer lost 1.5 dB on others.
+
+Behind equalised inputs its weights make much of a transformer's noise: rounding them together
+took off 1 dB there (`benchmarks/transformer_int8.py`).
+"""
 
 FP8: Final = QuantizedKind(
     Precision.FP8,
@@ -77,5 +83,6 @@ FP8: Final = QuantizedKind(
     ("max",),
     OLDEST_FOR_FP8,
     rounds_together=True,
+    equalisation_pixels=24 * 224 * 224,
 )
 """Clipping gains nothing on its relative steps (`benchmarks/fp8_accuracy.py`)."""
