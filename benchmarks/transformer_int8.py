@@ -1,15 +1,16 @@
 """INT8 and FP8 of a transformer, by bundle: noise of the output, image by image.
 
-    python -m benchmarks.transformer_int8 IMAGES NAME=BUNDLE [NAME=BUNDLE ...]
+    python -m benchmarks.transformer_int8 IMAGES NAME=BUNDLE [NAME=BUNDLE ...] [--out FILE]
 
 Each BUNDLE is what ``deploykit export MODEL.onnx --int8 --calib OTHER_IMAGES`` made of one model
 with another option, such as ``--equalisation off``, or with ``--fp8``. IMAGES is a folder that none
-was calibrated on.
+was calibrated on, such as `photograph_cuts` makes.
 The bundle's form for CPUs, which rounds where an engine rounds, is held against its own FP32 graph
 by onnxruntime with graph optimisations off. Per image: signal to noise of the first output in dB.
 The median says what an image loses; the sum over all images is decided by the worst few.
 
-The table goes to standard output, every figure to ``results/transformer_int8.json``.
+The table goes to standard output, every figure to ``--out``, by default
+``results/transformer_int8.json``.
 """
 
 from __future__ import annotations
@@ -109,6 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", type=Path)
     parser.add_argument("bundles", nargs="+", metavar="NAME=BUNDLE")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "transformer_int8.json")
     given = parser.parse_args()
     rows = []
     print("| bundle | values equalised | share in 8 bits | median dB | worst dB | all dB |")
@@ -127,8 +129,7 @@ def main() -> None:
         "images": len(rows[0].sqnr_db),
         "rows": [asdict(row) for row in rows],
     }
-    target = HERE / "results" / "transformer_int8.json"
-    target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
