@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.ray_predict --images 20000``, with nothing else on the machine. It makes
 images of 32x32 and a bundle of the tests, whose network costs next to nothing: what is measured is
-everything around it. Memory is the proportional set size of the driver and all its processes,
+everything around it. With ``--bundle FOLDER`` a network of one's own is computed, on one thread of
+each worker. Memory is the proportional set size of the driver and all its processes,
 after each part; flat means that the last third is not above the first. The start of Ray is apart.
 Results are in ``results/ray_predict.json``.
 """
@@ -53,15 +54,17 @@ class Watch:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--bundle", type=Path, help="in place of that of the tests")
     parser.add_argument("--output", type=Path, default=RESULT)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_images(folder / "images", asked.images)
-        steps = Preprocessing(crop=(SIDE, SIDE))
-        write_bundle(folder / "bundle", image="H, W", preprocessing=steps)
+        bundle = asked.bundle or write_bundle(
+            folder / "bundle", image="H, W", preprocessing=Preprocessing(crop=(SIDE, SIDE))
+        )
         with cluster(None):
-            rows = [measure(folder, workers) for workers in WORKERS]
+            rows = [measure(bundle, folder, workers) for workers in WORKERS]
     result = {"images": asked.images, "rows": rows, "environment": to_plain(describe())}
     asked.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for row in rows:
@@ -76,11 +79,11 @@ def write_images(folder: Path, count: int) -> None:
         Image.fromarray(pixels).save(folder / f"{at:06}.png")
 
 
-def measure(folder: Path, workers: int) -> dict[str, Any]:
+def measure(bundle: Path, folder: Path, workers: int) -> dict[str, Any]:
     watch, start = Watch(), time.perf_counter()
     choices = ClusterChoices(device="cpu", workers=workers)
     report = predict_on_cluster(
-        folder / "bundle", str(folder / "images"), folder / f"out{workers}", choices, watch
+        bundle, str(folder / "images"), folder / f"out{workers}", choices, watch
     )
     seconds = time.perf_counter() - start
     third = max(1, len(watch.memory_mb) // 3)
