@@ -89,7 +89,7 @@ def variants(model: ir.Model, images: Sequence[Images]) -> tuple[int, dict[str, 
     with SilentProgress().step("magnitudes") as task:
         amax = measure_magnitudes(
             model, images, open_runner=lambda graph: OrtRunner(graph, OPTIONS), task=task
-        )
+        ).amax
     half, whole = plan_half(model, amax, HEADROOM), plan_half(model, {}, HEADROOM, half=BF16)
     fp16 = convert_to_half(model, half)
     mixed = HalfPlan(frozenset(half.kept) & whole.halved, {}, BF16)

@@ -104,8 +104,9 @@ def steps(reference: Reference, bundle: Bundle, task: ProgressTask) -> dict[str,
     source = reference.graph.model
     measuring: Any = {"open_runner": runners.measuring, "task": task}
     names = "the fp16 graph", reference.made_by
-    amax = measure_magnitudes(source, batches, **measuring)
-    _, every = find_overflows(graph.model, batches, **measuring)
+    measured = measure_magnitudes(source, batches, **measuring)
+    found = measured.infinities
+    _, every = find_overflows(graph.model, batches, found, **measuring)
 
     def plain() -> None:
         with runners.of_artifact(graph.artifact) as runner:
@@ -129,8 +130,8 @@ def steps(reference: Reference, bundle: Bundle, task: ProgressTask) -> dict[str,
     return {
         "plain comparison": plain,
         "rounded comparison": rounded,
-        "overflows": lambda: find_overflows(graph.model, batches, **measuring),
-        "guards and sums": lambda: measure_unfit(source, amax, batches, **measuring),
+        "overflows": lambda: find_overflows(graph.model, batches, found, **measuring),
+        "guards and sums": lambda: measure_unfit(source, measured.amax, batches, **measuring),
         "magnitudes": lambda: measure_magnitudes(source, batches, **measuring),
     }
 

@@ -139,7 +139,9 @@ def _is_finite(value: ValueComparison) -> bool:
 
 def _non_finite(value: ValueComparison) -> str:
     here, there = value.non_finite, value.reference_non_finite
-    return f"{here} values are NaN or infinite, {there} of the reference's"
+    alike = value.infinite_alike
+    more = f", beside {alike} infinities that both have" if alike else ""
+    return f"{here} values are NaN or infinite, {there} of the reference's{more}"
 
 
 def _too_small(value: ValueComparison, facts: PrecisionFacts) -> str | None:
@@ -193,6 +195,8 @@ def _short(number: float) -> str:
 
 
 def _advise_non_finite(value: ValueComparison, facts: PrecisionFacts) -> tuple[str, ...]:
+    if value.reference_non_finite > (0 if value.infinite_alike else value.non_finite):
+        return (f"a mask is at another place, or a number instead: look at {value.node}",)
     if value.reference_non_finite:
         return ("the reference has them too: check its weights and the preprocessing",)
     end = facts.overflow
@@ -231,6 +235,9 @@ class ValueComparison:
     ``sqnr_db`` is 10 log10(sum r^2 / sum (c - r)^2) for the reference's values r and the
     candidate's c: infinite where they are equal. It and ``cosine`` are NaN where a value is not
     finite or the shapes differ. Ranges are (smallest, largest) of the finite values.
+
+    ``infinite_alike`` counts where both have the same infinity, as behind a mask: that is right,
+    so it is counted nowhere else. ``non_finite`` are NaN, and infinities of one side alone.
     """
 
     name: str
@@ -247,6 +254,7 @@ class ValueComparison:
     reference_range: tuple[float, float]
     non_finite: int
     reference_non_finite: int
+    infinite_alike: int = 0
 
     @property
     def peak(self) -> float:
@@ -269,6 +277,7 @@ class Sums:
     def __init__(self) -> None:
         self._left, self._right = _Side(), _Side()
         self._dot = self._noise = 0.0
+        self._alike = 0
 
     def add(self, candidate: Array, reference: Array) -> None:
         """Count the values of one run."""
@@ -277,6 +286,8 @@ class Sums:
         for at in range(0, max(len(left), len(right)), _CHUNK):
             first = left[at : at + _CHUNK].astype(np.float64)
             second = right[at : at + _CHUNK].astype(np.float64)
+            if candidate.shape == reference.shape:
+                first, second = self._without_alike(first, second)
             self._left.add(first)
             self._right.add(second)
             if self._are_comparable():
@@ -285,6 +296,17 @@ class Sums:
                 self._right.power += _dot(second, second)
                 first -= second
                 self._noise += _dot(first, first)
+
+    def _without_alike(
+        self, left: NDArray[np.float64], right: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What is left without infinities that are at one place of both, as behind a mask."""
+        if -inf < left.min() and left.max() < inf:
+            return left, right
+        alike = (left == right) & np.isinf(left)
+        count = int(np.count_nonzero(alike))
+        self._alike += count
+        return (left[~alike], right[~alike]) if count else (left, right)
 
     def figures(self, pair: ActivationPair) -> ValueComparison:
         """The figures of all that was added."""
@@ -305,6 +327,7 @@ class Sums:
             reference_range=(right.low, right.high) if right.low <= right.high else (nan, nan),
             non_finite=left.non_finite,
             reference_non_finite=right.non_finite,
+            infinite_alike=self._alike,
         )
 
     def _are_comparable(self) -> bool:

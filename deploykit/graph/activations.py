@@ -20,6 +20,7 @@ from deploykit.core.sizes import are_images
 from deploykit.graph.editing import Names, add_constant, all_names
 from deploykit.graph.external_weights import split
 from deploykit.graph.files import infer_shapes
+from deploykit.graph.infinities import Signs, carried_infinities
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -67,11 +68,17 @@ class Extremes(NamedTuple):
 
     ``broken`` is 0, or NaN where the value has NaN or infinity, as a maximum may ignore NaN. Where
     the image decides how many numbers there are, 0 counts as one of them.
+
+    Of a value that may have infinities of the graph's own constants, of the signs ``expected``, the
+    three are those of its numbers, an infinity counted as 0. Then ``signs`` is the name of a tensor
+    of its shape, INT8: the sign where there is an infinity, and 0 elsewhere.
     """
 
     largest: str
     least: str
     broken: str
+    signs: str = ""
+    expected: Signs = frozenset()
 
 
 def expose_magnitudes(model: ir.Model) -> tuple[SplitGraph, Mapping[str, Extremes]]:
@@ -87,12 +94,51 @@ def expose_magnitudes(model: ir.Model) -> tuple[SplitGraph, Mapping[str, Extreme
     graph = shown.graph
     names = all_names(graph)
     zero = add_constant(graph, names.fresh("nothing"), np.zeros((), np.float32))
+    infinities = carried_infinities(shown)
+    apart = _Apart(graph, zero, names) if infinities else None
     found: dict[str, Extremes] = {}
     for node in list(graph):
         for value in node.outputs:
-            if value.dtype == ir.DataType.FLOAT and not _is_empty(value):
+            if value.dtype != ir.DataType.FLOAT or _is_empty(value):
+                continue
+            if apart is None or value not in infinities:
                 found[str(value.name)] = _watch(graph, node, value, zero, names)
+                continue
+            last, numbers, signs = apart.put(node, value)
+            of = _watch(graph, last, numbers, zero, names)
+            found[str(value.name)] = of._replace(signs=signs, expected=infinities[value])
     return split(shown, "the graph with its activations"), found
+
+
+class _Apart:
+    """Adds nodes that tell infinities from numbers, in operators that opset 9 has."""
+
+    def __init__(self, graph: ir.Graph, zero: ir.Value, names: Names) -> None:
+        self._graph, self._zero, self._names = graph, zero, names
+        end = np.asarray(np.finfo(np.float32).max)
+        self._end = add_constant(graph, names.fresh("largest_number"), end)
+
+    def put(self, node: ir.Node, value: ir.Value) -> tuple[ir.Node, ir.Value, str]:
+        """The last node added, the numbers of ``value``, and the output that has the signs."""
+        added: list[ir.Node] = []
+
+        def add(kind: str, inputs: Sequence[ir.Value], dtype: ir.DataType) -> ir.Value:
+            name = self._names.fresh(f"{value.name}_{kind}")
+            made = ir.Value(name=name, type=ir.TensorType(dtype), shape=value.shape)
+            to = [ir.AttrInt64("to", int(dtype))] if kind == "Cast" else []
+            added.append(ir.Node("", kind, inputs, to, outputs=[made], name=name))
+            return made
+
+        size = add("Abs", [value], ir.DataType.FLOAT)
+        # NaN is not greater than anything, so it stays among the numbers, and is found there.
+        ends = add("Greater", [size, self._end], ir.DataType.BOOL)
+        numbers = add("Where", [ends, self._zero, value], ir.DataType.FLOAT)
+        infinite = add("Where", [ends, value, self._zero], ir.DataType.FLOAT)
+        sign = add("Sign", [infinite], ir.DataType.FLOAT)
+        signs = add("Cast", [sign], ir.DataType.INT8)
+        self._graph.insert_after(node, added)
+        self._graph.outputs.append(signs)
+        return added[-1], numbers, str(signs.name)
 
 
 def _watch(
@@ -118,7 +164,8 @@ def _watch(
             outputs[at] = output
     graph.insert_after(node, added)
     graph.outputs.extend(outputs)
-    return Extremes(*(str(output.name) for output in outputs))
+    largest, least, broken = (str(output.name) for output in outputs)
+    return Extremes(largest, least, broken)
 
 
 def _has_known_size(value: ir.Value, graph: ir.Graph) -> bool:

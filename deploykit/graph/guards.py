@@ -199,9 +199,11 @@ def _left(node: ir.Node, index: int, level: float) -> float | None:
     if node.op_type == "Mul" and node.inputs[0] is node.inputs[1]:
         return level * level
     other = array_of(node.inputs[1 - index])
-    if other is None or not other.size or other.dtype.kind != "f":
+    if other is None or other.dtype.kind != "f":
         return None
-    return _with_constant(node.op_type, index, level, np.abs(other.astype(np.float64)))
+    sizes = np.abs(other.astype(np.float64))
+    sizes = sizes[sizes < inf]  # the infinities of a mask leave nothing of a guard
+    return _with_constant(node.op_type, index, level, sizes) if sizes.size else None
 
 
 def _power(node: ir.Node, index: int, level: float) -> float | None:

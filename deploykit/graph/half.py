@@ -52,13 +52,14 @@ QUANTIZING_OPS: Final = frozenset({"DequantizeLinear", "QuantizeLinear"})
 class HalfType:
     """A floating-point type of 16 bits, and whether it ends sooner than FP32 does.
 
-    It has all whole numbers up to ``exact``.
+    It has all whole numbers up to ``exact``, and ends at ``largest``.
     """
 
     name: str
     dtype: ir.DataType
     is_short: bool
     exact: float
+    largest: float
 
     @property
     def schema_type(self) -> str:
@@ -71,10 +72,15 @@ class HalfType:
         return f"_{self.name.lower()}"
 
 
-FP16: Final = HalfType("FP16", ir.DataType.FLOAT16, is_short=True, exact=FP16_EXACT)
+FP16: Final = HalfType(
+    "FP16", ir.DataType.FLOAT16, is_short=True, exact=FP16_EXACT, largest=FP16_MAX
+)
 """IEEE 754 binary16."""
 
-BF16: Final = HalfType("BF16", ir.DataType.BFLOAT16, is_short=False, exact=256.0)
+BF16_MAX: Final = (2 - 2.0**-7) * 2.0**127
+"""Largest finite BF16 number: 3.39e38, a little below that of FP32."""
+
+BF16: Final = HalfType("BF16", ir.DataType.BFLOAT16, is_short=False, exact=256.0, largest=BF16_MAX)
 """The upper half of FP32's bits: its range, with 8 digits of 24."""
 
 
@@ -272,8 +278,12 @@ def _weight_beyond_range(value: ir.Value, node: ir.Node) -> str | None:
         return None
     if node.op_type == "Clip":
         return None  # a bound outside the range is the range's own bound
-    # Weights are used as they are: they need no headroom beyond FP16's own range.
-    largest = float(np.abs(value.const_value.numpy()).max())
+    # Weights are used as they are: they need no headroom beyond FP16's own range. FP16 has the
+    # infinities of a mask. It has no -3.4e38, and neither -infinity nor -65504 can stand for it:
+    # of a row that is masked as a whole FP32 makes equal probabilities, of -infinities come NaN,
+    # and -65504 and a score of -20 are -infinity.
+    sizes = np.abs(value.const_value.numpy())
+    largest = float(sizes.max(where=np.isfinite(sizes), initial=0.0))
     return f"{value.name} reaches {largest:.4g}" if largest > FP16_MAX else None
 
 
@@ -400,9 +410,10 @@ class _Caster:
 
     def _lower(self, constant: ir.TensorProtocol, name: str) -> ir.Value:
         data = constant.numpy()
-        if self._half.is_short:
-            # Only Clip bounds can lie outside its range here; the nearest bound means the same.
-            data = np.clip(data, -FP16_MAX, FP16_MAX)
+        # What lies outside the range here are Clip bounds, and masks of -3.4e38, which BF16 would
+        # round to -infinity: the nearest number means the same. Infinities stay what they are.
+        near = np.clip(data, -self._half.largest, self._half.largest)
+        data = np.where(np.isinf(data), data, near).astype(data.dtype)
         return add_constant(self._graph, name, data.astype(self._half.dtype.numpy()))
 
     def _cast(self, value: ir.Value, to: ir.DataType, name: str) -> ir.Value:

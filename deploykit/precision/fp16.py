@@ -24,6 +24,7 @@ from deploykit.graph.half_range import (
     find_probes,
     unfit_by_probes,
 )
+from deploykit.graph.infinities import counterparts, digest_of_signs
 from deploykit.graph.node_precisions import planned_half
 from deploykit.graph.rounding import Stored, computes_narrow, rounding_form, unfit_by_overflow
 from deploykit.images.side_inputs import all_inputs
@@ -101,14 +102,26 @@ def convert_to_fp16(
         ModelFileError: the result is not a valid model.
     """
     model = graph.model
-    amax = measure_magnitudes(model, images, open_runner=open_runner, task=task)
-    unfit = measure_unfit(model, amax, images, open_runner=open_runner, task=task)
-    found = halve(model, amax, unfit, images, open_runner=open_runner, task=task)
+    measured = measure_magnitudes(model, images, open_runner=open_runner, task=task)
+    unfit = measure_unfit(model, measured.amax, images, open_runner=open_runner, task=task)
+    found = halve(model, measured, unfit, images, open_runner=open_runner, task=task)
     plan = found.plan
     parents = (graph.artifact.sha256, *graph.artifact.parents)
     written = write_graph(found.model, path, Precision.FP16, parents)
     kept_heavy = plan.kept_heavy(model)
     return HalfResult(written, len(plan.halved), found.outputs, plan.kept, kept_heavy)
+
+
+@dataclass(frozen=True)
+class Magnitudes:
+    """Largest magnitude of each value of an FP32 graph, and where it holds infinities on purpose.
+
+    ``amax`` is that of its numbers. ``infinities`` has for each run the `digest_of_signs` of each
+    value that may have infinities of the graph's constants, by name.
+    """
+
+    amax: Mapping[str, float]
+    infinities: tuple[Mapping[str, str], ...] = ()
 
 
 class Halved(NamedTuple):
@@ -121,7 +134,7 @@ class Halved(NamedTuple):
 
 def halve(
     model: ir.Model,
-    amax: Mapping[str, float],
+    measured: Magnitudes,
     unfit: Unfit,
     images: Sequence[NDArray[np.float32]],
     *,
@@ -131,12 +144,14 @@ def halve(
     """The FP16 form of ``model`` in which no value of ``images`` passes FP16's range.
 
     It is run with every FP16 value rounded. A value that becomes NaN or infinite there, though
-    FP32 gives a number, keeps its nodes in FP32, and it is run again.
+    FP32 gives a number or the other infinity, keeps its nodes in FP32, and it is run again.
     """
     for _ in range(_MOST_ROUNDS):
-        plan = plan_half(model, amax, HEADROOM, unfit)
+        plan = plan_half(model, measured.amax, HEADROOM, unfit)
         halved = convert_to_half(model, plan)
-        found, outputs = find_overflows(halved, images, open_runner=open_runner, task=task)
+        found, outputs = find_overflows(
+            halved, images, measured.infinities, open_runner=open_runner, task=task
+        )
         if not found.values:
             return Halved(halved, plan, outputs)
         unfit = unfit.joined(found)
@@ -149,26 +164,42 @@ def halve(
 def find_overflows(
     halved: ir.Model,
     images: Sequence[NDArray[np.float32]],
+    infinities: Sequence[Mapping[str, str]] = (),
     *,
     open_runner: Callable[[SplitGraph], Runner],
     task: ProgressTask,
 ) -> tuple[Unfit, Batches]:
     """Values that turn NaN or infinite in FP16 by themselves, on any of ``images``.
 
-    Beside them the first output for each batch, none where nothing is FP16.
+    The ``infinities`` of FP32 on the same images, see `Magnitudes`, are none of them where they
+    have their places and signs; one that went away is. Beside them the first output for each
+    batch, none where nothing is FP16.
     """
     if not computes_narrow(halved):
         return Unfit(), []
     graph, extremes = expose_magnitudes(rounding_form(halved, Stored.EVERY))
+    stands_for = counterparts(halved, infinities[0].keys() if infinities else ())
     broken: set[str] = set()
     answers = []
     with open_runner(graph) as runner:
-        for _, outputs in _runs(runner, images, task, "range of FP16"):
+        for run, (_, outputs) in enumerate(_runs(runner, images, task, "range of FP16")):
             answers.append(outputs[runner.outputs[0].name].astype(np.float32))
+            meant = infinities[run] if infinities else {}
             for name, named in extremes.items():
-                if not np.isfinite([float(outputs[output]) for output in named]).all():
+                is_finite = np.isfinite(_numbers(outputs, named)).all()
+                where = meant.get(stands_for.get(name, ""), "")
+                if not is_finite or _signs(outputs, named) != where:
                     broken.add(name)
     return unfit_by_overflow(halved, broken), _per_batch(answers, images)
+
+
+def _numbers(outputs: Mapping[str, Array], named: Extremes) -> list[float]:
+    return [float(outputs[output]) for output in (named.largest, named.least, named.broken)]
+
+
+def _signs(outputs: Mapping[str, Array], named: Extremes) -> str:
+    """What tells where infinities are that the graph may hold on purpose; see `Magnitudes`."""
+    return digest_of_signs(outputs[named.signs].astype(np.int8)) if named.signs else ""
 
 
 def _per_batch(answers: Batches, images: Sequence[NDArray[np.float32]]) -> Batches:
@@ -207,11 +238,11 @@ def measure_magnitudes(
     *,
     open_runner: Callable[[SplitGraph], Runner],
     task: ProgressTask,
-) -> dict[str, float]:
+) -> Magnitudes:
     """Largest absolute value of each input and of every FP32 value of ``model`` on ``images``.
 
     Raises:
-        ValidationError: a value is NaN or infinite.
+        ValidationError: a value is NaN, or infinite by itself and not by a constant of the graph.
     """
     graph, extremes = expose_magnitudes(model)
     with open_runner(graph) as runner:
@@ -223,20 +254,32 @@ def largest_magnitudes(
     images: Sequence[NDArray[np.float32]],
     extremes: Mapping[str, Extremes],
     task: ProgressTask,
-) -> dict[str, float]:
+) -> Magnitudes:
     """Largest absolute value of each input, and of each value by its ``extremes``, over all images.
 
     Raises:
-        ValidationError: a value is NaN or infinite; the first such name in graph order is given.
+        ValidationError: as `measure_magnitudes`; the first such name in graph order is given.
     """
     amax: dict[str, float] = {}
+    infinities = []
     for batch, outputs in _runs(runner, images, task, "activations"):
         found = {name: _extremes(values) for name, values in all_inputs(runner, batch).items()}
         for name, named in extremes.items():
-            found[name] = [float(outputs[output]) for output in named]
+            found[name] = [*_numbers(outputs, named), *_others(outputs, named)]
         for name, numbers in found.items():
             amax[name] = max(amax.get(name, 0.0), _magnitude(name, numbers))
-    return amax
+        infinities.append(
+            {name: _signs(outputs, named) for name, named in extremes.items() if named.signs}
+        )
+    return Magnitudes(amax, tuple(infinities))
+
+
+def _others(outputs: Mapping[str, Array], named: Extremes) -> list[float]:
+    """An infinity of a sign that no constant has, where there is one."""
+    wrong = {-1, 1} - named.expected
+    if not named.signs or not wrong:
+        return []
+    return [sign * np.inf for sign in wrong if (outputs[named.signs] == sign).any()]
 
 
 def _runs(

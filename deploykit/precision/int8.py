@@ -416,13 +416,13 @@ def halving(
     if rest is Precision.BF16:
         return to_bf16
     model, images, runners = reference.graph.model, reference.batches, reference.runners
-    amax = measure_magnitudes(model, images, open_runner=runners.measuring, task=task)
-    unfit = measure_unfit(model, amax, images, open_runner=runners.measuring, task=task)
+    measured = measure_magnitudes(model, images, open_runner=runners.measuring, task=task)
+    unfit = measure_unfit(model, measured.amax, images, open_runner=runners.measuring, task=task)
     # INT8 products are added up in whole numbers, FP8 ones in FP32.
     unfit, open_runner = unfit.without(quantized), runners.measuring_unoptimised
 
     def made(graph: ir.Model) -> tuple[ir.Model, HalfPlan]:
-        found = halve(graph, amax, unfit, images, open_runner=open_runner, task=task)
+        found = halve(graph, measured, unfit, images, open_runner=open_runner, task=task)
         return found.model, found.plan
 
     return made

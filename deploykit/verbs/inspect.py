@@ -316,7 +316,8 @@ def _plan(
         with journal.stage("magnitudes") as task:
             open_runner = source.runners.measuring
             images = source.batches
-            amax = measure_magnitudes(model, images, open_runner=open_runner, task=task)
+            measured = measure_magnitudes(model, images, open_runner=open_runner, task=task)
+            amax = measured.amax
             unfit = measure_unfit(model, amax, images, open_runner=open_runner, task=task)
         with journal.stage(f"plan {precision}"):
             conversion = conversion_of(precision)

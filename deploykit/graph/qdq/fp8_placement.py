@@ -11,8 +11,10 @@ from math import prod
 from typing import TYPE_CHECKING, Final
 
 from deploykit.graph.half import is_float
+from deploykit.graph.infinities import carried_infinities
 from deploykit.graph.qdq.placement import (
     ANY_SIZE,
+    INFINITE_OPERAND,
     MOVING_OPS,
     calibration_tensors,
     demanded,
@@ -123,10 +125,13 @@ def _unfit(node: ir.Node, shape: Sequence[int]) -> str | None:
 def _attention_products(
     model: ir.Model, policy: QdqPolicy, kept: dict[str, str]
 ) -> Iterator[ir.Node]:
+    infinities = carried_infinities(model)
     for node in model.graph:
         if node.domain or not _is_of_attention(node):
             continue
         reason = policy.reason_against(str(node.name)) or _unfit_product(node)
+        if not infinities.keys().isdisjoint(node.inputs):
+            reason = reason or INFINITE_OPERAND
         if reason is None:
             kept.pop(str(node.name), None)  # that it has no weight
             yield node

@@ -8,6 +8,7 @@ import numpy as np
 
 from deploykit.core.errors import ModelFileError
 from deploykit.graph.half import is_float
+from deploykit.graph.infinities import carried_infinities
 from deploykit.graph.qdq.plan import QdqPlan, QdqPolicy, QuantizedWeight, Reader
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ MOVING_OPS: Final = frozenset(
     {"Flatten", "MaxPool", "GlobalMaxPool", "Pad", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 )
 """Operators that commute with rounding: each output is one of the inputs, or zero."""
+
+
+INFINITE_OPERAND: Final = "what it reads may hold the infinities of a mask, which no scale has"
+"""Why a node that reads a masked value is not quantized."""
 
 
 def share_scales(
@@ -128,11 +133,14 @@ def skip_operands(
     that convolution's result comes to it as it is. The other operand is then an input of the
     kernel, and a kernel with an INT8 output reads it as INT8.
     """
+    infinities = carried_infinities(model)
     for node in model.graph:
         if node.op_type != "Add" or not _adds_two_activations(node):
             continue
         index = skip_operand(model, node, convolutions)
         reason = None if index is not None else "no quantized convolution ends in this addition"
+        if index is not None and node.inputs[index] in infinities:
+            reason = INFINITE_OPERAND
         reason = _unwanted_skip(node, policy) or reason
         if reason is not None:
             kept[str(node.name)] = reason
@@ -148,10 +156,13 @@ def possible_skip_operands(
     Where both operands come straight from a convolution, either may be the skip operand: if one
     of the two convolutions is not INT8, the addition is fused with the other.
     """
+    infinities = carried_infinities(model)
     for node in model.graph:
         if node.op_type == "Add" and _adds_two_activations(node):
             yield from (
-                (node, index) for index in (0, 1) if _maker(node, 1 - index) in convolutions
+                (node, index)
+                for index in (0, 1)
+                if _maker(node, 1 - index) in convolutions and node.inputs[index] not in infinities
             )
 
 
@@ -355,10 +366,12 @@ def quantized_weights(
     """The layers that ``policy`` and ``rule`` quantize; ``kept`` gets the others' reasons."""
     nodes = [node for node in model.graph if node.op_type in WEIGHTED_OPS and not node.domain]
     first, last = _ends(model, nodes)
+    infinities = carried_infinities(model)
     found: dict[str, QuantizedWeight] = {}
     for node in nodes:
         name = str(node.name)
         reason = _unwanted(node, policy, is_first=node in first, is_last=node in last)
+        reason = reason or (INFINITE_OPERAND if node.inputs[0] in infinities else None)
         weight = reason or rule(node, policy, is_first=node in first)
         if isinstance(weight, str):
             kept[name] = weight

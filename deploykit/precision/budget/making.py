@@ -10,7 +10,13 @@ from deploykit.core.precision import Precision
 from deploykit.graph import LoadedGraph, qdq, write_graph
 from deploykit.graph.half_range import NOTHING_UNFIT, Unfit
 from deploykit.precision.budget.grouping import formats_by_layer
-from deploykit.precision.fp16 import HalfResult, halve, measure_magnitudes, measure_unfit
+from deploykit.precision.fp16 import (
+    HalfResult,
+    Magnitudes,
+    halve,
+    measure_magnitudes,
+    measure_unfit,
+)
 from deploykit.precision.quantization.conversion import (
     QuantizationErrors,
     QuantizedResult,
@@ -53,7 +59,7 @@ class Side:
     trial_amax: Mapping[str, float] = field(default_factory=dict)
     errors: QuantizationErrors = field(default_factory=QuantizationErrors)
     record: Mapping[str, Any] = field(default_factory=dict)
-    _magnitudes: Mapping[str, float] | None = None
+    _magnitudes: Magnitudes | None = None
     _unfit: Unfit = NOTHING_UNFIT
 
     def planned(self, left_out: Sequence[str] = ()) -> QdqPlan:
@@ -104,10 +110,10 @@ class Side:
         self, model: ir.Model, fp32: set[str], narrow: frozenset[str], task: ProgressTask
     ) -> tuple[ir.Model, HalfPlan]:
         """FP16 where ``fp32`` does not say otherwise, and where values fit."""
-        amax, unfit = self._measured(task)
+        measured, unfit = self._measured(task)
         kept = Unfit(nodes=dict.fromkeys(fp32, _KEPT)).joined(unfit.without(narrow))
         found = halve(
-            model, amax, kept, self.reference.batches, open_runner=self._open(narrow), task=task
+            model, measured, kept, self.reference.batches, open_runner=self._open(narrow), task=task
         )
         return found.model, found.plan
 
@@ -115,13 +121,13 @@ class Side:
         runners = self.reference.runners
         return runners.measuring_unoptimised if narrow else runners.measuring
 
-    def _measured(self, task: ProgressTask) -> tuple[Mapping[str, float], Unfit]:
+    def _measured(self, task: ProgressTask) -> tuple[Magnitudes, Unfit]:
         """Magnitudes of the FP32 graph, measured once for all choices."""
         if self._magnitudes is None:
             model, batches = self.graph.model, self.reference.batches
             measuring = self.reference.runners.measuring
             self._magnitudes = measure_magnitudes(model, batches, open_runner=measuring, task=task)
             self._unfit = measure_unfit(
-                model, self._magnitudes, batches, open_runner=measuring, task=task
+                model, self._magnitudes.amax, batches, open_runner=measuring, task=task
             )
         return self._magnitudes, self._unfit
