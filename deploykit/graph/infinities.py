@@ -30,7 +30,8 @@ _CARRYING: Final = frozenset(
         "Add", "Cast", "CastLike", "CenterCropPad", "Clip", "Compress", "Concat", "Constant",
         "ConstantOfShape", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather",
         "GatherElements", "GatherND", "GlobalMaxPool", "Identity", "LeakyRelu", "LogSoftmax",
-        "Max", "MaxPool", "Min", "Neg", "Pad", "ReduceMax", "ReduceMin", "Reshape", "ReverseSequence", "ScatterElements", "ScatterND", "Slice",
+        "Max", "MaxPool", "Min", "Neg", "Pad", "ReduceMax", "ReduceMin", "Reshape",
+        "ReverseSequence", "ScatterElements", "ScatterND", "Slice",
         "SpaceToDepth", "Split", "Squeeze", "Sub", "Sum", "Tile", "TopK", "Transpose", "Trilu",
         "Unsqueeze", "Where",
     }
@@ -67,8 +68,8 @@ def _signs_made(node: ir.Node, found: Mapping[ir.Value, Signs]) -> Signs:
         given = [_signs_of_tensor(_tensor_of(node))]
     elif node.op_type in {"Neg", "Sub"}:
         given[-1] = frozenset(-sign for sign in given[-1])
-    elif node.op_type == "Div":
-        given = given[:1]  # a number divided by infinity is 0
+    elif node.op_type in {"Clip", "Div"}:
+        given = given[:1]  # a bound that is infinite bounds nothing; a number / infinity is 0
     elif node.op_type == "MaxPool" and _sees_behind_padding(node, found):
         given = []
     signs = _NONE.union(*given)

@@ -19,6 +19,7 @@ from deploykit.core.errors import UsageError, typed_first_line
 from deploykit.core.specs import BATCH, ModelSpec, Preprocessing, TensorSpec
 from deploykit.sources.autocast import without_autocast
 from deploykit.sources.logits import find_output, logits_only, output_name
+from deploykit.sources.state_dict import is_additive_mask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -141,11 +142,10 @@ def _copied(module: nn.Module, called: str) -> tuple[nn.Module, frozenset[str]]:
 
 
 def _has_no_number(value: Any) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.is_floating_point()
-        and not bool(torch.isfinite(_dense(value)).all())
-    )
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    dense = _dense(value)
+    return not bool(torch.isfinite(dense).all()) and not is_additive_mask(dense)
 
 
 def _dense(value: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -427,12 +428,18 @@ def _is_plain(name: object, value: object) -> bool:
 def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
     for name, tensor in state.items():
         finite = int(tensor.isfinite().sum())
-        if finite < tensor.numel():
+        if finite < tensor.numel() and not is_additive_mask(tensor):
             raise WeightsError(
                 f"{path.name}: {tensor.numel() - finite} of {tensor.numel()} values of {name} "
                 "are NaN or infinite\n"
                 "the training diverged or the file is damaged: take an earlier checkpoint"
             )
+
+
+def is_additive_mask(tensor: Tensor) -> bool:
+    """Whether it is of 0 and -infinity alone: what networks add to scores to leave some out."""
+    zeros, infinities = (int((tensor == number).sum()) for number in (0.0, -inf))
+    return zeros > 0 and infinities > 0 and zeros + infinities == tensor.numel()
 
 
 def _is_counter(name: str) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import replace
 from math import inf, nan
 from typing import Any
 
@@ -206,3 +208,46 @@ def test_runs_add_up() -> None:
     assert found.sqnr_db == pytest.approx(10 * math.log10(30))
     assert found.cosine == pytest.approx(26 / math.sqrt(23 * 30))
     assert (found.peak, found.reference_peak) == (3, 4)
+
+
+def summed(candidate: list[float], reference: list[float], **changes: Any) -> ValueComparison:
+    """What one run of a value comes to."""
+    sums = Sums()
+    sums.add(np.array([candidate], np.float32), np.array([reference], np.float32))
+    pair = ActivationPair("m", "m", "m/node", "Add", (), (), len(candidate))
+    return replace(sums.figures(pair), **changes)
+
+
+def test_infinities_that_both_have_at_one_place_are_no_fault() -> None:
+    found = summed([1, -inf, 3, inf], [1, -inf, 3, inf])
+    assert (found.infinite_alike, found.non_finite, found.reference_non_finite) == (2, 0, 0)
+    assert (found.cosine, found.sqnr_db, found.range) == (1.0, inf, (1.0, 3.0))
+    assert find_faults([found], FP16) == ()
+    noisy = summed([1.5, -inf, 3], [1, -inf, 3])
+    assert noisy.sqnr_db == pytest.approx(10 * math.log10(10 / 0.25))
+    assert summed([-inf, -inf], [-inf, -inf]).sqnr_db == inf
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reference", "said", "advice"),
+    [
+        ([1, -65504, 3], [1, -inf, 3], "0 values are NaN or infinite, 1 of the", "a mask is at"),
+        (
+            [-inf, -inf, 3],
+            [1, -inf, 3],
+            "1 values .*, 0 of .*, beside 1 inf",
+            "keep m/node in FP32",
+        ),
+        ([1, -inf, -inf], [1, -inf, inf], "1 values .*, 1 of .*, beside 1 inf", "a mask is at"),
+        ([-inf, 2, -inf], [2, -inf, -inf], "1 values .*, 1 of .*, beside 1 inf", "a mask is at"),
+        ([1, nan, 3], [1, nan, 3], "1 values are NaN or infinite, 1 of", "check its weights"),
+        ([1, nan, 3], [1, -inf, 3], "1 values are NaN or infinite, 1 of", "check its weights"),
+    ],
+)
+def test_any_other_infinity_is_a_fault_with_its_cause(
+    candidate: list[float], reference: list[float], said: str, advice: str
+) -> None:
+    (fault,) = find_faults([summed(candidate, reference)], FP16)
+    assert fault.kind == "non_finite"
+    assert re.match(said, fault.reason)
+    assert any(advice in line for line in fault.advice)

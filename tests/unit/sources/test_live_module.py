@@ -220,6 +220,15 @@ def test_what_is_refused(case: str) -> None:
         spec_of(make())
 
 
+def test_a_mask_that_is_added_to_scores_is_no_fault() -> None:
+    module = small()
+    module.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+    assert torch.equal(spec_of(module).build().mask, module.mask)  # type: ignore[arg-type]
+    module.mask[1, 1] = torch.nan  # type: ignore[operator, index]
+    with pytest.raises(UsageError, match="mask of sequential has NaN or infinite values"):
+        spec_of(module)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
 def test_torchscript_is_refused() -> None:
     with pytest.raises(UsageError, match="is TorchScript, which cannot be exported"):

@@ -196,6 +196,15 @@ def test_values_that_are_not_finite_are_counted(value: float, tmp_path: Path) ->
         read_state_dict(path)
 
 
+def test_a_mask_that_is_added_to_scores_is_no_fault(tmp_path: Path) -> None:
+    mask = torch.full((4, 4), -torch.inf).triu(1)
+    found = read_state_dict(save(a_state() | {"mask": mask}, tmp_path / "w.safetensors"))
+    assert torch.equal(found["mask"], mask)
+    for wrong in (-mask, mask + torch.eye(4), torch.full((4, 4), -torch.inf)):
+        with pytest.raises(WeightsError, match="values of mask are NaN or infinite"):
+            read_state_dict(save(a_state() | {"mask": wrong}, tmp_path / "w.safetensors"))
+
+
 def test_a_double_beyond_fp32_is_not_finite(tmp_path: Path) -> None:
     path = save({"w": torch.tensor([1e300], dtype=torch.float64)}, tmp_path / "w.npz")
     with pytest.raises(WeightsError, match="1 of 1 values of w are NaN or infinite"):

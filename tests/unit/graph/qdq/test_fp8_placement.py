@@ -257,3 +257,19 @@ def test_the_file_computes_what_numpy_computes(tmp_path: Path) -> None:
     zero = numpy_helper.to_array(names["x_zero_point"])
     assert zero.shape == ()
     assert float(zero) == 0
+
+
+def test_products_of_masked_values_are_kept(tmp_path: Path) -> None:
+    """A soft selection whose operand has a mask itself; the probabilities behind one are plain."""
+    text = """g (float[2,32,32] x) => (float[2,32,32] y, float[2,32,32] z) {
+        [masked] m = Where (above, ninf, x)
+        [soft] p = Softmax (m)
+        [good] y = MatMul (p, x)
+        [bad] z = MatMul (p, m)
+    }"""
+    above = np.triu(np.ones((32, 32), bool), 1)
+    constants = {"above": above, "ninf": np.array(-np.inf, np.float32)}
+    plan = plan_fp8(read(graph(text, constants), tmp_path))
+    assert plan.products == ("good",)
+    assert plan.kept["bad"].startswith("what it reads may hold the infinities of a mask")
+    assert tuple(plan.activations) == ("x", "p")

@@ -10,7 +10,7 @@ import pytest
 
 from deploykit.core.errors import ModelFileError, UsageError
 from deploykit.graph import read_model, tidy
-from deploykit.graph.qdq import QdqPlan, QdqPolicy, plan_qdq
+from deploykit.graph.qdq import QdqPlan, QdqPolicy, calibration_tensors, plan_qdq
 from tests.graphs import graph, normal, save
 
 if TYPE_CHECKING:
@@ -168,6 +168,53 @@ def test_max_pool_of_an_int8_value_passes_it_on(tmp_path: Path) -> None:
     assert plan.groups == (frozenset({"x", "q"}),)
     assert plan.group_of("q") == {"x", "q"}
     assert plan.group_of("other") == {"other"}
+
+
+def padded_pool(folder: Path, value: float, amount: int) -> QdqPlan:
+    """A convolution, its result padded and pooled, and a convolution of that."""
+    return planned(
+        folder,
+        """net (float[batch,16,8,8] x) => (float y) {
+            [conv1] c = Conv <pads = [1,1,1,1]> (x, w, b)
+            [pad] p = Pad (c, pads, value)
+            [pool] q = MaxPool <kernel_shape = [3,3], strides = [2,2]> (p)
+            [conv2] y = Conv <pads = [1,1,1,1]> (q, w2, b)
+        }""",
+        TWO_WEIGHTS
+        | {"pads": _pads(*[0, 0, amount, amount] * 2), "value": np.array(value, np.float32)},
+    )
+
+
+def test_padding_of_minus_infinity_is_never_quantized(tmp_path: Path) -> None:
+    plan = padded_pool(tmp_path, -np.inf, 1)
+    assert plan.tensors == ("x", "q")  # behind the pooling, which leaves nothing of it
+    assert readers(plan, "q") == {"conv2:0"}
+    assert plan.groups == ()
+
+
+def test_a_layer_that_may_read_infinities_is_kept(tmp_path: Path) -> None:
+    plan = padded_pool(tmp_path, -np.inf, 3)  # the corners of what is pooled are nothing else
+    assert plan.tensors == ("x",)
+    said = "what it reads may hold the infinities of a mask, which no scale has"
+    assert plan.kept == {"conv2": said}
+    assert padded_pool(tmp_path, -1.0, 3).tensors == ("x", "q")
+
+
+def test_a_skip_operand_with_a_mask_is_kept(tmp_path: Path) -> None:
+    mask = np.where(np.triu(np.ones((8, 8), bool), 1), -np.inf, 0).astype(np.float32)
+    text = """net (float[batch,16,8,8] x) => (float y) {
+        [conv] c = Conv <pads = [1,1,1,1]> (x, w, b)
+        [masked] m = Add (x, mask)
+        [sum] y = Add (c, m)
+    }"""
+    plan = planned(tmp_path, text, CONV | {"mask": mask})
+    assert plan.tensors == ("x",)
+    assert plan.kept["sum"].startswith("what it reads may hold the infinities of a mask")
+    model = read_model(tmp_path / "graph.onnx")
+    tidy(model, rename=False)
+    assert calibration_tensors(model) == ("x",)
+    plain = planned(tmp_path, text, CONV | {"mask": np.where(mask < 0, -100, mask)})
+    assert plain.tensors == ("x", "m")
 
 
 def test_padding_with_another_value_is_no_move(tmp_path: Path) -> None:
