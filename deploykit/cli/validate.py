@@ -15,7 +15,8 @@ from deploykit.cli._show import progress, show_comparison, table
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from deploykit.comparison.layerwise import Fault, LayerReport, ValueComparison
+    from deploykit.comparison.activation_figures import ValueComparison
+    from deploykit.comparison.layerwise import Fault, LayerReport
     from deploykit.core.sizes import ShapeProfile
     from deploykit.verbs.validate import ComparisonReport
 

@@ -146,6 +146,31 @@ def _pads_of(pad: ir.Node, rank: int) -> Sequence[int] | None:
     return full
 
 
+def placed_by_images(model: ir.Model) -> frozenset[str]:
+    """Names of values whose infinities are at places that depend on what the graph is given.
+
+    A threshold on scores chooses them, say: rounding moves a score that is close to it to the
+    other side, as it does everywhere.
+    """
+    infinities = carried_infinities(model)
+    given: set[ir.Value | None] = {v for v in model.graph.inputs if not v.is_initializer()}
+    found: set[ir.Value | None] = set()
+    for node in model.graph:
+        depends = not given.isdisjoint(node.inputs) and node.op_type not in {"Shape", "Size"}
+        if depends:
+            given.update(node.outputs)
+        # What chooses are conditions and places: numbers of another type than those chosen from.
+        choosers = [value for value in node.inputs if value is not None and _chooses(value)]
+        is_chosen = (node.op_type == "TopK" and depends) or not given.isdisjoint(choosers)
+        if is_chosen or not found.isdisjoint(node.inputs):
+            found.update(value for value in node.outputs if value in infinities)
+    return frozenset(str(value.name) for value in found if value is not None)
+
+
+def _chooses(value: ir.Value) -> bool:
+    return value.dtype is not None and not value.dtype.is_floating_point()
+
+
 def digest_of_signs(signs: NDArray[np.int8]) -> str:
     """What tells where infinities are and of which sign; empty where there is none.
 

@@ -154,6 +154,18 @@ class _Form:
         return insert_cast(self._graph, value, to, name, self._nodes)
 
 
+def rounded_from(form: ir.Model) -> dict[str, str]:
+    """The value that each rounded one of a `rounding_form` is made from, by name."""
+    found = {}
+    casts = [node for node in form.graph if node.op_type == "Cast" and not node.domain]
+    lowered = {v: cast.inputs[0] for cast in casts for v in cast.outputs if v.dtype in NARROW_TYPES}
+    for cast in casts:
+        source = lowered.get(cast.inputs[0]) if cast.inputs[0] is not None else None
+        if source is not None and source.dtype is ir.DataType.FLOAT:
+            found[str(cast.outputs[0].name)] = str(source.name)
+    return found
+
+
 def _inside(model: ir.Model) -> frozenset[ir.Value]:
     """Narrow values that only the kernel which makes them reads."""
     groups = _Groups()

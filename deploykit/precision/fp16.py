@@ -24,9 +24,15 @@ from deploykit.graph.half_range import (
     find_probes,
     unfit_by_probes,
 )
-from deploykit.graph.infinities import counterparts, digest_of_signs
+from deploykit.graph.infinities import counterparts, digest_of_signs, placed_by_images
 from deploykit.graph.node_precisions import planned_half
-from deploykit.graph.rounding import Stored, computes_narrow, rounding_form, unfit_by_overflow
+from deploykit.graph.rounding import (
+    Stored,
+    computes_narrow,
+    rounded_from,
+    rounding_form,
+    unfit_by_overflow,
+)
 from deploykit.images.side_inputs import all_inputs
 from deploykit.precision import Conversion, Converted
 
@@ -113,7 +119,7 @@ def convert_to_fp16(
 
 
 @dataclass(frozen=True)
-class Magnitudes:
+class MeasuredMagnitudes:
     """Largest magnitude of each value of an FP32 graph, and where it holds infinities on purpose.
 
     ``amax`` is that of its numbers. ``infinities`` has for each run the `digest_of_signs` of each
@@ -134,7 +140,7 @@ class Halved(NamedTuple):
 
 def halve(
     model: ir.Model,
-    measured: Magnitudes,
+    measured: MeasuredMagnitudes,
     unfit: Unfit,
     images: Sequence[NDArray[np.float32]],
     *,
@@ -171,14 +177,17 @@ def find_overflows(
 ) -> tuple[Unfit, Batches]:
     """Values that turn NaN or infinite in FP16 by themselves, on any of ``images``.
 
-    The ``infinities`` of FP32 on the same images, see `Magnitudes`, are none of them where they
-    have their places and signs; one that went away is. Beside them the first output for each
-    batch, none where nothing is FP16.
+    The ``infinities`` of FP32 on the same images, see `MeasuredMagnitudes`, are none of them where
+    they have their places and signs; one that went away is. Where the images choose the places,
+    none may be added by rounding. Beside them the first output for each batch, none where nothing
+    is FP16.
     """
     if not computes_narrow(halved):
         return Unfit(), []
-    graph, extremes = expose_magnitudes(rounding_form(halved, Stored.EVERY))
+    form = rounding_form(halved, Stored.EVERY)
+    graph, extremes = expose_magnitudes(form)
     stands_for = counterparts(halved, infinities[0].keys() if infinities else ())
+    by_images, exact = placed_by_images(form) if infinities else frozenset(), rounded_from(form)
     broken: set[str] = set()
     answers = []
     with open_runner(graph) as runner:
@@ -186,11 +195,17 @@ def find_overflows(
             answers.append(outputs[runner.outputs[0].name].astype(np.float32))
             meant = infinities[run] if infinities else {}
             for name, named in extremes.items():
-                is_finite = np.isfinite(_numbers(outputs, named)).all()
                 where = meant.get(stands_for.get(name, ""), "")
-                if not is_finite or _signs(outputs, named) != where:
+                if name in by_images:  # rounding may move them, and must not add to them
+                    where = _signs(outputs, extremes[exact.get(name, name)])
+                if _is_broken(outputs, named, where):
                     broken.add(name)
     return unfit_by_overflow(halved, broken), _per_batch(answers, images)
+
+
+def _is_broken(outputs: Mapping[str, Array], named: Extremes, where: str) -> bool:
+    """Whether a value has NaN, or other infinities than ``where`` tells."""
+    return not np.isfinite(_numbers(outputs, named)).all() or _signs(outputs, named) != where
 
 
 def _numbers(outputs: Mapping[str, Array], named: Extremes) -> list[float]:
@@ -198,7 +213,7 @@ def _numbers(outputs: Mapping[str, Array], named: Extremes) -> list[float]:
 
 
 def _signs(outputs: Mapping[str, Array], named: Extremes) -> str:
-    """What tells where infinities are that the graph may hold on purpose; see `Magnitudes`."""
+    """What tells where infinities are that the graph may hold on purpose; empty if nowhere."""
     return digest_of_signs(outputs[named.signs].astype(np.int8)) if named.signs else ""
 
 
@@ -238,7 +253,7 @@ def measure_magnitudes(
     *,
     open_runner: Callable[[SplitGraph], Runner],
     task: ProgressTask,
-) -> Magnitudes:
+) -> MeasuredMagnitudes:
     """Largest absolute value of each input and of every FP32 value of ``model`` on ``images``.
 
     Raises:
@@ -254,7 +269,7 @@ def largest_magnitudes(
     images: Sequence[NDArray[np.float32]],
     extremes: Mapping[str, Extremes],
     task: ProgressTask,
-) -> Magnitudes:
+) -> MeasuredMagnitudes:
     """Largest absolute value of each input, and of each value by its ``extremes``, over all images.
 
     Raises:
@@ -271,7 +286,7 @@ def largest_magnitudes(
         infinities.append(
             {name: _signs(outputs, named) for name, named in extremes.items() if named.signs}
         )
-    return Magnitudes(amax, tuple(infinities))
+    return MeasuredMagnitudes(amax, tuple(infinities))
 
 
 def _others(outputs: Mapping[str, Array], named: Extremes) -> list[float]:

@@ -12,7 +12,7 @@ from deploykit.graph.half_range import NOTHING_UNFIT, Unfit
 from deploykit.precision.budget.grouping import formats_by_layer
 from deploykit.precision.fp16 import (
     HalfResult,
-    Magnitudes,
+    MeasuredMagnitudes,
     halve,
     measure_magnitudes,
     measure_unfit,
@@ -59,7 +59,7 @@ class Side:
     trial_amax: Mapping[str, float] = field(default_factory=dict)
     errors: QuantizationErrors = field(default_factory=QuantizationErrors)
     record: Mapping[str, Any] = field(default_factory=dict)
-    _magnitudes: Magnitudes | None = None
+    _magnitudes: MeasuredMagnitudes | None = None
     _unfit: Unfit = NOTHING_UNFIT
 
     def planned(self, left_out: Sequence[str] = ()) -> QdqPlan:
@@ -121,7 +121,7 @@ class Side:
         runners = self.reference.runners
         return runners.measuring_unoptimised if narrow else runners.measuring
 
-    def _measured(self, task: ProgressTask) -> tuple[Magnitudes, Unfit]:
+    def _measured(self, task: ProgressTask) -> tuple[MeasuredMagnitudes, Unfit]:
         """Magnitudes of the FP32 graph, measured once for all choices."""
         if self._magnitudes is None:
             model, batches = self.graph.model, self.reference.batches

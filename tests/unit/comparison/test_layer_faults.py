@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deploykit.comparison.activation_figures import Sums, ValueComparison
 from deploykit.comparison.layerwise import (
-    Sums,
-    ValueComparison,
     decibels,
     drop_db,
     find_faults,

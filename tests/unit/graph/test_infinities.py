@@ -8,7 +8,12 @@ import onnx_ir as ir
 import pytest
 
 from deploykit.graph import expose_magnitudes, tidy
-from deploykit.graph.infinities import carried_infinities, counterparts, digest_of_signs
+from deploykit.graph.infinities import (
+    carried_infinities,
+    counterparts,
+    digest_of_signs,
+    placed_by_images,
+)
 from tests.graphs import graph, model_of, normal, run_ort, run_reference
 
 MASK = np.where(np.triu(np.ones((4, 4), bool), 1), -np.inf, 0).astype(np.float32)
@@ -123,6 +128,24 @@ def test_they_are_told_apart_in_the_oldest_opsets() -> None:
     assert found[extremes["m"].signs].tolist() == [[0, -1, 0, 0]] * 2
     expected = run_reference(proto, {"x": normal(2, 4)})["y"]
     np.testing.assert_allclose(found["y"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("m = Where (yes, ninf, x) y = Softmax (m)", set()),
+        ("c = Less (x, two) m = Where (c, ninf, x) h = Mul (m, two) y = Softmax (h)", {"m", "h"}),
+        ("s = Shape (x) e = Expand (mask, s) m = Add (x, e) y = Softmax (m)", set()),
+        (
+            "c = ArgMax <axis = 1> (x) e = Gather (mask, c) s = ReduceMax <keepdims=0> (e)"
+            "y = Add (x, s)",
+            {"e"},
+        ),
+    ],
+)
+def test_places_that_the_images_choose(body: str, expected: set[str]) -> None:
+    found = placed_by_images(model_of(body, ROWS, CONSTANTS))
+    assert found - {"s", "y"} == expected
 
 
 def test_a_digest_tells_places_and_signs_apart() -> None:

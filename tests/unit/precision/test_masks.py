@@ -241,6 +241,19 @@ def test_an_infinity_that_went_away_is_found() -> None:
     assert list(gone.values) == ["m"]
 
 
+CHOSEN = """t = ReduceMean <keepdims = 1> (x, last) below = Less (x, t)
+    m = Where (below, ninf, x) h = Mul (m, up) y = Softmax (h)"""
+
+
+def test_places_that_images_choose_may_move_but_nothing_may_be_added() -> None:
+    images = np.zeros_like(IMAGES)
+    # 1.0001 is above the mean of both, 1.00005; in FP16 all are 1, and none is below.
+    images[0, :, ::2], images[0, :, 1::2] = 1, 1.0001
+    assert overflows(CHOSEN, images).values == {}
+    images[1, 4, 2] = 300
+    assert list(overflows(CHOSEN, images).values) == ["h"]
+
+
 def test_an_overflow_beside_a_mask_keeps_its_node_and_the_answer_right(tmp_path: Path) -> None:
     images = IMAGES.copy()
     images[1, 4, 2] = 300
