@@ -137,8 +137,8 @@ def test_they_are_told_apart_in_the_oldest_opsets() -> None:
         ("c = Less (x, two) m = Where (c, ninf, x) h = Mul (m, two) y = Softmax (h)", {"m", "h"}),
         ("s = Shape (x) e = Expand (mask, s) m = Add (x, e) y = Softmax (m)", set()),
         (
-            "c = ArgMax <axis = 1> (x) e = Gather (mask, c) s = ReduceMax <keepdims=0> (e)"
-            "y = Add (x, s)",
+            """c = ArgMax <axis = 1> (x) e = Gather (mask, c) s = ReduceMax <keepdims = 0> (e)
+            y = Add (x, s)""",
             {"e"},
         ),
     ],
