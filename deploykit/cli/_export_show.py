@@ -14,6 +14,7 @@ from deploykit.cli._show import (
     census_line,
     head_line,
     show_comparison,
+    show_doubts,
     show_engines,
     show_files,
     show_frontier,
@@ -48,7 +49,8 @@ _LEFT_OUT: Final = ("batch", "max abs", "mean abs")
 def verdict(report: ExportReport) -> str:
     """Where the bundle is, and what of it is proven."""
     manifest = report.bundle.manifest
-    proven = f"{manifest.precision.upper()}, verified"
+    verified = "weakly verified" if doubts_of(manifest.validation) else "verified"
+    proven = f"{manifest.precision.upper()}, {verified}"
     if not manifest.engines:
         proven += ", no engine"
     return f"{report.bundle.folder} is ready: {proven}"
@@ -66,8 +68,7 @@ def show_export(out: Console, report: ExportReport) -> None:
     if "budget" in manifest.conversion:
         out.print("")
         show_frontier(out, manifest.conversion["budget"])
-    for reason in doubts_of(manifest.validation):
-        out.print(f"WEAK VERIFICATION: {reason}", style="bold red", markup=False)
+    show_doubts(out, doubts_of(manifest.validation))
     for note in report.notes:
         out.print(f"note: {note}", style="yellow", markup=False)
     out.print(

@@ -118,6 +118,12 @@ def show_stages(out: Console, stages: Sequence[StageTime]) -> None:
     out.print(rows, "")
 
 
+def show_doubts(out: Console, doubts: Iterable[str], what: str = "VERIFICATION") -> None:
+    """Why a verification, or an evaluation, could not have failed: nobody may overlook it."""
+    for reason in doubts:
+        out.print(f"WEAK {what}: {reason}", style="bold red", markup=False)
+
+
 def show_comparison(out: Console, reports: Iterable[Mapping[str, Any]]) -> None:
     """The figures of each validation, a row per batch; problems in words below."""
     from deploykit.heads import head_named
@@ -133,8 +139,7 @@ def show_comparison(out: Console, reports: Iterable[Mapping[str, Any]]) -> None:
         out.print(rows)
         for problem in report["problems"]:
             out.print(f"problem: {problem}", style="red", markup=False)
-        for reason in report.get("blind_spots", ()):
-            out.print(f"WEAK VERIFICATION: {reason}", style="bold red", markup=False)
+        show_doubts(out, report.get("blind_spots", ()))
         out.print("")
 
 

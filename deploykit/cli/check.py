@@ -18,7 +18,7 @@ from deploykit.cli._command import (
     is_quiet,
     only_checks,
 )
-from deploykit.cli._show import console, progress, show_bundles
+from deploykit.cli._show import console, progress, show_bundles, show_doubts
 from deploykit.core.errors import BundleError
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def command(
 
     Every hash, each engine's header, and the golden sample: on onnxruntime, or with --device cuda
     on the engine that will serve. Says of each engine
-    whether it fits this machine, which is no condition. The exit code is 1 if a file was changed or
+    whether it fits this machine, which is no condition, and of the bundle whether its verification
+    at the export was weak, which is none either. The exit code is 1 if a file was changed or
     the model computes something else than when it was exported. Of a folder of bundles those in it
     are listed, and the exit code is 1: nothing was checked.
     """
@@ -80,7 +81,8 @@ def _show_those_in(folder: Path) -> None:
 
 
 def _verdict(report: CheckReport) -> str:
-    return f"{report.bundle}: every file is as it was written, the golden sample agrees"
+    weak = "; its verification was weak" if report.doubts else ""
+    return f"{report.bundle}: every file is as it was written, the golden sample agrees{weak}"
 
 
 def _show(out: Console, report: CheckReport) -> None:
@@ -93,6 +95,7 @@ def _show(out: Console, report: CheckReport) -> None:
         fits = "fits this machine" if engine.fits else "does not fit this machine"
         why = f": {engine.reason}" if engine.reason else ""
         out.print(f"{engine.file} {fits}{why}", markup=False)
+    show_doubts(out, report.doubts)
     for problem in report.problems:
         out.print(f"problem: {problem}", style="red", markup=False)
     if report.remedy:

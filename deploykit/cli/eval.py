@@ -10,7 +10,7 @@ import click
 from deploykit.cli import _options
 from deploykit.cli._command import NOTHING_DONE, Answer, Command, examples, only_checks
 from deploykit.cli._ray_options import ray_options
-from deploykit.cli._show import progress, show_table, table
+from deploykit.cli._show import progress, show_doubts, show_table, table
 from deploykit.core.errors import UsageError, one_line
 
 if TYPE_CHECKING:
@@ -158,7 +158,8 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     if confusion:
         tables["confusions"] = report.confusions(confusion)
     names = (str(bundle), None if compare is None else str(compare))
-    more = {"skipped": list(report.skipped), "notes": list(report.notes)}
+    weak = {"blind_spots": list(report.blind_spots), "doubts": list(report.doubts)}
+    more = {"skipped": list(report.skipped), "notes": list(report.notes), **weak}
     ran = {"graph": report.graph, "device": report.device, "choice": report.choice}
     answer = {"bundle": str(bundle), **ran, **report.evaluation.to_dict()}
     return Answer({**answer, **tables, **more}, lambda out: _show(out, report, names, tables))
@@ -173,6 +174,8 @@ def _show(
     for shown in report.evaluation.tables(names):
         show_table(out, shown)
     out.print(f"{names[0]}: {report.choice}", markup=False)
+    show_doubts(out, report.blind_spots, "EVALUATION")
+    show_doubts(out, report.doubts)
     for name, rows in tables.items():
         _TABLES[name](out, rows)
     for note in report.notes:

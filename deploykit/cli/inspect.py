@@ -13,7 +13,14 @@ import click
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
 from deploykit.cli._report import report_option, require_report, with_report
-from deploykit.cli._show import progress, short_count, show_engines, show_input, table
+from deploykit.cli._show import (
+    progress,
+    short_count,
+    show_doubts,
+    show_engines,
+    show_input,
+    table,
+)
 from deploykit.core.errors import UsageError
 from deploykit.core.precision import OWN
 
@@ -23,7 +30,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from deploykit.core.artifacts import EngineRecord
     from deploykit.core.choices import DefinitionChoices
     from deploykit.core.precision import Precision
     from deploykit.costs.network import ModelSummary
@@ -376,28 +382,30 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
 
 def _look_at_layers(target: str, source_options: SourceOptions, batch: int) -> Answer:
     summary, prepared = _inspected(target, source_options, batch)
-    engines = _engines(target)
+    from deploykit.core.serialization import engine_to_plain
+
+    kept = _kept_by(target)
 
     def show(out: Console) -> None:
         _show(out, summary)
         out.print("")
-        show_engines(out, engines or ())
+        show_engines(out, kept.get("engines", ()))
         _show_prepared(out, prepared)
+        show_doubts(out, kept.get("doubts", ()))
 
-    return Answer({**_layers_to_plain(summary, prepared), **_engines_to_plain(engines)}, show)
-
-
-def _engines(target: str) -> tuple[EngineRecord, ...] | None:
-    from deploykit.verbs.inspect import engines_of
-
-    return engines_of(target)
+    found = {"engines": list(map(engine_to_plain, kept["engines"]))} if kept else {}
+    return Answer({**_layers_to_plain(summary, prepared), **kept, **found}, show)
 
 
-def _engines_to_plain(engines: tuple[EngineRecord, ...] | None) -> dict[str, Any]:
-    """Of a bundle only: nothing else has engines."""
-    from deploykit.core.serialization import engine_to_plain
+def _kept_by(target: str) -> dict[str, Any]:
+    """Engines of a bundle, and why its verification could not have failed; of others nothing."""
+    from deploykit.bundle.manifest import doubts_of
+    from deploykit.verbs.inspect import manifest_of
 
-    return {} if engines is None else {"engines": list(map(engine_to_plain, engines))}
+    manifest = manifest_of(target)
+    if manifest is None:
+        return {}
+    return {"engines": manifest.engines, "doubts": doubts_of(manifest.validation)}
 
 
 def _look(target: str, options: PrecisionOptions, *, every_node: bool) -> Answer:
@@ -405,12 +413,16 @@ def _look(target: str, options: PrecisionOptions, *, every_node: bool) -> Answer
 
     report = inspect_precision(target, options, progress())
     summary, prepared = _inspected(target, options.source, options.batch)
+    doubts = _kept_by(target).get("doubts")
 
     def show(out: Console) -> None:
         _show_prepared(out, prepared, said=report.notes)
         show_precision(out, report, every_node=every_node)
+        show_doubts(out, doubts or ())
 
-    return Answer({**_layers_to_plain(summary, prepared), "precision": report.to_dict()}, show)
+    layers = _layers_to_plain(summary, prepared)
+    told = {} if doubts is None else {"doubts": doubts}
+    return Answer({**layers, "precision": report.to_dict(), **told}, show)
 
 
 def _inspected(

@@ -10,7 +10,7 @@ import click
 from deploykit.cli import _options
 from deploykit.cli._command import Answer, Command, examples
 from deploykit.cli._ray_options import ray_options
-from deploykit.cli._show import progress, table
+from deploykit.cli._show import progress, show_doubts, table
 from deploykit.core.errors import UsageError, one_line
 
 if TYPE_CHECKING:
@@ -165,6 +165,7 @@ def _show(out: Console, found: PredictionReport) -> None:
         )
         out.print(f"weights: {found.weights}; {doubt}", markup=False)
     out.print(found.choice, markup=False)
+    show_doubts(out, found.doubts)
     for note in found.notes:
         out.print(f"note: {note}", style="yellow", markup=False)
     for image, reason in found.failed:

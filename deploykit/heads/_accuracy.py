@@ -184,6 +184,28 @@ def confusions(answers: Answers, most: int) -> tuple[Confusion, ...]:
     )
 
 
+def blind_spots(answers: Answers) -> list[str]:
+    """Why the share of right ``answers`` says nothing of the model, a sentence each.
+
+    >>> same = np.zeros(9, np.int64)
+    >>> blind_spots(Answers(same, same, same))
+    ['all 9 images are labelled class 0: a model that gives no other answer is always right']
+    """
+    count, label, top1 = len(answers.labels), int(answers.labels[0]), int(answers.top1[0])
+    if count == 1:
+        return ["one image alone was judged"]
+    found = []
+    has_one_label = bool((answers.labels == label).all())
+    if has_one_label:
+        found.append(
+            f"all {count} images are labelled class {label}: a model that gives no other answer "
+            "is always right"
+        )
+    if (answers.top1 == top1).all() and not (has_one_label and label == top1):
+        found.append(f"all {count} images get the answer class {top1}")
+    return found
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """Shares of right answers, from 0 to 1, with the 95 % intervals of Wilson (1927).
@@ -263,6 +285,10 @@ class ClassEvaluation(Evaluation):
             "better": better[compared.better],
             "other": self.other and asdict(self.other),
         }
+
+    def blind_spots(self) -> list[str]:
+        """One label, or one answer, for all images."""
+        return blind_spots(self.answers)
 
     def tables(self, names: tuple[str, str | None]) -> list[Table]:
         """Top-1, top-5 and agreement; with another model's name both side by side."""

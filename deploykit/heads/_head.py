@@ -100,6 +100,10 @@ class Evaluation(ABC):
     def tables(self, names: tuple[str, str | None]) -> list[Table]:
         """What is printed; ``names`` are the model's and, where one was named, the other's."""
 
+    def blind_spots(self) -> list[str]:
+        """Why these images do not tell a good model from a bad one, a sentence each."""
+        return []
+
     def per_class(
         self,
         names: Sequence[str] | None,  # noqa: ARG002 - for heads that override it

@@ -14,6 +14,7 @@ import numpy as np
 from deploykit import images
 from deploykit.backends import EngineRunner
 from deploykit.bundle.golden import Golden, limits_for
+from deploykit.bundle.manifest import doubts_of
 from deploykit.core.errors import (
     BundleError,
     DataError,
@@ -132,10 +133,10 @@ class Classifier(Closing):
             all of what is open. A fixed height or width is not in it.
         outputs: what the model gives; the first is what `run` returns.
         manifest: all that is known of the bundle; `manifest.weights` says whether it is trained.
+        doubts: why the verification at the export could not have failed; empty where it could.
         labels: names of the classes by index, or ``None``.
         preprocessing: what `predict` does to an image.
-        head: what the outputs mean, a `deploykit.heads.Head`; `head.name` is "multiclass" for a
-            classifier.
+        head: what the outputs mean; `head.name` is "multiclass" for a classifier.
     """
 
     name: str
@@ -148,12 +149,14 @@ class Classifier(Closing):
     profile: ShapeProfile | None
     outputs: tuple[TensorSpec, ...]
     manifest: Manifest
+    doubts: tuple[str, ...]
     labels: tuple[str, ...] | None
     preprocessing: Preprocessing
     head: Head
 
     def __init__(self, bundle: Bundle, chosen: Chosen) -> None:
         self.manifest = bundle.manifest
+        self.doubts = tuple(doubts_of(bundle.manifest.validation))
         self.name = bundle.manifest.name
         self.precision = bundle.manifest.precision
         self.device = chosen.device
@@ -173,8 +176,7 @@ class Classifier(Closing):
         self._output = self.outputs[0].name
         self._chances = chances_of(self.head, bundle.manifest.conversion)
         self._pid = os.getpid()
-        self._is_closed = False
-        self._has_warned = False
+        self._is_closed = self._has_warned = False
 
     @overload
     def run(self, batch: Batch, *, keep_on_device: Literal[False] = False) -> Outputs: ...

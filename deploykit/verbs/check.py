@@ -11,6 +11,7 @@ from deploykit.backends import CPU, HEADER_BYTES, engine_fits
 from deploykit.backends._registry import graph_judge, loadable_compilers, read_header
 from deploykit.bundle.golden import Golden
 from deploykit.bundle.keys import trust_of
+from deploykit.bundle.manifest import doubts_of
 from deploykit.bundle.reading import read_bundle
 from deploykit.comparison.validation import validate
 from deploykit.core.errors import (
@@ -54,7 +55,9 @@ class CheckReport:
     """What is wrong with a bundle; an engine that does not fit this machine is no problem.
 
     ``golden`` says on what the golden sample ran, and in which arithmetic. ``signed_by`` is a key,
-    a certificate or an identity, where the signature was to be verified.
+    a certificate or an identity, where the signature was to be verified. ``doubts`` say why the
+    verification at the export could not have failed, as the manifest keeps them: that the bundle
+    still computes the same says no more than it did then.
     """
 
     bundle: str
@@ -64,6 +67,7 @@ class CheckReport:
     signed_by: str | None = None
     remedy: str = ""
     """What to do about files that changed; other problems say it themselves."""
+    doubts: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -78,6 +82,7 @@ def check_to_plain(report: CheckReport) -> dict[str, Any]:
         "ok": report.ok,
         "problems": list(report.problems),
         "remedy": report.remedy,
+        "doubts": list(report.doubts),
         "golden": report.golden,
         "signed_by": report.signed_by,
         "engines": list(map(to_plain, report.engines)),
@@ -135,7 +140,8 @@ def _check(bundle: Bundle, asked: _Asked) -> CheckReport:
     elif not problems:
         ran, problems = _check_loaded(bundle, asked)
     name, signed_by = str(bundle.folder), bundle.signed_by
-    return CheckReport(name, tuple(problems), tuple(engines), ran, signed_by, remedy)
+    doubts = tuple(doubts_of(bundle.manifest.validation))
+    return CheckReport(name, tuple(problems), tuple(engines), ran, signed_by, remedy, doubts)
 
 
 def _check_loaded(bundle: Bundle, asked: _Asked) -> tuple[str | None, list[str]]:

@@ -6,12 +6,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from deploykit import images
 from deploykit.backends import CPU, GraphOptions
 from deploykit.backends._registry import graph_judge
-from deploykit.bundle.manifest import REFERENCE
+from deploykit.bundle.manifest import REFERENCE, doubts_of
 from deploykit.bundle.reading import read_bundle
-from deploykit.core.errors import UsageError
+from deploykit.core.errors import DataError, UsageError
 from deploykit.core.html_tables import html_table, paragraphs
 from deploykit.core.progress import Progress, SilentProgress
 from deploykit.core.specs import Closing
@@ -34,7 +36,9 @@ if TYPE_CHECKING:
 class AccuracyReport:
     """What was measured, names of the classes where they are known, and what ran.
 
-    ``graph`` is the file that ran, ``device`` where, and ``choice`` both in words.
+    ``graph`` is the file that ran, ``device`` where, and ``choice`` both in words. ``blind_spots``
+    say why these images do not tell a good model from a bad one, and ``doubts`` why the
+    verification of the bundle could not have failed.
     """
 
     evaluation: Evaluation
@@ -44,6 +48,8 @@ class AccuracyReport:
     choice: str
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    blind_spots: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     def _repr_html_(self) -> str:
         """The tables of the command line, as notebooks show them."""
@@ -58,7 +64,11 @@ class AccuracyReport:
             )
             for one in shown
         )
-        return "".join((*tables, paragraphs((self.choice, *self.notes))))
+        weak = (
+            *(f"WEAK VERIFICATION: {reason}" for reason in self.doubts),
+            *(f"WEAK EVALUATION: {reason}" for reason in self.blind_spots),
+        )
+        return "".join((*tables, paragraphs((self.choice, *self.notes, *weak))))
 
     def per_class(self) -> list[dict[str, Any]]:
         """Every class that has images, the worst first."""
@@ -144,7 +154,27 @@ def accuracy_report(
         subject.choice,
         skipped=tuple(map(str, skipped)),
         notes=(*images.notes_on_skipped(skipped), *reduced),
+        blind_spots=tuple(_blind_spots(found, source)),
+        doubts=tuple(doubts_of(subject.bundle.manifest.validation)),
     )
+
+
+def _blind_spots(found: Evaluation, source: ImageSet) -> list[str]:
+    """Those of the counts, and whether all images are one, which they follow from."""
+    spots = found.blind_spots()
+    if spots and len(source) > 1 and _are_one(source):
+        return [f"all {len(source)} images are the same one", *spots]
+    return spots
+
+
+def _are_one(source: ImageSet) -> bool:
+    """Whether all images have the same pixels; ends at the first that differs."""
+    try:
+        first = np.asarray(source.load(0))
+        rest = (np.asarray(source.load(at)) for at in range(1, len(source)))
+        return all(np.array_equal(one, first) for one in rest)
+    except DataError:  # changed since it was judged
+        return False
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from deploykit.bundle.manifest import Bundle
-    from deploykit.core.artifacts import EngineRecord, OnnxArtifact
+    from deploykit.bundle.manifest import Bundle, Manifest
+    from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.specs import ModelSpec, Preprocessing
     from deploykit.costs.network import ModelSummary
     from deploykit.graph.node_precisions import GraphPrecision
@@ -388,8 +388,8 @@ def _inspect_bundle(
     return read_bundle(Path(target), read)
 
 
-def engines_of(target: str) -> tuple[EngineRecord, ...] | None:
-    """The engines of a bundle, as its manifest names them; ``None`` for anything else.
+def manifest_of(target: str) -> Manifest | None:
+    """The manifest of a bundle, which names its engines; ``None`` for anything else.
 
     Raises:
         BundleError: the folder is no bundle.
@@ -397,7 +397,7 @@ def engines_of(target: str) -> tuple[EngineRecord, ...] | None:
     """
     if kind_of(target) is not Kind.BUNDLE:
         return None
-    return read_bundle(Path(target), lambda bundle: bundle.manifest.engines)
+    return read_bundle(Path(target), lambda bundle: bundle.manifest)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ class PredictionReport:
     rest the model gave NaN. ``weights`` says where the weights come from, and ``trained`` whether
     the answers mean anything; ``None`` where nobody can tell. ``skipped`` are files of folders that
     are no images, ``files`` those that arrays were written to, by the identity of their answer.
+    ``doubts`` say why the verification of the bundle could not have failed.
     """
 
     bundle: str
@@ -49,6 +50,7 @@ class PredictionReport:
     record: HeadRecord = field(default_factory=HeadRecord)
     files: Mapping[int, str] = field(default_factory=dict)
     failed: tuple[tuple[str, str], ...] = ()
+    doubts: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
@@ -66,6 +68,7 @@ class PredictionReport:
             "unreadable": _reasons(self.unreadable),
             "skipped": list(self.skipped),
             "notes": list(self.notes),
+            "doubts": list(self.doubts),
         }
 
 
@@ -183,4 +186,5 @@ def _report(
         failed=tuple((path, str(why)) for path, why in failed),
         head=model.head,
         record=model.manifest.head,
+        doubts=model.doubts,
     )

@@ -82,7 +82,7 @@ def test_files_and_folders_are_answered_in_order(bundle: Path, images: Path) -> 
     assert called.err == ""
     data = called.data
     keys = {"bundle", "device", "choice", "weights", "head", "predictions", "failed"}
-    assert data.keys() == keys | {"unreadable", "skipped", "notes"}
+    assert data.keys() == keys | {"unreadable", "skipped", "notes", "doubts"}
     names = [answer["image"] for answer in data["predictions"]]
     assert names == [str(first), str(images / "b.bmp"), str(first)]
     (red, second), (blue, _), again = (answer["top"] for answer in data["predictions"])
