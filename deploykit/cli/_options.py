@@ -87,6 +87,13 @@ weights = click.option(
 num_classes = click.option(
     "--num-classes", type=click.IntRange(min=1), metavar="N", help="Length of the output."
 )
+threshold = click.option(
+    "--threshold",
+    type=float,
+    metavar="P",
+    help="Probability from which a binary or multilabel head says yes.  [default: 0.5]",
+)
+
 input_size = click.option(
     "--input-size", type=click.IntRange(min=1), metavar="PX", help="Height and width of the input."
 )

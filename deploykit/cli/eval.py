@@ -100,6 +100,7 @@ if TYPE_CHECKING:
     metavar="FOLDER",
     help="With --ray: where to write what was counted, as Parquet; the same call goes on there.",
 )
+@_options.threshold
 @_options.device
 @ray_options
 @_options.max_pixels
@@ -117,6 +118,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     confusion: int,
     batch: int,
     output: Path | None,
+    threshold: float | None,
     device: str,
     cluster: RayCall | None,
     max_pixels: int | None,
@@ -139,7 +141,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         require_call([], images=[data], files=[labels_file, classes_file, reference, compare])
         return NOTHING_DONE
     if cluster is not None:
-        subjects = Subjects(bundle, reference, compare, device, fast)
+        subjects = Subjects(bundle, reference, compare, device, fast, threshold=threshold)
         report = _on_ray(subjects, labelled, cluster, batch=batch, output=output)
     else:
         report = evaluate_bundle(
@@ -150,6 +152,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
             batch=batch,
             fast=fast,
             device=device,
+            threshold=threshold,
             progress=progress(),
         )
     tables = {}
@@ -161,7 +164,8 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     weak = {"blind_spots": list(report.blind_spots), "doubts": list(report.doubts)}
     more = {"skipped": list(report.skipped), "notes": list(report.notes), **weak}
     ran = {"graph": report.graph, "device": report.device, "choice": report.choice}
-    answer = {"bundle": str(bundle), **ran, **report.evaluation.to_dict()}
+    decided = {"threshold": report.threshold}
+    answer = {"bundle": str(bundle), **ran, **decided, **report.evaluation.to_dict()}
     return Answer({**answer, **tables, **more}, lambda out: _show(out, report, names, tables))
 
 
@@ -174,6 +178,8 @@ def _show(
     for shown in report.evaluation.tables(names):
         show_table(out, shown)
     out.print(f"{names[0]}: {report.choice}", markup=False)
+    if report.threshold is not None:
+        out.print(f"a yes is a probability of {report.threshold:g} or more")
     show_doubts(out, report.blind_spots, "EVALUATION")
     show_doubts(out, report.doubts)
     for name, rows in tables.items():

@@ -42,12 +42,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Classes per image.",
 )
-@click.option(
-    "--threshold",
-    type=float,
-    metavar="P",
-    help="Probability from which a binary or multilabel head says yes.  [default: 0.5]",
-)
+@_options.threshold
 @click.option(
     "-o",
     "--output",

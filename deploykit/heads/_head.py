@@ -147,6 +147,8 @@ class Head(ABC):
     """Whether all outputs of a network are judged and shown, not one that was chosen."""
     activation: str = "none"
     """What the graph did to the values already, see `deploykit.core.specs.HeadRecord`."""
+    threshold: float | None = None
+    """The probability from which it says yes, where it decides by one."""
 
     def applied(self, activation: str) -> Self:
         """This head for a graph that ends in ``activation``, which is not applied again."""

@@ -38,7 +38,8 @@ class AccuracyReport:
 
     ``graph`` is the file that ran, ``device`` where, and ``choice`` both in words. ``blind_spots``
     say why these images do not tell a good model from a bad one, and ``doubts`` why the
-    verification of the bundle could not have failed.
+    verification of the bundle could not have failed. ``threshold`` is the probability from which a
+    yes was counted, where the head decides by one.
     """
 
     evaluation: Evaluation
@@ -50,6 +51,7 @@ class AccuracyReport:
     notes: tuple[str, ...] = ()
     blind_spots: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    threshold: float | None = None
 
     def _repr_html_(self) -> str:
         """The tables of the command line, as notebooks show them."""
@@ -88,6 +90,7 @@ def evaluate_bundle(  # noqa: PLR0913 - the options of `deploykit eval`
     batch: int = 32,
     fast: bool = False,
     device: str = CPU,
+    threshold: float | None = None,
     progress: Progress | None = None,
     machine: Machine | None = None,
 ) -> AccuracyReport:
@@ -100,16 +103,20 @@ def evaluate_bundle(  # noqa: PLR0913 - the options of `deploykit eval`
 
     ``device`` is that of `deploykit.load`: by default the graphs run on the CPU; on "cuda" the
     engine of each bundle does, which is what will serve. FP32 graphs and ``.onnx`` files, which
-    have no engine, run on the CPU all the same. ``machine`` is what engines have to fit, for tests.
+    have no engine, run on the CPU all the same. ``threshold`` is the probability from which a
+    binary head says yes, of both models; by default the head's own. ``machine`` is what engines have to fit, for tests.
 
     Raises:
         IntegrityError: a bundle is not as it was written.
         EngineIncompatibleError: a bundle has no engine that runs on ``device``.
         UsageError: both ``reference`` and ``compare``, an ``.onnx`` that cannot be fed, a bundle
-            that takes more than images, or an unknown device.
+            that takes more than images, a ``threshold`` that the head has no use for, or an unknown
+            device.
         DataError: the images or their labels cannot be used.
     """
-    subjects = Subjects(folder, reference, compare, device, fast, machine=machine)
+    subjects = Subjects(
+        folder, reference, compare, device, fast, threshold=threshold, machine=machine
+    )
     # What a bundle keeps is opened with it: a later export may put another bundle there.
     with subjects.opened() as opened:
         source, classes = labelled_images(opened, data)
@@ -156,6 +163,7 @@ def accuracy_report(
         notes=(*images.notes_on_skipped(skipped), *reduced),
         blind_spots=tuple(_blind_spots(found, source)),
         doubts=tuple(doubts_of(subject.bundle.manifest.validation)),
+        threshold=opened.head.threshold,
     )
 
 
@@ -206,7 +214,17 @@ class Subjects:
     device: str = CPU
     fast: bool = False
     threads: int | None = None
+    threshold: float | None = None
     machine: Machine | None = None
+
+    def head_in(self, bundle: Bundle) -> Head:
+        """What a bundle's outputs mean, deciding by ``threshold`` where one was given.
+
+        Raises:
+            UsageError: the head decides nothing by a threshold, or it is not between 0 and 1.
+        """
+        head = head_of(bundle.manifest.head)
+        return head if self.threshold is None else head.with_threshold(self.threshold)
 
     @contextmanager
     def opened(self) -> Iterator[OpenedSubjects]:
@@ -220,19 +238,20 @@ class Subjects:
                 "--reference and --compare are two models to hold this one against\n"
                 "give one of them"
             )
+        read_bundle(self.folder, self.head_in)  # a threshold is refused before anything is loaded
         opening = _Opening(self.device, self.fast, self.threads, self.machine)
         with ExitStack() as stack:
             alone = self.reference is None and self.compare is None
             opened = stack.enter_context(_open_model(self.folder, opening, beside_reference=alone))
             bundle = opened.bundle
-            head = head_of(bundle.manifest.head)
+            head = self.head_in(bundle)
             own = EvaluatedModel(opened.runner, bundle.manifest.preprocessing)
             other = None if opened.reference is None else replace(own, runner=opened.reference)
             if self.reference is not None:
                 other = _fed_as(bundle, _open_reference(self.reference, stack, opening))
             elif self.compare is not None:
                 other = _open_other(self.compare, bundle, stack, opening)
-            yield OpenedSubjects(opened, head, own, other)
+            yield OpenedSubjects(opened, head, own, _judged_as(head, other))
 
 
 @dataclass(frozen=True)
@@ -348,6 +367,15 @@ def _fed_as(bundle: Bundle, other: EvaluatedModel | Runner) -> EvaluatedModel:
     if look.pixels is not None and takes != look.pixels.dtype:
         look = look.as_floats
     return EvaluatedModel(other, look, _head_of_file(bundle, other.outputs[0]))
+
+
+def _judged_as(head: Head, other: EvaluatedModel | None) -> EvaluatedModel | None:
+    """The model beside a bundle; of the same kind, it says yes from the same probability up."""
+    if other is None or other.head is None or other.head.name != head.name:
+        return other
+    if head.threshold is None:
+        return other
+    return replace(other, head=other.head.with_threshold(head.threshold))
 
 
 def _head_of_file(bundle: Bundle, output: TensorSpec) -> Head | None:

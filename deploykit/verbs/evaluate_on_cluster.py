@@ -80,7 +80,8 @@ def evaluate_on_cluster(
     with ExitStack() as stack, progress.step("evaluate on Ray") as task:
         left, folder = labelled.parts, None
         if output is not None:
-            folder = CountsFolder(output, labelled, {**run.digests, "device": choices.device})
+            plan = {"device": choices.device, "threshold": subjects.threshold}
+            folder = CountsFolder(output, labelled, {**run.digests, **plan})
             done = stack.enter_context(folder.parts.opened())
             left = list(_left(folder, labelled, done, tallies))
         counted = len(labelled.parts) - len(left)

@@ -295,6 +295,7 @@ def evaluate(  # noqa: PLR0913 - the options of the command
     reference: PathLike | None = None,
     compare: PathLike | None = None,
     batch: int = 32,
+    threshold: float | None = None,
     device: str = "cpu",
     max_pixels: int | None = None,
     fast: bool = False,
@@ -311,6 +312,7 @@ def evaluate(  # noqa: PLR0913 - the options of the command
         reference: what to agree with, in place of the FP32 graph that the bundle keeps.
         compare: another bundle, or an ``.onnx`` file, to judge this one against, image by image.
         batch: images per run.
+        threshold: probability from which a binary head says yes, of both models; 0.5 if not given.
         device: "cpu" for the graph, "cuda" for the engine that will serve.
         max_pixels: what an image file may have; a larger one is refused.
         fast: whether a CPU computes in plain FP32, without an engine's rounding.
@@ -328,6 +330,7 @@ def evaluate(  # noqa: PLR0913 - the options of the command
         batch=_whole("batch", batch),
         fast=fast,
         device=device,
+        threshold=threshold,
         progress=_progress(quiet=quiet),
     )
 
