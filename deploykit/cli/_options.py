@@ -12,6 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deploykit.cli._option_types import PathOr, QuantizingOption
+from deploykit.cli._size_options import (
+    OPEN_SIZE,
+    SIZES,
+    SIZES_OF_EACH,
+    read_open_size,
+    read_sizes,
+)
 from deploykit.core.artifacts import HARDWARE_COMPATIBILITY, THIS_GPU
 from deploykit.core.errors import UsageError
 from deploykit.core.precision import find_precision
@@ -233,19 +240,6 @@ def one_precision(
     return next(iter(asked.values()), None)
 
 
-_AXIS_TEXT = "of the images, where the .onnx leaves it open: smallest, preferred, largest."
-_SIZES, _SIZES_OF_EACH = (
-    tuple(
-        click.option(
-            f"--{name}",
-            metavar="MIN,OPT,MAX",
-            multiple=several,
-            help=f"{name.title()} {_AXIS_TEXT}",
-        )
-        for name in ("height", "width")
-    )
-    for several in (False, True)
-)
 _BATCH = "1,8,32"
 _COMPILING = (
     click.option(
@@ -257,7 +251,7 @@ _COMPILING = (
         "Several times: a profile for each, with the --height and --width of the same place, or "
         f"the only ones.  [default: {_BATCH}]",
     ),
-    *_SIZES_OF_EACH,
+    *SIZES_OF_EACH,
     click.option(
         "--workspace",
         type=click.IntRange(min=1),
@@ -298,15 +292,6 @@ no_timing_cache = click.option(
 )
 
 
-def _read_sizes(*, height: str | None, width: str | None) -> ShapeProfile:
-    from deploykit.core.sizes import ShapeProfile, SizeRange
-
-    return ShapeProfile(
-        height=None if height is None else SizeRange.parse(height, "--height"),
-        width=None if width is None else SizeRange.parse(width, "--width"),
-    )
-
-
 def _read_profiles(
     batch: tuple[str, ...], height: tuple[str, ...], width: tuple[str, ...]
 ) -> ShapeProfile:
@@ -330,7 +315,7 @@ def _read_profiles(
     profiles = []
     for place in range(count):
         told = {name: texts[place % len(texts)] for name, texts in given.items() if texts}
-        sizes = _read_sizes(height=told.get("--height"), width=told.get("--width"))
+        sizes = read_sizes(height=told.get("--height"), width=told.get("--width"))
         alone = ShapeProfile.parse(told["--batch"])
         profiles.append(replace(alone, height=sizes.height, width=sizes.width))
     return ShapeProfile.of(profiles)
@@ -499,8 +484,11 @@ def _gathered(name: str, read: Callable[..., Any], options: Sequence[Decorator])
 choices = _gathered("choices", read_choices, _OPTIONS)
 """The options of a definition; the command gets ``choices``, `DefinitionChoices`."""
 
-sizes = _gathered("sizes", _read_sizes, _SIZES)
+sizes = _gathered("sizes", read_sizes, SIZES)
 """Sizes of open images; the command gets ``sizes``, a `ShapeProfile`."""
+
+open_size = _gathered("open_size", read_open_size, OPEN_SIZE)
+"""One size of open images; the command gets ``open_size``, height and width, or ``None``."""
 
 compiling = _gathered("compiling", _read_compiling, _COMPILING)
 """The options of a compiler; the command gets ``compiling``, `CompileOptions`."""

@@ -78,6 +78,7 @@ _PRICE_ENDS: Final = "90 % interval of the price"
 )
 @_options.num_classes
 @_options.input_size
+@_options.open_size
 def command(  # noqa: PLR0913 - one parameter per option, click's way
     target: str,
     *,
@@ -88,6 +89,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     prices: tuple[str, ...],
     num_classes: int | None,
     input_size: int | None,
+    open_size: tuple[int, int] | None,
     all_gpus: bool,
     graph: bool,
 ) -> Answer:
@@ -123,7 +125,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         batches=None if batch is None else parse_batches(batch),
         prices=prices_of(map(parse_price, prices), asked),
         graph=graph,
-        choices=DefinitionChoices(num_classes, input_size),
+        choices=DefinitionChoices(num_classes, input_size, open_size=open_size),
     )
     require_call([target])
     if only_checks():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -327,6 +327,7 @@ def _upper(precision: Precision) -> str:
 @_options.seed
 @_options.data
 @_options.choices
+@_options.open_size
 @report_option
 def command(  # noqa: PLR0913 - one parameter per option, click's way
     *,
@@ -340,6 +341,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     seed: int,
     data: Path | None,
     choices: DefinitionChoices,
+    open_size: tuple[int, int] | None,
     report_file: Path | None,
 ) -> Answer:
     """Show the layers of TARGET, or what of it is in which precision and why.
@@ -371,6 +373,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
         from deploykit.sources.definition import SourceOptions
         from deploykit.verbs.inspect import PrecisionOptions
 
+    choices = replace(choices, open_size=open_size)
     source_options = SourceOptions(weights, seed, choices, data)
     if not (precision or flagged):
         answer = _look_at_layers(target, source_options, batch)

@@ -183,7 +183,7 @@ class DefinitionChoices:
     ``image_size`` is height and width of the input in pixels, ``arguments`` are the keyword
     arguments of a factory in a Python file. ``side_inputs`` is for a graph: an ``.npz`` with values
     of what it takes beside images. ``head`` says what the outputs mean, ``head_output`` which of a
-    graph's outputs is meant.
+    graph's outputs is meant. ``open_size`` is height and width of a file that leaves them open.
     """
 
     num_classes: int | None = None
@@ -193,3 +193,20 @@ class DefinitionChoices:
     side_inputs: Path | None = None
     head: str | None = None
     head_output: str | None = None
+    open_size: tuple[int, int] | None = None
+
+    @property
+    def size_of_file(self) -> tuple[int, int] | None:
+        """Height and width of a file that leaves them open, by whichever option they are given.
+
+        Raises:
+            UsageError: both are given.
+        """
+        if self.image_size is None:
+            return self.open_size
+        if self.open_size is not None:
+            raise UsageError(
+                "--input-size and --height with --width say the same\n"
+                "give --height and --width for an .onnx, --input-size for a definition"
+            )
+        return self.image_size, self.image_size

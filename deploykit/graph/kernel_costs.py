@@ -87,7 +87,8 @@ def fix_batch(model: ir.Model, batch: int, run: RunGraph | None = None) -> None:
             shown = shape_text(dim if isinstance(dim, int) else dim.value for dim in dims)
             raise UsageError(
                 f"input {value.name!r} has open dimensions: {shown}\n"
-                "give its height and width, for example --input-size 224"
+                "give its height and width, for example --height 224 --width 224, or "
+                "--input-size 224"
             )
         if dims and not isinstance(dims[0], int):
             if dims[0].value is not None:

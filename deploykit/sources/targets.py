@@ -74,6 +74,7 @@ def refuse_definition_options(
         "--num-classes": choices.num_classes,
         "--input-size": choices.image_size,
         "--factory-args": choices.arguments,
+        "--height and --width": choices.open_size,
     }
     needless = [option for option, value in given.items() if value]
     is_size_of_file = choices.image_size and kind_of(target) is Kind.ONNX
@@ -129,6 +130,11 @@ def find_definition(target: str, choices: DefinitionChoices = _NOTHING_CHOSEN) -
         MissingDependencyError: the package that it comes from is not installed.
     """
     _refuse_side_inputs(target, choices)
+    if choices.open_size is not None:
+        raise UsageError(
+            "--height and --width are for an .onnx that leaves its size open\n"
+            f"leave them out for {target}; its size: --input-size PX"
+        )
     kind = kind_for(target)
     if not kind.takes_arguments:
         refuse_arguments(target, choices)

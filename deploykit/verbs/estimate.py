@@ -340,10 +340,10 @@ def _of_file(
     from deploykit.graph.shapes import fix_image_size
     from deploykit.sources.targets import refuse_definition_options
 
-    read, asked = read_graph(path), choices.image_size
-    size = crop if asked is None else (asked, asked)
+    read, size = read_graph(path), choices.size_of_file or crop
     was_open = size is not None and fix_image_size(read.model, size)
-    refuse_definition_options(target, replace(choices, image_size=None) if was_open else choices)
+    fixed = replace(choices, image_size=None, open_size=None) if was_open else choices
+    refuse_definition_options(target, fixed)
     tidy(read.model, rename=False)
     return _Source(target, read.model, read.artifact.precision, mended_of(read.model).notes)
 

@@ -104,7 +104,8 @@ def evaluate_bundle(  # noqa: PLR0913 - the options of `deploykit eval`
     ``device`` is that of `deploykit.load`: by default the graphs run on the CPU; on "cuda" the
     engine of each bundle does, which is what will serve. FP32 graphs and ``.onnx`` files, which
     have no engine, run on the CPU all the same. ``threshold`` is the probability from which a
-    binary head says yes, of both models; by default the head's own. ``machine`` is what engines have to fit, for tests.
+    binary head says yes, of both models; by default the head's own. ``machine`` is what engines
+    have to fit, for tests.
 
     Raises:
         IntegrityError: a bundle is not as it was written.

@@ -101,10 +101,10 @@ class GivenGraph:
             if len(shape) > axis and isinstance(shape[axis], str)
         )
 
-    def image_size(self, asked: int | None) -> tuple[int, int] | None:
-        """Height and width where they are open: the ``asked``, or what a bundle prepares."""
-        if asked is not None:
-            return asked, asked
+    def image_size(self, choices: DefinitionChoices) -> tuple[int, int] | None:
+        """Height and width where they are open: those asked for, or what a bundle prepares."""
+        if choices.size_of_file is not None:
+            return choices.size_of_file
         return None if self.bundle is None else self.bundle.manifest.preprocessing.crop
 
 
@@ -164,9 +164,12 @@ def prepare_fp32(
         return _of_bundle(given, given.bundle, options, journal)
     if given is not None:
         given.graph.release()  # what is converted is made of it, and is a graph of its own
-        asked = options.source.choices.image_size
-        sizes = None if asked is None else SizeRange(asked, asked, asked)
-        profile = ShapeProfile(**dict.fromkeys(given.open_axes, sizes))
+        asked = options.source.choices.size_of_file or (None, None)
+        height, width = (
+            SizeRange(px, px, px) if px is not None and axis in given.open_axes else None
+            for axis, px in zip(IMAGE_AXES.values(), asked, strict=True)
+        )
+        profile = ShapeProfile(height=height, width=width)
         found = make_reference(Path(target), path, journal, options.source, profile)
     else:
         spec = find_definition(target, options.source.choices)
@@ -179,8 +182,8 @@ def _of_bundle(
 ) -> Fp32Graph:
     prepared = options.source.choices.preprocessing.applied_to(bundle.manifest.preprocessing)
     journal.notes += notes_on_images(options.source, prepared)
-    size = given.image_size(options.source.choices.image_size)
-    if options.source.choices.image_size is not None and size is not None:
+    size = given.image_size(options.source.choices)
+    if options.source.choices.size_of_file is not None and size is not None:
         prepared = replace(prepared, crop=size, resize=size)
     batch = given.artifact.inputs[0].fixed_batch
     sizes = BATCHES if batch is None else (batch,)
@@ -192,12 +195,13 @@ def _of_bundle(
 def _refuse_choices(target: str, given: GivenGraph, options: PrecisionOptions) -> None:
     """A file or bundle is what it is, but for a size that it leaves open."""
     choices, open_axes = options.source.choices, given.open_axes
-    size = choices.image_size if not open_axes else None
-    refuse_definition_options(target, replace(choices, image_size=size), options.source.weights)
-    if open_axes and given.image_size(choices.image_size) is None:
+    fixed = replace(choices, image_size=None, open_size=None) if open_axes else choices
+    refuse_definition_options(target, fixed, options.source.weights)
+    if open_axes and given.image_size(choices) is None:
         raise UsageError(
             f"{target} takes images whose {' and '.join(open_axes)} may be anything\n"
-            "multiply-adds and magnitudes depend on it: --input-size PX, for example 224"
+            "multiply-adds and magnitudes depend on it: --height 224 --width 224, for example, or "
+            "--input-size 224"
         )
 
 
@@ -292,7 +296,7 @@ def _read(
     with journal.stage("read"):
         model = given.graph.model.clone()
         tidy(model, rename=False)
-        size = given.image_size(options.source.choices.image_size)
+        size = given.image_size(options.source.choices)
         if size is not None:
             fix_image_size(model, size)
         run = graph_judge().run_once
@@ -483,11 +487,11 @@ def _inspect_file(
     from deploykit import graph
     from deploykit.graph.shapes import fix_image_size
 
-    read, asked = graph.read_graph(path), choices.image_size
+    read, size = graph.read_graph(path), choices.size_of_file or crop
     model = read.model
-    size = crop if asked is None else (asked, asked)
     was_open = size is not None and fix_image_size(model, size)
-    refuse_definition_options(target, replace(choices, image_size=None) if was_open else choices)
+    fixed = replace(choices, image_size=None, open_size=None) if was_open else choices
+    refuse_definition_options(target, fixed)
     run = graph_judge().run_once
     summary = graph.describe_layers(model, path.name, batch, run)
     if read.artifact.precision.facts.is_source:

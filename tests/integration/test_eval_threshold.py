@@ -1,4 +1,4 @@
-"""`deploykit eval --threshold`: a yes from that probability up. What is right is counted by hand."""
+"""`deploykit eval --threshold`: a yes from that probability up; right answers, by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 RED = """red (float[{batch}, 3, {image}] input) => (float[{batch}, 1] chance)
 <int64[1] first = {{0}}> {{
-mean = GlobalAveragePool(input)  colours = Flatten(mean)  chance = Gather <axis = 1> (colours, first)
+mean = GlobalAveragePool(input)  colours = Flatten(mean)
+chance = Gather <axis = 1> (colours, first)
 }}"""
 CHANCES = (25, 76, 102, 153, 204)
 """Of the positive class, in 255ths: 0.1, 0.3, 0.4, 0.6 and 0.8."""
@@ -72,7 +73,9 @@ def test_a_head_without_a_threshold_refuses_it(tmp_path: Path, data: Path) -> No
     colours = write_bundle(tmp_path / "colours")
     called = cli.deploykit("eval", colours, "--data", data, "--threshold", "0.3")
     assert (called.code, called.out) == (2, "")
-    assert "--threshold 0.3 is for binary and multilabel heads, this one is multiclass" in called.err
+    assert (
+        "--threshold 0.3 is for binary and multilabel heads, this one is multiclass" in called.err
+    )
     assert "threshold" in cli.deploykit("eval", colours, "--data", data, "--json").data
     with pytest.raises(UsageError, match="threshold"):
         deploykit.evaluate(colours, data, threshold=0.3, quiet=True)

@@ -130,10 +130,33 @@ def test_an_open_size_must_be_said(tmp_path: Path) -> None:
     called = deploykit("inspect", path, "--precision")
     assert called.code == 2
     assert f"{path} takes images whose height and width may be anything" in called.err
-    assert "--input-size PX, for example 224" in called.err
-    data = deploykit("inspect", path, "--precision", "--input-size", 16, "--json").data
-    assert data["multiply_adds"] == 16 * 16 * 16 * 27 + 64
-    assert sum(data["precision"]["multiply_adds"].values()) == data["multiply_adds"]
+    assert "--height 224 --width 224, for example, or --input-size 224" in called.err
+    sizes = {(16, 16): ("--input-size", 16), (16, 24): ("--height", 16, "--width", "8,24,32")}
+    for (height, width), options in sizes.items():
+        for more in ((), ("--precision",), ("--fp16",)):
+            data = deploykit("inspect", path, *more, *options, "--json").data
+            assert data["multiply_adds"] == height * width * 16 * 27 + 64
+            if more:
+                found = data["precision"]["multiply_adds"].values()
+                assert sum(found) == data["multiply_adds"]
+    # An estimate knows the size by its name too.
+    call = ("estimate", path, "--gpu", "L4", "--fp16", "--json")
+    by_one = deploykit(*call, "--input-size", 16).data["rows"]
+    assert deploykit(*call, "--height", 16, "--width", 16).data["rows"] == by_one
+
+
+def test_sizes_of_what_has_none_to_say(tmp_path: Path, classifier: Path) -> None:
+    path, size = write_classifier(tmp_path / "open.onnx", "h, w"), ("--height", 16, "--width", 16)
+    for arguments, message in (
+        ((path, "--height", 16), "--height is given without --width\ngive both, as 224 and 224"),
+        ((path, *size, "--input-size", 16), "--input-size and --height with --width say the same"),
+        ((classifier, *size), "leave out what is for definitions only: --height and --width"),
+        (("resnet20", *size), "leave them out for resnet20; its size: --input-size PX"),
+    ):
+        for verb in (("inspect",), ("estimate", "--gpu", "L4")):
+            called = deploykit(verb[0], *arguments, *verb[1:])
+            assert (called.code, called.out) == (2, "")
+            assert message in called.err
 
 
 @pytest.mark.parametrize(
