@@ -46,7 +46,7 @@ from deploykit.graph.card import Card, add_card
 from deploykit.graph.rounding import computes_narrow, rounding_form
 from deploykit.heads import head_named
 from deploykit.heads.binary import BINARY
-from deploykit.images import InputRange, read_class_names
+from deploykit.images import InputRange, read_class_names_with_note
 from deploykit.precision import conversion_of
 from deploykit.precision.budget.conversion import convert_under_budget
 from deploykit.precision.budget.request import require_budget, with_found_gpu
@@ -185,9 +185,7 @@ def export_bundle(
     options.form.require_sizes(options.profile)
     source = _resolve(target, options, journal)
     require_form(source, options.form, options.source.choices.preprocessing)
-    labels = (
-        read_class_names(options.labels) if isinstance(options.labels, Path) else options.labels
-    )
+    labels = _labels_of(options.labels, journal)
     _require_lines(labels)
     if labels is not None and not isinstance(source, Path):
         _require_labels(source, labels)
@@ -286,6 +284,15 @@ def _require_labels(source: ModelSpec, labels: tuple[str, ...]) -> None:
     head = BINARY if is_binary else head_named(source.head or DEFAULT_HEAD)
     if len(shape) == 1 + len(sizes) and (source.head is not None or head.fits(shape)):
         head.fitting_labels(labels, None, shape)
+
+
+def _labels_of(given: Path | tuple[str, ...] | None, journal: Journal) -> tuple[str, ...] | None:
+    """The names of the classes; where a file numbers them, a note says how they were read."""
+    if not isinstance(given, Path):
+        return given
+    found = read_class_names_with_note(given)
+    journal.notes += [] if found.note is None else [found.note]
+    return found.names
 
 
 def _require_lines(labels: tuple[str, ...] | None) -> None:

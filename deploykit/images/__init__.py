@@ -22,7 +22,7 @@ from deploykit.images.given import (
     images_of,
     is_one_image,
 )
-from deploykit.images.label_files import read_class_names
+from deploykit.images.label_files import read_class_names, read_class_names_with_note
 from deploykit.images.labelling import LabelledData, ModelClasses, open_labelled
 from deploykit.images.pixel_limit import PixelBudget, default_max_pixels, require_max_pixels
 from deploykit.images.preprocessing import (
@@ -80,6 +80,7 @@ __all__ = [
     "preprocess",
     "preprocess_array",
     "read_class_names",
+    "read_class_names_with_note",
     "require_images_at",
     "require_max_pixels",
     "sample_images",

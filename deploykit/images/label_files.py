@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import codecs
 import csv
 import io
 import json
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.core.errors import DataError
@@ -30,7 +32,18 @@ _MARKS: Final = (
 
 _REMEDY: Final = "convert it: iconv -f {} -t utf-8 {} > NEW"
 
-_NUMBERED: Final = re.compile(r"\s*(\d{1,9})\s*[,;\t]\s*(\S.*|)")
+_ENCODINGS: Final = ("cp1252", "cp932", "gbk", "big5", "cp949", "cp1251")
+"""Of Windows, as iconv calls them: western, Japanese (Shift-JIS), Chinese, Korean, Cyrillic."""
+
+_SHOWN: Final = 24
+"""Letters of a line that a message shows."""
+
+_NUMBERED: Final = re.compile(r"\s*(\d{1,9})\s*[,;:\t]\s*(\S.*|)")
+_NUMBER_FIRST: Final = re.compile(r"\s*(\d{1,9})(?:[.)]|\s*-)?\s+(\S.*)")
+"""As ``0 red``, ``0. red`` or ``0 - red``, which names may be as well: ``1 star``, ``2 stars``."""
+
+_LEAST_NUMBERED: Final = 2
+"""Lines that show that numbers count; a single one may be a name."""
 
 
 def read_text(path: Path, expected: str) -> str:
@@ -58,24 +71,55 @@ def read_text(path: Path, expected: str) -> str:
                 f"cannot read {path}: it is cut off, or not {encoding.upper()} as its first bytes "
                 f"say\nexpected UTF-8 text, or UTF-16 with a byte order mark: {expected}"
             ) from error
-        line = content[: error.start].count(b"\n") + 1
-        reason = f"line {line} is not UTF-8 (byte 0x{content[error.start]:02x})"
-        raise _other_encoding(path, reason, "latin1", expected) from error
+        raise _not_utf8(path, content, error.start, expected) from error
     if "\0" in text:
         raise _wide(path, content, expected)
     return text.replace("\ufeff", "")
 
 
+def _not_utf8(path: Path, content: bytes, at: int, expected: str) -> DataError:
+    """Text of one byte, or one to two, for each letter: it does not say which encoding that is.
+
+    Any of them makes letters of nearly any bytes. So the line is shown in each that can be meant,
+    and who reads it knows which is right.
+    """
+    lines = content.splitlines()
+    number = content[:at].count(b"\n") + 1
+    line = next(each for each in lines if not _is_utf8(each))
+    readings = {name: line.decode(name) for name in _ENCODINGS if _is_text(content, name)}
+    shown = ", ".join(f"{text.strip()[:_SHOWN]!r} in {name}" for name, text in readings.items())
+    first = next(iter(readings), "ENCODING")
+    choice = f"; line {number} is {shown}" if shown else ""
+    return DataError(
+        f"cannot read {path}: line {number} is not UTF-8 (byte 0x{content[at]:02x})\n"
+        f"expected UTF-8 text, or UTF-16 with a byte order mark: {expected}\n"
+        f"{_REMEDY.format(first, path.name)}{choice}"
+    )
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _is_text(content: bytes, encoding: str) -> bool:
+    """Whether all of it decodes to what is printed: letters, no control characters."""
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return all(letter.isprintable() or letter in "\r\n\t\xa0\xad\u3000" for letter in text)
+
+
 def _wide(path: Path, content: bytes, expected: str) -> DataError:
     """Text of two bytes for each letter, of which one is 0 where it is ASCII."""
     is_little = content[1::2].count(0) >= content[::2].count(0)
-    reason = f"it has {content.count(0)} NUL characters"
-    return _other_encoding(path, reason, f"utf-16{'le' if is_little else 'be'}", expected)
-
-
-def _other_encoding(path: Path, reason: str, perhaps: str, expected: str) -> DataError:
+    perhaps = f"utf-16{'le' if is_little else 'be'}"
     return DataError(
-        f"cannot read {path}: {reason}; is it {perhaps}?\n"
+        f"cannot read {path}: it has {content.count(0)} NUL characters; is it {perhaps}?\n"
         f"expected UTF-8 text, or UTF-16 with a byte order mark: {expected}\n"
         f"{_REMEDY.format(perhaps, path.name)}"
     )
@@ -95,10 +139,36 @@ def lines_of(text: str) -> list[str]:
     return lines
 
 
+@dataclass(frozen=True, slots=True)
+class ClassNames:
+    """Names of the classes by index; ``note`` says where numbers in front of them were left out."""
+
+    names: tuple[str, ...]
+    note: str | None = None
+
+
 def read_class_names(path: Path) -> tuple[str, ...]:
+    """As `read_class_names_with_note`, the names alone."""
+    return read_class_names_with_note(path).names
+
+
+def read_folder_names(path: Path) -> tuple[str, ...]:
+    """As `read_class_names`, of folders: ``0 red`` and ``0: red`` may be called so, and stay.
+
+    Raises:
+        DataError: as `read_class_names_with_note`.
+    """
+    lines = lines_of(read_text(path, NAMES)) if path.suffix.lower() == ".txt" else []
+    if any(_NUMBER_FIRST.fullmatch(line) or ":" in line for line in lines) and "" not in lines:
+        return tuple(lines)
+    return read_class_names(path)
+
+
+def read_class_names_with_note(path: Path) -> ClassNames:
     """Names of the classes by index: one on each line, or each with its number.
 
-    Lines of ``number,name`` (or with a semicolon or a tab) count by their numbers; so does JSON, a
+    Lines of ``number,name`` (or with a semicolon, a colon or a tab) count by their numbers, and so
+    do those of ``number name`` that count from 0. So does JSON, or the same as Python writes it: a
     list of names, ``{"0": "red"}``, ``{"red": 0}`` or a Hugging Face ``config.json``.
 
     Raises:
@@ -107,15 +177,29 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     """
     text = read_text(path, NAMES)
     if path.suffix.lower() == ".json":
-        return _named(path, _of_json(path, text))
+        return ClassNames(_named(path, _of_json(path, text)))
+    pairs = _of_python(text)
+    if pairs:
+        return _without_numbers(path, _by_number(path, pairs), "{0: 'name', ...}")
     lines = lines_of(text)
     if "" in lines:
         raise DataError(
             f"{path}, line {lines.index('') + 1}: the line is empty, and names no class\n"
             f"expected {NAMES}: remove the line, or write the name of its class"
         )
-    is_table = path.suffix.lower() in {".csv", ".tsv"}
-    return _named(path, _of_table(path, lines) if is_table else _of_lines(path, lines))
+    if path.suffix.lower() in {".csv", ".tsv"}:
+        return ClassNames(_named(path, _of_table(path, lines)))
+    names = _of_lines(path, lines)
+    if names is None:
+        return ClassNames(_named(path, tuple(lines)))
+    return _without_numbers(path, names, repr(lines[0][:_SHOWN]))
+
+
+def _without_numbers(path: Path, names: tuple[str, ...], written: str) -> ClassNames:
+    named = _named(path, names)
+    return ClassNames(
+        named, f"{path.name} numbers its classes, as {written}: class 0 is called {named[0]!r}"
+    )
 
 
 def _named(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -128,13 +212,40 @@ def _named(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-def _of_lines(path: Path, lines: Sequence[str]) -> tuple[str, ...]:
-    pairs = [_NUMBERED.fullmatch(line) for line in lines]
-    numbers = [int(pair[1]) for pair in pairs if pair is not None]
+def _of_lines(path: Path, lines: Sequence[str]) -> tuple[str, ...] | None:
+    """The names of lines that all begin with a number of their own; ``None`` of others."""
+    if len(lines) < _LEAST_NUMBERED:
+        return None
+    pairs = _pairs_by(_NUMBERED, lines)
+    if pairs is None:
+        pairs = _pairs_by(_NUMBER_FIRST, lines)
+        if pairs is None or min(pairs)[0] > 0:
+            return None
+    return _by_number(path, pairs)
+
+
+def _pairs_by(pattern: re.Pattern[str], lines: Sequence[str]) -> list[tuple[int, str]] | None:
+    """Number and name of each line, where all have one and the numbers have no gap."""
+    found = [pattern.fullmatch(line) for line in lines]
+    pairs = [(int(each[1]), each[2]) for each in found if each is not None]
+    numbers = sorted(number for number, _ in pairs)
     first = min(numbers, default=0)
-    if not lines or sorted(numbers) != list(range(first, first + len(lines))):
-        return tuple(lines)
-    return _by_number(path, [(int(pair[1]), pair[2]) for pair in pairs if pair is not None])
+    return pairs if numbers == list(range(first, first + len(lines))) else None
+
+
+def _of_python(text: str) -> list[tuple[int, str]]:
+    """Number and name of each entry of a dictionary as Python prints it; empty of other text."""
+    text = text.strip()
+    if not (text.startswith("{") and text.endswith("}")):
+        return []
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return []
+    if not isinstance(found, dict):
+        return []
+    keyed = {str(key) if type(key) is int else key: value for key, value in found.items()}
+    return _pairs(keyed) if keyed and all(isinstance(key, str) for key in keyed) else []
 
 
 def _of_table(path: Path, lines: Sequence[str]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from deploykit.core.errors import DataError, UnknownNameError, UsageError
 from deploykit.images.decoding import image_suffixes
-from deploykit.images.label_files import read_class_names
+from deploykit.images.label_files import read_folder_names
 from deploykit.images.sets import (
     FileImages,
     ImageSet,
@@ -358,7 +358,7 @@ def _mappings(data: LabelledData) -> list[Path]:
 
 
 def _read_classes(path: Path) -> tuple[str, ...]:
-    classes = tuple(_class_of(name) for name in read_class_names(path))
+    classes = tuple(_class_of(name) for name in read_folder_names(path))
     if not classes:
         raise DataError(f"{path} lists no classes\nexpected one per line")
     name, times = Counter(classes).most_common(1)[0]
