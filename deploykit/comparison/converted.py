@@ -116,24 +116,35 @@ def notes_on_every_value(
     """A sentence where an engine that stores every value differs by more than half a limit.
 
     ``fused`` is the report of one that fuses; ``every`` are the other's outputs, where they are
-    known already. Otherwise it is run on the batches ``compared``; a quantized graph, which takes
-    its time, on the first two.
+    known already, of each image alone. Otherwise it is run on the batches ``compared``; a quantized
+    graph, which takes its time, on the first two. A difference that is gone where the batches are
+    the same is none of rounding: then the note says that images depend on one another.
     """
     if not computes_narrow(graph.model):
         return []
     batches, expected = compared
-    if every is None:
-        few = _COMPARED_BATCHES if fused.precision.facts.quantized else None
-        with open_rounding(runners, graph, Stored.EVERY) as runner:
-            every = outputs_of(runner, batches[:few])
-    other = validate(
-        every,
-        expected[: len(every)],
-        precision=fused.precision,
-        names=(fused.candidate, fused.reference),
-        head=fused.head,
-    )
-    return _difference(replace(fused, batches=fused.batches[: len(every)]), other)
+
+    def differs(outputs: Batches) -> list[str]:
+        other = validate(
+            outputs,
+            expected[: len(outputs)],
+            precision=fused.precision,
+            names=(fused.candidate, fused.reference),
+            head=fused.head,
+        )
+        return _difference(replace(fused, batches=fused.batches[: len(outputs)]), other)
+
+    if every is not None and not differs(every):
+        return []
+    few = _COMPARED_BATCHES if fused.precision.facts.quantized else None
+    with open_rounding(runners, graph, Stored.EVERY) as runner:
+        found = differs(outputs_of(runner, batches[:few]))
+    if every is None or found:
+        return found
+    return [
+        f"{fused.candidate}: an image's {fused.head.noun} depend on the other images of its batch; "
+        "alone it gets others, and so it does in a service that gathers requests into batches"
+    ]
 
 
 def _difference(fused: ValidationReport, every: ValidationReport) -> list[str]:

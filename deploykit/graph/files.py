@@ -40,7 +40,13 @@ from deploykit.graph.external_weights import (
     without_weights,
     write_weights,
 )
-from deploykit.graph.foreign import lacks_shape, mend, redeclare, remember
+from deploykit.graph.foreign import (
+    lacks_shape,
+    mend,
+    redeclare,
+    remember,
+    replace_withdrawn,
+)
 from deploykit.graph.shapes import require_bounded
 
 if TYPE_CHECKING:
@@ -181,8 +187,9 @@ def _read(path: Path, mapped_bytes: int) -> tuple[ir.Model, tuple[Path, ...]]:
     proto = _read_proto(path)
     _require_text(proto, path.name)
     try:
+        replaced = replace_withdrawn(proto, path.name)
         _require_bounded(proto, path.name)
-        mended = mend(proto, path.name)
+        mended = mend(proto, path.name).behind(replaced)
         arrays, files = take_out(proto, path, mapped_bytes)
         # The checker follows no links, which the cache of Hugging Face consists of.
         is_linked = any(file.resolve() != file for file in files) or (files and path.is_symlink())

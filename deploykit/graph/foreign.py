@@ -34,6 +34,9 @@ _ONE_TO_ONE: Final = frozenset(
 )
 """Operators that stand between images and the first convolution and keep the channels' axis."""
 
+_GROUPS_SCALED: Final = range(18, 21)
+"""Opsets whose GroupNormalization has a scale for each group; the standard withdrew it with 21."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mended:
@@ -46,6 +49,12 @@ class Mended:
     notes: tuple[str, ...] = ()
     changed: bool = False
     runs_as_written: bool = True
+
+    def behind(self, notes: tuple[str, ...]) -> Mended:
+        """The same with ``notes`` of what was changed before, which a runtime takes as written."""
+        if not notes:
+            return self
+        return Mended((*notes, *self.notes), changed=True, runs_as_written=self.runs_as_written)
 
     def noted(self, notes: tuple[str, ...]) -> Mended:
         """The same with more notes, of shapes that a runtime would take from the file."""
@@ -331,6 +340,74 @@ def _reordered(shape: Dims, order: Sequence[int]) -> Dims | None:
 
 
 # Order of the nodes
+
+
+def replace_withdrawn(proto: onnx.ModelProto, name: str) -> tuple[str, ...]:
+    """Write GroupNormalization of opset 18 to 20 with operators that remain, in place.
+
+    Returns notes of it; ``proto`` was read from ``name``. Its scale and bias are of groups, those
+    of opset 21 of channels. ``onnx.checker`` and onnx's inference refuse the old one, onnxruntime
+    runs it. The groups as channels of InstanceNormalization are the same formula:
+    https://onnx.ai/onnx/operators/onnx__GroupNormalization.html
+
+    Raises:
+        ModelFileError: there are scales for something else than the groups.
+    """
+    opsets = {each.domain: each.version for each in proto.opset_import}
+    if opsets.get("", opsets.get("ai.onnx", 0)) not in _GROUPS_SCALED:
+        return ()
+    sizes = {each.name: list(each.dims) for each in proto.graph.initializer}
+    count = 0
+    # The innermost first: nodes are copied, with the graphs in them.
+    for graph in reversed([proto.graph, *_subgraphs(proto.graph.node)]):
+        found = sum(map(_is_group_normalization, graph.node))
+        if found:
+            nodes = [node for each in graph.node for node in _with_groups_apart(each, sizes, name)]
+            del graph.node[:]
+            graph.node.extend(nodes)
+        count += found
+    if not count:
+        return ()
+    note = (
+        f"{name} has GroupNormalization with a scale for each group, which ONNX withdrew: read as "
+        f"InstanceNormalization of each group, the same values ({count} of them)"
+    )
+    return (note,)
+
+
+def _is_group_normalization(node: onnx.NodeProto) -> bool:
+    return node.op_type == "GroupNormalization" and node.domain in {"", "ai.onnx"}
+
+
+def _with_groups_apart(
+    node: onnx.NodeProto, sizes: Mapping[str, list[int]], name: str
+) -> list[onnx.NodeProto]:
+    """``node`` as it is, or what a GroupNormalization is: (N, C, ...) as (N, groups, rest)."""
+    if not _is_group_normalization(node):
+        return [node]
+    given = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+    groups, scales = int(given.get("num_groups", 0)), sizes.get(node.input[1])
+    if scales is not None and scales != [groups]:
+        raise ModelFileError(
+            f"{name} has GroupNormalization of {groups} groups with a scale {tuple(scales)}\n"
+            "up to opset 20 it is one for each group, from opset 21 one for each channel\n"
+            "export it again with opset 21, which is what the file means"
+        )
+    x, scale, bias = node.input
+    (y,) = node.output
+    made = onnx.helper.make_node
+    to_groups, shape, apart, normal = (
+        f"{y}/{part}" for part in ("to", "shape", "groups", "normal")
+    )
+    wanted = onnx.helper.make_tensor(to_groups, onnx.TensorProto.INT64, [3], [0, groups, -1])
+    epsilon = float(given.get("epsilon", 1e-5))
+    return [
+        made("Constant", [], [to_groups], value=wanted, name=to_groups),
+        made("Shape", [x], [shape], name=shape),
+        made("Reshape", [x, to_groups], [apart], name=apart),
+        made("InstanceNormalization", [apart, scale, bias], [normal], normal, epsilon=epsilon),
+        made("Reshape", [normal, shape], [y], name=node.name or y),
+    ]
 
 
 def _sort_all(proto: onnx.ModelProto, name: str) -> bool:

@@ -105,8 +105,9 @@ def test_names_that_only_look_numbered(
             "latin1.txt",
             "red\nGrün".encode("latin-1"),
             (
-                r"line 2 is not UTF-8 \(byte 0xfc\)\nexpected UTF-8 .*: one class name per line\n"
-                r"convert it: iconv -f cp1252 -t utf-8 latin1\.txt > NEW; line 2 is 'Grün' in cp1252"
+                r"line 2 is not UTF-8 \(byte 0xfc\)\nexpected UTF-8 .*: one class name per "
+                r"line\nconvert it: iconv -f cp1252 -t utf-8 latin1\.txt > NEW; line 2 is 'Grün' "
+                r"in cp1252"
             ),
         ),
         ("cp.txt", b"caf\x82\n", r"line 1 is not UTF-8 \(byte 0x82\)"),
