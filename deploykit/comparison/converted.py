@@ -141,10 +141,11 @@ def notes_on_every_value(
         found = differs(outputs_of(runner, batches[:few]))
     if every is None or found:
         return found
-    return [
+    note = (
         f"{fused.candidate}: an image's {fused.head.noun} depend on the other images of its batch; "
         "alone it gets others, and so it does in a service that gathers requests into batches"
-    ]
+    )
+    return [note]
 
 
 def _difference(fused: ValidationReport, every: ValidationReport) -> list[str]:

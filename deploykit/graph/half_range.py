@@ -134,6 +134,20 @@ def guarded_operands(node: ir.Node) -> tuple[int, ...]:
     return (0,) if is_root else ()
 
 
+def vanishing(amax: Mapping[str, float]) -> Unfit:
+    """Values whose largest magnitude ``amax`` is below FP16's normal numbers: digits are lost.
+
+    A sum or a product of such values carries the error on, however large its other operand is.
+    """
+    return Unfit(
+        {
+            name: f"{name} is at most {largest:.2e}, where FP16 has few digits"
+            for name, largest in amax.items()
+            if 0 < largest < FP16_NORMAL
+        }
+    )
+
+
 # --- jumps
 
 
@@ -379,6 +393,52 @@ def unfit_by_probes(probes: Sequence[RangeProbe], numbers: Sequence[float]) -> U
         elif 0 < number < FP16_NORMAL:
             values[probe.value] = f"{probe.value} falls to {number:.3g}, which FP16 loses"
     return Unfit(values, nodes)
+
+
+_CANCELLING: Final = 50 * 2.0**-11
+"""Share of an operand below which FP16, of 11 bits, has a difference with an error above 2 %."""
+
+_PASSING: Final = frozenset(
+    {"Clip", "Flatten", "Identity", "Max", "Min", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+)
+"""Operators that hand numbers on with the digits that they came with."""
+
+
+def cancelled(
+    model: ir.Model,
+    amax: Mapping[str, float],
+    probes: Sequence[RangeProbe],
+    numbers: Sequence[float],
+) -> Unfit:
+    """Divisors and the like that are small differences of larger values, with these values.
+
+    As 1 - p where p is near 1: FP16 has no number between 0.9995 and 1. ``numbers`` are those of
+    the probes, in order, and ``amax`` the largest magnitudes.
+    """
+    makers = {str(value.name): node for node in model.graph for value in node.outputs}
+    values: dict[str, str] = {}
+    for probe, number in zip(probes, numbers, strict=True):
+        node = makers.get(probe.value or "")
+        if node is None or node.op_type != "Sub" or node.domain:
+            continue
+        operands = [each for each in node.inputs if each is not None and not is_constant(each)]
+        largest = max((amax.get(str(each.name), 0.0) for each in operands), default=0.0)
+        if number < largest * _CANCELLING:
+            reason = f"{probe.value} falls to {number:.3g}, a difference that FP16 loses"
+            values |= dict.fromkeys((str(each.name) for each in _passed_on(operands)), reason)
+            values[str(probe.value)] = reason
+    return Unfit(values)
+
+
+def _passed_on(values: Sequence[ir.Value]) -> list[ir.Value]:
+    """``values``, and those that they are up to operators that compute no new digits."""
+    found = list(values)
+    for value in found:  # which grows meanwhile
+        maker = value.producer()
+        if maker is not None and maker.op_type in _PASSING and not maker.domain:
+            given = (each for each in maker.inputs if _is_float(each))
+            found += [each for each in given if each is not None and not is_constant(each)]
+    return found
 
 
 def _is_float(value: ir.Value | None) -> bool:

@@ -1,4 +1,4 @@
-"""Operators that a file writes out in single ones: LayerNorm, GroupNorm, RMSNorm and GELU.
+"""Operators that a file writes out in single ones: LayerNorm, GroupNorm, RMSNorm, GELU, sigmoid.
 
 Files from before opset 17 write LayerNorm out in nine operators, and those from before 20 GELU in
 five. A compiler rounds behind each of them, and in FP16 the squares of a LayerNorm overflow; the
@@ -21,6 +21,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 from deploykit.graph.editing import Names, add_constant
 from deploykit.graph.opset import OPSET, raise_opset
 from deploykit.graph.polynomials import TERMS, is_near, polynomial, scalar
+from deploykit.graph.sigmoids import write_sigmoid, written_sigmoids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -41,7 +42,7 @@ RMS_NORM_OPSET: Final = 23
 
 
 def fuse_written_out(model: ir.Model) -> ir.Model:
-    """A copy in which written-out normalisations and GELUs are nodes of their own.
+    """A copy in which written-out normalisations, GELUs and sigmoids are nodes of their own.
 
     Where there is none, ``model`` itself is returned. A file is raised to opset 20 for a GELU, and
     no further: RMSNorm and GroupNorm become nodes in files of opset 23 and 21, which older
@@ -51,7 +52,8 @@ def fuse_written_out(model: ir.Model) -> ir.Model:
         ModelFileError: the opset cannot be raised as far as a GELU needs.
     """
     kinds = (_gelus, _normalisations, _group_norms)
-    if not any(found for kind in kinds for found in kind(model.graph)):
+    has_sigmoids = any(True for _ in written_sigmoids(model.graph))
+    if not has_sigmoids and not any(found for kind in kinds for found in kind(model.graph)):
         return model
     fused = model.clone()
     if any(True for _ in _gelus(fused.graph)):
@@ -60,6 +62,8 @@ def fuse_written_out(model: ir.Model) -> ir.Model:
     for kind in kinds:
         for found in list(kind(fused.graph)):
             writer.write(found)
+    for sigmoid in list(written_sigmoids(fused.graph)):
+        write_sigmoid(fused.graph, sigmoid, writer.names)
     RemoveUnusedNodesPass()(fused)
     ShapeInferencePass()(fused)
     return fused
@@ -432,7 +436,7 @@ class _Writer:
 
     def __init__(self, model: ir.Model) -> None:
         self._graph = model.graph
-        self._names = Names(ir.convenience.create_value_mapping(model.graph))
+        self.names = Names(ir.convenience.create_value_mapping(model.graph))
 
     def write(self, found: _Found) -> None:
         """Put the node in the place of the last operator, and leave the others without a reader."""
@@ -440,7 +444,7 @@ class _Writer:
         last = old.producer()
         assert last is not None  # noqa: S101 - it was found as the output of a node
         constants = [
-            add_constant(self._graph, self._names.fresh(f"{old.name}_{part}"), data)
+            add_constant(self._graph, self.names.fresh(f"{old.name}_{part}"), data)
             for part, data in zip(_CONSTANTS, found.constants, strict=False)
         ]
         new = ir.Value(name=old.name, type=old.type, shape=old.shape)
