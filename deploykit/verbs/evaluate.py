@@ -239,7 +239,8 @@ class Subjects:
                 "--reference and --compare are two models to hold this one against\n"
                 "give one of them"
             )
-        read_bundle(self.folder, self.head_in)  # a threshold is refused before anything is loaded
+        if self.threshold is not None:  # refused before anything is loaded
+            read_bundle(self.folder, self.head_in)
         opening = _Opening(self.device, self.fast, self.threads, self.machine)
         with ExitStack() as stack:
             alone = self.reference is None and self.compare is None

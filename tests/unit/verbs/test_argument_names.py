@@ -43,7 +43,7 @@ COMMANDS_ALONE = frozenset({
     "identity", "identity-token", "issuer",
     "key", "optimization-level", "overlap", "password-file", "per-class", "ray",
     "rest",
-    "sensitive-layers", "sigstore", "threshold", "timm", "torchvision", "work",
+    "sensitive-layers", "sigstore", "timm", "torchvision", "work",
 })  # fmt: skip
 """What no function for programs takes: a message that names one says it as it is typed."""
 

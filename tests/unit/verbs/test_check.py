@@ -39,6 +39,7 @@ def test_a_whole_bundle_has_no_problems(tmp_path: Path) -> None:
         "remedy": "",
         "golden": "model.onnx",
         "signed_by": None,
+        "doubts": [],
         "engines": [],
     }
 
