@@ -105,8 +105,7 @@ def steps(reference: Reference, bundle: Bundle, task: ProgressTask) -> dict[str,
     measuring: Any = {"open_runner": runners.measuring, "task": task}
     names = "the fp16 graph", reference.made_by
     measured = measure_magnitudes(source, batches, **measuring)
-    found = measured.infinities
-    _, every = find_overflows(graph.model, batches, found, **measuring)
+    _, every = find_overflows(graph.model, batches, measured, **measuring)
 
     def plain() -> None:
         with runners.of_artifact(graph.artifact) as runner:
@@ -130,7 +129,7 @@ def steps(reference: Reference, bundle: Bundle, task: ProgressTask) -> dict[str,
     return {
         "plain comparison": plain,
         "rounded comparison": rounded,
-        "overflows": lambda: find_overflows(graph.model, batches, found, **measuring),
+        "overflows": lambda: find_overflows(graph.model, batches, measured, **measuring),
         "guards and sums": lambda: measure_unfit(source, measured.amax, batches, **measuring),
         "magnitudes": lambda: measure_magnitudes(source, batches, **measuring),
     }

@@ -195,7 +195,7 @@ def _short(number: float) -> str:
 
 def _advise_non_finite(value: ValueComparison, facts: PrecisionFacts) -> tuple[str, ...]:
     if value.reference_non_finite > (0 if value.infinite_alike else value.non_finite):
-        return (f"a mask is at another place, or a number instead: look at {value.node}",)
+        return (f"an infinity is at another place, or a number instead: look at {value.node}",)
     if value.reference_non_finite:
         return ("the reference has them too: check its weights and the preprocessing",)
     end = facts.overflow

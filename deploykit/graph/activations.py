@@ -23,7 +23,7 @@ from deploykit.graph.files import infer_shapes
 from deploykit.graph.infinities import Signs, carried_infinities
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from deploykit.core.specs import SplitGraph
 
@@ -69,7 +69,7 @@ class Extremes(NamedTuple):
     ``broken`` is 0, or NaN where the value has NaN or infinity, as a maximum may ignore NaN. Where
     the image decides how many numbers there are, 0 counts as one of them.
 
-    Of a value that may have infinities of the graph's own constants, of the signs ``expected``, the
+    Of a value that may have infinities which are no fault, of the signs ``expected``, the
     three are those of its numbers, an infinity counted as 0. Then ``signs`` is the name of a tensor
     of its shape, INT8: the sign where there is an infinity, and 0 elsewhere.
     """
@@ -81,8 +81,13 @@ class Extremes(NamedTuple):
     expected: Signs = frozenset()
 
 
-def expose_magnitudes(model: ir.Model) -> tuple[SplitGraph, Mapping[str, Extremes]]:
+def expose_magnitudes(
+    model: ir.Model, own: Collection[str] = ()
+) -> tuple[SplitGraph, Mapping[str, Extremes]]:
     """The graph with the extremes of every FP32 value that a node computes, by name in graph order.
+
+    ``own`` are names of values that were seen with infinities of FP32 itself: these are told from
+    their numbers, as those of constants are.
 
     The values themselves would take gigabytes: those of one image of 518 pixels in a large vision
     transformer take 20. Values that are known to be empty have no extremes.
@@ -94,7 +99,7 @@ def expose_magnitudes(model: ir.Model) -> tuple[SplitGraph, Mapping[str, Extreme
     graph = shown.graph
     names = all_names(graph)
     zero = add_constant(graph, names.fresh("nothing"), np.zeros((), np.float32))
-    infinities = carried_infinities(shown)
+    infinities = carried_infinities(shown, own)
     apart = _Apart(graph, zero, names) if infinities else None
     found: dict[str, Extremes] = {}
     for node in list(graph):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -219,7 +220,9 @@ def _beyond_range(model: ir.Model, amax: Mapping[str, float], headroom: float) -
         if is_exponential(value):
             is_beyond = largest > FP16_MAX ** (1 / headroom)
         if is_beyond:
-            found[name] = f"{name} reaches {largest:.4g}"
+            found[name] = (
+                f"{name} reaches {largest:.4g}" if largest < inf else f"{name} is infinite in FP32"
+            )
         elif 0 < largest < FP16_NORMAL and (
             reaches_guarded(value) or not _is_absorbed(value, amax)
         ):

@@ -1,8 +1,9 @@
 """Infinities that a graph holds on purpose, as those of an attention mask, and how far they reach.
 
 A score of -infinity is a probability of 0, and padding of -infinity never is the maximum. Such
-infinities stand in the constants of a graph. Every other one is a fault of the weights, of the
-images or of a type that ends too soon.
+infinities stand in the constants of a graph. Others that FP32 itself makes, as an exponential does
+that something is divided by, are the network's own where its outputs are numbers all the same.
+Every one that FP32 has not is a fault of a type that ends too soon.
 """
 
 from __future__ import annotations
@@ -46,17 +47,20 @@ _FLOATS: Final = frozenset(
 )
 
 
-def carried_infinities(model: ir.Model) -> dict[ir.Value, Signs]:
+def carried_infinities(model: ir.Model, own: Collection[str] = ()) -> dict[ir.Value, Signs]:
     """The signs of the infinities that each computed value may have from constants of the graph.
 
     Operators that make a number of an infinity, as a softmax does, end it, and so does a MaxPool
-    whose windows all reach beyond the padding. Values without any are left out.
+    whose windows all reach beyond the padding. Values without any are left out. Those named by
+    ``own`` may have either, as they were seen with some.
     """
     found: dict[ir.Value, Signs] = {}
     for node in model.graph:
         signs = _signs_made(node, found)
-        if signs:
-            found.update(dict.fromkeys(node.outputs, signs))
+        for value in node.outputs:
+            of = _BOTH if value.name in own else signs
+            if of:
+                found[value] = of
     return found
 
 
@@ -146,13 +150,13 @@ def _pads_of(pad: ir.Node, rank: int) -> Sequence[int] | None:
     return full
 
 
-def placed_by_images(model: ir.Model) -> frozenset[str]:
+def placed_by_images(model: ir.Model, own: Collection[str] = ()) -> frozenset[str]:
     """Names of values whose infinities are at places that depend on what the graph is given.
 
     A threshold on scores chooses them, say: rounding moves a score that is close to it to the
-    other side, as it does everywhere.
+    other side, as it does everywhere. ``own`` as for `carried_infinities`.
     """
-    infinities = carried_infinities(model)
+    infinities = carried_infinities(model, own)
     given: set[ir.Value | None] = {v for v in model.graph.inputs if not v.is_initializer()}
     found: set[ir.Value | None] = set()
     for node in model.graph:

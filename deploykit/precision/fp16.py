@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -106,7 +106,7 @@ def convert_to_fp16(
     intermediate value shown. A node stays FP32 where a value it reads or makes comes near 65504.
 
     Raises:
-        ValidationError: the FP32 graph itself gives NaN or infinite activations.
+        ValidationError: the FP32 graph itself gives NaN, or infinite outputs.
         ModelFileError: the result is not a valid model.
     """
     model = graph.model
@@ -125,11 +125,16 @@ class MeasuredMagnitudes:
     """Largest magnitude of each value of an FP32 graph, and where it holds infinities on purpose.
 
     ``amax`` is that of its numbers. ``infinities`` has for each run the `digest_of_signs` of each
-    value that may have infinities of the graph's constants, by name.
+    value that may have infinities of the graph's constants, by name, and of each of ``own``: those
+    that are infinite by themselves, though the graph's outputs are numbers. Their ``amax`` is so.
     """
 
     amax: Mapping[str, float]
     infinities: tuple[Mapping[str, str], ...] = ()
+    own: frozenset[str] = frozenset()
+
+
+NOT_MEASURED: Final = MeasuredMagnitudes({})
 
 
 class Halved(NamedTuple):
@@ -158,7 +163,7 @@ def halve(
         plan = plan_half(model, measured.amax, HEADROOM, unfit)
         halved = convert_to_half(model, plan)
         found, outputs = find_overflows(
-            halved, images, measured.infinities, open_runner=open_runner, task=task
+            halved, images, measured, open_runner=open_runner, task=task
         )
         if not found.values:
             return Halved(halved, plan, outputs)
@@ -172,24 +177,25 @@ def halve(
 def find_overflows(
     halved: ir.Model,
     images: Sequence[NDArray[np.float32]],
-    infinities: Sequence[Mapping[str, str]] = (),
+    measured: MeasuredMagnitudes = NOT_MEASURED,
     *,
     open_runner: Callable[[SplitGraph], Runner],
     task: ProgressTask,
 ) -> tuple[Unfit, Batches]:
     """Values that turn NaN or infinite in FP16 by themselves, on any of ``images``.
 
-    The ``infinities`` of FP32 on the same images, see `MeasuredMagnitudes`, are none of them where
-    they have their places and signs; one that went away is. Where the images choose the places,
-    none may be added by rounding. Beside them the first output for each batch, none where nothing
+    The infinities of FP32 on the same images, as ``measured``, are none of them where they have
+    their places and signs; one that went away is. Where the images choose the places, none may be
+    added by rounding. Beside them the first output for each batch, none where nothing
     is FP16.
     """
     if not computes_narrow(halved):
         return Unfit(), []
-    form = rounding_form(halved, Stored.EVERY)
-    graph, extremes = expose_magnitudes(form)
+    form, infinities = rounding_form(halved, Stored.EVERY), measured.infinities
+    graph, extremes = expose_magnitudes(form, measured.own)
     stands_for = counterparts(halved, infinities[0].keys() if infinities else ())
-    by_images, exact = placed_by_images(form) if infinities else frozenset(), rounded_from(form)
+    exact = rounded_from(form)
+    by_images = placed_by_images(form, measured.own) | measured.own if infinities else frozenset()
     broken: set[str] = set()
     answers = []
     with open_runner(graph) as runner:
@@ -260,11 +266,27 @@ def measure_magnitudes(
     """Largest absolute value of each input and of every FP32 value of ``model`` on ``images``.
 
     Raises:
-        ValidationError: a value is NaN, or infinite by itself and not by a constant of the graph.
+        ValidationError: a value is NaN, or an input or output is infinite; the first value in graph
+            order that is NaN, or infinite by itself and not by a constant of the graph, is given.
     """
     graph, extremes = expose_magnitudes(model)
     with open_runner(graph) as runner:
-        return largest_magnitudes(runner, images, extremes, task)
+        found = largest_magnitudes(runner, images, extremes, task)
+    own = frozenset(name for name, largest in found.amax.items() if not np.isfinite(largest))
+    if not own:
+        return found
+    first = next(name for name in found.amax if name in own)
+    graph, extremes = expose_magnitudes(model, own)
+    with open_runner(graph) as runner:
+        found = largest_magnitudes(runner, images, extremes, task)
+    made = {str(value.name) for node in model.graph for value in node.outputs}
+    outputs = {str(value.name) for value in model.graph.outputs}
+    if not np.isfinite(list(found.amax.values())).all() or own & outputs or not own <= made:
+        raise ValidationError(
+            f"{first} is NaN or infinite already in FP32\n"
+            "check the weights and that the images are preprocessed as in training"
+        )
+    return replace(found, amax={**found.amax, **dict.fromkeys(own, np.inf)}, own=own)
 
 
 def largest_magnitudes(
@@ -275,8 +297,7 @@ def largest_magnitudes(
 ) -> MeasuredMagnitudes:
     """Largest absolute value of each input, and of each value by its ``extremes``, over all images.
 
-    Raises:
-        ValidationError: as `measure_magnitudes`; the first such name in graph order is given.
+    In graph order; infinite where a value has NaN, or infinities not told from its numbers.
     """
     amax: dict[str, float] = {}
     infinities = []
@@ -285,7 +306,7 @@ def largest_magnitudes(
         for name, named in extremes.items():
             found[name] = [*_numbers(outputs, named), *_others(outputs, named)]
         for name, numbers in found.items():
-            amax[name] = max(amax.get(name, 0.0), _magnitude(name, numbers))
+            amax[name] = max(amax.get(name, 0.0), _magnitude(numbers))
         infinities.append(
             {name: _signs(outputs, named) for name, named in extremes.items() if named.signs}
         )
@@ -325,13 +346,8 @@ def _extremes(values: NDArray[np.generic]) -> list[float]:
     return [float(values.max()), float(values.min())] if values.size else [0.0]
 
 
-def _magnitude(name: str, extremes: Sequence[float]) -> float:
-    if not np.isfinite(extremes).all():
-        raise ValidationError(
-            f"{name} is NaN or infinite already in FP32\n"
-            "check the weights and that the images are preprocessed as in training"
-        )
-    return max(map(abs, extremes))
+def _magnitude(extremes: Sequence[float]) -> float:
+    return max(map(abs, extremes)) if np.isfinite(extremes).all() else np.inf
 
 
 def judged(reference: Reference, result: HalfResult, journal: Journal) -> Converted:

@@ -55,6 +55,7 @@ CONSTANTS = {
     "least": np.array(LEAST, np.float32),
     "leasts": np.where(ABOVE, LEAST, 0).astype(np.float32),
     "up": np.array(300, np.float32),
+    "one": np.array(1, np.float32),
     "pads": np.array([0, 1, 1, 0, 1, 1]),
 }
 IMAGES = normal(3, SIZE, SIZE, scale=4)
@@ -193,9 +194,7 @@ def overflows(body: str, images: Array, fp32: str | None = None) -> Unfit:
     source = model_of(fp32 or body, (SHAPE, SHAPE), CONSTANTS)
     with SilentProgress().step("fp16") as task:
         measured = measure_magnitudes(source, [images], open_runner=OrtRunner, task=task)
-        found, _ = find_overflows(
-            halved, [images], measured.infinities, open_runner=OrtRunner, task=task
-        )
+        found, _ = find_overflows(halved, [images], measured, open_runner=OrtRunner, task=task)
     return found
 
 
@@ -271,8 +270,8 @@ def test_an_overflow_beside_a_mask_keeps_its_node_and_the_answer_right(tmp_path:
     [
         ("z = Mul (mask, ninf) m = Add (x, z) y = Softmax (m)", "z"),  # 0 x infinity
         ("z = Neg (mask) w = Add (mask, z) m = Add (x, w) y = Tanh (m)", "w"),  # their difference
-        ("e = Relu (x) l = Log (e) m = Add (l, mask) y = Softmax (m)", "l"),  # by itself
-        ("m = Add (x, mask) e = Exp (m) l = Log (e) y = Tanh (l)", "l"),  # no constant's any more
+        ("e = Relu (x) y = Log (e)", "y"),  # an output, by itself
+        ("e = Relu (x) l = Log (e) w = Sub (l, l) y = Tanh (w)", "l"),  # the first; w is NaN
     ],
 )
 def test_any_other_of_fp32_is_refused(body: str, name: str, tmp_path: Path) -> None:
@@ -296,9 +295,38 @@ def test_a_row_that_is_masked_as_a_whole_is_refused(tmp_path: Path) -> None:
 
 def test_an_infinity_of_a_sign_that_no_constant_has_is_refused(tmp_path: Path) -> None:
     images = np.full_like(IMAGES, 3e38)
-    body = "b = Add (x, mask) m = Add (b, x) y = Softmax (m)"
+    body = "b = Add (x, mask) m = Add (b, x) y = Softmax (m)"  # y is NaN then
     with pytest.raises(ValidationError, match=r"^m is NaN or infinite already in FP32"):
         converted(body, tmp_path, images)
+
+
+# --- infinities of FP32 itself, which its outputs do not have
+
+OWN = {
+    "divided by": "h = Mul (x, up) e = Exp (h) d = Add (e, one) y = Div (one, d)",
+    "bounded": "h = Mul (x, up) e = Exp (h) c = Min (e, one) y = Mul (c, x)",
+    "a logarithm of 0": "r = Relu (x) l = Log (r) m = Add (l, mask) y = Exp (m)",
+    "a mask's no more": "m = Add (x, mask) e = Exp (m) l = Log (e) y = Tanh (l)",
+}
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_what_fp32_makes_infinite_by_itself_stays_in_fp32(case: str, tmp_path: Path) -> None:
+    body = OWN[case]
+    result = converted(body, tmp_path)  # 300 x is beyond 88 often, where Exp ends in FP32
+    assert any(reason.endswith(" is infinite in FP32") for reason in result.kept_fp32.values())
+    expected = run_ort(proto_of(body), {"x": IMAGES})["y"]
+    assert np.isfinite(expected).all()
+    with np.errstate(over="ignore", divide="ignore"):
+        got = run_reference(onnx.load(result.artifact.path), {"x": IMAGES})["y"]
+    np.testing.assert_allclose(got, expected, atol=1e-2 * abs(expected).max())
+
+
+def test_an_overflow_of_fp16_behind_an_infinity_of_fp32_is_found() -> None:
+    images = IMAGES.copy()
+    images[1, 4, 2] = 300  # 90,000 in h and infinity in e; FP32 has a number in h
+    body = "h = Mul (x, up) e = Exp (h) d = Add (e, one) q = Div (one, d) y = Add (q, x)"
+    assert "h" in overflows(body, images).values
 
 
 @pytest.mark.parametrize("case", ["where", "added"])
