@@ -209,35 +209,44 @@ def _may_have_one_shape(left: ir.Value, right: ir.Value) -> bool:
 
 
 def _branch_lengths(model: ir.Model, add: ir.Node) -> tuple[int, int]:
-    """Length in nodes of the longest path from the common ancestors to each operand."""
-    left, right = (_ancestors(_maker(add, index)) for index in (0, 1))
-    common = left & right
-    longest: dict[ir.Node | None, int] = dict.fromkeys((None, *common), 0)
-    for node in model.graph:
-        if node in longest or node not in left | right:
-            continue
-        makers = [value.producer() for value in node.inputs if value is not None]
-        longest[node] = 1 + max(longest.get(maker, 0) for maker in makers)
-    first, second = (longest[_maker(add, index)] for index in (0, 1))
-    return first, second
+    """Length in nodes of the longest path from the common ancestors to each operand.
+
+    The graph is read backwards, and only until all that is left open belongs to both operands: a
+    residual block costs its own nodes, wherever in the network it stands.
+    """
+    ends = [_maker(add, index) for index in (0, 1)]
+    sides: dict[ir.Node, set[int]] = {}  # the operands that a node leads to
+    for index, end in enumerate(ends):
+        if end is not None:
+            sides.setdefault(end, set()).add(index)
+    open_nodes, branches = set(sides), []
+    for node in reversed(model.graph):
+        if all(len(sides[each]) == len(ends) for each in open_nodes):
+            break
+        if node in open_nodes:
+            open_nodes.remove(node)
+            if len(sides[node]) < len(ends):
+                branches.append(node)
+            for maker in _makers(node):
+                sides.setdefault(maker, set()).update(sides[node])
+                open_nodes.add(maker)
+    longest: dict[ir.Node | None, int] = {}
+    for node in reversed(branches):
+        longest[node] = 1 + max((longest.get(maker, 0) for maker in _makers(node)), default=0)
+    return longest.get(ends[0], 0), longest.get(ends[1], 0)
+
+
+def _makers(node: ir.Node) -> Iterator[ir.Node]:
+    """The nodes whose results ``node`` reads."""
+    for value in node.inputs:
+        maker = None if value is None else value.producer()
+        if maker is not None:
+            yield maker
 
 
 def _maker(node: ir.Node, index: int) -> ir.Node | None:
     value = node.inputs[index]
     return None if value is None else value.producer()
-
-
-def _ancestors(node: ir.Node | None) -> set[ir.Node]:
-    """The node itself and all that it is computed from."""
-    found: set[ir.Node] = set()
-    open_nodes = [node]
-    while open_nodes:
-        current = open_nodes.pop()
-        if current is None or current in found:
-            continue
-        found.add(current)
-        open_nodes.extend(value.producer() for value in current.inputs if value is not None)
-    return found
 
 
 QUANTIZING_OPS: Final = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
