@@ -7,15 +7,17 @@ network must still tell one image from another to be of use in a check.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
 _DRAWS: Final = ContextVar("draws", default=True)
 
@@ -37,6 +39,44 @@ def nothing_drawn() -> Iterator[None]:
 def draws_values() -> bool:
     """Whether starting values are wanted, see `nothing_drawn`."""
     return _DRAWS.get()
+
+
+def construction() -> AbstractContextManager[object]:
+    """Within it torch's own layers draw their first weights only where somebody will read them.
+
+    Nobody does within `nothing_drawn`, where they are zeros, and on the meta device. It stands
+    around what is deploykit's or another package's: a user's factory may keep a value that no
+    state dict has.
+    """
+    is_read = draws_values() and torch.get_default_device().type != "meta"
+    return nullcontext() if is_read else _Undrawn()
+
+
+_OF_LAYERS: Final = nn.init.kaiming_uniform_
+"""What linear layers and convolutions call, at once and for their weight alone."""
+
+_OF_ANYTHING: Final = frozenset(
+    {nn.init.uniform_, nn.init.normal_, nn.init.constant_, Tensor.uniform_, Tensor.normal_}
+)
+"""Left out on the meta device alone: where memory is real, a loop may wait for what they draw."""
+
+
+class _Undrawn(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        given = kwargs or {}
+        if func is _OF_LAYERS or func in _OF_ANYTHING:
+            tensor: Tensor = args[0] if args else given["tensor"]
+            if tensor.is_meta:
+                return tensor
+            if func is _OF_LAYERS:
+                return nn.init.zeros_(tensor)
+        return func(*args, **given)
 
 
 def he_normal(network: nn.Module) -> None:

@@ -156,4 +156,8 @@ def _preprocessing(card: PreprocessingCard, published: int, image_size: int) -> 
 def _build(family: str, name: str, num_classes: int, image_size: int) -> nn.Module:
     require("torch")
     module = import_plug(ROOM, family)
-    return cast("nn.Module", module.build(name, num_classes=num_classes, image_size=image_size))
+    from deploykit.models._initialise import construction
+
+    with construction():
+        network = module.build(name, num_classes=num_classes, image_size=image_size)
+    return cast("nn.Module", network)

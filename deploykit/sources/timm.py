@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from functools import partial
+from functools import cache, partial
 from math import floor
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -95,13 +95,15 @@ def _made(
 ) -> nn.Module:
     import timm
 
+    from deploykit.models._initialise import construction
+
     arguments: dict[str, Any] = {"num_classes": num_classes}
     if timm.models.get_pretrained_cfg(name).fixed_input_size:
         arguments["img_size"] = size
     if state is not None:
         arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(state)}}
     # Without timm's warnings of its own old names, and its log of what it loads.
-    with silenced("timm"), warnings.catch_warnings():
+    with construction(), silenced("timm"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return cast("nn.Module", timm.create_model(name, **arguments).eval())
 
@@ -283,6 +285,7 @@ def _deviations(config: Any) -> list[str]:
     return notes
 
 
+@cache
 def _labels(classes: int) -> tuple[str, ...] | None:
     """Names of ImageNet's classes; its subsets differ in their number."""
     data = require("timm.data")

@@ -57,9 +57,11 @@ def _made(name: str, num_classes: int, image_size: int) -> nn.Module:
     import torch
     from torchvision import models
 
+    from deploykit.models._initialise import construction
+
     device = torch.get_default_device()
     # RegNet computes its widths with tensors, which must have values.
-    with torch.device("cpu" if name.startswith("regnet_") else device):
+    with construction(), torch.device("cpu" if name.startswith("regnet_") else device):
         network = models.get_model(
             name, weights=None, num_classes=num_classes, **_own_arguments(name, image_size)
         )

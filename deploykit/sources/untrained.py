@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor, nn
 
-from deploykit.models._initialise import draws_values, he_normal
+from deploykit.models._initialise import construction, draws_values, he_normal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +47,8 @@ def draw_values(network: nn.Module, size: tuple[int, int]) -> None:
     """
     if not draws_values():
         return
-    he_normal(network)
+    with construction():
+        he_normal(network)
     wake(network)
     _calm(network)
     _settle(network, size)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import UsageError, WeightsError
 from deploykit.models import get
+from deploykit.models._initialise import nothing_drawn
 from deploykit.sources import untrained
 from deploykit.sources.state_dict import WeightsRecord
+from deploykit.sources.timm import timm_spec
 from deploykit.sources.torchvision import _actual_preprocessing, torchvision_spec
 from deploykit.sources.weights import build_with_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from deploykit.core.specs import ModelSpec
 
 
 def assert_state(network: nn.Module, expected: Mapping[str, Tensor]) -> None:
@@ -51,6 +56,42 @@ def test_values_that_a_file_replaces_are_not_drawn(
         assert_state(build_with_weights(spec, str(tmp_path / "w.pth"), 1)[0], state)
         with pytest.raises(AssertionError, match="drawn"):
             build_with_weights(spec, None, 1)
+
+
+class _Filled(TorchFunctionMode):
+    """How many weights torch drew from its random state."""
+
+    count = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in {Tensor.uniform_, Tensor.normal_} and args[0].ndim > 1:
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("meta", [False, True], ids=["replaced", "meta"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        get("resnet20"),
+        torchvision_spec("squeezenet1_1", num_classes=4),
+        timm_spec("test_resnet", num_classes=4),
+    ],
+    ids=lambda spec: spec.name,
+)
+def test_torchs_layers_draw_no_weights_that_nobody_reads(spec: ModelSpec, meta: bool) -> None:
+    with torch.random.fork_rng(devices=[]):
+        with _Filled() as wanted:
+            spec.build()
+        unread = torch.device("meta") if meta else nothing_drawn()
+        with _Filled() as filled, unread:
+            network = spec.build()
+    assert wanted.count > 9
+    # torchvision's and timm's own way of drawing, beside that of torch's layers, is theirs.
+    assert filled.count == 0 if meta else filled.count <= wanted.count / 2
+    assert network.state_dict().keys() == spec.build().state_dict().keys()
 
 
 def _drawn(*_: object, **__: object) -> None:
