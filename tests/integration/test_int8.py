@@ -82,10 +82,10 @@ def chosen(
     return made_once("digits-int8", make)
 
 
-def test_accuracy_and_agreement_hold(digits: Digits, working_folder: Path) -> None:
+def test_accuracy_and_agreement_hold(fp32: Path, digits: Digits, working_folder: Path) -> None:
     called = deploykit(
-        "export", "resnet20", "--int8", "--input-size", 8, "--weights", digits.weights,
-        "--labels", digits.labels, "--calib", digits.calibration, "-o", "bundle", "--json",
+        "export", fp32, *options_of(get("resnet20").preprocessing, 8), "--labels", digits.labels,
+        "--int8", "--calib", digits.calibration, "-o", "bundle", "--json",
         "--first-layer", "int8", "--sensitive-layers", "int8",
     )  # fmt: skip
     assert called.code == 0, called.err

@@ -29,12 +29,7 @@ OTHERS = sorted(
     {f"{TESTS}/{path.name}" for path in (ROOT / TESTS).glob("test_*.py")}
     - {RUNNER, FORKS, KERNELS, PLANTED}
 )
-AT_ONCE = {
-    "runner": [RUNNER],
-    "kernels": [f"{KERNELS}::TestCaptured"],
-    "forks": [FORKS],
-    "others": OTHERS,
-}
+AT_ONCE = {"runner": [RUNNER, FORKS], "kernels": [f"{KERNELS}::TestCaptured"], "others": OTHERS}
 # Spread over the seeds: all of it under each would take a minute.
 SEEDS = {
     1: [f"{RUNNER}::TestRtx", *OTHERS],
