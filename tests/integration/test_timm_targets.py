@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def test_goes_through_every_stage_in_fp16(tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     called = deploykit(
-        "export", "timm:test_vit", "--fp16", "--input-size", 32, "--backend", "none",
+        "export", "timm:test_resnet", "--fp16", "--input-size", 32, "--backend", "none",
         "-o", folder, "--json",
     )  # fmt: skip
     assert called.code == 0, called.err
@@ -28,7 +28,7 @@ def test_goes_through_every_stage_in_fp16(tmp_path: Path) -> None:
     assert called.data["weights"]["source"] == "untrained, seed 0"
     assert called.data["conversion"]["exporter"] == "torch.export"
     bundle = Bundle.open(folder)
-    assert bundle.manifest.name == "timm-test_vit-fp16"
+    assert bundle.manifest.name == "timm-test_resnet-fp16"
     assert bundle.manifest.model["image_size"] == [32, 32]
     assert bundle.manifest.preprocessing.mean == (0.5, 0.5, 0.5)
     assert "timm" in bundle.manifest.packages
