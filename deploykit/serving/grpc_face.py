@@ -15,6 +15,7 @@ from deploykit.serving.requests import (
     Wanted,
     checked_id,
     classes_of,
+    refuse_shared_memory,
     timeout_of,
 )
 from deploykit.serving.rest import described
@@ -265,10 +266,7 @@ def from_message(given: Any) -> InferRequest:
     inputs = tuple(
         _tensor(each, raw[index] if raw else None) for index, each in enumerate(given.inputs)
     )
-    wanted = tuple(
-        Wanted(each.name, classes=classes_of(each.name, _plain(each.parameters)))
-        for each in given.outputs
-    )
+    wanted = tuple(map(_wanted, given.outputs))
     timeout_s = timeout_of(_plain(given.parameters))
     return InferRequest(inputs, wanted, id=checked_id(given.id), timeout_s=timeout_s)
 
@@ -278,7 +276,14 @@ def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {name: getattr(parameters[name], kind) for name, kind in chosen.items() if kind}
 
 
+def _wanted(given: Any) -> Wanted:
+    parameters = _plain(given.parameters)
+    refuse_shared_memory(f"output {given.name!r:.80}", parameters)
+    return Wanted(given.name, classes=classes_of(given.name, parameters))
+
+
 def _tensor(given: Any, raw: bytes | None) -> Tensor:
+    refuse_shared_memory(f"input {given.name!r:.80}", _plain(given.parameters))
     shape = tuple(given.shape)
     if raw is not None:
         if given.HasField("contents"):

@@ -130,6 +130,21 @@ def classes_of(name: str, parameters: Mapping[str, Any]) -> int:
     return given
 
 
+def refuse_shared_memory(what: str, parameters: Mapping[str, Any]) -> None:
+    """Refuse a tensor that Triton's shared memory extension moves beside the request.
+
+    Left alone, an output would be answered elsewhere than where its client reads it.
+
+    Raises:
+        RefusedError: its parameters name a region.
+    """
+    if "shared_memory_region" in parameters:
+        raise invalid(
+            f"{what} names a region of shared memory, which is not taken: values come and go in "
+            "the request and its answer"
+        )
+
+
 def to_http(answer: InferAnswer) -> tuple[bytes, int | None]:
     """The body of an answer, and the length of its JSON where tensors follow it as bytes.
 
@@ -211,6 +226,7 @@ class _Rest:
 
 
 def _tensor(given: _Input, rest: _Rest) -> Tensor:
+    refuse_shared_memory(f"input {given.name!r:.80}", given.parameters)
     size = given.parameters.get("binary_data_size")
     if (memoryview(given.data).nbytes > 0) == (size is not None):
         raise invalid(f"input {given.name!r:.80}: expected either data or binary_data_size")
@@ -265,6 +281,7 @@ def _element(text: str, given: _Input, what: str) -> bytes:
 
 
 def _wanted(given: _Output, *, is_binary: bool) -> Wanted:
+    refuse_shared_memory(f"output {given.name!r:.80}", given.parameters)
     binary = _flag(given.parameters, "binary_data", default=is_binary)
     return Wanted(given.name, binary, classes_of(given.name, given.parameters))
 

@@ -168,6 +168,19 @@ def test_tritons_client_is_refused_in_words(
     assert refused.value.status() in (status, of_grpc[status])
 
 
+def test_shared_memory_is_refused_in_words(triton: tuple[ModuleType, Any]) -> None:
+    kind, client = triton
+    utils = pytest.importorskip("tritonclient.utils")
+    given = kind.InferInput("input", BATCH.shape, "FP32")
+    given.set_shared_memory("region", BATCH.nbytes)
+    wanted = kind.InferRequestedOutput("logits")
+    wanted.set_shared_memory("region", 24)
+    with pytest.raises(utils.InferenceServerException, match="'input' names a region of shared "):
+        client.infer("many", [given])
+    with pytest.raises(utils.InferenceServerException, match="'logits' names a region of shared "):
+        client.infer("many", [as_input(kind, BATCH)], outputs=[wanted])
+
+
 def test_tritons_client_is_told_of_a_large_request(triton: tuple[ModuleType, Any]) -> None:
     kind, client = triton
     utils = pytest.importorskip("tritonclient.utils")
