@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from deploykit.core.errors import first_line
+from deploykit.core.sizes import shape_text
 from deploykit.serving.refusals import Reason, RefusedError, invalid
 from deploykit.serving.tensors import BYTES, Tensor, from_list, from_raw, to_list, to_raw
 
@@ -242,7 +243,7 @@ def _values(given: _Input) -> Sequence[Any]:
     try:
         flat = msgspec.json.decode(raw, type=list[kind])  # type: ignore[valid-type]
     except (RecursionError, ValueError):
-        flat = _flattened(_decode(raw, list[Any], what), kind, what)
+        flat = _flattened(_decode(raw, list[Any], what), kind, what, given.shape)
     if given.datatype != BYTES:
         return flat
     return [_element(text, given, what) for text in flat]
@@ -257,14 +258,25 @@ def _json_kind(datatype: str) -> Any:
     return int if datatype.startswith(("INT", "UINT")) else Any
 
 
-def _flattened(values: list[Any], kind: Any, what: str) -> list[Any]:
-    """Values of nested lists, level by level; their depth is limited by the decoder."""
+def _flattened(values: list[Any], kind: Any, what: str, shape: list[int]) -> list[Any]:
+    """Values of nested lists, level by level; their depth is limited by the decoder.
+
+    Lists nested otherwise than the shape are refused: (1, H, W, 3) has as many values as
+    (1, 3, H, W). Axes of one may be left out or added, which moves no value.
+    """
+    sizes = [len(values)]
     while any(isinstance(each, list) for each in values):
         if not all(isinstance(each, list) for each in values):
             raise invalid(f"{what} mixes values and lists")
         if len({len(each) for each in values}) > 1:
             raise invalid(f"{what} has lists of different lengths")
+        sizes.append(len(values[0]))
         values = [value for each in values for value in each]
+    if len(sizes) > 1 and [size for size in sizes if size != 1] != [n for n in shape if n != 1]:
+        raise invalid(
+            f"{what} is nested as {shape_text(tuple(sizes)):.80}, its shape is "
+            f"{shape_text(tuple(shape)):.80}: expected lists of this shape, or one flat list"
+        )
     try:
         return msgspec.convert(values, list[kind])
     except ValueError as error:

@@ -185,6 +185,8 @@ def test_bytes_that_lie_crooked_are_copied() -> None:
 def test_json_may_be_nested_and_bytes_in_base64() -> None:
     nested = one(shape=[2, 2], data=[[1, 2], [3, 4]]).inputs[0]
     assert nested.array.tolist() == [[1, 2], [3, 4]]
+    assert one(shape=[2], data=[[[1]], [[2]]]).inputs[0].array.tolist() == [1, 2]
+    assert one(shape=[1, 2, 1], data=[[1, 2]]).inputs[0].array.tolist() == [[[1], [2]]]
     text = one(datatype="BYTES", data=["abc", "é"]).inputs[0]
     assert text.elements == [b"abc", "é".encode()]
     encoded = base64.b64encode(bytes(range(9))).decode()
@@ -228,6 +230,10 @@ def test_a_type_without_a_name_is_refused() -> None:
         ({"data": [1, None]}, r"Expected `float`, got `null`"),
         ({"data": [[1], 2]}, "data of input 'x' mixes values and lists"),
         ({"data": [[1], [2, 3]]}, "data of input 'x' has lists of different lengths"),
+        ({"shape": [1, 2, 3], "data": np.zeros((1, 3, 2)).tolist()},
+         r"data of input 'x' is nested as \(1, 3, 2\), its shape is \(1, 2, 3\): expected lists"),
+        ({"shape": [2, 3], "data": np.zeros((2, 4)).tolist()}, r"is nested as \(2, 4\), its shape"),
+        ({"shape": [6], "data": np.zeros((2, 3)).tolist()}, r"is nested as \(2, 3\), its shape is"),
         ({"data": 7}, r"Expected `array`, got `int`"),
         ({"data": {"a": 1}}, r"Expected `array`, got `object`"),
         ({"shape": [-1, -2]}, r"input 'x' has the shape \(-1, -2\): a size is below zero"),
