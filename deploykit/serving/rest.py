@@ -128,7 +128,7 @@ class _Faces:
     async def _parsed(
         self, request: Request, body: memoryview, name: str, version: str
     ) -> InferRequest:
-        if request.headers.get("content-type", "").startswith("image/"):
+        if _word(request, "content-type").startswith("image/"):
             model = self._service.models.find(name, version)
             return _image_request(bytes(body), request, model)
         length = request.headers.get(JSON_LENGTH)
@@ -161,6 +161,11 @@ def _named(request: Request) -> tuple[str, str]:
     return request.path_params["model"], request.path_params.get("version", "")
 
 
+def _word(request: Request, header: str) -> str:
+    """A header whose words are the same in capitals (RFC 9110, 8.3.1 and 8.4.1)."""
+    return request.headers.get(header, "").strip().lower()
+
+
 def _image_request(encoded: bytes, request: Request, model: ServingModel) -> InferRequest:
     """A body that is one encoded image: every output, or the ``?classification=N`` best classes.
 
@@ -178,7 +183,7 @@ def _image_request(encoded: bytes, request: Request, model: ServingModel) -> Inf
 
 async def _read(request: Request, held: Held, service: Service) -> memoryview:
     """The body, within the limits of size and time."""
-    if request.headers.get("content-encoding", "identity") != "identity":
+    if _word(request, "content-encoding") not in ("", "identity"):
         raise RefusedError(Reason.ENCODED, "a compressed body is not taken: send it as it is")
     limits = service.limits
     said = request.headers.get("content-length", "0")

@@ -301,8 +301,9 @@ def test_wrong_paths(rest: httpx.Client, method: str, path: str, status: int, er
     assert (answer.status_code, answer.json()) == (status, {"error": error})
 
 
-def test_an_image_as_it_lies_on_disk(rest: httpx.Client) -> None:
-    as_image = {"Content-Type": "image/png"}
+@pytest.mark.parametrize("kind", ["image/png", "Image/PNG"])
+def test_an_image_as_it_lies_on_disk(rest: httpx.Client, kind: str) -> None:
+    as_image = {"Content-Type": kind, "Content-Encoding": "Identity"}
     answer = rest.post(INFER, content=IMAGES[0], headers=as_image)
     (output,) = answer.json()["outputs"]
     assert output["data"] == pytest.approx(COLOURS[0].tolist(), abs=1e-6)
