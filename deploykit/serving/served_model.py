@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from deploykit import images
-from deploykit.core.errors import DeploykitError, DeviceError, first_line
+from deploykit.core.errors import DeploykitError, DeviceError, ImageError, first_line
 from deploykit.core.sizes import IMAGE_AXES, are_images, shape_text
 from deploykit.runtime.inputs import BatchLimits
 from deploykit.serving.classification import Classification
@@ -18,7 +18,7 @@ from deploykit.serving.decoder import Preparation
 from deploykit.serving.limits import DEFAULT_MAX_BATCH
 from deploykit.serving.metrics import ModelMetrics
 from deploykit.serving.queues import Gathered, OneByOne
-from deploykit.serving.refusals import invalid
+from deploykit.serving.refusals import Reason, RefusedError, invalid, refusal_of
 from deploykit.serving.requests import InferAnswer, Wanted
 from deploykit.serving.tensors import BYTES, Tensor, datatype_of, output_tensor
 
@@ -160,10 +160,24 @@ class ServingModel:
                 f"{shape_text(tensor.shape)}"
             )
         self._require_count(tensor.name, tensor.shape[0])
-        prepared = await asyncio.gather(
-            *(decoder.prepare(each, self._preparation, is_gone) for each in tensor.elements)
+        images_of = range(len(tensor.elements))
+        return np.stack(
+            await asyncio.gather(
+                *(self._prepared(tensor, each, decoder, is_gone) for each in images_of)
+            )
         )
-        return np.stack(prepared)
+
+    async def _prepared(
+        self, tensor: Tensor, index: int, decoder: Decoder, is_gone: IsGone
+    ) -> NDArray[Any]:
+        """One of the images of a request; of several, what is wrong names its place from 0."""
+        try:
+            return await decoder.prepare(tensor.elements[index], self._preparation, is_gone)
+        except (ImageError, RefusedError) as error:
+            refusal = refusal_of(error)
+            if len(tensor.elements) == 1 or refusal.reason is not Reason.INVALID:
+                raise
+            raise invalid(f"image {index} of {len(tensor.elements)}: {refusal}") from error
 
     def _checked(self, tensor: Tensor) -> NDArray[Any]:
         datatype, spec = self.inputs[tensor.name]
