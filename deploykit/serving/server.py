@@ -61,8 +61,13 @@ def bind(address: Address) -> socket.socket:
     """The socket for HTTP, and the knowledge that gRPC's port is free; nothing listens yet.
 
     Raises:
-        UsageError: a port or the host cannot be had.
+        UsageError: a port or the host cannot be had, or both protocols are to have one port.
     """
+    if address.grpc_port and address.grpc_port == address.http_port:
+        raise UsageError(
+            f"--http-port and --grpc-port are both {address.http_port}\n"
+            "give each its own; 0 is any free port, and --no-grpc serves HTTP alone"
+        )
     if address.grpc_port:
         _bound(address.host, address.grpc_port, "--grpc-port").close()
     return _bound(address.host, address.http_port, "--http-port")
