@@ -73,25 +73,33 @@ def require_golden(model: Classifier, name: str) -> Classifier:
     return model
 
 
-class BundleRepository:
-    """Loaded models by name and version.
+def require_distinct(named: Iterable[tuple[str, BundlePlace]]) -> None:
+    """Refuse two bundles of one name and version; the names are those they are served under.
 
     Raises:
-        UsageError: two have the same name and version.
+        UsageError: there are two, or one bundle was given twice.
     """
+    seen: dict[tuple[str, str], Path] = {}
+    for name, place in named:
+        key = (name, place.version)
+        if key in seen:
+            raise UsageError(
+                f"two bundles are called {name}, version {place.version}: {seen[key]} and "
+                f"{place.folder}\n"
+                f"versions of one model are put into one folder: {name}/1, {name}/2\n"
+                "another model needs a folder of its own name: OTHER/1"
+            )
+        seen[key] = place.folder
+
+
+class BundleRepository:
+    """Loaded models by name and version; `require_distinct` found no two of one name."""
 
     def __init__(self, models: Iterable[ServingModel]) -> None:
         self._models: dict[str, dict[str, ServingModel]] = {}
         self._in_order = tuple(models)
         for each in self._in_order:
-            versions = self._models.setdefault(each.name, {})
-            if each.version in versions:
-                raise UsageError(
-                    f"two bundles are called {each.name}, version {each.version}\n"
-                    f"versions of one model are put into one folder: {each.name}/1, {each.name}/2\n"
-                    "another model needs a folder of its own name: OTHER/1"
-                )
-            versions[each.version] = each
+            self._models.setdefault(each.name, {})[each.version] = each
 
     @property
     def in_order(self) -> tuple[ServingModel, ...]:

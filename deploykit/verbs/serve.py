@@ -10,7 +10,7 @@ from deploykit.core.environment import require
 from deploykit.core.progress import SilentProgress
 from deploykit.core.serialization import to_plain
 from deploykit.runtime.loading import load
-from deploykit.serving.repository import places_in, require_golden
+from deploykit.serving.repository import places_in, require_distinct, require_golden
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -107,9 +107,11 @@ def serve(  # noqa: PLR0913 - what a service is told, and whom it tells
     with ExitStack() as stack:
         http = stack.enter_context(bind(address))
         loaded = [_loaded(place, loading, stack, progress) for place in places]
+        names = [place.name or each.name for place, each in zip(places, loaded, strict=True)]
+        require_distinct(zip(names, places, strict=True))
         models = [
-            (place.name or model.name, place.version, model)
-            for place, model in zip(places, loaded, strict=True)
+            (name, place.version, model)
+            for name, place, model in zip(names, places, loaded, strict=True)
         ]
         service = run(models, limits, address, http, when_started, give_up)
     return ServeReport(said, service.metrics.outcomes())

@@ -683,6 +683,15 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded(tmp_path: Path) 
             assert f"give another --host or {option}; 0 is any free port" in said
 
 
+def test_one_port_for_both_protocols_is_refused(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    bundle = write_bundle(tmp_path / "colours")
+    code, said = refusal(bundle, "--http-port", port, "--grpc-port", port)
+    assert code == 2
+    assert f"--http-port and --grpc-port are both {port}\ngive each its own; 0 is any" in said
+
+
 def test_a_grpc_port_that_is_taken_meanwhile_ends_the_start() -> None:
     double = Double()
     with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("", 0)) as http:
@@ -705,7 +714,7 @@ def test_wrong_calls_are_refused(tmp_path: Path) -> None:
     same = ("--http-port", 0, "--grpc-port", 0, "--device", "cpu")
     code, said = refusal(bundle, bundle, *same)
     assert code == 2
-    assert "two bundles are called colours-fp32, version 1" in said
+    assert f"two bundles are called colours-fp32, version 1: {bundle} and {bundle}" in said
     code, said = refusal(bundle, "--max-queue", 0)
     assert (code, "max_queue=0 lets nothing through" in said) == (2, True)
     assert refusal(tmp_path / "none")[0] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,13 +13,18 @@ from deploykit.core.errors import BundleError, UsageError, ValidationError
 from deploykit.serving.limits import ServiceLimits
 from deploykit.serving.metrics import GpuMemory, Metrics
 from deploykit.serving.refusals import RefusedError
-from deploykit.serving.repository import BundlePlace, BundleRepository, places_in, require_golden
+from deploykit.serving.repository import (
+    BundlePlace,
+    BundleRepository,
+    places_in,
+    require_distinct,
+    require_golden,
+)
 from deploykit.serving.tracing import Tracer
 from tests.bundles import write_bundle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from deploykit.serving.served_model import ServingModel
 
@@ -59,12 +65,17 @@ def test_the_highest_version_answers_for_its_name() -> None:
         models.find("a", "11")
 
 
-def test_two_of_one_name_and_version_are_refused() -> None:
+@pytest.mark.parametrize("second", ["other", "one"])
+def test_two_of_one_name_and_version_are_refused(second: str) -> None:
+    """Also one folder given twice."""
+    places = [BundlePlace(Path("one")), BundlePlace(Path("one"), version="2")]
+    require_distinct(("a", each) for each in places)
     with pytest.raises(
         UsageError,
-        match=r"called a, version 1\nversions of one .*: a/1, a/2\nanother model .*: OTHER/1$",
+        match=rf"called a, version 1: one and {second}\nversions of one .*: a/1, a/2\n"
+        "another model .*: OTHER/1$",
     ):
-        BundleRepository([served("a", "1"), served("a", "1")])
+        require_distinct(("a", each) for each in [*places, BundlePlace(Path(second))])
 
 
 def test_another_model_of_the_same_name_is_served_from_a_folder_of_its_own(tmp_path: Path) -> None:
