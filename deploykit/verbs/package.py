@@ -74,14 +74,16 @@ def package(  # noqa: PLR0913 - the options of `deploykit package`
     Raises:
         UnknownNameError: there is no such place.
         UsageError: the choices do not go with the place.
-        BundleError: ``output`` is taken, has files that deploykit did not write, or cannot be
-            written; there is no bundle, or the place cannot serve it.
+        BundleError: ``output`` is taken, lies in a bundle or another package, has files that
+            deploykit did not write, or cannot be written; there is no bundle, or the place cannot
+            serve it.
         IntegrityError: a file of the bundle is not as it was written.
         SignatureError: nobody whom ``trust`` believes signed the bundle.
     """
     choices = choices or PackageChoices()
     found = place_named(place)
     require_choices(place, found, choices)
+    _require_apart(output)
     choices = found.carried(output, choices) if replace else choices
     require_free = partial(_require_free, output, replace=replace, kept=choices.wheel)
     require_free()
@@ -98,6 +100,17 @@ def package(  # noqa: PLR0913 - the options of `deploykit package`
         record = _record(place, source, stage, files)
         (stage / RECORD).write_text(record, encoding="utf-8")
     return PackageReport(output, place, str(bundle), (*files, RECORD), packed)
+
+
+def _require_apart(output: Path) -> None:
+    """Refuse a place in a bundle or in another package: both hold what their record names alone."""
+    for folder in output.resolve().parents:
+        for record, kind in ((MANIFEST, "the bundle"), (RECORD, "the package")):
+            if (folder / record).is_file():
+                raise BundleError(
+                    f"{output} lies in {kind} {folder}, which would have files that {record} does "
+                    "not name\nchoose a folder outside of it with -o"
+                )
 
 
 def _require_free(output: Path, *, replace: bool, kept: Path | None) -> None:

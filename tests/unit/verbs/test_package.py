@@ -57,6 +57,17 @@ def test_a_package_is_replaced_only_where_it_was_allowed(bundle: Path, tmp_path:
     assert not (tmp_path / "out" / "Dockerfile").exists()
 
 
+def test_a_package_does_not_go_into_a_bundle_or_another_package(
+    bundle: Path, tmp_path: Path
+) -> None:
+    package(bundle, "docker", tmp_path / "out")
+    before = snapshot(tmp_path)
+    for place, what in (("bundle/a/b", "the bundle"), ("out/inside", "the package")):
+        with pytest.raises(BundleError, match=rf"lies in {what} .*/{place.split('/')[0]}, which"):
+            package(bundle, "triton", tmp_path / place)
+    assert snapshot(tmp_path) == before
+
+
 @pytest.mark.parametrize("name", ["mine.txt", "models/colours-fp32/1/model-sm80.plan", "README.md"])
 def test_files_of_the_user_stop_a_replacement(name: str, bundle: Path, tmp_path: Path) -> None:
     package(bundle, "triton", tmp_path / "out")
