@@ -64,8 +64,10 @@ class ServingModel:
         self._ready = metrics.ready.labels(name, version)
         self._ready.set(1)  # loading ran the golden sample
         self._preparation = Preparation(model.preprocessing, self.max_pixels, own)
-        self.gathers = len(model.inputs) == 1 and all(
-            _is_per_image(spec, model.inputs[0]) for spec in model.outputs
+        self.gathers = (
+            len(model.inputs) == 1
+            and all(_is_per_image(spec, model.inputs[0]) for spec in model.outputs)
+            and not _mixes_images(model)
         )
         self._classification = Classification(model)
         self._queue: Queue = (
@@ -244,6 +246,44 @@ def _is_per_image(output: TensorSpec, images: TensorSpec) -> bool:
     if isinstance(batch, str):
         return isinstance(next(iter(output.shape), None), str)
     return output.shape[:1] == (batch,)
+
+
+_ROUNDING: Final = 1e-2
+"""Of an output's largest value: an engine may round an image otherwise at another place."""
+
+
+def _mixes_images(model: Classifier) -> bool:
+    """Whether an image's answer depends on the others of a fixed batch, or on its place there.
+
+    Frames of a video, or a mean over the batch: one client's images would change the answers of
+    another's. An open batch was compared with the original image by image at export. Here an image
+    is run twice, at another place and among others.
+    """
+    spec = model.inputs[0]
+    size = spec.shape[0]
+    if isinstance(size, str) or size == 1:
+        return False
+    random = np.random.default_rng(0)
+    shape = tuple(64 if isinstance(dim, str) else dim for dim in spec.shape)
+    first, second = (
+        random.integers(0, 256, shape, np.uint8)
+        if spec.dtype == "uint8"
+        else random.standard_normal(shape).astype(spec.dtype)
+        for _ in range(2)
+    )
+    second[-1] = first[0]
+    try:
+        alone, again = model.run_all(first), model.run_all(second)
+    except DeploykitError:  # of noise: then its own images, and nobody else's, are to blame
+        return True
+    return not all(_agree(alone[name][0], again[name][-1]) for name in alone)
+
+
+def _agree(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    if one.dtype.kind != "f":
+        return np.array_equal(one, other)
+    largest = np.abs(one.astype(np.float64)).max(initial=0)
+    return np.allclose(one, other, rtol=0, atol=_ROUNDING * largest)
 
 
 def _listed(tensors: Mapping[str, tuple[str, TensorSpec]]) -> str:

@@ -25,7 +25,13 @@ import deploykit
 from deploykit.bundle.manifest import GOLDEN, MANIFEST, MODEL
 from deploykit.cli import main
 from deploykit.cli.serve import command
-from deploykit.core.errors import DeviceError, ModelFileError, UsageError, ValidationError
+from deploykit.core.errors import (
+    DataError,
+    DeviceError,
+    ModelFileError,
+    UsageError,
+    ValidationError,
+)
 from deploykit.core.sizes import ShapeProfile, SizeRange
 from deploykit.core.specs import PixelInput, Preprocessing, TensorSpec
 from deploykit.heads.binary import BINARY
@@ -523,6 +529,52 @@ def test_several_outputs_share_a_batch() -> None:
             assert b'batch_images_count{model="colours",version="1"} 1.0' in service.metrics.text()
             only = await client.post(INFER, json=bodies[0] | {"outputs": [{"name": "best"}]})
             assert [each["name"] for each in only.json()["outputs"]] == ["best"]
+
+    asyncio.run(scenario())
+
+
+class OfFour(Double):
+    """Four images at once, neither fewer nor more, each answered for itself."""
+
+    inputs = (TensorSpec("x", "float32", (4, 3, 2, 2)),)
+    outputs = (TensorSpec("y", "float32", (4, 2)),)
+
+
+class OfMean(OfFour):
+    """Subtracts the mean of its batch."""
+
+    def answer(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        return super().answer(batch - batch.mean(axis=0))
+
+
+class OfPlaces(OfFour):
+    """Weighs each place of its batch otherwise; of bytes, which it gives class numbers for."""
+
+    inputs = (TensorSpec("x", "uint8", (4, 3, 2, 2)),)
+    outputs = (TensorSpec("y", "int64", (4,)),)
+
+    def answer(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        assert batch.dtype == np.uint8
+        return cast("NDArray[np.float32]", np.arange(len(batch)))
+
+
+class OfNoNoise(OfFour):
+    """Answers NaN, which is refused, for images of noise."""
+
+    def run_all(self, batch: Any) -> Mapping[str, NDArray[np.float32]]:
+        raise DataError(f"NaN for {len(batch)} images")
+
+
+@pytest.mark.parametrize(
+    ("kind", "gathers"), [(OfFour, True), (OfMean, False), (OfPlaces, False), (OfNoNoise, False)]
+)
+def test_a_fixed_batch_is_shared_only_where_no_image_changes_anothers_answer(
+    kind: type[Double], *, gathers: bool
+) -> None:
+    async def scenario() -> None:
+        async with client_of(kind().as_model()) as (_, service):
+            (served_model,) = service.models.in_order
+            assert served_model.gathers is gathers
 
     asyncio.run(scenario())
 
