@@ -106,6 +106,7 @@ def decode(
         # Icons first: Pillow decodes them as soon as it opens the file.
         _require_few_pixels(name, _sizes_of_icons(file), max_pixels)
         image = _identify(file)
+        _require_known_range(image)
         factor = _reduction(file, image, max_pixels, reduce_for)
         if factor == 1:
             _require_few_pixels(name, _sizes(image), max_pixels)
@@ -176,6 +177,7 @@ def to_rgb(image: Image) -> Image:
     from PIL import ImageOps
 
     with _readable("the image"):
+        _require_known_range(image)
         return _to_rgb(ImageOps.exif_transpose(image))
 
 
@@ -368,6 +370,20 @@ _STRIP_PIXELS: Final = 2**20
 """Pixels that are converted at once: what a conversion needs beside its result stays small."""
 
 
+_BITS_PER_SAMPLE: Final = 258
+"""Tag of TIFF 6.0, section 8."""
+
+
+def _require_known_range(image: Image) -> None:
+    """Refuse a TIFF of 32-bit integers: of its values alone nobody knows which one is white."""
+    bits = max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (0,)))
+    if image.mode == "I" and bits > 16:  # noqa: PLR2004
+        raise ValueError(_NO_RANGE)
+
+
+_NO_RANGE: Final = "greyscale pixels of more than 16 bits have no fixed range"
+
+
 def _to_rgb(image: Image) -> Image:
     """RGB pixels of ``image``; beside the two there is only ever a strip of another kind."""
     if image.mode == "F":
@@ -408,7 +424,7 @@ def _from_wide_grey(image: Image) -> Image:
 
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
-        raise ValueError("greyscale pixels of more than 16 bits have no fixed range")
+        raise ValueError(_NO_RANGE)
     # 65535 = 255 x 257: division with rounding to the nearest.
     return Pillow.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
 

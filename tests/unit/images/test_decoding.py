@@ -146,11 +146,21 @@ def test_a_file_decodes_like_its_bytes(tmp_path: Path) -> None:
         (np.array([[0.5]], np.float32), "floating-point pixels have no fixed range"),
         (np.array([[70000]], np.int32), "more than 16 bits have no fixed range"),
         (np.array([[-1]], np.int32), "more than 16 bits have no fixed range"),
+        # Small values too: as 16 bits they would be nearly black.
+        (np.array([[0, 255]], np.int32), "more than 16 bits have no fixed range"),
     ],
 )
 def test_pixels_without_a_range_are_refused(values: NDArray[Any], reason: str) -> None:
+    data = encoded(Image.fromarray(values), "TIFF")
     with pytest.raises(DataError, match=reason):
-        images.decode(encoded(Image.fromarray(values), "TIFF"))
+        images.decode(data)
+    with pytest.raises(DataError, match=reason):
+        images.to_rgb(Image.open(BytesIO(data)))
+
+
+def test_wide_greyscale_of_no_file_is_judged_by_its_values() -> None:
+    with pytest.raises(DataError, match="more than 16 bits have no fixed range"):
+        images.to_rgb(Image.fromarray(np.array([[70000]], np.int32)))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
