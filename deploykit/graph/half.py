@@ -20,8 +20,8 @@ from deploykit.graph.half_range import (
     NOTHING_UNFIT,
     Unfit,
     attention_beyond_range,
+    exponentials,
     growth,
-    is_exponential,
     jumping,
 )
 from deploykit.graph.whole_numbers import counted
@@ -41,6 +41,11 @@ SQUARING_OPS: Final = frozenset(
 )  # fmt: skip
 """Operators whose intermediate squares overflow FP16 from inputs of 256 on."""
 
+_LOST_INSIDE: Final = dict.fromkeys(SQUARING_OPS, "its intermediate squares overflow") | {
+    # onnx-tensorrt makes a Softmax and a Log of it: a probability of 2e-8 is 0 between them.
+    "LogSoftmax": "compilers make it the logarithm of a Softmax, which FP16 loses"
+}
+"""Operators that pass the ends of FP16 inside, with the reason."""
 
 NOT_READ_IN_BF16: Final = frozenset({"HardSwish", "Mish"})
 """Operators that TensorRT for RTX 1.7 reads in FP32 and FP16 alone; ONNX has them in BF16 too."""
@@ -171,8 +176,8 @@ def _reason_to_keep(node: ir.Node, model: ir.Model, half: HalfType) -> str | Non
     """Reason against ``half`` in the operator itself, or ``None``."""
     if any(True for _ in _subgraphs(node)):
         return "control flow"
-    if half.is_short and node.op_type in SQUARING_OPS:
-        return "its intermediate squares overflow"
+    if half.is_short and (reason := _LOST_INSIDE.get(node.op_type)):
+        return reason
     if node.op_type in QUANTIZING_OPS:
         return "its scale stays FP32"
     if half is BF16 and node.op_type in NOT_READ_IN_BF16:
@@ -209,7 +214,7 @@ def _out_of_range(model: ir.Model, amax: Mapping[str, float], headroom: float) -
 
 def _beyond_range(model: ir.Model, amax: Mapping[str, float], headroom: float) -> dict[str, str]:
     """Values that may pass 65504 on images that were not seen, or vanish where it matters."""
-    powers = growth(model)
+    powers, exponential = growth(model), exponentials(model, amax)
     values = (*model.graph.inputs, *(value for node in model.graph for value in node.outputs))
     found = {}
     for value in values:
@@ -217,7 +222,7 @@ def _beyond_range(model: ir.Model, amax: Mapping[str, float], headroom: float) -
         largest = amax.get(name, 0.0)
         grown = largest * headroom ** powers.get(name, 1.0)
         is_beyond = grown > FP16_MAX
-        if is_exponential(value):
+        if name in exponential:
             is_beyond = largest > FP16_MAX ** (1 / headroom)
         if is_beyond:
             found[name] = (

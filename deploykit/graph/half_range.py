@@ -110,13 +110,49 @@ def _power_of(node: ir.Node, power: Mapping[ir.Value, float]) -> float:
         return given[0] * (1.0 if exponent is None else max(exponent, 0.0))
     if node.op_type == "Sqrt":
         return max(given, default=1.0) / 2
+    if node.op_type == "ReduceProd":
+        return max(given, default=1.0) * (_terms(node) or _LARGEST_POWER)
     return max(given, default=1.0) if node.op_type in _CARRYING else 1.0
 
 
-def is_exponential(value: ir.Value) -> bool:
-    """Whether ``value`` is e to the power of another: its headroom is a power of itself."""
-    node = value.producer()
-    return node is not None and node.op_type == "Exp"
+def exponentials(model: ir.Model, amax: Mapping[str, float]) -> frozenset[str]:
+    """Names of values whose headroom is a power of themselves: an Exp, and what grows with one.
+
+    An Exp that stays within 1 on the samples, as in a softmax by hand, makes nothing grow.
+    """
+    found: set[ir.Value] = set()
+    growing: set[ir.Value] = set()
+    for node in model.graph:
+        if _is_exponential(node):
+            found.update(node.outputs)
+            growing.update(v for v in node.outputs if amax.get(str(v.name), 0.0) > 1)
+        elif _grows_with(node, growing) or _is_inverse_of(node, growing):
+            # A sigmoid by hand is an inverse, too, and stays within 1.
+            growing.update(v for v in node.outputs if amax.get(str(v.name), 0.0) > 1)
+    return frozenset(str(value.name) for value in found | growing)
+
+
+def _is_exponential(node: ir.Node) -> bool:
+    base, exponent = (*node.inputs, None, None)[:2]
+    if node.op_type == "Pow" and base is not None and exponent is not None:
+        return is_constant(base) and not is_constant(exponent)
+    return node.op_type == "Exp"
+
+
+def _is_inverse_of(node: ir.Node, growing: Set[ir.Value]) -> bool:
+    if node.op_type == "Div" and node.inputs[0] is not None:
+        return is_constant(node.inputs[0]) and node.inputs[1] in growing
+    return node.op_type == "Reciprocal" and node.inputs[0] in growing
+
+
+def _grows_with(node: ir.Node, growing: Set[ir.Value]) -> bool:
+    if node.domain or node.op_type not in _CARRYING | {"Mul", "Pow", "ReduceProd", "Sqrt"}:
+        return False
+    if node.op_type == "Pow":
+        return node.inputs[0] in growing and (number_of(node.inputs[1]) or 0.0) > 0
+    if node.op_type == "Div":  # of two of them the quotient need not grow, as in a softmax
+        return node.inputs[0] in growing and node.inputs[1] not in growing
+    return any(value in growing for value in node.inputs)
 
 
 # --- what must not vanish

@@ -20,7 +20,15 @@ from deploykit.graph.half_range import (
     unfit_by_probes,
 )
 from deploykit.graph.rounding import Stored, rounding_form
-from tests.graphs import graph, normal, run_ort, save
+from tests.graphs import (
+    expose_outputs,
+    graph,
+    model_of,
+    normal,
+    run_ort,
+    run_reference,
+    save,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -54,11 +62,17 @@ def number(value: float) -> NDArray[np.float32]:
         ("a = Sigmoid (x) y = Mul (a, x)", 1),
         ("a = Mul (x, x) y = Softmax (a)", 1),
         ("a = Mul (x, x) y = Conv (a, w)", 1),
+        ("a = Relu (x) y = ReduceProd (a, channels)", 3),
+        ("a = Sigmoid (x) y = ReduceProd (a, channels)", 1),
     ],
 )
 def test_a_value_grows_with_a_power_of_its_inputs(body: str, power: float, tmp_path: Path) -> None:
     text = f"g (float[2,3,4,4] x) => (float[A,B,C,D] y) {{ {body.replace(') ', ')' + chr(10))} }}"
-    weights = {"three": number(3), "w": np.ones((3, 3, 1, 1), np.float32)}
+    weights = {
+        "three": number(3),
+        "w": np.ones((3, 3, 1, 1), np.float32),
+        "channels": np.array([1]),
+    }
     used = {name: value for name, value in weights.items() if name in body}
     assert growth(tidied(text, tmp_path, used))["y"] == power
 
@@ -76,6 +90,51 @@ def test_an_exponential_needs_a_power_of_itself(tmp_path: Path) -> None:
     model = tidied(text, tmp_path)
     assert plan_half(model, {"x": 2.7, "y": 15.9}, HEADROOM).halved == {"exp"}
     assert plan_half(model, {"x": 2.8, "y": 16.1}, HEADROOM).kept == {"exp": "y reaches 16.1"}
+
+
+EXPONENTIALS = {
+    "mish": """e = Exp (x) s = Add (e, one) q = Mul (s, s) n = Sub (q, one) d = Add (q, one)
+        t = Div (n, d) y = Mul (x, t)""",
+    "square": "e = Exp (x) q = Pow (e, two) i = Reciprocal (q) y = Sub (x, i)",
+    "power of two": "e = Pow (two, x) q = Mul (e, e) s = Add (q, one) y = Div (x, s)",
+    "root": "e = Exp (x) q = Mul (e, e) s = Sqrt (q) p = Mul (s, s) r = Add (p, one) y = Log (r)",
+}
+
+
+@pytest.mark.parametrize("form", EXPONENTIALS)
+def test_what_is_made_of_an_exponential_grows_as_one(form: str) -> None:
+    """Twice the largest value of the samples is no infinity in the half graph's own arithmetic."""
+    constants = {"one": number(1), "two": number(2)}
+    model = model_of(EXPONENTIALS[form], ("1,64", "1,64"), constants)
+    samples = np.linspace(-3.2, 3.2, 64, dtype=np.float32)[None]
+    split, names = expose_outputs(model)
+    amax = {name: float(np.abs(run_ort(split, {"x": samples})[name]).max()) for name in names}
+    half = ir.to_proto(convert_to_half(model, plan_half(model, amax, HEADROOM)))
+    expected = run_ort(ir.to_proto(model), {"x": 2 * samples})["y"]
+    np.testing.assert_allclose(run_reference(half, {"x": 2 * samples})["y"], expected, rtol=4e-3)
+
+
+def test_an_exponential_within_1_makes_nothing_grow() -> None:
+    """As the softmax by hand: its sum is 64 at most, whatever the images are."""
+    body = """m = ReduceMax <keepdims = 1> (x, last) d = Sub (x, m) e = Exp (d)
+        s = ReduceSum <keepdims = 1> (e, last) y = Div (e, s)"""
+    model = model_of(body, ("1,64", "1,64"), {"last": np.array([-1])})
+    assert plan_half(model, {"x": 9.0, "d": 15.0, "e": 1.0, "s": 64.0}, HEADROOM).kept == {}
+
+
+def test_the_logarithm_of_a_softmax_stays_fp32() -> None:
+    """onnx's evaluator computes it as onnx-tensorrt does: 20 below the largest is 0 in FP16."""
+    model = model_of("y = LogSoftmax (x)", ("1,4", "1,4"), {})
+    x = np.array([[0, -5, -20, -30]], np.float32)
+    half = ir.to_proto(convert_to_half(model, plan_half(model, {"x": 30.0, "y": 30.0}, HEADROOM)))
+    expected = run_ort(ir.to_proto(model), {"x": x})["y"]
+    np.testing.assert_allclose(run_reference(half, {"x": x})["y"], expected, rtol=1e-3)
+    narrow = graph(
+        """g (float[1,4] x) => (float[1,4] y) {
+            h = Cast <to = 10> (x) n = LogSoftmax (h) y = Cast <to = 1> (n)
+        }"""
+    )
+    assert np.isinf(run_reference(narrow, {"x": x})["y"]).sum() == 2
 
 
 # --- guards
