@@ -12,6 +12,7 @@ from deploykit.comparison.activation_figures import Sums, ValueComparison
 from deploykit.core.errors import ValidationError
 from deploykit.core.serialization import to_plain
 from deploykit.graph import activations
+from deploykit.graph.infinities import mended
 from deploykit.graph.rounding import Stored, rounding_form
 from deploykit.images.side_inputs import all_inputs
 
@@ -313,15 +314,17 @@ def compare_layers(
     right = activations.with_input_shape(graph.read_model(reference.path), shape)
     pairing = activations.pair_activations(left, right)
     left = rounding_form(left, Stored.EVERY)
-    if not pairing.pairs:
+    passed_over = mended(right)  # NaN that goes no further is no fault
+    pairs = [pair for pair in pairing.pairs if pair.reference not in passed_over]
+    if not pairs:
         raise ValidationError(
             f"{candidate.path} and {reference.path} have no activation in common, "
             "by name or by node\ncompare graphs that come from the same export"
         )
     values: list[ValueComparison] = []
-    for group in groups_of(pairing.pairs, group_numbers):
+    for group in groups_of(pairs, group_numbers):
         values += _compare_group(group, (left, right), batches, open_runner)
-        task.update(len(values), len(pairing.pairs), "activations")
+        task.update(len(values), len(pairs), "activations")
     return LayerReport(
         precision=candidate.precision,
         images=sum(len(batch) for batch in batches),

@@ -20,7 +20,7 @@ from deploykit.core.sizes import are_images
 from deploykit.graph.editing import Names, add_constant, all_names
 from deploykit.graph.external_weights import split
 from deploykit.graph.files import infer_shapes
-from deploykit.graph.infinities import Signs, carried_infinities
+from deploykit.graph.infinities import Signs, carried_infinities, mended
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -90,7 +90,8 @@ def expose_magnitudes(
     their numbers, as those of constants are.
 
     The values themselves would take gigabytes: those of one image of 518 pixels in a large vision
-    transformer take 20. Values that are known to be empty have no extremes.
+    transformer take 20. Values that are known to be empty have no extremes, and neither have those
+    of `mended`, whose NaN goes no further.
 
     Raises:
         ModelFileError: it is too large without its weights.
@@ -99,12 +100,12 @@ def expose_magnitudes(
     graph = shown.graph
     names = all_names(graph)
     zero = add_constant(graph, names.fresh("nothing"), np.zeros((), np.float32))
-    infinities = carried_infinities(shown, own)
+    infinities, passed_over = carried_infinities(shown, own), mended(shown)
     apart = _Apart(graph, zero, names) if infinities else None
     found: dict[str, Extremes] = {}
     for node in list(graph):
         for value in node.outputs:
-            if value.dtype != ir.DataType.FLOAT or _is_empty(value):
+            if value.dtype != ir.DataType.FLOAT or _is_empty(value) or value.name in passed_over:
                 continue
             if apart is None or value not in infinities:
                 found[str(value.name)] = _watch(graph, node, value, zero, names)

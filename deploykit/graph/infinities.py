@@ -29,15 +29,18 @@ _BOTH: Final[Signs] = frozenset({-1, 1})
 _CARRYING: Final = frozenset(
     {
         "Add", "Cast", "CastLike", "CenterCropPad", "Clip", "Compress", "Concat", "Constant",
-        "ConstantOfShape", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather",
+        "ConstantOfShape", "CumSum", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather",
         "GatherElements", "GatherND", "GlobalMaxPool", "Identity", "LeakyRelu", "LogSoftmax",
-        "Max", "MaxPool", "Min", "Neg", "Pad", "ReduceMax", "ReduceMin", "Reshape",
-        "ReverseSequence", "ScatterElements", "ScatterND", "Slice",
+        "Max", "MaxPool", "Min", "Neg", "OneHot", "Pad", "ReduceMax", "ReduceMin", "ReduceSum",
+        "Reshape", "ReverseSequence", "ScatterElements", "ScatterND", "Slice",
         "SpaceToDepth", "Split", "Squeeze", "Sub", "Sum", "Tile", "TopK", "Transpose", "Trilu",
         "Unsqueeze", "Where",
     }
 )  # fmt: skip
 """Operators that pass an infinity on; Neg and Sub turn its sign."""
+
+_RISING: Final = frozenset({"Celu", "Elu", "Relu", "Selu", "Sqrt"})
+"""Operators that pass on infinity, make a number of -infinity or NaN, and none of a number."""
 
 _TURNING: Final = frozenset({"Abs", "Div", "Mul"})
 """Operators that pass it on with either sign."""
@@ -65,7 +68,7 @@ def carried_infinities(model: ir.Model, own: Collection[str] = ()) -> dict[ir.Va
 
 
 def _signs_made(node: ir.Node, found: Mapping[ir.Value, Signs]) -> Signs:
-    if node.domain or node.op_type not in _CARRYING | _TURNING:
+    if node.domain or node.op_type not in _CARRYING | _RISING | _TURNING:
         return _NONE
     given = [_signs_of(value, found) for value in node.inputs]
     if node.op_type in {"Constant", "ConstantOfShape"}:
@@ -74,6 +77,8 @@ def _signs_made(node: ir.Node, found: Mapping[ir.Value, Signs]) -> Signs:
         given[-1] = frozenset(-sign for sign in given[-1])
     elif node.op_type in {"Clip", "Div"}:
         given = given[:1]  # a bound that is infinite bounds nothing; a number / infinity is 0
+    elif node.op_type in _RISING:
+        given = [signs & {1} for signs in given]
     elif node.op_type == "MaxPool" and _sees_behind_padding(node, found):
         given = []
     signs = _NONE.union(*given)
@@ -148,6 +153,39 @@ def _pads_of(pad: ir.Node, rank: int) -> Sequence[int] | None:
     for at, axis in enumerate(places):
         full[axis], full[rank + axis] = given[at], given[len(places) + at]
     return full
+
+
+def mended(model: ir.Model) -> frozenset[str]:
+    """Names of results of a Softmax, and their casts, of which a Where takes no NaN.
+
+    PyTorch's exporter writes an attention so: a row that is masked as a whole is NaN, and 0 behind.
+    """
+    found: set[ir.Value] = set()
+    for node in model.graph:
+        if node.op_type == "Softmax" and not node.domain:
+            chain = _with_casts(node.outputs[0])
+            uses = [use for value in chain for use in value.uses()]
+            is_safe = all(_takes_no_nan(use.node, use.idx, chain) for use in uses)
+            is_chosen = any(use.node.op_type == "Where" for use in uses)
+            if is_safe and is_chosen and not any(value.is_graph_output() for value in chain):
+                found.update(chain)
+    return frozenset(str(value.name) for value in found)
+
+
+def _with_casts(value: ir.Value) -> list[ir.Value]:
+    found = [value]
+    for each in found:
+        found += [use.node.outputs[0] for use in each.uses() if use.node.op_type == "Cast"]
+    return found
+
+
+def _takes_no_nan(reader: ir.Node, index: int, chain: Collection[ir.Value]) -> bool:
+    if reader.op_type != "Where":
+        return reader.op_type in {"Cast", "IsNaN"}
+    condition = reader.inputs[0]
+    test = None if condition is None else condition.producer()
+    is_tested = test is not None and test.op_type == "IsNaN" and test.inputs[0] in chain
+    return is_tested and index == len(reader.inputs) - 1
 
 
 def placed_by_images(model: ir.Model, own: Collection[str] = ()) -> frozenset[str]:

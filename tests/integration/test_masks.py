@@ -40,11 +40,13 @@ ABOVE = np.triu(np.ones((TOKENS, TOKENS), bool), 1)
 MASKS = {
     "where": "masked = Where (above, ninf, scores)",
     "added": "r = Reshape (mask, square) u = Unsqueeze (r, first) masked = Add (scores, u)",
+    "whole rows": "masked = Where (rows, ninf, scores)",
 }
+GUARD = "s = Softmax (masked) c = IsNaN (s) p = Where (c, nought, s)"
 
 
 def causal(mask: str) -> onnx.ModelProto:
-    """A block of causal attention."""
+    """A block of causal attention; PyTorch replaces the NaN of whole rows that are masked."""
     constants = {
         "w0": normal(WIDTH, 3, 8, 8, seed=1) / 8,
         "tokens": np.array([0, WIDTH, -1]),
@@ -60,8 +62,12 @@ def causal(mask: str) -> onnx.ModelProto:
         "mask": np.where(ABOVE, -np.inf, 0).astype(np.float32).reshape(-1),
         "square": np.array([TOKENS, TOKENS]),
         "first": np.array([0]),
+        "rows": ~ABOVE.T,
+        "nought": np.array(0, np.float32),
     }
     text = ATTENTION.format(mask=MASKS[mask])
+    if mask == "whole rows":
+        text = text.replace("p = Softmax (masked)", GUARD)
     read = {name for node in graph(text).graph.node for name in node.input}
     return graph(text, {name: data for name, data in constants.items() if name in read})
 
@@ -114,6 +120,8 @@ CASES = [
     *(("where", precision) for precision in LEAST_COSINE),
     ("added", "fp16"),
     ("added", "int8"),
+    ("whole rows", "fp16"),
+    ("whole rows", "int8"),
     ("pooled", "fp16"),
     ("pooled", "int8"),
 ]

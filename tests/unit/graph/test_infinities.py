@@ -12,6 +12,7 @@ from deploykit.graph.infinities import (
     carried_infinities,
     counterparts,
     digest_of_signs,
+    mended,
     placed_by_images,
 )
 from tests.graphs import graph, model_of, normal, run_ort, run_reference
@@ -27,6 +28,10 @@ CONSTANTS = {
     "square": np.array([4, 4]),
     "first": np.array([0]),
     "two": np.array(2, np.float32),
+    "zero": np.array(0, np.float32),
+    "one": np.array(1),
+    "four": np.array(4),
+    "choice": np.array([-np.inf, 0], np.float32),
 }
 ROWS = ("n,4,4", "n,4,4")
 
@@ -53,10 +58,41 @@ def signs(body: str) -> dict[str, set[int]]:
         ("y = Clip (x, ninf, two)", {}),
         ("l = Log (x) y = Add (l, two)", {}),
         ("m = Where (yes, ninf, inf) y = Add (m, x)", {"m": {-1, 1}, "y": {-1, 1}}),
+        ("m = Where (yes, inf, x) s = Sqrt (m) y = Atan (s)", {"m": {1}, "s": {1}}),
+        ("m = Add (x, mask) r = Relu (m) y = Exp (r)", {"m": {-1}}),
+        ("m = Add (x, mask) c = CumSum (m, one) y = Exp (c)", {"m": {-1}, "c": {-1}}),
+        (
+            "m = Add (x, mask) s = ReduceSum <keepdims = 1> (m, first) y = Sigmoid (s)",
+            {"m": {-1}, "s": {-1}},
+        ),
+        (
+            "k = ArgMax <axis = 2, keepdims = 0> (x) m = OneHot (k, four, choice) y = Exp (m)",
+            {"m": {-1}},
+        ),
     ],
 )
 def test_what_they_reach_and_with_which_sign(body: str, expected: dict[str, set[int]]) -> None:
     assert signs(body) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("p = Softmax (x) c = IsNaN (p) y = Where (c, zero, p)", {"p"}),
+        ("p = Softmax (x) h = Cast <to = 1> (p) c = IsNaN (p) y = Where (c, zero, h)", {"p", "h"}),
+        ("p = Softmax (x) c = IsNaN (p) w = Where (c, zero, p) y = Add (w, p)", set()),
+        ("p = Softmax (x) c = IsNaN (p) y = Where (c, p, zero)", set()),
+        ("p = Softmax (x) c = IsNaN (x) y = Where (c, zero, p)", set()),
+        ("p = Exp (x) c = IsNaN (p) y = Where (c, zero, p)", set()),
+        ("p = Softmax (x) y = Cast <to = 1> (p)", set()),
+        ("y = Softmax (x)", set()),
+    ],
+)
+def test_results_of_which_nan_goes_no_further(body: str, expected: set[str]) -> None:
+    proto = graph(f"g (float[n,4,4] x) => (float[n,4,4] y) {{ {body} }}")
+    if "zero" in body:
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(CONSTANTS["zero"], "zero"))
+    assert mended(ir.from_proto(proto)) == expected
 
 
 def test_a_constant_of_a_shape_that_is_computed_counts() -> None:

@@ -184,6 +184,27 @@ def test_an_infinite_mask_stays_one_in_bf16() -> None:
     np.testing.assert_allclose(got, expected, atol=2e-2)
 
 
+GUARDED = "m = Where (rows, ninf, x) p = Softmax (m) c = IsNaN (p) y = Where (c, nought, p)"
+
+
+def test_a_row_that_is_masked_as_a_whole_may_have_its_nan_replaced(tmp_path: Path) -> None:
+    """As PyTorch's exporter writes an attention: the row's probabilities are 0."""
+    rows = np.tril(np.ones((SIZE, SIZE), bool)).T
+    constants = CONSTANTS | {"rows": rows, "nought": np.array(0, np.float32)}
+    model = model_of(GUARDED, (SHAPE, SHAPE), constants)
+    artifact = write_model(model, tmp_path / "fp32.onnx", Precision.FP32)
+    with SilentProgress().step("fp16") as task:
+        result = convert_to_fp16(
+            LoadedGraph(artifact), [IMAGES], tmp_path / "h.onnx", open_runner=OrtRunner, task=task
+        )
+    assert result.kept_fp32 == {}
+    expected = run_ort(ir.to_proto(model), {"x": IMAGES})["y"]
+    assert rows[0].all()
+    assert not expected[:, 0].any()
+    got = run_reference(onnx.load(result.artifact.path), {"x": IMAGES})["y"]
+    np.testing.assert_allclose(got, expected, atol=2e-3)
+
+
 # --- what is a fault all the same
 
 
@@ -201,6 +222,12 @@ def overflows(body: str, images: Array, fp32: str | None = None) -> Unfit:
 @pytest.mark.parametrize("case", ["where", "added", "reshaped", "expanded", "subtracted", "scaled"])
 def test_a_mask_alone_is_no_overflow(case: str) -> None:
     assert overflows(MASKED[case], IMAGES).values == {}
+
+
+def test_an_overflow_is_found_before_a_nan_that_is_replaced() -> None:
+    body = "h = Mul (x, up) s = Mul (h, up) i = Add (s, mask) p = Softmax (i) c = IsNaN (p)"
+    body = f"{body} y = Where (c, h, p)"
+    assert "s" in overflows(body, np.abs(IMAGES)).values
 
 
 SCALED = "m = Add (x, mask) h = Mul (m, up) y = Softmax (h)"
