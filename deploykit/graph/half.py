@@ -23,6 +23,7 @@ from deploykit.graph.half_range import (
     exponentials,
     growth,
     jumping,
+    softplus_beyond_range,
 )
 from deploykit.graph.whole_numbers import counted
 
@@ -208,6 +209,7 @@ def _out_of_range(model: ir.Model, amax: Mapping[str, float], headroom: float) -
     """What FP16 is not for, by its rules and by the magnitudes."""
     unfit = vanishing_guards(model).joined(weak_guards(model))
     unfit = unfit.joined(attention_beyond_range(model, amax))
+    unfit = unfit.joined(softplus_beyond_range(model, amax, headroom))
     beyond = _beyond_range(model, amax, headroom)
     return Unfit(beyond, _vanishing_weights(model, amax)).joined(unfit)
 

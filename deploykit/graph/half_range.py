@@ -242,6 +242,27 @@ def _product_bound(node: ir.Node, amax: Mapping[str, float]) -> float:
     return largest[0] * largest[1] * size * scale
 
 
+# --- exponentials within a node
+
+
+_LARGEST_EXPONENT: Final = 88.7
+"""Of e, beyond which FP32 ends."""
+
+
+def softplus_beyond_range(model: ir.Model, amax: Mapping[str, float], headroom: float) -> Unfit:
+    """Softplus nodes that may be infinite as ONNX defines them, log(exp(x) + 1), in FP32 even.
+
+    onnxruntime computes those of FP16 so, and those of FP32 without an overflow.
+    """
+    nodes = {}
+    for node in model.graph:
+        name = str(getattr(node.inputs[0], "name", "")) if node.inputs else ""
+        largest = amax.get(name, 0.0)
+        if node.op_type == "Softplus" and largest * headroom > _LARGEST_EXPONENT:
+            nodes[str(node.name)] = f"its exponential may overflow: {name} reaches {largest:.4g}"
+    return Unfit({}, nodes)
+
+
 # --- what must be measured
 
 

@@ -122,6 +122,18 @@ def test_an_exponential_within_1_makes_nothing_grow() -> None:
     assert plan_half(model, {"x": 9.0, "d": 15.0, "e": 1.0, "s": 64.0}, HEADROOM).kept == {}
 
 
+def test_a_softplus_whose_exponential_overflows_stays_fp32() -> None:
+    """onnxruntime computes an FP16 one by its definition, which is infinite from 89 on."""
+    model = model_of("y = Softplus (x)", ("1,4", "1,4"), {})
+    x = np.array([[-5, 1, 30, 400]], np.float32)
+    plan = plan_half(model, {"x": 400.0, "y": 400.0}, HEADROOM)
+    assert list(plan.kept.values()) == ["its exponential may overflow: x reaches 400"]
+    half = ir.to_proto(convert_to_half(model, plan))
+    expected = np.logaddexp(0, x.astype(np.float64))
+    np.testing.assert_allclose(run_ort(half, {"x": x})["y"], expected, rtol=1e-3)
+    assert plan_half(model, {"x": 22.0, "y": 22.0}, HEADROOM).kept == {}
+
+
 def test_the_logarithm_of_a_softmax_stays_fp32() -> None:
     """onnx's evaluator computes it as onnx-tensorrt does: 20 below the largest is 0 in FP16."""
     model = model_of("y = LogSoftmax (x)", ("1,4", "1,4"), {})
