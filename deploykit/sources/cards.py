@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.specs import Preprocessing
     from deploykit.graph.card import Card
+    from deploykit.graph.own_scaling import OwnScaling
     from deploykit.sources.definition import SourceOptions
     from deploykit.sources.head_choice import Wish
 
@@ -91,6 +92,17 @@ def notes_on_card(
         notes.append(f"in place of what {name} says: {said}")
     missing = [] if source is None else _note_of_output(options.wish, card, source)
     return [*notes, *missing, *assumed]
+
+
+def notes_on_scaling(card: Card, options: SourceOptions, own: OwnScaling | None) -> list[str]:
+    """That the graph normalises pixels itself, where nobody said how they are prepared."""
+    chosen = options.choices.preprocessing
+    if own is None or card.preprocessing or chosen.mean or chosen.std:
+        return []
+    std = "1,1,1" if own.largest == 1 else "0.00392157,0.00392157,0.00392157"
+    begins = f"the graph itself begins with {own.op_type} by {own.number:.6g}"
+    pixels = f"so it seems to take pixels of 0 to {own.largest}"
+    return [f"{begins}, {pixels}: then give --mean 0,0,0 --std {std}"]
 
 
 def _note_of_output(wish: Wish, card: Card, source: OnnxArtifact) -> list[str]:

@@ -33,12 +33,14 @@ from deploykit.graph import (
     write_graph,
 )
 from deploykit.graph.card import card_of
+from deploykit.graph.own_scaling import own_scaling
 from deploykit.heads.multiclass import MULTICLASS
 from deploykit.images.batching import BATCHES, sample_batches
 from deploykit.images.side_inputs import SideInputs, require_per_image
 from deploykit.sources.cards import (
     as_written,
     notes_on_card,
+    notes_on_scaling,
     require_floats,
     wished,
 )
@@ -211,8 +213,7 @@ def from_onnx(
         image, is_last = require_image_classifier(source)
         known = as_written(card, assumed_preprocessing(original.name, image, profile))
         profile = profile or ShapeProfile()
-        int8_choices = source_options.choices.preprocessing
-        preprocessing = int8_choices.applied_to(known)
+        preprocessing = source_options.choices.preprocessing.applied_to(known)
         runners = Runners(side_inputs_of(source, image, source_options.choices.side_inputs))
         batches = _sample(image, preprocessing, source_options, profile)
         opener = partial(runners.open_channels_last, image=image.name) if is_last else runners.open
@@ -232,6 +233,7 @@ def from_onnx(
         own.done += ["putting the channels first"] if is_last else []
     journal.notes += notes_on_images(source_options, preprocessing)
     journal.notes += notes_on_card(card, original.name, source_options, preprocessing, source)
+    journal.notes += notes_on_scaling(card, source_options, own_scaling(model, image.name))
     journal.notes += [*note_of_sizes(image, profile), *runners.side.notes(), *choice.notes()]
     own.attempt("raising the opset", raise_opset, journal)
     single = sample_batches(preprocessing, source_options.data, BATCHES, source_options.max_pixels)

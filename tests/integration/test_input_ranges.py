@@ -151,3 +151,42 @@ def test_calibration_sees_the_order_of_the_network(tmp_path: Path) -> None:
         # Each order makes the table anew: the one of before is of other numbers.
         assert "used again" not in called.data["story"]
     assert tables["bgr"]["digest"] != tables["rgb"]["digest"]
+
+
+@pytest.mark.parametrize(
+    ("scaling", "std"),
+    [
+        ("a = Div (x, half) p = Sub (a, one)", "0.00392157"),
+        ("a = Sub (x, middle) p = Div (a, middle)", "1"),
+    ],
+)
+def test_a_graph_that_scales_pixels_itself_is_noted(
+    scaling: str, std: str, pictures: list[Path], tmp_path: Path
+) -> None:
+    """With what the note says, the bundle answers what numpy's pixels give."""
+    text = f"""g (float[N, 3, {SIDE}, {SIDE}] x) => (float[N, 3] y) {{
+        {scaling} c = Conv (p, w) m = GlobalAveragePool (c) y = Flatten (m)
+    }}"""
+    numbers = {"half": 127.5, "one": 1, "middle": 0.5}
+    constants = {
+        name: np.array(value, np.float32) for name, value in numbers.items() if f"{name})" in text
+    }
+    constants["w"] = (2 * np.eye(3, dtype=np.float32)).reshape(3, 3, 1, 1)
+    path = save(graph(text, constants), tmp_path / "own.onnx")
+    given = ["--backend", "none", "--data", tmp_path / "data", "-o"]
+    unsaid = deploykit("export", path, *given, tmp_path / "unsaid")
+    words = " ".join((unsaid.out + unsaid.err).split())
+    options = re.search(r"then give (--mean 0,0,0 --std \S+)", words)
+    assert options is not None, words
+    assert options[1].split()[-1] == ",".join([std] * 3)
+    said = deploykit("export", path, *given, tmp_path / "said", *options[1].split())
+    assert said.code == 0, said.err
+    assert "the graph itself" not in said.out + said.err
+    pixels = np.stack([np.asarray(Image.open(each), np.float32) for each in pictures])
+    inputs = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)) / (1 if std != "1" else 255)
+    wanted = run_ort(graph(text, constants), {"x": inputs.astype(np.float32)})["y"]
+    with load(tmp_path / "said", device="cpu") as model:
+        found = [model.predict(each, top_k=1)[0] for each in pictures]
+    assert [each.index for each in found] == wanted.argmax(axis=1).tolist() == [0, 1, 2]
+    logits = np.array([each.logit for each in found], np.float64)
+    np.testing.assert_allclose(logits, wanted.max(axis=1), rtol=1e-4)
