@@ -72,9 +72,41 @@ def vanishing_guards(model: ir.Model) -> Unfit:
     return Unfit(values, found)
 
 
+def lost_below_one(model: ir.Model, dtype: np.dtype) -> Unfit:
+    """Nodes between a bound that ``dtype`` rounds to 1 and what 1 minus it guards.
+
+    A probability of at most 1 - 1e-5 leaves 1e-5 for the divisor of a logit; in FP16 it leaves 0.
+    """
+    found: dict[str, str] = {}
+    values: dict[str, str] = {}
+    for node in model.graph:
+        bound = _bound_below_one(node, dtype)
+        readers = [use for value in node.outputs for use in value.uses()]
+        complements = [use.node for use in readers if use.node.op_type == "Sub" and use.idx == 1]
+        for complement in complements if bound is not None else ():
+            for way in _ways(complement, (node, complement)):
+                operand = f"the operand of {way[-1].op_type} {way[-1].name}"
+                reason = (
+                    f"1 - {bound:.6g} keeps {operand} from 0, and rounding makes 1 of {bound:.6g}"
+                )
+                found.update({str(each.name): reason for each in way})
+                if _is_inverse(way[-1]):
+                    values[str(way[-1].outputs[0].name)] = reason
+    return Unfit(values, found)
+
+
+def _bound_below_one(node: ir.Node, dtype: np.dtype) -> float | None:
+    places = {"Clip": (2,), "Min": range(len(node.inputs))}.get(node.op_type, ())
+    numbers = [number_of(node.inputs[at]) for at in places if at < len(node.inputs)]
+    lost = [n for n in numbers if n is not None and n < 1 and float(np.array(n).astype(dtype)) == 1]
+    return min(lost, default=None)
+
+
 def _is_inverse(node: ir.Node) -> bool:
     if node.op_type == "Div":
-        return node.inputs[0] is not None and is_constant(node.inputs[0])
+        # A logarithm of a ratio is read as that of an inverse: its divisor is 0 where it is large.
+        is_logit = any(use.node.op_type == "Log" for use in node.outputs[0].uses())
+        return is_logit or (node.inputs[0] is not None and is_constant(node.inputs[0]))
     exponent = number_of(node.inputs[1]) if node.op_type == "Pow" else None
     return node.op_type == "Reciprocal" or (exponent is not None and exponent < 0)
 

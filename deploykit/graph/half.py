@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from deploykit.core.errors import ModelFileError
 from deploykit.graph.editing import Names, add_constant, insert_cast
-from deploykit.graph.guards import reaches_guarded, vanishing_guards, weak_guards
+from deploykit.graph.guards import lost_below_one, reaches_guarded, vanishing_guards, weak_guards
 from deploykit.graph.half_range import (
     FP16_EXACT,
     FP16_MAX,
@@ -202,7 +202,8 @@ def _not_to_round(model: ir.Model, half: HalfType) -> Unfit:
     numbers = {
         str(value.name): reason for value, reason in counted(model, half.name, half.exact).items()
     }
-    return Unfit(numbers).joined(jumping(model))
+    below_one = lost_below_one(model, half.dtype.numpy())
+    return Unfit(numbers).joined(jumping(model)).joined(below_one)
 
 
 def _out_of_range(model: ir.Model, amax: Mapping[str, float], headroom: float) -> Unfit:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from deploykit.graph import convert_to_half, plan_half, read_model, tidy
+from deploykit.graph import BF16, FP16, convert_to_half, plan_half, read_model, tidy
 from deploykit.graph.guards import vanishing_guards, weak_guards
 from deploykit.graph.half_range import (
     Unfit,
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from deploykit.graph.half import HalfType
 
 HEADROOM = 4.0
 
@@ -99,6 +101,33 @@ EXPONENTIALS = {
     "power of two": "e = Pow (two, x) q = Mul (e, e) s = Add (q, one) y = Div (x, s)",
     "root": "e = Exp (x) q = Mul (e, e) s = Sqrt (q) p = Mul (s, s) r = Add (p, one) y = Log (r)",
 }
+
+
+LOGITS = {
+    "of two bounds": """a = Clip (x, low) o = Sub (one, x) b = Clip (o, low) d = Div (a, b)
+        y = Log (d)""",
+    "of one": "c = Clip (x, low, high) o = Sub (one, c) d = Div (c, o) y = Log (d)",
+    "as a minimum": "c = Min (x, high) o = Sub (one, c) l = Log (o) y = Neg (l)",
+}
+
+
+@pytest.mark.parametrize("half", [FP16, BF16])
+@pytest.mark.parametrize("form", LOGITS)
+def test_the_logit_of_a_probability_of_one_stays_a_number(form: str, half: HalfType) -> None:
+    """As detection transformers write an inverse sigmoid; no sample comes near 1."""
+    constants = {"low": number(1e-5), "high": number(1 - 1e-5), "one": number(1)}
+    model = model_of(LOGITS[form], ("1,4", "1,4"), constants)
+    amax = dict.fromkeys("xabcoy", 0.9) | {"d": 9.0, "l": 2.3}
+    narrow = convert_to_half(model, plan_half(model, amax, HEADROOM, half=half))
+    x = np.array([[0.25, 0.5, 0.75, 1]], np.float32)
+    expected = run_ort(ir.to_proto(model), {"x": x})["y"]
+    assert expected[0, 3] == pytest.approx(np.log(1e5), rel=2e-3)
+    got = run_ort(ir.to_proto(rounding_form(narrow, Stored.EVERY)), {"x": x})["y"]
+    np.testing.assert_allclose(got, expected, rtol=1e-2, atol=1e-2)
+    if half is FP16:
+        np.testing.assert_allclose(
+            run_reference(ir.to_proto(narrow), {"x": x})["y"], expected, rtol=1e-2, atol=1e-2
+        )
 
 
 @pytest.mark.parametrize("form", EXPONENTIALS)
