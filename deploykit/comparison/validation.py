@@ -120,6 +120,25 @@ def outputs_of(runner: Runner, batches: Sequence[Outputs]) -> list[Outputs]:
     return [runner.run({feed: batch})[result].astype(np.float32) for batch in batches]
 
 
+def require_numbers(answers: Sequence[Outputs], of: str) -> None:
+    """Refuse outputs, a batch each, against which nothing can be verified.
+
+    Raises:
+        ValidationError: one has NaN or infinity; says for how many of the images.
+    """
+    broken = sum(
+        int(np.count_nonzero(~np.isfinite(batch).reshape(len(batch), -1).all(axis=1)))
+        for batch in answers
+        if batch.size
+    )
+    if broken:
+        raise ValidationError(
+            f"{of} itself gives NaN or infinity for {broken} of {sum(map(len, answers))} images\n"
+            "outputs must be numbers: check the weights, and that images are preprocessed as in "
+            "training; end the network before a mask of infinities, and mask what it gives"
+        )
+
+
 def validate(
     candidate: Sequence[Outputs],
     reference: Sequence[Outputs],

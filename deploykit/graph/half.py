@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from deploykit.core.errors import ModelFileError
 from deploykit.graph.editing import Names, add_constant, insert_cast
+from deploykit.graph.growth import exponentials, growth
 from deploykit.graph.guards import lost_below_one, reaches_guarded, vanishing_guards, weak_guards
 from deploykit.graph.half_range import (
     FP16_EXACT,
@@ -20,8 +21,6 @@ from deploykit.graph.half_range import (
     NOTHING_UNFIT,
     Unfit,
     attention_beyond_range,
-    exponentials,
-    growth,
     jumping,
     softplus_beyond_range,
 )

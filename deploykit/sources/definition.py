@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit.backends import GraphOptions
 from deploykit.backends._registry import graph_judge, module_judge
 from deploykit.comparison.reference import Reference
-from deploykit.comparison.validation import outputs_of, validate
+from deploykit.comparison.validation import outputs_of, require_numbers, validate
 from deploykit.core.choices import DefinitionChoices
 from deploykit.core.errors import (
     ControlFlowError,
@@ -188,6 +188,7 @@ def _export_verified(
 ) -> _Exported:
     from deploykit.sources.torch_export import EXPORTERS, export_module
 
+    require_numbers(expected[1], "torch eager")
     failures: list[DeploykitError] = []
     for exporter in EXPORTERS:
         try:

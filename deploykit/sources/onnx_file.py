@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from deploykit.comparison.reference import Reference, Runners
-from deploykit.comparison.validation import validate
+from deploykit.comparison.validation import require_numbers, validate
 from deploykit.core.deployed import PROBABILITIES
 from deploykit.core.errors import ModelFileError, UsageError, ValidationError
 from deploykit.core.precision import Precision
@@ -325,7 +325,9 @@ def _ask_original(
         answers = answers_of(runner, batches)
         fixed = runner.inputs[0].fixed_batch
         choice = choose_output(name, runner.outputs, answers, tails, wish, fixed)
-    return StepCheck(batches, settled(answers, choice), choice.name, choice.head), choice
+    compared = StepCheck(batches, settled(answers, choice), choice.name, choice.head)
+    require_numbers(compared.expected, ORIGINAL)
+    return compared, choice
 
 
 def _open_batch(

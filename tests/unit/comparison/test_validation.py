@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit.comparison.validation import ValidationReport, outputs_of, validate
+from deploykit.comparison.validation import (
+    ValidationReport,
+    outputs_of,
+    require_numbers,
+    validate,
+)
 from deploykit.core.errors import ValidationError
 from deploykit.core.precision import Precision
 from deploykit.core.specs import TensorSpec
@@ -47,6 +52,14 @@ def test_the_nearest_flip_of_a_report_is_the_smallest_margin() -> None:
 
 
 # NaN and infinity
+
+
+def test_a_reference_that_gives_infinities_is_refused_with_the_number_of_images() -> None:
+    masked = logits([1, -math.inf, 2], [3, -math.inf, 4], [1, 2, 3])
+    refused = r"^the original file itself gives NaN or infinity for 2 of 5 images\noutputs must be"
+    with pytest.raises(ValidationError, match=refused):
+        require_numbers([masked, normal(2, 3)], "the original file")
+    require_numbers([normal(2, 3), np.empty((0, 4), np.float32)], "the original file")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -10,13 +10,13 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from deploykit.graph import BF16, FP16, convert_to_half, plan_half, read_model, tidy
+from deploykit.graph.growth import growth
 from deploykit.graph.guards import vanishing_guards, weak_guards
 from deploykit.graph.half_range import (
     Unfit,
     attention_beyond_range,
     expose_probes,
     find_probes,
-    growth,
     unfit_by_probes,
 )
 from deploykit.graph.rounding import Stored, rounding_form

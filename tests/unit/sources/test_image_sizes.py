@@ -153,7 +153,7 @@ def test_inspect_shows_the_size_of_the_bundle_or_the_one_that_is_asked(bundle: B
     assert inspect(str(bundle.folder), DefinitionChoices(image_size=9)).input_shape == (1, 3, 9, 9)
     path = str(bundle.model_path)
     assert inspect(path, DefinitionChoices(image_size=9)).input_shape == (1, 3, 9, 9)
-    with pytest.raises(UsageError, match="give its height and width, for example --input-size"):
+    with pytest.raises(UsageError, match="give its height and width, for example --height 224"):
         inspect(path)
 
 
