@@ -203,7 +203,47 @@ def blind_spots(answers: Answers) -> list[str]:
         )
     if (answers.top1 == top1).all() and not (has_one_label and label == top1):
         found.append(f"all {count} images get the answer class {top1}")
-    return found
+    return [*found, *_other_order(answers)]
+
+
+_BEYOND_CHANCE: Final = 2.5
+"""Standard deviations, of a count of answers that are as likely right as wrong, and more."""
+
+_IMAGES_OF_CLASS: Final = 4
+_SHOWN_CLASSES: Final = 3
+
+
+def _other_order(answers: Answers) -> list[str]:
+    """A sentence where the answers fit the labels once these are taken in another order.
+
+    >>> labels = np.arange(30) % 3
+    >>> _other_order(Answers(labels, (labels + 1) % 3, (labels + 1) % 3))  # doctest: +ELLIPSIS
+    [...30 of 30 images would be right, not 0, if label 0 were class 1, 1 class 2, 2 class 0...
+    >>> _other_order(Answers(labels, labels, labels))
+    []
+    """
+    labels = np.unique(answers.labels)
+    usual = {
+        int(label): int(np.bincount(answers.top1[answers.labels == label]).argmax())
+        for label in labels
+    }
+    moved = {label: answer for label, answer in usual.items() if label != answer}
+    count, right = len(answers.labels), int(answers.right.sum())
+    # Of a single image the answer fits itself.
+    has_few = count < _IMAGES_OF_CLASS * len(usual)
+    if not moved or has_few or len(set(usual.values())) < len(usual):
+        return []
+    fitting = sum(
+        int(((answers.labels == a) & (answers.top1 == b)).sum()) for a, b in usual.items()
+    )
+    if 2 * fitting < count or fitting - right < _BEYOND_CHANCE * sqrt(count):
+        return []
+    shown = list(moved.items())[:_SHOWN_CLASSES]
+    order = ", ".join(f"{label} class {answer}" for label, answer in shown)
+    more = ", ..." if len(moved) > len(shown) else ""
+    order = order.replace(" class", " were class", 1)
+    said = f"{fitting} of {count} images would be right, not {right}, if label {order}{more}"
+    return [f"{said}: the order of the classes may be another one than the model's"]
 
 
 @dataclass(frozen=True)

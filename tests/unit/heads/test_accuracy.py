@@ -11,6 +11,7 @@ from deploykit.heads._accuracy import (
     Answers,
     ClassAccuracy,
     Confusion,
+    blind_spots,
     compare_answers,
     confusions,
     label_ranks,
@@ -152,3 +153,33 @@ def test_equal_confusions_rank_by_class() -> None:
 
 def test_a_model_that_is_always_right_confuses_nothing() -> None:
     assert confusions(answers([0, 1], [0, 1]), 5) == ()
+
+
+# --- labels in another order than the classes
+
+
+def test_answers_that_fit_the_labels_in_another_order_are_said() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 12, 600)
+    # "class10" comes before "class2" where folders are sorted as text.
+    order = np.array([int(each) for each in sorted(map(str, range(12)))])
+    top1 = np.where(random.random(600) < 0.9, order[labels], random.integers(0, 12, 600))
+    fitting, right = int((order[labels] == top1).sum()), int((labels == top1).sum())
+    said = blind_spots(answers(labels.tolist(), top1.tolist()))
+    assert len(said) == 1
+    assert said[0].startswith(
+        f"{fitting} of 600 images would be right, not {right}, if label 2 were class 10, "
+        "3 class 11, 4 class 2, ...: the order of the classes may be another one"
+    )
+
+
+@pytest.mark.parametrize("classes", [2, 5, 100])
+def test_a_model_that_is_right_guesses_or_always_errs_alike_is_not_suspected(classes: int) -> None:
+    random = np.random.default_rng(1)
+    for count in (10, 60, 1000):
+        labels = random.integers(0, classes, count)
+        good = np.where(random.random(count) < 0.6, labels, random.integers(0, classes, count))
+        guess = random.integers(0, classes, count)
+        for top1 in (good, guess, np.minimum(labels + 1, classes - 1)):
+            said = blind_spots(answers(labels.tolist(), top1.tolist()))
+            assert not any("would be right" in sentence for sentence in said), said
