@@ -115,7 +115,7 @@ class DeployedForm:
         if pixels is not None and pixels.layout != "nchw" and profile.has_image_sizes:
             raise UsageError(
                 "--height and --width of a graph of bytes need its channels first\n"
-                "add --input-layout nchw, or leave the sizes out"
+                "add --input-layout nchw"
             )
 
 

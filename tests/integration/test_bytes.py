@@ -289,9 +289,15 @@ def test_a_fixed_batch(photos: Array, tmp_path: Path) -> None:
 def test_open_heights_need_the_channels_first(tmp_path: Path) -> None:
     opened = write_classifier(tmp_path / "o.onnx", image="H, W")
     sizes = ("--height", "8,16,20", "--width", "8,12,20")
-    refused = export(opened, tmp_path / "made", "--input", "uint8", *sizes)
-    assert refused.code != 0
-    assert "--height and --width of a graph of bytes need its channels first" in refused.err
+    for given in (sizes, ("--height", "16", "--width", "12")):
+        refused = export(opened, tmp_path / "made", "--input", "uint8", *given)
+        assert refused.code != 0
+        assert "--height and --width of a graph of bytes need its channels first" in refused.err
+        assert "add --input-layout nchw" in refused.err
+        # Without sizes such a file is refused too.
+        assert "leave the sizes out" not in refused.err
+    without = export(opened, tmp_path / "made", "--input", "uint8", "--input-layout", "nchw")
+    assert "its sizes must be known here: --height MIN,OPT,MAX" in without.err
     called = export(opened, tmp_path / "made", "--input", "uint8", "--input-layout", "nchw", *sizes)
     assert called.code == 0, called.err
     assert deploykit("check", tmp_path / "made", "--json").data["ok"] is True
