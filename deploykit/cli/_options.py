@@ -377,9 +377,14 @@ _OPTIONS = (
     click.option(
         "--mean",
         metavar="R,G,B",
-        help="Subtracted from pixels of 0 to 1, likewise; with --std also of 0 to 255.",
+        help="Subtracted from pixels of 0 to 1, likewise; with --std also of 0 to 255. One number "
+        "is that of all three.",
     ),
-    click.option("--std", metavar="R,G,B", help="What they are divided by then, likewise."),
+    click.option(
+        "--std",
+        metavar="R,G,B",
+        help="What they are divided by then, likewise; or one number.",
+    ),
     click.option(
         "--channel-order",
         metavar="rgb|bgr",
@@ -439,14 +444,15 @@ def _sides(text: str) -> int | tuple[int, int]:
 
 
 def _channels(option: str, text: str) -> tuple[float, float, float]:
+    parts = text.split(",")
     try:
-        red, green, blue = (float(part) for part in text.split(","))
+        red, green, blue = map(float, parts * 3 if len(parts) == 1 else parts)
     except ValueError:
         red = green = blue = float("nan")
     if not all(map(isfinite, (red, green, blue))):
         raise UsageError(
             f"{option} is {text!r}\nexpected three numbers for red, green and blue, as "
-            "0.485,0.456,0.406"
+            "0.485,0.456,0.406, or one for all three, as 0.5"
         )
     return red, green, blue
 

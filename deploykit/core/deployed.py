@@ -125,11 +125,23 @@ def require_normalisation(name: str, choices: PreprocessingChoices, *, known: bo
     Raises:
         UsageError: it is not ``known``, and ``choices`` leave mean or deviation open.
     """
-    if not known and (choices.mean is None or choices.std is None):
+    missing = [
+        option
+        for option, given in (("--mean", choices.mean), ("--std", choices.std))
+        if given is None
+    ]
+    if known or not missing:
+        return
+    puts = f"--input {BYTES} puts the normalisation into the graph"
+    if len(missing) == 1:
+        (given,) = {"--mean", "--std"} - set(missing)
         raise UsageError(
-            f"--input {BYTES} puts the normalisation into the graph, and that of {name} is not "
-            "known\nsay it: --mean and --std, as in training"
+            f"{puts}, and of that of {name} only {given} is given\n"
+            f"{missing[0]} is missing: add it, as in training"
         )
+    raise UsageError(
+        f"{puts}, and that of {name} is not known\nsay it: --mean and --std, as in training"
+    )
 
 
 def _require_known(what: str, given: str | None, known: Sequence[str]) -> None:

@@ -29,9 +29,10 @@ def test_sides_that_are_none(text: str) -> None:
 def test_channels() -> None:
     wanted = PreprocessingChoices(mean=(0.5, 0.5, 0.5), std=(1.0, 0.2, 0.3))
     assert read_choices(mean="0.5, .5,0.50", std="1,.2,.3").preprocessing == wanted
+    assert read_choices(mean="0.5", std="1,.2,.3").preprocessing == wanted
 
 
-@pytest.mark.parametrize("text", ["", "0.5", "1,2", "1,2,3,4", "a,b,c", "1,2,nan"])
+@pytest.mark.parametrize("text", ["", "nan", "0.5,", "1,2", "1,2,3,4", "a,b,c", "1,2,nan"])
 def test_channels_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match="expected three numbers for red, green and blue"):
         read_choices(std=text)
