@@ -92,7 +92,7 @@ def outputs_on_cluster(
         for row in results_of(found, workers, left, decoder, actor):
             part = by_number[int(row["part"])]
             done += len(part.files)
-            task.update(done, len(labelled.files), "images")
+            task.update(done, len(labelled.files))
             # From an actor of this very run.
             reasons, outputs = pickle.loads(row["outputs"])  # noqa: S301
             start = labelled.indices(part)[0]

@@ -115,12 +115,12 @@ def predict_on_cluster(
                 placed = (workers.count, workers.gpus)
                 answered = _answered(connected, workers, bundle, sha256, left, choices)
                 images_done = listing.count - sum(len(part.names) for part in left)
-                task.update(images_done, listing.count, "images")
+                task.update(images_done, listing.count)
                 sizes = {part.number: len(part.names) for part in left}
                 for number, content in answered:
                     folder.commit(number, content)
                     images_done += sizes[number]
-                    task.update(images_done, listing.count, "images")
+                    task.update(images_done, listing.count)
         rows, failed, named = folder.summary()
     if rows != listing.count:
         raise DataError(

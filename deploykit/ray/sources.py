@@ -84,7 +84,7 @@ def listing_of(source: str, part_images: int) -> Listing:
     if not parts:
         raise DataError(
             f"{source} holds no images\nexpected files of images, or Parquet with a column "
-            f"{', '.join(_COLUMNS[:2])}"
+            f"{', '.join(_COLUMNS)}"
         )
     count = sum(len(part.names) for part in parts)
     return Listing(parts, count, sha256_of_bytes(json.dumps([part_images, named]).encode()))
@@ -108,9 +108,17 @@ def _found(fs: Any, root: str) -> list[tuple[str, int]]:
     """Files of images, or of Parquet, with their bytes; hidden ones are passed over."""
     if not fs.exists(root):
         raise DataError(f"there is nothing at {root}\nexpected images, or a Parquet file")
-    if fs.isfile(root):
-        return [(root, int(fs.size(root) or 0))]
     known = {*images.image_suffixes(), PARQUET}
+    if fs.isfile(root):
+        # A name without a suffix may be an image's, as in object stores.
+        if _suffix(root) not in {*known, ""}:
+            raise DataError(
+                f"{root} is neither an image nor Parquet, by its name\n"
+                "--ray takes a folder of images, a Parquet file with a column "
+                f"{', '.join(_COLUMNS)}, or the address of one, as s3://bucket/folder\n"
+                "of a list of files give the folder that they are in"
+            )
+        return [(root, int(fs.size(root) or 0))]
     listed = fs.find(root, detail=True)
     return sorted(
         (path, int(about.get("size") or 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from dataclasses import replace
 from io import BytesIO
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from deploykit.bundle.manifest import MANIFEST, Bundle
+from deploykit.core import progress
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import (
     BundleError,
@@ -334,6 +336,43 @@ def test_a_part_that_somebody_changed_is_found(
         predicting.predict_on_cluster(
             bundle, str(tmp_path / "images"), tmp_path / "out", ClusterChoices(), SilentTask()
         )
+
+
+def test_a_list_of_files_is_refused_before_ray_starts(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_: str | None) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(predicting, "cluster", start)
+    (tmp_path / "list.csv").write_text("a.png\n")
+    (tmp_path / "a.png").write_bytes(png(PIXELS[0]))
+    called = deploykit(
+        "predict", bundle, tmp_path / "list.csv", "--ray", "-o", tmp_path / "answers.parquet"
+    )
+    assert called.code == 1
+    assert "list.csv is neither an image nor Parquet" in called.err
+    assert not (tmp_path / "answers.parquet").exists()
+
+
+def test_progress_counts_images_without_a_comma(
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(png(PIXELS[0]))
+    monkeypatch.setattr(predicting, "cluster", lambda _: nullcontext(Cluster(None, None, 2.0, 0.0)))
+    monkeypatch.setattr(
+        predicting, "_answered", lambda *_: iter([(0, parquet_of(["a"], ["x"], {"index": "int"}))])
+    )
+    monkeypatch.setattr(progress, "_BETWEEN_LINES_S", 0)
+    with progress.LineProgress().step("predict on Ray") as task:
+        predicting.predict_on_cluster(
+            bundle, str(tmp_path / "images"), tmp_path / "out", ClusterChoices(), task
+        )
+    assert re.search(r"predict on Ray: 1 of 1, \d+ s", capsys.readouterr().err)
 
 
 def test_an_evaluation_of_fewer_images_is_no_answer(

@@ -90,6 +90,13 @@ def test_the_digest_is_of_names_and_sizes(tmp_path: Path) -> None:
     assert listing_of(str(tmp_path), 8).digest != first
 
 
+@pytest.mark.parametrize("name", ["a.JPG", "0f3c"])
+def test_one_file_may_have_no_suffix(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    (part,) = listing_of(str(tmp_path / name), 8).parts
+    assert list(read_part(part)) == [b"x"]
+
+
 def test_a_part_goes_to_another_process_as_text() -> None:
     for part in (Part(3, ("a", "b")), Part(0, (), "t.parquet", 1, 2, 5)):
         assert Part.from_text(part.to_text()) == part
@@ -102,10 +109,15 @@ def test_a_part_goes_to_another_process_as_text() -> None:
         ("empty", "holds no images"),
         ("other.parquet", "has no column of images, it has label"),
         ("nowhere://x", "cannot list nowhere://x"),
+        ("list.csv", "list.csv is neither an image nor Parquet.*\n.*a folder of images, a Parquet"),
+        ("list.txt", "list.txt is neither an image nor Parquet.*\n.*\nof a list of files give the"),
+        ("images.npz", "images.npz is neither an image nor Parquet"),
     ],
 )
 def test_what_cannot_be_listed(source: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
+    for name in ("list.csv", "list.txt", "images.npz"):
+        (tmp_path / name).write_text("a.png\n")
     write_table(tmp_path / "other.parquet", {"label": [1]})
     given = source if "://" in source else str(tmp_path / source)
     with pytest.raises(DataError, match=message):
