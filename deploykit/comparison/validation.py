@@ -101,7 +101,7 @@ class ReportedValidationError(ValidationError):
         self.details = report.to_dict()
         shown = "; ".join(report.problems[:2])
         super().__init__(
-            f"{report.candidate} does not compute what {report.reference} computes\n{shown}"
+            f"{report.candidate} does not compute what {report.reference} computes:\n{shown}"
         )
 
 

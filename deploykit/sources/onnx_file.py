@@ -168,7 +168,7 @@ class OwnGraph:
         problems = other_problems(answers, compared.answers, compared.output)
         if problems:
             raise ValidationError(
-                f"the fp32 graph does not compute what {ORIGINAL} computes\n{problems[0]}"
+                f"the fp32 graph does not compute what {ORIGINAL} computes:\n{problems[0]}"
             )
         return graph, report
 

@@ -134,7 +134,7 @@ def test_a_pass_raises_nothing_and_a_failure_gives_all_figures() -> None:
     failed = report_of(-reference, reference)
     with pytest.raises(
         ValidationError,
-        match=r"^the fp16 graph does not compute what torch eager computes\nlargest .*; cosine",
+        match=r"^the fp16 graph does not compute what torch eager computes:\nlargest .*; cosine",
     ) as caught:
         failed.require_pass()
     assert caught.value.details == failed.to_dict()

@@ -109,7 +109,7 @@ def test_a_wrong_fusion_is_not_exported(tmp_path: Path, monkeypatch: pytest.Monk
     assert found.conversion["inference_form"] is False
     reason = (
         "it is exported as it was trained: "
-        "its form for inference does not compute what torch eager computes largest error is "
+        "its form for inference does not compute what torch eager computes: largest error is "
     )
     assert [note[: len(reason)] for note in notes if "form" in note] == [reason]
 

@@ -97,7 +97,7 @@ def test_outputs_beside_the_logits_must_stay(tmp_path: Path) -> None:
         return copy
 
     assert not own.attempt("reading", changed, journal)
-    assert "does not compute what the original file computes output 'r': " in journal.notes[0]
+    assert "does not compute what the original file computes: output 'r': " in journal.notes[0]
 
 
 def test_a_graph_that_is_wrong_from_the_start(tmp_path: Path) -> None:
