@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit import images
+from deploykit.core.errors import ImageError
 from deploykit.serving.refusals import Reason, RefusedError, invalid
 
 if TYPE_CHECKING:
@@ -54,7 +57,7 @@ class Decoder:
 
         Raises:
             ImageError: it is no image, or one beyond the limit.
-            RefusedError: its sender has gone, or the service is stopping.
+            RefusedError: it is one in base64, its sender has gone, or the service is stopping.
         """
         if not encoded:
             raise invalid("an image of 0 bytes came\nexpected a JPEG, PNG or other image file")
@@ -76,7 +79,15 @@ class Decoder:
             pool.shutdown(cancel_futures=True)
 
     def _pixels_of(self, encoded: bytes, how: Preparation) -> int:
-        return images.pixels_of(encoded, how.max_pixels, reduce_for=how.steps)
+        try:
+            return images.pixels_of(encoded, how.max_pixels, reduce_for=how.steps)
+        except ImageError as error:
+            if not _is_image_in_base64(encoded):
+                raise
+            raise invalid(
+                "an image came as text in base64: send its bytes, or in JSON say it in the "
+                'input\'s parameters: {"content_type": "base64"}'
+            ) from error
 
     def _prepare(self, encoded: bytes, how: Preparation) -> NDArray[Any]:
         if self._is_closing:
@@ -90,3 +101,12 @@ class Decoder:
         # Held until the pixels are gone: only what the model takes, which is small, goes on.
         with self._budget.hold(pixels):
             return self._prepare(encoded, how)
+
+
+def _is_image_in_base64(encoded: bytes) -> bool:
+    """Whether it is the text of an image file, of which the header alone is read."""
+    try:
+        images.pixels_of(base64.b64decode(encoded, validate=True))
+    except (binascii.Error, ImageError):
+        return False
+    return True

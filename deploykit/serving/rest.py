@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 PROTOCOL: Final = "http"
 JSON_LENGTH: Final = "Inference-Header-Content-Length"
+_CLASSIFICATION: Final = "classification"
+"""Of a query and of an output's parameters: how many classes."""
+
 _IN_THREAD_BYTES: Final = 256 * 1024
 """Bodies from this size on are parsed beside the event loop."""
 
@@ -40,6 +43,7 @@ def create_app(service: Service) -> Starlette:
         Route("/v2/health/live", faces.live),
         Route("/v2/health/ready", faces.ready),
         Route("/v2/repository/index", faces.index, methods=["GET", "POST"]),
+        Route("/v2/repository/models/{model}/{action:path}", _no_control, methods=["POST"]),
         Route("/metrics", faces.metrics),
         *(Route(path, faces.model) for path in (model, version)),
         *(Route(f"{path}/ready", faces.model_ready) for path in (model, version)),
@@ -108,6 +112,7 @@ class _Faces:
         service = self._service
         with service.place() as held:
             service.models.find(name, version)
+            _require_known_query(request)
             body = await _read(request, held, service)
             asked = await self._parsed(request, body, name, version)
             del body  # an array of it may live on
@@ -128,13 +133,24 @@ class _Faces:
     async def _parsed(
         self, request: Request, body: memoryview, name: str, version: str
     ) -> InferRequest:
-        if _word(request, "content-type").startswith("image/"):
+        if _is_image(request):
             model = self._service.models.find(name, version)
             return _image_request(bytes(body), request, model)
         length = request.headers.get(JSON_LENGTH)
         if len(body) < _IN_THREAD_BYTES:
             return from_http(body, length)
         return await asyncio.to_thread(from_http, body, length)
+
+
+async def _no_control(request: Request) -> Response:
+    """Triton's load and unload."""
+    action = request.path_params["action"]
+    if action not in ("load", "unload"):
+        raise HTTPException(404)
+    raise invalid(
+        f"a model cannot be {action}ed while the service runs: start it again with the bundles "
+        "that it shall serve"
+    )
 
 
 def described(model: ServingModel, versions: list[str]) -> dict[str, Any]:
@@ -166,13 +182,37 @@ def _word(request: Request, header: str) -> str:
     return request.headers.get(header, "").strip().lower()
 
 
+def _is_image(request: Request) -> bool:
+    """Whether the body is one encoded image."""
+    return _word(request, "content-type").startswith("image/")
+
+
+def _require_known_query(request: Request) -> None:
+    """Refuse words behind the ``?`` of a path that would be ignored.
+
+    Raises:
+        RefusedError: a word is unknown, or is not for this kind of body.
+    """
+    unknown = [word for word in request.query_params if word != _CLASSIFICATION]
+    if unknown:
+        raise invalid(
+            f"the query has {unknown[0]!r:.40}, possible: {_CLASSIFICATION}=N, for an image as "
+            "the body"
+        )
+    if _CLASSIFICATION in request.query_params and not _is_image(request):
+        raise invalid(
+            f"?{_CLASSIFICATION}=N is for an image as the body, with its Content-Type: image/...; "
+            f'in JSON it is a parameter of an output: {{"{_CLASSIFICATION}": N}}'
+        )
+
+
 def _image_request(encoded: bytes, request: Request, model: ServingModel) -> InferRequest:
     """A body that is one encoded image: every output, or the ``?classification=N`` best classes.
 
     Raises:
         RefusedError: no such number.
     """
-    text = request.query_params.get("classification", "0")
+    text = request.query_params.get(_CLASSIFICATION, "0")
     if not (text.isascii() and text.isdecimal() and len(text) <= 6):  # noqa: PLR2004
         raise invalid(f"classification is {text!r:.40}, expected a number of classes")
     name = model.model.inputs[0].name

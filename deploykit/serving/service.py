@@ -30,10 +30,12 @@ VERSION: Final = __version__
 EXTENSIONS: Final = (
     "binary_tensor_data",
     "classification",
-    "model_repository",
     "encoded_images",
 )
-"""Triton's names for its extensions that are spoken, and our own."""
+"""Triton's names for its extensions that are spoken, and our own.
+
+Of its ``model_repository`` the index alone is: the extension requires load and unload too.
+"""
 
 UNKNOWN_MODEL: Final = "(unknown)"
 """A model's name in metrics where there is none: names that clients invent would never end."""

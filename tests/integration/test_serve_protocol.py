@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
@@ -298,6 +299,12 @@ def test_states_and_metadata(rest: httpx.Client) -> None:
         ("GET", "/v2/models/many/versions/x/ready", 404, "many has no version 'x', it has: 1, 2"),
         ("GET", "/v3", 404, "there is no GET /v3"),
         ("GET", INFER, 405, f"no method GET {INFER}"),
+        (
+            "POST",
+            "/v2/repository/models/many/x",
+            404,
+            "there is no POST /v2/repository/models/many/x",
+        ),
     ],
 )
 def test_wrong_paths(rest: httpx.Client, method: str, path: str, status: int, error: str) -> None:
@@ -319,6 +326,63 @@ def test_an_image_as_it_lies_on_disk(rest: httpx.Client, kind: str) -> None:
     wrong = rest.post(f"{INFER}?classification=-1", content=IMAGES[0], headers=as_image)
     assert wrong.status_code == 400
     assert wrong.json() == {"error": "classification is '-1', expected a number of classes"}
+
+
+@pytest.mark.parametrize(
+    ("query", "kind", "said"),
+    [
+        ("classificaton=1", "image/png", "the query has 'classificaton', possible: classification"),
+        ("classification=1&top=2", "image/png", "the query has 'top', possible: classification=N"),
+        ("top_k", "application/json", "the query has 'top_k'"),
+        ("classification=1", "application/json", "?classification=N is for an image as the body"),
+        ("classification=1", "application/octet-stream", 'of an output: {"classification": N}'),
+    ],
+)
+def test_words_of_a_query_are_not_ignored(
+    rest: httpx.Client, query: str, kind: str, said: str
+) -> None:
+    body = IMAGES[0] if kind == "image/png" else json.dumps(json_request()).encode()
+    refused = rest.post(f"{INFER}?{query}", content=body, headers={"Content-Type": kind})
+    assert refused.status_code == 400
+    assert said in refused.json()["error"]
+
+
+def test_base64_that_is_not_said_to_be_is_named(rest: httpx.Client) -> None:
+    def sent(text: str, **parameters: str) -> httpx.Response:
+        given = {"name": "input", "shape": [1], "datatype": "BYTES", "data": [text]}
+        return rest.post(INFER, json={"inputs": [given | {"parameters": parameters}]})
+
+    image = base64.b64encode(IMAGES[0]).decode()
+    assert sent(image, content_type="base64").status_code == 200
+    refused = sent(image)
+    assert refused.status_code == 400
+    assert refused.json()["error"] == (
+        "an image came as text in base64: send its bytes, or in JSON say it in the input's "
+        'parameters: {"content_type": "base64"}'
+    )
+    # Base64 of something else, and what is none, are no images and nothing more.
+    for text in (base64.b64encode(b"no image at all").decode(), "no image, no base64"):
+        other = sent(text)
+        assert other.status_code == 400
+        assert "cannot identify image file" in other.json()["error"]
+
+
+@pytest.mark.parametrize("action", ["load", "unload"])
+def test_models_are_neither_loaded_nor_unloaded_while_it_runs(
+    rest: httpx.Client, triton: tuple[ModuleType, Any], action: str
+) -> None:
+    kind, client = triton
+    found = rest.get("/v2").json()["extensions"]
+    assert "classification" in found
+    assert "model_repository" not in found  # that of Triton has load and unload
+    answer = rest.post(f"/v2/repository/models/many/{action}", json={})
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith(f"a model cannot be {action}ed while the service runs")
+    if kind.__name__.endswith("http"):
+        refusal = pytest.importorskip("tritonclient.utils").InferenceServerException
+        with pytest.raises(refusal, match="while the service runs"):
+            getattr(client, f"{action}_model")("many")
+    assert rest.get("/v2/models/many/ready").status_code == 200
 
 
 @pytest.mark.parametrize(
