@@ -192,11 +192,15 @@ class MicroBatcher:
     ``on_batch`` is called before each batch, in the thread that runs it, with the seconds that each
     of its requests has waited.
 
+    A model of a fixed batch is run twice here, to see that no image changes another's answer; with
+    ``is_per_image`` the caller knows that none does.
+
     Raises:
-        UsageError: a limit makes no sense.
+        UsageError: a limit makes no sense; or the model takes several inputs, or a fixed batch
+            whose images change one another's answers.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - options, by keyword
         self,
         model: BatchModel,
         *,
@@ -205,10 +209,13 @@ class MicroBatcher:
         max_queue: int = 256,
         workers: int = 1,
         on_batch: Callable[[Sequence[float]], None] | None = None,
+        is_per_image: bool = False,
     ) -> None:
         _check_limits(max_batch, max_wait_ms, max_queue, workers)
         self._model = model
         self._input = _input_of(model)
+        if self._input is not None and not is_per_image:
+            _require_per_image(model)
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._on_batch = on_batch
@@ -413,6 +420,24 @@ def _input_of(model: BatchModel) -> Input | None:
             f"the model takes {', '.join(spec.name for spec in specs)}\n"
             "a batcher gathers images for models of one input"
         )
+    return Input(specs[0], _profile_of(model)) if specs else None
+
+
+def _profile_of(model: BatchModel) -> ShapeProfile | None:
     profile = getattr(model, "profile", None)
-    known = profile if isinstance(profile, ShapeProfile) else None
-    return Input(specs[0], known) if specs else None
+    return profile if isinstance(profile, ShapeProfile) else None
+
+
+def _require_per_image(model: BatchModel) -> None:
+    import numpy as np
+
+    from deploykit.serving.dependence import images_depend
+
+    spec: TensorSpec = getattr(model, "inputs")[0]  # noqa: B009 - the protocol does not require it
+    if images_depend(spec, lambda batch: {"": np.asarray(model.run(batch))}, _profile_of(model)):
+        raise UsageError(
+            f"the model takes {spec.shape[0]} images at once, and in a trial with noise they "
+            "changed one another's answers\n"
+            "a batcher would mix those of several callers: give whole batches to the model itself, "
+            "or is_per_image=True where you know better"
+        )

@@ -82,6 +82,7 @@ class Gathered:
             max_wait_ms=limits.max_wait_ms,
             max_queue=max(limits.max_queue, max_batch),
             on_batch=metrics.waited,
+            is_per_image=True,  # `ServingModel` has tried it
         )
 
     def submit(self, feeds: Arrays) -> Future[Any]:

@@ -15,6 +15,7 @@ from deploykit.core.sizes import IMAGE_AXES, are_images, shape_text
 from deploykit.runtime.inputs import BatchLimits
 from deploykit.serving.classification import Classification
 from deploykit.serving.decoder import Preparation
+from deploykit.serving.dependence import images_depend
 from deploykit.serving.limits import DEFAULT_MAX_BATCH
 from deploykit.serving.metrics import ModelMetrics
 from deploykit.serving.queues import Gathered, OneByOne
@@ -67,7 +68,7 @@ class ServingModel:
         self.gathers = (
             len(model.inputs) == 1
             and all(_is_per_image(spec, model.inputs[0]) for spec in model.outputs)
-            and not _mixes_images(model)
+            and not images_depend(model.inputs[0], model.run_all, model.profile)
         )
         self._classification = Classification(model)
         self._queue: Queue = (
@@ -246,44 +247,6 @@ def _is_per_image(output: TensorSpec, images: TensorSpec) -> bool:
     if isinstance(batch, str):
         return isinstance(next(iter(output.shape), None), str)
     return output.shape[:1] == (batch,)
-
-
-_ROUNDING: Final = 1e-2
-"""Of an output's largest value: an engine may round an image otherwise at another place."""
-
-
-def _mixes_images(model: Classifier) -> bool:
-    """Whether an image's answer depends on the others of a fixed batch, or on its place there.
-
-    Frames of a video, or a mean over the batch: one client's images would change the answers of
-    another's. An open batch was compared with the original image by image at export. Here an image
-    is run twice, at another place and among others.
-    """
-    spec = model.inputs[0]
-    size = spec.shape[0]
-    if isinstance(size, str) or size == 1:
-        return False
-    random = np.random.default_rng(0)
-    shape = tuple(64 if isinstance(dim, str) else dim for dim in spec.shape)
-    first, second = (
-        random.integers(0, 256, shape, np.uint8)
-        if spec.dtype == "uint8"
-        else random.standard_normal(shape).astype(spec.dtype)
-        for _ in range(2)
-    )
-    second[-1] = first[0]
-    try:
-        alone, again = model.run_all(first), model.run_all(second)
-    except DeploykitError:  # of noise: then its own images, and nobody else's, are to blame
-        return True
-    return not all(_agree(alone[name][0], again[name][-1]) for name in alone)
-
-
-def _agree(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    if one.dtype.kind != "f":
-        return np.array_equal(one, other)
-    largest = np.abs(one.astype(np.float64)).max(initial=0)
-    return np.allclose(one, other, rtol=0, atol=_ROUNDING * largest)
 
 
 def _listed(tensors: Mapping[str, tuple[str, TensorSpec]]) -> str:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from deploykit.core.errors import UsageError
+from deploykit.core.errors import DataError, UsageError
+from deploykit.core.sizes import ShapeProfile, SizeRange
 from deploykit.core.specs import TensorSpec
 from deploykit.runtime.inputs import Input
 from deploykit.serving.micro_batcher import MicroBatcher, as_images
@@ -118,3 +119,80 @@ def test_a_model_of_several_inputs_cannot_be_served() -> None:
     assert str(caught.value) == (
         "the model takes input, mask\na batcher gathers images for models of one input"
     )
+
+
+class OfFour(NumberModel):
+    """Four images at once, neither fewer nor more; 1 for each mean above 0, whatever the others."""
+
+    inputs: tuple[TensorSpec, ...] = (TensorSpec("input", "float32", (4, 3, 2, 2)),)
+
+    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.calls.append([len(batch)])
+        return np.asarray(batch.mean(axis=(1, 2, 3)) > 0, np.float32)[:, None]
+
+
+class OfFrames(OfFour):
+    """Means less that of the whole batch."""
+
+    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.calls.append([len(batch)])
+        means = batch.mean(axis=(1, 2, 3))
+        return np.asarray(means - means.mean(), np.float32)[:, None]
+
+
+class OfPlaces(OfFour):
+    """The places of the images of a batch of bytes, of any size."""
+
+    inputs = (TensorSpec("input", "uint8", (4, "height", "width", 3)),)
+
+    def run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        assert batch.shape == (4, 64, 64, 3)
+        assert batch.dtype.name == "uint8"
+        return np.arange(4, dtype=np.float32)[:, None]
+
+
+class OfNoNoise(OfFour):
+    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        raise DataError(f"NaN for {len(batch)} images")
+
+
+@pytest.mark.parametrize("kind", [OfFrames, OfPlaces, OfNoNoise])
+def test_a_fixed_batch_whose_images_change_one_another_is_refused(kind: type[OfFour]) -> None:
+    with pytest.raises(UsageError) as caught:
+        MicroBatcher(kind())
+    assert str(caught.value) == (
+        "the model takes 4 images at once, and in a trial with noise they changed one another's "
+        "answers\na batcher would mix those of several callers: give whole batches to the model "
+        "itself, or is_per_image=True where you know better"
+    )
+    model = kind()
+    MicroBatcher(model, is_per_image=True).close()
+    assert not model.calls
+
+
+def test_a_fixed_batch_of_images_for_themselves_is_gathered() -> None:
+    model = OfFour()
+    with MicroBatcher(model, max_batch=4) as batcher:
+        assert model.calls == [[4], [4]]  # the trial
+        assert batcher.run(images(1, -1, -1, 1)).ravel().tolist() == [1, 0, 0, 1]
+
+
+def test_an_open_batch_is_not_tried() -> None:
+    class Open(OfFrames):
+        inputs = (SPEC,)
+
+    model = Open()
+    MicroBatcher(model).close()
+    assert not model.calls
+
+
+def test_the_trial_has_the_sizes_of_the_engine() -> None:
+    class OfSizes(OfFour):
+        inputs = (TensorSpec("input", "float32", (4, 3, "height", "width")),)
+        profile = ShapeProfile(4, 4, 4, SizeRange(8, 12, 16), SizeRange(8, 10, 16))
+
+        def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+            assert batch.shape == (4, 3, 12, 10)
+            return super().run(batch)
+
+    MicroBatcher(OfSizes()).close()
