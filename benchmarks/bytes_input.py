@@ -38,7 +38,8 @@ from deploykit.backends.trt.runner import TrtRunner
 from deploykit.core.environment import describe, gpus
 from deploykit.core.serialization import to_plain
 from deploykit.core.sizes import ShapeProfile
-from deploykit.runtime.classifier import Chosen, Classifier
+from deploykit.runtime.choice import Chosen
+from deploykit.runtime.classifier import Classifier
 from deploykit.runtime.inputs import BatchLimits
 
 if TYPE_CHECKING:

@@ -114,7 +114,7 @@ def on_stand_in(bundle: Bundle) -> Iterator[deploykit.Classifier]:
     from deploykit.backends.trt.compiler import TENSORRT
     from deploykit.backends.trt.runner import TrtRunner
     from deploykit.core.sizes import ShapeProfile
-    from deploykit.runtime.classifier import Chosen
+    from deploykit.runtime.choice import Chosen
     from deploykit.runtime.inputs import BatchLimits
     from tests.fakes.runtime_fake import FakeRuntime, Script
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from deploykit.backends._registry import engine_backend
+from deploykit.bundle.image_sizes import exported_sizes
 from deploykit.core.artifacts import (
     AMPERE,
     AMPERE_PLUS,
@@ -20,7 +21,7 @@ from deploykit.core.artifacts import (
 from deploykit.core.errors import BundleError, PrecisionError, UsageError
 from deploykit.core.precision import HEAVY_KINDS, label_of
 from deploykit.core.progress import SilentProgress
-from deploykit.core.sizes import IMAGE_AXES, ShapeProfile, SizeRange, require_sizes
+from deploykit.core.sizes import IMAGE_AXES, ShapeProfile, require_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -229,10 +230,7 @@ def profile_of_bundle(bundle: Bundle, asked: ShapeProfile) -> ShapeProfile:
     Raises:
         UsageError: sizes for what is fixed, or without the size that the bundle prepares.
     """
-    known = {
-        label: None if (sizes := bundle.manifest.model.get(label)) is None else SizeRange(*sizes)
-        for label in ("height", "width")
-    }
+    known = exported_sizes(bundle.manifest)
     profile = ShapeProfile.of(
         [
             replace(each, height=each.height or known["height"], width=each.width or known["width"])

@@ -29,6 +29,25 @@ if TYPE_CHECKING:
     from deploykit.core.artifacts import EngineRecord
     from deploykit.core.environment import Gpu
     from deploykit.core.sizes import ShapeProfile
+    from deploykit.core.specs import Runner
+    from deploykit.runtime.inputs import BatchLimits
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What runs a bundle: an open runner, where, within which batches, and why that one.
+
+    ``file`` is the engine or the graph in the bundle. ``profile`` is the engine's, ``None`` for a
+    graph, which has the sizes that it was ``exported`` for, if its height or width is open.
+    """
+
+    runner: Runner
+    device: str
+    limits: BatchLimits
+    choice: str
+    file: str
+    profile: ShapeProfile | None = None
+    exported: ShapeProfile | None = None
 
 
 def open_engine(

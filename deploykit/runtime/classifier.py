@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, cast, overload
 
@@ -41,7 +40,8 @@ if TYPE_CHECKING:
     from deploykit.heads import Figures, Head
     from deploykit.heads.multiclass import Prediction
     from deploykit.images.given import ImageLike
-    from deploykit.runtime.inputs import Batch, BatchLimits, Feeds, Run
+    from deploykit.runtime.choice import Chosen
+    from deploykit.runtime.inputs import Batch, Feeds, Run
 
     Outputs: TypeAlias = NDArray[np.float32]
 
@@ -98,22 +98,6 @@ def require_top_k(top_k: int) -> None:
         raise UsageError(f"top_k={top_k} leaves no prediction\nexpected 1 or more")
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """What runs a bundle: an open runner, where, within which batches, and why that one.
-
-    ``file`` is the engine or the graph in the bundle. ``profile`` is the engine's, ``None`` for a
-    graph.
-    """
-
-    runner: Runner
-    device: str
-    limits: BatchLimits
-    choice: str
-    file: str
-    profile: ShapeProfile | None = None
-
-
 class Classifier(Closing):
     """A bundle that is loaded and ready; `deploykit.load` makes it.
 
@@ -129,8 +113,8 @@ class Classifier(Closing):
         file: name of that engine or graph in the bundle.
         runner: the `Runner` below, for measurements; it checks little.
         inputs: what `run` takes; a name in a shape is an open dimension.
-        profile: the batches, heights and widths that the engine takes, or ``None``: a graph takes
-            all of what is open. A fixed height or width is not in it.
+        profile: the batches, heights and widths that the engine takes; a fixed height or width is
+            not in it. ``None`` for a graph, which takes what it was exported for.
         outputs: what the model gives; the first is what `run` returns.
         manifest: all that is known of the bundle; `manifest.weights` says whether it is trained.
         doubts: why the verification at the export could not have failed; empty where it could.
@@ -172,7 +156,12 @@ class Classifier(Closing):
         self.outputs = chosen.runner.outputs
         self.profile = chosen.profile
         is_engine = isinstance(chosen.runner, EngineRunner)
-        self._inputs = Inputs(self.inputs, takes_gpu_arrays=is_engine, profile=chosen.profile)
+        self._inputs = Inputs(
+            self.inputs,
+            takes_gpu_arrays=is_engine,
+            profile=chosen.profile,
+            exported=chosen.exported,
+        )
         self._output = self.outputs[0].name
         self._chances = chances_of(self.head, bundle.manifest.conversion)
         self._pid = os.getpid()
@@ -194,15 +183,15 @@ class Classifier(Closing):
             batch: an array of numpy or of any package with DLPack; pixels of 0 to 255 for a bundle
                 of bytes, as `inputs` says. On ``device="cuda"`` one that lies on the GPU is used
                 there, without a copy and without a look for NaN. A model of several inputs takes
-                arrays by name. A batch larger than the engine's profile
-                is run in parts (`BatchSplitWarning`, once), a smaller one is filled up.
+                arrays by name. A batch larger than the engine's profile is run in parts
+                (`BatchSplitWarning`, once), a smaller one is filled up.
             keep_on_device: leave the outputs on the GPU, as an array with DLPack and
                 ``__cuda_array_interface__``. On the CPU they are where they always are.
 
         Raises:
-            UsageError: the wrong type, shape or layout, a height or width outside `profile`, an
-                empty batch, NaN or infinite values; or the classifier is closed, or was loaded by
-                another process.
+            UsageError: the wrong type, shape or layout, a height or width outside `profile` or
+                outside those that a graph was exported for, an empty batch, NaN or infinite
+                values; or the classifier is closed, or was loaded by another process.
             DeviceError: the GPU failed; the classifier is of no more use.
         """
         engine = self.runner if keep_on_device and isinstance(self.runner, EngineRunner) else None

@@ -72,7 +72,8 @@ def shape_of(array: Any) -> tuple[int, ...]:
 class Inputs:
     """All inputs of a model; with ``takes_gpu_arrays`` they may lie on the GPU.
 
-    ``profile`` is an engine's: an open height or width must be in it.
+    ``profile`` is an engine's: an open height or width must be in it. Without one they must be in
+    ``exported``, the sizes that a graph was compared with the original at, where it says them.
     """
 
     def __init__(
@@ -81,8 +82,9 @@ class Inputs:
         *,
         takes_gpu_arrays: bool,
         profile: ShapeProfile | None = None,
+        exported: ShapeProfile | None = None,
     ) -> None:
-        self._inputs = {spec.name: Input(spec, profile) for spec in specs}
+        self._inputs = {spec.name: Input(spec, profile, exported) for spec in specs}
         self._only = specs[0].name if len(specs) == 1 else None
         self._takes_gpu_arrays = takes_gpu_arrays
 
@@ -135,15 +137,22 @@ class Inputs:
 
 
 class Input:
-    """One input of a model, and the judge of what is fed to it."""
+    """One input of a model, and the judge of what is fed to it; sizes are as in `Inputs`."""
 
-    def __init__(self, spec: TensorSpec, profile: ShapeProfile | None = None) -> None:
+    def __init__(
+        self,
+        spec: TensorSpec,
+        profile: ShapeProfile | None = None,
+        exported: ShapeProfile | None = None,
+    ) -> None:
         self.name = spec.name
         self._dtype = np.dtype(spec.dtype)
         self._image = tuple(spec.shape[1:])
         open_axes = [axis for axis, dim in enumerate(spec.shape) if axis and isinstance(dim, str)]
         self._is_open = bool(open_axes)
-        ranges = {} if profile is None else profile.ranges
+        self._is_engine = profile is not None
+        sizes = profile or exported
+        ranges = {} if sizes is None else sizes.ranges
         self._ranges = {axis: ranges[axis] for axis in open_axes if axis in ranges}
         self._may_be_nan = self._dtype.kind == "f"
 
@@ -191,11 +200,15 @@ class Input:
         for axis, sizes in self._ranges.items():
             if shape[axis] not in sizes:
                 label = IMAGE_AXES[axis]
+                whose, more = (
+                    ("engine", "build an engine for more sizes: deploykit build BUNDLE")
+                    if self._is_engine
+                    else ("bundle", "export it for more sizes, which it is compared at then: with")
+                )
                 raise UsageError(
                     f"input {self.name!r} was given as {dtype} {shape}: the {label} {shape[axis]} "
-                    f"is not among the engine's {sizes.min} to {sizes.max}\n"
-                    "resize or pad the images; or build an engine for more sizes: "
-                    f"deploykit build BUNDLE --{label} MIN,OPT,MAX"
+                    f"is not among the {whose}'s {sizes.min} to {sizes.max}\n"
+                    f"resize or pad the images; or {more} --{label} MIN,OPT,MAX"
                 )
 
     def _from_dlpack(self, given: Any) -> NDArray[Any]:

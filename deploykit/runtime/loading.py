@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from deploykit.backends import CPU, EngineOptions
 from deploykit.backends._registry import graph_backend_on, load_devices
 from deploykit.bundle.folders import way_to_bundle
+from deploykit.bundle.image_sizes import sizes_of_graph
 from deploykit.bundle.keys import trust_of
 from deploykit.bundle.manifest import LABELS, MANIFEST, is_folder
 from deploykit.bundle.reading import read_bundle
@@ -23,6 +24,7 @@ from deploykit.core.errors import (
 )
 from deploykit.core.gpu_choice import ENGINE_DEVICE, device_label, split_device
 from deploykit.runtime.choice import (
+    Chosen,
     Machine,
     Misfit,
     cache_of,
@@ -30,7 +32,7 @@ from deploykit.runtime.choice import (
     misfit_of_error,
     rank_engines,
 )
-from deploykit.runtime.classifier import Chosen, Classifier
+from deploykit.runtime.classifier import Classifier
 from deploykit.runtime.inputs import BatchLimits
 
 if TYPE_CHECKING:
@@ -337,7 +339,8 @@ def _load_graph(
     choice = f"{name} on {backend.label}: {why}"
     file = graph.artifact.path.name
     taken = device_label(device, gpu)
-    return Classifier(request.bundle, Chosen(runner, taken, limits, choice, file))
+    sizes = sizes_of_graph(request.bundle.manifest)
+    return Classifier(request.bundle, Chosen(runner, taken, limits, choice, file, exported=sizes))
 
 
 def _require_as_recorded(bundle: Bundle, runner: Runner) -> None:

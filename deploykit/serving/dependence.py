@@ -1,4 +1,4 @@
-"""Whether images of a fixed batch change one another's answers: then callers cannot share one."""
+"""Trial of a fixed batch: where its images change one another's answers, callers share none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from deploykit.core.errors import DeploykitError
-from deploykit.core.sizes import ShapeProfile, filled
+from deploykit.core.sizes import IMAGE_AXES, ShapeProfile, filled
+from deploykit.core.specs import Preprocessing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,19 +23,22 @@ _ROUNDING: Final = 1e-2
 """Of an output's largest value: an engine may round an image otherwise at another place."""
 
 _OPEN_PX: Final = 64
-"""An open height or width, where no profile says one."""
+"""An open height or width, where nothing says one."""
 
 
-def images_depend(spec: TensorSpec, run: Run, profile: ShapeProfile | None) -> bool:
+def images_depend(model: Any, run: Run) -> bool:
     """Whether an image's answer depends on the others of a fixed batch, or on its place there.
 
     Frames of a video, or a mean over the batch: one caller's images would change the answers of
     another's. An open batch was compared with the original image by image at export. Here an image
-    is run twice, at another place and among others. ``run`` takes images as ``spec`` has them.
+    is run twice, at another place and among others. ``run`` takes images as the first of
+    ``model.inputs``; an open height and width are the preferred ones of its ``profile`` or its
+    ``preprocessing``, where it has one.
     """
+    spec: TensorSpec = model.inputs[0]
     if isinstance(spec.shape[0], str) or spec.shape[0] == 1:
         return False
-    first, second = _two_batches(spec, profile)
+    first, second = _two_batches(spec, _sizes_of(model))
     second[-1] = first[0]
     try:
         one, other = run(first), run(second)
@@ -43,9 +47,17 @@ def images_depend(spec: TensorSpec, run: Run, profile: ShapeProfile | None) -> b
     return not all(_agree(one[name][0], other[name][-1]) for name in one)
 
 
-def _two_batches(spec: TensorSpec, profile: ShapeProfile | None) -> tuple[NDArray[Any], ...]:
-    sizes = dict.fromkeys(range(len(spec.shape)), _OPEN_PX)
-    shape = filled(spec.shape, sizes | (profile.preferred if profile else {})) or ()
+def _sizes_of(model: Any) -> dict[int, int]:
+    profile, steps = getattr(model, "profile", None), getattr(model, "preprocessing", None)
+    if isinstance(profile, ShapeProfile):
+        return profile.preferred
+    if isinstance(steps, Preprocessing):
+        return dict(zip(IMAGE_AXES, steps.crop, strict=True))
+    return {}
+
+
+def _two_batches(spec: TensorSpec, sizes: dict[int, int]) -> tuple[NDArray[Any], ...]:
+    shape = filled(spec.shape, dict.fromkeys(range(len(spec.shape)), _OPEN_PX) | sizes) or ()
     random = np.random.default_rng(0)
     return tuple(
         random.integers(0, 256, shape, np.uint8)

@@ -420,12 +420,9 @@ def _input_of(model: BatchModel) -> Input | None:
             f"the model takes {', '.join(spec.name for spec in specs)}\n"
             "a batcher gathers images for models of one input"
         )
-    return Input(specs[0], _profile_of(model)) if specs else None
-
-
-def _profile_of(model: BatchModel) -> ShapeProfile | None:
     profile = getattr(model, "profile", None)
-    return profile if isinstance(profile, ShapeProfile) else None
+    known = profile if isinstance(profile, ShapeProfile) else None
+    return Input(specs[0], known) if specs else None
 
 
 def _require_per_image(model: BatchModel) -> None:
@@ -433,10 +430,10 @@ def _require_per_image(model: BatchModel) -> None:
 
     from deploykit.serving.dependence import images_depend
 
-    spec: TensorSpec = getattr(model, "inputs")[0]  # noqa: B009 - the protocol does not require it
-    if images_depend(spec, lambda batch: {"": np.asarray(model.run(batch))}, _profile_of(model)):
+    if images_depend(model, lambda batch: {"": np.asarray(model.run(batch))}):
+        count = getattr(model, "inputs")[0].shape[0]  # noqa: B009 - `BatchModel` may have none
         raise UsageError(
-            f"the model takes {spec.shape[0]} images at once, and in a trial with noise they "
+            f"the model takes {count} images at once, and in a trial with noise they "
             "changed one another's answers\n"
             "a batcher would mix those of several callers: give whole batches to the model itself, "
             "or is_per_image=True where you know better"

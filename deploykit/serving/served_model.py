@@ -68,7 +68,7 @@ class ServingModel:
         self.gathers = (
             len(model.inputs) == 1
             and all(_is_per_image(spec, model.inputs[0]) for spec in model.outputs)
-            and not images_depend(model.inputs[0], model.run_all, model.profile)
+            and not images_depend(model, model.run_all)
         )
         self._classification = Classification(model)
         self._queue: Queue = (

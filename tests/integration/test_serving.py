@@ -614,6 +614,26 @@ def test_sizes_and_batches_are_those_of_the_engine() -> None:
 # --- as a process: what is said before it listens, and its end
 
 
+def test_sizes_on_the_cpu_are_those_of_the_export(tmp_path: Path) -> None:
+    sizes = {"name": "colours", "num_classes": 3, "height": (4, 8, 64), "width": (4, 8, 64)}
+    folder = write_bundle(tmp_path / "colours", image="height, width", model=sizes)
+
+    async def scenario() -> None:
+        async with client_of(deploykit.load(folder, device="cpu")) as (client, _):
+
+            async def sent(height: int, width: int) -> httpx.Response:
+                images = np.ones((2, 3, height, width), np.float32)
+                return await client.post(INFER, json={"inputs": [tensor("input", images, "FP32")]})
+
+            assert (await sent(64, 4)).json()["outputs"][0]["data"] == [1.0] * 6
+            refused = await sent(8, 700)
+            assert refused.status_code == 400
+            assert "the width 700 is not among the bundle's 4 to 64" in refused.json()["error"]
+            assert (await sent(4, 64)).status_code == 200
+
+    asyncio.run(scenario())
+
+
 def test_sigterm_answers_what_was_accepted_and_refuses_the_rest(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "colours")
     half = b"POST /v2/models/colours-fp32/infer HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"

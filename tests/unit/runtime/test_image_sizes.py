@@ -121,6 +121,24 @@ def test_a_graph_runs_every_size(on_cpu: Classifier) -> None:
         np.testing.assert_allclose(on_cpu.run(batch), colours_of(batch), atol=1e-6)
 
 
+def test_a_graph_takes_the_sizes_that_its_bundle_names(tmp_path: Path) -> None:
+    """Those that it was compared with the original at, and those that an engine was built for."""
+    record = engine_record(profile=PROFILE)  # of heights 6 to 12, and widths 8 to 16
+    named = {"name": "colours", "num_classes": 3, "height": (8, 8, 24), "width": (4, 8, 12)}
+    folder = write_bundle(tmp_path / "colours", record, image=OPEN, model=named)
+    with load(folder, device="cpu") as model:
+        assert model.profile is None
+        for size in ((6, 4), (24, 16), (8, 8)):
+            batch = normal(2, 3, *size)
+            np.testing.assert_allclose(model.run(batch), colours_of(batch), atol=1e-6)
+        for size, said in {
+            (5, 8): "the height 5 is not among the bundle's 6 to 24",
+            (8, 700): "the width 700 is not among the bundle's 4 to 16\n.*export it for more sizes",
+        }.items():
+            with pytest.raises(UsageError, match=said):
+                model.run(normal(2, 3, *size))
+
+
 def test_photographs_are_prepared_at_the_size_of_the_bundle(on_engine: Classifier) -> None:
     red = np.zeros((31, 50, 3), np.uint8)
     red[..., 0] = 255
