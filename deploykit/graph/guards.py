@@ -98,7 +98,7 @@ def lost_below_one(model: ir.Model, dtype: np.dtype) -> Unfit:
 def _bound_below_one(node: ir.Node, dtype: np.dtype) -> float | None:
     places = {"Clip": (2,), "Min": range(len(node.inputs))}.get(node.op_type, ())
     numbers = [number_of(node.inputs[at]) for at in places if at < len(node.inputs)]
-    lost = [n for n in numbers if n is not None and n < 1 and float(np.array(n).astype(dtype)) == 1]
+    lost = [n for n in numbers if n is not None and 0 < n < 1 and np.array(n).astype(dtype) == 1]
     return min(lost, default=None)
 
 

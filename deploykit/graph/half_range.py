@@ -75,20 +75,6 @@ def guarded_operands(node: ir.Node) -> tuple[int, ...]:
     return (0,) if is_root else ()
 
 
-def vanishing(amax: Mapping[str, float]) -> Unfit:
-    """Values whose largest magnitude ``amax`` is below FP16's normal numbers: digits are lost.
-
-    A sum or a product of such values carries the error on, however large its other operand is.
-    """
-    return Unfit(
-        {
-            name: f"{name} is at most {largest:.2e}, where FP16 has few digits"
-            for name, largest in amax.items()
-            if 0 < largest < FP16_NORMAL
-        }
-    )
-
-
 # --- jumps
 
 

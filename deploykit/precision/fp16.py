@@ -19,12 +19,12 @@ from deploykit.graph import (
     write_graph,
 )
 from deploykit.graph.half_range import (
+    NOTHING_UNFIT,
     Unfit,
     cancelled,
     expose_probes,
     find_probes,
     unfit_by_probes,
-    vanishing,
 )
 from deploykit.graph.infinities import counterparts, digest_of_signs, placed_by_images
 from deploykit.graph.node_precisions import planned_half
@@ -241,10 +241,10 @@ def measure_unfit(
     open_runner: Callable[[SplitGraph], Runner],
     task: ProgressTask,
 ) -> Unfit:
-    """Values that vanish in FP16, anywhere or before a division, and sums beyond it."""
+    """Values that vanish in FP16 before a division, and sums beyond it."""
     probes = find_probes(model, amax)
     if not probes:
-        return vanishing(amax)
+        return NOTHING_UNFIT
     numbers = [np.inf if probe.value is not None else 0.0 for probe in probes]
     with open_runner(expose_probes(model, probes)) as runner:
         names = [spec.name for spec in runner.outputs]
@@ -252,8 +252,7 @@ def measure_unfit(
             for at, (probe, name) in enumerate(zip(probes, names, strict=True)):
                 keep = max if probe.value is None else min
                 numbers[at] = keep(numbers[at], float(outputs[name]))
-    found = unfit_by_probes(probes, numbers).joined(cancelled(model, amax, probes, numbers))
-    return found.joined(vanishing(amax))
+    return unfit_by_probes(probes, numbers).joined(cancelled(model, amax, probes, numbers))
 
 
 def measure_magnitudes(

@@ -36,7 +36,7 @@ DISTANCE = """b = Add (f, one)  d = Mul (b, far)  d2 = Mul (d, d)  a = Add (d2, 
             {"far": 40.0, "low": 1e-6, "high": 1 - 1e-6},
             "a difference that FP16 loses",
         ),
-        (DISTANCE, {"far": 2e3}, "where FP16 has few digits"),
+        (DISTANCE, {"far": 2e3}, "which FP16 loses"),
     ],
 )
 def test_it_stays_fp32_and_the_answers_are_right(

@@ -147,7 +147,7 @@ PLANTED: dict[str, tuple[str, str]] = {
     ),
     "LogSoftmax": (
         "@u = Mul (s, k6e4) @v = Sub (@u, k3e4) @w = Add (@v, @v) [@] @q = LogSoftmax (@w)",
-        LARGE,
+        "the logarithm of a Softmax, which FP16 loses",
     ),
     "Cast": (
         "@u = Mul (s, k9e4) @i = Cast <to = 7> (@u) [@] @q = Cast <to = 1> (@i)",

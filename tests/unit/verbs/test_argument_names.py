@@ -41,7 +41,7 @@ COMMANDS_ALONE = frozenset({
     "confusion", "end-timeout-s", "exclude",
     "factory-args", "graceful-timeout-s", "hardware-compatibility", "help",
     "identity", "identity-token", "issuer",
-    "key", "optimization-level", "overlap", "password-file", "per-class", "ray",
+    "key", "no-grpc", "optimization-level", "overlap", "password-file", "per-class", "ray",
     "rest",
     "sensitive-layers", "sigstore", "timm", "torchvision", "work",
 })  # fmt: skip
