@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,8 @@ def read_images(bundle: dict[str, Any], path: Path) -> Images:
     wanted = bundle["preprocessing"]
     with np.load(path) as data:
         pixels = data["images"]
-    if wanted["resize"] is not None or list(pixels.shape[1:3]) != wanted["crop"]:
+    has_its_size = wanted["resize"] in (None, min(wanted["crop"]))
+    if not has_its_size or list(pixels.shape[1:3]) != wanted["crop"]:
         sys.exit(f"images of {pixels.shape[1:3]} would have to be scaled for {wanted}")
     mean, std = (np.array(wanted[key], np.float32) for key in ("mean", "std"))
     inputs = (pixels / np.float32(255) - mean) / std
@@ -66,11 +68,13 @@ def with_onnxruntime(method: str, name: str, model: Path, images: Images, target
     return {"calibrate_method": method, "per_channel": True, "extra_options": extra}
 
 
-def with_modelopt(method: str, name: str, model: Path, images: Images, target: Path) -> Any:
+def with_modelopt(
+    method: str, name: str, model: Path, images: Images, target: Path, mode: str = "int8"
+) -> Any:
     # By its name: the environment that checks this file's types does not have it.
     quantization = importlib.import_module("modelopt.onnx.quantization")
     options = {
-        "quantize_mode": "int8",
+        "quantize_mode": mode,
         "calibration_method": method,
         "high_precision_dtype": "fp32",
     }
@@ -83,6 +87,10 @@ def with_modelopt(method: str, name: str, model: Path, images: Images, target: P
 TOOLS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "onnxruntime": (with_onnxruntime, ("onnxruntime", "onnx", "numpy")),
     "modelopt": (with_modelopt, ("modelopt", "onnxruntime", "onnx", "numpy")),
+    "modelopt-fp8": (
+        partial(with_modelopt, mode="fp8"),
+        ("modelopt", "onnxruntime", "onnx", "numpy"),
+    ),
 }
 
 

@@ -92,6 +92,10 @@ def test_peers_are_fed_what_the_manifest_says(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 2, 4, 3), np.uint8)
     np.savez(tmp_path / "images.npz", images=pixels)
     images = read_images(WANTED, tmp_path / "images.npz")
+    alike = read_images(
+        {"preprocessing": WANTED["preprocessing"] | {"resize": 2}}, tmp_path / "images.npz"
+    )
+    np.testing.assert_array_equal(alike, images)
     assert images.dtype == np.float32
     assert images.shape == (3, 3, 2, 4)
     assert images[2, 1, 0, 3] == pytest.approx((pixels[2, 0, 3, 1] / 255 - 0.25) / 0.5, rel=1e-6)

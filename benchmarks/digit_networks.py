@@ -1,4 +1,4 @@
-"""Small networks with depthwise convolutions, trained here on scikit-learn's digits.
+"""Small networks, trained here on scikit-learn's digits: depthwise ones, a ViT and a ConvNeXt.
 
 The digits are 1,797 images of 8x8 pixels; they are enlarged to 32x32. Of a seeded order the first
 700 are trained on, the next 512 calibrate and fine-tune, and the others judge.
@@ -6,6 +6,8 @@ The digits are 1,797 images of 8x8 pixels; they are enlarged to 32x32. Of a seed
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -14,12 +16,13 @@ from torch import nn
 from torch.nn import functional as nnf
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from numpy.typing import NDArray
 
 SIZE: Final = 32
 TRAINED_ON: Final = 700
 CALIBRATED_ON: Final = 512
-EPOCHS: Final = 10
 BATCH: Final = 50
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -69,7 +72,7 @@ class InvertedResidual(nn.Module):
         return x + found if self.skips else found  # type: ignore[no-any-return]
 
 
-def network(*, is_efficient: bool) -> nn.Module:
+def inverted_residuals(*, is_efficient: bool) -> nn.Module:
     """A network of nine inverted residuals for ten classes."""
     activation = nn.SiLU if is_efficient else nn.ReLU6
     layers: list[nn.Module] = [
@@ -95,20 +98,63 @@ def network(*, is_efficient: bool) -> nn.Module:
     )  # fmt: skip
 
 
-def trained(*, is_efficient: bool) -> nn.Module:
-    """The network after `EPOCHS` on the first images, some tens of seconds on two cores."""
+def vit() -> nn.Module:
+    """ViT of torchvision, four blocks of 96 channels, on 64 patches of 4x4 pixels."""
+    from torchvision.models import VisionTransformer
+
+    made: nn.Module = VisionTransformer(
+        image_size=SIZE, patch_size=4, num_layers=4, num_heads=4, hidden_dim=96, mlp_dim=384,
+        num_classes=10,
+    )  # fmt: skip
+    return made
+
+
+def convnext() -> nn.Module:
+    """ConvNeXt of torchvision, six blocks of 32 to 128 channels."""
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+
+    sizes = [CNBlockConfig(32, 64, 2), CNBlockConfig(64, 128, 2), CNBlockConfig(128, None, 2)]
+    made: nn.Module = ConvNeXt(sizes, stochastic_depth_prob=0.0, layer_scale=1e-1, num_classes=10)
+    return made
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is made, and trained on one cycle of its rate."""
+
+    make: Callable[[], nn.Module]
+    epochs: int
+    optimiser: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    highest_rate: float
+
+
+_sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-4)
+_adam = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.05)
+NETWORKS: Final = {
+    "mobile": Training(partial(inverted_residuals, is_efficient=False), 10, _sgd, 0.2),
+    "efficient": Training(partial(inverted_residuals, is_efficient=True), 10, _sgd, 0.2),
+    "vit": Training(vit, 40, _adam, 1e-3),
+    "convnext": Training(convnext, 40, _adam, 2e-3),
+}
+
+
+def trained(name: str) -> nn.Module:
+    """One of `NETWORKS`, trained on the first images, some tens of seconds on two cores."""
     images, labels = digits()
     scaled = ((images / 255 - np.array(MEAN)) / np.array(STD)).astype(np.float32)
     inputs = torch.from_numpy(scaled.transpose(0, 3, 1, 2).copy())[:TRAINED_ON]
     targets = torch.from_numpy(labels)[:TRAINED_ON]
+    training = NETWORKS[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module = network(is_efficient=is_efficient)
-        steps = EPOCHS * (TRAINED_ON // BATCH)
-        optimiser = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.2, total_steps=steps)
+        module = training.make()
+        steps = training.epochs * (TRAINED_ON // BATCH)
+        optimiser = training.optimiser(module.parameters())
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, training.highest_rate, total_steps=steps
+        )
         module.train()
-        for _ in range(EPOCHS):
+        for _ in range(training.epochs):
             for chosen in torch.randperm(TRAINED_ON).reshape(-1, BATCH):
                 optimiser.zero_grad()
                 loss = nnf.cross_entropy(module(inputs[chosen]), targets[chosen])
