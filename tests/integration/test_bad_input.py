@@ -337,12 +337,17 @@ def test_onnx_that_takes_no_image(tmp_path: Path) -> None:
 
 def test_onnx_that_gives_nan_fails_with_strict_json(tmp_path: Path) -> None:
     model = classifier()
+    onnx.save(model, tmp_path / "sound.onnx")
     model.graph.initializer[0].raw_data = np.full((10, 3, 1, 1), np.nan, np.float32).tobytes()
     onnx.save(model, tmp_path / "nan.onnx")
     called = export(tmp_path, tmp_path / "nan.onnx", "--json")
     assert called.code == 1
-    assert called.data["error"]["details"]["batches"][0]["max_abs"] is None
-    assert "NaN or infinite" in called.data["error"]["message"]
+    said = called.data["error"]["message"]
+    assert said.startswith("the original file itself gives NaN or infinity for 8 of 8 images")
+    compared = deploykit("validate", tmp_path / "nan.onnx", tmp_path / "sound.onnx", "--json")
+    assert compared.code == 1
+    assert "NaN" not in compared.out.replace("are NaN or infinite", "")
+    assert compared.data["validation"]["batches"][0]["max_abs"] is None
 
 
 def test_own_file_without_a_dynamic_batch_is_judged_at_its_own(tmp_path: Path) -> None:

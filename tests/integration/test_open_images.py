@@ -88,7 +88,8 @@ def test_every_size_is_what_the_original_makes_of_it(bundle: Path, original: Pat
             batch = normal(size[0], 3, *size[1:])
             expected = run_ort(model, {"input": batch})["logits"]
             np.testing.assert_allclose(classifier.run(batch), expected, rtol=0.02, atol=0.02)
-        with pytest.raises(UsageError, match="the height 7 is not among the bundle's 16 to 40"):
+        # From 8 on where another test has added an engine.
+        with pytest.raises(UsageError, match=r"the height 7 is not among the bundle's \d+ to 40"):
             classifier.run(normal(2, 3, 7, 99))
         photograph = np.full((50, 60, 3), 128, np.uint8)
         assert len(classifier.predict([photograph], top_k=2)[0]) == 2
