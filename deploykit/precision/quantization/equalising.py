@@ -266,10 +266,13 @@ def observe(
         held_out = np.arange(done, done + len(batch)) % _EVERY == _EVERY - 1
         for name in names:
             seen = found.setdefault(name, SeenChannels())
-            if not held_out.all():
-                seen.widen(_rows(values[name][~held_out]))
-            if held_out.any():
-                kept = _some(_rows(values[name][held_out]), each * int(held_out.sum()), random)
+            value = values[name]
+            # Attention in windows has those of an image one after another on the first axis.
+            is_held = np.repeat(held_out, -(-len(value) // len(batch)))[: len(value)]
+            if not is_held.all():
+                seen.widen(_rows(value[~is_held]))
+            if is_held.any():
+                kept = _some(_rows(value[is_held]), each * int(held_out.sum()), random)
                 seen.rows.append(kept)
         done += len(batch)
         task.update(done, total, "ranges of channels")
