@@ -241,7 +241,7 @@ def measure_unfit(
     open_runner: Callable[[SplitGraph], Runner],
     task: ProgressTask,
 ) -> Unfit:
-    """Values that vanish in FP16 before a division, and sums beyond it."""
+    """Values that vanish in FP16 before a division, a root or a logarithm, and sums beyond it."""
     probes = find_probes(model, amax)
     if not probes:
         return NOTHING_UNFIT

@@ -28,7 +28,7 @@ from deploykit.graph.qdq.placement import (
 from deploykit.graph.qdq.plan import FP8, TENSOR_CORE_DEPTH, QdqPlan, QdqPolicy, Reader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Sequence, Set
 
     import onnx_ir as ir
 
@@ -62,10 +62,11 @@ def plan_fp8(model: ir.Model, policy: QdqPolicy = _NO_POLICY) -> QdqPlan:
     """
     require_plannable(model)
     kept: dict[str, str] = {}
-    weights = quantized_weights(model, policy, kept, weight_of_fp8)
-    demand = demanded(model, weights, policy, kept)
+    masked = carried_infinities(model).keys()
+    weights = quantized_weights(model, policy, kept, masked, weight_of_fp8)
+    demand = demanded(model, weights, policy, kept, masked)
     products, known = [], {}
-    for node in _attention_products(model, policy, kept):
+    for node in _attention_products(model, policy, kept, masked):
         products.append(str(node.name))
         for index, value in enumerate(node.inputs):
             require(demand, value, Reader(str(node.name), index))
@@ -123,14 +124,13 @@ def _unfit(node: ir.Node, shape: Sequence[int]) -> str | None:
 
 
 def _attention_products(
-    model: ir.Model, policy: QdqPolicy, kept: dict[str, str]
+    model: ir.Model, policy: QdqPolicy, kept: dict[str, str], masked: Set[ir.Value]
 ) -> Iterator[ir.Node]:
-    infinities = carried_infinities(model)
     for node in model.graph:
         if node.domain or not _is_of_attention(node):
             continue
         reason = policy.reason_against(str(node.name)) or _unfit_product(node)
-        if not infinities.keys().isdisjoint(node.inputs):
+        if not masked.isdisjoint(node.inputs):
             reason = reason or INFINITE_OPERAND
         if reason is None:
             kept.pop(str(node.name), None)  # that it has no weight

@@ -125,21 +125,25 @@ class _Groups:
 
 
 def skip_operands(
-    model: ir.Model, convolutions: Set[ir.Node | None], policy: QdqPolicy, kept: dict[str, str]
+    model: ir.Model,
+    convolutions: Set[ir.Node | None],
+    policy: QdqPolicy,
+    kept: dict[str, str],
+    masked: Set[ir.Value],
 ) -> Iterator[tuple[ir.Node, int]]:
     """Each residual addition with the index of the operand that is to be INT8.
 
     The addition becomes part of the convolution before it (Conv + Add + ReLU in one kernel) when
     that convolution's result comes to it as it is. The other operand is then an input of the
-    kernel, and a kernel with an INT8 output reads it as INT8.
+    kernel, and a kernel with an INT8 output reads it as INT8. ``masked`` are the values of
+    `carried_infinities`.
     """
-    infinities = carried_infinities(model)
     for node in model.graph:
         if node.op_type != "Add" or not _adds_two_activations(node):
             continue
         index = skip_operand(model, node, convolutions)
         reason = None if index is not None else "no quantized convolution ends in this addition"
-        if index is not None and node.inputs[index] in infinities:
+        if index is not None and node.inputs[index] in masked:
             reason = INFINITE_OPERAND
         reason = _unwanted_skip(node, policy) or reason
         if reason is not None:
@@ -149,20 +153,19 @@ def skip_operands(
 
 
 def possible_skip_operands(
-    model: ir.Model, convolutions: Set[ir.Node | None]
+    model: ir.Model, convolutions: Set[ir.Node | None], masked: Set[ir.Value]
 ) -> Iterator[tuple[ir.Node, int]]:
     """Skip operands that `skip_operands` finds for ``convolutions`` or any subset of them.
 
     Where both operands come straight from a convolution, either may be the skip operand: if one
     of the two convolutions is not INT8, the addition is fused with the other.
     """
-    infinities = carried_infinities(model)
     for node in model.graph:
         if node.op_type == "Add" and _adds_two_activations(node):
             yield from (
                 (node, index)
                 for index in (0, 1)
-                if _maker(node, 1 - index) in convolutions and node.inputs[index] not in infinities
+                if _maker(node, 1 - index) in convolutions and node.inputs[index] not in masked
             )
 
 
@@ -273,8 +276,9 @@ def plan_qdq(model: ir.Model, policy: QdqPolicy = _NO_POLICY) -> QdqPlan:
     kept: dict[str, str] = {}
     # In this order: the INT8 layers decide the skip operands, and both decide how far rules 4 and 5
     # reach.
-    weights = quantized_weights(model, policy, kept)
-    demand = demanded(model, weights, policy, kept)
+    masked = carried_infinities(model).keys()
+    weights = quantized_weights(model, policy, kept, masked)
+    demand = demanded(model, weights, policy, kept, masked)
     groups = share_scales(model, demand, policy, kept)
     explain_averages(model, kept, "INT8")
     return QdqPlan(in_graph_order(model, demand), tuple(weights.values()), groups, kept)
@@ -291,9 +295,10 @@ def calibration_tensors(model: ir.Model) -> tuple[str, ...]:
         ModelFileError: the graph is quantized already, or its nodes share names.
     """
     require_plannable(model)
-    weights = quantized_weights(model, ANY_SIZE, {})
+    masked = carried_infinities(model).keys()
+    weights = quantized_weights(model, ANY_SIZE, {}, masked)
     demand = _layer_inputs(model, weights)
-    for add, index in possible_skip_operands(model, _convolutions(model, weights)):
+    for add, index in possible_skip_operands(model, _convolutions(model, weights), masked):
         require(demand, add.inputs[index], Reader(str(add.name), index))
     share_scales(model, demand, ANY_SIZE, {})
     return tuple(in_graph_order(model, demand))
@@ -370,17 +375,23 @@ class WeightRule(Protocol):
 
 
 def quantized_weights(
-    model: ir.Model, policy: QdqPolicy, kept: dict[str, str], rule: WeightRule = weight_of
+    model: ir.Model,
+    policy: QdqPolicy,
+    kept: dict[str, str],
+    masked: Set[ir.Value],
+    rule: WeightRule = weight_of,
 ) -> dict[str, QuantizedWeight]:
-    """The layers that ``policy`` and ``rule`` quantize; ``kept`` gets the others' reasons."""
+    """The layers that ``policy`` and ``rule`` quantize; ``kept`` gets the others' reasons.
+
+    No layer is quantized that reads one of ``masked``, the values of `carried_infinities`.
+    """
     nodes = [node for node in model.graph if node.op_type in WEIGHTED_OPS and not node.domain]
     first, last = _ends(model, nodes)
-    infinities = carried_infinities(model)
     found: dict[str, QuantizedWeight] = {}
     for node in nodes:
         name = str(node.name)
         reason = _unwanted(node, policy, is_first=node in first, is_last=node in last)
-        reason = reason or (INFINITE_OPERAND if node.inputs[0] in infinities else None)
+        reason = reason or (INFINITE_OPERAND if node.inputs[0] in masked else None)
         weight = reason or rule(node, policy, is_first=node in first)
         if isinstance(weight, str):
             kept[name] = weight
@@ -394,10 +405,11 @@ def demanded(
     weights: Mapping[str, QuantizedWeight],
     policy: QdqPolicy,
     kept: dict[str, str],
+    masked: Set[ir.Value],
 ) -> Demand:
     """What the layers of ``weights`` read, and the skip operands of additions behind them."""
     demand = _layer_inputs(model, weights)
-    for add, index in skip_operands(model, _convolutions(model, weights), policy, kept):
+    for add, index in skip_operands(model, _convolutions(model, weights), policy, kept, masked):
         require(demand, add.inputs[index], Reader(str(add.name), index))
     return demand
 
