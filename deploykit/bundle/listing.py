@@ -31,6 +31,19 @@ class ListedBundle:
     problem: str | None = None
 
 
+def is_bundle(folder: Path) -> bool:
+    """Whether its manifest is one of deploykit: web pages and others have files of that name."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    try:
+        Bundle.open(folder)
+    except IntegrityError:
+        return True
+    except BundleError:
+        return False
+    return True
+
+
 def list_bundles(folder: Path) -> tuple[ListedBundle, ...]:
     """The bundles in ``folder`` by name, or the one that it is itself.
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.bundle.folders import bundles_in
-from deploykit.bundle.manifest import MANIFEST, Bundle
+from deploykit.bundle.listing import is_bundle
+from deploykit.bundle.manifest import MANIFEST
 from deploykit.core.artifacts import sha256_of_bytes
-from deploykit.core.errors import BundleError, DeploykitError, IntegrityError
+from deploykit.core.errors import DeploykitError
 from deploykit.core.precision import AUTO, OWN, Precision, precisions
 from deploykit.recipes.options import Form, ValueRefusedError, arguments_of, placed
 from deploykit.recipes.reading import EXPORT, OUTPUT, TARGET, with_keys
@@ -106,26 +107,13 @@ def _overlap(folder: Path, exports: Mapping[Path, Step], recipe: Recipe) -> str 
 def _overlap_on_disk(folder: Path) -> str | None:
     """Why an export cannot put a bundle in ``folder`` as the disk is now."""
     for above in folder.parents:
-        if _is_bundle(above):
+        if is_bundle(above):
             return f"lies in the bundle {above}"
     inside: Iterable[Path] = bundles_in(folder)
-    if _is_bundle(folder):  # few files, where another folder may have millions
+    if is_bundle(folder):  # few files, where another folder may have millions
         inside = (one.parent for one in folder.rglob(MANIFEST) if one.parent != folder)
-    inner = next(filter(_is_bundle, inside), None)
+    inner = next(filter(is_bundle, inside), None)
     return None if inner is None else f"holds the bundle {inner}"
-
-
-def _is_bundle(folder: Path) -> bool:
-    """Whether its manifest is one of deploykit: web pages and others have files of that name."""
-    if not (folder / MANIFEST).is_file():
-        return False
-    try:
-        Bundle.open(folder)
-    except IntegrityError:
-        return True
-    except BundleError:
-        return False
-    return True
 
 
 def _require(step: Step, commands: Commands, problems: Problems) -> None:

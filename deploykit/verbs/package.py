@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deploykit._version import __version__
 from deploykit.bundle.keys import trust_of
+from deploykit.bundle.listing import is_bundle
 from deploykit.bundle.manifest import MANIFEST, Bundle
 from deploykit.bundle.reading import read_bundle
 from deploykit.core.artifacts import sha256_of
@@ -105,12 +106,13 @@ def package(  # noqa: PLR0913 - the options of `deploykit package`
 def _require_apart(output: Path) -> None:
     """Refuse a place in a bundle or in another package: both hold what their record names alone."""
     for folder in output.resolve().parents:
-        for record, kind in ((MANIFEST, "the bundle"), (RECORD, "the package")):
-            if (folder / record).is_file():
-                raise BundleError(
-                    f"{output} lies in {kind} {folder}, which would have files that {record} does "
-                    "not name\nchoose a folder outside of it with -o"
-                )
+        is_package = (folder / RECORD).is_file()
+        if is_package or is_bundle(folder):
+            kind, record = ("package", RECORD) if is_package else ("bundle", MANIFEST)
+            raise BundleError(
+                f"{output} lies in the {kind} {folder}, which would have files that {record} does "
+                "not name\nchoose a folder outside of it with -o"
+            )
 
 
 def _require_free(output: Path, *, replace: bool, kept: Path | None) -> None:

@@ -68,6 +68,12 @@ def test_a_package_does_not_go_into_a_bundle_or_another_package(
     assert snapshot(tmp_path) == before
 
 
+def test_a_package_may_go_below_a_manifest_of_something_else(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"name": "a web page", "icons": []}')
+    package(bundle, "triton", tmp_path / "out")
+    assert (tmp_path / "out" / "models").is_dir()
+
+
 @pytest.mark.parametrize("name", ["mine.txt", "models/colours-fp32/1/model-sm80.plan", "README.md"])
 def test_files_of_the_user_stop_a_replacement(name: str, bundle: Path, tmp_path: Path) -> None:
     package(bundle, "triton", tmp_path / "out")
