@@ -55,6 +55,7 @@ def pytest_make_collect_report(
 
     A test file that is new has to be rewritten for its assertions, which is half of the collection.
     Workers that begin at the two ends each do half of the files, and find the other half done.
+    There is one worker more than CI has cores, as many tests wait for a browser or a process.
     """
     report = yield
     of_folder = isinstance(collector, pytest.Directory | pytest.Session)
@@ -69,6 +70,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     All workers must have the same order, in whichever they read the folders.
     """
     items.sort(key=lambda item: (item.path.name not in LONGEST, item.path))
+
+
+def pytest_sessionfinish() -> None:
+    """What is left is looked through once: pytest does so five times, a second and more each."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from deploykit.comparison.validation import outputs_of, validate
 from deploykit.graph import LoadedGraph
-from deploykit.graph.external_weights import split
+from deploykit.graph.external_weights import split_own
 from deploykit.graph.rounding import Stored, computes_narrow, rounding_form
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def open_rounding(runners: Runners, graph: LoadedGraph, stored: Stored = Stored.
     artifact = graph.artifact
     if artifact.precision.facts.is_source or not computes_narrow(graph.model):
         return runners.of_artifact(artifact)
-    form = split(rounding_form(graph.model, stored), artifact.path.name)
+    form = split_own(rounding_form(graph.model, stored), artifact.path.name)
     if artifact.precision.facts.quantized:
         return runners.open_unoptimised(form)
     return runners.open(form)

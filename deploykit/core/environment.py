@@ -15,6 +15,7 @@ import platform
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -81,9 +82,17 @@ def package_version(distribution: str) -> str | None:
     from importlib import metadata
 
     try:
-        return metadata.version(distribution)
+        return _version_read_once(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+@cache
+def _version_read_once(distribution: str) -> str:
+    """A package's metadata take milliseconds; one that is not installed is looked for again."""
+    from importlib import metadata
+
+    return metadata.version(distribution)
 
 
 def install_line(module: str) -> str:

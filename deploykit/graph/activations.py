@@ -18,7 +18,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from deploykit.core.errors import ModelFileError, UsageError
 from deploykit.core.sizes import are_images
 from deploykit.graph.editing import Names, add_constant, all_names
-from deploykit.graph.external_weights import split
+from deploykit.graph.external_weights import split_own
 from deploykit.graph.files import infer_shapes
 from deploykit.graph.infinities import Signs, carried_infinities, mended
 
@@ -57,7 +57,7 @@ def expose_named(model: ir.Model, names: Sequence[str]) -> SplitGraph:
             )
         if not value.is_graph_output():
             shown.graph.outputs.append(value)
-    return split(shown, "the graph with its activations")
+    return split_own(shown, "the graph with its activations")
 
 
 _REDUCTIONS: Final = ("ReduceMax", "ReduceMin", "ReduceSum")
@@ -113,7 +113,7 @@ def expose_magnitudes(
             last, numbers, signs = apart.put(node, value)
             of = _watch(graph, last, numbers, zero, names)
             found[str(value.name)] = of._replace(signs=signs, expected=infinities[value])
-    return split(shown, "the graph with its activations"), found
+    return split_own(shown, "the graph with its activations"), found
 
 
 class _Apart:
@@ -280,7 +280,7 @@ def expose_only(model: ir.Model, names: Sequence[str]) -> SplitGraph:
     part.graph.outputs.clear()
     part.graph.outputs.extend(computed[name] for name in names)
     RemoveUnusedNodesPass()(part)
-    return split(part, "the graph with its activations")
+    return split_own(part, "the graph with its activations")
 
 
 def pair_activations(candidate: ir.Model, reference: ir.Model) -> Pairing:

@@ -80,7 +80,11 @@ def length_of(weights: Mapping[str, ir.TensorProtocol]) -> int:
 def without_weights(model: ir.Model, location: str = _MEMORY) -> onnx.ModelProto:
     """The message of a graph whose weights are external data in the file ``location``."""
     # A clone shares the tensors: what it refers to is changed, and no weight is copied.
-    marked = model.clone()
+    return _refer_to(model.clone(), location)
+
+
+def _refer_to(marked: ir.Model, location: str) -> onnx.ModelProto:
+    """Let the weights of ``marked`` be external data in the file ``location``."""
     weights = weights_of(marked)
     offsets = offsets_of(weights)
     for name, weight in weights.items():
@@ -110,6 +114,16 @@ def split(model: ir.Model, what: str) -> SplitGraph:
     """
     weights = {name: data_of(weight) for name, weight in weights_of(model).items()}
     return SplitGraph(serialise(without_weights(model), what), weights)
+
+
+def split_own(model: ir.Model, what: str) -> SplitGraph:
+    """Same as `split`, of a graph that nobody else has: it loses its weights, and is not cloned.
+
+    Raises:
+        ModelFileError: as `split`.
+    """
+    weights = {name: data_of(weight) for name, weight in weights_of(model).items()}
+    return SplitGraph(serialise(_refer_to(model, _MEMORY), what), weights)
 
 
 def serialise(proto: onnx.ModelProto, what: str, limit: int = PROTOBUF_LIMIT_BYTES) -> bytes:

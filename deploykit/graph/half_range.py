@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deploykit.graph.editing import add_constant, all_names
-from deploykit.graph.external_weights import split
+from deploykit.graph.external_weights import split_own
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence, Set
@@ -259,7 +259,7 @@ def expose_probes(model: ir.Model, probes: Sequence[RangeProbe]) -> SplitGraph:
         node = nodes[probe.node]
         result = builder.sum_of(node) if probe.value is None else builder.least_of(node, probe)
         graph.outputs.append(result)
-    return split(shown, "the graph with its smallest values and sums")
+    return split_own(shown, "the graph with its smallest values and sums")
 
 
 class _Builder:

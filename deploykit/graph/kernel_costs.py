@@ -23,7 +23,7 @@ from deploykit.core.errors import ModelFileError, UsageError
 from deploykit.core.sizes import shape_text
 from deploykit.costs.network import LayerCost, LayerInfo, ModelSummary, NetworkCost
 from deploykit.graph.element_types import precision_of_type, quantized_precision
-from deploykit.graph.external_weights import split
+from deploykit.graph.external_weights import split_own
 from deploykit.graph.files import infer_shapes
 from deploykit.graph.foreign import mended_of
 from deploykit.graph.half import HEAVY_OPS
@@ -129,7 +129,7 @@ def _measure(model: ir.Model, missing: Sequence[ir.Value], run: RunGraph) -> Non
         if not value.is_initializer():
             dtype = np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
             feeds[str(value.name)] = noise.random(shape_of(value)).astype(dtype)
-    found = run(split(_shapes_as_outputs(model, names), "the graph with its shapes"), feeds)
+    found = run(split_own(_shapes_as_outputs(model, names), "the graph with its shapes"), feeds)
     for value in missing:
         value.shape = ir.Shape([int(size) for size in found[_shape_name(str(value.name))]])
     infer_shapes(model)  # types too, which follow from what is known now

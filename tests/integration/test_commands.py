@@ -221,12 +221,14 @@ def test_doctor_names_what_is_missing() -> None:
     assert all(task in shown for task in tasks)
 
 
-def test_a_cifar_network_keeps_its_published_accuracy_in_fp16(
-    shared_data: Path, cifar_bundle: Path
+def test_a_cifar_network_keeps_its_accuracy_in_fp16(
+    shared_data: Path, cifar_bundle: Path, tmp_path: Path
 ) -> None:
-    images = shared_data / "cifar10_test1000.npz"
-    found = deploykit("eval", cifar_bundle, "--data", images, "--json").data
-    assert found["count"] == 1000
+    with np.load(shared_data / "cifar10_test1000.npz") as data:
+        few = {name: data[name][:500] for name in ("images", "labels")}
+        np.savez(tmp_path / "few.npz", classes=data["classes"], **few)
+    found = deploykit("eval", cifar_bundle, "--data", tmp_path / "few.npz", "--json").data
+    assert found["count"] == 500
     assert found["agreement"] >= 0.998
-    # FP16 may turn near ties: one image in a thousand either way.
-    assert found["top1"] == pytest.approx(0.915, abs=0.0011)
+    # torch has 0.910 on these images; FP16 may turn a near tie, one of them either way.
+    assert found["top1"] == pytest.approx(0.910, abs=0.0021)

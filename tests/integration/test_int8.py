@@ -475,16 +475,24 @@ def test_a_cifar_network_keeps_its_accuracy_in_int8(
     cifar_bundle: Path, shared_data: Path, working_folder: Path
 ) -> None:
     with np.load(shared_data / "cifar10_calib512.npz") as data:
-        np.savez("calib.npz", images=data["images"][:256])  # 128 of them to compare the choices by
+        np.savez("calib.npz", images=data["images"][:128])  # 64 of them to compare the choices by
     exported = quantize(
         cifar_bundle / "reference.onnx", *options_of(get("resnet20").preprocessing, 32),
-        "--calib-count", 128, calib="calib.npz",
+        "--calib-count", 64, calib="calib.npz",
     )  # fmt: skip
     assert exported.code == 0, exported.err
     images = shared_data / "cifar10_test1000.npz"
-    found = deploykit("eval", "bundle", "--data", images, "--json").data
+    found = deploykit("eval", "bundle", "--data", first(images, 500), "--json").data
     assert found["agreement"] >= 0.992
-    assert found["top1"] >= 0.915 - 0.0031
+    assert found["top1"] >= 0.910 - 0.0041  # torch has 0.910 on these images
+
+
+def first(path: Path, count: int) -> str:
+    """A file with the first images of ``path``, in the current folder."""
+    with np.load(path) as data:
+        few = {name: data[name][:count] for name in ("images", "labels")}
+        np.savez("few.npz", classes=data["classes"], **few)
+    return "few.npz"
 
 
 def fixed_batch(fp32: Path, batch: int, target: Path) -> Path:

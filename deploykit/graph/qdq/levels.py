@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deploykit.graph.editing import add_constant
-from deploykit.graph.external_weights import split
+from deploykit.graph.external_weights import split_own
 from deploykit.graph.half import HEAVY_OPS, is_float
 from deploykit.graph.qdq.insertion import insert_qdq
 from deploykit.graph.qdq.trials import SwitchBuilder
@@ -51,7 +51,7 @@ def with_levels(
     for name, (group, positions) in readers.items():
         for position in positions:
             builder.level(group, name, position)
-    return split(result, "the graph with its levels")
+    return split_own(result, "the graph with its levels")
 
 
 def _readers(

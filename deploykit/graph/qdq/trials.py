@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deploykit.graph.editing import Names, add_constant, drop_unused_initializers
-from deploykit.graph.external_weights import split
+from deploykit.graph.external_weights import split_own
 from deploykit.graph.qdq.insertion import insert_qdq
 from deploykit.graph.qdq.plan import Reader
 
@@ -100,7 +100,7 @@ def trial_graph(
     """
     corrected, _ = correct_biases(model, shifts) if shifts else (model, 0)
     corrected = set_weights(corrected, weights) if weights else corrected
-    return split(insert_qdq(corrected, plan, amax), f"a candidate for {plan.format.name}")
+    return split_own(insert_qdq(corrected, plan, amax), f"a candidate for {plan.format.name}")
 
 
 SWITCHES: Final = "exact_layers"
@@ -146,7 +146,7 @@ def switchable_parts(
         for index, weight in enumerate(weights):
             builder.add_switch(index, weight)
         layers = tuple(weight.node for weight in weights)
-        yield SwitchablePart(split(part, "the graph with its switches"), layers, end)
+        yield SwitchablePart(split_own(part, "the graph with its switches"), layers, end)
         start = end
 
 
@@ -329,7 +329,7 @@ def probe_errors(model: ir.Model, plan: QdqPlan, amax: Mapping[str, float]) -> P
         weights=tuple(replace(w, node=twins[w.node]) for w in plan.weights if w.node in twins),
     )
     probed = insert_qdq(doubled, probing, amax)
-    return Probe(split(probed, "the graph with its errors"), shifts, powers)
+    return Probe(split_own(probed, "the graph with its errors"), shifts, powers)
 
 
 class _ProbeBuilder:

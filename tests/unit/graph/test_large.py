@@ -13,7 +13,7 @@ from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import ModelFileError
 from deploykit.core.precision import Precision
 from deploykit.graph import files, read_artifact, read_model, write_model
-from deploykit.graph.external_weights import ALIGNMENT_BYTES, serialise, split
+from deploykit.graph.external_weights import ALIGNMENT_BYTES, serialise, split, split_own
 from deploykit.graph.opset import raise_opset
 from tests.graphs import expose_outputs, graph, run_ort, save
 from tests.unit.graph.large import IMAGES, LIMIT, TEXT, WEIGHTS, network, two_files
@@ -238,6 +238,16 @@ def test_a_graph_for_a_runner_shares_the_weights_of_the_model(tmp_path: Path) ->
         with OrtRunner(shown, GraphOptions(threads=1, optimise=optimise)) as runner:
             found = runner.run({"x": IMAGES})["y"].astype(np.float32)
         np.testing.assert_allclose(found, expected(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_graph_that_nobody_else_has_is_split_without_a_copy(tmp_path: Path) -> None:
+    model = network(tmp_path)
+    whole, clone = split(model, "the graph"), model.clone()
+    shown = split_own(clone, "the graph")
+    assert shown.content == whole.content
+    assert all(np.shares_memory(shown.weights[name], whole.weights[name]) for name in ("w", "v"))
+    again = split(model, "the graph")  # what the clone came from has its weights still
+    assert all(np.array_equal(again.weights[name], WEIGHTS[name]) for name in ("w", "v"))
 
 
 def test_a_mapped_graph_shows_its_activations(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import cache
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -166,13 +168,18 @@ def test_no_images(tmp_path: Path) -> None:
 # --- corrupt images
 
 
+@cache
+def picture(number: int) -> bytes:
+    """A photograph as a file; many tests have the same ones."""
+    file = BytesIO()
+    Image.fromarray(photographs(1, seed=number).pixels[0]).save(file, "PNG")
+    return file.getvalue()
+
+
 def files_in(folder: Path, count: int, corrupt: Sequence[int]) -> CalibrationData:
     paths = [folder / f"{number:03}.png" for number in range(count)]
     for number, path in enumerate(paths):
-        if number in corrupt:
-            path.write_bytes(b"\x89PNG torn")
-        else:
-            Image.fromarray(photographs(1, seed=number).pixels[0]).save(path)
+        path.write_bytes(b"\x89PNG torn" if number in corrupt else picture(number))
     return CalibrationData(FileImages(tuple(paths)), PLAIN, range(count), 0)
 
 
