@@ -82,10 +82,11 @@ class Extremes(NamedTuple):
 
 
 def expose_magnitudes(
-    model: ir.Model, own: Collection[str] = ()
+    model: ir.Model, own: Collection[str] = (), left_out: Collection[str] = ()
 ) -> tuple[SplitGraph, Mapping[str, Extremes]]:
     """The graph with the extremes of every FP32 value that a node computes, by name in graph order.
 
+    Values ``left_out`` have none.
     ``own`` are names of values that were seen with infinities of FP32 itself: these are told from
     their numbers, as those of constants are.
 
@@ -100,7 +101,7 @@ def expose_magnitudes(
     graph = shown.graph
     names = all_names(graph)
     zero = add_constant(graph, names.fresh("nothing"), np.zeros((), np.float32))
-    infinities, passed_over = carried_infinities(shown, own), mended(shown)
+    infinities, passed_over = carried_infinities(shown, own), mended(shown).union(left_out)
     apart = _Apart(graph, zero, names) if infinities else None
     found: dict[str, Extremes] = {}
     for node in list(graph):

@@ -192,10 +192,12 @@ def find_overflows(
     if not computes_narrow(halved):
         return Unfit(), []
     form, infinities = rounding_form(halved, Stored.EVERY), measured.infinities
-    graph, extremes = expose_magnitudes(form, measured.own)
     stands_for = counterparts(halved, infinities[0].keys() if infinities else ())
     exact = rounded_from(form)
     by_images = placed_by_images(form, measured.own) | measured.own if infinities else frozenset()
+    # What is NaN or infinite before it is rounded is so behind it, too.
+    seen_rounded = set(exact.values()) - {exact.get(name, name) for name in by_images}
+    graph, extremes = expose_magnitudes(form, measured.own, seen_rounded)
     broken: set[str] = set()
     answers = []
     with open_runner(graph) as runner:
