@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -23,7 +24,7 @@ from deploykit.ray.sources import Part, listing_of, read_part
 from deploykit.runtime.classifier import require_top_k
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -113,14 +114,16 @@ def predict_on_cluster(
             with cluster(choices.address) as connected:
                 workers = Workers.of(connected, manifest, choices)
                 placed = (workers.count, workers.gpus)
-                answered = _answered(connected, workers, bundle, sha256, left, choices)
                 images_done = listing.count - sum(len(part.names) for part in left)
                 task.update(images_done, listing.count)
                 sizes = {part.number: len(part.names) for part in left}
-                for number, content in answered:
-                    folder.commit(number, content)
-                    images_done += sizes[number]
-                    task.update(images_done, listing.count)
+                flow = _answered(connected, workers, bundle, sha256, left, choices)
+                # Where a part cannot be written, the actors end now, not with the traceback.
+                with closing(flow) as answered:
+                    for number, content in answered:
+                        folder.commit(number, content)
+                        images_done += sizes[number]
+                        task.update(images_done, listing.count)
         rows, failed, named = folder.summary()
     if rows != listing.count:
         raise DataError(
@@ -207,7 +210,7 @@ def _answered(
     sha256: str,
     parts: Sequence[Part],
     choices: ClusterChoices,
-) -> Iterator[tuple[int, bytes]]:
+) -> Generator[tuple[int, bytes]]:
     """The Parquet file of each part, as it is finished, in any order."""
     manifest = Bundle.open(bundle).manifest
     takes_floats = manifest.onnx.inputs[0].dtype == "float32"

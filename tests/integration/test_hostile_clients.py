@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import threading
+import time
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -123,7 +124,7 @@ def test_a_body_that_does_not_come_gives_its_place_back(impatient: str) -> None:
         for client in stalled:
             client.sendall(HEAD + b"half")
         while in_flight(good) < 2:
-            pass
+            time.sleep(0.01)
         assert upload(good, RED).status_code == 429
         for client in stalled:
             said = answer_of(client)
@@ -190,7 +191,7 @@ def test_sigterm_does_not_wait_for_stalled_clients(bundle: Path) -> None:
         for client in stalled[3:]:
             client.sendall(b"POST /pre")
         while in_flight(good) < 3:
-            pass
+            time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=PATIENCE_S)
         assert b"503 Service Unavailable" in answer_of(stalled[0])
@@ -280,7 +281,7 @@ def message_of(side: int) -> bytes:
 
 
 def test_memory_is_bounded_under_large_messages_of_grpc(tmp_path: Path) -> None:
-    """160 messages of 7.5 MB, where 16 MB may be held and as much be read."""
+    """80 messages of 7.5 MB, where 16 MB may be held and as much be read."""
     bundle = write_bundle(tmp_path / "colours", image="H, W")
     most, sent = 8_000_000, message_of(790)
     # Waiting for one another, so that there is always one too many.
@@ -290,7 +291,7 @@ def test_memory_is_bounded_under_large_messages_of_grpc(tmp_path: Path) -> None:
     def ask(address: str) -> Counter[str]:
         channel, call = infer_call(address)
         with channel:
-            asked = [call.future(iter([sent]), timeout=PATIENCE_S) for _ in range(10)]
+            asked = [call.future(iter([sent]), timeout=PATIENCE_S) for _ in range(5)]
             refusals = [each.exception() for each in asked]
             for each in filter(None, refusals):
                 assert each.details().startswith("requests in flight hold ")
@@ -298,14 +299,14 @@ def test_memory_is_bounded_under_large_messages_of_grpc(tmp_path: Path) -> None:
             return Counter(each.code().name for each in asked)
 
     with served(bundle, *limits, *gathered) as running:
-        assert ask(running.grpc).total() == 10
+        assert ask(running.grpc).total() == 5
         with Peak(running.process.pid) as peak, ThreadPoolExecutor(16) as pool:
             found = sum(pool.map(ask, [running.grpc] * 16), Counter[str]())
         assert found.keys() == {"OK", "RESOURCE_EXHAUSTED"}
-        assert found.total() == 160
+        assert found.total() == 80
         held = httpx.get(f"{running.http}/metrics").text
         assert "deploykit_held_bytes 0.0" in held
-    # What is held and what is read, with the copies that parsing makes; all that came is 1200 MB.
+    # What is held and what is read, with the copies that parsing makes; all that came is 600 MB.
     assert peak.bytes - peak.before < 5 * (2 * most + 2 * most)
 
 
@@ -323,7 +324,7 @@ def test_a_call_without_a_message_does_not_hold_up_others(bundle: Path) -> None:
         with channel:
             stalled = call.future(nothing())
             while in_flight(good) < 1:
-                pass
+                time.sleep(0.01)
             assert call(iter([message_of(SIZE)]), timeout=PATIENCE_S)
             with pytest.raises(grpc.RpcError, match=r"within 1 s, and others waited") as refused:
                 stalled.result(PATIENCE_S)

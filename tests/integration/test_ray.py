@@ -25,9 +25,8 @@ from deploykit.core.progress import SilentProgress
 from deploykit.core.specs import PixelInput, TensorSpec
 from deploykit.ray import parts, predicting
 from deploykit.ray.predicting import ClusterChoices, predict_on_cluster
-from deploykit.verbs import evaluate_on_cluster
 from tests.bundles import PLAIN, SIZE, colours_of, write_bundle
-from tests.cli import deploykit
+from tests.cli import Called, deploykit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -140,16 +139,7 @@ def kill(*beginnings: str) -> None:
     pytest.fail(f"no process is called {' or '.join(beginnings)}")
 
 
-def test_an_actor_and_a_worker_are_killed_and_no_row_is_lost(desk: Path, tmp_path: Path) -> None:
-    victims = iter([("ray::MapWorker",), ("ray::Map(", "ray::IDLE")])
-    task = Watched(PART * 3, lambda: kill(*next(victims)))
-    report = predict(desk, tmp_path / "out.parquet", task)
-    assert task.called == 2
-    assert (report.rows, report.failed) == (IMAGES, 1)
-    require_each_row_once(tmp_path / "out.parquet")
-
-
-def test_a_full_disk_stops_it_and_the_next_call_goes_on(
+def test_after_a_full_disk_it_goes_on_and_loses_no_row_though_its_processes_are_killed(
     desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output, write = tmp_path / "out.parquet", atomic.replace_file
@@ -167,8 +157,11 @@ def test_a_full_disk_stops_it_and_the_next_call_goes_on(
     monkeypatch.setattr(parts, "replace_file", write)
     before = {path.name: path.stat().st_mtime_ns for path in output.glob("*.parquet")}
     assert len(before) == 4  # and the plan
-    report = predict(desk, output, workers=2)
-    assert (report.resumed, report.workers) == (4, 2)
+    victims = iter([("ray::MapWorker",), ("ray::Map(", "ray::IDLE")])
+    task = Watched(PART * 5, lambda: kill(*next(victims)))
+    report = predict(desk, output, task)
+    assert task.called == 2
+    assert (report.resumed, report.rows, report.failed) == (4, IMAGES, 1)
     require_each_row_once(output)
     assert (
         before.items()
@@ -179,10 +172,11 @@ def test_a_full_disk_stops_it_and_the_next_call_goes_on(
 def test_the_command_names_what_could_not_be_read(desk: Path, tmp_path: Path) -> None:
     arguments = (
         *("predict", desk / "bundle", desk / "images", "--ray", "--device", "cpu"),
-        *("-o", tmp_path / "out.parquet", "--json"),
+        *("--workers", 2, "-o", tmp_path / "out.parquet", "--json"),
     )
     called = deploykit(*arguments)
     assert called.code == 1, called.err
+    assert called.data["workers"] == 2
     assert (called.data["rows"], called.data["failed"]) == (IMAGES, 1)
     (named,) = called.data["unanswered"]
     assert named["image"] == str(desk / "images" / f"{BROKEN:03}.png")
@@ -236,32 +230,19 @@ def test_eval_counts_a_bundle_of_bytes_beside_one_of_floats(
     desk: Path, classes: Path, tmp_path: Path
 ) -> None:
     bundle = of_bytes(tmp_path)
-    call = ("eval", bundle, "--data", classes, "--json", "--compare", desk / "bundle")
-    here, there = deploykit(*call), deploykit(*call, "--ray")
-    assert (here.code, there.code) == (0, 0), there.err
-    counts = {name: there.data[name] for name in ("count", "top1", "agreement")}
-    assert counts == {name: here.data[name] for name in counts}
-    assert counts == {"count": 20, "top1": 13 / 20, "agreement": 1.0}
-
-
-@pytest.mark.parametrize("beside", [(), ("--reference",), ("--compare",)])
-def test_eval_counts_what_it_counts_on_one_machine(
-    desk: Path, classes: Path, tmp_path: Path, beside: tuple[str, ...]
-) -> None:
     call = (
-        *("eval", desk / "bundle", "--data", classes, "--batch", 3, "--json", "--confusion", 5),
-        *("--per-class", *beside, *[turned(tmp_path)] * len(beside)),
+        *("eval", bundle, "--data", classes, "--batch", 3, "--json", "--confusion", 5),
+        *("--per-class", "--compare", desk / "bundle"),
     )
     here, there = deploykit(*call), deploykit(*call, "--ray")
     assert (here.code, there.code) == (0, 0), there.err
-    ran = {"device", "choice"}
-    assert {k: v for k, v in there.data.items() if k not in ran} == {
-        k: v for k, v in here.data.items() if k not in ran
-    }
-    assert there.data["count"] == 20
-    assert there.data["top1"] == 13 / 20
-    if beside:
-        assert there.data["agreement"] == 0.0
+    assert counts_of(there) == counts_of(here)
+    assert (there.data["count"], there.data["top1"], there.data["agreement"]) == (20, 13 / 20, 1.0)
+
+
+def counts_of(called: Called) -> dict[str, Any]:
+    """All that `eval` says but for where it ran."""
+    return {key: value for key, value in called.data.items() if key not in ("device", "choice")}
 
 
 def test_eval_says_which_images_cannot_be_read_and_counts_the_others(
@@ -269,7 +250,11 @@ def test_eval_says_which_images_cannot_be_read_and_counts_the_others(
 ) -> None:
     (classes / "red" / "bad.png").write_bytes(b"nothing")
     output = tmp_path / "counts"
-    call = ("eval", desk / "bundle", "--data", classes, "--batch", 3, "--ray", "-o", output)
+    one = (
+        *("eval", desk / "bundle", "--data", classes, "--batch", 3, "--confusion", 5),
+        "--per-class",
+    )
+    call = (*one, "--ray", "-o", output)
     refused = deploykit(*call)
     assert refused.code == 1
     assert "1 of 21 images cannot be read" in refused.err
@@ -280,6 +265,7 @@ def test_eval_says_which_images_cannot_be_read_and_counts_the_others(
     again = deploykit(*call, "--json")
     assert again.code == 0, again.err
     assert again.data["count"] == 21
+    assert counts_of(again) == counts_of(deploykit(*one, "--json"))
     after = {path.name: path.stat().st_mtime_ns for path in output.glob("*.parquet")}
     assert len(after) == 7
     assert there.items() <= after.items()
@@ -293,7 +279,7 @@ def test_an_interrupted_eval_goes_on_with_the_same_counts(
     output, write = tmp_path / "counts", atomic.replace_file
     call = (
         *("eval", desk / "bundle", "--data", classes, "--batch", 3, "--json", "--confusion", 5),
-        *("--reference", turned(tmp_path)),
+        *("--per-class", "--reference", turned(tmp_path)),
     )
     written: list[str] = []
 
@@ -319,10 +305,9 @@ def test_an_interrupted_eval_goes_on_with_the_same_counts(
     here = deploykit(*call)
     there = deploykit(*call, "--ray", "-o", output)
     assert (here.code, there.code) == (0, 0), there.err
-    ran = {"device", "choice"}
-    assert {k: v for k, v in there.data.items() if k not in ran} == {
-        k: v for k, v in here.data.items() if k not in ran
-    }
+    assert counts_of(there) == counts_of(here)
+    numbers = ("count", "top1", "agreement")
+    assert tuple(there.data[name] for name in numbers) == (20, 13 / 20, 0.0)
     after = {path.name: path.stat().st_mtime_ns for path in output.glob("*.parquet")}
     assert [name for name in before if before[name] == after[name]] == sorted(before)[2:]
     finished = deploykit(*call, "--ray", "-o", output)  # without a cluster: all is counted
@@ -335,15 +320,6 @@ def test_an_interrupted_eval_goes_on_with_the_same_counts(
         assert (row["top1"], row["other_top1"]) == (mean.argmax(), (mean.argmax() + 1) % 3)
     other = deploykit(*call[:-2], "--ray", "-o", output)
     assert "was begun with another reference" in other.err
-
-
-def test_an_actor_refuses_a_model_that_was_replaced(
-    desk: Path, classes: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(evaluate_on_cluster, "sha256_of", lambda _: "0" * 64)
-    refused = deploykit("eval", desk / "bundle", "--data", classes, "--ray")
-    assert refused.code == 1
-    assert "was replaced since this run began" in refused.err
 
 
 def test_an_error_of_an_actor_is_said_as_its_own(

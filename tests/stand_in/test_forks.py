@@ -65,17 +65,15 @@ def as_a_program_ends():
     c = ctypes.CDLL(None)
     c.on_exit(ctypes.cast(c._exit, ctypes.c_void_p), None)
     sys.exit(0)
-def at_once(): os._exit(0)
 
 for act in (does_nothing, closes_the_runner, closes_it_twice, leaves_a_with_block,
             drops_all_it_has, closes_and_drops, asks):
-    for end in (as_a_program_ends, at_once):
-        child = os.fork()
-        if child == 0:
-            act()
-            end()
-        _, status = os.waitpid(child, 0)
-        assert os.waitstatus_to_exitcode(status) == 0, (act, end, status)
+    child = os.fork()
+    if child == 0:
+        act()
+        as_a_program_ends()
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, (act, status)
 bench.oracle()(images(1), runner.run({"x": images(1)}))
 assert output.numpy().shape == (1, 10)
 runner.close()
@@ -94,7 +92,7 @@ def run(body: str, folder: Path) -> None:
         timeout=120,
         check=False,
     )
-    said = report.read_text() if report.exists() else ""
+    said = report.read_text(errors="replace") if report.exists() else ""
     assert done.returncode == 0, done.stdout + done.stderr + said
     assert done.stdout.strip().endswith("the parent goes on"), done.stdout + done.stderr
     assert "forked" not in said + done.stderr

@@ -104,7 +104,7 @@ def test_readers_beside_many_swaps_read_one_bundle(
         monkeypatch.setattr(reading, "ATTEMPTS", 10_000)
     expected = {kind.name: loaded(kind) for kind in kinds}
     seen = set()
-    with swapping(kinds, place, 80 if locks == "with locks" else 30) as over:
+    with swapping(kinds, place, 30) as over:
         while not over.is_set():
             found = loaded(place)
             assert found in expected.values()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from contextlib import nullcontext
 from dataclasses import replace
@@ -27,9 +28,11 @@ from deploykit.core.specs import HeadRecord, TensorSpec
 from deploykit.images import LabelledData
 from deploykit.ray import Predictor, predicting
 from deploykit.ray.cluster import Cluster, _connect
+from deploykit.ray.parts import PartsFolder
 from deploykit.ray.predicting import ClusterChoices, parquet_of
 from deploykit.ray.predictor import PreparedPredictor
 from deploykit.ray.sources import Part
+from deploykit.verbs import evaluate_on_cluster as verb
 from deploykit.verbs.evaluate import Subjects
 from tests.bundles import SIZE, colours_of, engine_record, write_bundle
 from tests.cli import deploykit
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deploykit.ray.evaluating import LabelledParts
+    from deploykit.verbs.evaluate import AccuracyReport
 
 pytest.importorskip("pyarrow")
 
@@ -331,7 +335,7 @@ def test_a_part_that_somebody_changed_is_found(
     here = nullcontext(Cluster(None, None, 2.0, 0.0))
     monkeypatch.setattr(predicting, "cluster", lambda _: here)
     empty = parquet_of([], [], {"index": "int"})
-    monkeypatch.setattr(predicting, "_answered", lambda *_: iter([(0, empty)]))
+    monkeypatch.setattr(predicting, "_answered", lambda *_: (each for each in [(0, empty)]))
     with pytest.raises(DataError, match="has 0 rows for 1 images"):
         predicting.predict_on_cluster(
             bundle, str(tmp_path / "images"), tmp_path / "out", ClusterChoices(), SilentTask()
@@ -364,9 +368,8 @@ def test_progress_counts_images_without_a_comma(
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(png(PIXELS[0]))
     monkeypatch.setattr(predicting, "cluster", lambda _: nullcontext(Cluster(None, None, 2.0, 0.0)))
-    monkeypatch.setattr(
-        predicting, "_answered", lambda *_: iter([(0, parquet_of(["a"], ["x"], {"index": "int"}))])
-    )
+    content = parquet_of(["a"], ["x"], {"index": "int"})
+    monkeypatch.setattr(predicting, "_answered", lambda *_: (each for each in [(0, content)]))
     monkeypatch.setattr(progress, "_BETWEEN_LINES_S", 0)
     with progress.LineProgress().step("predict on Ray") as task:
         predicting.predict_on_cluster(
@@ -375,26 +378,77 @@ def test_progress_counts_images_without_a_comma(
     assert re.search(r"predict on Ray: 1 of 1, \d+ s", capsys.readouterr().err)
 
 
+def test_actors_end_where_a_part_cannot_be_written(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+
+    def answers(*_: object) -> Iterator[tuple[int, bytes]]:
+        try:
+            yield 0, parquet_of(["a"], ["x"], {"index": "int"})
+        finally:
+            ended.append("the actors")
+
+    def fills(*_: object) -> None:
+        raise BundleError("No space left on device")
+
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(png(PIXELS[0]))
+    monkeypatch.setattr(predicting, "cluster", lambda _: nullcontext(Cluster(None, None, 2.0, 0.0)))
+    monkeypatch.setattr(predicting, "_answered", answers)
+    monkeypatch.setattr(PartsFolder, "commit", fills)
+    with pytest.raises(BundleError, match="No space left") as kept:
+        predicting.predict_on_cluster(
+            bundle, str(tmp_path / "images"), tmp_path / "out", ClusterChoices(), SilentTask()
+        )
+    assert ended == ["the actors"], kept  # while the traceback, which has the flow, is there
+
+
+def labelled_images(folder: Path) -> LabelledData:
+    """One for each class of the bundle of colours."""
+    for name in ("red", "green", "blue"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "a.png").write_bytes(png(PIXELS[0]))
+    return LabelledData(folder)
+
+
+def evaluate(bundle: Path, data: LabelledData) -> AccuracyReport:
+    return verb.evaluate_on_cluster(
+        Subjects(bundle),
+        data,
+        ClusterChoices(),
+        batch=1,
+        output=None,
+        progress=SilentProgress(),
+    )
+
+
+def test_an_actor_of_eval_refuses_a_model_that_was_replaced(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun(
+        labelled: LabelledParts, left: object, kinds: object, actor: tuple[Any, Any], *_: object
+    ) -> Iterator[tuple[Part, list[Any]]]:
+        kind, arguments = actor
+        yield labelled.parts[0], pickle.loads(kind(**arguments)(row)["outputs"])[1]  # noqa: S301 - of this very test
+        with (bundle / MANIFEST).open("a", encoding="utf-8") as file:
+            file.write("\n")
+        kind(**arguments)  # of a worker that was lost, begun again
+
+    row = {"part": 0, "payload": pickle.dumps(({}, [prepared()[:1]]))}
+    monkeypatch.setattr(verb, "outputs_on_cluster", begun)
+    with pytest.raises(BundleError, match="was replaced since this run began\nbegin again, or put"):
+        evaluate(bundle, labelled_images(tmp_path / "data"))
+
+
 def test_an_evaluation_of_fewer_images_is_no_answer(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deploykit.verbs import evaluate_on_cluster as verb
-
     monkeypatch.setattr(predicting, "_MOST_IMAGES", 1)
-    for name in ("red", "green", "blue"):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        (tmp_path / "data" / name / "a.png").write_bytes(png(PIXELS[0]))
 
     def first(labelled: LabelledParts, *_: object) -> Iterator[tuple[Part, list[Any]]]:
         yield labelled.parts[0], [WANTED[:1]] * 2
 
     monkeypatch.setattr(verb, "outputs_on_cluster", first)
     with pytest.raises(DataError, match="1 of 3 parts were counted"):
-        verb.evaluate_on_cluster(
-            Subjects(bundle),
-            LabelledData(tmp_path / "data"),
-            ClusterChoices(),
-            batch=1,
-            output=None,
-            progress=SilentProgress(),
-        )
+        evaluate(bundle, labelled_images(tmp_path / "data"))

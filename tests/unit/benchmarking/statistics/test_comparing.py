@@ -43,10 +43,14 @@ NOISE: dict[str, Draw] = {
 }
 
 
-def verdicts(draw: Draw, slowdown: float) -> list[Verdict]:
-    """Of 100 seeded pairs of runs, the second slower by the factor."""
+PAIRS, FEW_PAIRS = 100, 30
+"""The few are for what is found in nearly every pair, with a rate that need not be known well."""
+
+
+def verdicts(draw: Draw, slowdown: float, pairs: int) -> list[Verdict]:
+    """Of seeded pairs of runs, the second slower by the factor."""
     found = []
-    for seed in range(100):
+    for seed in range(pairs):
         rng = np.random.default_rng(seed)
         ratio = ratio_of_medians(draw(rng), draw(rng) * slowdown)
         found.append(Comparison(ratio, min_effect=0.02).verdict)
@@ -55,16 +59,17 @@ def verdicts(draw: Draw, slowdown: float) -> list[Verdict]:
 
 @pytest.mark.parametrize("name", NOISE)
 def test_the_same_thing_twice_is_no_difference(name: str) -> None:
-    assert verdicts(NOISE[name], 1.0).count(Verdict.NO_DIFFERENCE) >= 95
+    assert verdicts(NOISE[name], 1.0, PAIRS).count(Verdict.NO_DIFFERENCE) >= 0.95 * PAIRS
 
 
 @pytest.mark.parametrize("name", NOISE)
 def test_a_slowdown_of_a_tenth_is_found(name: str) -> None:
-    assert verdicts(NOISE[name], 1.1).count(Verdict.SLOWER) >= 90
+    assert verdicts(NOISE[name], 1.1, FEW_PAIRS).count(Verdict.SLOWER) >= 0.9 * FEW_PAIRS
 
 
 def test_a_speedup_is_found() -> None:
-    assert verdicts(NOISE["dependent"], 1 / 1.1).count(Verdict.FASTER) >= 90
+    found = verdicts(NOISE["dependent"], 1 / 1.1, FEW_PAIRS)
+    assert found.count(Verdict.FASTER) >= 0.9 * FEW_PAIRS
 
 
 def test_the_interval_has_the_width_of_the_theory() -> None:
