@@ -70,8 +70,8 @@ class Task:
     name: str
     module: nn.Module
     size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     calibration: Images
     judges: tuple[Images, Labels]
     others: tuple[Images, Labels]

@@ -101,10 +101,12 @@ def _manifest(folder: Path, sizes: tuple[int | str, ...]) -> Manifest:
     )
 
 
-def write_classifier(path: Path, image: str = "8, 8", batch: str = "N", channels: int = 16) -> Path:
+def write_classifier(
+    path: Path, image: str = "8, 8", batch: str = "N", channels: int = 16, colours: int = 3
+) -> Path:
     """A small FP32 classifier of 8x8 images, as a user brings one: two layers, 4 classes."""
     model = graph(
-        f"g (float[{batch},3,{image}] input) => (float[{batch},4] logits)"
+        f"g (float[{batch},{colours},{image}] input) => (float[{batch},4] logits)"
         """ {
             c = Conv <pads = [1, 1, 1, 1]> (input, w)
             r = Relu (c)
@@ -112,6 +114,6 @@ def write_classifier(path: Path, image: str = "8, 8", batch: str = "N", channels
             f = Flatten (m)
             logits = Gemm <transB = 1> (f, v)
         }""",
-        {"w": normal(channels, 3, 3, 3), "v": normal(4, channels, seed=1)},
+        {"w": normal(channels, colours, 3, 3), "v": normal(4, channels, seed=1)},
     )
     return save(model, path)

@@ -26,12 +26,12 @@ _OPTIONS = (
     click.option(
         "--input-layout",
         type=click.Choice(LAYOUTS),
-        help="Of bytes: (N, H, W, 3) or (N, 3, H, W).  [default: nhwc]",
+        help="Of bytes: (N, H, W, C) or (N, C, H, W).  [default: nhwc]",
     ),
     click.option(
         "--input-order",
         type=click.Choice(CHANNEL_ORDERS),
-        help="Of bytes: bgr as OpenCV has them.  [default: rgb]",
+        help="Of bytes: bgr as OpenCV has them.  [default: rgb, or grey]",
     ),
     click.option(
         "--result",

@@ -22,6 +22,7 @@ from deploykit.cli._size_options import (
 from deploykit.core.artifacts import HARDWARE_COMPATIBILITY, THIS_GPU
 from deploykit.core.errors import UsageError
 from deploykit.core.precision import find_precision
+from deploykit.core.sizes import GREY, RGB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -378,7 +379,7 @@ _OPTIONS = (
         "--mean",
         metavar="R,G,B",
         help="Subtracted from pixels of 0 to 1, likewise; with --std also of 0 to 255. One number "
-        "is that of all three.",
+        "is that of every channel.",
     ),
     click.option(
         "--std",
@@ -387,8 +388,8 @@ _OPTIONS = (
     ),
     click.option(
         "--channel-order",
-        metavar="rgb|bgr",
-        help="Of the network's input; --mean and --std are in this order.  [default: likewise]",
+        metavar="rgb|bgr|grey",
+        help="Of the network's input, --mean and --std; one channel is grey.  [default: likewise]",
     ),
     side_inputs,
     *head,
@@ -443,18 +444,17 @@ def _sides(text: str) -> int | tuple[int, int]:
     )
 
 
-def _channels(option: str, text: str) -> tuple[float, float, float]:
-    parts = text.split(",")
+def _channels(option: str, text: str) -> tuple[float, ...]:
     try:
-        red, green, blue = map(float, parts * 3 if len(parts) == 1 else parts)
+        numbers = tuple(map(float, text.split(",")))
     except ValueError:
-        red = green = blue = float("nan")
-    if not all(map(isfinite, (red, green, blue))):
+        numbers = ()
+    if len(numbers) not in (GREY, RGB) or not all(map(isfinite, numbers)):
         raise UsageError(
             f"{option} is {text!r}\nexpected three numbers for red, green and blue, as "
-            "0.485,0.456,0.406, or one for all three, as 0.5"
+            "0.485,0.456,0.406, or one for every channel, as 0.5"
         )
-    return red, green, blue
+    return numbers
 
 
 def _arguments(text: str) -> dict[str, Any]:

@@ -13,10 +13,13 @@ if TYPE_CHECKING:
 
     from deploykit.core.specs import Preprocessing
 
-    Channels = tuple[float, float, float]
+    Channels = tuple[float, ...]
+    """A number for each channel of the network: three, or one of a grey image."""
 
 
-CHANNEL_ORDERS: Final = ("rgb", "bgr")
+COLOUR_ORDERS: Final = ("rgb", "bgr")
+GREY_ORDER: Final = "grey"
+CHANNEL_ORDERS: Final = (*COLOUR_ORDERS, GREY_ORDER)
 
 LARGEST_OF_UNIT: Final = 1.5
 """Largest mean or deviation of pixels of 0 to 1: the mean is at most 1, and 1 divides by nothing.
@@ -41,8 +44,7 @@ def to_unit(values: Channels) -> Channels:
     (0.5, 1.0, 0.2)
     """
     # Ten digits are more than FP32 has: 123.675 becomes 0.485, not 0.48500000000000004.
-    first, second, third = (float(f"{value / 255:.10g}") for value in values)
-    return first, second, third
+    return tuple(float(f"{value / 255:.10g}") for value in values)
 
 
 def channels_text(values: Channels) -> str:
@@ -60,6 +62,7 @@ class PreprocessingChoices:
 
     ``mean`` and ``std`` are in the order of the network's channels, of pixels of 0 to 1; where
     both are of pixels of 0 to 255 they are converted by `applied_to`, and `conversions` says so.
+    One number is that of every channel.
 
     Raises:
         UnknownNameError: no such channel order.
@@ -88,21 +91,46 @@ class PreprocessingChoices:
         """``preprocessing`` with the choices in it.
 
         A mean and a deviation that are known belong to colours: with another channel order they
-        change places, those that are chosen do not.
+        change places, those that are chosen do not. How many channels there are is the network's:
+        ``preprocessing`` knows it.
 
         >>> from deploykit.core.specs import Preprocessing
         >>> PreprocessingChoices(resize=256).applied_to(Preprocessing(crop=(224, 224))).resize
         256
         >>> PreprocessingChoices(channel_order="bgr").applied_to(Preprocessing((224, 224))).mean
         (0.406, 0.456, 0.485)
+
+        Raises:
+            UsageError: the channel order, mean or deviation is for another number of channels.
         """
+        self._require_channels(preprocessing)
         chosen = {name: value for name, value in asdict(self).items() if value is not None}
         if self._is_of_bytes:
             chosen |= {name: to_unit(chosen[name]) for name in ("mean", "std")}
+        for name in {"mean", "std"} & chosen.keys():
+            if len(chosen[name]) == 1:
+                chosen[name] *= preprocessing.channels
         if self.channel_order not in (None, preprocessing.channel_order):
             mean, std = preprocessing.mean[::-1], preprocessing.std[::-1]
             preprocessing = replace(preprocessing, mean=mean, std=std)
         return replace(preprocessing, **chosen)
+
+    def _require_channels(self, preprocessing: Preprocessing) -> None:
+        count = preprocessing.channels
+        orders = COLOUR_ORDERS if count > 1 else (GREY_ORDER,)
+        is_grey = "1 channel, grey" if count == 1 else f"{count} channels, in colours"
+        if self.channel_order not in (None, *orders):
+            raise UsageError(
+                f"--channel-order {self.channel_order}, and the network takes images of {is_grey}\n"
+                f"possible: {' or '.join(orders)}; left out it is {orders[0]}"
+            )
+        for name, given in (("mean", self.mean), ("std", self.std)):
+            if given is not None and len(given) not in (1, count):
+                raise UsageError(
+                    f"--{name} {channels_text(given)} is of {len(given)} channels, and the network "
+                    f"takes images of {is_grey}\n"
+                    f"give one number, as --{name} {'0.1307' if name == 'mean' else '0.3081'}"
+                )
 
     def conversions(self) -> list[str]:
         """What was made of a mean and a deviation of pixels of 0 to 255, in words.
@@ -127,15 +155,22 @@ taken as 0.5,0.5,0.5 and 1,1,1 of pixels of 0 to 1']
         []
         """
         assumed = [f.name for f in fields(self) if getattr(self, f.name) is None]
+        if preprocessing.channel_order == GREY_ORDER:  # the network shows it
+            assumed = [name for name in assumed if name != "channel_order"]
         if not assumed:
             return []
-        said = ", ".join(f"{_words(name)} {getattr(preprocessing, name)}" for name in assumed)
+        said = ", ".join(f"{_words(name)} {_shown(preprocessing, name)}" for name in assumed)
         options = " ".join(f"--{name.replace('_', '-')}" for name in assumed)
         return [f"preprocessing is assumed: {said}; as in training? {options}"]
 
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
+
+
+def _shown(preprocessing: Preprocessing, name: str) -> Any:
+    value = getattr(preprocessing, name)
+    return value[0] if isinstance(value, tuple) and len(value) == 1 else value
 
 
 def _require_one_scale(mean: Channels | None, std: Channels | None) -> None:

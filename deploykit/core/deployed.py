@@ -6,10 +6,10 @@ its head. Both are choices of an export; neither changes what the network comput
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Self
 
-from deploykit.core.choices import CHANNEL_ORDERS
+from deploykit.core.choices import CHANNEL_ORDERS, COLOUR_ORDERS, GREY_ORDER
 from deploykit.core.errors import UnknownNameError, UsageError
 from deploykit.core.specs import PixelInput
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from deploykit.core.choices import PreprocessingChoices
     from deploykit.core.sizes import ShapeProfile
+    from deploykit.core.specs import Preprocessing
 
 FLOATS: Final = "float32"
 BYTES: Final = "uint8"
@@ -71,6 +72,8 @@ class DeployedForm:
 
     pixels: PixelInput | None = None
     result: Result | None = None
+    order: str | None = None
+    """Of the bytes, as it was asked for; ``None`` is "rgb", or "grey" for a grey network."""
 
     @classmethod
     def of(
@@ -94,7 +97,7 @@ class DeployedForm:
         for option, value in (("--input-layout", layout), ("--input-order", order)):
             if value is not None and not is_bytes:
                 raise UsageError(
-                    f"{option} {value} is for bytes, and the graph takes float32 (N, 3, H, W)\n"
+                    f"{option} {value} is for bytes, and the graph takes float32 (N, C, H, W)\n"
                     f"add --input {BYTES}, or leave {option} out"
                 )
         if len(results) > 1:
@@ -103,7 +106,27 @@ class DeployedForm:
                 "a graph ends in one of them: export it once for each"
             )
         pixels = PixelInput(layout or "nhwc", order or "rgb") if is_bytes else None
-        return cls(pixels, Result.parse(results[0]) if results else None)
+        return cls(pixels, Result.parse(results[0]) if results else None, order)
+
+    def pixels_for(self, preprocessing: Preprocessing) -> PixelInput | None:
+        """How a network of this ``preprocessing`` is given bytes, if it is.
+
+        Raises:
+            UsageError: the order of the bytes is for another number of channels.
+        """
+        if self.pixels is None:
+            return None
+        is_grey = preprocessing.channel_order == GREY_ORDER
+        possible = (GREY_ORDER,) if is_grey else COLOUR_ORDERS
+        if self.order not in (None, *possible):
+            raise UsageError(
+                f"--input-order {self.order}, and the network takes images in "
+                f"{preprocessing.channel_order}\npossible: {' or '.join(possible)}; left out it is "
+                f"{possible[0]}"
+            )
+        if not is_grey:
+            return self.pixels
+        return replace(self.pixels, order=GREY_ORDER, outside=("decode", "grey", "resize", "crop"))
 
     def require_sizes(self, profile: ShapeProfile) -> None:
         """Refuse a layout in which open heights and widths cannot be told.

@@ -19,7 +19,7 @@ _OPTION: Final = re.compile(
     r"(?<![\w/'-])(?:--(?P<long>[a-z][a-z0-9]*(?:-[a-z0-9]+)*)|-(?P<short>o))(?![\w-])"
     r"(?: (?P<value>[A-Z]+\d+(?:=\d(?:[\d.]*\d)?)?(?!\w)"
     r"|[A-Z][A-Z|#.,]*(?![\w'])|\d(?:[\d.,]*\d)?%?(?!\w)"
-    r"|(?:fp16|auto|random|raw|none|imagenet|uint8|nchw|nhwc|rgb|bgr)\b))?"
+    r"|(?:fp16|auto|random|raw|none|imagenet|uint8|nchw|nhwc|rgb|bgr|grey)\b))?"
 )
 """An option, and what it is given where that is plain: PATH, 1%, auto, L4, L4=0.8.
 

@@ -19,7 +19,10 @@ IMAGE_DIMS: Final = 4
 """Of images (N, C, H, W)."""
 
 RGB: Final = 3
-"""Channels of every image that deploykit prepares."""
+"""Channels of an image in colours, in either order."""
+
+GREY: Final = 1
+"""Channels of a grey image."""
 
 CHANNELS_FIRST: Final = (0, 3, 1, 2)
 """Order in which the axes of (N, H, W, C) make (N, C, H, W)."""
@@ -33,21 +36,48 @@ _COUNT: Final = 3
 
 
 def are_images(shape: Sequence[int | str | None]) -> bool:
-    """Whether a tensor of ``shape`` can be a batch of images.
+    """Whether a tensor of ``shape`` can be a batch of images, in colours or grey.
 
-    >>> are_images(("batch", 3, 224, 224)), are_images((1, 224, 224, 3))
-    (True, False)
+    >>> are_images(("batch", 3, 224, 224)), are_images((1, 224, 224, 3)), are_images((1, 1, 28, 28))
+    (True, False, True)
     """
-    return len(shape) == IMAGE_DIMS and shape[1] == RGB
+    return len(shape) == IMAGE_DIMS and (shape[1] == RGB or _is_grey(shape, 1))
 
 
 def are_channels_last(shape: Sequence[int | str | None]) -> bool:
-    """Whether a tensor of ``shape`` can be a batch of images (N, H, W, 3), and of no others.
+    """Whether a tensor of ``shape`` can be a batch of images (N, H, W, C), and of no others.
 
     >>> are_channels_last((1, 224, 224, 3)), are_channels_last(("batch", 3, 224, 224))
     (True, False)
     """
-    return len(shape) == IMAGE_DIMS and shape[-1] == RGB and not are_images(shape)
+    if len(shape) != IMAGE_DIMS or are_images(shape):
+        return False
+    return shape[-1] == RGB or _is_grey(shape, IMAGE_DIMS - 1)
+
+
+def _is_grey(shape: Sequence[int | str | None], axis: int) -> bool:
+    """Whether ``axis`` holds the one channel of grey images, and no other can hold channels.
+
+    An image of a single row or column is none: masks of tokens are shaped so.
+    """
+    sides = [dim for at, dim in enumerate(shape) if at not in (BATCH_AXIS, axis)]
+    other = shape[1] if axis != 1 else shape[-1]
+    return shape[axis] == GREY and GREY not in sides and other != RGB
+
+
+def image_among(shapes: Sequence[Sequence[int | str | None]]) -> int | None:
+    """Which of several tensors is the images: the first in colours, else the first grey one.
+
+    >>> image_among([(1, 1, 8, 8), ("batch", 3, 224, 224)]), image_among([(1, 512)])
+    (1, None)
+    """
+    # A mask (N, 1, H, W) beside images in colours is none.
+    for channels in (RGB, GREY):
+        for is_laid_out in (are_images, are_channels_last):
+            for at, shape in enumerate(shapes):
+                if is_laid_out(shape) and channels == shape[1 if is_laid_out is are_images else -1]:
+                    return at
+    return None
 
 
 def is_any_images(shape: Sequence[int | str | None]) -> bool:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
+from deploykit.core.choices import GREY_ORDER
 from deploykit.core.errors import UsageError
-from deploykit.core.sizes import BATCH_AXIS, CHANNELS_FIRST, filled, shape_text
+from deploykit.core.sizes import BATCH_AXIS, CHANNELS_FIRST, GREY, RGB, filled, shape_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -119,9 +120,9 @@ class TensorSpec:
 class PixelInput:
     """Images as bytes: what is left to the caller of a graph that converts and normalises itself.
 
-    The graph takes ``dtype`` of 0 to 255, in ``layout`` "nhwc" (N, H, W, 3) or "nchw"
-    (N, 3, H, W), with the colours in ``order`` "rgb" or "bgr". ``outside`` is all of the
-    preprocessing that is not in the graph.
+    The graph takes ``dtype`` of 0 to 255, in ``layout`` "nhwc" (N, H, W, C) or "nchw"
+    (N, C, H, W), with the colours in ``order`` "rgb" or "bgr", or one channel, "grey". ``outside``
+    is all of the preprocessing that is not in the graph.
     """
 
     layout: str = "nhwc"
@@ -134,24 +135,58 @@ class PixelInput:
 class Preprocessing:
     """How an image becomes the model's input.
 
-    Decode to RGB, scale the shorter side to ``resize`` (``None``: leave it; a pair: to exactly
-    that height and width), cut ``crop`` pixels (height, width) from the centre, put the channels
-    in ``channel_order`` ("rgb" or "bgr"), divide by 255, subtract ``mean``, divide by ``std``.
-    Both are of pixels of 0 to 1, and in the order of the network's channels. With ``pixels`` the
-    graph does all of it that comes after the crop, and is given bytes.
+    Decode to RGB, make it grey where ``channel_order`` is "grey", scale the shorter side to
+    ``resize`` (``None``: leave it; a pair: to exactly that height and width), cut ``crop`` pixels
+    (height, width) from the centre, put the channels in ``channel_order`` ("rgb" or "bgr"), divide
+    by 255, subtract ``mean``, divide by ``std``. Both are of pixels of 0 to 1, in the order of the
+    network's channels: three numbers, or one of grey. With ``pixels`` the graph does all of it
+    that comes after the crop, and is given bytes.
+
+    Raises:
+        UsageError: a mean or deviation of more or fewer numbers than channels.
     """
 
     crop: tuple[int, int]
     resize: int | tuple[int, int] | None = None
     interpolation: str = "bilinear"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
     channel_order: str = "rgb"
     pixels: PixelInput | None = None
 
+    def __post_init__(self) -> None:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.channels:
+                raise UsageError(
+                    f"{name} {values} has {len(values)} numbers, images in {self.channel_order} "
+                    f"need {self.channels}: one for each channel"
+                )
+
+    @classmethod
+    def assumed(cls, crop: tuple[int, int], channels: int) -> Self:
+        """What is taken where nobody says it: of images in colours ImageNet's way.
+
+        Grey networks read digits, lines of text and radiographs, of which nothing is cut off: they
+        are scaled to exactly ``crop``, and black to white becomes -1 to 1.
+        """
+        if channels == GREY:
+            return cls(crop, crop, mean=(0.5,), std=(0.5,), channel_order=GREY_ORDER)
+        # The published networks cut 224 out of 256; the same share holds for other sizes.
+        return cls(crop, resize=round(min(crop) * 256 / 224))
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images: 1 of grey ones, else 3."""
+        return GREY if self.channel_order == GREY_ORDER else RGB
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Of one prepared image, (C, H, W)."""
+        return self.channels, *self.crop
+
     @property
     def as_floats(self) -> Self:
-        """The same for a graph that takes prepared images, float32 (N, 3, H, W)."""
+        """The same for a graph that takes prepared images, float32 (N, C, H, W)."""
         return replace(self, pixels=None)
 
 

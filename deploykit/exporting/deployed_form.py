@@ -46,12 +46,14 @@ def require_form(
     """Refuse what the network cannot be deployed as, as far as it shows before it is built.
 
     Raises:
-        UsageError: bytes for a network of which nobody said how they are normalised; a result that
-            the head does not have.
+        UsageError: bytes for a network of which nobody said how they are normalised, or of other
+            channels; a result that the head does not have.
         ModelFileError: an ``.onnx`` file cannot be read.
     """
     if form.pixels is not None:
         require_known_normalisation(source, choices)
+        if not isinstance(source, Path):
+            form.pixels_for(source.preprocessing)
     if form.result is not None and not isinstance(source, Path) and source.head is not None:
         end_for(head_named(source.head), source.outputs[0].shape, form.result)
 
@@ -84,12 +86,13 @@ class Around:
         """For a verified graph.
 
         Raises:
-            UsageError: the head has no such result.
+            UsageError: the head has no such result, or the bytes are of other channels.
         """
         shape = reference.artifact.outputs[0].shape
         wanted = form.result
         end = End("") if wanted is None else end_for(reference.head, shape, wanted)
-        look = replace(reference.preprocessing, pixels=form.pixels)
+        known = reference.preprocessing
+        look = replace(known, pixels=form.pixels_for(known))
         return cls(look, end, reference.head.activation)
 
     @property

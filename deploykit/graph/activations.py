@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from deploykit.core.errors import ModelFileError, UsageError
-from deploykit.core.sizes import are_images
+from deploykit.core.sizes import image_among
 from deploykit.graph.editing import Names, add_constant, all_names
 from deploykit.graph.external_weights import split_own
 from deploykit.graph.files import infer_shapes
@@ -408,11 +408,10 @@ def _image_of(model: ir.Model) -> ir.Value:
     inputs = _inputs_of(model)
     if not inputs:
         raise ModelFileError("the graph takes no input, so it has no activations to compare")
-    shapes = {
-        value: [dim if isinstance(dim, int) else None for dim in value.shape or ()]
-        for value in inputs
-    }
-    return next((value for value in inputs if are_images(shapes[value])), inputs[0])
+    shapes = [
+        [dim if isinstance(dim, int) else None for dim in value.shape or ()] for value in inputs
+    ]
+    return inputs[image_among(shapes) or 0]
 
 
 def _is_exact(value: ir.Value) -> bool:

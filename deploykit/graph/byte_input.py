@@ -31,7 +31,7 @@ _PREPARED = "_prepared"
 def take_bytes(model: ir.Model, preprocessing: Preprocessing) -> ir.Model:
     """A copy of ``model`` whose first input has ``preprocessing.pixels``; weights are shared.
 
-    The input keeps its name. ``model`` takes images, float32 (N, 3, H, W), as its first input.
+    The input keeps its name. ``model`` takes images, float32 (N, C, H, W), as its first input.
 
     Raises:
         ValueError: ``preprocessing`` has no ``pixels``.

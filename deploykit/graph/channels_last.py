@@ -1,4 +1,4 @@
-"""Images that a graph takes with channels last, (N, H, W, 3): the same graph with channels first.
+"""Images that a graph takes with channels last, (N, H, W, C): the same graph with channels first.
 
 TensorFlow keeps images so, and its converters put a ``Transpose`` in front of the first
 convolution. That node goes. Operators between it and the input that take each value by itself, as

@@ -23,6 +23,7 @@ import numpy as np
 from deploykit.core.errors import DataError
 from deploykit.core.npz import open_npz
 from deploykit.core.regular_files import open_regular
+from deploykit.core.sizes import GREY, RGB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
 
 
 EXPECTED: Final = (
-    "expected `images` uint8 (N, H, W, 3), and if wanted `labels` of whole numbers (N,)\n"
-    "and `classes`, their names"
+    "expected `images` uint8 (N, H, W, 3), or grey (N, H, W, 1) or (N, H, W), and if wanted\n"
+    "`labels` of whole numbers (N,) and `classes`, their names"
 )
 
-EXPECTED_ALONE: Final = "expected one array uint8 (N, H, W, 3)"
+EXPECTED_ALONE: Final = "expected one array uint8 (N, H, W, 3), or grey (N, H, W, 1) or (N, H, W)"
 
 UNPACKED_IN_MEMORY_BYTES: Final = 64 * 2**20
 """Most bytes of pixels that are unpacked into memory; more go into a temporary file."""
@@ -49,9 +50,10 @@ _BLOCK_BYTES: Final = 2**20
 
 
 class PixelFile:
-    """Images uint8 (N, H, W, 3) in an open file, one behind the other from ``offset`` on.
+    """Images uint8 (N, H, W, C) or (N, H, W) in an open file, one behind the other.
 
-    Any number of threads may read at the same time. The file is closed with the last reference.
+    The first begins at ``offset``. Any number of threads may read at the same time. The file is
+    closed with the last reference.
     """
 
     def __init__(self, file: IO[bytes], offset: int, shape: tuple[int, ...], path: Path) -> None:
@@ -66,7 +68,7 @@ class PixelFile:
         return self.shape[0]
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        """Pixels (H, W, 3) of one image.
+        """Pixels of one image, (H, W, 3), (H, W, 1) or (H, W).
 
         Raises:
             IndexError: there is no such image.
@@ -100,7 +102,7 @@ class PixelFile:
 
 
 def read_npz(path: Path) -> tuple[Pixels, Labels, Classes]:
-    """Images (N, H, W, 3), labels and class names of an ``.npz``; pickles are never read.
+    """Images (N, H, W, C) or (N, H, W), labels and class names of an ``.npz``, without pickles.
 
     The file is read once, to see that it is whole. The pixels are read again when they are used.
 
@@ -122,7 +124,7 @@ def read_npz(path: Path) -> tuple[Pixels, Labels, Classes]:
 
 
 def read_npy(path: Path) -> Pixels:
-    """Images (N, H, W, 3) of an ``.npy``, read when they are used; pickles are never read.
+    """Images (N, H, W, C) or (N, H, W) of an ``.npy``, read when they are used, without pickles.
 
     Raises:
         DataError: damaged, or not of the expected type and shape.
@@ -169,7 +171,10 @@ class _Header:
     def require_images(self, what: str, expected: str) -> None:
         if self.dtype.hasobject:
             raise ValueError("it holds Python objects, a pickle")
-        right_shape = len(self.shape) == 4 and self.shape[3] == 3  # noqa: PLR2004
+        *images, last = self.shape or (0,)
+        has_channels = last in (RGB, GREY)
+        # Of three axes the last is no channel's: (H, W, 3) would be one image, not H grey ones.
+        right_shape = len(images) == (3 if has_channels else 2)
         if self.dtype != np.uint8 or not right_shape or not prod(self.shape):
             raise DataError(f"{what} is {self.dtype} {self.shape}\n{expected}")
 

@@ -47,7 +47,7 @@ def batches(
     *,
     pad: bool = True,
 ) -> Iterator[tuple[NDArray[np.float32], list[int]]]:
-    """Preprocessed images (N, 3, H, W) with their indices in the set, in order.
+    """Preprocessed images (N, C, H, W) with their indices in the set, in order.
 
     Every batch is a new array of ``batch`` images; only the last may be smaller. About one batch
     is prepared ahead. With ``on_corrupt="skip"`` an unreadable image is left out, its index is
@@ -174,7 +174,7 @@ _NAMED: Final = 3
 def prepare(
     image_set: ImageSet, index: int, preprocessing: Preprocessing, *, pad: bool = True
 ) -> NDArray[np.float32]:
-    """One image of a set as the model takes it, (3, H, W).
+    """One image of a set as the model takes it, (C, H, W).
 
     Raises:
         DataError: it cannot be read, has too many pixels, or `preprocess` refuses it.

@@ -1,6 +1,6 @@
 """Prepared images as the bytes that they were made of, and back.
 
-Images (N, 3, H, W) in FP32 come from pixels of 0 to 255 by the arithmetic of `preprocess`, which
+Images (N, C, H, W) in FP32 come from pixels of 0 to 255 by the arithmetic of `preprocess`, which
 can be undone: two pixels are never nearer than a step of 1 / 255 of the deviation. So whatever was
 compared on prepared images can be compared again on the bytes, without the files.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def bytes_of(images: NDArray[np.float32], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """The pixels nearest to prepared ``images`` (N, 3, H, W), as ``preprocessing.pixels`` has them.
+    """The pixels nearest to prepared ``images`` (N, C, H, W), as ``preprocessing.pixels`` has them.
 
     >>> from deploykit.core.specs import PixelInput, Preprocessing
     >>> look = Preprocessing((1, 1), pixels=PixelInput())
@@ -34,7 +34,7 @@ def bytes_of(images: NDArray[np.float32], preprocessing: Preprocessing) -> NDArr
 
 
 def floats_of(images: NDArray[Any], preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Prepared images (N, 3, H, W) of bytes as ``preprocessing.pixels`` has them, by numpy."""
+    """Prepared images (N, C, H, W) of bytes as ``preprocessing.pixels`` has them, by numpy."""
     pixels = _pixels_of(preprocessing)
     if pixels.layout == "nhwc":
         images = images.transpose(CHANNELS_FIRST)
@@ -52,7 +52,7 @@ def floats_of(images: NDArray[Any], preprocessing: Preprocessing) -> NDArray[np.
 def arranged(
     images: NDArray[np.uint8], pixels: PixelInput, channel_order: str
 ) -> NDArray[np.uint8]:
-    """Bytes (N, 3, H, W) in ``channel_order`` as ``pixels`` has them."""
+    """Bytes (N, C, H, W) in ``channel_order`` as ``pixels`` has them."""
     if pixels.order != channel_order:
         images = images[:, ::-1]
     if pixels.layout == "nhwc":

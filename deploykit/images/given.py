@@ -13,8 +13,10 @@ import numpy as np
 
 from deploykit.core.artifacts import sha256_of_bytes
 from deploykit.core.errors import UsageError
+from deploykit.core.sizes import GREY, RGB
 from deploykit.images.decoding import decode, to_rgb
 from deploykit.images.pixel_limit import require_max_pixels
+from deploykit.images.preprocessing import are_pixels, rgb_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
     ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image | NDArray[np.uint8]
 
 
-EXPECTED: Final = "expected paths, encoded bytes, Pillow images or uint8 arrays (H, W, 3) or (H, W)"
+EXPECTED: Final = (
+    "expected paths, encoded bytes, Pillow images or uint8 arrays (H, W, 3), (H, W, 1) or (H, W)"
+)
 
 
 class GivenImages:
@@ -80,15 +84,13 @@ class GivenImages:
         Raises:
             DataError: it cannot be read.
         """
-        from PIL import Image as Pillow
-
         image = self._images[index]
         if isinstance(image, str | os.PathLike):
             return decode(Path(image), self.max_pixels, reduce_for=self.reduce_for)
         if isinstance(image, bytes):
             return decode(image, self.max_pixels, reduce_for=self.reduce_for)
         if isinstance(image, np.ndarray):
-            return Pillow.fromarray(image).convert("RGB")
+            return rgb_of(image)
         with self._loading:
             return to_rgb(image)
 
@@ -96,14 +98,13 @@ class GivenImages:
 def is_one_image(given: Any) -> bool:
     """True for a single image: a path, bytes, a Pillow image, an array without a batch axis."""
     if isinstance(given, np.ndarray):
-        return given.ndim != 4  # noqa: PLR2004 - (N, H, W, 3)
+        return given.ndim != 4  # noqa: PLR2004 - (N, H, W, C)
     return isinstance(given, str | os.PathLike | bytes) or _is_pillow(given)
 
 
 def _require_image(index: int, image: Any) -> None:
     if isinstance(image, np.ndarray):
-        is_colour, is_grey = image.shape[2:] == (3,), image.ndim == 2  # noqa: PLR2004
-        if image.dtype != np.uint8 or not image.size or not (is_colour or is_grey):
+        if not are_pixels(image):
             raise UsageError(f"image {index} is {image.dtype} {image.shape}\n{EXPECTED}")
     elif not isinstance(image, str | os.PathLike | bytes) and not _is_pillow(image):
         raise UsageError(f"image {index} is of type {type(image).__name__}\n{EXPECTED}")
@@ -116,7 +117,7 @@ def _is_pillow(image: Any) -> bool:
 
 
 class PreparedTensors:
-    """An `ImageSet` of images that are prepared for the model already: float32 (N, 3, H, W).
+    """An `ImageSet` of images that are prepared for the model already: float32 (N, C, H, W).
 
     They are what the transforms of a training script give. Nothing is done to them any more.
     """
@@ -148,14 +149,14 @@ class PreparedTensors:
         )
 
     def prepared(self, index: int, preprocessing: Preprocessing) -> NDArray[np.float32]:
-        """The tensor (3, H, W), if ``preprocessing`` could have made it.
+        """The tensor (C, H, W), if ``preprocessing`` could have made it.
 
         Raises:
             UsageError: it has another size, or values that no pixel of 0 to 1 has after the mean
                 and the deviation of ``preprocessing``.
         """
         tensor = self._tensors[index]
-        wanted = (3, *preprocessing.crop)
+        wanted = preprocessing.image_shape
         if tensor.shape != wanted:
             raise UsageError(
                 f"image {index} is a tensor {tensor.shape}, the model takes {wanted}\n"
@@ -199,8 +200,9 @@ def images_of(given: Iterable[Any], count: int) -> GivenImages | PreparedTensors
     """``count`` images of any iterable: of a sequence spread evenly over it, otherwise the first.
 
     No more of it is consumed. Its entries are images, as `GivenImages` takes them, or batches of
-    them: uint8 (N, H, W, 3), or float32 tensors (N, 3, H, W) that are prepared for the model. A
-    batch may stand in a tuple with its labels, or in a dict. Tensors of torch may be on any device.
+    them: uint8 (N, H, W, C), or float32 tensors (N, C, H, W) that are prepared for the model, of
+    three channels or one. A batch may stand in a tuple with its labels, or in a dict. Tensors of
+    torch may be on any device.
 
     Raises:
         UsageError: not an iterable, nothing in it, a mixture of images and prepared tensors, or
@@ -222,8 +224,8 @@ def images_of(given: Iterable[Any], count: int) -> GivenImages | PreparedTensors
 
 
 _EXPECTED_BATCHES: Final = (
-    "expected a folder, or an iterable of images or of batches: uint8 (N, H, W, 3), or float "
-    "tensors (N, 3, H, W) as the model takes them"
+    "expected a folder, or an iterable of images or of batches: uint8 (N, H, W, C), or float "
+    "tensors (N, C, H, W) as the model takes them, of 3 channels or 1"
 )
 
 
@@ -246,7 +248,7 @@ def _each_image(given: Iterable[Any]) -> Iterator[Any]:
 
 
 def _of_batch(index: int, entry: Any) -> Iterator[Any]:
-    """The images of one entry: an image (H, W, 3) or (3, H, W), or a batch of them."""
+    """The images of one entry: an image (H, W, C) or (C, H, W), or a batch of them."""
     if isinstance(entry, dict):
         entry = next((entry[key] for key in _KEYS if key in entry), None)
     elif isinstance(entry, list) and entry and all(map(_is_image, entry)):
@@ -264,7 +266,7 @@ def _of_batch(index: int, entry: Any) -> Iterator[Any]:
         raise UsageError(f"entry {index} is {_described(entry, array)}\n{_EXPECTED_BATCHES}")
     if array.dtype == np.uint8:
         yield from _bytes_of(array)
-    elif array.dtype.kind == "f" and array.shape[-3:-2] == (3,):
+    elif array.dtype.kind == "f" and array.shape[-3:-2] in _CHANNELS:
         yield from np.ascontiguousarray(array, np.float32).reshape(-1, *array.shape[-3:])
     else:
         raise UsageError(f"entry {index} is {_described(entry, array)}\n{_EXPECTED_BATCHES}")
@@ -275,15 +277,20 @@ def _is_image(entry: Any) -> bool:
     array = _to_array(entry)
     if array is None:
         return is_one_image(entry)
-    return array.ndim == 3 and 3 in (array.shape[0], array.shape[-1])  # noqa: PLR2004 - colours
+    is_laid_out = array.shape[:1] in _CHANNELS or array.shape[-1:] in _CHANNELS
+    return array.ndim == 3 and is_laid_out  # noqa: PLR2004 - (H, W, C) or (C, H, W)
 
 
 def _bytes_of(array: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    """Images (H, W, 3) or (H, W); torch keeps the channels first."""
-    if array.shape[-1] != 3 and array.shape[-3:-2] == (3,):  # noqa: PLR2004 - colours
+    """Images (H, W, C) or (H, W); torch keeps the channels first."""
+    if array.shape[-1:] not in _CHANNELS and array.shape[-3:-2] in _CHANNELS:
         array = np.moveaxis(array, -3, -1)
-    is_batch = array.ndim == 4  # noqa: PLR2004 - (N, H, W, 3)
+    is_batch = array.ndim == 4  # noqa: PLR2004 - (N, H, W, C)
     yield from np.ascontiguousarray(array) if is_batch else (np.ascontiguousarray(array),)
+
+
+_CHANNELS: Final = ((RGB,), (GREY,))
+"""What the axis of the channels can be, as a part of a shape."""
 
 
 def _to_array(entry: Any) -> NDArray[Any] | None:

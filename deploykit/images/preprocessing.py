@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from deploykit.core.choices import CHANNEL_ORDERS, channels_text, of_bytes, to_unit
+from deploykit.core.choices import CHANNEL_ORDERS, GREY_ORDER, channels_text, of_bytes, to_unit
 from deploykit.core.errors import DataError, UnknownNameError, UsageError
+from deploykit.core.sizes import GREY, RGB
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,14 +26,17 @@ MAX_RESIZED_PIXELS: Final = 89_478_485
 
 
 def preprocess(image: Image, preprocessing: Preprocessing, *, pad: bool = True) -> NDArray[Any]:
-    """Scale, crop, divide by 255 and normalise one RGB image to float32 (3, H, W).
+    """Scale, crop, divide by 255 and normalise one RGB image to float32 (C, H, W).
 
     Bit for bit what torchvision's ``Resize``, ``CenterCrop``, ``ToTensor`` and ``Normalize`` give
     for a Pillow image: the longer side is rounded down, downscaling is antialiased, and a crop
     larger than the image is filled up with black before normalising; not with ``pad=False``. For
-    a network that takes BGR the channels change places before they are normalised. Where
-    ``preprocessing`` has ``pixels``, the graph does what comes after the crop: the image is uint8,
-    (H, W, 3) or (3, H, W), and no number of it is a float.
+    a network that takes BGR the channels change places before they are normalised. For one that
+    takes grey the image is made grey first of all, as ``Grayscale(1)`` in front of ``Resize`` does
+    it; behind it, or behind ``CenterCrop``, the same comes out for a file that is grey already,
+    and for others levels of 0 to 255 that differ by a rounding. Where ``preprocessing`` has
+    ``pixels``, the graph does what comes after the crop: the image is uint8, (H, W, C) or
+    (C, H, W), and no number of it is a float.
 
     Raises:
         UsageError: the image is not RGB, or ``preprocessing`` makes no sense.
@@ -44,13 +48,15 @@ def preprocess(image: Image, preprocessing: Preprocessing, *, pad: bool = True) 
         raise UsageError(
             f"an image of mode {image.mode!r} was given\nexpected 'RGB', as decode() returns it"
         )
+    if preprocessing.channel_order == GREY_ORDER:
+        image = image.convert("L")  # ITU-R 601: 0.299 R + 0.587 G + 0.114 B
     resized = _resize(image, preprocessing)
     if not pad:
         _require_covered(resized, preprocessing.crop)
     cropped = _center_crop(resized, preprocessing.crop)
     if preprocessing.pixels is not None:
         return _as_bytes(cropped, preprocessing.pixels)
-    channels = np.asarray(cropped).transpose(2, 0, 1)
+    channels = _array_of(cropped).transpose(2, 0, 1)
     if preprocessing.channel_order == "bgr":
         channels = channels[::-1]
     pixels = np.ascontiguousarray(channels).astype(np.float32)
@@ -61,31 +67,53 @@ def preprocess(image: Image, preprocessing: Preprocessing, *, pad: bool = True) 
     return pixels
 
 
+def _array_of(image: Image) -> NDArray[np.uint8]:
+    """The pixels (H, W, C); Pillow has those of a grey image as (H, W)."""
+    return np.asarray(image).reshape(image.height, image.width, -1)
+
+
 def _as_bytes(image: Image, wanted: PixelInput) -> NDArray[np.uint8]:
-    pixels = np.asarray(image)
+    pixels = _array_of(image)
     if wanted.order == "bgr":
         pixels = pixels[..., ::-1]
     return np.ascontiguousarray(pixels if wanted.layout == "nhwc" else pixels.transpose(2, 0, 1))
 
 
 def preprocess_array(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[Any]:
-    """Same as ``preprocess``, for RGB pixels (H, W, 3).
+    """Same as ``preprocess``, for RGB pixels (H, W, 3), or grey ones (H, W, 1) or (H, W).
 
     Raises:
         UsageError: not uint8 or not of that shape, or ``preprocessing`` makes no sense.
         DataError: as ``preprocess``.
     """
+    if not are_pixels(pixels):
+        raise UsageError(
+            f"an image of {pixels.dtype} {pixels.shape} was given\n"
+            "expected uint8 (H, W, 3), RGB, or grey (H, W, 1) or (H, W)"
+        )
+    return preprocess(rgb_of(pixels), preprocessing)
+
+
+def are_pixels(pixels: NDArray[Any]) -> bool:
+    """Whether it is one image uint8: (H, W, 3), or grey (H, W, 1) or (H, W).
+
+    >>> [are_pixels(np.zeros(shape, np.uint8)) for shape in ((4, 4, 3), (4, 4), (3, 4, 4))]
+    [True, True, False]
+    """
+    is_laid_out = pixels.ndim == 2 or pixels.shape[2:] in ((RGB,), (GREY,))  # noqa: PLR2004
+    return pixels.dtype == np.uint8 and is_laid_out and pixels.size > 0
+
+
+def rgb_of(pixels: NDArray[np.uint8]) -> Image:
+    """An image in RGB of `are_pixels`; grey ones have three equal channels."""
     from PIL import Image
 
-    if pixels.dtype != np.uint8 or pixels.shape[2:] != (3,) or pixels.size == 0:
-        raise UsageError(
-            f"an image of {pixels.dtype} {pixels.shape} was given\nexpected uint8 (H, W, 3), RGB"
-        )
-    return preprocess(Image.fromarray(pixels), preprocessing)
+    is_grey = pixels.shape[2:] == (GREY,)
+    return Image.fromarray(pixels[..., 0] if is_grey else pixels).convert("RGB")
 
 
 def pixels_before(prepared: NDArray[np.float32], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """RGB pixels (H, W, 3) of an image that `preprocess` made (3, H, W), as they were before.
+    """RGB pixels (H, W, 3) of an image that `preprocess` made (C, H, W), as they were before.
 
     >>> from deploykit.core.specs import Preprocessing
     >>> grey = np.zeros((3, 1, 1), np.float32)
@@ -97,7 +125,7 @@ def pixels_before(prepared: NDArray[np.float32], preprocessing: Preprocessing) -
     if preprocessing.channel_order == "bgr":
         pixels = pixels[..., ::-1]
     whole: NDArray[np.uint8] = np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
-    return whole
+    return whole if whole.shape[-1] == RGB else whole.repeat(RGB, axis=-1)
 
 
 def check_preprocessing(preprocessing: Preprocessing) -> None:
@@ -199,14 +227,21 @@ def doubts(preprocessing: Preprocessing) -> list[str]:
             "is known to use: usual are 0 to 1, -1 to 1, about -2.1 to 2.6, and 0 to 255; as in "
             "training? --mean --std"
         )
+    return [*found, *_swapped_colours(preprocessing), *_black_edges(preprocessing)]
+
+
+def _swapped_colours(preprocessing: Preprocessing) -> list[str]:
+    """A sentence where the means of red and blue are in the places of each other."""
+    mean = preprocessing.mean
+    if len(mean) != RGB:
+        return []
     first, last = ("red", "blue") if preprocessing.channel_order == "rgb" else ("blue", "red")
     other = _RED_AND_BLUE if first == "blue" else _RED_AND_BLUE[::-1]
     if all(abs(a - b) < _SAME_MEAN for a, b in zip((mean[0], mean[2]), other, strict=True)):
-        found.append(
-            f"the mean of {first}, {mean[0]:.3g}, is ImageNet's of {last}: with --channel-order "
-            f"{preprocessing.channel_order} the first of --mean and --std is {first}"
-        )
-    return [*found, *_black_edges(preprocessing)]
+        known = f"the mean of {first}, {mean[0]:.3g}, is ImageNet's of {last}"
+        order = f"with --channel-order {preprocessing.channel_order}"
+        return [f"{known}: {order} the first of --mean and --std is {first}"]
+    return []
 
 
 def _is_usual(mean: Sequence[float], std: Sequence[float]) -> bool:

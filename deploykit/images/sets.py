@@ -22,6 +22,7 @@ from deploykit.images.array_files import PixelFile, read_npy, read_npz, require_
 from deploykit.images.decoding import NEEDS_HEIF, decode, image_suffixes
 from deploykit.images.label_files import read_class_names, read_text
 from deploykit.images.pixel_limit import require_max_pixels
+from deploykit.images.preprocessing import rgb_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -206,7 +207,10 @@ class FileImages:
 
 @dataclass(frozen=True, eq=False)
 class ArrayImages:
-    """Images uint8 (N, H, W, 3) in memory, or in a file that is read when they are used."""
+    """Images uint8 (N, H, W, 3) in memory, or in a file that is read when they are used.
+
+    Grey ones are (N, H, W, 1) or (N, H, W).
+    """
 
     pixels: NDArray[np.uint8] | PixelFile
     labels: NDArray[np.int64] | None = None
@@ -232,9 +236,7 @@ class ArrayImages:
         Raises:
             DataError: the file cannot be read any more.
         """
-        from PIL import Image
-
-        return Image.fromarray(self.pixels[index])
+        return rgb_of(self.pixels[index])
 
 
 def require_images_at(path: Path) -> None:
@@ -261,8 +263,9 @@ def open_images(path: Path, max_pixels: int | None = None) -> ImageSet:
     - A folder of images: in the order of their names, without labels.
     - A ``.csv`` list of ``file,label`` or ``file``: files are relative to the list's folder. A
       label is a number, or a name out of a ``labels.txt`` beside the list.
-    - An ``.npz`` with ``images`` uint8 (N, H, W, 3) and optional ``labels`` (N,) and ``classes``,
-      or an ``.npy`` of the images alone. Their pixels are read when they are used.
+    - An ``.npz`` with ``images`` uint8 (N, H, W, 3), or grey (N, H, W, 1) or (N, H, W), and
+      optional ``labels`` (N,) and ``classes``, or an ``.npy`` of the images alone. Their pixels
+      are read when they are used.
 
     Hidden files and folders are left out, files of another kind are skipped and kept as such, and
     so are pipes, devices and sockets in a folder. An image file may have ``max_pixels``; what

@@ -145,7 +145,7 @@ def data_type(spec: TensorSpec) -> str:
 
 def shape_at(spec: TensorSpec, sizes: Mapping[int, int]) -> tuple[int, ...] | None:
     """The shape with ``sizes``, by axis of images (N, C, H, W); ``None``: one is not known."""
-    if are_channels_last(spec.shape):
+    if spec.dtype == "uint8" and are_channels_last(spec.shape):
         sizes = {axis - 1 if axis > 1 else axis: size for axis, size in sizes.items()}
     return filled(spec.shape, sizes)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit._version import __version__
+from deploykit.core.choices import GREY_ORDER
 from deploykit.core.sizes import are_images
 from deploykit.packaging._triton_config import ONNXRUNTIME, TENSORRT
 from deploykit.packaging._triton_containers import (
@@ -30,7 +31,7 @@ _NAMELESS = "IMAGE"
 _CLIENTS = "SDK_IMAGE"
 """Stands for a container with Triton's clients."""
 
-_LAYOUTS: Final = {"nhwc": "(N, H, W, 3)", "nchw": "(N, 3, H, W)"}
+_LAYOUTS: Final = {"nhwc": "(N, H, W, {0})", "nchw": "(N, {0}, H, W)"}
 
 
 @dataclass(frozen=True)
@@ -258,23 +259,26 @@ def _requests(it: Repository) -> list[str]:
 def _pixels(steps: Preprocessing, *, takes_bytes: bool) -> str:
     scale = "" if steps.resize is None else f"scale {_resize(steps.resize)} ({steps.interpolation})"
     height, width = steps.crop
-    done = [scale, f"cut {height}x{width} from the centre"]
+    is_grey = steps.channel_order == GREY_ORDER
+    grey = "make it grey (ITU-R 601, as Pillow's mode L)" if is_grey else ""
+    done = [grey, scale, f"cut {height}x{width} from the centre"]
     rest = [
-        f"channels {steps.channel_order}",
+        "" if is_grey else f"channels {steps.channel_order}",
         "divide by 255",
         f"subtract {_numbers(steps.mean)}",
         f"divide by {_numbers(steps.std)}",
     ]
     sentence = f"Whoever sends an image prepares it: {', '.join(filter(None, done))}"
     if steps.pixels is not None:
-        layout = _LAYOUTS[steps.pixels.layout]
+        layout = _LAYOUTS[steps.pixels.layout].format(steps.channels)
+        order = "" if is_grey else f"with the colours in the order {steps.pixels.order}, "
         return (
-            f"{sentence}. The model takes bytes of 0 to 255, {layout}, with the colours in the "
-            f"order {steps.pixels.order}, and does the rest itself."
+            f"{sentence}. The model takes bytes of 0 to 255, {layout}, {order}and does the rest "
+            "itself."
         )
     if takes_bytes:
         return f"{sentence}. The model takes the bytes and does the rest itself."
-    return f"{sentence}, {', '.join(rest)}."
+    return f"{sentence}, {', '.join(filter(None, rest))}."
 
 
 def _resize(resize: int | tuple[int, int]) -> str:

@@ -37,9 +37,9 @@ class Predictor:
     )
     ```
 
-    The column ``image`` holds encoded images (bytes), or pixels uint8 (H, W, 3). It is taken away;
-    ``answers`` is new, a list for each image of what `Classifier.predict` gives, as dictionaries,
-    and ``error``: why there are none, or ``None``. Other columns stay.
+    The column ``image`` holds encoded images (bytes), or pixels uint8 (H, W, 3) or (H, W). It is
+    taken away; ``answers`` is new, a list for each image of what `Classifier.predict` gives, as
+    dictionaries, and ``error``: why there are none, or ``None``. Other columns stay.
     """
 
     def __init__(

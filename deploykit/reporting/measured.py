@@ -235,7 +235,7 @@ def _text(head: Head, output: NDArray[np.float32], labels: tuple[str, ...] | Non
 
 
 def picture_of(image: Images, preprocessing: Preprocessing) -> str:
-    """A data URI of a small PNG of a prepared image (3, H, W), its pixels as they were before.
+    """A data URI of a small PNG of a prepared image (C, H, W), its pixels as they were before.
 
     An image of bytes is as ``preprocessing.pixels`` has it.
     """

@@ -268,8 +268,8 @@ class Classifier(Closing):
         `LabelAnswer`s, a raw one a `RawAnswer` for each output (`deploykit.heads`).
 
         Args:
-            images: a path, encoded bytes, a Pillow image, a uint8 array (H, W, 3) or (H, W); or
-                several of them, mixed, which are decoded in threads.
+            images: a path, encoded bytes, a Pillow image, a uint8 array (H, W, 3), or grey
+                (H, W, 1) or (H, W); or several of them, mixed, which are decoded in threads.
             top_k: classes per image; all of them where there are fewer.
             threshold: probability from which a binary or multilabel head says yes; 0.5 if not
                 given.

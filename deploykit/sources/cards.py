@@ -31,7 +31,7 @@ def require_floats(name: str, card: Card, model: Model) -> None:
     if says_bytes or is_of_bytes(model):
         raise ModelFileError(
             f"{name} takes bytes already: it was exported with --input uint8\n"
-            "export what it was made from, which takes float32 (N, 3, H, W)"
+            "export what it was made from, which takes float32 (N, C, H, W)"
         )
 
 
@@ -39,12 +39,30 @@ def as_written(card: Card, assumed: Preprocessing) -> Preprocessing:
     """The preprocessing that the file says, or what is ``assumed`` where it says none.
 
     The crop is always that of the graph's input.
+
+    Raises:
+        ModelFileError: it is for another number of channels than the graph takes.
     """
     known = card.preprocessing
     if known is None:
         return assumed
+    require_channels(known, assumed.channels)
     resize = known.resize if known.crop == assumed.crop else assumed.resize
     return replace(known, crop=assumed.crop, resize=resize)
+
+
+def require_channels(known: Preprocessing, channels: object) -> None:
+    """Refuse a file whose own metadata are for images of other channels than its graph takes.
+
+    Raises:
+        ModelFileError: they are.
+    """
+    if known.channels != channels:
+        raise ModelFileError(
+            f"the file says that its images are in {known.channel_order}, and its input has "
+            f"{channels} channel{'' if channels == 1 else 's'}\n"
+            "its metadata are another network's: take the entry deploykit.preprocessing out"
+        )
 
 
 def wished(wish: Wish, card: Card, source: OnnxArtifact) -> Wish:
@@ -99,10 +117,10 @@ def notes_on_scaling(card: Card, options: SourceOptions, own: OwnScaling | None)
     chosen = options.choices.preprocessing
     if own is None or card.preprocessing or chosen.mean or chosen.std:
         return []
-    std = "1,1,1" if own.largest == 1 else "0.00392157,0.00392157,0.00392157"
+    std = "1" if own.largest == 1 else "0.00392157"
     begins = f"the graph itself begins with {own.op_type} by {own.number:.6g}"
     pixels = f"so it seems to take pixels of 0 to {own.largest}"
-    return [f"{begins}, {pixels}: then give --mean 0,0,0 --std {std}"]
+    return [f"{begins}, {pixels}: then give --mean 0 --std {std}"]
 
 
 def _note_of_output(wish: Wish, card: Card, source: OnnxArtifact) -> list[str]:

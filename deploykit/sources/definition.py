@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from deploykit.backends import GraphOptions
 from deploykit.backends._registry import graph_judge, module_judge
 from deploykit.comparison.reference import Reference
 from deploykit.comparison.validation import outputs_of, require_numbers, validate
-from deploykit.core.choices import DefinitionChoices
+from deploykit.core.choices import GREY_ORDER, DefinitionChoices
 from deploykit.core.errors import (
     ControlFlowError,
     DeploykitError,
@@ -69,9 +69,16 @@ class SourceOptions:
         return Wish(self.choices.head, self.choices.head_output, self.labels)
 
 
+GREY_NOTE: Final = (
+    "the network takes 1 channel: images are made grey, 0.299 R + 0.587 G + 0.114 B, before they "
+    "are resized"
+)
+
+
 def notes_on_images(source_options: SourceOptions, preprocessing: Preprocessing) -> list[str]:
-    """What was made of the user's numbers, what is odd about ``preprocessing``, skipped files."""
+    """That images become grey, what was made of the user's numbers, what is odd, skipped files."""
     return [
+        *([GREY_NOTE] if preprocessing.channel_order == GREY_ORDER else []),
         *source_options.choices.preprocessing.conversions(),
         *doubts(preprocessing),
         *notes_on_data(source_options.data),

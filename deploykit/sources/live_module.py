@@ -43,7 +43,7 @@ def live_module_spec(
     ``AveragedModel``, ``torch.compile``). The copy is run once, on two images of noise.
 
     Args:
-        given: the module, of images (N, 3, H, W).
+        given: the module, of images (N, 3, H, W), or (N, 1, H, W) where it takes no others.
         choices: ``image_size`` and what its outputs mean.
         name: what the bundle is called after; the name of its class where not given.
         labels: how many names its classes were given.
@@ -66,13 +66,13 @@ def live_module_spec(
         copy, found_types = _copied(module, called)
         size = IMAGE_SIZE if choices.image_size is None else choices.image_size
         with _untouched(module, called):
-            place = find_output(copy, size, called, choices.head, choices.head_output, labels)
+            place = find_output(copy, size, called, choices, labels)
     return ModelSpec(
         name=called,
         title=f"{type(module).__name__}, a module of a program",
-        inputs=(TensorSpec("input", "float32", (BATCH, 3, size, size)),),
+        inputs=(TensorSpec("input", "float32", (BATCH, place.channels, size, size)),),
         outputs=(TensorSpec(output_name(place, choices), "float32", (BATCH, *place.shape)),),
-        preprocessing=Preprocessing(crop=(size, size), resize=round(size * 256 / 224)),
+        preprocessing=Preprocessing.assumed((size, size), place.channels),
         parameters=sum(parameter.numel() for parameter in copy.parameters()),
         builder=partial(_built, copy, place),
         built_in="as the program's module had them",

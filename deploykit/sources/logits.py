@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 from torch import Tensor, nn
 
+from deploykit.core.choices import GREY_ORDER
 from deploykit.core.errors import UsageError, typed_first_line
+from deploykit.core.sizes import GREY, RGB
 from deploykit.core.specs import DEFAULT_HEAD
 from deploykit.heads import head_named
 from deploykit.heads.multiclass import MULTICLASS
@@ -27,8 +29,6 @@ LOGITS: Final = "logits"
 _NOISE: Final = 2
 """Images that a module is tried on."""
 
-_COLOURS: Final = 3
-
 
 @dataclass(frozen=True)
 class Place:
@@ -36,13 +36,14 @@ class Place:
 
     ``key`` is ``None`` where the module returns it alone. With ``is_turned`` its images come
     second, (T, N, C), and are put first; with ``is_flat`` (N, K, 1, 1) becomes (N, K). ``shape`` is
-    an image's, after that.
+    an image's, after that. ``channels`` are those of the images that the module was given.
     """
 
     key: str | int | None
     shape: tuple[int, ...]
     is_turned: bool = False
     is_flat: bool = False
+    channels: int = RGB
 
     @property
     def is_plain(self) -> bool:
@@ -100,31 +101,24 @@ def find_output(
     network: nn.Module,
     image_size: int,
     name: str,
-    head: str | None,
-    wanted: str | None = None,
+    choices: DefinitionChoices,
     labels: int | None = None,
 ) -> Place:
     """Where the output that is meant is in what ``network`` returns, and an image's shape.
 
-    It is the one called ``wanted``, by its name or its number; else the tensor that the network
-    returns, the one called "logits", or the one of a sequence that fits ``head``. Without a head
+    It is the one that ``choices`` name, by its name or its number; else the tensor that the network
+    returns, the one called "logits", or the one of a sequence that fits the head. Without a head
     those with a value per class come before others. Of several that fit it is the one with a value
     for each of the ``labels``, else the one that the others lead to, and logits before their
-    probabilities: as of an ``.onnx``. One batch of noise is run to find out.
+    probabilities: as of an ``.onnx``. One batch of noise is run to find out: in colours, or grey
+    where the network does not take these; of the channel order that is chosen there is no other.
 
     Raises:
         UsageError: the network does not take a batch of such images, returns nothing of the kind,
             or several things of which nothing says which is meant.
     """
-    batch = torch.randn(_NOISE, 3, image_size, image_size, dtype=torch.float32)
-    try:
-        with torch.no_grad():
-            result = network.eval()(batch)
-    except Exception as error:  # a user's own code can raise anything
-        raise UsageError(
-            f"{name} does not take images (2, 3, {image_size}, {image_size})\n"
-            f"{typed_first_line(error)}\n{_remedy(network)}"
-        ) from error
+    head, wanted = choices.head, choices.head_output
+    batch, result = _tried(network, image_size, name, choices.preprocessing.channel_order)
     tensors = list(_tensors(result))
     for wish in (MULTICLASS, RAW) if head is None else (head_named(head),):
         places = [place for key, value in tensors if (place := _placed(key, value, wish))]
@@ -134,24 +128,40 @@ def find_output(
                 raise _several(name, result, places)
         found = _chosen(places, wanted, isinstance(result, Mapping))
         if found is not None:
-            return found
+            return replace(found, channels=batch.shape[1])
     wish = MULTICLASS if head is None else head_named(head)
     raise _refusal(name, result, wish, wanted)
 
 
-def _remedy(network: nn.Module) -> str:
-    """What helps where a network does not take images of three channels and the size given."""
+def _tried(network: nn.Module, image_size: int, name: str, order: str | None) -> tuple[Tensor, Any]:
+    """The batch of noise that ``network`` takes, and what it returns for it."""
+    possible = (RGB, GREY) if order is None else (GREY,) if order == GREY_ORDER else (RGB,)
+    errors = {}
+    for count in possible:
+        batch = torch.randn(_NOISE, count, image_size, image_size, dtype=torch.float32)
+        try:
+            with torch.no_grad():
+                return batch, network.eval()(batch)
+        except Exception as error:  # a user's own code can raise anything
+            errors[count] = error
     first = next((one for one in network.modules() if isinstance(one, nn.Conv2d)), None)
-    if first is None or first.in_channels == _COLOURS:
+    taken = None if first is None else first.in_channels
+    count = taken if taken in errors else possible[0]
+    raise UsageError(
+        f"{name} does not take images (2, {count}, {image_size}, {image_size})\n"
+        f"{typed_first_line(errors[count])}\n{_remedy(taken, count, order)}"
+    ) from errors[count]
+
+
+def _remedy(taken: int | None, count: int, order: str | None) -> str:
+    """What helps where images of ``count`` channels fail and the first convolution takes others."""
+    if taken in (None, count):
         return "give the size that it takes: --input-size PX"
-    count = first.in_channels
-    if count == 1:
-        return (
-            "its first convolution takes 1 channel, grey, and deploykit prepares (N, 3, H, W): "
-            "wrap it in a module whose forward calls it with images.mean(1, keepdim=True)"
-        )
+    if taken in (RGB, GREY):
+        found = "1 channel, grey" if taken == GREY else f"{taken} channels"
+        return f"its first convolution takes {found}: leave --channel-order {order} out"
     return (
-        f"its first convolution takes {count} channels, and deploykit prepares (N, 3, H, W)\n"
+        f"its first convolution takes {taken} channels, and deploykit prepares images of 3, or 1\n"
         "wrap it in a module whose forward makes them of red, green and blue"
     )
 

@@ -11,7 +11,7 @@ from deploykit.comparison.validation import require_numbers, validate
 from deploykit.core.deployed import PROBABILITIES
 from deploykit.core.errors import ModelFileError, UsageError, ValidationError
 from deploykit.core.precision import Precision
-from deploykit.core.sizes import ShapeProfile, are_channels_last, are_images
+from deploykit.core.sizes import GREY, RGB, ShapeProfile, are_channels_last, are_images, image_among
 from deploykit.core.specs import Preprocessing
 from deploykit.graph import (
     LoadedGraph,
@@ -41,6 +41,7 @@ from deploykit.sources.cards import (
     as_written,
     notes_on_card,
     notes_on_scaling,
+    require_channels,
     require_floats,
     wished,
 )
@@ -372,7 +373,7 @@ def _note_of_channels(source: OnnxArtifact, image: TensorSpec, moved: ChannelsMo
 
 
 def require_image_classifier(source: OnnxArtifact) -> tuple[TensorSpec, bool]:
-    """The image input (N, 3, H, W) of an FP32 classifier, and whether its channels are last there.
+    """The image input (N, C, H, W) of an FP32 classifier, and whether its channels are last there.
 
     Raises:
         ModelFileError: it is converted already, or takes no images.
@@ -382,33 +383,33 @@ def require_image_classifier(source: OnnxArtifact) -> tuple[TensorSpec, bool]:
             f"{source.path.name} is already {source.precision}; "
             "deploykit converts from FP32: give it the FP32 model"
         )
-    if not any(_is_image(spec) for spec in source.inputs):
-        for spec in source.inputs:
-            if _has_channels_last(spec):
-                return spec.channels_first(), True
+    image = _image_among(source.inputs)
+    if image is not None and are_channels_last(image.shape):
+        return image.channels_first(), True
     return require_image(source.path.name, source.inputs), False
 
 
-def _is_image(spec: TensorSpec) -> bool:
-    return spec.dtype == "float32" and are_images(spec.shape)
-
-
-def _has_channels_last(spec: TensorSpec) -> bool:
-    return spec.dtype == "float32" and are_channels_last(spec.shape)
+def _image_among(inputs: tuple[TensorSpec, ...]) -> TensorSpec | None:
+    floats = [spec for spec in inputs if spec.dtype == "float32"]
+    at = image_among([spec.shape for spec in floats])
+    return None if at is None else floats[at]
 
 
 def require_image(name: str, inputs: tuple[TensorSpec, ...]) -> TensorSpec:
     """The image input of a model that is called ``name``; the first where there are several.
 
+    Of images in colours and grey ones it is the former.
+
     Raises:
         ModelFileError: it takes no images.
     """
-    for tensor in inputs:
-        if _is_image(tensor):
-            return tensor
+    image = _image_among(inputs)
+    if image is not None and are_images(image.shape):
+        return image
     found = ", ".join(f"{t.name} {t.dtype} {t.shape_text}" for t in inputs) or "nothing"
     raise ModelFileError(
-        f"{name} takes {found}\nexpected images, float32 (batch, 3, H, W)" + _advice(inputs)
+        f"{name} takes {found}\nexpected images, float32 (batch, 3, H, W), or grey (batch, 1, H, W)"
+        f"{_advice(inputs)}"
     )
 
 
@@ -429,12 +430,14 @@ def image_of(name: str, inputs: tuple[TensorSpec, ...], known: Preprocessing | N
 
 
 def preprocessing_of(card: Card, name: str, image: TensorSpec) -> Preprocessing:
-    """What the file says, at the size of ``image`` (N, 3, H, W); else what is assumed.
+    """What the file says, at the size of ``image`` (N, C, H, W); else what is assumed.
 
     Raises:
         UsageError: height or width is open, and the file does not say its size either.
+        ModelFileError: what it says is for another number of channels.
     """
     if card.preprocessing is not None and any(isinstance(dim, str) for dim in image.shape[2:]):
+        require_channels(card.preprocessing, image.shape[1])
         return card.preprocessing
     return as_written(card, assumed_preprocessing(name, image))
 
@@ -466,26 +469,28 @@ def _advice(inputs: tuple[TensorSpec, ...]) -> str:
             return "\nlet it begin after the division by 255: deploykit prepares the images itself"
         if tensor.dtype != "float32":
             return f"\nexport it with a float32 input, {tensor.name} is {tensor.dtype}"
-        if _has_channels_last(tensor):
+        if are_channels_last(tensor.shape):
             return (
                 "\nits channels are last; deploykit export makes a graph of it that takes them "
                 "first: compare that"
             )
         if len(tensor.shape) == 3:  # noqa: PLR2004 - channels, height, width
-            return "\nit has no batch axis; export it with a batch: torch.zeros(1, 3, H, W)"
+            channels = GREY if tensor.shape[0] == GREY else RGB
+            return (
+                f"\nit has no batch axis; export it with a batch: torch.zeros(1, {channels}, H, W)"
+            )
     return ""
 
 
 def assumed_preprocessing(
     name: str, image: TensorSpec, profile: ShapeProfile | None = None
 ) -> Preprocessing:
-    """ImageNet's preprocessing at the size of ``image``, for files that do not say theirs.
+    """`Preprocessing.assumed` at the size of ``image``, for files that do not say theirs.
 
     ``profile`` says the size that an open height or width is prepared to.
 
     Raises:
         UsageError: one is open, and nothing says its size.
     """
-    height, width = preferred_size(name, image, profile)
-    # The published networks cut 224 out of 256; the same share holds for other sizes.
-    return Preprocessing(crop=(height, width), resize=round(min(height, width) * 256 / 224))
+    channels = GREY if image.shape[1] == GREY else RGB
+    return Preprocessing.assumed(preferred_size(name, image, profile), channels)

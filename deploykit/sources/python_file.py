@@ -55,13 +55,13 @@ def python_file_spec(path: Path, factory: str, choices: DefinitionChoices) -> Mo
     with torch.random.fork_rng(devices=[]):
         network, found_types = make()
         called = f"{path.name}:{factory}"
-        place = find_output(network, size, called, choices.head, choices.head_output)
+        place = find_output(network, size, called, choices)
     return ModelSpec(
         name=name,
         title=f"{factory} of {path.name}",
-        inputs=(TensorSpec("input", "float32", (BATCH, 3, size, size)),),
+        inputs=(TensorSpec("input", "float32", (BATCH, place.channels, size, size)),),
         outputs=(TensorSpec(output_name(place, choices), "float32", (BATCH, *place.shape)),),
-        preprocessing=Preprocessing(crop=(size, size), resize=round(size * 256 / 224)),
+        preprocessing=Preprocessing.assumed((size, size), place.channels),
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         builder=partial(_deployed, make, place),
         built_in=f"as {path.name}:{factory} made them",

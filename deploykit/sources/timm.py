@@ -239,7 +239,7 @@ def _check_choices(name: str, config: Any, classes: int) -> None:
     if config.input_size[0] != _CHANNELS:
         raise UsageError(
             f"timm:{name} takes images of {config.input_size[0]} channels\n"
-            "deploykit prepares RGB images, of 3"
+            "of timm those in RGB are taken; give a factory that builds it: path/to/file.py:factory"
         )
     if classes < 1 and classes != config.num_classes:
         raise UsageError(

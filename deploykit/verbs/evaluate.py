@@ -415,11 +415,11 @@ def _open_other(path: Path, bundle: Bundle, stack: ExitStack, opening: _Opening)
     own = bundle.manifest.preprocessing
     artifact = graph.read_artifact(path)
     same = artifact.inputs[:1] and _is_fed_alike(artifact.inputs[0], bundle)
-    if len(artifact.inputs) != 1 or not (same or _takes(artifact.inputs[0], (3, *own.crop))):
+    if len(artifact.inputs) != 1 or not (same or _takes(artifact.inputs[0], own.image_shape)):
         found = ", ".join(f"{one.name} {one.dtype} {one.shape_text}" for one in artifact.inputs)
         raise UsageError(
-            f"{path.name} takes {found or 'nothing'}, the bundle float32 images (3, "
-            f"{own.crop[0]}, {own.crop[1]})\n"
+            f"{path.name} takes {found or 'nothing'}, the bundle float32 images "
+            f"{own.image_shape}\n"
             "an .onnx is fed as the bundle is: export it, and compare with its own bundle"
         )
     runner = graph_judge().open_artifact(artifact, threads=opening.threads)

@@ -25,7 +25,7 @@ from deploykit.core.errors import UsageError
 from deploykit.core.gpu_choice import ENGINE_DEVICE
 from deploykit.core.precision import Precision
 from deploykit.core.progress import Progress, SilentProgress, say_notes, watched_progress
-from deploykit.core.sizes import ShapeProfile, SizeRange
+from deploykit.core.sizes import GREY, RGB, ShapeProfile, SizeRange
 from deploykit.images import LabelledData
 from deploykit.reporting.document import require_report_name
 from deploykit.sources.calls import require_call
@@ -120,7 +120,8 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         std: what they are divided by then.
         resize: the shorter side in pixels, or height and width, before the crop to ``input_size``.
         interpolation: "bilinear", "bicubic", "nearest" or "lanczos".
-        channel_order: "rgb" or "bgr", of the network's input.
+        channel_order: "rgb", "bgr" or "grey", of the network's input; "grey" by itself where it
+            takes one channel.
         head: what the outputs mean: "multiclass", "multilabel", "binary" or "raw"; read from the
             network if not given.
         head_output: the output that is meant, of a network that has several.
@@ -142,7 +143,7 @@ def export(  # noqa: PLR0913 - the options of `deploykit export` that a program 
         input: "uint8" for a graph that takes pixels of 0 to 255 and normalises them itself;
             "float32" if not given: prepared images.
         input_layout: of bytes, "nhwc" if not given, or "nchw".
-        input_order: of bytes, "rgb" if not given, or "bgr".
+        input_order: of bytes, "rgb" if not given, or "bgr"; of a grey network "grey".
         result: what the graph ends in: "probabilities", "classes" or "topk:5"; as the network ends
             if not given.
         batch: smallest, preferred and largest batch of the engine, or one number.
@@ -687,11 +688,11 @@ def _require_seed(seed: Any) -> None:
 def _channels(name: str, given: Channels | float | None) -> Channels | None:
     if given is None:
         return None
-    several = tuple(given) if isinstance(given, list | tuple) else (given,) * 3
-    if len(several) != 3 or not all(isinstance(each, Real) for each in several):  # noqa: PLR2004
+    several = tuple(given) if isinstance(given, list | tuple) else (given,)
+    is_real = all(isinstance(each, Real) for each in several)
+    if len(several) not in (GREY, RGB) or not is_real:
         raise UsageError(f"{name}={given!r}\nexpected one number, or three: (red, green, blue)")
-    red, green, blue = map(float, several)
-    return red, green, blue
+    return tuple(map(float, several))
 
 
 def _results(result: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -53,9 +53,9 @@ def deconvnet(
     images: NDArray[np.float32],
     peaks: Sequence[Peak],
 ) -> NDArray[np.float32]:
-    """What of ``images`` (N, 3, H, W) the units at ``peaks`` of ``channel`` came from.
+    """What of ``images`` (N, C, H, W) the units at ``peaks`` of ``channel`` came from.
 
-    One unit of each image; the values (N, 3, H, W) are in the network's units. A layer is taken as
+    One unit of each image; the values (N, C, H, W) are in the network's units. A layer is taken as
     it is: name one behind its ReLU, as the paper does.
     """
     return from_units(network, layer, channel, images, peaks, Rule.DECONVNET)

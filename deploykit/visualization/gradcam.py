@@ -33,7 +33,7 @@ def grad_cam(
     images: NDArray[np.float32],
     classes: Sequence[int] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The maps (N, h, w) of a layer for ``images`` (N, 3, H, W), and the outputs (N, K).
+    """The maps (N, h, w) of a layer for ``images`` (N, C, H, W), and the outputs (N, K).
 
     The score is the network's output, of the class with the largest one where ``classes`` are not
     given.

@@ -29,7 +29,7 @@ def guided_backpropagation(
     images: NDArray[np.float32],
     peaks: Sequence[Peak],
 ) -> NDArray[np.float32]:
-    """Guided gradients (N, 3, H, W) of the units at ``peaks`` of ``channel``, one of each image."""
+    """Guided gradients (N, C, H, W) of the units at ``peaks`` of ``channel``, one of each image."""
     return from_units(network, layer, channel, images, peaks, Rule.GUIDED)
 
 

@@ -28,7 +28,7 @@ _DEFAULT_LAYERS: Final = 4
 class ShownNetwork:
     """A module in evaluation mode, without gradients of its parameters, and its layers.
 
-    ``network`` takes images (N, 3, H, W); ``root`` is the part whose modules are named, itself or
+    ``network`` takes images (N, C, H, W); ``root`` is the part whose modules are named, itself or
     a part of it.
     """
 
@@ -45,7 +45,7 @@ class ShownNetwork:
             UsageError: it does not take images of this size.
         """
         network.eval().requires_grad_(requires_grad=False)
-        layers = trace_layers(network, root, preprocessing.crop)
+        layers = trace_layers(network, root, preprocessing.image_shape)
         return cls(network, root, preprocessing, layers)
 
     def chosen(self, names: Sequence[str]) -> tuple[TracedLayer, ...]:
@@ -150,7 +150,7 @@ def recording() -> Iterator[None]:
 
 
 def tensor_of(images: NDArray[Any], *, with_gradients: bool = False) -> Tensor:
-    """Prepared images (N, 3, H, W) as a tensor, a leaf of its own."""
+    """Prepared images (N, C, H, W) as a tensor, a leaf of its own."""
     import torch
 
     return torch.tensor(images, dtype=torch.float32, requires_grad=with_gradients)

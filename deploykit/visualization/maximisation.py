@@ -49,7 +49,7 @@ class Ascent:
 
 @dataclass(frozen=True, eq=False)
 class Maximised:
-    """Images (F, 3, H, W), one for each filter, and the mean activation before and after."""
+    """Images (F, C, H, W), one for each filter, and the mean activation before and after."""
 
     images: NDArray[np.float32]
     before: tuple[float, ...]
@@ -101,21 +101,21 @@ def maximise(
 
 
 def _limits(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
-    """Values of black and white, each (3, 1, 1)."""
+    """Values of black and white, each (C, 1, 1)."""
     import torch
 
     mean, std = (
-        torch.tensor(each).view(3, 1, 1) for each in (preprocessing.mean, preprocessing.std)
+        torch.tensor(each).view(-1, 1, 1) for each in (preprocessing.mean, preprocessing.std)
     )
     black, white = -mean / std, (1 - mean) / std
     return torch.minimum(black, white), torch.maximum(black, white)
 
 
 def _noise(preprocessing: Preprocessing, channels: Sequence[int], seed: int) -> Tensor:
-    """Faint noise around the mean colour, (F, 3, H, W)."""
+    """Faint noise around the mean colour, (F, C, H, W)."""
     import torch
 
-    shape = (3, *preprocessing.crop)
+    shape = preprocessing.image_shape
     drawn = [np.random.default_rng((seed, channel)).normal(0, 0.1, shape) for channel in channels]
     return torch.tensor(np.stack(drawn), dtype=torch.float32)
 
@@ -143,7 +143,8 @@ def _blurred(images: Tensor, deviation_px: float) -> Tensor:
     import torch
 
     taps = torch.exp(-(torch.arange(-2.0, 3.0) ** 2) / (2 * deviation_px**2))
-    taps = (taps / taps.sum()).expand(3, 1, 1, 5)
+    colours = images.shape[1]
+    taps = (taps / taps.sum()).expand(colours, 1, 1, 5)
     pad, conv = torch.nn.functional.pad, torch.nn.functional.conv2d
-    across = conv(pad(images, (2, 2, 0, 0), mode="replicate"), taps, groups=3)
-    return conv(pad(across, (0, 0, 2, 2), mode="replicate"), taps.transpose(2, 3), groups=3)
+    across = conv(pad(images, (2, 2, 0, 0), mode="replicate"), taps, groups=colours)
+    return conv(pad(across, (0, 0, 2, 2), mode="replicate"), taps.transpose(2, 3), groups=colours)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from deploykit.core.progress import ProgressTask
 
     Scores = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-    """Outputs (N, K) of images (N, 3, H, W)."""
+    """Outputs (N, K) of images (N, C, H, W)."""
 
 _BATCH: Final = 32
 
@@ -61,7 +61,7 @@ def occlusion_map(
     square: Square,
     task: ProgressTask | None = None,
 ) -> NDArray[np.float32]:
-    """By how much the score of class ``answer`` falls (H, W), for one image (3, H, W).
+    """By how much the score of class ``answer`` falls (H, W), for one image (C, H, W).
 
     The square is 0, which is the mean colour of a normalised input. Each pixel has the mean over
     all squares that cover it; where the score rises it is negative.

@@ -240,7 +240,7 @@ _OWN_IMAGES: Final = "the images are the photographs that come with deploykit: -
 
 def _require_scores(models: Sequence[Seen], covered: Covered) -> None:
     """Refuse outputs that are no scores, by a blank image, before any image is read."""
-    blank = np.zeros((1, 3, *covered.preprocessing.crop), np.float32)
+    blank = np.zeros((1, *covered.preprocessing.image_shape), np.float32)
     for model in models:
         model.scores(blank)
 
@@ -248,7 +248,7 @@ def _require_scores(models: Sequence[Seen], covered: Covered) -> None:
 def _first_output(
     runner: Runner, preprocessing: Preprocessing
 ) -> Callable[[NDArray[np.float32]], NDArray[Any]]:
-    """Runs prepared images (N, 3, H, W) in batches that the graph takes; the last is filled up."""
+    """Runs prepared images (N, C, H, W) in batches that the graph takes; the last is filled up."""
     feed, first = runner.inputs[0], runner.outputs[0].name
 
     def run(images: NDArray[np.float32]) -> NDArray[Any]:

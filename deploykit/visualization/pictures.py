@@ -99,7 +99,7 @@ def sheet(tiles: Sequence[Pixels], columns: int) -> Pixels:
 
 
 def signed(values: NDArray[Any], largest: float | None = None) -> Pixels:
-    """Values (3, H, W) or (H, W) around grey: 0 is grey, ``largest`` white, its negative black.
+    """Values (C, H, W) or (H, W) around grey: 0 is grey, ``largest`` white, its negative black.
 
     >>> signed(np.array([[-2.0, 0.0, 1.0]]))[0].tolist()
     [[0, 0, 0], [128, 128, 128], [192, 192, 192]]
@@ -107,9 +107,9 @@ def signed(values: NDArray[Any], largest: float | None = None) -> Pixels:
     most = float(np.abs(values).max()) if largest is None else largest
     unit = values / most if most > 0 else np.zeros_like(values)
     whole = np.clip(np.rint(GREY + unit * GREY), 0, 255).astype(np.uint8)
-    if whole.ndim == _COLOURS:
+    if whole.shape[:-2] == (_COLOURS,):
         return np.ascontiguousarray(whole.transpose(1, 2, 0))
-    return np.stack([whole] * _COLOURS, axis=-1)
+    return np.stack([whole.reshape(whole.shape[-2:])] * _COLOURS, axis=-1)
 
 
 def heat(pixels: Pixels, values: NDArray[np.float32], largest: float) -> Pixels:

@@ -122,7 +122,7 @@ def operations_before(network: ShownNetwork, layer: TracedLayer) -> Operations:
     """
     import numpy as np
 
-    blank = np.zeros((1, 3, *network.preprocessing.crop), np.float32)
+    blank = np.zeros((1, *network.preprocessing.image_shape), np.float32)
     images = tensor_of(blank, with_gradients=True)
     return operations_behind(require_recorded(network.up_to(layer, images)))
 
@@ -135,7 +135,7 @@ def from_units(
     peaks: Sequence[Peak],
     rule: Rule,
 ) -> NDArray[np.float32]:
-    """One unit of each image, at ``peaks`` of ``channel``, carried back to ``images`` (N, 3, H, W).
+    """One unit of each image, at ``peaks`` of ``channel``, carried back to ``images`` (N, C, H, W).
 
     DeconvNet carries the activation, guided backpropagation the gradient, which begins as 1.
     """
@@ -160,7 +160,7 @@ def one_unit(output: Tensor, channel: int, peaks: Sequence[Peak]) -> Tensor:
 
 
 def backwards(images: Tensor, output: Tensor, seed: Tensor, rule: Rule) -> Tensor:
-    """``seed``, of the shape of ``output``, carried back to ``images`` (N, 3, H, W) by a rule."""
+    """``seed``, of the shape of ``output``, carried back to ``images`` (N, C, H, W) by a rule."""
     import torch
 
     hook = _HOOKS[rule]

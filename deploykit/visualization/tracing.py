@@ -45,11 +45,12 @@ class TracedLayer:
 
 
 def trace_layers(
-    network: nn.Module, root: nn.Module, image: tuple[int, int]
+    network: nn.Module, root: nn.Module, image: tuple[int, int, int]
 ) -> tuple[TracedLayer, ...]:
     """The layers of ``root`` in the order in which ``network`` finishes them.
 
-    ``network`` is ``root`` or calls it. One image of zeros is run; the weights do not matter.
+    ``network`` is ``root`` or calls it. One ``image`` (C, H, W) of zeros is run; the weights do not
+    matter.
     Only layers that return (N, C, H, W) or (N, C) are listed, and ``root`` itself is not.
 
     Raises:
@@ -57,21 +58,21 @@ def trace_layers(
     """
     import torch
 
-    follower = _Follower(image)
+    follower = _Follower(image[1:])
     layers: dict[str, TracedLayer] = {}
     handles = [
         part.register_forward_hook(_noting(name, layers, follower))
         for name, part in root.named_modules()
         if name
     ]
-    zeros = torch.zeros(1, 3, *image)
+    zeros = torch.zeros(1, *image)
     follower.known[zeros] = Placed((2, 3), follower.of_image())
     try:
         with torch.no_grad(), follower.watching():
             network(zeros)
     except (RuntimeError, ValueError, TypeError) as error:
         raise UsageError(
-            f"the network does not take images of (1, 3, {image[0]}, {image[1]})\n"
+            f"the network does not take images of {tuple(zeros.shape)}\n"
             f"{typed_first_line(error)}\ngive the size that it takes: --input-size PX"
         ) from error
     finally:

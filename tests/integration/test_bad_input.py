@@ -327,12 +327,12 @@ def test_inspect_of_nothing_known() -> None:
 
 def test_onnx_that_takes_no_image(tmp_path: Path) -> None:
     model = classifier()
-    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1
-    model.graph.initializer[0].dims[1] = 1
-    model.graph.initializer[0].raw_data = np.ones((10, 1, 1, 1), np.float32).tobytes()
-    onnx.save(model, tmp_path / "grey.onnx")
-    called = export(tmp_path, tmp_path / "grey.onnx")
-    assert_refused(called, 1, "grey.onnx takes input float32 (n, 1, 8, 8)", "(batch, 3, H, W)")
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 2
+    model.graph.initializer[0].dims[1] = 2
+    model.graph.initializer[0].raw_data = np.ones((10, 2, 1, 1), np.float32).tobytes()
+    onnx.save(model, tmp_path / "two.onnx")
+    called = export(tmp_path, tmp_path / "two.onnx")
+    assert_refused(called, 1, "two.onnx takes input float32 (n, 2, 8, 8)", "(batch, 3, H, W)")
 
 
 def test_onnx_that_gives_nan_fails_with_strict_json(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 
 import deploykit as package
 from tests import hugging_face, own_files
+from tests.bundles import write_classifier
 from tests.cli import Called, deploykit
 from tests.documents import PAGES, blocks, commands, name_of
 from tests.graphs import normal
@@ -44,6 +45,7 @@ def desk(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
 def make_desk(folder: Path) -> None:
     folder.mkdir()
     (folder / "classifier.onnx").write_bytes(own_files.classifier().SerializeToString())
+    write_classifier(folder / "digits.onnx", image="28, 28", colours=1)
     (folder / "patients.onnx").write_bytes(own_files.patients().SerializeToString())
     own_files.write_values(folder / "values.npz")
     write_images(folder)

@@ -168,7 +168,7 @@ def open_calibration_images(options: CalibrationOptions, preprocessing: Preproce
     if options.data != RANDOM:
         return images.open_images(Path(options.data), options.max_pixels)
     noise = np.random.default_rng(options.seed)
-    shape = (options.count, *preprocessing.crop, 3)
+    shape = (options.count, *preprocessing.crop, preprocessing.channels)
     return images.ArrayImages(noise.integers(0, 256, shape, np.uint8))
 
 

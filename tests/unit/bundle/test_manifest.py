@@ -353,7 +353,8 @@ NOT_A_NUMBER = [
     ("onnx.opset", True, "Expected `int`, got `bool` - at `$.onnx.opset`"),
     ("preprocessing.crop", [math.nan, 8], "Expected `int`, got `float` - at `$.preprocessing.crop"),
     ("preprocessing.mean", [0, 10**400, 0], "Number out of range - at `$.preprocessing.mean[1]`"),
-    ("preprocessing.std", [1, 1], "Expected `array` of length 3, got 2 - at `$.preprocessing.std`"),
+    ("preprocessing.std", [1, 1], "std (1.0, 1.0) has 2 numbers, images in rgb need 3: one for"),
+    ("preprocessing.channel_order", "grey", "mean (0.485, 0.456, 0.406) has 3 numbers, images in"),
 ]
 
 

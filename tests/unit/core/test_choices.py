@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
 from deploykit.core.choices import PreprocessingChoices
+from deploykit.core.deployed import DeployedForm
 from deploykit.core.errors import UnknownNameError, UsageError
-from deploykit.core.specs import Preprocessing
+from deploykit.core.specs import PixelInput, Preprocessing
 
 KNOWN = Preprocessing(crop=(224, 224), resize=232, interpolation="bicubic")
 
@@ -118,3 +120,68 @@ def test_known_numbers_follow_their_colours_and_chosen_ones_their_channels() -> 
     chosen = PreprocessingChoices(mean=(0.1, 0.2, 0.3), channel_order="bgr").applied_to(KNOWN)
     assert (chosen.mean, chosen.std) == ((0.1, 0.2, 0.3), KNOWN.std[::-1])
     assert PreprocessingChoices(channel_order="rgb").applied_to(turned) == KNOWN
+
+
+GREY = Preprocessing.assumed((32, 100), 1)
+
+
+def test_grey_is_assumed_to_be_scaled_whole_to_between_minus_one_and_one() -> None:
+    assert (GREY.resize, GREY.mean, GREY.std) == ((32, 100), (0.5,), (0.5,))
+    (note,) = PreprocessingChoices().assumptions(GREY)
+    assert note == (
+        "preprocessing is assumed: resize (32, 100), interpolation bilinear, mean 0.5, std 0.5; as "
+        "in training? --resize --interpolation --mean --std"
+    )
+    assert Preprocessing.assumed((224, 224), 3) == Preprocessing((224, 224), 256)
+
+
+def test_one_number_is_that_of_every_channel() -> None:
+    one = PreprocessingChoices(mean=(0.1307,), std=(0.3081,))
+    assert one.applied_to(KNOWN).mean == (0.1307,) * 3
+    assert one.applied_to(GREY).std == (0.3081,)
+    bytes_ = PreprocessingChoices(mean=(127.5,), std=(255.0,), channel_order="grey")
+    assert (bytes_.applied_to(GREY).mean, bytes_.applied_to(GREY).std) == ((0.5,), (1.0,))
+    assert bytes_.conversions() == [
+        "mean 127.5 and std 255 are of pixels of 0 to 255: taken as 0.5 and 1 of pixels of 0 to 1"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("choices", "known", "said"),
+    [
+        ({"channel_order": "rgb"}, GREY, "takes images of 1 channel, grey\\npossible: grey; left"),
+        (
+            {"channel_order": "grey"},
+            KNOWN,
+            "of 3 channels, in colours\\npossible: rgb or bgr; left",
+        ),
+        ({"mean": (0.1, 0.2, 0.3)}, GREY, "--mean 0.1,0.2,0.3 is of 3 channels.*grey\\ngive one"),
+        ({"std": (0.1, 0.2, 0.3)}, GREY, "--std 0.1,0.2,0.3 is of 3.*\\n.*as --std 0.3081"),
+    ],
+)
+def test_choices_for_another_number_of_channels_are_refused(
+    choices: dict[str, Any], known: Preprocessing, said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        PreprocessingChoices(**choices).applied_to(known)
+
+
+@pytest.mark.parametrize(
+    ("order", "known", "said"),
+    [
+        ("rgb", GREY, "--input-order rgb, and the network takes images in grey\\npossible: grey;"),
+        ("grey", KNOWN, "--input-order grey, .* in rgb\\npossible: rgb or bgr; left out it is rgb"),
+    ],
+)
+def test_bytes_of_another_number_of_channels_are_refused(
+    order: str, known: Preprocessing, said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        DeployedForm.of("uint8", order=order).pixels_for(known)
+
+
+def test_bytes_of_a_grey_network_are_grey() -> None:
+    found = DeployedForm.of("uint8").pixels_for(GREY)
+    assert found == PixelInput("nhwc", "grey", outside=("decode", "grey", "resize", "crop"))
+    assert DeployedForm.of("uint8", order="bgr").pixels_for(KNOWN) == PixelInput("nhwc", "bgr")
+    assert DeployedForm.of().pixels_for(GREY) is None

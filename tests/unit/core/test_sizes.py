@@ -6,7 +6,15 @@ import pytest
 
 from deploykit.core.errors import DataError, UsageError
 from deploykit.core.serialization import Source, from_plain, profile_to_plain
-from deploykit.core.sizes import ShapeProfile, SizeRange, filled, shape_text
+from deploykit.core.sizes import (
+    ShapeProfile,
+    SizeRange,
+    are_channels_last,
+    are_images,
+    filled,
+    image_among,
+    shape_text,
+)
 from deploykit.core.specs import TensorSpec
 
 HEIGHT = SizeRange(160, 224, 320)
@@ -215,3 +223,28 @@ def test_a_record_whose_parts_are_not_its_own(plain: dict[str, object]) -> None:
         from_plain(ShapeProfile, plain, SOURCE)
     with pytest.raises(DataError, match=r"got `str` - at `\$.parts\[0\].min_batch"):
         from_plain(ShapeProfile, {"parts": [{"min_batch": "x"}]}, SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_first", "is_last"),
+    [
+        (("n", 1, 28, 28), True, False),
+        (("n", 28, 28, 1), False, True),
+        (("n", 1, "h", "w"), True, False),
+        (("n", 1, 100, 3), False, True),  # images in colours of one row, as before there was grey
+        (("n", 3, 100, 1), True, False),
+        (("n", 1, 1, 512), False, False),  # a mask of tokens
+        (("n", 512, 1, 1), False, False),
+        (("n", 2, 28, 28), False, False),
+        (("n", 1, 28), False, False),
+    ],
+)
+def test_shapes_of_images(shape: tuple[int | str, ...], is_first: bool, is_last: bool) -> None:
+    assert (are_images(shape), are_channels_last(shape)) == (is_first, is_last)
+
+
+def test_colours_are_taken_before_grey_and_channels_first_before_last() -> None:
+    shapes = [("n", 8, 8, 1), ("n", 1, 8, 8), ("n", 8, 8, 3), ("n", 3, 8, 8)]
+    for count in range(4, 0, -1):
+        assert image_among(shapes[:count]) == count - 1
+    assert image_among([]) is None

@@ -42,6 +42,18 @@ def test_bytes_and_prepared_images_are_one_another(layout: str, order: str, netw
     assert bytes_of(prepared[None], look).tolist() == given[None].tolist()
 
 
+@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
+def test_bytes_of_grey_images_have_one_channel(layout: str) -> None:
+    floats = Preprocessing((2, 3), mean=(0.1307,), std=(0.3081,), channel_order="grey")
+    look = replace(floats, pixels=PixelInput(layout, "grey"))
+    pixels = np.array([[0, 1, 127], [128, 254, 255]], np.uint8)
+    given = preprocess(Image.fromarray(pixels).convert("RGB"), look)
+    assert given.tolist() == pixels.reshape((2, 3, 1) if layout == "nhwc" else (1, 2, 3)).tolist()
+    prepared = preprocess(Image.fromarray(pixels).convert("RGB"), floats)
+    assert floats_of(given[None], look).tolist() == prepared[None].tolist()
+    assert bytes_of(prepared[None], look).tolist() == given[None].tolist()
+
+
 def test_what_has_no_bytes() -> None:
     with pytest.raises(ValueError, match="that of a graph that takes prepared images"):
         bytes_of(np.zeros((1, 3, 2, 2), np.float32), LOOK)

@@ -54,6 +54,30 @@ LOADERS: dict[str, Any] = {
 }
 
 
+GREY = Preprocessing((SIZE, SIZE), mean=(0.0,), std=(1.0,), channel_order="grey")
+GREYS = np.ascontiguousarray(PIXELS[..., 0])
+GREY_LOADERS: dict[str, Any] = {
+    "tensors": lambda: [torch.from_numpy(GREYS[:, None] / np.float32(255))],
+    "a data set": lambda: [(torch.from_numpy(one[None] / np.float32(255)), 3) for one in GREYS],
+    "bytes": lambda: list(GREYS),
+    "bytes in batches, channels first": lambda: [torch.from_numpy(GREYS[:, None])],
+    "bytes in batches, channels last": lambda: [GREYS[..., None]],
+    "Pillow": lambda: [Image.fromarray(one) for one in GREYS],
+}
+
+
+@pytest.mark.parametrize("form", GREY_LOADERS)
+def test_grey_images_have_one_channel(form: str) -> None:
+    ((batch, _),) = batches(images_of(GREY_LOADERS[form](), 6), GREY, 6)
+    np.testing.assert_allclose(batch, GREYS[:, None] / 255, atol=1e-5)
+
+
+def test_grey_tensors_are_for_grey_models() -> None:
+    found = images_of([torch.zeros(2, 1, SIZE, SIZE)], 2)
+    with pytest.raises(UsageError, match=r"is a tensor \(1, \d+, \d+\), the model takes \(3, "):
+        list(batches(found, PLAIN, 2))
+
+
 @pytest.mark.parametrize("form", LOADERS)
 def test_each_form_gives_the_same_input(form: str) -> None:
     np.testing.assert_allclose(prepared(LOADERS[form]()), TENSORS.numpy(), atol=1e-5)
@@ -101,7 +125,7 @@ def test_greys_of_half_precision_do_not_leave_the_range() -> None:
         ([], "there is no image in the list"),
         ([7], "entry 0 is int\n"),
         ([{"labels": 1}], "entry 0 is NoneType\n"),
-        ([torch.ones(2, 1, 4, 4)], r"entry 0 is float32 \(2, 1, 4, 4\)\n"),
+        ([torch.ones(2, 2, 4, 4)], r"entry 0 is float32 \(2, 2, 4, 4\)\n"),
         ([torch.ones(4)], r"entry 0 is float32 \(4,\)\n"),
         ([PIXELS[0], TENSORS[0]], "some images are prepared tensors, others not\n"),
         ([np.ones((3, 4, 4), np.int64)], r"entry 0 is int64 \(3, 4, 4\)\n"),

@@ -115,7 +115,9 @@ def test_an_empty_archive_is_refused(tmp_path: Path) -> None:
     "wrong",
     [
         PIXELS.astype(np.float32),
-        PIXELS[..., 0],
+        PIXELS[0],
+        PIXELS[0, ..., :1],
+        PIXELS[..., :2],
         PIXELS.transpose(0, 3, 1, 2),
         PIXELS[:0],
         PIXELS[:, :0],
@@ -125,6 +127,17 @@ def test_an_empty_archive_is_refused(tmp_path: Path) -> None:
 def test_wrong_images_are_refused(tmp_path: Path, wrong: NDArray[Any]) -> None:
     with pytest.raises(DataError, match=rf"`images` of .* is {wrong.dtype} \(.*\)\nexpected"):
         open_images(stored(tmp_path, images=wrong))
+
+
+@pytest.mark.parametrize("pixels", [PIXELS[..., 0], PIXELS[..., :1]])
+def test_grey_images_have_one_channel_or_no_axis_for_it(
+    tmp_path: Path, pixels: NDArray[Any]
+) -> None:
+    np.save(tmp_path / "set.npy", pixels)
+    for found in (open_images(stored(tmp_path, images=pixels)), open_images(tmp_path / "set.npy")):
+        for index, one in enumerate(PIXELS[..., 0]):
+            loaded = np.asarray(found.load(index))
+            np.testing.assert_array_equal(loaded, np.stack([one] * 3, axis=-1))
 
 
 @pytest.mark.parametrize(
@@ -317,8 +330,8 @@ def test_an_npy_of_another_version(tmp_path: Path) -> None:
 
 def test_wrong_npy_files_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "set.npy"
-    np.save(file, PIXELS[..., 0])
-    with pytest.raises(DataError, match=r"^the array of .*set\.npy is uint8 \(6, 5, 4\)\nexpected"):
+    np.save(file, PIXELS[0])
+    with pytest.raises(DataError, match=r"^the array of .*set\.npy is uint8 \(5, 4, 3\)\nexpected"):
         open_images(file)
     np.save(file, np.empty(2, object))
     with pytest.raises(DataError, match=r"^cannot read .*: ValueError: .* a pickle\nexpected one"):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from deploykit import images
+from deploykit.core.choices import GREY_ORDER
 from deploykit.core.errors import DataError, UnknownNameError, UsageError
 from deploykit.core.specs import Preprocessing
 from deploykit.images.preprocessing import resized_size
@@ -20,7 +21,7 @@ PREPROCESSING = Preprocessing(crop=(224, 224), resize=256)
 
 
 def of_torchvision(image: Image.Image, steps: Preprocessing) -> NDArray[np.float32]:
-    """What torchvision's evaluation transforms make of the image."""
+    """What torchvision's evaluation transforms make of the image, grey before anything else."""
     from torchvision import transforms
     from torchvision.transforms import InterpolationMode
 
@@ -28,6 +29,7 @@ def of_torchvision(image: Image.Image, steps: Preprocessing) -> NDArray[np.float
     resize = [] if steps.resize is None else [transforms.Resize(steps.resize, mode, antialias=True)]
     chain = transforms.Compose(
         [
+            *([transforms.Grayscale(1)] if len(steps.mean) == 1 else []),
             *resize,
             transforms.CenterCrop(steps.crop),
             transforms.ToTensor(),
@@ -46,7 +48,7 @@ def noise(width: int, height: int) -> Image.Image:
 def assert_as_torchvision(image: Image.Image, steps: Preprocessing) -> None:
     result = images.preprocess(image, steps)
     assert result.dtype == np.float32
-    assert result.shape == (3, *steps.crop)
+    assert result.shape == (len(steps.mean), *steps.crop)
     assert result.flags.c_contiguous
     np.testing.assert_array_equal(result, of_torchvision(image, steps))
 
@@ -101,6 +103,62 @@ def test_an_array_comes_out_as_its_image() -> None:
     np.testing.assert_array_equal(result, images.preprocess(noise(40, 30), steps))
 
 
+GREY = Preprocessing((31, 45), 40, mean=(0.1307,), std=(0.3081,), channel_order=GREY_ORDER)
+
+
+@pytest.mark.parametrize("resize", [None, 31, 64, (20, 60), (31, 45)])
+@pytest.mark.parametrize("interpolation", images.INTERPOLATIONS)
+def test_grey_comes_out_as_from_torchvision(
+    resize: int | tuple[int, int] | None, interpolation: str
+) -> None:
+    steps = replace(GREY, resize=resize, interpolation=interpolation)
+    assert_as_torchvision(images.sample_images().load(0), steps)
+    for size in ((301, 200), (47, 33), (1, 1)):
+        assert_as_torchvision(noise(*size), steps)
+
+
+@pytest.mark.parametrize("place", [1, 2])
+def test_where_an_image_becomes_grey_matters_for_colours_alone(place: int) -> None:
+    """Behind Resize or CenterCrop it is the same for grey files, and a rounding for others."""
+    from torchvision import transforms
+
+    def later(image: Image.Image) -> NDArray[np.float32]:
+        steps: list[Any] = [transforms.Resize(40), transforms.CenterCrop(GREY.crop)]
+        steps.insert(place, transforms.Grayscale(1))
+        ends = [transforms.ToTensor(), transforms.Normalize(GREY.mean, GREY.std)]
+        array: NDArray[np.float32] = transforms.Compose([*steps, *ends])(image).numpy()
+        return array
+
+    photo = noise(90, 60)
+    plain = photo.convert("L").convert("RGB")
+    np.testing.assert_array_equal(images.preprocess(plain, GREY), later(plain))
+    apart = np.abs(images.preprocess(photo, GREY) - later(photo)) * GREY.std[0] * 255
+    assert 0.5 < apart.max() < 1.5
+
+
+def test_grey_arrays_are_images() -> None:
+    pixels = np.asarray(noise(40, 30).convert("L"))
+    for steps in (GREY, replace(PREPROCESSING, crop=(16, 16))):
+        expected = images.preprocess(Image.fromarray(pixels).convert("RGB"), steps)
+        for given in (pixels, pixels[..., None]):
+            np.testing.assert_array_equal(images.preprocess_array(given, steps), expected)
+
+
+def test_the_pixels_of_a_grey_image_come_back_in_three_equal_channels() -> None:
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    steps = replace(GREY, crop=(16, 16), resize=None)
+    back = images.pixels_before(images.preprocess_array(pixels, steps), steps)
+    np.testing.assert_array_equal(back, np.stack([pixels] * 3, axis=-1))
+
+
+def test_grey_has_one_mean_and_no_colours_to_doubt() -> None:
+    with pytest.raises(UsageError, match=r"has 3 numbers, images in grey need 1: one"):
+        Preprocessing((8, 8), channel_order=GREY_ORDER)
+    with pytest.raises(UsageError, match=r"std \(1,\) has 1 numbers, images in rgb need 3"):
+        Preprocessing((8, 8), std=(1,))
+    assert images.doubts(GREY) == []
+
+
 def test_the_image_is_not_changed() -> None:
     image = noise(40, 30)
     images.preprocess(image, PREPROCESSING)
@@ -143,14 +201,15 @@ def test_another_mode_than_rgb_is_refused() -> None:
     "pixels",
     [
         np.zeros((4, 4, 3), np.float32),
-        np.zeros((4, 4), np.uint8),
+        np.zeros((4,), np.uint8),
+        np.zeros((4, 4, 2), np.uint8),
         np.zeros((3, 4, 4), np.uint8),
         np.zeros((1, 4, 4, 3), np.uint8),
         np.zeros((0, 4, 3), np.uint8),
     ],
     ids=lambda pixels: f"{pixels.dtype}{pixels.shape}",
 )
-def test_another_array_than_rgb_pixels_is_refused(pixels: NDArray[Any]) -> None:
+def test_another_array_than_pixels_is_refused(pixels: NDArray[Any]) -> None:
     with pytest.raises(UsageError, match=r"was given\nexpected uint8 \(H, W, 3\), RGB"):
         images.preprocess_array(pixels, PREPROCESSING)
 

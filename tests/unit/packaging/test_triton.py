@@ -365,6 +365,24 @@ def test_the_page_says_the_order_of_the_colours(
     assert said in (tmp_path / "package" / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("pixels", "said"),
+    [
+        (None, "cut 32x32 from the centre, divide by 255, subtract (0.5), divide by (0.5)."),
+        (PixelInput("nhwc", "grey"), "bytes of 0 to 255, (N, H, W, 1), and does the rest itself."),
+    ],
+)
+def test_the_page_says_how_images_become_grey(
+    pixels: PixelInput | None, said: str, tmp_path: Path
+) -> None:
+    steps = replace(Preprocessing.assumed((32, 32), 1), resize=None, pixels=pixels)
+    bundle = Bundle.open(write_bundle(tmp_path / "bundle", SM90))
+    packaged(changed(bundle.folder, preprocessing=steps), tmp_path / "package")
+    page = (tmp_path / "package" / "README.md").read_text(encoding="utf-8")
+    assert "prepares it: make it grey (ITU-R 601, as Pillow's mode L), cut 32x32" in page
+    assert said in page
+
+
 def test_the_queue_is_bounded(tmp_path: Path) -> None:
     packaged(Bundle.open(write_bundle(tmp_path / "bundle", SM90)), tmp_path / "package")
     policy = config(tmp_path / "package").dynamic_batching.default_queue_policy

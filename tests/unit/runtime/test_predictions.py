@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 STEPS = Preprocessing(crop=(24, 20), resize=30)
-EXPECTED = r"expected paths, encoded bytes, Pillow images or uint8 arrays \(H, W, 3\) or \(H, W\)"
+EXPECTED = (
+    "expected paths, encoded bytes, Pillow images or uint8 arrays "
+    r"\(H, W, 3\), \(H, W, 1\) or \(H, W\)"
+)
 
 
 def prepared(given: Sequence[Any], steps: Preprocessing = STEPS) -> list[NDArray[np.float32]]:
@@ -62,6 +65,8 @@ def test_grey_pixels_are_three_equal_colours() -> None:
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
     (found,) = prepared([grey], PLAIN)
     np.testing.assert_array_equal(found, np.stack([grey.astype(np.float32) / 255] * 3))
+    (again,) = prepared([grey[..., None]], PLAIN)
+    np.testing.assert_array_equal(again, found)
 
 
 def test_pixels_in_any_order_in_memory() -> None:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.optim.swa_utils import AveragedModel
 
-from deploykit.core.choices import DefinitionChoices
+from deploykit.core.choices import DefinitionChoices, PreprocessingChoices
 from deploykit.core.errors import UsageError
+from deploykit.core.specs import Preprocessing
 from deploykit.sources.live_module import live_module_spec
 
 if TYPE_CHECKING:
@@ -185,6 +186,50 @@ def test_a_copy_that_is_the_module_itself_is_refused() -> None:
     assert module[2].weight.requires_grad
 
 
+GREY_NETWORKS = {
+    "convolution": lambda: nn.Sequential(nn.Conv2d(1, 4, 1), nn.Flatten(), nn.Linear(1024, 5)),
+    "layers alone": lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 5)),
+}
+
+
+@pytest.mark.parametrize("kind", GREY_NETWORKS)
+def test_a_module_that_takes_one_channel_has_grey_images(kind: str) -> None:
+    found = spec_of(GREY_NETWORKS[kind]())
+    assert found.inputs[0].shape == ("batch", 1, SIZE, SIZE)
+    assert found.preprocessing == Preprocessing(
+        (SIZE, SIZE), (SIZE, SIZE), mean=(0.5,), std=(0.5,), channel_order="grey"
+    )
+    assert found.build()(torch.zeros(2, 1, SIZE, SIZE)).shape == (2, 5)
+
+
+def test_a_module_that_takes_any_channels_has_those_that_are_asked_for() -> None:
+    module = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(1), nn.LazyLinear(5))
+    chosen = PreprocessingChoices(channel_order="grey")
+    module(torch.zeros(1, 1, SIZE, SIZE))
+    assert spec_of(module, preprocessing=chosen).preprocessing.channels == 1
+    anything = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(2), nn.Linear(16, 5))
+    found = spec_of(anything, head="raw")
+    assert found.inputs[0].shape[1] == 3
+    found = spec_of(anything, head="raw", preprocessing=chosen)
+    assert found.inputs[0].shape[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("taken", "order", "said"),
+    [
+        (
+            1,
+            "bgr",
+            r"images \(2, 3, 16, 16\)\n.*\n.*takes 1 channel, grey: leave --channel-order bgr",
+        ),
+        (3, "grey", r"images \(2, 1, 16, 16\)\n.*\n.*takes 3 channels: leave --channel-order grey"),
+    ],
+)
+def test_a_channel_order_of_another_number_of_channels(taken: int, order: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        spec_of(nn.Conv2d(taken, 4, 1), preprocessing=PreprocessingChoices(channel_order=order))
+
+
 def broken() -> nn.Module:
     module = small()
     with torch.no_grad():
@@ -199,12 +244,12 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "lock": (Holder, r"holder cannot be copied, and .*\n.*pickle.*\ntake what cannot be copied"),
     "NaN": (broken, r"5\.bias of sequential has NaN or infinite values\ntrain it again"),
     "grey": (
-        lambda: nn.Conv2d(1, 4, 1),
-        r"\nits first convolution takes 1 channel, grey, .* images\.mean\(1, keepdim=True\)$",
+        lambda: nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(), nn.Linear(9, 4)),
+        r"does not take images \(2, 1, 16, 16\)\n.*\ngive the size that it takes: --input-size PX",
     ),
     "many": (
         lambda: nn.Conv2d(5, 4, 1),
-        r"takes 5 channels, and deploykit prepares \(N, 3, H, W\)\nwrap it in a module whose",
+        r"takes 5 channels, and deploykit prepares images of 3, or 1\nwrap it in a module whose",
     ),
     "size": (
         lambda: nn.Sequential(nn.Conv2d(3, 1, 1), nn.Flatten(), nn.Linear(9, 4)),

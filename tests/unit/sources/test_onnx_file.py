@@ -58,6 +58,12 @@ def test_the_first_input_of_images_is_taken() -> None:
     assert require_image("net", (age, IMAGE, mask)) == IMAGE
 
 
+def test_images_in_colours_come_before_what_may_be_grey_images() -> None:
+    grey = TensorSpec("grey", "float32", ("n", 1, 8, 8))
+    assert require_image("net", (grey, IMAGE)) == IMAGE
+    assert require_image("net", (grey,)) == grey
+
+
 @pytest.mark.parametrize(
     ("tensor", "advice"),
     [
@@ -68,7 +74,9 @@ def test_the_first_input_of_images_is_taken() -> None:
             "its channels are last; deploykit export makes a graph",
         ),
         (TensorSpec("x", "float32", (3, 8, 8)), "it has no batch axis"),
-        (TensorSpec("x", "float32", ("n", 1, 8, 8)), "H, W\\)$"),
+        (TensorSpec("x", "float32", (1, 8, 8)), "no batch axis; .*zeros\\(1, 1, H, W\\)"),
+        (TensorSpec("x", "float32", ("n", 2, 8, 8)), "grey \\(batch, 1, H, W\\)$"),
+        (TensorSpec("x", "float32", ("n", 1, 1, 8)), "H, W\\)$"),
         (TensorSpec("x", "float32", ("n", 32)), "H, W\\)$"),
     ],
 )

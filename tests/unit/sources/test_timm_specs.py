@@ -178,7 +178,7 @@ def _configured(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
 
 def test_images_of_other_channels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     _configured(monkeypatch, input_size=(1, 64, 64))
-    message = "timm:resnet18d takes images of 1 channels\ndeploykit prepares RGB images, of 3"
+    message = "timm:resnet18d takes images of 1 channels\nof timm those in RGB are taken"
     with pytest.raises(UsageError, match=message):
         timm_spec("resnet18d")
 

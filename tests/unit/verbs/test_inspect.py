@@ -174,7 +174,7 @@ def test_a_file_of_bytes_has_the_range_of_bytes(tmp_path: Path, layout: str) -> 
     assert 128 < prepared.range.max <= 255
 
 
-@pytest.mark.parametrize("shape", ["N, 5", "N, 1, 8, 8", "N, 3, 16000, 16000"])
+@pytest.mark.parametrize("shape", ["N, 5", "N, 2, 8, 8", "N, 3, 16000, 16000"])
 def test_what_takes_no_images_or_enormous_ones_has_no_range(tmp_path: Path, shape: str) -> None:
     model = graph(f"g (float[{shape}] x) => (float[{shape}] y) {{ y = Relu (x) }}")
     path = save(model, tmp_path / "g.onnx")

@@ -51,6 +51,7 @@ def test_a_sheet_has_its_tiles_in_rows() -> None:
 def test_signed_values_of_nothing_are_grey() -> None:
     assert (signed(np.zeros((3, 2, 2))) == GREY).all()
     assert signed(np.ones((3, 2, 2)), 2.0)[0, 0].tolist() == [192] * 3
+    assert signed(np.ones((1, 2, 4)), 2.0).tolist() == signed(np.ones((2, 4)), 2.0).tolist()
 
 
 def test_heat_is_warm_above_0_and_blue_below() -> None:

@@ -20,7 +20,7 @@ SIZE = (13, 17)
 
 
 def traced(module: nn.Module, size: tuple[int, int] = SIZE) -> dict[str, TracedLayer]:
-    return {layer.name: layer for layer in trace_layers(module.float(), module, size)}
+    return {layer.name: layer for layer in trace_layers(module.float(), module, (3, *size))}
 
 
 def output_of(module: nn.Module, name: str, images: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ def test_a_layer_that_is_called_twice_counts_its_calls() -> None:
 def test_a_size_that_the_network_does_not_take() -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     with pytest.raises(UsageError, match=r"does not take images of \(1, 3, 13, 17\)"):
-        trace_layers(module, module, SIZE)
+        trace_layers(module, module, (3, *SIZE))
 
 
 def test_positions_in_the_padding_depend_on_nothing() -> None:
