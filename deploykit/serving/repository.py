@@ -86,8 +86,8 @@ def require_distinct(named: Iterable[tuple[str, BundlePlace]]) -> None:
             raise UsageError(
                 f"two bundles are called {name}, version {place.version}: {seen[key]} and "
                 f"{place.folder}\n"
-                f"versions of one model are put into one folder: {name}/1, {name}/2\n"
-                "another model needs a folder of its own name: OTHER/1"
+                f"put versions of one model into {name}/1 and {name}/2, and give {name}\n"
+                "put another model into OTHER/1, and give OTHER: its name is then that"
             )
         seen[key] = place.folder
 

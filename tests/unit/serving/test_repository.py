@@ -72,8 +72,8 @@ def test_two_of_one_name_and_version_are_refused(second: str) -> None:
     require_distinct(("a", each) for each in places)
     with pytest.raises(
         UsageError,
-        match=rf"called a, version 1: one and {second}\nversions of one .*: a/1, a/2\n"
-        "another model .*: OTHER/1$",
+        match=rf"called a, version 1: one and {second}\nput versions .* a/1 and a/2, and give a\n"
+        "put another model into OTHER/1, and give OTHER: .*$",
     ):
         require_distinct(("a", each) for each in [*places, BundlePlace(Path(second))])
 
