@@ -50,8 +50,8 @@ EQUALISATION_GAIN_DB: Final = 0.5
 ROOM_COST_DB: Final = 0.5
 """What room in the ranges of equalised values may cost on images like those of the calibration.
 
-It is for subjects that these do not show: of Swin-T it costs 0.3 dB and saves 13 in the worst image
-(`benchmarks/README.md`). A trained encoder lost 1 dB and had no such image.
+It is for subjects that these do not show: of Swin-T it costs 0.2 dB and saves 13 in the worst image
+(`benchmarks/README.md`). A trained encoder lost 1.8 dB and had no such image.
 """
 
 LAYERS_GAIN_DB: Final = 1.0
