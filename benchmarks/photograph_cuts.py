@@ -4,7 +4,7 @@
 
 FOLDER gets ``calib`` (48 cuts of deploykit's eight sample photographs), ``same`` (16 other cuts of
 these) and ``other`` (16 cuts of the two photographs that come with scikit-learn, whose subjects no
-calibration saw). The same numbers are drawn each time.
+calibration saw), and ``more`` (16 others of these two). The same numbers are drawn each time.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def main() -> None:
     random = np.random.default_rng(0)
     cut(samples, 48, folder / "calib", random)
     cut(samples, 16, folder / "same", random)
-    cut([others / "china.jpg", others / "flower.jpg"], 16, folder / "other", random)
+    unseen = [others / "china.jpg", others / "flower.jpg"]
+    cut(unseen, 16, folder / "other", random)
+    cut(unseen, 16, folder / "more", np.random.default_rng(1))
 
 
 if __name__ == "__main__":

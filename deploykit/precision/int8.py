@@ -38,7 +38,7 @@ from deploykit.precision.quantization.conversion import (
 )
 from deploykit.precision.quantization.equalising import EqualisationImages, equalise_channels
 from deploykit.precision.quantization.kinds import INT8
-from deploykit.precision.quantization.noise import fp32_answers
+from deploykit.precision.quantization.noise import affordable_probes, fp32_answers
 from deploykit.precision.quantization.request import require_request
 from deploykit.precision.quantization.sampling import first_images, load_images
 from deploykit.precision.quantization.weight_rounding import round_weights, with_rounded_weights
@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from deploykit.graph.node_precisions import GraphPrecision, Planned
     from deploykit.precision import PlanSource
     from deploykit.precision.calibration.graphs import Calibrated
+    from deploykit.precision.calibration.table import CalibrationTable
+    from deploykit.precision.quantization.choice import Contender
     from deploykit.precision.quantization.conversion import QuantizedResult
     from deploykit.precision.quantization.kinds import QuantizedKind
     from deploykit.precision.quantization.request import QuantizationRequest
@@ -81,24 +83,6 @@ BIAS_PIXELS: Final = 16 * 224 * 224
 
 ROUNDING_PIXELS: Final = 32 * 224 * 224
 """Of the images whose tokens say how weights are rounded together: thousands for each layer."""
-
-PROBE_MULTIPLY_ADDS: Final = 120_000_000_000
-"""For taking each layer out of INT8 once: some five seconds of two cores, Q/DQ pairs simulated."""
-
-FEWEST_PROBES: Final = 2
-"""With a single image the noise of one layer is too much a matter of chance."""
-
-
-def affordable_probes(multiply_adds: Mapping[str, int], *, insist: bool) -> int:
-    """On how many images each layer can be taken out of INT8; 0 where that is too slow.
-
-    With ``insist`` it is done on `FEWEST_PROBES` however long it takes.
-    """
-    passes = len(multiply_adds) * sum(multiply_adds.values())
-    count = PROBE_MULTIPLY_ADDS // passes if passes else 0
-    if count >= FEWEST_PROBES:
-        return count
-    return FEWEST_PROBES if insist and passes else 0
 
 
 def multiply_adds_of(graph: LoadedGraph, image: tuple[int, int]) -> dict[str, int]:
@@ -224,15 +208,26 @@ def choose_for_side(
     equal = equalise_side(plain, (held_out, expected), request, spare, journal)
     with journal.stage("choose") as task:
         setup = _contest(plain, compared, request, task)
-        other = None
-        if equal is not None:
-            model, table = equal.reference.graph.model, equal.calibrated.table
-            rounding = None if setup.round_weights is None else partial(_round, equal, task)
-            made = replace(setup, model=model, table=table, round_weights=rounding)
-            other = made, partial(measure_side, equal, task)
+        others = [] if equal is None else [equal, *_with_room(equal)]
+        contenders = [_contender(setup, side, task) for side in others]
         measure = partial(measure_side, plain, task)
-        choice = choose(setup, request.int8_choices, request.policy, measure, task, other)
-    return choice, equal if choice.equalised and equal is not None else plain
+        choice = choose(setup, request.int8_choices, request.policy, measure, task, contenders)
+    return choice, others[choice.has_room] if choice.equalised else plain
+
+
+def _with_room(side: QuantizedSide) -> list[QuantizedSide]:
+    """The same side with room in its ranges, where there are such ranges."""
+    if side.roomy is None:
+        return []
+    return [replace(side, calibrated=replace(side.calibrated, table=side.roomy))]
+
+
+def _contender(setup: TrialSetup, side: QuantizedSide, task: ProgressTask) -> Contender:
+    """What trials of another graph than that of ``setup`` are made from."""
+    rounding = None if setup.round_weights is None else partial(_round, side, task)
+    model, table = side.reference.graph.model, side.calibrated.table
+    made = replace(setup, model=model, table=table, round_weights=rounding)
+    return made, partial(measure_side, side, task)
 
 
 def _converted(
@@ -276,12 +271,16 @@ def _beyond(report: ValidationReport, calibrated: Calibrated) -> list[str]:
 
 @dataclass(frozen=True)
 class QuantizedSide:
-    """A graph that one of eight bits may be made of, its ranges, and what was equalised in it."""
+    """A graph that one of eight bits may be made of, its ranges, and what was equalised in it.
+
+    ``roomy`` are other ranges for it, see `equalising.with_room`.
+    """
 
     kind: QuantizedKind
     reference: Reference
     calibrated: Calibrated
     strengths: Mapping[str, float] = field(default_factory=dict)
+    roomy: CalibrationTable | None = None
 
 
 def equalise_side(
@@ -312,6 +311,7 @@ def equalise_side(
         reference=replace(reference, graph=found.graph),
         calibrated=replace(plain.calibrated, table=found.table),
         strengths=found.strengths,
+        roomy=found.roomy,
     )
 
 

@@ -34,15 +34,13 @@ from deploykit.precision.budget.sides import HeldOut, SideMaker
 from deploykit.precision.budget.solver import Assignment, pareto, spread
 from deploykit.precision.budget.timing import group_costs, group_table
 from deploykit.precision.calibration.graphs import calibrate_graph
-from deploykit.precision.int8 import (
-    COMPARED_PIXELS,
+from deploykit.precision.int8 import COMPARED_PIXELS, multiply_adds_of, require_opset
+from deploykit.precision.quantization.conversion import QuantizedResult
+from deploykit.precision.quantization.noise import (
     FEWEST_PROBES,
     PROBE_MULTIPLY_ADDS,
-    multiply_adds_of,
-    require_opset,
+    fp32_answers,
 )
-from deploykit.precision.quantization.conversion import QuantizedResult
-from deploykit.precision.quantization.noise import fp32_answers
 from deploykit.precision.quantization.sampling import first_images, load_images
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import inf, isinf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -25,6 +25,25 @@ if TYPE_CHECKING:
     Batches = list[NDArray[np.float32]]
     Answers = Mapping[str, Array]
     Float32Answers = Mapping[str, NDArray[np.float32]]
+
+
+PROBE_MULTIPLY_ADDS: Final = 120_000_000_000
+"""For taking each layer out of INT8 once: some five seconds of two cores, Q/DQ pairs simulated."""
+
+FEWEST_PROBES: Final = 2
+"""With a single image the noise of one layer is too much a matter of chance."""
+
+
+def affordable_probes(multiply_adds: Mapping[str, int], *, insist: bool) -> int:
+    """On how many images each layer can be taken out of INT8; 0 where that is too slow.
+
+    With ``insist`` it is done on `FEWEST_PROBES` however long it takes.
+    """
+    passes = len(multiply_adds) * sum(multiply_adds.values())
+    count = PROBE_MULTIPLY_ADDS // passes if passes else 0
+    if count >= FEWEST_PROBES:
+        return count
+    return FEWEST_PROBES if insist and passes else 0
 
 
 def measure_gains(

@@ -350,12 +350,38 @@ def test_equalisation_is_kept_where_it_pays(model: ir.Model, gain: float, *, win
         qdq.QdqPolicy(),
         lambda *_: measure_of("plain"),
         Steps(),
-        (other, lambda *_: measure_of("equalised")),
+        [(other, lambda *_: measure_of("equalised"))],
     )
-    assert choice.equalised is wins
+    assert (choice.equalised, choice.has_room) == (wins, False)
     assert asked == ["equalised" if wins else "plain"]
     assert [trial.candidate for trial in choice.trials][:2] == ["max", "max, equalised"]
     assert choice.trials[-1].sqnr_db == (40.0 if wins else 21.0)
+
+
+@pytest.mark.parametrize(
+    ("gain", "cost", "wins"), [(8, 0.5, True), (8, 0.75, False), (8, -1, True), (0.25, -1, False)]
+)
+def test_room_is_kept_where_it_costs_little(
+    model: ir.Model, gain: float, cost: float, *, wins: bool
+) -> None:
+    found = {"max": 0.0, "equalised": gain, "with room": gain - cost}
+    contenders = [
+        (
+            Scripted(model, table(), [], [], Runners(), found={**found, "biases corrected": last}),
+            lambda *_, name=name: QuantizationErrors({name: np.ones(1, np.float32)}),
+        )
+        for name, last in (("plain", 20.0), ("equalised", 21.0), ("with room", 22.0))
+    ]
+    (plain, measure), *others = contenders
+    int8_choices = Int8Choices("max", "int8", "int8", "int8", "on")
+    choice = choose(plain, int8_choices, qdq.QdqPolicy(), measure, Steps(), others)
+    used = "with room" if wins else "equalised" if gain > 1 else "plain"
+    assert (choice.equalised, choice.has_room) == (used != "plain", wins)
+    assert set(choice.errors.shifts) == {used}
+    names = ["max", "max, equalised", "max, equalised, with room"][: 2 + (gain > 1)]
+    assert [trial.candidate for trial in choice.trials][:-1] == names
+    wanted = {"plain": 20.0, "equalised": 21.0, "with room": 22.0}
+    assert choice.trials[-1].sqnr_db == wanted[used]
 
 
 @pytest.mark.parametrize(("gained", "wins"), [(0.1, False), (0.3, True), (-1.0, False)])

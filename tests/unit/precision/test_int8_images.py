@@ -13,12 +13,9 @@ from deploykit.core.specs import Preprocessing
 from deploykit.graph import LoadedGraph, read_artifact
 from deploykit.images import ArrayImages
 from deploykit.precision.calibration.data import CalibrationData
-from deploykit.precision.int8 import (
-    PROBE_MULTIPLY_ADDS,
-    affordable_probes,
-    multiply_adds_of,
-)
+from deploykit.precision.int8 import multiply_adds_of
 from deploykit.precision.quantization.choice import most_sensitive
+from deploykit.precision.quantization.noise import PROBE_MULTIPLY_ADDS, affordable_probes
 from deploykit.precision.quantization.sampling import first_images, load_images
 from tests.graphs import graph, normal, save
 
