@@ -9,9 +9,10 @@ these exports is a process of its own with a limit of time, so that none can sto
 The results are written after every one of them, and at the end as a table beside them (``.md``).
 A second call goes on where the first one ended: rows stay where every column was tried, but with
 ``--failed`` those are tried again that did not pass. A row that lacks a column is made anew as a
-whole. With other versions of the packages that ``environment.describe()`` names the table starts
-anew. Of deploykit itself every row has the hash of the source that made it; ``--only`` makes the
-rows of the named models again whatever they are.
+whole; ``--columns`` says which are wanted beside FP16, and leaves rows that have more. With other
+versions of the packages that ``environment.describe()`` names the table starts anew. Of deploykit
+itself every row has the hash of the source that made it; ``--only`` makes the rows of the named
+models again whatever they are.
 """
 
 from __future__ import annotations
@@ -77,25 +78,18 @@ class Table:
     path: Path
     environment: Found
     rows: dict[str, Found] = field(default_factory=dict)
+    columns: tuple[str, ...] = COLUMNS
+    """Those that a row is to have."""
 
     @classmethod
-    def open(cls, path: Path, environment: Found) -> Table:
+    def open(cls, path: Path, environment: Found, columns: tuple[str, ...] = COLUMNS) -> Table:
         """The rows of before, unless they were made with other packages."""
-        table = cls(path, environment)
+        table = cls(path, environment, columns=columns)
         if path.exists():
             before = json.loads(path.read_text(encoding="utf-8"))
             if before["environment"]["packages"] == environment["packages"]:
                 table.rows = {row["model"]: row for row in before["rows"]}
-                table.forget_errors()
         return table
-
-    def forget_errors(self) -> None:
-        """Drop the errors of rows from before all columns: a CPU judged them in FP32 arithmetic."""
-        for model, row in self.rows.items():
-            if not self.tried(model):
-                for found in row.values():
-                    if isinstance(found, dict):
-                        found.pop("validation", None)
 
     def passed(self, model: str, column: str) -> bool:
         """Whether a model went through every stage."""
@@ -104,7 +98,8 @@ class Table:
     def tried(self, model: str) -> bool:
         """Whether every column of a row was tried, or its FP32 graph could not be made."""
         row = self.rows.get(model, {})
-        return set(COLUMNS) <= row.keys() or (COLUMNS[0] in row and not self.passed(model, "fp16"))
+        has_all = set(self.columns) <= row.keys()
+        return has_all or (COLUMNS[0] in row and not self.passed(model, COLUMNS[0]))
 
     def put(self, model: str, column: str, found: Found) -> None:
         """Keep what was found, in the file too."""
@@ -120,7 +115,7 @@ def sweep(table: Table, library: str, models: Sequence[str], run: Run) -> None:
         with tempfile.TemporaryDirectory() as name:
             target, folder = f"{library}:{model}", Path(name)
             table.rows[model] = {"model": model}
-            for column in COLUMNS:
+            for column in table.columns:
                 found = run(column, target, folder / column)
                 table.put(model, column, found)
                 story = "passed" if found["passed"] else f"{found['stage']}: {found['reason']}"
@@ -136,7 +131,7 @@ def missing(table: Table, models: Sequence[str], *, failed: bool) -> list[str]:
         model
         for model in models
         if not table.tried(model)
-        or (failed and not all(table.passed(model, each) for each in COLUMNS))
+        or (failed and not all(table.passed(model, each) for each in table.columns))
     ]
 
 
@@ -234,16 +229,11 @@ def _cells(found: Found, column: str) -> list[str]:
     empty = [""] * (narrow is not None)
     if not found.get("passed"):
         return [f"**{found.get('stage', 'not run')}**", "", "", "", "", "", *empty]
-    figures = found.get("validation", {}).get(narrow or column)
-    errors = ["", "", ""]  # of a row whose judge was another one
-    if figures is not None:
-        errors = [
-            f"{figures['min_cosine']:.6f}",
-            f"{figures['max_kl']:.1e}",
-            f"{figures['max_relative']:.1e}",
-        ]
+    figures = found["validation"][narrow or column]
     cells = [
-        *errors,
+        f"{figures['min_cosine']:.6f}",
+        f"{figures['max_kl']:.1e}",
+        f"{figures['max_relative']:.1e}",
         f"{found['onnx_bytes'] / 1e6:.1f}",
         f"{found['engine_bytes'] / 1e6:.1f}",
         f"{found['process_s']:.0f}",
@@ -260,9 +250,7 @@ def _counts(table: Table) -> list[str]:
         tried = [row for row in table.rows.values() if column in row]
         passed = sum(row[column]["passed"] for row in tried)
         counts.append(f"{column.upper()} {passed} of {len(tried)}")
-    older = sum(not table.tried(model) for model in table.rows)
-    told = f"rows from before these columns, without their errors of then: {older}"
-    return [*counts, told] if older else counts
+    return counts
 
 
 def _failures(table: Table) -> list[str]:
@@ -279,6 +267,8 @@ def main() -> None:
     parser.add_argument("library", choices=LIBRARIES)
     parser.add_argument("--only", nargs="+", default=[], help="names, made again in any case")
     parser.add_argument("--skip", nargs="+", default=[], help="names, left for another call")
+    others = COLUMNS[1:]
+    parser.add_argument("--columns", nargs="+", choices=others, default=others, help="beside fp16")
     parser.add_argument("--failed", action="store_true", help="try again what did not pass")
     parser.add_argument("--out", type=Path, help="the file of results")
     parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds for each export")
@@ -288,7 +278,8 @@ def main() -> None:
     if unknown:
         parser.error(f"not in the list of {asked.library}: {', '.join(sorted(unknown))}")
     path = asked.out or HERE / "results" / f"coverage_{asked.library}.json"
-    table = Table.open(path, to_plain(describe()))
+    wanted = tuple(each for each in COLUMNS if each == COLUMNS[0] or each in asked.columns)
+    table = Table.open(path, to_plain(describe()), wanted)
     chosen = asked.only or missing(table, names, failed=asked.failed)
     with tempfile.TemporaryDirectory() as folder:
         make_photographs(Path(folder), PHOTOGRAPHS)

@@ -115,16 +115,18 @@ def test_other_packages_start_the_table_anew(tmp_path: Path) -> None:
     assert not Table.open(path, {**HERE, "packages": {"torch": "3"}}).rows
 
 
-def test_errors_of_another_judge_are_not_shown(tmp_path: Path) -> None:
+def test_a_table_may_be_of_some_columns_and_keeps_rows_that_have_more(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
-    rows = [{"model": "older", "fp16": PASSED, "int8": PASSED}]
-    path.write_text(json.dumps({"environment": HERE, "rows": rows}), encoding="utf-8")
-    table = Table.open(path, HERE)
-    assert table.passed("older", "int8")
-    line = markdown(table).splitlines()[2]
-    assert line.startswith("| older | 64x48 | 1.2 M |  |  |  | 2.0 | 3.1 | 12 | **not run** |")
-    sweep(table, "timm", ["other"], Runs())
-    assert "validation" not in json.loads(path.read_text(encoding="utf-8"))["rows"][0]["fp16"]
+    sweep(Table.open(path, HERE), "timm", ["whole"], Runs())
+    few, runs = Table.open(path, HERE, ("fp16", "bf16")), Runs()
+    names = missing(few, ["whole", "new"], failed=False)
+    sweep(few, "timm", names, runs)
+    assert runs.asked == [("fp16", "timm:new"), ("bf16", "timm:new")]
+    assert set(few.rows["whole"]) == {"model", "fp16", *OTHERS}
+    assert missing(few, ["whole", "new"], failed=True) == []
+    assert missing(Table.open(path, HERE), ["whole", "new"], failed=False) == ["new"]
+    line = next(line for line in markdown(few).splitlines() if line.startswith("| new |"))
+    assert line.count("**not run**") == 3
 
 
 def test_the_table_shows_figures_counts_and_reasons() -> None:
@@ -144,15 +146,14 @@ def test_the_table_shows_figures_counts_and_reasons() -> None:
         f"| {figures} | 3 of 6 | {figures} | 3 of 6 | {figures} | 2 of 6 |"
     )
     assert "| **not run** |" in lines[5]
-    assert lines[7:13] == [
+    assert lines[7:12] == [
         "FP16 3 of 4",
         "BF16 2 of 2",
         "INT8 1 of 2",
         "INT8-TRIALS 2 of 2",
         "FP8 2 of 2",
-        "rows from before these columns, without their errors of then: 1",
     ]
-    assert lines[14:] == [
+    assert lines[13:] == [
         "- bad int8, export: ExportError: a loop",
         "- worse fp16, export: ExportError: a loop",
     ]
