@@ -1,6 +1,6 @@
 """Every precision on small trained networks, beside two other tools: accuracy, noise, cost.
 
-    python -m benchmarks.precision_accuracy [DATA] [--networks mobile,vit] [--ways INT8,FP8]
+    python -m benchmarks.precision_accuracy [DATA] [--networks mobile,vit] [--ways INT8 FP8]
         [--modelopt PYTHON]
 
 Four networks are trained here on scikit-learn's digits (`digit_networks`). DATA has the CIFAR
