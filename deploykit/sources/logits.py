@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -125,9 +124,12 @@ def find_output(
     found = _place_in(network, batch, result, name, choices, labels)
     if found is None and batch.shape[1] != possible[-1]:
         # `x.view(-1, 784)` takes three channels for three images.
-        with suppress(UsageError):
-            grey, answer = _tried(network, image_size, name, order, possible[1:])
-            found = _place_in(network, grey, answer, name, choices, labels)
+        try:
+            batch, answer = _tried(network, image_size, name, order, possible[1:])
+        except UsageError:  # then it takes colours, and what it returns for them is told
+            pass
+        else:
+            found = _place_in(network, batch, answer, name, choices, labels)
     if found is None:
         head = choices.head
         wish = MULTICLASS if head is None else head_named(head)

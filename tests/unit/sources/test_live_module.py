@@ -216,6 +216,20 @@ def test_a_module_that_takes_any_channels_has_those_that_are_asked_for() -> None
     assert found.inputs[0].shape[1] == 1
 
 
+class TwoOfRows(nn.Module):
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = images.view(-1, SIZE * SIZE)
+        return rows[:, :5], rows[:, 5:9]
+
+
+def test_of_several_outputs_for_grey_images_the_user_says_which() -> None:
+    with pytest.raises(
+        UsageError, match=r"0: float32 \(2, 5\), 1: float32 \(2, 4\)\nnothing tells"
+    ):
+        spec_of(TwoOfRows())
+    assert spec_of(TwoOfRows(), head_output="1").outputs[0].shape == ("batch", 4)
+
+
 class FirstChannel(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images[:, :1]
