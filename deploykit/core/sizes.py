@@ -65,18 +65,24 @@ def _is_grey(shape: Sequence[int | str | None], axis: int) -> bool:
     return shape[axis] == GREY and GREY not in sides and other != RGB
 
 
-def image_among(shapes: Sequence[Sequence[int | str | None]]) -> int | None:
-    """Which of several tensors is the images: the first in colours, else the first grey one.
+def image_among(shapes: Mapping[str, Sequence[int | str | None]]) -> str | None:
+    """Which of a graph's inputs, by name, is the images: the first in colours, else in grey.
 
-    >>> image_among([(1, 1, 8, 8), ("batch", 3, 224, 224)]), image_among([(1, 512)])
-    (1, None)
+    A grey one beside other inputs that is called a mask is none.
+
+    >>> image_among({"x": (1, 1, 8, 8), "image": ("batch", 3, 224, 224)})
+    'image'
+    >>> image_among({"mask": (1, 1, 16, 16), "x": (1, 1, 8, 8)})
+    'x'
     """
-    # A mask (N, 1, H, W) beside images in colours is none.
     for channels in (RGB, GREY):
         for is_laid_out in (are_images, are_channels_last):
-            for at, shape in enumerate(shapes):
-                if is_laid_out(shape) and channels == shape[1 if is_laid_out is are_images else -1]:
-                    return at
+            for name, shape in shapes.items():
+                # Masks of pixels and of attention are shaped as grey images are.
+                is_mask = channels == GREY and len(shapes) > 1 and "mask" in name.lower()
+                found = is_laid_out(shape) and shape[1 if is_laid_out is are_images else -1]
+                if found == channels and not is_mask:
+                    return name
     return None
 
 

@@ -408,10 +408,12 @@ def _image_of(model: ir.Model) -> ir.Value:
     inputs = _inputs_of(model)
     if not inputs:
         raise ModelFileError("the graph takes no input, so it has no activations to compare")
-    shapes = [
-        [dim if isinstance(dim, int) else None for dim in value.shape or ()] for value in inputs
-    ]
-    return inputs[image_among(shapes) or 0]
+    shapes = {
+        value.name or "": [dim if isinstance(dim, int) else None for dim in value.shape or ()]
+        for value in inputs
+    }
+    image = image_among(shapes)
+    return next((value for value in inputs if value.name == image), inputs[0])
 
 
 def _is_exact(value: ir.Value) -> bool:

@@ -257,17 +257,28 @@ class Input:
         )
 
     def _remedy(self, dtype: Any, shape: tuple[int, ...]) -> str:
-        if str(dtype) == "uint8":
-            return "pixels are for predict(), which preprocesses them: predict(list(images))"
-        if self._is_image(shape):
-            return "one image lacks the batch dimension: batch[None]"
-        if len(shape) == len(self._image) + 1 and not shape[0]:
-            return "the batch is empty: give at least one image"
-        if self._is_image(_channels_first(shape)):
-            return "its layout is (N, H, W, C), turn it: batch.transpose(0, 3, 1, 2)"
-        if not self._is_image(shape[1:]):
-            return "predict() resizes, crops and normalises images as the model needs it"
-        return f"convert it: batch.astype(numpy.{self._dtype})"
+        found = (
+            (
+                str(dtype) == "uint8",
+                "pixels are for predict(), which preprocesses them: predict(list(images))",
+            ),
+            (self._is_image(shape), "one image lacks the batch dimension: batch[None]"),
+            (
+                len(shape) == len(self._image) + 1 and not shape[0],
+                "the batch is empty: give at least one image",
+            ),
+            (
+                self._is_image(_channels_first(shape)),
+                "its layout is (N, H, W, C), turn it: batch.transpose(0, 3, 1, 2)",
+            ),
+            (self._is_image(_with_channel(shape)), _NO_CHANNEL.format("[:, None]")),
+            (
+                not self._is_image(shape[1:]),
+                "predict() resizes, crops and normalises images as the model needs it",
+            ),
+        )
+        other = f"convert it: batch.astype(numpy.{self._dtype})"
+        return next((remedy for fits, remedy in found if fits), other)
 
     def _remedy_for_bytes(self, shape: tuple[int, ...]) -> str:
         """What to do about a batch for a graph that normalises itself."""
@@ -282,6 +293,8 @@ class Input:
                 self._is_image(_channels_last(shape)),
                 "its layout is (N, C, H, W), turn it: batch.transpose(0, 2, 3, 1)",
             ),
+            (self._is_image(_with_channel(shape)), _NO_CHANNEL.format("[:, None]")),
+            (self._is_image((*shape[1:], 1)), _NO_CHANNEL.format("[..., None]")),
             (
                 self._is_image(shape[1:]),
                 "the graph takes pixels of 0 to 255, and normalises them itself",
@@ -289,6 +302,14 @@ class Input:
         )
         other = "predict() resizes and crops images as the model needs it"
         return next((remedy for fits, remedy in found if fits), other)
+
+
+_NO_CHANNEL: Final = "grey images (N, H, W) lack the axis of the channel: batch{}"
+
+
+def _with_channel(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """One image (1, H, W) of a batch (N, H, W); of other shapes none."""
+    return (1, *shape[1:]) if len(shape) == 3 else (0,)  # noqa: PLR2004 - N, H, W
 
 
 def _channels_first(shape: tuple[int, ...]) -> tuple[int, ...]:

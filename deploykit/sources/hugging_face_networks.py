@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from deploykit.core.environment import package_version, require
 from deploykit.core.errors import UnknownNameError, UsageError, typed_first_line
+from deploykit.core.sizes import RGB
 from deploykit.sources.logits import LOGITS, LogitsOf
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def read_config(given: Mapping[str, Any], name: str) -> Any:
     become FP32.
 
     Raises:
-        UsageError: transformers knows no such classifier, or does not take its values.
+        UsageError: transformers knows no such classifier, or does not take its values; or it is
+            not for images in colours.
     """
     transformers = require("transformers")
     auto = require("transformers.models.auto.modeling_auto")
@@ -66,9 +68,16 @@ def read_config(given: Mapping[str, Any], name: str) -> Any:
     }
     with quietly():
         try:
-            return transformers.CONFIG_MAPPING[kind].from_dict(values)
+            config = transformers.CONFIG_MAPPING[kind].from_dict(values)
         except Exception as error:  # anything can stand in the file
             raise _not_taken(name, error) from error
+    channels = getattr(config, "num_channels", RGB)
+    if channels != RGB:
+        raise UsageError(
+            f"{name}/config.json has num_channels {channels}, folders of Hugging Face are taken "
+            f"with {RGB}\nfor grey images give path/to/file.py:factory, which returns the network"
+        )
+    return config
 
 
 def build(config: Any) -> nn.Module:

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from deploykit.core.errors import UsageError, typed_first_line
 from deploykit.core.specs import BATCH, ModelSpec, Preprocessing, TensorSpec
 from deploykit.sources.autocast import without_autocast
-from deploykit.sources.logits import find_output, logits_only, output_name
+from deploykit.sources.logits import find_output, logits_only, note_on_channels, output_name
 from deploykit.sources.state_dict import is_additive_mask
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def live_module_spec(
         size = IMAGE_SIZE if choices.image_size is None else choices.image_size
         with _untouched(module, called):
             place = find_output(copy, size, called, choices, labels)
+    odd = note_on_channels(copy, place, choices.preprocessing.channel_order)
     return ModelSpec(
         name=called,
         title=f"{type(module).__name__}, a module of a program",
@@ -78,7 +79,7 @@ def live_module_spec(
         built_in="as the program's module had them",
         source_sha256=_digest(copy),
         preprocessing_assumed=True,
-        notes=tuple(_notes(choices, size, found_types)),
+        notes=tuple(_notes(choices, size, found_types, odd)),
         head=choices.head,
     )
 
@@ -206,8 +207,12 @@ def _built(copy: nn.Module, place: Place) -> nn.Module:
     return logits_only(deepcopy(copy), place)
 
 
-def _notes(choices: DefinitionChoices, size: int, types: frozenset[str]) -> Iterator[str]:
+def _notes(
+    choices: DefinitionChoices, size: int, types: frozenset[str], odd: str | None
+) -> Iterator[str]:
     if choices.image_size is None:
         yield f"an input of {size}x{size} is assumed; another: --input-size PX"
     if types:
         yield f"weights of {', '.join(sorted(types))} became float32"
+    if odd is not None:
+        yield odd

@@ -111,14 +111,59 @@ def find_output(
     those with a value per class come before others. Of several that fit it is the one with a value
     for each of the ``labels``, else the one that the others lead to, and logits before their
     probabilities: as of an ``.onnx``. One batch of noise is run to find out: in colours, or grey
-    where the network does not take these; of the channel order that is chosen there is no other.
+    where the network does not take these, or returns nothing for them that is an output; of the
+    channel order that is chosen there is no other.
 
     Raises:
         UsageError: the network does not take a batch of such images, returns nothing of the kind,
             or several things of which nothing says which is meant.
     """
+    order = choices.preprocessing.channel_order
+    possible = (RGB, GREY) if order is None else (GREY,) if order == GREY_ORDER else (RGB,)
+    batch, result = _tried(network, image_size, name, order, possible)
+    found = _place_in(network, batch, result, name, choices, labels)
+    if found is None and batch.shape[1] != possible[-1]:
+        # `x.view(-1, 784)` takes three channels for three images.
+        try:
+            batch, answer = _tried(network, image_size, name, order, possible[1:])
+        except UsageError:  # then it takes colours, and what it returns for them is told
+            pass
+        else:
+            found = _place_in(network, batch, answer, name, choices, labels)
+    if found is None:
+        head = choices.head
+        wish = MULTICLASS if head is None else head_named(head)
+        raise _refusal(name, result, wish, choices.head_output)
+    return found
+
+
+def note_on_channels(network: nn.Module, place: Place, order: str | None) -> str | None:
+    """A sentence where ``network`` takes images in colours, which it may not have been made for."""
+    is_grey = place.channels == RGB and _first_channels(network) == GREY
+    if not is_grey or order is not None:
+        return None
+    return (
+        "the network takes 3 channels, and its first convolution 1: for grey images it is "
+        "--channel-order grey"
+    )
+
+
+def _first_channels(network: nn.Module) -> int | None:
+    """The channels that the first convolution takes; ``None`` without one."""
+    first = next((one for one in network.modules() if isinstance(one, nn.Conv2d)), None)
+    return None if first is None else first.in_channels
+
+
+def _place_in(
+    network: nn.Module,
+    batch: Tensor,
+    result: Any,
+    name: str,
+    choices: DefinitionChoices,
+    labels: int | None,
+) -> Place | None:
+    """Where the output is in the ``result`` of ``batch``; ``None`` where nothing is one."""
     head, wanted = choices.head, choices.head_output
-    batch, result = _tried(network, image_size, name, choices.preprocessing.channel_order)
     tensors = list(_tensors(result))
     for wish in (MULTICLASS, RAW) if head is None else (head_named(head),):
         places = [place for key, value in tensors if (place := _placed(key, value, wish))]
@@ -129,13 +174,13 @@ def find_output(
         found = _chosen(places, wanted, isinstance(result, Mapping))
         if found is not None:
             return replace(found, channels=batch.shape[1])
-    wish = MULTICLASS if head is None else head_named(head)
-    raise _refusal(name, result, wish, wanted)
+    return None
 
 
-def _tried(network: nn.Module, image_size: int, name: str, order: str | None) -> tuple[Tensor, Any]:
-    """The batch of noise that ``network`` takes, and what it returns for it."""
-    possible = (RGB, GREY) if order is None else (GREY,) if order == GREY_ORDER else (RGB,)
+def _tried(
+    network: nn.Module, image_size: int, name: str, order: str | None, possible: Sequence[int]
+) -> tuple[Tensor, Any]:
+    """The first batch of noise that ``network`` takes, and what it returns for it."""
     errors = {}
     for count in possible:
         batch = torch.randn(_NOISE, count, image_size, image_size, dtype=torch.float32)
@@ -144,8 +189,7 @@ def _tried(network: nn.Module, image_size: int, name: str, order: str | None) ->
                 return batch, network.eval()(batch)
         except Exception as error:  # a user's own code can raise anything
             errors[count] = error
-    first = next((one for one in network.modules() if isinstance(one, nn.Conv2d)), None)
-    taken = None if first is None else first.in_channels
+    taken = _first_channels(network)
     count = taken if taken in errors else possible[0]
     raise UsageError(
         f"{name} does not take images (2, {count}, {image_size}, {image_size})\n"

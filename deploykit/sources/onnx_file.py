@@ -390,9 +390,10 @@ def require_image_classifier(source: OnnxArtifact) -> tuple[TensorSpec, bool]:
 
 
 def _image_among(inputs: tuple[TensorSpec, ...]) -> TensorSpec | None:
-    floats = [spec for spec in inputs if spec.dtype == "float32"]
-    at = image_among([spec.shape for spec in floats])
-    return None if at is None else floats[at]
+    # With the others, so that a mask beside the numbers of words is no image.
+    shapes = {spec.name: spec.shape if spec.dtype == "float32" else () for spec in inputs}
+    name = image_among(shapes)
+    return next((spec for spec in inputs if spec.name == name), None)
 
 
 def require_image(name: str, inputs: tuple[TensorSpec, ...]) -> TensorSpec:
@@ -475,10 +476,10 @@ def _advice(inputs: tuple[TensorSpec, ...]) -> str:
                 "first: compare that"
             )
         if len(tensor.shape) == 3:  # noqa: PLR2004 - channels, height, width
-            channels = GREY if tensor.shape[0] == GREY else RGB
-            return (
-                f"\nit has no batch axis; export it with a batch: torch.zeros(1, {channels}, H, W)"
-            )
+            ends = [dim for dim in (tensor.shape[0], tensor.shape[-1]) if dim in (GREY, RGB)]
+            missing, channels = ("batch", ends[0]) if ends else ("channel", GREY)
+            like = f"torch.zeros(1, {channels}, H, W)"
+            return f"\nit has no {missing} axis; export it with one: {like}"
     return ""
 
 

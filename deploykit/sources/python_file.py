@@ -20,7 +20,7 @@ from torch import nn
 from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import UnknownNameError, UsageError
 from deploykit.core.specs import BATCH, ModelSpec, Preprocessing, TensorSpec
-from deploykit.sources.logits import find_output, logits_only, output_name
+from deploykit.sources.logits import find_output, logits_only, note_on_channels, output_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -56,6 +56,7 @@ def python_file_spec(path: Path, factory: str, choices: DefinitionChoices) -> Mo
         network, found_types = make()
         called = f"{path.name}:{factory}"
         place = find_output(network, size, called, choices)
+    odd = note_on_channels(network, place, choices.preprocessing.channel_order)
     return ModelSpec(
         name=name,
         title=f"{factory} of {path.name}",
@@ -67,16 +68,20 @@ def python_file_spec(path: Path, factory: str, choices: DefinitionChoices) -> Mo
         built_in=f"as {path.name}:{factory} made them",
         source_sha256=sha256_of(path),
         preprocessing_assumed=True,
-        notes=tuple(_notes(choices, size, found_types)),
+        notes=tuple(_notes(choices, size, found_types, odd)),
         head=choices.head,
     )
 
 
-def _notes(choices: DefinitionChoices, size: int, types: frozenset[str]) -> Iterator[str]:
+def _notes(
+    choices: DefinitionChoices, size: int, types: frozenset[str], odd: str | None
+) -> Iterator[str]:
     if choices.image_size is None:
         yield f"an input of {size}x{size} is assumed; another: --input-size PX"
     if types:
         yield f"weights of {', '.join(sorted(types))} became float32"
+    if odd is not None:
+        yield odd
 
 
 def _deployed(make: Callable[[], tuple[nn.Module, frozenset[str]]], place: Place) -> nn.Module:

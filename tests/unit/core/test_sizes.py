@@ -244,7 +244,17 @@ def test_shapes_of_images(shape: tuple[int | str, ...], is_first: bool, is_last:
 
 
 def test_colours_are_taken_before_grey_and_channels_first_before_last() -> None:
-    shapes = [("n", 8, 8, 1), ("n", 1, 8, 8), ("n", 8, 8, 3), ("n", 3, 8, 8)]
-    for count in range(4, 0, -1):
-        assert image_among(shapes[:count]) == count - 1
-    assert image_among([]) is None
+    shapes = {"a": ("n", 8, 8, 1), "b": ("n", 1, 8, 8), "c": ("n", 8, 8, 3), "d": ("n", 3, 8, 8)}
+    while shapes:
+        last = list(shapes)[-1]
+        assert image_among(shapes) == last
+        del shapes[last]
+    assert image_among({}) is None
+
+
+def test_a_mask_beside_others_is_no_grey_image() -> None:
+    mask, image = ("n", 1, 8, 8), ("n", 8, 8, 1)
+    assert image_among({"pixel_mask": mask, "x": image}) == "x"
+    assert image_among({"pixel_mask": mask, "ids": ("n", 8)}) is None
+    assert image_among({"Mask": mask}) == "Mask"  # a network that takes masks alone
+    assert image_among({"mask": ("n", 3, 8, 8), "ids": ("n", 8)}) == "mask"

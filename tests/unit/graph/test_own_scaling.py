@@ -20,6 +20,7 @@ CONSTANTS = {
     "mean": [[[0.485]], [[0.456]], [[0.406]]],
     "std": [[[0.229]], [[0.224]], [[0.225]]],
     "inception": [0.458],
+    "mnist": [0.1307],
     "shift": [-0.03],
     "zero": [0],
 }
@@ -34,6 +35,7 @@ CONSTANTS = {
         ("y = Add (x, minus)", ("Add", -103.939, 255)),
         ("a = Mul (x, all255) y = Sub (a, bgr)", ("Mul", 255, 1)),
         ("a = Sub (x, mean) y = Div (a, std)", ("Sub", 0.485, 1)),
+        ("a = Sub (x, mnist) y = Div (a, std)", ("Sub", 0.1307, 1)),
         ("a = Mul (x, inception) y = Add (a, shift)", None),
         ("y = Div (x, std)", None),
         ("y = Div (half255, x)", None),

@@ -91,6 +91,26 @@ def test_a_misfit_says_what_to_do(batch: NDArray[Any], remedy: str) -> None:
     assert str(caught.value).startswith(f"{got} (N, 3, 4, 5)\n")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "shape", "remedy"),
+    [
+        ("float32", ("n", 1, 4, 5), r"batch\[:, None\]$"),
+        ("float32", ("n", 1, "h", "w"), r"batch\[:, None\]$"),
+        ("uint8", ("n", 1, 4, 5), r"batch\[:, None\]$"),
+        ("uint8", ("n", 4, 5, 1), r"batch\[\.\.\., None\]$"),
+    ],
+)
+def test_grey_images_without_a_channel(
+    dtype: str, shape: tuple[int | str, ...], remedy: str
+) -> None:
+    inputs = Inputs((TensorSpec("image", dtype, shape),), takes_gpu_arrays=False)
+    with pytest.raises(UsageError, match=f"lack the axis of the channel: {remedy}"):
+        inputs.feeds(np.zeros((2, 4, 5), dtype))
+    batch = np.zeros((2, 4, 5), dtype)
+    taken = batch[..., None] if shape[-1] == 1 else batch[:, None]
+    assert inputs.feeds(taken)[1] == 2
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", [(0, 0, 0, 0), (2, 2, 3, 4), (1, 0, 2, 0)])
 def test_values_that_are_no_numbers_are_found(value: float, place: tuple[int, ...]) -> None:

@@ -156,7 +156,11 @@ def test_a_size_that_the_network_does_not_take(folder: Path) -> None:
 
 def test_grey_images_are_not_taken(folder: Path) -> None:
     change_json(folder / "config.json", num_channels=1)
-    assert "my-vit does not take images (2, 3, 32, 32)\nValueError: " in refused(folder)
+    change_json(folder / "preprocessor_config.json", image_mean=[0.5], image_std=[0.5])
+    assert refused(folder) == (
+        "my-vit/config.json has num_channels 1, folders of Hugging Face are taken with 3\n"
+        "for grey images give path/to/file.py:factory, which returns the network"
+    )
 
 
 def test_a_network_without_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,6 +189,8 @@ def test_a_copy_that_is_the_module_itself_is_refused() -> None:
 GREY_NETWORKS = {
     "convolution": lambda: nn.Sequential(nn.Conv2d(1, 4, 1), nn.Flatten(), nn.Linear(1024, 5)),
     "layers alone": lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 5)),
+    # x.view(-1, 256): images in colours are three rows each
+    "rows": lambda: nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (-1, 256)), nn.Linear(256, 5)),
 }
 
 
@@ -212,6 +214,36 @@ def test_a_module_that_takes_any_channels_has_those_that_are_asked_for() -> None
     assert found.inputs[0].shape[1] == 3
     found = spec_of(anything, head="raw", preprocessing=chosen)
     assert found.inputs[0].shape[1] == 1
+
+
+class TwoOfRows(nn.Module):
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = images.view(-1, SIZE * SIZE)
+        return rows[:, :5], rows[:, 5:9]
+
+
+def test_of_several_outputs_for_grey_images_the_user_says_which() -> None:
+    with pytest.raises(
+        UsageError, match=r"0: float32 \(2, 5\), 1: float32 \(2, 4\)\nnothing tells"
+    ):
+        spec_of(TwoOfRows())
+    assert spec_of(TwoOfRows(), head_output="1").outputs[0].shape == ("batch", 4)
+
+
+class FirstChannel(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images[:, :1]
+
+
+def test_a_module_that_takes_colours_into_one_channel_is_named() -> None:
+    module = nn.Sequential(FirstChannel(), nn.Conv2d(1, 4, SIZE), nn.Flatten())
+    found = spec_of(module)
+    assert found.preprocessing.channels == 3
+    (note,) = found.notes
+    assert "takes 3 channels, and its first convolution 1: for grey" in note
+    assert note.endswith("--channel-order grey")
+    for order in ("grey", "rgb"):
+        assert not spec_of(module, preprocessing=PreprocessingChoices(channel_order=order)).notes
 
 
 @pytest.mark.parametrize(

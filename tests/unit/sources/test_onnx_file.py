@@ -64,6 +64,15 @@ def test_images_in_colours_come_before_what_may_be_grey_images() -> None:
     assert require_image("net", (grey,)) == grey
 
 
+def test_a_mask_is_no_grey_image() -> None:
+    mask = TensorSpec("attention_mask", "float32", ("n", 1, 16, 16))
+    words = TensorSpec("ids", "int64", ("n", 16))
+    with pytest.raises(ModelFileError, match=r"grey \(batch, 1, H, W\)\n.*, ids is int64$"):
+        require_image("net", (words, mask))
+    scan = TensorSpec("scan", "float32", ("n", 1, 16, 16))
+    assert require_image("net", (mask, scan)) == scan
+
+
 @pytest.mark.parametrize(
     ("tensor", "advice"),
     [
@@ -75,6 +84,8 @@ def test_images_in_colours_come_before_what_may_be_grey_images() -> None:
         ),
         (TensorSpec("x", "float32", (3, 8, 8)), "it has no batch axis"),
         (TensorSpec("x", "float32", (1, 8, 8)), "no batch axis; .*zeros\\(1, 1, H, W\\)"),
+        (TensorSpec("x", "float32", (8, 8, 3)), "no batch axis; .*zeros\\(1, 3, H, W\\)"),
+        (TensorSpec("x", "float32", ("n", 8, 8)), "no channel axis; .*zeros\\(1, 1, H, W\\)"),
         (TensorSpec("x", "float32", ("n", 2, 8, 8)), "grey \\(batch, 1, H, W\\)$"),
         (TensorSpec("x", "float32", ("n", 1, 1, 8)), "H, W\\)$"),
         (TensorSpec("x", "float32", ("n", 32)), "H, W\\)$"),
