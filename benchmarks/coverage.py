@@ -268,7 +268,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], help="names, made again in any case")
     parser.add_argument("--skip", nargs="+", default=[], help="names, left for another call")
     others = COLUMNS[1:]
-    parser.add_argument("--columns", nargs="+", choices=others, default=others, help="beside fp16")
+    parser.add_argument("--columns", nargs="*", choices=others, default=others, help="beside fp16")
     parser.add_argument("--failed", action="store_true", help="try again what did not pass")
     parser.add_argument("--out", type=Path, help="the file of results")
     parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds for each export")
