@@ -109,7 +109,9 @@ def rgb_of(pixels: NDArray[np.uint8]) -> Image:
     from PIL import Image
 
     is_grey = pixels.shape[2:] == (GREY,)
-    return Image.fromarray(pixels[..., 0] if is_grey else pixels).convert("RGB")
+    image = Image.fromarray(pixels[..., 0] if is_grey else pixels)
+    # convert() would copy pixels that are RGB already.
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def pixels_before(prepared: NDArray[np.float32], preprocessing: Preprocessing) -> NDArray[np.uint8]:
