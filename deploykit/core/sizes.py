@@ -76,12 +76,11 @@ def image_among(shapes: Mapping[str, Sequence[int | str | None]]) -> str | None:
     'x'
     """
     for channels in (RGB, GREY):
-        for is_laid_out in (are_images, are_channels_last):
+        for is_laid_out, axis in ((are_images, 1), (are_channels_last, -1)):
             for name, shape in shapes.items():
                 # Masks of pixels and of attention are shaped as grey images are.
                 is_mask = channels == GREY and len(shapes) > 1 and "mask" in name.lower()
-                found = is_laid_out(shape) and shape[1 if is_laid_out is are_images else -1]
-                if found == channels and not is_mask:
+                if is_laid_out(shape) and shape[axis] == channels and not is_mask:
                     return name
     return None
 

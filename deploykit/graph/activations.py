@@ -86,9 +86,8 @@ def expose_magnitudes(
 ) -> tuple[SplitGraph, Mapping[str, Extremes]]:
     """The graph with the extremes of every FP32 value that a node computes, by name in graph order.
 
-    Values ``left_out`` have none.
-    ``own`` are names of values that were seen with infinities of FP32 itself: these are told from
-    their numbers, as those of constants are.
+    Values ``left_out`` have none. ``own`` are names of values that were seen with infinities of
+    FP32 itself: these are told from their numbers, as those of constants are.
 
     The values themselves would take gigabytes: those of one image of 518 pixels in a large vision
     transformer take 20. Values that are known to be empty have no extremes, and neither have those

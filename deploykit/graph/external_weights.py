@@ -80,11 +80,11 @@ def length_of(weights: Mapping[str, ir.TensorProtocol]) -> int:
 def without_weights(model: ir.Model, location: str = _MEMORY) -> onnx.ModelProto:
     """The message of a graph whose weights are external data in the file ``location``."""
     # A clone shares the tensors: what it refers to is changed, and no weight is copied.
-    return _refer_to(model.clone(), location)
+    return _without_own_weights(model.clone(), location)
 
 
-def _refer_to(marked: ir.Model, location: str) -> onnx.ModelProto:
-    """Let the weights of ``marked`` be external data in the file ``location``."""
+def _without_own_weights(marked: ir.Model, location: str) -> onnx.ModelProto:
+    """Same as `without_weights`, of a graph that loses them."""
     weights = weights_of(marked)
     offsets = offsets_of(weights)
     for name, weight in weights.items():
@@ -112,8 +112,7 @@ def split(model: ir.Model, what: str) -> SplitGraph:
     Raises:
         ModelFileError: ``what`` is larger than a message can be, even without its weights.
     """
-    weights = {name: data_of(weight) for name, weight in weights_of(model).items()}
-    return SplitGraph(serialise(without_weights(model), what), weights)
+    return split_own(model.clone(), what)
 
 
 def split_own(model: ir.Model, what: str) -> SplitGraph:
@@ -123,7 +122,7 @@ def split_own(model: ir.Model, what: str) -> SplitGraph:
         ModelFileError: as `split`.
     """
     weights = {name: data_of(weight) for name, weight in weights_of(model).items()}
-    return SplitGraph(serialise(_refer_to(model, _MEMORY), what), weights)
+    return SplitGraph(serialise(_without_own_weights(model, _MEMORY), what), weights)
 
 
 def serialise(proto: onnx.ModelProto, what: str, limit: int = PROTOBUF_LIMIT_BYTES) -> bytes:
