@@ -208,18 +208,18 @@ def choose_for_side(
     equal = equalise_side(plain, (held_out, expected), request, spare, journal)
     with journal.stage("choose") as task:
         setup = _contest(plain, compared, request, task)
-        others = [] if equal is None else [equal, *_with_room(equal)]
-        contenders = [_contender(setup, side, task) for side in others]
+        sides = [plain, *_equalised(equal)]
+        contenders = [_contender(setup, side, task) for side in sides[1:]]
         measure = partial(measure_side, plain, task)
         choice = choose(setup, request.int8_choices, request.policy, measure, task, contenders)
-    return choice, others[choice.has_room] if choice.equalised else plain
+    return choice, sides[choice.side]
 
 
-def _with_room(side: QuantizedSide) -> list[QuantizedSide]:
-    """The same side with room in its ranges, where there are such ranges."""
-    if side.roomy is None:
-        return []
-    return [replace(side, calibrated=replace(side.calibrated, table=side.roomy))]
+def _equalised(side: QuantizedSide | None) -> list[QuantizedSide]:
+    """The equalised side, where there is one, and the same with room in its ranges."""
+    if side is None or side.roomy is None:
+        return [] if side is None else [side]
+    return [side, replace(side, calibrated=replace(side.calibrated, table=side.roomy))]
 
 
 def _contender(setup: TrialSetup, side: QuantizedSide, task: ProgressTask) -> Contender:

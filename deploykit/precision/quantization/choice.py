@@ -81,14 +81,27 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, and the trials that it was chosen by, in order."""
+    """What was chosen, and the trials that it was chosen by, in order.
+
+    ``side`` is 0 for the graph as it is, 1 for that with equalised channels, 2 for the same with
+    room in the ranges.
+    """
 
     method: str
     policy: QdqPolicy
     errors: QuantizationErrors
     trials: tuple[Trial, ...]
-    equalised: bool = False
-    has_room: bool = False
+    side: int = 0
+
+    @property
+    def equalised(self) -> bool:
+        """Whether channels are equalised."""
+        return self.side > 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the ranges of equalised values have room."""
+        return self.side > 1
 
 
 @dataclass(frozen=True)
@@ -212,8 +225,9 @@ def choose(
         else:
             best = trial
     errors = _rounded_weights(trials, method, policy, best, errors)
-    has_room = any(trials.setup is each for each, _ in equalised[1:])
-    return Choice(method, policy, errors, tuple(trials.done), trials.setup is not setup, has_room)
+    sides = (setup, *(other for other, _ in equalised))
+    side = next(number for number, each in enumerate(sides) if each is trials.setup)
+    return Choice(method, policy, errors, tuple(trials.done), side)
 
 
 def _with_room(
