@@ -170,6 +170,8 @@ def _words(name: str) -> str:
 
 def _shown(preprocessing: Preprocessing, name: str) -> Any:
     value = getattr(preprocessing, name)
+    if name == "resize" and isinstance(value, tuple):
+        return "x".join(map(str, value))  # as the option takes it
     return value[0] if isinstance(value, tuple) and len(value) == 1 else value
 
 

@@ -26,6 +26,7 @@ from deploykit.bundle.manifest import (
     manifest_text,
     read_manifest,
 )
+from deploykit.comparison.converted import open_as_engine
 from deploykit.comparison.validation import outputs_of, same_images, validate
 from deploykit.core import environment
 from deploykit.core.artifacts import AMPERE, AMPERE_PLUS, THIS_GPU, sha256_of
@@ -347,12 +348,13 @@ def _fill(
     reference, converted = put_around(around, reference, converted, journal)
     reference, converted = _with_card(reference, converted, labels)
     precision = converted.artifact.precision
+    opener = partial(partial, open_as_engine, reference.runners)
     others, notes, steady = judge_others(
         reference.artifact,
         converted.artifact,
         converted.compared[0],
-        reference.runners,
         reference.head,
+        (opener(converted.artifact), opener(reference.artifact)),
     )
     journal.notes += notes
     for report in others:

@@ -383,10 +383,19 @@ def require_image_classifier(source: OnnxArtifact) -> tuple[TensorSpec, bool]:
             f"{source.path.name} is already {source.precision}; "
             "deploykit converts from FP32: give it the FP32 model"
         )
-    image = _image_among(source.inputs)
+    return laid_image(source.path.name, source.inputs)
+
+
+def laid_image(name: str, inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, bool]:
+    """As `require_image`, also of a model that takes images (N, H, W, C), and whether it does.
+
+    Raises:
+        ModelFileError: it takes no images.
+    """
+    image = _image_among(inputs)
     if image is not None and are_channels_last(image.shape):
         return image.channels_first(), True
-    return require_image(source.path.name, source.inputs), False
+    return require_image(name, inputs), False
 
 
 def _image_among(inputs: tuple[TensorSpec, ...]) -> TensorSpec | None:

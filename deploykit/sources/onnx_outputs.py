@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from deploykit.comparison.converted import open_as_engine
 from deploykit.comparison.validation import validate
 from deploykit.core.errors import ModelFileError, ValidationError
 from deploykit.core.precision import Precision
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from deploykit.comparison.reference import Runners
     from deploykit.comparison.validation import ValidationReport
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.specs import Array, Runner
@@ -102,24 +100,22 @@ def judge_others(
     reference: OnnxArtifact,
     candidate: OnnxArtifact,
     batches: Sequence[Images],
-    runners: Runners,
     head: Head,
-    open_candidate: Callable[[], Runner] | None = None,
+    openers: tuple[Callable[[], Runner], Callable[[], Runner]],
 ) -> OthersJudged:
     """Hold the outputs beside the first against those of the FP32 graph.
 
     Where ``head`` judges all outputs each has a report. Otherwise notes say how far each float32
     output is off, and pass no judgement: what is built on them is not known. Those within the
-    limits of plain values can be held against the golden sample later. ``open_candidate`` opens
-    what runs in place of the candidate's graph, as its engine.
+    limits of plain values can be held against the golden sample later. ``openers`` open the
+    candidate, or what runs in place of its graph, as its engine, and the reference.
     """
     names = [spec.name for spec in candidate.outputs[1:]]
     if not names or candidate.sha256 == reference.sha256:
         return OthersJudged((), [], frozenset(names))
-    opened = open_candidate() if open_candidate else open_as_engine(runners, candidate)
     sides = []
-    for each in (opened, open_as_engine(runners, reference)):
-        with each as runner:
+    for opened in openers:
+        with opened() as runner:
             sides.append(answers_of(runner, batches))
     names = [name for name in names if name in sides[1][0]]
     if head.judges_all:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from deploykit import graph
@@ -37,6 +38,7 @@ from deploykit.sources.image_sizes import other_sizes, sample_other_sizes
 from deploykit.sources.onnx_file import (
     assumed_preprocessing,
     image_of,
+    laid_image,
     preprocessing_of,
     side_inputs_of,
 )
@@ -179,14 +181,16 @@ def _compare(
     of_files = (*candidate.mended.notes, *reference.mended.notes, *runners.side.notes())
     notes = (*notes, *of_files, *notes_on_data(options.data))
     forms.require_images_alone(runners.side)
+    _require_layers_alike(sides, options)
     names = candidate.name, reference.name
     precision = limits_for(candidate.artifact.precision, options.device)
     open_candidate = _opener(candidate, runners, options, machine)
+    open_reference = partial(_runner, reference, runners, fast=options.fast)
     with shown.step("outputs"):
         batches = sample_batches(preprocessing, options.data, counts)
         usual = _smallest(batches, candidate, reference)
         batches += _of_other_sizes(candidate, preprocessing, options, counts)
-        opened, is_laid_out = _opened(sides, runners, options, open_candidate)
+        opened, is_laid_out = _laid_out(sides, (open_candidate(), open_reference()))
         outputs = _alike(forms, opened, batches, preprocessing)
         head = _head(candidate, reference, outputs[1])
         compared = validate(outputs[0], outputs[1], precision=precision, names=names, head=head)
@@ -198,14 +202,14 @@ def _compare(
                 reference.artifact,
                 candidate.artifact,
                 batches,
-                runners,
                 compared.head,
-                None if options.device == CPU else open_candidate,
+                (open_candidate, open_reference),
             )
         if options.device != CPU:
             more += [f"the engine of {candidate.name} ran, the reference on the CPU"]
-        elif not precision.facts.is_source and forms.are_alike:
-            pair = None if is_laid_out else (batches, outputs[1])
+        elif not precision.facts.is_source:
+            is_given = forms.are_alike and not is_laid_out
+            pair = (batches, outputs[1]) if is_given else None
             more += _notes_on_rounding(sides, runners, pair, compared, fast=options.fast)
     found = None
     if options.layers:
@@ -230,6 +234,8 @@ class _Side:
     name: str
     artifact: OnnxArtifact
     image: TensorSpec
+    is_last: bool = False
+    """Whether its file takes images (N, H, W, C)."""
     bundle: Bundle | None = None
     mended: Mended = _AS_WRITTEN
     preprocessing: Preprocessing | None = None
@@ -282,8 +288,12 @@ def _own_reference(first: Path, bundles: Mapping[Path, Bundle]) -> _Side:
 def _image_model(
     name: str, artifact: OnnxArtifact, known: Preprocessing | None, bundle: Bundle | None = None
 ) -> _Side:
-    image = image_of(name, artifact.inputs, known)
-    return _Side(name, artifact, image, bundle, preprocessing=known)
+    is_float = known is None or known.pixels is None
+    if bundle is None and is_float and artifact.precision.facts.is_source:
+        image, is_last = laid_image(name, artifact.inputs)
+    else:
+        image, is_last = image_of(name, artifact.inputs, known), False
+    return _Side(name, artifact, image, is_last, bundle, preprocessing=known)
 
 
 def _runners(candidate: _Side, reference: _Side, side_inputs: Path | None) -> Runners:
@@ -313,6 +323,15 @@ def _require_one_network(candidate: _Side, reference: _Side) -> None:
             f"beside images {candidate.name} takes {candidate.others or 'nothing'}, "
             f"{reference.name} {reference.others or 'nothing'}\n"
             "expected two artifacts of one network"
+        )
+
+
+def _require_layers_alike(sides: tuple[_Side, _Side], options: ComparisonOptions) -> None:
+    last = [side.name for side in sides if side.is_last]
+    if options.layers and last:
+        raise UsageError(
+            f"--layers: {last[0]} takes images with channels last, and so are its activations\n"
+            "leave --layers out; or export it in FP32, and compare with that bundle"
         )
 
 
@@ -368,17 +387,13 @@ def _alike(
     ]
 
 
-def _opened(
-    sides: tuple[_Side, _Side],
-    runners: Runners,
-    options: ComparisonOptions,
-    open_candidate: Callable[[], Runner],
+def _laid_out(
+    sides: tuple[_Side, _Side], opened: tuple[Runner, Runner]
 ) -> tuple[tuple[Runner, Runner], bool]:
     """Both sides; a lone file beside a bundle gives the output that is meant in the bundle's form.
 
     Also whether that changes the candidate.
     """
-    opened = open_candidate(), _runner(sides[1], runners, fast=options.fast)
     first, second = opened
     candidate, reference = (side.artifact.outputs for side in sides)
     if sides[0].bundle is None and sides[1].bundle is not None:
@@ -414,6 +429,9 @@ def _opener(
 
 
 def _runner(side: _Side, runners: Runners, *, fast: bool) -> Runner:
+    if side.is_last:
+        split = graph.read_graph(side.artifact.path).split()
+        return runners.open_channels_last(split, side.image.name)
     if side.mended.runs_as_written:
         return open_as_engine(runners, side.artifact, fast=fast)
     as_read = graph.read_graph(side.artifact.path)

@@ -90,7 +90,7 @@ def test_every_form_answers_as_the_original(
     assert called.code == 0, called.err
     words = " ".join((called.out + called.err).split())
     assert "the network takes 1 channel: images are made grey, 0.299 R + 0.587 G" in words
-    assert "is assumed: resize (16, 40), interpolation bilinear; as in" in words
+    assert "is assumed: resize 16x40, interpolation bilinear; as in" in words
     wanted = run(original, input=photos)
     look = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["preprocessing"]
     assert (look["channel_order"], look["mean"], look["std"]) == ("grey", [0.1307], [0.3081])

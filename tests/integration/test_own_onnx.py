@@ -109,11 +109,31 @@ def test_channels_last_with_open_sizes_are_said_in_the_text_too(tmp_path: Path) 
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_a_lone_file_with_channels_last_has_no_bundle_to_compare(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", [(), ("--input", "uint8", "--mean", 0.5, "--std", 0.5)], ids=len)
+def test_a_bundle_is_compared_with_its_original_of_channels_last(
+    tmp_path: Path, form: tuple[object, ...]
+) -> None:
+    source, bundle = own_files.channels_last(), tmp_path / "bundle"
+    exported(source, tmp_path, "--fp16", *form)
+    called = deploykit("validate", bundle, tmp_path / "mine.onnx", "--json")
+    assert called.code == 0, called.err
+    assert called.data["reference"].endswith("mine.onnx")
+    # One of them computes in FP16.
+    assert any("the CPU rounds where an engine rounds" in note for note in called.data["notes"])
+    assert all(0 < one["max_relative"] < 1e-2 for one in called.data["validation"]["batches"])
+    for tensor in source.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            other = -onnx.numpy_helper.to_array(tensor)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(other, tensor.name))
+    onnx.save(source, tmp_path / "other.onnx")
+    assert deploykit("validate", bundle, tmp_path / "other.onnx").code != 0
+
+
+def test_activations_with_channels_last_are_not_compared(tmp_path: Path) -> None:
     exported(own_files.channels_last(), tmp_path)
-    called = deploykit("validate", tmp_path / "mine.onnx", tmp_path / "bundle")
-    assert called.code == 1
-    assert "its channels are last; deploykit export makes a graph" in called.err
+    called = deploykit("validate", tmp_path / "bundle", tmp_path / "mine.onnx", "--layers")
+    assert called.code == 2
+    assert "mine.onnx takes images with channels last, and so are its activations" in called.err
 
 
 def test_a_fixed_batch_is_opened(tmp_path: Path) -> None:

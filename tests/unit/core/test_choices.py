@@ -129,7 +129,7 @@ def test_grey_is_assumed_to_be_scaled_whole_to_between_minus_one_and_one() -> No
     assert (GREY.resize, GREY.mean, GREY.std) == ((32, 100), (0.5,), (0.5,))
     (note,) = PreprocessingChoices().assumptions(GREY)
     assert note == (
-        "preprocessing is assumed: resize (32, 100), interpolation bilinear, mean 0.5, std 0.5; as "
+        "preprocessing is assumed: resize 32x100, interpolation bilinear, mean 0.5, std 0.5; as "
         "in training? --resize --interpolation --mean --std"
     )
     assert Preprocessing.assumed((224, 224), 3) == Preprocessing((224, 224), 256)
