@@ -7,12 +7,12 @@ to the other columns in the same way (`coverage_one.py` says what they are). Eac
 these exports is a process of its own with a limit of time, so that none can stop the others.
 
 The results are written after every one of them, and at the end as a table beside them (``.md``).
-A second call goes on where the first one ended: rows stay where every column was tried, but with
-``--failed`` those are tried again that did not pass. A row that lacks a column is made anew as a
-whole; ``--columns`` says which are wanted beside FP16, and leaves rows that have more. With other
-versions of the packages that ``environment.describe()`` names the table starts anew. Of deploykit
-itself every row has the hash of the source that made it; ``--only`` makes the rows of the named
-models again whatever they are.
+A second call goes on where the first one ended: cells stay where they were tried, but with
+``--failed`` the rows are made again that have one that did not pass. Of a row that lacks a column
+beside FP16 the FP32 graph alone is exported once more. ``--columns`` says which columns are wanted
+beside FP16, and leaves rows that have more. With other versions of the packages that
+``environment.describe()`` names the table starts anew. Of deploykit itself every cell has the hash
+of the source that made it; ``--only`` makes the rows of the named models again whatever they are.
 """
 
 from __future__ import annotations
@@ -48,6 +48,12 @@ LIMIT_S: Final = 1800.0
 LIBRARIES: Final = ("timm", "torchvision")
 COLUMNS: Final = ("fp16", "bf16", "int8", "int8-trials", "fp8")
 """Those of `coverage_one.py`; the others start from the FP32 graph of the first."""
+
+GRAPH_ALONE: Final = "fp32"
+"""Makes the FP32 graph of a row whose first column is there; not in the table."""
+
+GRAPHS: Final = {COLUMNS[0]: "reference.onnx", GRAPH_ALONE: "model.onnx"}
+"""Where the bundles have the FP32 graph."""
 
 EIGHT_BITS: Final = {"int8": "int8", "int8-trials": "int8", "fp8": "fp8"}
 """Columns that count the layers of eight bits, with the precision that these have."""
@@ -95,42 +101,51 @@ class Table:
         """Whether a model went through every stage."""
         return bool(self.rows.get(model, {}).get(column, {}).get("passed"))
 
-    def tried(self, model: str) -> bool:
-        """Whether every column of a row was tried, or its FP32 graph could not be made."""
+    def lacking(self, model: str) -> list[str]:
+        """The columns of a row that were not tried; none if its FP32 graph could not be made."""
         row = self.rows.get(model, {})
-        has_all = set(self.columns) <= row.keys()
-        return has_all or (COLUMNS[0] in row and not self.passed(model, COLUMNS[0]))
+        if COLUMNS[0] in row and not self.passed(model, COLUMNS[0]):
+            return []
+        return [column for column in self.columns if column not in row]
+
+    def forget(self, models: Sequence[str]) -> None:
+        """Have the rows of these made anew; in the file they stay until the first new cell."""
+        for model in models:
+            self.rows.pop(model, None)
 
     def put(self, model: str, column: str, found: Found) -> None:
         """Keep what was found, in the file too."""
-        self.rows[model][column] = found
+        self.rows.setdefault(model, {"model": model})[column] = found
         content = {"environment": self.environment, "rows": list(self.rows.values())}
         write_whole(self.path, json.dumps(content, indent=1) + "\n")
 
 
 def sweep(table: Table, library: str, models: Sequence[str], run: Run) -> None:
-    """Make rows, each as a whole: the first column, and from its FP32 graph the others."""
-    first = COLUMNS[0]
+    """Make what rows lack: the first column, and from its FP32 graph the others."""
     for number, model in enumerate(models, start=1):
+        lacking = table.lacking(model)
+        if COLUMNS[0] not in lacking:
+            lacking.insert(0, GRAPH_ALONE)
         with tempfile.TemporaryDirectory() as name:
             target, folder = f"{library}:{model}", Path(name)
-            table.rows[model] = {"model": model}
-            for column in table.columns:
+            for column in lacking:
                 found = run(column, target, folder / column)
-                table.put(model, column, found)
+                if column != GRAPH_ALONE:
+                    table.put(model, column, found)
                 story = "passed" if found["passed"] else f"{found['stage']}: {found['reason']}"
                 print(f"{number} of {len(models)}: {model} {column} {story}", file=sys.stderr)
-                target = str(folder / first / "bundle" / "reference.onnx")
-                if not Path(target).exists():
-                    break
+                if column in GRAPHS:
+                    target = str(folder / column / "bundle" / GRAPHS[column])
+                    if not Path(target).exists():
+                        break
 
 
 def missing(table: Table, models: Sequence[str], *, failed: bool) -> list[str]:
-    """The models whose rows are to be made: not tried, or with ``failed`` not passed."""
+    """The models whose rows lack something, or with ``failed`` have something not passed."""
     return [
         model
         for model in models
-        if not table.tried(model)
+        if table.lacking(model)
         or (failed and not all(table.passed(model, each) for each in table.columns))
     ]
 
@@ -281,11 +296,14 @@ def main() -> None:
     wanted = tuple(each for each in COLUMNS if each == COLUMNS[0] or each in asked.columns)
     table = Table.open(path, to_plain(describe()), wanted)
     chosen = asked.only or missing(table, names, failed=asked.failed)
+    chosen = [name for name in chosen if name not in asked.skip]
+    if asked.only or asked.failed:
+        table.forget([name for name in chosen if asked.only or not table.lacking(name)])
     with tempfile.TemporaryDirectory() as folder:
         make_photographs(Path(folder), PHOTOGRAPHS)
         source = source_hash(Path(str(deploykit.__file__)).parent)
         run = Process(asked.limit, source, Path(folder))
-        sweep(table, asked.library, [name for name in chosen if name not in asked.skip], run)
+        sweep(table, asked.library, chosen, run)
     text = markdown(table)
     write_whole(path.with_suffix(".md"), f"# {asked.library}\n\n{text}\n")
     print(text)

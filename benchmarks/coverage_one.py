@@ -4,9 +4,10 @@
 ``FOLDER/record.json``, written again at the start of every stage, so that it also tells where a
 process ended that was killed.
 
-Columns of eight bits start from an FP32 ``.onnx``. The ranges of ``int8`` and ``fp8`` come from the
-photographs that come with deploykit, two of which are held out and judge the result; every layer
-has eight bits that can. Where that does not pass, it is done again with the choices that
+``fp32`` is no column of the table: it makes the FP32 graph that the others start from, and no
+engine. Columns of eight bits start from an FP32 ``.onnx``. The ranges of ``int8`` and ``fp8`` come
+from the photographs that come with deploykit, two of which are held out and judge the result; every
+layer has eight bits that can. Where that does not pass, it is done again with the choices that
 ``export --int8`` and ``--fp8`` make by trials. ``int8-trials`` is what ``export --int8 --calib
 PHOTOGRAPHS`` does.
 """
@@ -53,8 +54,11 @@ class Column:
     photographs: bool = False
     """Whether the ranges come from the photographs of the call, not from deploykit's samples."""
 
+    compiled: bool = True
+
 
 COLUMNS: Final = {
+    "fp32": Column(Precision.FP32, compiled=False),
     "fp16": Column(Precision.FP16),
     "bf16": Column(Precision.BF16),
     "int8": Column(Precision.INT8, (EVERYTHING, TRIALS)),
@@ -102,7 +106,8 @@ def attempt(call: Call, record: Record) -> None:
     """Note what becomes of the target; errors of any kind are what is looked for."""
     try:
         report = _exported(call, record)
-        record.note(**outcome(report), **_counts(call.folder / "bundle"))
+        if call.column.compiled:
+            record.note(**outcome(report), **_counts(call.folder / "bundle"))
         record.note(passed=True)
     except DeploykitError as exc:
         record.note(reason=f"{type(exc).__name__}: {exc}")
@@ -127,10 +132,11 @@ def _exported(call: Call, record: Record) -> ExportReport:
 def _options(call: Call, placement: str) -> ExportOptions:
     from deploykit.exporting.steps import ExportOptions
 
+    is_compiled = call.column.compiled
     return ExportOptions(
         precision=call.column.precision,
-        backend=COMPILER,
-        compute_capabilities=(COMPUTE_CAPABILITY,),
+        backend=COMPILER if is_compiled else "none",
+        compute_capabilities=(COMPUTE_CAPABILITY,) if is_compiled else (),
         output=call.folder / "bundle",
         quantization=_request(call, placement) if placement else None,
     )

@@ -10,11 +10,12 @@ import pytest
 
 from benchmarks import coverage
 from benchmarks.calibration_cost import make_photographs
-from benchmarks.coverage import Process, Table, markdown, missing, source_hash, sweep
+from benchmarks.coverage import GRAPHS, Process, Table, markdown, missing, source_hash, sweep
 from benchmarks.coverage_one import COLUMNS, TRIALS, Call, Record, attempt, worst
 from deploykit.core.errors import ExportError, ValidationError
 from deploykit.exporting import steps as pipeline
 from deploykit.precision.quantization.choice import Int8Choices
+from tests.bundles import write_classifier
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,14 +50,15 @@ class Runs:
         self.asked: list[tuple[str, str]] = []
 
     def __call__(self, column: str, target: str, folder: Path) -> dict[str, Any]:
-        if column != "fp16":
-            assert target.endswith("fp16/bundle/reference.onnx")
+        if column not in ("fp16", "fp32"):
+            assert target.endswith(("fp16/bundle/reference.onnx", "fp32/bundle/model.onnx"))
             target = self.asked[-1][1]
         self.asked.append((column, target))
         name = target.partition(":")[2]
         if name != self.without_graph:
             (folder / "bundle").mkdir(parents=True)
-            (folder / "bundle" / "reference.onnx").touch()
+            graph = "model.onnx" if column == "fp32" else "reference.onnx"
+            (folder / "bundle" / graph).touch()
         return FAILED if (column, name) in self.failing else PASSED
 
     @property
@@ -89,6 +91,7 @@ def test_a_failure_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "1 of 2: a fp16 export: ExportError: a loop" in capsys.readouterr().err
     assert set(table.rows["b"]) == {"model", "fp16", *OTHERS}
     again = Runs(("fp16", "b"), without_graph="b")
+    table.forget(["b"])
     sweep(table, "torchvision", ["b"], again)
     # Of the row of before nothing is left.
     assert table.rows["b"] == {"model": "b", "fp16": FAILED}
@@ -127,6 +130,20 @@ def test_a_table_may_be_of_some_columns_and_keeps_rows_that_have_more(tmp_path: 
     assert missing(Table.open(path, HERE), ["whole", "new"], failed=False) == ["new"]
     line = next(line for line in markdown(few).splitlines() if line.startswith("| new |"))
     assert line.count("**not run**") == 3
+
+
+def test_of_a_row_that_lacks_columns_the_fp32_graph_is_made_once_more(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    sweep(Table.open(path, HERE, ("fp16",)), "timm", ["a", "b"], Runs())
+    table, runs = Table.open(path, HERE, ("fp16", "bf16", "fp8")), Runs(without_graph="b")
+    names = missing(table, ["a", "b"], failed=False)
+    sweep(table, "timm", names, runs)
+    assert [column for column, target in runs.asked if target.endswith(":a")] == [
+        "fp32", "bf16", "fp8",
+    ]  # fmt: skip
+    assert [column for column, target in runs.asked if target.endswith(":b")] == ["fp32"]
+    assert set(table.rows["a"]) == {"model", "fp16", "bf16", "fp8"}
+    assert missing(table, ["a", "b"], failed=False) == ["b"]
 
 
 def test_the_table_shows_figures_counts_and_reasons() -> None:
@@ -267,6 +284,16 @@ def test_any_error_is_a_reason(
     record = Record(tmp_path / "record.json")
     attempt(Call(COLUMNS["fp16"], "timm:x", tmp_path, tmp_path), record)
     assert (record.found["passed"], record.found["reason"]) == (False, reason)
+
+
+def test_the_fp32_graph_alone_has_no_engine(tmp_path: Path) -> None:
+    write_classifier(tmp_path / "net.onnx")
+    record = Record(tmp_path / "record.json")
+    attempt(Call(COLUMNS["fp32"], str(tmp_path / "net.onnx"), tmp_path, tmp_path), record)
+    assert record.found["passed"], record.found
+    bundle = tmp_path / "bundle"
+    assert (bundle / GRAPHS["fp32"]).exists()
+    assert not list(bundle.glob("*.engine"))
 
 
 @pytest.mark.parametrize("column", ["int8", "fp8"])
