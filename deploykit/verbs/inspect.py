@@ -35,7 +35,7 @@ from deploykit.precision import PlanSource, conversion_of
 from deploykit.precision.fp16 import HEADROOM, measure_magnitudes, measure_unfit
 from deploykit.sources.cards import notes_on_card
 from deploykit.sources.definition import SourceOptions, notes_on_images
-from deploykit.sources.onnx_file import preprocessing_of
+from deploykit.sources.onnx_inputs import preprocessing_of
 from deploykit.sources.references import make_reference
 from deploykit.sources.targets import Kind, find_definition, kind_of, refuse_definition_options
 

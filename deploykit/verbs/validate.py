@@ -35,7 +35,7 @@ from deploykit.images.side_inputs import with_side_inputs
 from deploykit.runtime.loading import load_opened, machine_for
 from deploykit.sources.head_choice import Wish, choose_output
 from deploykit.sources.image_sizes import other_sizes, sample_other_sizes
-from deploykit.sources.onnx_file import (
+from deploykit.sources.onnx_inputs import (
     assumed_preprocessing,
     image_of,
     laid_image,
@@ -205,12 +205,8 @@ def _compare(
                 compared.head,
                 (open_candidate, open_reference),
             )
-        if options.device != CPU:
-            more += [f"the engine of {candidate.name} ran, the reference on the CPU"]
-        elif not precision.facts.is_source:
-            is_given = forms.are_alike and not is_laid_out
-            pair = (batches, outputs[1]) if is_given else None
-            more += _notes_on_rounding(sides, runners, pair, compared, fast=options.fast)
+        pair = (batches, outputs[1]) if forms.are_alike and not is_laid_out else None
+        more += _notes_on_run(sides, runners, pair, compared, options)
     found = None
     if options.layers:
         with shown.step("layers") as task:
@@ -454,20 +450,23 @@ def _of_other_sizes(
     return sample_other_sizes(others, preprocessing, options.data, counts[len(counts) // 2])
 
 
-def _notes_on_rounding(
+def _notes_on_run(
     sides: tuple[_Side, _Side],
     runners: Runners,
     compared: tuple[Batches, Batches] | None,
     report: ValidationReport,
-    *,
-    fast: bool,
+    options: ComparisonOptions,
 ) -> list[str]:
-    """In which arithmetic the candidate ran, and where an engine may compute something else.
+    """On what the candidate ran, in which arithmetic, and where an engine may compute otherwise.
 
-    The second only of what was ``compared`` as the file gives it.
+    The last only of what was ``compared`` as the file gives it.
     """
     candidate, reference = sides
-    if fast and not candidate.artifact.needs_cpu_form:
+    if options.device != CPU:
+        return [f"the engine of {candidate.name} ran, the reference on the CPU"]
+    if candidate.artifact.precision.facts.is_source:
+        return []
+    if options.fast and not candidate.artifact.needs_cpu_form:
         return [f"the CPU computes in FP32, as asked, in {candidate.name}"]
     notes = [f"the CPU rounds where an engine rounds in {candidate.name}"]
     is_source = reference.artifact.precision.facts.is_source

@@ -23,7 +23,7 @@ from deploykit.images import notes_on_data, open_images, sample_images
 from deploykit.images.byte_images import bytes_of
 from deploykit.sources.cards import notes_on_card
 from deploykit.sources.definition import SourceOptions
-from deploykit.sources.onnx_file import image_of, preprocessing_of, side_inputs_of
+from deploykit.sources.onnx_inputs import image_of, preprocessing_of, side_inputs_of
 from deploykit.visualization.first_layer import (
     FILTERS_TEXT,
     FirstLayer,
