@@ -105,7 +105,7 @@ def expose_magnitudes(
     found: dict[str, Extremes] = {}
     for node in list(graph):
         for value in node.outputs:
-            if value.dtype != ir.DataType.FLOAT or _is_empty(value) or value.name in passed_over:
+            if value.dtype != ir.DataType.FLOAT or _has_none(value) or value.name in passed_over:
                 continue
             if apart is None or value not in infinities:
                 found[str(value.name)] = _watch(graph, node, value, zero, names)
@@ -184,8 +184,9 @@ def _has_known_size(value: ir.Value, graph: ir.Graph) -> bool:
     return is_batch and all(isinstance(dim, int) for dim in value.shape[1:])
 
 
-def _is_empty(value: ir.Value) -> bool:
-    return value.shape is not None and any(dim == 0 for dim in value.shape)
+def _has_none(value: ir.Value) -> bool:
+    """Whether there are no numbers: it is empty, or an output of an operator that nobody wants."""
+    return not value.name or (value.shape is not None and any(dim == 0 for dim in value.shape))
 
 
 _SHOWN_TYPES: Final = frozenset(

@@ -47,8 +47,14 @@ _LOST_INSIDE: Final = dict.fromkeys(SQUARING_OPS, "its intermediate squares over
 }
 """Operators that pass the ends of FP16 inside, with the reason."""
 
-NOT_READ_IN_BF16: Final = frozenset({"HardSwish", "Mish"})
-"""Operators that TensorRT for RTX 1.7 reads in FP32 and FP16 alone; ONNX has them in BF16 too."""
+NOT_COMPILED_IN_BF16: Final = frozenset(
+    {"ConvTranspose", "GRU", "GlobalLpPool", "HardSwish", "LpNormalization", "LpPool", "Mish"}
+)
+"""Operators that TensorRT for RTX 1.7 compiles in FP32 and FP16 alone; ONNX has them in BF16 too.
+
+The parser refuses most; a GRU becomes operators of two types, and of a ConvTranspose the compiler
+"could not infer output types". Found by compiling each operator in BF16 by itself.
+"""
 
 QUANTIZING_OPS: Final = frozenset({"DequantizeLinear", "QuantizeLinear"})
 """Operators of quantized graphs: compilers take their scales in FP32, and FP16 ends at 6e-8."""
@@ -180,8 +186,8 @@ def _reason_to_keep(node: ir.Node, model: ir.Model, half: HalfType) -> str | Non
         return reason
     if node.op_type in QUANTIZING_OPS:
         return "its scale stays FP32"
-    if half is BF16 and node.op_type in NOT_READ_IN_BF16:
-        return "TensorRT does not read it in BF16"
+    if half is BF16 and node.op_type in NOT_COMPILED_IN_BF16:
+        return "TensorRT does not compile it in BF16"
     in_slots, out_slots = half_slots(node, model, half)
     values = (*node.inputs, *node.outputs)
     typed = [v for v, slot in zip(values, (*in_slots, *out_slots), strict=True) if slot and v]

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Final
 import onnx_ir as ir
 
 from deploykit.graph.editing import Names, insert_cast
+from deploykit.graph.element_types import has_bf16
 from deploykit.graph.files import infer_shapes
 from deploykit.graph.half import HEAVY_OPS
 from deploykit.graph.half_range import Unfit, guarded_operands
+from deploykit.graph.opset import OPSET_FOR_BF16
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Set
@@ -64,9 +66,12 @@ def rounding_form(model: ir.Model, stored: Stored = Stored.FUSED) -> ir.Model:
 
     Names of nodes and values are kept, so is every output. A graph that has no narrow values
     comes back as it is. Types that a file leaves out are inferred: nothing of unknown type would
-    be rounded.
+    be rounded. That of a BF16 graph is of the opset before the one that brought BF16, which adds
+    types alone: onnxruntime has no kernels of the later one for some operators, as RoiAlign.
     """
     result = _typed(model.clone())
+    if result.opset_imports.get("") == OPSET_FOR_BF16 and has_bf16(result):
+        result.opset_imports[""] = OPSET_FOR_BF16 - 1
     form = _Form(result, _inside(result) if stored is Stored.FUSED else frozenset())
     for value in list(result.graph.initializers.values()):
         form.raise_constant(value)
@@ -102,7 +107,8 @@ class _Form:
 
     def raise_node(self, node: ir.Node) -> None:
         """Let a node compute in FP32, and round what it makes."""
-        narrow = [value for value in node.outputs if value.dtype in NARROW_TYPES]
+        # What nobody wants of an operator, as a layer's last state, has no name.
+        narrow = [value for value in node.outputs if value.dtype in NARROW_TYPES and value.name]
         if node.op_type == "Cast" and not node.domain:
             self._raise_cast(node)
             return

@@ -89,7 +89,7 @@ def test_a_benchmark_on_cpus_has_no_kernels_for_it(exported: Path, tmp_path: Pat
     assert "a converted file has the precision it has" in called.err
 
 
-def test_what_compilers_do_not_read_in_bf16_stays_fp32(tmp_path: Path) -> None:
+def test_what_compilers_do_not_compile_in_bf16_stays_fp32(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     model = graph(
         """net (float[batch,3,8,8] x) => (float[batch,4] y) {
@@ -97,13 +97,17 @@ def test_what_compilers_do_not_read_in_bf16_stays_fp32(tmp_path: Path) -> None:
             [swish] h = HardSwish (c)
             d = Conv (h, v)
             [mish] m = Mish (d)
-            p = GlobalAveragePool (m)
+            [up] u = ConvTranspose <strides = [2,2]> (m, t)
+            [pool] l = LpPool <kernel_shape = [2,2], strides = [2,2]> (u)
+            [whole] p = GlobalLpPool (l)
             f = Flatten (p)
-            y = Gemm <transB = 1> (f, fc)
+            [norm] n = LpNormalization <axis = 1> (f)
+            y = Gemm <transB = 1> (n, fc)
         }""",
         {
             "w": normal(8, 3, 3, 3),
             "v": normal(8, 8, 3, 3, seed=1),
+            "t": normal(8, 8, 2, 2, seed=3),
             "fc": normal(4, 8, seed=2),
         },
     )
@@ -111,6 +115,8 @@ def test_what_compilers_do_not_read_in_bf16_stays_fp32(tmp_path: Path) -> None:
     called = deploykit("export", tmp_path / "net.onnx", "--bf16", "-o", tmp_path / "made", "--json")
     assert called.code == 0, called.err
     kept = called.data["conversion"]["kept_fp32"]
-    assert kept == dict.fromkeys(("swish", "mish"), "TensorRT does not read it in BF16")
+    names = "swish", "mish", "up", "pool", "whole", "norm"
+    assert kept == dict.fromkeys(names, "TensorRT does not compile it in BF16")
     (engine,) = called.data["engines"]
     assert engine["precision_census"]["CONVOLUTION BF16"] == 2
+    assert engine["precision_census"]["DECONVOLUTION FLOAT"] == 1

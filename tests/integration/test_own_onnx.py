@@ -13,7 +13,7 @@ import pytest
 import deploykit as deploykit_package
 from tests import own_files
 from tests.cli import Called, deploykit
-from tests.graphs import normal, run_ort
+from tests.graphs import graph, normal, run_ort
 
 if TYPE_CHECKING:
     from tests.own_files import Array
@@ -134,6 +134,30 @@ def test_activations_with_channels_last_are_not_compared(tmp_path: Path) -> None
     called = deploykit("validate", tmp_path / "bundle", tmp_path / "mine.onnx", "--layers")
     assert called.code == 2
     assert "mine.onnx takes images with channels last, and so are its activations" in called.err
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_of_a_layer_with_states_the_last_one_alone_may_be_wanted(
+    tmp_path: Path, precision: str
+) -> None:
+    source = graph(
+        """g (float[n,3,16,16] x) => (float[n,8] y) {
+            c = Conv <strides = [4,4]> (x, w)
+            rows = Reshape (c, shape)
+            steps = Transpose <perm = [2,0,1]> (rows)
+            each, last = LSTM <hidden_size = 8> (steps, wi, wr)
+            y = Squeeze (last, first)
+        }""",
+        {
+            "w": normal(6, 3, 4, 4), "shape": np.array([0, 6, -1]), "first": np.array([0]),
+            "wi": normal(1, 32, 6, seed=1), "wr": normal(1, 32, 8, seed=2),
+        },
+    )  # fmt: skip
+    exported(source, tmp_path, f"--{precision}", "--head", "raw")
+    images = normal(4, 3, 16, 16, seed=3)
+    expected = run_ort(source, {"x": images})["y"]
+    found = logits(tmp_path / "bundle" / "model.cpu.onnx", images)
+    np.testing.assert_allclose(found, expected, atol={"fp16": 0.02, "bf16": 0.2}[precision])
 
 
 def test_a_fixed_batch_is_opened(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from deploykit.graph.rounding import Stored, computes_narrow, rounding_form, unfit_by_overflow
-from tests.graphs import graph, run_ort
+from tests.graphs import graph, normal, run_ort
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -265,6 +265,38 @@ def test_a_graph_without_narrow_values_is_left_as_it_is() -> None:
     model = ir.from_proto(helper.make_model(helper.make_graph([node], "g", [value], [out])))
     assert not computes_narrow(model)
     assert ir.to_proto(rounding_form(model)) == ir.to_proto(model)
+
+
+def test_a_bf16_graph_runs_in_the_opset_before() -> None:
+    """RoiAlign has a kernel on CPUs there, and none in the opset that brought BF16."""
+    model = graph(
+        """g (float[1,2,4,4] x) => (float[1,2,2,2] y) {
+            s = Cast <to = 16> (x)
+            n = Neg (s)
+            l = Cast <to = 1> (n)
+            y = RoiAlign <output_height = 2, output_width = 2> (l, rois, images)
+        }""",
+        {"rois": np.array([[0, 0, 4, 4]], np.float32), "images": np.zeros(1, np.int64)},
+        opset=22,
+    )
+    image = normal(1, 2, 4, 4)
+    with pytest.raises(Exception, match="NOT_IMPLEMENTED"):
+        run_ort(model, {"x": image})
+    found = run_ort(rounded(model), {"x": image})["y"]
+    want = reference(model, {"x": image})
+    np.testing.assert_allclose(found, want, atol=1e-6)
+
+
+def test_the_opset_that_brought_bf16_added_types_alone() -> None:
+    """So that a graph of FP32 may be called one of the opset before; by onnx's own schemas."""
+    schemas = [one for one in onnx.defs.get_all_schemas_with_history() if not one.domain]
+    changed = [one for one in schemas if one.since_version == 22]
+    assert len(changed) > 30
+    for schema in changed:
+        before = onnx.defs.get_schema(schema.name, 21, "")
+        for these, those in ((schema.inputs, before.inputs), (schema.outputs, before.outputs)):
+            assert [one.name for one in these] == [one.name for one in those]
+        assert schema.attributes.keys() == before.attributes.keys()
 
 
 @pytest.mark.parametrize("stored", list(Stored))
