@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
 from deploykit.core.deployed import Result
 from deploykit.core.errors import UsageError
-from deploykit.core.specs import Closing
+from deploykit.core.specs import Closing, TensorSpec
 from deploykit.heads._results import End
 from deploykit.images.byte_images import floats_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
         Preprocessing,
         Runner,
         StepTimes,
-        TensorSpec,
     )
     from deploykit.images.side_inputs import SideInputs
 
     Outputs = list[NDArray[np.float32]]
+    Opener = Callable[[], Runner]
 
 
 class Recorded(Protocol):
@@ -46,11 +47,11 @@ class Recorded(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Deployed:
-    """One of two: its name, how it takes bytes, its first output, what its manifest says."""
+    """One of two: its name, how it takes bytes, its outputs, what its manifest says."""
 
     name: str
     pixels: PixelInput | None
-    output: str
+    outputs: tuple[TensorSpec, ...]
     manifest: Recorded | None = None
 
     @property
@@ -63,6 +64,17 @@ class Deployed:
         added, names = tuple(found["added"]), tuple(found["outputs"])
         return End(str(wanted), added, names, count=wanted.count)
 
+    def has_end(self, other: Deployed) -> bool:
+        """Whether it ends as ``other`` does, which has something put behind its graph.
+
+        A file says nothing of its end but the names of what it gives.
+        """
+        if self.manifest is not None or other.end is None:
+            return self.end == other.end
+        names, before = {spec.name for spec in self.outputs}, meant_before_end(other.manifest)
+        is_original = before is not None and before.name in names
+        return not is_original and self.outputs[0].name == other.end.names[0]
+
 
 @dataclass(frozen=True, slots=True)
 class Forms:
@@ -71,7 +83,7 @@ class Forms:
     ``pixels`` is how both are given bytes, where one of them takes these.
     """
 
-    names: tuple[str, ...]
+    sides: tuple[Deployed, ...]
     pixels: PixelInput | None
     converts: tuple[bool, ...]
     ends: tuple[End | None, ...]
@@ -99,7 +111,7 @@ class Forms:
                 f"--layers: {' and '.join(side.name for side in sides)} have not the same form\n"
                 "leave --layers out; or export both with the same --input and --result"
             )
-        return cls(tuple(side.name for side in sides), pixels, converts, ends)
+        return cls(tuple(sides), pixels, converts, ends)
 
     @property
     def are_alike(self) -> bool:
@@ -114,9 +126,62 @@ class Forms:
         """
         if side.rows and any(self.converts):
             raise UsageError(
-                f"{' and '.join(self.names)} take {', '.join(side.rows)} beside images, which one "
-                "of them takes as bytes\nexport both with the same --input to compare them"
+                f"{self._names} take {', '.join(side.rows)} beside images, which one of them takes "
+                "as bytes\nexport both with the same --input to compare them"
             )
+
+    @property
+    def _names(self) -> str:
+        return " and ".join(side.name for side in self.sides)
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """Outputs beside the first that are a part of a result, as its probabilities."""
+        ends = (side.end for side in self.sides)
+        return frozenset(name for end in ends if end is not None for name in end.names[1:])
+
+    def wanted(self, place: int, first: TensorSpec, manifest: Recorded | None) -> TensorSpec:
+        """The output that is meant of the file at ``place``, as the bundle beside it has it.
+
+        ``first`` is the bundle's, ``manifest`` its record.
+        """
+        before = None if self.ends[place] is None else meant_before_end(manifest)
+        return first if before is None else before
+
+    def openers(
+        self, openers: tuple[Opener, Opener], preprocessing: Preprocessing
+    ) -> tuple[Opener, Opener]:
+        """What opens both, fed alike, with all that a result has behind the one without it."""
+        first, second = (
+            partial(self._opened, place, opener, preprocessing)
+            for place, opener in enumerate(openers)
+        )
+        return first, second
+
+    def _opened(self, place: int, opener: Opener, preprocessing: Preprocessing) -> Runner:
+        runner = self.fed(place, opener(), preprocessing)
+        end, first = self.ends[place], self._meant(place)
+        return runner if end is None else Ended(runner, end, first)
+
+    def _meant(self, place: int) -> str:
+        """The name of the output of a side that is compared first."""
+        own, other = self.sides[place], self.sides[1 - place]
+        names = [spec.name for spec in own.outputs]
+        before = meant_before_end(other.manifest) if self.ends[place] else None
+        meant = other.outputs[0].name if before is None else before.name
+        return meant if own.manifest is None and meant in names else names[0]
+
+    def notes_on_outputs(self) -> list[str]:
+        """Which outputs one of the two has alone, and are not compared."""
+        notes = []
+        for place, side in enumerate(self.sides):
+            other = self.sides[1 - place]
+            compared = {self._meant(place), *(spec.name for spec in other.outputs)}
+            compared |= set(() if side.end is None else side.end.names)
+            alone = [repr(spec.name) for spec in side.outputs if spec.name not in compared]
+            if alone:
+                notes.append(f"{', '.join(alone)} of {side.name} alone: not compared")
+        return notes
 
     def fed(self, place: int, runner: Runner, preprocessing: Preprocessing) -> Runner:
         """The runner of the side at ``place``, which is then fed as the other one is."""
@@ -134,16 +199,25 @@ def _ends(sides: Sequence[Deployed]) -> tuple[End | None, ...]:
     found = []
     for side, other in ((first, second), (second, first)):
         end = other.end
-        # A file says nothing of its end but the name of what it gives.
-        is_same = end is None or end == side.end or (not side.end and side.output == end.names[0])
-        found.append(None if is_same else end)
+        found.append(None if end is None or side.has_end(other) else end)
     both = [side.manifest.head.activation for side in sides if side.manifest is not None]
     if any(found) and len(set(both)) > 1:
         raise UsageError(
-            f"{first.name} and {second.name} end in different results: {first.output!r} and "
-            f"{second.output!r}\nexport both with the same --result to compare them"
+            f"{first.name} and {second.name} end in different results: "
+            f"{first.outputs[0].name!r} and {second.outputs[0].name!r}\n"
+            "export both with the same --result to compare them"
         )
     return tuple(found)
+
+
+def meant_before_end(manifest: Recorded | None) -> TensorSpec | None:
+    """The output of the original behind which a bundle's result was put, as it was then.
+
+    ``None`` without a result, and in manifests that do not say it yet.
+    """
+    found = {} if manifest is None else manifest.conversion.get("result", {})
+    name = found.get("behind") if found.get("added") else None
+    return None if name is None else TensorSpec(str(name), "float32", ("batch", "classes"))
 
 
 def _words(pixels: PixelInput) -> str:
@@ -182,6 +256,45 @@ class FromBytes(Closing):
     def _prepared(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         name = self._runner.inputs[0].name
         return {**feeds, name: floats_of(feeds[name], self._preprocessing)}
+
+    def close(self) -> None:
+        """Close the runner below."""
+        self._runner.close()
+
+
+class Ended(Closing):
+    """A runner with what a result puts behind its output ``first``, and its other outputs."""
+
+    def __init__(self, runner: Runner, end: End, first: str) -> None:
+        self._runner = runner
+        self._end = end
+        self._first = first
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Inputs that the caller feeds."""
+        return self._runner.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Specs of the arrays that ``run`` returns; those of the end have no shape of their own."""
+        made = (TensorSpec(name, "float32", ("batch",)) for name in self._end.names)
+        return *made, *(spec for spec in self._runner.outputs if spec.name != self._first)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name for one batch."""
+        return self._ended(self._runner.run(feeds), feeds)
+
+    def run_timed(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], StepTimes]:
+        """As ``run``, with the duration of each step."""
+        outputs, times = self._runner.run_timed(feeds)
+        return self._ended(outputs, feeds), times
+
+    def _ended(self, outputs: Mapping[str, Array], feeds: Mapping[str, Array]) -> dict[str, Array]:
+        others = {name: value for name, value in outputs.items() if name != self._first}
+        values = outputs[self._first].astype(np.float32, copy=False)
+        values = values.reshape(len(feeds[self.inputs[0].name]), -1)
+        return {**others, **self._end.applied_to(values)}
 
     def close(self) -> None:
         """Close the runner below."""
@@ -228,7 +341,7 @@ class LaidOut(Closing):
         if value.ndim == rank:
             return {**outputs, name: np.swapaxes(value, 0, 1) if self._is_second else value}
         count = len(feeds[self._runner.inputs[0].name])
-        shape = (1, *value.shape) if value.ndim < rank else (count, -1)
+        shape = (1, *value.shape) if value.ndim < rank and count == 1 else (count, -1)
         return {**outputs, name: value.reshape(shape)}
 
     def close(self) -> None:
@@ -246,6 +359,8 @@ def laid_out(runner: Runner, own: Sequence[TensorSpec], wanted: TensorSpec) -> R
         return runner
     here, there = written.shape, wanted.shape
     is_second = min(len(here), len(there)) > 1 and here[0] == there[1] != there[0]
+    # Of a fixed batch of 10 images and 10 classes nothing but its input tells the batch.
+    is_second = is_second and here[0] != runner.inputs[0].shape[0]
     if written is own[0] and len(here) == len(there) and not is_second:
         return runner
     return LaidOut(runner, wanted, is_second=is_second)

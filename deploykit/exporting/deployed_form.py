@@ -81,6 +81,9 @@ class Around:
     before: str = "none"
     """The activation that the graph ends in without it."""
 
+    behind: str = ""
+    """The output that the end is put behind."""
+
     @classmethod
     def of(cls, reference: Reference, form: DeployedForm) -> Around:
         """For a verified graph.
@@ -88,12 +91,12 @@ class Around:
         Raises:
             UsageError: the head has no such result, or the bytes are of other channels.
         """
-        shape = reference.artifact.outputs[0].shape
+        first = reference.artifact.outputs[0]
         wanted = form.result
-        end = End("") if wanted is None else end_for(reference.head, shape, wanted)
+        end = End("") if wanted is None else end_for(reference.head, first.shape, wanted)
         known = reference.preprocessing
         look = replace(known, pixels=form.pixels_for(known))
-        return cls(look, end, reference.head.activation)
+        return cls(look, end, reference.head.activation, first.name)
 
     @property
     def is_nothing(self) -> bool:
@@ -147,6 +150,7 @@ class Around:
             found["result"] = {
                 "asked": self.end.wanted,
                 "before": self.before,
+                "behind": self.behind,
                 "added": list(self.end.operators),
                 "outputs": list(self.end.names) if self.end.operators else [],
             }

@@ -14,13 +14,13 @@ from deploykit.heads.multiclass import MULTICLASS
 from deploykit.heads.raw import comparable, raw_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from deploykit.comparison.validation import ValidationReport
     from deploykit.core.artifacts import OnnxArtifact
-    from deploykit.core.specs import Array, Runner
+    from deploykit.core.specs import Array, Runner, TensorSpec
     from deploykit.heads import Figures, Head
     from deploykit.sources.head_choice import OutputChoice
 
@@ -102,10 +102,13 @@ def judge_others(
     batches: Sequence[Images],
     head: Head,
     openers: tuple[Callable[[], Runner], Callable[[], Runner]],
+    *,
+    known: Collection[str] = (),
 ) -> OthersJudged:
     """Hold the outputs beside the first against those of the FP32 graph.
 
-    Where ``head`` judges all outputs each has a report. Otherwise notes say how far each float32
+    Where ``head`` judges all outputs each has a report, and so have those that are ``known`` to be
+    a part of the result. Otherwise notes say how far each float32
     output is off, and pass no judgement: what is built on them is not known. Those within the
     limits of plain values can be held against the golden sample later. ``openers`` open the
     candidate, or what runs in place of its graph, as its engine, and the reference.
@@ -118,11 +121,13 @@ def judge_others(
         with opened() as runner:
             sides.append(answers_of(runner, batches))
     names = [name for name in names if name in sides[1][0]]
+    judged = names if head.judges_all else [name for name in names if name in known]
+    reports = tuple(_report_on(name, candidate, *sides) for name in judged)
     if head.judges_all:
-        reports = tuple(_report_on(name, candidate, *sides) for name in names)
         return OthersJudged(reports, [], frozenset(names))
     steady = frozenset(name for name in names if _is_steady(name, candidate, *sides))
-    return OthersJudged((), _notes_on_others(candidate, steady, *sides), steady)
+    noted = [spec for spec in candidate.outputs if spec.name in {*names} - {*judged}]
+    return OthersJudged(reports, _notes_on_others(noted, candidate, steady, sides), steady)
 
 
 def _is_steady(
@@ -148,16 +153,14 @@ def _report_on(
 
 
 def _notes_on_others(
+    noted: Sequence[TensorSpec],
     candidate: OnnxArtifact,
     steady: frozenset[str],
-    got: Sequence[Answers],
-    expected: Sequence[Answers],
+    sides: Sequence[Sequence[Answers]],
 ) -> list[str]:
     notes = []
-    for spec in candidate.outputs[1:]:
-        pairs = [
-            (left[spec.name], right[spec.name]) for left, right in zip(got, expected, strict=True)
-        ]
+    for spec in noted:
+        pairs = [(left[spec.name], right[spec.name]) for left, right in zip(*sides, strict=True)]
         if spec.dtype == "float32" and all(right.ndim for _, right in pairs):
             found = [_compared(left, right) for left, right in pairs]
             where = "" if spec.name in steady else "; too far for the golden sample"

@@ -13,9 +13,12 @@ from deploykit.backends import CPU, GraphOptions
 from deploykit.backends._registry import graph_judge
 from deploykit.bundle.manifest import REFERENCE, doubts_of
 from deploykit.bundle.reading import read_bundle
+from deploykit.comparison.forms import laid_out, meant_before_end
+from deploykit.comparison.reference import ChannelsFirst
 from deploykit.core.errors import DataError, UsageError
 from deploykit.core.html_tables import html_table, paragraphs
 from deploykit.core.progress import Progress, SilentProgress
+from deploykit.core.sizes import are_channels_last
 from deploykit.core.specs import Closing
 from deploykit.evaluation.labelled import EvaluatedModel, evaluate
 from deploykit.heads import head_of
@@ -365,10 +368,18 @@ def _fed_as(bundle: Bundle, other: EvaluatedModel | Runner) -> EvaluatedModel:
         look = replace(bundle.manifest.preprocessing, pixels=pixels)
         return replace(other, preprocessing=look)
     look = bundle.manifest.preprocessing
+    if other.inputs[0].dtype == "float32" and are_channels_last(other.inputs[0].shape):
+        other = ChannelsFirst(other, other.inputs[0].name)
+    before = meant_before_end(bundle.manifest)
+    names = {spec.name for spec in other.outputs}
+    is_original = before is not None and before.name in names
+    wanted = before if before is not None and is_original else bundle.manifest.onnx.outputs[0]
+    other = laid_out(other, other.outputs, wanted)
     takes = other.inputs[0].dtype
     if look.pixels is not None and takes != look.pixels.dtype:
         look = look.as_floats
-    return EvaluatedModel(other, look, _head_of_file(bundle, other.outputs[0]))
+    head = _head_of_file(bundle, other.outputs[0], is_original=is_original)
+    return EvaluatedModel(other, look, head)
 
 
 def _judged_as(head: Head, other: EvaluatedModel | None) -> EvaluatedModel | None:
@@ -380,13 +391,13 @@ def _judged_as(head: Head, other: EvaluatedModel | None) -> EvaluatedModel | Non
     return replace(other, head=other.head.with_threshold(head.threshold))
 
 
-def _head_of_file(bundle: Bundle, output: TensorSpec) -> Head | None:
+def _head_of_file(bundle: Bundle, output: TensorSpec, *, is_original: bool) -> Head | None:
     """What a file gives: as the bundle, or as the bundle did before its result was put behind it.
 
     ``None`` is the bundle's own head.
     """
     found = bundle.manifest.conversion.get("result", {})
-    if not found.get("added") or output.name in found["outputs"]:
+    if not found.get("added") or (output.name in found["outputs"] and not is_original):
         return None
     return head_of(bundle.manifest.head).applied(found.get("before", "none"))
 

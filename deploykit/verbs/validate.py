@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from deploykit.bundle.manifest import Bundle
+    from deploykit.bundle.manifest import Bundle, Manifest
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.specs import Preprocessing, Runner, TensorSpec
     from deploykit.heads import Head
@@ -190,21 +190,21 @@ def _compare(
         batches = sample_batches(preprocessing, options.data, counts)
         usual = _smallest(batches, candidate, reference)
         batches += _of_other_sizes(candidate, preprocessing, options, counts)
-        opened, is_laid_out = _laid_out(sides, (open_candidate(), open_reference()))
+        opened, is_laid_out = _laid_out(sides, forms, (open_candidate(), open_reference()))
         outputs = _alike(forms, opened, batches, preprocessing)
         head = _head(candidate, reference, outputs[1])
         compared = validate(outputs[0], outputs[1], precision=precision, names=names, head=head)
         compared = compared.doubted(same_images(batches))
-        others: tuple[ValidationReport, ...] = ()
-        more: list[str] = []
-        if forms.are_alike:
-            others, more, _ = judge_others(
-                reference.artifact,
-                candidate.artifact,
-                batches,
-                compared.head,
-                (open_candidate, open_reference),
-            )
+        openers = forms.openers((open_candidate, open_reference), preprocessing)
+        others, more, _ = judge_others(
+            reference.artifact,
+            candidate.artifact,
+            batches,
+            compared.head,
+            openers,
+            known=_known_outputs(candidate, forms),
+        )
+        more += forms.notes_on_outputs()
         pair = (batches, outputs[1]) if forms.are_alike and not is_laid_out else None
         more += _notes_on_run(sides, runners, pair, compared, options)
     found = None
@@ -220,6 +220,12 @@ def _compare(
     return ComparisonReport(*names, compared, found, (*notes, *more), others)
 
 
+def _known_outputs(candidate: _Side, forms: Forms) -> frozenset[str]:
+    """The outputs beside the first that have limits: all, where nothing was converted."""
+    every = candidate.artifact.outputs if candidate.artifact.precision.facts.is_source else ()
+    return forms.parts.union(spec.name for spec in every)
+
+
 _AS_WRITTEN: Final = Mended()
 
 
@@ -233,6 +239,9 @@ class _Side:
     is_last: bool = False
     """Whether its file takes images (N, H, W, C)."""
     bundle: Bundle | None = None
+    manifest: Manifest | None = None
+    """Of the bundle, also for the FP32 graph that it keeps, which has its form."""
+
     mended: Mended = _AS_WRITTEN
     preprocessing: Preprocessing | None = None
 
@@ -242,10 +251,9 @@ class _Side:
 
 
 def _deployed(side: _Side) -> Deployed:
-    known, bundle = side.preprocessing, side.bundle
+    known = side.preprocessing
     pixels = None if known is None else known.pixels
-    first = side.artifact.outputs[0].name
-    return Deployed(side.name, pixels, first, None if bundle is None else bundle.manifest)
+    return Deployed(side.name, pixels, side.artifact.outputs, side.manifest)
 
 
 def _open(path: Path, bundles: Mapping[Path, Bundle]) -> _Side:
@@ -278,7 +286,8 @@ def _own_reference(first: Path, bundles: Mapping[Path, Bundle]) -> _Side:
     bundle.require_unchanged(REFERENCE)
     # It has the form of the bundle, and no card that says so.
     artifact = graph.read_artifact(kept)
-    return _image_model(str(kept), artifact, bundle.manifest.preprocessing)
+    kept_one = _image_model(str(kept), artifact, bundle.manifest.preprocessing)
+    return replace(kept_one, manifest=bundle.manifest)
 
 
 def _image_model(
@@ -289,7 +298,8 @@ def _image_model(
         image, is_last = laid_image(name, artifact.inputs)
     else:
         image, is_last = image_of(name, artifact.inputs, known), False
-    return _Side(name, artifact, image, is_last, bundle, preprocessing=known)
+    manifest = None if bundle is None else bundle.manifest
+    return _Side(name, artifact, image, is_last, bundle, manifest, preprocessing=known)
 
 
 def _runners(candidate: _Side, reference: _Side, side_inputs: Path | None) -> Runners:
@@ -384,18 +394,20 @@ def _alike(
 
 
 def _laid_out(
-    sides: tuple[_Side, _Side], opened: tuple[Runner, Runner]
+    sides: tuple[_Side, _Side], forms: Forms, opened: tuple[Runner, Runner]
 ) -> tuple[tuple[Runner, Runner], bool]:
     """Both sides; a lone file beside a bundle gives the output that is meant in the bundle's form.
 
     Also whether that changes the candidate.
     """
-    first, second = opened
-    candidate, reference = (side.artifact.outputs for side in sides)
-    if sides[0].bundle is None and sides[1].bundle is not None:
-        first = laid_out(first, candidate, reference[0])
-    if sides[1].bundle is None and sides[0].bundle is not None:
-        second = laid_out(second, reference, candidate[0])
+    found = []
+    for place, (side, other) in enumerate((sides, sides[::-1])):
+        runner = opened[place]
+        if side.bundle is None and other.bundle is not None:
+            wanted = forms.wanted(place, other.artifact.outputs[0], other.manifest)
+            runner = laid_out(runner, side.artifact.outputs, wanted)
+        found.append(runner)
+    first, second = found
     return (first, second), first is not opened[0]
 
 

@@ -1,0 +1,165 @@
+"""A bundle beside the file it was made of, and beside one that computes something else.
+
+Right and wrong are known by how the files are made: the wrong one has another weight behind the
+output that counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from tests.cli import Called, deploykit
+from tests.graphs import graph, normal, run_ort, save
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.usefixtures("own_folder")
+
+SIDE, CLASSES = 8, 10
+BYTES = ("--input", "uint8", "--mean", 0.5, "--std", 0.5)
+LOGITS = "logits = Gemm <transB = 1> (f, v)"
+AUX = "aux = Gemm <transB = 1> (f, u)"
+
+
+@dataclass(frozen=True)
+class Case:
+    """``last`` nodes make ``outputs`` of features (batch, 16); ``wrong`` is the weight changed."""
+
+    last: str
+    outputs: str
+    options: tuple[object, ...]
+    batch: str = "n"
+    wrong: str = "v"
+
+
+CASES = {
+    "the meant output is the second, of probabilities": Case(
+        f"{AUX} {LOGITS}",
+        f"float[n,{CLASSES}] aux, float[n,{CLASSES}] logits",
+        (*BYTES, "--head-output", "logits", "--result", "probabilities"),
+    ),
+    "the meant output is the second, of three classes": Case(
+        f"{AUX} {LOGITS}",
+        f"float[n,{CLASSES}] aux, float[n,{CLASSES}] logits",
+        ("--head-output", "logits", "--result", "topk:3"),
+    ),
+    "several raw outputs, of bytes": Case(
+        f"{LOGITS} {AUX}",
+        f"float[n,{CLASSES}] logits, float[n,{CLASSES}] aux",
+        (*BYTES, "--head", "raw"),
+        wrong="u",
+    ),
+    "probabilities beside the classes": Case(
+        LOGITS, f"float[n,{CLASSES}] logits", (*BYTES, "--result", "topk:3")
+    ),
+    "as many images as classes": Case(
+        LOGITS, f"float[{CLASSES},{CLASSES}] logits", (), batch=str(CLASSES)
+    ),
+    "an output called as the result": Case(
+        LOGITS.replace("logits", "probabilities"),
+        f"float[n,{CLASSES}] probabilities",
+        ("--result", "probabilities"),
+    ),
+    "dimensions of 1 behind the classes": Case(
+        f"{LOGITS} maps = Unsqueeze (logits, behind)",
+        f"float[n,{CLASSES},1,1] maps",
+        ("--result", "topk:3"),
+    ),
+    "one image, and no dimension for it": Case(
+        f"{LOGITS} flat = Squeeze (logits, before)",
+        f"float[{CLASSES}] flat",
+        (*BYTES, "--result", "topk:3"),
+        batch="1",
+    ),
+}
+
+
+def network(case: Case) -> onnx.ModelProto:
+    constants = {
+        "w": normal(16, 3, 3, 3), "v": normal(CLASSES, 16, seed=1),
+        "u": normal(CLASSES, 16, seed=2), "behind": np.array([2, 3]), "before": np.array([0]),
+    }  # fmt: skip
+    return graph(
+        f"""g (float[{case.batch},3,{SIDE},{SIDE}] x) => ({case.outputs}) {{
+            c = Conv <pads = [1,1,1,1], strides = [2,2]> (x, w)
+            r = Relu (c)
+            p = GlobalAveragePool (r)
+            f = Flatten (p)
+            {case.last}
+        }}""",
+        {name: value for name, value in constants.items() if name in f"w {case.last}"},
+    )
+
+
+def changed(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """With three times the weight ``name``: the order of classes stays, nothing else does."""
+    for tensor in model.graph.initializer:
+        if tensor.name == name:
+            tensor.CopyFrom(numpy_helper.from_array(3 * numpy_helper.to_array(tensor), name))
+    return model
+
+
+def exported(source: Path, bundle: Path, *options: object) -> Called:
+    called = deploykit("export", source, "--fp16", *options, "--backend", "none", "-o", bundle)
+    assert called.code == 0, called.err
+    return called
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_right_file_passes_and_a_wrong_one_fails(name: str, tmp_path: Path) -> None:
+    case, bundle = CASES[name], tmp_path / "bundle"
+    right = save(network(case), tmp_path / "right.onnx")
+    wrong = save(changed(network(case), case.wrong), tmp_path / "wrong.onnx")
+    exported(right, bundle, *case.options)
+    called = deploykit("validate", bundle, right)
+    assert called.code == 0, called.out + called.err
+    called = deploykit("validate", bundle, wrong)
+    assert called.code == 1, called.out + called.err
+    assert "problem: " in called.out
+    # The graph that the bundle keeps has its form.
+    assert deploykit("validate", bundle).code == 0
+
+
+def test_eval_counts_the_output_that_is_meant(tmp_path: Path) -> None:
+    case = CASES["the meant output is the second, of probabilities"]
+    source = save(network(case), tmp_path / "source.onnx")
+    pixels = np.random.default_rng(0).integers(0, 256, (20, SIDE, SIDE, 3), np.uint8)
+    images = ((pixels / 255 - 0.5) / 0.5).transpose(0, 3, 1, 2).astype(np.float32)
+    given = run_ort(network(case), {"x": images})
+    labels, others = (given[name].argmax(axis=1) for name in ("logits", "aux"))
+    assert (labels != others).any()
+    np.savez(tmp_path / "images.npz", images=pixels, labels=labels)
+    options = ("--mean", 0.5, "--std", 0.5, "--resize", f"{SIDE}x{SIDE}")
+    exported(source, tmp_path / "bundle", "--head-output", "logits", *options)
+    asked = ("eval", tmp_path / "bundle", "--data", tmp_path / "images.npz", "--json")
+    found = deploykit(*asked, "--reference", source).data
+    assert found["top1"] == found["agreement"] == 1
+    compared = deploykit(*asked, "--compare", source).data["comparison"]
+    assert compared["both_right"] == len(labels)
+
+
+def test_outputs_that_one_of_the_two_has_alone_are_named(tmp_path: Path) -> None:
+    few, more = CASES["as many images as classes"], CASES["several raw outputs, of bytes"]
+    first = save(network(few), tmp_path / "few.onnx")
+    second = save(network(more), tmp_path / "more.onnx")
+    for pair in ((first, second), (second, first)):
+        called = deploykit("validate", *pair, "--json")
+        assert called.code == 0, called.err
+        assert f"'aux' of {second} alone: not compared" in called.data["notes"]
+
+
+def test_all_outputs_of_two_fp32_files_are_judged(tmp_path: Path) -> None:
+    case = CASES["several raw outputs, of bytes"]
+    first = save(network(case), tmp_path / "first.onnx")
+    second = save(changed(network(case), "u"), tmp_path / "second.onnx")
+    assert deploykit("validate", first, first).code == 0
+    called = deploykit("validate", first, second)
+    assert called.code == 1
+    assert "of an image's values" in called.out
