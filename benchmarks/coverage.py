@@ -247,7 +247,7 @@ def _cells(found: Found, column: str) -> list[str]:
     figures = found["validation"][narrow or column]
     cells = [
         f"{figures['min_cosine']:.6f}",
-        f"{figures['max_kl']:.1e}",
+        f"{figures['max_kl']:.1e}" if "max_kl" in figures else "",
         f"{figures['max_relative']:.1e}",
         f"{found['onnx_bytes'] / 1e6:.1f}",
         f"{found['engine_bytes'] / 1e6:.1f}",

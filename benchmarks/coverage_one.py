@@ -178,18 +178,22 @@ def outcome(report: ExportReport) -> dict[str, Any]:
 
 
 def worst(report: dict[str, Any]) -> dict[str, float]:
-    """Of all batches: the largest errors, the smallest cosine, the share of equal decisions."""
+    """Of all batches: the largest errors, the smallest cosine, the share of equal decisions.
+
+    The last, and the divergence, of outputs that are known to be of classes alone.
+    """
     batches = report["batches"]
     count = sum(batch["batch"] for batch in batches)
-    agreed = sum(batch["agreement"] * batch["batch"] for batch in batches)
-    return {
+    found = {
         "max_abs": max(batch["max_abs"] for batch in batches),
         "max_relative": max(batch["max_relative"] for batch in batches),
         "min_cosine": min(batch["min_cosine"] for batch in batches),
-        "max_kl": max(batch["max_kl"] for batch in batches),
-        "agreement": agreed / count,
         "images": count,
     }
+    if all("agreement" in batch for batch in batches):
+        found["max_kl"] = max(batch["max_kl"] for batch in batches)
+        found["agreement"] = sum(batch["agreement"] * batch["batch"] for batch in batches) / count
+    return found
 
 
 def _counts(bundle: Path) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def _show(out: Console, found: ComparisonReport, *, show_all: bool) -> None:
         out.print(f"note: {note}", style="yellow", markup=False)
     if found.passed:
         out.print(_verdict(found))
-    elif found.layers is None:
+    elif found.layers is None and found.has_layers:
         out.print("to see where it begins, add --layers")
 
 

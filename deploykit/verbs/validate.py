@@ -70,6 +70,8 @@ class ComparisonReport:
     layers: LayerReport | None
     notes: tuple[str, ...]
     others: tuple[ValidationReport, ...] = ()
+    has_layers: bool = True
+    """Whether the activations of the two can be compared: not where they differ in form."""
 
     @property
     def passed(self) -> bool:
@@ -217,7 +219,8 @@ def _compare(
                 open_runner=runners.open_unoptimised,
                 task=task,
             )
-    return ComparisonReport(*names, compared, found, (*notes, *more), others)
+    has_layers = forms.are_alike and not any(side.is_last for side in sides)
+    return ComparisonReport(*names, compared, found, (*notes, *more), others, has_layers)
 
 
 def _known_outputs(candidate: _Side, forms: Forms) -> frozenset[str]:

@@ -123,6 +123,9 @@ def test_the_right_file_passes_and_a_wrong_one_fails(name: str, tmp_path: Path) 
     called = deploykit("validate", bundle, wrong)
     assert called.code == 1, called.out + called.err
     assert "problem: " in called.out
+    # Where the two differ in form, --layers is refused, and not spoken of.
+    is_alike = not {"--input", "--result"}.intersection(map(str, case.options))
+    assert ("add --layers" in called.out) is is_alike
     # The graph that the bundle keeps has its form.
     assert deploykit("validate", bundle).code == 0
 

@@ -38,6 +38,7 @@ PASSED: dict[str, Any] = {
 FAILED = {"passed": False, "stage": "export", "reason": "ExportError: a loop"}
 
 
+OF_CLASSES = {"max_kl", "agreement"}
 OTHERS = ("bf16", "int8", "int8-trials", "fp8")
 
 
@@ -348,6 +349,8 @@ def test_the_worst_batch_counts() -> None:
     assert found["min_cosine"] == 0.9
     assert found["agreement"] == pytest.approx(0.75)
     assert found["images"] == 4
+    plain = [{key: batch[key] for key in batch if key not in OF_CLASSES} for batch in batches]
+    assert OF_CLASSES.isdisjoint(worst({"batches": plain}))
 
 
 def test_the_source_is_its_files_and_their_names(tmp_path: Path) -> None:
