@@ -107,11 +107,11 @@ def judge_others(
 ) -> OthersJudged:
     """Hold the outputs beside the first against those of the FP32 graph.
 
-    Where ``head`` judges all outputs each has a report, and so have those that are ``known`` to be
-    a part of the result. Otherwise notes say how far each float32
-    output is off, and pass no judgement: what is built on them is not known. Those within the
-    limits of plain values can be held against the golden sample later. ``openers`` open the
-    candidate, or what runs in place of its graph, as its engine, and the reference.
+    Where ``head`` judges all outputs each has a report, and so have those whose limits are
+    ``known``. Otherwise notes say how far each float32 output is off, and pass no judgement: what
+    is built on them is not known. Those within the limits of plain values can be held against the
+    golden sample later. ``openers`` open the candidate, or what runs in place of its graph, as its
+    engine, and the reference.
     """
     names = [spec.name for spec in candidate.outputs[1:]]
     if not names or candidate.sha256 == reference.sha256:
