@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.specs import (
         Array,
         HeadRecord,
@@ -146,7 +147,10 @@ class Forms:
         ``first`` is the bundle's, ``manifest`` its record.
         """
         before = None if self.ends[place] is None else meant_before_end(manifest)
-        return first if before is None else before
+        if before is None:
+            return first
+        # Probabilities are of the shape that they are made of, which may be one number an image.
+        return replace(before, shape=first.shape) if first.dtype == "float32" else before
 
     def openers(
         self, openers: tuple[Opener, Opener], preprocessing: Preprocessing
@@ -170,6 +174,12 @@ class Forms:
         before = meant_before_end(other.manifest) if self.ends[place] else None
         meant = other.outputs[0].name if before is None else before.name
         return meant if own.manifest is None and meant in names else names[0]
+
+    def meant_first(self, artifact: OnnxArtifact) -> OnnxArtifact:
+        """That of the first side with its output first that is compared first."""
+        meant = self._meant(0)
+        ordered = sorted(artifact.outputs, key=lambda spec: spec.name != meant)
+        return replace(artifact, outputs=tuple(ordered))
 
     def notes_on_outputs(self) -> list[str]:
         """Which outputs one of the two has alone, and are not compared."""
@@ -357,10 +367,10 @@ def laid_out(runner: Runner, own: Sequence[TensorSpec], wanted: TensorSpec) -> R
     written = next((spec for spec in own if spec.name == wanted.name), None)
     if written is None:
         return runner
-    here, there = written.shape, wanted.shape
-    is_second = min(len(here), len(there)) > 1 and here[0] == there[1] != there[0]
+    here, there, batch = written.shape, wanted.shape, runner.inputs[0].shape[0]
     # Of a fixed batch of 10 images and 10 classes nothing but its input tells the batch.
-    is_second = is_second and here[0] != runner.inputs[0].shape[0]
+    is_second = min(len(here), len(there)) > 1 and here[0] != batch
+    is_second = is_second and (here[1] == batch or here[0] == there[1] != there[0])
     if written is own[0] and len(here) == len(there) and not is_second:
         return runner
     return LaidOut(runner, wanted, is_second=is_second)

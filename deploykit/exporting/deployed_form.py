@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.comparison.reference import Reference
+    from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.choices import PreprocessingChoices
     from deploykit.core.deployed import DeployedForm
     from deploykit.core.progress import Journal
@@ -141,6 +142,11 @@ class Around:
         """What the end makes of the values (N, ...) that it is put behind."""
         return self.end.first_of(outputs) if self.end.operators else outputs
 
+    def as_written(self, artifact: OnnxArtifact) -> Around:
+        """With the names that the end has in a graph, where others had taken those asked for."""
+        names = tuple(spec.name for spec in artifact.outputs[: len(self.end.names)])
+        return replace(self, end=replace(self.end, names=names))
+
     def record(self) -> dict[str, Any]:
         """For the manifest."""
         found: dict[str, Any] = {}
@@ -210,7 +216,7 @@ def put_around(
         reports=(*converted.reports, report),
         compared=compared,
     )
-    return reference, _recorded(converted, around)
+    return reference, _recorded(converted, around.as_written(graph.artifact))
 
 
 def _recorded(converted: Converted, around: Around) -> Converted:

@@ -200,7 +200,7 @@ def _compare(
         openers = forms.openers((open_candidate, open_reference), preprocessing)
         others, more, _ = judge_others(
             reference.artifact,
-            candidate.artifact,
+            forms.meant_first(candidate.artifact),
             batches,
             compared.head,
             openers,

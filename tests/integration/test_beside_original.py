@@ -6,6 +6,7 @@ output that counts.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -72,6 +73,22 @@ CASES = {
         f"float[n,{CLASSES},1,1] maps",
         ("--result", "topk:3"),
     ),
+    "one number an image": Case(
+        "one = Gemm <transB = 1> (f, v1) z = Squeeze (one, last)",
+        "float[n] z",
+        ("--head", "binary", "--result", "probabilities"),
+        wrong="v1",
+    ),
+    "another output is called as a part of the result": Case(
+        f"{AUX.replace('aux', 'probabilities')} {LOGITS}",
+        f"float[n,{CLASSES}] probabilities, float[n,{CLASSES}] logits",
+        ("--head-output", "logits", "--result", "topk:3"),
+    ),
+    "the batch behind a dimension with a name": Case(
+        f"{LOGITS} rows = Unsqueeze (logits, last) t = Transpose <perm = [1,0,2]> (rows)",
+        "float[s,n,1] t",
+        ("--head", "raw"),
+    ),
     "one image, and no dimension for it": Case(
         f"{LOGITS} flat = Squeeze (logits, before)",
         f"float[{CLASSES}] flat",
@@ -85,6 +102,7 @@ def network(case: Case) -> onnx.ModelProto:
     constants = {
         "w": normal(16, 3, 3, 3), "v": normal(CLASSES, 16, seed=1),
         "u": normal(CLASSES, 16, seed=2), "behind": np.array([2, 3]), "before": np.array([0]),
+        "v1": normal(1, 16, seed=3), "last": np.array([-1]),
     }  # fmt: skip
     return graph(
         f"""g (float[{case.batch},3,{SIDE},{SIDE}] x) => ({case.outputs}) {{
@@ -94,7 +112,11 @@ def network(case: Case) -> onnx.ModelProto:
             f = Flatten (p)
             {case.last}
         }}""",
-        {name: value for name, value in constants.items() if name in f"w {case.last}"},
+        {
+            name: value
+            for name, value in constants.items()
+            if re.search(rf"\b{name}\b", f"w {case.last}")
+        },
     )
 
 
@@ -120,6 +142,8 @@ def test_the_right_file_passes_and_a_wrong_one_fails(name: str, tmp_path: Path) 
     exported(right, bundle, *case.options)
     called = deploykit("validate", bundle, right)
     assert called.code == 0, called.out + called.err
+    assert deploykit("validate", right, bundle).code == 0
+    assert deploykit("validate", wrong, bundle).code == 1
     called = deploykit("validate", bundle, wrong)
     assert called.code == 1, called.out + called.err
     assert "problem: " in called.out
@@ -156,6 +180,18 @@ def test_outputs_that_one_of_the_two_has_alone_are_named(tmp_path: Path) -> None
         called = deploykit("validate", *pair, "--json")
         assert called.code == 0, called.err
         assert f"'aux' of {second} alone: not compared" in called.data["notes"]
+
+
+def test_of_an_fp32_bundle_either_may_be_named_first(tmp_path: Path) -> None:
+    case = CASES["the meant output is the second, of three classes"]
+    right = save(network(case), tmp_path / "right.onnx")
+    wrong = save(changed(network(case), "u"), tmp_path / "wrong.onnx")
+    bundle = tmp_path / "bundle"
+    named = ("--fp32", "--head-output", "logits", "--backend", "none", "-o", bundle)
+    assert deploykit("export", right, *named).code == 0
+    for file, code in ((right, 0), (wrong, 1)):
+        assert deploykit("validate", bundle, file).code == code
+        assert deploykit("validate", file, bundle).code == code
 
 
 def test_all_outputs_of_two_fp32_files_are_judged(tmp_path: Path) -> None:
