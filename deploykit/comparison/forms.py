@@ -72,8 +72,7 @@ class Deployed:
         """
         if self.manifest is not None or other.end is None:
             return self.end == other.end
-        names, before = {spec.name for spec in self.outputs}, meant_before_end(other.manifest)
-        is_original = before is not None and before.name in names
+        is_original = meant_before_end(other.manifest, self.outputs) is not None
         return not is_original and self.outputs[0].name == other.end.names[0]
 
 
@@ -141,12 +140,11 @@ class Forms:
         ends = (side.end for side in self.sides)
         return frozenset(name for end in ends if end is not None for name in end.names[1:])
 
-    def wanted(self, place: int, first: TensorSpec, manifest: Recorded | None) -> TensorSpec:
-        """The output that is meant of the file at ``place``, as the bundle beside it has it.
-
-        ``first`` is the bundle's, ``manifest`` its record.
-        """
-        before = None if self.ends[place] is None else meant_before_end(manifest)
+    def wanted(self, place: int) -> TensorSpec:
+        """The output that is meant of the file at ``place``, as the bundle beside it has it."""
+        own, other = self.sides[place], self.sides[1 - place]
+        before = meant_before_end(other.manifest, own.outputs) if self.ends[place] else None
+        first = other.outputs[0]
         if before is None:
             return first
         # Probabilities are of the shape that they are made of, which may be one number an image.
@@ -169,10 +167,8 @@ class Forms:
 
     def _meant(self, place: int) -> str:
         """The name of the output of a side that is compared first."""
-        own, other = self.sides[place], self.sides[1 - place]
+        own, meant = self.sides[place], self.wanted(place).name
         names = [spec.name for spec in own.outputs]
-        before = meant_before_end(other.manifest) if self.ends[place] else None
-        meant = other.outputs[0].name if before is None else before.name
         return meant if own.manifest is None and meant in names else names[0]
 
     def meant_first(self, artifact: OnnxArtifact) -> OnnxArtifact:
@@ -220,14 +216,17 @@ def _ends(sides: Sequence[Deployed]) -> tuple[End | None, ...]:
     return tuple(found)
 
 
-def meant_before_end(manifest: Recorded | None) -> TensorSpec | None:
+def meant_before_end(manifest: Recorded | None, outputs: Sequence[TensorSpec]) -> TensorSpec | None:
     """The output of the original behind which a bundle's result was put, as it was then.
 
-    ``None`` without a result, and in manifests that do not say it yet.
+    ``None`` without a result, in manifests that do not say it yet, and where it is not among
+    ``outputs``, those of a file: that is not the original then.
     """
     found = {} if manifest is None else manifest.conversion.get("result", {})
     name = found.get("behind") if found.get("added") else None
-    return None if name is None else TensorSpec(str(name), "float32", ("batch", "classes"))
+    if name not in {spec.name for spec in outputs}:
+        return None
+    return TensorSpec(str(name), "float32", ("batch", "classes"))
 
 
 def _words(pixels: PixelInput) -> str:

@@ -370,15 +370,12 @@ def _fed_as(bundle: Bundle, other: EvaluatedModel | Runner) -> EvaluatedModel:
     look = bundle.manifest.preprocessing
     if other.inputs[0].dtype == "float32" and are_channels_last(other.inputs[0].shape):
         other = ChannelsFirst(other, other.inputs[0].name)
-    before = meant_before_end(bundle.manifest)
-    names = {spec.name for spec in other.outputs}
-    is_original = before is not None and before.name in names
-    wanted = before if before is not None and is_original else bundle.manifest.onnx.outputs[0]
-    other = laid_out(other, other.outputs, wanted)
+    before = meant_before_end(bundle.manifest, other.outputs)
+    other = laid_out(other, other.outputs, before or bundle.manifest.onnx.outputs[0])
     takes = other.inputs[0].dtype
     if look.pixels is not None and takes != look.pixels.dtype:
         look = look.as_floats
-    head = _head_of_file(bundle, other.outputs[0], is_original=is_original)
+    head = _head_of_file(bundle, other.outputs[0], is_original=before is not None)
     return EvaluatedModel(other, look, head)
 
 

@@ -407,8 +407,7 @@ def _laid_out(
     for place, (side, other) in enumerate((sides, sides[::-1])):
         runner = opened[place]
         if side.bundle is None and other.bundle is not None:
-            wanted = forms.wanted(place, other.artifact.outputs[0], other.manifest)
-            runner = laid_out(runner, side.artifact.outputs, wanted)
+            runner = laid_out(runner, side.artifact.outputs, forms.wanted(place))
         found.append(runner)
     first, second = found
     return (first, second), first is not opened[0]
