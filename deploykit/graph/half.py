@@ -52,8 +52,9 @@ NOT_COMPILED_IN_BF16: Final = frozenset(
 )
 """Operators that TensorRT for RTX 1.7 compiles in FP32 and FP16 alone; ONNX has them in BF16 too.
 
-The parser refuses most; a GRU becomes operators of two types, and of a ConvTranspose the compiler
-"could not infer output types". Found by compiling each operator in BF16 by itself.
+The parser refuses most; of a ConvTranspose the compiler "could not infer output types". Found by
+compiling each operator in BF16 by itself. A GRU becomes operators of two types; in FP32, in the
+middle of a BF16 graph, the compiler fails in shapes of its own: no form of it is known to compile.
 """
 
 QUANTIZING_OPS: Final = frozenset({"DequantizeLinear", "QuantizeLinear"})
