@@ -10,8 +10,10 @@ import numpy as np
 
 from deploykit.core.deployed import Result
 from deploykit.core.errors import UsageError
+from deploykit.core.serialization import to_plain
 from deploykit.core.specs import Closing, TensorSpec
-from deploykit.heads._results import End
+from deploykit.heads import head_of
+from deploykit.heads._results import End, judged_beside
 from deploykit.images.byte_images import floats_of
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
         Runner,
         StepTimes,
     )
+    from deploykit.heads import Head
     from deploykit.images.side_inputs import SideInputs
 
     Outputs = list[NDArray[np.float32]]
@@ -48,12 +51,17 @@ class Recorded(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Deployed:
-    """One of two: its name, how it takes bytes, its outputs, what its manifest says."""
+    """One of two: its name, how it prepares images, its outputs, what its manifest says."""
 
     name: str
-    pixels: PixelInput | None
+    preprocessing: Preprocessing | None
     outputs: tuple[TensorSpec, ...]
     manifest: Recorded | None = None
+
+    @property
+    def pixels(self) -> PixelInput | None:
+        """How it takes bytes; ``None``: it takes prepared images."""
+        return None if self.preprocessing is None else self.preprocessing.pixels
 
     @property
     def end(self) -> End | None:
@@ -135,10 +143,13 @@ class Forms:
         return " and ".join(side.name for side in self.sides)
 
     @property
-    def parts(self) -> frozenset[str]:
-        """Outputs beside the first that are a part of a result, as its probabilities."""
-        ends = (side.end for side in self.sides)
-        return frozenset(name for end in ends if end is not None for name in end.names[1:])
+    def beside(self) -> dict[str, Head]:
+        """What judges outputs beside class numbers, by name; as one of the manifests says it."""
+        found: dict[str, Head] = {}
+        for manifest in (side.manifest for side in self.sides):
+            if manifest is not None:
+                found |= judged_beside(head_of(manifest.head), manifest.conversion)
+        return found
 
     def wanted(self, place: int) -> TensorSpec:
         """The output that is meant of the file at ``place``, as the bundle beside it has it."""
@@ -176,6 +187,22 @@ class Forms:
         meant = self._meant(0)
         ordered = sorted(artifact.outputs, key=lambda spec: spec.name != meant)
         return replace(artifact, outputs=tuple(ordered))
+
+    def notes_on_images(self) -> list[str]:
+        """In what the two prepare images otherwise, where both say it: they are given the same."""
+        first, second = (side.preprocessing for side in self.sides)
+        if first is None or second is None:
+            return []
+        here, there = (to_plain(replace(each, pixels=None)) for each in (first, second))
+        values = [
+            f"{name} {value} and {there[name]}"
+            for name, value in here.items()
+            if value != there[name]
+        ]
+        if not values:
+            return []
+        as_one = f"both are given them as {self.sides[0].name} prepares them"
+        return [f"{self._names} prepare images otherwise, {'; '.join(values)}: {as_one}"]
 
     def notes_on_outputs(self) -> list[str]:
         """Which outputs one of the two has alone, and are not compared."""
@@ -373,3 +400,11 @@ def laid_out(runner: Runner, own: Sequence[TensorSpec], wanted: TensorSpec) -> R
     if written is own[0] and len(here) == len(there) and not is_second:
         return runner
     return LaidOut(runner, wanted, is_second=is_second)
+
+
+def with_first(runner: Runner, own: Sequence[TensorSpec], name: str) -> Runner:
+    """The runner of a file with the outputs ``own``, with ``name`` as the first if it is there."""
+    written = next((spec for spec in own if spec.name == name), None)
+    if written is None or written is own[0]:
+        return runner
+    return LaidOut(runner, written, is_second=False)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ReportedValidationError",
     "ValidationReport",
+    "notes_on_samples",
     "outputs_of",
     "same_images",
     "validate",
@@ -112,6 +113,14 @@ def same_images(batches: Sequence[Outputs]) -> list[str]:
     if sum(map(len, alike)) == 1 or not all((batch == first).all() for batch in alike):
         return []
     return [f"all {sum(map(len, alike))} images are the same one"]
+
+
+def notes_on_samples(report: ValidationReport) -> list[str]:
+    """What to do where deploykit's own photographs are beyond what ranges were calibrated on."""
+    if report.passed or not report.precision.facts.quantized:
+        return []
+    photographs = "the photographs that come with deploykit may be unlike the calibration images"
+    return [f"{photographs} of {report.candidate}: compare on such as these, with --data"]
 
 
 def outputs_of(runner: Runner, batches: Sequence[Outputs]) -> list[Outputs]:

@@ -26,6 +26,8 @@ INPUTS: Final = (FLOATS, BYTES)
 LAYOUTS: Final = ("nhwc", "nchw")
 
 PROBABILITIES: Final = "probabilities"
+SCORES: Final = "scores"
+"""What a graph of its own ranks classes by, where that is no probability."""
 CLASSES: Final = "classes"
 TOP_K: Final = "topk"
 _DIGITS: Final = 10

@@ -23,6 +23,8 @@ class Limits:
     """How far a candidate may be from its reference, and why that far.
 
     ``share_within`` is the share of images that must be within ``min_cosine`` and ``max_kl``.
+    ``near_ties`` images may get another class, however few there are, where a graph gives the
+    numbers of classes alone: these do not show how near a tie was.
     """
 
     max_relative: float
@@ -31,6 +33,7 @@ class Limits:
     min_agreement: float
     reason: str
     share_within: float = 1.0
+    near_ties: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,7 @@ _FP32: Final = PrecisionFacts(
         min_agreement=0.99,
         reason="same arithmetic, another order of summation: FP32 rounds at 6e-8, and a hundred "
         "layers of sums over thousands of terms stay well below 1e-3 of the largest logit",
+        near_ties=0,
     ),
     tolerance=Tolerance(
         healthy_db=100.0,

@@ -16,7 +16,7 @@ from deploykit.core.errors import EngineIncompatibleError, MissingDependencyErro
 from deploykit.core.gpu_choice import ENGINE_DEVICE
 from deploykit.core.sizes import BATCH_AXIS, IMAGE_AXES
 from deploykit.heads import head_of
-from deploykit.images.batching import BATCHES, sample_batches
+from deploykit.images.batching import batch_sizes, sample_batches
 from deploykit.images.side_inputs import SideInputs, with_side_inputs
 from deploykit.runtime.choice import misfit_of_driver
 from deploykit.runtime.inputs import AnyBatchRunner, BatchLimits
@@ -61,8 +61,8 @@ class Expected:
         The images are the photographs that come with deploykit, as its preprocessing makes them.
         """
         manifest, runners = bundle.manifest, runners_of_bundle(bundle)
-        fixed = manifest.onnx.inputs[0].fixed_batch
-        batches = sample_batches(manifest.preprocessing, None, (fixed,) if fixed else BATCHES)
+        sizes = batch_sizes(manifest.onnx.inputs[0].fixed_batch)
+        batches = sample_batches(manifest.preprocessing, None, sizes)
         has_reference = REFERENCE in manifest.files and (bundle.folder / REFERENCE).is_file()
         if has_reference:
             name, opened = REFERENCE, runners.open(bundle.folder / REFERENCE)

@@ -46,6 +46,7 @@ from deploykit.graph import LoadedGraph, write_model
 from deploykit.graph.card import Card, add_card
 from deploykit.graph.rounding import computes_narrow, rounding_form
 from deploykit.heads import head_named
+from deploykit.heads._results import judged_beside
 from deploykit.heads.binary import BINARY
 from deploykit.images import InputRange, read_class_names_with_note
 from deploykit.precision import conversion_of
@@ -355,6 +356,7 @@ def _fill(
         converted.compared[0],
         reference.head,
         (opener(converted.artifact), opener(reference.artifact)),
+        known=judged_beside(reference.head, converted.conversion),
     )
     journal.notes += notes
     for report in others:

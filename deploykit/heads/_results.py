@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from deploykit.core.deployed import CLASSES, PROBABILITIES, TOP_K
+from deploykit.core.deployed import CLASSES, PROBABILITIES, SCORES, TOP_K
 from deploykit.core.errors import UsageError
 from deploykit.heads.binary import BINARY
-from deploykit.heads.multiclass import CLASSES_ALONE, MULTICLASS, softmax
+from deploykit.heads.multiclass import CLASSES_ALONE, MULTICLASS, Multiclass, compare, softmax
 from deploykit.heads.multilabel import MULTILABEL, sigmoid
+from deploykit.heads.raw import RAW
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from deploykit.core.deployed import Result
     from deploykit.heads._head import Head
+    from deploykit.heads.multiclass import BatchComparison
 
     Outputs = NDArray[np.float32]
 
@@ -141,3 +143,40 @@ def chances_of(head: Head, conversion: Mapping[str, Any]) -> str | None:
     _, *others = conversion.get("result", {}).get("outputs") or (None,)
     found = others[0] if others else conversion.get(PROBABILITIES)
     return None if found is None else str(found)
+
+
+def judged_beside(head: Head, conversion: Mapping[str, Any]) -> dict[str, Head]:
+    """What judges the outputs beside class numbers that say how likely these are, by name."""
+    found: dict[str, Head] = {}
+    chances, scores = chances_of(head, conversion), conversion.get(SCORES)
+    if chances is not None:
+        found[chances] = _TOP_PROBABILITIES
+    if scores is not None and head.activation in CLASSES_ALONE:
+        found[str(scores)] = RAW
+    return found
+
+
+class _TopProbabilities(Multiclass):
+    """The largest probabilities of each image (N, K), the largest first, or the largest (N,).
+
+    They are compared as all probabilities are, with the rest as one class more, so that they are
+    judged no harder. Which classes they are of is another output's.
+    """
+
+    def compare(self, candidate: Outputs, reference: Outputs) -> BatchComparison:
+        """The figures of one batch."""
+        found = compare(_with_rest(candidate), _with_rest(reference), "softmax")
+        return replace(found, agreement=1.0, flipped_margins=())
+
+    def undecided(self, outputs: Outputs) -> list[str]:  # noqa: ARG002 - no decision is in them
+        """Nothing: the first is the largest of every image."""
+        return []
+
+
+def _with_rest(values: Outputs) -> Outputs:
+    rows = values.reshape(len(values), -1)
+    rest = np.maximum(1 - rows.sum(axis=1, keepdims=True), 0)
+    return np.concatenate([rows, rest], axis=1)
+
+
+_TOP_PROBABILITIES: Final = _TopProbabilities().applied("softmax")

@@ -120,8 +120,9 @@ class Multiclass(Head):
     def problems(self, batches: Sequence[BatchComparison], limits: Limits) -> list[str]:
         """As `problems_of` each batch; class numbers alone are judged over all of them.
 
-        One image on a near tie is no fault, and these numbers do not show how near it is. Where the
-        limits let a share of the images be beyond, those of all batches are counted together.
+        An image on a near tie is no fault where values are rounded, and these numbers do not show
+        how near it is. Where the limits let a share of the images be beyond, those of all batches
+        are counted together.
         """
         if not self._has_classes_alone:
             eased, found = _without_few(batches, limits)
@@ -131,7 +132,7 @@ class Multiclass(Head):
             return [f"{bad} values are NaN or infinite"]
         count = sum(batch.batch for batch in batches)
         changed = round(sum((1 - batch.agreement) * batch.batch for batch in batches))
-        allowed = max(1, int((1 - limits.min_agreement) * count))
+        allowed = max(limits.near_ties, int((1 - limits.min_agreement) * count))
         if changed <= allowed:
             return []
         return [f"{changed} of {count} images get another class, limit {allowed}"]

@@ -226,6 +226,17 @@ BATCHES: Final = (1, 2, 5)
 """Batch sizes that reveal a batch frozen into the graph: 1, the exporter's own, and a prime."""
 
 
+def batch_sizes(fixed: int | None) -> tuple[int, ...]:
+    """Sizes of the batches in which outputs are compared, for a graph that may insist on one.
+
+    Of a small one there are several, so that there are as many images as of any other graph.
+
+    >>> batch_sizes(None), batch_sizes(3), batch_sizes(32)
+    ((1, 2, 5), (3, 3, 3), (32,))
+    """
+    return BATCHES if fixed is None else (fixed,) * -(-sum(BATCHES) // fixed)
+
+
 def sample_indices(available: int, wanted: int) -> list[int]:
     """Indices spread evenly over a set, all where there are fewer than ``wanted``.
 

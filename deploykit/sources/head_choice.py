@@ -7,6 +7,7 @@ from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Final
 
+from deploykit.core.deployed import PROBABILITIES, SCORES
 from deploykit.core.errors import ModelFileError, UsageError
 from deploykit.core.specs import HeadRecord
 from deploykit.graph import Tail
@@ -39,7 +40,8 @@ class OutputChoice:
 
     ``flat`` where it has the head's shape already; ``batch_axis`` is where its images are;
     ``single`` where a file for one image gives it without an axis for the batch. ``chances`` is the
-    output with the probabilities of class numbers. ``why`` are sentences for the user.
+    output with the probabilities of class numbers, ``scores`` that with what they were ranked by
+    where these are no probabilities. ``why`` are sentences for the user.
     """
 
     head: Head
@@ -50,12 +52,19 @@ class OutputChoice:
     batch_axis: int = 0
     single: bool = False
     chances: str | None = None
+    scores: str | None = None
     why: tuple[str, ...] = ()
 
     @property
     def record(self) -> HeadRecord:
         """For the manifest."""
         return HeadRecord(self.head.name, self.name, self.head.activation)
+
+    @property
+    def beside(self) -> dict[str, str]:
+        """For the manifest: which output stands beside class numbers, by what it has."""
+        found = {PROBABILITIES: self.chances, SCORES: self.scores}
+        return {kind: name for kind, name in found.items() if name is not None}
 
     def notes(self) -> list[str]:
         """What a user must know of the choice."""
@@ -122,7 +131,8 @@ def choose_output(
         batch_axis=_batch_axis(found.values) if head.judges_all and not found.single else 0,
         # Of several raw outputs, as boxes and their scores, all stay as they are.
         single=found.single and not (head.judges_all and others),
-        chances=_chances_of(found, candidates),
+        chances=_beside(found, candidates, are_probabilities=True),
+        scores=_beside(found, candidates, are_probabilities=False),
         why=tuple(each for each in (found.doubt, assumed, _taken(head, found)) if each),
     )
 
@@ -140,19 +150,30 @@ def _is_single(spec: TensorSpec, values: Array) -> bool:
     return isinstance(spec.shape[0], int) and spec.shape[0] > 1
 
 
-def _chances_of(found: Candidate, candidates: Sequence[Candidate]) -> str | None:
-    """The output with the probabilities of the classes whose numbers ``found`` has."""
-    if found.activation not in NUMBERS or found.tail.ranked is None:
+def _beside(
+    found: Candidate, candidates: Sequence[Candidate], *, are_probabilities: bool
+) -> str | None:
+    """The output with the probabilities, or the other scores, of the class numbers of ``found``."""
+    if (found.tail.ranked is not None) is not are_probabilities:
         return None
     fitting = (
         one.name
         for one in candidates
-        if one.tail.activation in PARTS
-        and one.tail.ranked == found.tail.ranked
+        if is_ranked_by(found.tail, one.tail)
         and one.is_float
         and one.values[0].size == found.values[0].size
     )
     return next(fitting, None)
+
+
+def is_ranked_by(numbers: Tail, values: Tail) -> bool:
+    """Whether an output has the largest values of those that the class ``numbers`` are of."""
+    if numbers.activation not in NUMBERS or values.activation not in PARTS:
+        return False
+    if numbers.ranked is not None or values.ranked is not None:
+        return numbers.ranked == values.ranked
+    is_same = (numbers.layer, numbers.between) == (values.layer, values.between)
+    return numbers.layer is not None and is_same
 
 
 def _tail_of(name: str, tails: Mapping[str, Tail]) -> Tail:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 
 from deploykit.comparison.reference import Reference, Runners
 from deploykit.comparison.validation import require_numbers, validate
-from deploykit.core.deployed import PROBABILITIES
 from deploykit.core.errors import ModelFileError, ValidationError
 from deploykit.core.precision import Precision
 from deploykit.core.sizes import ShapeProfile
@@ -34,7 +33,7 @@ from deploykit.graph import (
 from deploykit.graph.card import card_of
 from deploykit.graph.own_scaling import own_scaling
 from deploykit.heads.multiclass import MULTICLASS
-from deploykit.images.batching import BATCHES, sample_batches
+from deploykit.images.batching import BATCHES, batch_sizes, sample_batches
 from deploykit.sources.cards import (
     as_written,
     notes_on_card,
@@ -258,7 +257,7 @@ def from_onnx(
         weights={"source": original.name, "sha256": source.sha256, "trained": True},
         preprocessing=preprocessing,
         labels=card.classes,
-        conversion={"steps": own.done} | _recorded_chances(choice),
+        conversion={"steps": own.done} | choice.beside,
         runners=runners,
         head=choice.head,
         output=choice.name,
@@ -273,10 +272,6 @@ def _put_meant_first(model: Model, choice: OutputChoice) -> None:
         batch_axis=choice.batch_axis,
         single=choice.single,
     )
-
-
-def _recorded_chances(choice: OutputChoice) -> dict[str, str]:
-    return {} if choice.chances is None else {PROBABILITIES: choice.chances}
 
 
 def _read(original: Path, journal: Journal) -> tuple[OnnxArtifact, Model, Path | SplitGraph, Card]:
@@ -306,11 +301,10 @@ def _sample(
     """Images in the batches that the file takes, and of other sizes where it takes these."""
     fixed = image.fixed_batch
     data, max_pixels = source_options.data, source_options.max_pixels
-    counts = BATCHES if fixed is None else (fixed,)
     few = BATCHES[1] if fixed is None else fixed
     sizes = other_sizes(image, profile)
     return [
-        *sample_batches(preprocessing, data, counts, max_pixels),
+        *sample_batches(preprocessing, data, batch_sizes(fixed), max_pixels),
         *sample_other_sizes(sizes, preprocessing, data, few, max_pixels),
     ]
 

@@ -44,6 +44,22 @@ def laid_image(name: str, inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, b
     return require_image(name, inputs), False
 
 
+def comparable_image(name: str, artifact: OnnxArtifact) -> tuple[TensorSpec, bool]:
+    """As `laid_image` of a file that is to be compared; channels last are moved in FP32 alone.
+
+    Raises:
+        ModelFileError: it takes no images.
+        UsageError: it is of another precision, and its channels are last.
+    """
+    image, is_last = laid_image(name, artifact.inputs)
+    if is_last and not artifact.precision.facts.is_source:
+        raise UsageError(
+            f"{name} is {artifact.precision} and takes images with channels last, (N, H, W, C)\n"
+            "compare the FP32 file that it was made from, or let it begin behind its Transpose"
+        )
+    return image, is_last
+
+
 def _image_among(inputs: tuple[TensorSpec, ...]) -> TensorSpec | None:
     # With the others, so that a mask beside the numbers of words is no image.
     shapes = {spec.name: spec.shape if spec.dtype == "float32" else () for spec in inputs}

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
 from deploykit.comparison.validation import validate
+from deploykit.core.deployed import PROBABILITIES, SCORES
 from deploykit.core.errors import ModelFileError, ValidationError
 from deploykit.core.precision import Precision
+from deploykit.graph import read_model, read_tails
 from deploykit.heads import figures_of
+from deploykit.heads._results import judged_beside
 from deploykit.heads.multiclass import MULTICLASS
 from deploykit.heads.raw import comparable, raw_for
+from deploykit.sources.head_choice import Wish, choose_output, is_ranked_by
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
     Answers = Mapping[str, Array]
 
 _FLAT: Final = 2
+_NONE_KNOWN: Final[Mapping[str, Head | None]] = MappingProxyType({})
 
 
 def answers_of(runner: Runner, batches: Sequence[Images]) -> list[Answers]:
@@ -88,6 +94,28 @@ def other_problems(got: Sequence[Answers], expected: Sequence[Answers], compared
     return problems
 
 
+def heads_of_file(
+    name: str, source: OnnxArtifact, outputs: Sequence[Images]
+) -> tuple[Head, dict[str, Head]]:
+    """What the first output of a file means that gave ``outputs``, a batch each.
+
+    Also what judges those beside it, by name, that say how likely its class numbers are.
+
+    Raises:
+        ModelFileError: the file cannot be read.
+    """
+    first, *others = source.outputs
+    tails = read_tails(read_model(source.path))
+    answers = [{first.name: one} for one in outputs]
+    head = choose_output(name, (first,), answers, tails, Wish()).head
+    kind = SCORES if tails[first.name].ranked is None else PROBABILITIES
+    found: dict[str, Head] = {}
+    for spec in others:
+        if is_ranked_by(tails[first.name], tails[spec.name]):
+            found |= judged_beside(head, {kind: spec.name})
+    return head, found
+
+
 class OthersJudged(NamedTuple):
     """What became of the outputs beside the first: reports, notes, and which stay as in FP32."""
 
@@ -103,15 +131,15 @@ def judge_others(
     head: Head,
     openers: tuple[Callable[[], Runner], Callable[[], Runner]],
     *,
-    known: Collection[str] = (),
+    known: Mapping[str, Head | None] = _NONE_KNOWN,
 ) -> OthersJudged:
     """Hold the outputs beside the first against those of the FP32 graph.
 
-    Where ``head`` judges all outputs each has a report, and so have those whose limits are
-    ``known``. Otherwise notes say how far each float32 output is off, and pass no judgement: what
-    is built on them is not known. Those within the limits of plain values can be held against the
-    golden sample later. ``openers`` open the candidate, or what runs in place of its graph, as its
-    engine, and the reference.
+    Where ``head`` judges all outputs each has a report, and so have those that are ``known``, each
+    judged by its head. Otherwise notes say how far each float32 output is off, and pass no
+    judgement: what is built on them is not known. Those within the limits of plain values can be
+    held against the golden sample later. ``openers`` open the candidate, or what runs in place of
+    its graph, as its engine, and the reference.
     """
     names = [spec.name for spec in candidate.outputs[1:]]
     if not names or candidate.sha256 == reference.sha256:
@@ -122,7 +150,8 @@ def judge_others(
             sides.append(answers_of(runner, batches))
     names = [name for name in names if name in sides[1][0]]
     judged = names if head.judges_all else [name for name in names if name in known]
-    reports = tuple(_report_on(name, candidate, *sides) for name in judged)
+    got, wanted = sides
+    reports = tuple(_report_on(name, candidate, got, wanted, known.get(name)) for name in judged)
     if head.judges_all:
         return OthersJudged(reports, [], frozenset(names))
     steady = frozenset(name for name in names if _is_steady(name, candidate, *sides))
@@ -140,7 +169,11 @@ def _is_steady(
 
 
 def _report_on(
-    name: str, candidate: OnnxArtifact, got: Sequence[Answers], expected: Sequence[Answers]
+    name: str,
+    candidate: OnnxArtifact,
+    got: Sequence[Answers],
+    expected: Sequence[Answers],
+    head: Head | None = None,
 ) -> ValidationReport:
     names = f"output {name!r} of the {candidate.precision} graph", "the fp32 graph"
     return validate(
@@ -148,7 +181,7 @@ def _report_on(
         [comparable(one[name]) for one in expected],
         precision=candidate.precision,
         names=names,
-        head=raw_for(expected[0][name]),
+        head=head or raw_for(expected[0][name]),
     )
 
 

@@ -423,7 +423,8 @@ def _open_other(path: Path, bundle: Bundle, stack: ExitStack, opening: _Opening)
     own = bundle.manifest.preprocessing
     artifact = graph.read_artifact(path)
     same = artifact.inputs[:1] and _is_fed_alike(artifact.inputs[0], bundle)
-    if len(artifact.inputs) != 1 or not (same or _takes(artifact.inputs[0], own.image_shape)):
+    takes = [_takes(tensor, own.image_shape) for tensor in artifact.inputs]
+    if not (takes == [True] or (same and len(takes) == 1)):
         found = ", ".join(f"{one.name} {one.dtype} {one.shape_text}" for one in artifact.inputs)
         raise UsageError(
             f"{path.name} takes {found or 'nothing'}, the bundle float32 images "
@@ -441,6 +442,9 @@ def _is_fed_alike(tensor: TensorSpec, bundle: Bundle) -> bool:
 
 
 def _takes(tensor: TensorSpec, image: tuple[int, ...]) -> bool:
+    """Whether it takes images (C, H, W) in floats, with the channels first or last."""
+    if are_channels_last(tensor.shape):
+        tensor = tensor.channels_first()
     sizes = tensor.shape[1:]
     fits = (
         isinstance(has, str) or has == wanted for has, wanted in zip(sizes, image, strict=False)

@@ -29,7 +29,7 @@ from deploykit.graph.kernel_costs import network_cost
 from deploykit.graph.node_precisions import Known, read_precision
 from deploykit.graph.shapes import fix_image_size
 from deploykit.images import InputRange, batches, open_images, sample_images
-from deploykit.images.batching import BATCHES, sample_batches
+from deploykit.images.batching import batch_sizes, sample_batches
 from deploykit.images.preprocessing import MAX_RESIZED_PIXELS
 from deploykit.precision import PlanSource, conversion_of
 from deploykit.precision.fp16 import HEADROOM, measure_magnitudes, measure_unfit
@@ -185,8 +185,7 @@ def _of_bundle(
     size = given.image_size(options.source.choices)
     if options.source.choices.size_of_file is not None and size is not None:
         prepared = replace(prepared, crop=size, resize=size)
-    batch = given.artifact.inputs[0].fixed_batch
-    sizes = BATCHES if batch is None else (batch,)
+    sizes = batch_sizes(given.artifact.inputs[0].fixed_batch)
     batches = sample_batches(prepared, options.source.data, sizes)
     trained = bundle.manifest.weights.get("trained")
     return Fp32Graph(given.graph, batches, trained, given.runners)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from deploykit import graph
 from deploykit.backends import CPU
@@ -12,11 +12,12 @@ from deploykit.bundle.golden import limits_for, runners_of_bundle
 from deploykit.bundle.manifest import REFERENCE
 from deploykit.bundle.reading import read_bundles
 from deploykit.comparison.converted import notes_on_every_value, open_as_engine
-from deploykit.comparison.forms import Deployed, Forms, laid_out
+from deploykit.comparison.forms import Deployed, Forms, laid_out, with_first
 from deploykit.comparison.layerwise import LayerReport, compare_layers
 from deploykit.comparison.reference import Runners
 from deploykit.comparison.validation import (
     ValidationReport,
+    notes_on_samples,
     outputs_of,
     same_images,
     validate,
@@ -30,19 +31,18 @@ from deploykit.graph.card import card_of
 from deploykit.graph.foreign import Mended
 from deploykit.heads import head_of
 from deploykit.images import notes_on_data
-from deploykit.images.batching import BATCHES, sample_batches
+from deploykit.images.batching import batch_sizes, sample_batches
 from deploykit.images.side_inputs import with_side_inputs
 from deploykit.runtime.loading import load_opened, machine_for
-from deploykit.sources.head_choice import Wish, choose_output
 from deploykit.sources.image_sizes import other_sizes, sample_other_sizes
 from deploykit.sources.onnx_inputs import (
     assumed_preprocessing,
+    comparable_image,
     image_of,
-    laid_image,
     preprocessing_of,
     side_inputs_of,
 )
-from deploykit.sources.onnx_outputs import judge_others
+from deploykit.sources.onnx_outputs import heads_of_file, judge_others
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -181,7 +181,7 @@ def _compare(
     preprocessing = replace(preprocessing, pixels=forms.pixels)
     runners = _runners(candidate, reference, options.side_inputs)
     of_files = (*candidate.mended.notes, *reference.mended.notes, *runners.side.notes())
-    notes = (*notes, *of_files, *notes_on_data(options.data))
+    notes = (*notes, *forms.notes_on_images(), *of_files, *notes_on_data(options.data))
     forms.require_images_alone(runners.side)
     _require_layers_alike(sides, options)
     names = candidate.name, reference.name
@@ -194,7 +194,7 @@ def _compare(
         batches += _of_other_sizes(candidate, preprocessing, options, counts)
         opened, is_laid_out = _laid_out(sides, forms, (open_candidate(), open_reference()))
         outputs = _alike(forms, opened, batches, preprocessing)
-        head = _head(candidate, reference, outputs[1])
+        head, beside = _meaning(sides, forms, outputs[1])
         compared = validate(outputs[0], outputs[1], precision=precision, names=names, head=head)
         compared = compared.doubted(same_images(batches))
         openers = forms.openers((open_candidate, open_reference), preprocessing)
@@ -204,11 +204,12 @@ def _compare(
             batches,
             compared.head,
             openers,
-            known=_known_outputs(candidate, forms),
+            known=_known_outputs(candidate, beside),
         )
         more += forms.notes_on_outputs()
         pair = (batches, outputs[1]) if forms.are_alike and not is_laid_out else None
         more += _notes_on_run(sides, runners, pair, compared, options)
+        more += notes_on_samples(compared) if options.data is None else []
     found = None
     if options.layers:
         with shown.step("layers") as task:
@@ -223,13 +224,10 @@ def _compare(
     return ComparisonReport(*names, compared, found, (*notes, *more), others, has_layers)
 
 
-def _known_outputs(candidate: _Side, forms: Forms) -> frozenset[str]:
-    """The outputs beside the first that have limits: all, where nothing was converted."""
+def _known_outputs(candidate: _Side, beside: Mapping[str, Head]) -> dict[str, Head | None]:
+    """What judges outputs beside the first: all, by their values, where nothing is converted."""
     every = candidate.artifact.outputs if candidate.artifact.precision.facts.is_source else ()
-    return forms.parts.union(spec.name for spec in every)
-
-
-_AS_WRITTEN: Final = Mended()
+    return {**dict.fromkeys(spec.name for spec in every), **beside}
 
 
 @dataclass(frozen=True)
@@ -245,7 +243,7 @@ class _Side:
     manifest: Manifest | None = None
     """Of the bundle, also for the FP32 graph that it keeps, which has its form."""
 
-    mended: Mended = _AS_WRITTEN
+    mended: Mended = field(default_factory=Mended)
     preprocessing: Preprocessing | None = None
 
     @property
@@ -254,9 +252,7 @@ class _Side:
 
 
 def _deployed(side: _Side) -> Deployed:
-    known = side.preprocessing
-    pixels = None if known is None else known.pixels
-    return Deployed(side.name, pixels, side.artifact.outputs, side.manifest)
+    return Deployed(side.name, side.preprocessing, side.artifact.outputs, side.manifest)
 
 
 def _open(path: Path, bundles: Mapping[Path, Bundle]) -> _Side:
@@ -297,8 +293,8 @@ def _image_model(
     name: str, artifact: OnnxArtifact, known: Preprocessing | None, bundle: Bundle | None = None
 ) -> _Side:
     is_float = known is None or known.pixels is None
-    if bundle is None and is_float and artifact.precision.facts.is_source:
-        image, is_last = laid_image(name, artifact.inputs)
+    if bundle is None and is_float:
+        image, is_last = comparable_image(name, artifact)
     else:
         image, is_last = image_of(name, artifact.inputs, known), False
     manifest = None if bundle is None else bundle.manifest
@@ -357,9 +353,7 @@ def _counts(candidate: _Side, reference: _Side, batch: int | None) -> tuple[int,
             f"no batch fits both, {', '.join(each)}{asked}\n"
             "export them with a dynamic batch, or leave --batch out if one is fixed"
         )
-    if fixed:
-        return tuple(size for size in fixed if size is not None)
-    return BATCHES if batch is None else (batch,)
+    return batch_sizes(next(iter(fixed), None)) if batch is None else (batch,)
 
 
 def _preprocessing(
@@ -375,15 +369,17 @@ def _preprocessing(
     return assumed, (f"{note}, ImageNet mean and deviation",)
 
 
-def _head(candidate: _Side, reference: _Side, outputs: Batches) -> Head:
-    """As a bundle has it; of two lone files it is read from the reference's first output."""
-    bundles = [side.bundle for side in (candidate, reference) if side.bundle is not None]
-    if bundles:
-        return head_of(bundles[0].manifest.head)
-    first = reference.artifact.outputs[0]
-    tails = graph.read_tails(graph.read_model(reference.artifact.path))
-    answers = [{first.name: one} for one in outputs]
-    return choose_output(reference.name, (first,), answers, tails, Wish()).head
+def _meaning(
+    sides: tuple[_Side, _Side], forms: Forms, outputs: Batches
+) -> tuple[Head, dict[str, Head]]:
+    """What the first output means, and what judges those that say how likely its classes are.
+
+    As a bundle has it; of two lone files it is read from the reference.
+    """
+    for side in sides:
+        if side.bundle is not None:
+            return head_of(side.bundle.manifest.head), forms.beside
+    return heads_of_file(sides[1].name, sides[1].artifact, outputs)
 
 
 def _alike(
@@ -401,8 +397,13 @@ def _laid_out(
 ) -> tuple[tuple[Runner, Runner], bool]:
     """Both sides; a lone file beside a bundle gives the output that is meant in the bundle's form.
 
-    Also whether that changes the candidate.
+    One beside another file gives first what is first there. Also whether that changes the
+    candidate.
     """
+    if not any(side.bundle for side in sides):
+        wanted = sides[1].artifact.outputs[0].name
+        first = with_first(opened[0], sides[0].artifact.outputs, wanted)
+        return (first, opened[1]), first is not opened[0]
     found = []
     for place, (side, other) in enumerate((sides, sides[::-1])):
         runner = opened[place]

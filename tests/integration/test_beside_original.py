@@ -89,6 +89,22 @@ CASES = {
         "float[s,n,1] t",
         ("--head", "raw"),
     ),
+    "a ranking of its own": Case(
+        f"{LOGITS} best, order = TopK (logits, three)",
+        "int64[n,3] order, float[n,3] best",
+        (),
+    ),
+    "a ranking of its own, by probabilities": Case(
+        f"{LOGITS} chances = Softmax (logits) best, order = TopK (chances, three)",
+        "float[n,3] best, int64[n,3] order",
+        (),
+    ),
+    "the best class, and how likely it is": Case(
+        f"{LOGITS} chances = Softmax (logits) best = ReduceMax <keepdims = 0> (chances, last)"
+        " order = ArgMax <axis = 1, keepdims = 0> (chances)",
+        "int64[n] order, float[n] best",
+        (),
+    ),
     "one image, and no dimension for it": Case(
         f"{LOGITS} flat = Squeeze (logits, before)",
         f"float[{CLASSES}] flat",
@@ -103,6 +119,7 @@ def network(case: Case) -> onnx.ModelProto:
         "w": normal(16, 3, 3, 3), "v": normal(CLASSES, 16, seed=1),
         "u": normal(CLASSES, 16, seed=2), "behind": np.array([2, 3]), "before": np.array([0]),
         "v1": normal(1, 16, seed=3), "last": np.array([-1]),
+        "three": np.array([3]),
     }  # fmt: skip
     return graph(
         f"""g (float[{case.batch},3,{SIDE},{SIDE}] x) => ({case.outputs}) {{
@@ -202,3 +219,93 @@ def test_all_outputs_of_two_fp32_files_are_judged(tmp_path: Path) -> None:
     called = deploykit("validate", first, second)
     assert called.code == 1
     assert "of an image's values" in called.out
+
+
+RANKING = "the best class, and how likely it is"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_what_two_files_rank_classes_by_is_judged(precision: str, tmp_path: Path) -> None:
+    bundle, right = tmp_path / "bundle", save(network(CASES[RANKING]), tmp_path / "right.onnx")
+    wrong = save(changed(network(CASES[RANKING]), "v"), tmp_path / "wrong.onnx")
+    named = (f"--{precision}", "--backend", "none", "-o", bundle)
+    assert deploykit("export", right, *named).code == 0
+    assert deploykit("validate", bundle / "model.onnx", right).code == 0
+    called = deploykit("validate", bundle / "model.onnx", wrong)
+    assert called.code == 1, called.out
+    assert "output 'best'" in called.out
+
+
+def test_outputs_of_two_files_are_paired_by_their_names(tmp_path: Path) -> None:
+    case = CASES["several raw outputs, of bytes"]
+    right, wrong = network(case), changed(network(case), "v")
+    for model in (right, wrong):
+        ordered = list(model.graph.output)[::-1]
+        del model.graph.output[:]
+        model.graph.output.extend(ordered)
+    first = save(network(case), tmp_path / "first.onnx")
+    for model, code in ((right, 0), (wrong, 1)):
+        second = save(model, tmp_path / "second.onnx")
+        assert deploykit("validate", first, second).code == code
+        assert deploykit("validate", second, first).code == code
+
+
+def test_two_bundles_that_prepare_images_otherwise_say_so(tmp_path: Path) -> None:
+    source = save(network(CASES["as many images as classes"]), tmp_path / "source.onnx")
+    first, second = tmp_path / "first", tmp_path / "second"
+    exported(source, first, "--mean", 0.5, "--std", 0.5)
+    exported(source, second, "--mean", 0.5, "--std", 0.25, "--channel-order", "bgr")
+    for left, right in ((first, second), (second, first)):
+        called = deploykit("validate", left, right, "--json")
+        assert called.code == 0, called.err
+        (note,) = [each for each in called.data["notes"] if "otherwise" in each]
+        assert note.endswith(f"both are given them as {left} prepares them")
+        assert "std " in note
+        assert "channel_order " in note
+        assert "mean " not in note
+    same = deploykit("validate", first, first, "--json").data["notes"]
+    assert not [each for each in same if "otherwise" in each]
+
+
+def last(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same network, of images with channels last."""
+    (image,) = model.graph.input
+    dims = image.type.tensor_type.shape.dim
+    sizes = [model.graph.input[0].type.tensor_type.shape.dim[at].dim_value for at in (2, 3, 1)]
+    for dim, size in zip(list(dims)[1:], sizes, strict=True):
+        dim.dim_value = size
+    (first,) = [node for node in model.graph.node if node.op_type == "Conv"]
+    first.input[0] = "first"
+    moved = onnx.helper.make_node("Transpose", ["x"], ["first"], perm=[0, 3, 1, 2])
+    model.graph.node.insert(0, moved)
+    return model
+
+
+def test_eval_takes_channels_last_on_either_side(tmp_path: Path) -> None:
+    case = CASES["as many images as classes"]
+    source = save(network(case), tmp_path / "source.onnx")
+    other = save(last(network(case)), tmp_path / "last.onnx")
+    pixels = np.random.default_rng(0).integers(0, 256, (10, SIDE, SIDE, 3), np.uint8)
+    np.savez(tmp_path / "images.npz", images=pixels, labels=np.arange(10))
+    options = ("--mean", 0.5, "--std", 0.5, "--resize", f"{SIDE}x{SIDE}")
+    exported(source, tmp_path / "bundle", *options)
+    asked = ("eval", tmp_path / "bundle", "--data", tmp_path / "images.npz", "--json")
+    assert deploykit(*asked, "--reference", other).data["agreement"] == 1
+    called = deploykit(*asked, "--compare", other)
+    assert called.code == 0, called.err
+    assert called.data["comparison"]["only_this_right"] == 0
+
+
+def test_channels_last_are_compared_in_fp32_alone(tmp_path: Path) -> None:
+    model = last(network(CASES["as many images as classes"]))
+    for tensor in model.graph.initializer:
+        half = numpy_helper.to_array(tensor).astype(np.float16)
+        model.graph.node.insert(
+            0, onnx.helper.make_node("Cast", [f"{tensor.name}16"], [tensor.name], to=1)
+        )
+        tensor.CopyFrom(numpy_helper.from_array(half, f"{tensor.name}16"))
+    first = save(last(network(CASES["as many images as classes"])), tmp_path / "first.onnx")
+    called = deploykit("validate", save(model, tmp_path / "half.onnx"), first)
+    assert called.code == 2
+    assert "half.onnx is fp16 and takes images with channels last, (N, H, W, C)" in called.err
+    assert "compare the FP32 file that it was made from" in called.err

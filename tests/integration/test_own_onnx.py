@@ -176,7 +176,7 @@ def test_a_fixed_batch_is_opened(tmp_path: Path) -> None:
 def test_a_fixed_batch_that_is_asked_for_stays(tmp_path: Path) -> None:
     called = exported(own_files.written_shape(4, (4, 256)), tmp_path, "--batch", 4)
     assert "the batch stays 4, as --batch 4 asks" in called.data["notes"]
-    assert [batch["batch"] for batch in called.data["validation"][0]["batches"]] == [4]
+    assert [batch["batch"] for batch in called.data["validation"][0]["batches"]] == [4, 4]
 
 
 def mixing() -> onnx.ModelProto:
@@ -198,7 +198,7 @@ def test_a_batch_that_cannot_be_opened_is_kept_with_the_reason(tmp_path: Path) -
         "opening the batch was left out: ReduceMean 'centre' gives (1, 3, 8, 8)"
     )
     assert stays == "the batch stays 2: every call takes so many images at once"
-    assert [batch["batch"] for batch in called.data["validation"][0]["batches"]] == [2]
+    assert [batch["batch"] for batch in called.data["validation"][0]["batches"]] == [2] * 4
 
 
 def with_features(batch: int | str = "n") -> onnx.ModelProto:

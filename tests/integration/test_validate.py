@@ -186,7 +186,7 @@ def test_batches_that_do_not_fit(
 def test_a_fixed_batch_is_kept(tmp_path: Path) -> None:
     fixed, free = one_layer(tmp_path, "a", "4,3,8,8"), one_layer(tmp_path, "b", "N,3,8,8")
     data = deploykit("validate", fixed, free, "--layers", "--json").data
-    assert [batch["batch"] for batch in data["validation"]["batches"]] == [4]
+    assert [batch["batch"] for batch in data["validation"]["batches"]] == [4, 4]
     assert data["layers"]["values"][0]["shape"] == [4, 3, 8, 8]
 
 

