@@ -148,14 +148,15 @@ class GraphOptions:
     """How a graph is run; a backend leaves out what it does not have.
 
     ``threads`` are those of a CPU, ``None`` for all cores. Without ``optimise`` each node is
-    computed as the standard has it. Without ``spin`` waiting threads sleep: right where others
-    work on the same cores meanwhile. With ``in_order`` nodes run in the order of the file.
-    ``gpu_index`` is the driver's number of the GPU, for backends that compute on one.
+    computed as the standard has it. With ``spin`` waiting threads keep their core busy, so that
+    they go on sooner: right where somebody waits for one answer. With ``in_order`` nodes run in the
+    order of the file. ``gpu_index`` is the driver's number of the GPU, for backends that compute on
+    one.
     """
 
     threads: int | None = None
     optimise: bool = True
-    spin: bool = True
+    spin: bool = False
     in_order: bool = False
     gpu_index: int = 0
 
@@ -165,7 +166,7 @@ class GraphOptions:
         precision: Precision,
         *,
         threads: int | None = None,
-        spin: bool = True,
+        spin: bool = False,
         gpu_index: int = 0,
     ) -> GraphOptions:
         """The way that fits a graph: one with Q/DQ is computed node by node, as TensorRT does."""
@@ -185,11 +186,16 @@ class GraphBackend(Backend):
         return Backend.runs(self, precision) and not precision.facts.needs_cpu_form
 
     def open_artifact(
-        self, artifact: OnnxArtifact, *, threads: int | None = None, gpu_index: int = 0
+        self,
+        artifact: OnnxArtifact,
+        *,
+        threads: int | None = None,
+        spin: bool = False,
+        gpu_index: int = 0,
     ) -> Runner:
         """The runner of a graph in the way that fits its precision."""
         options = GraphOptions.for_precision(
-            artifact.precision, threads=threads, gpu_index=gpu_index
+            artifact.precision, threads=threads, spin=spin, gpu_index=gpu_index
         )
         return self.open(artifact.path, options)
 

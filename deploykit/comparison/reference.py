@@ -108,10 +108,6 @@ class Runners:
         """As `measuring`, for a graph with Q/DQ pairs."""
         return self._open(graph, GraphOptions(in_order=True, optimise=False))
 
-    def sharing(self, graph: Graph) -> Runner:
-        """Run a graph with threads that sleep while they wait: others need the same cores."""
-        return self._open(graph, GraphOptions(spin=False))
-
     def of_artifact(self, artifact: OnnxArtifact) -> Runner:
         """Run a graph in the way that fits its precision."""
         return with_side_inputs(graph_judge().open_artifact(artifact), self.side)

@@ -388,7 +388,7 @@ def _round(
         side.kind.plan(graph, policy),
         side.calibrated.table.select(method),
         load_images(data, data.indices, graph.artifact, ROUNDING_PIXELS),
-        open_runner=reference.runners.sharing,
+        open_runner=reference.runners.open,
         task=task,
     )
     return with_rounded_weights(errors, found)

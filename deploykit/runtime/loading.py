@@ -326,7 +326,10 @@ def _load_graph(
     request.bundle.require_unchanged(graph.artifact.path.name)
     gpu = machine.gpus[0] if backend.device != CPU and machine.gpus else None
     runner = backend.open_artifact(
-        graph.artifact, threads=request.wanted.threads, gpu_index=gpu.index if gpu else 0
+        graph.artifact,
+        threads=request.wanted.threads,
+        spin=True,
+        gpu_index=gpu.index if gpu else 0,
     )
     try:
         runner.__enter__()

@@ -103,7 +103,7 @@ def calibrate_graph(  # noqa: PLR0913 - each comes from another stage
         found = _find(name, options, data, graph, tensors, runners)
         table = found.table
         if table is None:
-            table = calibrate(graph, tensors, data, open_runner=runners.sharing, task=task)
+            table = calibrate(graph, tensors, data, open_runner=runners.open, task=task)
             table.save(found.path)
     journal.notes += images.notes_on_reduced(
         source, preprocessing, data.every_index, "calibration images"
@@ -132,7 +132,7 @@ def _find(
 
     def difference(table: CalibrationTable) -> str:
         return table.matches(key(), tensors) or contradiction(
-            table, graph, tensors, data, open_runner=runners.sharing
+            table, graph, tensors, data, open_runner=runners.open
         )
 
     if options.table is None:

@@ -186,7 +186,7 @@ def equalise_channels(
     values = [*(group.value for group in groups), *keys]
     if not values:
         return Equalised()
-    with reference.runners.sharing(expose_named(graph.model, values)) as runner:
+    with reference.runners.open(expose_named(graph.model, values)) as runner:
         seen = observe(runner, values, given.seen, task)
     chosen = _chosen(groups, seen, plan.format)
     shifts = [(source, seen[name].mean) for name, source in keys.items()]
@@ -273,7 +273,7 @@ def _with_ranges(
     data, table = given.data, given.table
     held_out = data.held_out[: RANGE_IMAGES // 4]
     few = replace(data, indices=data.indices[:RANGE_IMAGES], held_out=held_out)
-    more = calibrate(graph, names, few, open_runner=reference.runners.sharing, task=task)
+    more = calibrate(graph, names, few, open_runner=reference.runners.open, task=task)
     trial = {**table.trial_amax, **more.trial_amax} if table.trial_amax else {}
     return replace(table, amax={**table.amax, **more.amax}, trial_amax=trial)
 
