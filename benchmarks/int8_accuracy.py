@@ -172,7 +172,7 @@ def judge(
     error = got - got.mean(axis=1, keepdims=True) - centred
     return {
         "top1": float((got.argmax(axis=1) == labels).mean()),
-        "agreement": fresh.agreement,
+        "agreement": float(fresh.agreement or 0),
         "expected_agreement": expected_agreement(got, exact),
         "mean_kl": float(np.mean([compare(got[i : i + 1], exact[i : i + 1]).max_kl for i in rows])),
         "logits_sqnr_db": float(10 * np.log10((centred**2).sum() / (error**2).sum())),

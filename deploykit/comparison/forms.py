@@ -51,12 +51,16 @@ class Recorded(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Deployed:
-    """One of two: its name, how it prepares images, its outputs, what its manifest says."""
+    """One of two: its name, how it prepares images, its outputs, what its manifest says.
+
+    ``activation`` is what a file says itself that it ends in.
+    """
 
     name: str
     preprocessing: Preprocessing | None
     outputs: tuple[TensorSpec, ...]
     manifest: Recorded | None = None
+    activation: str | None = None
 
     @property
     def pixels(self) -> PixelInput | None:
@@ -183,9 +187,11 @@ class Forms:
         return meant if own.manifest is None and meant in names else names[0]
 
     def meant_first(self, artifact: OnnxArtifact) -> OnnxArtifact:
-        """That of the first side with its output first that is compared first."""
-        meant = self._meant(0)
+        """That of the first side with the output first that is compared first, or its end."""
+        meant, end = self._meant(0), self.ends[0]
         ordered = sorted(artifact.outputs, key=lambda spec: spec.name != meant)
+        if end is not None:
+            ordered[:1] = [TensorSpec(name, "float32", ("batch",)) for name in end.names]
         return replace(artifact, outputs=tuple(ordered))
 
     def notes_on_images(self) -> list[str]:
@@ -202,6 +208,8 @@ class Forms:
         if not values:
             return []
         as_one = f"both are given them as {self.sides[0].name} prepares them"
+        if self.pixels is not None:
+            as_one = "both are given the same bytes, and each normalises them itself"
         return [f"{self._names} prepare images otherwise, {'; '.join(values)}: {as_one}"]
 
     def notes_on_outputs(self) -> list[str]:
@@ -217,8 +225,13 @@ class Forms:
         return notes
 
     def fed(self, place: int, runner: Runner, preprocessing: Preprocessing) -> Runner:
-        """The runner of the side at ``place``, which is then fed as the other one is."""
-        return FromBytes(runner, preprocessing) if self.converts[place] else runner
+        """The runner of the side at ``place``, which is then fed as the other one is.
+
+        It is given bytes as it normalises them, as the other one does, if it says how.
+        """
+        own = self.sides[place].preprocessing or preprocessing
+        prepared = replace(own, pixels=preprocessing.pixels)
+        return FromBytes(runner, prepared) if self.converts[place] else runner
 
     def outputs(self, place: int, outputs: Outputs) -> Outputs:
         """The outputs of the side at ``place`` with the end of the other one behind them."""
@@ -234,13 +247,25 @@ def _ends(sides: Sequence[Deployed]) -> tuple[End | None, ...]:
         end = other.end
         found.append(None if end is None or side.has_end(other) else end)
     both = [side.manifest.head.activation for side in sides if side.manifest is not None]
-    if any(found) and len(set(both)) > 1:
+    is_other = any(
+        end is not None and not _is_before(side, other)
+        for end, side, other in zip(found, sides, sides[::-1], strict=True)
+    )
+    if any(found) and (len(set(both)) > 1 or is_other):
         raise UsageError(
             f"{first.name} and {second.name} end in different results: "
             f"{first.outputs[0].name!r} and {second.outputs[0].name!r}\n"
             "export both with the same --result to compare them"
         )
     return tuple(found)
+
+
+def _is_before(file: Deployed, other: Deployed) -> bool:
+    """Whether a file may be what a result was put behind in ``other``, by what it ends in."""
+    if file.manifest is not None or file.activation is None or other.manifest is None:
+        return True
+    before = other.manifest.conversion.get("result", {}).get("before", "none")
+    return bool(file.activation == before)
 
 
 def meant_before_end(manifest: Recorded | None, outputs: Sequence[TensorSpec]) -> TensorSpec | None:

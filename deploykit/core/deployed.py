@@ -26,6 +26,7 @@ INPUTS: Final = (FLOATS, BYTES)
 LAYOUTS: Final = ("nhwc", "nchw")
 
 PROBABILITIES: Final = "probabilities"
+LOG_PROBABILITIES: Final = "log_probabilities"
 SCORES: Final = "scores"
 """What a graph of its own ranks classes by, where that is no probability."""
 CLASSES: Final = "classes"

@@ -24,7 +24,7 @@ class Limits:
 
     ``share_within`` is the share of images that must be within ``min_cosine`` and ``max_kl``.
     ``near_ties`` images may get another class, however few there are, where a graph gives the
-    numbers of classes alone: these do not show how near a tie was.
+    numbers of classes alone: these do not show how near a tie was. Of many a share may.
     """
 
     max_relative: float
@@ -34,6 +34,11 @@ class Limits:
     reason: str
     share_within: float = 1.0
     near_ties: int = 1
+
+    @property
+    def share_of_ties(self) -> float:
+        """The share of class numbers that may change: in FP32 one of 10,000 is a tie."""
+        return 1 - self.min_agreement if self.near_ties else 1e-4
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from deploykit.graph.half_range import (
     Unfit,
     attention_beyond_range,
     jumping,
+    ranked,
     softplus_beyond_range,
 )
 from deploykit.graph.whole_numbers import counted
@@ -204,12 +205,12 @@ def _reason_in_shapes(node: ir.Node, shapes: set[ir.Node], half: HalfType) -> st
 
 
 def _not_to_round(model: ir.Model, half: HalfType) -> Unfit:
-    """Whole numbers that a type of 16 bits does not have, and what jumps where it is rounded."""
+    """Whole numbers that a type of 16 bits does not have; what jumps, or is ranked, rounded."""
     numbers = {
         str(value.name): reason for value, reason in counted(model, half.name, half.exact).items()
     }
     below_one = lost_below_one(model, half.dtype.numpy())
-    return Unfit(numbers).joined(jumping(model)).joined(below_one)
+    return Unfit(numbers).joined(jumping(model)).joined(ranked(model)).joined(below_one)
 
 
 def _out_of_range(model: ir.Model, amax: Mapping[str, float], headroom: float) -> Unfit:

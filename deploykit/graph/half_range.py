@@ -102,6 +102,34 @@ def jumping(model: ir.Model) -> Unfit:
     return Unfit({}, found)
 
 
+def ranked(model: ir.Model) -> Unfit:
+    """Each ranking of probabilities, the Softmax or Sigmoid that makes them, and what is between.
+
+    Rounded ones have no order: a Softmax has small ones, which FP16 makes 0, and a Sigmoid of 8 and
+    of 10 is 1 with few digits. Those of one Softmax that are large have it, so that an ArgMax
+    rounds nothing that counts.
+    """
+    found: dict[str, str] = {}
+    for node in model.graph:
+        crowding = _CROWDING.get(node.op_type, ()) if not node.domain else ()
+        passed, maker = [node], node.inputs[0].producer() if crowding and node.inputs[0] else None
+        while maker is not None and maker.op_type in _LAYOUT and maker.inputs[0] is not None:
+            passed.append(maker)
+            maker = maker.inputs[0].producer()
+        if maker is not None and maker.op_type in crowding and not maker.domain:
+            reason = f"{node.op_type} {node.name} ranks probabilities, which have no order rounded"
+            found |= {str(each.name): reason for each in (*passed, maker)}
+    return Unfit({}, found)
+
+
+_CROWDING: Final = {
+    "ArgMax": ("Sigmoid",), "ArgMin": ("Sigmoid", "Softmax"), "TopK": ("Sigmoid", "Softmax"),
+}  # fmt: skip
+"""Whose values come too near one another for a ranking."""
+
+_LAYOUT: Final = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+
+
 # --- products within a node
 
 

@@ -87,6 +87,7 @@ class Tail:
             the mean of all ages.
         ranked: the probabilities, one for each class, of which an ArgMax, TopK or ReduceMax takes
             the largest; ``None`` where these are no probabilities.
+        scale: the activation that such an operator is given, as ``softmax``.
     """
 
     output: str
@@ -100,6 +101,7 @@ class Tail:
     is_of_probabilities: bool = False
     is_mean: bool = False
     ranked: str | None = None
+    scale: str = "none"
 
 
 def read_tails(model: ir.Model) -> dict[str, Tail]:
@@ -136,11 +138,15 @@ def _tail(name: str, root: ir.Value, feeds: frozenset[str], layers: int) -> Tail
         is_of_probabilities=_is_of_probabilities(root),
         is_mean=_is_mean(root),
         ranked=_ranked(activation, value),
+        scale=_activation(_behind_layout(value))[0] if activation in _RANKING else "none",
     )
 
 
+_RANKING: Final = frozenset({"argmax", "maximum", "top_k", "top_values"})
+
+
 def _ranked(activation: str, value: ir.Value) -> str | None:
-    if activation not in {"argmax", "maximum", "top_k", "top_values"}:
+    if activation not in _RANKING:
         return None
     value = _behind_layout(value)
     return str(value.name) if _activation(value)[0] in {"sigmoid", "softmax"} else None

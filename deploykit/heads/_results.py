@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from deploykit.core.deployed import CLASSES, PROBABILITIES, SCORES, TOP_K
+from deploykit.core.deployed import CLASSES, LOG_PROBABILITIES, PROBABILITIES, SCORES, TOP_K
 from deploykit.core.errors import UsageError
 from deploykit.heads.binary import BINARY
 from deploykit.heads.multiclass import CLASSES_ALONE, MULTICLASS, Multiclass, compare, softmax
 from deploykit.heads.multilabel import MULTILABEL, sigmoid
-from deploykit.heads.raw import RAW
+from deploykit.heads.raw import Raw
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.core.deployed import Result
+    from deploykit.core.precision import Limits
     from deploykit.heads._head import Head
     from deploykit.heads.multiclass import BatchComparison
+    from deploykit.heads.raw import RawComparison
 
     Outputs = NDArray[np.float32]
 
@@ -147,36 +149,62 @@ def chances_of(head: Head, conversion: Mapping[str, Any]) -> str | None:
 
 def judged_beside(head: Head, conversion: Mapping[str, Any]) -> dict[str, Head]:
     """What judges the outputs beside class numbers that say how likely these are, by name."""
-    found: dict[str, Head] = {}
-    chances, scores = chances_of(head, conversion), conversion.get(SCORES)
-    if chances is not None:
-        found[chances] = _TOP_PROBABILITIES
-    if scores is not None and head.activation in CLASSES_ALONE:
-        found[str(scores)] = RAW
-    return found
+    if head.name != MULTICLASS.name or head.activation not in CLASSES_ALONE:
+        return {}
+    names = {kind: conversion.get(kind) for kind in (LOG_PROBABILITIES, SCORES)}
+    names[PROBABILITIES] = chances_of(head, conversion)
+    return {str(name): _BESIDE[kind] for kind, name in names.items() if name is not None}
 
 
 class _TopProbabilities(Multiclass):
     """The largest probabilities of each image (N, K), the largest first, or the largest (N,).
 
     They are compared as all probabilities are, with the rest as one class more, so that they are
-    judged no harder. Which classes they are of is another output's.
+    judged no harder; those of a Sigmoid each by itself. Which classes they are of is another
+    output's.
     """
 
     def compare(self, candidate: Outputs, reference: Outputs) -> BatchComparison:
         """The figures of one batch."""
-        found = compare(_with_rest(candidate), _with_rest(reference), "softmax")
-        return replace(found, agreement=1.0, flipped_margins=())
+        got, wanted = (each.reshape(len(each), -1) for each in (candidate, reference))
+        if (wanted.sum(axis=1) > 1 + _ROUNDING).any():
+            found = compare(got, wanted, "sigmoid")
+        else:
+            found = compare(_with_rest(got), _with_rest(wanted), "softmax")
+        return replace(found, agreement=None, flipped_margins=())
 
     def undecided(self, outputs: Outputs) -> list[str]:  # noqa: ARG002 - no decision is in them
         """Nothing: the first is the largest of every image."""
         return []
 
 
-def _with_rest(values: Outputs) -> Outputs:
-    rows = values.reshape(len(values), -1)
+class _TopLogProbabilities(_TopProbabilities):
+    """The logarithms of such probabilities: near 0 for a sure answer, so that these are judged."""
+
+    def compare(self, candidate: Outputs, reference: Outputs) -> BatchComparison:
+        """The figures of one batch."""
+        return super().compare(np.exp(candidate), np.exp(reference))
+
+
+class _TopScores(Raw):
+    """The largest scores of each image, of which one alone may be near 0 by chance."""
+
+    def problems_of(self, figures: RawComparison, limits: Limits) -> list[str]:
+        """The largest error, over the largest score of all images."""
+        if figures.non_finite or figures.max_relative > limits.max_relative:
+            return super().problems_of(figures, limits)
+        return []
+
+
+def _with_rest(rows: Outputs) -> Outputs:
     rest = np.maximum(1 - rows.sum(axis=1, keepdims=True), 0)
     return np.concatenate([rows, rest], axis=1)
 
 
-_TOP_PROBABILITIES: Final = _TopProbabilities().applied("softmax")
+_ROUNDING: Final = 1e-3
+
+_BESIDE: Final[Mapping[str, Head]] = {
+    PROBABILITIES: _TopProbabilities().applied("softmax"),
+    LOG_PROBABILITIES: _TopLogProbabilities().applied("softmax"),
+    SCORES: _TopScores(),
+}

@@ -91,7 +91,7 @@ class Raw(Head):
         if figures.non_finite:
             return [f"{figures.non_finite} values are NaN or infinite {where}"]
         if self.activation in _NUMBERS:
-            return _changed(figures.differing, 1 - limits.min_agreement, where)
+            return _changed(figures.differing, limits.share_of_ties, where)
         found = []
         if figures.max_image_relative > limits.max_relative:
             found.append(

@@ -99,9 +99,12 @@ def _agreement(data: Mapping[str, Any]) -> dict[str, float]:
     """Share of the images of the last comparison that have the original's answer."""
     from deploykit.heads import worst_of  # needs numpy
 
-    batches = data["validation"][-1]["batches"] if data["validation"] else []
-    share = worst_of(batches).get("agreement") if batches else None
-    return {} if share is None else {"agreement": share}
+    # Of outputs beside the classes there are comparisons too, without a share.
+    for report in reversed(data["validation"]):
+        share = worst_of(report["batches"]).get("agreement") if report["batches"] else None
+        if share is not None:
+            return {"agreement": share}
+    return {}
 
 
 def verdict_of(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Final
 
-from deploykit.core.deployed import PROBABILITIES, SCORES
+from deploykit.core.deployed import LOG_PROBABILITIES, PROBABILITIES, SCORES
 from deploykit.core.errors import ModelFileError, UsageError
 from deploykit.core.specs import HeadRecord
 from deploykit.graph import Tail
@@ -39,9 +39,9 @@ class OutputChoice:
     """The output that ``head`` is about.
 
     ``flat`` where it has the head's shape already; ``batch_axis`` is where its images are;
-    ``single`` where a file for one image gives it without an axis for the batch. ``chances`` is the
-    output with the probabilities of class numbers, ``scores`` that with what they were ranked by
-    where these are no probabilities. ``why`` are sentences for the user.
+    ``single`` where a file for one image gives it without an axis for the batch. ``beside`` are
+    the outputs that say how likely class numbers are, by what they have, as the manifest records
+    them. ``why`` are sentences for the user.
     """
 
     head: Head
@@ -51,8 +51,7 @@ class OutputChoice:
     others: tuple[TensorSpec, ...] = ()
     batch_axis: int = 0
     single: bool = False
-    chances: str | None = None
-    scores: str | None = None
+    beside: Mapping[str, str] = field(default_factory=dict)
     why: tuple[str, ...] = ()
 
     @property
@@ -61,10 +60,9 @@ class OutputChoice:
         return HeadRecord(self.head.name, self.name, self.head.activation)
 
     @property
-    def beside(self) -> dict[str, str]:
-        """For the manifest: which output stands beside class numbers, by what it has."""
-        found = {PROBABILITIES: self.chances, SCORES: self.scores}
-        return {kind: name for kind, name in found.items() if name is not None}
+    def chances(self) -> str | None:
+        """The output with the probabilities of class numbers."""
+        return self.beside.get(PROBABILITIES)
 
     def notes(self) -> list[str]:
         """What a user must know of the choice."""
@@ -131,8 +129,7 @@ def choose_output(
         batch_axis=_batch_axis(found.values) if head.judges_all and not found.single else 0,
         # Of several raw outputs, as boxes and their scores, all stay as they are.
         single=found.single and not (head.judges_all and others),
-        chances=_beside(found, candidates, are_probabilities=True),
-        scores=_beside(found, candidates, are_probabilities=False),
+        beside=_beside(found, candidates),
         why=tuple(each for each in (found.doubt, assumed, _taken(head, found)) if each),
     )
 
@@ -150,30 +147,33 @@ def _is_single(spec: TensorSpec, values: Array) -> bool:
     return isinstance(spec.shape[0], int) and spec.shape[0] > 1
 
 
-def _beside(
-    found: Candidate, candidates: Sequence[Candidate], *, are_probabilities: bool
-) -> str | None:
-    """The output with the probabilities, or the other scores, of the class numbers of ``found``."""
-    if (found.tail.ranked is not None) is not are_probabilities:
-        return None
-    fitting = (
-        one.name
-        for one in candidates
-        if is_ranked_by(found.tail, one.tail)
-        and one.is_float
-        and one.values[0].size == found.values[0].size
-    )
-    return next(fitting, None)
+def _beside(found: Candidate, candidates: Sequence[Candidate]) -> dict[str, str]:
+    """The outputs with probabilities, or other scores, of the class numbers of ``found``."""
+    names: dict[str, str] = {}
+    for one in candidates:
+        kind = kind_beside(found.tail, one.tail)
+        is_fitting = one.is_float and one.values[0].size == found.values[0].size
+        if kind is not None and is_fitting:
+            names.setdefault(kind, one.name)
+    return names
 
 
-def is_ranked_by(numbers: Tail, values: Tail) -> bool:
-    """Whether an output has the largest values of those that the class ``numbers`` are of."""
+def kind_beside(numbers: Tail, values: Tail) -> str | None:
+    """What an output has that takes the largest ``values`` where another gives class ``numbers``.
+
+    ``None`` where the two are of different layers.
+    """
     if numbers.activation not in NUMBERS or values.activation not in PARTS:
-        return False
-    if numbers.ranked is not None or values.ranked is not None:
-        return numbers.ranked == values.ranked
-    is_same = (numbers.layer, numbers.between) == (values.layer, values.between)
-    return numbers.layer is not None and is_same
+        return None
+    is_same = numbers.ranked is not None and numbers.ranked == values.ranked
+    if not is_same and (numbers.layer is None or numbers.layer != values.layer):
+        return None
+    # Softmax keeps the order of the logits, of which the class numbers may be.
+    is_of_logits = (numbers.scale, numbers.between) == ("none", ())
+    is_soft = (values.scale, values.between) == ("softmax", ("Softmax",))
+    if is_same or (is_of_logits and is_soft):
+        return PROBABILITIES
+    return LOG_PROBABILITIES if values.scale == "log_softmax" else SCORES
 
 
 def _tail_of(name: str, tails: Mapping[str, Tail]) -> Tail:

@@ -257,7 +257,7 @@ def from_onnx(
         weights={"source": original.name, "sha256": source.sha256, "trained": True},
         preprocessing=preprocessing,
         labels=card.classes,
-        conversion={"steps": own.done} | choice.beside,
+        conversion={"steps": own.done, **choice.beside},
         runners=runners,
         head=choice.head,
         output=choice.name,

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from deploykit.comparison.validation import validate
-from deploykit.core.deployed import PROBABILITIES, SCORES
 from deploykit.core.errors import ModelFileError, ValidationError
 from deploykit.core.precision import Precision
 from deploykit.graph import read_model, read_tails
@@ -16,7 +15,7 @@ from deploykit.heads import figures_of
 from deploykit.heads._results import judged_beside
 from deploykit.heads.multiclass import MULTICLASS
 from deploykit.heads.raw import comparable, raw_for
-from deploykit.sources.head_choice import Wish, choose_output, is_ranked_by
+from deploykit.sources.head_choice import Wish, choose_output, kind_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -108,11 +107,10 @@ def heads_of_file(
     tails = read_tails(read_model(source.path))
     answers = [{first.name: one} for one in outputs]
     head = choose_output(name, (first,), answers, tails, Wish()).head
-    kind = SCORES if tails[first.name].ranked is None else PROBABILITIES
     found: dict[str, Head] = {}
     for spec in others:
-        if is_ranked_by(tails[first.name], tails[spec.name]):
-            found |= judged_beside(head, {kind: spec.name})
+        kind = kind_beside(tails[first.name], tails[spec.name])
+        found |= {} if kind is None else judged_beside(head, {kind: spec.name})
     return head, found
 
 

@@ -245,6 +245,8 @@ class _Side:
 
     mended: Mended = field(default_factory=Mended)
     preprocessing: Preprocessing | None = None
+    activation: str | None = None
+    """What a file says that it ends in."""
 
     @property
     def others(self) -> list[str]:
@@ -252,7 +254,8 @@ class _Side:
 
 
 def _deployed(side: _Side) -> Deployed:
-    return Deployed(side.name, side.preprocessing, side.artifact.outputs, side.manifest)
+    outputs = side.artifact.outputs
+    return Deployed(side.name, side.preprocessing, outputs, side.manifest, side.activation)
 
 
 def _open(path: Path, bundles: Mapping[Path, Bundle]) -> _Side:
@@ -263,7 +266,8 @@ def _open(path: Path, bundles: Mapping[Path, Bundle]) -> _Side:
         side = _image_model(str(path), read.artifact, card.preprocessing)
         if card.preprocessing is not None:
             side = replace(side, preprocessing=preprocessing_of(card, path.name, side.image))
-        return replace(side, mended=mended_of(read.model))
+        activation = None if card.head is None else card.head.activation
+        return replace(side, mended=mended_of(read.model), activation=activation)
     bundle.require_unchanged(bundle.model_path.name)
     manifest = bundle.manifest
     return _image_model(str(path), manifest.onnx, manifest.preprocessing, bundle)
@@ -316,9 +320,10 @@ def _in_order(first: _Side, second: _Side) -> tuple[_Side, _Side]:
 
 
 def _require_one_network(candidate: _Side, reference: _Side) -> None:
-    here, there = candidate.image.shape[1:], reference.image.shape[1:]
+    here, there = shapes = candidate.image.shape[1:], reference.image.shape[1:]
     # What an open dimension is called is each file's own business.
-    if _without_names(here) != _without_names(there):
+    sizes = {tuple(dim if isinstance(dim, int) else None for dim in shape) for shape in shapes}
+    if len(sizes) > 1:
         raise UsageError(
             f"{candidate.name} takes images of {here}, {reference.name} of {there}\n"
             "expected two artifacts of one network"
@@ -338,10 +343,6 @@ def _require_layers_alike(sides: tuple[_Side, _Side], options: ComparisonOptions
             f"--layers: {last[0]} takes images with channels last, and so are its activations\n"
             "leave --layers out; or export it in FP32, and compare with that bundle"
         )
-
-
-def _without_names(shape: tuple[int | str, ...]) -> tuple[int | None, ...]:
-    return tuple(dim if isinstance(dim, int) else None for dim in shape)
 
 
 def _counts(candidate: _Side, reference: _Side, batch: int | None) -> tuple[int, ...]:

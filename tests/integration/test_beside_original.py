@@ -105,6 +105,18 @@ CASES = {
         "int64[n] order, float[n] best",
         (),
     ),
+    "the best class by its logit, and its probability": Case(
+        f"{LOGITS} chances = Softmax (logits) best = ReduceMax <keepdims = 0> (chances, last)"
+        " order = ArgMax <axis = 1, keepdims = 0> (logits)",
+        "int64[n] order, float[n] best",
+        (),
+    ),
+    "the best class, and the logarithm of its probability": Case(
+        f"{LOGITS} logs = LogSoftmax (logits) best = ReduceMax <keepdims = 0> (logs, last)"
+        " order = ArgMax <axis = 1, keepdims = 0> (logs)",
+        "int64[n] order, float[n] best",
+        (),
+    ),
     "one image, and no dimension for it": Case(
         f"{LOGITS} flat = Squeeze (logits, before)",
         f"float[{CLASSES}] flat",
@@ -309,3 +321,71 @@ def test_channels_last_are_compared_in_fp32_alone(tmp_path: Path) -> None:
     assert called.code == 2
     assert "half.onnx is fp16 and takes images with channels last, (N, H, W, C)" in called.err
     assert "compare the FP32 file that it was made from" in called.err
+
+
+def test_ranks_behind_the_first_are_judged_in_every_precision(tmp_path: Path) -> None:
+    """The wrong one has the same best class, and other classes behind it."""
+    right = network(CASES["a ranking of its own"])
+    wrong = network(CASES["a ranking of its own"])
+    wrong.graph.node[-1].output[1] = "found"
+    wrong.graph.node.extend(
+        [
+            onnx.helper.make_node("Add", ["found", "more"], ["others"]),
+            onnx.helper.make_node("Mod", ["others", "count"], ["order"]),
+        ]
+    )
+    for name, value in (("more", [[0, 3, 3]]), ("count", [CLASSES])):
+        wrong.graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+    first, second = (
+        save(model, tmp_path / f"{name}.onnx") for name, model in (("r", right), ("w", wrong))
+    )
+    for precision in ("fp32", "fp16", "bf16"):
+        bundle = tmp_path / precision
+        named = (f"--{precision}", "--backend", "none", "-o", bundle)
+        assert deploykit("export", first, *named).code == 0
+        assert deploykit("validate", bundle, first).code == 0
+        called = deploykit("validate", bundle, second)
+        assert called.code == 1, called.out
+        assert "class numbers behind the first are" in called.out
+
+
+def test_probabilities_of_a_result_are_compared_in_either_order(tmp_path: Path) -> None:
+    case, bundle = CASES["the meant output is the second, of three classes"], tmp_path / "bundle"
+    right = save(network(case), tmp_path / "right.onnx")
+    wrong = save(changed(network(case), case.wrong), tmp_path / "wrong.onnx")
+    named = ("--fp32", *case.options, "--backend", "none", "-o", bundle)
+    assert deploykit("export", right, *named).code == 0
+    for file, code in ((right, 0), (wrong, 1)):
+        assert deploykit("validate", bundle, file).code == code
+        assert deploykit("validate", file, bundle).code == code
+
+
+def test_a_file_that_ends_in_another_result_is_refused(tmp_path: Path) -> None:
+    """It says so itself: without that its probabilities would get a Softmax."""
+    source = save(network(CASES["as many images as classes"]), tmp_path / "source.onnx")
+    first, second = tmp_path / "first", tmp_path / "second"
+    exported(source, first, "--result", "topk:3")
+    exported(source, second, "--result", "probabilities")
+    for pair in ((first, second / "model.onnx"), (second / "model.onnx", first)):
+        called = deploykit("validate", *pair)
+        assert called.code == 2
+        assert "end in different results" in called.err
+    same = tmp_path / "same"
+    exported(source, same)
+    assert deploykit("validate", first, same / "model.onnx").code == 0
+
+
+def test_bytes_are_normalised_by_each_itself(tmp_path: Path) -> None:
+    source = save(network(CASES["as many images as classes"]), tmp_path / "source.onnx")
+    floats, other, bytes_ = (tmp_path / name for name in ("floats", "other", "bytes"))
+    exported(source, floats, "--mean", 0.5, "--std", 0.5)
+    exported(source, other, "--mean", 0.1, "--std", 0.25)
+    exported(source, bytes_, *BYTES)
+    for left, right, code in (
+        (bytes_, floats, 0), (floats, bytes_, 0), (bytes_, other, 1), (other, bytes_, 1),
+    ):  # fmt: skip
+        called = deploykit("validate", left, right, "--json")
+        assert called.code == code, called.out + called.err
+        notes = [each for each in called.data["notes"] if "otherwise" in each]
+        assert len(notes) == code
+        assert all(each.endswith("each normalises them itself") for each in notes)

@@ -240,3 +240,34 @@ def test_bf16_has_whole_numbers_to_256(classes: int, kept: bool) -> None:
     assert any("BF16 has them to 256" in reason for reason in plan.kept.values()) is kept
     in_fp16 = plan_half(model, {}, 4.0).kept.values()
     assert not any("whole numbers" in reason for reason in in_fp16)  # it has all of them
+
+
+@pytest.mark.parametrize(
+    "ranking",
+    [
+        "p = Softmax <axis = 1> (m) q = Unsqueeze (p, one) v, y = TopK <axis = 2> (q, five)",
+        "p = Sigmoid (m) v, y = TopK <axis = 1> (p, five)",
+        "p = Sigmoid (m) y = ArgMax <axis = 1> (p)",
+        "p = Softmax <axis = 1> (m) y = ArgMin <axis = 1> (p)",
+    ],
+)
+def test_probabilities_that_are_ranked_are_not_rounded(ranking: str, tmp_path: Path) -> None:
+    """In FP16 the small ones of a Softmax are 0, and the large ones of a Sigmoid are 1."""
+    shape = "A,B,C" if "Unsqueeze" in ranking else "A,B"
+    source = graph(
+        f"g (float[N,9] x) => (int64[{shape}] y) {{ m = Mul (x, k) {ranking} }}",
+        {"k": of(1), "one": np.array([1]), "five": np.array([5])},
+    )
+    logits = np.array([[8, 12, 10, 9, 14, -30, -24, -28, -36]], np.float32)
+    made = Converted(source, tmp_path, {"x": logits})
+    assert any("ranks probabilities, which have no order" in r for r in made.plan.kept.values())
+    expected = run_ort(source, {"x": logits})["y"]
+    assert (run_reference(made.half, {"x": logits})["y"] == expected).all()
+
+
+def test_an_argmax_of_a_softmax_rounds_nothing_that_counts(tmp_path: Path) -> None:
+    source = graph(
+        "g (float[N,9] x) => (int64[N,1] y) { p = Softmax <axis = 1> (x) y = ArgMax <axis=1> (p) }"
+    )
+    made = Converted(source, tmp_path, {"x": np.eye(9, dtype=np.float32)})
+    assert made.plan.kept == {}

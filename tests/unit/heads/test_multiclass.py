@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from deploykit.core.precision import Precision
 from deploykit.heads._results import judged_beside
 from deploykit.heads.multiclass import MULTICLASS, BatchComparison, compare
+from deploykit.heads.raw import RAW
 from tests.graphs import normal
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def test_the_figures_stay_in_their_ranges(rows: list[tuple[float, ...]]) -> None
     assert -1 - 1e-9 <= found.min_cosine <= 1 + 1e-9
     assert found.max_kl is not None
     assert found.max_kl >= 0
-    assert len(found.flipped_margins) == round((1 - found.agreement) * len(rows))
+    assert len(found.flipped_margins) == round((1 - (found.agreement or 0)) * len(rows))
     assert all(margin >= 0 for margin in found.flipped_margins)
 
 
@@ -151,17 +152,88 @@ def test_the_largest_probabilities_are_compared_with_the_rest_as_one_class() -> 
     found = head.compare(candidate, reference)
     assert isinstance(found, BatchComparison)
     assert found.image_kl == pytest.approx([0, float(kl)], abs=1e-7)
-    assert found.agreement == 1
+    assert found.agreement is None
     assert head.undecided(reference) == []
     limits = Precision.FP16.facts.limits
     assert head.problems([head.compare(reference, reference)], limits) == []
     assert head.problems([found], limits)
 
 
-def test_sums_over_one_leave_no_rest() -> None:
-    """Those of a sigmoid are of labels, each by itself."""
+def test_the_largest_probabilities_of_a_sigmoid_are_compared_each_by_itself() -> None:
     (head,) = judged_beside(MULTICLASS.applied("top_k"), {"probabilities": "v"}).values()
-    rows = logits([0.9, 0.8])
-    found = head.compare(rows, rows)
+    wanted, got = torch.tensor([0.9, 0.8]), torch.tensor([0.7, 0.85])
+    kl = torch.distributions.kl_divergence(
+        torch.distributions.Bernoulli(wanted), torch.distributions.Bernoulli(got)
+    ).sum()
+    found = head.compare(logits(got.tolist()), logits(wanted.tolist()))
     assert isinstance(found, BatchComparison)
-    assert found.max_kl == 0
+    assert found.max_kl == pytest.approx(float(kl), abs=1e-6)
+
+
+def test_the_logarithm_of_a_sure_answer_is_judged_as_its_probability() -> None:
+    """-1e-6 for -1e-9 is a thousand times as much, and the same answer."""
+    numbers = MULTICLASS.applied("argmax")
+    (head,) = judged_beside(numbers, {"log_probabilities": "v"}).values()
+    limits = Precision.FP16.facts.limits
+    assert head.problems([head.compare(logits([-1e-6]), logits([-1e-9]))], limits) == []
+    assert head.problems([head.compare(logits([-1.5]), logits([-0.5]))], limits)
+
+
+def test_a_score_near_0_is_judged_beside_those_of_other_images() -> None:
+    (head,) = judged_beside(MULTICLASS.applied("argmax"), {"scores": "v"}).values()
+    limits = Precision.FP16.facts.limits
+    reference = logits([1e-3], [-2.0], [5.0])
+    near, far = (reference + np.float32(by) for by in (0.01, 0.2))
+    assert head.problems([head.compare(near, reference)], limits) == []
+    assert head.problems([head.compare(far, reference)], limits)
+
+
+@pytest.mark.parametrize("kind", ["probabilities", "scores"])
+def test_beside_raw_outputs_nothing_is_known(kind: str) -> None:
+    assert judged_beside(RAW.applied("argmax"), {kind: "v"}) == {}
+    assert judged_beside(MULTICLASS, {kind: "v"}) == {}
+
+
+def ranking(*columns: int) -> NDArray[np.float32]:
+    """Eight images whose five classes are in the same order."""
+    return np.tile(np.array(columns, np.float32), (8, 1))
+
+
+@pytest.mark.parametrize(
+    ("candidate", "fp32", "fp16"),
+    [
+        (ranking(1, 2, 3, 4, 5), None, None),
+        (ranking(1, 2, 4, 3, 5), "16 of 32 class numbers behind the first are at another", None),
+        (ranking(1, 12, 13, 14, 15), "32 of 32", "32 of 32 class numbers behind the first"),
+        (ranking(1, 2, 3, 4, 15), "8 of 32", "8 of 32"),
+    ],
+)
+def test_classes_behind_the_first_are_judged(
+    candidate: NDArray[np.float32], fp32: str | None, fp16: str | None
+) -> None:
+    head, reference = MULTICLASS.applied("top_k"), ranking(1, 2, 3, 4, 5)
+    for precision, problem in ((Precision.FP32, fp32), (Precision.FP16, fp16)):
+        batches = [head.compare(candidate, reference)]
+        found = head.problems(batches, precision.facts.limits)
+        assert [each.startswith(problem or "none") for each in found] == [True] * bool(problem)
+
+
+@pytest.mark.parametrize(
+    ("precision", "lost", "passes"),
+    [
+        (Precision.FP16, 1, True),
+        (Precision.FP16, 2, False),
+        (Precision.BF16, 4, True),
+        (Precision.BF16, 5, False),
+        (Precision.INT8, 8, True),
+    ],
+)
+def test_the_last_place_of_a_ranking_may_go_to_the_next_class(
+    precision: Precision, lost: int, *, passes: bool
+) -> None:
+    reference = ranking(1, 2, 3, 4, 5)
+    candidate = reference.copy()
+    candidate[:lost, -1] = 6
+    head = MULTICLASS.applied("top_k")
+    found = head.problems([head.compare(candidate, reference)], precision.facts.limits)
+    assert (found == []) is passes
