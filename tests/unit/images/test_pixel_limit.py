@@ -8,7 +8,8 @@ import sys
 import threading
 import zlib
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +22,6 @@ from deploykit.images import decoding
 from deploykit.images.batching import within_limit
 from deploykit.images.sets import FileImages
 from deploykit.runtime.classifier import PreparedImages
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SMALL = Preprocessing((8, 8), 8)
 
@@ -228,19 +226,19 @@ def test_16_bit_tiffs_of_both_byte_orders(byte_order: str) -> None:
 
 
 MEASURE = """
-import resource, sys
+import sys
 from pathlib import Path
 from deploykit import images
 from deploykit.core.specs import Preprocessing
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+from tests.peak_memory import peak_bytes
 wanted = Preprocessing((64, 64), 64)
 images.preprocess(images.decode(Path(sys.argv[1]), reduce_for=wanted), wanted)  # all loaded once
-before = peak()
+before = peak_bytes()
 try:
     images.preprocess(images.decode(Path(sys.argv[2]), 25_000_000, reduce_for=wanted), wanted)
 except images.decoding.DataError:
     pass
-print(peak() - before)
+print(peak_bytes() - before)
 """
 
 
@@ -264,7 +262,11 @@ def memory_of(folder: Path, data: bytes) -> int:
     small.write_bytes(encoded(Image.new("LA", (1100, 1100)), "PNG"))
     large.write_bytes(data)
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, small, large], capture_output=True, text=True, check=True
+        [sys.executable, "-c", MEASURE, small, large],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return int(done.stdout)
 
