@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,11 @@ def pytest_configure() -> None:
 
     Threads of torch wait for one another in a loop: as many for each worker as there are cores take
     twice the time of one. Cycles are looked for as seldom as in the command line's own process.
+    Interrupts are raised also where a shell started the tests in the background, which ignores
+    them: what a test interrupts would go on for the minutes that it was asked for.
     """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.set_threshold(*COLLECT_AFTER)
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault("OMP_NUM_THREADS", "1")

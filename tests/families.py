@@ -14,6 +14,7 @@ from deploykit.models import get
 from deploykit.precision.quantization.conversion import plan_int8
 from deploykit.sources.torch_export import export_module
 from deploykit.sources.torchvision import torchvision_spec
+from tests.drawing import Repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,7 +91,7 @@ def export(name: str, folder: Path) -> None:
 
 def own_network(name: str, folder: Path) -> None:
     spec = get(name, image_size=IMAGE_SIZES[name], num_classes=16)
-    with torch.device("meta" if name in FEATURES_ONLY else "cpu"):
+    with torch.device("meta" if name in FEATURES_ONLY else "cpu"), Repeated():
         module = spec.build()
     if name in FEATURES_ONLY:
         module = features_of(module)

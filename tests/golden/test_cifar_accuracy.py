@@ -14,7 +14,8 @@ from deploykit.sources.weights import build_with_weights
 if TYPE_CHECKING:
     from pathlib import Path
 
-BATCH = 250
+BATCH = 20
+"""What stays in the cache of one core."""
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.testing import CompileCounter
 
 from deploykit.backends import ModuleOptions
 from deploykit.backends.eager_cuda import EagerCudaRunner, ResidentModule, TorchGpu
@@ -188,6 +187,8 @@ def test_compiling_is_no_part_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_each_shape_is_compiled_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once: torch's own choice is one graph for any batch from the second one on."""
+    from torch._dynamo.testing import CompileCounter
+
     counter: Any = CompileCounter()
     compile_module = torch.compile
 

@@ -23,8 +23,6 @@ from deploykit.heads._accuracy import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-stats: Any = importlib.import_module("scipy.stats")  # scikit-learn brings it
-
 
 def answers(labels: Sequence[int], top1: Sequence[int]) -> Answers:
     ranks = [0 if label == answer else 1 for label, answer in zip(labels, top1, strict=True)]
@@ -43,6 +41,8 @@ def test_wilson_interval_as_published(hits: int, count: int, expected: tuple[flo
 
 @pytest.mark.parametrize("count", [1, 2, 7, 50, 1000, 50_000])
 def test_wilson_interval_is_scipys(count: int) -> None:
+    from scipy import stats
+
     for hits in {0, 1, count // 3, count // 2, count - 1, count}:
         expected = stats.binomtest(hits, count).proportion_ci(0.95, method="wilson")
         assert wilson_interval(hits, count) == pytest.approx(
@@ -62,6 +62,8 @@ def test_wilson_interval_stays_within_0_and_1() -> None:
     [*product(range(7), range(7)), (30, 12), (101, 100), (700, 812), (4000, 4321)],
 )
 def test_mcnemar_is_scipys_binomial_test(first: int, second: int) -> None:
+    from scipy import stats
+
     tosses = first + second
     expected = stats.binomtest(first, tosses, 0.5).pvalue if tosses else 1.0
     assert mcnemar_p_value(first, second) == pytest.approx(expected, rel=1e-9)

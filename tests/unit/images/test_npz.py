@@ -347,18 +347,18 @@ def test_wrong_npy_files_are_refused(tmp_path: Path) -> None:
 
 
 MEASURE = """
-import resource, sys
+import sys
 from pathlib import Path
 from deploykit.images import open_images
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+from tests.peak_memory import peak_bytes
 small = open_images(Path(sys.argv[1]))
 small.digest, small.load(0)  # all loaded once
-before = peak()
+before = peak_bytes()
 source = open_images(Path(sys.argv[2]))
 source.digest
 for index in range(len(source)):
     source.load(index)
-print(peak() - before)
+print(peak_bytes() - before)
 """
 
 
@@ -373,6 +373,10 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, kind: st
         else:
             PACKED[kind](file, images=pixels[:count])
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, *files], capture_output=True, text=True, check=True
+        [sys.executable, "-c", MEASURE, *files],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert int(done.stdout) < 8 * 2**20

@@ -8,7 +8,8 @@ import sys
 import threading
 import zlib
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +22,6 @@ from deploykit.images import decoding
 from deploykit.images.batching import within_limit
 from deploykit.images.sets import FileImages
 from deploykit.runtime.classifier import PreparedImages
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SMALL = Preprocessing((8, 8), 8)
 
@@ -197,7 +195,7 @@ def before(data: bytes) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_strips_give_what_the_whole_gives(mode: str, orientation: int) -> None:
     random = np.random.default_rng(1)
-    size = (1500, 1100)  # two strips
+    size = (1400, 800)  # two strips
     rgba = Image.fromarray(random.integers(0, 256, (*size, 4), np.uint8))
     options: dict[str, Any] = {}
     if mode == "I;16":
@@ -228,19 +226,19 @@ def test_16_bit_tiffs_of_both_byte_orders(byte_order: str) -> None:
 
 
 MEASURE = """
-import resource, sys
+import sys
 from pathlib import Path
 from deploykit import images
 from deploykit.core.specs import Preprocessing
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+from tests.peak_memory import peak_bytes
 wanted = Preprocessing((64, 64), 64)
 images.preprocess(images.decode(Path(sys.argv[1]), reduce_for=wanted), wanted)  # all loaded once
-before = peak()
+before = peak_bytes()
 try:
     images.preprocess(images.decode(Path(sys.argv[2]), 25_000_000, reduce_for=wanted), wanted)
 except images.decoding.DataError:
     pass
-print(peak() - before)
+print(peak_bytes() - before)
 """
 
 
@@ -248,13 +246,13 @@ print(peak() - before)
     ("mode", "bytes_per_pixel"), [("I;16", 8), ("RGBA", 11), ("RGB", 6), ("LA", 11)]
 )
 def test_memory_of_a_decoded_image(tmp_path: Path, mode: str, bytes_per_pixel: int) -> None:
-    """5,000 x 5,000 pixels: widening copies of the whole would take 24 or more bytes for each."""
-    grown = memory_of(tmp_path, encoded(Image.new(mode, (5000, 5000)), "PNG", compress_level=1))
-    assert grown < bytes_per_pixel * 25_000_000
+    """9 million pixels: widening copies of the whole would take 24 or more bytes for each."""
+    grown = memory_of(tmp_path, encoded(Image.new(mode, (3000, 3000)), "PNG", compress_level=1))
+    assert grown < bytes_per_pixel * 9_000_000
 
 
 def test_memory_of_a_refused_image(tmp_path: Path) -> None:
-    image = Image.new("I;16", (13300, 13300))
+    image = Image.new("I;16", (6000, 6000))
     data = encoded(image, "PNG", compress_level=1)
     assert memory_of(tmp_path, data) < 20 * 2**20
 
@@ -264,7 +262,11 @@ def memory_of(folder: Path, data: bytes) -> int:
     small.write_bytes(encoded(Image.new("LA", (1100, 1100)), "PNG"))
     large.write_bytes(data)
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, small, large], capture_output=True, text=True, check=True
+        [sys.executable, "-c", MEASURE, small, large],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return int(done.stdout)
 
@@ -463,9 +465,9 @@ def test_a_jpeg_that_needs_memory_at_any_size_is_refused(kind: str) -> None:
 
 
 def test_memory_of_a_reduced_jpeg(tmp_path: Path) -> None:
-    """13,300 x 13,300 pixels: the whole would take 530 MB before it is scaled."""
-    grown = memory_of(tmp_path, encoded(Image.new("RGB", (13300, 13300)), "JPEG"))
-    assert grown < 6 * 13300 * 13300 // 16
+    """Decoded at a quarter; the whole would take 318 MB before it is scaled."""
+    grown = memory_of(tmp_path, encoded(Image.new("RGB", (10300, 10300)), "JPEG"))
+    assert grown < 6 * 10300 * 10300 // 16
 
 
 # --- many at once

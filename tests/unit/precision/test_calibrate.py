@@ -184,15 +184,16 @@ def files_in(folder: Path, count: int, corrupt: Sequence[int]) -> CalibrationDat
 
 
 @pytest.mark.parametrize("batch", ["N", 8])
-@pytest.mark.parametrize("corrupt", [[0], [57], [199], [0, 199], [98, 99]])
+@pytest.mark.parametrize("corrupt", [[0], [57], [99], [0, 199], [98, 99]])
 def test_few_corrupt_images_are_left_out_and_named(
     tmp_path: Path, corrupt: list[int], batch: str | int
 ) -> None:
-    artifact, data = artifact_in(tmp_path, batch), files_in(tmp_path, 200, corrupt)
+    count = 100 * len(corrupt)  # as few as may have so many
+    artifact, data = artifact_in(tmp_path, batch), files_in(tmp_path, count, corrupt)
     table = run(artifact, data)
-    assert table.images == 200 - len(corrupt)
+    assert table.images == count - len(corrupt)
     assert table.skipped == tuple(str(tmp_path / f"{number:03}.png") for number in corrupt)
-    rest = [number for number in range(200) if number not in corrupt]
+    rest = [number for number in range(count) if number not in corrupt]
     again = run(artifact, CalibrationData(data.source, PLAIN, rest, 0))
     assert again.amax == table.amax
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from scipy import optimize
 
 from deploykit.precision.quantization.least_noise import Channels
 
@@ -59,6 +58,8 @@ def test_expected_noise_is_that_of_rounding(strength: float) -> None:
 
 
 def test_refined_scales_are_as_good_as_those_of_another_minimiser() -> None:
+    from scipy import optimize
+
     rows, weight = (each[:, :FEW] if each.shape[1] == WIDTH else each[:FEW] for each in layer(3))
     rows = rows[:256]
     given = channels(rows, weight)

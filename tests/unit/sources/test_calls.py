@@ -74,42 +74,50 @@ COMMANDS = (
 )
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_no_command_imports_torch_to_find_it(command: list[str], tmp_path: Path) -> None:
+HEAVY = "[name for name in ('torch', 'onnx', 'onnxruntime') if name in sys.modules]"
+
+
+def told(code: str, folder: Path, *given: str) -> list[Any]:
+    """What a process of its own prints, a line of JSON for each call that it makes."""
+    command = [sys.executable, "-c", code, *given]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_no_command_imports_torch_to_find_it(tmp_path: Path) -> None:
     code = (
-        "import sys\n"
+        "import json, sys\n"
+        "from contextlib import redirect_stderr\n"
+        "from io import StringIO\n"
         "from deploykit.cli import main\n"
-        "try:\n    main(sys.argv[1:])\n"
-        "except SystemExit as end:\n"
-        "    heavy = [name for name in ('torch', 'onnx', 'onnxruntime') if name in sys.modules]\n"
-        "    import json\n    print(json.dumps([end.code, heavy]))\n"
+        "for command in json.loads(sys.argv[1]):\n"
+        "    with redirect_stderr(StringIO()) as said:\n"
+        "        try:\n            main(command)\n"
+        "        except SystemExit as end:\n            code = end.code\n"
+        f"    print(json.dumps([code, {HEAVY}, said.getvalue()]))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *command],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    code_and_heavy = json.loads(done.stdout.splitlines()[-1])
-    assert code_and_heavy[0] in (1, 2), done.stderr
-    assert code_and_heavy[1] == []
-    assert done.stderr.startswith("Error: ")
+    ends = told(code, tmp_path, json.dumps(COMMANDS))
+    for command, (exit_code, heavy, said) in zip(COMMANDS, ends, strict=True):
+        assert exit_code in (1, 2), command
+        assert heavy == [], command
+        assert said.startswith("Error: "), command
 
 
-@pytest.mark.parametrize(
-    "given", ["weights='imagnet'", "precision='int9'", "data='none'", "precision='auto'"]
-)
-def test_nor_does_the_function_for_programs(given: str, tmp_path: Path) -> None:
+def test_nor_does_the_function_for_programs(tmp_path: Path) -> None:
     code = (
-        "import sys, deploykit\n"
-        f"try:\n    deploykit.export('resnet50', {given})\n"
-        "except deploykit.DeploykitError:\n"
-        "    print([name for name in ('torch', 'onnx', 'onnxruntime') if name in sys.modules])\n"
+        "import json, sys, deploykit\n"
+        "for given in json.loads(sys.argv[1]):\n"
+        "    try:\n        deploykit.export('resnet50', **given)\n"
+        "    except deploykit.DeploykitError:\n"
+        f"        print(json.dumps({HEAVY}))\n"
     )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    wrong = [
+        {"weights": "imagnet"},
+        {"precision": "int9"},
+        {"data": "none"},
+        {"precision": "auto"},
+    ]
+    assert told(code, tmp_path, json.dumps(wrong)) == [[]] * len(wrong)
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageClassification
 
 from deploykit.core.artifacts import made_of
 from deploykit.core.choices import DefinitionChoices, PreprocessingChoices
@@ -47,6 +46,8 @@ def spec_of(folder: Path) -> ModelSpec:
 
 def transformers_own(folder: Path) -> nn.Module:
     """The network as transformers itself loads it."""
+    from transformers import AutoModelForImageClassification
+
     with quietly():
         loaded: nn.Module = AutoModelForImageClassification.from_pretrained(
             folder, attn_implementation="eager"

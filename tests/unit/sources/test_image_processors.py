@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import transformers
 
 from deploykit.core.errors import UsageError
 from deploykit.images import preprocess, sample_images
@@ -37,6 +36,8 @@ def photographs() -> list[Image]:
 
 def processor_of(kind: str, **values: Any) -> Any:
     """As `AutoImageProcessor` makes it for Pillow from a file with ``values``."""
+    import transformers
+
     with quietly():
         return getattr(transformers, f"{kind}ImageProcessorPil")(**values)
 
@@ -115,6 +116,8 @@ def test_the_centre_may_lie_one_pixel_further() -> None:
 
 @pytest.mark.parametrize("kind", ["ConvNext", "ViT"])
 def test_the_other_back_end_says_the_same(kind: str) -> None:
+    import transformers
+
     with quietly():
         other = getattr(transformers, f"{kind}ImageProcessor")()
     assert prepared_as(other, "file") == prepared(kind)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from timm.layers import std_conv
 from torch import Tensor, nn
-from transformers.models.bit.modeling_bit import WeightStandardizedConv2d
 
 from deploykit.sources.torch_export import has_standardised, inference_form, standardise_once
 
@@ -22,6 +21,8 @@ EPS = 1e-3
 
 
 def bit(padding: str | None) -> nn.Module:
+    from transformers.models.bit.modeling_bit import WeightStandardizedConv2d
+
     kind: Any = WeightStandardizedConv2d  # transformers has no types for it
     layer: nn.Module = kind(6, 4, 3, stride=2, padding=padding, eps=EPS)
     return layer

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import importlib
 from fractions import Fraction
 from math import ceil, floor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -27,14 +26,14 @@ if TYPE_CHECKING:
 
     Series = NDArray[np.float64]
 
-stats: Any = importlib.import_module("scipy.stats")  # scikit-learn brings it
-
 LEVELS = (1, 10, 50, 90, 95, 99, 99.9)
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
 @pytest.mark.parametrize("count", [1, 7, 8, 51, 100, 527, 528, 1000, 5296, 250_000])
 def test_ranks_are_those_of_the_binomial_distribution(count: int, confidence: float) -> None:
+    from scipy import stats
+
     tail = (1 - confidence) / 2
     for level in LEVELS:
         low = int(stats.binom.ppf(tail, count, level / 100))
@@ -98,7 +97,7 @@ STALLS = ((0.98, 5.0, 0.25), (0.02, 60.0, 15.0))
 
 
 def true_mixture(parts: tuple[tuple[float, float, float], ...], level: float) -> float:
-    optimize = importlib.import_module("scipy.optimize")
+    from scipy import optimize, stats
 
     def excess(value: float) -> float:
         below = sum(weight * stats.norm.cdf(value, *part) for weight, *part in parts)
@@ -116,6 +115,8 @@ def covered(draw: Callable[[np.random.Generator], Series], level: float, truth: 
 @pytest.mark.parametrize("level", [50, 90, 99])
 @pytest.mark.parametrize("name", ["fixed", "normal", "bimodal", "lognormal", "stalls"])
 def test_the_interval_holds_the_true_percentile(name: str, level: float) -> None:
+    from scipy import stats
+
     draws: dict[str, Callable[[np.random.Generator], Series]] = {
         "fixed": lambda rng: mixture(rng, 1000, FIXED),
         "normal": lambda rng: independent(rng, 1000, 0.05),
@@ -136,6 +137,8 @@ def test_the_interval_holds_the_true_percentile(name: str, level: float) -> None
 @pytest.mark.parametrize("lag", [0.5, 0.8])
 @pytest.mark.parametrize("level", [50, 90])
 def test_the_interval_holds_for_dependent_samples(level: float, lag: float) -> None:
+    from scipy import stats
+
     truth = stats.norm.ppf(level / 100, 5, 0.5)
     assert covered(lambda rng: dependent(rng, 1000, 0.1, lag), level, truth) >= 95
 
@@ -189,6 +192,8 @@ def test_an_impossible_confidence_is_refused(confidence: float) -> None:
 
 
 def test_the_coefficient_of_variation_is_scipys() -> None:
+    from scipy import stats
+
     samples = independent(np.random.default_rng(3), 500, 0.07)
     assert coefficient_of_variation(samples) == pytest.approx(stats.variation(samples, ddof=1))
     assert coefficient_of_variation(np.full(9, 3.0)) == 0

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 
     Series = NDArray[np.float64]
     Draw = Callable[[np.random.Generator], Series]
-
-stats: Any = importlib.import_module("scipy.stats")  # scikit-learn brings it
 
 STEADY = [4.0] * 40
 
@@ -106,6 +103,8 @@ def test_streams_overlap() -> None:
 @pytest.mark.parametrize("distinct", [5, 1000])
 @pytest.mark.parametrize("count", [8, 20, 57])
 def test_mann_kendall_is_kendalls_tau_against_time(count: int, distinct: int) -> None:
+    from scipy import stats
+
     for seed in range(10):
         rng = np.random.default_rng(seed)
         series = rng.integers(distinct, size=count) + 0.05 * distinct * np.arange(count) / count
@@ -123,6 +122,8 @@ def test_a_series_without_order_has_no_trend() -> None:
 
 
 def test_the_size_of_a_trend_is_the_median_slope() -> None:
+    from scipy import stats
+
     trend = trend_of(np.linspace(9.5, 10.5, 2000))
     assert trend is not None
     assert trend.change == pytest.approx(0.1, rel=5e-3)
