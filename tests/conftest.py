@@ -30,12 +30,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure() -> None:
     """One thread of OpenMP for each worker, and for the processes that it starts.
 
-    Threads of torch wait for one another in a loop: as many for each worker as there are cores take
-    twice the time of one. Cycles are looked for as seldom as in the command line's own process.
+    Threads of torch and numpy wait for one another in a loop: as many for each worker as there are
+    cores take twice the time of one. They read the variable when they are imported, so that this
+    file may import neither. Cycles are looked for as seldom as in the command line's own process.
     """
     gc.set_threshold(*COLLECT_AFTER)
-    if "PYTEST_XDIST_WORKER" in os.environ:
+    if _is_worker():
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def _is_worker() -> bool:
+    """One of several processes that run tests beside one another."""
+    return "PYTEST_XDIST_WORKER" in os.environ
 
 
 LONGEST = (
@@ -79,6 +85,29 @@ def pytest_sessionfinish() -> None:
 
 
 def pytest_runtest_setup() -> None:
+    if _is_worker():
+        _one_thread_of_onnxruntime()
+    _find_operators_once()
+
+
+def _one_thread_of_onnxruntime() -> None:
+    """As of OpenMP, which it does not use: its threads wait for one another in a loop, too."""
+    runtime = sys.modules.get("onnxruntime")
+    if runtime is None or hasattr(runtime, "options_of_all_threads"):
+        return
+    runtime.options_of_all_threads = runtime.SessionOptions
+
+    def of_one_thread() -> Any:
+        options = runtime.options_of_all_threads()
+        options.intra_op_num_threads = 1
+        return options
+
+    runtime.SessionOptions = of_one_thread
+    without_options: Any = sys.modules["onnxruntime.capi._pybind_state"]
+    without_options.get_default_session_options = of_one_thread
+
+
+def _find_operators_once() -> None:
     """Let torch's exporter find out once, not anew for each export, what does not change.
 
     The source of its 500 operators, their signatures, and the operators that C++ decomposes: more

@@ -22,7 +22,7 @@ from tests.bundles import write_classifier
 from tests.cli import Called, deploykit
 from tests.unit.benchmarking.statistics.noise import independent, samples_of
 
-SHORT = ("--duration", 0.2, "--warmup", 0, "--min-samples", 60)
+SHORT = ("--duration", 0.2, "--warmup", 0, "--min-samples", 60, "--threads", 1)
 
 
 @pytest.fixture
