@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.cli import deploykit
+from tests.documents import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -56,6 +57,28 @@ def fp16_copy(fp16_bundle: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "digits-fp16"
     shutil.copytree(fp16_bundle, copy)
     return copy
+
+
+@pytest.fixture(scope="session")
+def desk(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """What the documents say that the reader has. Read only."""
+    from tests.pages import make_desk
+
+    return made_once("desk", make_desk)
+
+
+@pytest.fixture(scope="session")
+def page_folder(
+    desk: Path, made_once: Callable[[str, Callable[[Path], object]], Path]
+) -> Callable[[str], Path]:
+    """The folder in which the blocks of a page of the documents were run, once. Read only."""
+    from tests.pages import run_page
+
+    def folder_of(page: str) -> Path:
+        place = f"page-{page.replace('/', '-')}"
+        return made_once(place, lambda folder: run_page(ROOT / page, desk, folder))
+
+    return folder_of
 
 
 @pytest.fixture
