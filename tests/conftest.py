@@ -97,7 +97,7 @@ def pytest_runtest_setup() -> None:
 
 def _one_thread_of_onnxruntime() -> None:
     """As of OpenMP, which it does not use: its threads wait for one another in a loop, too."""
-    runtime = sys.modules.get("onnxruntime")
+    runtime: Any = sys.modules.get("onnxruntime")
     if runtime is None or hasattr(runtime, "options_of_all_threads"):
         return
     runtime.options_of_all_threads = runtime.SessionOptions

@@ -80,8 +80,9 @@ def _load() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
     package = find_spec("sklearn")
     assert package is not None
-    (folder,) = package.submodule_search_locations or ()
-    rows = np.loadtxt(Path(folder) / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    assert package.origin is not None
+    file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    rows = np.loadtxt(file, delimiter=",")
     grey = (rows[:, :-1].reshape(-1, IMAGE_SIZE, IMAGE_SIZE) * (255 / 16)).round().astype(np.uint8)
     return np.stack([grey] * 3, axis=-1), rows[:, -1].astype(np.int64)
 
