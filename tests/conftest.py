@@ -31,25 +31,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure() -> None:
     """One thread of OpenMP for each worker, and for the processes that it starts.
 
-    Threads of torch wait for one another in a loop: as many for each worker as there are cores take
-    twice the time of one. Cycles are looked for as seldom as in the command line's own process.
+    Threads of torch and numpy wait for one another in a loop: as many for each worker as there are
+    cores take twice the time of one. They read the variable when they are imported, so that this
+    file may import neither. Cycles are looked for as seldom as in the command line's own process.
     Interrupts are raised also where a shell started the tests in the background, which ignores
     them: what a test interrupts would go on for the minutes that it was asked for.
     """
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.set_threshold(*COLLECT_AFTER)
-    if "PYTEST_XDIST_WORKER" in os.environ:
+    if _is_worker():
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def _is_worker() -> bool:
+    """One of several processes that run tests beside one another."""
+    return "PYTEST_XDIST_WORKER" in os.environ
+
+
 LONGEST = (
-    "test_auto.py", "test_on_stand_in.py", "test_documents.py", "test_int8.py", "test_bench.py",
-    "test_bench_heads.py", "test_timm_targets.py", "test_torchvision_targets.py", "test_proof.py",
-    "test_toy_architecture.py", "test_toy_target.py", "test_commands.py", "test_torch_export.py",
-    "test_ray.py", "test_visualize.py",
+    "test_ray.py", "test_auto.py", "test_on_stand_in.py", "test_documents.py", "test_int8.py",
+    "test_bench.py", "test_bench_heads.py", "test_timm_targets.py", "test_torchvision_targets.py",
+    "test_proof.py", "test_toy_architecture.py", "test_toy_target.py", "test_commands.py",
+    "test_torch_export.py", "test_visualize.py",
 )  # fmt: skip
-"""Files with tests of more than ten seconds."""
+"""Files with tests of more than ten seconds, in their order.
+
+What is first stays with the worker that begins it, to the end of its file. Those behind may be
+taken by others when these have nothing left to do, and each would start Ray, for 15 seconds.
+"""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -74,7 +84,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     All workers must have the same order, in whichever they read the folders.
     """
-    items.sort(key=lambda item: (item.path.name not in LONGEST, item.path))
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (places.get(item.path.name, len(places)), item.path))
 
 
 def pytest_sessionfinish() -> None:
@@ -84,6 +95,29 @@ def pytest_sessionfinish() -> None:
 
 
 def pytest_runtest_setup() -> None:
+    if _is_worker():
+        _one_thread_of_onnxruntime()
+    _find_operators_once()
+
+
+def _one_thread_of_onnxruntime() -> None:
+    """As of OpenMP, which it does not use: its threads wait for one another in a loop, too."""
+    runtime: Any = sys.modules.get("onnxruntime")
+    if runtime is None or hasattr(runtime, "options_of_all_threads"):
+        return
+    runtime.options_of_all_threads = runtime.SessionOptions
+
+    def of_one_thread() -> Any:
+        options = runtime.options_of_all_threads()
+        options.intra_op_num_threads = 1
+        return options
+
+    runtime.SessionOptions = of_one_thread
+    without_options: Any = sys.modules["onnxruntime.capi._pybind_state"]
+    without_options.get_default_session_options = of_one_thread
+
+
+def _find_operators_once() -> None:
     """Let torch's exporter find out once, not anew for each export, what does not change.
 
     The source of its 500 operators, their signatures, and the operators that C++ decomposes: more

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.cli import deploykit
+from tests.documents import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from deploykit.core.progress import ProgressTask
     from tests.digits import Digits
 
 
@@ -53,3 +57,48 @@ def fp16_copy(fp16_bundle: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "digits-fp16"
     shutil.copytree(fp16_bundle, copy)
     return copy
+
+
+@pytest.fixture(scope="session")
+def desk(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """What the documents say that the reader has. Read only."""
+    from tests.pages import make_desk
+
+    return made_once("desk", make_desk)
+
+
+@pytest.fixture(scope="session")
+def page_folder(
+    desk: Path, made_once: Callable[[str, Callable[[Path], object]], Path]
+) -> Callable[[str], Path]:
+    """The folder in which the blocks of a page of the documents were run, once. Read only."""
+    from tests.pages import run_page
+
+    def folder_of(page: str) -> Path:
+        place = f"page-{page.replace('/', '-')}"
+        return made_once(place, lambda folder: run_page(ROOT / page, desk, folder))
+
+    return folder_of
+
+
+@pytest.fixture
+def steps_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what `bench` answers: its steps run here, each in a process takes a second."""
+    from deploykit.benchmarking.matrix import worker
+    from deploykit.benchmarking.matrix.processes import ChildFailure
+    from deploykit.benchmarking.matrix.steps import Steps
+    from deploykit.benchmarking.results import FAILURES
+    from deploykit.core.errors import DeploykitError
+    from deploykit.verbs import bench
+
+    def call(
+        step: str, request: Mapping[str, Any], *_: object, progress: ProgressTask, **__: object
+    ) -> dict[str, Any]:
+        sent = json.loads(json.dumps(request))
+        try:
+            answer = getattr(worker, step)(sent, progress)
+        except DeploykitError as error:
+            raise ChildFailure(FAILURES[0], str(error)) from error
+        return dict(json.loads(json.dumps(answer)))
+
+    monkeypatch.setattr(bench, "Steps", partial(Steps, call=call))

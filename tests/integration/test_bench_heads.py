@@ -19,7 +19,9 @@ TWO = "a = Gemm <transB = 1> (f, k7)  b = Gemm <transB = 1> (f, k2)"
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, known_peak: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(
+    tmp_path: Path, known_peak: None, steps_here: None, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """An empty folder to work in, on a CPU whose peak need not be measured."""
     monkeypatch.chdir(tmp_path)
     return tmp_path

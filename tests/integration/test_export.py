@@ -112,15 +112,6 @@ def test_json_is_one_object_with_the_promised_keys(tmp_path: Path) -> None:
     assert {"name", "seconds"} == called.data["stages"][0].keys()
 
 
-def test_untrained_weights_are_said_plainly(tmp_path: Path) -> None:
-    called = deploykit(
-        "export", "nin", "--input-size", 64, "--backend", "none", "-o", tmp_path / "bundle"
-    )  # fmt: skip
-    assert called.code == 0
-    assert "untrained, seed 0" in called.out
-    assert Bundle.open(tmp_path / "bundle").manifest.weights["trained"] is False
-
-
 def test_own_onnx_file_keeps_its_numbers(fp16_bundle: Path, tmp_path: Path) -> None:
     original = fp16_bundle / "reference.onnx"
     called = deploykit("export", original, "--fp16", "-o", tmp_path / "own", "--json")

@@ -90,7 +90,7 @@ def use_every_command(
     assert [row["batch"] for row in measured.data["results"]] == [2]
 
 
-@pytest.mark.usefixtures("known_peak")
+@pytest.mark.usefixtures("known_peak", "steps_here")
 @pytest.mark.parametrize("name", ["minus", "zero"])
 def test_a_batch_written_as_a_number(
     cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -191,7 +191,7 @@ PAIRS = """
     y = Conv <pads = [1, 1, 1, 1]> (d, v)"""
 
 
-@pytest.mark.usefixtures("known_peak")
+@pytest.mark.usefixtures("known_peak", "steps_here")
 @pytest.mark.parametrize(("batch", "precision"), [(0, "int8"), (-1, "fp16"), ("?", "fp16")])
 def test_a_converted_file_is_measured_at_the_batch_that_is_asked(
     tmp_path: Path, precision: str, batch: int | str

@@ -36,6 +36,8 @@ ORDERED = [path for path in AT_ONCE if path not in (RUNNER, FORKS, COMPARED, BYT
 # Spread over the seeds: all of it under each would take a minute.
 SEEDS = {1: [f"{RUNNER}::TestRtx", *ORDERED], 2: [KERNELS, f"{RUNNER}::TestTensorrt"]}
 DELAY_US = "100"
+UNUSED = ("-p", "no:hypothesispytest", "-p", "no:anyio")
+"""Plugins that would be imported for nothing."""
 LONG_DELAYS = {"NULLCUDA_ASYNC": "1", "NULLCUDA_DELAY_US": "2000", "NULLCUDA_DELAY_PCT": "100"}
 
 
@@ -69,7 +71,7 @@ def run(driver: Path, tests: list[str], report: Path, **environment: str) -> Non
         pytest.skip(f"needs the compiler {host_library.COMPILER}")
     own = {"LD_LIBRARY_PATH": str(driver), "NULLCUDA_REPORT": str(report)}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-n", "0", "-q", *tests],
+        [sys.executable, "-m", "pytest", "-n", "0", "-q", *UNUSED, *tests],
         env={**os.environ, **own, **environment},
         cwd=ROOT,
         capture_output=True,

@@ -97,7 +97,7 @@ def test_the_example_of_the_docs(place: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "<td>classifier-int8</td>" in report._repr_html_()
 
 
-@pytest.mark.usefixtures("known_peak")
+@pytest.mark.usefixtures("known_peak", "steps_here")
 def test_a_measurement(place: Path) -> None:
     recipe = place / "speed.toml"
     recipe.write_text(

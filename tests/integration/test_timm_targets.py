@@ -14,22 +14,18 @@ from deploykit.bundle.manifest import Bundle
 from tests.cli import deploykit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
-def test_goes_through_every_stage_in_fp16(tmp_path: Path) -> None:
-    folder = tmp_path / "bundle"
-    called = deploykit(
-        "export", "timm:test_resnet", "--fp16", "--input-size", 32, "--backend", "none",
-        "-o", folder, "--json",
-    )  # fmt: skip
-    assert called.code == 0, called.err
-    assert [report["passed"] for report in called.data["validation"]] == [True, True]
-    assert called.data["weights"]["source"] == "untrained, seed 0"
-    assert called.data["conversion"]["exporter"] == "torch.export"
-    bundle = Bundle.open(folder)
+def test_goes_through_every_stage_in_fp16(page_folder: Callable[[str], Path]) -> None:
+    """The bundle that a page of the documents makes with --input-size 64."""
+    bundle = Bundle.open(page_folder("docs/routes/timm.md") / "engines" / "timm-test_resnet-fp16")
+    assert [report["passed"] for report in bundle.manifest.validation] == [True, True]
+    assert bundle.manifest.weights["source"] == "untrained, seed 0"
+    assert bundle.manifest.conversion["exporter"] == "torch.export"
     assert bundle.manifest.name == "timm-test_resnet-fp16"
-    assert bundle.manifest.model["image_size"] == [32, 32]
+    assert bundle.manifest.model["image_size"] == [64, 64]
     assert bundle.manifest.preprocessing.mean == (0.5, 0.5, 0.5)
     assert "timm" in bundle.manifest.packages
     assert (bundle.labels or ())[:2] == ("tench, Tinca tinca", "goldfish, Carassius auratus")

@@ -66,11 +66,13 @@ def test_it_is_listed_from_its_card() -> None:
     assert (found["year"], found["parameters"], found["num_classes"]) == (2020, 40, 10)
 
 
-def test_it_is_exported(tmp_path: Path) -> None:
-    called = deploykit("export", "tinynet", "--backend", "none", "-o", tmp_path / "tiny", "--json")
+def test_it_is_exported_and_said_to_be_untrained(tmp_path: Path) -> None:
+    called = deploykit("export", "tinynet", "--backend", "none", "-o", tmp_path / "tiny")
     assert called.code == 0, called.err
-    model = Bundle.open(tmp_path / "tiny").manifest.model
-    assert (model["name"], model["num_classes"]) == ("tinynet", 10)
+    manifest = Bundle.open(tmp_path / "tiny").manifest
+    assert (manifest.model["name"], manifest.model["num_classes"]) == ("tinynet", 10)
+    assert "untrained, seed 0" in called.out
+    assert manifest.weights["trained"] is False
 
 
 def test_it_is_measured_in_a_process_of_its_own(tmp_path: Path, known_peak: None) -> None:

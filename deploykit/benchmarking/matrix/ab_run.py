@@ -112,9 +112,8 @@ def bench_ab(
     a, b = (_cell(target, options, own_precision) for target in options.targets)
     with progress.step("bench A and B") as task:
         try:
-            prepared_a = steps.prepared(a, steps.graph(a, [a.batch], task), task)
-            apart = _apart(steps, a, b)
-            prepared_b = apart.prepared(b, apart.graph(b, [b.batch], task), task)
+            prepared_a = _prepared(steps, a, task)
+            prepared_b = prepared_a if b == a else _prepared(_apart(steps, a, b), b, task)
             answer = steps.rounds(prepared_a, prepared_b, options.rounds, task)
         except ChildFailure as failure:
             raise DataError(f"A against B was not measured: {failure.reason}") from failure
@@ -191,8 +190,12 @@ def _cell(target: str, options: AbOptions, own_precision: Mapping[str, Precision
     return plan_cells(matrix, unavailable_backends(environment.gpus()), own_precision)[0]
 
 
+def _prepared(steps: Steps, cell: Cell, task: ProgressTask) -> PreparedCell:
+    return steps.prepared(cell, steps.graph(cell, [cell.batch], task), task)
+
+
 def _apart(steps: Steps, a: Cell, b: Cell) -> Steps:
     """Another working folder for B where two files of one name would be exported to one place."""
-    if a.target == b.target or name_of(a.target) != name_of(b.target):
+    if name_of(a.target) != name_of(b.target):
         return steps
     return replace(steps, work=steps.work / "b")
