@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
 _LAYOUT: Final = frozenset(
     {
@@ -47,6 +47,9 @@ _SIMPLE: Final = {
     "Sigmoid": "sigmoid",
     "Softmax": "softmax",
 }
+_OF_EACH: Final = frozenset({"l2", "log_softmax", "sigmoid", "softmax"})
+"""Activations that give a value for each that they read: behind a part they leave a part."""
+
 SQUASHING_OPS: Final = frozenset(_SIMPLE)
 """Operators behind which values are no logits any more."""
 
@@ -72,7 +75,9 @@ class Tail:
     Attributes:
         output: its name.
         activation: ``none``, ``softmax``, ``log_softmax``, ``sigmoid``, ``argmax``, ``top_k``
-            (class numbers), ``top_values``, ``maximum`` or ``l2``.
+            (class numbers), ``top_values``, ``maximum`` or ``l2``. One behind the values of a
+            TopK leaves ``top_values``, and one behind a ReduceMax beside the ArgMax of the same
+            values ``maximum``.
         layer: the value that the last Gemm, MatMul or Conv with weights of its own gives; ``None``
             where something else than bias, pooling and ReLU lies between.
         classes: values per position that the layer gives.
@@ -106,14 +111,14 @@ def read_tails(model: ir.Model) -> dict[str, Tail]:
     """The tail of every output, by its name."""
     outputs = list(model.graph.outputs)
     before = {str(value.name): _before(value) for value in outputs}
+    roots = {str(value.name): _behind_layout(value) for value in outputs}
+    numbered = {value for root in roots.values() if (value := _numbered(root)) is not None}
     tails = {}
-    for value in outputs:
-        name = str(value.name)
-        root = _behind_layout(value)
+    for name, root in roots.items():
         feeds = {other for other, known in before.items() if other != name and root in known}
         layers = {found.producer() for found in before[name]}
         count = sum(node is not None and _has_weights(node) for node in layers)
-        tails[name] = _tail(name, root, frozenset(feeds), count)
+        tails[name] = replace(_tail(name, root, numbered), feeds=frozenset(feeds), layers=count)
     return {name: _placed(tail, tails) for name, tail in tails.items()}
 
 
@@ -122,8 +127,14 @@ def _placed(tail: Tail, tails: Mapping[str, Tail]) -> Tail:
     return replace(tail, is_inner=is_inner)
 
 
-def _tail(name: str, root: ir.Value, feeds: frozenset[str], layers: int) -> Tail:
-    activation, value = _activation(root)
+def _numbered(root: ir.Value) -> ir.Value | None:
+    """The values whose class numbers ``root`` has."""
+    kind, given = _activation(root)
+    return _behind_layout(given) if kind in {"argmax", "top_k"} else None
+
+
+def _tail(name: str, root: ir.Value, numbered: Collection[ir.Value]) -> Tail:
+    activation, value = _part(root, numbered)
     layer, between = _last_layer(value)
     return Tail(
         output=name,
@@ -131,15 +142,24 @@ def _tail(name: str, root: ir.Value, feeds: frozenset[str], layers: int) -> Tail
         layer=None if layer is None else str(layer.outputs[0].name),
         classes=None if layer is None else _classes(layer),
         between=between,
-        feeds=feeds,
-        layers=layers,
         is_of_probabilities=_is_of_probabilities(root),
         is_mean=_is_mean(root),
-        ranked=_ranked(activation, value),
+        ranked=_ranked(root),
     )
 
 
-def _ranked(activation: str, value: ir.Value) -> str | None:
+def _part(root: ir.Value, numbered: Collection[ir.Value]) -> tuple[str, ir.Value]:
+    """As `_activation`; the Sigmoid of the largest value is no yes or no beside its number."""
+    kind, given = _activation(root)
+    if kind not in _OF_EACH:
+        return kind, given
+    inner, value = _activation(_behind_layout(given))
+    is_largest = inner == "maximum" and _behind_layout(value) in numbered
+    return (inner, value) if is_largest else (kind, given)
+
+
+def _ranked(root: ir.Value) -> str | None:
+    activation, value = _applied(root)
     if activation not in {"argmax", "maximum", "top_k", "top_values"}:
         return None
     value = _behind_layout(value)
@@ -222,7 +242,19 @@ def _behind_layout(value: ir.Value) -> ir.Value:
 
 
 def _activation(value: ir.Value) -> tuple[str, ir.Value]:
-    """The activation that ends in ``value``, and what it was applied to."""
+    """The activation that ends in ``value``, and what it was applied to.
+
+    What is applied to some of the values, as the Softmax of the largest three, leaves some of them.
+    """
+    kind, given = _applied(value)
+    if kind not in _OF_EACH or given is value:
+        return kind, given
+    inner = _activation(_behind_layout(given))
+    return inner if inner[0] == "top_values" else (kind, given)
+
+
+def _applied(value: ir.Value) -> tuple[str, ir.Value]:
+    """The last activation before ``value``, whatever it was applied to."""
     node = value.producer()
     if node is None or node.domain or not node.inputs or node.inputs[0] is None:
         return "none", value
@@ -246,7 +278,7 @@ def _guarded(node: ir.Node) -> tuple[str, ir.Value] | None:
     """A probability behind a Clip, or a sum of several over their number."""
     if node.op_type not in {"Clip", "Div", "Mul"} or not _is_outer(node):
         return None
-    found = _activation(_behind_layout(next(_dynamic(node))))
+    found = _applied(_behind_layout(next(_dynamic(node))))
     return found if found[0] in {"sigmoid", "softmax"} else None
 
 
@@ -280,7 +312,7 @@ def _log(node: ir.Node) -> tuple[str, ir.Value] | None:
     inner = _made_by(node, "Log")
     if inner is None:
         return None
-    kind, value = _activation(_behind_layout(inner))
+    kind, value = _applied(_behind_layout(inner))
     return ("log_softmax", value) if kind == "softmax" else None
 
 

@@ -109,7 +109,13 @@ class Candidate:
     @property
     def is_chance(self) -> bool:
         """Whether values are made of probabilities, and may still be some: all are 0 to 1."""
-        if not self.is_float or not self.tail.is_of_probabilities or self.activation != "none":
+        is_made_of_them = self.tail.is_of_probabilities and self.activation == "none"
+        return is_made_of_them and self.may_be_chances
+
+    @property
+    def may_be_chances(self) -> bool:
+        """Whether all values are floats from 0 to 1."""
+        if not self.is_float:
             return False
         # NaN compares as false.
         floats = (one.astype(np.float64) for one in self.values)

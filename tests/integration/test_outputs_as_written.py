@@ -121,6 +121,11 @@ RANKED: dict[str, tuple[str, str, int | None]] = {
     "best": (("s = Softmax <axis = 1> (l)  y = ArgMax <axis = 1, keepdims = 0> (s)"
              "  v = ReduceMax <keepdims = 0> (s, one)"), "int64[N] y, float[N] v", 1),
     "logits": ("v, y = TopK (l, three)", "int64[N, 3] y, float[N, 3] v", None),
+    "some": ("a, y = TopK (l, three)  v = Softmax (a)", "float[N, 3] v, int64[N, 3] y", None),
+    "some_by_themselves": ("a, y = TopK (l, three)  v = Sigmoid (a)",
+                           "int64[N, 3] y, float[N, 3] v", None),
+    "best_by_itself": (("y = ArgMax <axis = 1> (l)  m = ReduceMax (l, one)"
+                            "  v = Sigmoid (m)"), "float[N, 1] v, int64[N, 1] y", None),
     "another": (("s = Softmax <axis = 1> (l)  y = ArgMax <axis = 1> (s)  m = Sigmoid (l)"
                 "  v = ReduceMax (m, one)"), "int64[N, 1] y, float[N, 1] v", None),
 }  # fmt: skip

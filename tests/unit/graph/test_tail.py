@@ -64,6 +64,12 @@ def tail(nodes: str) -> Tail:
         ("y = ArgMax <axis = 1> (l)", "argmax"),
         ("v, y = TopK (l, count)", "top_k"),
         ("y, i = TopK (l, count)", "top_values"),
+        ("v, i = TopK (l, count)  y = Softmax (v)", "top_values"),
+        ("v, i = TopK (l, count)  y = LogSoftmax (v)", "top_values"),
+        ("v, i = TopK (l, count)  q = Squeeze (v)  y = Sigmoid (q)", "top_values"),
+        ("v, i = TopK (l, count)  s = Softmax (v)  y = Log (s)", "top_values"),
+        ("v, i = TopK (l, count)  s = Sigmoid (v)  y = Clip (s, tiny, one)", "top_values"),
+        ("v, i = TopK <largest = 0> (l, count)  y = Softmax (v)", "softmax"),
         ("y = ReduceMax (l, last)", "maximum"),
         ("y = LpNormalization <axis = 1> (l)", "l2"),
         ("n = ReduceL2 <keepdims = 1> (l, last)  c2 = Clip (n, tiny)  y = Div (l, c2)", "l2"),
@@ -126,6 +132,28 @@ def test_last_layer(
 )
 def test_what_is_made_of_probabilities_alone(nodes: str, made_of_them: bool) -> None:
     assert tail(nodes).is_of_probabilities is made_of_them
+
+
+@pytest.mark.parametrize(
+    ("nodes", "activation"),
+    [
+        ("m = ReduceMax (l, last)  y = Sigmoid (m)  i = ArgMax <axis = 1> (l)", "maximum"),
+        ("m = ReduceMax (l, last)  y = Sigmoid (m)  v, i = TopK (l, count)", "maximum"),
+        # The largest of several places is pooling, and its Sigmoid a yes or no.
+        ("m = ReduceMax (l, last)  y = Sigmoid (m)  i = ArgMax <axis = 1> (f)", "sigmoid"),
+        ("m = ReduceMax (l, last)  y = Sigmoid (m)  i = Identity (l)", "sigmoid"),
+    ],
+)
+def test_the_largest_beside_its_number(nodes: str, activation: str) -> None:
+    found = tails(f"{LOGITS}  {nodes}", "float[N, 1] y, int64[N, K] i")
+    assert found["y"].activation == activation
+
+
+def test_probabilities_of_some_are_not_those_that_were_ranked() -> None:
+    """Three probabilities that sum to 1 again are none of the ten."""
+    nodes = "s = Softmax (l)  v, i = TopK (s, count)  y = Softmax (v)"
+    found = tails(f"{LOGITS}  {nodes}", "float[N, 2] y, float[N, 2] v, int64[N, 2] i")
+    assert (found["y"].ranked, found["v"].ranked, found["i"].ranked) == (None, "s", "s")
 
 
 def test_outputs_know_what_is_made_of_them() -> None:

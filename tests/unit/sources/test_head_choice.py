@@ -140,6 +140,14 @@ def test_the_column_of_one_class_is_a_yes_or_no(column: Array) -> None:
     )
 
 
+@pytest.mark.parametrize("part", ["maximum", "top_values"])
+def test_the_largest_probabilities_get_no_second_activation(part: str) -> None:
+    most, values = CHANCES.max(axis=1, keepdims=True), LOGITS.max(axis=1, keepdims=True)
+    assert chosen(y=(most, tail(part))).head.name == "raw"
+    assert chosen(Wish("binary"), y=(most, tail(part))).head.activation == "sigmoid"
+    assert chosen(Wish("binary"), y=(values, tail(part))).head.activation == "none"
+
+
 def test_what_is_no_probability_any_more() -> None:
     percent = 100 * CHANCES
     found = chosen(y=(percent, PART))
