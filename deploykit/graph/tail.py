@@ -64,6 +64,7 @@ _PARTING: Final = frozenset(
 )  # fmt: skip
 """Operators that make something else of probabilities: some of them, their sum, one less them."""
 
+_GATHERS: Final = frozenset({"Gather", "GatherElements", "GatherND"})
 _FARTHEST: Final = 64
 """Operators that are followed back at most; a tail is a handful."""
 
@@ -76,8 +77,8 @@ class Tail:
         output: its name.
         activation: ``none``, ``softmax``, ``log_softmax``, ``sigmoid``, ``argmax``, ``top_k``
             (class numbers), ``top_values``, ``maximum`` or ``l2``. One behind the values of a
-            TopK leaves ``top_values``, and one behind a ReduceMax beside the ArgMax of the same
-            values ``maximum``.
+            TopK leaves ``top_values``, as does a Gather at class numbers, and one behind a
+            ReduceMax beside the ArgMax of the same values ``maximum``.
         layer: the value that the last Gemm, MatMul or Conv with weights of its own gives; ``None``
             where something else than bias, pooling and ReLU lies between.
         classes: values per position that the layer gives.
@@ -129,7 +130,7 @@ def _placed(tail: Tail, tails: Mapping[str, Tail]) -> Tail:
 
 def _numbered(root: ir.Value) -> ir.Value | None:
     """The values whose class numbers ``root`` has."""
-    kind, given = _activation(root)
+    kind, given = _applied(root)
     return _behind_layout(given) if kind in {"argmax", "top_k"} else None
 
 
@@ -168,11 +169,11 @@ def _ranked(root: ir.Value) -> str | None:
 
 def _is_of_probabilities(value: ir.Value, steps: int = _FARTHEST) -> bool:
     value = _behind_layout(value)
+    node = value.producer()
+    if node is None or node.domain or not steps or _is_at_numbers(node):
+        return False
     if _activation(value)[0] in {"log_softmax", "sigmoid", "softmax"}:
         return True
-    node = value.producer()
-    if node is None or node.domain or not steps:
-        return False
     if (weighted := _weighted(node)) is not None:
         return _activation(_behind_layout(weighted))[0] == "softmax"
     if node.op_type not in _AFFINE | _PARTING:
@@ -265,7 +266,35 @@ def _applied(value: ir.Value) -> tuple[str, ir.Value]:
         return ("top_values" if value is node.outputs[0] else "top_k"), given
     if node.op_type in _SIMPLE:
         return _SIMPLE[node.op_type], given
+    if node.op_type in _GATHERS:
+        return _gathered(node, given, value)
     return _written_out(node) or _guarded(node) or _joined(node, value)
+
+
+def _gathered(node: ir.Node, given: ir.Value, value: ir.Value) -> tuple[str, ir.Value]:
+    """Values of those classes whose numbers were found, as by ``p.gather(1, p.argmax(1))``."""
+    if is_constant(given) or not _is_at_numbers(node):
+        return "none", value
+    if _numbered(_behind_layout(node.inputs[1] or value)) is _behind_layout(given):
+        return "top_values", given
+    # At other places, as those after them: nobody knows which of the values these are.
+    return ("top_values" if _is_of_probabilities(given) else "none"), value
+
+
+def _is_at_numbers(node: ir.Node) -> bool:
+    """Whether a Gather's places are computed from class numbers, and not from a count of images."""
+    waiting = list(node.inputs[1:2]) if node.op_type in _GATHERS else []
+    numbers, seen = {"ArgMax", "ArgMin", "TopK"}, set(waiting)
+    while waiting and len(seen) < _FARTHEST:
+        value = waiting.pop()
+        maker = None if value is None else value.producer()
+        if maker is None or maker.op_type in _LAYERS | {"Shape"}:
+            continue
+        if maker.op_type in numbers:
+            return True
+        waiting += [each for each in maker.inputs if each not in seen]
+        seen.update(maker.inputs)
+    return False
 
 
 def _is_ranking(node: ir.Node) -> bool:
@@ -467,15 +496,5 @@ def _made_by(node: ir.Node, op_type: str) -> ir.Value | None:
 
 
 def _is_number(value: ir.Value | None, number: float) -> bool:
-    if value is None:
-        return False
-    node = value.producer()
-    if value.const_value is None and node is not None and node.op_type == "Constant":
-        tensor = node.attributes.get("value")
-        array = None if tensor is None else tensor.as_tensor().numpy()
-        single = node.attributes.get("value_float")
-        if array is None and single is not None:
-            array = np.array(single.as_float())
-    else:
-        array = None if value.const_value is None else value.const_value.numpy()
-    return array is not None and array.size == 1 and float(array.reshape(-1)[0]) == number
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return tensor is not None and tensor.size == 1 and float(tensor.numpy().item()) == number

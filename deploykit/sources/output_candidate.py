@@ -190,10 +190,10 @@ def _kind_of_chances(one: Candidate, width: int) -> str | None:
 def _why_raw(one: Candidate) -> str | None:
     """What of class numbers, parts of values and decisions nobody can know; ``None`` of others."""
     where, dtype = f"{one.name!r} {one.spec.shape_text}", one.values[0].dtype
-    if one.activation in PARTS:
+    if one.activation in PARTS and one.is_float:
         return (
             f"{where} has the largest values without their classes: taken as they are; where it is "
-            "a classifier, end the graph before the ReduceMax or TopK"
+            "a classifier, end the graph before the ReduceMax, TopK or Gather"
         )
     if one.activation in NUMBERS:
         return (

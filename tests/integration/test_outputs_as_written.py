@@ -121,6 +121,14 @@ RANKED: dict[str, tuple[str, str, int | None]] = {
     "best": (("s = Softmax <axis = 1> (l)  y = ArgMax <axis = 1, keepdims = 0> (s)"
              "  v = ReduceMax <keepdims = 0> (s, one)"), "int64[N] y, float[N] v", 1),
     "logits": ("v, y = TopK (l, three)", "int64[N, 3] y, float[N, 3] v", None),
+    "gathered": (("s = Softmax <axis = 1> (l)  y = ArgMax <axis = 1> (s)"
+                  "  v = GatherElements <axis = 1> (s, y)"), "float[N, 1] v, int64[N, 1] y", 0),
+    "three_gathered": (("s = Softmax <axis = 1> (l)  a, y = TopK (s, three)"
+                        "  v = GatherElements <axis = 1> (s, y)"),
+                       "int64[N, 3] y, float[N, 3] v", 1),
+    "unsure": (("s = Softmax <axis = 1> (l)  y = ArgMax <axis = 1> (s)"
+                "  a = GatherElements <axis = 1> (s, y)  v = Sub (yes, a)"),
+               "float[N, 1] v, int64[N, 1] y", None),
     "some": ("a, y = TopK (l, three)  v = Softmax (a)", "float[N, 3] v, int64[N, 3] y", None),
     "some_by_themselves": ("a, y = TopK (l, three)  v = Sigmoid (a)",
                            "int64[N, 3] y, float[N, 3] v", None),
@@ -136,7 +144,7 @@ def test_class_numbers_have_the_probabilities_beside_them(name: str, tmp_path: P
     nodes, outputs, place = RANKED[name]
     model = network(
         f"l = Gemm <transB = 1> (f, k6)  {nodes}", outputs, tmp_path, name,
-        three=np.array([3]), one=np.array([1]),
+        three=np.array([3]), one=np.array([1]), yes=np.array(1, np.float32),
     )  # fmt: skip
     images = pictures(tmp_path / "images", 3)
     export(model)
