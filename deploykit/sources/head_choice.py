@@ -11,6 +11,7 @@ from deploykit.core.deployed import PROBABILITIES, SCORES
 from deploykit.core.errors import ModelFileError, UsageError
 from deploykit.core.specs import HeadRecord
 from deploykit.graph import Tail
+from deploykit.graph.tail import SQUASHING_OPS
 from deploykit.heads import head_named
 from deploykit.heads.raw import RAW
 from deploykit.sources.output_candidate import FLAT, NUMBERS, PARTS, Candidate, kind_of
@@ -181,12 +182,18 @@ def _tail_of(name: str, tails: Mapping[str, Tail]) -> Tail:
 
 
 def _has_sigmoid(name: str, tails: Mapping[str, Tail]) -> bool:
-    """Whether another output is the Sigmoid of the layer that ``name`` ends in."""
-    layer = _tail_of(name, tails).layer
+    """Whether another output is the Sigmoid of the layer that ``name`` ends in, pooled or not."""
+    own = _tail_of(name, tails)
     others = (tail for other, tail in tails.items() if other != name)
-    return layer is not None and any(
-        tail.layer == layer and tail.activation == "sigmoid" and not tail.between for tail in others
+    return own.layer is not None and any(
+        tail.activation == "sigmoid" and tail.layer == own.layer and _bent(tail) == _bent(own)
+        for tail in others
     )
+
+
+def _bent(tail: Tail) -> list[str]:
+    """What was done to the values of the layer beside pooling, which leaves their meaning."""
+    return [each for each in tail.between if each in SQUASHING_OPS | {"Clip", "Relu"}]
 
 
 def _kept(head: Head, one: Candidate) -> str:

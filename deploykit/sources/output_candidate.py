@@ -183,7 +183,8 @@ def _kind_of_chances(one: Candidate, width: int) -> str | None:
     """Of the probability of one class, and of logits whose Sigmoid is another output."""
     if one.is_chance and width == 1 and not one.tail.is_mean:
         return "binary"
-    is_labels = one.has_sigmoid and one.activation == "none" and not one.tail.between
+    is_bare = one.activation == "none" and SQUASHING_OPS.isdisjoint(one.tail.between)
+    is_labels = one.has_sigmoid and is_bare
     return "multilabel" if is_labels and width > 1 else None
 
 

@@ -216,6 +216,27 @@ def test_logits_beside_their_sigmoid_are_labels() -> None:
     assert found.record == HeadRecord("multiclass", "l", "none")
 
 
+POOLED = ("GlobalAveragePool",)
+BENT = ("GlobalAveragePool", "Relu")
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "kind"),
+    [
+        (POOLED, POOLED, "multilabel"),
+        (BENT, BENT, "multilabel"),
+        (POOLED, (), "multilabel"),
+        (BENT, POOLED, "multiclass"),
+        (("GlobalAveragePool", "Softmax"), ("GlobalAveragePool", "Softmax"), "raw"),
+    ],
+)
+def test_pooled_logits_beside_their_sigmoid(
+    own: tuple[str, ...], other: tuple[str, ...], kind: str
+) -> None:
+    outputs = {"l": (LOGITS, tail(between=own)), "y": (SIGMOIDS, tail("sigmoid", between=other))}
+    assert chosen(Wish(output="l"), **outputs).head.name == kind
+
+
 def test_class_numbers_beside_the_logits() -> None:
     label = (LOGITS.argmax(axis=1), tail("argmax"))
     assert chosen(label=label, y=(LOGITS, tail(layer="other"))).name == "y"
