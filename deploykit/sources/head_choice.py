@@ -200,10 +200,11 @@ def _kept(head: Head, one: Candidate) -> str:
     """The activation as the head has a use for it; a unit length says nothing of classes.
 
     The column of one class of a Softmax needs no second activation, as behind a Sigmoid, and the
-    largest of its probabilities none either.
+    largest of its probabilities none either. Numbers of classes that are computed further are
+    judged as those of an ArgMax.
     """
     if head.judges_all:
-        return one.activation
+        return "argmax" if one.is_of_numbers else one.activation
     if one.is_chance or (one.activation in PARTS and one.may_be_chances):
         return "sigmoid"
     return one.activation if one.activation not in PARTS | {"l2"} else "none"

@@ -74,7 +74,21 @@ class Candidate:
     @property
     def is_float(self) -> bool:
         """Whether its values are no class numbers or decisions."""
-        return bool(np.issubdtype(self.values[0].dtype, np.floating))
+        is_whole = self.spec.dtype.startswith(("bool", "int", "uint"))
+        return not is_whole and bool(np.issubdtype(self.values[0].dtype, np.floating))
+
+    @property
+    def is_of_numbers(self) -> bool:
+        """Whether its values name something, as classes do: one is as far as any other.
+
+        Pixels are no such numbers: they are the values of a layer, rounded.
+        """
+        if self.is_float or self.spec.dtype == "bool":
+            return self.activation in NUMBERS
+        between = self.tail.between
+        is_rounded = self.tail.layer is not None and "ArgMax" not in between
+        is_pixels = is_rounded or between[-1:] == ("Round",)
+        return self.activation in NUMBERS or not is_pixels
 
     @property
     def flat_shape(self) -> tuple[int, ...]:
@@ -208,9 +222,11 @@ def _why_raw(one: Candidate) -> str | None:
         )
     if one.is_float:
         return _row_or_sequence(one)
+    compared = "how many change" if one.is_of_numbers else "how far they change"
     return (
-        f"{where} has {dtype} numbers that are computed further: taken as they are; where they are "
-        "classes, end the graph in the ArgMax or in what it reads"
+        f"{where} has {dtype} numbers that are computed further: taken as they are, and "
+        f"compared by {compared}; where they are classes, end the graph in the ArgMax or in what "
+        "it reads"
     )
 
 

@@ -159,6 +159,36 @@ def test_class_numbers_have_the_probabilities_beside_them(name: str, tmp_path: P
             assert chances == pytest.approx(found[place][at].ravel().tolist(), abs=1e-5)
 
 
+COMPUTED: dict[str, tuple[str, str]] = {
+    "table": ("a = ArgMax <axis = 1, keepdims = 0> (l)  y = Gather (ids, a)", "int64[N] y"),
+    "ranked": ("v, a = TopK (l, three)  b = Gather (ids, a)  y = Cast <to = 6> (b)",
+               "int32[N, 3] y"),
+    "least": ("a = ArgMin <axis = 1> (l)  y = Add (a, many)", "int64[N, 1] y"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_numbers_of_classes_are_near_to_no_others(name: str, tmp_path: Path) -> None:
+    """Of numbers about 100000 one that is three too large is another class, in any precision."""
+    nodes, outputs = COMPUTED[name]
+    made = {}
+    for word, least in (("right", 100_000), ("wrong", 100_003)):
+        made[word] = network(
+            f"l = Gemm <transB = 1> (f, k6)  {nodes}", outputs, tmp_path, word,
+            three=np.array([3]), ids=np.arange(6) + least, many=np.array([least]),
+        )  # fmt: skip
+    assert export(made["right"], "--fp16")["head"]["activation"] == "argmax"
+    images = pictures(tmp_path / "images", 3)
+    (expected,) = original(made["right"], images)
+    for top, row in zip(predict(made["right"], *images), expected, strict=True):
+        assert np.ravel(top[0]["values"]).tolist() == row.ravel().tolist()
+    for first in (made["right"], made["right"].with_suffix("")):
+        found = cli.deploykit("validate", first, made["wrong"], "--json")
+        assert (found.code, found.data["passed"]) == (1, False)
+    found = cli.deploykit("validate", made["right"].with_suffix(""), made["right"], "--json")
+    assert (found.code, found.data["passed"]) == (0, True)
+
+
 FORMS: dict[str, tuple[str, str, list[str]]] = {
     "flattened": ("l = Gemm <transB = 1> (f, k5)  y = Unsqueeze (l, axes)", "float[N, 5, 1, 1] y",
                   []),
