@@ -42,7 +42,8 @@ class OutputChoice:
     ``flat`` where it has the head's shape already; ``batch_axis`` is where its images are;
     ``single`` where a file for one image gives it without an axis for the batch. ``chances`` is the
     output with the probabilities of class numbers, ``scores`` that with what they were ranked by
-    where these are no probabilities. ``why`` are sentences for the user.
+    where these are no probabilities; ``lone`` are those of the two that are ``single`` with it.
+    ``why`` are sentences for the user.
     """
 
     head: Head
@@ -54,6 +55,7 @@ class OutputChoice:
     single: bool = False
     chances: str | None = None
     scores: str | None = None
+    lone: tuple[str, ...] = ()
     why: tuple[str, ...] = ()
 
     @property
@@ -78,7 +80,10 @@ class OutputChoice:
         if self.chances is not None:
             found.append(f"the probabilities of these classes are the output {self.chances!r}")
         if self.single:
-            found.append(f"{self.name!r} has no axis for the batch: it got one, of one image")
+            found += [
+                f"{name!r} has no axis for the batch: it got one, of one image"
+                for name in (self.name, *self.lone)
+            ]
         if not self.flat:
             found.append(f"{self.name!r} was flattened to {self.head.layout}")
         if self.batch_axis:
@@ -123,6 +128,10 @@ def choose_output(
     shape, others = found.shape, tuple(one.spec for one in candidates if one is not found)
     if not head.fits(shape) and not head.fits(found.flat_shape):
         raise _refusal(name, candidates, head)
+    beside = [_beside(found, candidates, are_probabilities=each) for each in (True, False)]
+    # Of several raw outputs, as boxes and their scores, all stay as they are.
+    single = found.single and not (head.judges_all and others)
+    lone = [one.name for one in candidates if single and one.single and one.name in beside]
     return OutputChoice(
         head=head,
         name=found.name,
@@ -130,10 +139,10 @@ def choose_output(
         moved=found is not candidates[0],
         others=others,
         batch_axis=_batch_axis(found.values) if head.judges_all and not found.single else 0,
-        # Of several raw outputs, as boxes and their scores, all stay as they are.
-        single=found.single and not (head.judges_all and others),
-        chances=_beside(found, candidates, are_probabilities=True),
-        scores=_beside(found, candidates, are_probabilities=False),
+        single=single,
+        chances=beside[0],
+        scores=beside[1],
+        lone=tuple(lone),
         why=tuple(each for each in (found.doubt, assumed, _taken(head, found)) if each),
     )
 

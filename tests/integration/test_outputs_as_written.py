@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
+import deploykit
 from tests import cli
 from tests.integration.test_heads import by_index, export, predict
 from tests.small_tails import SIZE, network, original, pictures
@@ -77,6 +78,41 @@ def test_what_a_file_for_one_image_gives_without_a_batch(name: str, tmp_path: Pa
             assert by_index(top) == pytest.approx(wanted.tolist(), abs=1e-5)
     compared = cli.deploykit("validate", model.with_suffix(""), model, "--json")
     assert (compared.code, compared.data["passed"]) == (0, True)
+
+
+RANKED_ALONE: dict[str, tuple[str, str]] = {
+    "three": ("a, b = TopK (s, three)  v = Squeeze (a, first)  y = Squeeze (b, first)",
+              "float[3] v, int64[3] y"),
+    "best": (("b = ArgMax <axis = 1> (s)  a = ReduceMax (s, axes)  y = Squeeze (b)"
+              "  v = Squeeze (a)"), "int64 y, float v"),
+    "beside": (("a, b = TopK (s, three)  v = Squeeze (a, first)  y = Squeeze (b, first)"
+                "  z = Squeeze (f, first)"), "float[16] z, int64[3] y, float[3] v"),
+    "open": ("v, b = TopK (s, three)  y = Squeeze (b, first)", "float[1, 3] v, int64[3] y"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RANKED_ALONE)
+def test_probabilities_beside_class_numbers_without_a_batch(name: str, tmp_path: Path) -> None:
+    """Of a file for one image both get the axis; what does not belong to them stays as it is."""
+    nodes, outputs = RANKED_ALONE[name]
+    model = network(
+        f"l = Gemm <transB = 1> (f, k6)  s = Softmax <axis = 1> (l)  {nodes}", outputs, tmp_path,
+        name, three=np.array([3]), first=np.array([0]), axes=np.array([1]),
+    )  # fmt: skip
+    images = pictures(tmp_path / "images", 3)
+    export(of_one_image(model), "--fp16")
+    written = [value.name for value in onnx.load(model).graph.output]
+    with deploykit.load(model.with_suffix(""), device="cpu") as loaded:
+        shapes = {spec.name: len(spec.shape) for spec in loaded.outputs}
+        loaded.self_test()
+    assert list(shapes) == ["y", *(each for each in written if each != "y")]
+    rank = 1 if name == "best" else 2
+    assert (shapes["y"], shapes["v"], shapes.get("z", 1)) == (rank, rank, 1)
+    for image, top in zip(images, predict(model, *images), strict=True):
+        found = dict(zip(written, original(model, [image]), strict=True))
+        assert [each["index"] for each in top] == found["y"].ravel().tolist()
+        chances = [each["probability"] for each in top]
+        assert chances == pytest.approx(found["v"].ravel().tolist(), abs=2e-3)
 
 
 def test_boxes_that_are_found_stay_a_list(tmp_path: Path) -> None:
