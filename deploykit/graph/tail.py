@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
 _LAYOUT: Final = frozenset(
     {
@@ -47,6 +47,9 @@ _SIMPLE: Final = {
     "Sigmoid": "sigmoid",
     "Softmax": "softmax",
 }
+_OF_EACH: Final = frozenset({"l2", "log_softmax", "sigmoid", "softmax"})
+"""Activations that give a value for each that they read: behind a part they leave a part."""
+
 SQUASHING_OPS: Final = frozenset(_SIMPLE)
 """Operators behind which values are no logits any more."""
 
@@ -61,6 +64,7 @@ _PARTING: Final = frozenset(
 )  # fmt: skip
 """Operators that make something else of probabilities: some of them, their sum, one less them."""
 
+_GATHERS: Final = frozenset({"Gather", "GatherElements", "GatherND"})
 _FARTHEST: Final = 64
 """Operators that are followed back at most; a tail is a handful."""
 
@@ -72,7 +76,9 @@ class Tail:
     Attributes:
         output: its name.
         activation: ``none``, ``softmax``, ``log_softmax``, ``sigmoid``, ``argmax``, ``top_k``
-            (class numbers), ``top_values``, ``maximum`` or ``l2``.
+            (class numbers), ``top_values``, ``maximum`` or ``l2``. One behind the values of a
+            TopK leaves ``top_values``, as does a Gather at class numbers, and one behind a
+            ReduceMax beside the ArgMax of the same values ``maximum``.
         layer: the value that the last Gemm, MatMul or Conv with weights of its own gives; ``None``
             where something else than bias, pooling and ReLU lies between.
         classes: values per position that the layer gives.
@@ -108,14 +114,14 @@ def read_tails(model: ir.Model) -> dict[str, Tail]:
     """The tail of every output, by its name."""
     outputs = list(model.graph.outputs)
     before = {str(value.name): _before(value) for value in outputs}
+    roots = {str(value.name): _behind_layout(value) for value in outputs}
+    numbered = {value for root in roots.values() if (value := _numbered(root)) is not None}
     tails = {}
-    for value in outputs:
-        name = str(value.name)
-        root = _behind_layout(value)
+    for name, root in roots.items():
         feeds = {other for other, known in before.items() if other != name and root in known}
         layers = {found.producer() for found in before[name]}
         count = sum(node is not None and _has_weights(node) for node in layers)
-        tails[name] = _tail(name, root, frozenset(feeds), count)
+        tails[name] = replace(_tail(name, root, numbered), feeds=frozenset(feeds), layers=count)
     return {name: _placed(tail, tails) for name, tail in tails.items()}
 
 
@@ -124,8 +130,14 @@ def _placed(tail: Tail, tails: Mapping[str, Tail]) -> Tail:
     return replace(tail, is_inner=is_inner)
 
 
-def _tail(name: str, root: ir.Value, feeds: frozenset[str], layers: int) -> Tail:
-    activation, value = _activation(root)
+def _numbered(root: ir.Value) -> ir.Value | None:
+    """The values whose class numbers ``root`` has."""
+    kind, given = _applied(root)
+    return _behind_layout(given) if kind in {"argmax", "top_k"} else None
+
+
+def _tail(name: str, root: ir.Value, numbered: Collection[ir.Value]) -> Tail:
+    activation, value = _part(root, numbered)
     layer, between = _last_layer(value)
     return Tail(
         output=name,
@@ -133,32 +145,42 @@ def _tail(name: str, root: ir.Value, feeds: frozenset[str], layers: int) -> Tail
         layer=None if layer is None else str(layer.outputs[0].name),
         classes=None if layer is None else _classes(layer),
         between=between,
-        feeds=feeds,
-        layers=layers,
         is_of_probabilities=_is_of_probabilities(root),
         is_mean=_is_mean(root),
-        ranked=_ranked(activation, value),
-        scale=_activation(_behind_layout(value))[0] if activation in _RANKING else "none",
+        ranked=_ranked(root),
+        scale=_scale(root),
     )
 
 
-_RANKING: Final = frozenset({"argmax", "maximum", "top_k", "top_values"})
+def _part(root: ir.Value, numbered: Collection[ir.Value]) -> tuple[str, ir.Value]:
+    """As `_activation`; the Sigmoid of the largest value is no yes or no beside its number."""
+    kind, given = _activation(root)
+    if kind not in _OF_EACH:
+        return kind, given
+    inner, value = _activation(_behind_layout(given))
+    is_largest = inner == "maximum" and _behind_layout(value) in numbered
+    return (inner, value) if is_largest else (kind, given)
 
 
-def _ranked(activation: str, value: ir.Value) -> str | None:
-    if activation not in _RANKING:
-        return None
-    value = _behind_layout(value)
-    return str(value.name) if _activation(value)[0] in {"sigmoid", "softmax"} else None
+def _ranked(root: ir.Value) -> str | None:
+    is_probability = _scale(root) in {"sigmoid", "softmax"}
+    return str(_behind_layout(_applied(root)[1]).name) if is_probability else None
+
+
+def _scale(root: ir.Value) -> str:
+    activation, value = _applied(root)
+    if activation not in {"argmax", "maximum", "top_k", "top_values"}:
+        return "none"
+    return _activation(_behind_layout(value))[0]
 
 
 def _is_of_probabilities(value: ir.Value, steps: int = _FARTHEST) -> bool:
     value = _behind_layout(value)
+    node = value.producer()
+    if node is None or node.domain or not steps or _is_at_numbers(node):
+        return False
     if _activation(value)[0] in {"log_softmax", "sigmoid", "softmax"}:
         return True
-    node = value.producer()
-    if node is None or node.domain or not steps:
-        return False
     if (weighted := _weighted(node)) is not None:
         return _activation(_behind_layout(weighted))[0] == "softmax"
     if node.op_type not in _AFFINE | _PARTING:
@@ -228,7 +250,19 @@ def _behind_layout(value: ir.Value) -> ir.Value:
 
 
 def _activation(value: ir.Value) -> tuple[str, ir.Value]:
-    """The activation that ends in ``value``, and what it was applied to."""
+    """The activation that ends in ``value``, and what it was applied to.
+
+    What is applied to some of the values, as the Softmax of the largest three, leaves some of them.
+    """
+    kind, given = _applied(value)
+    if kind not in _OF_EACH or given is value:
+        return kind, given
+    inner = _activation(_behind_layout(given))
+    return inner if inner[0] == "top_values" else (kind, given)
+
+
+def _applied(value: ir.Value) -> tuple[str, ir.Value]:
+    """The last activation before ``value``, whatever it was applied to."""
     node = value.producer()
     if node is None or node.domain or not node.inputs or node.inputs[0] is None:
         return "none", value
@@ -239,7 +273,35 @@ def _activation(value: ir.Value) -> tuple[str, ir.Value]:
         return ("top_values" if value is node.outputs[0] else "top_k"), given
     if node.op_type in _SIMPLE:
         return _SIMPLE[node.op_type], given
+    if node.op_type in _GATHERS:
+        return _gathered(node, given, value)
     return _written_out(node) or _guarded(node) or _joined(node, value)
+
+
+def _gathered(node: ir.Node, given: ir.Value, value: ir.Value) -> tuple[str, ir.Value]:
+    """Values of those classes whose numbers were found, as by ``p.gather(1, p.argmax(1))``."""
+    if is_constant(given) or not _is_at_numbers(node):
+        return "none", value
+    if _numbered(_behind_layout(node.inputs[1] or value)) is _behind_layout(given):
+        return "top_values", given
+    # At other places, as those after them: nobody knows which of the values these are.
+    return ("top_values" if _is_of_probabilities(given) else "none"), value
+
+
+def _is_at_numbers(node: ir.Node) -> bool:
+    """Whether a Gather's places are computed from class numbers, and not from a count of images."""
+    waiting = list(node.inputs[1:2]) if node.op_type in _GATHERS else []
+    numbers, seen = {"ArgMax", "ArgMin", "TopK"}, set(waiting)
+    while waiting and len(seen) < _FARTHEST:
+        value = waiting.pop()
+        maker = None if value is None else value.producer()
+        if maker is None or maker.op_type in _LAYERS | {"Shape"}:
+            continue
+        if maker.op_type in numbers:
+            return True
+        waiting += [each for each in maker.inputs if each not in seen]
+        seen.update(maker.inputs)
+    return False
 
 
 def _is_ranking(node: ir.Node) -> bool:
@@ -252,7 +314,7 @@ def _guarded(node: ir.Node) -> tuple[str, ir.Value] | None:
     """A probability behind a Clip, or a sum of several over their number."""
     if node.op_type not in {"Clip", "Div", "Mul"} or not _is_outer(node):
         return None
-    found = _activation(_behind_layout(next(_dynamic(node))))
+    found = _applied(_behind_layout(next(_dynamic(node))))
     return found if found[0] in {"sigmoid", "softmax"} else None
 
 
@@ -286,7 +348,7 @@ def _log(node: ir.Node) -> tuple[str, ir.Value] | None:
     inner = _made_by(node, "Log")
     if inner is None:
         return None
-    kind, value = _activation(_behind_layout(inner))
+    kind, value = _applied(_behind_layout(inner))
     return ("log_softmax", value) if kind == "softmax" else None
 
 
@@ -441,15 +503,5 @@ def _made_by(node: ir.Node, op_type: str) -> ir.Value | None:
 
 
 def _is_number(value: ir.Value | None, number: float) -> bool:
-    if value is None:
-        return False
-    node = value.producer()
-    if value.const_value is None and node is not None and node.op_type == "Constant":
-        tensor = node.attributes.get("value")
-        array = None if tensor is None else tensor.as_tensor().numpy()
-        single = node.attributes.get("value_float")
-        if array is None and single is not None:
-            array = np.array(single.as_float())
-    else:
-        array = None if value.const_value is None else value.const_value.numpy()
-    return array is not None and array.size == 1 and float(array.reshape(-1)[0]) == number
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return tensor is not None and tensor.size == 1 and float(tensor.numpy().item()) == number

@@ -419,8 +419,15 @@ class Classifier(Closing):
         """The answers for prepared images by their place among all."""
         self._require_usable()  # again: somebody may have closed it between two batches
         count, feeds = len(prepared), {self.inputs[0].name: _stacked(list(prepared.values()))}
-        if head.judges_all or self._chances is not None:
-            found: Mapping[str, Array] = self._limits.run_all(self.runner.run, feeds, count)
+        found: Mapping[str, Array]
+        if head.judges_all:
+            found = self._limits.run_all(self.runner.run, feeds, count)
+        elif self._chances is not None:
+            names = self._output, self._chances
+            found = self._limits.run_all(self.runner.run, feeds, count, names)
+            if count == 1 and found[self._chances].shape[:1] != (1,):
+                # A bundle of a file for one image may have them without an axis for it.
+                found = {**found, self._chances: found[self._chances][None]}
         else:
             found = {self._output: self._outputs_of(feeds, count, self.runner.run)}
         try:

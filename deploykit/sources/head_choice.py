@@ -11,6 +11,7 @@ from deploykit.core.deployed import LOG_PROBABILITIES, PROBABILITIES, SCORES
 from deploykit.core.errors import ModelFileError, UsageError
 from deploykit.core.specs import HeadRecord
 from deploykit.graph import Tail
+from deploykit.graph.tail import SQUASHING_OPS
 from deploykit.heads import head_named
 from deploykit.heads.raw import RAW
 from deploykit.sources.output_candidate import FLAT, NUMBERS, PARTS, Candidate, kind_of
@@ -41,7 +42,8 @@ class OutputChoice:
     ``flat`` where it has the head's shape already; ``batch_axis`` is where its images are;
     ``single`` where a file for one image gives it without an axis for the batch. ``beside`` are
     the outputs that say how likely class numbers are, by what they have, as the manifest records
-    them. ``why`` are sentences for the user.
+    them; ``lone`` are those of them that are ``single`` with it. ``why`` are sentences for the
+    user.
     """
 
     head: Head
@@ -52,6 +54,7 @@ class OutputChoice:
     batch_axis: int = 0
     single: bool = False
     beside: Mapping[str, str] = field(default_factory=dict)
+    lone: tuple[str, ...] = ()
     why: tuple[str, ...] = ()
 
     @property
@@ -75,7 +78,10 @@ class OutputChoice:
         if self.chances is not None:
             found.append(f"the probabilities of these classes are the output {self.chances!r}")
         if self.single:
-            found.append(f"{self.name!r} has no axis for the batch: it got one, of one image")
+            found += [
+                f"{name!r} has no axis for the batch: it got one, of one image"
+                for name in (self.name, *self.lone)
+            ]
         if not self.flat:
             found.append(f"{self.name!r} was flattened to {self.head.layout}")
         if self.batch_axis:
@@ -120,6 +126,10 @@ def choose_output(
     shape, others = found.shape, tuple(one.spec for one in candidates if one is not found)
     if not head.fits(shape) and not head.fits(found.flat_shape):
         raise _refusal(name, candidates, head)
+    beside = _beside(found, candidates)
+    # Of several raw outputs, as boxes and their scores, all stay as they are.
+    single = found.single and not (head.judges_all and others)
+    lone = [one.name for one in candidates if single and one.single and one.name in beside.values()]
     return OutputChoice(
         head=head,
         name=found.name,
@@ -127,9 +137,9 @@ def choose_output(
         moved=found is not candidates[0],
         others=others,
         batch_axis=_batch_axis(found.values) if head.judges_all and not found.single else 0,
-        # Of several raw outputs, as boxes and their scores, all stay as they are.
-        single=found.single and not (head.judges_all and others),
-        beside=_beside(found, candidates),
+        single=single,
+        beside=beside,
+        lone=tuple(lone),
         why=tuple(each for each in (found.doubt, assumed, _taken(head, found)) if each),
     )
 
@@ -181,22 +191,30 @@ def _tail_of(name: str, tails: Mapping[str, Tail]) -> Tail:
 
 
 def _has_sigmoid(name: str, tails: Mapping[str, Tail]) -> bool:
-    """Whether another output is the Sigmoid of the layer that ``name`` ends in."""
-    layer = _tail_of(name, tails).layer
+    """Whether another output is the Sigmoid of the layer that ``name`` ends in, pooled or not."""
+    own = _tail_of(name, tails)
     others = (tail for other, tail in tails.items() if other != name)
-    return layer is not None and any(
-        tail.layer == layer and tail.activation == "sigmoid" and not tail.between for tail in others
+    return own.layer is not None and any(
+        tail.activation == "sigmoid" and tail.layer == own.layer and _bent(tail) == _bent(own)
+        for tail in others
     )
+
+
+def _bent(tail: Tail) -> list[str]:
+    """What was done to the values of the layer beside pooling, which leaves their meaning."""
+    return [each for each in tail.between if each in SQUASHING_OPS | {"Clip", "Relu"}]
 
 
 def _kept(head: Head, one: Candidate) -> str:
     """The activation as the head has a use for it; a unit length says nothing of classes.
 
-    The column of one class of a Softmax needs no second activation, as behind a Sigmoid.
+    The column of one class of a Softmax needs no second activation, as behind a Sigmoid, and the
+    largest of its probabilities none either. Numbers of classes that are computed further are
+    judged as those of an ArgMax.
     """
     if head.judges_all:
-        return one.activation
-    if one.is_chance:
+        return "argmax" if one.is_of_numbers else one.activation
+    if one.is_chance or (one.activation in PARTS and one.may_be_chances):
         return "sigmoid"
     return one.activation if one.activation not in PARTS | {"l2"} else "none"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -11,6 +11,7 @@ from deploykit.comparison.validation import require_numbers, validate
 from deploykit.core.errors import ModelFileError, ValidationError
 from deploykit.core.precision import Precision
 from deploykit.core.sizes import ShapeProfile
+from deploykit.core.specs import Closing
 from deploykit.graph import (
     LoadedGraph,
     declare_ranks,
@@ -63,7 +64,7 @@ from deploykit.sources.onnx_outputs import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
     import onnx_ir as ir
@@ -72,7 +73,14 @@ if TYPE_CHECKING:
     from deploykit.comparison.validation import ValidationReport
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.progress import Journal
-    from deploykit.core.specs import Preprocessing, Runner, SplitGraph, TensorSpec
+    from deploykit.core.specs import (
+        Array,
+        Preprocessing,
+        Runner,
+        SplitGraph,
+        StepTimes,
+        TensorSpec,
+    )
     from deploykit.graph import ChannelsMoved, Tail
     from deploykit.graph.card import Card
     from deploykit.heads import Head
@@ -221,11 +229,11 @@ def from_onnx(
         open_original = partial(opener, runnable)
         wish = wished(source_options.wish, card, source)
         asked = _ask_original(original.name, open_original(), read_tails(model), batches, wish)
-        compared, choice = asked
+        compared, choice, ranks = asked
         if is_last:
             moved = put_channels_first(model, image.name)
             journal.notes.append(_note_of_channels(source, image, moved))
-        declare_ranks(model, {name: got.ndim for name, got in compared.answers[0].items()})
+        declare_ranks(model, ranks)
         put_image_first(model, image.name)
         _put_meant_first(model, choice)
     with journal.stage("validate fp32"):
@@ -265,6 +273,9 @@ def from_onnx(
 
 
 def _put_meant_first(model: Model, choice: OutputChoice) -> None:
+    for name in [str(value.name) for value in reversed(model.graph.outputs)]:
+        # In this order the outputs are at their places again.
+        put_first(model, name, flatten=False, single=name in choice.lone)
     put_first(
         model,
         choice.name,
@@ -315,15 +326,56 @@ def _ask_original(
     tails: Mapping[str, Tail],
     batches: list[Images],
     wish: Wish,
-) -> tuple[StepCheck, OutputChoice]:
-    """What the original answers to ``batches``, and which of its outputs is meant."""
+) -> tuple[StepCheck, OutputChoice, dict[str, int]]:
+    """What the original answers to ``batches``, which of its outputs is meant, and their ranks."""
     with opened as runner:
         answers = answers_of(runner, batches)
         fixed = runner.inputs[0].fixed_batch
         choice = choose_output(name, runner.outputs, answers, tails, wish, fixed)
-    compared = StepCheck(batches, settled(answers, choice), choice.name, choice.head)
+    ranks = {name: got.ndim for name, got in answers[0].items()}
+    found = settled([_with_batch(one, choice.lone) for one in answers], choice)
+    compared = StepCheck(batches, found, choice.name, choice.head)
     require_numbers(compared.expected, ORIGINAL)
-    return compared, choice
+    return compared, choice, ranks
+
+
+def _with_batch(outputs: Answers, names: Collection[str]) -> dict[str, Array]:
+    """The outputs with an axis for the one image in those of ``names``."""
+    return {name: each[None] if name in names else each for name, each in outputs.items()}
+
+
+class _WithBatch(Closing):
+    """A runner of a file for one image that gives its outputs ``names`` with an axis for it."""
+
+    def __init__(self, runner: Runner, names: Collection[str]) -> None:
+        self._runner = runner
+        self._names = names
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Inputs that the caller feeds."""
+        return self._runner.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Specs of the arrays that ``run`` returns."""
+        return tuple(
+            replace(spec, shape=(1, *spec.shape)) if spec.name in self._names else spec
+            for spec in self._runner.outputs
+        )
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name for one image."""
+        return _with_batch(self._runner.run(feeds), self._names)
+
+    def run_timed(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], StepTimes]:
+        """As ``run``, with the duration of each step."""
+        outputs, times = self._runner.run_timed(feeds)
+        return _with_batch(outputs, self._names), times
+
+    def close(self) -> None:
+        """Close the runner below."""
+        self._runner.close()
 
 
 def _open_batch(
@@ -342,7 +394,7 @@ def _open_batch(
         journal.notes.append(f"the batch stays {fixed}, as --batch {fixed} asks")
         return
     try:
-        with own.open_original() as runner:
+        with _WithBatch(own.open_original(), choice.lone) as runner:
             answers = answers_one_by_one(runner, batches, fixed, choice)
     except ModelFileError as exc:
         opened = False

@@ -74,7 +74,21 @@ class Candidate:
     @property
     def is_float(self) -> bool:
         """Whether its values are no class numbers or decisions."""
-        return bool(np.issubdtype(self.values[0].dtype, np.floating))
+        is_whole = self.spec.dtype.startswith(("bool", "int", "uint"))
+        return not is_whole and bool(np.issubdtype(self.values[0].dtype, np.floating))
+
+    @property
+    def is_of_numbers(self) -> bool:
+        """Whether its values name something, as classes do: one is as far as any other.
+
+        Pixels are no such numbers: they are the values of a layer, rounded.
+        """
+        if self.is_float or self.spec.dtype == "bool":
+            return self.activation in NUMBERS
+        between = self.tail.between
+        is_rounded = self.tail.layer is not None and "ArgMax" not in between
+        is_pixels = is_rounded or between[-1:] == ("Round",)
+        return self.activation in NUMBERS or not is_pixels
 
     @property
     def flat_shape(self) -> tuple[int, ...]:
@@ -109,7 +123,13 @@ class Candidate:
     @property
     def is_chance(self) -> bool:
         """Whether values are made of probabilities, and may still be some: all are 0 to 1."""
-        if not self.is_float or not self.tail.is_of_probabilities or self.activation != "none":
+        is_made_of_them = self.tail.is_of_probabilities and self.activation == "none"
+        return is_made_of_them and self.may_be_chances
+
+    @property
+    def may_be_chances(self) -> bool:
+        """Whether all values are floats from 0 to 1."""
+        if not self.is_float:
             return False
         # NaN compares as false.
         floats = (one.astype(np.float64) for one in self.values)
@@ -177,17 +197,18 @@ def _kind_of_chances(one: Candidate, width: int) -> str | None:
     """Of the probability of one class, and of logits whose Sigmoid is another output."""
     if one.is_chance and width == 1 and not one.tail.is_mean:
         return "binary"
-    is_labels = one.has_sigmoid and one.activation == "none" and not one.tail.between
+    is_bare = one.activation == "none" and SQUASHING_OPS.isdisjoint(one.tail.between)
+    is_labels = one.has_sigmoid and is_bare
     return "multilabel" if is_labels and width > 1 else None
 
 
 def _why_raw(one: Candidate) -> str | None:
     """What of class numbers, parts of values and decisions nobody can know; ``None`` of others."""
     where, dtype = f"{one.name!r} {one.spec.shape_text}", one.values[0].dtype
-    if one.activation in PARTS:
+    if one.activation in PARTS and one.is_float:
         return (
             f"{where} has the largest values without their classes: taken as they are; where it is "
-            "a classifier, end the graph before the ReduceMax or TopK"
+            "a classifier, end the graph before the ReduceMax, TopK or Gather"
         )
     if one.activation in NUMBERS:
         return (
@@ -201,9 +222,11 @@ def _why_raw(one: Candidate) -> str | None:
         )
     if one.is_float:
         return _row_or_sequence(one)
+    compared = "how many change" if one.is_of_numbers else "how far they change"
     return (
-        f"{where} has {dtype} numbers that are computed further: taken as they are; where they are "
-        "classes, end the graph in the ArgMax or in what it reads"
+        f"{where} has {dtype} numbers that are computed further: taken as they are, and "
+        f"compared by {compared}; where they are classes, end the graph in the ArgMax or in what "
+        "it reads"
     )
 
 

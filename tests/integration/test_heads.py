@@ -13,6 +13,7 @@ from PIL import Image
 
 import deploykit
 from tests import cli
+from tests.graphs import normal
 from tests.small_tails import SIZE, network, original, pictures
 
 if TYPE_CHECKING:
@@ -251,12 +252,20 @@ def test_classes_without_their_background(tmp_path: Path, kind: str) -> None:
         assert by_index(top) == pytest.approx(row.tolist(), abs=2e-3)
 
 
-def test_logits_and_their_sigmoid(tmp_path: Path) -> None:
-    nodes, outputs = (
-        "l = Gemm <transB = 1> (f, k7)  p = Sigmoid (l)",
-        "float[N, 7] l, float[N, 7] p",
-    )
-    model, images = network(nodes, outputs, tmp_path), pictures(tmp_path / "images", 3)
+LABELS = {
+    "linear": "l = Gemm <transB = 1> (f, k7)  p = Sigmoid (l)",
+    "pooled": "m = Conv (r, maps)  q = GlobalAveragePool (m)  l = Flatten (q)  p = Sigmoid (l)",
+    "mean": "m = Conv (r, maps)  l = ReduceMean <keepdims = 0> (m, axes)  p = Sigmoid (l)",
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_logits_and_their_sigmoid(tmp_path: Path, name: str) -> None:
+    model = network(
+        LABELS[name], "float[N, 7] l, float[N, 7] p", tmp_path,
+        maps=normal(7, 16, 1, 1, seed=4, scale=3.0), axes=np.array([2, 3]),
+    )  # fmt: skip
+    images = pictures(tmp_path / "images", 3)
     assert export(model, "--fp16")["head"]["kind"] == "multilabel"
     _, wanted = original(model, images)
     for top, row in zip(predict(model, *images), wanted, strict=True):

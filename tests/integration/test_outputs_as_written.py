@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
+import deploykit
 from tests import cli
 from tests.integration.test_heads import by_index, export, predict
 from tests.small_tails import SIZE, network, original, pictures
@@ -79,6 +80,41 @@ def test_what_a_file_for_one_image_gives_without_a_batch(name: str, tmp_path: Pa
     assert (compared.code, compared.data["passed"]) == (0, True)
 
 
+RANKED_ALONE: dict[str, tuple[str, str]] = {
+    "three": ("a, b = TopK (s, three)  v = Squeeze (a, first)  y = Squeeze (b, first)",
+              "float[3] v, int64[3] y"),
+    "best": (("b = ArgMax <axis = 1> (s)  a = ReduceMax (s, axes)  y = Squeeze (b)"
+              "  v = Squeeze (a)"), "int64 y, float v"),
+    "beside": (("a, b = TopK (s, three)  v = Squeeze (a, first)  y = Squeeze (b, first)"
+                "  z = Squeeze (f, first)"), "float[16] z, int64[3] y, float[3] v"),
+    "open": ("v, b = TopK (s, three)  y = Squeeze (b, first)", "float[1, 3] v, int64[3] y"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RANKED_ALONE)
+def test_probabilities_beside_class_numbers_without_a_batch(name: str, tmp_path: Path) -> None:
+    """Of a file for one image both get the axis; what does not belong to them stays as it is."""
+    nodes, outputs = RANKED_ALONE[name]
+    model = network(
+        f"l = Gemm <transB = 1> (f, k6)  s = Softmax <axis = 1> (l)  {nodes}", outputs, tmp_path,
+        name, three=np.array([3]), first=np.array([0]), axes=np.array([1]),
+    )  # fmt: skip
+    images = pictures(tmp_path / "images", 3)
+    export(of_one_image(model), "--fp16")
+    written = [value.name for value in onnx.load(model).graph.output]
+    with deploykit.load(model.with_suffix(""), device="cpu") as loaded:
+        shapes = {spec.name: len(spec.shape) for spec in loaded.outputs}
+        loaded.self_test()
+    assert list(shapes) == ["y", *(each for each in written if each != "y")]
+    rank = 1 if name == "best" else 2
+    assert (shapes["y"], shapes["v"], shapes.get("z", 1)) == (rank, rank, 1)
+    for image, top in zip(images, predict(model, *images), strict=True):
+        found = dict(zip(written, original(model, [image]), strict=True))
+        assert [each["index"] for each in top] == found["y"].ravel().tolist()
+        chances = [each["probability"] for each in top]
+        assert chances == pytest.approx(found["v"].ravel().tolist(), abs=2e-3)
+
+
 def test_boxes_that_are_found_stay_a_list(tmp_path: Path) -> None:
     """A network of several raw outputs is left as it is."""
     nodes = "l = Gemm <transB = 1> (f, k9)  a = Reshape (l, three)  b = Squeeze (l)"
@@ -121,6 +157,19 @@ RANKED: dict[str, tuple[str, str, int | None]] = {
     "best": (("s = Softmax <axis = 1> (l)  y = ArgMax <axis = 1, keepdims = 0> (s)"
              "  v = ReduceMax <keepdims = 0> (s, one)"), "int64[N] y, float[N] v", 1),
     "logits": ("v, y = TopK (l, three)", "int64[N, 3] y, float[N, 3] v", None),
+    "gathered": (("s = Softmax <axis = 1> (l)  y = ArgMax <axis = 1> (s)"
+                  "  v = GatherElements <axis = 1> (s, y)"), "float[N, 1] v, int64[N, 1] y", 0),
+    "three_gathered": (("s = Softmax <axis = 1> (l)  a, y = TopK (s, three)"
+                        "  v = GatherElements <axis = 1> (s, y)"),
+                       "int64[N, 3] y, float[N, 3] v", 1),
+    "unsure": (("s = Softmax <axis = 1> (l)  y = ArgMax <axis = 1> (s)"
+                "  a = GatherElements <axis = 1> (s, y)  v = Sub (yes, a)"),
+               "float[N, 1] v, int64[N, 1] y", None),
+    "some": ("a, y = TopK (l, three)  v = Softmax (a)", "float[N, 3] v, int64[N, 3] y", None),
+    "some_by_themselves": ("a, y = TopK (l, three)  v = Sigmoid (a)",
+                           "int64[N, 3] y, float[N, 3] v", None),
+    "best_by_itself": (("y = ArgMax <axis = 1> (l)  m = ReduceMax (l, one)"
+                            "  v = Sigmoid (m)"), "float[N, 1] v, int64[N, 1] y", None),
     "another": (("s = Softmax <axis = 1> (l)  y = ArgMax <axis = 1> (s)  m = Sigmoid (l)"
                 "  v = ReduceMax (m, one)"), "int64[N, 1] y, float[N, 1] v", None),
 }  # fmt: skip
@@ -131,7 +180,7 @@ def test_class_numbers_have_the_probabilities_beside_them(name: str, tmp_path: P
     nodes, outputs, place = RANKED[name]
     model = network(
         f"l = Gemm <transB = 1> (f, k6)  {nodes}", outputs, tmp_path, name,
-        three=np.array([3]), one=np.array([1]),
+        three=np.array([3]), one=np.array([1]), yes=np.array(1, np.float32),
     )  # fmt: skip
     images = pictures(tmp_path / "images", 3)
     export(model)
@@ -144,6 +193,36 @@ def test_class_numbers_have_the_probabilities_beside_them(name: str, tmp_path: P
             assert set(chances) == {None}
         else:
             assert chances == pytest.approx(found[place][at].ravel().tolist(), abs=1e-5)
+
+
+COMPUTED: dict[str, tuple[str, str]] = {
+    "table": ("a = ArgMax <axis = 1, keepdims = 0> (l)  y = Gather (ids, a)", "int64[N] y"),
+    "ranked": ("v, a = TopK (l, three)  b = Gather (ids, a)  y = Cast <to = 6> (b)",
+               "int32[N, 3] y"),
+    "least": ("a = ArgMin <axis = 1> (l)  y = Add (a, many)", "int64[N, 1] y"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_numbers_of_classes_are_near_to_no_others(name: str, tmp_path: Path) -> None:
+    """Of numbers about 100000 one that is three too large is another class, in any precision."""
+    nodes, outputs = COMPUTED[name]
+    made = {}
+    for word, least in (("right", 100_000), ("wrong", 100_003)):
+        made[word] = network(
+            f"l = Gemm <transB = 1> (f, k6)  {nodes}", outputs, tmp_path, word,
+            three=np.array([3]), ids=np.arange(6) + least, many=np.array([least]),
+        )  # fmt: skip
+    assert export(made["right"], "--fp16")["head"]["activation"] == "argmax"
+    images = pictures(tmp_path / "images", 3)
+    (expected,) = original(made["right"], images)
+    for top, row in zip(predict(made["right"], *images), expected, strict=True):
+        assert np.ravel(top[0]["values"]).tolist() == row.ravel().tolist()
+    for first in (made["right"], made["right"].with_suffix("")):
+        found = cli.deploykit("validate", first, made["wrong"], "--json")
+        assert (found.code, found.data["passed"]) == (1, False)
+    found = cli.deploykit("validate", made["right"].with_suffix(""), made["right"], "--json")
+    assert (found.code, found.data["passed"]) == (0, True)
 
 
 FORMS: dict[str, tuple[str, str, list[str]]] = {

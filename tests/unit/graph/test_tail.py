@@ -64,6 +64,32 @@ def tail(nodes: str) -> Tail:
         ("y = ArgMax <axis = 1> (l)", "argmax"),
         ("v, y = TopK (l, count)", "top_k"),
         ("y, i = TopK (l, count)", "top_values"),
+        ("v, i = TopK (l, count)  y = Softmax (v)", "top_values"),
+        ("v, i = TopK (l, count)  y = LogSoftmax (v)", "top_values"),
+        ("v, i = TopK (l, count)  q = Squeeze (v)  y = Sigmoid (q)", "top_values"),
+        ("v, i = TopK (l, count)  s = Softmax (v)  y = Log (s)", "top_values"),
+        ("v, i = TopK (l, count)  s = Sigmoid (v)  y = Clip (s, tiny, one)", "top_values"),
+        ("v, i = TopK <largest = 0> (l, count)  y = Softmax (v)", "softmax"),
+        ("i = ArgMax <axis = 1> (l)  y = GatherElements <axis = 1> (l, i)", "top_values"),
+        (
+            """s = Softmax (l)  v, i = TopK (s, count)  c2 = Cast <to = 6> (i)
+            y = GatherElements <axis = 1> (s, c2)""",
+            "top_values",
+        ),
+        (
+            """s = Softmax (l)  i = ArgMax <axis = 1> (s)  p = Add (i, last)
+            y = GatherElements <axis = 1> (s, p)""",
+            "top_values",
+        ),
+        (
+            """s = Sigmoid (l)  i = ArgMin <axis = 1> (l)  p = Concat <axis = 1> (i, i)
+            y = GatherND (s, p)""",
+            "top_values",
+        ),
+        # No numbers of classes: a count of images, and those of other values.
+        ("s = Softmax (l)  n = Shape (l)  y = Gather <axis = 1> (s, n)", "none"),
+        ("i = ArgMax <axis = 1> (f)  y = GatherElements <axis = 1> (l, i)", "none"),
+        ("i = ArgMax <axis = 1> (l)  y = Gather (b, i)", "none"),
         ("y = ReduceMax (l, last)", "maximum"),
         ("y = LpNormalization <axis = 1> (l)", "l2"),
         ("n = ReduceL2 <keepdims = 1> (l, last)  c2 = Clip (n, tiny)  y = Div (l, c2)", "l2"),
@@ -122,10 +148,49 @@ def test_last_layer(
         ("s = Softmax (l)  t = Transpose (l)  y = MatMul (s, t)", False),
         ("s = Sigmoid (l)  y = Sqrt (s)", False),
         ("i = ArgMax <axis = 1> (l)  y = Gather (b, i)", False),
+        (
+            """s = Softmax (l)  i = ArgMax <axis = 1> (s)  g2 = GatherElements <axis = 1> (s, i)
+            y = Sub (one, g2)""",
+            False,
+        ),
     ],
 )
 def test_what_is_made_of_probabilities_alone(nodes: str, made_of_them: bool) -> None:
     assert tail(nodes).is_of_probabilities is made_of_them
+
+
+@pytest.mark.parametrize(
+    ("nodes", "activation"),
+    [
+        ("m = ReduceMax (l, last)  y = Sigmoid (m)  i = ArgMax <axis = 1> (l)", "maximum"),
+        ("m = ReduceMax (l, last)  y = Sigmoid (m)  v, i = TopK (l, count)", "maximum"),
+        # The largest of several places is pooling, and its Sigmoid a yes or no.
+        ("m = ReduceMax (l, last)  y = Sigmoid (m)  i = ArgMax <axis = 1> (f)", "sigmoid"),
+        ("m = ReduceMax (l, last)  y = Sigmoid (m)  i = Identity (l)", "sigmoid"),
+    ],
+)
+def test_the_largest_beside_its_number(nodes: str, activation: str) -> None:
+    found = tails(f"{LOGITS}  {nodes}", "float[N, 1] y, int64[N, K] i")
+    assert found["y"].activation == activation
+
+
+def test_probabilities_of_some_are_not_those_that_were_ranked() -> None:
+    """Three probabilities that sum to 1 again are none of the ten."""
+    nodes = "s = Softmax (l)  v, i = TopK (s, count)  y = Softmax (v)"
+    found = tails(f"{LOGITS}  {nodes}", "float[N, 2] y, float[N, 2] v, int64[N, 2] i")
+    assert (found["y"].ranked, found["v"].ranked, found["i"].ranked) == (None, "s", "s")
+
+
+@pytest.mark.parametrize(("places", "ranked"), [("i", "s"), ("p", None)])
+def test_the_probability_of_another_class_is_not_the_largest(
+    places: str, ranked: str | None
+) -> None:
+    found = tails(
+        f"""{LOGITS}  s = Softmax (l)  i = ArgMax <axis = 1> (s)  p = Add (i, last)
+        y = GatherElements <axis = 1> (s, {places})""",
+        "float[N, 1] y, int64[N, 1] i",
+    )
+    assert (found["y"].ranked, found["i"].ranked) == (ranked, "s")
 
 
 def test_outputs_know_what_is_made_of_them() -> None:

@@ -20,7 +20,7 @@ from deploykit.core.artifacts import sha256_of
 from deploykit.core.errors import DataError, IntegrityError, UsageError, ValidationError
 from deploykit.core.precision import Precision
 from deploykit.core.sizes import ShapeProfile
-from deploykit.core.specs import StepTimes
+from deploykit.core.specs import HeadRecord, StepTimes
 from deploykit.heads.multiclass import BatchComparison
 from deploykit.runtime.inputs import BatchSplitWarning
 from deploykit.runtime.loading import load
@@ -43,6 +43,24 @@ for channel, pixels in enumerate((RED, GREEN, BLUE)):
 
 def batch_of(count: int) -> NDArray[np.float32]:
     return normal(count, 3, SIZE, SIZE)
+
+
+ALONE = """colours (float[1, 3, {image}] input) => (int64[1, 2] logits, float[2] v) {{
+    mean = GlobalAveragePool(input)  l = Flatten(mean)  two = Constant <value_ints = [2]> ()
+    first = Constant <value_ints = [0]> ()  a, logits = TopK(l, two)  v = Squeeze(a, first) }}"""
+
+
+def test_probabilities_of_one_image_without_an_axis_for_it(tmp_path: Path) -> None:
+    """Bundles of such a file have been written."""
+    head, beside = HeadRecord("multiclass", "logits", "top_k"), {"probabilities": "v"}
+    folder = write_bundle(tmp_path / "alone", source=ALONE, head=head, conversion=beside)
+    orange = RED + GREEN // 2
+    with load(folder, device="cpu") as model:
+        for given in (orange, RED):
+            top = model.predict(given)
+            assert [each.index for each in top] == [0, 1]
+            shares = (given[0, 0, :2] / 255).tolist()
+            assert [each.probability for each in top] == pytest.approx(shares)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from deploykit.core.errors import ModelFileError, UsageError
+from deploykit.core.precision import Precision
 from deploykit.core.specs import HeadRecord, TensorSpec
 from deploykit.graph import Tail
 from deploykit.sources.head_choice import OutputChoice, Wish, choose_output
@@ -140,6 +141,14 @@ def test_the_column_of_one_class_is_a_yes_or_no(column: Array) -> None:
     )
 
 
+@pytest.mark.parametrize("part", ["maximum", "top_values"])
+def test_the_largest_probabilities_get_no_second_activation(part: str) -> None:
+    most, values = CHANCES.max(axis=1, keepdims=True), LOGITS.max(axis=1, keepdims=True)
+    assert chosen(y=(most, tail(part))).head.name == "raw"
+    assert chosen(Wish("binary"), y=(most, tail(part))).head.activation == "sigmoid"
+    assert chosen(Wish("binary"), y=(values, tail(part))).head.activation == "none"
+
+
 def test_what_is_no_probability_any_more() -> None:
     percent = 100 * CHANCES
     found = chosen(y=(percent, PART))
@@ -165,6 +174,56 @@ def test_class_numbers_of_several_places_are_no_ranking(kind: type) -> None:
     assert chosen(y=(places, tail("top_k"))).record == HeadRecord("multiclass", "y", "top_k")
     alone = chosen(y=(places[:, 0], tail("argmax")))
     assert alone.record == HeadRecord("multiclass", "y", "argmax")
+
+
+NUMBERS: Array = np.array([[3, 1, 4], [1, 5, 9], [2, 6, 5]])
+COMPUTED = {
+    "shifted": tail(between=("ArgMax",)),
+    "least": tail(layer=None, between=("ArgMin",)),
+    "looked up": tail(layer=None, between=("Gather",)),
+    "counted": tail(layer=None, between=("ReduceSum",)),
+    "the largest": tail("maximum", between=("ArgMax",)),
+}
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+@pytest.mark.parametrize("kind", [None, "raw"])
+def test_class_numbers_that_are_computed_further_are_judged_as_numbers(
+    name: str, kind: str | None
+) -> None:
+    """Three beside the right one is as wrong as three hundred."""
+    for values in (NUMBERS, NUMBERS[:, 0]):
+        found = chosen(Wish(kind), y=(values, COMPUTED[name]))
+        assert found.record == HeadRecord("raw", "y", "argmax")
+        wrong, right = (values + 900).astype(np.float32), (values + 903).astype(np.float32)
+        limits = Precision.INT8.facts.limits
+        problems = found.head.problems_of(found.head.compare(wrong, right), limits)
+        assert "100.00% of an image's class numbers changed" in problems[0]
+        said = ["taken as they are, and compared by how many change; where" in n for n in found.why]
+        assert said == ([] if kind else [True])
+
+
+@pytest.mark.parametrize(
+    ("kind", "read"),
+    [
+        (np.uint8, tail(between=("Clip",))),
+        (np.uint8, tail("sigmoid")),
+        (np.int32, tail(layer=None, between=("Clip", "Round"))),
+        (np.bool_, tail(layer=None, between=("Greater",))),
+    ],
+)
+def test_pixels_and_decisions_are_no_class_numbers(kind: type, read: Tail) -> None:
+    values: Array = NUMBERS.astype(kind)
+    assert chosen(y=(values, read)).head.activation not in ("argmax", "top_k")
+
+
+def test_numbers_are_known_by_their_declared_type() -> None:
+    """Outputs that are compared are FP32, whatever their file has."""
+    specs = [TensorSpec("y", "int64", ("n",))]
+    answers = [{"y": NUMBERS[:, 0].astype(np.float32)}]
+    tails = {"y": COMPUTED["shifted"]}
+    found = choose_output("own.onnx", specs, answers, tails, Wish())
+    assert found.record == HeadRecord("raw", "y", "argmax")
 
 
 def test_a_wish_that_no_output_fits() -> None:
@@ -206,6 +265,27 @@ def test_logits_beside_their_sigmoid_are_labels() -> None:
     assert found.record == HeadRecord("multilabel", "l", "none")
     found = chosen(l=(LOGITS, tail(layer="other")), y=(SIGMOIDS, tail("sigmoid", layer=None)))
     assert found.record == HeadRecord("multiclass", "l", "none")
+
+
+POOLED = ("GlobalAveragePool",)
+BENT = ("GlobalAveragePool", "Relu")
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "kind"),
+    [
+        (POOLED, POOLED, "multilabel"),
+        (BENT, BENT, "multilabel"),
+        (POOLED, (), "multilabel"),
+        (BENT, POOLED, "multiclass"),
+        (("GlobalAveragePool", "Softmax"), ("GlobalAveragePool", "Softmax"), "raw"),
+    ],
+)
+def test_pooled_logits_beside_their_sigmoid(
+    own: tuple[str, ...], other: tuple[str, ...], kind: str
+) -> None:
+    outputs = {"l": (LOGITS, tail(between=own)), "y": (SIGMOIDS, tail("sigmoid", between=other))}
+    assert chosen(Wish(output="l"), **outputs).head.name == kind
 
 
 def test_class_numbers_beside_the_logits() -> None:
