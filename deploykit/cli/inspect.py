@@ -301,11 +301,9 @@ def _upper(precision: Precision) -> str:
 @click.argument("target")
 @click.option(
     "--batch",
-    default=1,
-    show_default=True,
     type=click.IntRange(min=1),
     metavar="N",
-    help="Images that the figures are for.",
+    help="Images that the figures are for.  [default: the graph's own where it is fixed, or 1]",
 )
 @click.option(
     "--precision",
@@ -332,7 +330,7 @@ def _upper(precision: Precision) -> str:
 def command(  # noqa: PLR0913 - one parameter per option, click's way
     *,
     target: str,
-    batch: int,
+    batch: int | None,
     precision: bool,
     flagged: tuple[Precision, ...],
     exclude: tuple[str, ...],
@@ -383,7 +381,7 @@ def command(  # noqa: PLR0913 - one parameter per option, click's way
     return with_report(answer, report_file, [Path(target)], data)
 
 
-def _look_at_layers(target: str, source_options: SourceOptions, batch: int) -> Answer:
+def _look_at_layers(target: str, source_options: SourceOptions, batch: int | None) -> Answer:
     summary, prepared = _inspected(target, source_options, batch)
     from deploykit.core.serialization import engine_to_plain
 
@@ -429,7 +427,7 @@ def _look(target: str, options: PrecisionOptions, *, every_node: bool) -> Answer
 
 
 def _inspected(
-    target: str, source_options: SourceOptions, batch: int
+    target: str, source_options: SourceOptions, batch: int | None
 ) -> tuple[ModelSummary, PreparedInput | None]:
     with progress().step("inspect"):
         from deploykit.verbs.inspect import inspect_with_input

@@ -228,11 +228,16 @@ def open_bundle(folder: PathLike) -> Bundle:
 
 @with_argument_names
 def inspect(
-    model: Target, *, input_size: int | None = None, num_classes: int | None = None, batch: int = 1
+    model: Target,
+    *,
+    input_size: int | None = None,
+    num_classes: int | None = None,
+    batch: int | None = None,
 ) -> ModelSummary:
     """Layers of a network with their shapes, parameters and multiply-adds for ``batch`` images.
 
-    ``model`` is as that of `export`, or a bundle.
+    ``model`` is as that of `export`, or a bundle. Without a ``batch`` it is the one that a graph is
+    fixed at, or one image.
 
     Raises:
         UsageError: there is no such network, or it does not take these choices.
@@ -243,7 +248,8 @@ def inspect(
 
     choices = DefinitionChoices(num_classes, input_size)
     network = network_of(_target(model), choices)
-    return inspect_target(network, choices, batch=_whole("batch", batch))
+    wanted = None if batch is None else _whole("batch", batch)
+    return inspect_target(network, choices, batch=wanted)
 
 
 @with_argument_names

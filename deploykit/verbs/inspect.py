@@ -21,13 +21,13 @@ from deploykit.core.precision import Precision
 from deploykit.core.progress import Journal, Progress, SilentProgress
 from deploykit.core.sizes import IMAGE_AXES, ShapeProfile, SizeRange, are_channels_last, are_images
 from deploykit.core.specs import TensorSpec
-from deploykit.graph import LoadedGraph, read_graph, read_model, tidy
+from deploykit.graph import LoadedGraph, describe_layers, read_graph, read_model, tidy
 from deploykit.graph.card import Card, card_in
 from deploykit.graph.foreign import mended_of
 from deploykit.graph.half_range import FP16_MAX
 from deploykit.graph.kernel_costs import network_cost
 from deploykit.graph.node_precisions import Known, read_precision
-from deploykit.graph.shapes import fix_image_size
+from deploykit.graph.shapes import fix_image_size, fixed_batch
 from deploykit.images import InputRange, batches, open_images, sample_images
 from deploykit.images.batching import batch_sizes, sample_batches
 from deploykit.images.preprocessing import MAX_RESIZED_PIXELS
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from deploykit.costs.network import ModelSummary
     from deploykit.graph.node_precisions import GraphPrecision
 
+    Size = tuple[int, int]
+
 
 @dataclass(frozen=True)
 class PrecisionOptions:
@@ -57,12 +59,12 @@ class PrecisionOptions:
 
     ``precision`` is that of an export that was not made; ``None``: what the graph has, and for an
     FP32 graph the plan of INT8. ``exclude`` are patterns of nodes as of the export. ``batch`` is
-    what multiply-adds are counted for; ``source`` is for definitions and their images.
+    what multiply-adds are counted for, by default as `inspect`; ``source`` is for definitions.
     """
 
     precision: Precision | None = None
     exclude: tuple[str, ...] = ()
-    batch: int = 1
+    batch: int | None = None
     source: SourceOptions = field(default_factory=SourceOptions)
 
     @property
@@ -101,7 +103,7 @@ class GivenGraph:
             if len(shape) > axis and isinstance(shape[axis], str)
         )
 
-    def image_size(self, choices: DefinitionChoices) -> tuple[int, int] | None:
+    def image_size(self, choices: DefinitionChoices) -> Size | None:
         """Height and width where they are open: those asked for, or what a bundle prepares."""
         if choices.size_of_file is not None:
             return choices.size_of_file
@@ -299,7 +301,7 @@ def _read(
         if size is not None:
             fix_image_size(model, size)
         run = graph_judge().run_once
-        graph = read_precision(model, precision, options.batch, Known(given.reasons), run)
+        graph = read_precision(model, precision, options.batch or 1, Known(given.reasons), run)
     notes = mended_of(given.graph.model).notes
     if graph.integer_ops:
         found = ", ".join(f"{count} {kind}" for kind, count in graph.integer_ops.items())
@@ -328,8 +330,8 @@ def _plan(
             planned = conversion.plan(PlanSource(artifact, model, amax, unfit, options.exclude))
             fix_image_size(planned.model, source.batches[0].shape[2:])
             run = graph_judge().run_once
-            graph = read_precision(planned.model, precision, options.batch, planned.known, run)
-    batch = artifact.inputs[0].fixed_batch or options.batch
+            graph = read_precision(planned.model, precision, options.batch or 1, planned.known, run)
+    batch = artifact.inputs[0].fixed_batch or options.batch or 1
     largest = max(amax, key=lambda name: amax[name])
     limit = None if precision.facts.overflow is None else FP16_MAX / HEADROOM
     seen = Magnitudes(sum(map(len, images)), largest, amax[largest], limit)
@@ -356,18 +358,20 @@ def _notes(options: PrecisionOptions, source: Fp32Graph, seen: Magnitudes) -> li
     return notes
 
 
-_NOTHING_CHOSEN: Final = DefinitionChoices()
+_NO_CHOICES: Final = DefinitionChoices()
 
 
 def inspect(
-    target: str | ModelSpec, choices: DefinitionChoices = _NOTHING_CHOSEN, *, batch: int = 1
+    target: str | ModelSpec, choices: DefinitionChoices = _NO_CHOICES, *, batch: int | None = None
 ) -> ModelSummary:
     """Rows per layer and totals; a definition is shown as PyTorch modules, a file as nodes.
+
+    Without a ``batch`` they are of the one that a graph is fixed at, or of one image.
 
     Raises:
         UnknownNameError: ``target`` is neither a file, nor a bundle, nor an architecture.
         ModelFileError: the file cannot be read.
-        UsageError: options for definitions are given with a file.
+        UsageError: options for definitions are given with a file, or another batch than it takes.
     """
     if not isinstance(target, str):
         return _inspect_definition(target, batch)
@@ -380,7 +384,7 @@ def inspect(
 
 
 def _inspect_bundle(
-    target: str, choices: DefinitionChoices, batch: int
+    target: str, choices: DefinitionChoices, batch: int | None
 ) -> tuple[ModelSummary, Preprocessing]:
     def read(bundle: Bundle) -> tuple[ModelSummary, Preprocessing]:
         bundle.require_unchanged(bundle.model_path.name)
@@ -417,7 +421,7 @@ class PreparedInput:
 
 
 def inspect_with_input(
-    target: str, source_options: SourceOptions, *, batch: int = 1
+    target: str, source_options: SourceOptions, *, batch: int | None = None
 ) -> tuple[ModelSummary, PreparedInput | None]:
     """As `inspect`, with the input that images of ``source_options`` become.
 
@@ -473,27 +477,24 @@ def _prepared_input(
     return PreparedInput(prepared, found, tuple(notes))
 
 
-def _inspect_definition(spec: ModelSpec, batch: int) -> ModelSummary:
+def _inspect_definition(spec: ModelSpec, batch: int | None) -> ModelSummary:
     from deploykit.sources.module_layers import inspect_definition
 
-    return inspect_definition(spec.build, spec.inputs[0].with_batch(batch), spec.name)
+    return inspect_definition(spec.build, spec.inputs[0].with_batch(batch or 1), spec.name)
 
 
 def _inspect_file(
-    target: str, path: Path, choices: DefinitionChoices, batch: int, crop: tuple[int, int] | None
+    target: str, path: Path, choices: DefinitionChoices, batch: int | None, crop: Size | None
 ) -> ModelSummary:
     """An open height or width is what the user asks for, or the bundle's ``crop``."""
-    from deploykit import graph
-    from deploykit.graph.shapes import fix_image_size
-
-    read, size = graph.read_graph(path), choices.size_of_file or crop
+    read, size = read_graph(path), choices.size_of_file or crop
     model = read.model
     was_open = size is not None and fix_image_size(model, size)
     fixed = replace(choices, image_size=None, open_size=None) if was_open else choices
     refuse_definition_options(target, fixed)
-    run = graph_judge().run_once
-    summary = graph.describe_layers(model, path.name, batch, run)
+    run, count = graph_judge().run_once, batch or fixed_batch(model) or 1
+    summary = describe_layers(model, path.name, count, run)
     if read.artifact.precision.facts.is_source:
         return summary
     tidy(model, rename=False)
-    return replace(summary, engine=network_cost(model, batch, run))
+    return replace(summary, engine=network_cost(model, count, run))

@@ -26,6 +26,7 @@ from deploykit.core.specs import Preprocessing
 from deploykit.graph import convert_to_half, plan_half, read_model, tidy, write_model
 from deploykit.sources.definition import SourceOptions
 from deploykit.verbs.inspect import inspect, inspect_with_input
+from tests import cli
 from tests.bundles import write_bundle, write_classifier
 from tests.graphs import graph, save
 
@@ -45,6 +46,29 @@ def test_a_file_is_counted_node_by_node(tmp_path: Path, batch: int) -> None:
     ]  # fmt: skip
     assert summary.layers[0].output_shape == (batch, 16, 8, 8)
     assert summary.parameters == 16 * 3 * 9 + LINEAR
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_a_batch_that_is_fixed_is_the_one_that_is_shown(tmp_path: Path, converted: bool) -> None:
+    proto = onnx.load(write_classifier(tmp_path / "mine.onnx"))
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 4
+    path = save(proto, tmp_path / "four.onnx")
+    if converted:
+        model = read_model(path)
+        tidy(model, rename=False)
+        write_model(convert_to_half(model, plan_half(model, {}, 4.0)), path, Precision.FP16)
+    summary = inspect(str(path))
+    assert summary.multiply_adds == inspect(str(path), batch=4).multiply_adds
+    assert summary.multiply_adds == 4 * (CONVOLUTION + LINEAR)
+    assert summary.layers[0].output_shape[0] == summary.input_shape[0] == 4
+    assert deploykit.inspect(path).multiply_adds == summary.multiply_adds
+    asked = cli.deploykit("inspect", path, "--batch", "1")
+    assert asked.code == (2 if converted else 0)
+    assert not converted or "has a fixed batch of 4, not 1\nask for that batch" in asked.err
+    for words in ([], ["--precision"], ["--precision", "--batch", "4"]):
+        found = cli.deploykit("inspect", path, *words, "--json")
+        assert (found.code, found.data["multiply_adds"]) == (0, summary.multiply_adds)
 
 
 def test_an_open_size_is_what_the_user_asks_for(tmp_path: Path) -> None:
