@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
+from deploykit.comparison.reference import WithBatch
 from deploykit.core.deployed import Result
 from deploykit.core.errors import UsageError
 from deploykit.core.serialization import to_plain
@@ -177,6 +178,14 @@ class Forms:
 
     def _opened(self, place: int, opener: Opener, preprocessing: Preprocessing) -> Runner:
         runner = self.fed(place, opener(), preprocessing)
+        own, other = self.sides[place], self.sides[1 - place]
+        if own.manifest is None and other.manifest is not None:
+            # An export gives outputs of one image an axis for it.
+            ranks = {spec.name: len(spec.shape) for spec in other.outputs}
+            lone = [
+                each.name for each in own.outputs if ranks.get(each.name) == len(each.shape) + 1
+            ]
+            runner = WithBatch(runner, lone)
         end, first = self.ends[place], self._meant(place)
         return runner if end is None else Ended(runner, end, first)
 

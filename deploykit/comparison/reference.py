@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from deploykit.heads.multiclass import MULTICLASS
 from deploykit.images.side_inputs import SideInputs, with_side_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -67,6 +67,45 @@ class ChannelsFirst(Closing):
     def _turned(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         images = np.transpose(feeds[self._image], CHANNELS_LAST)
         return {**feeds, self._image: np.ascontiguousarray(images)}
+
+    def close(self) -> None:
+        """Close the runner below."""
+        self._runner.close()
+
+
+def with_batch(outputs: Mapping[str, Array], names: Collection[str]) -> dict[str, Array]:
+    """The outputs with an axis for the one image in those of ``names``."""
+    return {name: each[None] if name in names else each for name, each in outputs.items()}
+
+
+class WithBatch(Closing):
+    """A runner of a file for one image that gives its outputs ``names`` with an axis for it."""
+
+    def __init__(self, runner: Runner, names: Collection[str]) -> None:
+        self._runner = runner
+        self._names = names
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Inputs that the caller feeds."""
+        return self._runner.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Specs of the arrays that ``run`` returns."""
+        return tuple(
+            replace(spec, shape=(1, *spec.shape)) if spec.name in self._names else spec
+            for spec in self._runner.outputs
+        )
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name for one image."""
+        return with_batch(self._runner.run(feeds), self._names)
+
+    def run_timed(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], StepTimes]:
+        """As ``run``, with the duration of each step."""
+        outputs, times = self._runner.run_timed(feeds)
+        return with_batch(outputs, self._names), times
 
     def close(self) -> None:
         """Close the runner below."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from deploykit.comparison.reference import Reference, Runners
+from deploykit.comparison.reference import Reference, Runners, WithBatch, with_batch
 from deploykit.comparison.validation import require_numbers, validate
 from deploykit.core.errors import ModelFileError, ValidationError
 from deploykit.core.precision import Precision
 from deploykit.core.sizes import ShapeProfile
-from deploykit.core.specs import Closing
 from deploykit.graph import (
     LoadedGraph,
     declare_ranks,
@@ -64,7 +63,7 @@ from deploykit.sources.onnx_outputs import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     import onnx_ir as ir
@@ -73,14 +72,7 @@ if TYPE_CHECKING:
     from deploykit.comparison.validation import ValidationReport
     from deploykit.core.artifacts import OnnxArtifact
     from deploykit.core.progress import Journal
-    from deploykit.core.specs import (
-        Array,
-        Preprocessing,
-        Runner,
-        SplitGraph,
-        StepTimes,
-        TensorSpec,
-    )
+    from deploykit.core.specs import Preprocessing, Runner, SplitGraph, TensorSpec
     from deploykit.graph import ChannelsMoved, Tail
     from deploykit.graph.card import Card
     from deploykit.heads import Head
@@ -333,49 +325,10 @@ def _ask_original(
         fixed = runner.inputs[0].fixed_batch
         choice = choose_output(name, runner.outputs, answers, tails, wish, fixed)
     ranks = {name: got.ndim for name, got in answers[0].items()}
-    found = settled([_with_batch(one, choice.lone) for one in answers], choice)
+    found = settled([with_batch(one, choice.lone) for one in answers], choice)
     compared = StepCheck(batches, found, choice.name, choice.head)
     require_numbers(compared.expected, ORIGINAL)
     return compared, choice, ranks
-
-
-def _with_batch(outputs: Answers, names: Collection[str]) -> dict[str, Array]:
-    """The outputs with an axis for the one image in those of ``names``."""
-    return {name: each[None] if name in names else each for name, each in outputs.items()}
-
-
-class _WithBatch(Closing):
-    """A runner of a file for one image that gives its outputs ``names`` with an axis for it."""
-
-    def __init__(self, runner: Runner, names: Collection[str]) -> None:
-        self._runner = runner
-        self._names = names
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """Inputs that the caller feeds."""
-        return self._runner.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """Specs of the arrays that ``run`` returns."""
-        return tuple(
-            replace(spec, shape=(1, *spec.shape)) if spec.name in self._names else spec
-            for spec in self._runner.outputs
-        )
-
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Outputs by name for one image."""
-        return _with_batch(self._runner.run(feeds), self._names)
-
-    def run_timed(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], StepTimes]:
-        """As ``run``, with the duration of each step."""
-        outputs, times = self._runner.run_timed(feeds)
-        return _with_batch(outputs, self._names), times
-
-    def close(self) -> None:
-        """Close the runner below."""
-        self._runner.close()
 
 
 def _open_batch(
@@ -394,7 +347,7 @@ def _open_batch(
         journal.notes.append(f"the batch stays {fixed}, as --batch {fixed} asks")
         return
     try:
-        with _WithBatch(own.open_original(), choice.lone) as runner:
+        with WithBatch(own.open_original(), choice.lone) as runner:
             answers = answers_one_by_one(runner, batches, fixed, choice)
     except ModelFileError as exc:
         opened = False

@@ -113,6 +113,9 @@ def test_probabilities_beside_class_numbers_without_a_batch(name: str, tmp_path:
         assert [each["index"] for each in top] == found["y"].ravel().tolist()
         chances = [each["probability"] for each in top]
         assert chances == pytest.approx(found["v"].ravel().tolist(), abs=2e-3)
+    for order in ([model.with_suffix(""), model], [model, model.with_suffix("")]):
+        compared = cli.deploykit("validate", *order, "--json")
+        assert (compared.code, compared.data["passed"]) == (0, True)
 
 
 def test_boxes_that_are_found_stay_a_list(tmp_path: Path) -> None:
