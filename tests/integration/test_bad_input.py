@@ -358,7 +358,7 @@ def test_own_file_without_a_dynamic_batch_is_judged_at_its_own(tmp_path: Path) -
     onnx.save(model, tmp_path / "fixed.onnx")
     called = export(tmp_path, tmp_path / "fixed.onnx", "--fp16", "--batch", "4", "--json")
     assert called.code == 0, called.err
-    assert [batch["batch"] for batch in called.data["validation"][1]["batches"]] == [4]
+    assert [batch["batch"] for batch in called.data["validation"][1]["batches"]] == [4, 4]
     assert called.data["engines"][0]["profile"]["max_batch"] == 4
 
 
