@@ -1,6 +1,6 @@
 """What calibration costs beside a plain pass over the same images: wall time and memory.
 
-Run it with nothing else on the machine: ``python benchmarks/calibration_cost.py MODEL``, where
+Run it with nothing else on the machine: ``python -m benchmarks.calibration_cost MODEL``, where
 MODEL is the FP32 ``.onnx`` of ResNet-50 (``deploykit export resnet50 --backend none``). The images
 are random cuts of deploykit's sample photographs. Calibration and plain pass alternate, each in a
 process of its own, measured from its start to its end. ``--export`` adds, in each round,
@@ -14,10 +14,8 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL.Image import Image, Transpose
 
+from benchmarks import export_cost
 from deploykit import images
 from deploykit.core.environment import describe
 from deploykit.core.serialization import to_plain
@@ -62,17 +61,8 @@ def random_cut(image: Image, random: np.random.Generator) -> Image:
 
 
 def measure(what: str, count: int, command: list[str], folder: str) -> Sample:
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder
-    )
-    assert process.stderr is not None  # noqa: S101 - PIPE was asked for
-    errors = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    if status:
-        sys.exit(f"{what} failed:\n{errors.decode()}")
-    return Sample(what, count, seconds, usage.ru_maxrss / 1024)
+    sample = export_cost.measure(what, command, Path(folder))
+    return Sample(what, count, sample.seconds, sample.peak_mib)
 
 
 def collect(model: Path, counts: list[int], rounds: int, *, export: bool) -> list[Sample]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -45,6 +46,9 @@ def measure(what: str, command: list[str], folder: Path) -> Sample:
     seconds = time.perf_counter() - start
     if status:
         sys.exit(f"{what} failed:\n{errors}")
+    # A process inherits this one's peak as the least that its own is counted as.
+    if usage.ru_maxrss <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss:
+        sys.exit(f"{what}: this process took more memory than the one that it measures")
     return Sample(what, seconds, usage.ru_maxrss / 1024)
 
 
