@@ -280,7 +280,7 @@ class Head(ABC):
         sizes = [size for size in shape[1:] if isinstance(size, int)]
         return prod(sizes) if sizes and len(sizes) == len(shape) - 1 else None
 
-    comparison_columns: ClassVar[tuple[str, ...]] = (
+    comparison_columns: tuple[str, ...] = (
         "batch",
         "max abs",
         "mean abs",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
@@ -56,10 +56,17 @@ class Raw(Head):
     layout = "(batch, ...)"
     form = "any"
     judges_all = True
-    comparison_columns = (
+    comparison_columns: tuple[str, ...] = (
         "batch", "max abs", "mean abs", "worst image: max rel", "rms rel", "cosine",
     )  # fmt: skip
     answer_columns = ("output", "shape", "least", "mean", "largest")
+
+    def applied(self, activation: str) -> Self:
+        """This head for a graph that ends in ``activation``; of numbers the share that changes."""
+        changed = super().applied(activation)
+        if activation in _NUMBERS:
+            changed.comparison_columns = ("batch", "worst image: changed")
+        return changed
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Whether there is a batch at all."""
@@ -109,6 +116,8 @@ class Raw(Head):
 
     def comparison_row(self, figures: Mapping[str, Any]) -> tuple[str, ...]:
         """The figures of one batch, as plain data, under `comparison_columns`."""
+        if self.activation in _NUMBERS:
+            return str(figures["batch"]), f"{figures['differing']:.2%}"
         batch, largest, mean, _, cosine = super().comparison_row(figures)
         relative = f"{figures['max_image_relative']:.2e}"
         return batch, largest, mean, relative, f"{figures['rms_relative']:.2e}", cosine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -211,8 +212,19 @@ def test_maps_of_class_numbers_are_compared_as_such() -> None:
     got[0, 0, 0] += 19
     assert head.problems_of(head.compare(got, wanted), FP16) == []
     got[0, 0, :5] += 3
-    (said,) = head.problems_of(head.compare(got, wanted), FP16)
+    found = head.compare(got, wanted)
+    (said,) = head.problems_of(found, FP16)
     assert said == "5.00% of an image's class numbers changed at batch 2, limit 2.00%"
+    shown = dict(zip(head.comparison_columns, head.worst_row([asdict(found)]), strict=True))
+    assert shown == {"batch": "2", "worst image: changed": "5.00%"}
+
+
+def test_ten_of_a_thousand_class_numbers_are_too_many_in_fp32() -> None:
+    head, wanted = RAW.applied("argmax"), np.zeros((1, 1024), np.float32)
+    for changed, passes in ((0, True), (1, True), (2, False), (10, False)):
+        got = wanted.copy()
+        got[0, :changed] = 1
+        assert (head.problems_of(head.compare(got, wanted), FP32) == []) is passes
 
 
 def test_one_near_tie_of_few_places_is_no_fault() -> None:
