@@ -107,27 +107,57 @@ def ranked(model: ir.Model) -> Unfit:
 
     Rounded ones have no order: a Softmax has small ones, which FP16 makes 0, and a Sigmoid of 8 and
     of 10 is 1 with few digits. Those of one Softmax that are large have it, so that an ArgMax
-    rounds nothing that counts.
+    rounds nothing that counts. The probabilities (N, K) that a network gives may be ranked by what
+    is put behind it.
     """
     found: dict[str, str] = {}
     for node in model.graph:
         crowding = _CROWDING.get(node.op_type, ()) if not node.domain else ()
-        passed, maker = [node], node.inputs[0].producer() if crowding and node.inputs[0] else None
-        while maker is not None and maker.op_type in _LAYOUT and maker.inputs[0] is not None:
-            passed.append(maker)
-            maker = maker.inputs[0].producer()
-        if maker is not None and maker.op_type in crowding and not maker.domain:
+        if crowding:
             reason = f"{node.op_type} {node.name} ranks probabilities, which have no order rounded"
-            found |= {str(each.name): reason for each in (*passed, maker)}
+            passed = _back_to(crowding, node.inputs[0])
+            found |= {str(each.name): reason for each in ([node, *passed] if passed else ())}
+    for value in model.graph.outputs:
+        is_rows = value.shape is not None and len(value.shape) == _ROWS
+        passed = _back_to(("Softmax",), value) if is_rows else []
+        reason = f"small probabilities of the output {value.name} have no order rounded"
+        found |= {str(each.name): reason for each in passed}
     return Unfit({}, found)
 
 
+def _back_to(kinds: tuple[str, ...], value: ir.Value | None) -> list[ir.Node]:
+    """The nodes from the operator of one of ``kinds`` that made ``value``; none without such."""
+    passed: list[ir.Node] = []
+    while value is not None and len(passed) < _FARTHEST:
+        maker = value.producer()
+        if maker is None or maker.domain:
+            return []
+        passed.append(maker)
+        if maker.op_type in kinds:
+            return passed
+        if maker.op_type not in _ORDERED:
+            return []
+        value = maker.inputs[0]
+    return []
+
+
 _CROWDING: Final = {
-    "ArgMax": ("Sigmoid",), "ArgMin": ("Sigmoid", "Softmax"), "TopK": ("Sigmoid", "Softmax"),
-}  # fmt: skip
+    "ArgMax": ("Sigmoid",),
+    "ArgMin": ("Exp", "Sigmoid", "Softmax"),
+    "TopK": ("Exp", "Sigmoid", "Softmax"),
+}
 """Whose values come too near one another for a ranking."""
 
-_LAYOUT: Final = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+_ORDERED: Final = frozenset(
+    {
+        "Add", "Clip", "Div", "Flatten", "Gather", "Identity", "Mul", "Reshape", "Slice", "Sqrt",
+        "Squeeze", "Sub", "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
+"""Operators that keep the order of what they are given first, with a constant or a sum."""
+
+_FARTHEST: Final = 16
+_ROWS: Final = 2
 
 
 # --- products within a node

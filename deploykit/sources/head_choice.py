@@ -36,6 +36,17 @@ class Wish:
 
 
 @dataclass(frozen=True)
+class FixedBatch:
+    """The number of images that a network insists on, and along which axis each output has them.
+
+    ``None`` as an axis: along none, or the images depend on one another. Of one image none is said.
+    """
+
+    size: int
+    axes: Mapping[str, int | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class OutputChoice:
     """The output that ``head`` is about.
 
@@ -95,7 +106,7 @@ def choose_output(
     answers: Sequence[Answers],
     tails: Mapping[str, Tail],
     wish: Wish,
-    fixed: int | None = None,
+    fixed: FixedBatch | None = None,
 ) -> OutputChoice:
     """The output that is meant, and what it means, of a network called ``name``.
 
@@ -108,6 +119,7 @@ def choose_output(
         UsageError: there is no output of the name that is wished for, or nothing tells which of
             several is meant.
     """
+    is_one = fixed is not None and fixed.size == 1
     candidates = [
         Candidate(
             spec,
@@ -115,7 +127,7 @@ def choose_output(
             _tail_of(spec.name, tails),
             _has_sigmoid(spec.name, tails),
             _has_classes(answers[0][spec.name], wish),
-            fixed == 1 and _is_single(spec, answers[0][spec.name]),
+            is_one and _is_single(spec, answers[0][spec.name]),
         )
         for spec in outputs
     ]
@@ -126,6 +138,9 @@ def choose_output(
     shape, others = found.shape, tuple(one.spec for one in candidates if one is not found)
     if not head.fits(shape) and not head.fits(found.flat_shape):
         raise _refusal(name, candidates, head)
+    axis = _batch_axis(found.values) if fixed is None or is_one else fixed.axes[found.name]
+    if not head.judges_all and not found.single:
+        _require_batch_first(name, found, head, fixed, axis)
     beside = _beside(found, candidates)
     # Of several raw outputs, as boxes and their scores, all stay as they are.
     single = found.single and not (head.judges_all and others)
@@ -136,7 +151,7 @@ def choose_output(
         flat=head.fits(shape),
         moved=found is not candidates[0],
         others=others,
-        batch_axis=_batch_axis(found.values) if head.judges_all and not found.single else 0,
+        batch_axis=axis or 0 if head.judges_all and not found.single else 0,
         single=single,
         beside=beside,
         lone=tuple(lone),
@@ -239,6 +254,20 @@ def _batch_axis(values: Sequence[Array]) -> int:
         return 0
     grows = [len({count[axis] for count in counts}) > 1 for axis in range(FLAT)]
     return 1 if grows == [False, True] else 0
+
+
+def _require_batch_first(
+    name: str, found: Candidate, head: Head, fixed: FixedBatch | None, axis: int | None
+) -> None:
+    # Where images depend on one another, nothing but the size is known of a fixed batch.
+    has_size = fixed is not None and fixed.size == found.shape[0]
+    if axis == 0 or (axis is None and has_size):
+        return
+    where = "comes second" if axis == 1 else "is at no place of its own"
+    raise ModelFileError(
+        f"{name} returns {_described(found)}, in which the batch {where}: not {head.layout}\n"
+        "export it with the batch first, or take it as it is: --head raw"
+    )
 
 
 def _refusal(name: str, candidates: Sequence[Candidate], head: Head) -> ModelFileError:

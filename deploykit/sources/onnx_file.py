@@ -57,6 +57,7 @@ from deploykit.sources.onnx_inputs import (
 from deploykit.sources.onnx_outputs import (
     answers_of,
     answers_one_by_one,
+    fixed_batch_of,
     other_problems,
     outputs_in,
     settled,
@@ -322,7 +323,7 @@ def _ask_original(
     """What the original answers to ``batches``, which of its outputs is meant, and their ranks."""
     with opened as runner:
         answers = answers_of(runner, batches)
-        fixed = runner.inputs[0].fixed_batch
+        fixed = fixed_batch_of(runner, batches[0], answers[0])
         choice = choose_output(name, runner.outputs, answers, tails, wish, fixed)
     ranks = {name: got.ndim for name, got in answers[0].items()}
     found = settled([with_batch(one, choice.lone) for one in answers], choice)

@@ -15,7 +15,7 @@ from deploykit.heads import figures_of
 from deploykit.heads._results import judged_beside
 from deploykit.heads.multiclass import MULTICLASS
 from deploykit.heads.raw import comparable, raw_for
-from deploykit.sources.head_choice import Wish, choose_output, kind_beside
+from deploykit.sources.head_choice import FixedBatch, Wish, choose_output, kind_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -65,6 +65,34 @@ def answers_one_by_one(
     return [{name: parts[name][at] for name in parts} for at in range(len(batches))]
 
 
+def fixed_batch_of(runner: Runner, batch: Images, answer: Answers) -> FixedBatch | None:
+    """The batch that a model insists on, which gave ``answer`` for one of them.
+
+    Sizes do not tell along which axis its images are in an output: with the images in another order
+    the answers are in another order.
+    """
+    size = runner.inputs[0].fixed_batch
+    if size is None or size == 1:
+        return None if size is None else FixedBatch(size)
+    turned = answers_of(runner, [np.roll(batch, 1, axis=0)])[0]
+    axes = {}
+    for name, value in answer.items():
+        places = [axis for axis, count in enumerate(value.shape) if count == size]
+        alike = (axis for axis in places if _are_close(np.roll(value, 1, axis), turned[name]))
+        axes[name] = next(alike, None)
+    return FixedBatch(size, axes)
+
+
+def _are_close(left: Array, right: Array) -> bool:
+    scale = float(np.abs(left.astype(np.float64)).max(initial=0.0))
+    is_alike = left.shape == right.shape
+    return is_alike and bool(np.allclose(left, right, rtol=0, atol=_ROUNDING * scale))
+
+
+_ROUNDING: Final = 1e-4
+"""Of another order of summation, beside the largest value."""
+
+
 def settled(answers: Sequence[Answers], choice: OutputChoice) -> list[Answers]:
     """The answers of a user's file with the chosen output as `put_first` makes it."""
     return [{**one, choice.name: _settled(one[choice.name], choice)} for one in answers]
@@ -94,24 +122,30 @@ def other_problems(got: Sequence[Answers], expected: Sequence[Answers], compared
 
 
 def heads_of_file(
-    name: str, source: OnnxArtifact, outputs: Sequence[Images]
-) -> tuple[Head, dict[str, Head]]:
-    """What the first output of a file means that gave ``outputs``, a batch each.
+    name: str, source: OnnxArtifact, outputs: Sequence[Sequence[Images]]
+) -> tuple[Head, dict[str, Head], list[list[Images]]]:
+    """What the first output of a file means; the last of ``outputs`` are what it gave, by batch.
 
-    Also what judges those beside it, by name, that say how likely its class numbers are.
+    Also what judges those beside it, by name, that say how likely its class numbers are, and all
+    ``outputs`` with the axis for the batch that a file for one image may leave out.
 
     Raises:
         ModelFileError: the file cannot be read.
     """
     first, *others = source.outputs
     tails = read_tails(read_model(source.path))
-    answers = [{first.name: one} for one in outputs]
-    head = choose_output(name, (first,), answers, tails, Wish()).head
+    answers = [{first.name: one} for one in outputs[-1]]
+    is_one = any(spec.fixed_batch == 1 for spec in source.inputs)
+    choice = choose_output(
+        name, (first,), answers, tails, Wish(), FixedBatch(1) if is_one else None
+    )
+    head = choice.head
     found: dict[str, Head] = {}
     for spec in others:
         kind = kind_beside(tails[first.name], tails[spec.name])
         found |= {} if kind is None else judged_beside(head, {kind: spec.name})
-    return head, found
+    sides = [[one[None] if choice.single else one for one in side] for side in outputs]
+    return head, found, sides
 
 
 class OthersJudged(NamedTuple):
@@ -192,6 +226,15 @@ def _notes_on_others(
     notes = []
     for spec in noted:
         pairs = [(left[spec.name], right[spec.name]) for left, right in zip(*sides, strict=True)]
+        is_alike = all(left.shape == right.shape for left, right in pairs)
+        if spec.dtype.startswith("int") and is_alike:
+            changed = sum(np.count_nonzero(left != right) for left, right in pairs)
+            if changed:
+                count = sum(right.size for _, right in pairs)
+                notes.append(
+                    f"output {spec.name!r} of the {candidate.precision} graph: {changed} of "
+                    f"{count} numbers changed; not judged"
+                )
         if spec.dtype == "float32" and all(right.ndim for _, right in pairs):
             found = [_compared(left, right) for left, right in pairs]
             where = "" if spec.name in steady else "; too far for the golden sample"

@@ -194,7 +194,7 @@ def _compare(
         batches += _of_other_sizes(candidate, preprocessing, options, counts)
         opened, is_laid_out = _laid_out(sides, forms, (open_candidate(), open_reference()))
         outputs = _alike(forms, opened, batches, preprocessing)
-        head, beside = _meaning(sides, forms, outputs[1])
+        head, beside, outputs = _meaning(sides, forms, outputs)
         compared = validate(outputs[0], outputs[1], precision=precision, names=names, head=head)
         compared = compared.doubted(same_images(batches))
         openers = forms.openers((open_candidate, open_reference), preprocessing)
@@ -371,15 +371,15 @@ def _preprocessing(
 
 
 def _meaning(
-    sides: tuple[_Side, _Side], forms: Forms, outputs: Batches
-) -> tuple[Head, dict[str, Head]]:
-    """What the first output means, and what judges those that say how likely its classes are.
+    sides: tuple[_Side, _Side], forms: Forms, outputs: list[Batches]
+) -> tuple[Head, dict[str, Head], list[Batches]]:
+    """What the first output means, what judges those that say how likely its classes are, and both.
 
-    As a bundle has it; of two lone files it is read from the reference.
+    As a bundle has them; of two lone files they are read from the reference.
     """
     for side in sides:
         if side.bundle is not None:
-            return head_of(side.bundle.manifest.head), forms.beside
+            return head_of(side.bundle.manifest.head), forms.beside, outputs
     return heads_of_file(sides[1].name, sides[1].artifact, outputs)
 
 

@@ -389,3 +389,49 @@ def test_bytes_are_normalised_by_each_itself(tmp_path: Path) -> None:
         notes = [each for each in called.data["notes"] if "otherwise" in each]
         assert len(notes) == code
         assert all(each.endswith("each normalises them itself") for each in notes)
+
+
+def test_numbers_that_nobody_judges_are_noted(tmp_path: Path) -> None:
+    case = Case(
+        f"{LOGITS} {AUX} order = ArgMax <axis = 1> (aux)",
+        f"float[n,{CLASSES}] logits, int64[n,1] order",
+        (),
+        wrong="u",
+    )
+    model, bundle = network(case), tmp_path / "bundle"
+    right = save(model, tmp_path / "right.onnx")
+    for tensor in model.graph.initializer:
+        if tensor.name == "u":
+            tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), "u"))
+    wrong = save(model, tmp_path / "wrong.onnx")
+    exported(right, bundle)
+    for file, expected in ((right, []), (wrong, ["8 of 8 numbers changed; not judged"])):
+        notes = deploykit("validate", bundle, file, "--json").data["notes"]
+        assert [
+            each.partition("graph: ")[2] for each in notes if "numbers changed" in each
+        ] == expected
+
+
+@pytest.mark.parametrize(
+    ("last", "outputs"),
+    [
+        ("flat = Squeeze (logits, before)", f"float[{CLASSES}] flat"),
+        ("s = Softmax <axis = 1> (logits) flat = Squeeze (s, before)", f"float[{CLASSES}] flat"),
+        ("flat = ArgMax <axis = 1, keepdims = 0> (logits) k = Squeeze (flat, before)", "int64 k"),
+    ],
+)
+def test_two_files_for_one_image_need_no_axis_for_it(
+    last: str, outputs: str, tmp_path: Path
+) -> None:
+    case = Case(f"{LOGITS} {last}", outputs, (), batch="1")
+    model = network(case)
+    right, same = (save(model, tmp_path / f"{name}.onnx") for name in ("right", "same"))
+    for tensor in model.graph.initializer:
+        if tensor.name == "v":
+            tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), "v"))
+    wrong = save(model, tmp_path / "wrong.onnx")
+    called = deploykit("validate", right, same)
+    assert called.code == 0, called.err
+    called = deploykit("validate", right, wrong, "--json")
+    assert called.code == 1, called.err
+    assert called.data["validation"]["head"] == "multiclass"

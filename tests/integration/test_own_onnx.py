@@ -370,3 +370,75 @@ def test_int8_of_an_old_file_with_a_table_made_from_it(tmp_path: Path) -> None:
     assert "QuantizeLinear" in {node.op_type for node in graph.node}
     assert "BatchNormalization" not in {node.op_type for node in graph.node}
     assert {"conv", "fc"} <= {node.name for node in graph.node}
+
+
+def of_four(last: str, outputs: str) -> onnx.ModelProto:
+    """Four images at a time: their logits (4, 10), and what is ``last``."""
+    return graph(
+        f"""g (float[4,3,8,8] x) => ({outputs}) {{
+            c = Conv <strides = [2,2]> (x, w)
+            p = GlobalAveragePool (c)
+            f = Flatten (p)
+            l = Gemm <transB = 1> (f, v)
+            {last}
+        }}""",
+        {
+            "w": normal(16, 3, 3, 3),
+            "v": normal(10, 16, seed=1),
+            "two": np.array([2, 20]),
+            "all": np.array([-1]),
+            "first": np.array([0]),
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("last", "outputs", "where"),
+    [
+        ("y = Transpose (l)", "float[10,4] y", "comes second"),
+        ("y = Reshape (l, all)", "float[40] y", "is at no place of its own"),
+        ("y = Reshape (l, two)", "float[2,20] y", "is at no place of its own"),
+        ("y = ReduceMean (l, first)", "float[1,10] y", "is at no place of its own"),
+    ],
+)
+def test_classes_of_a_fixed_batch_that_is_not_first_are_refused(
+    last: str, outputs: str, where: str, tmp_path: Path
+) -> None:
+    model = of_four(last, outputs)
+    used = {name for node in model.graph.node for name in node.input}
+    for tensor in [each for each in model.graph.initializer if each.name not in used]:
+        model.graph.initializer.remove(tensor)
+    called = export(model, tmp_path)
+    assert called.code == 1
+    assert f"in which the batch {where}: not (batch" in called.err
+    assert "--head raw" in called.err
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_as_many_images_as_classes_are_told_apart_by_their_order(tmp_path: Path) -> None:
+    """Sizes cannot tell: (4, 4) is either."""
+    model = of_four("s = Slice (l, first, four, one) y = Transpose (s)", "float[4,4] y")
+    for name, value in (("four", [4]), ("one", [1])):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value), name))
+    for tensor in [each for each in model.graph.initializer if each.name in {"two", "all"}]:
+        model.graph.initializer.remove(tensor)
+    called = export(model, tmp_path, "--head", "multiclass")
+    assert called.code == 1
+    assert "in which the batch comes second" in called.err
+
+
+def test_sequences_of_a_fixed_batch_come_first_as_they_do_of_any(tmp_path: Path) -> None:
+    """As many steps as images: (T, N, C) = (4, 4, 16), and the steps of image 0 are wanted."""
+    model = graph(
+        """g (float[4,3,8,8] x) => (float[4,4,16] y) {
+            c = Conv <strides = [2,2], pads = [1,1,1,1]> (x, w)
+            m = ReduceMean <keepdims = 0> (c, rows)
+            y = Transpose <perm = [2,0,1]> (m)
+        }""",
+        {"w": normal(16, 3, 3, 3), "rows": np.array([2])},
+    )
+    exported(model, tmp_path, "--head", "raw")
+    images = normal(4, 3, 8, 8)
+    found = run_ort(onnx.load(tmp_path / "bundle" / "model.onnx"), {"x": images})["y"]
+    expected = run_ort(model, {"x": images})["y"].swapaxes(0, 1)
+    np.testing.assert_allclose(found, expected, atol=0.05)

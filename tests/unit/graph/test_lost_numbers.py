@@ -248,6 +248,10 @@ def test_bf16_has_whole_numbers_to_256(classes: int, kept: bool) -> None:
         "p = Softmax <axis = 1> (m) q = Unsqueeze (p, one) v, y = TopK <axis = 2> (q, five)",
         "p = Sigmoid (m) v, y = TopK <axis = 1> (p, five)",
         "p = Sigmoid (m) y = ArgMax <axis = 1> (p)",
+        "p = Softmax <axis = 1> (m) h = Mul (p, hundred) v, y = TopK <axis = 1> (h, five)",
+        "p = Softmax <axis = 1> (m) h = Clip (p) v, y = TopK <axis = 1> (h, five)",
+        "p = Softmax <axis = 1> (m) h = Slice (p, one, nine, one) v, y = TopK <axis = 1> (h, five)",
+        "e = Exp (m) s = ReduceSum (e, one) p = Div (e, s) v, y = TopK <axis = 1> (p, five)",
         "p = Softmax <axis = 1> (m) y = ArgMin <axis = 1> (p)",
     ],
 )
@@ -256,13 +260,30 @@ def test_probabilities_that_are_ranked_are_not_rounded(ranking: str, tmp_path: P
     shape = "A,B,C" if "Unsqueeze" in ranking else "A,B"
     source = graph(
         f"g (float[N,9] x) => (int64[{shape}] y) {{ m = Mul (x, k) {ranking} }}",
-        {"k": of(1), "one": np.array([1]), "five": np.array([5])},
+        {
+            "k": of(1),
+            "hundred": of(100),
+            "one": np.array([1]),
+            "five": np.array([5]),
+            "nine": np.array([9]),
+        },
     )
     logits = np.array([[8, 12, 10, 9, 14, -30, -24, -28, -36]], np.float32)
     made = Converted(source, tmp_path, {"x": logits})
     assert any("ranks probabilities, which have no order" in r for r in made.plan.kept.values())
     expected = run_ort(source, {"x": logits})["y"]
     assert (run_reference(made.half, {"x": logits})["y"] == expected).all()
+
+
+def test_probabilities_that_are_an_answer_keep_their_order(tmp_path: Path) -> None:
+    """What is put behind them may rank them."""
+    source = graph(
+        "g (float[N,9] x) => (float[N,9] y) { m = Mul (x, k) y = Softmax (m) }", {"k": of(1)}
+    )
+    logits = np.array([[8, 12, 10, 9, 14, -30, -24, -28, -36]], np.float32)
+    made = Converted(source, tmp_path, {"x": logits})
+    order = run_reference(made.half, {"x": logits})["y"].argsort()
+    assert (order == logits.argsort()).all()
 
 
 def test_an_argmax_of_a_softmax_rounds_nothing_that_counts(tmp_path: Path) -> None:
