@@ -118,7 +118,7 @@ def notes_on_every_value(
     ``fused`` is the report of one that fuses; ``every`` are the other's outputs, where they are
     known already, of each image alone. Otherwise it is run on the batches ``compared``; a quantized
     graph, which takes its time, on the first two. A difference that is gone where the batches are
-    the same is none of rounding: then the note says that images depend on one another.
+    the same is none of rounding: images depend on one another, see `notes_on_batches`.
     """
     if not computes_narrow(graph.model):
         return []
@@ -138,14 +138,7 @@ def notes_on_every_value(
         return []
     few = _COMPARED_BATCHES if fused.precision.facts.quantized else None
     with open_rounding(runners, graph, Stored.EVERY) as runner:
-        found = differs(outputs_of(runner, batches[:few]))
-    if every is None or found:
-        return found
-    note = (
-        f"{fused.candidate}: an image's {fused.head.noun} depend on the other images of its batch; "
-        "alone it gets others, and so it does in a service that gathers requests into batches"
-    )
-    return [note]
+        return differs(outputs_of(runner, batches[:few]))
 
 
 def _difference(fused: ValidationReport, every: ValidationReport) -> list[str]:

@@ -263,10 +263,16 @@ def _ends(sides: Sequence[Deployed]) -> tuple[End | None, ...]:
     if any(found) and (len(set(both)) > 1 or is_other):
         raise UsageError(
             f"{first.name} and {second.name} end in different results: "
-            f"{first.outputs[0].name!r} and {second.outputs[0].name!r}\n"
+            f"{_end_of(first)} and {_end_of(second)}\n"
             "export both with the same --result to compare them"
         )
     return tuple(found)
+
+
+def _end_of(side: Deployed) -> str:
+    """What a side ends in, in words: two results may give outputs of the same names."""
+    name = repr(side.outputs[0].name)
+    return name if side.end is None else f"{name} of --result {side.end.wanted}"
 
 
 def _is_before(file: Deployed, other: Deployed) -> bool:

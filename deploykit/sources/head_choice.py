@@ -128,6 +128,7 @@ def choose_output(
             _has_sigmoid(spec.name, tails),
             _has_classes(answers[0][spec.name], wish),
             is_one and _is_single(spec, answers[0][spec.name]),
+            fixed is not None and fixed.axes.get(spec.name) == 0,
         )
         for spec in outputs
     ]

@@ -54,6 +54,8 @@ class Candidate:
     """Whether the user says that it has classes, by a kind of head or by as many names."""
     single: bool = False
     """Whether it belongs to the one image that the file takes, and has no axis for the batch."""
+    is_batch_first: bool = False
+    """Whether its first axis is known to be the fixed batch of the file."""
 
     @property
     def name(self) -> str:
@@ -68,8 +70,9 @@ class Candidate:
 
     @property
     def by_image(self) -> bool:
-        """Whether its first axis is the batch, as far as batches of several sizes show it."""
-        return self.shape[0] == 1 or len({len(one) for one in self.values}) > 1
+        """Whether its first axis is the batch, as far as is known or several sizes show it."""
+        is_known = self.is_batch_first or self.shape[0] == 1
+        return is_known or len({len(one) for one in self.values}) > 1
 
     @property
     def is_float(self) -> bool:

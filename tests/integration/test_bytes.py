@@ -381,7 +381,7 @@ def test_two_forms_that_cannot_be_compared(original: Path, tmp_path: Path) -> No
         assert export(original, tmp_path / name, *options).code == 0
     pairs = {
         ("rgb", "bgr"): "the two take bytes in other forms",
-        ("top", "one"): "end in different results",
+        ("top", "one"): "'classes' of --result topk:2 and 'classes' of --result classes",
     }
     for (left, right), said in pairs.items():
         assert said in deploykit("validate", tmp_path / left, tmp_path / right).err

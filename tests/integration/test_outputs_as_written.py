@@ -118,6 +118,23 @@ def test_probabilities_beside_class_numbers_without_a_batch(name: str, tmp_path:
         assert (compared.code, compared.data["passed"]) == (0, True)
 
 
+@pytest.mark.parametrize("batch", [None, 1, 4])
+def test_probabilities_behind_axes_of_one_with_any_batch(batch: int | None, tmp_path: Path) -> None:
+    """TensorFlow's (N, 1, 1, K) behind a Softmax are classes, also where the batch is fixed."""
+    nodes = "l = Gemm <transB = 1> (f, k5)  s = Softmax <axis = 1> (l)  y = Unsqueeze (s, two)"
+    model = network(nodes, "float[N, 1, 1, 5] y", tmp_path, two=np.array([1, 2]))
+    images = pictures(tmp_path / "images", 4)
+    expected = original(model, images)[0].reshape(4, 5)
+    proto = onnx.load(model)
+    if batch is not None:
+        proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
+        proto.graph.output[0].type.tensor_type.shape.dim[0].dim_value = batch
+    onnx.save(proto, model)
+    assert export(model)["head"]["kind"] == "multiclass"
+    for top, row in zip(predict(model, *images), expected, strict=True):
+        assert by_index(top) == pytest.approx(row.tolist(), abs=1e-5)
+
+
 def test_boxes_that_are_found_stay_a_list(tmp_path: Path) -> None:
     """A network of several raw outputs is left as it is."""
     nodes = "l = Gemm <transB = 1> (f, k9)  a = Reshape (l, three)  b = Squeeze (l)"
