@@ -1,7 +1,7 @@
 """What calibration costs beside a plain pass over the same images: wall time and memory.
 
-Run it with nothing else on the machine: ``python -m benchmarks.calibration_cost MODEL``, where
-MODEL is the FP32 ``.onnx`` of ResNet-50 (``deploykit export resnet50 --backend none``). The images
+Run it with nothing else on the machine: ``python -m benchmarks.calibration_cost MODEL...``, where
+each MODEL is an FP32 ``.onnx`` (``deploykit export resnet50 --fp32 --backend none``). The images
 are random cuts of deploykit's sample photographs. Calibration and plain pass alternate, each in a
 process of its own, measured from its start to its end. ``--export`` adds, in each round,
 ``deploykit export resnet50`` in FP16 and in INT8, the latter with the largest number of images.
@@ -30,12 +30,14 @@ from deploykit.core.serialization import to_plain
 
 HERE = Path(__file__).parent
 WIDTH, HEIGHT = 500, 375
+EXPORTED = "resnet50"
 
 
 @dataclass(frozen=True)
 class Sample:
     """One run of one process: its wall time and its largest resident memory."""
 
+    model: str
     what: str
     images: int
     seconds: float
@@ -60,66 +62,79 @@ def random_cut(image: Image, random: np.random.Generator) -> Image:
     return cut.transpose(Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else cut  # noqa: PLR2004
 
 
-def measure(what: str, count: int, command: list[str], folder: str) -> Sample:
+def measure(model: str, what: str, count: int, command: list[str], folder: str) -> Sample:
     sample = export_cost.measure(what, command, Path(folder))
-    return Sample(what, count, sample.seconds, sample.peak_mib)
+    return Sample(model, what, count, sample.seconds, sample.peak_mib)
 
 
-def collect(model: Path, counts: list[int], rounds: int, *, export: bool) -> list[Sample]:
+def collect(models: list[Path], counts: list[int], rounds: int, *, export: bool) -> list[Sample]:
     samples: list[Sample] = []
     with tempfile.TemporaryDirectory() as name:
         photographs = Path(name) / "images"
         photographs.mkdir()
         make_photographs(photographs, max(counts))
         for done in range(rounds):
-            for count in counts:
-                print(f"round {done + 1} of {rounds}: {count} images", file=sys.stderr)
-                places = [str(model), str(photographs), str(count), str(os.cpu_count() or 1)]
-                plain = [sys.executable, str(HERE / "plain_pass.py"), *places]
-                table = Path(name) / "table.json"
-                table.unlink(missing_ok=True)  # it would be used again
-                ours = [sys.executable, "-m", "deploykit", "calibrate", str(model)]
-                ours += ["--data", str(photographs), "--calib-count", str(count), "-o", str(table)]
-                samples.append(measure("plain pass", count, plain, name))
-                samples.append(measure("calibration", count, ours, name))
+            for model in models:
+                for count in counts:
+                    asked = f"{model.stem}, {count} images"
+                    print(f"round {done + 1} of {rounds}: {asked}", file=sys.stderr)
+                    samples += pair(model, photographs, count, name)
             if export:
                 samples += exports(photographs, max(counts), name)
     return samples
+
+
+def pair(model: Path, photographs: Path, count: int, folder: str) -> list[Sample]:
+    places = [str(model), str(photographs), str(count), str(os.cpu_count() or 1)]
+    plain = [sys.executable, str(HERE / "plain_pass.py"), *places]
+    table = Path(folder) / "table.json"
+    table.unlink(missing_ok=True)  # it would be used again
+    ours = [sys.executable, "-m", "deploykit", "calibrate", str(model)]
+    ours += ["--data", str(photographs), "--calib-count", str(count), "-o", str(table)]
+    return [
+        measure(model.stem, "plain pass", count, plain, folder),
+        measure(model.stem, "calibration", count, ours, folder),
+    ]
 
 
 def exports(photographs: Path, count: int, folder: str) -> list[Sample]:
     """What a user waits for: FP16, and INT8 with its calibration."""
     table = Path(folder) / "engines" / "resnet50.calibration.json"
     table.unlink(missing_ok=True)  # it would be used again
-    bare = [sys.executable, "-m", "deploykit", "export", "resnet50"]
+    bare = [sys.executable, "-m", "deploykit", "export", EXPORTED]
     int8 = [*bare, "--int8", "--calib", str(photographs), "--calib-count", str(count)]
     return [
-        measure("export --fp16", 0, [*bare, "--fp16"], folder),
-        measure("export --int8", count, int8, folder),
+        measure(EXPORTED, "export --fp16", 0, [*bare, "--fp16"], folder),
+        measure(EXPORTED, "export --int8", count, int8, folder),
     ]
 
 
 def table(samples: list[Sample]) -> str:
-    lines = ["| images | command | median s | fastest s | peak MiB |", "|---|---|---|---|---|"]
-    for count, what in dict.fromkeys((s.images, s.what) for s in samples):
-        mine = [s for s in samples if (s.images, s.what) == (count, what)]
+    lines = ["| network | images | command | median s | fastest s | peak MiB |"]
+    lines.append("|---" * 6 + "|")
+    for key in dict.fromkeys((s.model, s.images, s.what) for s in samples):
+        mine = [s for s in samples if (s.model, s.images, s.what) == key]
         each = [s.seconds for s in mine]
-        peak = max(s.peak_mib for s in mine)
-        median = statistics.median(each)
-        lines.append(f"| {count} | {what} | {median:.1f} | {min(each):.1f} | {peak:.0f} |")
+        peak, median = max(s.peak_mib for s in mine), statistics.median(each)
+        asked = " | ".join(map(str, key))
+        lines.append(f"| {asked} | {median:.1f} | {min(each):.1f} | {peak:.0f} |")
     return "\n".join(lines)
 
 
 def ratios(samples: list[Sample]) -> str:
     lines = []
-    for count in dict.fromkeys(s.images for s in samples if s.what == "plain pass"):
+    for model, count in dict.fromkeys(
+        (s.model, s.images) for s in samples if s.what == "plain pass"
+    ):
         # They alternate: each calibration is compared with the plain pass just before it.
-        plain, ours = seconds(samples, "plain pass", count), seconds(samples, "calibration", count)
+        mine = [s for s in samples if s.model == model]
+        plain, ours = seconds(mine, "plain pass", count), seconds(mine, "calibration", count)
         each = [one / other for one, other in zip(ours, plain, strict=True)]
-        lines.append(f"{count} images: {spread(each)} x the time of a plain pass")
+        lines.append(f"{model}, {count} images: {spread(each)} x the time of a plain pass")
+    mine = [s for s in samples if s.model == EXPORTED]
     count = max(s.images for s in samples)
-    fp16, int8 = seconds(samples, "export --fp16", 0), seconds(samples, "export --int8", count)
-    calibrations = seconds(samples, "calibration", count)
+    fp16, int8 = seconds(mine, "export --fp16", 0), seconds(mine, "export --int8", count)
+    calibrations = seconds(mine, "calibration", count)
     together = [whole / (a + b) for whole, a, b in zip(int8, fp16, calibrations, strict=False)]
     if together:
         lines.append(f"export --int8: {spread(together)} x (calibration + export --fp16)")
@@ -137,13 +152,13 @@ def spread(each: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path)
+    parser.add_argument("models", type=Path, nargs="+", help="FP32 files, resnet50.onnx among them")
     parser.add_argument("--counts", type=int, nargs="+", default=[64, 512])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--export", action="store_true")
     options = parser.parse_args()
-    model = options.model.resolve()
-    samples = collect(model, options.counts, options.rounds, export=options.export)
+    models = [model.resolve() for model in options.models]
+    samples = collect(models, options.counts, options.rounds, export=options.export)
     result = {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": to_plain(describe()),

@@ -144,10 +144,3 @@ def test_an_output_whose_size_depends_on_its_values() -> None:
         ValidationError, match=r"'b' has shape \(2, 5\) in INT8, \(2, 3\) in FP32\nits size depends"
     ):
         worst_sqnr_db([{"b": normal(2, 3)}], [{"b": normal(2, 5)}])
-
-
-def test_batches_of_several_sizes_need_no_shape_in_common() -> None:
-    """As (T, N), whose second axis is the batch: 3 images, then 1."""
-    exact = [{"b": normal(5, 3)}, {"b": normal(5, 1)}]
-    found = [{"b": one["b"] * np.float32(1.01)} for one in exact]
-    assert worst_sqnr_db(exact, found) == pytest.approx(40.0, abs=0.01)
