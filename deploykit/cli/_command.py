@@ -136,7 +136,7 @@ def is_quiet() -> bool:
 
 def show_answer(answer: Answer) -> None:
     """Print as much of an answer as the running command was told to."""
-    from deploykit.cli._show import console
+    from deploykit.cli._terminal import console
 
     asked = click.get_current_context().meta
     if asked.get(QUIET) and answer.verdict is not None:

@@ -32,27 +32,13 @@ if TYPE_CHECKING:
     from deploykit.images import InputRange
 
 
-_WIDTH_OF_A_FILE = 160
-"""Where there is no terminal to ask; rich would fold at 80 columns."""
-
-
-def console(*, stderr: bool = False) -> Console:
-    """Where answers (or, with ``stderr``, everything else) are shown."""
-    from deploykit.cli._terminal import PrintableConsole
-
-    stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else _WIDTH_OF_A_FILE
-    # The stream itself: what catches a library's own words meanwhile must not catch the bar.
-    return PrintableConsole(file=stream, stderr=stderr, highlight=False, width=width)
-
-
 def progress() -> Progress:
     """On standard error a bar if a person watches it, otherwise lines; nothing where asked."""
     if is_quiet():
         return SilentProgress()
     if not sys.stderr.isatty():
         return LineProgress()
-    from deploykit.cli._terminal import BarProgress
+    from deploykit.cli._terminal import BarProgress, console
 
     return BarProgress(console(stderr=True))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from deploykit.core.progress import ProgressTask
 
 
+_WIDTH_OF_A_FILE = 160
+"""Where there is no terminal to ask; rich would fold at 80 columns."""
+
+
 class PrintableConsole(Console):
     """Shows control characters in what it prints as escapes, and obeys its own styles alone."""
 
@@ -35,6 +40,14 @@ class PrintableConsole(Console):
         """The pieces of what is shown; also of texts that others than a console made."""
         for piece in super().render(renderable, options):
             yield piece if piece.control else piece._replace(text=printable(piece.text))
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where answers (or, with ``stderr``, everything else) are shown."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _WIDTH_OF_A_FILE
+    # The stream itself: what catches a library's own words meanwhile must not catch the bar.
+    return PrintableConsole(file=stream, stderr=stderr, highlight=False, width=width)
 
 
 class BarProgress:

@@ -18,7 +18,7 @@ from deploykit.cli._command import (
     is_quiet,
     only_checks,
 )
-from deploykit.cli._show import console, progress, show_bundles, show_doubts
+from deploykit.cli._show import progress, show_bundles, show_doubts
 from deploykit.core.errors import BundleError
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def _show_those_in(folder: Path) -> None:
     if is_json() or is_quiet() or (folder / MANIFEST).is_file() or not bundles_in(folder):
         return
     from deploykit.bundle.listing import list_bundles
+    from deploykit.cli._terminal import console
 
     show_bundles(console(), list_bundles(folder))
 

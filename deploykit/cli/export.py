@@ -24,7 +24,7 @@ from deploykit.cli._command import (
 from deploykit.cli._deployed_form import deployed_form
 from deploykit.cli._option_types import TARGET, BudgetOption, PathOr, QuantizingOption
 from deploykit.cli._report import report_option, require_report, with_report
-from deploykit.cli._show import console, progress, show_comparison
+from deploykit.cli._show import progress, show_comparison
 from deploykit.core.errors import ValidationError
 from deploykit.core.precision import OWN, RANDOM, Precision
 from deploykit.verbs.export import (
@@ -320,6 +320,8 @@ def _export(call: ExportCall) -> ExportReport:
         report = make_bundle(call, progress(), _say)
     except ValidationError as error:
         if error.details:
+            from deploykit.cli._terminal import console
+
             show_comparison(console(stderr=True), [error.details])
         raise
     if call.precision.asked is None and not call.precision.is_auto:
@@ -355,4 +357,6 @@ def _several(calls: Sequence[ExportCall], report_file: Path | None) -> Answer:
 def _say(sentence: str) -> None:
     """What is to be known before the work is done."""
     if not is_quiet():
+        from deploykit.cli._terminal import console
+
         console(stderr=True).print(sentence, markup=False)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deploykit.bundle.manifest import Bundle
-from deploykit.cli import _show
+from deploykit.cli import _terminal
 from tests.bundles import write_classifier
 from tests.cli import deploykit
 
@@ -18,7 +18,7 @@ WIDTH = 80
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """A terminal of 80 columns: what is no terminal has more."""
-    monkeypatch.setattr(_show, "_WIDTH_OF_A_FILE", WIDTH)
+    monkeypatch.setattr(_terminal, "_WIDTH_OF_A_FILE", WIDTH)
 
 
 @pytest.fixture
