@@ -121,6 +121,16 @@ class Golden:
         return found
 
 
+def floats_beside(bundle: Bundle) -> list[str]:
+    """Names of the outputs beside the first whose values the sample of ``bundle`` has.
+
+    Raises:
+        BundleError: the sample cannot be read, see `Golden.read`.
+    """
+    others = Golden.read(bundle).others if GOLDEN in bundle.manifest.files else {}
+    return [name for name, each in others.items() if each.dtype.kind == "f"]
+
+
 def _require_numbers(arrays: Mapping[str, Array]) -> None:
     for name, each in arrays.items():
         if each.dtype.kind not in "biuf" or not (each.size or name == "logits"):

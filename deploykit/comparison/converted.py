@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from deploykit.comparison.validation import outputs_of, validate
+from deploykit.comparison.validation import outputs_of, same_images, validate
 from deploykit.graph import LoadedGraph
 from deploykit.graph.external_weights import split_own
 from deploykit.graph.rounding import Stored, computes_narrow, rounding_form
@@ -80,6 +80,26 @@ def require_valid(
     return report
 
 
+def require_valid_on_given(
+    reference: Reference, artifact: OnnxArtifact, journal: Journal
+) -> ValidationReport:
+    """Compare a graph, whose ranges are of other images, on those that the user gave.
+
+    Raises:
+        ValidationError: on these it is not the model.
+    """
+    precision = artifact.precision
+    with journal.stage(f"validate {precision}"):
+        with open_as_engine(reference.runners, artifact) as runner:
+            found = outputs_of(runner, reference.batches)
+        names = (f"the {precision} graph on the images of --data", reference.made_by)
+        report = validate(
+            found, reference.outputs, precision=precision, names=names, head=reference.head
+        )
+        report.require_pass("its ranges are of other images: calibrate on such as these, --calib")
+    return report.doubted(same_images(reference.batches))
+
+
 def validate_converted(
     runners: Runners,
     graph: LoadedGraph,
@@ -118,7 +138,7 @@ def notes_on_every_value(
     ``fused`` is the report of one that fuses; ``every`` are the other's outputs, where they are
     known already, of each image alone. Otherwise it is run on the batches ``compared``; a quantized
     graph, which takes its time, on the first two. A difference that is gone where the batches are
-    the same is none of rounding: images depend on one another, see `notes_on_batches`.
+    the same is none of rounding: images depend on one another, which the export of FP32 says.
     """
     if not computes_narrow(graph.model):
         return []
@@ -147,6 +167,8 @@ def _difference(fused: ValidationReport, every: ValidationReport) -> list[str]:
     if broken and not any(batch.non_finite for batch in fused.batches):
         said = f"{broken} of its {fused.head.noun} are NaN or infinite in an engine that stores"
         return [f"{fused.candidate} may overflow: {said} every value, none in one that fuses"]
+    if broken:  # in both: the report says that, and there is nothing to compare
+        return []
     error, cosine = _worst(fused)
     other_error, other_cosine = _worst(every)
     near = abs(error - other_error) <= limits.max_relative / 2

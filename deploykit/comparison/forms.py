@@ -437,6 +437,8 @@ def laid_out(runner: Runner, own: Sequence[TensorSpec], wanted: TensorSpec) -> R
     # Of a fixed batch of 10 images and 10 classes nothing but its input tells the batch.
     is_second = min(len(here), len(there)) > 1 and here[0] != batch
     is_second = is_second and (here[1] == batch or here[0] == there[1] != there[0])
+    # Of several outputs an export leaves those of one image as they are.
+    is_second = is_second and here != there
     if written is own[0] and len(here) == len(there) and not is_second:
         return runner
     return LaidOut(runner, wanted, is_second=is_second)

@@ -104,7 +104,8 @@ def _judge(
         reason = f"its shape is {here}, the reference's {there}"
         return ("shape", reason) if all(map(_same_shape, inputs)) else None
     if not _is_finite(value):
-        reason = _vanished(inputs, precision.facts) or _non_finite(value)
+        vanished = _vanished(inputs, precision.facts) if value.op_type in _OF_NOTHING else None
+        reason = vanished or _non_finite(value)
         return ("non_finite", reason) if all(map(_is_finite, inputs)) else None
     lost = drop_db(value, inputs, precision)
     if lost > precision.facts.tolerance.drop_db:
@@ -152,6 +153,10 @@ def _too_small(value: ValueComparison, facts: PrecisionFacts) -> str | None:
         f"it {_UNDERFLOWS}: the reference is {value.reference_peak:.3g} at most, {end.type_name} "
         f"loses digits below {_short(end.least)}"
     )
+
+
+_OF_NOTHING: Final = frozenset({"Div", "Log", "Mod", "Pow", "Reciprocal"})
+"""Operators that give NaN or infinity where an operand is 0."""
 
 
 def _vanished(inputs: Sequence[ValueComparison], facts: PrecisionFacts) -> str | None:

@@ -9,8 +9,6 @@ import numpy as np
 
 from deploykit.backends import GraphOptions
 from deploykit.backends._registry import graph_judge
-from deploykit.comparison.validation import outputs_of, validate
-from deploykit.core.precision import Precision
 from deploykit.core.sizes import CHANNELS_LAST
 from deploykit.core.specs import Closing
 from deploykit.heads.multiclass import MULTICLASS
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
     from deploykit.heads import Head
 
     Graph = Path | SplitGraph
-    Images = NDArray[np.float32]
 
 
 class ChannelsFirst(Closing):
@@ -189,30 +186,3 @@ class Reference:
     def artifact(self) -> OnnxArtifact:
         """The file of the graph."""
         return self.graph.artifact
-
-
-def notes_on_batches(reference: Reference) -> list[str]:
-    """A sentence where an image gets other answers alone than among others, as FP32 computes them.
-
-    The last image of the first batch of several is run alone: what depends on the images before it
-    is found too. A graph with a fixed batch of more than one is not looked at.
-    """
-    batch = next((at for at, each in enumerate(reference.batches) if len(each) > 1), None)
-    if batch is None or reference.artifact.inputs[0].fixed_batch is not None:
-        return []
-    among_others = reference.outputs[batch][-1:]
-    with reference.runners.open(reference.artifact.path) as runner:
-        alone = outputs_of(runner, [reference.batches[batch][-1:]])[0]
-    if alone.shape == among_others.shape and _is_same_answer(alone, among_others, reference.head):
-        return []
-    note = (
-        f"an image's {reference.head.noun} depend on the other images of its batch; alone it gets "
-        "others, and so it does in a service that gathers requests into batches"
-    )
-    return [note]
-
-
-def _is_same_answer(alone: Images, among_others: Images, head: Head) -> bool:
-    names = ("an image alone", "it among others")
-    precision = Precision.FP32
-    return validate([alone], [among_others], precision=precision, names=names, head=head).passed

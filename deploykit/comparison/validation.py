@@ -77,14 +77,15 @@ class ValidationReport:
         """The report with more ``blind_spots``."""
         return replace(self, blind_spots=(*reasons, *self.blind_spots))
 
-    def require_pass(self) -> None:
+    def require_pass(self, advice: str = "") -> None:
         """Raise what the report found.
 
         Raises:
-            ValidationError: the first problems, in words; ``details`` is the whole report.
+            ValidationError: the first problems, in words, and the ``advice``; ``details`` is the
+                whole report.
         """
         if not self.passed:
-            raise ReportedValidationError(self)
+            raise ReportedValidationError(self, advice)
 
 
 _OF_EACH_IMAGE: Final = frozenset({"image_kl", "image_cosine"})
@@ -98,12 +99,15 @@ def _plain(figures: Figures) -> dict[str, Any]:
 class ReportedValidationError(ValidationError):
     """A failed validation; ``details`` holds every figure, for a table."""
 
-    def __init__(self, report: ValidationReport) -> None:
+    def __init__(self, report: ValidationReport, advice: str = "") -> None:
         self.details = report.to_dict()
         shown = "; ".join(report.problems[:2])
-        super().__init__(
-            f"{report.candidate} does not compute what {report.reference} computes:\n{shown}"
+        lines = (
+            f"{report.candidate} does not compute what {report.reference} computes:",
+            shown,
+            *([advice] if advice else []),
         )
+        super().__init__("\n".join(lines))
 
 
 def same_images(batches: Sequence[Outputs]) -> list[str]:

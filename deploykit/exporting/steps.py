@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unicodedata import category
 
 from deploykit.backends import CompileOptions
 from deploykit.backends._registry import choose_compiler
@@ -26,13 +25,13 @@ from deploykit.bundle.manifest import (
     manifest_text,
     read_manifest,
 )
-from deploykit.comparison.converted import open_as_engine
+from deploykit.comparison.converted import open_as_engine, require_valid_on_given
 from deploykit.comparison.validation import outputs_of, same_images, validate
 from deploykit.core import environment
 from deploykit.core.artifacts import AMPERE, AMPERE_PLUS, THIS_GPU, sha256_of
 from deploykit.core.atomic import beside, staged_folder
 from deploykit.core.deployed import DeployedForm
-from deploykit.core.errors import DataError, UsageError, one_line
+from deploykit.core.errors import UsageError, one_line
 from deploykit.core.precision import AUTO, Precision, require_images
 from deploykit.core.progress import Journal, Progress, SilentProgress, StageTime
 from deploykit.core.serialization import engine_to_plain, to_plain
@@ -48,7 +47,7 @@ from deploykit.graph.rounding import computes_narrow, rounding_form
 from deploykit.heads import head_named
 from deploykit.heads._results import judged_beside
 from deploykit.heads.binary import BINARY
-from deploykit.images import InputRange, read_class_names_with_note
+from deploykit.images import InputRange, read_class_names_with_note, require_lines
 from deploykit.precision import conversion_of
 from deploykit.precision.budget.conversion import convert_under_budget
 from deploykit.precision.budget.request import require_budget, with_found_gpu
@@ -67,7 +66,7 @@ if TYPE_CHECKING:
     from deploykit.backends import Compiler
     from deploykit.comparison.reference import Reference
     from deploykit.comparison.validation import ValidationReport
-    from deploykit.core.artifacts import EngineRecord
+    from deploykit.core.artifacts import EngineRecord, OnnxArtifact
     from deploykit.core.specs import Array, ModelSpec
     from deploykit.precision import Batches, Converted
     from deploykit.precision.budget.request import Budget
@@ -188,7 +187,7 @@ def export_bundle(
     source = _resolve(target, options, journal)
     require_form(source, options.form, options.source.choices.preprocessing)
     labels = _labels_of(options.labels, journal)
-    _require_lines(labels)
+    require_lines(labels)
     if labels is not None and not isinstance(source, Path):
         _require_labels(source, labels)
     told = replace(options.source, labels=None if labels is None else len(labels))
@@ -297,18 +296,16 @@ def _labels_of(given: Path | tuple[str, ...] | None, journal: Journal) -> tuple[
     return found.names
 
 
-def _require_lines(labels: tuple[str, ...] | None) -> None:
-    """Refuse names that are no line of a file: what comes after a break would name the next class.
+def _fitting_labels(reference: Reference, given: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """The names that the user gave, or those of the source, where they fit what the head gives.
 
     Raises:
-        DataError: a name has a control character or another break.
+        DataError: a name is no line of a file, or those given do not fit.
     """
-    for label in labels or ():
-        if "".join(label.splitlines()) != label or any(category(each) == "Cc" for each in label):
-            raise DataError(
-                f"the class name {label!r} has a line break or another control character\n"
-                "expected names of one line each"
-            )
+    shape = reference.outputs[0].shape
+    labels = reference.head.fitting_labels(given, reference.labels, shape)
+    require_lines(labels)
+    return labels
 
 
 def _with_bundle(options: ExportOptions, place: Path) -> ExportOptions:
@@ -340,11 +337,10 @@ def _fill(
     path = folder / (MODEL if options.asked == Precision.FP32 else REFERENCE)
     reference = make_reference(source, path, journal, options.source, options.profile)
     plan.replacement.require(origin_of(reference.model, reference.weights))
-    shape = reference.outputs[0].shape
-    labels = reference.head.fitting_labels(plan.labels, reference.labels, shape)
-    _require_lines(labels)
+    labels = _fitting_labels(reference, plan.labels)
     around = Around.of(reference, options.form)  # refuses before a conversion takes its time
     converted = _converted(reference, folder / MODEL, options, journal)
+    given = _on_given_images(reference, converted.artifact, options, journal)
     input_range = InputRange.of(reference.batches)
     reference, converted = put_around(around, reference, converted, journal)
     reference, converted = _with_card(reference, converted, labels)
@@ -362,7 +358,7 @@ def _fill(
     for report in others:
         report.require_pass()
     images = same_images(converted.compared[0])
-    reports = tuple(one.doubted(images) for one in (*converted.reports, *others))
+    reports = (*(one.doubted(images) for one in (*converted.reports, *others)), *given)
     graph = converted.graph or LoadedGraph(converted.artifact)
     if not precision.facts.is_source and computes_narrow(graph.model):
         with journal.stage("write for CPUs"):
@@ -421,6 +417,15 @@ def _converted(
     if budget is not None and request is not None:
         return convert_under_budget(reference, path, request, budget, journal)
     return conversion_of(options.precision).convert(reference, path, request, journal)
+
+
+def _on_given_images(
+    reference: Reference, artifact: OnnxArtifact, options: ExportOptions, journal: Journal
+) -> list[ValidationReport]:
+    """A graph of eight bits, compared on images of its calibration so far, on those of the user."""
+    if options.source.data is None or not artifact.precision.facts.quantized:
+        return []
+    return [require_valid_on_given(reference, artifact, journal)]
 
 
 def _other_answers(

@@ -30,6 +30,7 @@ from deploykit.graph.refusals import require_usable
 from deploykit.graph.shapes import require_bounded
 from deploykit.graph.tail import Tail, read_tails
 from deploykit.graph.tidy import tidy, tidy_in_opset
+from deploykit.graph.tiny_numbers import hide_tiny, show_tiny
 from deploykit.graph.written_out import fuse_written_out
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "first_look",
     "fold",
     "fuse_written_out",
+    "hide_tiny",
     "mended_of",
     "open_batch",
     "plain",
@@ -66,6 +68,7 @@ __all__ = [
     "read_tails",
     "require_bounded",
     "require_usable",
+    "show_tiny",
     "tidy",
     "tidy_in_opset",
     "write_graph",

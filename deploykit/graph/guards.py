@@ -142,6 +142,62 @@ def _ways(node: ir.Node, way: tuple[ir.Node, ...]) -> Iterator[tuple[ir.Node, ..
                 yield from _ways(reader, (*way, reader))
 
 
+# --- what makes a number that is guarded
+
+
+def makers_of_guarded(model: ir.Model, unfit: Unfit) -> Unfit:
+    """Nodes between an operand that stays FP32, because nothing of it may vanish, and its makers.
+
+    The squares of values of 1e-4 are 0 in FP16, and so is a sum of them in FP32, which comes too
+    late: it is the square that must not be rounded. ``unfit`` tells which operands stay FP32.
+    """
+    found: dict[str, str] = {}
+    for node in model.graph:
+        for index in guarded_operands(node):
+            value = node.inputs[index]
+            if value is None or not (
+                str(node.name) in unfit.nodes or str(value.name) in unfit.values
+            ):
+                continue
+            reason = f"the operand of {node.op_type} {node.name} is made of it, and must not vanish"
+            for each in _back_to_makers(value):
+                found.setdefault(str(each.name), reason)
+    return Unfit({}, found)
+
+
+_MAKING: Final = frozenset(
+    {
+        "Div", "Einsum", "Exp", "Mul", "Pow", "Reciprocal", "ReduceL2", "ReduceSumSquare",
+        "Sigmoid", "Softmax",
+    }
+)  # fmt: skip
+"""Operators whose results may be far smaller than what they are made of."""
+
+_HANDING_ON: Final = frozenset(
+    {
+        "Abs", "Add", "AveragePool", "Clip", "Concat", "Expand", "Flatten", "Gather",
+        "GlobalAveragePool", "Identity", "Max", "Mean", "Min", "Neg", "ReduceL1", "ReduceMax",
+        "ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Slice", "Sqrt", "Squeeze", "Sub", "Sum",
+        "Transpose", "Unsqueeze", "Where",
+    }
+)  # fmt: skip
+"""Operators whose results are about as small as what they are made of."""
+
+
+def _back_to_makers(value: ir.Value, steps: int = _LONGEST_WAY) -> list[ir.Node]:
+    """The nodes from ``value`` back to what makes small numbers; none where nothing does."""
+    node = value.producer()
+    if node is None or node.domain or not steps:
+        return []
+    operands = [each for each in node.inputs if each is not None and not is_constant(each)]
+    is_scaling = node.op_type in {"Div", "Mul"} and len(operands) == 1
+    if node.op_type in _HANDING_ON or is_scaling:
+        before = [each for operand in operands for each in _back_to_makers(operand, steps - 1)]
+        return [node, *before] if before else []
+    is_product = node.op_type == "MatMul" and len(operands) > 1
+    return [node] if node.op_type in _MAKING or is_product else []
+
+
 # --- guards that FP16 has, and loses on the way
 
 

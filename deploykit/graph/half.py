@@ -13,7 +13,13 @@ import onnx_ir as ir
 from deploykit.core.errors import ModelFileError
 from deploykit.graph.editing import Names, add_constant, insert_cast
 from deploykit.graph.growth import exponentials, growth
-from deploykit.graph.guards import lost_below_one, reaches_guarded, vanishing_guards, weak_guards
+from deploykit.graph.guards import (
+    lost_below_one,
+    makers_of_guarded,
+    reaches_guarded,
+    vanishing_guards,
+    weak_guards,
+)
 from deploykit.graph.half_range import (
     FP16_EXACT,
     FP16_MAX,
@@ -137,6 +143,7 @@ def plan_half(
     unfit = _not_to_round(model, half).joined(unfit if half.is_short else NOTHING_UNFIT)
     if half.is_short:
         unfit = unfit.joined(_out_of_range(model, amax, headroom))
+        unfit = unfit.joined(makers_of_guarded(model, unfit))
     shapes = _computed_from_shapes(model)
     halved: set[str] = set()
     kept: dict[str, str] = {}
@@ -261,6 +268,8 @@ def _vanishing_weights(model: ir.Model, amax: Mapping[str, float]) -> dict[str, 
     """Nodes that multiply by constants of which FP16 leaves no digits, or nothing."""
     found = {}
     for node in model.graph:
+        if node.op_type == "BatchNormalization" and (reason := _lost_variance(node)):
+            found[str(node.name)] = reason
         if node.op_type not in HEAVY_OPS | {"Div", "Mul"}:
             continue
         if all(_is_absorbed(value, amax) for value in node.outputs):
@@ -276,6 +285,26 @@ def _vanishing_weights(model: ir.Model, amax: Mapping[str, float]) -> dict[str, 
                 )
     return found
 
+
+def _lost_variance(node: ir.Node) -> str | None:
+    """Why a normalisation divides by another deviation, where a channel has hardly any."""
+    data = None if node.inputs[_VARIANCE] is None else node.inputs[_VARIANCE].const_value
+    if data is None or not data.size:
+        return None
+    variance = data.numpy().astype(np.float64)
+    divided = variance + node.attributes.get_float("epsilon", 1e-5)
+    with np.errstate(over="ignore"):  # what passes 65504 keeps its node for that
+        rounded = variance.astype(np.float16)
+    lost = np.abs(variance - rounded) > divided * _LOST_SHARE
+    least = variance[lost & (variance < FP16_NORMAL)].min(initial=inf)
+    return f"{data.name} falls to {least:.3g}, which FP16 loses" if least < inf else None
+
+
+_VARIANCE: Final = 4
+"""Place of the variance among the inputs of a BatchNormalization."""
+
+_LOST_SHARE: Final = 1e-2
+"""Of a variance, whose root is off by half of it."""
 
 _FACTORS: Final = 2
 """Operands of a layer or product that are multiplied; a third is the bias."""

@@ -65,6 +65,9 @@ _PARTING: Final = frozenset(
 """Operators that make something else of probabilities: some of them, their sum, one less them."""
 
 _GATHERS: Final = frozenset({"Gather", "GatherElements", "GatherND"})
+_IMAGE_AXES: Final = 4
+"""Of images (N, C, H, W) or (N, H, W, C)."""
+
 _FARTHEST: Final = 64
 """Operators that are followed back at most; a tail is a handful."""
 
@@ -94,6 +97,7 @@ class Tail:
         ranked: the probabilities, one for each class, of which an ArgMax, TopK or ReduceMax takes
             the largest; ``None`` where these are no probabilities.
         scale: the activation that such an operator is given, as ``softmax``.
+        has_rankings: whether a TopK ranks several places of an image, each by itself.
     """
 
     output: str
@@ -108,6 +112,7 @@ class Tail:
     is_mean: bool = False
     ranked: str | None = None
     scale: str = "none"
+    has_rankings: bool = False
 
 
 def read_tails(model: ir.Model) -> dict[str, Tail]:
@@ -116,12 +121,18 @@ def read_tails(model: ir.Model) -> dict[str, Tail]:
     before = {str(value.name): _before(value) for value in outputs}
     roots = {str(value.name): _behind_layout(value) for value in outputs}
     numbered = {value for root in roots.values() if (value := _numbered(root)) is not None}
+    is_one = any(_is_one_image(value) for value in model.graph.inputs)
     tails = {}
     for name, root in roots.items():
         feeds = {other for other, known in before.items() if other != name and root in known}
         layers = {found.producer() for found in before[name]}
         count = sum(node is not None and _has_weights(node) for node in layers)
-        tails[name] = replace(_tail(name, root, numbered), feeds=frozenset(feeds), layers=count)
+        tails[name] = replace(
+            _tail(name, root, numbered),
+            feeds=frozenset(feeds),
+            layers=count,
+            has_rankings=_has_rankings(root, is_one=is_one),
+        )
     return {name: _placed(tail, tails) for name, tail in tails.items()}
 
 
@@ -304,6 +315,26 @@ def _is_at_numbers(node: ir.Node) -> bool:
     return False
 
 
+def _is_one_image(given: ir.Value) -> bool:
+    shape = list(given.shape or ())
+    return len(shape) == _IMAGE_AXES and shape[0] == 1
+
+
+def _has_rankings(root: ir.Value, *, is_one: bool) -> bool:
+    """Whether a TopK reads more than a row for each image, of which a file may take ``is_one``.
+
+    Which axis is the batch is not known: one of any size may be, where the file takes several.
+    """
+    node = root.producer()
+    if node is None or node.op_type != "TopK" or node.inputs[0] is None:
+        return False
+    shape = list(node.inputs[0].shape or ())
+    ranked = node.attributes.get_int("axis", -1) % max(len(shape), 1)
+    others = [size for axis, size in enumerate(shape) if axis != ranked and size != 1]
+    known = [size for size in others if isinstance(size, int)]
+    return len(known if is_one else others) > (0 if is_one else 1)
+
+
 def _is_ranking(node: ir.Node) -> bool:
     """Whether the first place of a TopK is the largest value."""
     flags = (node.attributes.get_int(name, 1) for name in ("largest", "sorted"))
@@ -420,7 +451,7 @@ def _is_norm_of(norm: ir.Value, value: ir.Value) -> bool:
         if node is None:
             return False
         if node.op_type in {"ReduceL2", "ReduceSum", "ReduceSumSquare"}:
-            return _is_of(node, root)
+            return _is_of_squares(node, root)
         operands = list(_dynamic(node))
         if node.op_type not in _NORM_STEPS or not operands:
             return False
@@ -428,15 +459,14 @@ def _is_norm_of(norm: ir.Value, value: ir.Value) -> bool:
     return False
 
 
-def _is_of(node: ir.Node, root: ir.Value) -> bool:
-    """Whether the reduction is over ``root``, or over its squares."""
+def _is_of_squares(node: ir.Node, root: ir.Value) -> bool:
+    """Whether the reduction sums up the squares of ``root``; their sum alone is no norm."""
     given = node.inputs[0]
-    if given is None:
-        return False
-    squares = given.producer()
-    if node.op_type == "ReduceSum" and squares is not None and squares.op_type in {"Mul", "Pow"}:
-        given = squares.inputs[0] or given
-    return _behind_layout(given) is root
+    if node.op_type == "ReduceSum":
+        squares = None if given is None else given.producer()
+        is_square = squares is not None and squares.op_type in {"Mul", "Pow"}
+        given = squares.inputs[0] if squares is not None and is_square else None
+    return given is not None and _behind_layout(given) is root
 
 
 def _last_layer(value: ir.Value) -> tuple[ir.Node | None, tuple[str, ...]]:

@@ -22,7 +22,11 @@ from deploykit.images.given import (
     images_of,
     is_one_image,
 )
-from deploykit.images.label_files import read_class_names, read_class_names_with_note
+from deploykit.images.label_files import (
+    read_class_names,
+    read_class_names_with_note,
+    require_lines,
+)
 from deploykit.images.labelling import LabelledData, ModelClasses, open_labelled
 from deploykit.images.pixel_limit import PixelBudget, default_max_pixels, require_max_pixels
 from deploykit.images.preprocessing import (
@@ -82,6 +86,7 @@ __all__ = [
     "read_class_names",
     "read_class_names_with_note",
     "require_images_at",
+    "require_lines",
     "require_max_pixels",
     "sample_images",
     "sample_indices",

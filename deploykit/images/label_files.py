@@ -10,6 +10,7 @@ import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+from unicodedata import category
 
 from deploykit.core.errors import DataError
 from deploykit.core.regular_files import read_regular
@@ -162,6 +163,20 @@ def read_folder_names(path: Path) -> tuple[str, ...]:
     if any(_NUMBER_FIRST.fullmatch(line) or ":" in line for line in lines) and "" not in lines:
         return tuple(lines)
     return read_class_names(path)
+
+
+def require_lines(labels: Sequence[str] | None) -> None:
+    """Refuse names that are no line of a file: what comes after a break would name the next class.
+
+    Raises:
+        DataError: a name has a control character or another break.
+    """
+    for label in labels or ():
+        if "".join(label.splitlines()) != label or any(category(each) == "Cc" for each in label):
+            raise DataError(
+                f"the class name {label!r} has a line break or another control character\n"
+                "expected names of one line each"
+            )
 
 
 def read_class_names_with_note(path: Path) -> ClassNames:

@@ -342,12 +342,21 @@ def notes_on_skipped(skipped: Sequence[Path]) -> list[str]:
     return [said + _heif_hint(skipped)]
 
 
-def notes_on_data(path: Path | None) -> list[str]:
-    """What `notes_on_skipped` says of the folder ``path``; nothing of anything else."""
-    if path is None or not path.is_dir():
+def notes_on_data(path: Path | None, compared: int | None = None) -> list[str]:
+    """What `notes_on_skipped` says of the folder ``path``; nothing of no path.
+
+    Also, where it has more images than are ``compared``, how many these are.
+
+    Raises:
+        DataError: there are no images.
+    """
+    if path is None:
         return []
-    source = _open_folder(path)
-    return notes_on_skipped(source.skipped)
+    skipped = notes_on_skipped(_open_folder(path).skipped) if path.is_dir() else []
+    count = 0 if compared is None else len(open_images(path))
+    if compared is None or compared >= count:
+        return skipped
+    return [f"{compared} of the {count} images of {path} were compared", *skipped]
 
 
 def _by_suffix(files: Sequence[Path]) -> str:

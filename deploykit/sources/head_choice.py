@@ -137,7 +137,7 @@ def choose_output(
     head = head_named(kind)
     head = head.applied(_kept(head, found))
     shape, others = found.shape, tuple(one.spec for one in candidates if one is not found)
-    if not head.fits(shape) and not head.fits(found.flat_shape):
+    if not _fits(head, found):
         raise _refusal(name, candidates, head)
     axis = _batch_axis(found.values) if fixed is None or is_one else fixed.axes[found.name]
     if not head.judges_all and not found.single:
@@ -321,8 +321,12 @@ def _may_be(one: Candidate, wished: Head | None, labels: int | None) -> bool:
     if wished is None:
         return kind_of(one, labels)[0] != RAW.name
     head = wished.applied(_kept(wished, one))
-    fits = head.fits(one.shape) or head.fits(one.flat_shape)
-    return fits and (one.is_float or one.activation in NUMBERS)
+    return _fits(head, one) and (one.is_float or one.activation in NUMBERS)
+
+
+def _fits(head: Head, one: Candidate) -> bool:
+    is_fitting = head.fits(one.shape) or head.fits(one.flat_shape)
+    return is_fitting and (head.judges_all or not one.tail.has_rankings)
 
 
 def _with_labels(fitting: Sequence[Candidate], labels: int | None) -> list[Candidate]:
@@ -343,8 +347,13 @@ def _last_in_line(fitting: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _with_values(fitting: Sequence[Candidate]) -> list[Candidate]:
-    """Values for each class say more than class numbers."""
-    return [one for one in fitting if one.is_float and one.activation not in NUMBERS]
+    """Values for each class say more than their numbers; those of another layer say nothing."""
+    has_values = {one.name: one.is_float and one.activation not in NUMBERS for one in fitting}
+    layers = {one.tail.layer for one in fitting if has_values[one.name]}
+    if not layers:
+        return []
+    known = {*layers, None}
+    return [one for one in fitting if has_values[one.name] or one.tail.layer not in known]
 
 
 def _one_per_layer(fitting: Sequence[Candidate]) -> list[Candidate]:

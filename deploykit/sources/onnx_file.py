@@ -58,6 +58,7 @@ from deploykit.sources.onnx_outputs import (
     answers_of,
     answers_one_by_one,
     fixed_batch_of,
+    notes_on_batches,
     other_problems,
     outputs_in,
     settled,
@@ -113,6 +114,9 @@ class OwnGraph:
     runners: Runners
     graph: LoadedGraph = field(init=False)
     report: ValidationReport = field(init=False)
+    on_batches: list[str] | None = None
+    """What is to be said of images that change one another's answers; found with the first form."""
+
     done: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -154,13 +158,16 @@ class OwnGraph:
         return True
 
     def notes(self) -> list[str]:
-        """What was done to the file, for the user."""
-        return [f"done to the graph, and proven: {', '.join(self.done)}"] if self.done else []
+        """What was done to the file, for the user, and how images change one another's answers."""
+        done = [f"done to the graph, and proven: {', '.join(self.done)}"] if self.done else []
+        return [*done, *(self.on_batches or [])]
 
     def _proven(self, model: ir.Model, compared: StepCheck) -> tuple[LoadedGraph, ValidationReport]:
         graph = write_graph(model, self.path, Precision.FP32, self.parents)
         with self.runners.open(self.path) as runner:
             answers = answers_of(runner, compared.batches)
+            if self.on_batches is None:
+                self.on_batches = notes_on_batches(runner, compared.batches, compared.head)
         got = outputs_in(answers, compared.output)
         names = ("the fp32 graph", ORIGINAL)
         report = validate(

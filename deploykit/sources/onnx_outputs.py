@@ -10,7 +10,7 @@ import numpy as np
 from deploykit.comparison.validation import validate
 from deploykit.core.errors import ModelFileError, ValidationError
 from deploykit.core.precision import Precision
-from deploykit.graph import read_model, read_tails
+from deploykit.graph import read_model, read_tails, tidy
 from deploykit.heads import figures_of
 from deploykit.heads._results import judged_beside
 from deploykit.heads.multiclass import MULTICLASS
@@ -121,6 +121,40 @@ def other_problems(got: Sequence[Answers], expected: Sequence[Answers], compared
     return problems
 
 
+def notes_on_batches(runner: Runner, batches: Sequence[Images], head: Head) -> list[str]:
+    """A sentence where an image gets other answers alone than among others, as FP32 computes them.
+
+    Every image of the largest batch is run alone, and all outputs that have a row for each are
+    compared. A graph that takes a fixed number of images is not looked at.
+    """
+    batch = max(batches, key=len)
+    if len(batch) == 1 or runner.inputs[0].fixed_batch is not None:
+        return []
+    (among_others,) = answers_of(runner, [batch])
+    alone = answers_of(runner, [batch[at : at + 1] for at in range(len(batch))])
+    changed = [
+        name
+        for name, rows in among_others.items()
+        if _depends([one[name] for one in alone], rows, name)
+    ]
+    if not changed:
+        return []
+    first = next(iter(among_others))
+    what = head.noun if first in changed else f"values in {', '.join(map(repr, changed))}"
+    note = (
+        f"an image's {what} depend on the other images of its batch; alone it gets others, and so "
+        "it does in a service that gathers requests into batches"
+    )
+    return [note]
+
+
+def _depends(alone: Sequence[Array], rows: Array, name: str) -> bool:
+    """Whether ``rows``, one for each image, are others than what each image gave alone."""
+    if {one.shape for one in alone} != {(1, *rows.shape[1:])} or len(rows) != len(alone):
+        return False  # what an image has none or several of, as boxes
+    return bool(other_problems([{name: np.concatenate(alone)}], [{name: rows}], ""))
+
+
 def heads_of_file(
     name: str, source: OnnxArtifact, outputs: Sequence[Sequence[Images]]
 ) -> tuple[Head, dict[str, Head], list[list[Images]]]:
@@ -133,7 +167,9 @@ def heads_of_file(
         ModelFileError: the file cannot be read.
     """
     first, *others = source.outputs
-    tails = read_tails(read_model(source.path))
+    model = read_model(source.path)
+    tidy(model, rename=False)  # with the shapes by which an export reads the same file
+    tails = read_tails(model)
     answers = [{first.name: one} for one in outputs[-1]]
     is_one = any(spec.fixed_batch == 1 for spec in source.inputs)
     choice = choose_output(

@@ -97,14 +97,20 @@ class Candidate:
     def flat_shape(self) -> tuple[int, ...]:
         """Without the (1, 1) of a pooled map; any other shape as it is.
 
-        Behind a Softmax, or where the user speaks of classes, also without what comes before these:
-        TensorFlow's (N, 1, 1, K).
+        Behind a Softmax or a ranking, or where the user speaks of classes, also without what comes
+        before these: TensorFlow's (N, 1, 1, K).
         """
         shape, count = self.shape, prod(self.shape[1:])
         if len(shape) <= FLAT or count != max(shape[1:]):
             return shape
-        is_soft = self.is_classes or self.tail.activation in {"softmax", "log_softmax"}
+        is_soft = self.is_classes or self.tail.activation in {"softmax", "log_softmax", "top_k"}
         return (shape[0], count) if (self.by_image and is_soft) or count == shape[1] else shape
+
+    @property
+    def is_of_one_place(self) -> bool:
+        """Whether class numbers are those of an image, and not of several places in it."""
+        is_ranking = self.activation == "top_k" and not self.tail.has_rankings
+        return is_ranking or (self.activation in NUMBERS and self.width == 1)
 
     @property
     def width(self) -> int | None:
@@ -182,8 +188,7 @@ def kind_of(one: Candidate, labels: int | None) -> tuple[str, str | None]:
     if not width or activation in PARTS or one.doubt is not None:
         return RAW.name, _why_raw(one)
     if activation in NUMBERS or not one.is_float:
-        is_class = activation in NUMBERS and (width == 1 or activation == "top_k")
-        return ("multiclass", None) if is_class else (RAW.name, _why_raw(one))
+        return ("multiclass", None) if one.is_of_one_place else (RAW.name, _why_raw(one))
     if (kind := _kind_of_chances(one, width)) is not None:
         return kind, None
     if activation == "none" and SQUASHING_OPS.isdisjoint(one.tail.between):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit.comparison.reference import notes_on_batches
 from deploykit.sources.definition import from_definition
 from deploykit.sources.onnx_file import from_onnx
 from deploykit.sources.targets import Kind, find_definition, kind_of, refuse_definition_options
@@ -46,19 +45,6 @@ def make_reference(
     Raises:
         DeploykitError: the error of the stage that failed.
     """
-    reference = _verified(source, path, journal, source_options, profile)
-    with journal.stage("validate fp32"):
-        journal.notes += notes_on_batches(reference)
-    return reference
-
-
-def _verified(
-    source: ModelSpec | Path,
-    path: Path,
-    journal: Journal,
-    source_options: SourceOptions,
-    profile: ShapeProfile | None,
-) -> Reference:
     if isinstance(source, Path):
         return from_onnx(source, path, journal, source_options, profile)
     from deploykit.sources.autocast import without_autocast

@@ -252,11 +252,14 @@ def _trace_program(spec: ModelSpec, module: nn.Module, example: torch.Tensor) ->
         input_names=[spec.inputs[0].name],
         output_names=[spec.outputs[0].name],
         dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+        optimize=False,
         verbose=False,
     )
     if program is None:
         raise ExportError("the exporter returned nothing")
-    return program.model
+    hidden = graph.hide_tiny(program.model)
+    program.optimize()
+    return graph.show_tiny(program.model, hidden)
 
 
 def _trace_script(spec: ModelSpec, module: nn.Module, example: torch.Tensor) -> ir.Model:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit import graph
 from deploykit.backends import CPU
-from deploykit.bundle.golden import limits_for, runners_of_bundle
+from deploykit.bundle.golden import floats_beside, limits_for, runners_of_bundle
 from deploykit.bundle.manifest import REFERENCE
 from deploykit.bundle.reading import read_bundles
 from deploykit.comparison.converted import notes_on_every_value, open_as_engine
@@ -172,19 +172,19 @@ def _compare(
 ) -> ComparisonReport:
     candidate = _open(first, bundles)
     reference = _own_reference(first, bundles) if second is None else _open(second, bundles)
-    candidate, reference = _in_order(candidate, reference)
+    sides = candidate, reference = _in_order(candidate, reference)
+    names = candidate.name, reference.name
     _require_one_network(candidate, reference)
-    sides = candidate, reference
     forms = Forms.of([_deployed(side) for side in sides], layers=options.layers)
     counts = _counts(candidate, reference, options.batch)
     preprocessing, notes = _preprocessing(candidate, reference, options.sizes)
     preprocessing = replace(preprocessing, pixels=forms.pixels)
     runners = _runners(candidate, reference, options.side_inputs)
     of_files = (*candidate.mended.notes, *reference.mended.notes, *runners.side.notes())
-    notes = (*notes, *forms.notes_on_images(), *of_files, *notes_on_data(options.data))
+    of_data = notes_on_data(options.data, compared=sum(counts))
+    notes = (*notes, *forms.notes_on_images(), *of_files, *of_data)
     forms.require_images_alone(runners.side)
     _require_layers_alike(sides, options)
-    names = candidate.name, reference.name
     precision = limits_for(candidate.artifact.precision, options.device)
     open_candidate = _opener(candidate, runners, options, machine)
     open_reference = partial(_runner, reference, runners, fast=options.fast)
@@ -195,7 +195,7 @@ def _compare(
         opened, is_laid_out = _laid_out(sides, forms, (open_candidate(), open_reference()))
         outputs = _alike(forms, opened, batches, preprocessing)
         head, beside, outputs = _meaning(sides, forms, outputs)
-        compared = validate(outputs[0], outputs[1], precision=precision, names=names, head=head)
+        compared = validate(*outputs, precision=precision, names=names, head=head)
         compared = compared.doubted(same_images(batches))
         openers = forms.openers((open_candidate, open_reference), preprocessing)
         others, more, _ = judge_others(
@@ -225,9 +225,14 @@ def _compare(
 
 
 def _known_outputs(candidate: _Side, beside: Mapping[str, Head]) -> dict[str, Head | None]:
-    """What judges outputs beside the first: all, by their values, where nothing is converted."""
-    every = candidate.artifact.outputs if candidate.artifact.precision.facts.is_source else ()
-    return {**dict.fromkeys(spec.name for spec in every), **beside}
+    """What judges outputs beside the first: all, by their values, where nothing is converted.
+
+    Of a conversion those values that it left near FP32.
+    """
+    if candidate.artifact.precision.facts.is_source:
+        return {**dict.fromkeys(spec.name for spec in candidate.artifact.outputs), **beside}
+    near = [] if candidate.bundle is None else floats_beside(candidate.bundle)
+    return {**dict.fromkeys(near), **beside}
 
 
 @dataclass(frozen=True)
@@ -387,10 +392,11 @@ def _alike(
     forms: Forms, opened: tuple[Runner, Runner], batches: Batches, preprocessing: Preprocessing
 ) -> list[Batches]:
     """The outputs of both, each fed in its own form, with the end that the other one has."""
-    return [
-        forms.outputs(place, _outputs(forms.fed(place, one, preprocessing), batches))
-        for place, one in enumerate(opened)
-    ]
+    found = []
+    for place, one in enumerate(opened):
+        with forms.fed(place, one, preprocessing) as runner:
+            found.append(forms.outputs(place, outputs_of(runner, batches)))
+    return found
 
 
 def _laid_out(
@@ -413,11 +419,6 @@ def _laid_out(
         found.append(runner)
     first, second = found
     return (first, second), first is not opened[0]
-
-
-def _outputs(opened: Runner, batches: Batches) -> Batches:
-    with opened as runner:
-        return outputs_of(runner, batches)
 
 
 def _opener(

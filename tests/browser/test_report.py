@@ -126,7 +126,7 @@ def test_the_sentence_begins_with_the_verdict(opened: Open, folder: Path) -> Non
     changed = changed_images(folder, "int8")
     said = opened("int8").locator(".verdict").inner_text()
     assert said.startswith(
-        "net-int8 passed 2 of 2 checks of its export and answers as FP32 does on "
+        "net-int8 passed 3 of 3 checks of its export and answers as FP32 does on "
         f"{96 - len(changed)} of 96 images; arithmetic 99 % INT8; graph "
     )
     assert said.endswith("; no engine yet.")

@@ -24,6 +24,9 @@ DEPENDENT = {
     "to the first": f"{LOGITS} {FIRST} y = Sub (l, a)",
     "by the largest": f"{LOGITS} a = ReduceMax <keepdims = 1> (l, zero) y = Div (l, a)",
     "running sums": f"{LOGITS} y = CumSum (l, of_rows)",
+    "of those behind": f"{LOGITS} y = CumSum <reverse = 1> (l, of_rows)",
+    "attention": f"""{LOGITS} t = Transpose <perm = [1, 0]> (l) p = MatMul (l, t)
+                     a = Softmax <axis = 1> (p) y = MatMul (a, l)""",
 }
 INDEPENDENT = {
     "logits": "y = Gemm <transB = 1> (f, k5)",
@@ -61,6 +64,17 @@ def test_images_that_do_not_are_not_mentioned(name: str, tmp_path: Path) -> None
     model = built(INDEPENDENT[name], tmp_path)
     assert not depends(model, pictures(tmp_path / "images", 3))
     assert not any(SAID in note for note in export(model, "--fp32")["notes"])
+
+
+@pytest.mark.parametrize("head", [(), ("--head", "raw")])
+def test_another_output_that_changes_is_named(head: tuple[str, ...], tmp_path: Path) -> None:
+    nodes = f"""y = Gemm <transB = 1> (f, k5) {LOGITS}
+                a = ReduceMean <keepdims = 1> (l, zero) z = Sub (l, a)"""
+    constants = {"zero": np.array([0])}
+    model = network(nodes, "float[N, 5] y, float[N, 5] z", tmp_path, "net", **constants)
+    options = head or ("--head-output", "y")
+    (note,) = [each for each in export(model, *options)["notes"] if SAID in each]
+    assert note.startswith("an image's values in 'z' depend on")
 
 
 MODULE = """

@@ -404,7 +404,7 @@ def test_numbers_that_nobody_judges_are_noted(tmp_path: Path) -> None:
         if tensor.name == "u":
             tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), "u"))
     wrong = save(model, tmp_path / "wrong.onnx")
-    exported(right, bundle)
+    exported(right, bundle, "--head-output", "logits")
     for file, expected in ((right, []), (wrong, ["8 of 8 numbers changed; not judged"])):
         notes = deploykit("validate", bundle, file, "--json").data["notes"]
         assert [
@@ -435,3 +435,27 @@ def test_two_files_for_one_image_need_no_axis_for_it(
     called = deploykit("validate", right, wrong, "--json")
     assert called.code == 1, called.err
     assert called.data["validation"]["head"] == "multiclass"
+
+
+@pytest.mark.parametrize("factor", [-1.0, 0.5])
+def test_values_beside_the_logits_that_a_conversion_left_near_fp32_are_judged(
+    factor: float, tmp_path: Path
+) -> None:
+    """An embedding of a classifier: its opposite is no rounding."""
+    text = f"{LOGITS} e = Mul (f, factor)"
+    outputs = f"float[n,{CLASSES}] logits, float[n,k] e"
+    files = []
+    for name, number in (("right", 1.0), ("wrong", factor)):
+        model = network(Case(text, outputs, (), wrong="factor"))
+        model.graph.initializer.append(
+            numpy_helper.from_array(np.array(number, np.float32), "factor")
+        )
+        files.append(save(model, tmp_path / f"{name}.onnx"))
+    right, wrong = files
+    bundle = tmp_path / "bundle"
+    exported(right, bundle)
+    assert deploykit("validate", bundle, right).code == 0
+    for pair in ((bundle, wrong), (wrong, bundle)):
+        called = deploykit("validate", *pair)
+        assert called.code == 1
+        assert "output 'e' of the fp16 graph" in called.out + called.err

@@ -43,7 +43,7 @@ def test_an_int8_export_says_the_verdict_first_and_the_rest_where_asked(
     assert lines[0] == f"{place} is ready: INT8, verified, no engine"
     names = [line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "]
     assert names == [
-        "network", "layers", "ranges", "compared", "compared", "input", "head", "took",
+        "network", "layers", "ranges", "compared", "compared", "compared", "input", "head", "took",
     ]  # fmt: skip
     assert "candidate" not in called.out
     whole = deploykit(*asked, "--backend", "none", "--verbose")

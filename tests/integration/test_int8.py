@@ -527,3 +527,23 @@ def test_fixed_batch_is_quantized(fp32: Path, digits: Digits, working_folder: Pa
                       calib=digits.calibration)  # fmt: skip
     assert called.code == 0, called.err
     assert {batch["batch"] for batch in called.data["validation"][1]["batches"]} == {16}
+
+
+def test_the_images_of_data_are_compared_too(small: Path, working_folder: Path) -> None:
+    """Ranges of dark images clip all others, which held-out dark ones do not show."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3)).astype(np.uint8)
+    for name, images in (("bright", pixels), ("dark", pixels // 40)):
+        np.savez(working_folder / f"{name}.npz", images=images)
+    plain = ("--mean", "0,0,0", "--std", "1,1,1", "--data", "bright.npz")
+    called = quantize(small, *plain, calib="dark.npz")
+    assert called.code == 1
+    assert (
+        "the int8 graph on the images of --data does not compute what the original file computes"
+        in called.err
+    )
+    assert "its ranges are of other images: calibrate on such as these, --calib" in called.err
+    assert not (working_folder / "bundle").exists()
+    called = quantize(small, *plain, calib="bright.npz")
+    assert called.code == 0, called.err
+    compared = [each["candidate"] for each in called.data["validation"]]
+    assert compared[-2:] == ["the int8 graph", "the int8 graph on the images of --data"]

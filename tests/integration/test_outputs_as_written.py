@@ -135,6 +135,111 @@ def test_probabilities_behind_axes_of_one_with_any_batch(batch: int | None, tmp_
         assert by_index(top) == pytest.approx(row.tolist(), abs=1e-5)
 
 
+PLACES = "q = Conv (r, k)  n = Reshape (q, rows)  t = Transpose <perm = [0, 2, 1]> (n)"
+"""Values of 7 classes for each of 256 places of an image."""
+
+SEVERAL: dict[str, tuple[str, str]] = {
+    "best": (f"{PLACES}  v, y = TopK (t, one)", "int64[N, 256, 1] y"),
+    "squeezed": (f"{PLACES}  v, i = TopK (t, one)  y = Squeeze (i, two)", "int64[N, 256] y"),
+    "flat": (f"{PLACES}  v, i = TopK (t, three)  y = Reshape (i, flat)", "int64[N, 768] y"),
+    "before the transpose": (
+        f"{PLACES}  v, i = TopK <axis = 1> (n, one)  y = Squeeze (i, one)", "int64[N, 256] y"
+    ),
+    "over the places": (f"{PLACES}  v, y = TopK <axis = 1> (t, three)", "int64[N, 3, 7] y"),
+    "int32": (f"{PLACES}  v, i = TopK (t, one)  y = Cast <to = 6> (i)", "int32[N, 256, 1] y"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [None, 1])
+@pytest.mark.parametrize("name", SEVERAL)
+def test_rankings_of_several_places_are_no_ranking_of_the_image(
+    name: str, batch: int | None, tmp_path: Path
+) -> None:
+    """The class of each pixel by a TopK of 1, as by an ArgMax: an image has none of its own."""
+    nodes, outputs = SEVERAL[name]
+    constants = {"one": [1], "two": [2], "three": [3], "rows": [0, 7, -1], "flat": [0, -1]}
+    weights = {"k": np.random.default_rng(0).normal(size=(7, 16, 1, 1)).astype(np.float32)}
+    weights |= {key: np.array(value) for key, value in constants.items()}
+    model = network(nodes, outputs, tmp_path, "net", **weights)
+    images = pictures(tmp_path / "images", 3)
+    expected = one_by_one(model, images)
+    found = export(model if batch is None else of_one_image(model))
+    assert (found["head"]["kind"], found["head"]["activation"]) == ("raw", "argmax")
+    assert any("class numbers for several places of an image" in note for note in found["notes"])
+    for (top,), row in zip(predict(model, *images), expected, strict=True):
+        np.testing.assert_array_equal(np.array(top["values"]), row[0])
+    asked = cli.deploykit("export", model, "--head", "multiclass", "--backend", "none")
+    assert asked.code == 1
+    assert "expected a float32 output (batch, classes)" in asked.err
+
+
+@pytest.mark.parametrize("batch", [None, 1, 4])
+def test_a_ranking_behind_axes_of_one(batch: int | None, tmp_path: Path) -> None:
+    """Of a network with channels last, (N, 1, 1, 3)."""
+    nodes = """l = Gemm <transB = 1> (f, k5)  s = Softmax <axis = 1> (l)
+               u = Unsqueeze (s, middle)  v, y = TopK (u, three)"""
+    outputs = "int64[N, 1, 1, 3] y, float[N, 1, 1, 3] v"
+    constants = {"middle": np.array([1, 2]), "three": np.array([3])}
+    model = network(nodes, outputs, tmp_path, "net", **constants)
+    images = pictures(tmp_path / "images", 4)
+    wanted, _ = original(model, images)
+    proto = onnx.load(model)
+    if batch is not None:
+        proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
+    onnx.save(proto, model)
+    assert export(model)["head"]["kind"] == "multiclass"
+    for top, row in zip(predict(model, *images), wanted.reshape(4, 3), strict=True):
+        assert [each["index"] for each in top] == row.tolist()
+
+
+def test_class_numbers_beside_the_probabilities_of_another_layer(tmp_path: Path) -> None:
+    """Of two tasks with as many classes nobody knows which one is meant."""
+    nodes = """l = Gemm <transB = 1> (f, k5)  y = ArgMax <axis = 1, keepdims = 0> (l)
+               o = Gemm <transB = 1> (f, k)  p = Softmax <axis = 1> (o)"""
+    weights = {"k": np.random.default_rng(0).normal(size=(5, 16)).astype(np.float32)}
+    model = network(nodes, "float[N, 5] p, int64[N] y", tmp_path, "net", **weights)
+    called = cli.deploykit("export", model, "--backend", "none")
+    assert called.code == 2
+    assert "nothing tells whether 'p' or 'y' is the answer" in called.err
+    assert export(model, "--head-output", "y")["head"]["output"] == "y"
+
+
+def test_values_over_their_sum_are_probabilities(tmp_path: Path) -> None:
+    """Sigmoids that are made to sum to 1 are no vector of length 1."""
+    nodes = """l = Gemm <transB = 1> (f, k5)  s = Sigmoid (l)
+               t = ReduceSum <keepdims = 1> (s, axis)  y = Div (s, t)"""
+    model = network(nodes, "float[N, 5] y", tmp_path, "net", axis=np.array([1]))
+    images = pictures(tmp_path / "images", 2)
+    head = export(model)["head"]
+    assert (head["kind"], head["activation"]) == ("multiclass", "softmax")
+    for top, row in zip(predict(model, *images), original(model, images)[0], strict=True):
+        assert by_index(top) == pytest.approx(row.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("more", ["TopK", "Sigmoid"])
+def test_several_outputs_of_one_image_beside_their_own_file(more: str, tmp_path: Path) -> None:
+    """(T, 1, C): an export leaves several of them as they are, and so are they compared."""
+    nodes = f"{PLACES}  u = Transpose <perm = [1, 0, 2]> (t)"
+    ends = {
+        "TopK": ("v, y = TopK (u, three)", "float[256, 1, 3] v, int64[256, 1, 3] y"),
+        "Sigmoid": ("v = Sigmoid (u)  y = Neg (u)", "float[256, 1, 7] v, float[256, 1, 7] y"),
+    }
+    end, outputs = ends[more]
+    weights = {"k": np.random.default_rng(0).normal(size=(7, 16, 1, 1)).astype(np.float32)}
+    weights |= {"three": np.array([3]), "rows": np.array([0, 7, -1])}
+    model = of_one_image(network(f"{nodes}  {end}", outputs, tmp_path, "net", **weights))
+    export(model, "--head", "raw")
+    proto = onnx.load(model)
+    for each in proto.graph.initializer:
+        if each.name == "k":
+            each.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(each), "k"))
+    onnx.save(proto, tmp_path / "wrong.onnx")
+    bundle = model.with_suffix("")
+    for other, code in ((model, 0), (tmp_path / "wrong.onnx", 1)):
+        for pair in ((bundle, other), (other, bundle)):
+            assert cli.deploykit("validate", *pair).code == code
+
+
 def test_boxes_that_are_found_stay_a_list(tmp_path: Path) -> None:
     """A network of several raw outputs is left as it is."""
     nodes = "l = Gemm <transB = 1> (f, k9)  a = Reshape (l, three)  b = Squeeze (l)"

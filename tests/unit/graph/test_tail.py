@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -191,6 +192,26 @@ def test_the_probability_of_another_class_is_not_the_largest(
         "float[N, 1] y, int64[N, 1] i",
     )
     assert (found["y"].ranked, found["i"].ranked) == (ranked, "s")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "several"),
+    [
+        ("v, y = TopK (l, count)", False),
+        ("u = Unsqueeze (l, last)  v, y = TopK (u, count)", False),
+        ("v, y = TopK <axis = 1> (r, count)", True),
+        ("u = Flatten <axis = 2> (r)  v, y = TopK (u, count)", False),
+        ("t = Reshape (r, rows)  v, i = TopK (t, last)  y = Squeeze (i, count)", True),
+        ("y = ArgMax (l)", False),
+    ],
+)
+@pytest.mark.parametrize("batch", ["N", "1", "4"])
+def test_rankings_of_several_places(nodes: str, several: bool, batch: str) -> None:
+    weights = {**WEIGHTS, "rows": np.array([0, 6, -1])}
+    text = f"net (float[{batch}, 3, 8, 8] x) => (int64[A, B] y) {{ {LOGITS} {nodes} }}"
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(graph(text, weights)))
+    rows = "Flatten" in nodes  # of 6 maps each, which a file for one image is not told from
+    assert read_tails(model)["y"].has_rankings is (several or (rows and batch == "1"))
 
 
 def test_outputs_know_what_is_made_of_them() -> None:

@@ -290,7 +290,14 @@ def test_pooled_logits_beside_their_sigmoid(
 
 def test_class_numbers_beside_the_logits() -> None:
     label = (LOGITS.argmax(axis=1), tail("argmax"))
-    assert chosen(label=label, y=(LOGITS, tail(layer="other"))).name == "y"
+    assert chosen(label=label, y=(LOGITS, tail())).name == "y"
+
+
+def test_class_numbers_beside_the_logits_of_another_layer() -> None:
+    """Of two tasks nobody knows which one is meant."""
+    label = (LOGITS.argmax(axis=1), tail("argmax"))
+    with pytest.raises(UsageError, match="nothing tells whether 'label' or 'y' is the answer"):
+        chosen(label=label, y=(LOGITS, tail(layer="other")))
 
 
 def test_the_last_of_two_heads_for_the_same_classes() -> None:

@@ -255,3 +255,54 @@ def test_an_error_without_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.onnx, "export", fail)
     with pytest.raises(ExportError, match=r"\nNotImplementedError: no message\nline \d+ of"):
         exported(tiny(), tmp_path / "m.onnx", "torchscript")
+
+
+class Guarded(nn.Module):
+    """Features that are 0 in a black image, and what keeps that from dividing or a logarithm."""
+
+    def __init__(self, kind: str, eps: float, *, stored: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.head = nn.Linear(8, 5)
+        self.kind = kind
+        self.eps: Any = eps
+        if stored:
+            self.register_buffer("small", torch.tensor([eps]))
+            self.eps = self.small
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        v = torch.relu(self.conv(x))
+        if self.kind == "length":
+            v = v / (v.pow(2).sum(1, keepdim=True).sqrt() + self.eps)
+        elif self.kind == "square":
+            v = v * torch.rsqrt(v.pow(2).mean(1, keepdim=True) + self.eps)
+        else:
+            v = torch.log(self.eps + v)
+        logits: torch.Tensor = self.head(v.mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize("eps", [1e-12, 1e-8, 1e-7])
+@pytest.mark.parametrize("kind", ["length", "square", "logarithm"])
+def test_small_numbers_that_guard_stay(
+    kind: str, eps: float, exporter: Exporter, tmp_path: Path
+) -> None:
+    """onnxscript's rules take all up to 1e-8 for 0; only a black image shows it."""
+    module = Guarded(kind, eps).eval()
+    model = exported(module, tmp_path / "model.onnx", exporter)
+    images = np.stack([np.zeros((3, 8, 8), np.float32), normal(3, 8, 8)])
+    with torch.no_grad():
+        expected = module(torch.from_numpy(images)).numpy()
+    got = run_ort(model, {"input": images})["logits"]
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_guard_that_is_a_buffer_stays(tmp_path: Path) -> None:
+    module = Guarded("square", 1e-9, stored=True).eval()
+    model = exported(module, tmp_path / "model.onnx", "torch.export")
+    images = np.zeros((1, 3, 8, 8), np.float32)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(run_ort(model, {"input": images})["logits"], expected, atol=1e-5)
