@@ -135,11 +135,17 @@ def _ways(node: ir.Node, way: tuple[ir.Node, ...]) -> Iterator[tuple[ir.Node, ..
         return
     for value in node.outputs:
         for reader, index in value.uses():
-            if index in guarded_operands(reader):
+            if index in guarded_operands(reader) or _is_ratio(reader, index):
                 yield (*way, reader)
             # The root of a guarded sum is guarded too, and a division by the root needs it.
             if reader.op_type in _PASSING:
                 yield from _ways(reader, (*way, reader))
+
+
+def _is_ratio(node: ir.Node, index: int) -> bool:
+    """Whether an operand is divided by another value: (a + 1e-8) / (b + 1e-8) is 1 of two zeros."""
+    divisor = node.inputs[1] if node.op_type == "Div" and index == 0 else None
+    return divisor is not None and not is_constant(divisor)
 
 
 # --- what makes a number that is guarded
