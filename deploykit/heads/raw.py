@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
+from deploykit.core.errors import UsageError
 from deploykit.heads._head import Figures, Head, cosines, figures_of, require_finite, rows_of
 
 if TYPE_CHECKING:
@@ -143,6 +144,7 @@ class Raw(Head):
         them; it is given where there is one image.
 
         Raises:
+            UsageError: there are several images, and no output has an entry for each.
             ValidationError: a value is NaN or infinite.
         """
         found: list[list[Any]] = [[] for _ in range(count)]
@@ -153,6 +155,11 @@ class Raw(Head):
                     image.append(RawAnswer(name, each.shape, each))
             elif count == 1:
                 found[0].append(RawAnswer(name, values.shape, values))
+        if outputs and not any(found):
+            listed = ", ".join(f"{name!r} {each.shape}" for name, each in outputs.items())
+            raise UsageError(
+                f"no output has an entry per image of {count}: {listed}\ngive one image at a time"
+            )
         return found
 
     def answer_row(self, answer: RawAnswer) -> tuple[str, ...]:

@@ -248,13 +248,16 @@ def _taken(head: Head, one: Candidate) -> str | None:
     )
 
 
-def _batch_axis(values: Sequence[Array]) -> int:
-    """Which axis grows with the batch: the first, or where sequences come first the second."""
+def _batch_axis(values: Sequence[Array]) -> int | None:
+    """Which axis grows with the batch: the first, or where sequences come first the second.
+
+    ``None`` where batches of several sizes give as many: of rankings of the images, say.
+    """
     counts = [one.shape[:FLAT] for one in values]
-    if len(counts[0]) < FLAT:
+    grows = [len(set(sizes)) > 1 for sizes in zip(*counts, strict=True)]
+    if len(values) == 1 or grows[:1] == [True]:
         return 0
-    grows = [len({count[axis] for count in counts}) > 1 for axis in range(FLAT)]
-    return 1 if grows == [False, True] else 0
+    return 1 if grows == [False, True] else None
 
 
 def _require_batch_first(

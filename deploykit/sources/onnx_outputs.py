@@ -171,10 +171,10 @@ def heads_of_file(
     tidy(model, rename=False)  # with the shapes by which an export reads the same file
     tails = read_tails(model)
     answers = [{first.name: one} for one in outputs[-1]]
-    is_one = any(spec.fixed_batch == 1 for spec in source.inputs)
-    choice = choose_output(
-        name, (first,), answers, tails, Wish(), FixedBatch(1) if is_one else None
-    )
+    sizes = [spec.fixed_batch for spec in source.inputs if spec.fixed_batch is not None]
+    # Where the images of a fixed batch lie in a file that nothing was exported from is assumed.
+    fixed = FixedBatch(min(sizes), {first.name: 0}) if sizes else None
+    choice = choose_output(name, (first,), answers, tails, Wish(), fixed)
     head = choice.head
     found: dict[str, Head] = {}
     for spec in others:

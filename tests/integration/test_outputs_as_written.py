@@ -173,6 +173,33 @@ def test_rankings_of_several_places_are_no_ranking_of_the_image(
     assert "expected a float32 output (batch, classes)" in asked.err
 
 
+OF_IMAGES: dict[str, tuple[str, str]] = {
+    "best": ("y = ArgMax <axis = 0, keepdims = 0> (l)", "int64[5] y"),
+    "ranked": ("v, y = TopK <axis = 0> (l, one)", "int64[1, 5] y"),
+    "largest": ("y = ReduceMax <keepdims = 0> (l, none)", "float[5] y"),
+}
+
+
+@pytest.mark.parametrize("name", OF_IMAGES)
+def test_rankings_of_the_images_of_a_batch_are_no_classes(name: str, tmp_path: Path) -> None:
+    """Five numbers whatever the batch: the image that is most of each class."""
+    nodes, outputs = OF_IMAGES[name]
+    constants = {"one": np.array([1]), "none": np.array([0])}
+    model = network(
+        f"l = Gemm <transB = 1> (f, k5)  {nodes}", outputs, tmp_path, "net", **constants
+    )
+    asked = "multiclass" if name != "largest" else "binary"
+    called = cli.deploykit("export", model, "--head", asked, "--backend", "none")
+    assert called.code == 1
+    assert "in which the batch is at no place of its own: not" in called.err
+    export(model, "--head", "raw")
+    images = pictures(tmp_path / "images", 2)
+    found = cli.deploykit("predict", model.with_suffix(""), *images, "--device", "cpu")
+    assert found.code == 2
+    assert "no output has an entry per image of 2: 'y'" in found.err
+    assert cli.deploykit("predict", model.with_suffix(""), images[0], "--device", "cpu").code == 0
+
+
 @pytest.mark.parametrize("batch", [None, 1, 4])
 def test_a_ranking_behind_axes_of_one(batch: int | None, tmp_path: Path) -> None:
     """Of a network with channels last, (N, 1, 1, 3)."""
