@@ -183,7 +183,8 @@ def _tried(
     """The first batch of noise that ``network`` takes, and what it returns for it."""
     errors = {}
     for count in possible:
-        batch = torch.randn(_NOISE, count, image_size, image_size, dtype=torch.float32)
+        # From 0 to 1: what is an index into a table, pixels by 255, stays within it.
+        batch = torch.rand(_NOISE, count, image_size, image_size, dtype=torch.float32)
         try:
             with torch.no_grad():
                 return batch, network.eval()(batch)

@@ -420,3 +420,21 @@ def test_a_callers_autocast_does_not_reach_the_spec() -> None:
         spec = spec_of(module)
         assert torch.is_autocast_enabled("cpu")
     assert spec.outputs == spec_of(module).outputs
+
+
+class Table(nn.Module):
+    """Looks up each pixel, from 0 to 1, in a table of 256 rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Embedding(256, 8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = self.rows((images.mean(1) * 255).round().long())
+        logits: Tensor = self.head(found.mean((1, 2)))
+        return logits
+
+
+def test_a_table_by_pixel_is_asked_within_its_rows() -> None:
+    assert spec_of(Table().eval()).num_classes == 5
