@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,6 +21,9 @@ from deploykit.core.environment import describe
 from deploykit.core.serialization import to_plain
 
 HERE = Path(__file__).parent
+LOOK_S = 0.002
+"""Between two looks at the memory of a process."""
+
 DEPLOYKIT = str(Path(sys.executable).parent / "deploykit")
 
 
@@ -36,20 +37,30 @@ class Sample:
 
 
 def measure(what: str, command: list[str], folder: Path) -> Sample:
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None  # noqa: S101 - PIPE was asked for
-    errors = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    if status:
-        sys.exit(f"{what} failed:\n{errors}")
-    # A process inherits this one's peak as the least that its own is counted as.
-    if usage.ru_maxrss <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss:
-        sys.exit(f"{what}: this process took more memory than the one that it measures")
-    return Sample(what, seconds, usage.ru_maxrss / 1024)
+    start, peak_kib = time.perf_counter(), 0
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
+        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=errors)
+        while process.poll() is None:
+            peak_kib = max(peak_kib, high_water_kib(process.pid))
+            time.sleep(LOOK_S)
+        seconds = time.perf_counter() - start
+        errors.seek(0)
+        if process.returncode:
+            sys.exit(f"{what} failed:\n{errors.read()}")
+    return Sample(what, seconds, peak_kib / 1024)
+
+
+def high_water_kib(pid: int) -> int:
+    """The most resident memory that a process had since it began; 0 of one that has just ended.
+
+    Not ``ru_maxrss``, which begins at the peak of the process that started it.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return int(found[0]) if found else 0
 
 
 def collect(rounds: int) -> list[Sample]:
