@@ -92,7 +92,7 @@ def require_valid_on_given(
     with journal.stage(f"validate {precision}"):
         with open_as_engine(reference.runners, artifact) as runner:
             found = outputs_of(runner, reference.batches)
-        names = (f"the {precision} graph on the images of --data", reference.made_by)
+        names = (f"the {precision} graph on the given data", reference.made_by)
         report = validate(
             found, reference.outputs, precision=precision, names=names, head=reference.head
         )

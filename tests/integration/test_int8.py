@@ -538,7 +538,7 @@ def test_the_images_of_data_are_compared_too(small: Path, working_folder: Path) 
     called = quantize(small, *plain, calib="dark.npz")
     assert called.code == 1
     assert (
-        "the int8 graph on the images of --data does not compute what the original file computes"
+        "the int8 graph on the given data does not compute what the original file computes"
         in called.err
     )
     assert "its ranges are of other images: calibrate on such as these, --calib" in called.err
@@ -546,4 +546,4 @@ def test_the_images_of_data_are_compared_too(small: Path, working_folder: Path) 
     called = quantize(small, *plain, calib="bright.npz")
     assert called.code == 0, called.err
     compared = [each["candidate"] for each in called.data["validation"]]
-    assert compared[-2:] == ["the int8 graph", "the int8 graph on the images of --data"]
+    assert compared[-2:] == ["the int8 graph", "the int8 graph on the given data"]
