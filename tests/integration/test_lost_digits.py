@@ -54,6 +54,18 @@ VARIANCE = """d = Mul (r, far)  b = BatchNormalization <epsilon = 1e-10> (d, s, 
 AXES = {"channel": [1], "places": [2, 3]}
 
 
+def exported(model: Path, folder: Path) -> Path:
+    """The FP16 bundle of a network of pixels from 0 to 1, compared on the images of ``folder``."""
+    out = folder / "out"
+    options = ("--mean", "0,0,0", "--std", "1,1,1", "--resize", "16x16", "--head", "raw")
+    called = cli.deploykit(
+        "export", model, "--fp16", "--backend", "none", "-o", out, *options, "--json",
+        "--data", folder / "images",
+    )  # fmt: skip
+    assert called.code == 0, called.err
+    return out
+
+
 @pytest.mark.parametrize(
     ("nodes", "weights"),
     [
@@ -71,14 +83,8 @@ def test_what_a_guarded_number_is_made_of_stays_fp32(
     arrays |= {name: np.array(value) for name, value in AXES.items() if name in nodes}
     arrays |= {"weights": np.array([[1, 2, 3, -1]], np.float32)}
     model = network(nodes, "float[N, 4] y", tmp_path, "net", **arrays)
-    out = tmp_path / "out"
     pictures(tmp_path / "images", 8)
-    options = ("--mean", "0,0,0", "--std", "1,1,1", "--resize", "16x16", "--head", "raw")
-    called = cli.deploykit(
-        "export", model, "--fp16", "--backend", "none", "-o", out, *options, "--json",
-        "--data", tmp_path / "images",
-    )  # fmt: skip
-    assert called.code == 0, called.err
+    out = exported(model, tmp_path)
     others = np.random.default_rng(9).uniform(0, 1, (40, 3, 16, 16)).astype(np.float32)
     others *= np.logspace(-2.5, 0, len(others), dtype=np.float32)[:, None, None, None]
     others[0] = 0
@@ -110,13 +116,8 @@ def test_it_stays_fp32_and_the_answers_are_right(
 ) -> None:
     arrays = {name: np.array(value, np.float32) for name, value in weights.items()}
     model = network(nodes, "float[N, 4] y", tmp_path, "net", **ONE, **arrays)
-    images, out = pictures(tmp_path / "images", 6), tmp_path / "out"
-    options = ("--mean", "0,0,0", "--std", "1,1,1", "--resize", "16x16", "--head", "raw")
-    called = cli.deploykit(
-        "export", model, "--fp16", "--backend", "none", "-o", out, *options, "--json",
-        "--data", tmp_path / "images",
-    )  # fmt: skip
-    assert called.code == 0, called.err
+    images = pictures(tmp_path / "images", 6)
+    out = exported(model, tmp_path)
     batch = np.stack([np.asarray(Image.open(path), np.float32) / 255 for path in images])
     with deploykit.load(out, device="cpu") as loaded:
         found = loaded.run(batch.transpose(0, 3, 1, 2).copy())
