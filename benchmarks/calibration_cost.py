@@ -99,7 +99,7 @@ def pair(model: Path, photographs: Path, count: int, folder: str) -> list[Sample
 
 def exports(photographs: Path, count: int, folder: str) -> list[Sample]:
     """What a user waits for: FP16, and INT8 with its calibration."""
-    table = Path(folder) / "engines" / "resnet50.calibration.json"
+    table = Path(folder) / "engines" / f"{EXPORTED}.calibration.json"
     table.unlink(missing_ok=True)  # it would be used again
     bare = [sys.executable, "-m", "deploykit", "export", EXPORTED]
     int8 = [*bare, "--int8", "--calib", str(photographs), "--calib-count", str(count)]
@@ -152,7 +152,9 @@ def spread(each: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", type=Path, nargs="+", help="FP32 files, resnet50.onnx among them")
+    parser.add_argument(
+        "models", type=Path, nargs="+", help="FP32 files; with --export resnet50.onnx too"
+    )
     parser.add_argument("--counts", type=int, nargs="+", default=[64, 512])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--export", action="store_true")

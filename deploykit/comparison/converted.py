@@ -81,21 +81,18 @@ def require_valid(
 
 
 def require_valid_on_given(
-    reference: Reference, artifact: OnnxArtifact, journal: Journal
+    reference: Reference, graph: LoadedGraph, journal: Journal
 ) -> ValidationReport:
     """Compare a graph, whose ranges are of other images, on those that the user gave.
 
     Raises:
         ValidationError: on these it is not the model.
     """
-    precision = artifact.precision
+    precision = graph.artifact.precision
+    compared = reference.batches, reference.outputs
+    names = f"the {precision} graph on the given data", reference.made_by
     with journal.stage(f"validate {precision}"):
-        with open_as_engine(reference.runners, artifact) as runner:
-            found = outputs_of(runner, reference.batches)
-        names = (f"the {precision} graph on the given data", reference.made_by)
-        report = validate(
-            found, reference.outputs, precision=precision, names=names, head=reference.head
-        )
+        report = _fused(reference.runners, graph, compared, names, reference.head)
         report.require_pass("its ranges are of other images: calibrate on such as these, --calib")
     return report.doubted(same_images(reference.batches))
 
@@ -118,12 +115,22 @@ def validate_converted(
     Raises:
         ValidationError: the outputs do not even have the same shape, or there is nothing in them.
     """
+    fused = _fused(runners, graph, compared, names, head)
+    return fused, notes_on_every_value(runners, graph, compared, fused, every)
+
+
+def _fused(
+    runners: Runners,
+    graph: LoadedGraph,
+    compared: tuple[Batches, Batches],
+    names: tuple[str, str],
+    head: Head,
+) -> ValidationReport:
     batches, expected = compared
-    precision = graph.artifact.precision
     with open_rounding(runners, graph) as runner:
         found = outputs_of(runner, batches)
-    fused = validate(found, expected, precision=precision, names=names, head=head)
-    return fused, notes_on_every_value(runners, graph, compared, fused, every)
+    precision = graph.artifact.precision
+    return validate(found, expected, precision=precision, names=names, head=head)
 
 
 def notes_on_every_value(

@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from deploykit.backends import Compiler
     from deploykit.comparison.reference import Reference
     from deploykit.comparison.validation import ValidationReport
-    from deploykit.core.artifacts import EngineRecord, OnnxArtifact
+    from deploykit.core.artifacts import EngineRecord
     from deploykit.core.specs import Array, ModelSpec
     from deploykit.precision import Batches, Converted
     from deploykit.precision.budget.request import Budget
@@ -340,7 +340,7 @@ def _fill(
     labels = _fitting_labels(reference, plan.labels)
     around = Around.of(reference, options.form)  # refuses before a conversion takes its time
     converted = _converted(reference, folder / MODEL, options, journal)
-    given = _on_given_images(reference, converted.artifact, options, journal)
+    given = _on_given_images(reference, converted, options, journal)
     input_range = InputRange.of(reference.batches)
     reference, converted = put_around(around, reference, converted, journal)
     reference, converted = _with_card(reference, converted, labels)
@@ -420,12 +420,13 @@ def _converted(
 
 
 def _on_given_images(
-    reference: Reference, artifact: OnnxArtifact, options: ExportOptions, journal: Journal
+    reference: Reference, converted: Converted, options: ExportOptions, journal: Journal
 ) -> list[ValidationReport]:
     """A graph of eight bits, compared on images of its calibration so far, on those of the user."""
-    if options.source.data is None or not artifact.precision.facts.quantized:
+    if options.source.data is None or not converted.artifact.precision.facts.quantized:
         return []
-    return [require_valid_on_given(reference, artifact, journal)]
+    graph = converted.graph or LoadedGraph(converted.artifact)
+    return [require_valid_on_given(reference, graph, journal)]
 
 
 def _other_answers(

@@ -179,14 +179,19 @@ _MAKING: Final = frozenset(
 )  # fmt: skip
 """Operators whose results may be far smaller than what they are made of."""
 
-_HANDING_ON: Final = frozenset(
+_ALIKE: Final = frozenset(
     {
-        "Abs", "Add", "AveragePool", "Clip", "Concat", "Expand", "Flatten", "Gather",
-        "GlobalAveragePool", "Identity", "Max", "Mean", "Min", "Neg", "ReduceL1", "ReduceMax",
-        "ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Slice", "Sqrt", "Squeeze", "Sub", "Sum",
-        "Transpose", "Unsqueeze", "Where",
+        "Abs", "AveragePool", "Cast", "Concat", "Dropout", "Expand", "Flatten", "Gather",
+        "GlobalAveragePool", "GlobalMaxPool", "Identity", "MaxPool", "Pad", "ReduceL2",
+        "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize", "Slice",
+        "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
     }
 )  # fmt: skip
+"""Operators that leave a guard alone as it is, or nearly so."""
+
+_HANDING_ON: Final = _ALIKE | {
+    "Add", "Clip", "Max", "Mean", "Min", "Neg", "ReduceL1", "Sqrt", "Sub", "Sum", "Where",
+}  # fmt: skip
 """Operators whose results are about as small as what they are made of."""
 
 
@@ -197,11 +202,13 @@ def _back_to_makers(value: ir.Value, steps: int = _LONGEST_WAY) -> list[ir.Node]
         return []
     operands = [each for each in node.inputs if each is not None and not is_constant(each)]
     is_scaling = node.op_type in {"Div", "Mul"} and len(operands) == 1
-    if node.op_type in _HANDING_ON or is_scaling:
-        before = [each for operand in operands for each in _back_to_makers(operand, steps - 1)]
-        return [node, *before] if before else []
     is_product = node.op_type == "MatMul" and len(operands) > 1
-    return [node] if node.op_type in _MAKING or is_product else []
+    if is_product or (node.op_type in _MAKING and not is_scaling):
+        return [node]
+    if node.op_type not in _HANDING_ON and not is_scaling:
+        return []
+    before = [each for operand in operands for each in _back_to_makers(operand, steps - 1)]
+    return [node, *before] if before else []
 
 
 # --- guards that FP16 has, and loses on the way
@@ -209,16 +216,6 @@ def _back_to_makers(value: ir.Value, steps: int = _LONGEST_WAY) -> list[ir.Node]
 
 _LARGEST_GUARD: Final = 1.0
 """From here on a constant that is added is no guard."""
-
-_ALIKE: Final = frozenset(
-    {
-        "Abs", "AveragePool", "Cast", "Concat", "Dropout", "Expand", "Flatten", "Gather",
-        "GlobalAveragePool", "GlobalMaxPool", "Identity", "MaxPool", "Pad", "ReduceL2",
-        "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize", "Slice",
-        "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
-    }
-)  # fmt: skip
-"""Operators that leave a guard alone as it is, or nearly so."""
 
 
 class _Step(NamedTuple):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from onnx_ir import TensorProtocol
 
-TAKEN_FOR_ZERO: Final = 1.001e-8
+_TAKEN_FOR_ZERO: Final = 1.001e-8
 """With room for a 1e-8 that a type of fewer bits rounds up."""
 
 
@@ -32,9 +32,7 @@ def hide_tiny(model: ir.Model) -> dict[str, TensorProtocol]:
         if tensor is None or not _is_tiny(tensor):
             continue
         name = names.fresh("tiny")
-        stand_in = ir.Value(name=name, type=value.type, shape=value.shape)
-        if stand_in.type is None:
-            stand_in.type = ir.TensorType(tensor.dtype)
+        stand_in = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=value.shape)
         value.replace_all_uses_with(stand_in)
         graph.inputs.append(stand_in)
         hidden[name] = tensor
@@ -60,4 +58,4 @@ def _constants(graph: ir.Graph) -> Iterator[ir.Value]:
 
 def _is_tiny(tensor: TensorProtocol) -> bool:
     is_number = tensor.size == 1 and tensor.dtype.is_floating_point()
-    return is_number and 0 < abs(float(tensor.numpy().item())) <= TAKEN_FOR_ZERO
+    return is_number and 0 < abs(float(tensor.numpy().item())) <= _TAKEN_FOR_ZERO

@@ -352,9 +352,12 @@ def notes_on_data(path: Path | None, compared: int | None = None) -> list[str]:
     """
     if path is None:
         return []
-    skipped = notes_on_skipped(_open_folder(path).skipped) if path.is_dir() else []
-    count = 0 if compared is None else len(open_images(path))
-    if compared is None or compared >= count:
+    folder = _open_folder(path) if path.is_dir() else None
+    skipped = [] if folder is None else notes_on_skipped(folder.skipped)
+    if compared is None:
+        return skipped
+    count = len(open_images(path) if folder is None else folder)
+    if compared >= count:
         return skipped
     return [f"{compared} of the {count} images of {path} were compared", *skipped]
 

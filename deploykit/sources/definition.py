@@ -30,7 +30,7 @@ from deploykit.images import (
 )
 from deploykit.images.batching import BATCHES, sample_batches
 from deploykit.sources.head_choice import Wish, choose_output
-from deploykit.sources.onnx_outputs import notes_on_batches
+from deploykit.sources.onnx_outputs import answers_of, notes_on_batches, outputs_in
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -240,8 +240,9 @@ def require_equal(
     batches, wanted = expected
     with journal.stage(f"validate {artifact.precision}"):
         with graph_judge().open(artifact.path, GraphOptions()) as runner:
-            outputs = outputs_of(runner, batches)
-            notes = notes_on_batches(runner, batches, head)
+            answers = answers_of(runner, batches)
+            outputs = outputs_in(answers, runner.outputs[0].name)
+            notes = notes_on_batches(runner, batches, answers, head)
         names = (f"the {artifact.precision} graph", made_by)
         report = validate(outputs, wanted, precision=artifact.precision, names=names, head=head)
         report.require_pass()

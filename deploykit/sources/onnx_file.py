@@ -167,7 +167,8 @@ class OwnGraph:
         with self.runners.open(self.path) as runner:
             answers = answers_of(runner, compared.batches)
             if self.on_batches is None:
-                self.on_batches = notes_on_batches(runner, compared.batches, compared.head)
+                asked = compared.batches, answers, compared.head
+                self.on_batches = notes_on_batches(runner, *asked)
         got = outputs_in(answers, compared.output)
         names = ("the fp32 graph", ORIGINAL)
         report = validate(

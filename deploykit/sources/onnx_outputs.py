@@ -121,16 +121,18 @@ def other_problems(got: Sequence[Answers], expected: Sequence[Answers], compared
     return problems
 
 
-def notes_on_batches(runner: Runner, batches: Sequence[Images], head: Head) -> list[str]:
+def notes_on_batches(
+    runner: Runner, batches: Sequence[Images], answers: Sequence[Answers], head: Head
+) -> list[str]:
     """A sentence where an image gets other answers alone than among others, as FP32 computes them.
 
     Every image of the largest batch is run alone, and all outputs that have a row for each are
-    compared. A graph that takes a fixed number of images is not looked at.
+    held against the ``answers`` to that batch. A graph that takes a fixed number of images is not
+    looked at.
     """
-    batch = max(batches, key=len)
+    batch, among_others = max(zip(batches, answers, strict=True), key=lambda pair: len(pair[0]))
     if len(batch) == 1 or runner.inputs[0].fixed_batch is not None:
         return []
-    (among_others,) = answers_of(runner, [batch])
     alone = answers_of(runner, [batch[at : at + 1] for at in range(len(batch))])
     changed = [
         name

@@ -7,8 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from deploykit.comparison.converted import open_as_engine, validate_converted
+from deploykit.comparison.converted import (
+    notes_on_every_value,
+    open_as_engine,
+    validate_converted,
+)
 from deploykit.comparison.reference import Runners
+from deploykit.comparison.validation import validate
 from deploykit.core.precision import Precision
 from deploykit.graph import HalfPlan, convert_to_half, read_model, tidy, write_graph
 from deploykit.heads.multiclass import MULTICLASS
@@ -66,6 +71,14 @@ def test_forms_that_agree_are_not_mentioned(tmp_path: Path) -> None:
     )
     assert report.passed
     assert notes == []
+
+
+def test_what_is_nan_in_both_forms_is_said_by_the_report_alone(tmp_path: Path) -> None:
+    half, expected = halved(tmp_path, 1.0)
+    broken = [np.full_like(one, np.nan) for one in expected]
+    report = validate(broken, expected, precision=Precision.FP16, names=NAMES, head=MULTICLASS)
+    assert "are NaN or infinite" in report.problems[0]
+    assert not notes_on_every_value(Runners(), half, (IMAGES, expected), report, broken)
 
 
 @pytest.mark.parametrize("fast", [False, True])

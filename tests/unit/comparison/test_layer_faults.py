@@ -147,6 +147,20 @@ def test_advice_for_overflow() -> None:
     assert large[0] == "the reference reaches 7e+04, FP16 ends at 65504"
 
 
+@pytest.mark.parametrize(
+    ("op_type", "cause"), [("Div", "underflows to 0"), ("Add", "NaN or infinite")]
+)
+def test_an_operand_that_vanished_is_blamed_where_it_is_divided_by(
+    op_type: str, cause: str
+) -> None:
+    """A sum of 0 and an infinite mask is infinite for the mask."""
+    small = value("a", range=(0.0, 1.0), reference_range=(1e-8, 1.0))
+    broken: dict[str, Any] = {"non_finite": 1, "sqnr_db": nan, "cosine": nan}
+    result = value("b", reads=("a",), op_type=op_type, **broken)
+    (fault,) = find_faults([small, result], FP16)
+    assert cause in fault.reason
+
+
 def test_decibels_of_what_is_no_number() -> None:
     assert [decibels(inf), decibels(nan), decibels(-inf)] == ["equal", "-", "-inf dB"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -11,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 from deploykit.graph import BF16, FP16, convert_to_half, plan_half, read_model, tidy
 from deploykit.graph.growth import growth
-from deploykit.graph.guards import vanishing_guards, weak_guards
+from deploykit.graph.guards import makers_of_guarded, vanishing_guards, weak_guards
 from deploykit.graph.half_range import (
     Unfit,
     attention_beyond_range,
@@ -474,3 +475,23 @@ def test_attention_of_an_unknown_size_is_taken_to_overflow(tmp_path: Path) -> No
     model.opset_import[0].version = 23
     read = read_model(save(model, tmp_path / "attention.onnx"))
     assert "reach inf" in attention_beyond_range(read, {"q": 1.0, "k": 1.0}).nodes["attend"]
+
+
+@pytest.mark.parametrize(
+    ("body", "makers"),
+    [
+        ("a = Mul (x, x) b = Relu (a) s = ReduceMean (b)", {"Mul", "Relu", "ReduceMean"}),
+        ("a = Exp (x) b = Mul (a, half) s = Add (b, half)", {"Exp", "Mul", "Add"}),
+        ("a = ReduceL2 (x) s = Max (a, half)", {"ReduceL2", "Max"}),
+        ("a = Conv (x, w) b = Relu (a) s = ReduceMean (b)", set()),
+        ("a = Mul (x, half) s = Abs (a)", set()),
+    ],
+)
+def test_what_a_guarded_operand_is_made_of(body: str, makers: set[str], tmp_path: Path) -> None:
+    lines = body.replace(") ", ")\n")
+    text = f"g (float[2,3,4,4] x) => (float[A,B,C,D] y) {{ {lines} y = Log (s) }}"
+    known = {"half": number(0.5), "w": np.ones((3, 3, 1, 1), np.float32)}
+    weights = {name: data for name, data in known.items() if re.search(rf"\b{name}\b", body)}
+    model = tidied(text, tmp_path, weights)
+    found = makers_of_guarded(model, Unfit({"s": "it falls to 1e-9"}))
+    assert {node.op_type for node in model.graph if node.name in found.nodes} == makers
