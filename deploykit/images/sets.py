@@ -343,9 +343,7 @@ def notes_on_skipped(skipped: Sequence[Path]) -> list[str]:
 
 
 def notes_on_data(path: Path | None, compared: int | None = None) -> list[str]:
-    """What `notes_on_skipped` says of the folder ``path``; nothing of no path.
-
-    Also, where it has more images than are ``compared``, how many these are.
+    """What `notes_on_skipped` says of a folder, and how many images are ``compared``, if not all.
 
     Raises:
         DataError: there are no images.
